@@ -1,0 +1,1 @@
+"""The shared pool: which slot holds which model."""

@@ -1,0 +1,133 @@
+"""One tree of errors; each class knows its HTTP status, its gRPC status and whether a retry can help."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class HeadraceError(Exception):
+    """Raised when a request or an operation cannot be carried out; never raised itself."""
+
+    http_status: ClassVar[int] = 500
+    grpc_status: ClassVar[str] = "INTERNAL"
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.retry_after_s = retry_after_s
+
+
+class InvalidArgument(HeadraceError):
+    """Raised when the request is malformed: JSON, names, dtypes, shapes or sizes."""
+
+    http_status = 400
+    grpc_status = "INVALID_ARGUMENT"
+
+
+class Unauthenticated(HeadraceError):
+    """Raised when credentials are missing or wrong."""
+
+    http_status = 401
+    grpc_status = "UNAUTHENTICATED"
+
+
+class NotFound(HeadraceError):
+    """Raised when the model, version, signature or path does not exist."""
+
+    http_status = 404
+    grpc_status = "NOT_FOUND"
+
+
+class MethodNotAllowed(HeadraceError):
+    """Raised when the path exists but not with this HTTP method."""
+
+    http_status = 405
+    grpc_status = "UNIMPLEMENTED"
+
+
+class RequestTimeout(HeadraceError):
+    """Raised when the client sends its headers or body too slowly."""
+
+    http_status = 408
+    grpc_status = "DEADLINE_EXCEEDED"
+
+
+class PayloadTooLarge(HeadraceError):
+    """Raised when the body is larger than `max_body_bytes`."""
+
+    http_status = 413
+    grpc_status = "RESOURCE_EXHAUSTED"
+
+
+class Cancelled(HeadraceError):
+    """Raised when the caller left before the answer."""
+
+    http_status = 499
+    grpc_status = "CANCELLED"
+
+
+class InternalError(HeadraceError):
+    """Raised when the fault is ours; the details are in the log, not in the answer."""
+
+
+class Unimplemented(HeadraceError):
+    """Raised when the request asks for something that Headrace does not do."""
+
+    http_status = 501
+    grpc_status = "UNIMPLEMENTED"
+
+
+class Unavailable(HeadraceError):
+    """Raised when no slot can answer now; trying again later can help."""
+
+    http_status = 503
+    grpc_status = "UNAVAILABLE"
+    retryable = True
+
+
+class DeadlineExceeded(HeadraceError):
+    """Raised when the request's deadline passed before its answer was ready."""
+
+    http_status = 504
+    grpc_status = "DEADLINE_EXCEEDED"
+
+
+class ModelLoadError(HeadraceError):
+    """Raised when a model version cannot be fetched, verified, loaded or warmed up."""
+
+    http_status = 503
+    grpc_status = "UNAVAILABLE"
+
+
+class ConfigError(HeadraceError):
+    """Raised when the configuration is wrong; the message names the field path."""
+
+    grpc_status = "FAILED_PRECONDITION"
+
+
+class LinkError(HeadraceError):
+    """Raised when a frame breaks the link's protocol; that link is closed, no other."""
+
+
+_BY_STATUS: dict[int, type[HeadraceError]] = {
+    error.http_status: error
+    for error in (
+        InvalidArgument,
+        Unauthenticated,
+        NotFound,
+        MethodNotAllowed,
+        RequestTimeout,
+        PayloadTooLarge,
+        Cancelled,
+        InternalError,
+        Unimplemented,
+        Unavailable,
+        DeadlineExceeded,
+    )
+}
+
+
+def error_for_status(http_status: int, message: str) -> HeadraceError:
+    """The error of the tree with this HTTP status; an unknown status is an `InternalError`."""
+    return _BY_STATUS.get(http_status, InternalError)(message)

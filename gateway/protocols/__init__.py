@@ -1,0 +1,1 @@
+"""Wire formats of prediction clients, as pure codecs without I/O."""

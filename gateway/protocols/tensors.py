@@ -1,0 +1,107 @@
+"""The one shape that every codec and every runtime shares: named numpy tensors and their specs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Tensor = NDArray[Any]
+
+BYTES = np.dtype(object)
+"""The dtype of string tensors: object arrays whose elements are `bytes`."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """A named input or output; `shape` has None where a dimension is free, first the rows.
+
+    `shape=None` means that the rank is unknown. `dtype == BYTES` is a string tensor.
+    """
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int | None, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """One way to call a model. `method` is TensorFlow Serving's method name."""
+
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    method: str = "tensorflow/serving/predict"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """What a loaded model version takes and gives.
+
+    `platform` is Triton's word: `onnxruntime_onnx` or `tensorflow_savedmodel`.
+    `max_rows` is the largest batch that one run takes (0: rows are not batched).
+    """
+
+    name: str
+    version: int
+    platform: str
+    signatures: Mapping[str, Signature]
+    default_signature: str = "serving_default"
+    max_rows: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What path and headers said about a request; everything else is in the body.
+
+    `method` is `predict`, `classify`, `regress` or `infer`. `json_length` is the value of
+    `Inference-Header-Content-Length` (None: absent). Encodings are single lower-case codings.
+    """
+
+    method: str
+    json_length: int | None = None
+    content_encoding: str = ""
+    accept_encoding: str = ""
+
+
+@dataclass(slots=True)
+class InferenceRequest:
+    """A decoded request. All `inputs` share their first dimension when `rows` is not None.
+
+    `outputs` names the wanted outputs in order (None: all). `timeout_s` comes from the body.
+    `reply` is the codec's own note on how to encode the answer; nobody else reads it.
+    """
+
+    signature: Signature
+    inputs: dict[str, Tensor]
+    rows: int | None
+    outputs: tuple[str, ...] | None = None
+    timeout_s: float | None = None
+    reply: Any = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """An encoded answer; `json_length` is set when raw tensors follow the JSON part."""
+
+    body: bytes
+    content_type: str = "application/json"
+    json_length: int | None = None
+    content_encoding: str = ""
+
+
+class Codec(Protocol):
+    """A wire format. Codecs hold no state, do no I/O and raise only `HeadraceError`."""
+
+    def decode(self, body: bytes | memoryview, call: Call, model: ModelSpec) -> InferenceRequest:
+        """Read a request body; raises `InvalidArgument` or `NotFound` (signature)."""
+        ...
+
+    def encode(
+        self, request: InferenceRequest, outputs: Mapping[str, Tensor], model: ModelSpec
+    ) -> Encoded:
+        """Write the answer of one request; `outputs` holds at least the wanted ones."""
+        ...

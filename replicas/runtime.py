@@ -1,0 +1,41 @@
+"""What a model runtime is; `onnx_runtime` and `tensorflow_runtime` are the two we have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from gateway.protocols.tensors import ModelSpec, Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeSettings:
+    """A slot's share of the machine and the model's own limits.
+
+    `device` is `cpu` or `cuda`; `cores` is the share of processor cores (threads of one run);
+    `max_rows` becomes `ModelSpec.max_rows` when the model's rows can be batched.
+    """
+
+    cores: float = 1.0
+    device: str = "cpu"
+    max_rows: int = 32
+
+
+class Runtime(Protocol):
+    """A loaded model version. `run` is called from one thread; it blocks and frees the GIL."""
+
+    @property
+    def spec(self) -> ModelSpec:
+        """Names, dtypes and shapes."""
+        ...
+
+    def run(
+        self, signature: str, inputs: Mapping[str, Tensor], outputs: Sequence[str]
+    ) -> dict[str, Tensor]:
+        """Compute the named outputs; raises `InvalidArgument` for what the model refuses."""
+        ...
+
+    def close(self) -> None:
+        """Free the model's memory; nothing may run afterwards."""
+        ...
