@@ -1,4 +1,4 @@
-"""One tree of errors; each class knows its HTTP status, its gRPC status and whether a retry can help."""
+"""One tree of errors: each class knows its HTTP and gRPC status and whether a retry can help."""
 
 from __future__ import annotations
 

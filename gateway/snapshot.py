@@ -74,7 +74,8 @@ class ModelView:
         if number is not None:
             return next((v for v in self.versions if v.version == number), None)
         ready = [v for v in self.versions if v.state is State.READY]
-        return (ready or list(self.versions) or [None])[-1]
+        candidates = ready or list(self.versions)
+        return candidates[-1] if candidates else None
 
 
 @dataclass(frozen=True, slots=True)
