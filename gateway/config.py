@@ -2,34 +2,94 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import ipaddress
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 Seconds = Annotated[float, Field(ge=0, le=86_400)]
+Amount = Annotated[float, Field(ge=0, le=1e9)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}$")]
+RuntimeName = Literal["onnx", "tensorflow"]
+
+DEFAULT_SLOT_CLASS: Mapping[RuntimeName, str] = {"onnx": "cpu", "tensorflow": "tensorflow"}
+"""Where a model goes that names no `slot_class`."""
+
+
+_HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.\-]{0,251}[A-Za-z0-9])?\.?")
+_WILDCARDS = frozenset({"0.0.0.0", "::"})
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Host and port of `host:port` (IPv6 in brackets); raises `ValueError`."""
+    host, colon, port_text = address.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    host = host[1:-1] if bracketed else host
+    if not colon or not host or not port_text.isascii() or not port_text.isdigit():
+        raise ValueError("should be host:port, such as 127.0.0.1:8080")
+    if int(port_text) > 65_535:
+        raise ValueError("the port should be between 0 and 65535 (0: any free one)")
+    if bracketed:
+        try:
+            ipaddress.IPv6Address(host)
+        except ValueError:
+            raise ValueError("the brackets should hold an IPv6 address, as in [::1]:8080") from None
+    elif not _HOST_NAME.fullmatch(host):
+        raise ValueError("the host should be a name, an IPv4 address or [IPv6]")
+    return host, int(port_text)
+
+
+def _checked_address(address: str) -> str:
+    split_address(address)
+    return address
+
+
+Address = Annotated[str, AfterValidator(_checked_address)]
 
 
 class Strict(BaseModel):
-    """Unknown keys are errors, values do not change after reading."""
+    """Unknown keys are errors, values do not change after reading.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    Values stay out of error texts: somebody may have written a secret in place of its reference.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
 class SecretRef(Strict):
     """Where a secret is, never the secret itself: exactly one of `file` and `env`."""
 
-    file: str | None = None
-    env: str | None = None
+    file: Annotated[str, Field(min_length=1)] | None = None
+    env: Annotated[str, Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.file is None) == (self.env is None):
+            raise ValueError("needs exactly one of `file` and `env`")
+        return self
 
 
 class Listen(Strict):
     """Addresses as `host:port`; all on loopback unless said otherwise. Port 0 takes a free one."""
 
-    http: str = "127.0.0.1:8080"
-    grpc: str = "127.0.0.1:8081"
-    admin: str = "127.0.0.1:8082"
-    link: str = "127.0.0.1:0"
+    http: Address = "127.0.0.1:8080"
+    grpc: Address = "127.0.0.1:8081"
+    admin: Address = "127.0.0.1:8082"
+    link: Address = "127.0.0.1:0"
+
+    @model_validator(mode="after")
+    def _ports_differ(self) -> Self:
+        taken: list[tuple[str, str, int]] = []
+        for name in ("http", "grpc", "admin", "link"):
+            host, port = split_address(getattr(self, name))
+            for other, other_host, other_port in taken:
+                same_host = host == other_host or not _WILDCARDS.isdisjoint((host, other_host))
+                if port and port == other_port and same_host:
+                    raise ValueError(f"`{other}` and `{name}` both use port {port}")
+            taken.append((name, host, port))
+        return self
 
 
 class Limits(Strict):
@@ -44,6 +104,12 @@ class Limits(Strict):
     max_deadline_s: Seconds = 600.0
     drain_s: Seconds = 30.0
 
+    @model_validator(mode="after")
+    def _deadlines_fit(self) -> Self:
+        if self.default_deadline_s > self.max_deadline_s:
+            raise ValueError("`default_deadline_s` should not be above `max_deadline_s`")
+        return self
+
 
 class SlotClass(Strict):
     """Slots of one kind: how many, with what share of a node, and what they preload."""
@@ -51,8 +117,8 @@ class SlotClass(Strict):
     count: int = Field(default=1, ge=0, le=10_000)
     cpus: float = Field(default=1.0, ge=0, le=1024)
     gpus: float = Field(default=0.0, ge=0, le=16)
-    resources: dict[str, float] = Field(default_factory=dict)
-    preload: tuple[Literal["onnx", "tensorflow"], ...] = ("onnx",)
+    resources: dict[str, Amount] = Field(default_factory=dict)
+    preload: tuple[RuntimeName, ...] = ("onnx",)
     max_models: int = Field(default=1, ge=1, le=1000)
 
 
@@ -61,9 +127,9 @@ class Args(Strict):
 
     schema_: Literal[1] = Field(alias="schema")
     listen: Listen = Listen()
-    gateways: int | Literal["auto"] = 1
-    slots: dict[Name, SlotClass] = Field(default_factory=lambda: {"cpu": SlotClass()})
-    store: str = "models/repository"
+    gateways: Annotated[int, Field(ge=1, le=256)] | Literal["auto"] = 1
+    slots: dict[Name, SlotClass] = Field(default_factory=lambda: {"cpu": SlotClass()}, min_length=1)
+    store: Annotated[str, Field(min_length=1)] = "models/repository"
     limits: Limits = Limits()
     secret: SecretRef | None = None
     admin_token: SecretRef | None = None
@@ -75,6 +141,20 @@ class Replicas(Strict):
 
     min: int = Field(default=1, ge=0, le=10_000)
     max: int = Field(default=1, ge=1, le=10_000)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _max_follows_min(cls, data: Any) -> Any:
+        """`min: 3` alone means `max: 3` too."""
+        if isinstance(data, dict) and isinstance(data.get("min"), int) and "max" not in data:
+            return {**data, "max": max(1, data["min"])}
+        return data
+
+    @model_validator(mode="after")
+    def _min_below_max(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"`min` ({self.min}) should not be above `max` ({self.max})")
+        return self
 
 
 class Batching(Strict):
@@ -88,19 +168,29 @@ class Routing(Strict):
     """How a gateway chooses among a model's slots; `hash` keys on a header or the body."""
 
     policy: Literal["least-in-flight", "round-robin", "hash"] = "least-in-flight"
-    header: str | None = None
+    header: Annotated[str, Field(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~\-]{1,100}$")] | None = None
     key: Literal["header", "body"] = "header"
+
+    @model_validator(mode="after")
+    def _header_is_named(self) -> Self:
+        if self.policy == "hash" and self.key == "header" and not self.header:
+            raise ValueError("hash routing by header needs `header`, the name of that header")
+        return self
 
 
 class ModelConfig(Strict):
-    """One model of the store."""
+    """One model of the store. `runtime` is told by its files, `slot_class` by its runtime."""
 
-    runtime: Literal["onnx", "tensorflow"] | None = None
+    runtime: RuntimeName | None = None
     slot_class: Name | None = None
     replicas: Replicas = Replicas()
     versions: Literal["latest", "all"] | tuple[Annotated[int, Field(ge=1)], ...] = "latest"
     batching: Batching = Batching()
     routing: Routing = Routing()
+
+    def slot_class_for(self, runtime: RuntimeName) -> str:
+        """The slot class that holds this model, given the runtime that loads it."""
+        return self.slot_class or DEFAULT_SLOT_CLASS[runtime]
 
 
 class PoolConfig(Strict):

@@ -1,0 +1,66 @@
+"""The command line's end of /admin/v1: asks a running Headrace, with the token."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from gateway.errors import HeadraceError, Unauthenticated, Unavailable
+
+Status = dict[str, Any]
+
+
+class AdminClient:
+    """One keep-alive connection to the admin listener; proxies of the environment are ignored."""
+
+    def __init__(
+        self,
+        address: str,
+        token: str,
+        *,
+        timeout_s: float = 5.0,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self._address = address
+        self._http = httpx.Client(
+            base_url=f"http://{address}",
+            headers={"Authorization": f"Bearer {token}"},
+            timeout=timeout_s,
+            trust_env=False,
+            transport=transport,
+        )
+
+    def status(self) -> Status:
+        """What the gateway knows of slots and models; raises `HeadraceError`."""
+        answer: Status = self._ask("GET", "/admin/v1/status").json()
+        return answer
+
+    def shutdown(self) -> None:
+        """Ask the application to drain and delete itself."""
+        self._ask("POST", "/admin/v1/shutdown")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._http.close()
+
+    def _ask(self, method: str, path: str) -> httpx.Response:
+        try:
+            response = self._http.request(method, path)
+        except httpx.HTTPError as error:
+            raise Unavailable(
+                f"nothing answers on {self._address} ({type(error).__name__}); is Headrace up?"
+            ) from error
+        if response.status_code in (401, 403):
+            raise Unauthenticated(f"{self._address} refused the admin token")
+        if response.is_error:
+            raise HeadraceError(f"{self._address} answered {response.status_code} to {path}")
+        return response

@@ -1,0 +1,97 @@
+"""The composition root: from the config's `args` to the Ray Serve application."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from ray import serve
+
+from autoscale.pool import Pool, PoolSettings
+from gateway.config import Args
+from gateway.frontdoor import Gateway, GatewaySettings
+from replicas.slot import ModelServer, SlotSettings
+
+COMMON: dict[str, Any] = {
+    "health_check_period_s": 0.5,
+    "health_check_timeout_s": 10.0,
+    # Serve knows nothing of requests on the link, so its own wait would only cost time.
+    "graceful_shutdown_wait_loop_s": 0.1,
+    "max_ongoing_requests": 10_000,
+}
+
+
+def build(args: Args) -> serve.Application:
+    """Gateway → (Pool, one ModelServer deployment per slot class), as `serve run` calls it."""
+    drain_s = args.limits.drain_s
+    pool = serve.deployment(
+        Pool,
+        name="Pool",
+        num_replicas=1,
+        graceful_shutdown_timeout_s=5.0,
+        ray_actor_options={"num_cpus": 0},
+        **COMMON,
+    ).bind(
+        PoolSettings(
+            store=args.store,
+            slots=args.slots,
+            secret=args.secret,
+            max_body_bytes=args.limits.max_body_bytes,
+            log_level=args.log_level,
+        )
+    )
+    slots = [
+        serve.deployment(
+            ModelServer,
+            name=f"Slot-{name}",
+            num_replicas=each.count,
+            graceful_shutdown_timeout_s=drain_s + 5,
+            ray_actor_options={
+                "num_cpus": each.cpus,
+                "num_gpus": each.gpus,
+                "resources": dict(each.resources),
+            },
+            **COMMON,
+        ).bind(
+            SlotSettings(
+                name=name,
+                slot_class=each,
+                store=args.store,
+                link=args.listen.link,
+                secret=args.secret,
+                limits=args.limits,
+                log_level=args.log_level,
+            ),
+            pool,
+        )
+        for name, each in args.slots.items()
+        if each.count
+    ]
+    return serve.deployment(
+        Gateway,
+        name="Gateway",
+        num_replicas=gateway_count(args),
+        graceful_shutdown_timeout_s=drain_s + 5,
+        # New gateways share the ports with the old ones before those leave.
+        max_surge_percent=100,
+        rolling_update_percentage=1.0,
+        ray_actor_options={"num_cpus": 0},
+        **COMMON,
+    ).bind(
+        GatewaySettings(
+            listen=args.listen,
+            limits=args.limits,
+            secret=args.secret,
+            admin_token=args.admin_token,
+            log_level=args.log_level,
+        ),
+        pool,
+        *slots,
+    )
+
+
+def gateway_count(args: Args) -> int:
+    """How many gateway processes: as configured, or with `auto` one for four cores, at most 8."""
+    if args.gateways == "auto":
+        return min(8, max(1, (os.cpu_count() or 1) // 4))
+    return args.gateways

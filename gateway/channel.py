@@ -1,0 +1,375 @@
+"""One connection of the link: handshake, bundles, streams with windows, and paced writing.
+
+Both ends use it. It decides only *how* bytes travel; what items and replies mean is for its owner.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Generic, Protocol, TypeVar
+
+from gateway import shared_memory
+from gateway.errors import LinkError
+from gateway.frames import (
+    PART_BYTES,
+    Buffer,
+    Flag,
+    Frame,
+    FrameReader,
+    Item,
+    Kind,
+    Reply,
+    decode_items,
+    decode_numbers,
+    decode_part,
+    decode_replies,
+    encode_frame,
+    encode_items,
+    encode_numbers,
+    encode_part,
+    encode_replies,
+    pieces,
+)
+from gateway.handshake import ClientHandshake, ServerHandshake, Session
+
+WINDOW_BYTES = 1024 * 1024
+"""How far a stream may run ahead of its receiver."""
+BUNDLE_BYTES = 256 * 1024
+"""A bundle is cut here, so that no frame comes near the peer's limit."""
+WRITE_BUFFER_BYTES = 128 * 1024
+"""What the transport may hold: the longest that a small frame waits behind parts."""
+
+Message = TypeVar("Message", Item, Reply)
+
+
+class Owner(Protocol):
+    """Who a channel reports to. Calls come from the loop and must not block."""
+
+    def channel_opened(self, channel: Channel, session: Session) -> None:
+        """The peer has proved itself."""
+
+    def channel_items(self, channel: Channel, items: list[Item]) -> None:
+        """Requests whose bodies are complete."""
+
+    def channel_replies(self, channel: Channel, replies: list[Reply]) -> None:
+        """Answers whose bodies are complete."""
+
+    def channel_frame(self, channel: Channel, frame: Frame) -> None:
+        """Any other frame."""
+
+    def channel_closed(self, channel: Channel, reason: str) -> None:
+        """The connection is gone; nothing more comes."""
+
+
+@dataclass(slots=True)
+class _Outgoing:
+    """A body that is being sent in parts."""
+
+    stream_id: int
+    buffers: deque[memoryview]
+    window_bytes: int = WINDOW_BYTES
+
+    def next_part(self) -> memoryview:
+        head = self.buffers[0]
+        part = head[: min(PART_BYTES, self.window_bytes)]
+        self.window_bytes -= len(part)
+        if len(part) == len(head):
+            self.buffers.popleft()
+        else:
+            self.buffers[0] = head[len(part) :]
+        return part
+
+
+class _Incoming(Generic[Message]):
+    """A message whose body is still arriving."""
+
+    __slots__ = ("body", "granted", "message")
+
+    def __init__(self, message: Message) -> None:
+        self.message: Message = message
+        self.body = bytearray()
+        self.granted = 0
+
+    def add(self, part: Buffer, *, last: bool) -> Message | None:
+        self.body += part
+        if len(self.body) > self.message.length or (last and len(self.body) < self.message.length):
+            raise LinkError(f"a streamed body of {len(self.body)}, not {self.message.length} bytes")
+        return replace(self.message, body=self.body) if last else None
+
+
+class Channel(asyncio.Protocol):
+    """See the module. `max_body_bytes` bounds what one streamed or shared body may hold."""
+
+    def __init__(
+        self, owner: Owner, handshake: ClientHandshake | ServerHandshake, max_body_bytes: int
+    ) -> None:
+        self._owner, self._handshake, self._max_body_bytes = owner, handshake, max_body_bytes
+        self._reader = FrameReader()
+        self._transport: asyncio.Transport | None = None
+        self._outgoing: deque[_Outgoing] = deque()
+        self._items: dict[int, _Incoming[Item]] = {}
+        self._replies: dict[int, _Incoming[Reply]] = {}
+        self._shared: dict[int, str] = {}
+        self._sharing: dict[int, asyncio.Task[None]] = {}
+        self._dropped: set[int] = set()
+        self._paused = False
+        self._reason = "the peer closed the connection"
+        self.session: Session | None = None
+        self.last_heard_s = 0.0
+
+    # -- the connection -----------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Start the handshake if this end is the client."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
+        self.last_heard_s = asyncio.get_running_loop().time()
+        if isinstance(self._handshake, ClientHandshake):
+            transport.write(self._handshake.start())
+
+    def data_received(self, data: bytes) -> None:
+        """Read frames; one that breaks the protocol closes this channel and no other."""
+        self.last_heard_s = asyncio.get_running_loop().time()
+        try:
+            for frame in self._reader.feed(data):
+                if self.session is None:
+                    self._shake(frame)
+                else:
+                    self._receive(frame)
+                if self._transport is None:
+                    return
+        except LinkError as error:
+            self.close(error.message)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell the owner once, and forget what was under way."""
+        if exc is not None:
+            self._reason = str(exc) or type(exc).__name__
+        self._transport = None
+        for name in self._shared.values():
+            shared_memory.discard(name)
+        self._shared.clear()
+        self._outgoing.clear()
+        self._owner.channel_closed(self, self._reason)
+
+    def close(self, reason: str = "closed by this end") -> None:
+        """Close after what is buffered was sent."""
+        self._reason = reason
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.close()
+
+    def abort(self, reason: str) -> None:
+        """Close at once."""
+        self._reason = reason
+        if self._transport is not None:
+            self._transport.abort()
+
+    @property
+    def open(self) -> bool:
+        """Whether frames can be sent."""
+        return self.session is not None and self._transport is not None
+
+    def pause_writing(self) -> None:
+        """The transport holds enough: parts wait, so that small frames need not."""
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        """The transport has room again."""
+        self._paused = False
+        self._pump()
+
+    def _shake(self, frame: Frame) -> None:
+        answer, session = self._handshake.receive(frame)
+        if answer:
+            self._write(answer)
+        if session is not None:
+            self.session = session
+            self._reader.limit_bytes = session.max_frame_bytes
+            self._owner.channel_opened(self, session)
+
+    # -- receiving ----------------------------------------------------------------------------
+
+    def _receive(self, frame: Frame) -> None:
+        if frame.kind == Kind.ITEMS:
+            items = self._arrived(decode_items(frame), self._items)
+            if items:
+                self._owner.channel_items(self, items)
+        elif frame.kind == Kind.REPLIES:
+            decoded = decode_replies(frame)
+            for reply in decoded:
+                self._forget_shared(reply.id)
+            replies = self._arrived(decoded, self._replies)
+            if replies:
+                self._owner.channel_replies(self, replies)
+        elif frame.kind == Kind.PART:
+            self._part(frame)
+        elif frame.kind == Kind.WINDOW:
+            self._window(*decode_numbers(frame))
+        else:
+            if frame.kind == Kind.CANCEL:
+                item_id, _ = decode_numbers(frame)
+                self._items.pop(item_id, None)
+                self._drop(item_id)
+            self._owner.channel_frame(self, frame)
+
+    def _arrived(
+        self, messages: list[Message], partial: dict[int, _Incoming[Message]]
+    ) -> list[Message]:
+        """Those that are whole; streamed ones are remembered, shared ones mapped."""
+        if not any(m.flags & (Flag.STREAM | Flag.SHARED) for m in messages):
+            return messages
+        whole: list[Message] = []
+        for message in messages:
+            if message.length > self._max_body_bytes + PART_BYTES:
+                raise LinkError(f"a body of {message.length} bytes, over {self._max_body_bytes}")
+            if message.flags & Flag.STREAM:
+                partial[message.id] = _Incoming(message)
+            elif message.flags & Flag.SHARED:
+                whole.append(_map(message))
+            else:
+                whole.append(message)
+        return whole
+
+    def _part(self, frame: Frame) -> None:
+        stream_id, part = decode_part(frame)
+        last = bool(frame.flags & Flag.END)
+        # A stream that nobody knows was cancelled while its parts were on the way.
+        if (item := self._items.get(stream_id)) is not None:
+            done = item.add(part, last=last)
+            self._grant(item, stream_id)
+            if done is not None:
+                del self._items[stream_id]
+                self._owner.channel_items(self, [done])
+        elif (reply := self._replies.get(stream_id)) is not None:
+            answer = reply.add(part, last=last)
+            self._grant(reply, stream_id)
+            if answer is not None:
+                del self._replies[stream_id]
+                self._owner.channel_replies(self, [answer])
+
+    def _grant(self, stream: _Incoming[Item] | _Incoming[Reply], stream_id: int) -> None:
+        received = len(stream.body)
+        if received - stream.granted >= WINDOW_BYTES // 2:
+            self._write(encode_numbers(Kind.WINDOW, stream_id, received - stream.granted))
+            stream.granted = received
+
+    def _window(self, stream_id: int, size: int) -> None:
+        for stream in self._outgoing:
+            if stream.stream_id == stream_id:
+                stream.window_bytes += size
+        self._pump()
+
+    # -- sending ------------------------------------------------------------------------------
+
+    def send_frame(self, kind: Kind, payload: Buffer = b"", *, count: int = 0) -> None:
+        """Send a frame that is neither bundle nor part."""
+        self._write(encode_frame(kind, payload, count=count))
+
+    def send_numbers(self, kind: Kind, first: int, second: int = 0) -> None:
+        """Send a frame of two numbers."""
+        self._write(encode_numbers(kind, first, second))
+
+    def send_items(self, items: Sequence[Item]) -> None:
+        """Send requests in as few frames as the limits allow."""
+        self._send(items, encode_items)
+
+    def send_replies(self, replies: Sequence[Reply]) -> None:
+        """Send answers in as few frames as the limits allow."""
+        self._send(replies, encode_replies)
+
+    def cancel(self, item_id: int) -> None:
+        """Say that nobody waits for this item; what is left of its body is not sent."""
+        self._drop(item_id)
+        self._replies.pop(item_id, None)
+        self._write(encode_numbers(Kind.CANCEL, item_id))
+
+    def _send(
+        self, messages: Sequence[Message], encode: Callable[[Sequence[Message]], bytes]
+    ) -> None:
+        bundle: list[Message] = []
+        size = 0
+        for message in messages:
+            if message.length > PART_BYTES:
+                self._send_large(message, encode)
+                continue
+            if bundle and size + message.length > BUNDLE_BYTES:
+                self._write(encode(bundle))
+                bundle, size = [], 0
+            bundle.append(message)
+            size += message.length
+        if bundle:
+            self._write(encode(bundle))
+
+    def _send_large(self, message: Message, encode: Callable[[Sequence[Message]], bytes]) -> None:
+        shared = self.session is not None and "shared-memory" in self.session.features
+        if shared and message.length > shared_memory.THRESHOLD_BYTES:
+            task = asyncio.get_running_loop().create_task(self._share(message, encode))
+            self._sharing[message.id] = task
+            task.add_done_callback(lambda _: self._sharing.pop(message.id, None))
+        else:
+            self._stream(message, encode)
+
+    async def _share(self, message: Message, encode: Callable[[Sequence[Message]], bytes]) -> None:
+        # Copying takes tens of milliseconds for a large body, so it happens off the loop.
+        loop = asyncio.get_running_loop()
+        try:
+            name = await loop.run_in_executor(None, shared_memory.write, message.body)
+        except OSError:
+            self._stream(message, encode)
+            return
+        if self._transport is None or message.id in self._dropped:
+            self._dropped.discard(message.id)
+            shared_memory.discard(name)
+            return
+        self._shared[message.id] = name
+        self._write(
+            encode([replace(message, flags=message.flags | Flag.SHARED, body=name.encode())])
+        )
+
+    def _stream(self, message: Message, encode: Callable[[Sequence[Message]], bytes]) -> None:
+        self._write(encode([replace(message, flags=message.flags | Flag.STREAM)]))
+        self._outgoing.append(
+            _Outgoing(message.id, deque(memoryview(piece) for piece in pieces(message.body)))
+        )
+        self._pump()
+
+    def _pump(self) -> None:
+        """Send parts, one of each stream in turn, while the transport takes them."""
+        blocked = 0
+        while self._outgoing and not self._paused and blocked < len(self._outgoing):
+            stream = self._outgoing[0]
+            if not stream.window_bytes:
+                blocked += 1
+                self._outgoing.rotate(-1)
+                continue
+            blocked = 0
+            part = stream.next_part()
+            if stream.buffers:
+                self._outgoing.rotate(-1)
+            else:
+                self._outgoing.popleft()
+            self._write(encode_part(stream.stream_id, part, last=not stream.buffers))
+
+    def _drop(self, message_id: int) -> None:
+        self._outgoing = deque(s for s in self._outgoing if s.stream_id != message_id)
+        self._forget_shared(message_id)
+        if message_id in self._sharing:
+            self._dropped.add(message_id)
+
+    def _forget_shared(self, message_id: int) -> None:
+        name = self._shared.pop(message_id, None)
+        if name is not None:
+            shared_memory.discard(name)
+
+    def _write(self, data: bytes) -> None:
+        if self._transport is not None:
+            self._transport.write(data)
+
+
+def _map(message: Message) -> Message:
+    name = bytes(pieces(message.body)[0]).rstrip(b"\0").decode("ascii", "replace")
+    return replace(message, body=shared_memory.take(name, message.length))

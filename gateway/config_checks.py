@@ -1,0 +1,150 @@
+"""What no single field can tell: models, slots and store must fit each other."""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from gateway.config import Args, ModelConfig, PoolConfig, RuntimeName, split_address
+from gateway.yaml_source import KeyPath
+
+_LOOPBACK = ("127.", "localhost", "::1")
+_FILES: tuple[tuple[RuntimeName, str], ...] = (
+    ("tensorflow", "saved_model.pb"),
+    ("onnx", "model.onnx"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """`path` begins with `args` or `pool`; a warning does not keep Headrace from starting."""
+
+    path: KeyPath
+    message: str
+    warning: bool = False
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the nearest known word, or all known ones when none is near."""
+    names = sorted(known)
+    near = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    return f"; known: {', '.join(names)}" if names else ""
+
+
+def cross_check(args: Args, pool: PoolConfig) -> list[Finding]:
+    """Every mistake and every doubt about a config whose fields are valid one by one."""
+    store = Path(args.store)
+    here = store if "://" not in args.store and store.is_dir() else None
+    findings = [*_addresses(args), *_slots_of_models(args, pool, here), *_room(args, pool, here)]
+    if here is not None:
+        findings += _store(here, pool)
+    elif "://" not in args.store:
+        message = f"the folder {args.store!r} does not exist here; `make models` builds the demo's"
+        findings.append(Finding(("args", "store"), message, warning=True))
+    return findings
+
+
+def stored_versions(store: Path, model: str) -> list[int]:
+    """The version folders of a model in a local store, ascending."""
+    try:
+        return sorted(int(entry.name) for entry in (store / model).iterdir() if _version(entry))
+    except OSError:
+        return []
+
+
+def stored_runtime(store: Path, model: str) -> RuntimeName | None:
+    """The runtime that the newest version's files ask for, None when they do not say."""
+    for version in reversed(stored_versions(store, model)):
+        for runtime, file in _FILES:
+            if (store / model / str(version) / file).is_file():
+                return runtime
+    return None
+
+
+def _version(entry: Path) -> bool:
+    return entry.name.isascii() and entry.name.isdigit() and int(entry.name) > 0
+
+
+def _addresses(args: Args) -> Iterator[Finding]:
+    host, _ = split_address(args.listen.admin)
+    if not host.startswith(_LOOPBACK):
+        message = f"{host} is not loopback: the admin token would travel in clear"
+        yield Finding(("args", "listen", "admin"), message, warning=True)
+
+
+def _slot_class(model: ModelConfig, name: str, store: Path | None) -> str | None:
+    runtime = model.runtime or (stored_runtime(store, name) if store else None)
+    return model.slot_class_for(runtime) if runtime else model.slot_class
+
+
+def _slots_of_models(args: Args, pool: PoolConfig, store: Path | None) -> Iterator[Finding]:
+    for name, model in pool.models.items():
+        path = ("pool", "models", name)
+        wanted = _slot_class(model, name, store)
+        if wanted is None:
+            continue
+        if wanted not in args.slots:
+            default = "" if model.slot_class else ", the default of its runtime,"
+            message = f"the slot class {wanted!r}{default} is not in args.slots"
+            yield Finding((*path, "slot_class"), message + did_you_mean(wanted, args.slots))
+            continue
+        slots = args.slots[wanted]
+        if model.replicas.min > slots.count:
+            message = f"found {model.replicas.min}; the class {wanted!r} has {slots.count} slots"
+            yield Finding((*path, "replicas", "min"), message)
+        if model.runtime and model.runtime not in slots.preload:
+            message = f"{model.runtime!r} is not preloaded in {wanted!r}: loading takes longer"
+            yield Finding((*path, "runtime"), message, warning=True)
+
+
+def _placements(name: str, model: ModelConfig, store: Path | None) -> int:
+    if isinstance(model.versions, tuple):
+        versions = len(model.versions)
+    elif model.versions == "all" and store is not None:
+        versions = max(1, len(stored_versions(store, name)))
+    else:
+        versions = 1
+    return model.replicas.min * versions
+
+
+def _room(args: Args, pool: PoolConfig, store: Path | None) -> Iterator[Finding]:
+    """The sum of what models ask for at least, against what the slots of each class hold."""
+    wanted: Counter[str] = Counter()
+    unknown = 0
+    for name, model in pool.models.items():
+        slot_class = _slot_class(model, name, store)
+        if slot_class is None:
+            unknown += _placements(name, model, store)
+        else:
+            wanted[slot_class] += _placements(name, model, store)
+    for slot_class, slots in args.slots.items():
+        room = slots.count * slots.max_models
+        if wanted[slot_class] > room:
+            yield Finding(
+                ("args", "slots", slot_class),
+                f"models ask for {wanted[slot_class]} placements (`replicas.min` x versions); "
+                f"count {slots.count} x max_models {slots.max_models} holds {room}",
+            )
+    total = sum(slots.count * slots.max_models for slots in args.slots.values())
+    if unknown and wanted.total() + unknown > total:
+        message = f"models ask for {wanted.total() + unknown} placements; all slots hold {total}"
+        yield Finding(("args", "slots"), message)
+
+
+def _store(store: Path, pool: PoolConfig) -> Iterator[Finding]:
+    present = [entry.name for entry in store.iterdir() if entry.is_dir()]
+    for name, model in pool.models.items():
+        path = ("pool", "models", name)
+        if name not in present:
+            message = f"no folder {name!r} in the store {str(store)!r}{did_you_mean(name, present)}"
+            yield Finding(path, message, warning=True)
+        elif isinstance(model.versions, tuple):
+            missing = set(model.versions) - set(stored_versions(store, name))
+            for version in sorted(missing):
+                message = f"the store has no version {version} of {name!r}"
+                yield Finding((*path, "versions"), message, warning=True)

@@ -1,0 +1,200 @@
+"""One data plane behind every protocol: router, links and deadlines of a gateway process."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import structlog
+
+from gateway.config import Routing
+from gateway.errors import NotFound, Unavailable
+from gateway.frames import Flag, Reply
+from gateway.link import Identity, LinkEvents, SlotLink
+from gateway.metrics import Recorder
+from gateway.router import Key, Request, Route, Router
+from gateway.snapshot import ModelView, Snapshot, State
+
+TICK_S = 0.025
+"""How late a deadline may be noticed, and how often a slot hears of changed demand."""
+
+log = structlog.get_logger()
+
+
+class DataPlane(LinkEvents):
+    """See the module. Belongs to one event loop."""
+
+    def __init__(self, identity: Identity, recorder: Recorder) -> None:
+        self.snapshot = Snapshot()
+        self.router = Router(random.Random())
+        self._identity, self._recorder = identity, recorder
+        self._links: dict[str, tuple[SlotLink, asyncio.Task[None]]] = {}
+        self._flushing = False
+        self._loop = asyncio.get_running_loop()
+        self._number = 0
+
+    # -- what the pool says -------------------------------------------------------------------
+
+    def apply(self, snapshot: Snapshot) -> None:
+        """Take a newer view of the world: links to its slots, routes to what is READY."""
+        self.snapshot = snapshot
+        slots = {slot.slot_id: slot for slot in snapshot.slots}
+        for slot_id in self._links.keys() - slots.keys():
+            _, task = self._links.pop(slot_id)
+            task.cancel()
+        for slot_id in slots.keys() - self._links.keys():
+            link = SlotLink(slots[slot_id], self._identity, self)
+            self._links[slot_id] = (link, self._loop.create_task(link.run()))
+        routes, failed = routes_of(snapshot)
+        self.router.set_routes(routes)
+        for key, reason in failed.items():
+            self.router.refuse(key, Unavailable(reason))
+        self._flush_soon()
+
+    def model(self, name: str, version: int | None) -> ModelView:
+        """The model that a request asks for; raises `NotFound` or `Unavailable`."""
+        view = self.snapshot.models.get(name)
+        if view is None:
+            if not self.snapshot.number:
+                raise Unavailable("the gateway has not heard from the pool yet", retry_after_s=1)
+            raise NotFound(not_found(name, version))
+        found = view.version(version)
+        if found is None and version is not None:
+            raise NotFound(not_found(name, version))
+        if found is None:
+            raise Unavailable(f"model {name!r} cannot be served: {view.reason or 'no version'}")
+        if found.state is State.FAILED:
+            raise Unavailable(f"model {name!r} version {found.version} failed: {found.reason}")
+        return view
+
+    def routing(self, name: str) -> Routing:
+        """How requests of a model choose their slot."""
+        return self.snapshot.models[name].config.routing
+
+    def version_of(self, key: Key) -> int:
+        """The version number that answers this key (0: not known)."""
+        view = self.snapshot.models.get(key[0])
+        found = view.version(key[1]) if view is not None else None
+        return found.version if found is not None else 0
+
+    # -- what clients do ----------------------------------------------------------------------
+
+    def now_s(self) -> float:
+        """The clock of deadlines: this loop's."""
+        return self._loop.time()
+
+    def next_id(self) -> int:
+        """A request number, unique in this process among those in flight."""
+        self._number = (self._number + 1) & 0xFFFFFFFF
+        return self._number
+
+    def submit(self, request: Request) -> None:
+        """Queue a request; it leaves in the same turn of the loop, with all others of that turn."""
+        self.router.submit(request)
+        self._flush_soon()
+
+    def cancel(self, request: Request) -> None:
+        """The client left."""
+        if not request.finished:
+            self._recorder.cancellation(request.key[0])
+            self.router.cancel(request)
+            self._flush_soon()
+
+    def _flush_soon(self) -> None:
+        if not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flushing = False
+        now_s = self._loop.time()
+        for slot_id, requests in self.router.assign(now_s).items():
+            self._links[slot_id][0].send(requests, now_s)
+
+    async def run(self) -> None:
+        """Deadlines and demand; runs until it is cancelled."""
+        try:
+            while True:
+                await asyncio.sleep(TICK_S)
+                if self.router.expire(self._loop.time()):
+                    self._flush_soon()
+                for slot_id, (link, _) in self._links.items():
+                    link.tell_demand(self.router.demand(slot_id))
+        finally:
+            for _, task in self._links.values():
+                task.cancel()
+
+    def links(self) -> dict[str, str]:
+        """By slot: `unix`, `tcp`, or why the link is not up."""
+        return {
+            slot_id: link.transport if link.up else f"down: {link.last_error or 'connecting'}"
+            for slot_id, (link, _) in self._links.items()
+        }
+
+    def record_gauges(self) -> None:
+        """Bring the gauges of the metrics up to date."""
+        self._recorder.gauges(self.router.in_flight(), self.router.waiting())
+
+    # -- what links say -----------------------------------------------------------------------
+
+    def link_up(self, link: SlotLink) -> None:
+        """Send to it from now on."""
+        log.info("link_up", slot=link.slot.slot_id, transport=link.transport)
+        self.router.lane_up(link.slot.slot_id, link)
+        self._flush_soon()
+
+    def link_down(self, link: SlotLink) -> None:
+        """Try again elsewhere what it had not answered."""
+        before = self.router.retries
+        self._recorder.link_lost()
+        self.router.lane_down(link.slot.slot_id, self._loop.time())
+        retried = self.router.retries - before
+        log.warning("link_down", slot=link.slot.slot_id, reason=link.last_error, retried=retried)
+        self._flush_soon()
+
+    def link_credit(self, link: SlotLink, placement_id: int, credit: int) -> None:
+        """More, or less, may be sent there."""
+        self.router.credit(link.slot.slot_id, placement_id, credit)
+        self._flush_soon()
+
+    def link_draining(self, link: SlotLink) -> None:
+        """Send nothing more there."""
+        self.router.lane_draining(link.slot.slot_id)
+
+    def link_replies(self, link: SlotLink, replies: list[Reply]) -> None:
+        """Hand answers to their clients."""
+        slot_id = link.slot.slot_id
+        for reply in replies:
+            self.router.reply(slot_id, reply, elsewhere=bool(reply.flags & Flag.ELSEWHERE))
+        self._flush_soon()
+
+
+def routes_of(snapshot: Snapshot) -> tuple[dict[Key, Route], dict[Key, str]]:
+    """Routes to what is READY, and why the versions that failed cannot be served. Pure."""
+    routes: dict[Key, Route] = {}
+    failed: dict[Key, str] = {}
+    for name, model in snapshot.models.items():
+        for version in model.versions:
+            places = [
+                (placement.slot_id, placement.placement_id)
+                for placement in snapshot.placements
+                if (placement.model, placement.version) == (name, version.version)
+                and placement.state is State.READY
+            ]
+            routes[name, version.version] = (model.config.routing, places)
+            if version.state is State.FAILED:
+                failed[name, version.version] = f"model {name!r} failed: {version.reason}"
+        newest = model.version(None)
+        if newest is None:
+            routes[name, None] = (model.config.routing, [])
+        else:
+            routes[name, None] = routes[name, newest.version]
+            if (name, newest.version) in failed:
+                failed[name, None] = failed[name, newest.version]
+    return routes, failed
+
+
+def not_found(name: str, version: int | None) -> str:
+    """TensorFlow Serving's text for an unknown model or version."""
+    wanted = f"Latest({name})" if version is None else f"Specific({name}, {version})"
+    return f"Servable not found for request: {wanted}"

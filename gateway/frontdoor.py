@@ -1,0 +1,209 @@
+"""The Gateway deployment: listeners up, the pool followed, and no request lost on leaving."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from dataclasses import dataclass
+from importlib.metadata import version as distribution_version
+from pathlib import Path
+from typing import Any
+
+import structlog
+from ray import serve
+
+from gateway import shared_memory
+from gateway.admin_api import create_admin_app
+from gateway.config import Limits, Listen, SecretRef, split_address
+from gateway.data_plane import DataPlane
+from gateway.http_api import create_app
+from gateway.http_fastlane import fast_lane, sweep
+from gateway.http_prediction import FrontState
+from gateway.link import Identity
+from gateway.listeners import HttpListener
+from gateway.logs import configure
+from gateway.metrics import Recorder
+from gateway.metrics_export import Exporter
+from gateway.node import Node
+from gateway.port_lock import PortLock
+from gateway.secrets import admin_token, cluster_secret
+from gateway.snapshot import Snapshot
+
+GOODBYE_S = 1.0
+"""Answers say `Connection: close` for so long before the listener closes: see decision 12."""
+POOL_TIMEOUT_S = 15.0
+POOL_RETRY_S = 0.5
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class GatewaySettings:
+    """What a gateway is told when it starts."""
+
+    listen: Listen
+    limits: Limits
+    secret: SecretRef | None
+    admin_token: SecretRef | None
+    log_level: str = "info"
+    force_tcp: bool = False
+
+
+class Gateway:
+    """See the module; also the `GatewayView` of the public API and the admin's `Operations`."""
+
+    async def __init__(self, settings: GatewaySettings, pool: Any, *slots: Any) -> None:
+        configure(settings.log_level, "gateway")
+        self._settings, self._pool, self._slots = settings, pool, slots
+        self._node = Node.here()
+        self.version = distribution_version("headrace")
+        self.metrics_folder: Path = self._node.metrics
+        self._id = f"gateway-{os.getpid()}"
+        self._recorder = Recorder("gateway")
+        shared_memory.sweep()
+        identity = Identity(
+            self._id,
+            self._node.id,
+            cluster_secret(settings.secret),
+            settings.limits.max_body_bytes,
+            settings.force_tcp,
+        )
+        self._plane = DataPlane(identity, self._recorder)
+        self._front = FrontState(self._plane, settings.limits, self._recorder)
+        self._exporter = Exporter(self._recorder, self.metrics_folder)
+        await self._listen()
+        loop = asyncio.get_running_loop()
+        self._tasks = [
+            loop.create_task(coroutine)
+            for coroutine in (self._plane.run(), sweep(self._front), self._follow(), self._export())
+        ]
+        for task in self._tasks:
+            task.add_done_callback(_report_end)
+
+    async def _listen(self) -> None:
+        listen, limits = self._settings.listen, self._settings.limits
+        addresses = [self._address(text) for text in (listen.http, listen.admin)]
+        ports = [split_address(address)[1] for address in addresses]
+        self._locks = [PortLock(port, self._node.id) for port in ports if port]
+        token = admin_token(self._settings.admin_token)
+        self._http = HttpListener(
+            create_app(self), addresses[0], limits.idle_timeout_s, fast_lane(self._front)
+        )
+        self._admin = HttpListener(
+            create_admin_app(self, token), addresses[1], limits.idle_timeout_s
+        )
+        await self._http.start()
+        await self._admin.start()
+        log.info("listening", **self.addresses())
+
+    def _address(self, text: str) -> str:
+        host, _, port = text.rpartition(":")
+        return f"{self._node.address(host)}:{port}"
+
+    # -- what the APIs ask --------------------------------------------------------------------
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The newest view of the system."""
+        return self._plane.snapshot
+
+    def ready(self) -> bool:
+        """Listeners up, a config applied, a slot seen, and not leaving (decision 11)."""
+        snapshot = self._plane.snapshot
+        listening = self._http.started and self._admin.started
+        return listening and not self._front.draining and bool(snapshot.number and snapshot.slots)
+
+    def addresses(self) -> dict[str, str]:
+        """Where this gateway listens."""
+        return {"http": self._http.address, "admin": self._admin.address}
+
+    def links(self) -> dict[str, str]:
+        """By slot, how this gateway reaches it."""
+        return self._plane.links()
+
+    async def details(self) -> dict[str, Any] | None:
+        """The pool's fast-changing figures; None while it is away."""
+        try:
+            async with asyncio.timeout(2):
+                details: dict[str, Any] = await self._pool.details.remote()
+        except Exception as error:  # Ray raises many kinds while the pool is restarting
+            log.debug("pool_away", reason=type(error).__name__)
+            return None
+        return details
+
+    async def shutdown(self) -> None:
+        """Delete the application; Serve then drains every replica, this one too."""
+        name = serve.get_replica_context().app_name
+        loop = asyncio.get_running_loop()
+        loop.call_later(0.2, lambda: loop.run_in_executor(None, _delete, name))
+
+    # -- the pool -----------------------------------------------------------------------------
+
+    async def _follow(self) -> None:
+        """Wait for each next snapshot; while the pool is away, go on with the last one."""
+        away = False
+        while True:
+            current = self._plane.snapshot
+            try:
+                async with asyncio.timeout(POOL_TIMEOUT_S):
+                    snapshot = await self._pool.watch.remote(
+                        current.epoch, current.number, self._id, self._report()
+                    )
+            except Exception as error:  # Ray raises many kinds while the pool is restarting
+                if not away:
+                    log.warning("pool_away", reason=type(error).__name__)
+                away = True
+                await asyncio.sleep(POOL_RETRY_S)
+                continue
+            if away:
+                log.info("pool_back")
+            away = False
+            if snapshot is not None:
+                self._plane.apply(snapshot)
+
+    def _report(self) -> dict[str, Any]:
+        return {
+            "pid": os.getpid(),
+            "node_id": self._node.id,
+            "addresses": self.addresses(),
+            "connections": len(self._front.connections),
+            "in_flight": len(self._plane.router),
+        }
+
+    async def _export(self) -> None:
+        while True:
+            await asyncio.sleep(1.0)
+            self._plane.record_gauges()
+            self._exporter.write()
+
+    # -- Serve's hooks ------------------------------------------------------------------------
+
+    async def check_health(self) -> None:
+        """Serve asks once per period; an exception makes it replace this replica."""
+        if not self._http.started or not self._admin.started:
+            raise RuntimeError("a listener is not up")
+        if any(task.done() for task in self._tasks):
+            raise RuntimeError("a task of the gateway has ended")
+
+    async def __del__(self) -> None:
+        """Serve awaits this: not ready → say goodbye → stop accepting → drain → cut off."""
+        self._front.draining = True
+        await asyncio.sleep(GOODBYE_S)
+        drain_s = self._settings.limits.drain_s
+        await asyncio.gather(self._http.stop(drain_s), self._admin.stop(1.0))
+        for task in self._tasks:
+            task.cancel()
+        with contextlib.suppress(OSError):
+            self._exporter.write()
+        for lock in self._locks:
+            lock.release()
+
+
+def _delete(application: str) -> None:
+    serve.delete(application, _blocking=False)
+
+
+def _report_end(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        log.error("task_ended", exc_info=task.exception())

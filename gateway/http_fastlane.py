@@ -1,0 +1,298 @@
+"""The hot HTTP path: uvicorn's httptools protocol, with predictions taken out before ASGI.
+
+A prediction's body is forwarded as it came; path and headers are all that is read here. Every
+other request goes on to the FastAPI application on the same port. One sweep per second, in place
+of a timer per request, enforces the time limits on headers, bodies, slow readers and idleness.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from http import HTTPStatus
+from typing import Any
+
+from uvicorn.config import Config
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from gateway.errors import HeadraceError, InvalidArgument, RequestTimeout
+from gateway.frames import PART_BYTES, Body
+from gateway.http_prediction import FrontState, Prediction, content_length, head, too_large
+from gateway.protocols.calls import encode_error
+from gateway.protocols.paths import InferPath, parse_infer_path
+from gateway.router import Answer
+
+SWEEP_S = 1.0
+MAX_HEADER_BYTES = 64 * 1024
+MAX_HEADERS = 128
+
+
+class FastCycle:
+    """One prediction on a connection; looks to uvicorn like its own request cycle."""
+
+    __slots__ = (
+        "body",
+        "disconnected",
+        "failed",
+        "keep_alive",
+        "lane",
+        "length",
+        "message_event",
+        "more_body",
+        "prediction",
+        "response_complete",
+        "started",
+    )
+
+    def __init__(self, lane: FastLane, prediction: Prediction, keep_alive: bool) -> None:
+        self.lane, self.prediction, self.keep_alive = lane, prediction, keep_alive
+        self.body: list[bytes] = []
+        self.length = 0
+        self.more_body = True
+        self.started = False
+        self.failed: HeadraceError | None = None
+        self.response_complete = False
+        self.disconnected = False
+        self.message_event = self
+
+    def set(self) -> None:
+        """uvicorn wakes a cycle by its event when the connection is lost."""
+
+    async def run_asgi(self, app: object) -> None:
+        """uvicorn starts a pipelined cycle so, once those before it are answered."""
+        self.start()
+
+    def start(self) -> None:
+        """All earlier requests of the connection are answered: go as far as possible."""
+        self.started = True
+        if not self.more_body:
+            self.lane.dispatch(self)
+
+    def add(self, data: bytes, limit_bytes: int) -> None:
+        """A piece of the body."""
+        self.length += len(data)
+        if self.failed is not None:
+            return
+        if self.length > limit_bytes:
+            self.fail(too_large(limit_bytes))
+        else:
+            self.body.append(data)
+
+    def fail(self, error: HeadraceError) -> None:
+        """Answer with an error without waiting for the rest of the body."""
+        self.failed, self.keep_alive, self.more_body = error, False, False
+        self.body.clear()
+        if self.started:
+            self.lane.dispatch(self)
+
+    def joined(self) -> Body:
+        """The body: one buffer where it is small, else its pieces."""
+        if len(self.body) == 1:
+            return self.body[0]
+        return b"".join(self.body) if self.length <= PART_BYTES else tuple(self.body)
+
+
+class FastLane(HttpToolsProtocol):
+    """See the module. Made by `fast_lane`, which sets `front`."""
+
+    front: FrontState
+    flow: FlowControl
+    transport: asyncio.Transport
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._since_s = self.loop.time()
+        self._reading = ""
+        self._header_bytes = 0
+        self._write_blocked_s = 0.0
+
+    # -- the connection -----------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Count the connection among those that the sweep checks."""
+        super().connection_made(transport)  # type: ignore[arg-type]
+        self.front.connections.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client left: nobody waits for its requests any more."""
+        self.front.connections.discard(self)
+        cycles = [self.cycle, *(cycle for cycle, _ in self.pipeline)]
+        self.pipeline.clear()
+        for cycle in cycles:
+            if isinstance(cycle, FastCycle) and cycle.prediction.request is not None:
+                self.front.plane.cancel(cycle.prediction.request)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Count header bytes: the parser itself has no limit."""
+        if self._reading != "body":
+            self._header_bytes += len(data)
+            self._reading = self._reading or "headers"
+        super().data_received(data)
+        if self._reading == "headers" and self._header_bytes > MAX_HEADER_BYTES:
+            self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "the headers are too large")
+
+    def check_time(self, now_s: float) -> None:
+        """Cut off who is too slow in sending or reading, or idle for too long."""
+        limits = self.front.limits
+        age_s = now_s - self._since_s
+        if self.flow is not None and self.flow.write_paused:
+            self._write_blocked_s = self._write_blocked_s or now_s
+            if now_s - self._write_blocked_s > limits.write_timeout_s:
+                self.transport.abort()
+            return
+        self._write_blocked_s = 0.0
+        if self._reading == "headers" and age_s > limits.header_timeout_s:
+            self._refuse(HTTPStatus.REQUEST_TIMEOUT, "the headers took too long")
+        elif self._reading == "body" and age_s > limits.body_timeout_s:
+            if isinstance(self.cycle, FastCycle):
+                self._reading = ""
+                self.cycle.fail(RequestTimeout("the body took too long"))
+            else:
+                self._refuse(HTTPStatus.REQUEST_TIMEOUT, "the body took too long")
+        elif not self._reading and age_s > limits.idle_timeout_s and self._answered:
+            self.transport.close()
+
+    def send_400_response(self, msg: str) -> None:
+        """What is no HTTP gets a JSON error as everything else does."""
+        self._refuse(HTTPStatus.BAD_REQUEST, msg)
+
+    def _refuse(self, status: HTTPStatus, text: str) -> None:
+        if self.transport.is_closing():
+            return
+        if self._answered:
+            error = InvalidArgument(text)
+            body = encode_error(error).body
+            self.transport.writelines([head(status.value, len(body), b"", keep_alive=False), body])
+        self.transport.close()
+
+    @property
+    def _answered(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    # -- the parser's callbacks ---------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        """A request begins; the ASGI scope is only made for those that need it."""
+        self.url = b""
+        self.headers = []
+        self.expect_100_continue = False
+        self._since_s = self.loop.time()
+        self._reading = "headers"
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Collect headers, within a limit."""
+        super().on_header(name, value)
+        if len(self.headers) > MAX_HEADERS:
+            self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "too many headers")
+
+    def on_headers_complete(self) -> None:
+        """Choose the lane."""
+        self._header_bytes, self._reading, self._since_s = 0, "body", self.loop.time()
+        if self.transport.is_closing():
+            return
+        path, failed = None, None
+        if self.parser.get_method() == b"POST":
+            try:
+                path = parse_infer_path(self.url)
+            except HeadraceError as error:
+                failed = error
+        if path is None and failed is None:
+            self._to_asgi()
+        else:
+            self._to_fast_lane(path, failed)
+
+    def _to_asgi(self) -> None:
+        url, headers, expect = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()
+        self.url, self.expect_100_continue = url, expect
+        self.headers.extend(headers)
+        super().on_headers_complete()
+
+    def _to_fast_lane(self, path: InferPath | None, failed: HeadraceError | None) -> None:
+        keep_alive = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
+        cycle = FastCycle(self, Prediction(path, self.headers), keep_alive)
+        cycle.started, self.cycle = self._answered, cycle
+        if not cycle.started:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((cycle, self.app))
+        limit_bytes = self.front.limits.max_body_bytes
+        if failed is None and content_length(self.headers) > limit_bytes:
+            failed = too_large(limit_bytes)
+        if failed is not None:
+            cycle.fail(failed)
+        elif self.expect_100_continue and cycle.started:
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def on_body(self, body: bytes) -> None:
+        """Keep a piece of a prediction's body."""
+        if isinstance(self.cycle, FastCycle):
+            if self.cycle.more_body:
+                self.cycle.add(body, self.front.limits.max_body_bytes)
+        elif self.cycle is not None:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The body is complete."""
+        self._reading, self._since_s = "", self.loop.time()
+        cycle = self.cycle
+        if not isinstance(cycle, FastCycle):
+            if cycle is not None:
+                super().on_message_complete()
+        elif cycle.more_body:
+            cycle.more_body = False
+            if cycle.started:
+                self.dispatch(cycle)
+
+    # -- the prediction -----------------------------------------------------------------------
+
+    def dispatch(self, cycle: FastCycle) -> None:
+        """Hand a complete prediction to the data plane."""
+        prediction = cycle.prediction
+        try:
+            if cycle.failed is not None:
+                raise cycle.failed
+            prediction.submit(
+                self.front,
+                cycle.joined(),
+                cycle.length,
+                lambda _, answer: self._respond(cycle, answer),
+            )
+        except HeadraceError as error:
+            self._respond(cycle, error)
+
+    def _respond(self, cycle: FastCycle, answer: Answer) -> None:
+        cycle.prediction.record(self.front, answer, self.loop.time())
+        cycle.response_complete = True
+        if self.transport.is_closing():
+            return
+        keep_alive = cycle.keep_alive and not self.front.draining
+        self.transport.writelines(cycle.prediction.response(answer, keep_alive=keep_alive))
+        self._since_s = self.loop.time()
+        self.server_state.total_requests += 1
+        if not keep_alive:
+            self.transport.close()
+        elif self.pipeline:
+            super().on_response_complete()
+
+
+def fast_lane(front: FrontState) -> type[FastLane]:
+    """The protocol class of one gateway, as uvicorn wants it."""
+    return type("FastLane", (FastLane,), {"front": front})
+
+
+async def sweep(front: FrontState) -> None:
+    """Enforce the time limits of all connections until cancelled."""
+    loop = asyncio.get_running_loop()
+    while True:
+        await asyncio.sleep(SWEEP_S)
+        now_s = loop.time()
+        for connection in tuple(front.connections):
+            connection.check_time(now_s)

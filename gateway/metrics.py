@@ -1,0 +1,254 @@
+"""Counters, gauges and histograms of one process: plain lists on the hot path, frozen snapshots.
+
+One thread writes a `Recorder`; any thread may take a snapshot. `metrics_export` makes
+Prometheus text of the snapshots of all processes of a node.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Role = Literal["gateway", "slot", "pool"]
+Stage = Literal["queue", "link", "batch_wait", "compute", "encode"]
+Labels = tuple[str | int, ...]
+
+MAX_SERIES = 10_000
+"""Label sets of one family; later ones are counted as `OTHER`, so no caller can fill memory."""
+OTHER = "other"
+
+SECONDS_BOUNDS = (
+    *(0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075),
+    *(0.1, 0.2, 0.35, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0),
+)
+ROWS_BOUNDS = tuple(float(2**power) for power in range(13))
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A metric; `bounds` are the upper edges of a histogram's buckets, without infinity."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    help: str
+    labels: tuple[str, ...]
+    bounds: tuple[float, ...] = ()
+
+    @property
+    def width(self) -> int:
+        """How many numbers a series holds: one, or a count per bucket and the sum."""
+        return len(self.bounds) + 2 if self.kind == "histogram" else 1
+
+
+REQUESTS = Family(
+    "headrace_requests_total",
+    "counter",
+    "Requests answered; code is the HTTP status, also for gRPC.",
+    ("model", "version", "protocol", "code", "tier"),
+)
+REQUEST_SECONDS = Family(
+    "headrace_request_seconds",
+    "histogram",
+    "Time from a request's arrival to its answer.",
+    ("model", "version", "protocol"),
+    SECONDS_BOUNDS,
+)
+STAGE_SECONDS = Family(
+    "headrace_stage_seconds",
+    "histogram",
+    "Time that a request spends in each stage.",
+    ("model", "version", "stage"),
+    SECONDS_BOUNDS,
+)
+IN_FLIGHT = Family("headrace_in_flight", "gauge", "Requests sent to slots.", ("model",))
+QUEUE_LENGTH = Family("headrace_queue_length", "gauge", "Requests that wait.", ("model",))
+BATCH_ROWS = Family(
+    "headrace_batch_rows", "histogram", "Rows of a run.", ("model", "version"), ROWS_BOUNDS
+)
+SLOT_STATES = Family(
+    "headrace_slot_states", "gauge", "Placements by state.", ("model", "version", "state")
+)
+RETRIES = Family("headrace_retries_total", "counter", "Requests sent again.", ("model",))
+CANCELLATIONS = Family(
+    "headrace_cancellations_total", "counter", "Requests whose caller left.", ("model",)
+)
+MODEL_LOAD_SECONDS = Family(
+    "headrace_model_load_seconds",
+    "histogram",
+    "Time from the order to load a model version until it is ready.",
+    ("model", "version"),
+    SECONDS_BOUNDS,
+)
+LINK_LOST = Family("headrace_link_lost_total", "counter", "Links that broke.", ())
+RESIDENT_BYTES = Family(
+    "headrace_process_resident_bytes", "gauge", "Resident memory of processes.", ("role",)
+)
+
+FAMILIES = {
+    family.name: family
+    for family in (
+        *(REQUESTS, REQUEST_SECONDS, STAGE_SECONDS, IN_FLIGHT, QUEUE_LENGTH, BATCH_ROWS),
+        *(SLOT_STATES, RETRIES, CANCELLATIONS, MODEL_LOAD_SECONDS, LINK_LOST, RESIDENT_BYTES),
+    )
+}
+
+
+class Series:
+    """The numbers of one family by label values."""
+
+    __slots__ = ("_bounds", "_family", "_values")
+
+    def __init__(self, family: Family) -> None:
+        self._family = family
+        self._bounds = family.bounds
+        self._values: dict[Labels, list[float]] = {}
+
+    def add(self, labels: Labels, amount: float = 1) -> None:
+        """Count up, or move a gauge."""
+        (self._values.get(labels) or self._new(labels))[0] += amount
+
+    def set(self, labels: Labels, value: float) -> None:
+        """Set a gauge."""
+        (self._values.get(labels) or self._new(labels))[0] = value
+
+    def observe(self, labels: Labels, value: float) -> None:
+        """Count `value` into its bucket (a value on an edge belongs below it)."""
+        numbers = self._values.get(labels) or self._new(labels)
+        numbers[bisect_left(self._bounds, value)] += 1
+        numbers[-1] += value
+
+    def clear(self) -> None:
+        """Forget all label sets (gauges only: counters never go down)."""
+        self._values.clear()
+
+    def values(self) -> dict[Labels, tuple[float, ...]]:
+        """A copy that no longer changes."""
+        return {labels: tuple(numbers) for labels, numbers in list(self._values.items())}
+
+    def _new(self, labels: Labels) -> list[float]:
+        if len(labels) != len(self._family.labels):
+            raise ValueError(f"{self._family.name} takes labels {self._family.labels}")
+        if len(self._values) >= MAX_SERIES:
+            labels = (OTHER,) * len(labels)
+        return self._values.setdefault(labels, [0] * self._family.width)
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """The numbers of one process, or of several added up, at one moment.
+
+    `samples[family][labels]` is one number, or a histogram's counts by bucket (the last is above
+    all bounds) followed by the sum of its values.
+    """
+
+    samples: Mapping[str, Mapping[Labels, tuple[float, ...]]]
+
+    def select(self, family: Family, **wanted: str | int) -> list[tuple[float, ...]]:
+        """The series of a family whose labels have these values."""
+        at = [(family.labels.index(name), str(value)) for name, value in wanted.items()]
+        return [
+            numbers
+            for labels, numbers in self.samples.get(family.name, {}).items()
+            if all(str(labels[index]) == value for index, value in at)
+        ]
+
+    def quantile(self, model: str, q: float) -> float | None:
+        """Estimated seconds that a share `q` of a model's requests stayed under; None: no data."""
+        series = self.select(REQUEST_SECONDS, model=model)
+        counts = [sum(column) for column in zip(*series, strict=True)][:-1]
+        return quantile(REQUEST_SECONDS.bounds, counts, q)
+
+
+def quantile(bounds: Sequence[float], counts: Sequence[float], q: float) -> float | None:
+    """The q-quantile of bucket counts, interpolated inside its bucket; None without counts.
+
+    Above the last bound nothing is known, so the answer is at most that bound.
+    """
+    wanted = q * sum(counts)
+    if not any(counts):
+        return None
+    lower, below = 0.0, 0.0
+    for upper, count in zip(bounds, counts, strict=False):
+        if count and below + count >= wanted:
+            return lower + (upper - lower) * (wanted - below) / count
+        lower, below = upper, below + count
+    return bounds[-1]
+
+
+class Recorder:
+    """What one process counts. A request for an unknown model is recorded with model ''."""
+
+    def __init__(self, role: Role) -> None:
+        self.role = role
+        self._series = {name: Series(family) for name, family in FAMILIES.items()}
+        self._requests = self._series[REQUESTS.name]
+        self._seconds = self._series[REQUEST_SECONDS.name]
+        self._stages = self._series[STAGE_SECONDS.name]
+        self._batches = self._series[BATCH_ROWS.name]
+        self._in_flight = self._series[IN_FLIGHT.name]
+        self._queued = self._series[QUEUE_LENGTH.name]
+
+    def request(
+        self,
+        model: str,
+        version: int | str,
+        protocol: str,
+        code: int,
+        tier: str,
+        total_s: float,
+        stages: Mapping[Stage, float] | None = None,
+    ) -> None:
+        """An answered request; `stages` are those that this process measured, in seconds."""
+        self._requests.add((model, version, protocol, code, tier))
+        self._seconds.observe((model, version, protocol), total_s)
+        if stages:
+            for stage, seconds in stages.items():
+                self._stages.observe((model, version, stage), seconds)
+
+    def stage(self, model: str, version: int | str, stage: Stage, seconds: float) -> None:
+        """One stage of one request."""
+        self._stages.observe((model, version, stage), seconds)
+
+    def batch(self, model: str, version: int | str, rows: int) -> None:
+        """One run of a model."""
+        self._batches.observe((model, version), rows)
+
+    def gauges(self, in_flight: Mapping[str, int], queued: Mapping[str, int]) -> None:
+        """Requests at slots and requests that wait, by model."""
+        for series, counts in ((self._in_flight, in_flight), (self._queued, queued)):
+            series.clear()
+            for model, count in counts.items():
+                series.set((model,), count)
+
+    def retry(self, model: str) -> None:
+        """A request was sent again."""
+        self._series[RETRIES.name].add((model,))
+
+    def cancellation(self, model: str) -> None:
+        """A caller left before the answer."""
+        self._series[CANCELLATIONS.name].add((model,))
+
+    def link_lost(self) -> None:
+        """A link broke."""
+        self._series[LINK_LOST.name].add(())
+
+    def model_load(self, model: str, version: int | str, seconds: float) -> None:
+        """A model version became ready."""
+        self._series[MODEL_LOAD_SECONDS.name].observe((model, version), seconds)
+
+    def slot_states(self, counts: Mapping[tuple[str, int | str, str], int]) -> None:
+        """All placements of the cluster, counted by (model, version, state)."""
+        states = self._series[SLOT_STATES.name]
+        states.clear()
+        for labels, count in counts.items():
+            states.set(labels, count)
+
+    def resident_bytes(self, size_bytes: int) -> None:
+        """The process's resident memory."""
+        self._series[RESIDENT_BYTES.name].set((self.role,), size_bytes)
+
+    def snapshot(self) -> Statistics:
+        """All numbers now; the snapshot does not change."""
+        return Statistics({name: series.values() for name, series in self._series.items()})

@@ -1,0 +1,80 @@
+"""Processes of this machine, known by number and start time so that a reused number is seen."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+_PROC = Path("/proc")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ProcessId:
+    """`started` is in clock ticks since the machine's start, 0 where the system does not tell."""
+
+    pid: int
+    started: int
+
+    def alive(self) -> bool:
+        """True while this very process runs (a zombie does not)."""
+        stat = _stat(self.pid)
+        return stat is not None and stat.started == self.started and stat.state != "Z"
+
+    def send(self, signal_number: int) -> None:
+        """Send a signal unless the process is gone or not ours."""
+        if self.alive():
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(self.pid, signal_number)
+
+
+@dataclass(frozen=True, slots=True)
+class _Stat:
+    state: str
+    parent: int
+    started: int
+
+
+def process_id(pid: int) -> ProcessId:
+    """The identity of a running process."""
+    stat = _stat(pid)
+    return ProcessId(pid, stat.started if stat else 0)
+
+
+def descendants(pid: int) -> tuple[ProcessId, ...]:
+    """All processes below this one, however deep."""
+    stats = {
+        int(entry.name): stat
+        for entry in _PROC.glob("[0-9]*")
+        if (stat := _stat(int(entry.name))) is not None
+    }
+    found: list[int] = []
+    level = {pid}
+    while level:
+        level = {child for child, stat in stats.items() if stat.parent in level}
+        found += level
+    return tuple(ProcessId(child, stats[child].started) for child in sorted(found))
+
+
+def end(processes: Iterable[ProcessId], wait_s: float) -> None:
+    """Wait for processes to leave by themselves, then kill the rest."""
+    left = [process for process in processes if process.alive()]
+    deadline_s = time.monotonic() + wait_s
+    while left and time.monotonic() < deadline_s:
+        time.sleep(0.05)
+        left = [process for process in left if process.alive()]
+    for process in left:
+        process.send(signal.SIGKILL)
+
+
+def _stat(pid: int) -> _Stat | None:
+    try:
+        text = (_PROC / str(pid) / "stat").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return None
+    fields = text.rpartition(")")[2].split()  # the name in brackets may hold anything
+    return _Stat(fields[0], int(fields[1]), int(fields[19]))

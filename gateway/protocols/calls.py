@@ -1,0 +1,75 @@
+"""The calls that clients make, numbered for the link: a protocol and a method, with its codec."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gateway.errors import InvalidArgument
+from gateway.protocols.errors_json import encode_error
+from gateway.protocols.openinference_binary import OpenInferenceCodec
+from gateway.protocols.tensors import Call, Codec, Encoded
+from gateway.protocols.tfserving_examples import ExamplesCodec
+from gateway.protocols.tfserving_json import PredictCodec
+
+__all__ = ["CALLS", "CallKind", "call_number", "call_of", "encode_error", "form_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class CallKind:
+    """A protocol's method; `codec` decodes it in the slot."""
+
+    protocol: str
+    method: str
+    codec: Codec
+
+
+CALLS: tuple[CallKind, ...] = (
+    CallKind("tfserving", "predict", PredictCodec()),
+    CallKind("tfserving", "classify", ExamplesCodec()),
+    CallKind("tfserving", "regress", ExamplesCodec()),
+    CallKind("openinference", "infer", OpenInferenceCodec()),
+)
+"""The index is the number on the link: only append."""
+
+_NUMBERS = {(kind.protocol, kind.method): number for number, kind in enumerate(CALLS)}
+ENCODINGS = ("", "gzip", "deflate")
+CONTENT_TYPES = ("application/json", "application/octet-stream")
+
+
+def call_number(protocol: str, method: str) -> int:
+    """The number of a call."""
+    return _NUMBERS[protocol, method]
+
+
+def encodings_of(content: bytes, accept: bytes) -> int:
+    """Both codings in one number; raises `InvalidArgument` for a body we cannot inflate.
+
+    Only a client that names exactly one coding gets a compressed answer: browsers and HTTP
+    libraries list several by default, and would pay with the slot's time for nothing.
+    """
+    coding = content.decode("latin-1").strip().lower()
+    if coding in {"", "identity"}:
+        coding = ""
+    if coding not in ENCODINGS:
+        raise InvalidArgument(f"Content-Encoding {coding[:40]!r} is not gzip or deflate")
+    wanted = accept.decode("latin-1").strip().lower()
+    return ENCODINGS.index(coding) | (ENCODINGS.index(wanted) if wanted in ENCODINGS else 0) << 4
+
+
+def call_of(number: int, json_length: int | None, encodings: int) -> Call:
+    """What the codec needs to know besides the body."""
+    return Call(
+        CALLS[number].method, json_length, ENCODINGS[encodings & 15], ENCODINGS[encodings >> 4]
+    )
+
+
+def form_of(encoded: Encoded) -> int:
+    """Content type and coding of an answer in one number."""
+    return CONTENT_TYPES.index(encoded.content_type) | (
+        ENCODINGS.index(encoded.content_encoding) << 4
+    )
+
+
+def headers_of(form: int) -> tuple[str, str]:
+    """Content type and coding of that number."""
+    return CONTENT_TYPES[form & 15], ENCODINGS[form >> 4]

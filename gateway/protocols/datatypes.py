@@ -1,0 +1,81 @@
+"""Names of tensor dtypes in the Open Inference Protocol, TensorFlow and Triton's model config."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gateway.errors import HeadraceError, InvalidArgument, Unimplemented
+from gateway.protocols.quoting import quoted
+from gateway.protocols.tensors import BYTES
+
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "BOOL": np.dtype(np.bool_),
+    "UINT8": np.dtype(np.uint8),
+    "UINT16": np.dtype(np.uint16),
+    "UINT32": np.dtype(np.uint32),
+    "UINT64": np.dtype(np.uint64),
+    "INT8": np.dtype(np.int8),
+    "INT16": np.dtype(np.int16),
+    "INT32": np.dtype(np.int32),
+    "INT64": np.dtype(np.int64),
+    "FP16": np.dtype(np.float16),
+    "FP32": np.dtype(np.float32),
+    "FP64": np.dtype(np.float64),
+    "BYTES": BYTES,
+}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+_TENSORFLOW = {
+    "BOOL": "DT_BOOL",
+    "UINT8": "DT_UINT8",
+    "UINT16": "DT_UINT16",
+    "UINT32": "DT_UINT32",
+    "UINT64": "DT_UINT64",
+    "INT8": "DT_INT8",
+    "INT16": "DT_INT16",
+    "INT32": "DT_INT32",
+    "INT64": "DT_INT64",
+    "FP16": "DT_HALF",
+    "FP32": "DT_FLOAT",
+    "FP64": "DT_DOUBLE",
+    "BYTES": "DT_STRING",
+    "BF16": "DT_BFLOAT16",
+}
+
+
+def dtype_of(name: object) -> np.dtype[Any]:
+    """The dtype of an Open Inference Protocol name; raises for BF16 and for unknown names."""
+    dtype = _DTYPES.get(name) if isinstance(name, str) else None
+    if dtype is None:
+        raise _unsupported(name)
+    return dtype
+
+
+def datatype_name(dtype: np.dtype[Any]) -> str:
+    """The Open Inference Protocol name, for example `FP32`; unsupported dtypes give their own."""
+    return _NAMES.get(dtype) or ("BF16" if dtype.name == "bfloat16" else dtype.name)
+
+
+def tensorflow_name(dtype: np.dtype[Any]) -> str:
+    """TensorFlow's name, for example `DT_FLOAT`."""
+    return _TENSORFLOW.get(datatype_name(dtype), "DT_INVALID")
+
+
+def config_name(dtype: np.dtype[Any]) -> str:
+    """The name in Triton's model configuration, for example `TYPE_FP32`."""
+    name = datatype_name(dtype)
+    return "TYPE_STRING" if name == "BYTES" else f"TYPE_{name}"
+
+
+def check_supported(dtype: np.dtype[Any]) -> None:
+    """Raises `Unimplemented` for dtypes that no codec can carry."""
+    if dtype not in _NAMES:
+        raise _unsupported(datatype_name(dtype))
+
+
+def _unsupported(name: object) -> HeadraceError:
+    if name == "BF16":
+        return Unimplemented("datatype BF16 is not supported; send FP32 or FP16")
+    return InvalidArgument(f"unknown datatype {quoted(name)}; known are {', '.join(_DTYPES)}")

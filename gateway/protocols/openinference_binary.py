@@ -1,0 +1,195 @@
+"""The Open Inference Protocol's REST codec: JSON, and raw tensors behind it where asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gateway.errors import InvalidArgument, Unimplemented
+from gateway.protocols.compression import MAX_INFLATED_BYTES, deflate, inflate, reply_coding
+from gateway.protocols.datatypes import check_supported, datatype_name, dtype_of
+from gateway.protocols.json_text import read_object, write_json
+from gateway.protocols.openinference_json import (
+    decode_data,
+    flag_of,
+    id_of,
+    json_data,
+    named_entries,
+    parameters_of,
+    shape_of,
+    timeout_s_of,
+)
+from gateway.protocols.openinference_quick import read_quickly
+from gateway.protocols.quoting import quoted
+from gateway.protocols.raw_tensors import RawTail, decode_raw, encode_raw
+from gateway.protocols.request_checks import (
+    check_inputs,
+    find_output,
+    find_signature,
+    match_signature,
+    wanted_names,
+)
+from gateway.protocols.tensors import (
+    Call,
+    Encoded,
+    InferenceRequest,
+    ModelSpec,
+    Signature,
+    Tensor,
+    TensorSpec,
+)
+
+_FP16 = np.dtype(np.float16)
+
+_SEQUENCE = ("sequence_id", "sequence_start", "sequence_end")
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """How to answer: the request's id ("" for none), binary outputs, content coding."""
+
+    id: str
+    binary: frozenset[str]
+    coding: str
+
+
+class OpenInferenceCodec:
+    """The codec of `/v2/models/.../infer`, JSON and binary in any mixture."""
+
+    def __init__(self, max_inflated_bytes: int = MAX_INFLATED_BYTES) -> None:
+        self._max_inflated_bytes = max_inflated_bytes
+
+    def decode(self, body: bytes | memoryview, call: Call, model: ModelSpec) -> InferenceRequest:
+        """Read a request body; raises `InvalidArgument` or `Unimplemented`.
+
+        Binary inputs may share the body's memory, which must not change afterwards.
+        """
+        plain = inflate(body, call.content_encoding, self._max_inflated_bytes)
+        text, raw = _split_body(plain, call.json_length)
+        document = (None if raw else read_quickly(text)) or read_object(text)
+        parameters = parameters_of(document, "the request")
+        if any(parameters.get(name) for name in _SEQUENCE):
+            raise Unimplemented("sequences are not supported: requests are answered one by one")
+        entries = named_entries(document, "inputs")
+        if "signature_name" in parameters:
+            signature = find_signature(model, parameters["signature_name"])
+        else:
+            signature = match_signature(model, entries)
+        tail = RawTail(raw)
+        has_tail = call.json_length is not None
+        inputs = {
+            name: _decode_input(name, entry, tail if has_tail else None)
+            for name, entry in entries.items()
+        }
+        tail.check_end()
+        rows = check_inputs(signature, inputs)
+        outputs, binary = _wanted(document, parameters, signature)
+        reply = Reply(id_of(document), binary, reply_coding(call.accept_encoding))
+        return InferenceRequest(signature, inputs, rows, outputs, timeout_s_of(parameters), reply)
+
+    def encode(
+        self, request: InferenceRequest, outputs: Mapping[str, Tensor], model: ModelSpec
+    ) -> Encoded:
+        """Write the answer of one request; raises `InvalidArgument` for text that is not UTF-8."""
+        reply: Reply = request.reply
+        entries: list[dict[str, Any]] = []
+        tail: list[bytes] = []
+        for name in wanted_names(request.signature, request.outputs):
+            tensor = np.asarray(outputs[name], order="C")
+            check_supported(tensor.dtype)
+            entry: dict[str, Any] = {
+                "name": name,
+                "datatype": datatype_name(tensor.dtype),
+                "shape": tensor.shape,
+            }
+            if name in reply.binary:
+                tail.append(encode_raw(tensor))
+                entry["parameters"] = {"binary_data_size": len(tail[-1])}
+            else:
+                entry["data"] = json_data(name, tensor)
+            entries.append(entry)
+        answer: dict[str, Any] = {"id": reply.id} if reply.id else {}
+        answer["model_name"] = model.name
+        answer["model_version"] = str(model.version)
+        answer["outputs"] = entries
+        text = write_json(answer)
+        body = deflate(b"".join((text, *tail)), reply.coding)
+        if not reply.binary:
+            return Encoded(body, content_encoding=reply.coding)
+        return Encoded(body, "application/octet-stream", len(text), reply.coding)
+
+
+def _decode_input(name: str, entry: dict[str, Any], tail: RawTail | None) -> Tensor:
+    where = f"input {quoted(name)}"
+    dtype = dtype_of(entry.get("datatype"))
+    shape = shape_of(entry.get("shape"), where)
+    parameters = parameters_of(entry, where)
+    _refuse_shared_memory(parameters, where)
+    if "binary_data_size" in parameters:
+        if tail is None:
+            raise InvalidArgument(
+                f"{where} is binary, which needs the header Inference-Header-Content-Length"
+            )
+        if "data" in entry:
+            raise InvalidArgument(f"{where} must not have both 'data' and 'binary_data_size'")
+        return decode_raw(tail.take(parameters["binary_data_size"], where), dtype, shape, where)
+    if "data" not in entry:
+        raise InvalidArgument(f"{where} has no 'data'")
+    if dtype == _FP16:
+        raise InvalidArgument(f"{where}: FP16 has no JSON form; send it as binary data")
+    return decode_data(entry["data"], dtype, shape, where)
+
+
+def _wanted(
+    document: Mapping[str, Any], parameters: Mapping[str, Any], signature: Signature
+) -> tuple[tuple[str, ...] | None, frozenset[str]]:
+    """The names of the wanted outputs (None: all) and those among them to be sent binary."""
+    default = flag_of(parameters, "binary_data_output", False)
+    if not document.get("outputs"):
+        names = None
+        flags = {spec.name: default for spec in signature.outputs}
+    else:
+        entries = named_entries(document, "outputs")
+        names = tuple(entries)
+        flags = {name: _output_flag(name, entry, default) for name, entry in entries.items()}
+    for name, binary in flags.items():
+        _check_json_form(find_output(signature, name), binary)
+    return names, frozenset(name for name, binary in flags.items() if binary)
+
+
+def _output_flag(name: str, entry: dict[str, Any], default: bool) -> bool:
+    where = f"output {quoted(name)}"
+    parameters = parameters_of(entry, where)
+    _refuse_shared_memory(parameters, where)
+    if parameters.get("classification"):
+        raise Unimplemented(f"{where}: 'classification' is not supported; rank the scores yourself")
+    return flag_of(parameters, "binary_data", default)
+
+
+def _check_json_form(spec: TensorSpec, binary: bool) -> None:
+    if spec.dtype == _FP16 and not binary:
+        raise InvalidArgument(
+            f"output '{spec.name}' is FP16, which has no JSON form; ask for binary data"
+        )
+
+
+def _refuse_shared_memory(parameters: Mapping[str, Any], where: str) -> None:
+    if "shared_memory_region" in parameters:
+        raise Unimplemented(f"{where}: shared memory regions are not supported; send the data")
+
+
+def _split_body(body: bytes | memoryview, json_length: int | None) -> tuple[bytes, memoryview]:
+    """The JSON text and the raw tail of a body; without a length all of it is JSON."""
+    if json_length is None:
+        return bytes(body), memoryview(b"")
+    if json_length == 0:
+        raise Unimplemented("raw requests without a JSON part are not supported")
+    if not 0 < json_length <= len(body):
+        raise InvalidArgument(
+            f"Inference-Header-Content-Length is {json_length}, but the body has {len(body)} bytes"
+        )
+    view = memoryview(body)
+    return bytes(view[:json_length]), view[json_length:]

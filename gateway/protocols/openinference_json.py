@@ -1,0 +1,107 @@
+"""The parts of an Open Inference Protocol REST body that are JSON."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from gateway.errors import InvalidArgument
+from gateway.protocols.json_arrays import MAX_RANK, flatten, leaves_to_array
+from gateway.protocols.quoting import quoted
+from gateway.protocols.tensors import BYTES, Tensor
+
+_MAX_DIMENSION = 2**40
+"""No tensor is as long; numpy overflows on the product of larger ones even at size 0."""
+
+
+def parameters_of(holder: Mapping[str, Any], where: str) -> dict[str, Any]:
+    parameters = holder.get("parameters", {})
+    if not isinstance(parameters, dict):
+        raise InvalidArgument(f"'parameters' of {where} must be an object")
+    return parameters
+
+
+def named_entries(document: Mapping[str, Any], key: str) -> dict[str, dict[str, Any]]:
+    """The objects of `inputs` or `outputs` by their names, in order."""
+    entries = document.get(key)
+    if not isinstance(entries, list):
+        raise InvalidArgument(f"'{key}' must be an array of tensors")
+    named: dict[str, dict[str, Any]] = {}
+    for entry in entries:
+        name = entry.get("name") if isinstance(entry, dict) else None
+        if not isinstance(name, str):
+            raise InvalidArgument(f"every element of '{key}' must be an object with a 'name'")
+        if name in named:
+            raise InvalidArgument(f"'{key}' names {quoted(name)} twice")
+        named[name] = entry
+    return named
+
+
+def decode_data(data: Any, dtype: np.dtype[Any], shape: tuple[int, ...], where: str) -> Tensor:
+    """`data` is flat or nested like the shape; or it is an array that was read quickly."""
+    if isinstance(data, np.ndarray):
+        flat: Tensor = data
+    elif isinstance(data, list):
+        leaves, nesting = flatten(data, f"{where}: 'data'")
+        if len(nesting) > 1 and nesting != shape:
+            raise InvalidArgument(
+                f"{where}: 'data' is nested as {list(nesting)}, but 'shape' is {list(shape)}"
+            )
+        flat = leaves_to_array(leaves, dtype, where, lossless=False, b64=False)
+    else:
+        raise InvalidArgument(f"{where}: 'data' must be an array")
+    if flat.size != math.prod(shape):
+        raise InvalidArgument(
+            f"{where} needs {math.prod(shape)} values for its shape {list(shape)}, not {flat.size}"
+        )
+    return flat.reshape(shape)
+
+
+def shape_of(value: Any, where: str) -> tuple[int, ...]:
+    if not isinstance(value, list) or len(value) > MAX_RANK:
+        raise InvalidArgument(f"{where} needs a 'shape' of at most {MAX_RANK} dimensions")
+    for size in value:
+        if type(size) is not int or not 0 <= size <= _MAX_DIMENSION:
+            raise InvalidArgument(
+                f"{where}: 'shape' must hold integers of at least 0, not {quoted(size)}"
+            )
+    return tuple(value)
+
+
+def flag_of(parameters: Mapping[str, Any], name: str, default: bool) -> bool:
+    value = parameters.get(name, default)
+    if not isinstance(value, bool):
+        raise InvalidArgument(f"'{name}' must be true or false, not {quoted(value)}")
+    return value
+
+
+def timeout_s_of(parameters: Mapping[str, Any]) -> float | None:
+    """The `timeout` parameter in seconds; it comes in microseconds, 0 meaning none."""
+    timeout = parameters.get("timeout", 0)
+    if type(timeout) is not int or not 0 <= timeout < 2**63:
+        raise InvalidArgument(
+            f"'timeout' must be a number of microseconds of at least 0, not {quoted(timeout)}"
+        )
+    return timeout / 1e6 or None
+
+
+def id_of(document: Mapping[str, Any]) -> str:
+    value = document.get("id", "")
+    if not isinstance(value, str):
+        raise InvalidArgument("'id' must be a string")
+    return value
+
+
+def json_data(name: str, tensor: Tensor) -> Any:
+    flat = tensor.reshape(-1)
+    if tensor.dtype != BYTES:
+        return flat
+    try:
+        return [e.decode() if isinstance(e, bytes) else str(e) for e in flat.tolist()]
+    except UnicodeDecodeError:
+        raise InvalidArgument(
+            f"output '{name}' holds bytes that are not UTF-8 text; ask for it as binary data"
+        ) from None

@@ -1,0 +1,94 @@
+"""Raw tensors as the Open Inference Protocol sends them: little-endian, row-major, unpadded.
+
+A `BYTES` element is its length (4 bytes, unsigned) and then its bytes.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from typing import Any
+
+import numpy as np
+
+from gateway.errors import InvalidArgument
+from gateway.protocols.quoting import quoted
+from gateway.protocols.tensors import BYTES, Tensor
+
+_LENGTH = struct.Struct("<I")
+
+
+class RawTail:
+    """Hands out the raw tensors of a request in the order of its inputs."""
+
+    def __init__(self, tail: memoryview) -> None:
+        self._tail = tail
+        self._taken_bytes = 0
+
+    def take(self, size: object, where: str) -> memoryview:
+        """The next `size` bytes; raises `InvalidArgument` if there are fewer."""
+        if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+            raise InvalidArgument(
+                f"{where}: 'binary_data_size' must be an integer of at least 0, not {quoted(size)}"
+            )
+        left = len(self._tail) - self._taken_bytes
+        if size > left:
+            raise InvalidArgument(
+                f"{where}: 'binary_data_size' is {size}, but only {left} bytes are left behind "
+                "the JSON part (its length stands in Inference-Header-Content-Length)"
+            )
+        start = self._taken_bytes
+        self._taken_bytes += size
+        return self._tail[start : self._taken_bytes]
+
+    def check_end(self) -> None:
+        """Raises `InvalidArgument` if bytes are left that no input has claimed."""
+        left = len(self._tail) - self._taken_bytes
+        if left:
+            raise InvalidArgument(f"{left} bytes of the body belong to no input")
+
+
+def decode_raw(raw: memoryview, dtype: np.dtype[Any], shape: tuple[int, ...], where: str) -> Tensor:
+    """A tensor over the bytes, read-only and without a copy where their alignment allows it."""
+    if dtype == BYTES:
+        return _decode_strings(raw, math.prod(shape), where).reshape(shape)
+    wanted = math.prod(shape) * dtype.itemsize
+    if len(raw) != wanted:
+        raise InvalidArgument(
+            f"{where} needs {wanted} bytes for its shape {list(shape)}, not {len(raw)}"
+        )
+    array = np.frombuffer(raw, dtype=dtype.newbyteorder("<"))
+    if dtype.kind == "b" and array.size and array.view(np.uint8).max() > 1:
+        raise InvalidArgument(f"{where} holds a BOOL byte that is neither 0 nor 1")
+    native = array.astype(dtype, copy=not array.flags.aligned)
+    return native.reshape(shape)
+
+
+def encode_raw(tensor: Tensor) -> bytes:
+    """The bytes of a tensor, row-major."""
+    if tensor.dtype != BYTES:
+        return tensor.astype(tensor.dtype.newbyteorder("<"), copy=False).tobytes()
+    elements = [_as_bytes(element) for element in tensor.reshape(-1).tolist()]
+    return b"".join(part for e in elements for part in (_LENGTH.pack(len(e)), e))
+
+
+def _decode_strings(raw: memoryview, count: int, where: str) -> Tensor:
+    strings: list[bytes] = []
+    at = 0
+    while at < len(raw) and len(strings) < count:
+        if at + _LENGTH.size > len(raw):
+            break
+        start = at + _LENGTH.size
+        at = start + _LENGTH.unpack_from(raw, at)[0]
+        if at > len(raw):
+            raise InvalidArgument(f"{where}: string {len(strings)} is longer than the data")
+        strings.append(bytes(raw[start:at]))
+    if at != len(raw) or len(strings) != count:
+        raise InvalidArgument(f"{where} must hold exactly {count} strings with their lengths")
+    array = np.empty(count, dtype=BYTES)
+    array[:] = strings
+    return array
+
+
+def _as_bytes(element: Any) -> bytes:
+    return element if isinstance(element, bytes) else str(element).encode()

@@ -1,0 +1,106 @@
+"""What holds for a decoded request in every protocol: signature, names, dtypes, shapes, rows."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+
+from gateway.errors import InvalidArgument
+from gateway.protocols.datatypes import datatype_name
+from gateway.protocols.quoting import listed, quoted
+from gateway.protocols.tensors import ModelSpec, Signature, Tensor, TensorSpec
+
+
+def find_signature(model: ModelSpec, name: object) -> Signature:
+    """The signature of that name; "" means the default one. Raises `InvalidArgument`."""
+    if not isinstance(name, str):
+        raise InvalidArgument("'signature_name' must be a string")
+    signature = model.signatures.get(name or model.default_signature)
+    if signature is None:
+        raise InvalidArgument(
+            f"model '{model.name}' has no signature {quoted(name or model.default_signature)}; "
+            f"it has {listed(model.signatures)}"
+        )
+    return signature
+
+
+def match_signature(model: ModelSpec, inputs: Collection[str]) -> Signature:
+    """The default signature, unless exactly one other takes these inputs and it does not."""
+    default = find_signature(model, "")
+    names = set(inputs)
+    if names == {spec.name for spec in default.inputs}:
+        return default
+    others = [
+        signature
+        for signature in model.signatures.values()
+        if names == {spec.name for spec in signature.inputs}
+    ]
+    return others[0] if len(others) == 1 else default
+
+
+def check_inputs(signature: Signature, inputs: Mapping[str, Tensor]) -> int | None:
+    """Checks names, dtypes and shapes; gives the rows that all inputs share.
+
+    None means that the request runs alone: a first dimension is fixed, differs or is 0.
+    """
+    if len(inputs) != len(signature.inputs) or any(s.name not in inputs for s in signature.inputs):
+        check_names(signature, inputs)
+    rows: set[int | None] = set()
+    for spec in signature.inputs:
+        tensor = inputs[spec.name]
+        check_tensor(spec, tensor)
+        free = bool(spec.shape) and spec.shape is not None and spec.shape[0] is None
+        rows.add(tensor.shape[0] if free else None)
+    return (rows.pop() or None) if len(rows) == 1 else None
+
+
+def check_names(signature: Signature, names: Iterable[str]) -> None:
+    """Raises `InvalidArgument` unless the names are exactly those of the signature's inputs."""
+    given = set(names)
+    wanted = [spec.name for spec in signature.inputs]
+    missing = [name for name in wanted if name not in given]
+    if missing:
+        raise InvalidArgument(
+            f"missing inputs: {listed(missing)}; "
+            f"signature '{signature.name}' takes {listed(wanted)}"
+        )
+    unknown = sorted(given - set(wanted))
+    if unknown:
+        raise InvalidArgument(
+            f"unknown inputs: {listed(unknown)}; "
+            f"signature '{signature.name}' takes {listed(wanted)}"
+        )
+
+
+def check_tensor(spec: TensorSpec, tensor: Tensor) -> None:
+    """Raises `InvalidArgument` unless dtype and shape fit the spec."""
+    if tensor.dtype != spec.dtype:
+        raise InvalidArgument(
+            f"input '{spec.name}' must be {datatype_name(spec.dtype)}, "
+            f"not {datatype_name(tensor.dtype)}"
+        )
+    if spec.shape is None or tensor.shape == spec.shape:
+        return
+    if len(tensor.shape) != len(spec.shape) or any(
+        want is not None and want != have
+        for want, have in zip(spec.shape, tensor.shape, strict=True)
+    ):
+        wanted = ", ".join("-1" if size is None else str(size) for size in spec.shape)
+        raise InvalidArgument(
+            f"input '{spec.name}' has shape {list(tensor.shape)}, but the model takes [{wanted}]"
+        )
+
+
+def find_output(signature: Signature, name: object) -> TensorSpec:
+    """The output's spec; raises `InvalidArgument` for an unknown name."""
+    for spec in signature.outputs:
+        if spec.name == name:
+            return spec
+    raise InvalidArgument(
+        f"unknown output {quoted(name)}; signature '{signature.name}' gives "
+        f"{listed(spec.name for spec in signature.outputs)}"
+    )
+
+
+def wanted_names(signature: Signature, names: tuple[str, ...] | None) -> tuple[str, ...]:
+    """The names of the outputs to send, in order."""
+    return tuple(spec.name for spec in signature.outputs) if names is None else names

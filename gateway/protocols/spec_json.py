@@ -1,0 +1,61 @@
+"""A model's spec as JSON, for the pool and the gateways to know what a slot has loaded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gateway.protocols.tensors import BYTES, ModelSpec, Signature, TensorSpec
+
+
+def encode_spec(spec: ModelSpec) -> dict[str, Any]:
+    """Plain JSON values; dtypes by numpy's names, strings as `bytes`."""
+    return {
+        "name": spec.name,
+        "version": spec.version,
+        "platform": spec.platform,
+        "default_signature": spec.default_signature,
+        "max_rows": spec.max_rows,
+        "signatures": [
+            {
+                "name": signature.name,
+                "method": signature.method,
+                "inputs": [_encode_tensor(tensor) for tensor in signature.inputs],
+                "outputs": [_encode_tensor(tensor) for tensor in signature.outputs],
+            }
+            for signature in spec.signatures.values()
+        ],
+    }
+
+
+def decode_spec(data: dict[str, Any]) -> ModelSpec:
+    """The inverse of `encode_spec`."""
+    signatures = [
+        Signature(
+            each["name"],
+            tuple(map(_decode_tensor, each["inputs"])),
+            tuple(map(_decode_tensor, each["outputs"])),
+            each["method"],
+        )
+        for each in data["signatures"]
+    ]
+    return ModelSpec(
+        data["name"],
+        data["version"],
+        data["platform"],
+        {signature.name: signature for signature in signatures},
+        data["default_signature"],
+        data["max_rows"],
+    )
+
+
+def _encode_tensor(tensor: TensorSpec) -> dict[str, Any]:
+    dtype = "bytes" if tensor.dtype == BYTES else tensor.dtype.name
+    return {"name": tensor.name, "dtype": dtype, "shape": tensor.shape}
+
+
+def _decode_tensor(data: dict[str, Any]) -> TensorSpec:
+    dtype = BYTES if data["dtype"] == "bytes" else np.dtype(data["dtype"])
+    shape = data["shape"]
+    return TensorSpec(data["name"], dtype, None if shape is None else tuple(shape))

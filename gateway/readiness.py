@@ -1,0 +1,106 @@
+"""How far a start is, read from the answers of Serve and of /admin/v1; pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gateway.config import Args, PoolConfig
+from gateway.errors import HeadraceError
+
+SETTLED = frozenset({"READY", "FAILED", "END"})
+
+
+class StartFailed(HeadraceError):
+    """Raised when Ray Serve could not bring up the application."""
+
+
+@dataclass(frozen=True, slots=True)
+class VersionState:
+    """One model version of a status answer."""
+
+    model: str
+    version: int
+    state: str
+    reason: str = ""
+    load_s: float = 0.0
+
+    def __str__(self) -> str:
+        return f"{self.model}/{self.version}" if self.version else self.model
+
+
+def version_states(status: Mapping[str, Any]) -> list[VersionState]:
+    """All versions; a model without any that has a reason counts as one FAILED version 0."""
+    found: list[VersionState] = []
+    for model in status["models"]:
+        if not model["versions"] and model["reason"]:
+            found.append(VersionState(model["name"], 0, "FAILED", model["reason"]))
+        found += [
+            VersionState(
+                model["name"],
+                version["version"],
+                version["state"],
+                version.get("reason", ""),
+                version.get("load_s", 0.0),
+            )
+            for version in model["versions"]
+        ]
+    return found
+
+
+def unsettled(states: list[VersionState], pool: PoolConfig) -> list[str]:
+    """Models that must hold a slot and are neither READY nor FAILED in all their versions."""
+    waiting: list[str] = []
+    for name, model in pool.models.items():
+        mine = [state for state in states if state.model == name]
+        settled = bool(mine) and all(state.state in SETTLED for state in mine)
+        if model.replicas.min > 0 and not settled:
+            waiting.append(name)
+    return waiting
+
+
+def example_request(args: Args, states: list[VersionState], http: str) -> str:
+    """A `curl` to paste: the smallest prepared body of a READY model, else its metadata."""
+    ready = {state.model for state in states if state.state == "READY"}
+    folder = Path(args.store).parent / "cache" / "requests"
+    bodies = sorted(folder.glob("*.json"), key=lambda file: file.stat().st_size)
+    for body in bodies:
+        model = _model_of(body.stem, {state.model for state in states})
+        path = request_path(body.read_bytes(), model) if model in ready else None
+        if path is not None:
+            return f"curl -s http://{http}{path} -d @{body}"
+    about = f"/models/{min(ready)}" if ready else ""
+    return f"curl -s http://{http}/v2{about}"
+
+
+def _model_of(stem: str, models: set[str]) -> str:
+    """`tagger_tf` for `tagger_tf_coffee`: the longest model name that the stem begins with."""
+    fitting = [name for name in models if stem == name or stem.startswith(f"{name}_")]
+    return max(fitting, key=len, default="")
+
+
+def request_path(body: bytes, model: str, version: str | None = None) -> str | None:
+    """The path that takes this JSON body, by either protocol's keys; None for neither's."""
+    try:
+        value = json.loads(body)
+    except ValueError:
+        return None
+    if not isinstance(value, dict):
+        return None
+    inputs = value.get("inputs")
+    of_version = f"/versions/{version}" if version else ""
+    if isinstance(inputs, list) and inputs and all(_is_tensor(item) for item in inputs):
+        return f"/v2/models/{model}{of_version}/infer"
+    if "examples" in value:
+        verb = "regress" if value.get("signature_name") == "regress" else "classify"
+        return f"/v1/models/{model}{of_version}:{verb}"
+    if "instances" in value or inputs is not None:
+        return f"/v1/models/{model}{of_version}:predict"
+    return None
+
+
+def _is_tensor(item: Any) -> bool:
+    return isinstance(item, dict) and {"name", "datatype", "shape"} <= item.keys()

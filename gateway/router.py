@@ -1,0 +1,384 @@
+"""Which slot answers which request: queues, credits, choice, retries. Pure: no I/O, no clock.
+
+All state is in `_targets` (what waits, by model and version) and `_lanes` (what is in flight, by
+slot). `assign` moves requests from the first to the second and returns what must be sent; nothing
+else sends, so a request is always in exactly one of the two, or answered.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from gateway.config import Routing
+from gateway.errors import DeadlineExceeded, HeadraceError, NotFound, Unavailable
+from gateway.frames import Body, Reply
+from sharding.hashing import rank
+
+Key = tuple[str, int | None]
+Answer = Reply | HeadraceError
+
+MAX_DEATHS = 2
+"""A request in flight on so many dying slots is taken for their cause."""
+MAX_MOVES = 5
+"""How often a slot may send a request elsewhere (its model had just left) before we give up."""
+RETRY_SHARE = 0.1
+"""Retries may be this share of all requests …"""
+RETRY_RESERVE = 256.0
+"""… and this many at once, which is more than the credits of one slot."""
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One prediction on its way. `deadline_s` is on the monotonic clock; `done` is called once.
+
+    `hash_key` is what hash routing keys on. `deaths`, `moves`, `seat` and `sent_s` are the
+    router's own notes.
+    """
+
+    id: int
+    key: Key
+    call: int
+    body: Body
+    length: int
+    deadline_s: float
+    arrived_s: float
+    done: Callable[[Request, Answer], None]
+    json_length: int | None = None
+    encodings: int = 0
+    meta: bytes = b""
+    hash_key: bytes = b""
+    deaths: int = 0
+    moves: int = 0
+    seat: Seat | None = None
+    sent_s: float = 0.0
+    finished: bool = False
+
+    @property
+    def alone(self) -> bool:
+        """Whether it must be the only request in flight on its slot."""
+        return self.deaths > 0
+
+
+class Sender(Protocol):
+    """A slot's link, as far as the router knows it."""
+
+    def cancel(self, request: Request) -> None:
+        """Nobody waits for this request any more."""
+
+
+@dataclass(slots=True, eq=False)
+class Lane:
+    """A link to a slot. While `exclusive` is set, nothing else is sent there."""
+
+    slot_id: str
+    sender: Sender
+    in_flight: dict[int, Request] = field(default_factory=dict)
+    depth: int = 0
+    draining: bool = False
+    exclusive: Request | None = None
+
+    @property
+    def load(self) -> int:
+        """Requests that the slot holds, ours and, as far as it said, those of other gateways."""
+        return max(len(self.in_flight), self.depth)
+
+
+@dataclass(slots=True, eq=False)
+class Seat:
+    """A placement seen from here; `credit` is how many of our requests it may hold."""
+
+    slot_id: str
+    placement_id: int
+    credit: int = 0
+    used: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Target:
+    """What clients may ask for: a model, with a version or, as None, the newest ready one."""
+
+    routing: Routing
+    seats: list[Seat] = field(default_factory=list)
+    waiting: deque[Request] = field(default_factory=deque)
+    suspects: deque[Request] = field(default_factory=deque)
+    turn: int = 0
+
+    def __len__(self) -> int:
+        return len(self.waiting) + len(self.suspects)
+
+
+Route = tuple[Routing, Sequence[tuple[str, int]]]
+"""How to route, and (slot id, placement id) of the placements that are READY."""
+
+
+class Router:
+    """See the module. `max_waiting` bounds each target's queue."""
+
+    def __init__(self, rng: random.Random, max_waiting: int = 4096) -> None:
+        self._rng, self._max_waiting = rng, max_waiting
+        self._targets: dict[Key, Target] = {}
+        self._lanes: dict[str, Lane] = {}
+        self._seats: dict[tuple[str, int], Seat] = {}
+        self._retry_budget = RETRY_RESERVE
+        self.retries = 0
+
+    # -- what the pool and the links say ------------------------------------------------------
+
+    def set_routes(self, routes: Mapping[Key, Route]) -> None:
+        """Replace the routes; requests for what is gone are answered NOT_FOUND."""
+        seats = {place for _, places in routes.values() for place in places}
+        self._seats = {p: self._seats.get(p) or Seat(*p) for p in sorted(seats)}
+        for key in self._targets.keys() - routes.keys():
+            target = self._targets.pop(key)
+            for request in (*target.suspects, *target.waiting):
+                self._finish(request, NotFound(f"model {key[0]!r} has been removed"))
+        for key, (routing, places) in routes.items():
+            target = self._targets.setdefault(key, Target(routing))
+            target.routing = routing
+            target.seats = [self._seats[place] for place in places]
+
+    def refuse(self, key: Key, error: HeadraceError) -> None:
+        """Answer everything that waits for this key with an error."""
+        target = self._targets.get(key)
+        if target is not None:
+            waiting, target.waiting, target.suspects = (
+                (*target.suspects, *target.waiting),
+                deque(),
+                deque(),
+            )
+            for request in waiting:
+                self._finish(request, error)
+
+    def lane_up(self, slot_id: str, sender: Sender) -> None:
+        """A link is ready; credits follow."""
+        self._lanes[slot_id] = Lane(slot_id, sender)
+
+    def lane_draining(self, slot_id: str) -> None:
+        """The slot is leaving: what it holds it still answers, more it does not take."""
+        if slot_id in self._lanes:
+            self._lanes[slot_id].draining = True
+
+    def lane_down(self, slot_id: str, now_s: float) -> None:
+        """The link is gone: its requests are tried again, alone, or refused."""
+        lane = self._lanes.pop(slot_id, None)
+        if lane is None:
+            return
+        for place, seat in self._seats.items():
+            if place[0] == slot_id:
+                seat.credit = 0
+        for request in list(lane.in_flight.values()):
+            self._leave(lane, request)
+            request.deaths += 1
+            self._retry(request, now_s)
+
+    def credit(self, slot_id: str, placement_id: int, credit: int) -> None:
+        """The slot says how many of our requests this placement may hold."""
+        seat = self._seats.get((slot_id, placement_id))
+        if seat is None:
+            seat = self._seats[slot_id, placement_id] = Seat(slot_id, placement_id)
+        seat.credit = credit
+
+    def _retry(self, request: Request, now_s: float) -> None:
+        target = self._targets.get(request.key)
+        if request.deaths >= MAX_DEATHS:
+            error: HeadraceError = Unavailable(
+                f"{request.deaths} slots died while they worked on this request, the last one on "
+                "this request alone, so it is not tried again"
+            )
+        elif target is None:
+            error = NotFound(f"model {request.key[0]!r} has been removed")
+        elif now_s >= request.deadline_s:
+            error = _late()
+        elif self._retry_budget < 1:
+            error = Unavailable("the slot died and too many requests are being retried already")
+        else:
+            self._retry_budget -= 1
+            self.retries += 1
+            target.suspects.append(request)
+            return
+        self._finish(request, error)
+
+    # -- what clients do ----------------------------------------------------------------------
+
+    def submit(self, request: Request) -> None:
+        """Queue a request; raises `NotFound` or, when the queue is full, `Unavailable`."""
+        target = self._targets.get(request.key)
+        if target is None:
+            raise NotFound(f"there is no model {request.key[0]!r}")
+        if len(target) >= self._max_waiting:
+            raise Unavailable(
+                f"{self._max_waiting} requests wait for model {request.key[0]!r}", retry_after_s=1.0
+            )
+        self._retry_budget = min(RETRY_RESERVE, self._retry_budget + RETRY_SHARE)
+        target.waiting.append(request)
+
+    def cancel(self, request: Request) -> None:
+        """The client left: drop the request wherever it is; `done` is not called."""
+        if request.finished:
+            return
+        request.finished = True
+        self._withdraw(request)
+
+    def expire(self, now_s: float) -> int:
+        """Answer everything whose deadline has passed; gives how many."""
+        late = [r for t in self._targets.values() for r in t.waiting if now_s >= r.deadline_s]
+        late += [r for t in self._targets.values() for r in t.suspects if now_s >= r.deadline_s]
+        for lane in self._lanes.values():
+            late += [r for r in lane.in_flight.values() if now_s >= r.deadline_s]
+        for request in late:
+            self._withdraw(request)
+            self._finish(request, _late())
+        return len(late)
+
+    def _withdraw(self, request: Request) -> None:
+        if request.seat is not None:
+            lane = self._lanes.get(request.seat.slot_id)
+            if lane is not None and request.id in lane.in_flight:
+                lane.sender.cancel(request)
+                self._leave(lane, request)
+            return
+        target = self._targets.get(request.key)
+        if target is not None:
+            queue = target.suspects if request.alone else target.waiting
+            if request in queue:
+                queue.remove(request)
+
+    # -- what slots answer --------------------------------------------------------------------
+
+    def reply(self, slot_id: str, reply: Reply, *, elsewhere: bool) -> None:
+        """An answer came; one to a request that was cancelled or has expired is dropped."""
+        lane = self._lanes.get(slot_id)
+        request = lane.in_flight.get(reply.id) if lane is not None else None
+        if lane is None or request is None:
+            return
+        lane.depth = reply.depth
+        self._leave(lane, request)
+        if not elsewhere:
+            self._finish(request, reply)
+            return
+        request.moves += 1
+        target = self._targets.get(request.key)
+        if target is None or request.moves > MAX_MOVES:
+            self._finish(request, Unavailable(f"no slot is ready for model {request.key[0]!r}"))
+        else:
+            (target.suspects if request.alone else target.waiting).appendleft(request)
+
+    def _leave(self, lane: Lane, request: Request) -> None:
+        lane.in_flight.pop(request.id, None)
+        if request.seat is not None:
+            request.seat.used -= 1
+            request.seat = None
+        if lane.exclusive is request:
+            lane.exclusive = None
+
+    def _finish(self, request: Request, answer: Answer) -> None:
+        if not request.finished:
+            request.finished = True
+            request.done(request, answer)
+
+    # -- the choice ---------------------------------------------------------------------------
+
+    def assign(self, now_s: float) -> dict[str, list[Request]]:
+        """Give waiting requests to slots with credit; what to send to which slot, in order."""
+        sends: dict[str, list[Request]] = {}
+        for lane in self._lanes.values():
+            # A reservation is made anew each time: its suspect may have left, or its model moved.
+            if lane.exclusive is not None and lane.exclusive.id not in lane.in_flight:
+                lane.exclusive = None
+        for target in self._targets.values():
+            while target.suspects and self._isolate(target, now_s, sends):
+                pass
+            while target.waiting:
+                seat = self._choose(target, target.waiting[0])
+                if seat is None:
+                    break
+                self._place(target.waiting.popleft(), seat, now_s, sends)
+        return sends
+
+    def _place(
+        self, request: Request, seat: Seat, now_s: float, sends: dict[str, list[Request]]
+    ) -> None:
+        seat.used += 1
+        request.seat, request.sent_s = seat, now_s
+        self._lanes[seat.slot_id].in_flight[request.id] = request
+        sends.setdefault(seat.slot_id, []).append(request)
+
+    def _isolate(self, target: Target, now_s: float, sends: dict[str, list[Request]]) -> bool:
+        """Send the first suspect to a slot of its own; reserve one if all are busy."""
+        request = target.suspects[0]
+        lanes = [(lane, seat) for seat in target.seats if (lane := self._usable(seat)) is not None]
+        free = [pair for pair in lanes if pair[0].exclusive is None]
+        if not free:
+            return False
+        lane, seat = min(free, key=lambda pair: (pair[0].load, pair[0].slot_id))
+        lane.exclusive = request
+        if lane.in_flight or seat.credit < 1:
+            return False
+        self._place(target.suspects.popleft(), seat, now_s, sends)
+        return True
+
+    def _usable(self, seat: Seat) -> Lane | None:
+        lane = self._lanes.get(seat.slot_id)
+        return None if lane is None or lane.draining else lane
+
+    def _open(self, seat: Seat) -> bool:
+        lane = self._usable(seat)
+        return lane is not None and lane.exclusive is None and seat.used < seat.credit
+
+    def _choose(self, target: Target, request: Request) -> Seat | None:
+        if len(target.seats) == 1:
+            return target.seats[0] if self._open(target.seats[0]) else None
+        seats = [seat for seat in target.seats if self._open(seat)]
+        if len(seats) <= 1:
+            return seats[0] if seats else None
+        if target.routing.policy == "round-robin":
+            target.turn += 1
+            return seats[target.turn % len(seats)]
+        if target.routing.policy == "hash" and request.hash_key:
+            by_slot = {seat.slot_id: seat for seat in seats}
+            return by_slot[rank(request.hash_key, sorted(by_slot))[0]]
+        # The power of two choices (Mitzenmacher 1996): nearly as good as the least loaded of all,
+        # and gateways that see the same figures do not all run to the same slot.
+        first, second = self._rng.sample(seats, 2)
+        return min(first, second, key=lambda seat: self._lanes[seat.slot_id].load)
+
+    # -- figures ------------------------------------------------------------------------------
+
+    def waiting(self) -> dict[str, int]:
+        """Requests that wait, by model."""
+        counts: dict[str, int] = {}
+        for (model, _), target in self._targets.items():
+            counts[model] = counts.get(model, 0) + len(target)
+        return counts
+
+    def demand(self, slot_id: str) -> dict[int, int]:
+        """By placement of this slot: our requests it holds and those that wait for it."""
+        demand: dict[int, int] = {}
+        for target in self._targets.values():
+            for seat in target.seats:
+                if seat.slot_id == slot_id:
+                    demand[seat.placement_id] = demand.get(seat.placement_id, seat.used) + len(
+                        target
+                    )
+        return demand
+
+    def in_flight(self) -> dict[str, int]:
+        """Requests that slots hold, by model."""
+        counts: dict[str, int] = {}
+        for lane in self._lanes.values():
+            for request in lane.in_flight.values():
+                counts[request.key[0]] = counts.get(request.key[0], 0) + 1
+        return counts
+
+    def __len__(self) -> int:
+        """Requests that are not answered yet."""
+        held = sum(len(lane.in_flight) for lane in self._lanes.values())
+        return held + sum(map(len, self._targets.values()))
+
+
+def _late() -> DeadlineExceeded:
+    return DeadlineExceeded("the deadline passed before the answer was ready")

@@ -1,0 +1,73 @@
+"""Large bodies between processes of a node: a file in memory that the receiver maps."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import re
+import secrets
+from pathlib import Path
+
+from gateway.errors import LinkError
+from gateway.frames import Body, pieces
+
+FOLDER = Path("/dev/shm")
+THRESHOLD_BYTES = 1024 * 1024
+"""Below this a socket is as fast, and costs no file."""
+_NAME = re.compile(r"headrace-(\d+)-[0-9a-f]{16}")
+
+
+def available() -> bool:
+    """Whether this machine has a memory file system that we may write to."""
+    return os.access(FOLDER, os.W_OK)
+
+
+def write(body: Body) -> str:
+    """Put a body into a new file and give its name; blocks, so call it in a thread."""
+    name = f"headrace-{os.getpid()}-{secrets.token_hex(8)}"
+    descriptor = os.open(FOLDER / name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    try:
+        for piece in pieces(body):
+            rest = memoryview(piece)
+            while rest:
+                rest = rest[os.write(descriptor, rest) :]
+    except OSError:
+        discard(name)
+        raise
+    finally:
+        os.close(descriptor)
+    return name
+
+
+def take(name: str, length: int) -> memoryview:
+    """Map such a file for reading and unlink it; raises `LinkError` if it is not what was said."""
+    if not _NAME.fullmatch(name):
+        raise LinkError("a shared body with a name that is not ours")
+    try:
+        descriptor = os.open(FOLDER / name, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError as error:
+        raise LinkError(f"the shared body {name} cannot be opened: {error.strerror}") from error
+    try:
+        found = os.fstat(descriptor)
+        if found.st_uid != os.getuid() or found.st_size != length or not length:
+            raise LinkError(f"the shared body {name} has {found.st_size} bytes, not {length}")
+        return memoryview(mmap.mmap(descriptor, length, access=mmap.ACCESS_READ))
+    finally:
+        os.close(descriptor)
+        discard(name)
+
+
+def discard(name: str) -> None:
+    """Remove such a file if it is still there."""
+    (FOLDER / name).unlink(missing_ok=True)
+
+
+def sweep() -> int:
+    """Remove what processes that have died left behind; gives how many files."""
+    removed = 0
+    for path in FOLDER.glob("headrace-*"):
+        match = _NAME.fullmatch(path.name)
+        if match and not Path(f"/proc/{match[1]}").exists():
+            path.unlink(missing_ok=True)
+            removed += 1
+    return removed

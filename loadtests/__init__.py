@@ -1,0 +1,1 @@
+"""Load tests and benchmarks; run from a checkout, never installed."""

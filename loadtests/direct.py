@@ -1,0 +1,58 @@
+"""What one request costs without a server: decode, run and encode in this process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from gateway.protocols.openinference_binary import OpenInferenceBinary
+from gateway.protocols.openinference_json import OpenInferenceJson
+from gateway.protocols.tensors import Call, Codec
+from gateway.protocols.tfserving_json import TFServingJson
+from loadtests.exchange import LENGTH_HEADER
+from loadtests.mlp import NAME, Body
+from loadtests.outcome import DirectCall
+from loadtests.samples import percentile
+from loadtests.servers import Site
+from replicas.onnx_runtime import load
+from replicas.runtime import Runtime, RuntimeSettings
+
+CALLS = 2000
+WARM_CALLS = 200
+CODECS: dict[str, Callable[[], Codec]] = {
+    "TFS JSON": TFServingJson,
+    "v2 JSON": OpenInferenceJson,
+    "v2 binary": OpenInferenceBinary,
+}
+
+
+def direct_calls(site: Site, calls: int = CALLS) -> list[DirectCall]:
+    """Each of the site's bodies, called `calls` times one after the other."""
+    runtime = load(site.model.parent, NAME, 1, RuntimeSettings(cores=1.0, max_rows=64))
+    try:
+        return [_measure(body, CODECS[body.label](), runtime, calls) for body in site.bodies]
+    finally:
+        runtime.close()
+
+
+def _measure(body: Body, codec: Codec, runtime: Runtime, calls: int) -> DirectCall:
+    content = body.file.read_bytes()
+    length = dict(body.headers).get(LENGTH_HEADER)
+    call = Call(body.method, json_length=None if length is None else int(length))
+    timings = [_once(content, call, codec, runtime) for _ in range(WARM_CALLS + calls)]
+    decode, run, encode = zip(*timings[WARM_CALLS:], strict=True)
+    totals = [sum(parts) for parts in timings[WARM_CALLS:]]
+    parts = (percentile(part, 0.5) * 1e6 for part in (decode, run, encode, totals))
+    return DirectCall(body.label, *parts)
+
+
+def _once(content: bytes, call: Call, codec: Codec, runtime: Runtime) -> tuple[float, float, float]:
+    spec = runtime.spec
+    begin = time.perf_counter()
+    request = codec.decode(content, call, spec)
+    decoded = time.perf_counter()
+    names = request.outputs or tuple(output.name for output in request.signature.outputs)
+    outputs = runtime.run(request.signature.name, request.inputs, names)
+    ran = time.perf_counter()
+    codec.encode(request, outputs, spec)
+    return decoded - begin, ran - decoded, time.perf_counter() - ran

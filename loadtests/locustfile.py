@@ -1,0 +1,157 @@
+"""Locust users: both HTTP protocols on real pictures, and the small models.
+
+`loadtests/run.py` runs one class at a time; by hand:
+`locust -f loadtests/locustfile.py TensorFlowServing --host http://127.0.0.1:8080`.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from locust import FastHttpUser, events, task
+
+from loadtests import light
+from loadtests.exchange import (
+    LENGTH_HEADER,
+    Message,
+    WrongAnswer,
+    check_classes,
+    check_number,
+    infer_binary_message,
+    picture_instance,
+    predict_message,
+    read_infer,
+    read_predictions,
+)
+from loadtests.pictures import Picture, load_pictures
+
+SAMPLES = "HEADRACE_LOADTEST_SAMPLES"
+"""Environment variable that names the CSV file for one row per request."""
+
+CLASSES = 1000
+
+
+class CheckedUser(FastHttpUser):  # type: ignore[misc]
+    """Sends messages without a pause and counts a wrong answer as a failure."""
+
+    abstract = True
+    network_timeout = 60.0
+
+    def send(self, name: str, message: Message, check: Callable[[Any], None]) -> None:
+        """Post one message; `check` raises `WrongAnswer` for a 200 with wrong content."""
+        with self.client.post(
+            message.path,
+            data=message.body,
+            headers=message.headers,
+            name=name,
+            catch_response=True,
+        ) as response:
+            if response.status_code != 200:
+                response.failure(f"status {response.status_code}: {(response.text or '')[:120]}")
+                return
+            try:
+                check(response)
+            except WrongAnswer as error:
+                response.failure(str(error))
+
+
+class TensorFlowServing(CheckedUser):
+    """Encoded pictures in JSON to the TensorFlow tagger, as TensorFlow Serving's users send."""
+
+    def on_start(self) -> None:
+        """Make the request bodies once."""
+        self.requests = [(picture, _predict(picture)) for picture in load_pictures()]
+
+    @task  # type: ignore[untyped-decorator]
+    def tag(self) -> None:
+        """One picture, chosen at random."""
+        picture, message = random.choice(self.requests)
+        self.send("tagger_tf :predict (PNG)", message, lambda response: _tagged(response, picture))
+
+
+class OpenInference(CheckedUser):
+    """Raw pixels with the binary tensor extension to the ONNX tagger, as Triton's users send."""
+
+    def on_start(self) -> None:
+        """Make the request bodies once."""
+        self.requests = [
+            (picture, infer_binary_message("tagger", "images", picture.pixels, "scores"))
+            for picture in load_pictures()
+        ]
+
+    @task  # type: ignore[untyped-decorator]
+    def tag(self) -> None:
+        """One picture, chosen at random."""
+        picture, message = random.choice(self.requests)
+
+        def check(response: Any) -> None:
+            length = response.headers.get(LENGTH_HEADER)
+            scores = read_infer(response.content, length, "scores")
+            check_classes(scores, picture.expected, CLASSES)
+
+        self.send("tagger /infer (raw pixels)", message, check)
+
+
+class Light(CheckedUser):
+    """The small models in turn: a digit over one protocol, a price over the other."""
+
+    def on_start(self) -> None:
+        """Read the request bodies once."""
+        self.digits = light.digit_messages()
+        self.price = light.price_message()
+
+    @task  # type: ignore[untyped-decorator]
+    def digit(self) -> None:
+        """A picture of a digit is read as that digit."""
+        digit, message = random.choice(self.digits)
+
+        def check(response: Any) -> None:
+            scores = read_predictions(response.content, "scores")
+            check_classes(scores, frozenset({digit}), light.CLASSES)
+
+        self.send("digits :predict (PNG)", message, check)
+
+    @task  # type: ignore[untyped-decorator]
+    def estimate(self) -> None:
+        """A booking gets a price near its real one."""
+
+        def check(response: Any) -> None:
+            length = response.headers.get(LENGTH_HEADER)
+            prices = read_infer(response.content, length, "price")
+            check_number(prices, light.LOWEST_PRICE, light.HIGHEST_PRICE)
+
+        self.send("price /infer (JSON)", self.price, check)
+
+
+def _predict(picture: Picture) -> Message:
+    return predict_message("tagger_tf", [picture_instance(picture.png)], "image_bytes")
+
+
+def _tagged(response: Any, picture: Picture) -> None:
+    scores = read_predictions(response.content, "scores")
+    check_classes(scores, picture.expected, CLASSES)
+
+
+@events.init.add_listener  # type: ignore[untyped-decorator]
+def record_samples(environment: Any, **_: Any) -> None:
+    """Write each request to the file named by HEADRACE_LOADTEST_SAMPLES, if it is set."""
+    path = os.environ.get(SAMPLES)
+    if path is None:
+        return
+    file = Path(path).open("w", newline="", encoding="utf-8")  # noqa: SIM115 - closed at quit
+    rows = csv.writer(file)
+    rows.writerow(("started_s", "latency_ms", "name", "error"))
+
+    def write(
+        name: str, response_time: float, start_time: float, exception: object, **_: Any
+    ) -> None:
+        error = "" if exception is None else str(exception)
+        rows.writerow((f"{start_time:.6f}", f"{response_time:.3f}", name, error))
+
+    environment.events.request.add_listener(write)
+    environment.events.quit.add_listener(lambda **_: file.close())

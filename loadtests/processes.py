@@ -1,0 +1,84 @@
+"""Servers under test as child processes, each in a session of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+POLL_S = 0.05
+
+
+class NotStarted(Exception):
+    """Raised when a server ended or did not answer in time."""
+
+
+@contextmanager
+def running(
+    command: Sequence[str],
+    log: Path,
+    environment: Mapping[str, str] | None = None,
+    *,
+    stop_s: float = 5.0,
+    whole_group: bool = True,
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a server while the block lasts.
+
+    SIGTERM goes to the whole group (some leave a worker behind when only the parent is told) or
+    to the parent alone (which then stops its own); after `stop_s` the group is killed.
+    """
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            command,
+            env={**os.environ, **(environment or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        yield process
+    finally:
+        _stop(process, stop_s, whole_group)
+
+
+def wait_until(ready: Callable[[], bool], process: subprocess.Popen[bytes], limit_s: float) -> None:
+    """Poll until `ready`; raises `NotStarted` when the process has ended or time is up."""
+    limit = time.monotonic() + limit_s
+    while not ready():
+        if process.poll() is not None:
+            raise NotStarted(f"the server ended with status {process.returncode}")
+        if time.monotonic() > limit:
+            raise NotStarted(f"the server did not answer within {limit_s:g} s")
+        time.sleep(POLL_S)
+
+
+def free_ports(count: int) -> list[int]:
+    """Loopback ports that nobody holds at this moment, all different."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [opened.getsockname()[1] for opened in sockets]
+    for opened in sockets:
+        opened.close()
+    return ports
+
+
+def _stop(process: subprocess.Popen[bytes], stop_s: float, whole_group: bool) -> None:
+    # The group outlives its leader, so it is told even when the leader has gone.
+    if whole_group:
+        _signal_group(process.pid, signal.SIGTERM)
+    else:
+        process.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=stop_s)
+    _signal_group(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _signal_group(group: int, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(group, number)

@@ -1,0 +1,145 @@
+"""`make loadtest`: locust through steps of concurrency against a started system, with a report."""
+
+from __future__ import annotations
+
+import ipaddress
+import sys
+from datetime import datetime
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import click
+import httpx
+from rich.console import Console
+from rich.table import Table
+
+from loadtests import light
+from loadtests.machine import describe_machine
+from loadtests.pictures import PicturesMissing, load_pictures
+from loadtests.report import Report, write_report
+from loadtests.steps import KINDS, Step, StepFailed, run_step
+
+REPORTS = Path(__file__).resolve().parent / "reports"
+READY_MODELS = {
+    "TensorFlowServing": ("tagger_tf",),
+    "OpenInference": ("tagger",),
+    "Light": ("digits", "price"),
+}
+ANSWER_WITHIN_S = 5.0
+
+
+class Refused(click.ClickException):
+    """Raised for what a person must change before the load test can run; exit status 1."""
+
+
+@click.command(help=__doc__)
+@click.option("--host", default="http://127.0.0.1:8080", show_default=True, help="System to load.")
+@click.option("--users", default="1,4,16", show_default=True, help="Steps of concurrency.")
+@click.option("--seconds", default=10.0, show_default=True, help="Length of a step.")
+@click.option(
+    "--kind", "kinds", multiple=True, type=click.Choice(list(KINDS)), help="Only these users."
+)
+@click.option("--out", default=REPORTS, type=click.Path(path_type=Path), help="Report folder.")
+@click.option("--allow-remote", is_flag=True, help="Also load a host beyond this machine.")
+def main(
+    host: str, users: str, seconds: float, kinds: tuple[str, ...], out: Path, allow_remote: bool
+) -> None:
+    console = Console()
+    counts = parse_users(users)
+    kinds = kinds or tuple(KINDS)
+    check_host(host, allow_remote)
+    check_system(host, kinds)
+    now = datetime.now().astimezone()
+    folder = out / now.strftime("%Y%m%d-%H%M%S")
+    raw = folder / "raw"
+    raw.mkdir(parents=True)
+    steps: list[Step] = []
+    for kind in kinds:
+        for count in counts:
+            with console.status(f"{KINDS[kind]}: {count} user(s) for {seconds:g} s"):
+                try:
+                    steps.append(run_step(kind, count, seconds, host, raw))
+                except StepFailed as error:
+                    raise Refused(str(error)) from error
+            console.print(_line(steps[-1]))
+    machine = describe_machine(("headrace", "locust", "ray", "onnxruntime"))
+    write_report(Report(host, now, machine, tuple(steps)), folder)
+    console.print(_table(steps))
+    console.print(f"report: {folder / 'report.html'}", soft_wrap=True)
+    if any(step.errors or not step.samples for step in steps):
+        sys.exit(2)
+
+
+def parse_users(text: str) -> list[int]:
+    """`1,4,16` as numbers; raises `click.BadParameter`."""
+    try:
+        counts = [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise click.BadParameter(f"--users takes numbers like 1,4,16, not {text!r}") from error
+    if min(counts) < 1:
+        raise click.BadParameter("--users takes numbers of at least 1")
+    return counts
+
+
+def check_host(host: str, allow_remote: bool) -> None:
+    """A load test is aimed at this machine unless somebody says otherwise."""
+    parts = urlsplit(host)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise Refused(f"--host must look like http://127.0.0.1:8080, not {host!r}")
+    if not allow_remote and not is_loopback(parts.hostname):
+        raise Refused(f"{parts.hostname} is not this machine: add --allow-remote if you mean it")
+
+
+def is_loopback(name: str) -> bool:
+    """Whether a host name or address can only be this machine."""
+    if name == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+def check_system(host: str, kinds: tuple[str, ...]) -> None:
+    """The pictures exist and the needed models are ready; raises `Refused` with one sentence."""
+    try:
+        load_pictures()
+        if "Light" in kinds:
+            light.digit_messages()
+            light.price_message()
+    except PicturesMissing as error:
+        raise Refused(str(error)) from error
+    with httpx.Client(base_url=host, timeout=ANSWER_WITHIN_S) as client:
+        for model in (model for kind in kinds for model in READY_MODELS[kind]):
+            try:
+                status = client.get(f"/v2/models/{model}/ready").status_code
+            except httpx.TransportError as error:
+                raise Refused(f"no system answers at {host}: start it with `make serve`") from error
+            if status != 200:
+                raise Refused(f"model {model} is not ready at {host} (status {status})")
+
+
+def _line(step: Step) -> str:
+    summary = step.summary
+    return (
+        f"{step.label}: {step.users} user(s), {summary.per_second:,.0f} requests/s, "
+        f"p50 {summary.p50_ms:.1f} ms, p99 {summary.p99_ms:.1f} ms, {summary.failures} failed"
+    )
+
+
+def _table(steps: list[Step]) -> Table:
+    table = Table(title="Load test")
+    table.add_column("requests")
+    for heading in ("users", "requests/s", "p50 ms", "p90 ms", "p99 ms", "max ms", "failed"):
+        table.add_column(heading, justify="right")
+    for step in steps:
+        figures = step.summary
+        cells = (figures.p50_ms, figures.p90_ms, figures.p99_ms, figures.max_ms)
+        latencies = [f"{value:,.1f}" for value in cells]
+        rate = f"{figures.per_second:,.1f}"
+        table.add_row(step.label, str(step.users), rate, *latencies, f"{figures.failures:,}")
+    return table
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""The benchmark's outcome as tables for a terminal and for Markdown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from rich.table import Table
+
+from loadtests.outcome import Outcome
+
+BEGIN = "<!-- bench:begin -->"
+END = "<!-- bench:end -->"
+RATES = ("server", "body", "connections", "requests/s", "p50 ms", "p99 ms", "errors", "to mosec")
+PARTS = ("body", "decode µs", "run µs", "encode µs", "direct call µs", "added by the gateway µs")
+MIB = 2**20
+
+
+def rich_tables(outcome: Outcome) -> list[Table]:
+    """Rates, latencies and the direct call."""
+    return [
+        _rich("Rates and latencies, medians over the rounds", RATES, _rate_cells(outcome), 2),
+        _rich("One request without a server, medians", PARTS, _direct_cells(outcome), 1),
+    ]
+
+
+def sentences(outcome: Outcome) -> list[str]:
+    """Memory and start-up, one line each, for what was measured."""
+    lines = []
+    if outcome.memory is not None:
+        slot, bare = outcome.memory.slot, outcome.memory.bare
+        over = outcome.memory.over_rss_bytes / MIB
+        lines.append(
+            f"A slot holds {slot.rss_bytes / MIB:.0f} MiB (proportional share "
+            f"{slot.pss_bytes / MIB:.0f}), a bare process with the same runtime and model "
+            f"{bare.rss_bytes / MIB:.0f} MiB ({bare.pss_bytes / MIB:.0f}): {over:.0f} MiB more."
+        )
+    if outcome.startup is not None:
+        lines.append(
+            f"{outcome.startup.config}, from built state: the first model answered after "
+            f"{outcome.startup.first_s:.1f} s, all {len(outcome.startup.ready_s)} after "
+            f"{outcome.startup.all_s:.1f} s."
+        )
+    return lines
+
+
+def markdown(outcome: Outcome) -> str:
+    """The block that stands between the markers in the documentation."""
+    rounds = max((row.rounds for row in outcome.rows), default=0)
+    head = (
+        f"`{outcome.command}` on {outcome.machine.line()}, {outcome.when:%Y-%m-%d}, "
+        f"medians of {rounds} rounds, load generator on the same machine:"
+    )
+    parts = [
+        head,
+        _pipes(RATES, _rate_cells(outcome), 2),
+        "One request at a time:",
+        _pipes(PARTS, _direct_cells(outcome), 1),
+        *sentences(outcome),
+    ]
+    return "\n\n".join(parts)
+
+
+def update_block(file: Path, block: str) -> None:
+    """Replace what stands between the markers; raises `ValueError` when they are missing."""
+    text = file.read_text(encoding="utf-8")
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"{file} has no {BEGIN} … {END}")
+    file.write_text(f"{before}{BEGIN}\n\n{block}\n\n{END}{after}", encoding="utf-8")
+
+
+def _rate_cells(outcome: Outcome) -> list[list[str]]:
+    return [
+        [
+            row.server,
+            row.body,
+            str(row.connections),
+            f"{row.per_second:,.0f}",
+            f"{row.p50_ms:.2f}",
+            f"{row.p99_ms:.2f}",
+            str(row.errors),
+            _figure(outcome.ratio_to_peer(row), ".2f"),
+        ]
+        for row in outcome.rows
+    ]
+
+
+def _direct_cells(outcome: Outcome) -> list[list[str]]:
+    return [
+        [
+            call.body,
+            *(f"{us:.0f}" for us in (call.decode_us, call.run_us, call.encode_us, call.total_us)),
+            _figure(outcome.added_us(call), ".0f"),
+        ]
+        for call in outcome.direct
+    ]
+
+
+def _figure(value: float, style: str) -> str:
+    return "-" if math.isnan(value) else format(value, style)
+
+
+def _rich(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]], texts: int) -> Table:
+    table = Table(title=title)
+    for number, head in enumerate(heads):
+        table.add_column(head, justify="left" if number < texts else "right")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _pipes(heads: Sequence[str], rows: Iterable[Sequence[str]], texts: int) -> str:
+    rule = ["---" if number < texts else "---:" for number in range(len(heads))]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, rule, *rows))

@@ -1,0 +1,118 @@
+"""Builds the demo models: `python models/build.py [NAME ...] [--force]`.
+
+Imports only what is light; a builder and its tools are imported when there is work for them.
+"""
+
+import fcntl
+import os
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from catalog import TARGETS, Target
+from sources import BuildError, NpmMissingError
+from targets import PHASES, is_built, make, write_readmes
+
+BASE = Path(__file__).resolve().parent
+LOG = BASE / "cache" / "build.log"
+NAMES = tuple(dict.fromkeys(target.name for target in TARGETS))
+
+
+@click.command()
+@click.argument("names", nargs=-1, type=click.Choice(NAMES), metavar="[NAME]...")
+@click.option("--force", is_flag=True, help="Build again what is up to date.")
+def main(names: Sequence[str], force: bool) -> None:
+    """Build the demo models NAME... (all of them without a name) into models/repository."""
+    console = Console()
+    with _alone(console):
+        chosen = _with_needs(names or NAMES)
+        failed = _build_all(chosen, force, console)
+        write_readmes(TARGETS, BASE)
+    sys.exit(1 if failed else 0)
+
+
+def _with_needs(names: Sequence[str]) -> list[Target]:
+    needed = {need for target in TARGETS if target.name in names for need in target.needs}
+    return [target for target in TARGETS if target.name in needed or target.name in names]
+
+
+@contextmanager
+def _alone(console: Console) -> Iterator[None]:
+    """Hold the lock on the cache, so that two builds do not do the same work."""
+    LOG.parent.mkdir(parents=True, exist_ok=True)
+    with (LOG.parent / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            console.print("Another build of the models is running: waiting for it.")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _build_all(chosen: Sequence[Target], force: bool, console: Console) -> int:
+    """Build what is not up to date, in order, and return how many failed."""
+    # A target that needs another is judged when its turn comes.
+    waiting = [t for t in chosen if force or t.needs or not is_built(t, BASE)]
+    columns = ("{task.fields[number]:>5}", "[bold]{task.description:<11}", "{task.fields[now]}")
+    failed = 0
+    with Progress(
+        SpinnerColumn(),
+        *(TextColumn(column) for column in columns[:2]),
+        BarColumn(bar_width=12),
+        TimeElapsedColumn(),
+        TextColumn(columns[2]),
+        console=console,
+        transient=True,
+    ) as progress:
+        for number, target in enumerate(waiting, 1):
+            if force or not is_built(target, BASE):
+                failed += not _build_one(target, f"{number}/{len(waiting)}", progress)
+    if not failed:
+        console.print(f"Models: {len(chosen)} of {len(chosen)} up to date in models/repository.")
+    return failed
+
+
+def _build_one(target: Target, number: str, progress: Progress) -> bool:
+    """Build one target and say how it went; False where that is a failure of the build."""
+    task = progress.add_task(target.label, total=PHASES, number=number, now="")
+    started = time.monotonic()
+
+    def report(finished: int, now: str) -> None:
+        progress.update(task, completed=finished, now=escape(now))
+
+    try:
+        make(target, BASE, report)
+    except NpmMissingError as error:
+        _say(progress, number, target, f"[yellow]skipped[/]: {escape(str(error))}")
+        return True
+    except BuildError as error:
+        _say(progress, number, target, f"[red]failed[/]: {escape(str(error))}")
+        return False
+    except Exception as error:  # the boundary of a builder: its traceback goes to the log
+        with LOG.open("a", encoding="utf-8") as log:
+            log.write(f"{target.label}\n{traceback.format_exc()}\n")
+        reason = f"unexpected {type(error).__name__}; the traceback is in {os.path.relpath(LOG)}."
+        _say(progress, number, target, f"[red]failed[/]: {escape(reason)}")
+        return False
+    finally:
+        progress.remove_task(task)
+    _say(progress, number, target, f"built in {time.monotonic() - started:.1f} s")
+    return True
+
+
+def _say(progress: Progress, number: str, target: Target, text: str) -> None:
+    progress.console.print(f"{number:>5} {target.label:<11} {text}", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    # TensorFlow reads this at import: only its errors are news here.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    main()

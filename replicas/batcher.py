@@ -1,0 +1,331 @@
+"""Join rows of waiting requests into batches; pure: time is an argument and nothing here waits.
+
+`Batcher` belongs to one thread (the slot's loop). A `Batch` may compute `inputs()` and `deliver()`
+in the compute thread: both touch only the batch's own requests.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+from operator import itemgetter
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gateway.deadline import Deadline
+from gateway.errors import HeadraceError, InternalError
+from gateway.protocols.tensors import InferenceRequest, Tensor
+
+
+@dataclass(slots=True, eq=False)
+class Pending:
+    """A request between decoding and inference; `token` is the caller's own.
+
+    Equal keys may share a batch. None, or `alone`, never does: a request whose inputs do not
+    share their first dimension, or one that is run by itself because a slot died under it.
+    """
+
+    request: InferenceRequest
+    key: Hashable
+    rows: int
+    deadline: Deadline
+    arrived_s: float
+    token: Any = None
+    alone: bool = False
+    error: HeadraceError | None = None
+    _taken: int = field(default=0, repr=False)
+    _answered: int = field(default=0, repr=False)
+    _pieces: list[tuple[int, dict[str, Tensor]]] = field(default_factory=list, repr=False)
+    _ended: bool = field(default=False, repr=False)
+
+    @classmethod
+    def of(
+        cls,
+        request: InferenceRequest,
+        deadline: Deadline,
+        now_s: float,
+        token: Any = None,
+        alone: bool = False,
+    ) -> Pending:
+        """Key and rows as the request says; one without rows counts as one row."""
+        rows = 1 if request.rows is None else request.rows
+        return cls(request, batch_key(request), rows, deadline, now_s, token, alone)
+
+
+def batch_key(request: InferenceRequest) -> Hashable:
+    """Signature, wanted outputs and each input's (name, dtype, shape of one row).
+
+    None when the request cannot share a batch: its inputs have no common rows, or none at all.
+    """
+    if not request.rows:
+        return None
+    inputs = [(name, tensor.dtype, tensor.shape[1:]) for name, tensor in request.inputs.items()]
+    if len(inputs) > 1:
+        inputs.sort(key=itemgetter(0))
+    return (request.signature.name, request.outputs, *inputs)
+
+
+class Part(NamedTuple):
+    """Rows `start` to `stop` of a request."""
+
+    pending: Pending
+    start: int
+    stop: int
+
+    @property
+    def whole(self) -> bool:
+        """True when this is the entire request."""
+        return self.start == 0 and self.stop == self.pending.rows
+
+
+class Batch:
+    """What one run computes: parts that share a key, at most `max_rows` rows."""
+
+    __slots__ = ("_batcher", "parts", "rows")
+
+    def __init__(self, parts: list[Part], batcher: Batcher) -> None:
+        self.parts = parts
+        self.rows = sum([part.stop - part.start for part in parts])
+        self._batcher = batcher
+
+    @property
+    def pendings(self) -> list[Pending]:
+        """The requests of the batch, in order."""
+        return [part.pending for part in self.parts]
+
+    def inputs(self) -> dict[str, Tensor]:
+        """The tensors to run, `[rows, ...]` each; a single request's are not copied."""
+        first, *others = self.parts
+        tensors = first.pending.request.inputs
+        if not others:
+            if first.whole:
+                return tensors
+            return {name: tensor[first.start : first.stop] for name, tensor in tensors.items()}
+        return {
+            name: np.concatenate(
+                [
+                    pending.request.inputs[name]
+                    if stop - start == pending.rows
+                    else pending.request.inputs[name][start:stop]
+                    for pending, start, stop in self.parts
+                ]
+            )
+            for name in tensors
+        }
+
+    def deliver(self, outputs: Mapping[str, Tensor]) -> list[tuple[Pending, dict[str, Tensor]]]:
+        """The requests that are finished, with their outputs: views, joined where cut.
+
+        Raises `InternalError` when an output does not have the batch's rows and must be split.
+        """
+        if len(self.parts) == 1 and self.parts[0].whole:
+            answers = [(self.parts[0].pending, dict(outputs))]
+        else:
+            self._check_rows(outputs)
+            answers = self._split(outputs)
+        finished = [answer for answer in answers if not answer[0]._ended]
+        for pending, _ in finished:
+            pending._ended = True
+        return finished
+
+    def fail(self, error: HeadraceError) -> list[Pending]:
+        """The requests that end now with `error`; rows of theirs that still wait are dropped.
+
+        Belongs to the batcher's thread.
+        """
+        ended = []
+        for pending in self.pendings:
+            if not pending._ended:
+                self._batcher.cancel(pending)
+                pending._ended = True
+                pending.error = error
+                ended.append(pending)
+        return ended
+
+    def _split(self, outputs: Mapping[str, Tensor]) -> list[tuple[Pending, dict[str, Tensor]]]:
+        answers = []
+        at = 0
+        for pending, start, stop in self.parts:
+            end = at + stop - start
+            rows = {name: output[at:end] for name, output in outputs.items()}
+            at = end
+            if stop - start == pending.rows:
+                answers.append((pending, rows))
+            elif (joined := _joined(pending, start, stop, rows)) is not None:
+                answers.append((pending, joined))
+        return answers
+
+    def _check_rows(self, outputs: Mapping[str, Tensor]) -> None:
+        for name, output in outputs.items():
+            if output.ndim == 0 or output.shape[0] != self.rows:
+                raise InternalError(
+                    f"output {name!r} has shape {list(output.shape)} for a batch of {self.rows} "
+                    "rows: its first dimension must be the rows for requests to share a batch"
+                )
+
+
+def _joined(
+    pending: Pending, start: int, stop: int, outputs: dict[str, Tensor]
+) -> dict[str, Tensor] | None:
+    """All outputs of a cut request, once this part was the last one missing."""
+    pending._pieces.append((start, outputs))
+    pending._answered += stop - start
+    if pending._answered < pending.rows:
+        return None
+    pieces = [piece for _, piece in sorted(pending._pieces, key=itemgetter(0))]
+    pending._pieces = []
+    return {name: np.concatenate([piece[name] for piece in pieces]) for name in outputs}
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What to run now, and who is too late to be run (to be answered with 504)."""
+
+    batch: Batch | None
+    late: list[Pending]
+
+
+class _Queue:
+    """Requests of one key, oldest first, never empty; `due_s` is when the first must not wait."""
+
+    __slots__ = ("due_s", "rows", "waiting")
+
+    def __init__(self) -> None:
+        self.waiting: deque[Pending] = deque()
+        self.rows = 0
+        self.due_s = math.inf
+
+
+class Batcher:
+    """Requests wait by key; keys take turns by their oldest request, so none starves.
+
+    `max_rows` bounds the rows of a batch; 0 means that each request runs alone and whole.
+    A request waits for others at most `max_wait_s` seconds, and never longer than half of the
+    time to its deadline, so that time is left to run it.
+    """
+
+    def __init__(self, max_rows: int, max_wait_s: float) -> None:
+        if max_rows < 0 or not 0 <= max_wait_s < math.inf:
+            raise ValueError(f"max_rows {max_rows} and max_wait_s {max_wait_s} must be 0 or more")
+        self._max_rows = max_rows
+        self._max_wait_s = max_wait_s
+        self._queues: dict[Hashable, _Queue] = {}  # None: those that run alone
+        self.depth = 0
+        self.rows = 0
+
+    def add(self, pending: Pending) -> None:
+        """Let a request wait for its turn."""
+        key = self._queue_key(pending)
+        queue = self._queues.get(key)
+        if queue is None:
+            queue = self._queues[key] = _Queue()
+        queue.waiting.append(pending)
+        queue.rows += pending.rows
+        due_s = self._due_s(pending)
+        if due_s < queue.due_s:
+            queue.due_s = due_s
+        self.depth += 1
+        self.rows += pending.rows
+
+    def cancel(self, pending: Pending) -> bool:
+        """Drop the rows that have not started; False when none were waiting.
+
+        After True the request is never delivered, though some of its parts may be running.
+        """
+        key = self._queue_key(pending)
+        queue = self._queues.get(key)
+        if queue is None or pending not in queue.waiting:
+            return False
+        queue.waiting.remove(pending)
+        self._leave(queue, pending)
+        pending._ended = True
+        self._settle(key, queue)
+        return True
+
+    def take(self, now_s: float) -> Taken:
+        """The next batch, if one is ready, and the late requests met on the way to it."""
+        late: list[Pending] = []
+        parts: list[Part] = []
+        while not parts and (ready := self._ready(now_s)) is not None:
+            key, queue = ready
+            parts = self._fill(queue, key is None, now_s, late)
+            self._settle(key, queue)
+        return Taken(Batch(parts, self) if parts else None, late)
+
+    def next_s(self, now_s: float) -> float | None:
+        """When to take again, on the clock of `now_s` (not a delay); None when nothing waits."""
+        if not self._queues:
+            return None
+        return max(now_s, min([self._ready_s(key, queue) for key, queue in self._queues.items()]))
+
+    def _queue_key(self, pending: Pending) -> Hashable:
+        if pending.alone or not self._max_rows or pending.request.rows is None:
+            return None
+        return pending.key
+
+    def _due_s(self, pending: Pending) -> float:
+        left_s = pending.deadline.at_s - pending.arrived_s
+        return pending.arrived_s + min(self._max_wait_s, max(0.0, left_s / 2))
+
+    def _ready_s(self, key: Hashable, queue: _Queue) -> float:
+        if key is None or queue.rows >= self._max_rows:
+            return -math.inf
+        return queue.due_s
+
+    def _ready(self, now_s: float) -> tuple[Hashable, _Queue] | None:
+        """The queue whose oldest request came first among those that need not wait."""
+        chosen = None
+        oldest_s = math.inf
+        for key, queue in self._queues.items():
+            arrived_s = queue.waiting[0].arrived_s
+            if arrived_s < oldest_s and self._ready_s(key, queue) <= now_s:
+                chosen, oldest_s = (key, queue), arrived_s
+        return chosen
+
+    def _fill(self, queue: _Queue, alone: bool, now_s: float, late: list[Pending]) -> list[Part]:
+        """Parts in order of arrival until the next does not fit; only what fits no batch is cut."""
+        parts: list[Part] = []
+        waiting = queue.waiting
+        room = self._max_rows
+        while waiting and not (alone and parts):
+            pending = waiting[0]
+            if pending.deadline.at_s <= now_s:
+                self._leave(queue, waiting.popleft())
+                pending._ended = True
+                late.append(pending)
+                continue
+            start = pending._taken
+            rows = pending.rows - start
+            if rows > room and self._may_cut(pending):
+                if parts:
+                    break
+                rows = room
+            pending._taken = start + rows
+            parts.append(Part(pending, start, start + rows))
+            room -= rows
+            queue.rows -= rows
+            self.rows -= rows
+            if pending._taken == pending.rows:
+                waiting.popleft()
+                self.depth -= 1
+        return parts
+
+    def _may_cut(self, pending: Pending) -> bool:
+        return self._max_rows > 0 and pending.request.rows is not None
+
+    def _leave(self, queue: _Queue, pending: Pending) -> None:
+        """Count out a request that ends before all its rows have started."""
+        rows = pending.rows - pending._taken
+        queue.rows -= rows
+        self.rows -= rows
+        self.depth -= 1
+
+    def _settle(self, key: Hashable, queue: _Queue) -> None:
+        """After requests left a queue: forget it when empty, else see who is due first."""
+        if not queue.waiting:
+            del self._queues[key]
+        elif self._max_wait_s > 0:
+            queue.due_s = min([self._due_s(pending) for pending in queue.waiting])

@@ -1,0 +1,325 @@
+"""A loaded model version in a slot: requests in, answers out, one batch at a time.
+
+Decoding and encoding happen on the loop, so that they overlap with the run in the compute thread;
+bodies over `INLINE_BYTES` are decoded and encoded in threads, so that the link always answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import structlog
+
+from gateway.channel import Channel
+from gateway.deadline import Deadline
+from gateway.errors import DeadlineExceeded, HeadraceError, InternalError
+from gateway.frames import Buffer, Flag, Item, Reply, pieces
+from gateway.metrics import Recorder
+from gateway.protocols.calls import CALLS, CallKind, call_of, encode_error, form_of
+from gateway.protocols.tensors import Encoded, InferenceRequest, Tensor
+from replicas.batcher import Batch, Batcher, Pending
+from replicas.runtime import Runtime
+
+INLINE_BYTES = 256 * 1024
+Result = TypeVar("Result")
+log = structlog.get_logger()
+
+Outputs = list[tuple[Pending, dict[str, Tensor]]]
+
+
+@dataclass(slots=True, eq=False)
+class Ticket(Generic[Result]):
+    """A job of the compute thread and who hears of its end."""
+
+    job: Callable[[], Result]
+    done: Callable[[Result | BaseException], None]
+
+
+class ComputeThread:
+    """Runs jobs one after the other and reports on the loop it was made on."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._jobs: queue.SimpleQueue[Ticket[Outputs] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="compute", daemon=True)
+        self._thread.start()
+
+    def submit(self, ticket: Ticket[Outputs]) -> None:
+        """Queue a job."""
+        self._jobs.put(ticket)
+
+    def close(self) -> None:
+        """Let the thread end after its present job."""
+        self._jobs.put(None)
+
+    def _work(self) -> None:
+        while (ticket := self._jobs.get()) is not None:
+            result: Outputs | BaseException
+            try:
+                result = ticket.job()
+            except BaseException as error:  # whatever a runtime raises belongs to its requests
+                result = error
+            self._loop.call_soon_threadsafe(ticket.done, result)
+
+
+@dataclass(slots=True, eq=False)
+class Caller:
+    """Where an answer goes, and the times it will carry."""
+
+    channel: Channel
+    item_id: int
+    call: CallKind
+    accept_encoding: str
+    arrived_s: float
+    taken_s: float = 0.0
+    compute_s: float = 0.0
+
+
+class Engine:
+    """See the module. `run` of the runtime is called from the slot's one compute thread."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        batcher: Batcher,
+        compute: ComputeThread,
+        recorder: Recorder,
+    ) -> None:
+        self.runtime, self.spec = runtime, runtime.spec
+        self._batcher, self._compute, self._recorder = batcher, compute, recorder
+        self._loop = asyncio.get_running_loop()
+        self._waiting: dict[tuple[Channel, int], Pending | None] = {}
+        self._running = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._outbox: dict[Channel, list[Reply]] = {}
+
+    def __len__(self) -> int:
+        """Requests that are not answered yet."""
+        return len(self._waiting)
+
+    async def drained(self) -> None:
+        """Wait until nothing is left to answer."""
+        while self._waiting:
+            self._idle.clear()
+            await self._idle.wait()
+
+    # -- in -----------------------------------------------------------------------------------
+
+    def accept(self, channel: Channel, item: Item) -> None:
+        """Take a request; `flush` must follow the last one of a bundle."""
+        self._waiting[channel, item.id] = None
+        if item.length <= INLINE_BYTES:
+            self._decoded(channel, item, self._decode(item))
+        else:
+            self._loop.create_task(self._accept_large(channel, item))
+
+    async def _accept_large(self, channel: Channel, item: Item) -> None:
+        decoded = await self._loop.run_in_executor(None, self._decode, item)
+        self._decoded(channel, item, decoded)
+        self.flush()
+
+    def _decode(self, item: Item) -> InferenceRequest | HeadraceError:
+        parts = pieces(item.body)
+        body: Buffer = parts[0] if len(parts) == 1 else b"".join(parts)
+        try:
+            if isinstance(body, bytearray):
+                body = memoryview(body)
+            codec = CALLS[item.call].codec
+            return codec.decode(
+                body, call_of(item.call, item.json_length, item.encodings), self.spec
+            )
+        except HeadraceError as error:
+            return error
+        except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
+            # A codec's own mistake must cost only the request that met it.
+            log.exception("decode_failed", model=self.spec.name)
+            return InternalError(f"internal error ({type(error).__name__})")
+
+    def _decoded(
+        self, channel: Channel, item: Item, decoded: InferenceRequest | HeadraceError
+    ) -> None:
+        if (channel, item.id) not in self._waiting:
+            return  # cancelled while it was decoded
+        now_s = self._loop.time()
+        kind = CALLS[item.call]
+        accept = call_of(item.call, None, item.encodings).accept_encoding
+        caller = Caller(channel, item.id, kind, accept, now_s)
+        if isinstance(decoded, HeadraceError):
+            self._answer_error(caller, decoded)
+            return
+        remaining_s = item.remaining_s
+        if decoded.timeout_s is not None:
+            remaining_s = min(remaining_s, decoded.timeout_s)
+        pending = Pending.of(
+            decoded,
+            Deadline.after(remaining_s, now_s),
+            now_s,
+            token=caller,
+            alone=bool(item.flags & Flag.ALONE),
+        )
+        self._waiting[channel, item.id] = pending
+        self._batcher.add(pending)
+
+    def cancel(self, channel: Channel, item_id: int) -> bool:
+        """Drop a request that nobody waits for; one that is being computed is not answered."""
+        if (channel, item_id) not in self._waiting:
+            return False
+        pending = self._waiting.pop((channel, item_id))
+        if pending is not None:
+            self._batcher.cancel(pending)
+        self._check_idle()
+        return True
+
+    def gone(self, channel: Channel) -> None:
+        """A gateway is gone: drop all its requests."""
+        for other, item_id in [key for key in self._waiting if key[0] is channel]:
+            self.cancel(other, item_id)
+
+    # -- compute ------------------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Start the next batch if none is running, and send what has been answered."""
+        if not self._running:
+            self._start()
+        self._send()
+
+    def _start(self) -> None:
+        now_s = self._loop.time()
+        taken = self._batcher.take(now_s)
+        for pending in taken.late:
+            error = DeadlineExceeded("the deadline passed before inference")
+            self._answer_error(pending.token, error)
+        if taken.batch is not None:
+            self._run(taken.batch, now_s)
+        elif (due_s := self._batcher.next_s(now_s)) is not None:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = self._loop.call_at(due_s, self.flush)
+
+    def _run(self, batch: Batch, now_s: float) -> None:
+        self._running = True
+        request = batch.parts[0].pending.request
+        names = request.outputs or tuple(spec.name for spec in request.signature.outputs)
+        for part in batch.parts:
+            part.pending.token.taken_s = now_s
+        self._recorder.batch(self.spec.name, str(self.spec.version), batch.rows)
+
+        def job() -> Outputs:
+            started = time.perf_counter()
+            outputs = self.runtime.run(request.signature.name, batch.inputs(), names)
+            finished = batch.deliver(outputs)
+            taken_s = time.perf_counter() - started
+            for pending, _ in finished:
+                pending.token.compute_s += taken_s
+            return finished
+
+        self._compute.submit(Ticket(job, lambda result: self._ran(batch, result)))
+
+    def _ran(self, batch: Batch, result: Outputs | BaseException) -> None:
+        self._running = False
+        if isinstance(result, BaseException):
+            self._failed(batch, result)
+        else:
+            # The next batch computes while this one is encoded.
+            self._start()
+            for pending, outputs in result:
+                self._finish(pending, outputs)
+        self.flush()
+
+    def _failed(self, batch: Batch, error: BaseException) -> None:
+        if isinstance(error, HeadraceError):
+            shown = error
+        else:
+            log.error("run_failed", model=self.spec.name, exc_info=error)
+            shown = InternalError(f"the model failed ({type(error).__name__})")
+        together = len(batch.parts) > 1
+        for pending in batch.fail(shown):
+            if together:
+                self._again(pending)
+            else:
+                self._answer_error(pending.token, shown)
+
+    def _again(self, pending: Pending) -> None:
+        """Its batch failed, so run it by itself: neighbours must not share one's mistake."""
+        caller: Caller = pending.token
+        if (caller.channel, caller.item_id) not in self._waiting:
+            return
+        again = Pending.of(
+            pending.request, pending.deadline, pending.arrived_s, token=caller, alone=True
+        )
+        self._waiting[caller.channel, caller.item_id] = again
+        self._batcher.add(again)
+
+    # -- out ----------------------------------------------------------------------------------
+
+    def _finish(self, pending: Pending, outputs: dict[str, Tensor]) -> None:
+        caller: Caller = pending.token
+        if (caller.channel, caller.item_id) not in self._waiting:
+            return
+        if sum(tensor.nbytes for tensor in outputs.values()) <= INLINE_BYTES:
+            self._answer(caller, self._encode(pending, outputs))
+        else:
+            self._loop.create_task(self._finish_large(pending, outputs))
+
+    async def _finish_large(self, pending: Pending, outputs: dict[str, Tensor]) -> None:
+        encoded = await self._loop.run_in_executor(None, self._encode, pending, outputs)
+        self._answer(pending.token, encoded)
+        self._send()
+
+    def _encode(self, pending: Pending, outputs: dict[str, Tensor]) -> Encoded | HeadraceError:
+        caller: Caller = pending.token
+        try:
+            return caller.call.codec.encode(pending.request, outputs, self.spec)
+        except HeadraceError as error:
+            return error
+        except (ValueError, TypeError, KeyError, IndexError) as error:
+            log.exception("encode_failed", model=self.spec.name)
+            return InternalError(f"internal error ({type(error).__name__})")
+
+    def _answer_error(self, caller: Caller, error: HeadraceError) -> None:
+        self._answer(caller, error)
+
+    def _answer(self, caller: Caller, answer: Encoded | HeadraceError) -> None:
+        if self._waiting.pop((caller.channel, caller.item_id), caller) is caller:
+            return
+        now_s = self._loop.time()
+        status = 200
+        if isinstance(answer, HeadraceError):
+            status, answer = answer.http_status, encode_error(answer)
+        taken_s = caller.taken_s or now_s
+        wait_s = taken_s - caller.arrived_s
+        encode_s = max(0.0, now_s - taken_s - caller.compute_s) if caller.taken_s else 0.0
+        reply = Reply(
+            id=caller.item_id,
+            length=len(answer.body),
+            status=status,
+            flags=0,
+            form=form_of(answer),
+            json_length=answer.json_length,
+            slot_s=now_s - caller.arrived_s,
+            batch_wait_s=wait_s,
+            compute_s=caller.compute_s,
+            encode_s=encode_s,
+            depth=len(self._waiting),
+            body=answer.body,
+        )
+        self._outbox.setdefault(caller.channel, []).append(reply)
+        self._check_idle()
+
+    def _send(self) -> None:
+        if self._outbox:
+            outbox, self._outbox = self._outbox, {}
+            for channel, replies in outbox.items():
+                channel.send_replies(replies)
+
+    def _check_idle(self) -> None:
+        if not self._waiting:
+            self._idle.set()

@@ -1,0 +1,215 @@
+"""The server end of the link: listens for gateways and for the pool, on Unix socket and TCP."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+from pathlib import Path
+from typing import Any, Protocol
+
+import structlog
+
+from gateway.channel import Channel
+from gateway.errors import HeadraceError, LinkError
+from gateway.frames import Frame, Item, Kind, Reply, decode_numbers
+from gateway.handshake import Hello, ServerHandshake, Session
+from replicas.credits import share
+
+HANDSHAKE_TIMEOUT_S = 5.0
+SILENCE_S = 4.0
+"""Gateways ping each second; one that is silent for so long is gone."""
+MAX_HANDSHAKES = 128
+"""Connections that have not proved themselves yet; more are closed at once."""
+
+log = structlog.get_logger()
+
+
+class Service(Protocol):
+    """What the link server serves: a slot."""
+
+    def items(self, channel: Channel, items: list[Item]) -> None:
+        """Requests came; answers go to `channel.send_replies`."""
+
+    def cancel(self, channel: Channel, item_id: int) -> None:
+        """A caller left."""
+
+    def gone(self, channel: Channel) -> None:
+        """A gateway's data connection is gone: nobody waits for its requests."""
+
+    async def call(self, peer: Hello, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        """An order of the pool; raises `HeadraceError` when it cannot be carried out."""
+        ...
+
+
+class LinkServer:
+    """Accepts links. `capacity` gives, by placement id, how many requests a placement may hold."""
+
+    def __init__(self, service: Service, hello: Hello, secret: bytes, max_body_bytes: int) -> None:
+        self._service, self._hello, self._secret = service, hello, secret
+        self._max_body_bytes = max_body_bytes
+        self._servers: list[asyncio.Server] = []
+        self._open: dict[Channel, Session] = {}
+        self._shaking: set[Channel] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._demand: dict[int, dict[str, int]] = {}
+        self._capacity: dict[int, int] = {}
+        self.tcp_address = ""
+
+    async def start(self, unix_path: Path, host: str, port: int) -> None:
+        """Listen on both; the Unix socket is for this user only."""
+        loop = asyncio.get_running_loop()
+        unix_path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        unix_path.unlink(missing_ok=True)
+        mask = os.umask(0o177)
+        try:
+            unix = await loop.create_unix_server(self._accept, str(unix_path), backlog=256)
+        finally:
+            os.umask(mask)
+        tcp = await loop.create_server(self._accept, host, port, backlog=256)
+        self._servers = [unix, tcp]
+        self.tcp_address = "{}:{}".format(*tcp.sockets[0].getsockname()[:2])
+        self._spawn(self._watch())
+
+    async def close(self) -> None:
+        """Stop listening and close every channel."""
+        for server in self._servers:
+            server.close()
+        for channel in (*self._open, *self._shaking):
+            channel.close("the slot has stopped")
+        for task in list(self._tasks):
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    def set_capacity(self, capacity: dict[int, int]) -> None:
+        """Change what the placements may hold, and tell the gateways."""
+        gone = self._capacity.keys() - capacity.keys()
+        self._capacity = dict(capacity)
+        for placement_id in gone:
+            self._demand.pop(placement_id, None)
+            for channel in self._controls():
+                channel.send_numbers(Kind.CREDIT, placement_id, 0)
+        for placement_id in capacity:
+            self._share_out(placement_id)
+
+    def draining(self) -> None:
+        """Tell the gateways to send nothing more."""
+        for channel in self._controls():
+            channel.send_frame(Kind.DRAINING)
+
+    def event(self, name: str, **facts: object) -> None:
+        """Tell the pool that something has changed."""
+        payload = json.dumps({"event": name, **facts}).encode()
+        for channel, session in self._open.items():
+            if session.peer.role == "pool":
+                channel.send_frame(Kind.EVENT, payload)
+
+    @property
+    def pool_connected(self) -> bool:
+        """Whether a pool is listening to this slot."""
+        return any(session.peer.role == "pool" for session in self._open.values())
+
+    # -- channels -----------------------------------------------------------------------------
+
+    def _accept(self) -> Channel:
+        handshake = ServerHandshake(self._secret, self._hello)
+        channel = Channel(self, handshake, self._max_body_bytes)
+        self._shaking.add(channel)
+        loop = asyncio.get_running_loop()
+        loop.call_later(HANDSHAKE_TIMEOUT_S, self._too_slow, channel)
+        if len(self._shaking) > MAX_HANDSHAKES:
+            loop.call_soon(channel.abort, "too many unproved connections")
+        return channel
+
+    def _too_slow(self, channel: Channel) -> None:
+        if channel in self._shaking:
+            channel.abort("the handshake took too long")
+
+    def channel_opened(self, channel: Channel, session: Session) -> None:
+        """A peer has proved itself."""
+        self._shaking.discard(channel)
+        self._open[channel] = session
+        if session.peer.role == "control":
+            for placement_id in self._capacity:
+                self._demand.setdefault(placement_id, {})[session.peer.link_id] = 0
+                self._share_out(placement_id)
+
+    def channel_items(self, channel: Channel, items: list[Item]) -> None:
+        """Requests of a gateway."""
+        self._service.items(channel, items)
+
+    def channel_replies(self, channel: Channel, replies: list[Reply]) -> None:
+        """Nobody answers a slot."""
+        raise LinkError("answers from a client of the link")
+
+    def channel_frame(self, channel: Channel, frame: Frame) -> None:
+        """Control frames and the pool's orders."""
+        peer = self._open[channel].peer
+        if frame.kind == Kind.PING:
+            channel.send_frame(Kind.PONG)
+        elif frame.kind == Kind.CANCEL:
+            self._service.cancel(channel, decode_numbers(frame)[0])
+        elif frame.kind == Kind.DEMAND:
+            placement_id, demand = decode_numbers(frame)
+            if placement_id in self._capacity:
+                self._demand.setdefault(placement_id, {})[peer.link_id] = demand
+                self._share_out(placement_id)
+        elif frame.kind == Kind.CALL and peer.role == "pool":
+            self._spawn(self._call(channel, peer, frame))
+        else:
+            raise LinkError(f"a frame of kind {frame.kind} from a {peer.role} connection")
+
+    def channel_closed(self, channel: Channel, reason: str) -> None:
+        """Free what the peer held."""
+        self._shaking.discard(channel)
+        session = self._open.pop(channel, None)
+        if session is None:
+            log.debug("link_refused", reason=reason)
+            return
+        self._service.gone(channel)
+        link_id = session.peer.link_id
+        if link_id:
+            for other, its in list(self._open.items()):
+                if its.peer.link_id == link_id:
+                    other.close("the other connection of this link is gone")
+        for placement_id, demands in self._demand.items():
+            if demands.pop(link_id, None) is not None:
+                self._share_out(placement_id)
+
+    # -- work ---------------------------------------------------------------------------------
+
+    def _controls(self) -> list[Channel]:
+        return [c for c, session in self._open.items() if session.peer.role == "control"]
+
+    def _share_out(self, placement_id: int) -> None:
+        demands = self._demand.setdefault(placement_id, {})
+        for channel in self._controls():
+            demands.setdefault(self._open[channel].peer.link_id, 0)
+        credits = share(self._capacity.get(placement_id, 0), demands)
+        for channel in self._controls():
+            link_id = self._open[channel].peer.link_id
+            channel.send_numbers(Kind.CREDIT, placement_id, credits[link_id])
+
+    async def _call(self, channel: Channel, peer: Hello, frame: Frame) -> None:
+        try:
+            order = json.loads(bytes(frame.payload))
+            result = await self._service.call(peer, order.pop("call"), order)
+        except HeadraceError as error:
+            result = {"error": error.message}
+        channel.send_frame(Kind.RESULT, json.dumps(result).encode(), count=frame.count)
+
+    async def _watch(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(1.0)
+            for channel, session in list(self._open.items()):
+                silent_s = loop.time() - channel.last_heard_s
+                if session.peer.role != "data" and silent_s > SILENCE_S:
+                    channel.abort(f"silent for {silent_s:.1f} s")
+
+    def _spawn(self, coroutine: Any) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

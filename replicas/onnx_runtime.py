@@ -1,0 +1,276 @@
+"""Run ONNX models with ONNX Runtime; the only importer of `onnxruntime`."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+from gateway.errors import InternalError, InvalidArgument, ModelLoadError, NotFound
+from gateway.protocols.tensors import BYTES, ModelSpec, Signature, Tensor, TensorSpec
+from replicas.external_data import check_external_data
+from replicas.runtime import Runtime, RuntimeSettings
+
+SIGNATURE = "serving_default"
+
+# After a run with inputs this large the arena gives its memory back, or one whole photo would keep
+# it: a 1024x1024 run through six convolutions left 132 MB in the process without this, 66 MB with.
+_SHRINK_ABOVE_BYTES = 8 << 20
+_REASON_CHARS = 200
+_FATAL = 4
+
+_DTYPES = {
+    "tensor(bool)": np.dtype(np.bool_),
+    "tensor(int8)": np.dtype(np.int8),
+    "tensor(int16)": np.dtype(np.int16),
+    "tensor(int32)": np.dtype(np.int32),
+    "tensor(int64)": np.dtype(np.int64),
+    "tensor(uint8)": np.dtype(np.uint8),
+    "tensor(uint16)": np.dtype(np.uint16),
+    "tensor(uint32)": np.dtype(np.uint32),
+    "tensor(uint64)": np.dtype(np.uint64),
+    "tensor(float16)": np.dtype(np.float16),
+    "tensor(float)": np.dtype(np.float32),
+    "tensor(double)": np.dtype(np.float64),
+    "tensor(string)": BYTES,
+}
+
+# ONNX Runtime's exceptions share no base; its Python layer adds ValueError and RuntimeError.
+_ERRORS: tuple[type[Exception], ...] = (
+    *(
+        error
+        for error in vars(state).values()
+        if isinstance(error, type) and issubclass(error, Exception)
+    ),
+    ValueError,
+    RuntimeError,
+)
+_OUR_FAULT = re.compile(r"Failed to allocate|bad_alloc|CUDA|CUDNN|CUBLAS")
+_NOISE = re.compile(
+    r"^.* was false\. "  # the condition of an assertion, which a sentence follows
+    r"|\[ONNXRuntimeError\] : \d+ : \w+ : "  # the status, which the type of the error says too
+    r"|Load model from .*? failed:"
+    r"|\S+\.(?:cc|h|hpp|cpp|cu):\d+ "  # where in its source
+    r"|[\w:*&<>, ]*\bonnxruntime::[^()]*\([^()]*\)(?: const)? "
+    r"|Error in execution: "
+    r"| Please fix either the inputs/outputs or the model\."
+)
+
+# Identity of a float tensor: the smallest model that a provider can be tried with.
+_PROBE = (
+    b"\x08\x03\x12\x00:9\n\x10\n\x01x\x12\x01y\x22\x08Identity\x12\x01gZ\x10\n\x01x\x12\x0b\n\t"
+    b"\x08\x01\x12\x05\n\x03\x12\x01Nb\x10\n\x01y\x12\x0b\n\t\x08\x01\x12\x05\n\x03\x12\x01NB"
+    b"\x04\n\x00\x10\x07"
+)
+
+
+def load(path: Path, name: str, version: int, settings: RuntimeSettings) -> Runtime:
+    """Load `path/model.onnx`; raises `ModelLoadError` with one sentence."""
+    where = f"model {name} version {version}"
+    model_file = path / "model.onnx"
+    if not model_file.is_file():
+        raise ModelLoadError(f"{where}: {model_file.name} is missing")
+    check_external_data(model_file, where)
+    providers = _providers(settings.device)
+    options = _session_options(settings)
+    try:
+        # Without enable_fallback=0 a failing provider is replaced silently, and prints.
+        session = ort.InferenceSession(
+            os.fspath(model_file), options, providers=providers, enable_fallback=0
+        )
+    except _ERRORS as error:
+        raise ModelLoadError(
+            f"{where}: {model_file.name} is truncated, not an ONNX model or not supported: "
+            f"{_reason(error)}"
+        ) from error
+    spec = _model_spec(session, name, version, settings, where)
+    return OnnxRuntime(session, spec, bound_to="cuda" if settings.device == "cuda" else None)
+
+
+class OnnxRuntime:
+    """A session; with `bound_to` inputs are copied once to that device and outputs come back."""
+
+    def __init__(
+        self, session: ort.InferenceSession, spec: ModelSpec, bound_to: str | None = None
+    ) -> None:
+        self._session: Any = session
+        self._spec = spec
+        signature = spec.signatures[SIGNATURE]
+        self._text_outputs = {each.name for each in signature.outputs if each.dtype == BYTES}
+        # IO binding knows no strings; the plain run copies numeric tensors to the device as well.
+        has_text = any(each.dtype == BYTES for each in signature.inputs + signature.outputs)
+        self._bound_to = None if has_text else bound_to
+        self._shrinking = ort.RunOptions()
+        if bound_to is None:
+            self._shrinking.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+
+    @property
+    def spec(self) -> ModelSpec:
+        """Names, dtypes and shapes of the graph as the signature `serving_default`."""
+        return self._spec
+
+    def run(
+        self, signature: str, inputs: Mapping[str, Tensor], outputs: Sequence[str]
+    ) -> dict[str, Tensor]:
+        """Compute the named outputs; `NotFound` for another signature than `serving_default`."""
+        where = f"model {self._spec.name} version {self._spec.version}"
+        if signature != SIGNATURE:
+            raise NotFound(f"{where} has no signature {signature!r}; it has {SIGNATURE!r}")
+        feed = {name: _to_text(name, value) for name, value in inputs.items()}
+        try:
+            results = self._bound_run(feed, outputs) if self._bound_to else self._run(feed, outputs)
+        except _ERRORS as error:
+            reason = _reason(error)
+            if _OUR_FAULT.search(reason):
+                raise InternalError(f"{where} failed: {reason}") from error
+            raise InvalidArgument(f"{where} refused the inputs: {reason}") from error
+        return {
+            name: _from_text(value) if name in self._text_outputs else value
+            for name, value in zip(outputs, results, strict=False)
+        }
+
+    def close(self) -> None:
+        """Drop the session, which frees its memory."""
+        self._session = None
+
+    def _run(self, feed: dict[str, Tensor], outputs: Sequence[str]) -> list[Tensor]:
+        large = sum(value.nbytes for value in feed.values()) > _SHRINK_ABOVE_BYTES
+        options = self._shrinking if large else None
+        results: list[Tensor] = self._session.run(list(outputs), feed, options)
+        return results
+
+    def _bound_run(self, feed: dict[str, Tensor], outputs: Sequence[str]) -> list[Tensor]:
+        binding = self._session.io_binding()
+        for name, value in feed.items():
+            held = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value), self._bound_to, 0)
+            binding.bind_ortvalue_input(name, held)
+        for name in outputs:
+            binding.bind_output(name, "cpu")
+        self._session.run_with_iobinding(binding)
+        results: list[Tensor] = binding.copy_outputs_to_cpu()
+        return results
+
+
+def _session_options(settings: RuntimeSettings) -> ort.SessionOptions:
+    threads = max(1, math.floor(settings.cores))
+    # A thread that spins between runs takes a core that somebody else was promised, unless the
+    # share is whole cores and the machine has them. Affinity is the process's: threads inherit it.
+    owns_cores = settings.cores == threads and threads <= len(os.sched_getaffinity(0))
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if owns_cores else "0")
+    options.add_session_config_entry("session.load_model_format", "ONNX")
+    # A memory pattern is kept for every combination of input shapes, without bound.
+    options.enable_mem_pattern = False
+    options.log_severity_level = _FATAL  # what goes wrong reaches us as an exception
+    return options
+
+
+def _providers(device: str) -> list[Any]:
+    if device == "cpu":
+        return ["CPUExecutionProvider"]
+    if device != "cuda":
+        raise ModelLoadError(f"device {device!r} is unknown; it must be 'cpu' or 'cuda'")
+    if reason := _why_no_cuda():
+        raise ModelLoadError(reason)
+    # EXHAUSTIVE, the default search, times every convolution anew for each shape that arrives.
+    cuda = {"arena_extend_strategy": "kSameAsRequested", "cudnn_conv_algo_search": "HEURISTIC"}
+    return [("CUDAExecutionProvider", cuda), "CPUExecutionProvider"]
+
+
+@cache
+def _why_no_cuda() -> str:
+    """Empty if a session really gets CUDA, else why not; asked once per process.
+
+    A build for CUDA names the provider everywhere, and a session without it falls back unasked:
+    only the providers of a session that exists are true.
+    """
+    provider = "CUDAExecutionProvider"
+    if provider not in ort.get_available_providers():
+        return "device 'cuda' needs onnxruntime-gpu in place of onnxruntime: install headrace[gpu]"
+    ort.preload_dlls()
+    options = ort.SessionOptions()
+    options.log_severity_level = _FATAL
+    try:
+        session = ort.InferenceSession(_PROBE, options, providers=[provider], enable_fallback=0)
+        if provider in session.get_providers():
+            return ""
+        reason = "the session fell back to the CPU"
+    except _ERRORS as error:
+        reason = _reason(error)
+    return (
+        "device 'cuda' does not work here; check the GPU, its driver, CUDA and cuDNN, "
+        f"or set device: cpu ({reason})"
+    )
+
+
+def _model_spec(
+    session: Any, name: str, version: int, settings: RuntimeSettings, where: str
+) -> ModelSpec:
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    signature = Signature(
+        name=SIGNATURE,
+        inputs=tuple(_tensor_spec(each, f"{where}: input") for each in inputs),
+        outputs=tuple(_tensor_spec(each, f"{where}: output") for each in outputs),
+    )
+    return ModelSpec(
+        name=name,
+        version=version,
+        platform="onnxruntime_onnx",
+        signatures={SIGNATURE: signature},
+        default_signature=SIGNATURE,
+        max_rows=settings.max_rows if _rows_are_free(inputs, outputs) else 0,
+    )
+
+
+def _tensor_spec(argument: Any, where: str) -> TensorSpec:
+    dtype = _DTYPES.get(argument.type)
+    if dtype is None:
+        raise ModelLoadError(
+            f"{where} {argument.name} is a {argument.type}; only tensors of bool, integers, "
+            "float16, float32, float64 and string can be served"
+        )
+    # ONNX Runtime shows a scalar and an unknown rank alike: the careful reading is "unknown".
+    shape = tuple(size if isinstance(size, int) else None for size in argument.shape) or None
+    return TensorSpec(argument.name, dtype, shape)
+
+
+def _rows_are_free(inputs: Sequence[Any], outputs: Sequence[Any]) -> bool:
+    """Whether every tensor begins with one and the same free dimension."""
+    if not inputs or not all(argument.shape for argument in (*inputs, *outputs)):
+        return False
+    leading = {argument.shape[0] for argument in (*inputs, *outputs)} - {None}
+    return len(leading) <= 1 and all(isinstance(size, str) for size in leading)
+
+
+def _to_text(name: str, value: Tensor) -> Tensor:
+    """ONNX strings are text: `bytes` become `str`, other dtypes stay as they are."""
+    if value.dtype != BYTES:
+        return value
+    try:
+        texts = [element.decode() for element in value.flat]
+    except UnicodeDecodeError as error:
+        raise InvalidArgument(
+            f"input {name} holds bytes that are not UTF-8; this model takes text"
+        ) from error
+    return np.array(texts, dtype=object).reshape(value.shape)
+
+
+def _from_text(value: Tensor) -> Tensor:
+    return np.array([text.encode() for text in value.flat], dtype=object).reshape(value.shape)
+
+
+def _reason(error: Exception) -> str:
+    """What ONNX Runtime says, on one line, without its status, source lines and signatures."""
+    text = " ".join(str(error).rpartition("Status Message: ")[2].split())
+    return _NOISE.sub("", text).strip()[:_REASON_CHARS]

@@ -1,0 +1,203 @@
+"""The model versions of one slot: loading, warming, serving, draining, and what went wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import itertools
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from gateway.config import Batching, RuntimeName
+from gateway.errors import HeadraceError, ModelLoadError
+from gateway.metrics import Recorder
+from gateway.protocols.spec_json import encode_spec
+from gateway.snapshot import State
+from replicas.batcher import Batcher
+from replicas.engine import ComputeThread, Engine
+from replicas.repository import Repository, detect_runtime
+from replicas.runtime import Runtime, RuntimeSettings
+from replicas.warmup import warm_up
+
+RUNTIME_MODULES: dict[str, str] = {
+    "onnx": "replicas.onnx_runtime",
+    "tensorflow": "replicas.tensorflow_runtime",
+}
+MIN_CREDITS = 4
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What the pool wants loaded. `digest` tells two configurations of a model apart."""
+
+    model: str
+    version: int
+    runtime: RuntimeName | None
+    batching: Batching
+
+
+@dataclass(slots=True, eq=False)
+class Loaded:
+    """One placement and how far it is."""
+
+    placement_id: int
+    order: Order
+    state: State = State.PENDING
+    reason: str = ""
+    load_s: float = 0.0
+    engine: Engine | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """What the pool is told; the spec only once it is known."""
+        return {
+            "placement_id": self.placement_id,
+            "model": self.order.model,
+            "version": self.order.version,
+            "state": self.state,
+            "reason": self.reason,
+            "load_s": round(self.load_s, 4),
+            "spec": encode_spec(self.engine.spec) if self.engine else None,
+        }
+
+
+def import_runtime(name: str) -> Any:
+    """The module that loads models of this runtime; raises `ModelLoadError` if not installed."""
+    try:
+        return importlib.import_module(RUNTIME_MODULES[name])
+    except ImportError as error:
+        extra = {"onnx": "cpu", "tensorflow": "tensorflow"}[name]
+        raise ModelLoadError(
+            f"the {name} runtime is not installed here: pip install 'headrace[{extra}]'"
+        ) from error
+
+
+class Placements:
+    """See the module. `changed` is called after every change of state."""
+
+    def __init__(
+        self,
+        repository: Repository,
+        compute: ComputeThread,
+        recorder: Recorder,
+        cores: float,
+        device: str,
+        changed: Callable[[Loaded], None],
+    ) -> None:
+        self._repository, self._compute, self._recorder = repository, compute, recorder
+        self._cores, self._device, self._changed = cores, device, changed
+        self._numbers = itertools.count(1)
+        self._loaded: dict[int, Loaded] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __iter__(self) -> Any:
+        return iter(self._loaded.values())
+
+    def engine(self, placement_id: int) -> Engine | None:
+        """The engine of a placement that may still be answered, else None."""
+        loaded = self._loaded.get(placement_id)
+        if loaded is None or loaded.state not in (State.READY, State.DRAINING):
+            return None
+        return loaded.engine
+
+    def credits(self) -> dict[int, int]:
+        """By READY placement, how many requests it may hold: one batch running, one waiting."""
+        return {
+            loaded.placement_id: max(MIN_CREDITS, 2 * loaded.engine.spec.max_rows)
+            for loaded in self._loaded.values()
+            if loaded.state is State.READY and loaded.engine is not None
+        }
+
+    def load(self, order: Order) -> Loaded:
+        """Begin to load; the same version again is the placement that is there already."""
+        for loaded in self._loaded.values():
+            if loaded.order == order and loaded.state not in (State.FAILED, State.END):
+                return loaded
+        loaded = Loaded(next(self._numbers), order)
+        self._loaded[loaded.placement_id] = loaded
+        self._spawn(self._load(loaded))
+        return loaded
+
+    def unload(self, placement_id: int) -> None:
+        """Begin to unload: nothing new is taken, what is there is answered first."""
+        loaded = self._loaded.get(placement_id)
+        if loaded is not None and loaded.state not in (State.DRAINING, State.END):
+            self._spawn(self._unload(loaded))
+
+    async def drain(self) -> None:
+        """Wait until every placement has answered what it holds."""
+        for loaded in list(self._loaded.values()):
+            if loaded.engine is not None:
+                await loaded.engine.drained()
+
+    async def _load(self, loaded: Loaded) -> None:
+        started_s = time.monotonic()
+        loop = asyncio.get_running_loop()
+        order = loaded.order
+        try:
+            self._move(loaded, State.LOADING)
+            runtime = await loop.run_in_executor(None, self._load_blocking, order)
+            self._move(loaded, State.WARMING)
+            await loop.run_in_executor(None, warm_up, runtime)
+        except HeadraceError as error:
+            self._fail(loaded, error.message)
+            return
+        except (OSError, RuntimeError, ValueError, MemoryError) as error:
+            log.exception("load_failed", model=order.model, version=order.version)
+            self._fail(loaded, f"{type(error).__name__}: {str(error)[:300]}")
+            return
+        batcher = Batcher(runtime.spec.max_rows, order.batching.max_wait_s)
+        loaded.engine = Engine(runtime, batcher, self._compute, self._recorder)
+        loaded.load_s = time.monotonic() - started_s
+        self._recorder.model_load(order.model, order.version, loaded.load_s)
+        self._move(loaded, State.READY)
+
+    def _load_blocking(self, order: Order) -> Runtime:
+        path: Path = self._repository.fetch(order.model, order.version)
+        name = order.runtime or detect_runtime(path)
+        settings = RuntimeSettings(self._cores, self._device, order.batching.max_rows)
+        runtime: Runtime = import_runtime(name).load(path, order.model, order.version, settings)
+        return runtime
+
+    async def _unload(self, loaded: Loaded) -> None:
+        self._move(loaded, State.DRAINING)
+        if loaded.engine is not None:
+            await loaded.engine.drained()
+            loaded.engine.runtime.close()
+            loaded.engine = None
+        del self._loaded[loaded.placement_id]
+        self._move(loaded, State.END)
+
+    def _fail(self, loaded: Loaded, reason: str) -> None:
+        loaded.reason = reason
+        self._loaded.pop(loaded.placement_id, None)
+        self._move(loaded, State.FAILED)
+
+    def _move(self, loaded: Loaded, state: State) -> None:
+        loaded.state = state
+        log.info(
+            "placement",
+            model=loaded.order.model,
+            version=loaded.order.version,
+            state=state,
+            reason=loaded.reason,
+        )
+        self._changed(loaded)
+
+    def _spawn(self, coroutine: Any) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def resident_bytes() -> int:
+    """This process's resident memory."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")

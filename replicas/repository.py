@@ -1,0 +1,209 @@
+"""The model store: `<store>/<model>/<version>/…` at a local path or any fsspec URI."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import logging
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from gateway.errors import HeadraceError, ModelLoadError
+from replicas.verification import SUMS, Verifier, files_below
+
+logger = logging.getLogger(__name__)
+
+_MODEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}")
+_VERSION = re.compile(r"0|[1-9][0-9]{0,17}")
+_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]*@|[?#]\S*")
+_REASON_CHARS = 200
+# What object stores call the identity of a file's contents, best first.
+_IDENTITY = ("ETag", "etag", "md5Hash", "generation", "mtime", "LastModified", "created")
+
+
+class Repository:
+    """Finds, fetches and verifies versions; blocking, so call it in a thread.
+
+    Everything that goes wrong is a `ModelLoadError` of one sentence. A local store is used in
+    place; from another one a version is downloaded into `cache_dir`, whole or not at all.
+    """
+
+    def __init__(self, uri: str, cache_dir: Path) -> None:
+        self._shown = _CREDENTIALS.sub("", uri)
+        self._cache = cache_dir / hashlib.sha256(uri.encode()).hexdigest()[:16]
+        self._verifier = Verifier()
+        with self._store_errors():
+            self._fs, root = fsspec.core.url_to_fs(uri)
+        self._root = root.rstrip("/")
+        self._local = Path(root).resolve() if isinstance(self._fs, LocalFileSystem) else None
+
+    @property
+    def hashed_bytes(self) -> int:
+        """How much was read to verify files; what is known already is not read again."""
+        return self._verifier.hashed_bytes
+
+    def models(self) -> list[str]:
+        """Names of the models that have a version, sorted."""
+        with self._store_errors():
+            self._fs.invalidate_cache()
+            self._require_store()
+            names = [name for name in self._folders(self._root) if _MODEL.fullmatch(name)]
+        return sorted(name for name in names if not self._leaves(name) and self.versions(name))
+
+    def versions(self, model: str) -> list[int]:
+        """Versions of `model` in ascending order; empty if the store has no such model."""
+        self._check_name(model)
+        with self._store_errors():
+            self._fs.invalidate_cache()
+            try:
+                names = self._folders(f"{self._root}/{model}")
+            except (FileNotFoundError, NotADirectoryError):
+                self._require_store()
+                return []
+        return sorted(int(name) for name in names if _VERSION.fullmatch(name))
+
+    def fetch(self, model: str, version: int) -> Path:
+        """A local folder with the version's files, checked against its SHA256SUMS if it has one."""
+        where = f"model {model} version {version}"
+        known = self.versions(model)
+        if version not in known:
+            listing = ", ".join(map(str, known)) or "none"
+            raise ModelLoadError(f"{where} is not in {self._shown} (versions there: {listing})")
+        with self._store_errors():
+            if self._local is not None:
+                return self._check_local(self._local / model / str(version), where)
+            return self._download(model, version, where)
+
+    def _check_local(self, folder: Path, where: str) -> Path:
+        assert self._local is not None
+        for path in (folder, *(folder / name for name in files_below(folder, where))):
+            if not path.resolve().is_relative_to(self._local):
+                raise ModelLoadError(
+                    f"{where}: {path.name} is a link that leaves {self._shown}; "
+                    "put the file itself there"
+                )
+        self._verifier.verify(folder, where)
+        return folder
+
+    def _download(self, model: str, version: int, where: str) -> Path:
+        source = f"{self._root}/{model}/{version}"
+        files = self._files(source, where)
+        # The folder's name changes with its contents: nothing that a slot reads is replaced.
+        target = self._cache / model / f"{version}-{self._contents(source, files)}"
+        if target.is_dir():
+            try:
+                self._verifier.verify(target, where)
+                return target
+            except ModelLoadError as error:
+                logger.warning("downloading again what was damaged in the cache: %s", error)
+                shutil.rmtree(target)
+        target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.TemporaryDirectory(prefix=".partial-", dir=target.parent) as scratch:
+            partial = Path(scratch) / "files"
+            for name, info in files.items():
+                self._get(f"{source}/{name}", partial / name, info["size"], where)
+            self._verifier.verify(partial, where)
+            try:
+                partial.rename(target)
+            except OSError as error:
+                # Another slot of this node was faster; the same name means the same contents.
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+                self._verifier.verify(target, where)
+        return target
+
+    def _files(self, source: str, where: str) -> dict[str, dict[str, Any]]:
+        """Relative path → what the store knows of each file below `source`."""
+        found: dict[str, dict[str, Any]] = {}
+        for path, info in self._fs.find(source, detail=True).items():
+            name = PurePosixPath(path.removeprefix("/")).relative_to(source.removeprefix("/"))
+            if ".." in name.parts:
+                raise ModelLoadError(f"{where}: {name} points out of the version folder")
+            found[str(name)] = info
+        if not found:
+            raise ModelLoadError(f"{where} is empty in {self._shown}")
+        return found
+
+    def _contents(self, source: str, files: dict[str, dict[str, Any]]) -> str:
+        if SUMS in files:
+            known: bytes = self._fs.cat_file(f"{source}/{SUMS}")
+        else:
+            rows = [(name, info["size"], _identity(info)) for name, info in sorted(files.items())]
+            known = repr(rows).encode()
+        return hashlib.sha256(known).hexdigest()[:16]
+
+    def _get(self, source: str, target: Path, size: int | None, where: str) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self._fs.get_file(source, str(target))
+        got = target.stat().st_size
+        if size is not None and got != size:
+            raise ModelLoadError(
+                f"{where}: {target.name} arrived with {got} of {size} bytes from {self._shown}"
+            )
+
+    def _folders(self, path: str) -> list[str]:
+        if self._local is not None:
+            # fsspec calls a link to a folder a link; here it counts as a folder, and is checked.
+            return [each.name for each in Path(path).iterdir() if each.is_dir()]
+        entries = self._fs.ls(path, detail=True)
+        return [PurePosixPath(each["name"]).name for each in entries if each["type"] == "directory"]
+
+    def _require_store(self) -> None:
+        if not self._fs.isdir(self._root):
+            raise ModelLoadError(f"model store {self._shown} does not exist or is not a folder")
+
+    def _check_name(self, model: str) -> None:
+        if not _MODEL.fullmatch(model):
+            raise ModelLoadError(
+                f"model name {model!r} is not allowed; use letters, digits, '_', '-' and '.'"
+            )
+        if self._leaves(model):
+            raise ModelLoadError(f"model {model} is a link that leaves {self._shown}")
+
+    def _leaves(self, model: str) -> bool:
+        local = self._local
+        return local is not None and not (local / model).resolve().is_relative_to(local)
+
+    @contextmanager
+    def _store_errors(self) -> Iterator[None]:
+        """The boundary to the store: backends raise whatever their client library has."""
+        try:
+            yield
+        except HeadraceError:
+            raise
+        except Exception as error:
+            # Neither the traceback nor the chain goes on: both can show an address with its key.
+            text = _CREDENTIALS.sub("", " ".join(str(error).split()))[:_REASON_CHARS]
+            logger.warning("model store %s: %s: %s", self._shown, type(error).__name__, text)
+            raise ModelLoadError(
+                f"model store {self._shown} cannot be read; check its address, credentials and "
+                f"client library ({type(error).__name__}: {text})"
+            ) from None
+
+
+def detect_runtime(path: Path) -> Literal["onnx", "tensorflow"]:
+    """Which runtime a version folder is for, by its files."""
+    found: list[Literal["onnx", "tensorflow"]] = []
+    if (path / "model.onnx").is_file():
+        found.append("onnx")
+    if (path / "saved_model.pb").is_file():
+        found.append("tensorflow")
+    if len(found) != 1:
+        which = "both" if found else "neither"
+        raise ModelLoadError(
+            f"{path.parent.name}/{path.name} must hold model.onnx (ONNX Runtime) or "
+            f"saved_model.pb (TensorFlow); it holds {which}"
+        )
+    return found[0]
+
+
+def _identity(info: dict[str, Any]) -> str:
+    return next((str(info[key]) for key in _IDENTITY if info.get(key)), "")

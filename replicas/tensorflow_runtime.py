@@ -1,0 +1,222 @@
+"""Run SavedModels with TensorFlow; the only importer of `tensorflow`."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gateway.errors import InternalError, InvalidArgument, ModelLoadError, NotFound
+from gateway.protocols.tensors import BYTES, ModelSpec, Signature, Tensor, TensorSpec
+from replicas.runtime import Runtime, RuntimeSettings
+
+# TensorFlow reads this while it is imported: 2 keeps its errors and drops the rest.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import tensorflow as tf
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from tensorflow.core.protobuf import saved_model_pb2
+
+logger = logging.getLogger(__name__)
+
+_SERVE = "serve"
+_DEFAULT = "serving_default"
+_PREDICT = "tensorflow/serving/predict"
+_OWN = "__saved_model"  # signatures that initialise and train, not for callers
+_REASON_CHARS = 200
+_NOISE = re.compile(
+    r"Graph execution error:|Detected at node .*|<stack traces unavailable>|\[\[\{\{.*|\[Op:.*"
+    r"|^\d+ root error\(s\) found\.|\(\d+\) \w+: |Cannot parse file b'.*?': ",
+    re.MULTILINE,
+)
+# A damaged SavedModel fails wherever the loader first stumbles over it.
+_LOAD_ERRORS = (
+    tf.errors.OpError,
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    RuntimeError,
+)
+
+
+def load(path: Path, name: str, version: int, settings: RuntimeSettings) -> Runtime:
+    """Load the SavedModel in `path`; raises `ModelLoadError` with one sentence."""
+    where = f"model {name} version {version}"
+    _configure_process(settings)
+    graph = _serving_graph(path, where)
+    spec = _model_spec(graph, name, version, settings, where)
+    try:
+        model = tf.saved_model.load(os.fspath(path), tags=list(graph.meta_info_def.tags))
+        functions = {signature: model.signatures[signature] for signature in spec.signatures}
+    except _LOAD_ERRORS as error:
+        reason = _reason(error).replace(f"{path}/", "")
+        raise ModelLoadError(
+            f"{where}: the SavedModel is damaged, incomplete or not supported: {reason}"
+        ) from error
+    return TensorFlowRuntime(model, functions, spec)
+
+
+class TensorFlowRuntime:
+    """A loaded SavedModel; holds the object itself, since its functions only borrow variables."""
+
+    def __init__(self, model: Any, functions: Mapping[str, Any], spec: ModelSpec) -> None:
+        self._model = model
+        self._functions = dict(functions)
+        self._spec = spec
+
+    @property
+    def spec(self) -> ModelSpec:
+        """Names, dtypes, shapes and method names of all signatures."""
+        return self._spec
+
+    def run(
+        self, signature: str, inputs: Mapping[str, Tensor], outputs: Sequence[str]
+    ) -> dict[str, Tensor]:
+        """Compute the named outputs; raises `NotFound` for an unknown signature."""
+        where = f"model {self._spec.name} version {self._spec.version}"
+        function = self._functions.get(signature)
+        if function is None:
+            raise NotFound(f"{where} has no signature {signature!r}; it has {_list(self.spec)}")
+        wanted = {spec.name for spec in self._spec.signatures[signature].inputs}
+        if inputs.keys() != wanted:
+            raise InvalidArgument(
+                f"{where} takes the inputs {sorted(wanted)}, not {sorted(inputs)}"
+            )
+        try:
+            results = function(**{name: _to_tensor(value) for name, value in inputs.items()})
+            return {name: _to_array(results[name]) for name in outputs}
+        except KeyError as error:
+            raise InvalidArgument(f"{where} has no output {error}") from error
+        except (tf.errors.InvalidArgumentError, ValueError, TypeError) as error:
+            raise InvalidArgument(f"{where} refused the inputs: {_reason(error)}") from error
+        except tf.errors.OpError as error:
+            raise InternalError(f"{where} failed: {_reason(error)}") from error
+
+    def close(self) -> None:
+        """Drop the model; TensorFlow keeps part of the memory until the process ends."""
+        self._functions.clear()
+        self._model = None
+
+
+def _configure_process(settings: RuntimeSettings) -> None:
+    """Set device and thread pools. They belong to the process: the first model decides."""
+    threads = max(1, math.floor(settings.cores))
+    gpus = tf.config.list_physical_devices("GPU")
+    if settings.device == "cuda" and not gpus:
+        raise ModelLoadError(
+            "device 'cuda' needs the package tensorflow and a GPU that it sees; "
+            "install them or set device: cpu"
+        )
+    try:
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        tf.config.threading.set_inter_op_parallelism_threads(1)
+        if settings.device == "cuda":
+            for gpu in gpus:
+                # The default takes the whole memory of the device at once.
+                tf.config.experimental.set_memory_growth(gpu, True)
+        else:
+            tf.config.set_visible_devices([], "GPU")
+    except RuntimeError:
+        logger.warning("TensorFlow runs already and keeps its threads and devices: %s", settings)
+
+
+def _serving_graph(path: Path, where: str) -> Any:
+    """The MetaGraphDef that is tagged `serve`.
+
+    Signatures come from the file and not from the loaded object, which forgets method names.
+    """
+    file = path / "saved_model.pb"
+    if not file.is_file():
+        raise ModelLoadError(f"{where}: {file.name} is missing")
+    saved = saved_model_pb2.SavedModel()
+    try:
+        saved.ParseFromString(file.read_bytes())
+    except DecodeError as error:
+        raise ModelLoadError(f"{where}: {file.name} is truncated or not a SavedModel") from error
+    for graph in saved.meta_graphs:
+        if _SERVE in graph.meta_info_def.tags:
+            return graph
+    raise ModelLoadError(
+        f"{where}: {file.name} has no graph tagged {_SERVE!r}; export it for serving"
+    )
+
+
+def _model_spec(
+    graph: Any, name: str, version: int, settings: RuntimeSettings, where: str
+) -> ModelSpec:
+    signatures = {
+        key: _signature(key, definition, where)
+        for key, definition in sorted(graph.signature_def.items())
+        if not key.startswith(_OWN)
+    }
+    if not signatures:
+        raise ModelLoadError(f"{where}: the SavedModel has no signature; export it with one")
+    batchable = all(_rows_are_free(signature) for signature in signatures.values())
+    return ModelSpec(
+        name=name,
+        version=version,
+        platform="tensorflow_savedmodel",
+        signatures=signatures,
+        default_signature=_DEFAULT if _DEFAULT in signatures else next(iter(signatures)),
+        max_rows=settings.max_rows if batchable else 0,
+    )
+
+
+def _signature(name: str, definition: Any, where: str) -> Signature:
+    label = f"{where}: signature {name}"
+    return Signature(
+        name=name,
+        inputs=tuple(
+            _tensor_spec(key, info, label) for key, info in sorted(definition.inputs.items())
+        ),
+        outputs=tuple(
+            _tensor_spec(key, info, label) for key, info in sorted(definition.outputs.items())
+        ),
+        method=definition.method_name or _PREDICT,
+    )
+
+
+def _tensor_spec(name: str, info: Any, label: str) -> TensorSpec:
+    dtype = tf.dtypes.as_dtype(info.dtype)
+    servable = dtype == tf.string or dtype.is_integer or dtype.is_bool or dtype.is_floating
+    plain = BYTES if dtype == tf.string else np.dtype(dtype.as_numpy_dtype) if servable else None
+    if info.WhichOneof("encoding") != "name" or plain is None or plain.kind not in "biufO":
+        raise ModelLoadError(
+            f"{label} has {name} of {dtype.name}; only dense tensors of bool, integers, "
+            "float16, float32, float64 and string can be served"
+        )
+    shape = info.tensor_shape
+    sizes = tuple(None if dim.size < 0 else int(dim.size) for dim in shape.dim)
+    return TensorSpec(name, plain, None if shape.unknown_rank else sizes)
+
+
+def _rows_are_free(signature: Signature) -> bool:
+    tensors = signature.inputs + signature.outputs
+    return bool(signature.inputs) and all(each.shape and each.shape[0] is None for each in tensors)
+
+
+def _to_tensor(value: Tensor) -> Any:
+    return tf.constant(value, tf.string) if value.dtype == BYTES else tf.constant(value)
+
+
+def _to_array(tensor: Any) -> Tensor:
+    # A scalar string comes as bare bytes.
+    value = tensor.numpy()
+    return np.array(value, dtype=object) if isinstance(value, bytes) else np.asarray(value)
+
+
+def _list(spec: ModelSpec) -> str:
+    return ", ".join(repr(name) for name in spec.signatures)
+
+
+def _reason(error: Exception) -> str:
+    """What TensorFlow says, on one line, without graph positions."""
+    return " ".join(_NOISE.sub("", str(error)).split())[:_REASON_CHARS]

@@ -1,0 +1,335 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.deadline import Deadline
+from gateway.errors import InternalError, InvalidArgument
+from gateway.protocols.tensors import InferenceRequest, Signature
+from replicas.batcher import Batch, Batcher, Pending, batch_key
+
+SIGNATURE = Signature("serving_default", (), ())
+
+
+def request(rows: int | None, width: int = 2, first: float = 0.0) -> InferenceRequest:
+    """Every row is filled with its own number, counted from `first`."""
+    count = 1 if rows is None else rows
+    values = np.repeat(np.arange(first, first + count, dtype=np.float32), width)
+    return InferenceRequest(SIGNATURE, {"x": values.reshape(count, width)}, rows)
+
+
+def pending(
+    rows: int | None = 1,
+    *,
+    width: int = 2,
+    first: float = 0.0,
+    at_s: float = 0.0,
+    deadline_s: float = math.inf,
+    token: object = None,
+    alone: bool = False,
+) -> Pending:
+    return Pending.of(request(rows, width, first), Deadline(deadline_s), at_s, token, alone)
+
+
+def taken(batcher: Batcher, now_s: float = 0.0) -> Batch:
+    batch = batcher.take(now_s).batch
+    assert batch is not None
+    return batch
+
+
+def run(batch: Batch) -> list[tuple[Pending, dict[str, np.ndarray]]]:
+    return batch.deliver({"y": batch.inputs()["x"][:, 0] * 10})
+
+
+def add_all(batcher: Batcher, pendings: Sequence[Pending]) -> None:
+    for entry in pendings:
+        batcher.add(entry)
+
+
+def test_rows_are_counted_not_requests() -> None:
+    batcher = Batcher(4, 0.0)
+    add_all(batcher, [pending(2, first=0), pending(2, first=2), pending(1, first=4)])
+    assert (batcher.depth, batcher.rows) == (3, 5)
+    batch = taken(batcher)
+    assert (len(batch.parts), batch.rows) == (2, 4)
+    assert (batcher.depth, batcher.rows) == (1, 1)
+    assert [answer["y"].tolist() for _, answer in run(batch)] == [[0, 10], [20, 30]]
+
+
+def test_a_request_that_does_not_fit_waits_whole_for_the_next_batch() -> None:
+    batcher = Batcher(4, 0.0)
+    add_all(batcher, [pending(3), pending(2), pending(1)])
+    assert [part.stop for part in taken(batcher).parts] == [3]
+    assert [part.stop for part in taken(batcher).parts] == [2, 1]
+
+
+def test_different_shapes_dtypes_and_outputs_never_share() -> None:
+    plain = request(1)
+    wider = request(1, width=3)
+    double = InferenceRequest(SIGNATURE, {"x": plain.inputs["x"].astype(np.float64)}, 1)
+    chosen = InferenceRequest(SIGNATURE, plain.inputs, 1, outputs=("y",))
+    other = InferenceRequest(Signature("other", (), ()), plain.inputs, 1)
+    keys = {batch_key(entry) for entry in (plain, wider, double, chosen, other)}
+    assert len(keys) == 5
+    assert batch_key(plain) == batch_key(request(7))
+
+
+def test_key_does_not_depend_on_the_order_of_inputs() -> None:
+    a, b = np.zeros((1, 2)), np.zeros((1, 3))
+    one = InferenceRequest(SIGNATURE, {"a": a, "b": b}, 1)
+    two = InferenceRequest(SIGNATURE, {"b": b, "a": a}, 1)
+    assert batch_key(one) == batch_key(two)
+
+
+def test_requests_without_common_rows_and_those_alone_run_by_themselves() -> None:
+    batcher = Batcher(8, 1.0)
+    entries = [pending(None), pending(None), pending(2, alone=True), pending(0)]
+    add_all(batcher, entries)
+    ran = [taken(batcher).pendings for _ in entries]
+    assert ran == [[entry] for entry in entries]
+    assert batcher.take(0.0).batch is None
+
+
+def test_a_lone_whole_request_is_not_copied() -> None:
+    batcher = Batcher(8, 0.0)
+    entry = pending(3)
+    batcher.add(entry)
+    batch = taken(batcher)
+    assert batch.inputs() is entry.request.inputs
+    output = np.ones((5, 5))
+    [(finished, outputs)] = batch.deliver({"y": output})
+    assert finished is entry
+    assert outputs["y"] is output
+
+
+def test_answers_of_whole_requests_are_views() -> None:
+    batcher = Batcher(8, 0.0)
+    add_all(batcher, [pending(), pending()])
+    output = np.ones((2, 3))
+    answers = taken(batcher).deliver({"y": output})
+    assert all(np.shares_memory(answer["y"], output) for _, answer in answers)
+
+
+def test_a_request_larger_than_max_rows_is_cut_and_joined() -> None:
+    batcher = Batcher(4, 0.0)
+    large, small = pending(9, first=0), pending(2, first=100)
+    add_all(batcher, [large, small])
+    assert run(taken(batcher)) == []
+    assert batcher.depth == 2
+    assert run(taken(batcher)) == []
+    tail = taken(batcher)
+    assert [(part.start, part.stop) for part in tail.parts] == [(8, 9), (0, 2)]
+    answers = {id(entry): answer["y"].tolist() for entry, answer in run(tail)}
+    assert answers == {id(large): [10.0 * row for row in range(9)], id(small): [1000, 1010]}
+
+
+def test_parts_delivered_out_of_order_are_joined_in_place() -> None:
+    batcher = Batcher(2, 0.0)
+    batcher.add(pending(4))
+    first, second = taken(batcher), taken(batcher)
+    assert run(second) == []
+    assert run(first)[0][1]["y"].tolist() == [0, 10, 20, 30]
+
+
+def test_max_rows_zero_runs_every_request_alone_and_whole() -> None:
+    batcher = Batcher(0, 1.0)
+    add_all(batcher, [pending(100), pending(1)])
+    assert [taken(batcher).rows, taken(batcher).rows] == [100, 1]
+
+
+def test_waits_for_more_rows_until_the_oldest_has_waited() -> None:
+    batcher = Batcher(4, 0.5)
+    batcher.add(pending(1, at_s=10.0))
+    batcher.add(pending(1, at_s=10.3))
+    assert batcher.next_s(10.3) == 10.5
+    assert batcher.take(10.4).batch is None
+    assert taken(batcher, 10.5).rows == 2
+    assert batcher.next_s(10.5) is None
+
+
+def test_does_not_wait_once_max_rows_are_there() -> None:
+    batcher = Batcher(4, 0.5)
+    add_all(batcher, [pending(2, at_s=1.0), pending(2, at_s=1.0), pending(1, at_s=1.0)])
+    assert batcher.next_s(1.0) == 1.0
+    assert taken(batcher, 1.0).rows == 4
+    assert batcher.next_s(1.0) == 1.5
+
+
+def test_waits_at_most_half_of_the_time_to_any_deadline() -> None:
+    batcher = Batcher(4, 0.5)
+    batcher.add(pending(1, at_s=1.0))
+    batcher.add(pending(1, at_s=1.1, deadline_s=1.3))
+    assert batcher.next_s(1.1) == pytest.approx(1.2)
+    assert taken(batcher, 1.21).rows == 2
+
+
+def test_what_was_left_waits_for_its_own_time() -> None:
+    batcher = Batcher(2, 0.5)
+    add_all(batcher, [pending(2, at_s=1.0, deadline_s=1.2), pending(1, at_s=1.1)])
+    taken(batcher, 1.1)
+    assert batcher.next_s(1.1) == pytest.approx(1.6)
+
+
+def test_keys_take_turns_by_their_oldest_request() -> None:
+    batcher = Batcher(2, 0.0)
+    add_all(
+        batcher,
+        [
+            pending(2, at_s=1.0),
+            pending(1, width=3, at_s=2.0),
+            pending(2, at_s=3.0),
+            pending(None, at_s=2.5),
+        ],
+    )
+    arrived = [taken(batcher, 9.0).pendings[0].arrived_s for _ in range(4)]
+    assert arrived == [1.0, 2.0, 2.5, 3.0]
+
+
+def test_late_requests_are_handed_back_and_do_not_run() -> None:
+    batcher = Batcher(4, 0.0)
+    late, other_late, timely = pending(deadline_s=5.0), pending(None, deadline_s=4.0), pending()
+    add_all(batcher, [late, other_late, timely])
+    result = batcher.take(5.0)
+    assert result.batch is not None
+    assert result.batch.pendings == [timely]
+    assert result.late + batcher.take(5.0).late == [late, other_late]
+    assert (batcher.depth, batcher.rows) == (0, 0)
+
+
+def test_a_cut_request_that_gets_late_is_answered_once() -> None:
+    batcher = Batcher(2, 0.0)
+    entry = pending(4, deadline_s=5.0)
+    batcher.add(entry)
+    first = taken(batcher, 1.0)
+    assert batcher.take(5.0).late == [entry]
+    assert run(first) == []
+    assert first.fail(InternalError("down")) == []
+    assert (batcher.depth, batcher.rows) == (0, 0)
+
+
+def test_cancel_drops_what_has_not_started() -> None:
+    batcher = Batcher(2, 0.0)
+    cut, waiting = pending(3), pending(1)
+    add_all(batcher, [cut, waiting])
+    running = taken(batcher)
+    assert batcher.cancel(waiting)
+    assert batcher.cancel(cut)
+    assert not batcher.cancel(cut)
+    assert run(running) == []
+    assert (batcher.depth, batcher.rows, batcher.next_s(0.0)) == (0, 0, None)
+
+
+def test_cancel_says_false_when_all_rows_have_started() -> None:
+    batcher = Batcher(2, 0.0)
+    entry = pending(2)
+    batcher.add(entry)
+    batch = taken(batcher)
+    assert not batcher.cancel(entry)
+    assert [finished for finished, _ in run(batch)] == [entry]
+
+
+def test_an_output_without_the_rows_is_refused_by_name() -> None:
+    batcher = Batcher(4, 0.0)
+    add_all(batcher, [pending(), pending()])
+    batch = taken(batcher)
+    with pytest.raises(InternalError, match=r"output 'mean' has shape \[\] for a batch of 2 rows"):
+        batch.deliver({"y": np.ones((2, 1)), "mean": np.float32(1.0) * np.ones(())})
+    assert len(batch.fail(InternalError("refused"))) == 2
+
+
+def test_a_failed_batch_ends_its_requests_and_drops_their_rest() -> None:
+    batcher = Batcher(4, 0.0)
+    cut, other = pending(6), pending(1)
+    add_all(batcher, [cut, other])
+    error = InvalidArgument("no")
+    assert taken(batcher).fail(error) == [cut]
+    assert cut.error is error
+    assert taken(batcher).pendings == [other]
+
+
+def test_a_delivered_request_does_not_fail_afterwards() -> None:
+    batcher = Batcher(4, 0.0)
+    batcher.add(pending())
+    batch = taken(batcher)
+    run(batch)
+    assert batch.fail(InternalError("too late")) == []
+
+
+@pytest.mark.parametrize(("max_rows", "max_wait_s"), [(-1, 0.0), (1, -0.1), (1, math.inf)])
+def test_negative_limits_are_refused(max_rows: int, max_wait_s: float) -> None:
+    with pytest.raises(ValueError, match="must be 0 or more"):
+        Batcher(max_rows, max_wait_s)
+
+
+REQUESTS = st.tuples(
+    st.integers(0, 9) | st.none(),  # rows
+    st.integers(1, 2),  # width, which sets the key
+    st.sampled_from([math.inf, math.inf, math.inf, 0.5, 2.0]),  # seconds to the deadline
+    st.booleans() | st.just(False),  # alone
+)
+STEPS = st.lists(REQUESTS | st.just("take") | st.just("cancel"), max_size=40)
+
+
+@given(st.integers(0, 6), st.sampled_from([0.0, 1.0]), STEPS)
+def test_every_row_is_answered_once_and_in_place(
+    max_rows: int, max_wait_s: float, steps: list[object]
+) -> None:
+    batcher = Batcher(max_rows, max_wait_s)
+    added: list[Pending] = []
+    ended: list[Pending] = []
+
+    def step(now_s: float) -> bool:
+        result = batcher.take(now_s)
+        assert all(entry.deadline.passed(now_s) for entry in result.late)
+        ended.extend(result.late)
+        if result.batch is None:
+            return bool(result.late)
+        check_batch(result.batch, max_rows, now_s)
+        for entry, answer in run(result.batch):
+            assert answer["y"].tolist() == (entry.request.inputs["x"][:, 0] * 10).tolist()
+            ended.append(entry)
+        return True
+
+    for number, what in enumerate(steps):
+        now_s = number / 4
+        if what == "take":
+            step(now_s)
+        elif what == "cancel":
+            if added and batcher.cancel(added[number % len(added)]):
+                ended.append(added[number % len(added)])
+        else:
+            assert isinstance(what, tuple)
+            rows, width, left_s, alone = what
+            entry = pending(
+                rows,
+                width=width,
+                first=100.0 * len(added),
+                at_s=now_s,
+                deadline_s=now_s + left_s,
+                alone=alone,
+            )
+            batcher.add(entry)
+            added.append(entry)
+        assert batcher.rows >= 0
+        assert batcher.depth == len(added) - len(ended)
+    while step(1e6):
+        pass
+    assert sorted(map(id, ended)) == sorted(map(id, added))
+    assert (batcher.depth, batcher.rows, batcher.next_s(1e6)) == (0, 0, None)
+
+
+def check_batch(batch: Batch, max_rows: int, now_s: float) -> None:
+    whole_alone = len(batch.parts) == 1 and (
+        max_rows == 0 or batch.pendings[0].request.rows is None
+    )
+    assert whole_alone or batch.rows <= max_rows
+    assert len(batch.parts) == 1 or len({entry.key for entry in batch.pendings}) == 1
+    assert len(batch.parts) == 1 or not any(entry.alone for entry in batch.pendings)
+    assert not any(entry.deadline.passed(now_s) for entry in batch.pendings)
+    arrivals = [entry.arrived_s for entry in batch.pendings]
+    assert arrivals == sorted(arrivals)

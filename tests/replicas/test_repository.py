@@ -1,0 +1,295 @@
+"""The model store: what it lists, what it refuses and what it hands out only when verified."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from gateway.errors import ModelLoadError
+from replicas.repository import Repository, detect_runtime
+
+Files = dict[str, bytes]
+TAGGER: Files = {"model.onnx": b"weights", "labels.txt": b"cat\ndog\n", "variables/data": b"more"}
+
+
+def sums(files: Files) -> bytes:
+    return b"".join(
+        f"{hashlib.sha256(content).hexdigest()}  {name}\n".encode()
+        for name, content in files.items()
+    )
+
+
+def write(folder: Path, files: Files) -> Path:
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def signed(files: Files) -> Files:
+    return {**files, "SHA256SUMS": sums(files)}
+
+
+@pytest.fixture
+def memory() -> Iterator[fsspec.AbstractFileSystem]:
+    store = fsspec.filesystem("memory")
+    yield store
+    if store.exists("/models"):
+        store.rm("/models", recursive=True)
+
+
+def upload(store: fsspec.AbstractFileSystem, folder: str, files: Files) -> None:
+    for name, content in files.items():
+        store.pipe_file(f"{folder}/{name}", content)
+
+
+def local(tmp_path: Path) -> Repository:
+    return Repository(str(tmp_path / "store"), tmp_path / "cache")
+
+
+def test_local_store_lists_models_and_versions_in_order(tmp_path: Path) -> None:
+    for folder in (
+        "tagger/10",
+        "tagger/9",
+        "tagger/010",
+        "tagger/old",
+        "digits/1",
+        "empty",
+        ".git/1",
+    ):
+        (tmp_path / "store" / folder).mkdir(parents=True)
+    (tmp_path / "store" / "tagger" / "7").write_bytes(b"a file is no version")
+    (tmp_path / "store" / "README").write_bytes(b"a file is no model")
+    repository = local(tmp_path)
+    assert repository.models() == ["digits", "tagger"]
+    assert repository.versions("tagger") == [9, 10]
+    assert repository.versions("empty") == []
+    assert repository.versions("absent") == []
+
+
+def test_local_version_is_used_in_place(tmp_path: Path) -> None:
+    folder = write(tmp_path / "store" / "tagger" / "1", signed(TAGGER))
+    assert local(tmp_path).fetch("tagger", 1) == folder
+    assert Repository(f"file://{tmp_path}/store/", tmp_path).fetch("tagger", 1) == folder
+    assert not (tmp_path / "cache").exists()
+
+
+def test_version_without_sums_is_taken_as_it_is(tmp_path: Path) -> None:
+    folder = write(tmp_path / "store" / "tagger" / "1", TAGGER)
+    assert local(tmp_path).fetch("tagger", 1) == folder
+
+
+def test_missing_version_is_named_with_those_that_exist(tmp_path: Path) -> None:
+    write(tmp_path / "store" / "tagger" / "1", TAGGER)
+    write(tmp_path / "store" / "tagger" / "2", TAGGER)
+    with pytest.raises(ModelLoadError, match=r"^model tagger version 3 is not in .*: 1, 2\)$"):
+        local(tmp_path).fetch("tagger", 3)
+    with pytest.raises(ModelLoadError, match=r"model absent version 1 is not in .*: none\)$"):
+        local(tmp_path).fetch("absent", 1)
+
+
+def test_missing_store_is_an_error_and_not_an_empty_one(tmp_path: Path) -> None:
+    repository = local(tmp_path)
+    with pytest.raises(ModelLoadError, match="store does not exist or is not a folder"):
+        repository.models()
+    with pytest.raises(ModelLoadError, match="does not exist"):
+        repository.versions("tagger")
+
+
+@pytest.mark.parametrize("name", ["..", "../secret", "a/b", "/etc", "", ".", ".hidden", "a\nb"])
+def test_names_that_leave_the_store_are_refused(tmp_path: Path, name: str) -> None:
+    write(tmp_path / "secret" / "1", TAGGER)
+    write(tmp_path / "store" / "tagger" / "1", TAGGER)
+    for call in (local(tmp_path).versions, lambda name: local(tmp_path).fetch(name, 1)):
+        with pytest.raises(ModelLoadError, match="is not allowed"):
+            call(name)
+
+
+def test_links_that_leave_the_store_are_refused(tmp_path: Path) -> None:
+    secret = write(tmp_path / "secret" / "1", TAGGER)
+    store = tmp_path / "store"
+    write(store / "tagger" / "2", TAGGER)
+    (store / "leak").symlink_to(secret.parent)
+    (store / "tagger" / "1").symlink_to(secret)
+    write(store / "file" / "1", {}).mkdir(parents=True)
+    (store / "file" / "1" / "model.onnx").symlink_to(secret / "model.onnx")
+    repository = local(tmp_path)
+    assert repository.models() == ["file", "tagger"]
+    with pytest.raises(ModelLoadError, match="model leak is a link that leaves"):
+        repository.fetch("leak", 1)
+    with pytest.raises(ModelLoadError, match="model tagger version 1: 1 is a link that leaves"):
+        repository.fetch("tagger", 1)
+    with pytest.raises(ModelLoadError, match=r"model\.onnx is a link that leaves"):
+        repository.fetch("file", 1)
+
+
+def test_links_inside_the_store_are_followed(tmp_path: Path) -> None:
+    real = write(tmp_path / "revisions" / "a", {})
+    write(real / "tagger" / "1", signed(TAGGER))
+    (real / "latest").symlink_to(real / "tagger")
+    (tmp_path / "store").symlink_to(real)
+    repository = local(tmp_path)
+    assert repository.models() == ["latest", "tagger"]
+    assert (repository.fetch("latest", 1) / "model.onnx").read_bytes() == b"weights"
+
+
+def test_link_to_a_folder_is_refused_since_it_would_not_be_verified(tmp_path: Path) -> None:
+    folder = write(tmp_path / "store" / "tagger" / "1", signed(TAGGER))
+    (folder / "more").symlink_to(folder / "variables")
+    with pytest.raises(ModelLoadError, match="more is a link to a folder"):
+        local(tmp_path).fetch("tagger", 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model.onnx": b"weighty"}, r"model\.onnx does not match SHA256SUMS"),
+        ({"variables/data": b"less"}, "variables/data does not match"),
+        ({"extra.bin": b"x"}, r"extra\.bin is not listed in SHA256SUMS"),
+        ({"SHA256SUMS": sums({**TAGGER, "gone.bin": b""})}, r"gone\.bin is missing"),
+        ({"SHA256SUMS": sums({"model.onnx": b"weights"})}, r"labels\.txt is not listed"),
+        ({"SHA256SUMS": b""}, "is not listed"),
+        ({"SHA256SUMS": b"1234  model.onnx\n"}, "SHA256SUMS line 1 must be"),
+        ({"SHA256SUMS": sums({"../other": b""})}, "line 1 must be"),
+        ({"SHA256SUMS": sums({"/etc/passwd": b""})}, "line 1 must be"),
+        ({"SHA256SUMS": b"\xff"}, "not UTF-8"),
+    ],
+)
+def test_folder_that_differs_from_its_sums_is_refused(
+    tmp_path: Path, changes: Files, said: str
+) -> None:
+    write(tmp_path / "store" / "tagger" / "1", {**signed(TAGGER), **changes})
+    with pytest.raises(ModelLoadError, match=rf"^model tagger version 1: .*{said}"):
+        local(tmp_path).fetch("tagger", 1)
+
+
+def test_sums_of_every_flavour_of_sha256sum_are_read(tmp_path: Path) -> None:
+    listing = sums(TAGGER).decode().upper().replace("  ", " *./")
+    for name in TAGGER:
+        listing = listing.replace(name.upper(), name)
+    write(tmp_path / "store" / "tagger" / "1", {**TAGGER, "SHA256SUMS": listing.encode()})
+    assert local(tmp_path).fetch("tagger", 1).name == "1"
+
+
+def test_reload_hashes_only_what_changed(tmp_path: Path) -> None:
+    folder = write(tmp_path / "store" / "tagger" / "1", signed(TAGGER))
+    repository = local(tmp_path)
+    repository.fetch("tagger", 1)
+    hashed = repository.hashed_bytes
+    repository.fetch("tagger", 1)
+    assert hashed == repository.hashed_bytes == sum(map(len, TAGGER.values()))
+    before = (folder / "model.onnx").stat()
+    (folder / "model.onnx").write_bytes(b"changed")
+    os.utime(folder / "model.onnx", ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(ModelLoadError, match=r"model\.onnx does not match"):
+        repository.fetch("tagger", 1)
+
+
+def test_remote_version_is_downloaded_whole(
+    tmp_path: Path, memory: fsspec.AbstractFileSystem
+) -> None:
+    upload(memory, "/models/tagger/1", signed(TAGGER))
+    upload(memory, "/models/tagger/12", TAGGER)
+    repository = Repository("memory://models", tmp_path / "cache")
+    assert repository.models() == ["tagger"]
+    assert repository.versions("tagger") == [1, 12]
+    for version in (1, 12):
+        folder = repository.fetch("tagger", version)
+        assert folder.is_relative_to(tmp_path / "cache")
+        assert {name: (folder / name).read_bytes() for name in TAGGER} == TAGGER
+
+
+def test_remote_version_is_downloaded_once(
+    tmp_path: Path, memory: fsspec.AbstractFileSystem
+) -> None:
+    upload(memory, "/models/tagger/1", signed(TAGGER))
+    repository = Repository("memory://models", tmp_path)
+    first = repository.fetch("tagger", 1)
+    inode = (first / "model.onnx").stat().st_ino
+    hashed = repository.hashed_bytes
+    assert repository.fetch("tagger", 1) == first
+    assert ((first / "model.onnx").stat().st_ino, repository.hashed_bytes) == (inode, hashed)
+    another = Repository("memory://models", tmp_path)
+    assert another.fetch("tagger", 1) == first
+    assert (first / "model.onnx").stat().st_ino == inode
+
+
+@pytest.mark.parametrize("seal", [signed, dict])
+def test_changed_remote_version_gets_a_folder_of_its_own(
+    tmp_path: Path, memory: fsspec.AbstractFileSystem, seal: type[Files]
+) -> None:
+    upload(memory, "/models/tagger/1", seal(TAGGER))
+    repository = Repository("memory://models", tmp_path)
+    first = repository.fetch("tagger", 1)
+    upload(memory, "/models/tagger/1", seal({**TAGGER, "model.onnx": b"new one"}))
+    second = repository.fetch("tagger", 1)
+    assert (first / "model.onnx").read_bytes() == b"weights"
+    assert (second / "model.onnx").read_bytes() == b"new one"
+
+
+def test_damaged_cache_is_downloaded_again(
+    tmp_path: Path, memory: fsspec.AbstractFileSystem
+) -> None:
+    upload(memory, "/models/tagger/1", signed(TAGGER))
+    repository = Repository("memory://models", tmp_path)
+    (repository.fetch("tagger", 1) / "model.onnx").write_bytes(b"broken")
+    assert (repository.fetch("tagger", 1) / "model.onnx").read_bytes() == b"weights"
+
+
+def test_download_that_fails_its_sums_leaves_nothing(
+    tmp_path: Path, memory: fsspec.AbstractFileSystem
+) -> None:
+    upload(memory, "/models/tagger/1", {**signed(TAGGER), "model.onnx": b"weighty"})
+    with pytest.raises(ModelLoadError, match=r"^model tagger version 1: model\.onnx does not"):
+        Repository("memory://models", tmp_path).fetch("tagger", 1)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+class TornStore(MemoryFileSystem):  # type: ignore[misc]
+    """Breaks off in the middle of a file."""
+
+    protocol = "torn"
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return str(super()._strip_protocol(path.removeprefix("torn://")))
+
+    def get_file(self, rpath: str, lpath: str, *_: object, **__: object) -> None:
+        Path(lpath).write_bytes(b"wei")
+        raise ConnectionResetError(f"torn://user:secret@host{rpath} went away")
+
+
+def test_download_that_breaks_off_leaves_nothing_and_tells_no_secret(
+    tmp_path: Path, memory: fsspec.AbstractFileSystem
+) -> None:
+    fsspec.register_implementation("torn", TornStore, clobber=True)
+    upload(memory, "/models/tagger/1", signed(TAGGER))
+    with pytest.raises(ModelLoadError, match=r"cannot be read.*ConnectionResetError") as caught:
+        Repository("torn://models", tmp_path).fetch("tagger", 1)
+    assert "secret" not in caught.value.message
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize("uri", ["nonsense://models", "memory://absent?key=secret"])
+def test_store_that_cannot_be_read_is_one_sentence(tmp_path: Path, uri: str) -> None:
+    with pytest.raises(ModelLoadError, match=r"^model store ") as caught:
+        Repository(uri, tmp_path).models()
+    assert "secret" not in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+def test_detect_runtime_goes_by_the_files(tmp_path: Path) -> None:
+    onnx = write(tmp_path / "tagger" / "1", {"model.onnx": b""})
+    saved = write(tmp_path / "tagger" / "2", {"saved_model.pb": b""})
+    both = write(tmp_path / "tagger" / "3", {"model.onnx": b"", "saved_model.pb": b""})
+    assert (detect_runtime(onnx), detect_runtime(saved)) == ("onnx", "tensorflow")
+    with pytest.raises(ModelLoadError, match=r"tagger/3 must hold model\.onnx .*; it holds both"):
+        detect_runtime(both)
+    with pytest.raises(ModelLoadError, match=r"saved_model\.pb \(TensorFlow\); it holds neither"):
+        detect_runtime(tmp_path)

@@ -1,0 +1,99 @@
+"""Made-up inputs are legal for their specs, and a model that refuses them still loads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gateway.errors import InternalError, InvalidArgument
+from gateway.protocols.tensors import BYTES, ModelSpec, Signature, Tensor, TensorSpec
+from replicas.warmup import PICTURE_PNG, synthetic_inputs, warm_up
+
+FLOAT = np.dtype(np.float32)
+
+
+class FakeRuntime:
+    """Records its runs; raises `error` in each of them if there is one."""
+
+    def __init__(self, *signatures: Signature, error: Exception | None = None) -> None:
+        self.spec = ModelSpec("demo", 1, "fake", {each.name: each for each in signatures})
+        self.runs: list[tuple[str, list[str], list[str]]] = []
+        self._error = error
+
+    def run(
+        self, signature: str, inputs: Mapping[str, Tensor], outputs: Sequence[str]
+    ) -> dict[str, Tensor]:
+        self.runs.append((signature, sorted(inputs), list(outputs)))
+        if self._error is not None:
+            raise self._error
+        return {}
+
+    def close(self) -> None:
+        raise AssertionError("a warm-up closes nothing")
+
+
+def signature(*inputs: TensorSpec, name: str = "serving_default") -> Signature:
+    return Signature(name, inputs, (TensorSpec("y", FLOAT, (None,)),))
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ((None, 10), (3, 10)),
+        ((None, None), (3, 1)),
+        ((2, None), (2, 1)),
+        ((None, None, None, 3), (3, 64, 64, 3)),
+        ((None, 3, None, None), (3, 3, 64, 64)),
+        ((1, 224, 224, 3), (1, 224, 224, 3)),
+        ((), ()),
+    ],
+)
+def test_synthetic_inputs_fill_free_dimensions(
+    shape: tuple[int | None, ...], expected: tuple[int, ...]
+) -> None:
+    made = synthetic_inputs(signature(TensorSpec("x", FLOAT, shape)), rows=3)
+    assert made is not None
+    assert made["x"].shape == expected
+    assert made["x"].dtype == FLOAT
+    assert not made["x"].any()
+
+
+def test_synthetic_inputs_give_a_picture_to_an_input_named_for_one() -> None:
+    specs = (TensorSpec("image_bytes", BYTES, (None,)), TensorSpec("text", BYTES, (None, 1)))
+    made = synthetic_inputs(signature(*specs), rows=2)
+    assert made is not None
+    assert made["image_bytes"].tolist() == [PICTURE_PNG, PICTURE_PNG]
+    assert made["text"].tolist() == [[b""], [b""]]
+    assert Image.open(BytesIO(PICTURE_PNG)).convert("RGB").getpixel((7, 7)) == (255, 0, 0)
+
+
+def test_synthetic_inputs_are_none_when_a_rank_is_unknown() -> None:
+    assert synthetic_inputs(signature(TensorSpec("x", FLOAT, None)), rows=1) is None
+
+
+def test_warm_up_runs_every_signature_that_it_can() -> None:
+    one = signature(TensorSpec("x", FLOAT, (None,)))
+    two = signature(TensorSpec("z", FLOAT, (None,)), name="second")
+    unknown = signature(TensorSpec("x", FLOAT, None), name="unknown")
+    runtime = FakeRuntime(one, unknown, two)
+    warm_up(runtime)
+    assert runtime.runs == [("serving_default", ["x"], ["y"]), ("second", ["z"], ["y"])]
+
+
+def test_warm_up_goes_on_when_a_model_refuses_zeros() -> None:
+    specs = TensorSpec("x", FLOAT, (None,))
+    runtime = FakeRuntime(
+        signature(specs), signature(specs, name="second"), error=InvalidArgument("no zeros")
+    )
+    warm_up(runtime)
+    assert [name for name, _, _ in runtime.runs] == ["serving_default", "second"]
+
+
+def test_warm_up_raises_what_is_not_about_the_inputs() -> None:
+    runtime = FakeRuntime(signature(TensorSpec("x", FLOAT, ())), error=InternalError("no memory"))
+    with pytest.raises(InternalError, match="no memory"):
+        warm_up(runtime)
