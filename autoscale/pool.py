@@ -71,7 +71,7 @@ class _Failure:
 class Pool:
     """See the module. All state belongs to the replica's event loop."""
 
-    async def __init__(self, settings: PoolSettings) -> None:
+    async def __init__(self, settings: PoolSettings) -> None:  # type: ignore[misc]
         configure(settings.log_level, "pool")
         self._settings = settings
         self._node = Node.here()

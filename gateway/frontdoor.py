@@ -53,7 +53,7 @@ class GatewaySettings:
 class Gateway:
     """See the module; also the `GatewayView` of the public API and the admin's `Operations`."""
 
-    async def __init__(self, settings: GatewaySettings, pool: Any, *slots: Any) -> None:
+    async def __init__(self, settings: GatewaySettings, pool: Any, *slots: Any) -> None:  # type: ignore[misc]
         configure(settings.log_level, "gateway")
         self._settings, self._pool, self._slots = settings, pool, slots
         self._node = Node.here()

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
-from gateway.protocols.openinference_binary import OpenInferenceBinary
-from gateway.protocols.openinference_json import OpenInferenceJson
+from gateway.protocols.calls import CALLS
 from gateway.protocols.tensors import Call, Codec
-from gateway.protocols.tfserving_json import TFServingJson
 from loadtests.exchange import LENGTH_HEADER
 from loadtests.mlp import NAME, Body
 from loadtests.outcome import DirectCall
@@ -17,22 +14,21 @@ from loadtests.servers import Site
 from replicas.onnx_runtime import load
 from replicas.runtime import Runtime, RuntimeSettings
 
-CALLS = 2000
+CALLS_MEASURED = 2000
 WARM_CALLS = 200
-CODECS: dict[str, Callable[[], Codec]] = {
-    "TFS JSON": TFServingJson,
-    "v2 JSON": OpenInferenceJson,
-    "v2 binary": OpenInferenceBinary,
-}
 
 
-def direct_calls(site: Site, calls: int = CALLS) -> list[DirectCall]:
+def direct_calls(site: Site, calls: int = CALLS_MEASURED) -> list[DirectCall]:
     """Each of the site's bodies, called `calls` times one after the other."""
     runtime = load(site.model.parent, NAME, 1, RuntimeSettings(cores=1.0, max_rows=64))
     try:
-        return [_measure(body, CODECS[body.label](), runtime, calls) for body in site.bodies]
+        return [_measure(body, _codec(body), runtime, calls) for body in site.bodies]
     finally:
         runtime.close()
+
+
+def _codec(body: Body) -> Codec:
+    return next(kind.codec for kind in CALLS if kind.method == body.method)
 
 
 def _measure(body: Body, codec: Codec, runtime: Runtime, calls: int) -> DirectCall:

@@ -73,7 +73,7 @@ class Contender:
         """The name with its setting."""
         if self.name == HEADRACE:
             return self.name
-        return f"{self.name}, batches of {self.rows}" if self.rows > 1 else f"{self.name}, no batch"
+        return f"{self.name}, batch {self.rows}" if self.rows > 1 else f"{self.name}, no batch"
 
     def bodies(self, site: Site) -> tuple[Body, ...]:
         """The bodies it understands: mosec's example server only the first."""

@@ -12,8 +12,8 @@ from loadtests.outcome import Outcome
 
 BEGIN = "<!-- bench:begin -->"
 END = "<!-- bench:end -->"
-RATES = ("server", "body", "connections", "requests/s", "p50 ms", "p99 ms", "errors", "to mosec")
-PARTS = ("body", "decode µs", "run µs", "encode µs", "direct call µs", "added by the gateway µs")
+RATES = ("server", "body", "conns", "req/s", "p50 ms", "p99 ms", "errors", "to mosec")
+PARTS = ("body", "decode µs", "run µs", "encode µs", "direct call µs", "gateway adds µs")
 MIB = 2**20
 
 

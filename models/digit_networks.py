@@ -4,9 +4,8 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from numpy.typing import NDArray
-
 from digit_data import SIDE, Digits
+from numpy.typing import NDArray
 
 CLASSES = 10
 SEED = 11

@@ -13,11 +13,10 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.core.protobuf import saved_model_pb2
-
 from catalog import Job
 from digit_data import FILE, SIDE, read_digits
 from digit_networks import CLASSES, accuracy, train
+from tensorflow.core.protobuf import saved_model_pb2
 
 LABELS = [str(digit) for digit in range(CLASSES)]
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
 from torch_weights import read_checkpoint
 
 SIZE = 224

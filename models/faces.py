@@ -8,7 +8,6 @@ heatmap [B, 1, h, w], size [B, 2, h, w] (log of height and width in cells), offs
 from typing import Any
 
 import onnx
-
 from catalog import Job
 
 _NAMES = {

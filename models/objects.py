@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-
 from catalog import Job
+from numpy.typing import NDArray
 from onnx_graph import Graph
 from sources import BuildError
 from tfjs import Node, read_model

@@ -2,11 +2,10 @@
 
 import shutil
 
-from PIL import Image
-
 from catalog import Job
 from digit_data import FILE, read_digits
 from efficientnet import CROP, SIZE
+from PIL import Image
 
 
 def build(job: Job) -> None:

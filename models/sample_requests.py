@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
-
 from catalog import Job
+from PIL import Image
 from sources import BuildError
 
 # A held-out booking of the table, which cost 105.00 a night.

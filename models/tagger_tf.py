@@ -7,7 +7,6 @@ of any size. Both -> scores float32 [N, 1000] (softmax), features float32 [N, 12
 from typing import Any
 
 import tensorflow as tf
-
 from catalog import Job
 from efficientnet import CROP, MEAN, SCALE, SIZE, Network, read_network
 from tagger import LABELS, WEIGHTS, write_labels

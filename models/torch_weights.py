@@ -14,7 +14,6 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-
 from sources import BuildError
 
 Array = NDArray[Any]

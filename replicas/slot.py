@@ -50,7 +50,7 @@ class SlotSettings:
 class ModelServer:
     """A generic slot; Serve starts, checks and stops it, the pool says what it holds."""
 
-    async def __init__(self, settings: SlotSettings, pool: Any) -> None:
+    async def __init__(self, settings: SlotSettings, pool: Any) -> None:  # type: ignore[misc]
         configure(settings.log_level, "slot")
         self._settings, self._pool = settings, pool
         self._draining = False

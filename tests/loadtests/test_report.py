@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from loadtests.machine import Machine
+from loadtests.report import Report, html_page, link_latest, summary_document, write_report
+from loadtests.steps import Step, read_samples
+
+MACHINE = Machine(2, "Processor <X>", 8 * 2**30, "3.11.2", "Linux 6", {"headrace": "0.1.0"})
+WHEN = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
+RECORDED = """started_s,latency_ms,name,error
+100.000000,10.000,tagger,
+100.400000,20.000,tagger,
+101.100000,40.000,tagger,status 503: <busy>
+101.900000,30.000,tagger,
+"""
+
+
+@pytest.fixture
+def report() -> Report:
+    samples = read_samples(RECORDED.splitlines())
+    steps = (
+        Step("TensorFlowServing", 1, 2.0, samples),
+        Step("TensorFlowServing", 4, 2.0, samples),
+        Step("OpenInference", 1, 2.0, samples[:2]),
+        Step("OpenInference", 4, 2.0, ()),
+    )
+    return Report("http://127.0.0.1:8080", WHEN, MACHINE, steps)
+
+
+def test_report_holds_two_plots_a_page_and_a_summary(report: Report, tmp_path: Path) -> None:
+    folder = tmp_path / "20260102-030400"
+    write_report(report, folder)
+    for name in ("latency_over_time.png", "percentiles_by_concurrency.png"):
+        with Image.open(folder / name) as picture:
+            assert picture.width > 800
+            assert len(picture.convert("RGB").getcolors(1 << 24) or ()) > 10
+        assert f'src="{name}"' in (folder / "report.html").read_text()
+    assert (tmp_path / "latest").resolve() == folder
+    assert json.loads((folder / "summary.json").read_text())["host"] == report.host
+
+
+def test_summary_has_the_figures_of_each_step(report: Report) -> None:
+    first, _, _, empty = summary_document(report)["steps"]
+    assert (first["users"], first["requests"], first["failures"]) == (1, 4, 1)
+    assert (first["per_second"], first["p50_ms"], first["max_ms"]) == (2.0, 20.0, 40.0)
+    assert first["errors"] == {"status 503: <busy>": 1}
+    assert (empty["requests"], empty["p99_ms"]) == (0, None)
+
+
+def test_page_escapes_what_servers_and_machines_say(report: Report) -> None:
+    page = html_page(report)
+    assert "status 503: &lt;busy&gt;" in page
+    assert "Processor &lt;X&gt;" in page
+    assert "<busy>" not in page
+
+
+def test_title_tells_cores_and_date(report: Report) -> None:
+    assert report.title == "2 cores · Processor <X> · 8 GiB · 2026-01-02 03:04 UTC"
+
+
+def test_latest_moves_to_the_newest_report(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        link_latest(tmp_path / name)
+    assert (tmp_path / "latest").resolve() == tmp_path / "second"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "latest", "second"]
