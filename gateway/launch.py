@@ -141,7 +141,7 @@ def _ready(
 
 
 class _Supervisor:
-    """The life of one start. In the main thread: Ray's processes die with the thread they are of."""
+    """The life of one start, in the main thread: Ray's processes die with their thread."""
 
     def __init__(
         self,

@@ -1,0 +1,259 @@
+"""The `headrace` command.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 config invalid or something not installed, 4 nothing
+answers, 5 token refused, 6 not in time.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from gateway.cli_exit import Exit, exit_codes
+from gateway.errors import ConfigError, InvalidArgument
+
+DEFAULT_FILES = ("headrace.yaml", "examples/demo.yaml")
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
+config_file = click.argument("file", required=False, type=click.Path(dir_okay=False))
+
+
+def at_admin(command: Any) -> Any:
+    """The options of every command that asks a running Headrace."""
+    token = click.option("--token-file", type=click.Path(), help="File with the admin token.")
+    admin = click.option("--admin", metavar="HOST:PORT", help="Its admin listener.")
+    return admin(token(command))
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=(
+        "FILE is headrace.yaml here, else examples/demo.yaml, when it is left out. Exit codes: "
+        "0 done, 1 failed, 2 wrong usage, 3 config invalid or something not installed, "
+        "4 nothing answers, 5 token refused, 6 not in time."
+    ),
+)
+def main() -> None:
+    """Serve models: start, check, watch and stop a Headrace, and ask it for predictions."""
+
+
+@main.command()
+@config_file
+@click.option("--detach", is_flag=True, help="Run in the background; return when ready.")
+@click.option("--address", metavar="RAY", help="Join this Ray cluster (auto: the one here).")
+@click.option("--timeout", default=300.0, show_default=True, help="Patience with the start, s.")
+@click.option("--log", hidden=True, default="")
+@as_json
+def up(
+    file: str | None, detach: bool, address: str | None, timeout: float, log: str, as_json: bool
+) -> None:
+    """Start FILE and serve until Ctrl-C or SIGTERM, which drain."""
+    from gateway import detach as apart
+    from gateway import instance, launch
+    from gateway.progress import Progress
+
+    console = Console(stderr=as_json)
+    with exit_codes():
+        config = _load(file)
+        progress = Progress(console)
+        for warning in config.warnings:
+            progress.warn(str(warning))
+        announce = _Announcement(console, as_json, detach)
+        if not detach:
+            launch.up(config, launch.Options(address, timeout, log), progress, announce)
+            return
+        path = instance.state_file(config.args.listen.http)
+        command = ["up", config.file, "--timeout", str(timeout)]
+        command += ["--log", str(apart.log_file(path))]
+        command += ["--address", address] if address else []
+        ready = apart.up_detached(config, launch.Options(address, timeout), progress, command)
+        announce(ready)
+    if ready.late:
+        raise SystemExit(Exit.TIMED_OUT)
+
+
+class _Announcement:
+    """Tells the addresses and an example once all is ready."""
+
+    def __init__(self, console: Console, as_json: bool, detached: bool) -> None:
+        self._console = console
+        self._as_json = as_json
+        self._detached = detached
+
+    def __call__(self, ready: Any) -> None:
+        if self._as_json:
+            models = {str(state): state.state for state in ready.models}
+            record = {"ready": not ready.late, "addresses": dict(ready.addresses)}
+            click.echo(json.dumps({**record, "models": models, "example": ready.example}))
+            return
+        lines = [f"  {name:<6}{where}" for name, where in ready.addresses.items()]
+        stop = "headrace down" if self._detached else "Ctrl-C"
+        text = "\n".join(["", *lines, "", ready.example, "", f"Stop it with {stop}."])
+        self._console.print(Text(text), soft_wrap=True)
+
+
+@main.command()
+@config_file
+@as_json
+def check(file: str | None, as_json: bool) -> None:
+    """Report every mistake in FILE; starts nothing."""
+    from gateway.yaml_source import ConfigFileError, Problem
+
+    def record(problem: Problem) -> dict[str, Any]:
+        return {key: getattr(problem, key) for key in ("file", "line", "path", "message")}
+
+    with exit_codes():
+        try:
+            config = _load(file)
+        except ConfigFileError as error:
+            if not as_json:
+                raise
+            problems = [record(problem) for problem in error.problems]
+            click.echo(json.dumps({"valid": False, "problems": problems, "warnings": []}))
+            raise SystemExit(Exit.CONFIG_INVALID) from None
+    if as_json:
+        warnings = [record(problem) for problem in config.warnings]
+        click.echo(json.dumps({"valid": True, "problems": [], "warnings": warnings}))
+        return
+    for warning in config.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    click.echo(f"{config.file} is valid: {len(config.pool.models)} models")
+
+
+@main.command()
+@click.option("--watch", is_flag=True, help="Show it again each second until Ctrl-C.")
+@at_admin
+@as_json
+def status(watch: bool, admin: str | None, token_file: str | None, as_json: bool) -> None:
+    """Show models, versions, slots, states, requests in flight and latencies."""
+    from gateway.cli_status import render
+    from gateway.cli_target import find_target
+
+    with exit_codes(), find_target(admin, token_file).client() as client:
+        answer = client.status()
+        if as_json:
+            click.echo(json.dumps(answer))
+            while watch:
+                time.sleep(1.0)
+                click.echo(json.dumps(client.status()))
+            return
+        console = Console()
+        if not watch:
+            console.print(render(answer))
+            return
+        with Live(render(answer), console=console, auto_refresh=False) as live:
+            while True:
+                time.sleep(1.0)
+                live.update(render(client.status()), refresh=True)
+
+
+@main.command()
+@click.argument("model")
+@click.option("--image", type=click.Path(exists=True, dir_okay=False), help="A picture to send.")
+@click.option(
+    "--json",
+    "body",
+    is_flag=False,
+    flag_value="",
+    metavar="[FILE]",
+    help="A JSON body to send (-: stdin). Without FILE, last: print the answer as JSON.",
+)
+@click.option("--version", "model_version", type=click.IntRange(min=1), help="A model version.")
+@click.option("--http", metavar="HOST:PORT", help="The public listener to ask.")
+@click.option("--top", default=5, show_default=True, help="How many labels or values to show.")
+@click.option("--timeout", default=60.0, show_default=True, help="Patience with the answer, s.")
+def infer(
+    model: str,
+    image: str | None,
+    body: str | None,
+    model_version: int | None,
+    http: str | None,
+    top: int,
+    timeout: float,
+) -> None:
+    """Ask MODEL for one prediction, from a picture or a JSON body."""
+    from gateway.cli_infer import InferenceClient, describe, read_labels
+    from gateway.cli_target import find_target
+
+    if bool(image) == bool(body):
+        raise click.UsageError("give either --image FILE or --json FILE")
+    with exit_codes():
+        target = find_target(None, None) if http is None else None
+        address = http or (target.http if target else "")
+        client = InferenceClient(address, timeout_s=timeout)
+        version = str(model_version) if model_version else None
+        if image is None:
+            answer = client.infer_json(model, version, _read_body(str(body)))
+        else:
+            answer = client.infer_image(model, version, Path(image).read_bytes())
+    if image is None or body is not None:
+        click.echo(json.dumps(answer))
+        return
+    store = target.found.store if target and target.found else "models/repository"
+    labels = read_labels(store, model, str(answer.get("model_version", "")))
+    for output in describe(answer, labels, top):
+        click.secho(f"{output.name}  {output.datatype}{list(output.shape)}", bold=True)
+        for line in output.lines:
+            click.echo(f"  {line}")
+
+
+@main.command()
+@click.option("--timeout", default=60.0, show_default=True, help="Patience with draining, s.")
+@at_admin
+@as_json
+def down(timeout: float, admin: str | None, token_file: str | None, as_json: bool) -> None:
+    """Drain and stop a running Headrace."""
+    from gateway.cli_target import find_target
+    from gateway.down import take_down
+
+    with exit_codes():
+        outcome = take_down(find_target(admin, token_file), timeout, known=admin is not None)
+    click.echo(json.dumps({"outcome": outcome.name.lower()}) if as_json else outcome.value)
+
+
+@main.command()
+@as_json
+def version(as_json: bool) -> None:
+    """Show the versions of Headrace, Python and Ray."""
+    import platform
+    from importlib import metadata
+
+    found = {"headrace": metadata.version("headrace"), "python": platform.python_version()}
+    for package in ("ray", "onnxruntime", "onnxruntime-gpu", "tensorflow", "tensorflow-cpu"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    if as_json:
+        click.echo(json.dumps(found))
+        return
+    for name, number in found.items():
+        click.echo(f"{name} {number}")
+
+
+def _load(file: str | None) -> Any:
+    from gateway.config_file import load_config
+
+    if file is None:
+        file = next((name for name in DEFAULT_FILES if Path(name).is_file()), None)
+    if file is None:
+        raise ConfigError(f"no FILE given, and neither {' nor '.join(DEFAULT_FILES)} is here")
+    return load_config(file)
+
+
+def _read_body(file: str) -> bytes:
+    try:
+        return click.get_binary_stream("stdin").read() if file == "-" else Path(file).read_bytes()
+    except OSError as error:
+        raise InvalidArgument(f"cannot read {file}: {error.strerror}") from None
+
+
+if __name__ == "__main__":
+    main(prog_name="headrace")

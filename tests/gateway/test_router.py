@@ -1,0 +1,300 @@
+"""The router: credits, choice, deadlines, and what happens when slots die."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from gateway.config import Routing
+from gateway.errors import DeadlineExceeded, HeadraceError, NotFound, Unavailable
+from gateway.frames import Reply
+from gateway.router import MAX_MOVES, RETRY_RESERVE, Answer, Key, Request, Router
+
+ANY: Key = ("m", None)
+LEAST = Routing()
+
+
+@dataclass
+class Wire:
+    """A slot's link that remembers what was cancelled."""
+
+    cancelled: list[int] = field(default_factory=list)
+
+    def cancel(self, request: Request) -> None:
+        self.cancelled.append(request.id)
+
+
+@dataclass
+class House:
+    """A router with slots, and the answers that its requests got."""
+
+    router: Router = field(default_factory=lambda: Router(random.Random(1), max_waiting=1000))
+    answers: dict[int, list[Answer]] = field(default_factory=dict)
+    wires: dict[str, Wire] = field(default_factory=dict)
+    number: int = 0
+
+    def slots(self, *names: str, credit: int = 4, routing: Routing = LEAST) -> None:
+        self.router.set_routes({ANY: (routing, [(name, 1) for name in names])})
+        for name in names:
+            self.up(name, credit)
+
+    def up(self, name: str, credit: int = 4) -> None:
+        self.wires[name] = Wire()
+        self.router.lane_up(name, self.wires[name])
+        self.router.credit(name, 1, credit)
+
+    def ask(self, *, deadline_s: float = 100.0, key: Key = ANY, hash_key: bytes = b"") -> Request:
+        self.number += 1
+        request = Request(self.number, key, 0, b"", 0, deadline_s, 0.0, self.done)
+        request.hash_key = hash_key
+        self.router.submit(request)
+        return request
+
+    def done(self, request: Request, answer: Answer) -> None:
+        self.answers.setdefault(request.id, []).append(answer)
+
+    def answer(self, slot: str, number: int, *, elsewhere: bool = False, depth: int = 0) -> None:
+        reply = Reply(number, 0, 200, 0, 0, None, 0, 0, 0, 0, depth, b"")
+        self.router.reply(slot, reply, elsewhere=elsewhere)
+
+    def assign(self) -> dict[str, list[int]]:
+        return {s: [r.id for r in sent] for s, sent in self.router.assign(0.0).items()}
+
+    def error(self, number: int) -> HeadraceError:
+        (answer,) = self.answers[number]
+        assert isinstance(answer, HeadraceError)
+        return answer
+
+
+def test_requests_beyond_the_credit_wait_in_the_gateway() -> None:
+    house = House()
+    house.slots("a", credit=2)
+    for _ in range(5):
+        house.ask()
+    assert house.assign() == {"a": [1, 2]}
+    assert house.router.waiting() == {"m": 3} and house.router.demand("a") == {1: 5}
+    house.answer("a", 1)
+    assert house.assign() == {"a": [3]}
+
+
+def test_the_slot_with_fewer_in_flight_is_chosen() -> None:
+    house = House()
+    house.slots("a", "b", credit=100)
+    for _ in range(60):
+        house.ask()
+        house.assign()
+    assert house.router.in_flight() == {"m": 60}
+    assert house.router.demand("a") == {1: 30}
+
+
+def test_a_slot_that_other_gateways_fill_is_avoided() -> None:
+    house = House()
+    house.slots("a", "b", credit=100)
+    house.ask()
+    (first,) = house.assign()
+    other = {"a": "b", "b": "a"}[first]
+    house.answer(first, 1, depth=50)
+    house.ask()
+    assert house.assign() == {other: [2]}
+
+
+def test_round_robin_takes_turns() -> None:
+    house = House()
+    house.slots("a", "b", "c", credit=100, routing=Routing(policy="round-robin"))
+    sent = []
+    for _ in range(6):
+        house.ask()
+        sent += house.assign()
+    assert sorted(sent[:3]) == ["a", "b", "c"] and sent[:3] == sent[3:]
+
+
+def test_equal_hash_keys_go_to_the_same_slot() -> None:
+    house = House()
+    house.slots("a", "b", "c", credit=1000, routing=Routing(policy="hash", header="X-User"))
+    homes: dict[bytes, set[str]] = {}
+    for n in range(90):
+        key = b"user %d" % (n % 9)
+        house.ask(hash_key=key)
+        homes.setdefault(key, set()).update(house.assign())
+    assert all(len(home) == 1 for home in homes.values())
+    assert len(set.union(*homes.values())) > 1
+
+
+def test_unknown_models_and_full_queues_are_refused() -> None:
+    house = House(Router(random.Random(1), max_waiting=2))
+    house.slots("a", credit=0)
+    with pytest.raises(NotFound):
+        house.ask(key=("other", None))
+    house.ask()
+    house.ask()
+    with pytest.raises(Unavailable, match="2 requests wait") as refused:
+        house.ask()
+    assert refused.value.retry_after_s == 1.0
+
+
+def test_deadlines_end_waiting_and_running_requests() -> None:
+    house = House()
+    house.slots("a", credit=1)
+    house.ask(deadline_s=5.0)
+    house.ask(deadline_s=6.0)
+    house.assign()
+    assert house.router.expire(4.9) == 0
+    assert house.router.expire(6.0) == 2
+    assert isinstance(house.error(1), DeadlineExceeded)
+    assert isinstance(house.error(2), DeadlineExceeded)
+    assert house.wires["a"].cancelled == [1]
+    house.answer("a", 1)
+    assert len(house.answers[1]) == 1 and len(house.router) == 0
+
+
+def test_a_cancelled_request_frees_its_place_and_hears_nothing() -> None:
+    house = House()
+    house.slots("a", credit=1)
+    first, second, _ = house.ask(), house.ask(), house.ask()
+    house.assign()
+    house.router.cancel(first)
+    house.router.cancel(second)
+    assert house.wires["a"].cancelled == [1]
+    assert house.assign() == {"a": [3]} and not house.answers
+
+
+def test_requests_of_a_dead_slot_run_alone_on_another() -> None:
+    house = House()
+    house.slots("a", credit=3)
+    for _ in range(3):
+        house.ask()
+    house.assign()
+    house.router.set_routes({ANY: (LEAST, [("b", 1)])})
+    house.up("b", credit=8)
+    house.router.lane_down("a", 1.0)
+    house.ask()
+    assert house.assign() == {"b": [1]}
+    assert house.assign() == {}
+    house.answer("b", 1)
+    assert house.assign() == {"b": [2]}
+    house.answer("b", 2)
+    assert house.assign() == {"b": [3]}
+    house.answer("b", 3)
+    assert house.assign() == {"b": [4]}
+    assert house.router.retries == 3
+
+
+def test_a_request_that_killed_two_slots_is_refused_and_its_neighbours_are_answered() -> None:
+    house = House()
+    house.slots("a", "b", "c", credit=8, routing=Routing(policy="round-robin"))
+    for name in ("b", "c"):
+        house.router.credit(name, 1, 0)
+    for _ in range(3):
+        house.ask()
+    house.assign()
+    house.router.lane_down("a", 1.0)
+    house.router.credit("b", 1, 8)
+    house.router.credit("c", 1, 8)
+    (killer,) = (slot for slot, ids in house.assign().items() if 1 in ids)
+    house.router.lane_down(killer, 2.0)
+    assert "2 slots died" in house.error(1).message
+    survivor = {"b": "c", "c": "b"}[killer]
+    for number in (2, 3):
+        if number not in house.answers:
+            house.assign()
+            house.answer(survivor, number)
+    assert all(isinstance(house.answers[n][0], Reply) for n in (2, 3))
+
+
+def test_retries_stop_at_their_budget() -> None:
+    house = House()
+    house.slots("a", credit=1000)
+    for _ in range(int(RETRY_RESERVE) + 40):
+        house.ask()
+    house.assign()
+    house.router.lane_down("a", 1.0)
+    refused = [n for n, (answer,) in house.answers.items() if isinstance(answer, Unavailable)]
+    assert len(refused) == 40 and house.router.retries == RETRY_RESERVE
+
+
+def test_a_request_that_no_slot_takes_is_given_up() -> None:
+    house = House()
+    house.slots("a", credit=1)
+    house.ask()
+    for _ in range(MAX_MOVES + 1):
+        assert house.assign() == {"a": [1]}
+        house.answer("a", 1, elsewhere=True)
+    assert "no slot is ready" in house.error(1).message
+
+
+def test_a_draining_slot_gets_nothing_more() -> None:
+    house = House()
+    house.slots("a", "b")
+    house.router.lane_draining("a")
+    for _ in range(3):
+        house.ask()
+    assert house.assign() == {"b": [1, 2, 3]}
+
+
+def test_requests_wait_for_a_removed_model_no_longer() -> None:
+    house = House()
+    house.slots("a", credit=0)
+    house.ask()
+    house.router.set_routes({})
+    assert "removed" in house.error(1).message
+
+
+class Storm(RuleBasedStateMachine):
+    """Slots come, die and drain at will: each request is answered at most once, credits hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.house = House()
+        self.house.router.set_routes({ANY: (LEAST, [(name, 1) for name in "abc"])})
+        self.open: set[int] = set()
+        self.sent: dict[str, set[int]] = {}
+        self.credits: dict[str, int] = {}
+
+    @rule(name=st.sampled_from("abc"), credit=st.integers(0, 3))
+    def comes(self, name: str, credit: int) -> None:
+        if name not in self.sent:
+            self.house.up(name, credit)
+            self.sent[name], self.credits[name] = set(), credit
+
+    @precondition(lambda self: self.sent)
+    @rule(data=st.data())
+    def dies(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(self.sent)))
+        self.house.router.lane_down(name, 0.0)
+        del self.sent[name]
+
+    @rule()
+    def asks(self) -> None:
+        self.open.add(self.house.ask().id)
+
+    @rule()
+    def assigns(self) -> None:
+        for name, numbers in self.house.assign().items():
+            assert not self.sent[name] & set(numbers)
+            self.sent[name] |= set(numbers)
+
+    @precondition(lambda self: any(self.sent.values()))
+    @rule(data=st.data(), elsewhere=st.booleans())
+    def answers(self, data: st.DataObject, elsewhere: bool) -> None:
+        name = data.draw(st.sampled_from(sorted(n for n, ids in self.sent.items() if ids)))
+        number = data.draw(st.sampled_from(sorted(self.sent[name])))
+        self.sent[name].remove(number)
+        self.house.answer(name, number, elsewhere=elsewhere)
+
+    @invariant()
+    def nothing_is_lost_or_answered_twice(self) -> None:
+        assert all(len(answers) == 1 for answers in self.house.answers.values())
+        assert len(self.house.router) + len(self.house.answers) == len(self.open)
+
+    @invariant()
+    def credits_hold(self) -> None:
+        assert all(len(ids) <= self.credits[name] for name, ids in self.sent.items())
+
+
+TestStorm = Storm.TestCase
+TestStorm.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
