@@ -8,15 +8,18 @@ import random
 import structlog
 
 from gateway.config import Routing
-from gateway.errors import NotFound, Unavailable
+from gateway.errors import Unavailable
 from gateway.frames import Flag, Reply
 from gateway.link import Identity, LinkEvents, SlotLink
 from gateway.metrics import Recorder
+from gateway.protocols.errors_json import model_not_found, servable_not_found
 from gateway.router import Key, Request, Route, Router
-from gateway.snapshot import ModelView, Snapshot, State
+from gateway.snapshot import Snapshot, State
 
 TICK_S = 0.025
 """How late a deadline may be noticed, and how often a slot hears of changed demand."""
+
+NOT_FOUND = {"tfserving": servable_not_found, "openinference": model_not_found}
 
 log = structlog.get_logger()
 
@@ -51,21 +54,18 @@ class DataPlane(LinkEvents):
             self.router.refuse(key, Unavailable(reason))
         self._flush_soon()
 
-    def model(self, name: str, version: int | None) -> ModelView:
-        """The model that a request asks for; raises `NotFound` or `Unavailable`."""
+    def require(self, protocol: str, name: str, version: int | None) -> None:
+        """Refuse what cannot be served: `NotFound` in the protocol's words, or `Unavailable`."""
         view = self.snapshot.models.get(name)
-        if view is None:
-            if not self.snapshot.number:
-                raise Unavailable("the gateway has not heard from the pool yet", retry_after_s=1)
-            raise NotFound(not_found(name, version))
-        found = view.version(version)
-        if found is None and version is not None:
-            raise NotFound(not_found(name, version))
+        if view is None and not self.snapshot.number:
+            raise Unavailable("the gateway has not heard from the pool yet", retry_after_s=1)
+        found = view.version(version) if view is not None else None
+        if view is None or (found is None and version is not None):
+            raise NOT_FOUND[protocol](name, version)
         if found is None:
             raise Unavailable(f"model {name!r} cannot be served: {view.reason or 'no version'}")
         if found.state is State.FAILED:
             raise Unavailable(f"model {name!r} version {found.version} failed: {found.reason}")
-        return view
 
     def routing(self, name: str) -> Routing:
         """How requests of a model choose their slot."""
@@ -192,9 +192,3 @@ def routes_of(snapshot: Snapshot) -> tuple[dict[Key, Route], dict[Key, str]]:
             if (name, newest.version) in failed:
                 failed[name, None] = failed[name, newest.version]
     return routes, failed
-
-
-def not_found(name: str, version: int | None) -> str:
-    """TensorFlow Serving's text for an unknown model or version."""
-    wanted = f"Latest({name})" if version is None else f"Specific({name}, {version})"
-    return f"Servable not found for request: {wanted}"

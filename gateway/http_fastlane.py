@@ -19,11 +19,13 @@ from uvicorn.server import ServerState
 from gateway.errors import HeadraceError, InvalidArgument, RequestTimeout
 from gateway.frames import PART_BYTES, Body
 from gateway.http_prediction import FrontState, Prediction, content_length, head, too_large
-from gateway.protocols.calls import encode_error
+from gateway.protocols.errors_json import encode_error
 from gateway.protocols.paths import InferPath, parse_infer_path
 from gateway.router import Answer
 
 SWEEP_S = 1.0
+LINGER_S = 2.0
+"""After refusing a body half-way we read on for so long, or the reset would overtake the answer."""
 MAX_HEADER_BYTES = 64 * 1024
 MAX_HEADERS = 128
 
@@ -132,6 +134,8 @@ class FastLane(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Count header bytes: the parser itself has no limit."""
+        if self._reading == "lingering":
+            return
         if self._reading != "body":
             self._header_bytes += len(data)
             self._reading = self._reading or "headers"
@@ -153,12 +157,13 @@ class FastLane(HttpToolsProtocol):
             self._refuse(HTTPStatus.REQUEST_TIMEOUT, "the headers took too long")
         elif self._reading == "body" and age_s > limits.body_timeout_s:
             if isinstance(self.cycle, FastCycle):
-                self._reading = ""
                 self.cycle.fail(RequestTimeout("the body took too long"))
             else:
                 self._refuse(HTTPStatus.REQUEST_TIMEOUT, "the body took too long")
         elif not self._reading and age_s > limits.idle_timeout_s and self._answered:
             self.transport.close()
+        elif self._reading == "lingering" and age_s > LINGER_S:
+            self.transport.abort()
 
     def send_400_response(self, msg: str) -> None:
         """What is no HTTP gets a JSON error as everything else does."""
@@ -241,6 +246,9 @@ class FastLane(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """The body is complete."""
+        if self._reading == "lingering":
+            self.transport.close()
+            return
         self._reading, self._since_s = "", self.loop.time()
         cycle = self.cycle
         if not isinstance(cycle, FastCycle):
@@ -277,10 +285,14 @@ class FastLane(HttpToolsProtocol):
         self.transport.writelines(cycle.prediction.response(answer, keep_alive=keep_alive))
         self._since_s = self.loop.time()
         self.server_state.total_requests += 1
-        if not keep_alive:
+        if keep_alive:
+            if self.pipeline:
+                super().on_response_complete()
+        elif self._reading == "body" and self.transport.can_write_eof():
+            self._reading = "lingering"
+            self.transport.write_eof()
+        else:
             self.transport.close()
-        elif self.pipeline:
-            super().on_response_complete()
 
 
 def fast_lane(front: FrontState) -> type[FastLane]:

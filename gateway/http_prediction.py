@@ -12,11 +12,12 @@ import structlog
 from gateway.config import Limits
 from gateway.data_plane import DataPlane
 from gateway.deadline import parse_timeout_s
-from gateway.errors import InvalidArgument, NotFound, PayloadTooLarge
+from gateway.errors import InvalidArgument, PayloadTooLarge
 from gateway.frames import Body, Buffer, Reply, pieces
 from gateway.logs import request_id, valid_request_id, valid_traceparent
 from gateway.metrics import Recorder
-from gateway.protocols.calls import call_number, encode_error, encodings_of, headers_of
+from gateway.protocols.calls import call_number, encodings_of, headers_of
+from gateway.protocols.errors_json import encode_error, servable_not_found
 from gateway.protocols.paths import InferPath
 from gateway.router import Answer, Request
 
@@ -63,8 +64,8 @@ class Prediction:
         path, plane, found = self._path, front.plane, self._headers
         assert path is not None
         if path.label is not None:
-            raise NotFound(f"model {path.model!r} has no label {path.label!r}")
-        plane.model(path.model, path.version)
+            raise servable_not_found(path.model, label=path.label)
+        plane.require(path.protocol, path.model, path.version)
         arrived_s = plane.now_s()
         self.request = Request(
             id=plane.next_id(),

@@ -117,7 +117,7 @@ class SlotLink:
         except (OSError, TimeoutError, LinkError) as error:
             self.last_error = str(error) or type(error).__name__
             log.debug("link_not_up", slot=self.slot.slot_id, reason=self.last_error)
-        self._close("the link broke")
+        self._close(self.last_error or "the link broke")
         return was_up
 
     async def _connect(self) -> None:
@@ -165,6 +165,7 @@ class SlotLink:
                 channel.abort(reason)
         if self._up:
             self._up = False
+            self.last_error = reason
             self._demand.clear()
             self._events.link_down(self)
 

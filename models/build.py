@@ -5,6 +5,7 @@ Imports only what is light; a builder and its tools are imported when there is w
 
 import fcntl
 import os
+import shutil
 import sys
 import time
 import traceback
@@ -53,30 +54,37 @@ def _alone(console: Console) -> Iterator[None]:
         except BlockingIOError:
             console.print("Another build of the models is running: waiting for it.")
             fcntl.flock(lock, fcntl.LOCK_EX)
+        shutil.rmtree(LOG.parent / "work", ignore_errors=True)
         yield
 
 
 def _build_all(chosen: Sequence[Target], force: bool, console: Console) -> int:
     """Build what is not up to date, in order, and return how many failed."""
-    # A target that needs another is judged when its turn comes.
-    waiting = [t for t in chosen if force or t.needs or not is_built(t, BASE)]
-    columns = ("{task.fields[number]:>5}", "[bold]{task.description:<11}", "{task.fields[now]}")
+    stale = [target for target in chosen if force or not is_built(target, BASE)]
+    names = {target.name for target in stale}
+    # What needs a stale target is judged again when its turn comes.
+    waiting = [t for t in chosen if t in stale or names.intersection(t.needs)]
     failed = 0
-    with Progress(
-        SpinnerColumn(),
-        *(TextColumn(column) for column in columns[:2]),
-        BarColumn(bar_width=12),
-        TimeElapsedColumn(),
-        TextColumn(columns[2]),
-        console=console,
-        transient=True,
-    ) as progress:
+    with _progress(console, shown=bool(waiting)) as progress:
         for number, target in enumerate(waiting, 1):
             if force or not is_built(target, BASE):
                 failed += not _build_one(target, f"{number}/{len(waiting)}", progress)
-    if not failed:
-        console.print(f"Models: {len(chosen)} of {len(chosen)} up to date in models/repository.")
+    ready = sum(is_built(target, BASE) for target in chosen)
+    console.print(f"Models: {ready} of {len(chosen)} up to date in models/repository.")
     return failed
+
+
+def _progress(console: Console, shown: bool) -> Progress:
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.fields[number]:>5} [bold]{task.description:<11}"),
+        BarColumn(bar_width=12),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[now]}"),
+        console=console,
+        transient=True,
+        disable=not shown,
+    )
 
 
 def _build_one(target: Target, number: str, progress: Progress) -> bool:
@@ -94,6 +102,10 @@ def _build_one(target: Target, number: str, progress: Progress) -> bool:
         return True
     except BuildError as error:
         _say(progress, number, target, f"[red]failed[/]: {escape(str(error))}")
+        return False
+    except OSError as error:
+        reason = f"{error}: free space or correct the permissions there, then run the build again."
+        _say(progress, number, target, f"[red]failed[/]: {escape(reason)}")
         return False
     except Exception as error:  # the boundary of a builder: its traceback goes to the log
         with LOG.open("a", encoding="utf-8") as log:
@@ -113,7 +125,7 @@ def _say(progress: Progress, number: str, target: Target, text: str) -> None:
 
 if __name__ == "__main__":
     # TensorFlow reads these at import. Only its errors are news here, and the notice about oneDNN
-    # (which the digits train no faster with) comes whatever the level.
+    # (which would save seconds of training) comes whatever the level.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     main()

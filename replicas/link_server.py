@@ -55,13 +55,12 @@ class LinkServer:
         self._tasks: set[asyncio.Task[None]] = set()
         self._demand: dict[int, dict[str, int]] = {}
         self._capacity: dict[int, int] = {}
+        self._told: dict[tuple[Channel, int], int] = {}
         self.tcp_address = ""
 
     async def start(self, unix_path: Path, host: str, port: int) -> None:
-        """Listen on both; the Unix socket is for this user only."""
+        """Listen on both; the Unix socket, in a folder that exists, is for this user only."""
         loop = asyncio.get_running_loop()
-        unix_path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        unix_path.unlink(missing_ok=True)
         mask = os.umask(0o177)
         try:
             unix = await loop.create_unix_server(self._accept, str(unix_path), backlog=256)
@@ -91,6 +90,7 @@ class LinkServer:
             self._demand.pop(placement_id, None)
             for channel in self._controls():
                 channel.send_numbers(Kind.CREDIT, placement_id, 0)
+                self._told.pop((channel, placement_id), None)
         for placement_id in capacity:
             self._share_out(placement_id)
 
@@ -168,6 +168,7 @@ class LinkServer:
         if session is None:
             log.debug("link_refused", reason=reason)
             return
+        self._told = {key: told for key, told in self._told.items() if key[0] is not channel}
         self._service.gone(channel)
         link_id = session.peer.link_id
         if link_id:
@@ -189,8 +190,10 @@ class LinkServer:
             demands.setdefault(self._open[channel].peer.link_id, 0)
         credits = share(self._capacity.get(placement_id, 0), demands)
         for channel in self._controls():
-            link_id = self._open[channel].peer.link_id
-            channel.send_numbers(Kind.CREDIT, placement_id, credits[link_id])
+            credit = credits[self._open[channel].peer.link_id]
+            if self._told.get((channel, placement_id)) != credit:
+                self._told[channel, placement_id] = credit
+                channel.send_numbers(Kind.CREDIT, placement_id, credit)
 
     async def _call(self, channel: Channel, peer: Hello, frame: Frame) -> None:
         try:

@@ -5,13 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gateway.errors import InvalidArgument
-from gateway.protocols.errors_json import encode_error
 from gateway.protocols.openinference_binary import OpenInferenceCodec
 from gateway.protocols.tensors import Call, Codec, Encoded
 from gateway.protocols.tfserving_examples import ExamplesCodec
 from gateway.protocols.tfserving_json import PredictCodec
-
-__all__ = ["CALLS", "CallKind", "call_number", "call_of", "encode_error", "form_of"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,7 +73,7 @@ def quick_shape(array: Any, arrays: int) -> tuple[int, ...] | None:
         if any(len(child) != shape[-1] for child in level):
             return None
         seen += len(level)
-    return tuple(shape) if seen == arrays else None
+    return tuple(shape) if seen == arrays and len(shape) <= MAX_RANK else None
 
 
 def to_array(

@@ -78,7 +78,9 @@ def test_releases_that_are_not_neighbours_say_so() -> None:
         shake(SECRET, SECRET, Hello("gateway"), replace(Hello("slot"), versions=(5, 6)))
 
 
-@pytest.mark.parametrize("payload", [b"", b"{}", b"[1]", b"\xff\xfe", b'{"magic": "headrace-link"}'])
+@pytest.mark.parametrize(
+    "payload", [b"", b"{}", b"[1]", b"\xff\xfe", b'{"magic": "headrace-link"}']
+)
 def test_a_hello_that_cannot_be_read_is_refused(payload: bytes) -> None:
     with pytest.raises(LinkError):
         ServerHandshake(SECRET, Hello("slot")).receive(frame_of(encode_frame(Kind.HELLO, payload)))

@@ -1,0 +1,82 @@
+"""What every HTTP answer outside of the fast lane has: JSON, error bodies and a request id."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+import structlog
+from fastapi import FastAPI
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gateway.errors import HeadraceError, InternalError, MethodNotAllowed, NotFound
+from gateway.logs import request_id, valid_request_id
+from gateway.protocols.errors_json import encode_error
+from gateway.protocols.paths import canonical_path
+
+log = structlog.get_logger()
+
+
+def json_answer(value: Any, status: int = 200) -> Response:
+    """A JSON answer from plain Python values."""
+    return Response(orjson.dumps(value), status, media_type="application/json")
+
+
+def answer_errors(app: FastAPI) -> None:
+    """Every error of the application becomes `{"error": text}`."""
+    app.add_exception_handler(HeadraceError, _answer_error)
+    app.add_exception_handler(HTTPException, _answer_routing)
+    app.add_exception_handler(Exception, _answer_unexpected)
+
+
+class Envelope:
+    """Gives each request its canonical path and each answer its `X-Request-Id`."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI entry."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = dict(scope["headers"]).get(b"x-request-id", b"")
+        identity = given.decode("latin-1") if valid_request_id(given) else request_id()
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["x-request-id"] = identity
+            await send(message)
+
+        await self._app({**scope, "path": canonical_path(scope["path"])}, receive, send_with_id)
+
+
+async def _answer_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HeadraceError)
+    answer = Response(encode_error(error).body, error.http_status, media_type="application/json")
+    if error.retry_after_s is not None:
+        answer.headers["retry-after"] = str(max(1, round(error.retry_after_s)))
+    return answer
+
+
+async def _answer_routing(request: Request, error: Exception) -> Response:
+    """Starlette's own 404 and 405 in the protocols' form."""
+    assert isinstance(error, HTTPException)
+    if error.status_code == MethodNotAllowed.http_status:
+        text = f"{request.method} is not allowed on this path"
+    elif error.status_code == NotFound.http_status:
+        text = "there is nothing at this path"
+    else:
+        text = str(error.detail)
+    body = encode_error(HeadraceError(text)).body
+    headers = dict(error.headers or {})
+    return Response(body, error.status_code, headers, media_type="application/json")
+
+
+async def _answer_unexpected(request: Request, error: Exception) -> Response:
+    log.error("request_failed", path=request.url.path, exc_info=error)
+    return await _answer_error(request, InternalError("internal error"))

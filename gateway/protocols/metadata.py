@@ -1,0 +1,150 @@
+"""Answers that describe models: status, metadata and configuration, in both REST protocols."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from gateway.protocols.datatypes import config_name, datatype_name, tensorflow_name
+from gateway.protocols.tensors import ModelSpec, Signature, TensorSpec
+from gateway.snapshot import ModelView, State, VersionView
+
+EXTENSIONS = ("binary_tensor_data", "model_configuration")
+"""What is supported of Triton's extensions; perf_analyzer relies on each name listed."""
+
+_TFSERVING_STATES = {
+    State.PENDING: "START",
+    State.LOADING: "LOADING",
+    State.WARMING: "LOADING",
+    State.READY: "AVAILABLE",
+    State.DRAINING: "UNLOADING",
+    State.FAILED: "END",
+    State.END: "END",
+}
+_BACKENDS = {"onnxruntime_onnx": "onnxruntime", "tensorflow_savedmodel": "tensorflow"}
+
+
+def tfserving_status(versions: Iterable[VersionView]) -> dict[str, Any]:
+    """The status body, newest version first."""
+    return {
+        "model_version_status": [
+            {
+                "version": str(view.version),
+                "state": _TFSERVING_STATES.get(view.state, "UNKNOWN"),
+                "status": {
+                    "error_code": "UNKNOWN" if view.state is State.FAILED else "OK",
+                    "error_message": view.reason if view.state is State.FAILED else "",
+                },
+            }
+            for view in sorted(versions, key=lambda view: view.version, reverse=True)
+        ]
+    }
+
+
+def tfserving_metadata(spec: ModelSpec) -> dict[str, Any]:
+    """The metadata body: protobuf's JSON of a SignatureDefMap, default values printed."""
+    return {
+        "model_spec": {"name": spec.name, "signature_name": "", "version": str(spec.version)},
+        "metadata": {
+            "signature_def": {
+                "signature_def": {
+                    name: {
+                        "inputs": {t.name: _tensor_info(t) for t in signature.inputs},
+                        "outputs": {t.name: _tensor_info(t) for t in signature.outputs},
+                        "method_name": signature.method,
+                    }
+                    for name, signature in spec.signatures.items()
+                }
+            }
+        },
+    }
+
+
+def openinference_server(version: str) -> dict[str, Any]:
+    """The server metadata body."""
+    return {"name": "headrace", "version": version, "extensions": list(EXTENSIONS)}
+
+
+def openinference_model(model: ModelView, spec: ModelSpec) -> dict[str, Any]:
+    """The model metadata body, of the default signature; `versions` are those that can infer."""
+    signature = default_signature(spec)
+    return {
+        "name": spec.name,
+        "versions": [str(v.version) for v in model.versions if v.state is State.READY],
+        "platform": spec.platform,
+        "inputs": [_tensor_metadata(tensor) for tensor in signature.inputs],
+        "outputs": [_tensor_metadata(tensor) for tensor in signature.outputs],
+    }
+
+
+def openinference_config(spec: ModelSpec) -> dict[str, Any]:
+    """As much of Triton's ModelConfig as perf_analyzer and its users read.
+
+    With a `max_batch_size` above 0 the first dimension is left out of `dims`.
+    """
+    signature = default_signature(spec)
+    batched = spec.max_rows > 0 and all(
+        tensor.shape and tensor.shape[0] is None
+        for tensor in (*signature.inputs, *signature.outputs)
+    )
+    config: dict[str, Any] = {
+        "name": spec.name,
+        "platform": spec.platform,
+        "backend": _BACKENDS.get(spec.platform, ""),
+        "max_batch_size": spec.max_rows if batched else 0,
+        "input": [
+            {**_tensor_config(tensor, batched), "is_shape_tensor": False, "optional": False}
+            for tensor in signature.inputs
+        ],
+        "output": [
+            {**_tensor_config(tensor, batched), "is_shape_tensor": False}
+            for tensor in signature.outputs
+        ],
+        "model_transaction_policy": {"decoupled": False},
+        "response_cache": {"enable": False},
+    }
+    if batched:
+        config["dynamic_batching"] = {"preferred_batch_size": [spec.max_rows]}
+    return config
+
+
+def default_signature(spec: ModelSpec) -> Signature:
+    """The default signature, or the first one if the model has none of that name."""
+    found = spec.signatures.get(spec.default_signature)
+    return found or next(iter(spec.signatures.values()), Signature("", (), ()))
+
+
+def _sizes(tensor: TensorSpec) -> list[int]:
+    """The shape with -1 for free dimensions; an unknown rank is one free dimension."""
+    shape = (None,) if tensor.shape is None else tensor.shape
+    return [-1 if size is None else size for size in shape]
+
+
+def _tensor_info(tensor: TensorSpec) -> dict[str, Any]:
+    unknown = tensor.shape is None
+    sizes = [] if unknown else _sizes(tensor)
+    return {
+        "dtype": tensorflow_name(tensor.dtype),
+        "tensor_shape": {
+            "dim": [{"size": str(size), "name": ""} for size in sizes],
+            "unknown_rank": unknown,
+        },
+        "name": f"{tensor.name}:0",
+    }
+
+
+def _tensor_metadata(tensor: TensorSpec) -> dict[str, Any]:
+    return {
+        "name": tensor.name,
+        "datatype": datatype_name(tensor.dtype),
+        "shape": _sizes(tensor),
+    }
+
+
+def _tensor_config(tensor: TensorSpec, batched: bool) -> dict[str, Any]:
+    sizes = _sizes(tensor)
+    return {
+        "name": tensor.name,
+        "data_type": config_name(tensor.dtype),
+        "dims": sizes[1:] if batched else sizes,
+    }

@@ -1,0 +1,108 @@
+"""The request targets of predictions, and one spelling for the paths of everything else."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from urllib.parse import unquote_to_bytes
+
+from gateway.errors import InvalidArgument
+from gateway.protocols.quoting import quoted
+
+_CACHED_PATHS = 4096
+_CACHED_PATH_BYTES = 512
+"""Longer targets are not worth their place in the cache: names have at most 128 characters."""
+
+_VERSION_DIGITS = 19
+"""As many as the largest 64 bit integer has."""
+
+_TFSERVING = re.compile(
+    rb"/v1/models/(?P<model>[^/:]+)"
+    rb"(?:/versions/(?P<version>[^/:]+))?(?:/labels/(?P<label>[^/:]+))?"
+    rb":(?P<method>predict|classify|regress)",
+    re.IGNORECASE,
+)
+_OPENINFERENCE = re.compile(
+    rb"(?:/.*?)??/v2/models/(?P<model>[^/]+)(?:/versions/(?P<version>[^/]+))?/infer"
+)
+_TFSERVING_PREFIX = re.compile(r"/v1(?=/|$)", re.IGNORECASE)
+_TFSERVING_WORDS = re.compile(
+    r"(?P<models>/v1/models/)(?P<name>[^/]+)(?:(?P<kind>/versions/|/labels/)(?P<value>[^/]+))?"
+    r"(?P<rest>/metadata)?",
+    re.IGNORECASE,
+)
+_BASE_PATH = re.compile(r"(?:/.*?)??(?P<path>/v2(?:/.*)?)")
+
+
+@dataclass(frozen=True, slots=True)
+class InferPath:
+    """Where a prediction goes. `protocol` is `tfserving` or `openinference`."""
+
+    protocol: str
+    method: str
+    model: str
+    version: int | None = None
+    label: str | None = None
+
+
+def parse_infer_path(path: bytes) -> InferPath | None:
+    """Reads the target of a POST; None if it is no prediction.
+
+    A query is ignored, and so is a base path before `/v2`. Raises `InvalidArgument` if version
+    and label come together or the version is not a number.
+    """
+    return _parse_cached(path) if len(path) <= _CACHED_PATH_BYTES else _parse(path)
+
+
+def canonical_path(path: str) -> str:
+    """The path in lower-case words for TensorFlow Serving, without a base path for `/v2`."""
+    if _TFSERVING_PREFIX.match(path):
+        found = _TFSERVING_WORDS.fullmatch(path)
+        if found is None:
+            return path
+        models, name, kind, value, rest = found.groups(default="")
+        return f"{models.lower()}{name}{kind.lower()}{value}{rest.lower()}"
+    found = _BASE_PATH.fullmatch(path)
+    return path if found is None else found["path"]
+
+
+def parse_version(text: str) -> int:
+    """A model version; raises `InvalidArgument` unless it is a number of digits."""
+    if not (text.isascii() and text.isdigit() and len(text) <= _VERSION_DIGITS):
+        raise InvalidArgument(f"the model version must be a number, not {quoted(text)}")
+    return int(text)
+
+
+def _parse(path: bytes) -> InferPath | None:
+    path = path.partition(b"?")[0]
+    found = _TFSERVING.fullmatch(path)
+    if found is not None:
+        label = found["label"]
+        if label is not None and found["version"] is not None:
+            raise InvalidArgument("a request names a version or a label, not both")
+        return InferPath(
+            "tfserving",
+            found["method"].decode().lower(),
+            _decoded(found["model"]),
+            _version(found["version"]),
+            None if label is None else _decoded(label),
+        )
+    found = _OPENINFERENCE.fullmatch(path)
+    if found is None or _TFSERVING_PREFIX.match(path.decode("latin-1")):
+        return None
+    return InferPath("openinference", "infer", _decoded(found["model"]), _version(found["version"]))
+
+
+_parse_cached = lru_cache(maxsize=_CACHED_PATHS)(_parse)
+
+
+def _version(raw: bytes | None) -> int | None:
+    return None if raw is None else parse_version(_decoded(raw))
+
+
+def _decoded(raw: bytes) -> str:
+    try:
+        return unquote_to_bytes(raw).decode()
+    except UnicodeDecodeError:
+        raise InvalidArgument("the request path is not UTF-8 text") from None

@@ -1,0 +1,115 @@
+"""What a slot does for gateways and for the pool, over the link; knows nothing of Ray."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from gateway.channel import Channel
+from gateway.config import Batching
+from gateway.errors import InvalidArgument, Unavailable
+from gateway.frames import Flag, Item, Reply
+from gateway.handshake import Hello
+from gateway.metrics import Recorder
+from replicas.engine import ComputeThread
+from replicas.link_server import LinkServer
+from replicas.placements import Loaded, Order, Placements, resident_bytes
+from replicas.repository import Repository
+
+
+class SlotService:
+    """Serves the placements of one slot on one link server."""
+
+    def __init__(
+        self,
+        repository: Repository,
+        hello: Hello,
+        secret: bytes,
+        max_body_bytes: int,
+        recorder: Recorder,
+        cores: float = 1.0,
+        device: str = "cpu",
+    ) -> None:
+        self._recorder = recorder
+        self._compute = ComputeThread()
+        self._placements = Placements(
+            repository, self._compute, recorder, cores, device, self._changed
+        )
+        self.server = LinkServer(self, hello, secret, max_body_bytes)
+        self._epoch = 0
+        self._draining = False
+
+    async def start(self, unix_path: Path, host: str, port: int) -> None:
+        """Listen for gateways and for the pool."""
+        await self.server.start(unix_path, host, port)
+
+    async def drain(self) -> None:
+        """Take nothing more, and wait until everything is answered."""
+        self._draining = True
+        self.server.draining()
+        self.server.event("draining")
+        await self._placements.drain()
+
+    async def close(self) -> None:
+        """Stop listening."""
+        await self.server.close()
+        self._compute.close()
+
+    def items(self, channel: Channel, items: list[Item]) -> None:
+        """Requests of a gateway."""
+        engines = []
+        for item in items:
+            engine = self._placements.engine(item.placement_id)
+            if engine is None:
+                channel.send_replies([_elsewhere(item)])
+            else:
+                engine.accept(channel, item)
+                engines.append(engine)
+        for engine in dict.fromkeys(engines):
+            engine.flush()
+
+    def cancel(self, channel: Channel, item_id: int) -> None:
+        """A caller left."""
+        for loaded in self._placements:
+            if loaded.engine is not None and loaded.engine.cancel(channel, item_id):
+                self._recorder.cancellation(loaded.order.model)
+
+    def gone(self, channel: Channel) -> None:
+        """A gateway is gone."""
+        for loaded in self._placements:
+            if loaded.engine is not None:
+                loaded.engine.gone(channel)
+
+    async def call(self, peer: Hello, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        """An order of the pool; an older pool's orders are refused."""
+        if peer.epoch < self._epoch:
+            raise Unavailable(f"a pool of epoch {self._epoch} is in charge, not {peer.epoch}")
+        seen, self._epoch = self._epoch, peer.epoch
+        if name == "report":
+            return self._report() | {"seen_epoch": seen}
+        if name == "load":
+            if self._draining:
+                raise Unavailable("the slot is draining")
+            arguments["batching"] = Batching(**arguments["batching"])
+            return self._placements.load(Order(**arguments)).facts()
+        if name == "unload":
+            self._placements.unload(int(arguments["placement_id"]))
+            return {}
+        raise InvalidArgument(f"a slot has no call {name!r}")
+
+    def _report(self) -> dict[str, Any]:
+        return {
+            "placements": [loaded.facts() for loaded in self._placements],
+            "draining": self._draining,
+            "memory_bytes": resident_bytes(),
+            "in_flight": sum(len(each.engine) for each in self._placements if each.engine),
+        }
+
+    def _changed(self, loaded: Loaded) -> None:
+        self.server.set_capacity({} if self._draining else self._placements.credits())
+        self.server.event("placement", **loaded.facts())
+
+
+def _elsewhere(item: Item) -> Reply:
+    """The slot does not hold that placement (any more): the gateway asks another."""
+    return Reply(item.id, 0, 503, Flag.ELSEWHERE, 0, None, 0.0, 0.0, 0.0, 0.0, 0, b"")

@@ -1,0 +1,256 @@
+"""Predictions through the whole path in one process: answers, errors, deaths, deadlines."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from gateway.config import Batching, Limits, ModelConfig
+from tests.house import MAX_BODY_BYTES, client, open_house, until
+
+ROW = [1.0, 2.0, 3.0, 4.0]
+DOUBLED = [3.0, 5.0, 7.0, 9.0]
+PREDICT = "/v1/models/affine:predict"
+INFER = "/v2/models/affine/infer"
+
+
+def infer_body(rows: int = 1) -> dict[str, object]:
+    data = ROW * rows
+    return {"inputs": [{"name": "x", "shape": [rows, 4], "datatype": "FP32", "data": data}]}
+
+
+@pytest.mark.parametrize("force_tcp", [False, True], ids=["unix", "tcp"])
+async def test_both_protocols_answer(tmp_path: Path, force_tcp: bool) -> None:
+    async with open_house(tmp_path, "a", force_tcp=force_tcp) as house, client(house) as http:
+        rows = await http.post(PREDICT, json={"instances": [ROW, ROW]})
+        infer = await http.post(INFER, json=infer_body() | {"id": "mine"})
+        assert house.plane.links() == {"a": "tcp" if force_tcp else "unix"}
+    assert rows.status_code == 200 and rows.json() == {"predictions": [DOUBLED, DOUBLED]}
+    answer = infer.json()
+    assert answer["id"] == "mine" and answer["model_version"] == "1"
+    assert answer["outputs"][0]["data"] == DOUBLED
+
+
+async def test_request_ids_are_kept_or_made(tmp_path: Path) -> None:
+    async with open_house(tmp_path, "a") as house, client(house) as http:
+        kept = await http.post(
+            PREDICT, json={"instances": [ROW]}, headers={"X-Request-Id": "my-id"}
+        )
+        made = await http.post(PREDICT, json={"instances": [ROW]})
+    assert kept.headers["x-request-id"] == "my-id"
+    assert len(made.headers["x-request-id"]) >= 16
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "status", "text"),
+    [
+        (PREDICT, b"{not json", 400, ""),
+        (PREDICT, b"", 400, ""),
+        (PREDICT, b'{"instances": [[1, 2], [3]]}', 400, ""),
+        (PREDICT, b'{"instances": [["a", "b", "c", "d"]]}', 400, ""),
+        (PREDICT, b'{"signature_name": "other", "instances": [[1, 2, 3, 4]]}', 400, "other"),
+        (PREDICT, b'{"instances": [[1, 2, 3, 4]], "inputs": []}', 400, ""),
+        (INFER, b'{"inputs": [{"name": "z", "shape": [1, 4], "datatype": "FP32"}]}', 400, "z"),
+        (INFER, b'{"inputs": []}', 400, "x"),
+        ("/v1/models/nobody:predict", b"{}", 404, "Servable not found"),
+        ("/v2/models/nobody/infer", b"{}", 404, "nobody"),
+        ("/v1/models/affine/versions/9:predict", b"{}", 404, "9"),
+        ("/v1/models/affine/versions/x:predict", b"{}", 400, ""),
+        ("/v1/models/affine/labels/stable:predict", b"{}", 404, "stable"),
+        ("/v1/models/affine:guess", b"{}", 400, "Malformed request"),
+    ],
+)
+async def test_bad_requests_get_a_clear_error_and_disturb_nothing(
+    tmp_path: Path, path: str, content: bytes, status: int, text: str
+) -> None:
+    async with open_house(tmp_path, "a") as house, client(house) as http:
+        good, bad = await asyncio.gather(
+            http.post(PREDICT, json={"instances": [ROW]}), http.post(path, content=content)
+        )
+        after = await http.post(PREDICT, json={"instances": [ROW]})
+    assert bad.status_code == status and text in bad.json()["error"]
+    assert good.status_code == after.status_code == 200
+
+
+async def test_nan_tokens_pass_through_the_tensorflow_serving_protocol(tmp_path: Path) -> None:
+    async with open_house(tmp_path, "a") as house, client(house) as http:
+        answer = await http.post(PREDICT, content=b'{"instances": [[NaN, Infinity, 1, 2]]}')
+    assert answer.status_code == 200
+    assert answer.text.replace(" ", "") == '{"predictions":[[NaN,Infinity,3.0,5.0]]}'
+
+
+async def test_compressed_bodies_and_answers(tmp_path: Path) -> None:
+    body = gzip.compress(json.dumps(infer_body(300)).encode())
+    async with open_house(tmp_path, "a") as house, client(house) as http:
+        headers = {"Content-Encoding": "gzip", "Accept-Encoding": "gzip"}
+        answer = await http.post(INFER, content=body, headers=headers)
+        refused = await http.post(INFER, content=body, headers={"Content-Encoding": "br"})
+    assert answer.headers["content-encoding"] == "gzip"
+    assert answer.json()["outputs"][0]["data"] == DOUBLED * 300
+    assert refused.status_code == 400 and "gzip or deflate" in refused.json()["error"]
+
+
+async def test_a_request_larger_than_a_batch_is_cut_and_joined(tmp_path: Path) -> None:
+    async with open_house(tmp_path, "a") as house, client(house) as http:
+        answer = await http.post(PREDICT, json={"instances": [ROW] * 21})
+    assert answer.json() == {"predictions": [DOUBLED] * 21}
+
+
+async def test_many_requests_share_batches(tmp_path: Path) -> None:
+    config = ModelConfig(batching=Batching(max_rows=8, max_wait_s=0.05))
+    async with open_house(tmp_path, "a", config=config) as house, client(house) as http:
+        posts = [http.post(PREDICT, json={"instances": [[float(n)] * 4]}) for n in range(24)]
+        answers = await asyncio.gather(*posts)
+        runs = house.services["a"]._recorder.snapshot().samples["headrace_batch_rows"]
+    assert [a.json()["predictions"][0][0] for a in answers] == [2.0 * n + 1 for n in range(24)]
+    ((*counts, rows),) = runs.values()
+    assert rows == 24 and sum(counts) < 24
+
+
+async def test_one_bad_request_in_a_batch_does_not_fail_its_neighbours(tmp_path: Path) -> None:
+    config = ModelConfig(batching=Batching(max_rows=8, max_wait_s=0.05))
+    async with open_house(tmp_path, "a", config=config) as house, client(house) as http:
+        good = [http.post(PREDICT, json={"instances": [ROW]}) for _ in range(5)]
+        bad = http.post(PREDICT, json={"instances": [[1.0, 2.0]]})
+        *answers, refused = await asyncio.gather(*good, bad)
+    assert all(answer.status_code == 200 for answer in answers)
+    assert refused.status_code == 400
+
+
+async def test_a_deadline_that_passes_is_504(tmp_path: Path) -> None:
+    config = ModelConfig(batching=Batching(max_rows=8, max_wait_s=5))
+    async with open_house(tmp_path, "a", config=config) as house, client(house) as http:
+        await house.hold("a")
+        answer = await http.post(
+            PREDICT, json={"instances": [ROW]}, headers={"X-Request-Timeout-Seconds": "0.05"}
+        )
+        wrong = await http.post(
+            PREDICT, json={"instances": [ROW]}, headers={"X-Request-Timeout-Seconds": "soon"}
+        )
+    assert answer.status_code == 504 and "deadline" in answer.json()["error"]
+    assert wrong.status_code == 400
+
+
+async def test_a_waiting_request_is_answered_when_a_slot_comes(tmp_path: Path) -> None:
+    async with open_house(tmp_path, "a") as house, client(house) as http:
+        await http.post(PREDICT, json={"instances": [ROW]})
+        await house.kill_slot("a")
+        waiting = asyncio.create_task(http.post(PREDICT, json={"instances": [ROW]}))
+        await until(lambda: house.plane.router.waiting()["affine"])
+        await house.add_slot("b")
+        await house.place("b", "affine", 1, ModelConfig())
+        answer = await waiting
+    assert answer.status_code == 200
+
+
+async def test_no_request_is_lost_when_a_slot_dies_under_load(tmp_path: Path) -> None:
+    async with open_house(tmp_path, "a", "b") as house, client(house) as http:
+        posts = [
+            asyncio.create_task(http.post(PREDICT, json={"instances": [[float(n)] * 4]}))
+            for n in range(60)
+        ]
+        await until(house.plane.router.in_flight)
+        await house.kill_slot("a")
+        answers = await asyncio.gather(*posts)
+    assert [a.status_code for a in answers] == [200] * 60
+    assert [a.json()["predictions"][0][0] for a in answers] == [2.0 * n + 1 for n in range(60)]
+
+
+async def test_a_body_over_the_limit_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    async with open_house(tmp_path, "a") as house:
+        reader, writer = await asyncio.open_connection(*house.http.address.split(":"))
+        size = MAX_BODY_BYTES + 1
+        writer.write(f"POST {PREDICT} HTTP/1.1\r\nContent-Length: {size}\r\n\r\n".encode())
+        answer = await reader.read()
+        writer.close()
+    assert answer.startswith(b"HTTP/1.1 413 ") and b"max_body_bytes" in answer
+
+
+async def test_a_chunked_body_over_the_limit_is_refused(tmp_path: Path) -> None:
+    async with open_house(tmp_path, "a") as house, client(house) as http:
+
+        async def chunks():  # type: ignore[no-untyped-def]
+            for _ in range(20):
+                yield bytes(64 * 1024)
+
+        answer = await http.post(PREDICT, content=chunks())
+        small = await http.post(PREDICT, json={"instances": [ROW]})
+    assert answer.status_code == 413 and small.status_code == 200
+
+
+async def test_slow_headers_and_bodies_are_cut_off(tmp_path: Path) -> None:
+    limits = Limits(header_timeout_s=0.1, body_timeout_s=0.1)
+    async with open_house(tmp_path, "a", limits=limits) as house:
+        answers = []
+        for start in ("POST /v1/mod", f"POST {PREDICT} HTTP/1.1\r\nContent-Length: 50\r\n\r\nabc"):
+            reader, writer = await asyncio.open_connection(*house.http.address.split(":"))
+            writer.write(start.encode())
+            answers.append(await asyncio.wait_for(reader.read(), 10))
+            writer.close()
+    assert all(answer.startswith(b"HTTP/1.1 408 ") for answer in answers)
+
+
+async def test_pipelined_requests_are_answered_in_order(tmp_path: Path) -> None:
+    async with open_house(tmp_path, "a") as house:
+        reader, writer = await asyncio.open_connection(*house.http.address.split(":"))
+        for n in range(5):
+            body = json.dumps({"instances": [[float(n)] * 4]})
+            head = f"POST {PREDICT} HTTP/1.1\r\nContent-Length: {len(body)}\r\n\r\n"
+            writer.write((head + body).encode())
+            writer.write(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+        writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        text = (await asyncio.wait_for(reader.read(), 10)).decode()
+        writer.close()
+    assert text.count("HTTP/1.1 200") == 11
+    numbers = [line for line in text.split("\r\n") if line.startswith('{"predictions"')]
+    assert [json.loads(n[: n.index("}") + 1])["predictions"][0][0] for n in numbers] == [
+        2.0 * n + 1 for n in range(5)
+    ]
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"nonsense\r\n\r\n",
+        b"POST / HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
+        b"GET / HTTP/1.1\r\n" + b"".join(b"X-%d: y\r\n" % n for n in range(300)) + b"\r\n",
+        b"GET / HTTP/1.1\r\nX: " + bytes(70_000).replace(b"\0", b"y"),
+    ],
+    ids=["no http", "negative length", "many headers", "long header"],
+)
+async def test_broken_http_gets_a_json_error(tmp_path: Path, sent: bytes) -> None:
+    async with open_house(tmp_path, "a") as house:
+        reader, writer = await asyncio.open_connection(*house.http.address.split(":"))
+        writer.write(sent)
+        answer = await asyncio.wait_for(reader.read(), 10)
+        writer.close()
+    assert answer[:12] in (b"HTTP/1.1 400", b"HTTP/1.1 431")
+    assert "error" in json.loads(answer.split(b"\r\n\r\n", 1)[1])
+
+
+async def test_a_client_that_leaves_frees_its_place(tmp_path: Path) -> None:
+    async with open_house(tmp_path, "a") as house, client(house) as http:
+        await house.hold("a")
+        task = asyncio.create_task(http.post(PREDICT, json={"instances": [ROW]}))
+        await until(lambda: len(house.plane.router))
+        task.cancel()
+        await until(lambda: not len(house.plane.router))
+        counted = house.recorder.snapshot().samples["headrace_cancellations_total"]
+    assert counted == {("affine",): (1,)}
+
+
+async def test_a_model_that_cannot_be_loaded_says_why_and_the_rest_serves(tmp_path: Path) -> None:
+    broken = tmp_path / "store" / "broken" / "1" / "model.onnx"
+    broken.parent.mkdir(parents=True)
+    broken.write_bytes(b"not a model")
+    async with open_house(tmp_path, "a") as house, client(house) as http:
+        await house.place("a", "broken", 1, ModelConfig())
+        failed = await http.post("/v2/models/broken/infer", json=infer_body())
+        ready = await http.get("/v2/models/broken/ready")
+        fine = await http.post(PREDICT, json={"instances": [ROW]})
+    assert failed.status_code == 503 and "model.onnx" in failed.json()["error"]
+    assert ready.status_code != 200 and fine.status_code == 200

@@ -1,0 +1,205 @@
+"""The whole serving path in one process, without Ray: store, slots, links, router, HTTP listener.
+
+Everything is the real part; only Serve's placement and the pool's decisions are made by hand here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from autoscale.slot_control import SlotControl
+from gateway.config import Batching, Limits, ModelConfig
+from gateway.data_plane import DataPlane
+from gateway.handshake import Hello
+from gateway.http_api import create_app
+from gateway.http_fastlane import fast_lane, sweep
+from gateway.http_prediction import FrontState
+from gateway.link import Identity
+from gateway.listeners import HttpListener
+from gateway.metrics import Recorder
+from gateway.protocols.spec_json import decode_spec
+from gateway.snapshot import ModelView, Placement, SlotView, Snapshot, State, VersionView
+from replicas.repository import Repository
+from replicas.service import SlotService
+
+SECRET = b"secret of the test house"
+MAX_BODY_BYTES = 1024 * 1024
+
+
+def affine_model(path: Path, features: int = 4, *, fixed_rows: bool = False) -> None:
+    """Write an ONNX model `y = 2x + 1` with float32 `x` [rows, features]."""
+    rows: str | int = 2 if fixed_rows else "rows"
+    graph = helper.make_graph(
+        [
+            helper.make_node("Mul", ["x", "two"], ["doubled"]),
+            helper.make_node("Add", ["doubled", "one"], ["y"]),
+        ],
+        "affine",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [rows, features])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [rows, features])],
+        [
+            numpy_helper.from_array(np.float32(2), "two"),
+            numpy_helper.from_array(np.float32(1), "one"),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    model.ir_version = 9
+    path.parent.mkdir(parents=True, exist_ok=True)
+    onnx.save(model, str(path))
+
+
+@dataclass
+class House:
+    """A gateway and its slots; `place` puts a model into a slot."""
+
+    store: Path
+    folder: Path
+    limits: Limits = field(default_factory=lambda: Limits(max_body_bytes=MAX_BODY_BYTES))
+    force_tcp: bool = False
+    services: dict[str, SlotService] = field(default_factory=dict)
+    views: dict[str, SlotView] = field(default_factory=dict)
+    controls: dict[str, SlotControl] = field(default_factory=dict)
+    facts: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)
+    lost: list[str] = field(default_factory=list)
+    snapshot: Snapshot = field(default_factory=Snapshot)
+    version: str = "test"
+    recorder: Recorder = field(default_factory=lambda: Recorder("gateway"))
+
+    async def start(self) -> None:
+        identity = Identity("gateway", "node", SECRET, self.limits.max_body_bytes, self.force_tcp)
+        self.plane = DataPlane(identity, self.recorder)
+        self.front = FrontState(self.plane, self.limits, self.recorder)
+        self.http = HttpListener(create_app(self), "127.0.0.1:0", 60, fast_lane(self.front))
+        await self.http.start()
+        loop = asyncio.get_running_loop()
+        self.tasks = [loop.create_task(self.plane.run()), loop.create_task(sweep(self.front))]
+
+    def ready(self) -> bool:
+        return bool(self.snapshot.slots)
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.http.address}"
+
+    async def add_slot(self, name: str) -> SlotService:
+        service = SlotService(
+            Repository(str(self.store), self.folder / "cache"),
+            Hello(name, node_id="node"),
+            SECRET,
+            self.limits.max_body_bytes,
+            Recorder("slot"),
+        )
+        path = self.folder / f"{name}.sock"
+        await service.start(path, "127.0.0.1", 0)
+        self.services[name] = service
+        view = SlotView(name, "cpu", "node", str(path), service.server.tcp_address)
+        self.views[name] = view
+        identity = Identity("pool", "node", SECRET, self.limits.max_body_bytes)
+        self.controls[name] = SlotControl(view, identity, 1, self)
+        await self.controls[name].open()
+        return service
+
+    async def place(self, slot: str, model: str, version: int, config: ModelConfig) -> State:
+        """Load a model version into a slot, wait for the end of it and publish it."""
+        control = self.controls[slot]
+        batching = config.batching.model_dump()
+        facts = await control.call(
+            "load", model=model, version=version, runtime=None, batching=batching
+        )
+        key = (slot, facts["placement_id"])
+        await until(lambda: self.facts.get(key, {}).get("state") in (State.READY, State.FAILED))
+        self._publish(slot, model, version, config, self.facts[key])
+        return State(self.facts[key]["state"])
+
+    def slot_event(self, slot_id: str, event: dict[str, Any]) -> None:
+        if event["event"] == "placement":
+            self.facts[slot_id, event["placement_id"]] = event
+
+    def slot_lost(self, slot_id: str, reason: str) -> None:
+        self.lost.append(slot_id)
+
+    def _publish(
+        self, slot: str, model: str, version: int, config: ModelConfig, facts: Mapping[str, Any]
+    ) -> None:
+        state = State(facts["state"])
+        spec = decode_spec(facts["spec"]) if facts["spec"] else None
+        placement = Placement(slot, model, version, state, facts["placement_id"])
+        old = self.snapshot.models.get(model)
+        versions = {v.version: v for v in old.versions} if old else {}
+        versions[version] = VersionView(version, state, spec, facts["reason"])
+        view = ModelView(model, config, tuple(versions[v] for v in sorted(versions)))
+        self.publish(
+            replace(
+                self.snapshot,
+                slots=tuple(self.views.values()),
+                placements=(*self.snapshot.placements, placement),
+                models={**self.snapshot.models, model: view},
+            )
+        )
+
+    def publish(self, snapshot: Snapshot) -> None:
+        self.snapshot = replace(snapshot, number=self.snapshot.number + 1, generation=1)
+        self.plane.apply(self.snapshot)
+
+    async def hold(self, slot: str, placement_id: int = 1) -> None:
+        """Take a placement's credit away, so that its requests wait in the gateway."""
+        seats = self.plane.router._seats
+        await until(lambda: seats[slot, placement_id].credit)
+        self.services[slot].server.set_capacity({})
+        await until(lambda: not seats[slot, placement_id].credit)
+
+    async def kill_slot(self, name: str) -> None:
+        """Break its links as a dying process does."""
+        service = self.services.pop(name)
+        for channel in list(service.server._open):
+            channel.abort("killed")
+        await service.close()
+
+    async def stop(self) -> None:
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+        await self.http.stop(1)
+        for service in self.services.values():
+            await service.close()
+
+
+@asynccontextmanager
+async def open_house(
+    tmp_path: Path,
+    *slots: str,
+    config: ModelConfig = ModelConfig(batching=Batching(max_rows=8)),  # noqa: B008 - frozen
+    **more: Any,
+) -> AsyncIterator[House]:
+    """A house that serves version 1 of `affine` from each of these slots."""
+    affine_model(tmp_path / "store" / "affine" / "1" / "model.onnx")
+    house = House(tmp_path / "store", tmp_path, **more)
+    await house.start()
+    try:
+        for slot in slots:
+            await house.add_slot(slot)
+            await house.place(slot, "affine", 1, config)
+        yield house
+    finally:
+        await house.stop()
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Let the loop run until the condition holds; the test's own time-out bounds it."""
+    while not condition():  # noqa: ASYNC110 - there is no event for everything
+        await asyncio.sleep(0)
+
+
+def client(house: House) -> httpx.AsyncClient:
+    """An HTTP client of that house."""
+    return httpx.AsyncClient(base_url=house.url, timeout=20)
