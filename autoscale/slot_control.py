@@ -60,7 +60,7 @@ class SlotControl:
         if self._channel is None or not self._channel.open:
             raise Unavailable(f"slot {self.view.slot_id} is gone")
         number = next(self._numbers) & 0xFFFF
-        answer = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._calls[number] = answer
         payload = json.dumps({"call": name, **arguments}).encode()
         self._channel.send_frame(Kind.CALL, payload, count=number)

@@ -8,6 +8,7 @@ of a timer per request, enforces the time limits on headers, bodies, slow reader
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from http import HTTPStatus
 from typing import Any
 
@@ -100,6 +101,9 @@ class FastLane(HttpToolsProtocol):
 
     front: FrontState
     flow: FlowControl
+    # uvicorn keeps its own cycles here; ours have what it uses of them.
+    cycle: Any
+    pipeline: deque[tuple[Any, Any]]
     transport: asyncio.Transport
 
     def __init__(

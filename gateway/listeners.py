@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Generator
-from typing import Any
+from typing import Any, Literal
 
 import uvicorn
 
@@ -27,12 +27,16 @@ class HttpListener:
     """An ASGI application on an address; `protocol` is uvicorn's HTTP protocol class."""
 
     def __init__(
-        self, app: Any, address: str, idle_timeout_s: float, protocol: type | str = "httptools"
+        self,
+        app: Any,
+        address: str,
+        idle_timeout_s: float,
+        protocol: type[asyncio.Protocol] | Literal["httptools"] = "httptools",
     ) -> None:
         self._socket = shared_socket(address)
         config = uvicorn.Config(
             app,
-            http=protocol,  # type: ignore[arg-type]
+            http=protocol,
             ws="none",
             lifespan="off",
             loop="none",

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from sources import BuildError, NpmMissingError
-from targets import PHASES, is_built, make, write_readmes
+from targets import PHASES, Report, is_built, make, write_readmes
 
 BASE = Path(__file__).resolve().parent
 LOG = BASE / "cache" / "build.log"
@@ -95,32 +95,31 @@ def _build_one(target: Target, number: str, progress: Progress) -> bool:
     def report(finished: int, now: str) -> None:
         progress.update(task, completed=finished, now=escape(now))
 
+    succeeded, outcome = _attempt(target, report)
+    progress.remove_task(task)
+    text = f"{number:>5} {target.label:<11} {outcome} ({time.monotonic() - started:.1f} s)"
+    progress.console.print(text, soft_wrap=True)
+    return succeeded
+
+
+def _attempt(target: Target, report: Report) -> tuple[bool, str]:
+    """Build one target; return whether the build may succeed as a whole, and what to print."""
     try:
         make(target, BASE, report)
     except NpmMissingError as error:
-        _say(progress, number, target, f"[yellow]skipped[/]: {escape(str(error))}")
-        return True
+        # The system serves without this model, so its absence is a warning.
+        return True, f"[yellow]skipped[/]: {escape(str(error))}"
     except BuildError as error:
-        _say(progress, number, target, f"[red]failed[/]: {escape(str(error))}")
-        return False
+        reason = str(error)
     except OSError as error:
         reason = f"{error}: free space or correct the permissions there, then run the build again."
-        _say(progress, number, target, f"[red]failed[/]: {escape(reason)}")
-        return False
     except Exception as error:  # the boundary of a builder: its traceback goes to the log
         with LOG.open("a", encoding="utf-8") as log:
             log.write(f"{target.label}\n{traceback.format_exc()}\n")
         reason = f"unexpected {type(error).__name__}; the traceback is in {os.path.relpath(LOG)}."
-        _say(progress, number, target, f"[red]failed[/]: {escape(reason)}")
-        return False
-    finally:
-        progress.remove_task(task)
-    _say(progress, number, target, f"built in {time.monotonic() - started:.1f} s")
-    return True
-
-
-def _say(progress: Progress, number: str, target: Target, text: str) -> None:
-    progress.console.print(f"{number:>5} {target.label:<11} {text}", soft_wrap=True)
+    else:
+        return True, "built"
+    return False, f"[red]failed[/]: {escape(reason)}"
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -58,11 +60,11 @@ def read(data: bytes, cuts: list[int]) -> list[Frame]:
     """The frames of `data` when it arrives in pieces cut at these places."""
     reader = FrameReader(limit_bytes=MAX_FRAME_BYTES)
     edges = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
-    frames = []
-    for start, stop in zip(edges, edges[1:], strict=False):
-        for frame in reader.feed(data[start:stop]):
-            frames.append(Frame(frame.kind, frame.flags, frame.count, bytes(frame.payload)))
-    return frames
+    return [
+        Frame(frame.kind, frame.flags, frame.count, bytes(frame.payload))
+        for start, stop in itertools.pairwise(edges)
+        for frame in reader.feed(data[start:stop])
+    ]
 
 
 @given(

@@ -1,0 +1,94 @@
+"""The house keeps its shape: imports go one way, heavy libraries stay in their rooms."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ROOMS = ("gateway", "replicas", "sharding", "autoscale")
+LEAVES = {"errors", "deadline", "config", "frames", "snapshot", "logs", "metrics", "shared_memory"}
+
+
+def imports(path: Path) -> set[str]:
+    """The modules that a file imports, wherever in the file."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def modules() -> dict[str, Path]:
+    return {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts): path
+        for room in ROOMS
+        for path in (ROOT / room).rglob("*.py")
+    }
+
+
+def test_only_the_command_line_imports_the_composition_root() -> None:
+    users = {name for name, path in modules().items() if "gateway.app" in imports(path)}
+    assert users <= {"gateway.cli", "gateway.launch", "gateway.ray_cluster"}
+
+
+def test_leaf_modules_import_no_deployment_and_no_stage() -> None:
+    leaves = [f"gateway.{leaf}" for leaf in LEAVES] + [
+        name for name in modules() if name.startswith("gateway.protocols.")
+    ]
+    allowed = (*leaves, "gateway.protocols", "gateway")
+    for name in leaves:
+        ours = {m for m in imports(modules()[name]) if m.split(".")[0] in ROOMS}
+        strays = {m for m in ours if m not in allowed and m.rsplit(".", 1)[0] not in allowed}
+        assert not strays, f"{name} imports {sorted(strays)}"
+
+
+def test_rooms_other_than_the_composition_root_do_not_import_the_front_door() -> None:
+    for name, path in modules().items():
+        if name.split(".")[0] in ("replicas", "sharding", "autoscale"):
+            strays = {
+                m for m in imports(path) if m.startswith(("gateway.frontdoor", "gateway.app"))
+            }
+            assert not strays, f"{name} imports {sorted(strays)}"
+
+
+@pytest.mark.parametrize(
+    ("library", "rooms"),
+    [
+        ("onnxruntime", {"replicas.onnx_runtime"}),
+        ("tensorflow", {"replicas.tensorflow_runtime"}),
+    ],
+)
+def test_a_runtime_library_has_one_importer(library: str, rooms: set[str]) -> None:
+    users = {
+        name
+        for name, path in modules().items()
+        if any(m.split(".")[0] == library for m in imports(path))
+    }
+    assert users == rooms
+
+
+def test_nobody_imports_the_folders_that_are_not_installed() -> None:
+    for name, path in modules().items():
+        strays = {m for m in imports(path) if m.split(".")[0] in ("models", "loadtests", "tests")}
+        assert not strays, f"{name} imports {sorted(strays)}"
+
+
+def test_pure_modules_load_without_heavy_libraries() -> None:
+    pure = [
+        *("gateway.frames", "gateway.handshake", "gateway.router", "gateway.protocols.calls"),
+        *("sharding.hashing", "autoscale.ledger", "autoscale.policy", "replicas.batcher"),
+    ]
+    code = (
+        f"import sys\nfor name in {pure!r}: __import__(name)\n"
+        "heavy = {'ray', 'tensorflow', 'onnxruntime', 'fastapi', 'uvicorn', 'grpc'}\n"
+        "sys.exit(' '.join(sorted(heavy & set(sys.modules))))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
