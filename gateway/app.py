@@ -1,6 +1,6 @@
 """The composition root: from the config's `args` to the Ray Serve application."""
 
-from __future__ import annotations
+# No `from __future__ import annotations` here: Serve reads the type of `build`'s argument.
 
 import os
 from typing import Any
@@ -18,6 +18,8 @@ COMMON: dict[str, Any] = {
     # Serve knows nothing of requests on the link, so its own wait would only cost time.
     "graceful_shutdown_wait_loop_s": 0.1,
     "max_ongoing_requests": 10_000,
+    # Serve would log each of the pool's calls; our own lines go to stderr as JSON.
+    "logging_config": {"enable_access_log": False, "log_level": "WARNING"},
 }
 
 

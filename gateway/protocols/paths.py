@@ -60,7 +60,7 @@ def canonical_path(path: str) -> str:
     if _TFSERVING_PREFIX.match(path):
         found = _TFSERVING_WORDS.fullmatch(path)
         if found is None:
-            return path
+            return "/v1" + path[3:]
         models, name, kind, value, rest = found.groups(default="")
         return f"{models.lower()}{name}{kind.lower()}{value}{rest.lower()}"
     found = _BASE_PATH.fullmatch(path)

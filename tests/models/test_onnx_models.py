@@ -80,7 +80,7 @@ def test_price_is_near_a_held_out_booking(repository: Path) -> None:
     path = repository.parent / "cache" / "requests" / "price.json"
     tensors = json.loads(path.read_text(encoding="utf-8"))["inputs"]
     dtypes = {"FP32": np.float32, "BYTES": np.object_}
-    inputs = {
+    inputs: dict[str, Array] = {
         tensor["name"]: np.array(tensor["data"], dtypes[tensor["datatype"]]).reshape(1, 1)
         for tensor in tensors
     }
@@ -90,8 +90,8 @@ def test_price_is_near_a_held_out_booking(repository: Path) -> None:
 
 
 def test_price_when_the_category_is_unknown_still_answers(repository: Path) -> None:
-    numbers = ("lead_time", "weekend_nights", "week_nights", "adults", "children")
-    numbers += ("special_requests", "arrival_day")
+    numbers = ["lead_time", "weekend_nights", "week_nights", "adults", "children"]
+    numbers += ["special_requests", "arrival_day"]
     categories = ("room_type", "meal", "market_segment", "customer_type")
     inputs: dict[str, Array] = {name: np.full((3, 1), 2, np.float32) for name in numbers}
     inputs |= {name: np.full((3, 1), "never seen", np.object_) for name in categories}

@@ -73,7 +73,7 @@ def test_triton_infers(binary_input: bool, flags: tuple[bool, bool] | None) -> N
     encoded = CODEC.encode(request, OUTPUTS, MODEL)
     binary = flags is None or any(flags)
     assert (encoded.json_length is not None) == binary
-    assert encoded.content_type == "application/octet-stream" if binary else "application/json"
+    assert encoded.content_type == f"application/{'octet-stream' if binary else 'json'}"
     result = to_triton(encoded)
     np.testing.assert_array_equal(result.as_numpy("y"), OUTPUTS["y"])
     text = [e if isinstance(e, bytes) else e.encode() for e in result.as_numpy("text").tolist()]

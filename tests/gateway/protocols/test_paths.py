@@ -72,6 +72,7 @@ def test_parse_infer_path_raises_nothing_else(tail: bytes) -> None:
     [
         ("/V1/MODELS/Name/VERSIONS/1/Metadata", "/v1/models/Name/versions/1/metadata"),
         ("/V1/models/Name", "/v1/models/Name"),
+        ("/V1/Other", "/v1/Other"),
         ("/v1/models/v2", "/v1/models/v2"),
         ("/base/v2/health/live", "/v2/health/live"),
         ("/base/v2", "/v2"),

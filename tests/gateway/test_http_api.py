@@ -1,0 +1,174 @@
+"""The public HTTP API apart from predictions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import pytest
+
+from gateway.config import ModelConfig
+from gateway.http_api import create_app
+from gateway.snapshot import ModelView, Snapshot, State, VersionView
+from tests.gateway.protocols.specs import F4, model, signature, spec
+
+SPEC = model(signature([spec("x", F4, None, 2)]))
+SNAPSHOT = Snapshot(
+    models={
+        "m": ModelView(
+            "m",
+            ModelConfig(),
+            (VersionView(2, State.FAILED, None, "no file"), VersionView(3, State.READY, SPEC)),
+        ),
+        "a b": ModelView("a b", ModelConfig(), (VersionView(1, State.LOADING),)),
+        "empty": ModelView("empty", ModelConfig(), (), "the store has no such folder"),
+    }
+)
+
+
+@dataclass
+class View:
+    snapshot: Snapshot = SNAPSHOT
+    version: str = "1.2.3"
+    is_ready: bool = True
+
+    def ready(self) -> bool:
+        return self.is_ready
+
+
+async def ask(
+    path: str, method: str = "GET", view: View | None = None, **more: Any
+) -> httpx.Response:
+    transport = httpx.ASGITransport(app=create_app(view or View()))
+    async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+        return await client.request(method, path, **more)
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("/healthz", {"live": True}),
+        ("/v2/health/live", {"live": True}),
+        ("/base/path/v2/health/live?query", {"live": True}),
+        ("/readyz", {"ready": True}),
+        ("/v2/health/ready", {"ready": True}),
+        ("/v2/models/m/ready", {"name": "m", "ready": True}),
+        ("/v2/models/m/versions/3/ready", {"name": "m", "ready": True}),
+    ],
+)
+async def test_health(path: str, expected: dict[str, Any]) -> None:
+    answer = await ask(path)
+    assert answer.status_code == 200
+    assert answer.json() == expected
+    assert answer.headers["content-type"] == "application/json"
+
+
+@pytest.mark.parametrize("path", ["/readyz", "/v2/health/ready"])
+async def test_ready_when_gateway_is_not(path: str) -> None:
+    answer = await ask(path, view=View(is_ready=False))
+    assert answer.status_code == 503
+    assert answer.json()["ready"] is False and "not ready" in answer.json()["error"]
+    assert (await ask("/healthz", view=View(is_ready=False))).status_code == 200
+
+
+async def test_server_metadata() -> None:
+    body = (await ask("/v2")).json()
+    assert body["name"] == "headrace" and body["version"] == "1.2.3"
+    assert body["extensions"] == ["binary_tensor_data", "model_configuration"]
+
+
+async def test_model_metadata_and_config() -> None:
+    for path in ("/v2/models/m", "/v2/models/m/versions/3"):
+        body = (await ask(path)).json()
+        assert body["versions"] == ["3"]
+        assert body["inputs"] == [{"name": "x", "datatype": "FP32", "shape": [-1, 2]}]
+    for path in ("/v2/models/m/config", "/v2/models/m/versions/3/config"):
+        assert (await ask(path)).json()["max_batch_size"] == 8
+
+
+@pytest.mark.parametrize(
+    ("path", "versions"),
+    [
+        ("/v1/models/m", ["3", "2"]),
+        ("/V1/Models/m/Versions/2", ["2"]),
+        ("/v1/models/a%20b", ["1"]),
+    ],
+)
+async def test_tfserving_status(path: str, versions: list[str]) -> None:
+    answer = await ask(path)
+    assert answer.status_code == 200
+    assert [v["version"] for v in answer.json()["model_version_status"]] == versions
+
+
+@pytest.mark.parametrize("path", ["/v1/models/m/metadata", "/V1/models/m/versions/3/METADATA"])
+async def test_tfserving_metadata(path: str) -> None:
+    body = (await ask(path)).json()
+    assert body["model_spec"]["version"] == "3"
+    assert "serving_default" in body["metadata"]["signature_def"]["signature_def"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "text"),
+    [
+        ("GET", "/v1/models/zzz", 404, "Could not find any versions of model zzz"),
+        ("GET", "/v1/models/empty", 404, "Could not find any versions of model empty"),
+        ("GET", "/v1/models/m/versions/9", 404, "Could not find version 9 of model m"),
+        ("GET", "/v1/models/zzz/metadata", 404, "Servable not found for request: Latest(zzz)"),
+        ("GET", "/v1/models/m/versions/2/metadata", 404, "request: Specific(m, 2)"),
+        ("GET", "/v1/models/m/labels/new", 404, "Unrecognized servable version label: new"),
+        ("GET", "/v1/models/m/labels/new/metadata", 404, "version label: new"),
+        ("GET", "/v1", 400, "Malformed request: GET /v1"),
+        ("GET", "/v1/models", 400, "Malformed request: GET /v1/models"),
+        ("GET", "/v1/models/", 400, "Malformed request: GET /v1/models/"),
+        ("GET", "/v1/models/m/versions/x", 400, "Malformed request: GET /v1/models/m/versions/x"),
+        ("GET", "/v1/models/m:predict", 400, "Malformed request: GET /v1/models/m:predict"),
+        ("GET", "/V1/x", 400, "Malformed request: GET /V1/x"),
+        ("POST", "/v1/models/m", 400, "Malformed request: POST /v1/models/m"),
+        ("POST", "/v1/models/m:other", 400, "Malformed request: POST /v1/models/m:other"),
+        ("GET", "/v1/models/m/versions/3/labels/x", 400, "Malformed request"),
+        ("POST", "/v1/models/m/versions/3/labels/x:predict", 400, "not both"),
+        ("POST", "/v1/models/m:predict", 501, "predictions are not answered"),
+        ("POST", "/v2/models/m/infer", 501, "predictions are not answered"),
+        ("POST", "/v2/models/m/versions/x/infer", 400, "must be a number, not 'x'"),
+        ("GET", "/v2/models/m/infer", 405, "GET is not allowed"),
+        ("POST", "/v2/health/live", 405, "POST is not allowed"),
+        ("POST", "/v2/models/m", 405, "POST is not allowed"),
+        ("GET", "/v2/models/zzz", 404, "unknown model: 'zzz'"),
+        ("GET", "/v2/models/zzz/ready", 404, "unknown model: 'zzz'"),
+        ("GET", "/v2/models/m/versions/9/config", 404, "'m' has no version 9"),
+        ("GET", "/v2/models/m/versions/x", 400, "must be a number, not 'x'"),
+        ("GET", "/v2/models/m/versions/2", 503, "version 2 is FAILED: no file"),
+        ("GET", "/v2/models/m/versions/2/ready", 503, "version 2 is FAILED: no file"),
+        ("GET", "/v2/models/a%20b/ready", 503, "'a b' version 1 is LOADING"),
+        ("GET", "/v2/models/empty", 503, "has no version yet: the store has no such folder"),
+        ("GET", "/v2/other", 404, "nothing at this path"),
+        ("GET", "/other", 404, "nothing at this path"),
+        ("GET", "/docs", 404, "nothing at this path"),
+        ("GET", "/v2/models/stats", 501, "statistics"),
+        ("GET", "/v2/models/m/versions/3/stats", 501, "statistics"),
+        ("POST", "/v2/repository/index", 501, "configuration"),
+        ("POST", "/v2/repository/models/m/load", 501, "configuration"),
+        ("GET", "/v2/logging", 501, "configuration"),
+        ("GET", "/v2/models/m/trace/setting", 501, "configuration"),
+        ("POST", "/v2/cudasharedmemory/unregister", 501, "shared memory"),
+        ("GET", "/v2/systemsharedmemory/status", 501, "shared memory"),
+    ],
+)
+async def test_errors_are_json(method: str, path: str, status: int, text: str) -> None:
+    answer = await ask(path, method)
+    assert answer.status_code == status
+    assert text in answer.json()["error"]
+    assert answer.headers["content-type"] == "application/json"
+
+
+async def test_wrong_method_names_the_right_one() -> None:
+    assert (await ask("/v2/models/m/infer")).headers["allow"] == "POST"
+
+
+async def test_request_id_is_returned() -> None:
+    given = await ask("/healthz", headers={"X-Request-Id": "mine-1"})
+    assert given.headers["x-request-id"] == "mine-1"
+    assert (await ask("/zzz")).headers["x-request-id"]
+    replaced = await ask("/healthz", headers={"X-Request-Id": "x" * 500})
+    assert replaced.headers["x-request-id"] != "x" * 500
