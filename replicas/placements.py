@@ -64,7 +64,7 @@ class Loaded:
             "state": self.state,
             "reason": self.reason,
             "load_s": round(self.load_s, 4),
-            "spec": encode_spec(self.engine.spec) if self.engine else None,
+            "spec": encode_spec(self.engine.spec) if self.engine is not None else None,
         }
 
 
