@@ -1,31 +1,43 @@
-"""Who holds what, and what must move: from wants, slots and placements to orders. Pure."""
+"""Which slot holds which model version, and what must move; pure: time is an argument.
+
+Moves only bring closer what is wanted: what stands is never moved to balance slots.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from gateway.snapshot import Placement, SlotView, State
 
-Version = tuple[str, int]
-
 HELD = frozenset({State.PENDING, State.LOADING, State.WARMING, State.READY})
-GONE = frozenset({State.FAILED, State.END})
+PRESENT = HELD | {State.DRAINING}
+
+FIRST_BACKOFF_S = 2.0
+LONGEST_BACKOFF_S = 60.0
+
+Key = tuple[str, int]
+"""(model, version)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Want:
-    """`replicas` slots of `slot_class` should hold this version."""
+    """A model version that `replicas` slots of a class should hold."""
 
     model: str
     version: int
     replicas: int
     slot_class: str
 
+    @property
+    def key(self) -> Key:
+        return (self.model, self.version)
+
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Order a slot to load a version."""
+    """Order a slot to load a model version."""
 
     slot_id: str
     model: str
@@ -34,16 +46,11 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Unload:
-    """Order a slot to let go of a version."""
+    """Order a slot to drain and unload a model version."""
 
     slot_id: str
     model: str
     version: int
-
-
-def backoff_s(failures: int) -> float:
-    """Seconds to wait after so many failed loads in a row: 2, doubling to 60."""
-    return min(60.0, 2.0 * 2.0 ** max(0, min(failures, 10) - 1))
 
 
 def plan(
@@ -52,34 +59,30 @@ def plan(
     placements: Sequence[Placement],
     max_models: Mapping[str, int],
     now_s: float,
-    retry_at: Mapping[Version, float],
+    retry_at: Mapping[Key, float],
 ) -> list[Load | Unload]:
-    """The orders that bring placements to what is wanted; none when nothing must change.
+    """Orders that lead from `placements` to `wanted`, unloads first; [] when nothing is to do.
 
-    What stands stays. `max_models` bounds the placements of a slot by class, draining ones
-    included; a version whose `retry_at` lies ahead is not loaded.
+    `slots` are the live ones, oldest first. `max_models` is by slot class (absent: 1); room that
+    an unload makes is used by a later plan, once the slot has let go. Each model gets a first
+    slot before any gets a second. `retry_at` holds back versions that failed, on `now_s`'s clock.
     """
-    alive = {slot.slot_id: slot for slot in slots if not slot.draining}
-    held = [p for p in placements if p.slot_id in alive and p.state in HELD]
-    moves: list[Load | Unload] = list(_unloads(wanted, alive, held))
-    used = _used(placements)
-    for want in sorted(wanted, key=lambda each: (each.model, each.version)):
-        if retry_at.get((want.model, want.version), now_s) > now_s:
+    book = _Book(slots, placements, max_models)
+    unloads = _surplus(wanted, book)
+    loads: list[Load | Unload] = []
+    missing = {want: want.replicas - len(book.holders(want)) for want in wanted}
+    ready = [want for want in wanted if retry_at.get(want.key, now_s) <= now_s]
+    while ready := [want for want in ready if missing[want] > 0]:
+        fewest = min(want.replicas - missing[want] for want in ready)
+        want = next(want for want in ready if want.replicas - missing[want] == fewest)
+        slot_id = book.best_slot(want)
+        if slot_id is None:
+            ready.remove(want)
             continue
-        there = {p.slot_id for p in placements if _is(p, want) and p.state not in GONE}
-        missing = want.replicas - sum(1 for p in held if _is(p, want))
-        room = [
-            slot
-            for slot in alive.values()
-            if slot.slot_class == want.slot_class
-            and slot.slot_id not in there
-            and used.get(slot.slot_id, 0) < max_models.get(slot.slot_class, 1)
-        ]
-        room.sort(key=lambda slot: (used.get(slot.slot_id, 0), slot.slot_id))
-        for slot in room[: max(0, missing)]:
-            moves.append(Load(slot.slot_id, want.model, want.version))
-            used[slot.slot_id] = used.get(slot.slot_id, 0) + 1
-    return moves
+        book.load(slot_id, want.key)
+        missing[want] -= 1
+        loads.append(Load(slot_id, *want.key))
+    return unloads + loads
 
 
 def unplaced(
@@ -87,52 +90,113 @@ def unplaced(
     slots: Sequence[SlotView],
     placements: Sequence[Placement],
     max_models: Mapping[str, int],
-) -> dict[Version, str]:
-    """Why a wanted version has fewer slots than it should, in a sentence."""
-    alive = {slot.slot_id: slot for slot in slots if not slot.draining}
-    used = _used(placements)
-    reasons: dict[Version, str] = {}
+    now_s: float,
+    retry_at: Mapping[Key, float],
+) -> dict[Key, str]:
+    """Why wanted versions stay without all of their slots even after `plan`, in a sentence."""
+    moves = plan(wanted, slots, placements, max_models, now_s, retry_at)
+    loads = Counter((move.model, move.version) for move in moves if isinstance(move, Load))
+    book = _Book(slots, placements, max_models)
+    reasons = {}
     for want in wanted:
-        held = sum(1 for p in placements if _is(p, want) and p.slot_id in alive and p.state in HELD)
+        held = len(book.holders(want))
         missing = want.replicas - held
-        free = sum(
-            1
-            for slot in alive.values()
-            if slot.slot_class == want.slot_class
-            and used.get(slot.slot_id, 0) < max_models.get(slot.slot_class, 1)
-        )
-        if missing > free:
-            plural = "slot" if missing == 1 else "slots"
-            reasons[want.model, want.version] = (
-                f"needs {missing} more {plural} of class {want.slot_class!r}, {free} free"
-            )
+        free = loads[want.key]
+        if missing <= free:
+            continue
+        wait_s = retry_at.get(want.key, now_s) - now_s
+        if wait_s > 0:
+            reasons[want.key] = f"failed to load; next try in {wait_s:.0f} s"
+            continue
+        slot_word = "slot" if missing == 1 else "slots"
+        more = f"more {slot_word}" if held else slot_word
+        reasons[want.key] = f"needs {missing} {more} of class {want.slot_class}, {free} free"
     return reasons
 
 
-def _unloads(
-    wanted: Sequence[Want], alive: Mapping[str, SlotView], held: Sequence[Placement]
-) -> list[Unload]:
-    """What is held and not wanted, not on the wanted class, or beyond the wanted number."""
-    by_version = {(want.model, want.version): want for want in wanted}
-    kept: dict[Version, int] = {}
-    unloads = []
-    for p in sorted(held, key=lambda each: (each.state is not State.READY, each.slot_id)):
-        want = by_version.get((p.model, p.version))
-        fits = want is not None and alive[p.slot_id].slot_class == want.slot_class
-        if want is not None and fits and kept.get((p.model, p.version), 0) < want.replicas:
-            kept[p.model, p.version] = kept.get((p.model, p.version), 0) + 1
-        else:
-            unloads.append(Unload(p.slot_id, p.model, p.version))
-    return unloads
+def backoff_s(failures: int) -> float:
+    """Seconds to wait after the n-th failure in a row: 2, doubling up to 60; 0 without one."""
+    if failures <= 0:
+        return 0.0
+    return min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2.0 ** min(failures - 1, 10))
 
 
-def _used(placements: Sequence[Placement]) -> dict[str, int]:
-    used: dict[str, int] = {}
-    for placement in placements:
-        if placement.state not in GONE:
-            used[placement.slot_id] = used.get(placement.slot_id, 0) + 1
-    return used
+def _surplus(wanted: Sequence[Want], book: _Book) -> list[Load | Unload]:
+    """Unloads of what nobody wants, or wants fewer of: first not READY, then the newest slot."""
+    kept: set[tuple[str, Key]] = set()
+    for want in wanted:
+        holders = sorted(book.holders(want), key=lambda slot_id: book.worth(slot_id, want.key))
+        kept.update((slot_id, want.key) for slot_id in holders[: want.replicas])
+    surplus = [entry for entry in book.held() if entry not in kept]
+    for slot_id, key in surplus:
+        book.unload(slot_id, key)
+    return [Unload(slot_id, *key) for slot_id, key in surplus]
 
 
-def _is(placement: Placement, want: Want) -> bool:
-    return (placement.model, placement.version) == (want.model, want.version)
+class _Book:
+    """Who holds what on the slots that stay; a slot that drains unloads by itself."""
+
+    def __init__(
+        self,
+        slots: Sequence[SlotView],
+        placements: Sequence[Placement],
+        max_models: Mapping[str, int],
+    ) -> None:
+        staying = [slot for slot in slots if not slot.draining]
+        self._slot_class = {slot.slot_id: slot.slot_class for slot in staying}
+        self._age = {slot.slot_id: number for number, slot in enumerate(staying)}
+        self._max_models = max_models
+        self._present: dict[str, dict[Key, State]] = {slot_id: {} for slot_id in self._age}
+        self._failed: set[tuple[str, Key]] = set()
+        for placement in placements:
+            self._enter(placement)
+
+    def holders(self, want: Want) -> list[str]:
+        """Slots of the wanted class that hold the version, oldest first."""
+        return [
+            slot_id
+            for slot_id, present in self._present.items()
+            if present.get(want.key) in HELD and self._slot_class[slot_id] == want.slot_class
+        ]
+
+    def held(self) -> list[tuple[str, Key]]:
+        """Everything held, by slot from the oldest."""
+        return [
+            (slot_id, key)
+            for slot_id, present in self._present.items()
+            for key, state in sorted(present.items())
+            if state in HELD
+        ]
+
+    def worth(self, slot_id: str, key: Key) -> tuple[bool, int]:
+        """Sorts what to keep first: READY, then the oldest slot."""
+        return (self._present[slot_id][key] is not State.READY, self._age[slot_id])
+
+    def best_slot(self, want: Want) -> str | None:
+        """The slot of the class with fewest placements, one where it has not failed, then by id."""
+        room = self._max_models.get(want.slot_class, 1)
+        candidates = [
+            (len(present), (slot_id, want.key) in self._failed, slot_id)
+            for slot_id, present in self._present.items()
+            if self._slot_class[slot_id] == want.slot_class
+            and len(present) < room
+            and want.key not in present
+        ]
+        return min(candidates)[2] if candidates else None
+
+    def load(self, slot_id: str, key: Key) -> None:
+        self._present[slot_id][key] = State.PENDING
+
+    def unload(self, slot_id: str, key: Key) -> None:
+        self._present[slot_id][key] = State.DRAINING
+
+    def _enter(self, placement: Placement) -> None:
+        key = (placement.model, placement.version)
+        if placement.state is State.FAILED:
+            self._failed.add((placement.slot_id, key))
+        present = self._present.get(placement.slot_id)
+        if present is None or placement.state not in PRESENT:
+            return
+        # Two entries of one version: an old one may still drain while another is READY.
+        if present.get(key) not in HELD or placement.state is State.READY:
+            present[key] = placement.state

@@ -6,5 +6,8 @@ from gateway.config import ModelConfig
 
 
 def desired_replicas(config: ModelConfig) -> int:
-    """Slots for each wanted version of a model: the guaranteed number, whatever the load."""
+    """The slots that a model should hold now: the least that its config asks for.
+
+    Load joins here as a further argument: the answer then lies between `min` and `max`.
+    """
     return config.replicas.min

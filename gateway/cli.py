@@ -56,9 +56,12 @@ def up(
 ) -> None:
     """Start FILE and serve until Ctrl-C or SIGTERM, which drain."""
     from gateway import detach as apart
-    from gateway import instance, launch
+    from gateway import instance, launch, ray_cluster
     from gateway.progress import Progress
 
+    if address is None:
+        # Reading the config imports Ray, which must find its settings by then.
+        ray_cluster.prepare_environment()
     console = Console(stderr=as_json)
     with exit_codes():
         config = _load(file)

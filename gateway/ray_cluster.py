@@ -54,11 +54,16 @@ def check_installed(args: Args) -> None:
                 )
 
 
+def prepare_environment() -> None:
+    """Put `SETTINGS` into the environment; Ray reads some of them when it is imported."""
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+
+
 def start(address: str | None) -> None:
     """Start a private Ray, or join the cluster at `address`; raises `Unavailable`."""
     if address is None:
-        for name, value in SETTINGS.items():
-            os.environ.setdefault(name, value)
+        prepare_environment()
         _ensure_token()
     import ray  # reads the environment on import
 

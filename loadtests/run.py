@@ -47,7 +47,7 @@ def main(
     console = Console()
     counts = parse_users(users)
     kinds = kinds or tuple(KINDS)
-    check_host(host, allow_remote)
+    host = check_host(host, allow_remote)
     check_system(host, kinds)
     now = datetime.now().astimezone()
     folder = out / now.strftime("%Y%m%d-%H%M%S")
@@ -81,13 +81,14 @@ def parse_users(text: str) -> list[int]:
     return counts
 
 
-def check_host(host: str, allow_remote: bool) -> None:
-    """A load test is aimed at this machine unless somebody says otherwise."""
+def check_host(host: str, allow_remote: bool) -> str:
+    """The base URL to load: on this machine, unless somebody says otherwise."""
     parts = urlsplit(host)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise Refused(f"--host must look like http://127.0.0.1:8080, not {host!r}")
     if not allow_remote and not is_loopback(parts.hostname):
         raise Refused(f"{parts.hostname} is not this machine: add --allow-remote if you mean it")
+    return host.rstrip("/")
 
 
 def is_loopback(name: str) -> bool:

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
+from loadtests.pictures import CACHE_VARIABLE
 from loadtests.processes import free_ports
 from loadtests.run import Refused, check_host, check_system, main, parse_users
 
@@ -12,7 +16,7 @@ from loadtests.run import Refused, check_host, check_system, main, parse_users
     "host", ["http://127.0.0.1:8080", "http://localhost:1", "http://[::1]:80", "https://127.9.9.9"]
 )
 def test_this_machine_is_a_host_to_load(host: str) -> None:
-    assert check_host(host, allow_remote=False) is None
+    assert check_host(f"{host}/", allow_remote=False) == host
 
 
 @pytest.mark.parametrize(
@@ -21,7 +25,7 @@ def test_this_machine_is_a_host_to_load(host: str) -> None:
 def test_another_machine_is_refused_unless_allowed(host: str) -> None:
     with pytest.raises(Refused, match="--allow-remote"):
         check_host(host, allow_remote=False)
-    assert check_host(host, allow_remote=True) is None
+    assert check_host(host, allow_remote=True) == host
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1:8080", "ftp://127.0.0.1", ""])
@@ -37,7 +41,16 @@ def test_users_are_numbers_of_at_least_one() -> None:
             parse_users(text)
 
 
-def test_nobody_at_home_is_one_sentence(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_missing_pictures_are_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
+    with pytest.raises(Refused, match="build them first"):
+        check_system("http://127.0.0.1:1", ("OpenInference",))
+
+
+def test_nobody_at_home_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (300, 200)).save(tmp_path / "pictures" / "coffee.png")
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
     [port] = free_ports(1)
     with pytest.raises(Refused, match=r"no system answers at .*: start it with `make serve`"):
         check_system(f"http://127.0.0.1:{port}", ("OpenInference",))

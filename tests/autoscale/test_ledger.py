@@ -1,0 +1,253 @@
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autoscale.ledger import HELD, PRESENT, Key, Load, Unload, Want, backoff_s, plan, unplaced
+from gateway.snapshot import Placement, SlotView, State
+
+
+def slots(*names: str, slot_class: str = "cpu", draining: Sequence[str] = ()) -> list[SlotView]:
+    return [SlotView(name, slot_class, "node", "", "", draining=name in draining) for name in names]
+
+
+def ready(slot_id: str, model: str, version: int = 1, state: State = State.READY) -> Placement:
+    return Placement(slot_id, model, version, state)
+
+
+def moves(
+    wanted: Sequence[Want],
+    views: Sequence[SlotView],
+    placements: Sequence[Placement] = (),
+    max_models: Mapping[str, int] | None = None,
+    retry_at: Mapping[Key, float] | None = None,
+    now_s: float = 100.0,
+) -> list[Load | Unload]:
+    return plan(wanted, views, placements, max_models or {}, now_s, retry_at or {})
+
+
+def apply(
+    orders: Sequence[Load | Unload], placements: Sequence[Placement]
+) -> tuple[Placement, ...]:
+    """What the slots report as soon as they have their orders."""
+    unloads = {(o.slot_id, o.model, o.version) for o in orders if isinstance(o, Unload)}
+    return (
+        *(
+            replace(p, state=State.DRAINING)
+            if p.state in HELD and (p.slot_id, p.model, p.version) in unloads
+            else p
+            for p in placements
+        ),
+        *(
+            Placement(o.slot_id, o.model, o.version, State.PENDING)
+            for o in orders
+            if isinstance(o, Load)
+        ),
+    )
+
+
+def settled(placements: Sequence[Placement]) -> tuple[Placement, ...]:
+    """Some time later: what loads is READY, what drains is gone."""
+    return tuple(
+        replace(p, state=State.READY) if p.state in HELD else p
+        for p in placements
+        if p.state not in (State.DRAINING, State.END)
+    )
+
+
+def test_an_empty_house_is_filled_by_class() -> None:
+    views = [*slots("a", "b"), *slots("t", slot_class="tensorflow")]
+    wanted = [Want("m", 1, 2, "cpu"), Want("tf", 3, 1, "tensorflow")]
+    assert moves(wanted, views) == [Load("a", "m", 1), Load("t", "tf", 3), Load("b", "m", 1)]
+
+
+@pytest.mark.parametrize("state", sorted(HELD))
+def test_what_stands_stays(state: State) -> None:
+    assert moves([Want("m", 1, 1, "cpu")], slots("a", "b"), [ready("b", "m", 1, state)]) == []
+
+
+def test_what_a_dead_slot_held_is_placed_again() -> None:
+    placements = [ready("gone", "m"), ready("a", "m")]
+    assert moves([Want("m", 1, 2, "cpu")], slots("a", "b"), placements) == [Load("b", "m", 1)]
+
+
+def test_what_a_draining_slot_held_is_placed_again_and_not_unloaded_there() -> None:
+    views = slots("a", "b", draining=["a"])
+    assert moves([Want("m", 1, 1, "cpu")], views, [ready("a", "m")]) == [Load("b", "m", 1)]
+
+
+def test_the_surplus_that_is_not_ready_goes_first_then_the_newest_slot() -> None:
+    views = slots("c", "b", "a")
+    placements = [ready("c", "m", 1, State.LOADING), ready("b", "m"), ready("a", "m")]
+    assert moves([Want("m", 1, 2, "cpu")], views, placements) == [Unload("c", "m", 1)]
+    assert moves([Want("m", 1, 1, "cpu")], views, placements) == [
+        Unload("c", "m", 1),
+        Unload("a", "m", 1),
+    ]
+
+
+def test_what_nobody_wants_is_unloaded_before_its_room_is_used() -> None:
+    wanted = [Want("m", 2, 1, "cpu")]
+    placements: tuple[Placement, ...] = (ready("a", "m", 1),)
+    first = moves(wanted, slots("a"), placements)
+    assert first == [Unload("a", "m", 1)]
+    placements = apply(first, placements)
+    assert moves(wanted, slots("a"), placements) == []
+    assert moves(wanted, slots("a"), settled(placements)) == [Load("a", "m", 2)]
+
+
+def test_a_model_that_changed_its_class_moves() -> None:
+    views = [*slots("a"), *slots("t", slot_class="tensorflow")]
+    orders = moves([Want("m", 1, 1, "tensorflow")], views, [ready("a", "m")])
+    assert orders == [Unload("a", "m", 1), Load("t", "m", 1)]
+
+
+def test_each_model_gets_a_first_slot_before_any_gets_a_second() -> None:
+    wanted = [Want("x", 1, 2, "cpu"), Want("y", 1, 1, "cpu")]
+    assert moves(wanted, slots("a", "b")) == [Load("a", "x", 1), Load("b", "y", 1)]
+
+
+def test_the_slot_with_fewest_placements_is_chosen_then_by_id() -> None:
+    placements = [ready("a", "x"), ready("b", "y", 1, State.DRAINING)]
+    wanted = [Want("x", 1, 1, "cpu"), Want("z", 1, 3, "cpu")]
+    orders = moves(wanted, slots("c", "b", "a"), placements, {"cpu": 2})
+    assert orders == [Load("c", "z", 1), Load("a", "z", 1), Load("b", "z", 1)]
+
+
+def test_one_slot_never_gets_a_version_twice() -> None:
+    assert moves([Want("m", 1, 3, "cpu")], slots("a"), [], {"cpu": 8}) == [Load("a", "m", 1)]
+    draining = [ready("a", "m", 1, State.DRAINING)]
+    assert moves([Want("m", 1, 1, "cpu")], slots("a"), draining, {"cpu": 8}) == []
+
+
+@pytest.mark.parametrize("state", [State.FAILED, State.END])
+def test_what_failed_or_ended_takes_no_room(state: State) -> None:
+    placements = [ready("a", "m", 1, state)]
+    assert moves([Want("m", 1, 1, "cpu")], slots("a"), placements) == [Load("a", "m", 1)]
+
+
+def test_a_version_that_failed_waits_and_then_prefers_another_slot() -> None:
+    wanted = [Want("m", 1, 1, "cpu")]
+    failed = [ready("a", "m", 1, State.FAILED)]
+    retry_at = {("m", 1): 101.0}
+    assert moves(wanted, slots("a", "b"), failed, retry_at=retry_at) == []
+    late = moves(wanted, slots("a", "b"), failed, retry_at=retry_at, now_s=101.0)
+    assert late == [Load("b", "m", 1)]
+
+
+def test_unplaced_says_why() -> None:
+    wanted = [
+        Want("x", 1, 2, "cpu"),
+        Want("y", 1, 2, "cpu"),
+        Want("z", 1, 1, "gpu"),
+        Want("w", 2, 1, "cpu"),
+        Want("v", 1, 1, "cpu"),
+    ]
+    placements = [ready("a", "x"), ready("b", "v")]
+    reasons = unplaced(wanted, slots("a", "b", "c"), placements, {}, 100.0, {("w", 2): 104.0})
+    assert reasons == {
+        ("x", 1): "needs 1 more slot of class cpu, 0 free",
+        ("y", 1): "needs 2 slots of class cpu, 1 free",
+        ("z", 1): "needs 1 slot of class gpu, 0 free",
+        ("w", 2): "failed to load; next try in 4 s",
+    }
+
+
+def test_backoff_doubles_up_to_a_minute() -> None:
+    assert [backoff_s(n) for n in (0, 1, 2, 3, 5, 6, 5000)] == [0, 2, 4, 8, 32, 60, 60]
+
+
+NAMES = st.sampled_from("abcde")
+CLASSES = st.sampled_from(["cpu", "gpu"])
+KEYS = st.tuples(st.sampled_from("xyz"), st.integers(1, 2))
+VIEWS = st.builds(
+    SlotView, NAMES, CLASSES, st.just("node"), st.just(""), st.just(""), draining=st.booleans()
+)
+HOUSES = st.lists(VIEWS, max_size=5, unique_by=lambda view: view.slot_id)
+WANTS = st.lists(
+    st.builds(
+        lambda key, count, kind: Want(key[0], key[1], count, kind), KEYS, st.integers(0, 4), CLASSES
+    ),
+    max_size=5,
+    unique_by=lambda want: want.key,
+)
+PLACEMENTS = st.lists(
+    st.builds(
+        lambda slot, key, state: Placement(slot, key[0], key[1], state),
+        NAMES,
+        KEYS,
+        st.sampled_from(list(State)),
+    ),
+    max_size=8,
+    unique_by=lambda p: (p.slot_id, p.model, p.version),
+)
+ROOM = st.fixed_dictionaries({"cpu": st.integers(1, 3), "gpu": st.integers(1, 3)})
+RETRIES = st.dictionaries(KEYS, st.sampled_from([99.0, 101.0]), max_size=2)
+
+
+def occupied(placements: Sequence[Placement]) -> Counter[str]:
+    return Counter(p.slot_id for p in placements if p.state in PRESENT)
+
+
+@given(WANTS, HOUSES, PLACEMENTS, ROOM, RETRIES)
+def test_orders_respect_the_slots(
+    wanted: list[Want],
+    views: list[SlotView],
+    placements: list[Placement],
+    room: dict[str, int],
+    retry_at: dict[Key, float],
+) -> None:
+    orders = moves(wanted, views, placements, room, retry_at)
+    after = apply(orders, placements)
+    by_id = {view.slot_id: view for view in views}
+    before_counts, after_counts = occupied(placements), occupied(after)
+    for order in orders:
+        assert not by_id[order.slot_id].draining
+        if isinstance(order, Load):
+            assert after_counts[order.slot_id] <= room[by_id[order.slot_id].slot_class]
+            assert retry_at.get((order.model, order.version), 0.0) <= 100.0
+    assert all(after_counts[slot_id] >= count for slot_id, count in before_counts.items())
+    present = [(p.slot_id, p.model, p.version) for p in after if p.state in PRESENT]
+    assert len(present) == len(set(present))
+
+
+@given(WANTS, HOUSES, PLACEMENTS, ROOM, RETRIES)
+def test_planning_again_changes_nothing(
+    wanted: list[Want],
+    views: list[SlotView],
+    placements: list[Placement],
+    room: dict[str, int],
+    retry_at: dict[Key, float],
+) -> None:
+    orders = moves(wanted, views, placements, room, retry_at)
+    assert moves(wanted, views, apply(orders, placements), room, retry_at) == []
+
+
+@given(WANTS, HOUSES, PLACEMENTS, ROOM)
+def test_the_house_settles_and_says_what_is_missing(
+    wanted: list[Want],
+    views: list[SlotView],
+    placements: list[Placement],
+    room: dict[str, int],
+) -> None:
+    now: tuple[Placement, ...] = tuple(placements)
+    for _ in range(3):
+        now = settled(apply(moves(wanted, views, now, room), now))
+    assert moves(wanted, views, now, room) == []
+    staying = {view.slot_id: view.slot_class for view in views if not view.draining}
+    missing = unplaced(wanted, views, now, room, 100.0, {})
+    for want in wanted:
+        holders = [
+            p.slot_id
+            for p in now
+            if (p.model, p.version) == want.key
+            and p.state is State.READY
+            and staying.get(p.slot_id) == want.slot_class
+        ]
+        assert len(holders) <= want.replicas
+        assert (len(holders) < want.replicas) is (want.key in missing)

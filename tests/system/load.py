@@ -1,0 +1,84 @@
+"""A steady load from a thread: every answer is checked, nothing is sent twice."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import threading
+from types import TracebackType
+from typing import Self
+from urllib.parse import urlsplit
+
+from tests.system.running import DOUBLED, ROW
+
+BODY = json.dumps({"instances": [ROW]})
+THREADS = 4
+
+
+class Load:
+    """Threads that ask one request after the other over kept-alive connections.
+
+    `reconnects` is how often a thread may open a new connection after one broke under a request;
+    answers that announce `Connection: close` are followed by a new connection as a client would.
+    """
+
+    def __init__(self, url: str, reconnects: int = 0) -> None:
+        self._address = urlsplit(url).netloc
+        self._reconnects = reconnects
+        self._stop = threading.Event()
+        self._counted = threading.Condition()
+        self._threads = [threading.Thread(target=self._ask) for _ in range(THREADS)]
+        self.answered = 0
+        self.failures: list[str] = []
+        self.finish_after_close = False
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def wait_for_answers(self, count: int) -> None:
+        """Block until so many more requests are answered."""
+        with self._counted:
+            wanted = self.answered + count
+            assert self._counted.wait_for(lambda: self.answered >= wanted, timeout=30)
+
+    def _ask(self) -> None:
+        left = self._reconnects
+        connection = http.client.HTTPConnection(self._address, timeout=30)
+        while not self._stop.is_set():
+            try:
+                connection.request("POST", "/v1/models/affine:predict", BODY)
+                answer = connection.getresponse()
+                text = answer.read().decode()
+            except (OSError, http.client.HTTPException) as error:
+                connection.close()
+                if left:
+                    left -= 1
+                    continue
+                if not self.finish_after_close:
+                    self._failed(f"{type(error).__name__}: {error}")
+                return
+            if answer.status != 200 or json.loads(text) != {"predictions": [DOUBLED]}:
+                self._failed(f"{answer.status}: {text[:200]}")
+                return
+            with self._counted:
+                self.answered += 1
+                self._counted.notify_all()
+            if answer.will_close and self.finish_after_close:
+                return
+        connection.close()
+
+    def _failed(self, what: str) -> None:
+        with self._counted:
+            self.failures.append(what)
