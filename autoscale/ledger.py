@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from gateway.snapshot import Placement, SlotView, State
 
@@ -90,10 +91,13 @@ def unplaced(
     slots: Sequence[SlotView],
     placements: Sequence[Placement],
     max_models: Mapping[str, int],
-    now_s: float,
-    retry_at: Mapping[Key, float],
+    now_s: float = 0.0,
+    retry_at: Mapping[Key, float] = MappingProxyType({}),
 ) -> dict[Key, str]:
-    """Why wanted versions stay without all of their slots even after `plan`, in a sentence."""
+    """Why wanted versions stay without all of their slots even after `plan`, in a sentence.
+
+    Without `retry_at` only room counts, not that a version is held back because it failed.
+    """
     moves = plan(wanted, slots, placements, max_models, now_s, retry_at)
     loads = Counter((move.model, move.version) for move in moves if isinstance(move, Load))
     book = _Book(slots, placements, max_models)

@@ -22,7 +22,7 @@ from autoscale.slot_control import SlotControl
 from gateway.config import PoolConfig, SecretRef, SlotClass
 from gateway.errors import HeadraceError
 from gateway.link import Identity
-from gateway.logs import configure
+from gateway.logs import configure, watched
 from gateway.metrics import Recorder
 from gateway.metrics_export import Exporter
 from gateway.node import Node
@@ -91,7 +91,10 @@ class Pool:
         self._settled_at_s = time.monotonic() + SETTLE_S
         self._recorder = Recorder("pool")
         loop = asyncio.get_running_loop()
-        self._tasks = [loop.create_task(self._reconcile_forever()), loop.create_task(self._tick())]
+        self._tasks = [
+            watched(loop.create_task(self._reconcile_forever())),
+            watched(loop.create_task(self._tick())),
+        ]
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Serve calls this with the live part of the config, at start and on every change."""
@@ -207,12 +210,17 @@ class Pool:
                 continue
             try:
                 await self._reconcile()
+                await self._publish()
             except Exception:  # the pool must outlive whatever one round met
                 log.exception("reconcile_failed")
-            await self._publish()
+                self._wake_later()
 
     async def _reconcile(self) -> None:
-        moves = plan(
+        await asyncio.gather(*(self._move(move) for move in plan(*self._world())))
+
+    def _world(self) -> tuple[Any, ...]:
+        """What the ledger decides on: wants, slots, placements, limits, time and back-offs."""
+        return (
             self._wants(),
             [slot.view for slot in self._slots.values()],
             self._placements(),
@@ -220,7 +228,6 @@ class Pool:
             time.monotonic(),
             {version: failure.retry_at_s for version, failure in self._failures.items()},
         )
-        await asyncio.gather(*(self._move(move) for move in moves))
 
     def _wants(self) -> list[Want]:
         return [
@@ -325,11 +332,12 @@ class Pool:
 
     async def _publish(self) -> None:
         placements = tuple(self._placements())
+        missing = unplaced(*self._world())
         new = replace(
             self._snapshot,
             slots=tuple(slot.view for slot in self._slots.values()),
             placements=placements,
-            models={entry.name: self._model(entry, placements) for entry in self._catalog},
+            models={e.name: self._model(e, placements, missing) for e in self._catalog},
         )
         if new == self._snapshot and new.number:
             return
@@ -338,13 +346,12 @@ class Pool:
             self._snapshot = replace(new, number=new.number + 1)
             self._changed.notify_all()
 
-    def _model(self, entry: CatalogEntry, placements: tuple[Placement, ...]) -> ModelView:
-        missing = unplaced(
-            [want for want in self._wants() if want.model == entry.name],
-            [slot.view for slot in self._slots.values()],
-            placements,
-            {name: each.max_models for name, each in self._settings.slots.items()},
-        )
+    def _model(
+        self,
+        entry: CatalogEntry,
+        placements: tuple[Placement, ...],
+        missing: Mapping[Version, str],
+    ) -> ModelView:
         versions = tuple(
             self._version(entry, version, placements, missing.get((entry.name, version), ""))
             for version in entry.versions

@@ -22,7 +22,7 @@ from gateway.http_fastlane import fast_lane, sweep
 from gateway.http_prediction import FrontState
 from gateway.link import Identity
 from gateway.listeners import HttpListener
-from gateway.logs import configure
+from gateway.logs import configure, watched
 from gateway.metrics import Recorder
 from gateway.metrics_export import Exporter
 from gateway.node import Node
@@ -75,11 +75,9 @@ class Gateway:
         await self._listen()
         loop = asyncio.get_running_loop()
         self._tasks = [
-            loop.create_task(coroutine)
+            watched(loop.create_task(coroutine))
             for coroutine in (self._plane.run(), sweep(self._front), self._follow(), self._export())
         ]
-        for task in self._tasks:
-            task.add_done_callback(_report_end)
 
     async def _listen(self) -> None:
         listen, limits = self._settings.listen, self._settings.limits
@@ -202,8 +200,3 @@ class Gateway:
 
 def _delete(application: str) -> None:
     serve.delete(application, _blocking=False)
-
-
-def _report_end(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and task.exception() is not None:
-        log.error("task_ended", exc_info=task.exception())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import logging
 import os
@@ -53,6 +54,17 @@ def configure(level: str, role: str) -> None:
     )
     for name in FOREIGN_LOGGERS:
         _adopt(logging.getLogger(name), formatter, max(number, logging.INFO))
+
+
+def watched(task: asyncio.Task[None]) -> asyncio.Task[None]:
+    """Log it when a task that should run for ever ends with an error."""
+
+    def ended(task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            structlog.get_logger().error("task_ended", task=task.get_name(), exc_info=error)
+
+    task.add_done_callback(ended)
+    return task
 
 
 def redact(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:

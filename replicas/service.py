@@ -102,7 +102,9 @@ class SlotService:
             "placements": [loaded.facts() for loaded in self._placements],
             "draining": self._draining,
             "memory_bytes": resident_bytes(),
-            "in_flight": sum(len(each.engine) for each in self._placements if each.engine is not None),
+            "in_flight": sum(
+                len(each.engine) for each in self._placements if each.engine is not None
+            ),
         }
 
     def _changed(self, loaded: Loaded) -> None:

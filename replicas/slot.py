@@ -14,7 +14,7 @@ import structlog
 from gateway import shared_memory
 from gateway.config import Limits, SecretRef, SlotClass
 from gateway.handshake import FEATURES, Hello
-from gateway.logs import configure
+from gateway.logs import configure, watched
 from gateway.metrics import Recorder
 from gateway.metrics_export import Exporter
 from gateway.node import WILDCARDS, Node
@@ -59,8 +59,8 @@ class ModelServer:
         self._slot_id = f"{settings.name}-{os.getpid()}-{os.urandom(3).hex()}"
         await self._listen()
         self._tasks = [
-            loop.create_task(self._announce()),
-            loop.create_task(self._export()),
+            watched(loop.create_task(self._announce())),
+            watched(loop.create_task(self._export())),
         ]
 
     async def _listen(self) -> None:
@@ -114,6 +114,8 @@ class ModelServer:
         """Serve asks once per period; an exception makes it replace this replica."""
         if not self._service.server.tcp_address:
             raise RuntimeError("the link is not listening")
+        if any(task.done() for task in self._tasks):
+            raise RuntimeError("a task of the slot has ended")
 
     async def __del__(self) -> None:
         """Serve awaits this before it ends the process: answer what is there, take no more."""

@@ -158,6 +158,12 @@ def test_unplaced_says_why() -> None:
     }
 
 
+def test_unplaced_without_retries_speaks_of_room_alone() -> None:
+    wanted = [Want("m", 1, 1, "cpu"), Want("n", 1, 1, "cpu")]
+    assert unplaced(wanted, slots("a", "b"), [], {}) == {}
+    assert unplaced(wanted, slots("a"), [], {}) == {("n", 1): "needs 1 slot of class cpu, 0 free"}
+
+
 def test_backoff_doubles_up_to_a_minute() -> None:
     assert [backoff_s(n) for n in (0, 1, 2, 3, 5, 6, 5000)] == [0, 2, 4, 8, 32, 60, 60]
 

@@ -11,6 +11,7 @@ from gateway.metrics import (
     LINK_LOST,
     MAX_SERIES,
     OTHER,
+    QUEUE_LENGTH,
     REQUEST_SECONDS,
     REQUESTS,
     RETRIES,
@@ -53,11 +54,13 @@ def test_a_snapshot_does_not_change() -> None:
     assert recorder.snapshot().samples[RETRIES.name] == {("m",): (2,)}
 
 
-def test_gauges_go_up_and_down() -> None:
+def test_gauges_are_replaced_and_forget_models_that_left() -> None:
     recorder = Recorder("gateway")
-    recorder.in_flight("m", 3)
-    recorder.in_flight("m", -2)
-    assert recorder.snapshot().samples[IN_FLIGHT.name] == {("m",): (1,)}
+    recorder.gauges({"m": 3, "gone": 1}, {"gone": 4})
+    recorder.gauges({"m": 1}, {"m": 2})
+    samples = recorder.snapshot().samples
+    assert samples[IN_FLIGHT.name] == {("m",): (1,)}
+    assert samples[QUEUE_LENGTH.name] == {("m",): (2,)}
 
 
 def test_slot_states_are_replaced_as_a_whole() -> None:
@@ -72,8 +75,7 @@ def test_every_recording_ends_in_its_family() -> None:
     recorder.request("m", 1, "rest", 200, "free", 0.1)
     recorder.stage("m", 1, "encode", 0.001)
     recorder.batch("m", 1, 7)
-    recorder.in_flight("m", 1)
-    recorder.queued("m", 1)
+    recorder.gauges({"m": 1}, {"m": 2})
     recorder.retry("m")
     recorder.cancellation("m")
     recorder.link_lost()

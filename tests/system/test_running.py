@@ -107,7 +107,7 @@ def test_status_and_infer_work_from_the_command_line(system: Running, tmp_path: 
 def test_a_second_headrace_is_told_that_the_port_is_in_use(system: Running) -> None:
     second = system.run("up", str(system.file))
     assert second.returncode not in (0, 2)
-    assert "in use" in second.stderr and "Traceback" not in second.stderr
+    assert "another Headrace" in second.stderr and "Traceback" not in second.stderr
 
 
 def test_killed_slots_lose_no_request_and_are_replaced(system: Running) -> None:
