@@ -108,9 +108,9 @@ def unplaced(
         free = loads[want.key]
         if missing <= free:
             continue
-        wait_s = retry_at.get(want.key, now_s) - now_s
-        if wait_s > 0:
-            reasons[want.key] = f"failed to load; next try in {wait_s:.0f} s"
+        if retry_at.get(want.key, now_s) > now_s:
+            # Without the seconds left: a text that changes by itself would be news each time.
+            reasons[want.key] = "failed to load, waits before the next try"
             continue
         slot_word = "slot" if missing == 1 else "slots"
         more = f"more {slot_word}" if held else slot_word

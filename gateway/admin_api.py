@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.concurrency import run_in_threadpool
 
+from gateway.errors import HeadraceError
 from gateway.metrics_export import ModelSummary, merge, summaries
 from gateway.snapshot import ModelView, Snapshot, VersionView
 
@@ -55,6 +56,10 @@ class Operations(Protocol):
         """Delete the application: everything drains and ends."""
         ...
 
+    async def apply(self, document: dict[str, Any]) -> None:
+        """Deploy a changed config; raises `ConfigError` when it is not one."""
+        ...
+
 
 def create_admin_app(operations: Operations, token: str) -> FastAPI:
     """The application; every path needs `Authorization: Bearer <token>`."""
@@ -81,6 +86,14 @@ def create_admin_app(operations: Operations, token: str) -> FastAPI:
     async def shutdown() -> JSONResponse:
         await operations.shutdown()
         return JSONResponse({"shutting_down": True}, 202)
+
+    @app.put("/admin/v1/config", status_code=202)
+    async def apply(document: dict[str, Any]) -> JSONResponse:
+        try:
+            await operations.apply(document)
+        except HeadraceError as error:
+            return JSONResponse({"error": error.message}, 400)
+        return JSONResponse({"applied": True}, 202)
 
     @app.get("/metrics")
     async def metrics() -> PlainTextResponse:

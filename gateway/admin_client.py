@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -41,6 +42,10 @@ class AdminClient:
         """Ask the application to drain and delete itself."""
         self._ask("POST", "/admin/v1/shutdown")
 
+    def apply(self, document: Mapping[str, Any]) -> None:
+        """Give the running system a changed config document."""
+        self._ask("PUT", "/admin/v1/config", json=document)
+
     def __enter__(self) -> Self:
         return self
 
@@ -52,9 +57,9 @@ class AdminClient:
     ) -> None:
         self._http.close()
 
-    def _ask(self, method: str, path: str) -> httpx.Response:
+    def _ask(self, method: str, path: str, json: Any = None) -> httpx.Response:
         try:
-            response = self._http.request(method, path)
+            response = self._http.request(method, path, json=json)
         except httpx.HTTPError as error:
             raise Unavailable(
                 f"nothing answers on {self._address} ({type(error).__name__}); is Headrace up?"

@@ -131,6 +131,25 @@ def check(file: str | None, as_json: bool) -> None:
 
 
 @main.command()
+@config_file
+@at_admin
+@as_json
+def apply(file: str | None, admin: str | None, token_file: str | None, as_json: bool) -> None:
+    """Give a changed FILE to the running system.
+
+    What stands in the Pool's user_config changes live; a change of args restarts the replicas,
+    one after the other.
+    """
+    from gateway.cli_target import find_target
+
+    with exit_codes():
+        config = _load(file)
+        with find_target(admin or config.args.listen.admin, token_file).client() as client:
+            client.apply(config.document)
+    click.echo(json.dumps({"applied": config.file}) if as_json else f"{config.file} is applied")
+
+
+@main.command()
 @click.option("--watch", is_flag=True, help="Show it again each second until Ctrl-C.")
 @at_admin
 @as_json

@@ -70,6 +70,27 @@ def load_config(file: str | Path, import_path: str = IMPORT_PATH) -> Config:
     )
 
 
+def check_document(document: Mapping[str, Any], application: str) -> None:
+    """Raise `ConfigError` unless a document, already read, configures this running application.
+
+    The command line has reported mistakes with their lines; this is the last look of the system.
+    """
+    ours = [
+        each
+        for each in document.get("applications") or ()
+        if isinstance(each, Mapping) and each.get("name", "default") == application
+    ]
+    if len(ours) != 1 or ours[0].get("import_path") != IMPORT_PATH:
+        raise ConfigError(f"the config must hold the running application {application!r}")
+    try:
+        Args.model_validate(ours[0].get("args", {}))
+        for deployment in ours[0].get("deployments") or ():
+            if deployment.get("name") == "Pool":
+                PoolConfig.model_validate(deployment.get("user_config") or {})
+    except (ValidationError, AttributeError) as error:
+        raise ConfigError(f"the config is not valid: {error}") from None
+
+
 def _serve_problems(source: Source) -> list[Problem]:
     """What Ray Serve's own schema says about the file around our part."""
     if not isinstance(source.value, Mapping):

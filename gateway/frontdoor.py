@@ -13,9 +13,10 @@ from typing import Any
 import structlog
 from ray import serve
 
-from gateway import shared_memory
+from gateway import ray_cluster, shared_memory
 from gateway.admin_api import create_admin_app
 from gateway.config import Limits, Listen, SecretRef, split_address
+from gateway.config_file import check_document
 from gateway.data_plane import DataPlane
 from gateway.http_api import create_app
 from gateway.http_fastlane import fast_lane, sweep
@@ -135,6 +136,12 @@ class Gateway:
         name = serve.get_replica_context().app_name
         loop = asyncio.get_running_loop()
         loop.call_later(0.2, lambda: loop.run_in_executor(None, _delete, name))
+
+    async def apply(self, document: dict[str, Any]) -> None:
+        """Deploy a changed config: Serve reconfigures the pool, or restarts what `args` changed."""
+        check_document(document, serve.get_replica_context().app_name)
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(None, ray_cluster.deploy, document)
 
     # -- the pool -----------------------------------------------------------------------------
 

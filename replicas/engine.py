@@ -76,7 +76,7 @@ class Caller:
     channel: Channel
     item_id: int
     call: CallKind
-    accept_encoding: str
+    meta: bytes
     arrived_s: float
     taken_s: float = 0.0
     compute_s: float = 0.0
@@ -141,7 +141,7 @@ class Engine:
             return error
         except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
             # A codec's own mistake must cost only the request that met it.
-            log.exception("decode_failed", model=self.spec.name)
+            log.exception("decode_failed", model=self.spec.name, **trace_of(item.meta))
             return InternalError(f"internal error ({type(error).__name__})")
 
     def _decoded(
@@ -151,8 +151,7 @@ class Engine:
             return  # cancelled while it was decoded
         now_s = self._loop.time()
         kind = CALLS[item.call]
-        accept = call_of(item.call, None, item.encodings).accept_encoding
-        caller = Caller(channel, item.id, kind, accept, now_s)
+        caller = Caller(channel, item.id, kind, item.meta, now_s)
         if isinstance(decoded, HeadraceError):
             self._answer(caller, decoded)
             return
@@ -239,7 +238,9 @@ class Engine:
         if isinstance(error, HeadraceError):
             shown = error
         else:
-            log.error("run_failed", model=self.spec.name, exc_info=error)
+            for pending in batch.pendings:
+                trace = trace_of(pending.token.meta)
+                log.error("run_failed", model=self.spec.name, exc_info=error, **trace)
             shown = InternalError(f"the model failed ({type(error).__name__})")
         together = len(batch.parts) > 1
         for pending in batch.fail(shown):
@@ -282,7 +283,7 @@ class Engine:
         except HeadraceError as error:
             return error
         except (ValueError, TypeError, KeyError, IndexError) as error:
-            log.exception("encode_failed", model=self.spec.name)
+            log.exception("encode_failed", model=self.spec.name, **trace_of(caller.meta))
             return InternalError(f"internal error ({type(error).__name__})")
 
     def _answer(self, caller: Caller, answer: Encoded | HeadraceError) -> None:
@@ -322,3 +323,10 @@ class Engine:
     def _check_idle(self) -> None:
         if not self._waiting:
             self._idle.set()
+
+
+def trace_of(meta: bytes) -> dict[str, str]:
+    """Request id and `traceparent` of an item's meta, for the slot's log lines."""
+    request_id, _, traceparent = meta.decode("ascii", "replace").partition("\n")
+    found = {"request_id": request_id, "traceparent": traceparent}
+    return {name: value for name, value in found.items() if value}

@@ -154,7 +154,7 @@ def test_unplaced_says_why() -> None:
         ("x", 1): "needs 1 more slot of class cpu, 0 free",
         ("y", 1): "needs 2 slots of class cpu, 1 free",
         ("z", 1): "needs 1 slot of class gpu, 0 free",
-        ("w", 2): "failed to load; next try in 4 s",
+        ("w", 2): "failed to load, waits before the next try",
     }
 
 

@@ -8,12 +8,15 @@ import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 import tritonclient.http as triton
+import yaml
 
+from tests.house import affine_model
 from tests.system.load import Load
 from tests.system.running import (
     DOUBLED,
@@ -142,28 +145,46 @@ def test_a_killed_gateway_leaves_the_other_one_serving(system: Running) -> None:
     assert load.answered > 20 and load.failures == []
 
 
-def test_a_rolling_update_of_the_gateways_loses_no_request(tmp_path: Path) -> None:
-    import yaml
-
-    document = config(affine_store(tmp_path), free_ports(3), slots=1, gateways=2)
+def test_a_rolling_update_loses_no_request(tmp_path: Path) -> None:
+    document = config(affine_store(tmp_path), free_ports(3), slots=2, gateways=2)
     with running(tmp_path, document) as system:
-        old = {p.pid for p in system.replicas("Gateway")}
-        args = document["applications"][0]["args"]
-        args["limits"] = {"idle_timeout_s": 50}
-        update = tmp_path / "update.yaml"
-        update.write_text(yaml.safe_dump(document))
+        old = {process.pid for process in system.replicas("Gateway")}
+        document["applications"][0]["args"]["limits"] = {"idle_timeout_s": 50}
         with Load(system.url) as load:
-            applied = system.run("apply", str(update))
-            assert applied.returncode == 0, applied.stderr
-            wait_for(
-                lambda: (
-                    len(system.replicas("Gateway")) == 2
-                    and not old & {p.pid for p in system.replicas("Gateway")}
-                ),
-                "two new gateways",
-                60,
-            )
-        assert load.answered > 50 and load.failures == []
+            apply(system, tmp_path, document)
+
+            def updated() -> bool:
+                new = {process.pid for process in system.replicas("Gateway")}
+                return len(new) == 2 and not new & old and len(system.ready_slots()) == 2
+
+            wait_for(updated, "new gateways and slots", 90)
+            load.wait_for_answers(50)
+        assert load.failures == []
+
+
+def test_models_change_live_without_a_restart(tmp_path: Path) -> None:
+    document = config(affine_store(tmp_path), free_ports(3), slots=2)
+    affine_model(tmp_path / "store" / "other" / "3" / "model.onnx")
+    user_config = document["applications"][0]["deployments"][0]["user_config"]
+    user_config["models"]["affine"]["replicas"] = {"min": 1, "max": 1}
+    with running(tmp_path, document) as system:
+        before = {slot["pid"] for slot in system.status()["slots"]}
+        with Load(system.url) as load:
+            user_config["models"]["other"] = {"runtime": "onnx"}
+            apply(system, tmp_path, document)
+            wait_for(lambda: system.ready_slots("other"), "the new model")
+            load.wait_for_answers(20)
+        answer = httpx.post(f"{system.url}/v1/models/other:predict", json={"instances": [ROW]})
+        assert answer.json() == {"predictions": [DOUBLED]}
+        assert load.failures == [] and before == {s["pid"] for s in system.status()["slots"]}
+
+
+def apply(system: Running, folder: Path, document: dict[str, Any]) -> None:
+    """Give a running system a changed config, as an operator does."""
+    changed = folder / "changed.yaml"
+    changed.write_text(yaml.safe_dump(document))
+    applied = system.run("apply", str(changed))
+    assert applied.returncode == 0, applied.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
