@@ -301,18 +301,17 @@ class Pool:
     ) -> Snapshot | None:
         """The snapshot after `number` of `epoch`; None if nothing has changed for some seconds."""
         self._reports[gateway_id] = (time.monotonic(), report)
+
+        def is_new() -> bool:
+            mine = self._snapshot
+            return mine.number > 0 and (epoch, number) != (mine.epoch, mine.number)
+
         async with self._changed:
-            if (epoch, number) == (self._snapshot.epoch, self._snapshot.number) or not number:
-                try:
-                    async with asyncio.timeout(WATCH_S):
-                        await self._changed.wait_for(
-                            lambda: (
-                                self._snapshot.number
-                                and (epoch, number) != (self._snapshot.epoch, self._snapshot.number)
-                            )
-                        )
-                except TimeoutError:
-                    return None
+            try:
+                async with asyncio.timeout(WATCH_S):
+                    await self._changed.wait_for(is_new)
+            except TimeoutError:
+                return None
         return self._snapshot
 
     async def details(self) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from gateway.snapshot import Snapshot
 
 GOODBYE_S = 1.0
 """Answers say `Connection: close` for so long before the listener closes: see decision 12."""
+FIRST_SNAPSHOT_S = 10.0
 POOL_TIMEOUT_S = 15.0
 POOL_RETRY_S = 0.5
 
@@ -73,14 +74,22 @@ class Gateway:
         self._plane = DataPlane(identity, self._recorder)
         self._front = FrontState(self._plane, settings.limits, self._recorder)
         self._exporter = Exporter(self._recorder, self.metrics_folder)
-        await self._listen()
+        self._informed = asyncio.Event()
+        self._prepare_listeners()
         loop = asyncio.get_running_loop()
         self._tasks = [
             watched(loop.create_task(coroutine))
             for coroutine in (self._plane.run(), sweep(self._front), self._follow(), self._export())
         ]
+        await self._admin.start()
+        # A gateway that joins others must not answer before it knows what they know.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FIRST_SNAPSHOT_S):
+                await self._informed.wait()
+        await self._http.start()
+        log.info("listening", **self.addresses())
 
-    async def _listen(self) -> None:
+    def _prepare_listeners(self) -> None:
         listen, limits = self._settings.listen, self._settings.limits
         addresses = [self._address(text) for text in (listen.http, listen.admin)]
         ports = [split_address(address)[1] for address in addresses]
@@ -92,9 +101,6 @@ class Gateway:
         self._admin = HttpListener(
             create_admin_app(self, token), addresses[1], limits.idle_timeout_s
         )
-        await self._http.start()
-        await self._admin.start()
-        log.info("listening", **self.addresses())
 
     def _address(self, text: str) -> str:
         host, _, port = text.rpartition(":")
@@ -166,6 +172,7 @@ class Gateway:
             away = False
             if snapshot is not None:
                 self._plane.apply(snapshot)
+                self._informed.set()
 
     def _report(self) -> dict[str, Any]:
         return {

@@ -62,6 +62,8 @@ class HttpListener:
 
     async def start(self) -> None:
         """Listen; returns once connections are accepted."""
+        # Only now: the kernel gives connections to every socket of the port that listens.
+        self._socket.listen(BACKLOG)
         loop = asyncio.get_running_loop()
         self._task = loop.create_task(self._server.serve(sockets=[self._socket]))
         while not self._server.started:
@@ -76,10 +78,11 @@ class HttpListener:
         self._server.should_exit = True
         if self._task is not None:
             await self._task
+        self._socket.close()
 
 
 def shared_socket(address: str) -> socket.socket:
-    """A bound socket that other processes of this user may bind too."""
+    """A bound socket, not listening yet, that other processes of this user may bind too."""
     host, port = split_address(address)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     bound = socket.socket(family, socket.SOCK_STREAM)
@@ -87,7 +90,6 @@ def shared_socket(address: str) -> socket.socket:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         bound.bind((host, port))
-        bound.listen(BACKLOG)
         bound.setblocking(False)
     except OSError as error:
         bound.close()

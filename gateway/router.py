@@ -16,7 +16,7 @@ from typing import Protocol
 from gateway.config import Routing
 from gateway.errors import DeadlineExceeded, HeadraceError, NotFound, Unavailable
 from gateway.frames import Body, Reply
-from sharding.hashing import rank
+from sharding.hashing import choose
 
 Key = tuple[str, int | None]
 Answer = Reply | HeadraceError
@@ -130,8 +130,10 @@ class Router:
 
     def set_routes(self, routes: Mapping[Key, Route]) -> None:
         """Replace the routes; requests for what is gone are answered NOT_FOUND."""
-        seats = {place for _, places in routes.values() for place in places}
-        self._seats = {p: self._seats.get(p) or Seat(*p) for p in sorted(seats)}
+        wanted = {place for _, places in routes.values() for place in places}
+        # A slot's credit may come before the pool has told of its placement: keep it.
+        known = {place for place in self._seats if place[0] in self._lanes}
+        self._seats = {p: self._seats.get(p) or Seat(*p) for p in sorted(wanted | known)}
         for key in self._targets.keys() - routes.keys():
             target = self._targets.pop(key)
             for request in (*target.suspects, *target.waiting):
@@ -340,7 +342,7 @@ class Router:
             return seats[target.turn % len(seats)]
         if target.routing.policy == "hash" and request.hash_key:
             by_slot = {seat.slot_id: seat for seat in seats}
-            return by_slot[rank(request.hash_key, sorted(by_slot))[0]]
+            return by_slot[choose(request.hash_key, sorted(by_slot))]
         # The power of two choices (Mitzenmacher 1996): nearly as good as the least loaded of all,
         # and gateways that see the same figures do not all run to the same slot.
         first, second = self._rng.sample(seats, 2)

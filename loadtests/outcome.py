@@ -58,9 +58,11 @@ class SlotMemory:
     bare: Memory
 
     @property
-    def over_rss_bytes(self) -> int:
-        """What the slot holds beyond its runtime's own, in resident bytes."""
-        return self.slot.rss_bytes - self.bare.rss_bytes
+    def over(self) -> Memory:
+        """What the slot holds beyond its runtime's own."""
+        return Memory(
+            self.slot.rss_bytes - self.bare.rss_bytes, self.slot.pss_bytes - self.bare.pss_bytes
+        )
 
 
 @dataclass(frozen=True, slots=True)

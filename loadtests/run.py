@@ -61,7 +61,7 @@ def main(
                     steps.append(run_step(kind, count, seconds, host, raw))
                 except StepFailed as error:
                     raise Refused(str(error)) from error
-            console.print(_line(steps[-1]))
+            console.print(_line(steps[-1]), soft_wrap=True)
     machine = describe_machine(("headrace", "locust", "ray", "onnxruntime"))
     write_report(Report(host, now, machine, tuple(steps)), folder)
     console.print(_table(steps))
@@ -129,9 +129,9 @@ def _line(step: Step) -> str:
 
 
 def _table(steps: list[Step]) -> Table:
-    table = Table(title="Load test")
-    table.add_column("requests")
-    for heading in ("users", "requests/s", "p50 ms", "p90 ms", "p99 ms", "max ms", "failed"):
+    table = Table(title="Load test, latencies in ms")
+    table.add_column("requests", no_wrap=True)
+    for heading in ("users", "req/s", "p50", "p90", "p99", "max", "failed"):
         table.add_column(heading, justify="right")
     for step in steps:
         figures = step.summary

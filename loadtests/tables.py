@@ -19,10 +19,11 @@ MIB = 2**20
 
 def rich_tables(outcome: Outcome) -> list[Table]:
     """Rates, latencies and the direct call."""
-    return [
-        _rich("Rates and latencies, medians over the rounds", RATES, _rate_cells(outcome), 2),
-        _rich("One request without a server, medians", PARTS, _direct_cells(outcome), 1),
-    ]
+    rates, direct = _rate_cells(outcome), _direct_cells(outcome)
+    tables = [_rich("One request without a server, medians", PARTS, direct, 1)]
+    if rates:
+        tables.insert(0, _rich("Rates and latencies, medians over the rounds", RATES, rates, 2))
+    return tables
 
 
 def sentences(outcome: Outcome) -> list[str]:
@@ -30,11 +31,12 @@ def sentences(outcome: Outcome) -> list[str]:
     lines = []
     if outcome.memory is not None:
         slot, bare = outcome.memory.slot, outcome.memory.bare
-        over = outcome.memory.over_rss_bytes / MIB
+        over = outcome.memory.over
         lines.append(
-            f"A slot holds {slot.rss_bytes / MIB:.0f} MiB (proportional share "
-            f"{slot.pss_bytes / MIB:.0f}), a bare process with the same runtime and model "
-            f"{bare.rss_bytes / MIB:.0f} MiB ({bare.pss_bytes / MIB:.0f}): {over:.0f} MiB more."
+            f"A slot holds {slot.rss_bytes / MIB:.0f} MiB resident ({slot.pss_bytes / MIB:.0f} "
+            "with shared pages divided among their holders), a bare process with the same runtime "
+            f"and model {bare.rss_bytes / MIB:.0f} MiB ({bare.pss_bytes / MIB:.0f}): "
+            f"{over.rss_bytes / MIB:.0f} MiB more ({over.pss_bytes / MIB:.0f})."
         )
     if outcome.startup is not None:
         lines.append(

@@ -236,6 +236,16 @@ def test_a_draining_slot_gets_nothing_more() -> None:
     assert house.assign() == {"b": [1, 2, 3]}
 
 
+def test_credit_that_comes_before_the_route_counts() -> None:
+    house = House()
+    house.slots("a")
+    house.router.credit("a", 2, 4)
+    house.router.set_routes({ANY: (LEAST, [("a", 1)])})
+    house.router.set_routes({ANY: (LEAST, [("a", 2)])})
+    house.ask()
+    assert house.assign() == {"a": [1]} and house.router.demand("a") == {2: 1}
+
+
 def test_requests_wait_for_a_removed_model_no_longer() -> None:
     house = House()
     house.slots("a", credit=0)

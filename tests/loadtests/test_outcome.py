@@ -68,7 +68,7 @@ def test_added_latency_is_the_median_at_one_connection_less_the_direct_call(
 
 def test_memory_and_startup_are_told_in_sentences(outcome: Outcome) -> None:
     memory, startup = sentences(outcome)
-    assert "120 MiB more" in memory
+    assert "120 MiB more (90)" in memory
     assert "after 9.0 s, all 2 after 20.5 s" in startup
 
 

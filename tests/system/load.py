@@ -54,8 +54,14 @@ class Load:
             assert self._counted.wait_for(lambda: self.answered >= wanted, timeout=30)
 
     def _ask(self) -> None:
-        left = self._reconnects
         connection = http.client.HTTPConnection(self._address, timeout=30)
+        try:
+            self._ask_over(connection)
+        finally:
+            connection.close()
+
+    def _ask_over(self, connection: http.client.HTTPConnection) -> None:
+        left = self._reconnects
         while not self._stop.is_set():
             try:
                 connection.request("POST", "/v1/models/affine:predict", BODY)
@@ -77,7 +83,6 @@ class Load:
                 self._counted.notify_all()
             if answer.will_close and self.finish_after_close:
                 return
-        connection.close()
 
     def _failed(self, what: str) -> None:
         with self._counted:

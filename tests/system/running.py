@@ -102,7 +102,8 @@ class Running:
 
     def remember(self) -> None:
         """Note every process of the tree: children of a dead parent are found no other way."""
-        self.tree |= set(psutil.Process(self.process.pid).children(recursive=True))
+        if self.process.poll() is None:
+            self.tree |= set(psutil.Process(self.process.pid).children(recursive=True))
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """The `headrace` command against this system."""
@@ -124,7 +125,7 @@ class Running:
 
     def survivors(self) -> list[psutil.Process]:
         """Processes of the tree that still run."""
-        _, alive = psutil.wait_procs(list(self.tree), timeout=10)
+        alive: list[psutil.Process] = psutil.wait_procs(list(self.tree), timeout=10)[1]
         return alive
 
 

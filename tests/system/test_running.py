@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -116,15 +117,16 @@ def test_a_second_headrace_is_told_that_the_port_is_in_use(system: Running) -> N
 def test_killed_slots_lose_no_request_and_are_replaced(system: Running) -> None:
     with Load(system.url) as load:
         for _ in range(2):
-            victim = wait_for(lambda: system.ready_slots(), "a ready slot")[0]
+            victim = system.ready_slots()[0]
             os.kill(system.pid_of(victim), signal.SIGKILL)
-            wait_for(
-                lambda victim=victim: (
-                    victim not in system.ready_slots() and len(system.ready_slots()) == 2
-                ),
-                "two ready slots again",
-            )
+            wait_for(partial(replaced, system, victim), "two ready slots again")
     assert load.answered > 50 and load.failures == []
+
+
+def replaced(system: Running, victim: str) -> bool:
+    """Whether a killed slot is forgotten and two others are ready."""
+    slots = system.ready_slots()
+    return victim not in slots and len(slots) == 2
 
 
 def test_a_killed_pool_costs_no_request_and_comes_back(system: Running) -> None:

@@ -35,7 +35,8 @@ def test_a_gateway_uses_a_slot_on_another_node_over_tcp(tmp_path: Path) -> None:
         check=False,
     )
     assert result.returncode == 0, result.stderr[-3000:]
-    told = json.loads(result.stdout.splitlines()[-1])
+    (line,) = [line for line in result.stdout.splitlines() if line.startswith('{"answer"')]
+    told = json.loads(line)
     (slot,), (gateway,) = told["status"]["slots"], told["status"]["gateways"]
     assert told["answer"] == {"predictions": [DOUBLED]}
     assert slot["node_id"] != gateway["node_id"]
