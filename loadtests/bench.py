@@ -18,7 +18,7 @@ from rich.console import Console
 from loadtests.direct import direct_calls
 from loadtests.machine import describe_machine
 from loadtests.memory import bare_runtime_memory, process_memory
-from loadtests.mlp import write_bodies, write_store
+from loadtests.mlp import right_answer, write_bodies, write_store
 from loadtests.outcome import HEADRACE, MOSEC, Measured, Outcome, SlotMemory, medians
 from loadtests.peers.environment import PeerNotInstalled
 from loadtests.processes import NotStarted
@@ -91,7 +91,8 @@ def main(
 def make_site(folder: Path) -> Site:
     """Write model store and request bodies."""
     store = folder / "store"
-    return Site(folder, store, write_store(store), write_bodies(folder))
+    model = write_store(store)
+    return Site(folder, store, model, write_bodies(folder), right_answer(model))
 
 
 def _race(

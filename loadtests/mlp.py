@@ -10,6 +10,7 @@ import onnx
 import orjson
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 from loadtests.exchange import LENGTH_HEADER
 from loadtests.wrk import Target
@@ -69,6 +70,13 @@ def build_model() -> onnx.ModelProto:
 def one_row() -> NDArray[np.float64]:
     """The row that every request carries: 784 numbers with four decimals."""
     return np.round(np.random.default_rng(1).random(INPUTS), 4)
+
+
+def right_answer(model: Path) -> NDArray[np.float64]:
+    """What the model gives for the row, [1, 10], computed without ONNX Runtime."""
+    row = one_row().astype(np.float32)[np.newaxis]
+    [answer] = ReferenceEvaluator(str(model)).run(None, {INPUT: row})
+    return np.asarray(answer, dtype=np.float64)
 
 
 def write_bodies(folder: Path) -> tuple[Body, ...]:

@@ -10,9 +10,17 @@ from importlib.metadata import version
 from pathlib import Path
 
 import httpx
+import numpy as np
 import yaml
 
-from loadtests.mlp import NAME, Body
+from loadtests.exchange import (
+    LENGTH_HEADER,
+    Values,
+    WrongAnswer,
+    read_infer,
+    read_predictions,
+)
+from loadtests.mlp import NAME, OUTPUT, Body
 from loadtests.outcome import HEADRACE, MOSEC
 from loadtests.peers.environment import peer_python
 from loadtests.processes import free_ports, running, wait_until
@@ -21,6 +29,7 @@ ROWS = 64
 START_S = 90.0
 DRAIN_S = 60.0
 ANSWER_S = 2.0
+TOLERANCE = 1e-4
 PINS = ("mosec==0.9.8", "msgspec==0.22.0")
 
 
@@ -30,12 +39,13 @@ class BadAnswer(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """Where one run of the benchmark keeps its files; `model` lies in the store `store`."""
+    """Where one run of the benchmark keeps its files; `answer` is what the model must say."""
 
     folder: Path
     store: Path
     model: Path
     bodies: tuple[Body, ...]
+    answer: Values
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +99,7 @@ def started(contender: Contender, site: Site) -> Iterator[Running]:
     start = _headrace if contender.name == HEADRACE else _mosec
     with start(contender, site) as server:
         for body in contender.bodies(site):
-            check_answer(server, body)
+            check_answer(server, body, site.answer)
         yield server
 
 
@@ -125,16 +135,23 @@ def headrace_config(site: Site, rows: int, ports: list[int]) -> str:
     return yaml.safe_dump(document, sort_keys=False)
 
 
-def check_answer(server: Running, body: Body) -> None:
-    """One request must be answered with 200; raises `BadAnswer`."""
+def check_answer(server: Running, body: Body, right: Values) -> None:
+    """One request must be answered with what the model says; raises `BadAnswer`."""
+    where = f"{server.url}{body.path}"
     content = body.file.read_bytes()
-    answer = httpx.post(
-        server.url + body.path, content=content, headers=dict(body.headers), timeout=ANSWER_S
-    )
-    if answer.status_code != 200 or not answer.content:
-        raise BadAnswer(
-            f"{server.url}{body.path} answered {answer.status_code}: {answer.text[:200]}"
+    answer = httpx.post(where, content=content, headers=dict(body.headers), timeout=ANSWER_S)
+    if answer.status_code != 200:
+        raise BadAnswer(f"{where} answered {answer.status_code}: {answer.text[:200]}")
+    try:
+        values = (
+            read_infer(answer.content, answer.headers.get(LENGTH_HEADER), OUTPUT)
+            if body.method == "infer"
+            else read_predictions(answer.content, OUTPUT)
         )
+    except WrongAnswer as error:
+        raise BadAnswer(f"{where}: {error}") from error
+    if values.shape != right.shape or not np.allclose(values, right, atol=TOLERANCE):
+        raise BadAnswer(f"{where} answered {values.tolist()}, not {right.tolist()}")
 
 
 @contextmanager
@@ -170,7 +187,7 @@ def _mosec(contender: Contender, site: Site) -> Iterator[Running]:
     ) as process:
         server = Running(f"http://127.0.0.1:{port}")
         [body] = contender.bodies(site)
-        wait_until(lambda: _infers(server, body), process, START_S)
+        wait_until(lambda: _infers(server, body, site.answer), process, START_S)
         yield server
 
 
@@ -182,9 +199,9 @@ def answers(url: str) -> bool:
         return False
 
 
-def _infers(server: Running, body: Body) -> bool:
+def _infers(server: Running, body: Body, right: Values) -> bool:
     try:
-        check_answer(server, body)
+        check_answer(server, body, right)
     except (httpx.TransportError, BadAnswer):
         return False
     return True

@@ -1,19 +1,50 @@
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import numpy as np
 import orjson
+import pytest
 import yaml
 
 from gateway.config import Args, PoolConfig
 from loadtests.exchange import LENGTH_HEADER
-from loadtests.mlp import write_bodies
-from loadtests.servers import Contender, Site, headrace_config
+from loadtests.mlp import one_row, right_answer, write_bodies, write_store
+from loadtests.servers import BadAnswer, Contender, Running, Site, check_answer, headrace_config
 from loadtests.startup import read_config
+from replicas.onnx_runtime import load
+from replicas.runtime import RuntimeSettings
+
+
+@contextmanager
+def answering(status: int, body: bytes) -> Iterator[Running]:
+    """A server that gives every POST the same answer."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Say nothing."""
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        yield Running(f"http://127.0.0.1:{server.server_port}")
+        thread.join()
 
 
 def site_in(folder: Path) -> Site:
-    return Site(folder, folder / "store", folder / "model.onnx", write_bodies(folder))
+    model = write_store(folder / "store")
+    return Site(folder, folder / "store", model, write_bodies(folder), right_answer(model))
 
 
 def test_the_generated_config_is_a_valid_headrace_config(tmp_path: Path) -> None:
@@ -26,6 +57,27 @@ def test_the_generated_config_is_a_valid_headrace_config(tmp_path: Path) -> None
     assert (arguments.gateways, arguments.slots["cpu"].count) == (1, 1)
     assert models["mlp"].batching.max_rows == 64
     assert read_config(document) == ("http://127.0.0.1:9001", {"mlp"})
+
+
+def test_the_right_answer_is_what_onnx_runtime_computes(tmp_path: Path) -> None:
+    site = site_in(tmp_path)
+    runtime = load(site.model.parent, "mlp", 1, RuntimeSettings())
+    row = one_row().astype(np.float32)[np.newaxis]
+    [output] = runtime.run("serving_default", {"x": row}, ["y"]).values()
+    assert site.answer.shape == (1, 10)
+    assert np.allclose(output, site.answer, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [(503, b'{"error": "busy"}'), (200, b"not JSON"), (200, b'{"predictions": [[1.0]]}')],
+)
+def test_a_server_that_answers_wrongly_is_not_measured(
+    tmp_path: Path, status: int, body: bytes
+) -> None:
+    site = site_in(tmp_path)
+    with answering(status, body) as server, pytest.raises(BadAnswer, match=r"/v1/models/mlp"):
+        check_answer(server, site.bodies[0], site.answer)
 
 
 def test_all_bodies_carry_the_same_row(tmp_path: Path) -> None:

@@ -1,0 +1,72 @@
+# Everything a user or a developer runs; `make help` lists it.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3,$(if $(shell $(name) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo yes),$(name))))
+VENV := .venv
+BIN := $(VENV)/bin
+# onnxruntime and onnxruntime-gpu share a folder, so each kind of machine has a lock of its own.
+LOCK ?= $(if $(shell nvidia-smi -L 2>/dev/null),lock/gpu.txt,lock/cpu.txt)
+STAMP := $(VENV)/.installed
+PACKAGES := gateway replicas sharding autoscale
+CODE := $(PACKAGES) models loadtests tests
+
+.PHONY: help setup models serve test format check-format lint types pytest bench loadtest lock image-check clean
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+setup: $(STAMP) ## Make .venv and install everything from the lock
+
+$(STAMP): $(LOCK) pyproject.toml
+	@if [ -z "$(PYTHON)" ]; then echo "Headrace needs Python 3.11 or 3.12: install python3.11 and python3.11-venv, or call make PYTHON=/path/to/it"; exit 1; fi
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) has no venv module: install python3-venv"; exit 1; }
+	@echo "setting up $(VENV) from $(LOCK): about 750 MB, one to three minutes"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(LOCK)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@# Without compiled bytecode Ray and each replica take seconds longer to start.
+	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m compileall -q -j 0 $(VENV)/lib $(PACKAGES) >/dev/null 2>&1 || true
+	@touch $(STAMP)
+
+models: setup ## Build the demo models into models/repository
+	@$(BIN)/python models/build.py
+
+serve: models ## Start the demo and serve until Ctrl-C
+	@exec $(BIN)/headrace up examples/demo.yaml
+
+test: setup models check-format lint types pytest ## Format check, lint, types and all tests
+
+check-format: setup
+	@$(BIN)/ruff format --check $(CODE)
+
+lint: setup ## Check the style of the code
+	@$(BIN)/ruff check $(CODE)
+
+types: setup ## Check the types
+	@$(BIN)/mypy
+
+pytest: setup
+	@$(BIN)/python -m pytest
+
+format: setup ## Format the code
+	@$(BIN)/ruff format $(CODE)
+	@$(BIN)/ruff check --fix $(CODE)
+
+bench: setup ## Measure against peers side by side (needs wrk)
+	@$(BIN)/python loadtests/bench.py $(ARGS)
+
+loadtest: setup ## Load a started system with locust and write a report with plots
+	@$(BIN)/python loadtests/run.py $(ARGS)
+
+lock: ## Compile lock/*.txt from pyproject.toml
+	@deploy/lock.sh
+
+image-check: ## Run the steps of the Dockerfile in a clean folder
+	@deploy/image_check.sh
+
+clean: ## Remove what was built, except downloaded sources
+	@rm -rf $(VENV) build dist models/repository .mypy_cache .ruff_cache .pytest_cache
+	@find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Compile the two locks: with hashes, for both Pythons, without index addresses.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+tools=$(mktemp -d)
+trap 'rm -rf "$tools"' EXIT
+python3 -m venv "$tools"
+"$tools/bin/pip" install --quiet uv
+common=(--universal --python-version 3.11 --generate-hashes --no-header --no-annotate
+  --no-emit-index-url --quiet)
+develop=(--extra demo --extra loadtest --extra dev --extra redis)
+run=(--extra tensorflow --extra redis --extra media)
+uv=("$tools/bin/uv" pip compile "${common[@]}")
+"${uv[@]}" pyproject.toml "${develop[@]}" -o lock/cpu.txt
+"${uv[@]}" pyproject.toml "${run[@]}" --extra cpu -o lock/runtime.txt
+# The same with the GPU builds in place of the CPU builds, never beside them.
+sed -e 's/headrace\[cpu,tensorflow\]/headrace[gpu,tensorflow]/' \
+  -e 's/tensorflow-cpu==/tensorflow==/' pyproject.toml >"$tools/pyproject.toml"
+cp README.md "$tools/"
+"${uv[@]}" "$tools/pyproject.toml" "${develop[@]}" -o lock/gpu.txt
+"${uv[@]}" "$tools/pyproject.toml" "${run[@]}" --extra gpu -o lock/runtime-gpu.txt
