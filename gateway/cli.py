@@ -7,6 +7,7 @@ answers, 5 token refused, 6 not in time.
 from __future__ import annotations
 
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -272,7 +273,7 @@ def _load(file: str | None) -> Any:
 
 def _read_body(file: str) -> bytes:
     try:
-        return click.get_binary_stream("stdin").read() if file == "-" else Path(file).read_bytes()
+        return sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
     except OSError as error:
         raise InvalidArgument(f"cannot read {file}: {error.strerror}") from None
 

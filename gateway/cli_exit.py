@@ -40,7 +40,9 @@ class Failure(click.ClickException):
 
     def __init__(self, error: HeadraceError) -> None:
         super().__init__(error.message)
-        self.exit_code = next((code for kind, code in _CODES if isinstance(error, kind)), 1)
+        # click reads it from the instance, though it declares it for the class.
+        code = next((code for kind, code in _CODES if isinstance(error, kind)), Exit.FAILED)
+        vars(self)["exit_code"] = int(code)
 
 
 @contextmanager

@@ -106,7 +106,7 @@ def test_a_slot_that_other_gateways_fill_is_avoided() -> None:
 def test_round_robin_takes_turns() -> None:
     house = House()
     house.slots("a", "b", "c", credit=100, routing=Routing(policy="round-robin"))
-    sent = []
+    sent: list[str] = []
     for _ in range(6):
         house.ask()
         sent += house.assign()

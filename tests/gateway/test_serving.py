@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -173,7 +174,7 @@ async def test_a_body_over_the_limit_is_refused_before_it_is_read(tmp_path: Path
 async def test_a_chunked_body_over_the_limit_is_refused(tmp_path: Path) -> None:
     async with open_house(tmp_path, "a") as house, client(house) as http:
 
-        async def chunks():  # type: ignore[no-untyped-def]
+        async def chunks() -> AsyncIterator[bytes]:
             for _ in range(20):
                 yield bytes(64 * 1024)
 
