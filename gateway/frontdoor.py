@@ -18,6 +18,7 @@ from gateway.admin_api import create_admin_app
 from gateway.config import Limits, Listen, SecretRef, split_address
 from gateway.config_file import check_document
 from gateway.data_plane import DataPlane
+from gateway.grpc_api import GrpcListener
 from gateway.http_api import create_app
 from gateway.http_fastlane import fast_lane, sweep
 from gateway.http_prediction import FrontState
@@ -82,16 +83,18 @@ class Gateway:
             for coroutine in (self._plane.run(), sweep(self._front), self._follow(), self._export())
         ]
         await self._admin.start()
+        await self._grpc.start()
         # A gateway that joins others must not answer before it knows what they know.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FIRST_SNAPSHOT_S):
                 await self._informed.wait()
         await self._http.start()
+        await self._grpc.set_ready(self.ready())
         log.info("listening", **self.addresses())
 
     def _prepare_listeners(self) -> None:
         listen, limits = self._settings.listen, self._settings.limits
-        addresses = [self._address(text) for text in (listen.http, listen.admin)]
+        addresses = [self._address(text) for text in (listen.http, listen.admin, listen.grpc)]
         ports = [split_address(address)[1] for address in addresses]
         self._locks = [PortLock(port, self._node.id) for port in ports if port]
         token = admin_token(self._settings.admin_token)
@@ -101,6 +104,7 @@ class Gateway:
         self._admin = HttpListener(
             create_admin_app(self, token), addresses[1], limits.idle_timeout_s
         )
+        self._grpc = GrpcListener(addresses[2])
 
     def _address(self, text: str) -> str:
         host, _, port = text.rpartition(":")
@@ -121,7 +125,11 @@ class Gateway:
 
     def addresses(self) -> dict[str, str]:
         """Where this gateway listens."""
-        return {"http": self._http.address, "admin": self._admin.address}
+        return {
+            "http": self._http.address,
+            "grpc": self._grpc.address,
+            "admin": self._admin.address,
+        }
 
     def links(self) -> dict[str, str]:
         """By slot, how this gateway reaches it."""
@@ -173,6 +181,7 @@ class Gateway:
             if snapshot is not None:
                 self._plane.apply(snapshot)
                 self._informed.set()
+                await self._grpc.set_ready(self.ready())
 
     def _report(self) -> dict[str, Any]:
         return {
@@ -201,9 +210,12 @@ class Gateway:
     async def __del__(self) -> None:
         """Serve awaits this: not ready → say goodbye → stop accepting → drain → cut off."""
         self._front.draining = True
+        await self._grpc.set_ready(False)
         await asyncio.sleep(GOODBYE_S)
         drain_s = self._settings.limits.drain_s
-        await asyncio.gather(self._http.stop(drain_s), self._admin.stop(1.0))
+        await asyncio.gather(
+            self._http.stop(drain_s), self._grpc.stop(drain_s), self._admin.stop(1.0)
+        )
         for task in self._tasks:
             task.cancel()
         with contextlib.suppress(OSError):

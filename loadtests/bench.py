@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -79,13 +78,19 @@ def main(
         outcome = Outcome(
             when=datetime.now().astimezone(),
             machine=describe_machine(("headrace", "ray", "onnxruntime", "numpy")),
-            command=" ".join(["make bench", *sys.argv[1:]]),
+            command=command_line(rounds, seconds, startup),
             rows=medians(measured),
             direct=tuple(direct_calls(site)),
             memory=memory,
             startup=_startup(console, site) if startup else None,
         )
         _publish(console, outcome, out, document)
+
+
+def command_line(rounds: int, seconds: int, startup: bool) -> str:
+    """What to type for the same measurement."""
+    command = f"python -m loadtests.bench --rounds {rounds} --seconds {seconds}"
+    return f"{command} --startup" if startup else command
 
 
 def make_site(folder: Path) -> Site:

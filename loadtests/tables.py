@@ -12,7 +12,7 @@ from loadtests.outcome import Outcome
 
 BEGIN = "<!-- bench:begin -->"
 END = "<!-- bench:end -->"
-RATES = ("server", "body", "conns", "req/s", "p50 ms", "p99 ms", "errors", "to mosec")
+RATES = ("server", "body", "conns", "req/s", "p50 ms", "p99 ms", "err", "ratio")
 PARTS = ("body", "decode µs", "run µs", "encode µs", "direct call µs", "gateway adds µs")
 MIB = 2**20
 
@@ -52,7 +52,7 @@ def markdown(outcome: Outcome) -> str:
     rounds = max((row.rounds for row in outcome.rows), default=0)
     head = (
         f"`{outcome.command}` on {outcome.machine.line()}, {outcome.when:%Y-%m-%d}, "
-        f"medians of {rounds} rounds, load generator on the same machine:"
+        f"median of {rounds} round{'s' if rounds > 1 else ''}, load generator on the same machine:"
     )
     parts = [
         head,
@@ -108,7 +108,7 @@ def _figure(value: float, style: str) -> str:
 def _rich(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]], texts: int) -> Table:
     table = Table(title=title)
     for number, head in enumerate(heads):
-        table.add_column(head, justify="left" if number < texts else "right")
+        table.add_column(head, justify="left" if number < texts else "right", no_wrap=True)
     for row in rows:
         table.add_row(*row)
     return table

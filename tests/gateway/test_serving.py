@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from gateway.config import Batching, Limits, ModelConfig
+from gateway import shared_memory
+from gateway.config import Batching, Limits, ModelConfig, Routing
 from tests.house import MAX_BODY_BYTES, client, open_house, until
 
 ROW = [1.0, 2.0, 3.0, 4.0]
@@ -255,3 +258,95 @@ async def test_a_model_that_cannot_be_loaded_says_why_and_the_rest_serves(tmp_pa
         fine = await http.post(PREDICT, json={"instances": [ROW]})
     assert failed.status_code == 503 and "model.onnx" in failed.json()["error"]
     assert ready.status_code != 200 and fine.status_code == 200
+
+
+def binary_infer(rows: int) -> tuple[bytes, dict[str, str]]:
+    """A v2 request of `rows` rows as raw float32, and its headers."""
+    size = rows * 16
+    entry = {"name": "x", "shape": [rows, 4], "datatype": "FP32"}
+    text = json.dumps(
+        {
+            "inputs": [entry | {"parameters": {"binary_data_size": size}}],
+            "parameters": {"binary_data_output": True},
+        }
+    ).encode()
+    tensor = np.tile(np.array(ROW, np.float32), rows).tobytes()
+    return text + tensor, {"Inference-Header-Content-Length": str(len(text))}
+
+
+@pytest.mark.parametrize("force_tcp", [False, True], ids=["shared memory", "tcp"])
+async def test_a_body_of_60_megabytes_passes(tmp_path: Path, force_tcp: bool) -> None:
+    rows = 3_750_000
+    config = ModelConfig(batching=Batching(max_rows=65_536))
+    limits = Limits(max_body_bytes=128 * 1024 * 1024)
+    more = {"config": config, "limits": limits, "force_tcp": force_tcp}
+    content, headers = binary_infer(rows)
+    async with open_house(tmp_path, "a", **more) as house, client(house) as http:
+        answer = await http.post(INFER, content=content, headers=headers)
+    assert answer.status_code == 200
+    start = int(answer.headers["inference-header-content-length"])
+    values = np.frombuffer(answer.content[start:], np.float32).reshape(rows, 4)
+    assert (values == np.array(DOUBLED, np.float32)).all()
+    assert not list(shared_memory.FOLDER.glob(f"headrace-{os.getpid()}-*"))
+
+
+async def test_a_client_that_does_not_read_is_cut_off(tmp_path: Path) -> None:
+    limits = Limits(write_timeout_s=0.1, max_body_bytes=64 * 1024 * 1024)
+    content, headers = binary_infer(1_000_000)
+    name, value = next(iter(headers.items()))
+    async with open_house(tmp_path, "a", limits=limits) as house:
+        reader, writer = await asyncio.open_connection(*house.http.address.split(":"), limit=1024)
+        head = f"POST {INFER} HTTP/1.1\r\nContent-Length: {len(content)}\r\n{name}: {value}\r\n\r\n"
+        writer.write(head.encode() + content)
+        await until(lambda: house.front.connections)
+        await asyncio.wait_for(until(lambda: not house.front.connections), 20)
+        with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+            await reader.readexactly(16_000_000)
+        writer.close()
+
+
+async def test_an_expected_100_continue_is_given(tmp_path: Path) -> None:
+    async with open_house(tmp_path, "a") as house:
+        reader, writer = await asyncio.open_connection(*house.http.address.split(":"))
+        body = json.dumps({"instances": [ROW]}).encode()
+        writer.write(
+            f"POST {PREDICT} HTTP/1.1\r\nContent-Length: {len(body)}\r\n"
+            "Expect: 100-continue\r\nConnection: close\r\n\r\n".encode()
+        )
+        assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        writer.write(body)
+        answer = await reader.read()
+        writer.close()
+    assert answer.startswith(b"HTTP/1.1 200 ") and b"predictions" in answer
+
+
+async def test_a_draining_gateway_closes_connections_after_their_answers(tmp_path: Path) -> None:
+    async with open_house(tmp_path, "a") as house, client(house) as http:
+        open_answer = await http.post(PREDICT, json={"instances": [ROW]})
+        house.front.draining = True
+        last_answer = await http.post(PREDICT, json={"instances": [ROW]})
+    assert "connection" not in open_answer.headers
+    assert last_answer.status_code == 200 and last_answer.headers["connection"] == "close"
+
+
+async def test_hash_routing_keeps_a_key_on_its_slot(tmp_path: Path) -> None:
+    routing = Routing(policy="hash", header="X-User")
+    config = ModelConfig(batching=Batching(max_rows=8), routing=routing)
+    async with open_house(tmp_path, "a", "b", config=config) as house, client(house) as http:
+        for _ in range(12):
+            headers = {"X-User": "somebody"}
+            await http.post(PREDICT, json={"instances": [ROW]}, headers=headers)
+        runs = [
+            len(service._recorder.snapshot().samples["headrace_batch_rows"])
+            for service in house.services.values()
+        ]
+    assert sorted(runs) == [0, 1]
+
+
+async def test_stages_are_measured(tmp_path: Path) -> None:
+    async with open_house(tmp_path, "a") as house, client(house) as http:
+        await http.post(PREDICT, json={"instances": [ROW]})
+        stages = house.recorder.snapshot().samples["headrace_stage_seconds"]
+    names = {labels[2] for labels in stages}
+    assert names == {"queue", "link", "batch_wait", "compute", "encode"}
+    assert all(numbers[-1] >= 0 for numbers in stages.values())
