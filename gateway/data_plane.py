@@ -33,6 +33,7 @@ class DataPlane(LinkEvents):
         self._identity, self._recorder = identity, recorder
         self._links: dict[str, tuple[SlotLink, asyncio.Task[None]]] = {}
         self._flushing = False
+        self._unsent = 0
         self._loop = asyncio.get_running_loop()
         self._number = 0
 
@@ -89,9 +90,17 @@ class DataPlane(LinkEvents):
         return self._number
 
     def submit(self, request: Request) -> None:
-        """Queue a request; it leaves in the same turn of the loop, with all others of that turn."""
+        """Queue a request. It leaves in this turn of the loop, bundled with others of the turn.
+
+        A bundle as large as what the slots hold leaves at once, so that they compute while the
+        rest of the turn's requests are read; waiting for the turn's end would make them take turns.
+        """
         self.router.submit(request)
-        self._flush_soon()
+        self._unsent += 1
+        if self._unsent > self.router.sent:
+            self._flush()
+        else:
+            self._flush_soon()
 
     def cancel(self, request: Request) -> None:
         """The client left."""
@@ -107,6 +116,7 @@ class DataPlane(LinkEvents):
 
     def _flush(self) -> None:
         self._flushing = False
+        self._unsent = 0
         now_s = self._loop.time()
         for slot_id, requests in self.router.assign(now_s).items():
             self._links[slot_id][0].send(requests, now_s)

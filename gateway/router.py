@@ -125,6 +125,7 @@ class Router:
         self._seats: dict[tuple[str, int], Seat] = {}
         self._retry_budget = RETRY_RESERVE
         self.retries = 0
+        self.sent = 0
 
     # -- what the pool and the links say ------------------------------------------------------
 
@@ -270,7 +271,8 @@ class Router:
             (target.suspects if request.alone else target.waiting).appendleft(request)
 
     def _leave(self, lane: Lane, request: Request) -> None:
-        lane.in_flight.pop(request.id, None)
+        if lane.in_flight.pop(request.id, None) is not None:
+            self.sent -= 1
         if request.seat is not None:
             request.seat.used -= 1
             request.seat = None
@@ -305,6 +307,7 @@ class Router:
         self, request: Request, seat: Seat, now_s: float, sends: dict[str, list[Request]]
     ) -> None:
         seat.used += 1
+        self.sent += 1
         request.seat, request.sent_s = seat, now_s
         self._lanes[seat.slot_id].in_flight[request.id] = request
         sends.setdefault(seat.slot_id, []).append(request)
