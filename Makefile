@@ -56,10 +56,10 @@ format: setup ## Format the code
 	@$(BIN)/ruff check --fix $(CODE)
 
 bench: setup ## Measure against peers side by side (needs wrk)
-	@$(BIN)/python loadtests/bench.py $(ARGS)
+	@$(BIN)/python -m loadtests.bench $(ARGS)
 
 loadtest: setup ## Load a started system with locust and write a report with plots
-	@$(BIN)/python loadtests/run.py $(ARGS)
+	@$(BIN)/python -m loadtests.run $(ARGS)
 
 lock: ## Compile lock/*.txt from pyproject.toml
 	@deploy/lock.sh
