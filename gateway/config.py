@@ -120,6 +120,13 @@ class SlotClass(Strict):
     resources: dict[str, Amount] = Field(default_factory=dict)
     preload: tuple[RuntimeName, ...] = ("onnx",)
     max_models: int = Field(default=1, ge=1, le=1000)
+    pin: bool = False
+
+    @model_validator(mode="after")
+    def _whole_cores(self) -> Self:
+        if self.pin and (self.cpus < 1 or self.cpus != int(self.cpus)):
+            raise ValueError("`pin` needs a whole number of `cpus`, at least 1")
+        return self
 
 
 class Args(Strict):

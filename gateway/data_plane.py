@@ -155,11 +155,15 @@ class DataPlane(LinkEvents):
 
     def link_down(self, link: SlotLink) -> None:
         """Try again elsewhere what it had not answered."""
-        before = self.router.retries
+        before = self.router.retries.copy()
         self._recorder.link_lost()
         self.router.lane_down(link.slot.slot_id, self._loop.time())
         retried = self.router.retries - before
-        log.warning("link_down", slot=link.slot.slot_id, reason=link.last_error, retried=retried)
+        for model, count in retried.items():
+            self._recorder.retry(model, count)
+        log.warning(
+            "link_down", slot=link.slot.slot_id, reason=link.last_error, retried=retried.total()
+        )
         self._flush_soon()
 
     def link_credit(self, link: SlotLink, placement_id: int, credit: int) -> None:

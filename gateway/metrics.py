@@ -222,9 +222,9 @@ class Recorder:
             for model, count in counts.items():
                 series.set((model,), count)
 
-    def retry(self, model: str) -> None:
-        """A request was sent again."""
-        self._series[RETRIES.name].add((model,))
+    def retry(self, model: str, count: int = 1) -> None:
+        """Requests were sent again."""
+        self._series[RETRIES.name].add((model,), count)
 
     def cancellation(self, model: str) -> None:
         """A caller left before the answer."""

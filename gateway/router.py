@@ -8,7 +8,7 @@ else sends, so a request is always in exactly one of the two, or answered.
 from __future__ import annotations
 
 import random
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -124,7 +124,8 @@ class Router:
         self._lanes: dict[str, Lane] = {}
         self._seats: dict[tuple[str, int], Seat] = {}
         self._retry_budget = RETRY_RESERVE
-        self.retries = 0
+        # By model, since the start; and requests that slots hold now.
+        self.retries: Counter[str] = Counter()
         self.sent = 0
 
     # -- what the pool and the links say ------------------------------------------------------
@@ -200,7 +201,7 @@ class Router:
             error = Unavailable("the slot died and too many requests are being retried already")
         else:
             self._retry_budget -= 1
-            self.retries += 1
+            self.retries[request.key[0]] += 1
             target.suspects.append(request)
             return
         self._finish(request, error)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import structlog
+from ray import serve
 
 from gateway import shared_memory
 from gateway.config import Limits, SecretRef, SlotClass
@@ -20,6 +21,7 @@ from gateway.metrics_export import Exporter
 from gateway.node import WILDCARDS, Node
 from gateway.secrets import cluster_secret
 from gateway.snapshot import SlotView
+from replicas.affinity import pin
 from replicas.placements import import_runtime
 from replicas.repository import Repository
 from replicas.service import SlotService
@@ -53,6 +55,10 @@ class ModelServer:
         self._recorder = Recorder("slot")
         loop = asyncio.get_running_loop()
         shared_memory.sweep()
+        if settings.slot_class.pin:
+            # Before any runtime starts its threads: those inherit it.
+            cores = pin(serve.get_replica_context().rank.local_rank, settings.slot_class.cpus)
+            log.info("pinned", cores=sorted(cores))
         # Importing TensorFlow takes seconds; a slot is worth having only once that is done.
         for runtime in settings.slot_class.preload:
             await loop.run_in_executor(None, import_runtime, runtime)

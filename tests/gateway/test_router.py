@@ -181,7 +181,7 @@ def test_requests_of_a_dead_slot_run_alone_on_another() -> None:
     assert house.assign() == {"b": [3]}
     house.answer("b", 3)
     assert house.assign() == {"b": [4]}
-    assert house.router.retries == 3
+    assert house.router.retries == {"m": 3}
 
 
 def test_a_request_that_killed_two_slots_is_refused_and_its_neighbours_are_answered() -> None:
@@ -214,7 +214,7 @@ def test_retries_stop_at_their_budget() -> None:
     house.assign()
     house.router.lane_down("a", 1.0)
     refused = [n for n, (answer,) in house.answers.items() if isinstance(answer, Unavailable)]
-    assert len(refused) == 40 and house.router.retries == RETRY_RESERVE
+    assert len(refused) == 40 and house.router.retries == {"m": RETRY_RESERVE}
 
 
 def test_a_request_that_no_slot_takes_is_given_up() -> None:

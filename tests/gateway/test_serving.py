@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -279,7 +280,7 @@ async def test_a_body_of_60_megabytes_passes(tmp_path: Path, force_tcp: bool) ->
     rows = 3_750_000
     config = ModelConfig(batching=Batching(max_rows=65_536))
     limits = Limits(max_body_bytes=128 * 1024 * 1024)
-    more = {"config": config, "limits": limits, "force_tcp": force_tcp}
+    more: dict[str, Any] = {"config": config, "limits": limits, "force_tcp": force_tcp}
     content, headers = binary_infer(rows)
     async with open_house(tmp_path, "a", **more) as house, client(house) as http:
         answer = await http.post(INFER, content=content, headers=headers)

@@ -58,7 +58,7 @@ class Running:
     file: Path
     http: str
     admin: str
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[Any]
     environment: dict[str, str]
     tree: set[psutil.Process] = field(default_factory=set)
 

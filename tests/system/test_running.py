@@ -6,6 +6,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -25,6 +27,7 @@ from tests.system.running import (
     Running,
     affine_store,
     config,
+    environment_for,
     free_ports,
     running,
     wait_for,
@@ -191,7 +194,8 @@ def apply(system: Running, folder: Path, document: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
 def test_a_signal_drains_and_leaves_no_process(tmp_path: Path, number: int) -> None:
-    document = config(affine_store(tmp_path), free_ports(3), slots=1)
+    pinned = {"slots": {"cpu": {"count": 1, "cpus": 1, "pin": True}}}
+    document = config(affine_store(tmp_path), free_ports(3), slots=1, more=pinned)
     with running(tmp_path, document) as system, Load(system.url) as load:
         load.wait_for_answers(20)
         load.finish_after_close = True
@@ -200,3 +204,29 @@ def test_a_signal_drains_and_leaves_no_process(tmp_path: Path, number: int) -> N
     assert load.failures == []
     with pytest.raises(OSError, match="refused"):
         socket.create_connection(("127.0.0.1", int(system.http.rsplit(":", 1)[1])), timeout=1)
+
+
+def test_serve_run_gives_the_same_system(tmp_path: Path) -> None:
+    document = config(affine_store(tmp_path), free_ports(3), slots=1)
+    home = tmp_path / "home"
+    home.mkdir(mode=0o700)
+    file = tmp_path / "headrace.yaml"
+    file.write_text(yaml.safe_dump(document))
+    command = [str(Path(sys.executable).parent / "serve"), "run", str(file)]
+    environment = environment_for(home) | {"RAY_USAGE_STATS_ENABLED": "0"}
+    with (tmp_path / "serve.log").open("w") as log:
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, env=environment, start_new_session=True
+        )
+    listen = document["applications"][0]["args"]["listen"]
+    system = Running(home, file, listen["http"], listen["admin"], process, environment)
+    try:
+        wait_for(lambda: (home / "admin.token").exists() and system.ready_slots(), "a slot", 60)
+        answer = httpx.post(f"{system.url}/v1/models/affine:predict", json={"instances": [ROW]})
+        assert answer.json() == {"predictions": [DOUBLED]}
+    finally:
+        system.stop()
+        survivors = system.survivors()
+        for left in survivors:
+            left.kill()
+    assert survivors == []
