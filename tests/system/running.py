@@ -171,6 +171,16 @@ def config(
     }
 
 
+def make_home(folder: Path) -> Path:
+    """A state folder with a token for Ray of its own."""
+    home = folder / "home"
+    home.mkdir(mode=0o700)
+    token = home / "ray.token"
+    token.write_text("0" * 64)
+    token.chmod(0o600)
+    return home
+
+
 def environment_for(home: Path) -> dict[str, str]:
     """An environment in which nothing of this user's own Headrace is touched."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "HEADRACE_"))}
@@ -181,11 +191,7 @@ def environment_for(home: Path) -> dict[str, str]:
 @contextmanager
 def running(folder: Path, document: dict[str, Any]) -> Iterator[Running]:
     """Start `headrace up` and wait until it says that all models have settled."""
-    home = folder / "home"
-    home.mkdir(mode=0o700)
-    token = home / "ray.token"
-    token.write_text("0" * 64)
-    token.chmod(0o600)
+    home = make_home(folder)
     file = folder / "headrace.yaml"
     file.write_text(yaml.safe_dump(document))
     environment = environment_for(home)

@@ -29,6 +29,7 @@ from tests.system.running import (
     config,
     environment_for,
     free_ports,
+    make_home,
     running,
     wait_for,
 )
@@ -208,8 +209,7 @@ def test_a_signal_drains_and_leaves_no_process(tmp_path: Path, number: int) -> N
 
 def test_serve_run_gives_the_same_system(tmp_path: Path) -> None:
     document = config(affine_store(tmp_path), free_ports(3), slots=1)
-    home = tmp_path / "home"
-    home.mkdir(mode=0o700)
+    home = make_home(tmp_path)
     file = tmp_path / "headrace.yaml"
     file.write_text(yaml.safe_dump(document))
     command = [str(Path(sys.executable).parent / "serve"), "run", str(file)]

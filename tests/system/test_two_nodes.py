@@ -11,7 +11,14 @@ import pytest
 import yaml
 
 from gateway.ray_cluster import SETTINGS
-from tests.system.running import DOUBLED, affine_store, config, environment_for, free_ports
+from tests.system.running import (
+    DOUBLED,
+    affine_store,
+    config,
+    environment_for,
+    free_ports,
+    make_home,
+)
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(150)]
 
@@ -23,8 +30,7 @@ def test_a_gateway_uses_a_slot_on_another_node_over_tcp(tmp_path: Path) -> None:
     document["applications"][0]["deployments"].append(front)
     file = tmp_path / "headrace.yaml"
     file.write_text(yaml.safe_dump(document))
-    home = tmp_path / "home"
-    home.mkdir(mode=0o700)
+    home = make_home(tmp_path)
     settings = {**SETTINGS, "RAY_AUTH_MODE": "disabled"}
     result = subprocess.run(
         [sys.executable, "-m", "tests.system.two_nodes", str(file)],
