@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from gateway.protocols.calls import CALLS
+from gateway.protocols.calls import CALLS, codecs
 from gateway.protocols.tensors import Call, Codec
 from loadtests.exchange import LENGTH_HEADER
 from loadtests.mlp import NAME, Body
@@ -28,7 +28,8 @@ def direct_calls(site: Site, calls: int = CALLS_MEASURED) -> list[DirectCall]:
 
 
 def _codec(body: Body) -> Codec:
-    return next(kind.codec for kind in CALLS if kind.method == body.method)
+    number = next(n for n, kind in enumerate(CALLS) if kind.method == body.method)
+    return codecs()[number]
 
 
 def _measure(body: Body, codec: Codec, runtime: Runtime, calls: int) -> DirectCall:

@@ -21,9 +21,9 @@ from gateway.deadline import Deadline
 from gateway.errors import DeadlineExceeded, HeadraceError, InternalError
 from gateway.frames import Buffer, Flag, Item, Reply, pieces
 from gateway.metrics import Recorder
-from gateway.protocols.calls import CALLS, CallKind, call_of, form_of
+from gateway.protocols.calls import call_of, codecs, form_of
 from gateway.protocols.errors_json import encode_error
-from gateway.protocols.tensors import Encoded, InferenceRequest, Tensor
+from gateway.protocols.tensors import Codec, Encoded, InferenceRequest, Tensor
 from replicas.batcher import Batch, Batcher, Pending
 from replicas.runtime import Runtime
 
@@ -75,7 +75,7 @@ class Caller:
 
     channel: Channel
     item_id: int
-    call: CallKind
+    codec: Codec
     meta: bytes
     arrived_s: float
     taken_s: float = 0.0
@@ -91,7 +91,9 @@ class Engine:
         batcher: Batcher,
         compute: ComputeThread,
         recorder: Recorder,
+        max_body_bytes: int,
     ) -> None:
+        self._codecs = codecs(max_body_bytes)
         self.runtime, self.spec = runtime, runtime.spec
         self._batcher, self._compute, self._recorder = batcher, compute, recorder
         self._loop = asyncio.get_running_loop()
@@ -117,7 +119,8 @@ class Engine:
     def accept(self, channel: Channel, item: Item) -> None:
         """Take a request; `flush` must follow the last one of a bundle."""
         self._waiting[channel, item.id] = None
-        if item.length <= INLINE_BYTES:
+        compressed = call_of(item.call, None, item.encodings).content_encoding
+        if item.length <= INLINE_BYTES and not compressed:
             self._decoded(channel, item, self._decode(item))
         else:
             self._loop.create_task(self._accept_large(channel, item))
@@ -133,8 +136,7 @@ class Engine:
         try:
             if isinstance(body, bytearray):
                 body = memoryview(body)
-            codec = CALLS[item.call].codec
-            return codec.decode(
+            return self._codecs[item.call].decode(
                 body, call_of(item.call, item.json_length, item.encodings), self.spec
             )
         except HeadraceError as error:
@@ -150,8 +152,7 @@ class Engine:
         if (channel, item.id) not in self._waiting:
             return  # cancelled while it was decoded
         now_s = self._loop.time()
-        kind = CALLS[item.call]
-        caller = Caller(channel, item.id, kind, item.meta, now_s)
+        caller = Caller(channel, item.id, self._codecs[item.call], item.meta, now_s)
         if isinstance(decoded, HeadraceError):
             self._answer(caller, decoded)
             return
@@ -279,7 +280,7 @@ class Engine:
     def _encode(self, pending: Pending, outputs: dict[str, Tensor]) -> Encoded | HeadraceError:
         caller: Caller = pending.token
         try:
-            return caller.call.codec.encode(pending.request, outputs, self.spec)
+            return caller.codec.encode(pending.request, outputs, self.spec)
         except HeadraceError as error:
             return error
         except (ValueError, TypeError, KeyError, IndexError) as error:

@@ -89,10 +89,12 @@ class Placements:
         recorder: Recorder,
         cores: float,
         device: str,
+        max_body_bytes: int,
         changed: Callable[[Loaded], None],
     ) -> None:
         self._repository, self._compute, self._recorder = repository, compute, recorder
         self._cores, self._device, self._changed = cores, device, changed
+        self._max_body_bytes = max_body_bytes
         self._numbers = itertools.count(1)
         self._loaded: dict[int, Loaded] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -154,7 +156,9 @@ class Placements:
             self._fail(loaded, f"{type(error).__name__}: {str(error)[:300]}")
             return
         batcher = Batcher(runtime.spec.max_rows, order.batching.max_wait_s)
-        loaded.engine = Engine(runtime, batcher, self._compute, self._recorder)
+        loaded.engine = Engine(
+            runtime, batcher, self._compute, self._recorder, self._max_body_bytes
+        )
         loaded.load_s = time.monotonic() - started_s
         self._recorder.model_load(order.model, order.version, loaded.load_s)
         self._move(loaded, State.READY)

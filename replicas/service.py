@@ -33,7 +33,7 @@ class SlotService:
         self._recorder = recorder
         self._compute = ComputeThread()
         self._placements = Placements(
-            repository, self._compute, recorder, cores, device, self._changed
+            repository, self._compute, recorder, cores, device, max_body_bytes, self._changed
         )
         self.server = LinkServer(self, hello, secret, max_body_bytes)
         self._epoch = 0

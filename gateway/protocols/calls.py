@@ -1,10 +1,11 @@
-"""The calls that clients make, numbered for the link: a protocol and a method, with its codec."""
+"""The calls that clients make, numbered for the link: a protocol and a method."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from gateway.errors import InvalidArgument
+from gateway.protocols.compression import MAX_INFLATED_BYTES, reply_coding
 from gateway.protocols.openinference_binary import OpenInferenceCodec
 from gateway.protocols.tensors import Call, Codec, Encoded
 from gateway.protocols.tfserving_examples import ExamplesCodec
@@ -13,20 +14,27 @@ from gateway.protocols.tfserving_json import PredictCodec
 
 @dataclass(frozen=True, slots=True)
 class CallKind:
-    """A protocol's method; `codec` decodes it in the slot."""
+    """A protocol's method."""
 
     protocol: str
     method: str
-    codec: Codec
 
 
 CALLS: tuple[CallKind, ...] = (
-    CallKind("tfserving", "predict", PredictCodec()),
-    CallKind("tfserving", "classify", ExamplesCodec()),
-    CallKind("tfserving", "regress", ExamplesCodec()),
-    CallKind("openinference", "infer", OpenInferenceCodec()),
+    CallKind("tfserving", "predict"),
+    CallKind("tfserving", "classify"),
+    CallKind("tfserving", "regress"),
+    CallKind("openinference", "infer"),
 )
 """The index is the number on the link: only append."""
+
+
+def codecs(max_inflated_bytes: int = MAX_INFLATED_BYTES) -> tuple[Codec, ...]:
+    """The codec of each call, by its number; the limit is on a body once it is inflated."""
+    examples = ExamplesCodec(max_inflated_bytes)
+    predict = PredictCodec(max_inflated_bytes)
+    return (predict, examples, examples, OpenInferenceCodec(max_inflated_bytes))
+
 
 _NUMBERS = {(kind.protocol, kind.method): number for number, kind in enumerate(CALLS)}
 ENCODINGS = ("", "gzip", "deflate")
@@ -39,18 +47,13 @@ def call_number(protocol: str, method: str) -> int:
 
 
 def encodings_of(content: bytes, accept: bytes) -> int:
-    """Both codings in one number; raises `InvalidArgument` for a body we cannot inflate.
-
-    Only a client that names exactly one coding gets a compressed answer: browsers and HTTP
-    libraries list several by default, and would pay with the slot's time for nothing.
-    """
+    """Both codings in one number; raises `InvalidArgument` for a body we cannot inflate."""
     coding = content.decode("latin-1").strip().lower()
     if coding in {"", "identity"}:
         coding = ""
     if coding not in ENCODINGS:
         raise InvalidArgument(f"Content-Encoding {coding[:40]!r} is not gzip or deflate")
-    wanted = accept.decode("latin-1").strip().lower()
-    return ENCODINGS.index(coding) | (ENCODINGS.index(wanted) if wanted in ENCODINGS else 0) << 4
+    return ENCODINGS.index(coding) | ENCODINGS.index(reply_coding(accept.decode("latin-1"))) << 4
 
 
 def call_of(number: int, json_length: int | None, encodings: int) -> Call:

@@ -351,3 +351,23 @@ async def test_stages_are_measured(tmp_path: Path) -> None:
     names = {labels[2] for labels in stages}
     assert names == {"queue", "link", "batch_wait", "compute", "encode"}
     assert all(numbers[-1] >= 0 for numbers in stages.values())
+
+
+async def test_a_client_that_leaves_is_cancelled_in_the_slot(tmp_path: Path) -> None:
+    config = ModelConfig(batching=Batching(max_rows=8, max_wait_s=20))
+    async with open_house(tmp_path, "a", config=config) as house, client(house) as http:
+        engine = house.services["a"]._placements.engine(1)
+        assert engine is not None
+        task = asyncio.create_task(http.post(PREDICT, json={"instances": [ROW]}))
+        await until(lambda: len(engine))
+        task.cancel()
+        await until(lambda: not len(engine))
+        counted = house.services["a"]._recorder.snapshot().samples["headrace_cancellations_total"]
+    assert counted == {("affine",): (1,)}
+
+
+async def test_a_body_that_is_too_large_once_inflated_is_refused(tmp_path: Path) -> None:
+    content = gzip.compress(bytes(2 * MAX_BODY_BYTES))
+    async with open_house(tmp_path, "a") as house, client(house) as http:
+        answer = await http.post(INFER, content=content, headers={"Content-Encoding": "gzip"})
+    assert answer.status_code == 413 and "decompressed" in answer.json()["error"]
