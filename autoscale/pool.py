@@ -98,11 +98,31 @@ class Pool:
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Serve calls this with the live part of the config, at start and on every change."""
-        self._config = PoolConfig.model_validate(user_config)
+        old, self._config = self._config, PoolConfig.model_validate(user_config)
         self._failures.clear()
+        await self._configure(old)
         await self._read_catalog()
         self._snapshot = replace(self._snapshot, generation=self._snapshot.generation + 1)
         self._wake.set()
+
+    async def _configure(self, old: PoolConfig) -> None:
+        """Tell slots about changed batching; everything else takes effect by itself."""
+        changed = {
+            name: model.batching.model_dump()
+            for name, model in self._config.models.items()
+            if name in old.models and old.models[name].batching != model.batching
+        }
+        for slot in list(self._slots.values()):
+            for placement in list(slot.placements.values()):
+                if placement.model in changed:
+                    try:
+                        await slot.control.call(
+                            "configure",
+                            placement_id=placement.placement_id,
+                            batching=changed[placement.model],
+                        )
+                    except HeadraceError as error:
+                        log.warning("not_configured", slot=slot.view.slot_id, reason=error.message)
 
     async def _read_catalog(self) -> None:
         repository = Repository(self._settings.store, self._node.folder / "store")
@@ -156,9 +176,6 @@ class Pool:
         )
         if facts["spec"] is not None:
             self._specs[version] = decode_spec(facts["spec"])
-        # An order in flight is noted under number 0 until the slot has given it its own.
-        if slot.placements.get(0) is not None and _same(slot.placements[0], placement):
-            del slot.placements[0]
         if placement.state in (State.FAILED, State.END):
             slot.placements.pop(placement.placement_id, None)
         elif slot.placements.get(placement.placement_id) != placement:
@@ -256,17 +273,13 @@ class Pool:
 
     async def _load(self, slot: _Slot, move: Load) -> None:
         config = self._config.models[move.model]
-        slot.placements[0] = Placement(move.slot_id, move.model, move.version, State.PENDING)
-        try:
-            facts = await slot.control.call(
-                "load",
-                model=move.model,
-                version=move.version,
-                runtime=config.runtime,
-                batching=config.batching.model_dump(),
-            )
-        finally:
-            slot.placements.pop(0, None)
+        facts = await slot.control.call(
+            "load",
+            model=move.model,
+            version=move.version,
+            runtime=config.runtime,
+            batching=config.batching.model_dump(),
+        )
         # Events may have come before the answer, and then they know better.
         if facts["placement_id"] not in slot.placements and facts["state"] != State.FAILED:
             self._take_facts(slot, facts)
@@ -385,10 +398,6 @@ class Pool:
             task.cancel()
         for slot in self._slots.values():
             slot.control.close()
-
-
-def _same(one: Placement, other: Placement) -> bool:
-    return (one.model, one.version) == (other.model, other.version)
 
 
 def _counts(placements: tuple[Placement, ...]) -> dict[tuple[str, int | str, str], int]:

@@ -45,6 +45,7 @@ class DataPlane(LinkEvents):
         slots = {slot.slot_id: slot for slot in snapshot.slots}
         for slot_id in self._links.keys() - slots.keys():
             _, task = self._links.pop(slot_id)
+            self.router.lane_down(slot_id, self._loop.time())
             task.cancel()
         for slot_id in slots.keys() - self._links.keys():
             link = SlotLink(slots[slot_id], self._identity, self)

@@ -208,13 +208,28 @@ class Batcher:
     """
 
     def __init__(self, max_rows: int, max_wait_s: float) -> None:
-        if max_rows < 0 or not 0 <= max_wait_s < math.inf:
-            raise ValueError(f"max_rows {max_rows} and max_wait_s {max_wait_s} must be 0 or more")
+        self._check(max_rows, max_wait_s)
         self._max_rows = max_rows
         self._max_wait_s = max_wait_s
         self._queues: dict[Hashable, _Queue] = {}  # None: those that run alone
         self.depth = 0
         self.rows = 0
+
+    def configure(self, max_rows: int, max_wait_s: float) -> None:
+        """Change the limits from the next batch on; raises `ValueError` as the constructor does.
+
+        Requests that are never batched (`max_rows` 0) and those that are wait in different
+        queues, so one cannot become the other.
+        """
+        if bool(max_rows) != bool(self._max_rows):
+            raise ValueError("max_rows cannot change from or to 0")
+        self._check(max_rows, max_wait_s)
+        self._max_rows, self._max_wait_s = max_rows, max_wait_s
+
+    @staticmethod
+    def _check(max_rows: int, max_wait_s: float) -> None:
+        if max_rows < 0 or not 0 <= max_wait_s < math.inf:
+            raise ValueError(f"max_rows {max_rows} and max_wait_s {max_wait_s} must be 0 or more")
 
     def add(self, pending: Pending) -> None:
         """Let a request wait for its turn."""

@@ -11,12 +11,13 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 import structlog
 
 from gateway.channel import Channel
+from gateway.config import Batching
 from gateway.deadline import Deadline
 from gateway.errors import DeadlineExceeded, HeadraceError, InternalError
 from gateway.frames import Buffer, Flag, Item, Reply, pieces
@@ -107,6 +108,12 @@ class Engine:
     def __len__(self) -> int:
         """Requests that are not answered yet."""
         return len(self._waiting)
+
+    def configure(self, batching: Batching) -> None:
+        """Batch so from now on; a model whose rows cannot be batched stays as it is."""
+        if self.spec.max_rows:
+            self.spec = replace(self.spec, max_rows=batching.max_rows)
+            self._batcher.configure(batching.max_rows, batching.max_wait_s)
 
     async def drained(self) -> None:
         """Wait until nothing is left to answer."""

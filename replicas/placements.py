@@ -8,7 +8,7 @@ import itertools
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What the pool wants loaded. `digest` tells two configurations of a model apart."""
+    """What the pool wants loaded."""
 
     model: str
     version: int
@@ -127,6 +127,15 @@ class Placements:
         self._spawn(self._load(loaded))
         return loaded
 
+    def configure(self, placement_id: int, batching: Batching) -> None:
+        """Change how a placement batches, from its next batch on."""
+        loaded = self._loaded.get(placement_id)
+        if loaded is not None:
+            loaded.order = replace(loaded.order, batching=batching)
+            if loaded.engine is not None:
+                loaded.engine.configure(batching)
+            self._changed(loaded)
+
     def unload(self, placement_id: int) -> None:
         """Begin to unload: nothing new is taken, what is there is answered first."""
         loaded = self._loaded.get(placement_id)
@@ -155,10 +164,12 @@ class Placements:
             log.exception("load_failed", model=order.model, version=order.version)
             self._fail(loaded, f"{type(error).__name__}: {str(error)[:300]}")
             return
-        batcher = Batcher(runtime.spec.max_rows, order.batching.max_wait_s)
+        batching = loaded.order.batching  # it may have changed meanwhile
+        batcher = Batcher(runtime.spec.max_rows, batching.max_wait_s)
         loaded.engine = Engine(
             runtime, batcher, self._compute, self._recorder, self._max_body_bytes
         )
+        loaded.engine.configure(batching)
         loaded.load_s = time.monotonic() - started_s
         self._recorder.model_load(order.model, order.version, loaded.load_s)
         self._move(loaded, State.READY)

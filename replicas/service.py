@@ -92,6 +92,10 @@ class SlotService:
                 raise Unavailable("the slot is draining")
             arguments["batching"] = Batching(**arguments["batching"])
             return self._placements.load(Order(**arguments)).facts()
+        if name == "configure":
+            batching = Batching(**arguments["batching"])
+            self._placements.configure(int(arguments["placement_id"]), batching)
+            return {}
         if name == "unload":
             self._placements.unload(int(arguments["placement_id"]))
             return {}

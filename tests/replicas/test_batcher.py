@@ -333,3 +333,15 @@ def check_batch(batch: Batch, max_rows: int, now_s: float) -> None:
     assert not any(entry.deadline.passed(now_s) for entry in batch.pendings)
     arrivals = [entry.arrived_s for entry in batch.pendings]
     assert arrivals == sorted(arrivals)
+
+
+def test_changed_limits_hold_from_the_next_batch_on() -> None:
+    batcher = Batcher(max_rows=2, max_wait_s=0)
+    for _ in range(6):
+        batcher.add(pending(rows=1))
+    first = batcher.take(0.0).batch
+    batcher.configure(4, 0)
+    second = batcher.take(0.0).batch
+    assert first is not None and second is not None and (first.rows, second.rows) == (2, 4)
+    with pytest.raises(ValueError, match="from or to 0"):
+        batcher.configure(0, 0)

@@ -177,6 +177,7 @@ def test_models_change_live_without_a_restart(tmp_path: Path) -> None:
         before = {slot["pid"] for slot in system.status()["slots"]}
         with Load(system.url) as load:
             user_config["models"]["other"] = {"runtime": "onnx"}
+            user_config["models"]["affine"]["batching"] = {"max_rows": 2, "max_wait_s": 0.001}
             apply(system, tmp_path, document)
             wait_for(lambda: system.ready_slots("other"), "the new model")
             load.wait_for_answers(20)
