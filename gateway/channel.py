@@ -317,7 +317,9 @@ class Channel(asyncio.Protocol):
         # Copying takes tens of milliseconds for a large body, so it happens off the loop.
         loop = asyncio.get_running_loop()
         try:
-            name = await loop.run_in_executor(None, shared_memory.write, message.body)
+            name = await loop.run_in_executor(
+                None, shared_memory.write, message.body, lambda: self._transport is not None
+            )
         except OSError:
             self._stream(message, encode)
             return

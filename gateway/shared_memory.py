@@ -6,6 +6,7 @@ import mmap
 import os
 import re
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 
 from gateway.errors import LinkError
@@ -22,8 +23,11 @@ def available() -> bool:
     return os.access(FOLDER, os.W_OK)
 
 
-def write(body: Body) -> str:
-    """Put a body into a new file and give its name; blocks, so call it in a thread."""
+def write(body: Body, wanted: Callable[[], bool] = lambda: True) -> str:
+    """Put a body into a new file and give its name; blocks, so call it in a thread.
+
+    The file is removed again if it is no longer `wanted` once it is written.
+    """
     name = f"headrace-{os.getpid()}-{secrets.token_hex(8)}"
     descriptor = os.open(FOLDER / name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
     try:
@@ -36,6 +40,8 @@ def write(body: Body) -> str:
         raise
     finally:
         os.close(descriptor)
+    if not wanted():
+        discard(name)
     return name
 
 
