@@ -2,19 +2,100 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 COLOURS = {"READY": "green", "UP": "green", "FAILED": "red", "DRAINING": "yellow"}
 
+GAP = 2
+"""Blanks between two columns."""
+
+LONGEST_WORD = 32
+"""For a longer name no column is left out; it continues on a second line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """On a narrow terminal the highest `rank` is left out first, 0 never; `flexible` ones wrap."""
+
+    name: str
+    rank: int = 0
+    right: bool = False
+    flexible: bool = False
+
+
+MODEL_COLUMNS = (
+    Column("model", flexible=True),
+    Column("state"),
+    Column("slots", rank=1, right=True),
+    Column("load s", rank=5, right=True),
+    Column("requests", rank=3, right=True),
+    Column("errors", rank=2, right=True),
+    Column("in flight", right=True),
+    Column("queued", rank=4, right=True),
+    Column("p50 ms", right=True),
+    Column("p99 ms", right=True),
+)
+
+# A slot's name begins with its class and its process number.
+SLOT_COLUMNS = (
+    Column("slot"),
+    Column("class", rank=3),
+    Column("state"),
+    Column("models", flexible=True),
+    Column("pid", rank=2, right=True),
+    Column("MB", rank=1, right=True),
+    Column("in flight", right=True),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class FittingTable:
+    """A table that leaves columns out rather than cut names or break figures."""
+
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Text, ...], ...]
+
+    def fitting(self, width: int) -> tuple[int, ...]:
+        """The numbers of the columns that are shown in this width."""
+        widths = [self._width(number) + GAP for number in range(len(self.columns))]
+        kept = list(range(len(self.columns)))
+        while sum(widths[number] for number in kept) > width + GAP:
+            last = max(kept, key=lambda number: self.columns[number].rank)
+            if self.columns[last].rank == 0:
+                break
+            kept.remove(last)
+        return tuple(kept)
+
+    def _width(self, number: int) -> int:
+        """What a column needs: its longest cell, or only its longest word where it may wrap."""
+        column = self.columns[number]
+        cells = [row[number] for row in self.rows]
+        if column.flexible:
+            longest = max((len(word) for cell in cells for word in cell.plain.split()), default=0)
+            return max(len(column.name), min(longest, LONGEST_WORD))
+        return max(len(column.name), *(cell.cell_len for cell in cells), 0)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
+        table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0))
+        kept = self.fitting(options.max_width)
+        for column in (self.columns[number] for number in kept):
+            justify = "right" if column.right else "left"
+            overflow = {"no_wrap": not column.flexible, "overflow": "fold"}
+            table.add_column(column.name, justify=justify, **overflow)
+        for row in self.rows:
+            table.add_row(*(row[number] for number in kept))
+        yield table
+
 
 def render(status: Mapping[str, Any]) -> RenderableType:
-    """A headline, the models with their versions, and the slots."""
-    return Group(headline(status), Text(), models(status), Text(), slots(status))
+    """A headline, the models with their versions, what is wrong with them, and the slots."""
+    return Group(headline(status), Text(), models(status), *reasons(status), Text(), slots(status))
 
 
 def headline(status: Mapping[str, Any]) -> Text:
@@ -26,60 +107,67 @@ def headline(status: Mapping[str, Any]) -> Text:
     return Text.assemble("Headrace ", status["version"], " is ", ready, figures, addresses)
 
 
-def models(status: Mapping[str, Any]) -> Table:
+def models(status: Mapping[str, Any]) -> FittingTable:
     """One row for each version; the figures of a model stand in its first row."""
-    table = Table("model", "version", "state", "slots", box=None, pad_edge=False)
-    for name in ("load", "requests", "errors", "in flight", "queued", "p50", "p99"):
-        table.add_column(name, justify="right")
+    rows: list[tuple[Text, ...]] = []
     for model in status["models"]:
-        figures = (
+        first = [
             str(model["requests"]),
             str(model["errors"]),
             str(model["in_flight"]),
             str(model["queued"]),
             _milliseconds(model["p50_ms"]),
             _milliseconds(model["p99_ms"]),
-        )
+        ]
         if not model["versions"]:
-            table.add_row(model["name"], "-", _state("", model["reason"]), "0", "-", *figures)
+            rows.append(_row(model["name"], "-", "0", "-", *first))
         for number, version in enumerate(model["versions"]):
-            table.add_row(
-                "" if number else model["name"],
-                str(version["version"]),
-                _state(version["state"], version["reason"]),
-                str(len(version["slots"])),
-                f"{version['load_s']:.2f} s" if version["load_s"] else "-",
-                *(figures if number == 0 else ()),
-            )
-    return table
+            name = f"{model['name']}/{version['version']}"
+            load = f"{version['load_s']:.2f}" if version["load_s"] else "-"
+            figures = first if number == 0 else [""] * len(first)
+            rows.append(_row(name, version["state"], str(len(version["slots"])), load, *figures))
+    return FittingTable(MODEL_COLUMNS, tuple(rows))
 
 
-def slots(status: Mapping[str, Any]) -> Table:
+def reasons(status: Mapping[str, Any]) -> Sequence[Text]:
+    """One line for each model or version that has something to explain."""
+    lines: list[Text] = []
+    for model in status["models"]:
+        if model["reason"]:
+            lines.append(Text(f"{model['name']}: {model['reason']}", style="red"))
+        lines += [
+            Text(f"{model['name']}/{version['version']}: {version['reason']}", style="red")
+            for version in model["versions"]
+            if version["reason"]
+        ]
+    return [Text(), *lines] if lines else []
+
+
+def slots(status: Mapping[str, Any]) -> FittingTable:
     """One row for each slot process."""
-    table = Table("slot", "class", "state", "models", box=None, pad_edge=False)
-    for name in ("pid", "memory", "in flight"):
-        table.add_column(name, justify="right")
-    for slot in status["slots"]:
-        table.add_row(
-            str(slot["slot_id"])[:12],
+    rows = [
+        _row(
+            slot["slot_id"],
             slot["slot_class"],
-            _state(slot["state"], ""),
+            slot["state"],
             ", ".join(slot["models"]) or "-",
             str(slot["pid"]),
             _megabytes(slot["memory_bytes"]),
             str(slot["in_flight"]),
         )
-    return table
+        for slot in status["slots"]
+    ]
+    return FittingTable(SLOT_COLUMNS, tuple(rows))
 
 
-def _state(state: str, reason: str) -> Text:
-    text = Text(state, style=COLOURS.get(state, ""))
-    return text.append(f" {reason}".rstrip(), style="dim") if reason else text
+def _row(*cells: str) -> tuple[Text, ...]:
+    return tuple(Text(cell, style=COLOURS.get(cell, "")) for cell in cells)
 
 
 def _milliseconds(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f} ms"
+    """One decimal as long as it means something: `0.8`, `12.3`, `1235`."""
+    return "-" if value is None else f"{value:.1f}" if value < 1000 else f"{value:.0f}"
 
 
 def _megabytes(value: int) -> str:
-    return f"{value / 2**20:.0f} MB" if value else "-"
+    return f"{value / 2**20:.0f}" if value else "-"

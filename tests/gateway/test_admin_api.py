@@ -1,0 +1,117 @@
+"""The admin API: a token for everything, the status that the command line reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from gateway.admin_api import create_admin_app
+from gateway.config import ModelConfig
+from gateway.errors import ConfigError
+from gateway.metrics import Recorder
+from gateway.metrics_export import Exporter
+from gateway.snapshot import ModelView, Placement, SlotView, Snapshot, State, VersionView
+
+TOKEN = "t" * 32
+SLOT = SlotView("cpu-1", "cpu", "node", "/run/s", "127.0.0.1:9", pid=7)
+MODEL = ModelView("m", ModelConfig(), (VersionView(1, State.READY),))
+
+
+@dataclass
+class Desk:
+    """Operations with a fixed view; remembers what it was told to do."""
+
+    metrics_folder: Path
+    version: str = "1"
+    away: bool = False
+    told: list[Any] = field(default_factory=list)
+    snapshot: Snapshot = field(
+        default_factory=lambda: Snapshot(
+            5, 2, 3, (SLOT,), (Placement("cpu-1", "m", 1, State.READY, 4, load_s=0.5),), {"m": MODEL}
+        )
+    )
+
+    def ready(self) -> bool:
+        return True
+
+    def addresses(self) -> dict[str, str]:
+        return {"http": "127.0.0.1:1", "grpc": "127.0.0.1:2", "admin": "127.0.0.1:3"}
+
+    def links(self) -> dict[str, str]:
+        return {"cpu-1": "unix"}
+
+    async def details(self) -> dict[str, Any] | None:
+        if self.away:
+            return None
+        gateway = {"gateway_id": "g", "node_id": "node", "addresses": self.addresses()}
+        slots = {"cpu-1": {"memory_bytes": 9, "in_flight": 2}}
+        return {"slots": slots, "gateways": [gateway]}
+
+    async def shutdown(self) -> None:
+        self.told.append("shutdown")
+
+    async def apply(self, document: dict[str, Any]) -> None:
+        if "applications" not in document:
+            raise ConfigError("no applications")
+        self.told.append(document)
+
+
+def client(desk: Desk, token: str = TOKEN) -> httpx.AsyncClient:
+    app = create_admin_app(desk, TOKEN)
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    return httpx.AsyncClient(
+        transport=httpx.ASGITransport(app), base_url="http://admin", headers=headers
+    )
+
+
+@pytest.mark.parametrize("token", ["", "wrong", TOKEN[:-1], TOKEN + "x"])
+@pytest.mark.parametrize("path", ["/admin/v1/status", "/metrics", "/sd", "/nowhere"])
+async def test_nothing_is_told_without_the_token(tmp_path: Path, token: str, path: str) -> None:
+    async with client(Desk(tmp_path), token) as http:
+        answer = await http.get(path)
+    assert answer.status_code == 401 and TOKEN not in answer.text
+
+
+async def test_the_status_tells_models_slots_and_gateways(tmp_path: Path) -> None:
+    async with client(Desk(tmp_path)) as http:
+        status = (await http.get("/admin/v1/status")).json()
+    (slot,), (model,) = status["slots"], status["models"]
+    assert (status["epoch"], status["number"], status["generation"]) == (5, 2, 3)
+    assert status["pool"] == "connected" and status["gateways"][0]["gateway_id"] == "g"
+    assert slot["models"] == ["m/1"] and slot["link"] == "unix" and slot["memory_bytes"] == 9
+    (version,) = model["versions"]
+    assert version["state"] == "READY" and version["slots"] == ["cpu-1"]
+    assert version["load_s"] == 0.5
+
+
+async def test_the_status_goes_on_without_the_pool(tmp_path: Path) -> None:
+    async with client(Desk(tmp_path, away=True)) as http:
+        status = (await http.get("/admin/v1/status")).json()
+        targets = (await http.get("/sd")).json()
+    assert status["pool"] == "away" and status["slots"][0]["slot_id"] == "cpu-1"
+    assert targets == [{"targets": ["127.0.0.1:3"], "labels": {"job": "headrace"}}]
+
+
+async def test_metrics_are_prometheus_text(tmp_path: Path) -> None:
+    recorder = Recorder("gateway")
+    recorder.request("m", 1, "tfserving", 200, "none", 0.01)
+    Exporter(recorder, tmp_path).write()
+    async with client(Desk(tmp_path)) as http:
+        answer = await http.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    assert 'headrace_requests_total{code="200",model="m"' in answer.text
+
+
+async def test_orders_are_passed_on_and_bad_ones_refused(tmp_path: Path) -> None:
+    desk = Desk(tmp_path)
+    async with client(desk) as http:
+        stopped = await http.post("/admin/v1/shutdown")
+        applied = await http.put("/admin/v1/config", json={"applications": []})
+        refused = await http.put("/admin/v1/config", json={})
+    assert (stopped.status_code, applied.status_code, refused.status_code) == (202, 202, 400)
+    assert refused.json() == {"error": "no applications"}
+    assert desk.told == ["shutdown", {"applications": []}]

@@ -1,0 +1,88 @@
+"""What is shipped: the wheel's four packages, the locks, the image's steps, the make targets."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = {"gateway", "replicas", "sharding", "autoscale"}
+
+
+def test_the_wheel_holds_exactly_the_four_packages(tmp_path: Path) -> None:
+    for name in (*PACKAGES, "pyproject.toml", "README.md", "tests", "models"):
+        source = ROOT / name
+        skip = shutil.ignore_patterns("__pycache__", "repository", "cache")
+        if source.is_dir():
+            shutil.copytree(source, tmp_path / name, ignore=skip)
+        else:
+            shutil.copy(source, tmp_path / name)
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("headrace-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        (entry_points,) = [n for n in names if n.endswith("entry_points.txt")]
+        scripts = archive.read(entry_points).decode()
+    tops = {name.split("/")[0] for name in names if ".dist-info" not in name}
+    assert tops == PACKAGES and "headrace = gateway.cli:main" in scripts
+    assert "gateway/protocols/tensors.py" in names
+
+
+@pytest.mark.parametrize(
+    ("lock", "has", "has_not"),
+    [
+        ("cpu.txt", ("onnxruntime", "tensorflow-cpu"), ("onnxruntime-gpu", "tensorflow")),
+        ("runtime.txt", ("onnxruntime", "tensorflow-cpu"), ("onnxruntime-gpu", "tensorflow")),
+        ("gpu.txt", ("onnxruntime-gpu", "tensorflow"), ("onnxruntime", "tensorflow-cpu")),
+        ("runtime-gpu.txt", ("onnxruntime-gpu", "tensorflow"), ("onnxruntime", "tensorflow-cpu")),
+    ],
+)
+def test_locks_have_hashes_and_no_addresses(
+    lock: str, has: tuple[str, ...], has_not: tuple[str, ...]
+) -> None:
+    text = (ROOT / "lock" / lock).read_text()
+    blocks = re.split(r"\n(?=\S)", text.strip())
+    names = {block.split("==")[0] for block in blocks}
+    assert all("--hash=sha256:" in block for block in blocks)
+    assert "://" not in text
+    assert names >= set(has) and not names & set(has_not)
+
+
+def test_the_image_takes_its_steps_from_the_script() -> None:
+    text = (ROOT / "Dockerfile").read_text()
+    runs = re.findall(r"^RUN (.*)$", text, re.MULTILINE)
+    allowed = ("deploy/image_steps.sh ", "/tmp/image_steps.sh ", "pip install ", "python -m build ")
+    assert runs and all(run.startswith(allowed) for run in runs)
+    assert {"cpu", "gpu"} <= set(re.findall(r"^FROM \S+ AS (\S+)$", text, re.MULTILINE))
+    assert re.search(r"^USER (?!root)\w+$", text, re.MULTILINE) and "HEALTHCHECK" in text
+
+
+def test_the_images_steps_refuse_to_go_on_after_a_failure() -> None:
+    for script in ("image_steps.sh", "image_check.sh", "lock.sh"):
+        assert "set -euo pipefail" in (ROOT / "deploy" / script).read_text()
+    result = subprocess.run(
+        [str(ROOT / "deploy" / "image_steps.sh"), "install", "/nonexistent.txt", "/nonexistent"],
+        capture_output=True,
+        check=False,
+    )
+    assert result.returncode != 0
+
+
+def test_make_help_lists_the_targets() -> None:
+    text = subprocess.run(
+        ["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    for target in ("serve", "test", "setup", "models", "lint", "types", "bench", "loadtest"):
+        assert f"make {target} " in text
+
+
+def test_ci_runs_what_the_readme_says() -> None:
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
+    assert "`make test`" in (ROOT / "README.md").read_text()
