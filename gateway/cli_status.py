@@ -15,8 +15,8 @@ COLOURS = {"READY": "green", "UP": "green", "FAILED": "red", "DRAINING": "yellow
 GAP = 2
 """Blanks between two columns."""
 
-LONGEST_WORD = 32
-"""For a longer name no column is left out; it continues on a second line."""
+WIDEST = 32
+"""No column is left out for longer names; these continue on a second line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +32,13 @@ class Column:
 MODEL_COLUMNS = (
     Column("model", flexible=True),
     Column("state"),
-    Column("slots", rank=1, right=True),
-    Column("load s", rank=5, right=True),
-    Column("requests", rank=3, right=True),
-    Column("errors", rank=2, right=True),
+    Column("slots", rank=2, right=True),
+    Column("load s", rank=6, right=True),
+    Column("requests", rank=4, right=True),
+    Column("errors", rank=3, right=True),
     Column("in flight", right=True),
-    Column("queued", rank=4, right=True),
-    Column("p50 ms", right=True),
+    Column("queued", rank=5, right=True),
+    Column("p50 ms", rank=1, right=True),
     Column("p99 ms", right=True),
 )
 
@@ -73,21 +73,21 @@ class FittingTable:
         return tuple(kept)
 
     def _width(self, number: int) -> int:
-        """What a column needs: its longest cell, or only its longest word where it may wrap."""
+        """What a column needs: its longest cell, or a part of it where it may wrap."""
         column = self.columns[number]
-        cells = [row[number] for row in self.rows]
-        if column.flexible:
-            longest = max((len(word) for cell in cells for word in cell.plain.split()), default=0)
-            return max(len(column.name), min(longest, LONGEST_WORD))
-        return max(len(column.name), *(cell.cell_len for cell in cells), 0)
+        longest = max((row[number].cell_len for row in self.rows), default=0)
+        return max(len(column.name), min(longest, WIDEST) if column.flexible else longest)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
         table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0))
         kept = self.fitting(options.max_width)
         for column in (self.columns[number] for number in kept):
-            justify = "right" if column.right else "left"
-            overflow = {"no_wrap": not column.flexible, "overflow": "fold"}
-            table.add_column(column.name, justify=justify, **overflow)
+            table.add_column(
+                column.name,
+                justify="right" if column.right else "left",
+                no_wrap=not column.flexible,
+                overflow="fold",
+            )
         for row in self.rows:
             table.add_row(*(row[number] for number in kept))
         yield table

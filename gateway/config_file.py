@@ -77,18 +77,25 @@ def check_document(document: Mapping[str, Any], application: str) -> None:
     """
     ours = [
         each
-        for each in document.get("applications") or ()
-        if isinstance(each, Mapping) and each.get("name", "default") == application
+        for each in _mappings(document.get("applications"), "applications")
+        if each.get("name", "default") == application
     ]
     if len(ours) != 1 or ours[0].get("import_path") != IMPORT_PATH:
         raise ConfigError(f"the config must hold the running application {application!r}")
     try:
         Args.model_validate(ours[0].get("args", {}))
-        for deployment in ours[0].get("deployments") or ():
+        for deployment in _mappings(ours[0].get("deployments"), "deployments"):
             if deployment.get("name") == "Pool":
                 PoolConfig.model_validate(deployment.get("user_config") or {})
-    except (ValidationError, AttributeError) as error:
+    except ValidationError as error:
         raise ConfigError(f"the config is not valid: {error}") from None
+
+
+def _mappings(value: Any, name: str) -> list[Mapping[str, Any]]:
+    entries = [] if value is None else value
+    if not isinstance(entries, list) or not all(isinstance(each, Mapping) for each in entries):
+        raise ConfigError(f"the config is not valid: `{name}` should be a list of mappings")
+    return entries
 
 
 def _serve_problems(source: Source) -> list[Problem]:

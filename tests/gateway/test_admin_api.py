@@ -31,7 +31,12 @@ class Desk:
     told: list[Any] = field(default_factory=list)
     snapshot: Snapshot = field(
         default_factory=lambda: Snapshot(
-            5, 2, 3, (SLOT,), (Placement("cpu-1", "m", 1, State.READY, 4, load_s=0.5),), {"m": MODEL}
+            5,
+            2,
+            3,
+            (SLOT,),
+            (Placement("cpu-1", "m", 1, State.READY, 4, load_s=0.5),),
+            {"m": MODEL},
         )
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -12,7 +13,12 @@ import pytest
 from gateway import instance
 from gateway.processes import ProcessId, descendants, end, process_id
 
-SLEEPER = "import subprocess, sys, time; subprocess.Popen(['sleep', '60']); print(flush=True); time.sleep(60)"
+SLEEPER = """
+import subprocess, time
+subprocess.Popen(["sleep", "60"])
+print(flush=True)
+time.sleep(60)
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -34,8 +40,6 @@ def test_what_a_killed_supervisor_left_is_found() -> None:
     left = ProcessId(4_000_000, 1)
     claim.write(instance.Instance(1, "f", "a", "h", "g", "d", "s", processes=(left,)))
     # As at its death: the lock is gone with the process, the file stays.
-    import os
-
     os.close(claim.descriptor)
     ((path, found),) = instance.abandoned()
     assert path == claim.path and found.processes == (left,)

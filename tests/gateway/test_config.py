@@ -1,0 +1,241 @@
+"""The config's types, its cross checks and the places in its YAML, all without Ray."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from gateway.config import Args, Listen, ModelConfig, PoolConfig, SecretRef, split_address
+from gateway.config_checks import Finding, cross_check
+from gateway.config_file import check_document
+from gateway.config_problems import validate
+from gateway.errors import ConfigError
+from gateway.yaml_source import ConfigFileError, Problem, read_source
+
+
+def args(**values: Any) -> Args:
+    return Args.model_validate({"schema": 1, "store": "memory://store", **values})
+
+
+def pool(**models: dict[str, Any]) -> PoolConfig:
+    return PoolConfig.model_validate({"models": models})
+
+
+def mistakes(found: list[Finding]) -> list[tuple[str, str]]:
+    return [(".".join(map(str, each.path)), each.message) for each in found if not each.warning]
+
+
+def problems_of(text: str, tmp_path: Path, kind: type[Args] | type[PoolConfig]) -> list[Problem]:
+    """What `validate` says about a file that is only our part."""
+    file = tmp_path / "part.yaml"
+    file.write_text(text)
+    source = read_source(file)
+    found: list[Problem] = []
+    validate(kind, source.value, source, (), found)
+    return sorted(found)
+
+
+def store(tmp_path: Path, *files: str) -> str:
+    for file in files:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_bytes(b"")
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("address", "parts"),
+    [
+        ("127.0.0.1:8080", ("127.0.0.1", 8080)),
+        ("[::1]:0", ("::1", 0)),
+        ("a-host.example:65535", ("a-host.example", 65_535)),
+    ],
+)
+def test_an_address_is_split(address: str, parts: tuple[str, int]) -> None:
+    assert split_address(address) == parts
+
+
+@pytest.mark.parametrize(
+    "address", ["", "8080", ":8080", "host:", "host:65536", "::1:80", "[no]:80", "a b:1", "h:٣"]
+)
+def test_what_is_no_address_is_refused(address: str) -> None:
+    with pytest.raises(ValueError, match=r"should"):
+        split_address(address)
+
+
+def test_two_listeners_cannot_share_a_port() -> None:
+    with pytest.raises(ValidationError, match="`http` and `admin` both use port 9"):
+        Listen(http="127.0.0.1:9", admin="0.0.0.0:9")
+    assert Listen(http="127.0.0.1:0", grpc="127.0.0.1:0").http == "127.0.0.1:0"
+    assert Listen(http="127.0.0.1:9", grpc="127.0.0.2:9").grpc == "127.0.0.2:9"
+
+
+def test_everything_listens_on_loopback_unless_said_otherwise() -> None:
+    hosts = {split_address(address)[0] for address in Listen().model_dump().values()}
+    assert hosts == {"127.0.0.1"}
+
+
+@pytest.mark.parametrize("value", [{}, {"file": "f", "env": "E"}, {"env": ""}])
+def test_a_secret_has_exactly_one_place(value: dict[str, str]) -> None:
+    with pytest.raises(ValidationError):
+        SecretRef.model_validate(value)
+
+
+def test_min_alone_is_also_the_max() -> None:
+    model = ModelConfig.model_validate({"replicas": {"min": 3}})
+    none = ModelConfig.model_validate({"replicas": {"min": 0}})
+    assert (model.replicas.max, none.replicas.max) == (3, 1)
+
+
+def test_models_and_slots_that_fit_give_no_finding() -> None:
+    two = {"runtime": "onnx", "replicas": {"min": 2}}
+    assert cross_check(args(slots={"cpu": {"count": 2}}), pool(tagger=two)) == []
+
+
+def test_a_runtime_goes_to_its_default_class() -> None:
+    found = mistakes(cross_check(args(), pool(tagger={"runtime": "tensorflow"})))
+    ((path, message),) = found
+    assert path == "pool.models.tagger.slot_class"
+    assert "'tensorflow', the default of its runtime" in message and "known: cpu" in message
+
+
+def test_minimums_of_all_versions_are_added_up() -> None:
+    three = {"runtime": "onnx", "versions": [1, 2, 3]}
+    found = mistakes(cross_check(args(slots={"cpu": {"count": 2}}), pool(tagger=three)))
+    ((path, message),) = found
+    assert path == "args.slots.cpu" and "ask for 3" in message and "holds 2" in message
+
+
+def test_models_of_unknown_runtime_count_against_all_slots() -> None:
+    ((path, message),) = mistakes(cross_check(args(), pool(a={}, b={})))
+    assert path == "args.slots" and "2 placements" in message and "hold 1" in message
+
+
+def test_the_files_of_a_store_tell_the_runtime(tmp_path: Path) -> None:
+    here = store(tmp_path, "tagger/1/model.onnx", "tagger/2/saved_model.pb")
+    ((path, message),) = mistakes(cross_check(args(store=here), pool(tagger={})))
+    assert path == "pool.models.tagger.slot_class" and "'tensorflow'" in message
+
+
+def test_what_the_store_lacks_is_only_a_warning(tmp_path: Path) -> None:
+    here = store(tmp_path, "tagger/1/model.onnx")
+    models = pool(taggr={"runtime": "onnx"}, tagger={"runtime": "onnx", "versions": [1, 7]})
+    slots = {"cpu": {"count": 3}}
+    found = cross_check(args(store=here, slots=slots), models)
+    assert all(each.warning for each in found)
+    said = " ".join(each.message for each in found)
+    assert "did you mean 'tagger'" in said and "no version 7" in said
+
+
+def test_an_admin_port_off_loopback_is_a_warning() -> None:
+    (finding,) = cross_check(args(listen={"admin": "0.0.0.0:8082"}), pool())
+    assert finding.warning and "token would travel in clear" in finding.message
+
+
+def test_fields_are_checked_together_even_when_others_are_wrong(tmp_path: Path) -> None:
+    text = "schema: 1\nlisten: {http: 'h:1', grpc: 'h:1'}\nlimits: {drain_s: soon}\nstroe: x\n"
+    found = problems_of(text, tmp_path, Args)
+    assert [(each.line, each.path) for each in found] == [
+        (2, "listen"),
+        (3, "limits.drain_s"),
+        (4, "stroe"),
+    ]
+    assert "found 'soon'; should be a valid number" in found[1].message
+    assert "did you mean 'store'" in found[2].message
+
+
+def test_a_key_that_was_left_out_is_named(tmp_path: Path) -> None:
+    (problem,) = problems_of("log_level: info\n", tmp_path, Args)
+    assert problem.path == "schema" and "required" in problem.message
+
+
+def test_what_a_union_allows_is_told_in_one_problem(tmp_path: Path) -> None:
+    (problem,) = problems_of("schema: 1\ngateways: several\n", tmp_path, Args)
+    assert problem.path == "gateways" and "'several'" in problem.message
+    assert "'auto'" in problem.message and "integer" in problem.message
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "schema: 1\nsecret: hunter2\n",
+        "schema: 1\nadmin_token: [hunter2]\n",
+        "schema: 1\nadmin_token: {file: {x: hunter2}}\n",
+        "schema: 1\nsecret: {env: [hunter2]}\n",
+        "schema: 1\nsecret: {env: A, file: hunter2}\n",
+        "schema: 1\nsecret: 12345\nadmin_token: !!binary aHVudGVyMg==\n",
+    ],
+)
+def test_a_secret_that_stands_in_the_file_is_not_repeated(tmp_path: Path, text: str) -> None:
+    found = problems_of(text, tmp_path, Args)
+    assert found and not any(s in str(p) for p in found for s in ("hunter2", "12345"))
+
+
+def test_a_refused_document_does_not_repeat_a_secret() -> None:
+    application = {
+        "import_path": "gateway.app:build",
+        "name": "a",
+        "args": {"schema": 1, "secret": "hunter2", "admin_token": {"token": "hunter2"}},
+    }
+    with pytest.raises(ConfigError, match="secret") as found:
+        check_document({"applications": [application]}, "a")
+    assert "hunter2" not in found.value.message
+
+
+@pytest.mark.parametrize(
+    "document",
+    [{}, {"applications": None}, {"applications": []}, {"applications": [{"name": "a"}]}],
+)
+def test_a_document_without_the_application_is_refused(document: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="'a'"):
+        check_document(document, "a")
+
+
+@pytest.mark.parametrize(
+    "part", [{"args": 5}, {"args": None}, {"deployments": 5}, {"deployments": ["Pool"]}]
+)
+def test_a_document_of_wrong_types_is_refused(part: dict[str, Any]) -> None:
+    application = {"import_path": "gateway.app:build", "name": "a", "args": {"schema": 1}, **part}
+    with pytest.raises(ConfigError, match="not valid"):
+        check_document({"applications": [application]}, "a")
+
+
+@pytest.mark.parametrize("applications", [5, "a", ["a"], {"name": "a"}])
+def test_applications_that_are_no_list_are_refused(applications: Any) -> None:
+    with pytest.raises(ConfigError, match="`applications` should be a list of mappings"):
+        check_document({"applications": applications}, "a")
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "words"),
+    [
+        (b"", 1, "empty"),
+        (b"a: 1\nb: [1\nc: 2\n", 3, "not valid YAML"),
+        (b"a: 1\n\tb: 2\n", 2, "not valid YAML"),
+        (b"a: 1\nb: &x [*x]\n", 2, "an alias refers to what contains it"),
+        (b"a: 2026-99-99\n", 0, "not valid YAML"),
+        (b"a: !!python/object:os.system {}\n", 1, "not valid YAML"),
+        (b"a: \xff\n", 0, "not UTF-8"),
+        (b"[" * 5000, 0, "nests too deeply"),
+    ],
+)
+def test_what_is_no_yaml_is_one_problem(tmp_path: Path, text: bytes, line: int, words: str) -> None:
+    (tmp_path / "f.yaml").write_bytes(text)
+    with pytest.raises(ConfigFileError) as found:
+        read_source(tmp_path / "f.yaml")
+    (problem,) = found.value.problems
+    assert problem.line == line and words in problem.message
+
+
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigFileError, match="is a folder"):
+        read_source(tmp_path)
+
+
+def test_keys_that_stand_twice_are_told_with_both_lines(tmp_path: Path) -> None:
+    (tmp_path / "f.yaml").write_text("a: {x: 1}\nb:\n  - c: 1\n    c: 2\na: 3\n")
+    found = read_source(tmp_path / "f.yaml").duplicates
+    assert [(each.line, each.path) for each in found] == [(4, "b[0].c"), (5, "a")]
+    assert "first on line 3" in found[0].message and "first on line 1" in found[1].message
