@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from gateway.cli_exit import Exit, exit_codes
+from gateway.command.exit_codes import Exit, exit_codes
 from gateway.errors import ConfigError, InvalidArgument
 
 DEFAULT_FILES = ("headrace.yaml", "examples/demo.yaml")
@@ -56,9 +56,10 @@ def up(
     file: str | None, detach: bool, address: str | None, timeout: float, log: str, as_json: bool
 ) -> None:
     """Start FILE and serve until Ctrl-C or SIGTERM, which drain."""
-    from gateway import detach as apart
-    from gateway import instance, launch, ray_cluster
-    from gateway.progress import Progress
+    from gateway import ray_cluster
+    from gateway.command import detach as apart
+    from gateway.command import instance, launch
+    from gateway.command.progress import Progress
 
     if address is None:
         # Reading the config imports Ray, which must find its settings by then.
@@ -141,7 +142,7 @@ def apply(file: str | None, admin: str | None, token_file: str | None, as_json: 
     What stands in the Pool's user_config changes live; a change of args restarts the replicas,
     one after the other.
     """
-    from gateway.cli_target import find_target
+    from gateway.command.target import find_target
 
     with exit_codes():
         config = _load(file)
@@ -156,8 +157,8 @@ def apply(file: str | None, admin: str | None, token_file: str | None, as_json: 
 @as_json
 def status(watch: bool, admin: str | None, token_file: str | None, as_json: bool) -> None:
     """Show models, versions, slots, states, requests in flight and latencies."""
-    from gateway.cli_status import render
-    from gateway.cli_target import find_target
+    from gateway.command.status import render
+    from gateway.command.target import find_target
 
     with exit_codes(), find_target(admin, token_file).client() as client:
         answer = client.status()
@@ -202,8 +203,8 @@ def infer(
     timeout: float,
 ) -> None:
     """Ask MODEL for one prediction, from a picture or a JSON body."""
-    from gateway.cli_infer import InferenceClient, describe, read_labels
-    from gateway.cli_target import find_target
+    from gateway.command.infer import InferenceClient, describe, read_labels
+    from gateway.command.target import find_target
 
     if bool(image) == bool(body):
         raise click.UsageError("give either --image FILE or --json FILE")
@@ -233,8 +234,8 @@ def infer(
 @as_json
 def down(timeout: float, admin: str | None, token_file: str | None, as_json: bool) -> None:
     """Drain and stop a running Headrace."""
-    from gateway.cli_target import find_target
-    from gateway.down import take_down
+    from gateway.command.down import take_down
+    from gateway.command.target import find_target
 
     with exit_codes():
         outcome = take_down(find_target(admin, token_file), timeout, known=admin is not None)

@@ -35,7 +35,7 @@ def modules() -> dict[str, Path]:
 
 def test_only_the_command_line_imports_the_composition_root() -> None:
     users = {name for name, path in modules().items() if "gateway.app" in imports(path)}
-    assert users <= {"gateway.cli", "gateway.launch", "gateway.ray_cluster"}
+    assert users <= {"gateway.cli", "gateway.command.launch", "gateway.ray_cluster"}
 
 
 def test_leaf_modules_import_no_deployment_and_no_stage() -> None:

@@ -13,8 +13,8 @@ from typing import Any
 import httpx
 import numpy as np
 
+from gateway.command.readiness import request_path
 from gateway.errors import ConfigError, HeadraceError, InvalidArgument, Unavailable
-from gateway.readiness import request_path
 
 STEP = 32
 """Fully convolutional models take sides that are multiples of this."""

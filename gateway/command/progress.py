@@ -9,7 +9,7 @@ from typing import Self
 from rich.console import Console
 from rich.text import Text
 
-from gateway.readiness import VersionState
+from gateway.command.readiness import VersionState
 
 
 class Progress:

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from gateway.command.processes import ProcessId
 from gateway.config import Args, SecretRef, split_address
 from gateway.errors import ConfigError, HeadraceError
-from gateway.processes import ProcessId
 from gateway.secrets import headrace_home
 
 _ATTEMPTS = 10

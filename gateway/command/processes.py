@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _PROC = Path("/proc")
+KILLED_S = 2.0
+"""How long the system may take to end a process that was killed."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -61,14 +63,21 @@ def descendants(pid: int) -> tuple[ProcessId, ...]:
 
 
 def end(processes: Iterable[ProcessId], wait_s: float) -> None:
-    """Wait for processes to leave by themselves, then kill the rest."""
+    """Wait for processes to leave by themselves, then kill the rest; all are gone afterwards."""
+    left = _wait(list(processes), wait_s)
+    for process in left:
+        process.send(signal.SIGKILL)
+    _wait(left, KILLED_S)
+
+
+def _wait(processes: list[ProcessId], wait_s: float) -> list[ProcessId]:
+    """Those that still live after so many seconds."""
     left = [process for process in processes if process.alive()]
     deadline_s = time.monotonic() + wait_s
     while left and time.monotonic() < deadline_s:
-        time.sleep(0.05)
+        time.sleep(0.02)
         left = [process for process in left if process.alive()]
-    for process in left:
-        process.send(signal.SIGKILL)
+    return left
 
 
 def _stat(pid: int) -> _Stat | None:

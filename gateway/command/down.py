@@ -9,12 +9,12 @@ import socket
 import time
 from enum import Enum
 
-from gateway import instance
-from gateway.cli_exit import TimedOut
-from gateway.cli_target import Target
+from gateway.command import instance
+from gateway.command.exit_codes import TimedOut
+from gateway.command.launch import end_abandoned
+from gateway.command.target import Target
 from gateway.config import split_address
 from gateway.errors import Unavailable
-from gateway.launch import end_abandoned
 
 
 class Outcome(Enum):

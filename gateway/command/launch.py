@@ -9,21 +9,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gateway import instance, ray_cluster
-from gateway.admin_client import AdminClient
-from gateway.config_file import Config
-from gateway.errors import Unavailable
-from gateway.processes import ProcessId, descendants, end
-from gateway.progress import Progress
-from gateway.readiness import (
+from gateway import ray_cluster
+from gateway.command import instance
+from gateway.command.admin_client import AdminClient
+from gateway.command.processes import ProcessId, descendants, end
+from gateway.command.progress import Progress
+from gateway.command.readiness import (
     StartFailed,
     VersionState,
     example_request,
     unsettled,
     version_states,
 )
+from gateway.command.stop_signals import Hurry, StopSignals
+from gateway.config_file import Config
+from gateway.errors import Unavailable
 from gateway.secrets import admin_token
-from gateway.stop_signals import Hurry, StopSignals
 
 FAILED_STATES = frozenset({"DEPLOY_FAILED", "UNHEALTHY"})
 LOST_AFTER = 30

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.processes import ProcessId, descendants, end, process_id
-from gateway.stop_signals import Hurry, StopSignals
+from gateway.command.processes import ProcessId, descendants, end, process_id
+from gateway.command.stop_signals import Hurry, StopSignals
 
 # A child, its child and that one's child; all leave when the pipe to the first is closed.
 TREE = """

@@ -9,11 +9,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from gateway import instance
+from gateway.command import instance
+from gateway.command.launch import Options, Ready, check_startable, end_abandoned, wait_ready
+from gateway.command.progress import Progress
+from gateway.command.readiness import StartFailed
 from gateway.config_file import Config
-from gateway.launch import Options, Ready, check_startable, end_abandoned, wait_ready
-from gateway.progress import Progress
-from gateway.readiness import StartFailed
 from gateway.secrets import headrace_home
 
 TAIL_LINES = 5

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway import instance
-from gateway.processes import ProcessId, descendants, end, process_id
+from gateway.command import instance
+from gateway.command.processes import ProcessId, descendants, end, process_id
 
 SLEEPER = """
 import subprocess, time

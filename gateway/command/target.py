@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from gateway import instance
-from gateway.admin_client import AdminClient
+from gateway.command import instance
+from gateway.command.admin_client import AdminClient
 from gateway.config import Listen, SecretRef
 from gateway.secrets import admin_token
 
