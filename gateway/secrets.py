@@ -43,7 +43,10 @@ def resolve(ref: SecretRef) -> str:
 
 def admin_token(ref: SecretRef | None = None) -> str:
     """The token of /admin/v1; without a reference this user's own, made on first use."""
-    return resolve(ref) if ref is not None else own_secret(headrace_home() / "admin.token")
+    token = resolve(ref) if ref is not None else own_secret(headrace_home() / "admin.token")
+    if not (token.isascii() and token.isprintable()):
+        raise ConfigError("the admin token should be printable ASCII: it is sent in a header")
+    return token
 
 
 def cluster_secret(ref: SecretRef | None = None) -> bytes:

@@ -35,8 +35,7 @@ class AdminClient:
 
     def status(self) -> Status:
         """What the gateway knows of slots and models; raises `HeadraceError`."""
-        answer: Status = self._ask("GET", "/admin/v1/status").json()
-        return answer
+        return self._ask("GET", "/admin/v1/status")
 
     def shutdown(self) -> None:
         """Ask the application to drain and delete itself."""
@@ -57,7 +56,7 @@ class AdminClient:
     ) -> None:
         self._http.close()
 
-    def _ask(self, method: str, path: str, json: Any = None) -> httpx.Response:
+    def _ask(self, method: str, path: str, json: Any = None) -> Status:
         try:
             response = self._http.request(method, path, json=json)
         except httpx.HTTPError as error:
@@ -66,6 +65,14 @@ class AdminClient:
             ) from error
         if response.status_code in (401, 403):
             raise Unauthenticated(f"{self._address} refused the admin token")
+        try:
+            answer = response.json()
+        except ValueError:
+            answer = None
         if response.is_error:
-            raise HeadraceError(f"{self._address} answered {response.status_code} to {path}")
-        return response
+            said = answer.get("error") if isinstance(answer, dict) else None
+            reason = f": {said}" if said else f" to {path}"
+            raise HeadraceError(f"{self._address} answered {response.status_code}{reason}")
+        if not isinstance(answer, dict):
+            raise HeadraceError(f"what answers on {self._address} is not Headrace's admin listener")
+        return answer

@@ -122,7 +122,7 @@ def _pixels(picture: bytes, height: int, width: int) -> np.ndarray[Any, Any]:
             free_width, free_height = (_to_step(side * scale) for side in image.size)
             size = (width if width > 0 else free_width, height if height > 0 else free_height)
             return np.asarray(image.convert("RGB").resize(size, Image.Resampling.BILINEAR))
-    except (UnidentifiedImageError, OSError) as error:
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
         raise InvalidArgument(f"the file is not a picture that Pillow reads: {error}") from None
 
 

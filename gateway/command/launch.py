@@ -67,12 +67,12 @@ def up(
     announce: Callable[[Ready], None],
 ) -> None:
     """Run the application until a signal or `headrace down`; raises `HeadraceError`."""
+    end_abandoned()  # before our claim, which would hide what was left on the same port
     claim = instance.claim(config.args.listen.http)
     stop = StopSignals()
     supervisor = _Supervisor(config, options, progress, stop, claim)
     try:
         check_startable(config, options)
-        end_abandoned()
         stop.install()
         try:
             supervisor.start(announce)

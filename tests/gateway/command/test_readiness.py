@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from gateway.config import Args, PoolConfig
-from gateway.readiness import (
+from gateway.command.readiness import (
     VersionState,
     example_request,
     request_path,
     unsettled,
     version_states,
 )
+from gateway.config import Args, PoolConfig
 
 ROW = b'{"instances": [[1.0]]}'
 TENSOR = b'{"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [1]}]}'
