@@ -13,9 +13,13 @@ build-tools/bin/pip install --quiet hatchling build
 build-tools/bin/python -m build --quiet --wheel --no-isolation --outdir dist .
 deploy/image_steps.sh install "$lock" "$folder/opt"
 command=("$folder/opt/bin/headrace")
-if [ "$(id -u)" = 0 ] && id nobody >/dev/null 2>&1; then
-  command=(setpriv --reuid nobody --clear-groups env HOME="$folder/home" "${command[@]}")
-  mkdir home && chown nobody home
+# As another user, as in the image, where this machine's interpreter can be reached by one.
+other=(setpriv --reuid nobody --clear-groups env HOME="$folder/home" HEADRACE_HOME="$folder/home/state")
+mkdir home
+if [ "$(id -u)" = 0 ] && chown nobody home && "${other[@]}" "$folder/opt/bin/python" -c '' 2>/dev/null; then
+  command=("${other[@]}" "${command[@]}")
+else
+  echo "not run as another user: the interpreter is out of its reach here"
 fi
 "${command[@]}" version
 "${command[@]}" check examples/demo.yaml

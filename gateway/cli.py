@@ -22,6 +22,19 @@ from gateway.errors import ConfigError, InvalidArgument
 
 DEFAULT_FILES = ("headrace.yaml", "examples/demo.yaml")
 
+
+def checked_address(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """`HOST:PORT`, refused as wrong usage before anything is asked."""
+    from gateway.config import split_address
+
+    try:
+        if value is not None:
+            split_address(value)
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r} {error}") from None
+    return value
+
+
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
 config_file = click.argument("file", required=False, type=click.Path(dir_okay=False))
 
@@ -29,7 +42,9 @@ config_file = click.argument("file", required=False, type=click.Path(dir_okay=Fa
 def at_admin(command: Any) -> Any:
     """The options of every command that asks a running Headrace."""
     token = click.option("--token-file", type=click.Path(), help="File with the admin token.")
-    admin = click.option("--admin", metavar="HOST:PORT", help="Its admin listener.")
+    admin = click.option(
+        "--admin", callback=checked_address, metavar="HOST:PORT", help="Its admin listener."
+    )
     return admin(token(command))
 
 
@@ -190,7 +205,9 @@ def status(watch: bool, admin: str | None, token_file: str | None, as_json: bool
     help="A JSON body to send (-: stdin). Without FILE, last: print the answer as JSON.",
 )
 @click.option("--version", "model_version", type=click.IntRange(min=1), help="A model version.")
-@click.option("--http", metavar="HOST:PORT", help="The public listener to ask.")
+@click.option(
+    "--http", callback=checked_address, metavar="HOST:PORT", help="The public listener to ask."
+)
 @click.option("--top", default=5, show_default=True, help="How many labels or values to show.")
 @click.option("--timeout", default=60.0, show_default=True, help="Patience with the answer, s.")
 def infer(

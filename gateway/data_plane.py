@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 
 import structlog
 
@@ -45,7 +46,7 @@ class DataPlane(LinkEvents):
         slots = {slot.slot_id: slot for slot in snapshot.slots}
         for slot_id in self._links.keys() - slots.keys():
             _, task = self._links.pop(slot_id)
-            self.router.lane_down(slot_id, self._loop.time())
+            self.router.lane_down(slot_id, self.now_s())
             task.cancel()
         for slot_id in slots.keys() - self._links.keys():
             link = SlotLink(slots[slot_id], self._identity, self)
@@ -82,8 +83,8 @@ class DataPlane(LinkEvents):
     # -- what clients do ----------------------------------------------------------------------
 
     def now_s(self) -> float:
-        """The clock of deadlines: this loop's."""
-        return self._loop.time()
+        """The clock of deadlines. uvloop's own counts whole milliseconds, too coarse for stages."""
+        return time.monotonic()
 
     def next_id(self) -> int:
         """A request number, unique in this process among those in flight."""
@@ -118,7 +119,7 @@ class DataPlane(LinkEvents):
     def _flush(self) -> None:
         self._flushing = False
         self._unsent = 0
-        now_s = self._loop.time()
+        now_s = self.now_s()
         for slot_id, requests in self.router.assign(now_s).items():
             self._links[slot_id][0].send(requests, now_s)
 
@@ -127,7 +128,7 @@ class DataPlane(LinkEvents):
         try:
             while True:
                 await asyncio.sleep(TICK_S)
-                if self.router.expire(self._loop.time()):
+                if self.router.expire(self.now_s()):
                     self._flush_soon()
                 for slot_id, (link, _) in self._links.items():
                     link.tell_demand(self.router.demand(slot_id))
@@ -158,7 +159,7 @@ class DataPlane(LinkEvents):
         """Try again elsewhere what it had not answered."""
         before = self.router.retries.copy()
         self._recorder.link_lost()
-        self.router.lane_down(link.slot.slot_id, self._loop.time())
+        self.router.lane_down(link.slot.slot_id, self.now_s())
         retried = self.router.retries - before
         for model, count in retried.items():
             self._recorder.retry(model, count)

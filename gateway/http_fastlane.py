@@ -281,7 +281,7 @@ class FastLane(HttpToolsProtocol):
             self._respond(cycle, error)
 
     def _respond(self, cycle: FastCycle, answer: Answer) -> None:
-        cycle.prediction.record(self.front, answer, self.loop.time())
+        cycle.prediction.record(self.front, answer)
         cycle.response_complete = True
         if self.transport.is_closing():
             return

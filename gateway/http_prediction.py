@@ -127,7 +127,7 @@ class Prediction:
             more += b"retry-after: %d\r\n" % max(1, round(answer.retry_after_s))
         return [head(answer.http_status, len(body), more, keep_alive=keep_alive), body]
 
-    def record(self, front: FrontState, answer: Answer, now_s: float) -> None:
+    def record(self, front: FrontState, answer: Answer) -> None:
         """Count the answer and the time spent in each stage; log what is our fault."""
         code = answer.status if isinstance(answer, Reply) else answer.http_status
         path, request, recorder = self._path, self.request, front.recorder
@@ -136,6 +136,7 @@ class Prediction:
             # The name is whatever the caller sent, so it must not become a label.
             recorder.request("", 0, protocol, code, NO_TIER, 0.0)
             return
+        now_s = front.plane.now_s()
         version = path.version or front.plane.version_of(request.key)
         recorder.request(path.model, version, protocol, code, NO_TIER, now_s - request.arrived_s)
         if isinstance(answer, Reply):

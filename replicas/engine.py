@@ -158,7 +158,7 @@ class Engine:
     ) -> None:
         if (channel, item.id) not in self._waiting:
             return  # cancelled while it was decoded
-        now_s = self._loop.time()
+        now_s = time.monotonic()
         caller = Caller(channel, item.id, self._codecs[item.call], item.meta, now_s)
         if isinstance(decoded, HeadraceError):
             self._answer(caller, decoded)
@@ -200,7 +200,7 @@ class Engine:
         self._send()
 
     def _start(self) -> None:
-        now_s = self._loop.time()
+        now_s = time.monotonic()
         taken = self._batcher.take(now_s)
         for pending in taken.late:
             error = DeadlineExceeded("the deadline passed before inference")
@@ -210,7 +210,7 @@ class Engine:
         elif (due_s := self._batcher.next_s(now_s)) is not None:
             if self._timer is not None:
                 self._timer.cancel()
-            self._timer = self._loop.call_at(due_s, self.flush)
+            self._timer = self._loop.call_later(max(0.0, due_s - now_s), self.flush)
 
     def _run(self, batch: Batch, now_s: float) -> None:
         self._running = True
@@ -298,7 +298,7 @@ class Engine:
         if (caller.channel, caller.item_id) not in self._waiting:
             return
         del self._waiting[caller.channel, caller.item_id]
-        now_s = self._loop.time()
+        now_s = time.monotonic()
         status = 200
         if isinstance(answer, HeadraceError):
             status, answer = answer.http_status, encode_error(answer)

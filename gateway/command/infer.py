@@ -35,9 +35,11 @@ class InferenceClient:
         timeout_s: float = 60.0,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        base = address if "://" in address else f"http://{address}"
         self._http = httpx.Client(
-            base_url=base, timeout=timeout_s, trust_env=False, transport=transport
+            base_url=f"http://{address}",
+            timeout=timeout_s,
+            trust_env=False,
+            transport=transport,
         )
 
     def infer_image(self, model: str, version: str | None, picture: bytes) -> Answer:
@@ -85,7 +87,7 @@ class InferenceClient:
 
 def image_request(metadata: Mapping[str, Any], picture: bytes) -> tuple[Answer, bytes]:
     """The v2 header and the raw tensor for a model's one picture input; raises `ConfigError`."""
-    inputs = metadata["inputs"]
+    inputs = metadata.get("inputs", ())
     if len(inputs) != 1:
         names = ", ".join(tensor["name"] for tensor in inputs)
         raise ConfigError(f"the model takes {len(inputs)} inputs ({names}); send --json instead")

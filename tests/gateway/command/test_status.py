@@ -59,39 +59,12 @@ def line_of(lines: list[str], begin: str) -> list[str]:
 def test_a_wide_terminal_shows_every_figure() -> None:
     lines = shown(status([model("tagger")], [slot("cpu-4711-ab12cd", "tagger/1")]), 140)
     assert lines[0] == "Headrace 0.1.0 is ready  generation 4  gateways 1"
-    assert line_of(lines, "model") == (
-        [
-            "model",
-            "state",
-            "slots",
-            "load",
-            "s",
-            "requests",
-            "errors",
-            "in",
-            "flight",
-            "queued",
-            "p50",
-            "ms",
-            "p99",
-            "ms",
-        ]
-    )
-    assert line_of(lines, "tagger/1") == [
-        "tagger/1",
-        "READY",
-        "1",
-        "1.25",
-        "12345",
-        "7",
-        "12",
-        "3",
-        "12.3",
-        "1234",
-    ]
-    assert line_of(lines, "cpu-4711-ab12cd") == (
-        ["cpu-4711-ab12cd", "cpu", "UP", "tagger/1", "4711", "300", "2"]
-    )
+    headers = "model state slots load s requests errors in flight queued p50 ms p99 ms"
+    assert " ".join(line_of(lines, "model")) == headers
+    figures = "tagger/1 READY 1 1.25 12345 7 12 3 12.3 1234"
+    assert " ".join(line_of(lines, "tagger/1")) == figures
+    slots = "cpu-4711-ab12cd cpu UP tagger/1 4711 300 2"
+    assert " ".join(line_of(lines, "cpu-4711-ab12cd")) == slots
 
 
 def test_the_demo_fits_80_columns_without_cut_or_broken_names() -> None:
@@ -101,7 +74,7 @@ def test_the_demo_fits_80_columns_without_cut_or_broken_names() -> None:
     for name in DEMO:
         words = line_of(lines, f"{name}/1")
         assert words[1] == "READY" and words[-2:] == ["12.3", "1234"]
-    assert len(line_of(lines, "tensorflow-10002-ab12cd")) == len(line_of(lines, "slot")) - 1
+    assert "tagger_tf/1" in line_of(lines, "tensorflow-10002-ab12cd")
 
 
 @pytest.mark.parametrize("width", range(48, 141, 4))
