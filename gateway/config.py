@@ -18,7 +18,8 @@ DEFAULT_SLOT_CLASS: Mapping[RuntimeName, str] = {"onnx": "cpu", "tensorflow": "t
 """Where a model goes that names no `slot_class`."""
 
 
-_HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.\-]{0,251}[A-Za-z0-9])?\.?")
+_LABEL = r"[A-Za-z0-9]([A-Za-z0-9\-]{0,61}[A-Za-z0-9])?"
+_HOST_NAME = re.compile(rf"{_LABEL}(\.{_LABEL})*\.?")
 _WILDCARDS = frozenset({"0.0.0.0", "::"})
 
 

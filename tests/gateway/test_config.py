@@ -58,7 +58,20 @@ def test_an_address_is_split(address: str, parts: tuple[str, int]) -> None:
 
 
 @pytest.mark.parametrize(
-    "address", ["", "8080", ":8080", "host:", "host:65536", "::1:80", "[no]:80", "a b:1", "h:٣"]
+    "address",
+    [
+        "",
+        "8080",
+        ":8080",
+        "host:",
+        "host:65536",
+        "::1:80",
+        "[no]:80",
+        "a b:1",
+        "h:٣",
+        "a..b:1",
+        "-a:1",
+    ],
 )
 def test_what_is_no_address_is_refused(address: str) -> None:
     with pytest.raises(ValueError, match=r"should"):

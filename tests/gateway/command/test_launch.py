@@ -153,7 +153,7 @@ def serving(admin: Admin) -> Iterator[Admin]:
 
 
 def run_wait(
-    admin: str, wait: Callable[[float], bool] = lambda _: False, timeout_s: float = 60.0
+    admin: str, *, wait: Callable[[float], bool] = lambda _: False, timeout_s: float = 60.0
 ) -> Ready | None:
     http, grpc = free_ports(2)
     whole = config(http, grpc, admin, m={"runtime": "onnx"})
@@ -188,7 +188,8 @@ def test_a_start_that_takes_too_long_names_what_is_late() -> None:
 
 
 def test_a_start_that_is_stopped_tells_nothing() -> None:
-    assert run_wait(*free_ports(1), wait=lambda _: True) is None
+    (nobody,) = free_ports(1)
+    assert run_wait(nobody, wait=lambda _: True) is None
 
 
 def test_what_was_left_on_the_same_port_is_ended_before_a_start() -> None:
@@ -214,13 +215,10 @@ def test_only_abandoned_instances_are_tidied() -> None:
     claim.release()
 
 
-def test_a_port_that_is_not_ours_is_told_with_its_field(home: Path) -> None:
+def test_an_admin_port_that_nobody_could_find_is_refused(home: Path) -> None:
     http, grpc = free_ports(2)
     with pytest.raises(ConfigError, match=r"args\.listen\.admin needs a port"):
         up(config(http, grpc, "127.0.0.1:0"), Options(), silent(), never)
-    unknown = "no-such-host.invalid:1"
-    with pytest.raises(ConfigError, match=r"args\.listen\.admin: the host of no-such-host"):
-        up(config(http, grpc, unknown), Options(), silent(), never)
     assert not list(home.glob("up-*.json"))
 
 
