@@ -7,7 +7,7 @@ trap 'rm -rf "$tools"' EXIT
 python3 -m venv "$tools"
 "$tools/bin/pip" install --quiet uv
 common=(--universal --python-version 3.11 --generate-hashes --no-header --no-annotate
-  --no-emit-index-url --quiet)
+  --quiet)
 develop=(--extra demo --extra loadtest --extra dev --extra redis)
 run=(--extra tensorflow --extra redis --extra media)
 uv=("$tools/bin/uv" pip compile "${common[@]}")
