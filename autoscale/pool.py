@@ -298,6 +298,11 @@ class Pool:
                 catalog_at_s = now_s
                 await self._read_catalog()
             await asyncio.gather(*(self._refresh(slot) for slot in list(self._slots.values())))
+            self._reports = {
+                gateway_id: (at_s, report)
+                for gateway_id, (at_s, report) in self._reports.items()
+                if now_s - at_s < 2 * WATCH_S
+            }
             exporter.write()
             self._wake.set()
 
@@ -329,7 +334,6 @@ class Pool:
 
     async def details(self) -> dict[str, Any]:
         """What changes too often for the snapshot: by slot and by gateway."""
-        now_s = time.monotonic()
         return {
             "slots": {
                 slot_id: {"memory_bytes": slot.memory_bytes, "in_flight": slot.in_flight}
@@ -337,8 +341,7 @@ class Pool:
             },
             "gateways": [
                 {"gateway_id": gateway_id, **report}
-                for gateway_id, (at_s, report) in self._reports.items()
-                if now_s - at_s < 2 * WATCH_S
+                for gateway_id, (_, report) in self._reports.items()
             ],
         }
 

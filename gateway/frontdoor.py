@@ -62,7 +62,7 @@ class Gateway:
         self._node = Node.here()
         self.version = distribution_version("headrace")
         self.metrics_folder: Path = self._node.metrics
-        self._id = f"gateway-{os.getpid()}"
+        self._id = f"gateway-{self._node.id[:8]}-{os.getpid()}"
         self._recorder = Recorder("gateway")
         shared_memory.sweep()
         identity = Identity(

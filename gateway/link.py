@@ -115,8 +115,10 @@ class SlotLink:
             was_up = True
             await self._keep_alive()
         except (OSError, TimeoutError, LinkError) as error:
-            self.last_error = str(error) or type(error).__name__
-            log.debug("link_not_up", slot=self.slot.slot_id, reason=self.last_error)
+            reason = str(error) or type(error).__name__
+            if isinstance(error, LinkError) and reason != self.last_error:
+                log.warning("link_refused", slot=self.slot.slot_id, reason=reason)
+            self.last_error = reason
         self._close(self.last_error or "the link broke")
         return was_up
 

@@ -11,6 +11,8 @@ from typing import Self
 import ray
 
 WILDCARDS = {"0.0.0.0", "::"}
+MAX_BASE = 40
+"""A Unix socket's path must stay under 108 bytes, so sockets cannot lie in just any folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +27,10 @@ class Node:
     def here(cls) -> Self:
         """The node of the calling Ray worker."""
         node_id = ray.get_runtime_context().get_node_id()
-        folder = Path(tempfile.gettempdir()) / f"headrace-{os.getuid()}" / node_id[:12]
+        base = Path(tempfile.gettempdir())
+        if len(str(base)) > MAX_BASE:
+            base = Path("/tmp")
+        folder = base / f"headrace-{os.getuid()}" / node_id[:12]
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         owner = folder.parent.stat()
         if owner.st_uid != os.getuid() or owner.st_mode & 0o077:

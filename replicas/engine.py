@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import structlog
 
@@ -48,13 +48,19 @@ class ComputeThread:
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._jobs: queue.SimpleQueue[Ticket[Outputs] | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[Ticket[Any] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="compute", daemon=True)
         self._thread.start()
 
-    def submit(self, ticket: Ticket[Outputs]) -> None:
+    def submit(self, ticket: Ticket[Any]) -> None:
         """Queue a job."""
         self._jobs.put(ticket)
+
+    async def call(self, job: Callable[[], None]) -> None:
+        """Run a job after those that are queued, and wait for its end."""
+        ended = asyncio.Event()
+        self.submit(Ticket(job, lambda _: ended.set()))
+        await ended.wait()
 
     def close(self) -> None:
         """Let the thread end after its present job."""
@@ -62,7 +68,7 @@ class ComputeThread:
 
     def _work(self) -> None:
         while (ticket := self._jobs.get()) is not None:
-            result: Outputs | BaseException
+            result: Any
             try:
                 result = ticket.job()
             except BaseException as error:  # whatever a runtime raises belongs to its requests

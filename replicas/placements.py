@@ -185,7 +185,8 @@ class Placements:
         self._move(loaded, State.DRAINING)
         if loaded.engine is not None:
             await loaded.engine.drained()
-            loaded.engine.runtime.close()
+            # In the compute thread: a run whose callers have all left may still be under way.
+            await self._compute.call(loaded.engine.runtime.close)
             loaded.engine = None
         del self._loaded[loaded.placement_id]
         self._move(loaded, State.END)

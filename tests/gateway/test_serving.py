@@ -371,3 +371,17 @@ async def test_a_body_that_is_too_large_once_inflated_is_refused(tmp_path: Path)
     async with open_house(tmp_path, "a") as house, client(house) as http:
         answer = await http.post(INFER, content=content, headers={"Content-Encoding": "gzip"})
     assert answer.status_code == 413 and "decompressed" in answer.json()["error"]
+
+
+async def test_an_unloaded_model_answers_what_it_holds_and_leaves(tmp_path: Path) -> None:
+    config = ModelConfig(batching=Batching(max_rows=8, max_wait_s=0.2))
+    async with open_house(tmp_path, "a", config=config) as house, client(house) as http:
+        engine = house.services["a"]._placements.engine(1)
+        assert engine is not None
+        task = asyncio.create_task(http.post(PREDICT, json={"instances": [ROW]}))
+        await until(lambda: len(engine))
+        await house.controls["a"].call("unload", placement_id=1)
+        answer = await task
+        await until(lambda: house.facts["a", 1]["state"] == "END")
+        assert house.services["a"]._placements.engine(1) is None
+    assert answer.status_code == 200
