@@ -25,71 +25,78 @@ COMMON: dict[str, Any] = {
 
 def build(args: Args) -> serve.Application:
     """Gateway → (Pool, one ModelServer deployment per slot class), as `serve run` calls it."""
-    drain_s = args.limits.drain_s
-    pool = serve.deployment(
+    pool = _pool(args)
+    slots = [_slots(args, name, pool) for name, each in args.slots.items() if each.count]
+    return _gateways(args, pool, slots)
+
+
+def _pool(args: Args) -> serve.Application:
+    settings = PoolSettings(
+        store=args.store,
+        slots=args.slots,
+        secret=args.secret,
+        max_body_bytes=args.limits.max_body_bytes,
+        log_level=args.log_level,
+    )
+    deployment = serve.deployment(
         Pool,
         name="Pool",
         num_replicas=1,
         graceful_shutdown_timeout_s=5.0,
         ray_actor_options={"num_cpus": 0},
         **COMMON,
-    ).bind(
-        PoolSettings(
-            store=args.store,
-            slots=args.slots,
-            secret=args.secret,
-            max_body_bytes=args.limits.max_body_bytes,
-            log_level=args.log_level,
-        )
     )
-    slots = [
-        serve.deployment(
-            ModelServer,
-            name=f"Slot-{name}",
-            num_replicas=each.count,
-            graceful_shutdown_timeout_s=drain_s + 5,
-            ray_actor_options={
-                "num_cpus": each.cpus,
-                "num_gpus": each.gpus,
-                "resources": dict(each.resources),
-            },
-            **COMMON,
-        ).bind(
-            SlotSettings(
-                name=name,
-                slot_class=each,
-                store=args.store,
-                link=args.listen.link,
-                secret=args.secret,
-                limits=args.limits,
-                log_level=args.log_level,
-            ),
-            pool,
-        )
-        for name, each in args.slots.items()
-        if each.count
-    ]
-    return serve.deployment(
+    return deployment.bind(settings)
+
+
+def _slots(args: Args, name: str, pool: serve.Application) -> serve.Application:
+    slot_class = args.slots[name]
+    settings = SlotSettings(
+        name=name,
+        slot_class=slot_class,
+        store=args.store,
+        link=args.listen.link,
+        secret=args.secret,
+        limits=args.limits,
+        log_level=args.log_level,
+    )
+    deployment = serve.deployment(
+        ModelServer,
+        name=f"Slot-{name}",
+        num_replicas=slot_class.count,
+        graceful_shutdown_timeout_s=args.limits.drain_s + 5,
+        ray_actor_options={
+            "num_cpus": slot_class.cpus,
+            "num_gpus": slot_class.gpus,
+            "resources": dict(slot_class.resources),
+        },
+        **COMMON,
+    )
+    return deployment.bind(settings, pool)
+
+
+def _gateways(
+    args: Args, pool: serve.Application, slots: list[serve.Application]
+) -> serve.Application:
+    settings = GatewaySettings(
+        listen=args.listen,
+        limits=args.limits,
+        secret=args.secret,
+        admin_token=args.admin_token,
+        log_level=args.log_level,
+    )
+    deployment = serve.deployment(
         Gateway,
         name="Gateway",
         num_replicas=gateway_count(args),
-        graceful_shutdown_timeout_s=drain_s + 5,
+        graceful_shutdown_timeout_s=args.limits.drain_s + 5,
         # New gateways share the ports with the old ones before those leave.
         max_surge_percent=100,
         rolling_update_percentage=1.0,
         ray_actor_options={"num_cpus": 0},
         **COMMON,
-    ).bind(
-        GatewaySettings(
-            listen=args.listen,
-            limits=args.limits,
-            secret=args.secret,
-            admin_token=args.admin_token,
-            log_level=args.log_level,
-        ),
-        pool,
-        *slots,
     )
+    return deployment.bind(settings, pool, *slots)
 
 
 def gateway_count(args: Args) -> int:

@@ -159,6 +159,11 @@ def test_fields_are_checked_together_even_when_others_are_wrong(tmp_path: Path) 
     assert "did you mean 'store'" in found[2].message
 
 
+def test_a_wrong_schema_does_not_hide_what_else_is_wrong(tmp_path: Path) -> None:
+    text = "schema: 2\nlimits: {default_deadline_s: 9, max_deadline_s: 5}\n"
+    assert [each.path for each in problems_of(text, tmp_path, Args)] == ["schema", "limits"]
+
+
 def test_a_key_that_was_left_out_is_named(tmp_path: Path) -> None:
     (problem,) = problems_of("log_level: info\n", tmp_path, Args)
     assert problem.path == "schema" and "required" in problem.message

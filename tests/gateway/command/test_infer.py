@@ -241,11 +241,10 @@ def test_a_model_that_takes_no_picture_is_named(wanted: dict[str, Any]) -> None:
 
 
 def huge() -> bytes:
-    """The head of a PNG that would unfold to 1.2 GB."""
-    chunk = b"IHDR" + struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
-    )
+    """The beginning of a PNG that would unfold to 1.2 GB."""
+    head = b"IHDR" + struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0)
+    checked = struct.pack(">I", 13) + head + struct.pack(">I", zlib.crc32(head))
+    return b"\x89PNG\r\n\x1a\n" + checked + struct.pack(">I", 9) + b"IDAT" + bytes(9)
 
 
 @pytest.mark.parametrize(

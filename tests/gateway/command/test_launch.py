@@ -82,6 +82,16 @@ def leave_behind(http: str, process: ProcessId) -> Path:
     return claim.path
 
 
+@contextmanager
+def child(*command: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that does not outlive the test."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
 def status(*states: str, ready: bool = True) -> dict[str, Any]:
     versions = [
         {"version": number, "state": state, "reason": "", "load_s": 0.1}
@@ -171,7 +181,8 @@ def test_a_start_is_ready_when_all_models_have_settled() -> None:
 
 
 def test_a_start_waits_until_the_gateway_takes_requests() -> None:
-    with serving(Admin(status("READY", ready=False), status("READY"))) as admin:
+    early = status("READY", ready=False)
+    with serving(Admin(early, early, status("READY"))) as admin:
         ready = run_wait(admin.address)
         assert len(admin.statuses) == 1
     assert ready is not None and not ready.late
@@ -195,7 +206,7 @@ def test_a_start_that_is_stopped_tells_nothing() -> None:
 def test_what_was_left_on_the_same_port_is_ended_before_a_start() -> None:
     http, admin = free_ports(2)
     with (
-        subprocess.Popen(["sleep", "600"]) as left,
+        child("sleep", "600") as left,
         socket.create_server(("127.0.0.1", 0)) as taken,
     ):
         leave_behind(http, process_id(left.pid))
@@ -263,7 +274,7 @@ def test_down_where_nothing_runs_is_no_mistake_unless_it_was_named() -> None:
 
 def test_down_ends_what_a_killed_one_left() -> None:
     http, nobody = free_ports(2)
-    with subprocess.Popen(["sleep", "600"]) as left:
+    with child("sleep", "600") as left:
         leave_behind(http, process_id(left.pid))
         assert take_down(Target(nobody, http), 1, known=True) is Outcome.TIDIED
         assert left.wait(10) == -signal.SIGKILL
@@ -271,12 +282,11 @@ def test_down_ends_what_a_killed_one_left() -> None:
 
 def test_down_signals_a_supervisor_whose_gateway_does_not_answer(home: Path) -> None:
     http, admin = free_ports(2)
-    command = [sys.executable, "-c", SUPERVISOR, http, admin]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as supervisor:
+    with child(sys.executable, "-c", SUPERVISOR, http, admin) as supervisor:
         assert supervisor.stdout is not None and supervisor.stdout.readline() == b"up\n"
         target = find_target(None, None)
         assert target.found is not None and target.found.pid == supervisor.pid
-        assert take_down(target, 30) is Outcome.STOPPED
+        assert take_down(target, 10) is Outcome.STOPPED
         assert supervisor.wait(10) == -signal.SIGTERM
     assert not list(home.glob("up-*.json"))
 

@@ -41,6 +41,16 @@ def tree(folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], tuple[ProcessI
             end((process_id(first.pid), *below), wait_s=0)
 
 
+@contextmanager
+def sleeping(program: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that only sleeps and does not outlive the test."""
+    with subprocess.Popen([program, "60"]) as child:
+        try:
+            yield child
+        finally:
+            child.kill()
+
+
 @pytest.fixture
 def handlers() -> Iterator[None]:
     """The test's handlers come back afterwards."""
@@ -67,7 +77,7 @@ def test_who_leaves_in_time_is_not_killed(tmp_path: Path) -> None:
 
 
 def test_a_process_that_is_gone_is_neither_alive_nor_signalled() -> None:
-    with subprocess.Popen(["sleep", "60"]) as child:
+    with sleeping("sleep") as child:
         known = process_id(child.pid)
         assert known.alive()
         child.kill()
@@ -76,20 +86,18 @@ def test_a_process_that_is_gone_is_neither_alive_nor_signalled() -> None:
 
 
 def test_a_reused_number_is_not_signalled() -> None:
-    with subprocess.Popen(["sleep", "60"]) as child:
+    with sleeping("sleep") as child:
         known = process_id(child.pid)
         ProcessId(known.pid, known.started - 1).send(signal.SIGKILL)
         end([ProcessId(known.pid, known.started - 1)], wait_s=0)
         assert known.alive() and child.poll() is None
-        child.kill()
 
 
 def test_a_process_whose_name_looks_like_figures_is_known(tmp_path: Path) -> None:
     program = tmp_path / "a) Z 1 (2"
     shutil.copy(str(shutil.which("sleep")), program)
-    with subprocess.Popen([str(program), "60"]) as child:
+    with sleeping(str(program)) as child:
         assert process_id(child.pid) in descendants(os.getpid()) and process_id(child.pid).alive()
-        child.kill()
 
 
 def test_the_first_signal_is_a_wish_and_the_second_hurries(handlers: None) -> None:
