@@ -306,6 +306,13 @@ def test_several_that_run_must_be_told_apart() -> None:
         claim.release()
 
 
+def test_a_token_that_fits_no_header_is_refused_without_showing_it(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("geheim-ä", encoding="utf-8")
+    with pytest.raises(ConfigError, match="printable ASCII") as found:
+        find_target("127.0.0.1:1", str(tmp_path / "token")).client()
+    assert "geheim" not in found.value.message
+
+
 def test_a_state_file_that_is_not_ours_is_passed_over(home: Path) -> None:
     for number, content in enumerate((b"", b"[]", b"{}", b"\xff", b'{"processes": 5}')):
         (home / f"up-{number}.json").write_bytes(content)
