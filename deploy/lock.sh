@@ -13,6 +13,9 @@ run=(--extra tensorflow --extra redis --extra media)
 uv=("$tools/bin/uv" pip compile "${common[@]}")
 "${uv[@]}" pyproject.toml "${develop[@]}" -o lock/cpu.txt
 "${uv[@]}" pyproject.toml "${run[@]}" --extra cpu -o lock/runtime.txt
+# For the build of `price` alone: see models/side_packages.py.
+echo "pandas>=3,<4" >"$tools/pandas.in"
+"${uv[@]}" "$tools/pandas.in" --no-deps -o lock/pandas.txt
 # The same with the GPU builds in place of the CPU builds, never beside them.
 sed -e 's/headrace\[cpu,tensorflow\]/headrace[gpu,tensorflow]/' \
   -e 's/tensorflow-cpu==/tensorflow==/' pyproject.toml >"$tools/pyproject.toml"

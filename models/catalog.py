@@ -178,7 +178,7 @@ TARGETS = (
     Target(
         "price",
         "1",
-        ("price.py",),
+        ("price.py", "side_packages.py"),
         (HOTEL_RATES,),
         "Price per night of a hotel booking, gradient boosted trees. ONNX.",
     ),

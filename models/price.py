@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from catalog import Job
 from numpy.typing import NDArray
+from side_packages import side_package
 from skl2onnx import convert_sklearn
 from skl2onnx.common.data_types import FloatTensorType, StringTensorType
 from sklearn.compose import ColumnTransformer
@@ -43,7 +43,9 @@ SEED = 7
 
 def build(job: Job) -> None:
     job.say("reading the table")
-    table, prices = read_table(job.files["hotel_rates.pkl.compress"])
+    table, prices = read_table(
+        job.files["hotel_rates.pkl.compress"], side_package("pandas", job.cache)
+    )
     order = np.random.default_rng(SEED).permutation(len(table))
     test, train = order[:HELD_OUT_ROWS], order[HELD_OUT_ROWS:]
     job.say(f"training on {len(train)} bookings")
@@ -59,8 +61,8 @@ def build(job: Job) -> None:
     (job.folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
 
 
-def read_table(path: Path) -> tuple[Any, NDArray[np.float64]]:
-    """The model's inputs as a data frame, and the price of each row."""
+def read_table(path: Path, pd: Any) -> tuple[Any, NDArray[np.float64]]:
+    """The model's inputs as a data frame of `pd` (pandas), and the price of each row."""
     # A pickle can run code: this one is the file whose sha256 the catalogue pins.
     rates = pd.read_pickle(path, compression="xz")
     numbers = {name: rates[column].astype("float32") for name, column in NUMBERS.items()}

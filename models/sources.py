@@ -90,11 +90,16 @@ def download_package(source: Source, room: Path) -> Path:
     return _only(room.glob("*.tgz"), source.label)
 
 
-def _pip_download(requirement: str, room: Path) -> Path:
+def pip(arguments: Sequence[str], room: Path, what: str) -> None:
+    """Run pip in `room` for the sake of `what`; raises `BuildError` in one sentence."""
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input"]
+    _run([*command, *arguments], room, what, "pip", "the package index in pip's configuration")
+
+
+def _pip_download(requirement: str, room: Path) -> Path:
     # Wheels only: building from an sdist would run the package's own code.
-    command += ["download", "--no-deps", "--only-binary", ":all:", "--dest", str(room), requirement]
-    _run(command, room, requirement, "pip", "the package index in pip's configuration")
+    options = ["--no-deps", "--only-binary", ":all:", "--dest", str(room)]
+    pip(["download", *options, requirement], room, requirement)
     return _only(room.glob("*.whl"), requirement)
 
 

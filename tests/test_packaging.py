@@ -41,6 +41,7 @@ def test_the_wheel_holds_exactly_the_four_packages(tmp_path: Path) -> None:
         ("cpu.txt", ("onnxruntime", "tensorflow-cpu"), ("onnxruntime-gpu", "tensorflow")),
         ("runtime.txt", ("onnxruntime", "tensorflow-cpu"), ("onnxruntime-gpu", "tensorflow")),
         ("gpu.txt", ("onnxruntime-gpu", "tensorflow"), ("onnxruntime", "tensorflow-cpu")),
+        ("pandas.txt", ("pandas",), ("numpy",)),
         ("runtime-gpu.txt", ("onnxruntime-gpu", "tensorflow"), ("onnxruntime", "tensorflow-cpu")),
     ],
 )
