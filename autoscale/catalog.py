@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gateway.config import ModelConfig
 from gateway.errors import ModelLoadError
@@ -40,6 +40,13 @@ def _read(repository: Repository, name: str, config: ModelConfig) -> CatalogEntr
         return CatalogEntry(name, config, slot_class, versions)
     except ModelLoadError as error:
         return CatalogEntry(name, config, reason=error.message)
+
+
+def kept(entry: CatalogEntry, before: CatalogEntry | None) -> CatalogEntry:
+    """What is served stays wanted while the store cannot be read; the reason is told. Pure."""
+    if entry.versions or before is None or not before.versions:
+        return entry
+    return replace(entry, slot_class=before.slot_class, versions=before.versions)
 
 
 def wanted_versions(config: ModelConfig, found: list[int]) -> tuple[int, ...]:

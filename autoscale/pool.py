@@ -15,7 +15,7 @@ from typing import Any
 
 import structlog
 
-from autoscale.catalog import CatalogEntry, read_catalog
+from autoscale.catalog import CatalogEntry, kept, read_catalog
 from autoscale.ledger import Load, Unload, Want, backoff_s, plan, unplaced
 from autoscale.policy import desired_replicas
 from autoscale.slot_control import SlotControl
@@ -128,7 +128,9 @@ class Pool:
         repository = Repository(self._settings.store, self._node.folder / "store")
         loop = asyncio.get_running_loop()
         models = dict(self._config.models)
-        self._catalog = await loop.run_in_executor(None, read_catalog, repository, models)
+        old = {entry.name: entry for entry in self._catalog}
+        found = await loop.run_in_executor(None, read_catalog, repository, models)
+        self._catalog = [kept(entry, old.get(entry.name)) for entry in found]
 
     # -- slots --------------------------------------------------------------------------------
 
@@ -159,6 +161,10 @@ class Pool:
         slot.memory_bytes, slot.in_flight = report["memory_bytes"], report["in_flight"]
         if report["draining"] and not slot.view.draining:
             slot.view = replace(slot.view, draining=True)
+            self._wake.set()
+        listed = {facts["placement_id"] for facts in report["placements"]}
+        for placement_id in slot.placements.keys() - listed:
+            del slot.placements[placement_id]
             self._wake.set()
         for facts in report["placements"]:
             self._take_facts(slot, facts)

@@ -6,6 +6,7 @@ Both ends use it. It decides only *how* bytes travel; what items and replies mea
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -229,7 +230,9 @@ class Channel(asyncio.Protocol):
             if message.flags & Flag.STREAM:
                 partial[message.id] = _Incoming(message)
             elif message.flags & Flag.SHARED:
-                whole.append(_map(message))
+                # A file that is gone was cancelled on the way, which is no fault of the link.
+                with contextlib.suppress(FileNotFoundError):
+                    whole.append(_map(message))
             else:
                 whole.append(message)
         return whole

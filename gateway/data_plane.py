@@ -187,7 +187,6 @@ class DataPlane(LinkEvents):
 
 def routes_of(snapshot: Snapshot) -> tuple[dict[Key, Route], dict[Key, str]]:
     """Routes to what is READY, and why the versions that failed cannot be served. Pure."""
-    leaving = {slot.slot_id for slot in snapshot.slots if slot.draining}
     routes: dict[Key, Route] = {}
     failed: dict[Key, str] = {}
     for name, model in snapshot.models.items():
@@ -197,7 +196,6 @@ def routes_of(snapshot: Snapshot) -> tuple[dict[Key, Route], dict[Key, str]]:
                 for placement in snapshot.placements
                 if (placement.model, placement.version) == (name, version.version)
                 and placement.state is State.READY
-                and placement.slot_id not in leaving
             ]
             routes[name, version.version] = (model.config.routing, places)
             if version.state is State.FAILED:

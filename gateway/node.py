@@ -31,7 +31,9 @@ class Node:
         if len(str(base)) > MAX_BASE:
             base = Path("/tmp")
         folder = base / f"headrace-{os.getuid()}" / node_id[:12]
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # One by one: `parents=True` would make the outer folder with the default mode.
+        for each in (folder.parent, folder):
+            each.mkdir(exist_ok=True, mode=0o700)
         owner = folder.parent.stat()
         if owner.st_uid != os.getuid() or owner.st_mode & 0o077:
             raise PermissionError(f"{folder.parent} is not this user's alone: remove it")

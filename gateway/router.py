@@ -176,8 +176,12 @@ class Router:
                 seat.credit = 0
         for request in list(lane.in_flight.values()):
             self._leave(lane, request)
-            request.deaths += 1
-            self._retry(request, now_s)
+            if lane.draining:
+                # It left as announced: no reason to suspect what it could not answer in time.
+                self._requeue(request)
+            else:
+                request.deaths += 1
+                self._retry(request, now_s)
 
     def credit(self, slot_id: str, placement_id: int, credit: int) -> None:
         """The slot says how many of our requests this placement may hold."""
@@ -185,6 +189,14 @@ class Router:
         if seat is None:
             seat = self._seats[slot_id, placement_id] = Seat(slot_id, placement_id)
         seat.credit = credit
+
+    def _requeue(self, request: Request) -> None:
+        target = self._targets.get(request.key)
+        request.moves += 1
+        if target is None or request.moves > MAX_MOVES:
+            self._finish(request, Unavailable(f"no slot is ready for model {request.key[0]!r}"))
+        else:
+            (target.suspects if request.alone else target.waiting).appendleft(request)
 
     def _retry(self, request: Request, now_s: float) -> None:
         target = self._targets.get(request.key)
@@ -264,12 +276,7 @@ class Router:
         if not elsewhere:
             self._finish(request, reply)
             return
-        request.moves += 1
-        target = self._targets.get(request.key)
-        if target is None or request.moves > MAX_MOVES:
-            self._finish(request, Unavailable(f"no slot is ready for model {request.key[0]!r}"))
-        else:
-            (target.suspects if request.alone else target.waiting).appendleft(request)
+        self._requeue(request)
 
     def _leave(self, lane: Lane, request: Request) -> None:
         if lane.in_flight.pop(request.id, None) is not None:
@@ -317,12 +324,12 @@ class Router:
         """Send the first suspect to a slot of its own; reserve one if all are busy."""
         request = target.suspects[0]
         lanes = [(lane, seat) for seat in target.seats if (lane := self._usable(seat)) is not None]
-        free = [pair for pair in lanes if pair[0].exclusive is None]
+        free = [pair for pair in lanes if pair[0].exclusive is None and pair[1].credit >= 1]
         if not free:
             return False
         lane, seat = min(free, key=lambda pair: (pair[0].load, pair[0].slot_id))
         lane.exclusive = request
-        if lane.in_flight or seat.credit < 1:
+        if lane.in_flight:
             return False
         self._place(target.suspects.popleft(), seat, now_s, sends)
         return True
@@ -331,14 +338,24 @@ class Router:
         lane = self._lanes.get(seat.slot_id)
         return None if lane is None or lane.draining else lane
 
-    def _open(self, seat: Seat) -> bool:
-        lane = self._usable(seat)
-        return lane is not None and lane.exclusive is None and seat.used < seat.credit
+    def _open(self, seat: Seat, *, leaving: bool = False) -> bool:
+        lane = self._lanes.get(seat.slot_id)
+        if lane is None or lane.draining is not leaving:
+            return False
+        return lane.exclusive is None and seat.used < seat.credit
+
+    def _last_resort(self, target: Target) -> list[Seat]:
+        """Slots that leave still answer for a moment: used only when all of a target's leave."""
+        if any(self._usable(seat) for seat in target.seats):
+            return []
+        return [seat for seat in target.seats if self._open(seat, leaving=True)]
 
     def _choose(self, target: Target, request: Request) -> Seat | None:
         if len(target.seats) == 1:
-            return target.seats[0] if self._open(target.seats[0]) else None
-        seats = [seat for seat in target.seats if self._open(seat)]
+            seat = target.seats[0]
+            leaving = self._lanes[seat.slot_id].draining if seat.slot_id in self._lanes else False
+            return seat if self._open(seat, leaving=leaving) else None
+        seats = [s for s in target.seats if self._open(s)] or self._last_resort(target)
         if len(seats) <= 1:
             return seats[0] if seats else None
         if target.routing.policy == "round-robin":

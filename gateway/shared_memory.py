@@ -46,11 +46,16 @@ def write(body: Body, wanted: Callable[[], bool] = lambda: True) -> str:
 
 
 def take(name: str, length: int) -> memoryview:
-    """Map such a file for reading and unlink it; raises `LinkError` if it is not what was said."""
+    """Map such a file for reading and unlink it; raises `LinkError` if it is not what was said.
+
+    Raises `FileNotFoundError` if the sender has taken it back: the message was cancelled.
+    """
     if not _NAME.fullmatch(name):
         raise LinkError("a shared body with a name that is not ours")
     try:
         descriptor = os.open(FOLDER / name, os.O_RDONLY | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        raise
     except OSError as error:
         raise LinkError(f"the shared body {name} cannot be opened: {error.strerror}") from error
     try:

@@ -19,7 +19,7 @@ import structlog
 from gateway.channel import Channel
 from gateway.config import Batching
 from gateway.deadline import Deadline
-from gateway.errors import DeadlineExceeded, HeadraceError, InternalError
+from gateway.errors import DeadlineExceeded, HeadraceError, InternalError, Unimplemented
 from gateway.frames import Buffer, Flag, Item, Reply, pieces
 from gateway.metrics import Recorder
 from gateway.protocols.calls import call_of, codecs, form_of
@@ -132,11 +132,19 @@ class Engine:
     def accept(self, channel: Channel, item: Item) -> None:
         """Take a request; `flush` must follow the last one of a bundle."""
         self._waiting[channel, item.id] = None
+        if item.call >= len(self._codecs):
+            # A newer gateway's call: refused alone, the link goes on.
+            self._unknown_call(channel, item)
+            return
         compressed = call_of(item.call, None, item.encodings).content_encoding
         if item.length <= INLINE_BYTES and not compressed:
             self._decoded(channel, item, self._decode(item))
         else:
             self._loop.create_task(self._accept_large(channel, item))
+
+    def _unknown_call(self, channel: Channel, item: Item) -> None:
+        caller = Caller(channel, item.id, self._codecs[0], item.meta, time.monotonic())
+        self._answer(caller, Unimplemented("this slot's release does not know that call"))
 
     async def _accept_large(self, channel: Channel, item: Item) -> None:
         decoded = await self._loop.run_in_executor(None, self._decode, item)

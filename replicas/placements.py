@@ -186,8 +186,9 @@ class Placements:
         if loaded.engine is not None:
             await loaded.engine.drained()
             # In the compute thread: a run whose callers have all left may still be under way.
-            await self._compute.call(loaded.engine.runtime.close)
-            loaded.engine = None
+            # And without the engine first: what comes now is sent elsewhere, not run when closed.
+            engine, loaded.engine = loaded.engine, None
+            await self._compute.call(engine.runtime.close)
         del self._loaded[loaded.placement_id]
         self._move(loaded, State.END)
 

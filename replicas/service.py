@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from replicas.engine import ComputeThread
 from replicas.link_server import LinkServer
 from replicas.placements import Loaded, Order, Placements, resident_bytes
 from replicas.repository import Repository
+
+LINGER_S = 1.5
+"""How long a slot that leaves still takes what comes; gateways stop asking unless all leave."""
 
 
 class SlotService:
@@ -48,6 +52,8 @@ class SlotService:
         self._draining = True
         self.server.draining()
         self.server.event("draining")
+        # Gateways that end at the same time say goodbye first, and have nobody else to ask.
+        await asyncio.sleep(LINGER_S)
         await self._placements.drain()
 
     async def close(self) -> None:
