@@ -155,6 +155,9 @@ class Placements:
         try:
             self._move(loaded, State.LOADING)
             runtime = await loop.run_in_executor(None, self._load_blocking, order)
+            if self._unwanted(loaded):
+                runtime.close()
+                return
             self._move(loaded, State.WARMING)
             await loop.run_in_executor(None, warm_up, runtime)
         except HeadraceError as error:
@@ -163,6 +166,9 @@ class Placements:
         except (OSError, RuntimeError, ValueError, MemoryError) as error:
             log.exception("load_failed", model=order.model, version=order.version)
             self._fail(loaded, f"{type(error).__name__}: {str(error)[:300]}")
+            return
+        if self._unwanted(loaded):
+            runtime.close()
             return
         batching = loaded.order.batching  # it may have changed meanwhile
         batcher = Batcher(runtime.spec.max_rows, batching.max_wait_s)
@@ -173,6 +179,10 @@ class Placements:
         loaded.load_s = time.monotonic() - started_s
         self._recorder.model_load(order.model, order.version, loaded.load_s)
         self._move(loaded, State.READY)
+
+    def _unwanted(self, loaded: Loaded) -> bool:
+        """Whether a placement was unloaded while it was loading."""
+        return loaded.placement_id not in self._loaded
 
     def _load_blocking(self, order: Order) -> Runtime:
         path: Path = self._repository.fetch(order.model, order.version)

@@ -15,7 +15,7 @@ import pytest
 
 from gateway import shared_memory
 from gateway.config import Batching, Limits, ModelConfig, Routing
-from tests.house import MAX_BODY_BYTES, client, open_house, until
+from tests.house import MAX_BODY_BYTES, affine_model, client, open_house, until
 
 ROW = [1.0, 2.0, 3.0, 4.0]
 DOUBLED = [3.0, 5.0, 7.0, 9.0]
@@ -385,3 +385,18 @@ async def test_an_unloaded_model_answers_what_it_holds_and_leaves(tmp_path: Path
         await until(lambda: house.facts["a", 1]["state"] == "END")
         assert house.services["a"]._placements.engine(1) is None
     assert answer.status_code == 200
+
+
+async def test_a_model_that_is_unloaded_while_it_loads_stays_gone(tmp_path: Path) -> None:
+    async with open_house(tmp_path, "a") as house:
+        affine_model(tmp_path / "store" / "second" / "1" / "model.onnx")
+        batching = Batching().model_dump()
+        control = house.controls["a"]
+        order = {"model": "second", "version": 1, "runtime": None, "batching": batching}
+        facts = await control.call("load", **order)
+        await control.call("unload", placement_id=facts["placement_id"])
+        await until(lambda: house.facts["a", facts["placement_id"]]["state"] == "END")
+        placements = house.services["a"]._placements
+        await until(lambda: not placements._tasks)
+        assert house.facts["a", facts["placement_id"]]["state"] == "END"
+        assert placements.engine(facts["placement_id"]) is None
