@@ -13,7 +13,7 @@ STAMP := $(VENV)/.installed
 PACKAGES := gateway replicas sharding autoscale
 CODE := $(PACKAGES) models loadtests tests
 
-.PHONY: help setup models serve test format check-format lint types pytest bench loadtest lock image-check clean
+.PHONY: help setup models serve test format check-format lint types pytest bench bench-reload loadtest protos lock image-check clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -60,6 +60,12 @@ bench: setup ## Measure against peers side by side (needs wrk)
 
 loadtest: setup ## Load a started system with locust and write a report with plots
 	@$(BIN)/python -m loadtests.run $(ARGS)
+
+bench-reload: setup models ## Measure a new version of tagger under load
+	@$(BIN)/python -m loadtests.reload $(ARGS)
+
+protos: setup ## Compile gateway/protocols/proto/*.proto
+	@cd gateway/protocols/proto && ../../../$(BIN)/python -m grpc_tools.protoc --proto_path=. --include_imports --descriptor_set_out=descriptors.binpb *.proto
 
 lock: ## Compile lock/*.txt from pyproject.toml
 	@deploy/lock.sh

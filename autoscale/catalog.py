@@ -1,62 +1,193 @@
-"""Which versions of which models are wanted: the config's models, found in the store."""
+"""What the store holds of the models to serve: which versions are complete, and what is not."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 
-from gateway.config import ModelConfig
+from gateway.config import Latest, ModelConfig
 from gateway.errors import ModelLoadError
-from replicas.repository import Repository, detect_runtime
+from replicas.listing import VersionFiles
+from replicas.repository import Repository, StoreAway
+
+SETTLE_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class CatalogEntry:
-    """A model of the config as the store has it; without versions `reason` says why."""
+    """A model as the store has it.
+
+    `versions` are the complete ones, ascending, `stamps` tells their contents apart; `incomplete`
+    says of others why they are not taken up yet, `reason` why there is nothing to say. Until
+    `known`, the store has not told which versions there are: nothing may be unloaded for that.
+    """
 
     name: str
     config: ModelConfig
     slot_class: str = ""
     versions: tuple[int, ...] = ()
+    stamps: Mapping[int, str] = field(default_factory=dict)
+    incomplete: Mapping[int, str] = field(default_factory=dict)
     reason: str = ""
+    known: bool = True
 
 
-def read_catalog(repository: Repository, models: Mapping[str, ModelConfig]) -> list[CatalogEntry]:
-    """Look every model up in the store; blocks. One broken model does not hide the others."""
-    return [_read(repository, name, config) for name, config in models.items()]
+class Catalog:
+    """Blocking, and used by one thread at a time. `clock` gives wall-clock seconds.
+
+    A version is complete when nothing is missing and nothing has changed for `settle_s`, so that a
+    folder that is being copied is never taken up. While the store cannot be read, what was known
+    stays; `problem` says since when and why. While `unsettled`, another look soon is worth it.
+    """
+
+    def __init__(
+        self,
+        repository: Repository,
+        settle_s: float = SETTLE_S,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._repository, self._settle_s = repository, settle_s
+        self._clock, self._monotonic = clock, monotonic
+        self._entries: dict[str, CatalogEntry] = {}
+        self._seen: dict[str, dict[int, tuple[str, float]]] = {}
+        self.unsettled = False
+        self.problem = ""
+
+    def read(self, models: Mapping[str, ModelConfig]) -> list[CatalogEntry]:
+        """Look every model up; one broken model does not hide the others."""
+        self.unsettled = False
+        away = []
+        entries = {}
+        for name, config in models.items():
+            try:
+                entries[name] = self._read(name, config)
+            except ModelLoadError as error:
+                entries[name] = self._as_before(name, config, error.message)
+                if isinstance(error, StoreAway):
+                    away.append(error.message)
+        if away and not self.problem:
+            since = datetime.fromtimestamp(self._clock()).astimezone()
+            self.problem = f"since {since:%Y-%m-%d %H:%M:%S}: {away[0]}"
+        elif not away:
+            self.problem = ""
+        self._entries = entries
+        self._seen = {name: seen for name, seen in self._seen.items() if name in models}
+        return list(entries.values())
+
+    def names(self) -> list[str]:
+        """The models of the store, [] while it is away."""
+        try:
+            return self._repository.models()
+        except ModelLoadError:
+            return []
+
+    def _as_before(self, name: str, config: ModelConfig, reason: str) -> CatalogEntry:
+        before = self._entries.get(name)
+        if before is None or not before.versions:
+            return CatalogEntry(name, config, reason=reason, known=False)
+        entry = replace(before, config=config)
+        return replace(entry, slot_class=_slot_class(entry, {}))
+
+    def _read(self, name: str, config: ModelConfig) -> CatalogEntry:
+        before = self._entries.get(name) or CatalogEntry(name, config, known=False)
+        found = self._repository.inspect(name)
+        if before.versions and not found and self._repository.is_empty():
+            raise StoreAway("the model store is empty, what it held is served on")
+        changing = self._changing(name, found)
+        versions, stamps, incomplete = [], {}, {}
+        for version, files in sorted(found.items()):
+            problem = _problem(files, config)
+            if not problem and version not in changing:
+                stamps[version] = files.stamp
+            elif version in before.stamps:
+                # What is served stays, whatever somebody does to its folder.
+                stamps[version] = before.stamps[version]
+            else:
+                incomplete[version] = problem or "it is still changing"
+                continue
+            versions.append(version)
+        self.unsettled |= bool(changing)
+        entry = CatalogEntry(
+            name,
+            config,
+            before.slot_class,
+            tuple(versions),
+            stamps,
+            incomplete,
+            _reason(name, config, versions),
+            known=before.known or not changing,
+        )
+        return replace(entry, slot_class=_slot_class(entry, found))
+
+    def _changing(self, name: str, found: Mapping[int, VersionFiles]) -> set[int]:
+        """The versions that have not been left alone for long enough.
+
+        The times of files count as far as clocks agree; but what one look shows and an earlier
+        one did not has changed since then, whatever its times say.
+        """
+        first_look = name not in self._seen
+        before, now_s, wall_s = self._seen.get(name, {}), self._monotonic(), self._clock()
+        seen: dict[int, tuple[str, float]] = {}
+        changing = set()
+        for version, files in found.items():
+            told_s = files.changed_s if files.changed_s is not None else math.inf
+            age_s = wall_s - told_s if told_s <= wall_s else math.inf
+            stamp, since_s = before.get(version, ("", now_s))
+            if stamp != files.stamp:
+                since_s = now_s - age_s if first_look and age_s < math.inf else now_s
+            seen[version] = (files.stamp, since_s)
+            if min(age_s, now_s - since_s) < self._settle_s:
+                changing.add(version)
+        self._seen[name] = seen
+        return changing
 
 
-def _read(repository: Repository, name: str, config: ModelConfig) -> CatalogEntry:
-    try:
-        found = repository.versions(name)
-        versions = wanted_versions(config, found)
-        if not versions:
-            what = f"version {_list(config.versions)}" if found else "version folder"
-            return CatalogEntry(name, config, reason=f"the store has no {what} of model {name!r}")
-        runtime = config.runtime
-        if runtime is None and config.slot_class is None:
-            runtime = detect_runtime(repository.fetch(name, versions[-1]))
-        slot_class = config.slot_class or config.slot_class_for(runtime or "onnx")
-        return CatalogEntry(name, config, slot_class, versions)
-    except ModelLoadError as error:
-        return CatalogEntry(name, config, reason=error.message)
+def wanted_versions(
+    config: ModelConfig, found: Iterable[int], rejected: frozenset[int] = frozenset()
+) -> tuple[int, ...]:
+    """Those of the found versions that policy and labels ask for, ascending; pure.
 
-
-def kept(entry: CatalogEntry, before: CatalogEntry | None) -> CatalogEntry:
-    """What is served stays wanted while the store cannot be read; the reason is told. Pure."""
-    if entry.versions or before is None or not before.versions:
-        return entry
-    return replace(entry, slot_class=before.slot_class, versions=before.versions)
-
-
-def wanted_versions(config: ModelConfig, found: list[int]) -> tuple[int, ...]:
-    """Those of the found versions that the config's policy asks for, ascending. Pure."""
+    A rejected version (a rollback has left it) is wanted only where a label names it.
+    """
+    stored = sorted(found)
+    left = [version for version in stored if version not in rejected]
     if config.versions == "all":
-        return tuple(sorted(found))
-    if config.versions == "latest":
-        return tuple(sorted(found)[-1:])
-    return tuple(sorted(set(config.versions) & set(found)))
+        wanted = set(left)
+    elif isinstance(config.versions, tuple):
+        wanted = set(config.versions) & set(left)
+    else:
+        count = config.versions.latest if isinstance(config.versions, Latest) else 1
+        wanted = set(left[-count:])
+    return tuple(sorted(wanted | (set(config.labels.values()) & set(stored))))
 
 
-def _list(versions: object) -> str:
-    return ", ".join(map(str, versions)) if isinstance(versions, tuple) else str(versions)
+def _reason(name: str, config: ModelConfig, versions: list[int]) -> str:
+    if wanted_versions(config, versions):
+        return ""
+    what = "version folder"
+    if versions and isinstance(config.versions, tuple):
+        what = "version " + ", ".join(map(str, config.versions))
+    return f"the store has no complete {what} of model {name!r}"
+
+
+def _problem(files: VersionFiles, config: ModelConfig) -> str:
+    if not files.problem and files.runtime is None and config.runtime is None:
+        return "it holds model.onnx and saved_model.pb, and the config names no runtime"
+    return files.problem
+
+
+def _slot_class(entry: CatalogEntry, found: Mapping[int, VersionFiles]) -> str:
+    """By the runtime of the newest version that is wanted; as before where no files tell."""
+    config = entry.config
+    runtime = config.runtime
+    if runtime is None:
+        wanted = wanted_versions(config, entry.versions)
+        newest = found.get(wanted[-1]) if wanted else None
+        runtime = newest.runtime if newest is not None else None
+    if runtime is None:
+        return config.slot_class or entry.slot_class
+    return config.slot_class_for(runtime)

@@ -7,19 +7,30 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import Enum
 from types import MappingProxyType
+from typing import NamedTuple
 
 from gateway.snapshot import Placement, SlotView, State
 
 HELD = frozenset({State.PENDING, State.LOADING, State.WARMING, State.READY})
 PRESENT = HELD | {State.DRAINING}
 
-FIRST_BACKOFF_S = 2.0
-LONGEST_BACKOFF_S = 60.0
 
-Key = tuple[str, int]
-"""(model, version)."""
+class Key(NamedTuple):
+    """What a placement holds; the revision tells files of one version apart that have changed."""
+
+    model: str
+    version: int
+    revision: int = 0
+
+
+class Hold(Enum):
+    """What may stay though it is not wanted (any more)."""
+
+    KEEP = "it serves until the wanted version is ready"
+    YIELD = "it stays while nobody needs its slot"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +41,12 @@ class Want:
     version: int
     replicas: int
     slot_class: str
+    revision: int = 0
 
     @property
     def key(self) -> Key:
-        return (self.model, self.version)
+        """What its placements hold."""
+        return Key(self.model, self.version, self.revision)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +56,7 @@ class Load:
     slot_id: str
     model: str
     version: int
+    revision: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +66,15 @@ class Unload:
     slot_id: str
     model: str
     version: int
+    revision: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Orders, unloads first; and why wanted versions stay without all of their slots even then."""
+
+    moves: list[Load | Unload] = field(default_factory=list)
+    waiting: Mapping[Key, str] = field(default_factory=dict)
 
 
 def plan(
@@ -59,79 +82,64 @@ def plan(
     slots: Sequence[SlotView],
     placements: Sequence[Placement],
     max_models: Mapping[str, int],
-    now_s: float,
-    retry_at: Mapping[Key, float],
-) -> list[Load | Unload]:
-    """Orders that lead from `placements` to `wanted`, unloads first; [] when nothing is to do.
+    now_s: float = 0.0,
+    retry_at: Mapping[Key, float] = MappingProxyType({}),
+    holds: Mapping[Key, Hold] = MappingProxyType({}),
+) -> Plan:
+    """Orders that lead from `placements` to `wanted`.
 
     `slots` are the live ones, oldest first. `max_models` is by slot class (absent: 1); room that
     an unload makes is used by a later plan, once the slot has let go. Each model gets a first
     slot before any gets a second. `retry_at` holds back versions that failed, on `now_s`'s clock.
+    What `holds` names is not unloaded, except that KEEP never yields and YIELD does for a want.
     """
     book = _Book(slots, placements, max_models)
-    unloads = _surplus(wanted, book)
-    loads: list[Load | Unload] = []
-    missing = {want: want.replicas - len(book.holders(want)) for want in wanted}
+    unloads = _surplus(wanted, book, holds)
+    loads: list[Load] = []
+    lacking = {want: want.replicas - len(book.holders(want)) for want in wanted}
+    missing = dict(lacking)
     ready = [want for want in wanted if retry_at.get(want.key, now_s) <= now_s]
     while ready := [want for want in ready if missing[want] > 0]:
         fewest = min(want.replicas - missing[want] for want in ready)
         want = next(want for want in ready if want.replicas - missing[want] == fewest)
         slot_id = book.best_slot(want)
-        if slot_id is None:
-            ready.remove(want)
-            continue
-        book.load(slot_id, want.key)
+        if slot_id is not None:
+            book.load(slot_id, want.key)
+            loads.append(Load(slot_id, *want.key))
+        elif not book.reserve(want):
+            yielding = book.yielding(want, holds)
+            if yielding is None:
+                ready.remove(want)
+                continue
+            book.unload(*yielding)
+            book.reserve(want)
+            unloads.append(Unload(yielding[0], *yielding[1]))
         missing[want] -= 1
-        loads.append(Load(slot_id, *want.key))
-    return unloads + loads
+    late = {want.key for want in wanted if retry_at.get(want.key, now_s) > now_s}
+    waiting = {
+        want.key: _reason(want, lacking[want], missing[want], want.key in late)
+        for want in wanted
+        if missing[want] > 0
+    }
+    return Plan([*unloads, *loads], waiting)
 
 
-def unplaced(
-    wanted: Sequence[Want],
-    slots: Sequence[SlotView],
-    placements: Sequence[Placement],
-    max_models: Mapping[str, int],
-    now_s: float = 0.0,
-    retry_at: Mapping[Key, float] = MappingProxyType({}),
-) -> dict[Key, str]:
-    """Why wanted versions stay without all of their slots even after `plan`, in a sentence.
-
-    Without `retry_at` only room counts, not that a version is held back because it failed.
-    """
-    moves = plan(wanted, slots, placements, max_models, now_s, retry_at)
-    loads = Counter((move.model, move.version) for move in moves if isinstance(move, Load))
-    book = _Book(slots, placements, max_models)
-    reasons = {}
-    for want in wanted:
-        held = len(book.holders(want))
-        missing = want.replicas - held
-        free = loads[want.key]
-        if missing <= free:
-            continue
-        if retry_at.get(want.key, now_s) > now_s:
-            # Without the seconds left: a text that changes by itself would be news each time.
-            reasons[want.key] = "failed to load, waits before the next try"
-            continue
-        slot_word = "slot" if missing == 1 else "slots"
-        more = f"more {slot_word}" if held else slot_word
-        reasons[want.key] = f"needs {missing} {more} of class {want.slot_class}, {free} free"
-    return reasons
+def _reason(want: Want, lacking: int, missing: int, late: bool) -> str:
+    if late:
+        # Without the seconds left: a text that changes by itself would be news each time.
+        return "failed to load, waits before the next try"
+    slot_word = "slot" if lacking == 1 else "slots"
+    more = f"more {slot_word}" if lacking < want.replicas else slot_word
+    return f"needs {lacking} {more} of class {want.slot_class}, {lacking - missing} free"
 
 
-def backoff_s(failures: int) -> float:
-    """Seconds to wait after the n-th failure in a row: 2, doubling up to 60; 0 without one."""
-    if failures <= 0:
-        return 0.0
-    return min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2.0 ** min(failures - 1, 10))
-
-
-def _surplus(wanted: Sequence[Want], book: _Book) -> list[Load | Unload]:
+def _surplus(wanted: Sequence[Want], book: _Book, holds: Mapping[Key, Hold]) -> list[Unload]:
     """Unloads of what nobody wants, or wants fewer of: first not READY, then the newest slot."""
     kept: set[tuple[str, Key]] = set()
     for want in wanted:
         holders = sorted(book.holders(want), key=lambda slot_id: book.worth(slot_id, want.key))
         kept.update((slot_id, want.key) for slot_id in holders[: want.replicas])
-    surplus = [entry for entry in book.held() if entry not in kept]
+    surplus = [entry for entry in book.held() if entry not in kept and entry[1] not in holds]
     for slot_id, key in surplus:
         book.unload(slot_id, key)
     return [Unload(slot_id, *key) for slot_id, key in surplus]
@@ -152,6 +160,7 @@ class _Book:
         self._max_models = max_models
         self._present: dict[str, dict[Key, State]] = {slot_id: {} for slot_id in self._age}
         self._failed: set[tuple[str, Key]] = set()
+        self._reserved: Counter[str] = Counter()
         for placement in placements:
             self._enter(placement)
 
@@ -188,6 +197,26 @@ class _Book:
         ]
         return min(candidates)[2] if candidates else None
 
+    def reserve(self, want: Want) -> bool:
+        """Count on room that a drain in the class will make; False if all of it is spoken for."""
+        coming = sum(
+            State.DRAINING in present.values()
+            for slot_id, present in self._present.items()
+            if self._slot_class[slot_id] == want.slot_class
+        )
+        if coming <= self._reserved[want.slot_class]:
+            return False
+        self._reserved[want.slot_class] += 1
+        return True
+
+    def yielding(self, want: Want, holds: Mapping[Key, Hold]) -> tuple[str, Key] | None:
+        """A placement of the class that makes room for this want, from the oldest slot on."""
+        for slot_id, key in self.held():
+            fits = self._slot_class[slot_id] == want.slot_class
+            if fits and holds.get(key) is Hold.YIELD and want.key not in self._present[slot_id]:
+                return slot_id, key
+        return None
+
     def load(self, slot_id: str, key: Key) -> None:
         self._present[slot_id][key] = State.PENDING
 
@@ -195,7 +224,7 @@ class _Book:
         self._present[slot_id][key] = State.DRAINING
 
     def _enter(self, placement: Placement) -> None:
-        key = (placement.model, placement.version)
+        key = Key(placement.model, placement.version, placement.revision)
         if placement.state is State.FAILED:
             self._failed.add((placement.slot_id, key))
         present = self._present.get(placement.slot_id)

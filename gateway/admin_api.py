@@ -11,9 +11,12 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.concurrency import run_in_threadpool
 
-from gateway.errors import HeadraceError
+from gateway.errors import ConfigError
+from gateway.http_answers import answer_errors
 from gateway.metrics_export import ModelSummary, merge, summaries
-from gateway.snapshot import ModelView, Snapshot, VersionView
+from gateway.repository_api import repository
+from gateway.snapshot import ModelView, Snapshot, State, VersionView
+from gateway.view import GatewayView
 
 NO_SUMMARY: ModelSummary = {
     "requests": 0,
@@ -25,20 +28,10 @@ NO_SUMMARY: ModelSummary = {
 }
 
 
-class Operations(Protocol):
+class Operations(GatewayView, Protocol):
     """What the admin API needs of its gateway."""
 
-    version: str
     metrics_folder: Path
-
-    @property
-    def snapshot(self) -> Snapshot:
-        """The newest view of the system."""
-        ...
-
-    def ready(self) -> bool:
-        """Whether this gateway takes requests."""
-        ...
 
     def addresses(self) -> dict[str, str]:
         """Where it listens."""
@@ -50,6 +43,10 @@ class Operations(Protocol):
 
     async def details(self) -> dict[str, Any] | None:
         """The pool's fast-changing figures; None while the pool is away."""
+        ...
+
+    async def roll_back(self, name: str) -> dict[str, Any]:
+        """Serve the version before: `{model, from, to, warm}`; raises `FailedPrecondition`."""
         ...
 
     async def shutdown(self) -> None:
@@ -64,6 +61,9 @@ class Operations(Protocol):
 def create_admin_app(operations: Operations, token: str) -> FastAPI:
     """The application; every path needs `Authorization: Bearer <token>`."""
     app = FastAPI(title="Headrace admin", openapi_url=None)
+    app.state.view, app.state.admin = operations, True
+    app.include_router(repository)
+    answer_errors(app)
     expected = f"Bearer {token}".encode()
 
     @app.middleware("http")
@@ -82,6 +82,10 @@ def create_admin_app(operations: Operations, token: str) -> FastAPI:
         figures = await run_in_threadpool(summaries, operations.metrics_folder)
         return JSONResponse(render_status(operations, details, figures))
 
+    @app.post("/admin/v1/models/{name}/rollback")
+    async def rollback(name: str) -> JSONResponse:
+        return JSONResponse(await operations.roll_back(name))
+
     @app.post("/admin/v1/shutdown", status_code=202)
     async def shutdown() -> JSONResponse:
         await operations.shutdown()
@@ -91,7 +95,7 @@ def create_admin_app(operations: Operations, token: str) -> FastAPI:
     async def apply(document: dict[str, Any]) -> JSONResponse:
         try:
             await operations.apply(document)
-        except HeadraceError as error:
+        except ConfigError as error:
             return JSONResponse({"error": error.message}, 400)
         return JSONResponse({"applied": True}, 202)
 
@@ -131,6 +135,7 @@ def render_status(
         "number": snapshot.number,
         "ready": operations.ready(),
         "pool": "connected" if details else "away",
+        "store_problem": snapshot.store_problem,
         "addresses": operations.addresses(),
         "gateways": details.get("gateways", []),
         "slots": _slots(snapshot, details.get("slots", {}), links),
@@ -164,16 +169,27 @@ def _slots(
 
 def _model(model: ModelView, snapshot: Snapshot, figures: ModelSummary) -> dict[str, Any]:
     versions = [_version(model, version, snapshot) for version in model.versions]
-    return {"name": model.name, "reason": model.reason, **figures, "versions": versions}
+    override = snapshot.memory.overrides.get(model.name)
+    return {
+        "name": model.name,
+        "reason": model.reason,
+        "default": model.default,
+        "labels": dict(model.labels),
+        "incomplete": {str(number): reason for number, reason in model.incomplete.items()},
+        "rejected": list(override.rejected) if override is not None else [],
+        **figures,
+        "versions": versions,
+    }
 
 
 def _version(model: ModelView, version: VersionView, snapshot: Snapshot) -> dict[str, Any]:
     placements = [
         p for p in snapshot.placements if (p.model, p.version) == (model.name, version.version)
     ]
+    warm = not version.served and version.state is State.READY
     return {
         "version": version.version,
-        "state": version.state,
+        "state": "STANDBY" if warm else version.state,
         "reason": version.reason,
         "load_s": max((p.load_s for p in placements), default=0.0),
         "slots": [p.slot_id for p in placements],

@@ -33,6 +33,7 @@ def build(args: Args) -> serve.Application:
 def _pool(args: Args) -> serve.Application:
     settings = PoolSettings(
         store=args.store,
+        poll_s=args.repository.poll_s,
         slots=args.slots,
         secret=args.secret,
         max_body_bytes=args.limits.max_body_bytes,
@@ -83,6 +84,7 @@ def _gateways(
         limits=args.limits,
         secret=args.secret,
         admin_token=args.admin_token,
+        repository_control=args.repository.control,
         log_level=args.log_level,
     )
     deployment = serve.deployment(

@@ -9,8 +9,8 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Generic, Protocol, TypeVar, cast
+from dataclasses import replace
+from typing import Protocol, cast
 
 from gateway import shared_memory
 from gateway.errors import LinkError
@@ -35,15 +35,17 @@ from gateway.frames import (
     pieces,
 )
 from gateway.handshake import ClientHandshake, ServerHandshake, Session
+from gateway.streams import WINDOW_BYTES, Incoming, Message, Outgoing
 
-WINDOW_BYTES = 1024 * 1024
-"""How far a stream may run ahead of its receiver."""
 BUNDLE_BYTES = 256 * 1024
 """A bundle is cut here, so that no frame comes near the peer's limit."""
 WRITE_BUFFER_BYTES = 128 * 1024
 """What the transport may hold: the longest that a small frame waits behind parts."""
-
-Message = TypeVar("Message", Item, Reply)
+MAX_SHARED_NAMES = 64
+"""Names of shared bodies that are kept before we look which of them the peer has taken."""
+MAX_CANCELLED = 4096
+"""Cancelled items whose answer may still come: many more than one round trip can hold."""
+FLUSH_POLL_S = 0.01
 
 
 class Owner(Protocol):
@@ -65,42 +67,6 @@ class Owner(Protocol):
         """The connection is gone; nothing more comes."""
 
 
-@dataclass(slots=True)
-class _Outgoing:
-    """A body that is being sent in parts."""
-
-    stream_id: int
-    buffers: deque[memoryview]
-    window_bytes: int = WINDOW_BYTES
-
-    def next_part(self) -> memoryview:
-        head = self.buffers[0]
-        part = head[: min(PART_BYTES, self.window_bytes)]
-        self.window_bytes -= len(part)
-        if len(part) == len(head):
-            self.buffers.popleft()
-        else:
-            self.buffers[0] = head[len(part) :]
-        return part
-
-
-class _Incoming(Generic[Message]):
-    """A message whose body is still arriving."""
-
-    __slots__ = ("body", "granted", "message")
-
-    def __init__(self, message: Message) -> None:
-        self.message: Message = message
-        self.body = bytearray()
-        self.granted = 0
-
-    def add(self, part: Buffer, *, last: bool) -> Message | None:
-        self.body += part
-        if len(self.body) > self.message.length or (last and len(self.body) < self.message.length):
-            raise LinkError(f"a streamed body of {len(self.body)}, not {self.message.length} bytes")
-        return replace(self.message, body=self.body) if last else None
-
-
 class Channel(asyncio.Protocol):
     """See the module. `max_body_bytes` bounds what one streamed or shared body may hold."""
 
@@ -110,12 +76,13 @@ class Channel(asyncio.Protocol):
         self._owner, self._handshake, self._max_body_bytes = owner, handshake, max_body_bytes
         self._reader = FrameReader()
         self._transport: asyncio.Transport | None = None
-        self._outgoing: deque[_Outgoing] = deque()
-        self._items: dict[int, _Incoming[Item]] = {}
-        self._replies: dict[int, _Incoming[Reply]] = {}
+        self._outgoing: deque[Outgoing] = deque()
+        self._items: dict[int, Incoming[Item]] = {}
+        self._replies: dict[int, Incoming[Reply]] = {}
         self._shared: dict[int, str] = {}
         self._sharing: dict[int, asyncio.Task[None]] = {}
         self._dropped: set[int] = set()
+        self._cancelled: dict[int, None] = {}
         self._paused = False
         self._reason = "the peer closed the connection"
         self.session: Session | None = None
@@ -153,9 +120,25 @@ class Channel(asyncio.Protocol):
         self._transport = None
         for name in self._shared.values():
             shared_memory.discard(name)
-        self._shared.clear()
-        self._outgoing.clear()
+        for held in (self._shared, self._outgoing, self._items, self._replies):
+            held.clear()
         self._owner.channel_closed(self, self._reason)
+
+    @property
+    def unsent(self) -> bool:
+        """Whether the peer has yet to get what was queued; a shared body until it has taken it."""
+        if self._transport is None:
+            return False
+        if self._outgoing or self._sharing or self._transport.get_write_buffer_size():
+            return True
+        return any(map(shared_memory.exists, self._shared.values()))
+
+    async def flush(self, timeout_s: float) -> None:
+        """Wait, before a `close`, until nothing is unsent or the time is over."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while self.unsent:  # noqa: ASYNC110 - nobody tells when a body was taken
+                    await asyncio.sleep(FLUSH_POLL_S)
 
     def close(self, reason: str = "closed by this end") -> None:
         """Close after what is buffered was sent."""
@@ -218,7 +201,7 @@ class Channel(asyncio.Protocol):
             self._owner.channel_frame(self, frame)
 
     def _arrived(
-        self, messages: list[Message], partial: dict[int, _Incoming[Message]]
+        self, messages: list[Message], partial: dict[int, Incoming[Message]]
     ) -> list[Message]:
         """Those that are whole; streamed ones are remembered, shared ones mapped."""
         if not any(m.flags & (Flag.STREAM | Flag.SHARED) for m in messages):
@@ -228,7 +211,9 @@ class Channel(asyncio.Protocol):
             if message.length > self._max_body_bytes + PART_BYTES:
                 raise LinkError(f"a body of {message.length} bytes, over {self._max_body_bytes}")
             if message.flags & Flag.STREAM:
-                partial[message.id] = _Incoming(message)
+                # The parts of an answer that crossed its CANCEL would never be complete.
+                if message.id not in self._cancelled:
+                    partial[message.id] = Incoming(message)
             elif message.flags & Flag.SHARED:
                 # A file that is gone was cancelled on the way, which is no fault of the link.
                 with contextlib.suppress(FileNotFoundError):
@@ -254,7 +239,7 @@ class Channel(asyncio.Protocol):
                 del self._replies[stream_id]
                 self._owner.channel_replies(self, [answer])
 
-    def _grant(self, stream: _Incoming[Item] | _Incoming[Reply], stream_id: int) -> None:
+    def _grant(self, stream: Incoming[Item] | Incoming[Reply], stream_id: int) -> None:
         received = len(stream.body)
         if received - stream.granted >= WINDOW_BYTES // 2:
             self._write(encode_numbers(Kind.WINDOW, stream_id, received - stream.granted))
@@ -287,7 +272,10 @@ class Channel(asyncio.Protocol):
     def cancel(self, item_id: int) -> None:
         """Say that nobody waits for this item; what is left of its body is not sent."""
         self._drop(item_id)
-        self._replies.pop(item_id, None)
+        if self._replies.pop(item_id, None) is None:
+            self._cancelled[item_id] = None
+            if len(self._cancelled) > MAX_CANCELLED:
+                del self._cancelled[next(iter(self._cancelled))]
         self._write(encode_numbers(Kind.CANCEL, item_id))
 
     def _send(
@@ -312,7 +300,6 @@ class Channel(asyncio.Protocol):
         if shared and message.length > shared_memory.THRESHOLD_BYTES:
             task = asyncio.get_running_loop().create_task(self._share(message, encode))
             self._sharing[message.id] = task
-            task.add_done_callback(lambda _: self._sharing.pop(message.id, None))
         else:
             self._stream(message, encode)
 
@@ -324,21 +311,30 @@ class Channel(asyncio.Protocol):
                 None, shared_memory.write, message.body, lambda: self._transport is not None
             )
         except OSError:
-            self._stream(message, encode)
-            return
-        if self._transport is None or message.id in self._dropped:
+            name = None
+        finally:
+            del self._sharing[message.id]
+            dropped = message.id in self._dropped
             self._dropped.discard(message.id)
-            shared_memory.discard(name)
-            return
-        self._shared[message.id] = name
-        self._write(
-            encode([replace(message, flags=message.flags | Flag.SHARED, body=name.encode())])
-        )
+        if dropped or self._transport is None:
+            if name is not None:
+                shared_memory.discard(name)
+        elif name is None:
+            self._stream(message, encode)
+        else:
+            self._remember_shared(message.id, name)
+            named = replace(message, flags=message.flags | Flag.SHARED, body=name.encode())
+            self._write(encode([named]))
+
+    def _remember_shared(self, message_id: int, name: str) -> None:
+        if len(self._shared) >= MAX_SHARED_NAMES:
+            self._shared = {i: n for i, n in self._shared.items() if shared_memory.exists(n)}
+        self._shared[message_id] = name
 
     def _stream(self, message: Message, encode: Callable[[Sequence[Message]], bytes]) -> None:
         self._write(encode([replace(message, flags=message.flags | Flag.STREAM)]))
         self._outgoing.append(
-            _Outgoing(message.id, deque(memoryview(piece) for piece in pieces(message.body)))
+            Outgoing(message.id, deque(memoryview(piece) for piece in pieces(message.body)))
         )
         self._pump()
 

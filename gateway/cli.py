@@ -246,6 +246,52 @@ def infer(
 
 
 @main.command()
+@click.argument("model")
+@at_admin
+@as_json
+def load(model: str, admin: str | None, token_file: str | None, as_json: bool) -> None:
+    """Load MODEL of the store, or load it anew if its files have changed; ends a rollback."""
+    from gateway.command.target import find_target
+
+    with exit_codes(), find_target(admin, token_file).client() as client:
+        client.load(model)
+    click.echo(json.dumps({"loaded": model}) if as_json else f"{model} is ready")
+
+
+@main.command()
+@click.argument("model")
+@at_admin
+@as_json
+def unload(model: str, admin: str | None, token_file: str | None, as_json: bool) -> None:
+    """Serve MODEL no more, until it is loaded again or its config changes."""
+    from gateway.command.target import find_target
+
+    with exit_codes(), find_target(admin, token_file).client() as client:
+        client.unload(model)
+    click.echo(json.dumps({"unloaded": model}) if as_json else f"{model} is unloaded")
+
+
+@main.command()
+@click.argument("model")
+@at_admin
+@as_json
+def rollback(model: str, admin: str | None, token_file: str | None, as_json: bool) -> None:
+    """Serve the version of MODEL before the present one; at once, where it is still warm.
+
+    The version that is left stays out until the next one, `headrace load` or a change of config.
+    """
+    from gateway.command.target import find_target
+
+    with exit_codes(), find_target(admin, token_file).client() as client:
+        change = client.roll_back(model)
+    if as_json:
+        click.echo(json.dumps(change))
+        return
+    how = "was warm" if change["warm"] else "was loaded"
+    click.echo(f"{model} serves version {change['to']} ({how}), no longer {change['from']}")
+
+
+@main.command()
 @click.option("--timeout", default=60.0, show_default=True, help="Patience with draining, s.")
 @at_admin
 @as_json

@@ -130,6 +130,13 @@ class SlotClass(Strict):
         return self
 
 
+class RepositoryAccess(Strict):
+    """Who may load and unload models by request, and how often a remote store is looked at."""
+
+    control: Literal["admin", "public"] = "admin"
+    poll_s: Annotated[float, Field(ge=0.2, le=86_400)] = 5.0
+
+
 class Args(Strict):
     """The application's `args:`; a change restarts every replica."""
 
@@ -138,6 +145,7 @@ class Args(Strict):
     gateways: Annotated[int, Field(ge=1, le=256)] | Literal["auto"] = 1
     slots: dict[Name, SlotClass] = Field(default_factory=lambda: {"cpu": SlotClass()}, min_length=1)
     store: Annotated[str, Field(min_length=1)] = "models/repository"
+    repository: RepositoryAccess = RepositoryAccess()
     limits: Limits = Limits()
     secret: SecretRef | None = None
     admin_token: SecretRef | None = None
@@ -186,13 +194,30 @@ class Routing(Strict):
         return self
 
 
+class Latest(Strict):
+    """The newest `latest` versions of the store."""
+
+    latest: int = Field(ge=1, le=1000)
+
+
+Version = Annotated[int, Field(ge=0, lt=10**18)]
+
+
 class ModelConfig(Strict):
-    """One model of the store. `runtime` is told by its files, `slot_class` by its runtime."""
+    """One model of the store. `runtime` is told by its files, `slot_class` by its runtime.
+
+    `swap` says what happens when a new version finds no free slot: `aside` waits for one,
+    `in-place` unloads the old version first. `keep_previous` keeps the version before warm, for
+    an instant rollback, while nobody needs its slot.
+    """
 
     runtime: RuntimeName | None = None
     slot_class: Name | None = None
     replicas: Replicas = Replicas()
-    versions: Literal["latest", "all"] | tuple[Annotated[int, Field(ge=1)], ...] = "latest"
+    versions: Literal["latest", "all"] | Latest | tuple[Version, ...] = "latest"
+    labels: dict[Name, Version] = Field(default_factory=dict)
+    swap: Literal["aside", "in-place"] = "aside"
+    keep_previous: bool = True
     batching: Batching = Batching()
     routing: Routing = Routing()
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from gateway.config import Args, ModelConfig, PoolConfig, RuntimeName, split_address
+from gateway.config import Args, Latest, ModelConfig, PoolConfig, RuntimeName, split_address
 from gateway.yaml_source import KeyPath
 
 _LOOPBACK = ("127.", "localhost", "::1")
@@ -67,7 +67,7 @@ def stored_runtime(store: Path, model: str) -> RuntimeName | None:
 
 
 def _version(entry: Path) -> bool:
-    return entry.name.isascii() and entry.name.isdigit() and int(entry.name) > 0
+    return entry.name.isascii() and entry.name.isdigit()
 
 
 def _addresses(args: Args) -> Iterator[Finding]:
@@ -103,13 +103,14 @@ def _slots_of_models(args: Args, pool: PoolConfig, store: Path | None) -> Iterat
 
 
 def _placements(name: str, model: ModelConfig, store: Path | None) -> int:
+    stored = stored_versions(store, name) if store is not None else []
     if isinstance(model.versions, tuple):
-        versions = len(model.versions)
-    elif model.versions == "all" and store is not None:
-        versions = max(1, len(stored_versions(store, name)))
+        kept = set(model.versions)
+    elif model.versions == "all":
+        kept = set(stored)
     else:
-        versions = 1
-    return model.replicas.min * versions
+        kept = set(stored[-(model.versions.latest if isinstance(model.versions, Latest) else 1) :])
+    return model.replicas.min * max(1, len(kept | set(model.labels.values())))
 
 
 def _room(args: Args, pool: PoolConfig, store: Path | None) -> Iterator[Finding]:
@@ -130,10 +131,26 @@ def _room(args: Args, pool: PoolConfig, store: Path | None) -> Iterator[Finding]
                 f"models ask for {wanted[slot_class]} placements (`replicas.min` x versions); "
                 f"count {slots.count} x max_models {slots.max_models} holds {room}",
             )
+        elif wanted[slot_class] == room and _swaps_aside(slot_class, pool, store):
+            message = (
+                f"all {room} places are taken, so a new version waits for a free one; "
+                "raise `count` by one, or set `swap: in-place`"
+            )
+            yield Finding(("args", "slots", slot_class), message, warning=True)
     total = sum(slots.count * slots.max_models for slots in args.slots.values())
     if unknown and wanted.total() + unknown > total:
         message = f"models ask for {wanted.total() + unknown} placements; all slots hold {total}"
         yield Finding(("args", "slots"), message)
+
+
+def _swaps_aside(slot_class: str, pool: PoolConfig, store: Path | None) -> bool:
+    """Whether a model of the class follows its newest version and swaps beside the old one."""
+    return any(
+        model.swap == "aside"
+        and not isinstance(model.versions, tuple)
+        and _slot_class(model, name, store) == slot_class
+        for name, model in pool.models.items()
+    )
 
 
 def _store(store: Path, pool: PoolConfig) -> Iterator[Finding]:
@@ -143,8 +160,13 @@ def _store(store: Path, pool: PoolConfig) -> Iterator[Finding]:
         if name not in present:
             message = f"no folder {name!r} in the store {str(store)!r}{did_you_mean(name, present)}"
             yield Finding(path, message, warning=True)
-        elif isinstance(model.versions, tuple):
-            missing = set(model.versions) - set(stored_versions(store, name))
-            for version in sorted(missing):
+            continue
+        stored = stored_versions(store, name)
+        for version in model.versions if isinstance(model.versions, tuple) else ():
+            if version not in stored:
                 message = f"the store has no version {version} of {name!r}"
                 yield Finding((*path, "versions"), message, warning=True)
+        for label, version in model.labels.items():
+            if version not in stored:
+                message = f"the store has no version {version} of {name!r}"
+                yield Finding((*path, "labels", label), message, warning=True)

@@ -20,7 +20,12 @@ from gateway.snapshot import Snapshot, State
 TICK_S = 0.025
 """How late a deadline may be noticed, and how often a slot hears of changed demand."""
 
-NOT_FOUND = {"tfserving": servable_not_found, "openinference": model_not_found}
+NOT_FOUND = {
+    "tfserving": servable_not_found,
+    "tfserving_grpc": servable_not_found,
+    "openinference": model_not_found,
+    "openinference_grpc": model_not_found,
+}
 
 log = structlog.get_logger()
 
@@ -57,11 +62,20 @@ class DataPlane(LinkEvents):
             self.router.refuse(key, Unavailable(reason))
         self._flush_soon()
 
-    def require(self, protocol: str, name: str, version: int | None) -> None:
-        """Refuse what cannot be served: `NotFound` in the protocol's words, or `Unavailable`."""
+    def require(
+        self, protocol: str, name: str, version: int | None, label: str | None = None
+    ) -> Key:
+        """The key that answers this name; raises `NotFound` in the protocol's words or `Unavailable`.
+
+        A label is resolved here and now, so all requests that came before it moved go one way.
+        """
         view = self.snapshot.models.get(name)
         if view is None and not self.snapshot.number:
             raise Unavailable("the gateway has not heard from the pool yet", retry_after_s=1)
+        if label is not None and view is not None:
+            if label not in view.labels:
+                raise servable_not_found(name, label=label)
+            version = view.labels[label]
         found = view.version(version) if view is not None else None
         if view is None or (found is None and version is not None):
             raise NOT_FOUND[protocol](name, version)
@@ -69,6 +83,7 @@ class DataPlane(LinkEvents):
             raise Unavailable(f"model {name!r} cannot be served: {view.reason or 'no version'}")
         if found.state is State.FAILED:
             raise Unavailable(f"model {name!r} version {found.version} failed: {found.reason}")
+        return (name, version)
 
     def routing(self, name: str) -> Routing:
         """How requests of a model choose their slot."""
@@ -189,22 +204,25 @@ def routes_of(snapshot: Snapshot) -> tuple[dict[Key, Route], dict[Key, str]]:
     """Routes to what is READY, and why the versions that failed cannot be served. Pure."""
     routes: dict[Key, Route] = {}
     failed: dict[Key, str] = {}
+    places: dict[tuple[str, int, int], list[tuple[str, int]]] = {}
+    for placement in snapshot.placements:
+        if placement.state is State.READY:
+            identity = (placement.model, placement.version, placement.revision)
+            place = (placement.slot_id, placement.placement_id)
+            places.setdefault(identity, []).append(place)
     for name, model in snapshot.models.items():
         for version in model.versions:
-            places = [
-                (placement.slot_id, placement.placement_id)
-                for placement in snapshot.placements
-                if (placement.model, placement.version) == (name, version.version)
-                and placement.state is State.READY
-            ]
-            routes[name, version.version] = (model.config.routing, places)
+            if not version.served:
+                continue
+            found = places.get((name, version.version, version.revision), [])
+            routes[name, version.version] = (model.config.routing, found)
             if version.state is State.FAILED:
                 failed[name, version.version] = f"model {name!r} failed: {version.reason}"
-        newest = model.version(None)
-        if newest is None:
+        default = model.version(None)
+        if default is None:
             routes[name, None] = (model.config.routing, [])
         else:
-            routes[name, None] = routes[name, newest.version]
-            if (name, newest.version) in failed:
-                failed[name, None] = failed[name, newest.version]
+            routes[name, None] = routes[name, default.version]
+            if (name, default.version) in failed:
+                failed[name, None] = failed[name, default.version]
     return routes, failed

@@ -23,15 +23,6 @@ class Deadline:
         """A deadline `timeout_s` seconds from now."""
         return cls((time.monotonic() if now_s is None else now_s) + timeout_s)
 
-    @classmethod
-    def never(cls) -> Deadline:
-        """A deadline that does not pass."""
-        return cls(math.inf)
-
-    def remaining_s(self, now_s: float | None = None) -> float:
-        """Seconds left, at least 0; infinity when there is no deadline."""
-        return max(0.0, self.at_s - (time.monotonic() if now_s is None else now_s))
-
     def passed(self, now_s: float | None = None) -> bool:
         """True once the time is over."""
         return (time.monotonic() if now_s is None else now_s) >= self.at_s

@@ -32,6 +32,13 @@ class Unauthenticated(HeadraceError):
     grpc_status = "UNAUTHENTICATED"
 
 
+class PermissionDenied(HeadraceError):
+    """Raised when the operation is not open to this caller or on this listener."""
+
+    http_status = 403
+    grpc_status = "PERMISSION_DENIED"
+
+
 class NotFound(HeadraceError):
     """Raised when the model, version, signature or path does not exist."""
 
@@ -51,6 +58,13 @@ class RequestTimeout(HeadraceError):
 
     http_status = 408
     grpc_status = "DEADLINE_EXCEEDED"
+
+
+class FailedPrecondition(HeadraceError):
+    """Raised when the system's state does not allow the operation; it is not the request's form."""
+
+    http_status = 409
+    grpc_status = "FAILED_PRECONDITION"
 
 
 class PayloadTooLarge(HeadraceError):
@@ -115,9 +129,11 @@ _BY_STATUS: dict[int, type[HeadraceError]] = {
     for error in (
         InvalidArgument,
         Unauthenticated,
+        PermissionDenied,
         NotFound,
         MethodNotAllowed,
         RequestTimeout,
+        FailedPrecondition,
         PayloadTooLarge,
         Cancelled,
         InternalError,

@@ -18,7 +18,7 @@ Body = Buffer | tuple[Buffer, ...]
 """A body is one buffer or, so that a large one need not be joined, its pieces in order."""
 
 HEAD = struct.Struct("<IBBH")
-ITEM = struct.Struct("<IIHBBIfHBB")
+ITEM = struct.Struct("<IIHBBIffHBB")
 REPLY = struct.Struct("<IIHBBIffffHH")
 STREAM = struct.Struct("<II")
 
@@ -79,7 +79,8 @@ class Item:
     """A request on the link. `length` is the body's whole length in bytes, also when streamed.
 
     `call` numbers protocol and method, `encodings` holds content and accept encoding in a nibble
-    each; `remaining_s` is the time left to the deadline when the item was sent.
+    each; `remaining_s` is the time left to the deadline when the item was sent, and `waited_s`
+    how long the request had been in the gateway by then.
     """
 
     id: int
@@ -92,6 +93,7 @@ class Item:
     encodings: int
     meta: bytes
     body: Body
+    waited_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -174,6 +176,7 @@ def encode_items(items: Iterable[Item]) -> bytes:
                 item.flags,
                 NO_JSON_LENGTH if item.json_length is None else item.json_length,
                 item.remaining_s,
+                item.waited_s,
                 len(item.meta),
                 item.encodings,
                 0,
@@ -234,15 +237,17 @@ def decode_items(frame: Frame) -> list[Item]:
     view, offset, items = memoryview(frame.payload), 0, []
     for _ in range(frame.count):
         header, offset = _header(ITEM, view, offset)
-        number, length, placement, call, flags, json_length, remaining_s, meta_length, enc, _ = (
-            header
-        )
+        number, length, placement, call, flags, json_length, *times, meta_length, enc, _ = header
         meta, offset = _slice(view, offset, meta_length)
         body, offset = _slice(view, offset, _inline_bytes(flags, length))
         json = None if json_length == NO_JSON_LENGTH else json_length
+        remaining_s, waited_s = times
         items.append(
-            Item(number, length, placement, call, flags, json, remaining_s, enc, bytes(meta), body)
-        )
+            Item(
+                number, length, placement, call, flags, json, remaining_s, enc, bytes(meta), body,
+                waited_s,
+            )
+        )  # fmt: skip
     _whole(view, offset)
     return items
 

@@ -5,38 +5,41 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version as distribution_version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import structlog
 from ray import serve
 
 from gateway import ray_cluster, shared_memory
 from gateway.admin_api import create_admin_app
-from gateway.config import Limits, Listen, SecretRef, split_address
+from gateway.config import Limits, Listen, ModelConfig, SecretRef, split_address
 from gateway.config_file import check_document
 from gateway.data_plane import DataPlane
+from gateway.errors import Unavailable
 from gateway.grpc_api import GrpcListener
 from gateway.http_api import create_app
 from gateway.http_fastlane import fast_lane, sweep
-from gateway.http_prediction import FrontState
 from gateway.link import Identity
 from gateway.listeners import HttpListener
 from gateway.logs import configure, watched
 from gateway.metrics import Recorder
 from gateway.metrics_export import Exporter
 from gateway.node import Node
+from gateway.pool_client import PoolClient
 from gateway.port_lock import PortLock
+from gateway.prediction import FrontState
 from gateway.secrets import admin_token, cluster_secret
 from gateway.snapshot import Snapshot
 
 GOODBYE_S = 1.0
 """Answers say `Connection: close` for so long before the listener closes: see decision 12."""
 FIRST_SNAPSHOT_S = 10.0
-POOL_TIMEOUT_S = 15.0
 POOL_RETRY_S = 0.5
+FOLLOW_S = 2.0
 
 log = structlog.get_logger()
 
@@ -49,6 +52,7 @@ class GatewaySettings:
     limits: Limits
     secret: SecretRef | None
     admin_token: SecretRef | None
+    repository_control: Literal["admin", "public"] = "admin"
     log_level: str = "info"
     force_tcp: bool = False
 
@@ -58,7 +62,8 @@ class Gateway:
 
     async def __init__(self, settings: GatewaySettings, pool: Any, *slots: Any) -> None:  # type: ignore[misc]
         configure(settings.log_level, "gateway")
-        self._settings, self._pool, self._slots = settings, pool, slots
+        self._settings, self._slots = settings, slots
+        self._pool = PoolClient(pool)
         self._node = Node.here()
         self.version = distribution_version("headrace")
         self.metrics_folder: Path = self._node.metrics
@@ -104,7 +109,7 @@ class Gateway:
         self._admin = HttpListener(
             create_admin_app(self, token), addresses[1], limits.idle_timeout_s
         )
-        self._grpc = GrpcListener(addresses[2])
+        self._grpc = GrpcListener(addresses[2], self, self._front)
 
     def _address(self, text: str) -> str:
         host, _, port = text.rpartition(":")
@@ -135,15 +140,53 @@ class Gateway:
         """By slot, how this gateway reaches it."""
         return self._plane.links()
 
+    @property
+    def repository_control(self) -> Literal["admin", "public"]:
+        """On which listener models may be loaded and unloaded."""
+        return self._settings.repository_control
+
     async def details(self) -> dict[str, Any] | None:
         """The pool's fast-changing figures; None while it is away."""
         try:
-            async with asyncio.timeout(2):
-                details: dict[str, Any] = await self._pool.details.remote()
-        except Exception as error:  # Ray raises many kinds while the pool is restarting
-            log.debug("pool_away", reason=type(error).__name__)
+            return await self._pool.details()
+        except Unavailable:
             return None
-        return details
+
+    async def statistics(self) -> Sequence[Mapping[str, Any]]:
+        """What all slots have counted."""
+        return await self._pool.statistics()
+
+    async def index(self) -> list[dict[str, str]]:
+        """The models of the store and those that are served."""
+        index: list[dict[str, str]] = await self._operate("index")
+        return index
+
+    async def load(self, name: str, config: Mapping[str, Any] | None = None) -> None:
+        """Load a model of the store."""
+        await self._operate("load", name=name, config=config)
+
+    async def unload(self, name: str) -> None:
+        """Stop serving a model."""
+        await self._operate("unload", name=name)
+
+    async def roll_back(self, name: str) -> dict[str, Any]:
+        """Serve the version before."""
+        change: dict[str, Any] = await self._operate("roll_back", name=name)
+        return change
+
+    async def serve_only(self, models: Mapping[str, ModelConfig]) -> None:
+        """Serve exactly these models of the store."""
+        plain = {name: config.model_dump() for name, config in models.items()}
+        await self._operate("serve_only", models=plain)
+
+    async def _operate(self, operation: str, **arguments: Any) -> Any:
+        """An order to the pool; answered once this gateway acts on it too."""
+        result, number = await self._pool.operate(operation, **arguments)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FOLLOW_S):
+                while self._plane.snapshot.number < number:  # noqa: ASYNC110 - orders are rare
+                    await asyncio.sleep(0.005)
+        return result
 
     async def shutdown(self) -> None:
         """Delete the application; Serve then drains every replica, this one too."""
@@ -163,15 +206,11 @@ class Gateway:
         """Wait for each next snapshot; while the pool is away, go on with the last one."""
         away = False
         while True:
-            current = self._plane.snapshot
             try:
-                async with asyncio.timeout(POOL_TIMEOUT_S):
-                    snapshot = await self._pool.watch.remote(
-                        current.epoch, current.number, self._id, self._report()
-                    )
-            except Exception as error:  # Ray raises many kinds while the pool is restarting
+                snapshot = await self._pool.watch(self._plane.snapshot, self._id, self._report())
+            except Unavailable:
                 if not away:
-                    log.warning("pool_away", reason=type(error).__name__)
+                    log.warning("pool_away")
                 away = True
                 await asyncio.sleep(POOL_RETRY_S)
                 continue

@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from http import HTTPStatus
 from typing import Any
 
+import httptools
 from uvicorn.config import Config
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from gateway.errors import HeadraceError, InvalidArgument, RequestTimeout
-from gateway.frames import PART_BYTES, Body
-from gateway.http_prediction import FrontState, Prediction, content_length, head, too_large
-from gateway.protocols.errors_json import encode_error
+from gateway.errors import HeadraceError, InvalidArgument, MethodNotAllowed, RequestTimeout
+from gateway.frames import PART_BYTES, Body, Buffer
+from gateway.http_prediction import FrontState, Prediction, content_length, too_large
 from gateway.protocols.paths import InferPath, parse_infer_path
 from gateway.router import Answer
 
@@ -29,6 +28,12 @@ LINGER_S = 2.0
 """After refusing a body half-way we read on for so long, or the reset would overtake the answer."""
 MAX_HEADER_BYTES = 64 * 1024
 MAX_HEADERS = 128
+
+
+class HeadersTooLarge(InvalidArgument):
+    """Raised when a request has more headers, or trailers, than we are ready to hold."""
+
+    http_status = 431
 
 
 class FastCycle:
@@ -64,7 +69,8 @@ class FastCycle:
 
     async def run_asgi(self, app: object) -> None:
         """uvicorn starts a pipelined cycle so, once those before it are answered."""
-        self.start()
+        if not self.lane.transport.is_closing():
+            self.start()
 
     def start(self) -> None:
         """All earlier requests of the connection are answered: go as far as possible."""
@@ -118,6 +124,7 @@ class FastLane(HttpToolsProtocol):
         self._reading = ""
         self._header_bytes = 0
         self._write_blocked_s = 0.0
+        self._running: FastCycle | None = None
 
     # -- the connection -----------------------------------------------------------------------
 
@@ -129,23 +136,53 @@ class FastLane(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The client left: nobody waits for its requests any more."""
         self.front.connections.discard(self)
-        cycles = [self.cycle, *(cycle for cycle, _ in self.pipeline)]
+        # Requests that wait behind it are with nobody yet; `cycle` may be the last of them.
         self.pipeline.clear()
-        for cycle in cycles:
-            if isinstance(cycle, FastCycle) and cycle.prediction.request is not None:
-                self.front.plane.cancel(cycle.prediction.request)
+        if self._running is not None and self._running.prediction.request is not None:
+            self.front.plane.cancel(self._running.prediction.request)
+        self._running = None
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Count header bytes: the parser itself has no limit."""
+        """Count bytes that are no body, headers and trailers: the parser itself has no limit."""
         if self._reading == "lingering":
             return
-        if self._reading != "body":
-            self._header_bytes += len(data)
-            self._reading = self._reading or "headers"
-        super().data_received(data)
-        if self._reading == "headers" and self._header_bytes > MAX_HEADER_BYTES:
-            self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "the headers are too large")
+        self._header_bytes += len(data)
+        self._reading = self._reading or "headers"
+        if self.timeout_keep_alive_task is not None:
+            self._unset_keepalive_if_required()
+        self._parse(data)
+        if self._header_bytes > MAX_HEADER_BYTES:
+            self._refuse_headers()
+
+    def _parse(self, data: Buffer) -> None:
+        try:
+            while True:
+                try:
+                    self.parser.feed_data(data)
+                    return
+                except httptools.HttpParserUpgrade as upgrade:
+                    data = memoryview(data)[upgrade.args[0] :]
+                self._ignore_upgrade()
+        except httptools.HttpParserError:
+            self._refuse(InvalidArgument("this is no valid HTTP request"))
+
+    def _ignore_upgrade(self) -> None:
+        """Read a request that asks for another protocol as one that does not (RFC 9110, 7.8).
+
+        The parser has passed over its body, so its head is given to a new one.
+        """
+        if self._reading != "headers" or self.transport.is_closing():
+            return  # It is a trailer that is called so.
+        method, version = self.parser.get_method(), self.parser.get_http_version().encode()
+        if method == b"CONNECT":
+            self._refuse(MethodNotAllowed("CONNECT is not allowed"))
+            return
+        lines = [b"%b %b HTTP/%b" % (method, self.url, version)]
+        lines += [name + b": " + value for name, value in self.headers if name != b"upgrade"]
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self.parser.feed_data(b"\r\n".join([*lines, b"", b""]))
 
     def check_time(self, now_s: float) -> None:
         """Cut off who is too slow in sending or reading, or idle for too long."""
@@ -158,29 +195,36 @@ class FastLane(HttpToolsProtocol):
             return
         self._write_blocked_s = 0.0
         if self._reading == "headers" and age_s > limits.header_timeout_s:
-            self._refuse(HTTPStatus.REQUEST_TIMEOUT, "the headers took too long")
+            self._refuse(RequestTimeout("the headers took too long"))
         elif self._reading == "body" and age_s > limits.body_timeout_s:
-            if isinstance(self.cycle, FastCycle):
-                self.cycle.fail(RequestTimeout("the body took too long"))
-            else:
-                self._refuse(HTTPStatus.REQUEST_TIMEOUT, "the body took too long")
+            self._refuse_body(RequestTimeout("the body took too long"))
         elif not self._reading and age_s > limits.idle_timeout_s and self._answered:
             self.transport.close()
         elif self._reading == "lingering" and age_s > LINGER_S:
             self.transport.abort()
 
-    def send_400_response(self, msg: str) -> None:
-        """What is no HTTP gets a JSON error as everything else does."""
-        self._refuse(HTTPStatus.BAD_REQUEST, msg)
-
-    def _refuse(self, status: HTTPStatus, text: str) -> None:
+    def _refuse(self, error: HeadraceError) -> None:
+        """Close; say why if the answers to all earlier requests are written."""
         if self.transport.is_closing():
             return
         if self._answered:
-            error = InvalidArgument(text)
-            body = encode_error(error).body
-            self.transport.writelines([head(status.value, len(body), b"", keep_alive=False), body])
+            refused = Prediction(None, self.headers or ())
+            self.transport.writelines(refused.response(error, keep_alive=False))
         self.transport.close()
+
+    def _refuse_body(self, error: HeadraceError) -> None:
+        if not isinstance(self.cycle, FastCycle):
+            self.transport.close()  # The application may have answered already.
+        elif not self.transport.is_closing():
+            self.cycle.fail(error)
+
+    def _refuse_headers(self) -> None:
+        limits = f"{MAX_HEADERS} headers and trailers, and {MAX_HEADER_BYTES} bytes of them"
+        error = HeadersTooLarge(f"a request may have {limits}")
+        if self._reading == "headers":
+            self._refuse(error)
+        elif self._reading == "body":
+            self._refuse_body(error)
 
     @property
     def _answered(self) -> bool:
@@ -200,10 +244,12 @@ class FastLane(HttpToolsProtocol):
         """Collect headers, within a limit."""
         super().on_header(name, value)
         if len(self.headers) > MAX_HEADERS:
-            self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "too many headers")
+            self._refuse_headers()
 
     def on_headers_complete(self) -> None:
         """Choose the lane."""
+        if self.parser.should_upgrade():
+            return  # `_ignore_upgrade` comes next.
         self._header_bytes, self._reading, self._since_s = 0, "body", self.loop.time()
         if self.transport.is_closing():
             return
@@ -242,16 +288,22 @@ class FastLane(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         """Keep a piece of a prediction's body."""
+        self._header_bytes = 0
         if isinstance(self.cycle, FastCycle):
             if self.cycle.more_body:
                 self.cycle.add(body, self.front.limits.max_body_bytes)
         elif self.cycle is not None:
             super().on_body(body)
 
+    def on_chunk_complete(self) -> None:
+        """A piece of a chunked body, or its trailers, are complete."""
+        self._header_bytes = 0
+
     def on_message_complete(self) -> None:
         """The body is complete."""
-        if self._reading == "lingering":
-            self.transport.close()
+        if self._reading != "body":
+            if self._reading == "lingering":
+                self.transport.close()
             return
         self._reading, self._since_s = "", self.loop.time()
         cycle = self.cycle
@@ -267,7 +319,7 @@ class FastLane(HttpToolsProtocol):
 
     def dispatch(self, cycle: FastCycle) -> None:
         """Hand a complete prediction to the data plane."""
-        prediction = cycle.prediction
+        self._running, prediction = cycle, cycle.prediction
         try:
             if cycle.failed is not None:
                 raise cycle.failed
@@ -283,6 +335,9 @@ class FastLane(HttpToolsProtocol):
     def _respond(self, cycle: FastCycle, answer: Answer) -> None:
         cycle.prediction.record(self.front, answer)
         cycle.response_complete = True
+        # Its body must not stay in memory for as long as the connection is idle.
+        self._running = cycle.prediction.request = None
+        cycle.body.clear()
         if self.transport.is_closing():
             return
         keep_alive = cycle.keep_alive and not self.front.draining

@@ -227,6 +227,7 @@ def _item(request: Request, now_s: float) -> Item:
         request.encodings,
         request.meta,
         request.body,
+        max(0.0, now_s - request.arrived_s),
     )
 
 

@@ -22,7 +22,11 @@ class PortLock:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._file: TextIO = (folder / f"port-{port}.lock").open("a+")
         try:
-            self._take(port, owner)
+            # A lock is not made shared in one step: another may take it between two. So those
+            # who start do so one after the other.
+            with (folder / "ports.lock").open("a") as turn:
+                fcntl.flock(turn, fcntl.LOCK_EX)
+                self._take(port, owner)
         except ConfigError:
             self._file.close()
             raise
@@ -31,18 +35,16 @@ class PortLock:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            fcntl.flock(self._file, fcntl.LOCK_SH)
             self._file.seek(0)
-            other = self._file.read()
-            if other != owner:
+            if self._file.read() != owner:
                 raise ConfigError(
                     f"port {port} is in use by another Headrace on this machine: stop it with "
                     "`headrace down`, or choose another port under `listen`"
                 ) from None
-            return
-        self._file.truncate(0)
-        self._file.write(owner)
-        self._file.flush()
+        else:
+            self._file.truncate(0)
+            self._file.write(owner)
+            self._file.flush()
         fcntl.flock(self._file, fcntl.LOCK_SH)
 
     def release(self) -> None:

@@ -29,6 +29,8 @@ RETRY_SHARE = 0.1
 """Retries may be this share of all requests …"""
 RETRY_RESERVE = 256.0
 """… and this many at once, which is more than the credits of one slot."""
+DEPTH_S = 0.1
+"""What a slot said of its load counts for so long; later it would only keep requests away."""
 
 
 @dataclass(slots=True, eq=False)
@@ -78,13 +80,14 @@ class Lane:
     sender: Sender
     in_flight: dict[int, Request] = field(default_factory=dict)
     depth: int = 0
+    depth_until_s: float = 0.0
     draining: bool = False
     exclusive: Request | None = None
 
-    @property
-    def load(self) -> int:
-        """Requests that the slot holds, ours and, as far as it said, those of other gateways."""
-        return max(len(self.in_flight), self.depth)
+    def load(self, now_s: float) -> int:
+        """Requests that the slot holds, ours and, as far as it just said, of other gateways."""
+        own = len(self.in_flight)
+        return max(own, self.depth) if now_s < self.depth_until_s else own
 
 
 @dataclass(slots=True, eq=False)
@@ -272,6 +275,7 @@ class Router:
         if lane is None or request is None:
             return
         lane.depth = reply.depth
+        lane.depth_until_s = request.sent_s + reply.slot_s + DEPTH_S
         self._leave(lane, request)
         if not elsewhere:
             self._finish(request, reply)
@@ -305,7 +309,7 @@ class Router:
             while target.suspects and self._isolate(target, now_s, sends):
                 pass
             while target.waiting:
-                seat = self._choose(target, target.waiting[0])
+                seat = self._choose(target, target.waiting[0], now_s)
                 if seat is None:
                     break
                 self._place(target.waiting.popleft(), seat, now_s, sends)
@@ -327,7 +331,7 @@ class Router:
         free = [pair for pair in lanes if pair[0].exclusive is None and pair[1].credit >= 1]
         if not free:
             return False
-        lane, seat = min(free, key=lambda pair: (pair[0].load, pair[0].slot_id))
+        lane, seat = min(free, key=lambda pair: (pair[0].load(now_s), pair[0].slot_id))
         lane.exclusive = request
         if lane.in_flight:
             return False
@@ -350,7 +354,7 @@ class Router:
             return []
         return [seat for seat in target.seats if self._open(seat, leaving=True)]
 
-    def _choose(self, target: Target, request: Request) -> Seat | None:
+    def _choose(self, target: Target, request: Request, now_s: float) -> Seat | None:
         if len(target.seats) == 1:
             seat = target.seats[0]
             leaving = self._lanes[seat.slot_id].draining if seat.slot_id in self._lanes else False
@@ -367,7 +371,7 @@ class Router:
         # The power of two choices (Mitzenmacher 1996): nearly as good as the least loaded of all,
         # and gateways that see the same figures do not all run to the same slot.
         first, second = self._rng.sample(seats, 2)
-        return min(first, second, key=lambda seat: self._lanes[seat.slot_id].load)
+        return min(first, second, key=lambda seat: self._lanes[seat.slot_id].load(now_s))
 
     # -- figures ------------------------------------------------------------------------------
 

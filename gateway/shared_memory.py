@@ -68,6 +68,11 @@ def take(name: str, length: int) -> memoryview:
         discard(name)
 
 
+def exists(name: str) -> bool:
+    """Whether nobody has taken or removed such a file yet."""
+    return (FOLDER / name).exists()
+
+
 def discard(name: str) -> None:
     """Remove such a file if it is still there."""
     (FOLDER / name).unlink(missing_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from gateway.config import ModelConfig
 from gateway.protocols.tensors import ModelSpec
@@ -39,7 +40,10 @@ class SlotView:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """One (slot, model, version) and how far it is; `placement_id` is the slot's own number."""
+    """One (slot, model, version) and how far it is; `placement_id` is the slot's own number.
+
+    `revision` rises when a version is loaded anew because its files have changed.
+    """
 
     slot_id: str
     model: str
@@ -48,39 +52,88 @@ class Placement:
     placement_id: int = 0
     reason: str = ""
     load_s: float = 0.0
+    revision: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class VersionView:
-    """A wanted version of a model; `spec` is known once some slot has loaded it."""
+    """A version of a model; `spec` is known once some slot has loaded it.
+
+    A version that is not `served` is only kept warm for a rollback. Requests go to placements of
+    `revision`.
+    """
 
     version: int
     state: State
     spec: ModelSpec | None = None
     reason: str = ""
+    served: bool = True
+    revision: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class ModelView:
-    """A model of the config with its versions, newest last."""
+    """A model with its versions, newest last.
+
+    `default` answers those who name no version. `labels` holds where each label points now, which
+    may lag behind the config until the new version is ready. `incomplete` holds the versions of
+    the store that are not taken up yet, and why.
+    """
 
     name: str
     config: ModelConfig
     versions: tuple[VersionView, ...] = ()
     reason: str = ""
+    default: int | None = None
+    labels: Mapping[str, int] = field(default_factory=dict)
+    incomplete: Mapping[int, str] = field(default_factory=dict)
 
     def version(self, number: int | None) -> VersionView | None:
-        """That version, or without a number the newest READY one (else the newest)."""
+        """That version if it is served; without a number the default, else the newest ready one."""
+        served = [v for v in self.versions if v.served]
+        wanted = self.default if number is None else number
+        for view in served:
+            if view.version == wanted:
+                return view
         if number is not None:
-            return next((v for v in self.versions if v.version == number), None)
-        ready = [v for v in self.versions if v.state is State.READY]
-        candidates = ready or list(self.versions)
+            return None
+        ready = [v for v in served if v.state is State.READY]
+        candidates = ready or served
         return candidates[-1] if candidates else None
 
 
 @dataclass(frozen=True, slots=True)
+class Override:
+    """What operators said about a model while the system ran; the config knows nothing of it.
+
+    `config` is that of a model loaded by request. A model that is `unloaded` stays so until it is
+    loaded again; `rejected` versions are those that a rollback left.
+    """
+
+    config: ModelConfig | None = None
+    unloaded: bool = False
+    rejected: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What only the pool knows; gateways hold it with the snapshot and hand it to the next pool.
+
+    `serving` holds the (version, revision) pairs that take each model's traffic; `statistics` is
+    what slots that are gone had counted.
+    """
+
+    overrides: Mapping[str, Override] = field(default_factory=dict)
+    serving: Mapping[str, tuple[tuple[int, int], ...]] = field(default_factory=dict)
+    statistics: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
-    """`generation` counts config changes, `number` every change; both only rise in an epoch."""
+    """`generation` counts config changes, `number` every change; both only rise in an epoch.
+
+    `store_problem` says since when the store cannot be read, and why.
+    """
 
     epoch: int = 0
     number: int = 0
@@ -88,3 +141,5 @@ class Snapshot:
     slots: tuple[SlotView, ...] = ()
     placements: tuple[Placement, ...] = ()
     models: Mapping[str, ModelView] = field(default_factory=dict)
+    store_problem: str = ""
+    memory: Memory = field(default_factory=Memory)

@@ -1,4 +1,7 @@
-"""`make bench`: the complete gateway beside mosec on one small model, in one run."""
+"""`make bench`: the complete gateway beside its peers on one small model, in one run.
+
+Over HTTP beside mosec, over gRPC beside Triton (pytriton) and a gRPC server that does nothing.
+"""
 
 from __future__ import annotations
 
@@ -15,31 +18,31 @@ import click
 from rich.console import Console
 
 from loadtests.direct import direct_calls
+from loadtests.grpc_servers import install_pytriton
+from loadtests.h2load import H2loadFailed, require_h2load
+from loadtests.headrace import BadAnswer
 from loadtests.machine import describe_machine
-from loadtests.memory import bare_runtime_memory, process_memory
-from loadtests.mlp import right_answer, write_bodies, write_store
-from loadtests.outcome import HEADRACE, MOSEC, Measured, Outcome, SlotMemory, medians
+from loadtests.mlp import Body, right_answer, write_bodies, write_grpc_body, write_store
+from loadtests.outcome import EMPTY, HEADRACE, MOSEC, PYTRITON, Outcome, medians
 from loadtests.peers.environment import PeerNotInstalled
 from loadtests.processes import NotStarted
-from loadtests.servers import (
-    ROWS,
-    BadAnswer,
-    Contender,
-    Running,
-    Site,
-    install_peers,
-    started,
-)
+from loadtests.races import GRPC, HTTP, Pace, grpc_race, http_race
+from loadtests.servers import Site, install_mosec
 from loadtests.startup import measure_startup
 from loadtests.tables import markdown, rich_tables, sentences, update_block
-from loadtests.wrk import WrkFailed, require_wrk, run_wrk
+from loadtests.wrk import WrkFailed, require_wrk
 
 ROOT = Path(__file__).resolve().parent.parent
 REPORTS = Path(__file__).resolve().parent / "reports"
-POINTS = (1, 16, 64)
-WARM_UP_CONNECTIONS = 16
-CONTENDERS = (Contender(HEADRACE, ROWS), Contender(MOSEC, ROWS), Contender(MOSEC, 1))
-FORESEEN = (NotStarted, BadAnswer, WrkFailed, PeerNotInstalled, OSError, ValueError)
+FORESEEN = (
+    NotStarted,
+    BadAnswer,
+    WrkFailed,
+    H2loadFailed,
+    PeerNotInstalled,
+    OSError,
+    ValueError,
+)
 
 
 @click.command(help=__doc__)
@@ -48,7 +51,16 @@ FORESEEN = (NotStarted, BadAnswer, WrkFailed, PeerNotInstalled, OSError, ValueEr
 )
 @click.option("--seconds", default=6, show_default=True, help="Length of a measurement.")
 @click.option("--warm-up", default=3, show_default=True, help="Seconds of load before measuring.")
-@click.option("--only", type=click.Choice([HEADRACE, MOSEC]), help="Leave the other out.")
+@click.option(
+    "--protocol",
+    type=click.Choice(["http", "grpc", "both"]),
+    default="both",
+    show_default=True,
+    help="What the servers are compared over.",
+)
+@click.option(
+    "--only", type=click.Choice([HEADRACE, MOSEC, PYTRITON, EMPTY]), help="Leave the others out."
+)
 @click.option("--startup", is_flag=True, help="Also start examples/demo.yaml and time it.")
 @click.option("--out", default=REPORTS, type=click.Path(path_type=Path), help="Report folder.")
 @click.option(
@@ -61,84 +73,67 @@ def main(
     rounds: int,
     seconds: int,
     warm_up: int,
+    protocol: str,
     only: str | None,
     startup: bool,
     out: Path,
     document: Path | None,
 ) -> None:
     console = Console()
-    contenders = tuple(each for each in CONTENDERS if only in (None, each.name))
+    pace = Pace(rounds, warm_up, seconds)
+    over_http = [each for each in HTTP if protocol != "grpc" and only in (None, each.name)]
+    over_grpc = [name for name in GRPC if protocol != "http" and only in (None, name)]
     with tempfile.TemporaryDirectory(prefix="bench-") as folder, _one_sentence(Path(folder)):
-        require_wrk()
+        names, names_grpc = {each.name for each in over_http}, set(over_grpc)
+        _prepare(console, names, names_grpc)
         site = make_site(Path(folder))
-        with console.status("installing mosec into an environment of its own"):
-            if only != HEADRACE:
-                install_peers()
-        measured, memory = _race(console, contenders, site, rounds, warm_up, seconds)
+        measured, memory = http_race(over_http, site, pace, console.print)
+        measured_grpc = grpc_race(over_grpc, site, pace, console.print)
         outcome = Outcome(
             when=datetime.now().astimezone(),
-            machine=describe_machine(("headrace", "ray", "onnxruntime", "numpy")),
-            command=command_line(rounds, seconds, startup),
+            machine=describe_machine(("headrace", "ray", "onnxruntime", "numpy", "grpcio")),
+            command=command_line(pace, protocol, startup),
             rows=medians(measured),
-            direct=tuple(direct_calls(site)),
+            grpc=medians(measured_grpc),
+            direct=tuple(direct_calls(site, _direct_bodies(site, names, names_grpc))),
             memory=memory,
             startup=_startup(console, site) if startup else None,
         )
         _publish(console, outcome, out, document)
 
 
-def command_line(rounds: int, seconds: int, startup: bool) -> str:
+def command_line(pace: Pace, protocol: str, startup: bool) -> str:
     """What to type for the same measurement."""
-    command = f"python -m loadtests.bench --rounds {rounds} --seconds {seconds}"
-    return f"{command} --startup" if startup else command
+    command = f"python -m loadtests.bench --rounds {pace.rounds} --seconds {pace.seconds}"
+    over = "" if protocol == "both" else f" --protocol {protocol}"
+    return command + over + (" --startup" if startup else "")
+
+
+def _prepare(console: Console, over_http: set[str], over_grpc: set[str]) -> None:
+    """Find the load generators and install the peers before the first measurement."""
+    if over_http:
+        require_wrk()
+    if over_grpc:
+        require_h2load()
+    with console.status("installing peers into environments of their own"):
+        if MOSEC in over_http:
+            install_mosec()
+        if PYTRITON in over_grpc:
+            install_pytriton()
+
+
+def _direct_bodies(site: Site, over_http: set[str], over_grpc: set[str]) -> list[Body]:
+    """What Headrace was measured with: no peer's codecs are known here."""
+    http = site.bodies if HEADRACE in over_http else ()
+    return [*http, *([site.grpc] if HEADRACE in over_grpc else ())]
 
 
 def make_site(folder: Path) -> Site:
     """Write model store and request bodies."""
     store = folder / "store"
     model = write_store(store)
-    return Site(folder, store, model, write_bodies(folder), right_answer(model))
-
-
-def _race(
-    console: Console,
-    contenders: tuple[Contender, ...],
-    site: Site,
-    rounds: int,
-    warm_up: int,
-    seconds: int,
-) -> tuple[list[Measured], SlotMemory | None]:
-    # One server lives at a time, in turns, so that a slow minute of the machine meets them all.
-    measured: list[Measured] = []
-    memory = None
-    for number in range(1, rounds + 1):
-        for contender in contenders:
-            console.print(f"round {number} of {rounds}: {contender.label}")
-            with started(contender, site) as server:
-                measured += _drive(contender, server, site, warm_up, seconds)
-                if contender.name == HEADRACE:
-                    memory = slot_memory(server, site)
-    return measured, memory
-
-
-def _drive(
-    contender: Contender, server: Running, site: Site, warm_up: int, seconds: int
-) -> Iterator[Measured]:
-    for body in contender.bodies(site):
-        target = body.target(server.url)
-        run_wrk(target, WARM_UP_CONNECTIONS, warm_up)
-        for connections in POINTS:
-            result = run_wrk(target, connections, seconds)
-            yield Measured(contender.label, body.label, result)
-
-
-def slot_memory(server: Running, site: Site) -> SlotMemory:
-    """The largest slot after the load, beside a bare process."""
-    slots = [process_memory(pid) for pid in server.slot_pids()]
-    if not slots:
-        raise BadAnswer("the status lists no slots")
-    largest = max(slots, key=lambda memory: memory.rss_bytes)
-    return SlotMemory(largest, bare_runtime_memory(site.model))
+    bodies, grpc = write_bodies(folder), write_grpc_body(folder)
+    return Site(folder, store, model, bodies, grpc, right_answer(model))
 
 
 def _startup(console: Console, site: Site) -> Any:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
-from gateway.protocols.calls import CALLS, codecs
+from gateway.protocols.calls import call_number, codecs
 from gateway.protocols.tensors import Call, Codec
 from loadtests.exchange import LENGTH_HEADER
-from loadtests.mlp import NAME, Body
+from loadtests.grpc_exchange import unframed
+from loadtests.mlp import NAME, V2_GRPC, Body
 from loadtests.outcome import DirectCall
 from loadtests.samples import percentile
 from loadtests.servers import Site
@@ -18,22 +20,28 @@ CALLS_MEASURED = 2000
 WARM_CALLS = 200
 
 
-def direct_calls(site: Site, calls: int = CALLS_MEASURED) -> list[DirectCall]:
-    """Each of the site's bodies, called `calls` times one after the other."""
+def direct_calls(
+    site: Site, bodies: Sequence[Body], calls: int = CALLS_MEASURED
+) -> list[DirectCall]:
+    """Each body, called `calls` times one after the other."""
     runtime = load(site.model.parent, NAME, 1, RuntimeSettings(cores=1.0, max_rows=64))
     try:
-        return [_measure(body, _codec(body), runtime, calls) for body in site.bodies]
+        return [_measure(body, _codec(body), runtime, calls) for body in bodies]
     finally:
         runtime.close()
 
 
+def _content(body: Body) -> bytes:
+    content = body.file.read_bytes()
+    return unframed(content) if body.protocol == V2_GRPC else content
+
+
 def _codec(body: Body) -> Codec:
-    number = next(n for n, kind in enumerate(CALLS) if kind.method == body.method)
-    return codecs()[number]
+    return codecs()[call_number(body.protocol, body.method)]
 
 
 def _measure(body: Body, codec: Codec, runtime: Runtime, calls: int) -> DirectCall:
-    content = body.file.read_bytes()
+    content = _content(body)
     length = dict(body.headers).get(LENGTH_HEADER)
     call = Call(body.method, json_length=None if length is None else int(length))
     timings = [_once(content, call, codec, runtime) for _ in range(WARM_CALLS + calls)]

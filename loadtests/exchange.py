@@ -84,6 +84,15 @@ def read_infer(body: bytes, json_length: str | None, output: str) -> Values:
     raise WrongAnswer(f"the answer has no output {output!r}")
 
 
+def read_version(body: bytes, json_length: str | None) -> str:
+    """The version that a v2 answer names."""
+    head = _json(body[: len(body) if json_length is None else int(json_length)])
+    version = head.get("model_version")
+    if not isinstance(version, str):
+        raise WrongAnswer("the answer names no model_version")
+    return version
+
+
 def check_classes(scores: Values, expected: frozenset[int], classes: int) -> None:
     """Scores must be [1, classes] probabilities whose best class is one of the expected."""
     if scores.shape != (1, classes):

@@ -13,18 +13,21 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from loadtests.exchange import LENGTH_HEADER
+from loadtests.grpc_exchange import INFER, framed, infer_message
 from loadtests.wrk import Target
 
 NAME = "mlp"
 INPUT, OUTPUT = "x", "y"
 INPUTS, HIDDEN, OUTPUTS = 784, 128, 10
+TFS, V2, V2_GRPC = "tfserving", "openinference", "openinference_grpc"
 
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """One request body: what to call it, the protocol's path and headers."""
+    """One request body: what to call it, the gateway's name of the call, path and headers."""
 
     label: str
+    protocol: str
     method: str
     path: str
     file: Path
@@ -102,7 +105,15 @@ def write_bodies(folder: Path) -> tuple[Body, ...]:
         (folder / name).write_bytes(content)
     length = (LENGTH_HEADER, str(len(head)))
     return (
-        Body("TFS JSON", "predict", predict, folder / "tfs.json", (json_type,)),
-        Body("v2 JSON", "infer", infer, folder / "v2.json", (json_type,)),
-        Body("v2 binary", "infer", infer, folder / "v2.bin", (raw_type, length)),
+        Body("TFS JSON", TFS, "predict", predict, folder / "tfs.json", (json_type,)),
+        Body("v2 JSON", V2, "infer", infer, folder / "v2.json", (json_type,)),
+        Body("v2 binary", V2, "infer", infer, folder / "v2.bin", (raw_type, length)),
     )
+
+
+def write_grpc_body(folder: Path) -> Body:
+    """The same row for v2 over gRPC, as the framed message of an HTTP/2 body."""
+    row = one_row().astype(np.float32)[np.newaxis]
+    file = folder / "v2.grpc"
+    file.write_bytes(framed(infer_message(NAME, INPUT, row)))
+    return Body("v2 gRPC", V2_GRPC, "infer", INFER, file, ())

@@ -5,33 +5,49 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol
 
 from loadtests.machine import Machine
 from loadtests.memory import Memory
 from loadtests.samples import middle, ratio
-from loadtests.wrk import WrkResult
 
 HEADRACE = "headrace"
 MOSEC = "mosec"
+PYTRITON = "pytriton"
+EMPTY = "empty grpc.aio"
+
+
+class Result(Protocol):
+    """What wrk and h2load both tell."""
+
+    @property
+    def in_flight(self) -> int: ...
+    @property
+    def per_second(self) -> float: ...
+    @property
+    def p50_ms(self) -> float: ...
+    @property
+    def p99_ms(self) -> float: ...
+    @property
+    def errors(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One run of wrk, and of what."""
+    """One run of wrk or h2load, and of what."""
 
     server: str
     body: str
-    result: WrkResult
+    result: Result
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Medians over the rounds of one server, body and number of connections; errors are summed."""
+    """Medians over the rounds of a server, a body and requests in flight; errors are summed."""
 
     server: str
     body: str
-    connections: int
+    in_flight: int
     rounds: int
     per_second: float
     p50_ms: float
@@ -91,25 +107,35 @@ class Outcome:
     machine: Machine
     command: str
     rows: tuple[Row, ...]
+    grpc: tuple[Row, ...]
     direct: tuple[DirectCall, ...]
     memory: SlotMemory | None
     startup: Startup | None
 
     def ratio_to_peer(self, row: Row) -> float:
-        """A row's rate as a multiple of the best peer's at as many connections."""
+        """An HTTP row's rate as a multiple of the best peer's at as many connections."""
         peers = [
             other.per_second
             for other in self.rows
-            if not other.server.startswith(HEADRACE) and other.connections == row.connections
+            if not other.server.startswith(HEADRACE) and other.in_flight == row.in_flight
         ]
         return ratio(row.per_second, max(peers, default=0.0))
 
+    def ratio_over_grpc(self, row: Row, server: str) -> float:
+        """A gRPC row's rate as a multiple of a server's at as many streams."""
+        others = [
+            other.per_second
+            for other in self.grpc
+            if (other.server, other.in_flight) == (server, row.in_flight)
+        ]
+        return ratio(row.per_second, max(others, default=0.0))
+
     def added_us(self, call: DirectCall) -> float:
-        """Median latency at one connection minus the direct call, in microseconds."""
+        """Median latency of one request at a time minus the direct call, in microseconds."""
         alone = [
             row.p50_ms * 1000
-            for row in self.rows
-            if (row.server, row.body, row.connections) == (HEADRACE, call.body, 1)
+            for row in (*self.rows, *self.grpc)
+            if (row.server, row.body, row.in_flight) == (HEADRACE, call.body, 1)
         ]
         return middle(alone) - call.total_us
 
@@ -120,17 +146,24 @@ class Outcome:
             "command": self.command,
             "machine": asdict(self.machine),
             "rows": [asdict(row) | {"ratio": self.ratio_to_peer(row)} for row in self.rows],
+            "grpc": [asdict(row) | self._grpc_ratios(row) for row in self.grpc],
             "direct": [asdict(call) | {"added_us": self.added_us(call)} for call in self.direct],
             "memory": asdict(self.memory) if self.memory else None,
             "startup": asdict(self.startup) if self.startup else None,
         }
 
+    def _grpc_ratios(self, row: Row) -> dict[str, float]:
+        return {
+            "over_pytriton": self.ratio_over_grpc(row, PYTRITON),
+            "over_empty": self.ratio_over_grpc(row, EMPTY),
+        }
+
 
 def medians(measured: Sequence[Measured]) -> tuple[Row, ...]:
-    """One row for each server, body and number of connections, in the order first seen."""
-    groups: dict[tuple[str, str, int], list[WrkResult]] = {}
+    """One row for each server, body and number in flight, in the order first seen."""
+    groups: dict[tuple[str, str, int], list[Result]] = {}
     for each in measured:
-        key = (each.server, each.body, each.result.connections)
+        key = (each.server, each.body, each.result.in_flight)
         groups.setdefault(key, []).append(each.result)
     return tuple(
         Row(

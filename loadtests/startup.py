@@ -8,9 +8,9 @@ from typing import Any
 
 import yaml
 
+from loadtests.headrace import DRAIN_S, answers, headrace_command
 from loadtests.outcome import Startup
 from loadtests.processes import NotStarted, running, wait_until
-from loadtests.servers import DRAIN_S, answers, headrace_command
 
 LIMIT_S = 300.0
 

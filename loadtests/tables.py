@@ -8,27 +8,34 @@ from pathlib import Path
 
 from rich.table import Table
 
-from loadtests.outcome import Outcome
+from loadtests.outcome import EMPTY, HEADRACE, PYTRITON, Outcome, Row
 
 BEGIN = "<!-- bench:begin -->"
 END = "<!-- bench:end -->"
 RATES = ("server", "body", "conns", "req/s", "p50 ms", "p99 ms", "err", "ratio")
+STREAMS = ("server", "streams", "req/s", "p50 ms", "p99 ms", "err", "ratio", "of empty")
 PARTS = ("body", "decode µs", "run µs", "encode µs", "direct call µs", "gateway adds µs")
 MIB = 2**20
+GOALS = {16: 3.0, 64: 1.5}
+"""Headrace's rate over gRPC as a multiple of pytriton's that it shall reach, by streams."""
+
+GOAL_P50_MS = 1.0
 
 
 def rich_tables(outcome: Outcome) -> list[Table]:
-    """Rates, latencies and the direct call."""
-    rates, direct = _rate_cells(outcome), _direct_cells(outcome)
-    tables = [_rich("One request without a server, medians", PARTS, direct, 1)]
-    if rates:
-        tables.insert(0, _rich("Rates and latencies, medians over the rounds", RATES, rates, 2))
-    return tables
+    """Rates, latencies and the direct call, for what was measured."""
+    medians = "medians over the rounds"
+    tables = [
+        (f"HTTP, {medians}", RATES, _rate_cells(outcome), 2),
+        (f"gRPC, {medians}", STREAMS, _stream_cells(outcome), 1),
+        ("One request without a server, medians", PARTS, _direct_cells(outcome), 1),
+    ]
+    return [_rich(title, heads, rows, texts) for title, heads, rows, texts in tables if rows]
 
 
 def sentences(outcome: Outcome) -> list[str]:
-    """Memory and start-up, one line each, for what was measured."""
-    lines = []
+    """gRPC, memory and start-up, one line each, for what was measured."""
+    lines = _grpc_sentences(outcome)
     if outcome.memory is not None:
         slot, bare = outcome.memory.slot, outcome.memory.bare
         over = outcome.memory.over
@@ -49,19 +56,21 @@ def sentences(outcome: Outcome) -> list[str]:
 
 def markdown(outcome: Outcome) -> str:
     """The block that stands between the markers in the documentation."""
-    rounds = max((row.rounds for row in outcome.rows), default=0)
+    rounds = max((row.rounds for row in (*outcome.rows, *outcome.grpc)), default=0)
     head = (
         f"`{outcome.command}` on {outcome.machine.line()}, {outcome.when:%Y-%m-%d}, "
         f"median of {rounds} round{'s' if rounds > 1 else ''}, load generator on the same machine:"
     )
-    parts = [
-        head,
-        _pipes(RATES, _rate_cells(outcome), 2),
-        "One request at a time:",
-        _pipes(PARTS, _direct_cells(outcome), 1),
-        *sentences(outcome),
+    tables = [
+        ("", RATES, _rate_cells(outcome), 2),
+        ("gRPC:", STREAMS, _stream_cells(outcome), 1),
+        ("One request at a time:", PARTS, _direct_cells(outcome), 1),
     ]
-    return "\n\n".join(parts)
+    parts = [head]
+    for title, heads, rows, texts in tables:
+        if rows:
+            parts += [title, _pipes(heads, rows, texts)]
+    return "\n\n".join(part for part in (*parts, *sentences(outcome)) if part)
 
 
 def update_block(file: Path, block: str) -> None:
@@ -79,7 +88,7 @@ def _rate_cells(outcome: Outcome) -> list[list[str]]:
         [
             row.server,
             row.body,
-            str(row.connections),
+            str(row.in_flight),
             f"{row.per_second:,.0f}",
             f"{row.p50_ms:.2f}",
             f"{row.p99_ms:.2f}",
@@ -88,6 +97,56 @@ def _rate_cells(outcome: Outcome) -> list[list[str]]:
         ]
         for row in outcome.rows
     ]
+
+
+def _stream_cells(outcome: Outcome) -> list[list[str]]:
+    return [
+        [
+            row.server,
+            str(row.in_flight),
+            f"{row.per_second:,.0f}",
+            f"{row.p50_ms:.2f}",
+            f"{row.p99_ms:.2f}",
+            str(row.errors),
+            _figure(outcome.ratio_over_grpc(row, PYTRITON), ".2f"),
+            _figure(outcome.ratio_over_grpc(row, EMPTY), ".2f"),
+        ]
+        for row in outcome.grpc
+    ]
+
+
+def _grpc_sentences(outcome: Outcome) -> list[str]:
+    ours = {row.in_flight: row for row in outcome.grpc if row.server == HEADRACE}
+    servers = {row.server for row in outcome.grpc}
+    if not ours:
+        return []
+    lines = []
+    if PYTRITON in servers:
+        told = (_against_pytriton(outcome, row) for row in ours.values())
+        lines.append(f"Headrace's rate over gRPC as a multiple of pytriton's: {', '.join(told)}.")
+    if 1 in ours:
+        lines.append(
+            f"Its median over gRPC with one stream is {ours[1].p50_ms:.2f} ms "
+            f"(goal: under {GOAL_P50_MS:g} ms)."
+        )
+    shares = {streams: outcome.ratio_over_grpc(row, EMPTY) for streams, row in ours.items()}
+    if EMPTY in servers:
+        told = (f"{share:.0%} at {_streams(n)}" for n, share in shares.items() if share == share)
+        lines.append(
+            f"Of the rate of a grpc.aio server that does nothing it has {', '.join(told)}."
+        )
+    return lines
+
+
+def _against_pytriton(outcome: Outcome, row: Row) -> str:
+    times = f"{outcome.ratio_over_grpc(row, PYTRITON):.1f}"
+    goal = GOALS.get(row.in_flight)
+    aim = "" if goal is None else f" (goal: {goal:g})"
+    return f"{times} at {_streams(row.in_flight)}{aim}"
+
+
+def _streams(count: int) -> str:
+    return f"{count} stream{'s' if count > 1 else ''}"
 
 
 def _direct_cells(outcome: Outcome) -> list[list[str]]:

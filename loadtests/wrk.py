@@ -46,6 +46,11 @@ class WrkResult:
         """Answers per second."""
         return self.requests / self.seconds
 
+    @property
+    def in_flight(self) -> int:
+        """Requests in flight over all connections."""
+        return self.connections
+
 
 def require_wrk() -> str:
     """The path of wrk; raises `WrkFailed` with how to get it."""

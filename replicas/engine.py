@@ -7,12 +7,8 @@ bodies over `INLINE_BYTES` are decoded and encoded in threads, so that the link 
 from __future__ import annotations
 
 import asyncio
-import queue
-import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar
 
 import structlog
 
@@ -26,67 +22,38 @@ from gateway.protocols.calls import call_of, codecs, form_of
 from gateway.protocols.errors_json import encode_error
 from gateway.protocols.tensors import Codec, Encoded, InferenceRequest, Tensor
 from replicas.batcher import Batch, Batcher, Pending
+from replicas.compute_thread import ComputeThread, Ticket
 from replicas.runtime import Runtime
+from replicas.statistics import ModelStatistics, Run
 
 INLINE_BYTES = 256 * 1024
-Result = TypeVar("Result")
 log = structlog.get_logger()
 
-Outputs = list[tuple[Pending, dict[str, Tensor]]]
-
-
-@dataclass(slots=True, eq=False)
-class Ticket(Generic[Result]):
-    """A job of the compute thread and who hears of its end."""
-
-    job: Callable[[], Result]
-    done: Callable[[Result | BaseException], None]
-
-
-class ComputeThread:
-    """Runs jobs one after the other and reports on the loop it was made on."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._jobs: queue.SimpleQueue[Ticket[Any] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._work, name="compute", daemon=True)
-        self._thread.start()
-
-    def submit(self, ticket: Ticket[Any]) -> None:
-        """Queue a job."""
-        self._jobs.put(ticket)
-
-    async def call(self, job: Callable[[], None]) -> None:
-        """Run a job after those that are queued, and wait for its end."""
-        ended = asyncio.Event()
-        self.submit(Ticket(job, lambda _: ended.set()))
-        await ended.wait()
-
-    def close(self) -> None:
-        """Let the thread end after its present job."""
-        self._jobs.put(None)
-
-    def _work(self) -> None:
-        while (ticket := self._jobs.get()) is not None:
-            result: Any
-            try:
-                result = ticket.job()
-            except BaseException as error:  # whatever a runtime raises belongs to its requests
-                result = error
-            self._loop.call_soon_threadsafe(ticket.done, result)
+Outputs = tuple[list[tuple[Pending, dict[str, Tensor]]], float]
+"""The requests that a run finished, and how many seconds it took."""
 
 
 @dataclass(slots=True, eq=False)
 class Caller:
-    """Where an answer goes, and the times it will carry."""
+    """Where an answer goes, and the times it will carry.
+
+    `waited_s` is the time in the gateway, `accepted_s` when the request came and `arrived_s` when
+    it was decoded. `batch_wait_s` is set by its run and leaves out earlier runs of a cut request.
+    """
 
     channel: Channel
     item_id: int
     codec: Codec
     meta: bytes
+    accepted_s: float
+    waited_s: float
     arrived_s: float
-    taken_s: float = 0.0
+    decode_s: float = 0.0
+    rows: int = 0
+    batch_wait_s: float | None = None
     compute_s: float = 0.0
+    run: Run | None = None
+    encode_s: float = 0.0
 
 
 class Engine:
@@ -99,10 +66,12 @@ class Engine:
         compute: ComputeThread,
         recorder: Recorder,
         max_body_bytes: int,
+        statistics: ModelStatistics,
     ) -> None:
         self._codecs = codecs(max_body_bytes)
         self.runtime, self.spec = runtime, runtime.spec
         self._batcher, self._compute, self._recorder = batcher, compute, recorder
+        self._statistics = statistics
         self._loop = asyncio.get_running_loop()
         self._waiting: dict[tuple[Channel, int], Pending | None] = {}
         self._running = False
@@ -132,48 +101,50 @@ class Engine:
     def accept(self, channel: Channel, item: Item) -> None:
         """Take a request; `flush` must follow the last one of a bundle."""
         self._waiting[channel, item.id] = None
-        if item.call >= len(self._codecs):
+        known = item.call < len(self._codecs)
+        codec = self._codecs[item.call if known else 0]
+        now_s = time.monotonic()
+        caller = Caller(channel, item.id, codec, item.meta, now_s, item.waited_s, now_s)
+        if not known:
             # A newer gateway's call: refused alone, the link goes on.
-            self._unknown_call(channel, item)
+            self._answer(caller, Unimplemented("this slot's release does not know that call"))
             return
         compressed = call_of(item.call, None, item.encodings).content_encoding
         if item.length <= INLINE_BYTES and not compressed:
-            self._decoded(channel, item, self._decode(item))
+            self._decoded(caller, item, self._decode(caller, item))
         else:
-            self._loop.create_task(self._accept_large(channel, item))
+            self._loop.create_task(self._accept_large(caller, item))
 
-    def _unknown_call(self, channel: Channel, item: Item) -> None:
-        caller = Caller(channel, item.id, self._codecs[0], item.meta, time.monotonic())
-        self._answer(caller, Unimplemented("this slot's release does not know that call"))
-
-    async def _accept_large(self, channel: Channel, item: Item) -> None:
-        decoded = await self._loop.run_in_executor(None, self._decode, item)
-        self._decoded(channel, item, decoded)
+    async def _accept_large(self, caller: Caller, item: Item) -> None:
+        decoded = await self._loop.run_in_executor(None, self._decode, caller, item)
+        self._decoded(caller, item, decoded)
         self.flush()
 
-    def _decode(self, item: Item) -> InferenceRequest | HeadraceError:
+    def _decode(self, caller: Caller, item: Item) -> InferenceRequest | HeadraceError:
+        started_s = time.monotonic()
         parts = pieces(item.body)
         body: Buffer = parts[0] if len(parts) == 1 else b"".join(parts)
         try:
             if isinstance(body, bytearray):
                 body = memoryview(body)
-            return self._codecs[item.call].decode(
-                body, call_of(item.call, item.json_length, item.encodings), self.spec
-            )
+            call = call_of(item.call, item.json_length, item.encodings)
+            return caller.codec.decode(body, call, self.spec)
         except HeadraceError as error:
             return error
         except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
             # A codec's own mistake must cost only the request that met it.
             log.exception("decode_failed", model=self.spec.name, **trace_of(item.meta))
             return InternalError(f"internal error ({type(error).__name__})")
+        finally:
+            caller.decode_s = time.monotonic() - started_s
 
     def _decoded(
-        self, channel: Channel, item: Item, decoded: InferenceRequest | HeadraceError
+        self, caller: Caller, item: Item, decoded: InferenceRequest | HeadraceError
     ) -> None:
+        channel = caller.channel
         if (channel, item.id) not in self._waiting:
             return  # cancelled while it was decoded
-        now_s = time.monotonic()
-        caller = Caller(channel, item.id, self._codecs[item.call], item.meta, now_s)
+        caller.arrived_s = now_s = time.monotonic()
         if isinstance(decoded, HeadraceError):
             self._answer(caller, decoded)
             return
@@ -187,6 +158,7 @@ class Engine:
             token=caller,
             alone=bool(item.flags & Flag.ALONE),
         )
+        caller.rows = pending.rows
         self._waiting[channel, item.id] = pending
         self._batcher.add(pending)
 
@@ -231,17 +203,15 @@ class Engine:
         request = batch.parts[0].pending.request
         names = request.outputs or tuple(spec.name for spec in request.signature.outputs)
         for part in batch.parts:
-            part.pending.token.taken_s = now_s
+            caller: Caller = part.pending.token
+            caller.batch_wait_s = now_s - caller.arrived_s - caller.compute_s
         self._recorder.batch(self.spec.name, str(self.spec.version), batch.rows)
 
         def job() -> Outputs:
             started = time.perf_counter()
             outputs = self.runtime.run(request.signature.name, batch.inputs(), names)
             finished = batch.deliver(outputs)
-            taken_s = time.perf_counter() - started
-            for pending, _ in finished:
-                pending.token.compute_s += taken_s
-            return finished
+            return finished, time.perf_counter() - started
 
         self._compute.submit(Ticket(job, lambda result: self._ran(batch, result)))
 
@@ -250,11 +220,20 @@ class Engine:
         if isinstance(result, BaseException):
             self._failed(batch, result)
         else:
+            finished, took_s = result
+            for part in batch.parts:
+                part.pending.token.compute_s += took_s
             # The next batch computes while this one is encoded.
             self._start()
-            for pending, outputs in result:
+            run = self._count(batch, took_s)
+            for pending, outputs in finished:
+                pending.token.run = run
                 self._finish(pending, outputs)
         self.flush()
+
+    def _count(self, batch: Batch, took_s: float) -> Run:
+        begun = [part.pending.token.decode_s for part in batch.parts if not part.start]
+        return self._statistics.ran(batch.rows, sum(begun), took_s)
 
     def _failed(self, batch: Batch, error: BaseException) -> None:
         if isinstance(error, HeadraceError):
@@ -300,6 +279,7 @@ class Engine:
 
     def _encode(self, pending: Pending, outputs: dict[str, Tensor]) -> Encoded | HeadraceError:
         caller: Caller = pending.token
+        started_s = time.monotonic()
         try:
             return caller.codec.encode(pending.request, outputs, self.spec)
         except HeadraceError as error:
@@ -307,18 +287,32 @@ class Engine:
         except (ValueError, TypeError, KeyError, IndexError) as error:
             log.exception("encode_failed", model=self.spec.name, **trace_of(caller.meta))
             return InternalError(f"internal error ({type(error).__name__})")
+        finally:
+            caller.encode_s = time.monotonic() - started_s
 
     def _answer(self, caller: Caller, answer: Encoded | HeadraceError) -> None:
         if (caller.channel, caller.item_id) not in self._waiting:
             return
         del self._waiting[caller.channel, caller.item_id]
         now_s = time.monotonic()
+        slot_s = now_s - caller.arrived_s
+        wait_s = slot_s if caller.batch_wait_s is None else caller.batch_wait_s
+        whole_s = caller.waited_s + now_s - caller.accepted_s
         status = 200
         if isinstance(answer, HeadraceError):
             status, answer = answer.http_status, encode_error(answer)
-        taken_s = caller.taken_s or now_s
-        wait_s = taken_s - caller.arrived_s
-        encode_s = max(0.0, now_s - taken_s - caller.compute_s) if caller.taken_s else 0.0
+            self._statistics.failed(whole_s)
+        else:
+            assert caller.run is not None
+            self._statistics.succeeded(
+                caller.run,
+                caller.rows,
+                whole_s,
+                caller.waited_s + wait_s,
+                caller.decode_s,
+                caller.compute_s,
+                caller.encode_s,
+            )
         reply = Reply(
             id=caller.item_id,
             length=len(answer.body),
@@ -326,10 +320,10 @@ class Engine:
             flags=0,
             form=form_of(answer),
             json_length=answer.json_length,
-            slot_s=now_s - caller.arrived_s,
+            slot_s=slot_s,
             batch_wait_s=wait_s,
             compute_s=caller.compute_s,
-            encode_s=encode_s,
+            encode_s=max(0.0, slot_s - wait_s - caller.compute_s),
             depth=len(self._waiting),
             body=answer.body,
         )

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import structlog
 
+from gateway import shared_memory
 from gateway.channel import Channel
 from gateway.errors import HeadraceError, LinkError
 from gateway.frames import Frame, Item, Kind, Reply, decode_numbers
@@ -20,6 +21,9 @@ from replicas.credits import share
 HANDSHAKE_TIMEOUT_S = 5.0
 SILENCE_S = 4.0
 """Gateways ping each second; one that is silent for so long is gone."""
+FLUSH_S = 1.0
+"""How long a slot that stops waits until its peers have read what it owes them."""
+FLUSH_POLL_S = 0.01
 MAX_HANDSHAKES = 128
 """Connections that have not proved themselves yet; more are closed at once."""
 
@@ -56,6 +60,7 @@ class LinkServer:
         self._demand: dict[int, dict[str, int]] = {}
         self._capacity: dict[int, int] = {}
         self._told: dict[tuple[Channel, int], int] = {}
+        self._closing = False
         self.tcp_address = ""
 
     async def start(self, unix_path: Path, host: str, port: int) -> None:
@@ -72,11 +77,14 @@ class LinkServer:
         self._spawn(self._watch())
 
     async def close(self) -> None:
-        """Stop listening and close every channel."""
+        """Stop listening, let peers read what was answered, and close every channel."""
         for server in self._servers:
             server.close()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FLUSH_S):
+                await self._flush()
         for channel in (*self._open, *self._shaking):
-            channel.close("the slot has stopped")
+            channel.abort("the slot has stopped")
         for task in list(self._tasks):
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -171,7 +179,7 @@ class LinkServer:
         self._told = {key: told for key, told in self._told.items() if key[0] is not channel}
         self._service.gone(channel)
         link_id = session.peer.link_id
-        if link_id:
+        if link_id and not self._closing:
             for other, its in list(self._open.items()):
                 if its.peer.link_id == link_id:
                     other.close("the other connection of this link is gone")
@@ -195,12 +203,30 @@ class LinkServer:
                 self._told[channel, placement_id] = credit
                 channel.send_numbers(Kind.CREDIT, placement_id, credit)
 
+    async def _flush(self) -> None:
+        """Wait until peers have read what was streamed, shared or left to their transports."""
+        self._closing = True
+        while any(map(_unsent, self._open)):  # noqa: ASYNC110 - channels have no event for it
+            await asyncio.sleep(FLUSH_POLL_S)
+        peers = {channel: session.peer for channel, session in self._open.items()}
+        links = {peer.link_id for peer in peers.values() if peer.role == "data"}
+        for channel, peer in peers.items():
+            # A gateway drops both connections once either ends, read or not: so it ends the other.
+            if peer.role != "control" or peer.link_id not in links:
+                channel.close("the slot has stopped")
+        while self._open:  # noqa: ASYNC110
+            await asyncio.sleep(FLUSH_POLL_S)
+
     async def _call(self, channel: Channel, peer: Hello, frame: Frame) -> None:
         try:
-            order = json.loads(bytes(frame.payload))
+            order = dict(json.loads(bytes(frame.payload)))
             result = await self._service.call(peer, order.pop("call"), order)
         except HeadraceError as error:
             result = {"error": error.message}
+        except (ValueError, KeyError, TypeError) as error:
+            # A pool of another release may say what this slot does not understand.
+            log.exception("order_failed")
+            result = {"error": f"malformed order: {type(error).__name__}: {_line(error)}"}
         channel.send_frame(Kind.RESULT, json.dumps(result).encode(), count=frame.count)
 
     async def _watch(self) -> None:
@@ -216,3 +242,14 @@ class LinkServer:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _unsent(channel: Channel) -> bool:
+    if not channel.open:
+        return False
+    shared = (shared_memory.FOLDER / name for name in channel._shared.values())
+    return bool(channel._outgoing or channel._sharing or any(path.exists() for path in shared))
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

@@ -20,9 +20,11 @@ from gateway.metrics import Recorder
 from gateway.protocols.spec_json import encode_spec
 from gateway.snapshot import State
 from replicas.batcher import Batcher
-from replicas.engine import ComputeThread, Engine
+from replicas.compute_thread import ComputeThread
+from replicas.engine import Engine
 from replicas.repository import Repository, detect_runtime
 from replicas.runtime import Runtime, RuntimeSettings
+from replicas.statistics import ModelStatistics
 from replicas.warmup import warm_up
 
 RUNTIME_MODULES: dict[str, str] = {
@@ -30,18 +32,27 @@ RUNTIME_MODULES: dict[str, str] = {
     "tensorflow": "replicas.tensorflow_runtime",
 }
 MIN_CREDITS = 4
+REMEMBERED = 16
+"""How many versions that are not here any more are still reported: the pool then keeps the sums."""
 
 log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What the pool wants loaded."""
+    """What the pool wants loaded; a new `revision` is the same version with changed files."""
 
     model: str
     version: int
     runtime: RuntimeName | None
     batching: Batching
+    revision: int = 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.version, int) or not isinstance(self.revision, int):
+            raise ValueError(f"version {self.version!r} and revision {self.revision!r}: integers")
+        if self.runtime is not None and self.runtime not in RUNTIME_MODULES:
+            raise ValueError(f"runtime {self.runtime!r}, not one of {sorted(RUNTIME_MODULES)}")
 
 
 @dataclass(slots=True, eq=False)
@@ -61,6 +72,7 @@ class Loaded:
             "placement_id": self.placement_id,
             "model": self.order.model,
             "version": self.order.version,
+            "revision": self.order.revision,
             "state": self.state,
             "reason": self.reason,
             "load_s": round(self.load_s, 4),
@@ -97,6 +109,7 @@ class Placements:
         self._max_body_bytes = max_body_bytes
         self._numbers = itertools.count(1)
         self._loaded: dict[int, Loaded] = {}
+        self._statistics: dict[tuple[str, int], ModelStatistics] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def __iter__(self) -> Any:
@@ -148,18 +161,36 @@ class Placements:
             if loaded.engine is not None:
                 await loaded.engine.drained()
 
+    def statistics(self) -> list[dict[str, Any]]:
+        """What each version has counted since the process started, however often it was loaded."""
+        return [
+            {"model": model, "version": version, **statistics.document()}
+            for (model, version), statistics in self._statistics.items()
+        ]
+
+    def _statistics_of(self, order: Order) -> ModelStatistics:
+        """The version's counts, as the newest; the oldest of what is gone are forgotten."""
+        key = (order.model, order.version)
+        found = self._statistics.pop(key, None) or ModelStatistics()
+        self._statistics[key] = found
+        present = {(each.order.model, each.order.version) for each in self._loaded.values()}
+        gone = [each for each in self._statistics if each not in present]
+        for each in gone[: max(0, len(gone) - REMEMBERED)]:
+            del self._statistics[each]
+        return found
+
     async def _load(self, loaded: Loaded) -> None:
         started_s = time.monotonic()
         loop = asyncio.get_running_loop()
         order = loaded.order
         try:
             self._move(loaded, State.LOADING)
-            runtime = await loop.run_in_executor(None, self._load_blocking, order)
+            runtime, path = await loop.run_in_executor(None, self._load_blocking, order)
             if self._unwanted(loaded):
                 runtime.close()
                 return
             self._move(loaded, State.WARMING)
-            await loop.run_in_executor(None, warm_up, runtime)
+            await loop.run_in_executor(None, warm_up, runtime, path)
         except HeadraceError as error:
             self._fail(loaded, error.message)
             return
@@ -173,7 +204,12 @@ class Placements:
         batching = loaded.order.batching  # it may have changed meanwhile
         batcher = Batcher(runtime.spec.max_rows, batching.max_wait_s)
         loaded.engine = Engine(
-            runtime, batcher, self._compute, self._recorder, self._max_body_bytes
+            runtime,
+            batcher,
+            self._compute,
+            self._recorder,
+            self._max_body_bytes,
+            self._statistics_of(order),
         )
         loaded.engine.configure(batching)
         loaded.load_s = time.monotonic() - started_s
@@ -184,12 +220,12 @@ class Placements:
         """Whether a placement was unloaded while it was loading."""
         return loaded.placement_id not in self._loaded
 
-    def _load_blocking(self, order: Order) -> Runtime:
+    def _load_blocking(self, order: Order) -> tuple[Runtime, Path]:
         path: Path = self._repository.fetch(order.model, order.version)
         name = order.runtime or detect_runtime(path)
         settings = RuntimeSettings(self._cores, self._device, order.batching.max_rows)
         runtime: Runtime = import_runtime(name).load(path, order.model, order.version, settings)
-        return runtime
+        return runtime, path
 
     async def _unload(self, loaded: Loaded) -> None:
         self._move(loaded, State.DRAINING)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import hashlib
 import logging
+import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -17,6 +19,16 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from gateway.errors import HeadraceError, ModelLoadError
+from replicas.listing import (
+    Row,
+    VersionFiles,
+    describe,
+    list_local,
+    list_remote,
+    lists_flat,
+    row_of,
+    sums_names,
+)
 from replicas.verification import SUMS, Verifier, files_below
 
 logger = logging.getLogger(__name__)
@@ -25,8 +37,12 @@ _MODEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}")
 _VERSION = re.compile(r"0|[1-9][0-9]{0,17}")
 _CREDENTIALS = re.compile(r"(?<=://)[^/@\s]*@|[?#]\S*")
 _REASON_CHARS = 200
-# What object stores call the identity of a file's contents, best first.
-_IDENTITY = ("ETag", "etag", "md5Hash", "generation", "mtime", "LastModified", "created")
+_UNUSED_S = 86_400.0
+"""What nobody fetched for so long, and the store has no more, leaves the cache."""
+
+
+class StoreAway(ModelLoadError):
+    """Raised when the store itself cannot be read, whatever the model."""
 
 
 class Repository:
@@ -40,10 +56,16 @@ class Repository:
         self._shown = _CREDENTIALS.sub("", uri)
         self._cache = cache_dir / hashlib.sha256(uri.encode()).hexdigest()[:16]
         self._verifier = Verifier()
+        self._sums: dict[str, tuple[Row, frozenset[str]]] = {}
         with self._store_errors():
             self._fs, root = fsspec.core.url_to_fs(uri)
         self._root = root.rstrip("/")
-        self._local = Path(root).resolve() if isinstance(self._fs, LocalFileSystem) else None
+
+    @property
+    def _local(self) -> Path | None:
+        """The store's folder; a link to it may lead elsewhere tomorrow."""
+        is_local = isinstance(self._fs, LocalFileSystem)
+        return Path(self._root).resolve() if is_local else None
 
     @property
     def hashed_bytes(self) -> int:
@@ -56,7 +78,16 @@ class Repository:
             self._fs.invalidate_cache()
             self._require_store()
             names = [name for name in self._folders(self._root) if _MODEL.fullmatch(name)]
-        return sorted(name for name in names if not self._leaves(name) and self.versions(name))
+        names = sorted(name for name in names if not self._leaves(name))
+        # In an object store a folder is there only with something in it.
+        return names if lists_flat(self._fs) else [name for name in names if self.versions(name)]
+
+    def is_empty(self) -> bool:
+        """Whether the store is there, without any folder: a volume that is not mounted is so."""
+        with self._store_errors():
+            self._fs.invalidate_cache()
+            self._require_store()
+            return not self._folders(self._root)
 
     def versions(self, model: str) -> list[int]:
         """Versions of `model` in ascending order; empty if the store has no such model."""
@@ -68,7 +99,69 @@ class Repository:
             except (FileNotFoundError, NotADirectoryError):
                 self._require_store()
                 return []
-        return sorted(int(name) for name in names if _VERSION.fullmatch(name))
+        return _version_numbers(names)
+
+    def inspect(self, model: str) -> dict[int, VersionFiles]:
+        """Every version folder of a model by its listing; empty if the store has no such model.
+
+        Cheap enough for every few seconds: no file is read but a SHA256SUMS that has changed.
+        """
+        self._check_name(model)
+        with self._store_errors():
+            found = self._inspect_remote(model) if self._local is None else self._inspect(model)
+        seen = {f"{self._root}/{model}/{version}" for version in found}
+        for gone in [source for source in self._sums if source not in seen]:
+            if gone.startswith(f"{self._root}/{model}/"):
+                del self._sums[gone]
+        return found
+
+    def _inspect(self, model: str) -> dict[int, VersionFiles]:
+        found = {}
+        for version in self.versions(model):
+            source = f"{self._root}/{model}/{version}"
+            try:
+                files, changed_s = list_local(Path(source))
+            except (FileNotFoundError, NotADirectoryError):
+                continue  # it vanished meanwhile
+            except OSError as error:
+                problem = f"it cannot be read: {error.strerror}"
+                found[version] = VersionFiles("", None, problem, None)
+                continue
+            found[version] = self._describe(source, files, changed_s)
+        return found
+
+    def _inspect_remote(self, model: str) -> dict[int, VersionFiles]:
+        self._fs.invalidate_cache()
+        try:
+            infos, folders = list_remote(self._fs, f"{self._root}/{model}")
+        except (FileNotFoundError, NotADirectoryError):
+            self._require_store()
+            return {}
+        trees: dict[str, dict[str, Row]] = {name: {} for name in folders}
+        for path, info in infos.items():
+            folder, _, name = path.partition("/")
+            if name:
+                trees[folder][name] = row_of(info)
+        return {
+            version: self._describe(f"{self._root}/{model}/{version}", trees[str(version)], None)
+            for version in _version_numbers(trees)
+        }
+
+    def _describe(
+        self, source: str, files: dict[str, Row], changed_s: float | None
+    ) -> VersionFiles:
+        sums = files.get(SUMS)
+        if sums is None:
+            return describe(files, (), changed_s)
+        row, listed = self._sums.get(source, (None, frozenset()))
+        if row != sums or not sums.identity:
+            try:
+                listed = sums_names(self._fs.cat_file(f"{source}/{SUMS}"))
+            except FileNotFoundError:
+                del files[SUMS]  # it vanished meanwhile
+                return describe(files, listed, changed_s)
+            self._sums[source] = (sums, listed)
+        return describe(files, listed, changed_s)
 
     def fetch(self, model: str, version: int) -> Path:
         """A local folder with the version's files, checked against its SHA256SUMS if it has one."""
@@ -80,7 +173,9 @@ class Repository:
         with self._store_errors():
             if self._local is not None:
                 return self._check_local(self._local / model / str(version), where)
-            return self._download(model, version, where)
+            target = self._download(model, version, where)
+            self._sweep(target, known)
+            return target
 
     def _check_local(self, folder: Path, where: str) -> Path:
         assert self._local is not None
@@ -97,9 +192,11 @@ class Repository:
         source = f"{self._root}/{model}/{version}"
         files = self._files(source, where)
         # The folder's name changes with its contents: nothing that a slot reads is replaced.
-        target = self._cache / model / f"{version}-{self._contents(source, files)}"
+        contents = self._contents(source, files)
+        target = self._cache / model / f"{version}-{contents}"
         if target.is_dir():
             try:
+                os.utime(target)
                 self._verifier.verify(target, where)
                 return target
             except ModelLoadError as error:
@@ -109,7 +206,9 @@ class Repository:
         with tempfile.TemporaryDirectory(prefix=".partial-", dir=target.parent) as scratch:
             partial = Path(scratch) / "files"
             for name, info in files.items():
-                self._get(f"{source}/{name}", partial / name, info["size"], where)
+                self._get(f"{source}/{name}", partial / name, info.get("size"), where)
+            if self._contents(source, self._files(source, where)) != contents:
+                raise ModelLoadError(f"{where} changed while it was downloaded")
             self._verifier.verify(partial, where)
             try:
                 partial.rename(target)
@@ -120,14 +219,31 @@ class Repository:
                 self._verifier.verify(target, where)
         return target
 
+    def _sweep(self, target: Path, known: list[int]) -> None:
+        """Remove what was left of broken downloads, of other files of this version, and of
+        versions that the store has no more.
+
+        What is loaded from there does not mind: its files are open, or read already.
+        """
+        version = target.name.partition("-")[0]
+        stored = {str(number) for number in known} - {version}
+        oldest_s = time.time() - _UNUSED_S
+        for folder in target.parent.iterdir():
+            used = folder == target or folder.name.partition("-")[0] in stored
+            try:
+                if not used and folder.stat().st_mtime < oldest_s:
+                    shutil.rmtree(folder)
+            except OSError as error:
+                # Another slot of this node may sweep too.
+                logger.info("%s stays in the cache: %s", folder.name, error)
+
     def _files(self, source: str, where: str) -> dict[str, dict[str, Any]]:
         """Relative path → what the store knows of each file below `source`."""
-        found: dict[str, dict[str, Any]] = {}
-        for path, info in self._fs.find(source, detail=True).items():
-            name = PurePosixPath(path.removeprefix("/")).relative_to(source.removeprefix("/"))
-            if ".." in name.parts:
+        self._fs.invalidate_cache()
+        found, _ = list_remote(self._fs, source)
+        for name in found:
+            if ".." in PurePosixPath(name).parts:
                 raise ModelLoadError(f"{where}: {name} points out of the version folder")
-            found[str(name)] = info
         if not found:
             raise ModelLoadError(f"{where} is empty in {self._shown}")
         return found
@@ -136,7 +252,7 @@ class Repository:
         if SUMS in files:
             known: bytes = self._fs.cat_file(f"{source}/{SUMS}")
         else:
-            rows = [(name, info["size"], _identity(info)) for name, info in sorted(files.items())]
+            rows = [(name, *row_of(info)) for name, info in sorted(files.items())]
             known = repr(rows).encode()
         return hashlib.sha256(known).hexdigest()[:16]
 
@@ -158,7 +274,7 @@ class Repository:
 
     def _require_store(self) -> None:
         if not self._fs.isdir(self._root):
-            raise ModelLoadError(f"model store {self._shown} does not exist or is not a folder")
+            raise StoreAway(f"model store {self._shown} does not exist or is not a folder")
 
     def _check_name(self, model: str) -> None:
         if not _MODEL.fullmatch(model):
@@ -183,7 +299,7 @@ class Repository:
             # Neither the traceback nor the chain goes on: both can show an address with its key.
             text = _CREDENTIALS.sub("", " ".join(str(error).split()))[:_REASON_CHARS]
             logger.warning("model store %s: %s: %s", self._shown, type(error).__name__, text)
-            raise ModelLoadError(
+            raise StoreAway(
                 f"model store {self._shown} cannot be read; check its address, credentials and "
                 f"client library ({type(error).__name__}: {text})"
             ) from None
@@ -205,5 +321,5 @@ def detect_runtime(path: Path) -> Literal["onnx", "tensorflow"]:
     return found[0]
 
 
-def _identity(info: dict[str, Any]) -> str:
-    return next((str(info[key]) for key in _IDENTITY if info.get(key)), "")
+def _version_numbers(names: Iterable[str]) -> list[int]:
+    return sorted(int(name) for name in names if _VERSION.fullmatch(name))

@@ -12,7 +12,7 @@ from gateway.errors import InvalidArgument, Unavailable
 from gateway.frames import Flag, Item, Reply
 from gateway.handshake import Hello
 from gateway.metrics import Recorder
-from replicas.engine import ComputeThread
+from replicas.compute_thread import ComputeThread
 from replicas.link_server import LinkServer
 from replicas.placements import Loaded, Order, Placements, resident_bytes
 from replicas.repository import Repository
@@ -112,6 +112,7 @@ class SlotService:
             "placements": [loaded.facts() for loaded in self._placements],
             "draining": self._draining,
             "memory_bytes": resident_bytes(),
+            "statistics": self._placements.statistics(),
             "in_flight": sum(
                 len(each.engine) for each in self._placements if each.engine is not None
             ),

@@ -20,7 +20,7 @@ from replicas.runtime import Runtime, RuntimeSettings
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import tensorflow as tf
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf import saved_model_pb2
 
 logger = logging.getLogger(__name__)

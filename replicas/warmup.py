@@ -1,15 +1,18 @@
-"""One run of each signature on made-up inputs, so that a first request pays for no set-up."""
+"""Runs on recorded or made-up requests, so that the first real one pays for no set-up."""
 
 from __future__ import annotations
 
 import base64
 import logging
 import re
+from pathlib import Path
 
 import numpy as np
 
-from gateway.errors import InvalidArgument
+from gateway.errors import HeadraceError, InvalidArgument, ModelLoadError
+from gateway.protocols.request_checks import wanted_names
 from gateway.protocols.tensors import BYTES, Signature, Tensor, TensorSpec
+from replicas.recorded import Recorded, recorded_requests
 from replicas.runtime import Runtime
 
 logger = logging.getLogger(__name__)
@@ -26,11 +29,38 @@ PICTURE_PNG = base64.b64decode(
 """A red picture of 8x8 pixels, for string inputs that want an encoded picture."""
 
 
-def warm_up(runtime: Runtime) -> None:
-    """Run each signature once; raises what `run` raises, except `InvalidArgument`.
+def warm_up(runtime: Runtime, folder: Path | None = None) -> None:
+    """Run the requests that the version folder holds; without any, each signature once.
 
-    A model may refuse zeros and still serve real requests, so a refusal is only logged.
+    Raises `ModelLoadError` for a recorded request that is refused, else what `run` raises.
     """
+    count = 0
+    for recorded in recorded_requests(folder) if folder is not None else ():
+        _run_recorded(runtime, recorded)
+        count += 1
+    if count:
+        logger.info(
+            "%s/%s ran %d recorded requests", runtime.spec.name, runtime.spec.version, count
+        )
+    else:
+        _run_synthetic(runtime)
+
+
+def _run_recorded(runtime: Runtime, recorded: Recorded) -> None:
+    request = recorded.decode(runtime.spec)
+    inputs, most = request.inputs, runtime.spec.max_rows
+    if request.rows is not None and 0 < most < request.rows:
+        # More than one batch may hold; callers' requests are cut into several.
+        inputs = {name: tensor[:most] for name, tensor in inputs.items()}
+    try:
+        names = wanted_names(request.signature, request.outputs)
+        runtime.run(request.signature.name, inputs, list(names))
+    except HeadraceError as error:
+        raise ModelLoadError(f"warm-up request {recorded.where}: {error.message}") from error
+
+
+def _run_synthetic(runtime: Runtime) -> None:
+    """A model may refuse zeros and still serve real requests, so a refusal is only logged."""
     for name, signature in runtime.spec.signatures.items():
         inputs = synthetic_inputs(signature, rows=1)
         label = f"{runtime.spec.name}/{runtime.spec.version} {name}"

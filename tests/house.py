@@ -1,4 +1,4 @@
-"""The whole serving path in one process, without Ray: store, slots, links, router, HTTP listener.
+"""The whole serving path in one process, without Ray: store, slots, links, router, listeners.
 
 Everything is the real part; only Serve's placement and the pool's decisions are made by hand here.
 """
@@ -6,12 +6,13 @@ Everything is the real part; only Serve's placement and the pool's decisions are
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import grpc
 import httpx
 import numpy as np
 import onnx
@@ -20,13 +21,14 @@ from onnx import TensorProto, helper, numpy_helper
 from autoscale.slot_control import SlotControl
 from gateway.config import Batching, Limits, ModelConfig
 from gateway.data_plane import DataPlane
+from gateway.grpc_api import GrpcListener
 from gateway.handshake import Hello
 from gateway.http_api import create_app
 from gateway.http_fastlane import fast_lane, sweep
-from gateway.http_prediction import FrontState
 from gateway.link import Identity
 from gateway.listeners import HttpListener
 from gateway.metrics import Recorder
+from gateway.prediction import FrontState
 from gateway.protocols.spec_json import decode_spec
 from gateway.snapshot import ModelView, Placement, SlotView, Snapshot, State, VersionView
 from replicas.repository import Repository
@@ -60,7 +62,10 @@ def affine_model(path: Path, features: int = 4, *, fixed_rows: bool = False) -> 
 
 @dataclass
 class House:
-    """A gateway and its slots; `place` puts a model into a slot."""
+    """A gateway and its slots; `place` puts a model into a slot.
+
+    It is its own `GatewayView`: what the APIs tell the pool is kept in `told`.
+    """
 
     store: Path
     folder: Path
@@ -73,6 +78,8 @@ class House:
     lost: list[str] = field(default_factory=list)
     snapshot: Snapshot = field(default_factory=Snapshot)
     version: str = "test"
+    repository_control: Literal["admin", "public"] = "admin"
+    told: list[Any] = field(default_factory=list)
     recorder: Recorder = field(default_factory=lambda: Recorder("gateway"))
 
     async def start(self) -> None:
@@ -81,11 +88,35 @@ class House:
         self.front = FrontState(self.plane, self.limits, self.recorder)
         self.http = HttpListener(create_app(self), "127.0.0.1:0", 60, fast_lane(self.front))
         await self.http.start()
+        self.grpc = GrpcListener("127.0.0.1:0", self, self.front)
+        await self.grpc.start()
         loop = asyncio.get_running_loop()
         self.tasks = [loop.create_task(self.plane.run()), loop.create_task(sweep(self.front))]
 
     def ready(self) -> bool:
         return bool(self.snapshot.slots)
+
+    async def statistics(self) -> Sequence[Mapping[str, Any]]:
+        return [each for slot in self.services.values() for each in slot._placements.statistics()]
+
+    async def index(self) -> list[dict[str, str]]:
+        idle = {"name": "idle", "version": "", "state": "UNAVAILABLE", "reason": "not loaded"}
+        return [
+            idle,
+            *(
+                {"name": p.model, "version": str(p.version), "state": p.state, "reason": p.reason}
+                for p in self.snapshot.placements
+            ),
+        ]
+
+    async def load(self, name: str, config: Mapping[str, Any] | None = None) -> None:
+        self.told.append(("load", name, config))
+
+    async def unload(self, name: str) -> None:
+        self.told.append(("unload", name))
+
+    async def serve_only(self, models: Mapping[str, ModelConfig]) -> None:
+        self.told.append(("serve_only", dict(models)))
 
     @property
     def url(self) -> str:
@@ -137,7 +168,8 @@ class House:
         old = self.snapshot.models.get(model)
         versions = {v.version: v for v in old.versions} if old else {}
         versions[version] = VersionView(version, state, spec, facts["reason"])
-        view = ModelView(model, config, tuple(versions[v] for v in sorted(versions)))
+        ordered = tuple(versions[v] for v in sorted(versions))
+        view = ModelView(model, config, ordered, labels=config.labels)
         self.publish(
             replace(
                 self.snapshot,
@@ -169,7 +201,7 @@ class House:
         for task in self.tasks:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
-        await self.http.stop(1)
+        await asyncio.gather(self.http.stop(1), self.grpc.stop(1))
         for service in self.services.values():
             await service.close()
 
@@ -203,3 +235,8 @@ async def until(condition: Callable[[], object]) -> None:
 def client(house: House) -> httpx.AsyncClient:
     """An HTTP client of that house."""
     return httpx.AsyncClient(base_url=house.url, timeout=20)
+
+
+def grpc_channel(house: House) -> Any:
+    """A plain gRPC channel to that house."""
+    return grpc.aio.insecure_channel(house.grpc.address)

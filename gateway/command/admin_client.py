@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import quote
 
 import httpx
 
 from gateway.errors import HeadraceError, Unauthenticated, Unavailable
 
 Status = dict[str, Any]
+
+ORDER_S = 180.0
+"""Loading a model is answered when it is ready; the pool gives up before this."""
 
 
 class AdminClient:
@@ -45,6 +49,23 @@ class AdminClient:
         """Give the running system a changed config document."""
         self._ask("PUT", "/admin/v1/config", json=document)
 
+    def load(self, model: str) -> None:
+        """Load a model of the store, or load it anew if its files have changed; waits for it."""
+        self._order(model, "load")
+
+    def unload(self, model: str) -> None:
+        """Serve a model no more."""
+        self._order(model, "unload")
+
+    def roll_back(self, model: str) -> dict[str, Any]:
+        """Serve the version before: `{model, from, to, warm}`."""
+        path = f"/admin/v1/models/{quote(model, safe='')}/rollback"
+        return self._ask("POST", path, timeout_s=ORDER_S)
+
+    def _order(self, model: str, operation: str) -> None:
+        path = f"/v2/repository/models/{quote(model, safe='')}/{operation}"
+        self._ask("POST", path, timeout_s=ORDER_S)
+
     def __enter__(self) -> Self:
         return self
 
@@ -56,9 +77,14 @@ class AdminClient:
     ) -> None:
         self._http.close()
 
-    def _ask(self, method: str, path: str, json: Any = None) -> Status:
+    def _ask(
+        self, method: str, path: str, json: Any = None, timeout_s: float | None = None
+    ) -> Status:
+        patience = httpx.USE_CLIENT_DEFAULT if timeout_s is None else timeout_s
         try:
-            response = self._http.request(method, path, json=json)
+            response = self._http.request(method, path, json=json, timeout=patience)
+        except httpx.ReadTimeout as error:
+            raise HeadraceError(f"{self._address} has not answered {path} in time") from error
         except httpx.HTTPError as error:
             raise Unavailable(
                 f"nothing answers on {self._address} ({type(error).__name__}); is Headrace up?"
@@ -66,7 +92,7 @@ class AdminClient:
         if response.status_code in (401, 403):
             raise Unauthenticated(f"{self._address} refused the admin token")
         try:
-            answer = response.json()
+            answer = response.json() if response.content else {}
         except ValueError:
             answer = None
         if response.is_error:

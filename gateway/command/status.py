@@ -10,7 +10,13 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-COLOURS = {"READY": "green", "UP": "green", "FAILED": "red", "DRAINING": "yellow"}
+COLOURS = {
+    "READY": "green",
+    "UP": "green",
+    "STANDBY": "cyan",
+    "FAILED": "red",
+    "DRAINING": "yellow",
+}
 
 GAP = 2
 """Blanks between two columns."""
@@ -32,6 +38,7 @@ class Column:
 MODEL_COLUMNS = (
     Column("model", flexible=True),
     Column("state"),
+    Column("serves", rank=7, flexible=True),
     Column("slots", rank=2, right=True),
     Column("load s", rank=6, right=True),
     Column("requests", rank=4, right=True),
@@ -120,18 +127,28 @@ def models(status: Mapping[str, Any]) -> FittingTable:
             _milliseconds(model["p99_ms"]),
         ]
         if not model["versions"]:
-            rows.append(_row(model["name"], "-", "0", "-", *first))
+            rows.append(_row(model["name"], "-", "-", "0", "-", *first))
         for number, version in enumerate(model["versions"]):
             name = f"{model['name']}/{version['version']}"
             load = f"{version['load_s']:.2f}" if version["load_s"] else "-"
             figures = first if number == 0 else [""] * len(first)
-            rows.append(_row(name, version["state"], str(len(version["slots"])), load, *figures))
+            slots = str(len(version["slots"]))
+            serves = _serves(model, version["version"])
+            rows.append(_row(name, version["state"], serves, slots, load, *figures))
     return FittingTable(MODEL_COLUMNS, tuple(rows))
 
 
+def _serves(model: Mapping[str, Any], version: int) -> str:
+    """For whom a version answers: who names none, and the labels that point to it."""
+    labels = [label for label, number in model["labels"].items() if number == version]
+    return ", ".join((["default"] if model["default"] == version else []) + labels) or "-"
+
+
 def reasons(status: Mapping[str, Any]) -> Sequence[Text]:
-    """One line for each model or version that has something to explain."""
+    """One line for each thing that has something to explain: store, models, versions."""
     lines: list[Text] = []
+    if status["store_problem"]:
+        lines.append(Text(f"store: {status['store_problem']}", style="red"))
     for model in status["models"]:
         if model["reason"]:
             lines.append(Text(f"{model['name']}: {model['reason']}", style="red"))
@@ -140,6 +157,13 @@ def reasons(status: Mapping[str, Any]) -> Sequence[Text]:
             for version in model["versions"]
             if version["reason"]
         ]
+        lines += [
+            Text(f"{model['name']}/{number}: not taken up: {reason}", style="yellow")
+            for number, reason in model["incomplete"].items()
+        ]
+        if model["rejected"]:
+            left = ", ".join(map(str, model["rejected"]))
+            lines.append(Text(f"{model['name']}: rolled back from {left}", style="yellow"))
     return [Text(), *lines] if lines else []
 
 

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from gateway.errors import InvalidArgument
 from gateway.protocols.compression import MAX_INFLATED_BYTES, reply_coding
 from gateway.protocols.openinference_binary import OpenInferenceCodec
+from gateway.protocols.openinference_proto import OpenInferenceProtoCodec
 from gateway.protocols.tensors import Call, Codec, Encoded
 from gateway.protocols.tfserving_examples import ExamplesCodec
 from gateway.protocols.tfserving_json import PredictCodec
+from gateway.protocols.tfserving_proto import ExamplesProtoCodec, PredictProtoCodec
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,10 @@ CALLS: tuple[CallKind, ...] = (
     CallKind("tfserving", "classify"),
     CallKind("tfserving", "regress"),
     CallKind("openinference", "infer"),
+    CallKind("openinference_grpc", "infer"),
+    CallKind("tfserving_grpc", "predict"),
+    CallKind("tfserving_grpc", "classify"),
+    CallKind("tfserving_grpc", "regress"),
 )
 """The index is the number on the link: only append."""
 
@@ -33,12 +39,17 @@ def codecs(max_inflated_bytes: int = MAX_INFLATED_BYTES) -> tuple[Codec, ...]:
     """The codec of each call, by its number; the limit is on a body once it is inflated."""
     examples = ExamplesCodec(max_inflated_bytes)
     predict = PredictCodec(max_inflated_bytes)
-    return (predict, examples, examples, OpenInferenceCodec(max_inflated_bytes))
+    examples_proto = ExamplesProtoCodec(max_inflated_bytes)
+    return (
+        *(predict, examples, examples, OpenInferenceCodec(max_inflated_bytes)),
+        *(OpenInferenceProtoCodec(), PredictProtoCodec(max_inflated_bytes)),
+        *(examples_proto, examples_proto),
+    )
 
 
 _NUMBERS = {(kind.protocol, kind.method): number for number, kind in enumerate(CALLS)}
 ENCODINGS = ("", "gzip", "deflate")
-CONTENT_TYPES = ("application/json", "application/octet-stream")
+CONTENT_TYPES = ("application/json", "application/octet-stream", "application/grpc")
 
 
 def call_number(protocol: str, method: str) -> int:

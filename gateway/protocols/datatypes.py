@@ -44,6 +44,8 @@ _TENSORFLOW = {
     "BF16": "DT_BFLOAT16",
 }
 
+_FROM_TENSORFLOW = {theirs: ours for ours, theirs in _TENSORFLOW.items()}
+
 
 def dtype_of(name: object) -> np.dtype[Any]:
     """The dtype of an Open Inference Protocol name; raises for BF16 and for unknown names."""
@@ -61,6 +63,13 @@ def datatype_name(dtype: np.dtype[Any]) -> str:
 def tensorflow_name(dtype: np.dtype[Any]) -> str:
     """TensorFlow's name, for example `DT_FLOAT`."""
     return _TENSORFLOW.get(datatype_name(dtype), "DT_INVALID")
+
+
+def v2_name(type_: str | np.dtype[Any]) -> str:
+    """The Open Inference Protocol name of TensorFlow's name, or of a dtype."""
+    if isinstance(type_, str):
+        return _FROM_TENSORFLOW.get(type_, type_)
+    return datatype_name(type_)
 
 
 def config_name(dtype: np.dtype[Any]) -> str:

@@ -9,7 +9,13 @@ from gateway.protocols.datatypes import config_name, datatype_name, tensorflow_n
 from gateway.protocols.tensors import ModelSpec, Signature, TensorSpec
 from gateway.snapshot import ModelView, State, VersionView
 
-EXTENSIONS = ("binary_tensor_data", "model_configuration")
+EXTENSIONS = (
+    "model_repository",
+    "model_configuration",
+    "binary_tensor_data",
+    "parameters",
+    "statistics",
+)
 """What is supported of Triton's extensions; perf_analyzer relies on each name listed."""
 
 _TFSERVING_STATES = {
@@ -70,7 +76,7 @@ def openinference_model(model: ModelView, spec: ModelSpec) -> dict[str, Any]:
     signature = default_signature(spec)
     return {
         "name": spec.name,
-        "versions": [str(v.version) for v in model.versions if v.state is State.READY],
+        "versions": [str(v.version) for v in model.versions if v.served and v.state is State.READY],
         "platform": spec.platform,
         "inputs": [_tensor_metadata(tensor) for tensor in signature.inputs],
         "outputs": [_tensor_metadata(tensor) for tensor in signature.outputs],

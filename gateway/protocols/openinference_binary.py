@@ -20,6 +20,10 @@ from gateway.protocols.openinference_json import (
     named_entries,
     parameters_of,
     shape_of,
+)
+from gateway.protocols.openinference_parameters import (
+    refuse_unsupported,
+    signature_of,
     timeout_s_of,
 )
 from gateway.protocols.openinference_quick import read_quickly
@@ -28,8 +32,6 @@ from gateway.protocols.raw_tensors import RawTail, decode_raw, encode_raw
 from gateway.protocols.request_checks import (
     check_inputs,
     find_output,
-    find_signature,
-    match_signature,
     wanted_names,
 )
 from gateway.protocols.tensors import (
@@ -43,8 +45,6 @@ from gateway.protocols.tensors import (
 )
 
 _FP16 = np.dtype(np.float16)
-
-_SEQUENCE = ("sequence_id", "sequence_start", "sequence_end")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +71,8 @@ class OpenInferenceCodec:
         text, raw = _split_body(plain, call.json_length)
         document = (None if raw else read_quickly(text)) or read_object(text)
         parameters = parameters_of(document, "the request")
-        if any(parameters.get(name) for name in _SEQUENCE):
-            raise Unimplemented("sequences are not supported: requests are answered one by one")
         entries = named_entries(document, "inputs")
-        if "signature_name" in parameters:
-            signature = find_signature(model, parameters["signature_name"])
-        else:
-            signature = match_signature(model, entries)
+        signature = signature_of(model, parameters, entries)
         tail = RawTail(raw)
         has_tail = call.json_length is not None
         inputs = {
@@ -127,7 +122,7 @@ def _decode_input(name: str, entry: dict[str, Any], tail: RawTail | None) -> Ten
     dtype = dtype_of(entry.get("datatype"))
     shape = shape_of(entry.get("shape"), where)
     parameters = parameters_of(entry, where)
-    _refuse_shared_memory(parameters, where)
+    refuse_unsupported(parameters, where)
     if "binary_data_size" in parameters:
         if tail is None:
             raise InvalidArgument(
@@ -163,9 +158,7 @@ def _wanted(
 def _output_flag(name: str, entry: dict[str, Any], default: bool) -> bool:
     where = f"output {quoted(name)}"
     parameters = parameters_of(entry, where)
-    _refuse_shared_memory(parameters, where)
-    if parameters.get("classification"):
-        raise Unimplemented(f"{where}: 'classification' is not supported; rank the scores yourself")
+    refuse_unsupported(parameters, where)
     return flag_of(parameters, "binary_data", default)
 
 
@@ -174,11 +167,6 @@ def _check_json_form(spec: TensorSpec, binary: bool) -> None:
         raise InvalidArgument(
             f"output '{spec.name}' is FP16, which has no JSON form; ask for binary data"
         )
-
-
-def _refuse_shared_memory(parameters: Mapping[str, Any], where: str) -> None:
-    if "shared_memory_region" in parameters:
-        raise Unimplemented(f"{where}: shared memory regions are not supported; send the data")
 
 
 def _split_body(body: bytes | memoryview, json_length: int | None) -> tuple[bytes, memoryview]:

@@ -13,8 +13,8 @@ from gateway.protocols.json_arrays import MAX_RANK, flatten, leaves_to_array
 from gateway.protocols.quoting import quoted
 from gateway.protocols.tensors import BYTES, Tensor
 
-_MAX_DIMENSION = 2**40
-"""No tensor is as long; numpy overflows on the product of larger ones even at size 0."""
+_MAX_ELEMENTS = 2**40
+"""No tensor is as long; numpy overflows on larger shapes, even if one dimension is 0."""
 
 
 def parameters_of(holder: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -64,10 +64,12 @@ def shape_of(value: Any, where: str) -> tuple[int, ...]:
     if not isinstance(value, list) or len(value) > MAX_RANK:
         raise InvalidArgument(f"{where} needs a 'shape' of at most {MAX_RANK} dimensions")
     for size in value:
-        if type(size) is not int or not 0 <= size <= _MAX_DIMENSION:
+        if type(size) is not int or not 0 <= size <= _MAX_ELEMENTS:
             raise InvalidArgument(
                 f"{where}: 'shape' must hold integers of at least 0, not {quoted(size)}"
             )
+    if math.prod(size or 1 for size in value) > _MAX_ELEMENTS:
+        raise InvalidArgument(f"{where}: 'shape' is larger than any tensor: {value}")
     return tuple(value)
 
 
@@ -76,16 +78,6 @@ def flag_of(parameters: Mapping[str, Any], name: str, default: bool) -> bool:
     if not isinstance(value, bool):
         raise InvalidArgument(f"'{name}' must be true or false, not {quoted(value)}")
     return value
-
-
-def timeout_s_of(parameters: Mapping[str, Any]) -> float | None:
-    """The `timeout` parameter in seconds; it comes in microseconds, 0 meaning none."""
-    timeout = parameters.get("timeout", 0)
-    if type(timeout) is not int or not 0 <= timeout < 2**63:
-        raise InvalidArgument(
-            f"'timeout' must be a number of microseconds of at least 0, not {quoted(timeout)}"
-        )
-    return timeout / 1e6 or None
 
 
 def id_of(document: Mapping[str, Any]) -> str:

@@ -1,7 +1,4 @@
-"""TensorFlow Serving's classify and regress: examples of features in, results out.
-
-A signature that takes serialized `tf.Example` gets them built; others get features by name.
-"""
+"""TensorFlow Serving's REST bodies of `:classify` and `:regress`."""
 
 from __future__ import annotations
 
@@ -14,24 +11,31 @@ import numpy as np
 from gateway.errors import InvalidArgument
 from gateway.protocols.compression import MAX_INFLATED_BYTES, deflate, inflate, reply_coding
 from gateway.protocols.datatypes import check_supported
-from gateway.protocols.json_arrays import decode_b64, leaves_to_array
-from gateway.protocols.json_text import read_object, text_of, write_json
-from gateway.protocols.quoting import listed, quoted
+from gateway.protocols.examples import (
+    check_context,
+    check_context_size,
+    classes_of,
+    named_inputs,
+    regressions_of,
+    result_outputs,
+    serialized_inputs,
+    takes_serialized,
+)
+from gateway.protocols.json_arrays import decode_b64
+from gateway.protocols.json_text import read_object, write_json
+from gateway.protocols.quoting import quoted
 from gateway.protocols.request_checks import (
     check_inputs,
-    check_names,
     find_signature,
     wanted_names,
 )
 from gateway.protocols.tensors import (
-    BYTES,
     Call,
     Encoded,
     InferenceRequest,
     ModelSpec,
     Signature,
     Tensor,
-    TensorSpec,
 )
 from gateway.protocols.tf_example import encode_example
 
@@ -55,8 +59,8 @@ class ExamplesCodec:
     def decode(self, body: bytes | memoryview, call: Call, model: ModelSpec) -> InferenceRequest:
         """Read a request body; raises `InvalidArgument`."""
         text = bytes(inflate(body, call.content_encoding, self._max_inflated_bytes))
-        signature, inputs = _decode_inputs(read_object(text), model)
-        outputs = _result_outputs(signature, call.method)
+        signature, inputs = _decode_inputs(read_object(text), model, self._max_inflated_bytes)
+        outputs = result_outputs(signature, call.method)
         rows = check_inputs(signature, inputs)
         reply = Reply(call.method, reply_coding(call.accept_encoding))
         return InferenceRequest(signature, inputs, rows, outputs, reply=reply)
@@ -69,13 +73,13 @@ class ExamplesCodec:
         wanted = {name: outputs[name] for name in wanted_names(request.signature, request.outputs)}
         for tensor in wanted.values():
             check_supported(tensor.dtype)
-        pairs = _regressions(wanted) if reply.method == "regress" else _classes(wanted)
+        pairs = regressions_of(wanted) if reply.method == "regress" else classes_of(wanted)
         body = deflate(write_json({"results": pairs}), reply.coding)
         return Encoded(body, content_encoding=reply.coding)
 
 
 def _decode_inputs(
-    document: dict[str, Any], model: ModelSpec
+    document: dict[str, Any], model: ModelSpec, max_bytes: int
 ) -> tuple[Signature, dict[str, Tensor]]:
     """The signature and its input tensors, one row for each example."""
     signature = find_signature(model, document.get("signature_name", ""))
@@ -83,55 +87,15 @@ def _decode_inputs(
     if not isinstance(examples, list) or not examples:
         raise InvalidArgument("'examples' must be an array with at least one example")
     context = _features(document.get("context", {}), "'context'")
+    check_context_size(len(encode_example(context)), len(examples), max_bytes)
     rows = []
     for index, example in enumerate(examples):
         features = _features(example, f"example {index}")
-        repeated = context.keys() & features.keys()
-        if repeated:
-            raise InvalidArgument(f"example {index} repeats context features: {listed(repeated)}")
+        check_context(context, features, index)
         rows.append({**context, **features})
-    if _takes_serialized(signature):
-        strings = np.empty(len(rows), dtype=BYTES)
-        strings[:] = [encode_example(row) for row in rows]
-        return signature, {signature.inputs[0].name: strings}
-    return signature, _by_name(rows, signature)
-
-
-def _result_outputs(signature: Signature, method: str) -> tuple[str, ...]:
-    """The outputs that the results are made of; raises `InvalidArgument` if there are none."""
-    by_name = {spec.name: spec for spec in signature.outputs}
-    usual = ("classes", "scores") if method == "classify" else ("outputs",)
-    found = tuple(name for name in usual if name in by_name)
-    if not found and len(by_name) == 1:
-        found = tuple(by_name)
-    if not found:
-        raise InvalidArgument(
-            f"signature '{signature.name}' has no output {listed(usual)}, so it cannot {method}"
-        )
-    return found
-
-
-def _classes(outputs: Mapping[str, Tensor]) -> list[Any]:
-    """For each example a list of `[label, score]` pairs.
-
-    Without classes the labels are empty; without scores these are 0, as TensorFlow Serving does.
-    """
-    for name, tensor in outputs.items():
-        if tensor.ndim != 2:
-            raise InvalidArgument(f"output '{name}' must be of shape [examples, classes]")
-    if len({tensor.shape for tensor in outputs.values()}) != 1:
-        raise InvalidArgument("classes and scores must have the same shape")
-    shape = next(iter(outputs.values())).shape
-    labels: Any = np.full(shape, "").tolist()
-    scores: Any = np.zeros(shape, dtype=np.float32)
-    for name, tensor in outputs.items():
-        if tensor.dtype == BYTES:
-            labels = [[text_of(label, name) for label in row] for row in tensor.tolist()]
-        else:
-            scores = tensor
-    return [
-        [list(pair) for pair in zip(*row, strict=True)] for row in zip(labels, scores, strict=True)
-    ]
+    if takes_serialized(signature):
+        return signature, serialized_inputs([encode_example(row) for row in rows], signature)
+    return signature, named_inputs(rows, signature)
 
 
 def _features(value: Any, where: str) -> dict[str, list[Any]]:
@@ -162,54 +126,3 @@ def _scalar(item: Any, where: str) -> bytes | float | int:
         f"{where} must hold 64 bit integers, 32 bit floats, strings or "
         f'{{"b64": ...}} objects, not {quoted(item)}'
     )
-
-
-def _takes_serialized(signature: Signature) -> bool:
-    return (
-        signature.method.endswith(("/classify", "/regress"))
-        and len(signature.inputs) == 1
-        and signature.inputs[0].dtype == BYTES
-    )
-
-
-def _by_name(rows: list[dict[str, list[Any]]], signature: Signature) -> dict[str, Tensor]:
-    for row in rows:
-        check_names(signature, row)
-    return {spec.name: _stack([row[spec.name] for row in rows], spec) for spec in signature.inputs}
-
-
-def _stack(values: list[list[Any]], spec: TensorSpec) -> Tensor:
-    try:
-        return np.stack([_row(row, spec) for row in values])
-    except ValueError:
-        raise InvalidArgument(
-            f"feature '{spec.name}' must have as many values in every example"
-        ) from None
-
-
-def _row(values: list[Any], spec: TensorSpec) -> Tensor:
-    where = f"feature '{spec.name}'"
-    if spec.dtype == BYTES and not all(isinstance(value, bytes) for value in values):
-        raise InvalidArgument(f"{where} takes strings")
-    if spec.dtype == BYTES:
-        array = np.empty(len(values), dtype=BYTES)
-        array[:] = values
-    else:
-        array = leaves_to_array(values, spec.dtype, where, lossless=True, b64=False)
-    shape = (None,) if spec.shape is None else spec.shape[1:]
-    try:
-        return array.reshape([-1 if size is None else size for size in shape])
-    except ValueError:
-        wanted = ", ".join("-1" if size is None else str(size) for size in shape)
-        raise InvalidArgument(
-            f"{where} has {len(values)} values, but an example takes [{wanted}]"
-        ) from None
-
-
-def _regressions(outputs: Mapping[str, Tensor]) -> list[Any]:
-    tensor = next(iter(outputs.values()))
-    if tensor.ndim == 2 and tensor.shape[1] == 1:
-        tensor = tensor[:, 0]
-    if tensor.ndim != 1 or tensor.dtype == BYTES:
-        raise InvalidArgument("the regression output must hold one number for each example")
-    return list(tensor)

@@ -2,31 +2,90 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 CACHE = Path(__file__).resolve().parent / "cache"
 STAMP = "complete"
+NAMES = ("python3", "python3.11")
+ASK_S = 10.0
+DESCRIBE = "import sys; print(*sys.version_info[:3], sys.prefix == sys.base_prefix)"
+
+Version = tuple[int, int, int]
 
 
 class PeerNotInstalled(Exception):
     """Raised when the peer's packages cannot be installed."""
 
 
-def peer_python(name: str, requirements: Sequence[str], cache: Path = CACHE) -> Path:
-    """The interpreter of the peer's environment, which is made if its pins are not there yet."""
+def peer_python(
+    name: str, requirements: Sequence[str], base: Path | None = None, cache: Path = CACHE
+) -> Path:
+    """The interpreter of the peer's environment, which is made if its pins are not there yet.
+
+    `base` is the interpreter to make it with: ours, unless told otherwise.
+    """
     folder = cache / name
     python = folder / "bin" / "python"
     wanted = "\n".join(requirements)
     stamp = folder / STAMP
     if stamp.exists() and stamp.read_text(encoding="utf-8") == wanted:
         return python
-    _run([sys.executable, "-m", "venv", "--clear", str(folder)], name)
+    _run([str(base or sys.executable), "-m", "venv", "--clear", str(folder)], name)
     _run([str(python), "-m", "pip", "install", "--quiet", *requirements], name)
     stamp.write_text(wanted, encoding="utf-8")
     return python
+
+
+def find_interpreter(name: str, oldest: Version, newest: Version, path: str | None = None) -> Path:
+    """A Python of these versions on PATH that is no virtual environment, for the peer `name`."""
+    found = []
+    for file in _candidates(os.environ.get("PATH", "") if path is None else path):
+        version = _own_version(file)
+        if version is None:
+            continue
+        if oldest <= version <= newest:
+            return file
+        found.append(_dotted(version))
+    raise PeerNotInstalled(
+        f"{name} needs Python {_dotted(oldest)} to {_dotted(newest)}, and PATH has "
+        f"{', '.join(dict.fromkeys(found)) or 'none'}: install one, or leave {name} out "
+        "with --protocol http"
+    )
+
+
+def _candidates(path: str) -> Iterator[Path]:
+    for folder in dict.fromkeys(path.split(os.pathsep)):
+        for name in NAMES:
+            file = Path(folder) / name
+            if folder and os.access(file, os.X_OK):
+                yield file
+
+
+def _own_version(file: Path) -> Version | None:
+    """The interpreter's version; None if it is a virtual environment's or does not run."""
+    try:
+        done = subprocess.run(
+            [str(file), "-I", "-c", DESCRIBE],
+            capture_output=True,
+            text=True,
+            timeout=ASK_S,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    words = done.stdout.split()
+    if done.returncode != 0 or len(words) != 4 or words[3] != "True":
+        return None
+    major, minor, micro = (int(word) for word in words[:3])
+    return major, minor, micro
+
+
+def _dotted(version: Version) -> str:
+    return ".".join(map(str, version))
 
 
 def _run(command: Sequence[str], name: str) -> None:
@@ -34,5 +93,6 @@ def _run(command: Sequence[str], name: str) -> None:
         command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        said = done.stderr.strip() or done.stdout.strip()
+        last = (said.splitlines() or ["no message"])[-1]
         raise PeerNotInstalled(f"the environment of {name} cannot be made: {last}")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoscale.ledger import HELD, PRESENT, Key, Load, Unload, Want, backoff_s, plan, unplaced
+from autoscale.ledger import HELD, PRESENT, Hold, Key, Load, Unload, Want, plan
 from gateway.snapshot import Placement, SlotView, State
 
 
@@ -27,8 +27,20 @@ def moves(
     max_models: Mapping[str, int] | None = None,
     retry_at: Mapping[Key, float] | None = None,
     now_s: float = 100.0,
+    holds: Mapping[Key, Hold] | None = None,
 ) -> list[Load | Unload]:
-    return plan(wanted, views, placements, max_models or {}, now_s, retry_at or {})
+    limits = max_models or {}
+    return plan(wanted, views, placements, limits, now_s, retry_at or {}, holds or {}).moves
+
+
+def waiting(
+    wanted: Sequence[Want],
+    views: Sequence[SlotView],
+    placements: Sequence[Placement] = (),
+    retry_at: Mapping[Key, float] | None = None,
+    holds: Mapping[Key, Hold] | None = None,
+) -> Mapping[Key, str]:
+    return plan(wanted, views, placements, {}, 100.0, retry_at or {}, holds or {}).waiting
 
 
 def apply(
@@ -134,13 +146,13 @@ def test_what_failed_or_ended_takes_no_room(state: State) -> None:
 def test_a_version_that_failed_waits_and_then_prefers_another_slot() -> None:
     wanted = [Want("m", 1, 1, "cpu")]
     failed = [ready("a", "m", 1, State.FAILED)]
-    retry_at = {("m", 1): 101.0}
+    retry_at = {Key("m", 1): 101.0}
     assert moves(wanted, slots("a", "b"), failed, retry_at=retry_at) == []
     late = moves(wanted, slots("a", "b"), failed, retry_at=retry_at, now_s=101.0)
     assert late == [Load("b", "m", 1)]
 
 
-def test_unplaced_says_why() -> None:
+def test_a_plan_says_why_something_waits() -> None:
     wanted = [
         Want("x", 1, 2, "cpu"),
         Want("y", 1, 2, "cpu"),
@@ -149,28 +161,71 @@ def test_unplaced_says_why() -> None:
         Want("v", 1, 1, "cpu"),
     ]
     placements = [ready("a", "x"), ready("b", "v")]
-    reasons = unplaced(wanted, slots("a", "b", "c"), placements, {}, 100.0, {("w", 2): 104.0})
-    assert reasons == {
-        ("x", 1): "needs 1 more slot of class cpu, 0 free",
-        ("y", 1): "needs 2 slots of class cpu, 1 free",
-        ("z", 1): "needs 1 slot of class gpu, 0 free",
-        ("w", 2): "failed to load, waits before the next try",
+    assert waiting(wanted, slots("a", "b", "c"), placements, {Key("w", 2): 104.0}) == {
+        Key("x", 1): "needs 1 more slot of class cpu, 0 free",
+        Key("y", 1): "needs 2 slots of class cpu, 1 free",
+        Key("z", 1): "needs 1 slot of class gpu, 0 free",
+        Key("w", 2): "failed to load, waits before the next try",
     }
 
 
-def test_unplaced_without_retries_speaks_of_room_alone() -> None:
-    wanted = [Want("m", 1, 1, "cpu"), Want("n", 1, 1, "cpu")]
-    assert unplaced(wanted, slots("a", "b"), [], {}) == {}
-    assert unplaced(wanted, slots("a"), [], {}) == {("n", 1): "needs 1 slot of class cpu, 0 free"}
+def test_what_waits_for_a_drain_needs_no_reason() -> None:
+    draining = [ready("a", "x", 1, State.DRAINING)]
+    assert waiting([Want("m", 1, 1, "cpu")], slots("a"), draining) == {}
+    two = [Want("m", 1, 1, "cpu"), Want("n", 1, 1, "cpu")]
+    assert list(waiting(two, slots("a"), draining)) == [Key("n", 1)]
 
 
-def test_backoff_doubles_up_to_a_minute() -> None:
-    assert [backoff_s(n) for n in (0, 1, 2, 3, 5, 6, 5000)] == [0, 2, 4, 8, 32, 60, 60]
+def test_what_must_be_kept_stays_and_the_new_version_goes_to_a_spare_slot() -> None:
+    wanted, serving = [Want("m", 2, 1, "cpu")], [ready("a", "m", 1)]
+    holds = {Key("m", 1): Hold.KEEP}
+    assert moves(wanted, slots("a", "b"), serving, holds=holds) == [Load("b", "m", 2)]
+    assert moves(wanted, slots("a"), serving, holds=holds) == []
+    reasons = waiting(wanted, slots("a"), serving, holds=holds)
+    assert reasons == {Key("m", 2): "needs 1 slot of class cpu, 0 free"}
+
+
+def test_what_may_yield_stays_until_its_slot_is_needed() -> None:
+    standby, holds = [ready("a", "m", 1), ready("b", "m", 2)], {Key("m", 1): Hold.YIELD}
+    assert moves([Want("m", 2, 1, "cpu")], slots("a", "b"), standby, holds=holds) == []
+    more = [Want("m", 2, 1, "cpu"), Want("x", 1, 1, "cpu")]
+    first = moves(more, slots("a", "b"), standby, holds=holds)
+    assert first == [Unload("a", "m", 1)]
+    after = apply(first, standby)
+    assert moves(more, slots("a", "b"), after, holds=holds) == []
+    assert moves(more, slots("a", "b"), settled(after), holds=holds) == [Load("a", "x", 1)]
+
+
+def test_no_more_yields_than_is_needed() -> None:
+    standby = [ready("a", "m", 1), ready("b", "n", 1)]
+    holds = {Key("m", 1): Hold.YIELD, Key("n", 1): Hold.YIELD}
+    orders = moves([Want("x", 1, 1, "cpu")], slots("a", "b"), standby, holds=holds)
+    assert orders == [Unload("a", "m", 1)]
+
+
+def test_a_version_that_waits_after_a_failure_makes_nothing_yield() -> None:
+    orders = moves(
+        [Want("x", 1, 1, "cpu")],
+        slots("a"),
+        [ready("a", "m", 1)],
+        holds={Key("m", 1): Hold.YIELD},
+        retry_at={Key("x", 1): 101.0},
+    )
+    assert orders == []
+
+
+def test_changed_files_of_one_version_are_loaded_beside_the_old_ones() -> None:
+    old = Placement("a", "m", 1, State.READY, revision=0)
+    wanted = [Want("m", 1, 1, "cpu", revision=1)]
+    holds = {Key("m", 1, 0): Hold.KEEP}
+    assert moves(wanted, slots("a", "b"), [old], holds=holds) == [Load("b", "m", 1, 1)]
+    new = Placement("b", "m", 1, State.READY, revision=1)
+    assert moves(wanted, slots("a", "b"), [old, new]) == [Unload("a", "m", 1, 0)]
 
 
 NAMES = st.sampled_from("abcde")
 CLASSES = st.sampled_from(["cpu", "gpu"])
-KEYS = st.tuples(st.sampled_from("xyz"), st.integers(1, 2))
+KEYS = st.builds(Key, st.sampled_from("xyz"), st.integers(1, 2))
 VIEWS = st.builds(
     SlotView, NAMES, CLASSES, st.just("node"), st.just(""), st.just(""), draining=st.booleans()
 )
@@ -216,7 +271,7 @@ def test_orders_respect_the_slots(
         assert not by_id[order.slot_id].draining
         if isinstance(order, Load):
             assert after_counts[order.slot_id] <= room[by_id[order.slot_id].slot_class]
-            assert retry_at.get((order.model, order.version), 0.0) <= 100.0
+            assert retry_at.get(Key(order.model, order.version), 0.0) <= 100.0
     assert all(after_counts[slot_id] >= count for slot_id, count in before_counts.items())
     present = [(p.slot_id, p.model, p.version) for p in after if p.state in PRESENT]
     assert len(present) == len(set(present))
@@ -246,12 +301,12 @@ def test_the_house_settles_and_says_what_is_missing(
         now = settled(apply(moves(wanted, views, now, room), now))
     assert moves(wanted, views, now, room) == []
     staying = {view.slot_id: view.slot_class for view in views if not view.draining}
-    missing = unplaced(wanted, views, now, room, 100.0, {})
+    missing = plan(wanted, views, now, room).waiting
     for want in wanted:
         holders = [
             p.slot_id
             for p in now
-            if (p.model, p.version) == want.key
+            if Key(p.model, p.version) == want.key
             and p.state is State.READY
             and staying.get(p.slot_id) == want.slot_class
         ]

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import statistics
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from gateway import shared_memory
-from gateway.channel import WINDOW_BYTES, Channel
+from gateway.channel import MAX_SHARED_NAMES, Channel
 from gateway.frames import Frame, Item, Kind, Reply, encode_frame, pieces
 from gateway.handshake import FEATURES, ClientHandshake, Hello, ServerHandshake, Session
+from gateway.streams import WINDOW_BYTES
 
 SECRET = b"secret"
 LIMIT_BYTES = 128 * 1024 * 1024
@@ -160,6 +162,90 @@ async def test_cancelled_streams_leave_room_for_others(tmp_path: Path) -> None:
         cancel = await pair.there.frames.get()
     assert answer.id == 2 and cancel.kind == Kind.CANCEL
     assert [i.id for i in pair.there.items] == [2]
+
+
+def answer_to(number: int, body: bytes) -> Reply:
+    return Reply(number, len(body), 200, 0, 0, None, 0, 0, 0, 0, 0, body)
+
+
+@contextmanager
+def small_files() -> Iterator[None]:
+    """Let this process write no file of more than 1 MiB, as when shared memory is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024 * 1024, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+async def test_an_answer_that_crosses_its_cancel_leaves_nothing(tmp_path: Path) -> None:
+    async with connected(tmp_path) as pair:
+        pair.accepted[0].send_replies([answer_to(1, bytes(8 * WINDOW_BYTES))])
+        pair.client.cancel(1)
+        assert (await pair.there.frames.get()).kind == Kind.CANCEL
+        pair.client.send_items([item(2, b"next")])
+        assert (await pair.here.answers.get()).id == 2
+        assert not pair.client._replies and not pair.accepted[0]._outgoing
+
+
+async def test_a_body_that_shared_memory_does_not_take_is_streamed(tmp_path: Path) -> None:
+    body = os.urandom(2 * WINDOW_BYTES)
+    async with connected(tmp_path, FEATURES) as pair:
+        with small_files():
+            pair.client.send_items([item(1, body)])
+            answer = await pair.here.answers.get()
+    assert text(answer) == body
+
+
+async def test_a_cancelled_body_that_shared_memory_does_not_take_is_not_sent(
+    tmp_path: Path,
+) -> None:
+    async with connected(tmp_path, FEATURES) as pair:
+        with small_files():
+            pair.client.send_items([item(1, bytes(2 * WINDOW_BYTES))])
+            pair.client.cancel(1)
+            await asyncio.gather(*pair.client._sharing.values())
+        pair.client.send_items([item(2, b"next")])
+        assert (await pair.here.answers.get()).id == 2
+        assert not pair.accepted[0]._items and not pair.client._outgoing
+    assert [i.id for i in pair.there.items] == [2]
+
+
+async def test_names_of_shared_answers_are_forgotten_once_they_are_taken(tmp_path: Path) -> None:
+    body = bytes(shared_memory.THRESHOLD_BYTES + 1)
+    async with connected(tmp_path, FEATURES) as pair:
+        for number in range(2 * MAX_SHARED_NAMES):
+            pair.accepted[0].send_replies([answer_to(number, body)])
+            assert (await pair.here.answers.get()).id == number
+        assert len(pair.accepted[0]._shared) <= MAX_SHARED_NAMES
+
+
+@pytest.mark.parametrize("features", [frozenset(), FEATURES], ids=["streamed", "shared"])
+async def test_what_was_queued_before_a_flush_arrives(
+    tmp_path: Path, features: frozenset[str]
+) -> None:
+    body = os.urandom(8 * WINDOW_BYTES)
+    async with connected(tmp_path, features) as pair:
+        channel = pair.accepted[0]
+        channel.send_replies([answer_to(1, body), answer_to(2, b"small")])
+        await channel.flush(20)
+        assert not channel.unsent
+        channel.close()
+        answers = {a.id: text(a) for a in [await pair.here.answers.get() for _ in range(2)]}
+        await pair.here.closed.wait()
+    assert answers == {1: body, 2: b"small"}
+
+
+async def test_a_flush_ends_when_its_time_is_over(tmp_path: Path) -> None:
+    async with connected(tmp_path) as pair:
+        transport = pair.client._transport
+        assert transport is not None
+        transport.pause_reading()
+        pair.accepted[0].send_replies([answer_to(1, bytes(8 * WINDOW_BYTES))])
+        await pair.accepted[0].flush(0.05)
+        assert pair.accepted[0].unsent
+        transport.resume_reading()
 
 
 async def test_a_body_over_the_limit_closes_the_link(tmp_path: Path) -> None:

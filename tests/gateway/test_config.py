@@ -104,7 +104,21 @@ def test_min_alone_is_also_the_max() -> None:
 
 def test_models_and_slots_that_fit_give_no_finding() -> None:
     two = {"runtime": "onnx", "replicas": {"min": 2}}
-    assert cross_check(args(slots={"cpu": {"count": 2}}), pool(tagger=two)) == []
+    assert cross_check(args(slots={"cpu": {"count": 3}}), pool(tagger=two)) == []
+
+
+def test_a_class_without_a_spare_slot_gives_a_warning_unless_versions_swap_in_place() -> None:
+    slots, model = {"cpu": {"count": 1}}, {"runtime": "onnx"}
+    (finding,) = cross_check(args(slots=slots), pool(tagger=model))
+    assert finding.warning and "waits for a free one" in finding.message
+    for fixed in ({"swap": "in-place"}, {"versions": [1]}):
+        assert cross_check(args(slots=slots), pool(tagger=model | fixed)) == []
+
+
+def test_versions_that_labels_name_need_room_too() -> None:
+    model = {"runtime": "onnx", "labels": {"stable": 1, "new": 2}}
+    findings = cross_check(args(slots={"cpu": {"count": 1}}), pool(tagger=model))
+    assert "models ask for 2 placements" in findings[0].message
 
 
 def test_a_runtime_goes_to_its_default_class() -> None:

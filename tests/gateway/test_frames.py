@@ -41,7 +41,7 @@ def items(draw: st.DrawFn) -> Item:
     return Item(
         draw(U32), len(body), draw(U16), draw(st.integers(0, 255)),
         draw(st.sampled_from([0, Flag.ALONE])), json_length, draw(SECONDS),
-        draw(st.integers(0, 255)), draw(st.binary(max_size=60)), body,
+        draw(st.integers(0, 255)), draw(st.binary(max_size=60)), body, draw(SECONDS),
     )  # fmt: skip
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -12,6 +11,7 @@ from gateway.config import ModelConfig
 from gateway.http_api import create_app
 from gateway.snapshot import ModelView, Snapshot, State, VersionView
 from tests.gateway.protocols.specs import F4, model, signature, spec
+from tests.gateway.views import INDEX, FixedView
 
 SPEC = model(signature([spec("x", F4, None, 2)]))
 SNAPSHOT = Snapshot(
@@ -19,7 +19,12 @@ SNAPSHOT = Snapshot(
         "m": ModelView(
             "m",
             ModelConfig(),
-            (VersionView(2, State.FAILED, None, "no file"), VersionView(3, State.READY, SPEC)),
+            (
+                VersionView(1, State.READY, SPEC, served=False),
+                VersionView(2, State.FAILED, None, "no file"),
+                VersionView(3, State.READY, SPEC),
+            ),
+            labels={"stable": 3},
         ),
         "a b": ModelView("a b", ModelConfig(), (VersionView(1, State.LOADING),)),
         "empty": ModelView("empty", ModelConfig(), (), "the store has no such folder"),
@@ -27,20 +32,10 @@ SNAPSHOT = Snapshot(
 )
 
 
-@dataclass
-class View:
-    snapshot: Snapshot = SNAPSHOT
-    version: str = "1.2.3"
-    is_ready: bool = True
-
-    def ready(self) -> bool:
-        return self.is_ready
-
-
 async def ask(
-    path: str, method: str = "GET", view: View | None = None, **more: Any
+    path: str, method: str = "GET", view: FixedView | None = None, **more: Any
 ) -> httpx.Response:
-    transport = httpx.ASGITransport(app=create_app(view or View()))
+    transport = httpx.ASGITransport(app=create_app(view or FixedView(SNAPSHOT)))
     async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
         return await client.request(method, path, **more)
 
@@ -66,16 +61,16 @@ async def test_health(path: str, expected: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("path", ["/readyz", "/v2/health/ready"])
 async def test_ready_when_gateway_is_not(path: str) -> None:
-    answer = await ask(path, view=View(is_ready=False))
+    answer = await ask(path, view=FixedView(SNAPSHOT, is_ready=False))
     assert answer.status_code == 503
     assert answer.json()["ready"] is False and "not ready" in answer.json()["error"]
-    assert (await ask("/healthz", view=View(is_ready=False))).status_code == 200
+    assert (await ask("/healthz", view=FixedView(SNAPSHOT, is_ready=False))).status_code == 200
 
 
 async def test_server_metadata() -> None:
     body = (await ask("/v2")).json()
     assert body["name"] == "headrace" and body["version"] == "1.2.3"
-    assert body["extensions"] == ["binary_tensor_data", "model_configuration"]
+    assert {"binary_tensor_data", "model_repository", "statistics"} <= set(body["extensions"])
 
 
 async def test_model_metadata_and_config() -> None:
@@ -92,6 +87,7 @@ async def test_model_metadata_and_config() -> None:
     [
         ("/v1/models/m", ["3", "2"]),
         ("/V1/Models/m/Versions/2", ["2"]),
+        ("/v1/models/m/labels/stable", ["3"]),
         ("/v1/models/a%20b", ["1"]),
     ],
 )
@@ -101,7 +97,14 @@ async def test_tfserving_status(path: str, versions: list[str]) -> None:
     assert [v["version"] for v in answer.json()["model_version_status"]] == versions
 
 
-@pytest.mark.parametrize("path", ["/v1/models/m/metadata", "/V1/models/m/versions/3/METADATA"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/models/m/metadata",
+        "/V1/models/m/versions/3/METADATA",
+        "/v1/models/m/labels/stable/metadata",
+    ],
+)
 async def test_tfserving_metadata(path: str) -> None:
     body = (await ask(path)).json()
     assert body["model_spec"]["version"] == "3"
@@ -145,10 +148,15 @@ async def test_tfserving_metadata(path: str) -> None:
         ("GET", "/v2/other", 404, "nothing at this path"),
         ("GET", "/other", 404, "nothing at this path"),
         ("GET", "/docs", 404, "nothing at this path"),
-        ("GET", "/v2/models/stats", 501, "statistics"),
-        ("GET", "/v2/models/m/versions/3/stats", 501, "statistics"),
-        ("POST", "/v2/repository/index", 501, "configuration"),
-        ("POST", "/v2/repository/models/m/load", 501, "configuration"),
+        ("GET", "/v2/models/zzz/stats", 404, "unknown model: 'zzz'"),
+        ("GET", "/v2/models/m/versions/9/stats", 404, "'m' has no version 9"),
+        ("GET", "/v1/models/m/versions/1", 404, "Could not find version 1 of model m"),
+        ("GET", "/v2/models/m/versions/1", 404, "'m' has no version 1"),
+        ("GET", "/v2/repository/index", 405, "GET is not allowed"),
+        ("POST", "/v2/repository/models/m/load", 403, "repository.control: public"),
+        ("POST", "/v2/repository/models/m/unload", 403, "admin listener"),
+        ("POST", "/v2/repository/other/index", 501, "one repository"),
+        ("POST", "/v2/repository/other/models/m/load", 501, "one repository"),
         ("GET", "/v2/logging", 501, "configuration"),
         ("GET", "/v2/models/m/trace/setting", 501, "configuration"),
         ("POST", "/v2/cudasharedmemory/unregister", 501, "shared memory"),
@@ -160,6 +168,50 @@ async def test_errors_are_json(method: str, path: str, status: int, text: str) -
     assert answer.status_code == status
     assert text in answer.json()["error"]
     assert answer.headers["content-type"] == "application/json"
+
+
+async def test_statistics_have_every_pair_for_models_without_traffic_too() -> None:
+    totals = [{"model": "m", "version": 3, "inference_count": 5}]
+    answer = await ask("/v2/models/stats", view=FixedView(SNAPSHOT, totals=totals))
+    rows = {(row["name"], row["version"]): row for row in answer.json()["model_stats"]}
+    assert rows["m", "3"]["inference_count"] == 5 and rows["a b", "1"]["inference_count"] == 0
+    assert len(rows["m", "3"]["inference_stats"]) == 8
+    one = await ask("/v2/models/m/versions/3/stats")
+    assert [row["version"] for row in one.json()["model_stats"]] == ["3"]
+
+
+async def test_the_repository_index_can_leave_out_what_is_not_ready() -> None:
+    assert (await ask("/v2/repository/index", "POST")).json() == INDEX
+    ready = await ask("/v2/repository/index", "POST", json={"ready": True})
+    assert ready.json() == INDEX[1:]
+
+
+async def test_models_are_loaded_and_unloaded_where_the_config_opens_it() -> None:
+    view = FixedView(SNAPSHOT, repository_control="public")
+    config = {"parameters": {"config": '{"max_batch_size": 4}'}}
+    loaded = await ask("/v2/repository/models/m/load", "POST", view, json=config)
+    unloaded = await ask("/v2/repository/models/m/unload", "POST", view)
+    assert (loaded.status_code, loaded.content, unloaded.status_code) == (200, b"", 200)
+    assert view.told == [("load", "m", {"max_batch_size": 4}), ("unload", "m")]
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "status", "text"),
+    [
+        ("absent", {}, 404, "no model 'absent' in the store"),
+        ("m", {"parameters": {"file:1/model.onnx": "AAAA"}}, 501, "from the store only"),
+        ("m", {"parameters": {"config": "{"}}, 400, "JSON text of a model config"),
+        ("m", {"parameters": 3}, 400, "'parameters' must be an object"),
+        ("m", [], 400, "must be a JSON object"),
+    ],
+)
+async def test_a_load_that_cannot_be_carried_out_says_why(
+    name: str, body: Any, status: int, text: str
+) -> None:
+    view = FixedView(SNAPSHOT, repository_control="public")
+    answer = await ask(f"/v2/repository/models/{name}/load", "POST", view, json=body)
+    assert answer.status_code == status and text in answer.json()["error"]
+    assert view.told == []
 
 
 async def test_wrong_method_names_the_right_one() -> None:

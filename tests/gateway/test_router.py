@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from gateway.config import Routing
 from gateway.errors import DeadlineExceeded, HeadraceError, NotFound, Unavailable
 from gateway.frames import Reply
-from gateway.router import MAX_MOVES, RETRY_RESERVE, Answer, Key, Request, Router
+from gateway.router import DEPTH_S, MAX_MOVES, RETRY_RESERVE, Answer, Key, Request, Router
 
 ANY: Key = ("m", None)
 LEAST = Routing()
@@ -101,6 +101,18 @@ def test_a_slot_that_other_gateways_fill_is_avoided() -> None:
     house.answer(first, 1, depth=50)
     house.ask()
     assert house.assign() == {other: [2]}
+
+
+def test_what_a_slot_said_of_its_load_is_forgotten_when_it_is_old() -> None:
+    house = House()
+    house.slots("a", "b", credit=100)
+    house.ask()
+    (first,) = house.assign()
+    house.answer(first, 1, depth=50)
+    for _ in range(40):
+        house.ask()
+        house.router.assign(2 * DEPTH_S)
+    assert house.router.demand("a") == {1: 20} and house.router.demand("b") == {1: 20}
 
 
 def test_round_robin_takes_turns() -> None:

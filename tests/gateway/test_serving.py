@@ -295,7 +295,8 @@ async def test_a_client_that_does_not_read_is_cut_off(tmp_path: Path) -> None:
     limits = Limits(write_timeout_s=0.1, max_body_bytes=64 * 1024 * 1024)
     content, headers = binary_infer(1_000_000)
     name, value = next(iter(headers.items()))
-    async with open_house(tmp_path, "a", limits=limits) as house:
+    config = ModelConfig(batching=Batching(max_rows=65_536))
+    async with open_house(tmp_path, "a", config=config, limits=limits) as house:
         reader, writer = await asyncio.open_connection(*house.http.address.split(":"), limit=1024)
         head = f"POST {INFER} HTTP/1.1\r\nContent-Length: {len(content)}\r\n{name}: {value}\r\n\r\n"
         writer.write(head.encode() + content)

@@ -15,7 +15,9 @@ from gateway.errors import LinkError
 def test_a_body_is_read_once_and_its_file_is_gone() -> None:
     name = shared_memory.write((b"first ", memoryview(b"second")))
     assert (shared_memory.FOLDER / name).stat().st_mode & 0o777 == 0o600
+    assert shared_memory.exists(name)
     assert bytes(shared_memory.take(name, 12)) == b"first second"
+    assert not shared_memory.exists(name)
     with pytest.raises(FileNotFoundError):
         shared_memory.take(name, 12)
 

@@ -15,6 +15,7 @@ from loadtests.exchange import (
     predict_message,
     read_infer,
     read_predictions,
+    read_version,
 )
 
 
@@ -71,6 +72,13 @@ def test_a_json_output_takes_its_shape() -> None:
     described = {"name": "price", "shape": [1, 1], "datatype": "FP32", "data": [104.5]}
     body = json.dumps({"outputs": [described]}).encode()
     assert read_infer(body, None, "price").tolist() == [[104.5]]
+
+
+def test_the_version_is_read_from_the_json_part() -> None:
+    head = json.dumps({"model_version": "2", "outputs": []}).encode()
+    assert read_version(head + b"\x00\xff", str(len(head))) == "2"
+    with pytest.raises(WrongAnswer, match="model_version"):
+        read_version(b"{}", None)
 
 
 def test_a_truncated_raw_output_is_wrong() -> None:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from loadtests.h2load import H2loadResult
 from loadtests.machine import Machine
 from loadtests.memory import Memory, parse_rollup
 from loadtests.outcome import DirectCall, Measured, Outcome, SlotMemory, Startup, medians
@@ -25,6 +27,12 @@ def measured(server: str, connections: int, rate: float, errors: int = 0) -> Mea
     return Measured(server, "TFS JSON", result)
 
 
+def streamed(server: str, streams: int, rate: float) -> Measured:
+    connections = min(streams, 4)
+    result = H2loadResult(connections, streams, int(rate * 6), rate, 0.4, 3.0, 0)
+    return Measured(server, "v2 gRPC", result)
+
+
 @pytest.fixture
 def outcome() -> Outcome:
     runs = [
@@ -35,12 +43,20 @@ def outcome() -> Outcome:
         measured("mosec, batch 64", 64, 2000, errors=2),
         measured("headrace", 1, 900),
     ]
+    grpc = [
+        streamed("headrace", 1, 5_000),
+        streamed("headrace", 4, 9_000),
+        streamed("pytriton", 1, 500),
+        streamed("pytriton", 4, 4_000),
+        streamed("empty grpc.aio", 4, 12_000),
+    ]
     memory = SlotMemory(Memory(200 * 2**20, 150 * 2**20), Memory(80 * 2**20, 60 * 2**20))
     return Outcome(
         when=WHEN,
         machine=MACHINE,
         command="make bench",
         rows=medians(runs),
+        grpc=medians(grpc),
         direct=(DirectCall("TFS JSON", 20.0, 12.0, 4.0, 36.0),),
         memory=memory,
         startup=Startup("demo.yaml", {"price": 9.0, "tagger": 20.5}),
@@ -67,9 +83,30 @@ def test_added_latency_is_the_median_at_one_connection_less_the_direct_call(
 
 
 def test_memory_and_startup_are_told_in_sentences(outcome: Outcome) -> None:
-    memory, startup = sentences(outcome)
+    memory, startup = sentences(outcome)[-2:]
     assert "120 MiB more (90)" in memory
     assert "after 9.0 s, all 2 after 20.5 s" in startup
+
+
+def test_grpc_is_compared_with_pytriton_and_with_a_server_that_does_nothing(
+    outcome: Outcome,
+) -> None:
+    alone, busy = outcome.grpc[:2]
+    assert (alone.in_flight, busy.in_flight) == (1, 16)
+    assert outcome.ratio_over_grpc(busy, "pytriton") == 2.25
+    assert outcome.ratio_over_grpc(busy, "empty grpc.aio") == 0.75
+    against, median, share = sentences(outcome)[:3]
+    assert against.endswith("pytriton's: 10.0 at 1 stream, 2.2 at 16 streams (goal: 3).")
+    assert "0.40 ms (goal: under 1 ms)" in median
+    assert "75% at 16 streams" in share
+
+
+def test_what_was_not_measured_has_no_table(outcome: Outcome) -> None:
+    http_only = markdown(replace(outcome, grpc=()))
+    assert "| server | streams |" not in http_only and "| server | body |" in http_only
+    grpc_only = markdown(replace(outcome, rows=()))
+    assert "| headrace | 16 | 9,000 | 0.40 | 3.00 | 0 | 2.25 | 0.75 |" in grpc_only
+    assert "| server | body |" not in grpc_only
 
 
 def test_rollup_is_read_in_bytes() -> None:

@@ -13,11 +13,14 @@ import yaml
 
 from gateway.config import Args, PoolConfig
 from loadtests.exchange import LENGTH_HEADER
-from loadtests.mlp import one_row, right_answer, write_bodies, write_store
-from loadtests.servers import BadAnswer, Contender, Running, Site, check_answer, headrace_config
+from loadtests.headrace import BadAnswer, Running, headrace_config
+from loadtests.mlp import one_row, right_answer, write_bodies, write_grpc_body, write_store
+from loadtests.servers import Contender, Site, check_answer
 from loadtests.startup import read_config
 from replicas.onnx_runtime import load
 from replicas.runtime import RuntimeSettings
+
+MODELS = {"mlp": {"batching": {"max_rows": 64}}}
 
 
 @contextmanager
@@ -44,17 +47,19 @@ def answering(status: int, body: bytes) -> Iterator[Running]:
 
 def site_in(folder: Path) -> Site:
     model = write_store(folder / "store")
-    return Site(folder, folder / "store", model, write_bodies(folder), right_answer(model))
+    bodies, grpc = write_bodies(folder), write_grpc_body(folder)
+    return Site(folder, folder / "store", model, bodies, grpc, right_answer(model))
 
 
 def test_the_generated_config_is_a_valid_headrace_config(tmp_path: Path) -> None:
-    document = yaml.safe_load(headrace_config(site_in(tmp_path), 64, [9001, 9002, 9003]))
+    document = yaml.safe_load(headrace_config(tmp_path, MODELS, 2, [9001, 9002, 9003]))
     [application] = document["applications"]
     arguments = Args.model_validate(application["args"])
     [pool] = application["deployments"]
     models = PoolConfig.model_validate(pool["user_config"]).models
     assert (arguments.listen.http, arguments.listen.admin) == ("127.0.0.1:9001", "127.0.0.1:9003")
-    assert (arguments.gateways, arguments.slots["cpu"].count) == (1, 1)
+    assert arguments.listen.grpc == "127.0.0.1:9002"
+    assert (arguments.gateways, arguments.slots["cpu"].count) == (1, 2)
     assert models["mlp"].batching.max_rows == 64
     assert read_config(document) == ("http://127.0.0.1:9001", {"mlp"})
 

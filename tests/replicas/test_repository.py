@@ -6,13 +6,14 @@ import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, ClassVar
 
 import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from gateway.errors import ModelLoadError
-from replicas.repository import Repository, detect_runtime
+from replicas.repository import Repository, StoreAway, detect_runtime
 
 Files = dict[str, bytes]
 TAGGER: Files = {"model.onnx": b"weights", "labels.txt": b"cat\ndog\n", "variables/data": b"more"}
@@ -265,6 +266,44 @@ class TornStore(MemoryFileSystem):  # type: ignore[misc]
         raise ConnectionResetError(f"torn://user:secret@host{rpath} went away")
 
 
+class CountedStore(MemoryFileSystem):  # type: ignore[misc]
+    """Notes what is asked of it; its listings are flat, as in object stores."""
+
+    protocol = "counted"
+    calls: ClassVar[list[str]] = []
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return str(super()._strip_protocol(path.removeprefix("counted://")))
+
+    def find(self, *arguments: Any, **options: Any) -> Any:
+        self.calls.append("find")
+        return super().find(*arguments, **options)
+
+    def ls(self, *arguments: Any, **options: Any) -> Any:
+        self.calls.append("ls")
+        return super().ls(*arguments, **options)
+
+    def cat_file(self, *arguments: Any, **options: Any) -> Any:
+        self.calls.append("cat_file")
+        return super().cat_file(*arguments, **options)
+
+
+class GrowingStore(MemoryFileSystem):  # type: ignore[misc]
+    """Gets another file with the first one that is read."""
+
+    protocol = "growing"
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return str(super()._strip_protocol(path.removeprefix("growing://")))
+
+    def get_file(self, rpath: str, lpath: str, *_: object, **__: object) -> None:
+        if not self.exists("/models/tagger/1/late.txt"):
+            self.pipe_file("/models/tagger/1/late.txt", b"late")
+        super().get_file(rpath, lpath)
+
+
 def test_download_that_breaks_off_leaves_nothing_and_tells_no_secret(
     tmp_path: Path, memory: fsspec.AbstractFileSystem
 ) -> None:
@@ -282,6 +321,175 @@ def test_store_that_cannot_be_read_is_one_sentence(tmp_path: Path, uri: str) -> 
         Repository(uri, tmp_path).models()
     assert "secret" not in caught.value.message
     assert "\n" not in caught.value.message
+
+
+def test_inspect_tells_every_version_by_its_listing(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    write(store / "tagger" / "1", signed(TAGGER))
+    write(store / "tagger" / "2", {"saved_model.pb": b""})
+    write(store / "tagger" / "3", {"notes.txt": b""})
+    (store / "tagger" / "4").mkdir()
+    write(store / "tagger" / "draft", TAGGER)
+    found = local(tmp_path).inspect("tagger")
+    assert {version: files.runtime for version, files in found.items()} == {
+        **{1: "onnx", 2: "tensorflow"},
+        **{3: None, 4: None},
+    }
+    assert (found[1].problem, found[2].problem) == ("", "")
+    assert "holds neither" in found[3].problem
+    assert found[4].problem == "it is empty"
+    assert local(tmp_path).inspect("absent") == {}
+
+
+def test_inspect_reads_no_model_file_and_sums_once(tmp_path: Path) -> None:
+    folder = write(tmp_path / "store" / "tagger" / "1", signed(TAGGER))
+    repository = local(tmp_path)
+    before = repository.inspect("tagger")
+    os.utime(folder / "SHA256SUMS", ns=(0, (folder / "SHA256SUMS").stat().st_mtime_ns))
+    changed = repository.inspect("tagger")
+    read_ns = (folder / "SHA256SUMS").stat().st_atime_ns
+    assert changed[1].stamp != before[1].stamp and read_ns > 0
+    os.utime(folder / "model.onnx", ns=(0, 0))
+    os.utime(folder / "labels.txt", ns=(0, 0))
+    repository.inspect("tagger")
+    assert repository.inspect("tagger")[1].problem == ""
+    assert (folder / "model.onnx").stat().st_atime_ns == 0
+    assert (folder / "SHA256SUMS").stat().st_atime_ns == read_ns
+    assert repository.hashed_bytes == 0
+
+
+def test_inspect_sees_every_change_of_a_local_folder(tmp_path: Path) -> None:
+    folder = write(tmp_path / "store" / "tagger" / "1", TAGGER)
+    repository = local(tmp_path)
+    before = (folder / "model.onnx").stat()
+
+    def rewrite() -> None:
+        (folder / "model.onnx").write_bytes(b"WEIGHTS")
+        os.utime(folder / "model.onnx", ns=(before.st_atime_ns, before.st_mtime_ns))
+
+    changes = [
+        lambda: write(folder, {"extra": b""}),
+        lambda: (folder / "extra").rename(folder / "variables" / "extra"),
+        lambda: (folder / "variables" / "extra").unlink(),
+        rewrite,
+    ]
+    stamps = [repository.inspect("tagger")[1]]
+    for change in changes:
+        change()
+        stamps.append(repository.inspect("tagger")[1])
+    # A file that is gone leaves the stamp of before; when it went is told by its folder.
+    assert stamps[0].stamp == stamps[3].stamp
+    assert len({files.stamp for files in stamps}) == 4
+    times = [files.changed_s for files in stamps if files.changed_s is not None]
+    assert times == sorted(times) and len(times) == 5
+
+
+def test_inspect_of_a_remote_store_is_one_listing(
+    tmp_path: Path, memory: fsspec.AbstractFileSystem
+) -> None:
+    fsspec.register_implementation("counted", CountedStore, clobber=True)
+    CountedStore.calls.clear()
+    for version in (1, 2):
+        upload(memory, f"/models/tagger/{version}", signed(TAGGER))
+    upload(memory, "/models/tagger/3", {"notes/saved_model.pb": b""})
+    memory.makedirs("/models/tagger/old")
+    upload(memory, "/models/tagger", {"4": b"a file is no version"})
+    repository = Repository("counted://models", tmp_path)
+    found = repository.inspect("tagger")
+    assert {version: files.problem[:11] for version, files in found.items()} == {
+        **{1: "", 2: ""},
+        **{3: "it must hol"},
+    }
+    assert all(files.changed_s is None for files in found.values())
+    assert CountedStore.calls == ["find", "cat_file", "cat_file"]
+    CountedStore.calls.clear()
+    assert repository.inspect("tagger") == found
+    assert CountedStore.calls == ["find"]
+
+
+def test_inspect_tells_what_the_sums_of_a_remote_store_miss(
+    tmp_path: Path, memory: fsspec.AbstractFileSystem
+) -> None:
+    repository = Repository("memory://models", tmp_path)
+    for name, content in sorted(signed(TAGGER).items()):
+        upload(memory, "/models/tagger/1", {name: content})
+        problem = repository.inspect("tagger")[1].problem
+        assert ("is missing, but SHA256SUMS lists it" in problem) == (name != "variables/data")
+
+
+def test_inspect_of_a_store_that_is_away_is_no_empty_model(
+    tmp_path: Path, memory: fsspec.AbstractFileSystem
+) -> None:
+    repository = Repository("memory://models", tmp_path)
+    with pytest.raises(StoreAway, match="does not exist"):
+        repository.inspect("tagger")
+    upload(memory, "/models/other/1", TAGGER)
+    assert repository.inspect("tagger") == {}
+    assert not repository.is_empty()
+
+
+def test_a_store_without_any_folder_is_empty(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    assert local(tmp_path).is_empty()
+    (tmp_path / "store" / "tagger").mkdir()
+    assert not local(tmp_path).is_empty()
+
+
+def test_a_link_to_the_store_may_lead_elsewhere_later(tmp_path: Path) -> None:
+    write(tmp_path / "old" / "tagger" / "1", TAGGER)
+    write(tmp_path / "new" / "tagger" / "2", TAGGER)
+    link = tmp_path / "store"
+    link.symlink_to("old")
+    repository = local(tmp_path)
+    assert repository.fetch("tagger", 1) == tmp_path / "old" / "tagger" / "1"
+    link.unlink()
+    link.symlink_to("new")
+    assert list(repository.inspect("tagger")) == [2]
+    assert repository.fetch("tagger", 2) == tmp_path / "new" / "tagger" / "2"
+
+
+def test_version_that_changes_while_it_is_downloaded_is_refused(
+    tmp_path: Path, memory: fsspec.AbstractFileSystem
+) -> None:
+    fsspec.register_implementation("growing", GrowingStore, clobber=True)
+    upload(memory, "/models/tagger/1", TAGGER)
+    repository = Repository("growing://models", tmp_path)
+    with pytest.raises(ModelLoadError, match=r"tagger version 1 changed while it was downloaded"):
+        repository.fetch("tagger", 1)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    assert (repository.fetch("tagger", 1) / "late.txt").read_bytes() == b"late"
+
+
+def test_cache_forgets_what_nobody_used_for_a_day(
+    tmp_path: Path, memory: fsspec.AbstractFileSystem
+) -> None:
+    repository = Repository("memory://models", tmp_path)
+    for version in (1, 2, 3):
+        upload(memory, f"/models/tagger/{version}", TAGGER)
+    old = {version: repository.fetch("tagger", version) for version in (1, 2, 3)}
+    broken = old[1].parent / ".partial-x"
+    broken.mkdir()
+    memory.rm("/models/tagger/1", recursive=True)
+    memory.rm("/models/tagger/2", recursive=True)
+    upload(memory, "/models/tagger/4", TAGGER)
+    for folder in (old[1], old[3], broken):
+        os.utime(folder, (0, 0))
+    new = repository.fetch("tagger", 4)
+    # 2 was used today, 3 is still in the store.
+    assert sorted(new.parent.iterdir()) == sorted([old[2], old[3], new])
+
+
+def test_cache_keeps_what_is_fetched_again(
+    tmp_path: Path, memory: fsspec.AbstractFileSystem
+) -> None:
+    repository = Repository("memory://models", tmp_path)
+    upload(memory, "/models/tagger/1", TAGGER)
+    first = repository.fetch("tagger", 1)
+    os.utime(first, (0, 0))
+    repository.fetch("tagger", 1)
+    upload(memory, "/models/tagger/1", {"more.txt": b""})
+    second = repository.fetch("tagger", 1)
+    assert sorted(first.parent.iterdir()) == sorted([first, second])
 
 
 def test_detect_runtime_goes_by_the_files(tmp_path: Path) -> None:

@@ -1,15 +1,17 @@
-"""Made-up inputs are legal for their specs, and a model that refuses them still loads."""
+"""Made-up inputs are legal, and may be refused; recorded requests are run and may not."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from gateway.errors import InternalError, InvalidArgument
+from gateway.errors import InternalError, InvalidArgument, ModelLoadError
 from gateway.protocols.tensors import BYTES, ModelSpec, Signature, Tensor, TensorSpec
 from replicas.warmup import PICTURE_PNG, synthetic_inputs, warm_up
 
@@ -19,15 +21,20 @@ FLOAT = np.dtype(np.float32)
 class FakeRuntime:
     """Records its runs; raises `error` in each of them if there is one."""
 
-    def __init__(self, *signatures: Signature, error: Exception | None = None) -> None:
-        self.spec = ModelSpec("demo", 1, "fake", {each.name: each for each in signatures})
+    def __init__(
+        self, *signatures: Signature, error: Exception | None = None, max_rows: int = 0
+    ) -> None:
+        named = {each.name: each for each in signatures}
+        self.spec = ModelSpec("demo", 1, "fake", named, max_rows=max_rows)
         self.runs: list[tuple[str, list[str], list[str]]] = []
+        self.inputs: list[Mapping[str, Tensor]] = []
         self._error = error
 
     def run(
         self, signature: str, inputs: Mapping[str, Tensor], outputs: Sequence[str]
     ) -> dict[str, Tensor]:
         self.runs.append((signature, sorted(inputs), list(outputs)))
+        self.inputs.append(inputs)
         if self._error is not None:
             raise self._error
         return {}
@@ -97,3 +104,51 @@ def test_warm_up_raises_what_is_not_about_the_inputs() -> None:
     runtime = FakeRuntime(signature(TensorSpec("x", FLOAT, ())), error=InternalError("no memory"))
     with pytest.raises(InternalError, match="no memory"):
         warm_up(runtime)
+
+
+def write_request(folder: Path, name: str, document: object) -> None:
+    (folder / "warmup").mkdir(exist_ok=True)
+    (folder / "warmup" / name).write_text(json.dumps(document))
+
+
+def test_recorded_requests_are_run_in_place_of_made_up_ones(tmp_path: Path) -> None:
+    spec = TensorSpec("x", FLOAT, (None, 2))
+    runtime = FakeRuntime(signature(spec), signature(spec, name="second"))
+    write_request(tmp_path, "a.json", {"instances": [[1, 2]]})
+    write_request(tmp_path, "b.json", {"signature_name": "second", "inputs": [[3, 4]]})
+    warm_up(runtime, tmp_path)
+    assert runtime.runs == [("serving_default", ["x"], ["y"]), ("second", ["x"], ["y"])]
+    assert [given["x"].tolist() for given in runtime.inputs] == [[[1, 2]], [[3, 4]]]
+
+
+def test_made_up_requests_are_run_where_none_is_recorded(tmp_path: Path) -> None:
+    runtime = FakeRuntime(signature(TensorSpec("x", FLOAT, (None, 2))))
+    warm_up(runtime, tmp_path)
+    assert [given["x"].tolist() for given in runtime.inputs] == [[[0, 0]]]
+
+
+def test_a_recorded_request_runs_no_more_rows_than_a_batch_holds(tmp_path: Path) -> None:
+    runtime = FakeRuntime(signature(TensorSpec("x", FLOAT, (None, 1))), max_rows=2)
+    write_request(tmp_path, "a.json", {"instances": [[1], [2], [3]]})
+    warm_up(runtime, tmp_path)
+    assert [given["x"].tolist() for given in runtime.inputs] == [[[1], [2]]]
+
+
+@pytest.mark.parametrize("error", [InvalidArgument("not so"), InternalError("not so")])
+def test_a_recorded_request_that_the_model_refuses_fails_the_version(
+    tmp_path: Path, error: Exception
+) -> None:
+    runtime = FakeRuntime(signature(TensorSpec("x", FLOAT, (None, 1))), error=error)
+    write_request(tmp_path, "a.json", {"instances": [[1]]})
+    write_request(tmp_path, "b.json", {"instances": [[1]]})
+    with pytest.raises(ModelLoadError, match=r"^warm-up request warmup/a\.json: not so$"):
+        warm_up(runtime, tmp_path)
+    assert len(runtime.runs) == 1
+
+
+def test_a_recorded_request_that_is_for_another_model_fails_the_version(tmp_path: Path) -> None:
+    runtime = FakeRuntime(signature(TensorSpec("x", FLOAT, (None, 1))))
+    write_request(tmp_path, "a.json", {"inputs": {"z": [[1]]}})
+    with pytest.raises(ModelLoadError, match=r"^warm-up request warmup/a\.json: missing inputs"):
+        warm_up(runtime, tmp_path)
+    assert runtime.runs == []

@@ -21,7 +21,8 @@ def model(name: str, **changes: Any) -> dict[str, Any]:
     version = {"version": 1, "state": "READY", "reason": "", "load_s": 1.25, "slots": ["s"]}
     figures = {"requests": 12_345, "errors": 7, "in_flight": 12, "queued": 3}
     latencies = {"p50_ms": 12.345, "p99_ms": 1234.5}
-    base = {"name": name, "reason": "", "versions": [version]}
+    base = {"name": name, "reason": "", "versions": [version], "default": 1, "labels": {}}
+    base |= {"incomplete": {}, "rejected": []}
     return {**base, **figures, **latencies, **changes}
 
 
@@ -37,6 +38,7 @@ def status(models: list[dict[str, Any]], slots: list[dict[str, Any]]) -> dict[st
         "generation": 4,
         "ready": True,
         "pool": "connected",
+        "store_problem": "",
         "addresses": {"http": "127.0.0.1:8080", "grpc": "127.0.0.1:8081"},
         "gateways": [{}],
         "models": models,
@@ -59,9 +61,9 @@ def line_of(lines: list[str], begin: str) -> list[str]:
 def test_a_wide_terminal_shows_every_figure() -> None:
     lines = shown(status([model("tagger")], [slot("cpu-4711-ab12cd", "tagger/1")]), 140)
     assert lines[0] == "Headrace 0.1.0 is ready  generation 4  gateways 1"
-    headers = "model state slots load s requests errors in flight queued p50 ms p99 ms"
+    headers = "model state serves slots load s requests errors in flight queued p50 ms p99 ms"
     assert " ".join(line_of(lines, "model")) == headers
-    figures = "tagger/1 READY 1 1.25 12345 7 12 3 12.3 1234"
+    figures = "tagger/1 READY default 1 1.25 12345 7 12 3 12.3 1234"
     assert " ".join(line_of(lines, "tagger/1")) == figures
     slots = "cpu-4711-ab12cd cpu UP tagger/1 4711 300 2"
     assert " ".join(line_of(lines, "cpu-4711-ab12cd")) == slots
@@ -112,6 +114,21 @@ def test_reasons_stand_below_the_table_in_full() -> None:
     assert line_of(lines, "gone")[-2:] == ["-", "-"]
 
 
+def test_versions_labels_and_what_is_not_taken_up_are_told() -> None:
+    versions = [
+        {"version": number, "state": state, "reason": "", "load_s": 1.0, "slots": ["s"]}
+        for number, state in ((1, "READY"), (2, "STANDBY"))
+    ]
+    more = {"incomplete": {"3": "model.onnx is missing"}, "rejected": [2]}
+    answer = status([model("m", versions=versions, labels={"stable": 1}, **more)], [])
+    lines = shown({**answer, "store_problem": "cannot be read since 10:00:00"}, 140)
+    assert line_of(lines, "m/1")[2:4] == ["default,", "stable"]
+    assert line_of(lines, "m/2")[1:3] == ["STANDBY", "-"]
+    assert "store: cannot be read since 10:00:00" in lines
+    assert "m/3: not taken up: model.onnx is missing" in lines
+    assert "m: rolled back from 2" in lines
+
+
 def test_figures_of_a_model_stand_once() -> None:
     versions = [
         {"version": number, "state": "READY", "reason": "", "load_s": 1.0, "slots": ["s"]}
@@ -145,6 +162,24 @@ def test_the_client_tells_why_a_config_was_refused() -> None:
         pytest.raises(HeadraceError, match="answered 400: no slot class 'x'"),
     ):
         client.apply({"applications": []})
+
+
+def test_orders_about_models_go_to_their_paths() -> None:
+    asked = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(f"{request.method} {request.url.raw_path.decode()}")
+        return httpx.Response(200, json={"to": 1} if "rollback" in request.url.path else None)
+
+    with admin(answer) as client:
+        client.load("a b")
+        client.unload("m")
+        assert client.roll_back("m") == {"to": 1}
+    assert asked == [
+        "POST /v2/repository/models/a%20b/load",
+        "POST /v2/repository/models/m/unload",
+        "POST /admin/v1/models/m/rollback",
+    ]
 
 
 def silent(request: httpx.Request) -> httpx.Response:

@@ -111,5 +111,11 @@ def test_openinference_server_lists_only_what_is_supported() -> None:
     assert metadata.openinference_server("1.2") == {
         "name": "headrace",
         "version": "1.2",
-        "extensions": ["binary_tensor_data", "model_configuration"],
+        "extensions": [
+            "model_repository",
+            "model_configuration",
+            "binary_tensor_data",
+            "parameters",
+            "statistics",
+        ],
     }

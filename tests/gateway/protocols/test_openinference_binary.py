@@ -213,6 +213,7 @@ def test_signature_is_chosen_by_parameter_or_by_input_names() -> None:
         ({"inputs": [x_with(shape=[1, -2])]}, "integers of at least 0, not -2"),
         ({"inputs": [x_with(shape=[True, 2])]}, "not true"),
         ({"inputs": [x_with(shape=[0, 2**62])]}, "not 4611686018427387904"),
+        ({"inputs": [x_with(shape=[0, 2**40, 2**40])]}, "larger than any tensor"),
         ({"inputs": [x_with(shape=[1] * 33)]}, "at most 32 dimensions"),
         ({"inputs": [x_with(shape=[2, 2])]}, "needs 4 values for its shape [2, 2], not 2"),
         ({"inputs": [x_with(shape=[2])]}, "has shape [2], but the model takes [-1, 2]"),

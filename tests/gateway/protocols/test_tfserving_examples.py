@@ -77,6 +77,13 @@ def test_decode_refuses(body: bytes, text: str) -> None:
     assert text in caught.value.message
 
 
+def test_decode_refuses_a_context_that_grows_too_large_in_copies() -> None:
+    body = b'{"context":{"c":"0123456789"},"examples":[%s]}' % b",".join([b'{"i":1}'] * 100)
+    with pytest.raises(InvalidArgument, match="bytes for each of 100 examples is more than 2000"):
+        ExamplesCodec(2000).decode(body, Call("regress"), SERIALIZED)
+    assert decode(body, SERIALIZED, "regress").rows == 100
+
+
 def test_decode_refuses_examples_of_different_lengths() -> None:
     free = model(signature([spec("x", F4, None, None)], [SCORES]))
     with pytest.raises(InvalidArgument, match="as many values"):

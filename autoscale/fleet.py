@@ -1,0 +1,222 @@
+"""The slots that the pool knows: how to reach each, what it holds, what it has reported."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import structlog
+
+from autoscale.ledger import Key
+from autoscale.slot_control import SlotControl
+from gateway.errors import HeadraceError
+from gateway.link import Identity
+from gateway.protocols.spec_json import decode_spec
+from gateway.protocols.tensors import ModelSpec
+from gateway.snapshot import Placement, SlotView, State
+
+log = structlog.get_logger()
+
+
+class FleetEvents(Protocol):
+    """Who hears of changes: the pool."""
+
+    def changed(self) -> None:
+        """Some slot or placement has changed."""
+
+    def loaded(self, key: Key) -> None:
+        """A placement is READY."""
+
+    def failed(self, key: Key, reason: str) -> None:
+        """A placement has failed, or its slot died while it was loading."""
+
+    def reported(self, slot_id: str, report: dict[str, Any]) -> None:
+        """A slot's whole report came."""
+
+    def lost(self, slot_id: str) -> None:
+        """A slot is gone."""
+
+
+@dataclass(slots=True, eq=False)
+class _Slot:
+    control: SlotControl
+    view: SlotView
+    placements: dict[int, Placement] = field(default_factory=dict)
+    heard_of: set[int] = field(default_factory=set)
+    memory_bytes: int = 0
+    in_flight: int = 0
+
+
+class Fleet:
+    """See the module. Belongs to the pool's event loop."""
+
+    def __init__(self, identity: Identity, epoch: int, events: FleetEvents) -> None:
+        self._identity, self._epoch, self._events = identity, epoch, events
+        self._slots: dict[str, _Slot] = {}
+        self._joining: set[str] = set()
+        self.specs: dict[Key, ModelSpec] = {}
+
+    def views(self) -> list[SlotView]:
+        """The slots, oldest first."""
+        return [slot.view for slot in self._slots.values()]
+
+    def placements(self) -> list[Placement]:
+        """What they hold."""
+        return [p for slot in self._slots.values() for p in slot.placements.values()]
+
+    def figures(self) -> dict[str, dict[str, int]]:
+        """By slot, what changes too often for the snapshot."""
+        return {
+            slot_id: {"memory_bytes": slot.memory_bytes, "in_flight": slot.in_flight}
+            for slot_id, slot in self._slots.items()
+        }
+
+    async def join(self, view: SlotView) -> dict[str, Any] | None:
+        """Connect to a slot that has announced itself; its first report, None if that failed."""
+        if view.slot_id in self._slots or view.slot_id in self._joining:
+            return None
+        self._joining.add(view.slot_id)
+        control = SlotControl(view, self._identity, self._epoch, self)
+        try:
+            await control.open()
+            report = await control.call("report")
+        except (HeadraceError, OSError, TimeoutError) as error:
+            log.warning("slot_not_joined", slot=view.slot_id, reason=str(error))
+            control.close()
+            return None
+        finally:
+            self._joining.discard(view.slot_id)
+        slot = self._slots[view.slot_id] = _Slot(control, view)
+        self._take_report(slot, report)
+        log.info("slot_joined", slot=view.slot_id, slot_class=view.slot_class)
+        self._events.changed()
+        return report
+
+    async def refresh(self) -> None:
+        """Ask every slot for its report."""
+        await asyncio.gather(*(self._refresh(slot) for slot in list(self._slots.values())))
+
+    async def load(self, slot_id: str, key: Key, order: dict[str, Any]) -> None:
+        """Order a slot to load; raises `Unavailable`. `order` is the rest of the slot's `Order`."""
+        slot = self._slots.get(slot_id)
+        if slot is None:
+            return
+        facts = await slot.control.call("load", **key._asdict(), **order)
+        # An event that was read before this answer knows better, also that it has failed already.
+        if facts["placement_id"] not in slot.heard_of:
+            self._take_facts(slot, facts)
+
+    async def unload(self, slot_id: str, key: Key) -> None:
+        """Order a slot to drain and unload; raises `Unavailable`."""
+        slot = self._slots.get(slot_id)
+        if slot is None:
+            return
+        for placement in list(slot.placements.values()):
+            if key_of(placement) == key:
+                await slot.control.call("unload", placement_id=placement.placement_id)
+
+    async def configure(self, model: str, batching: dict[str, Any]) -> None:
+        """Change how the placements of a model batch."""
+        for slot in list(self._slots.values()):
+            for placement in list(slot.placements.values()):
+                if placement.model != model:
+                    continue
+                try:
+                    await slot.control.call(
+                        "configure", placement_id=placement.placement_id, batching=batching
+                    )
+                except HeadraceError as error:
+                    log.warning("not_configured", slot=slot.view.slot_id, reason=error.message)
+
+    def close(self) -> None:
+        """Let go of the slots; they keep serving."""
+        for slot in self._slots.values():
+            slot.control.close()
+
+    # -- what slots say -----------------------------------------------------------------------
+
+    def slot_event(self, slot_id: str, event: dict[str, Any]) -> None:
+        """A slot says that something has changed."""
+        slot = self._slots.get(slot_id)
+        if slot is None:
+            return
+        if event["event"] == "draining":
+            slot.view = replace(slot.view, draining=True)
+            self._events.changed()
+        else:
+            self._take_facts(slot, event)
+
+    def slot_lost(self, slot_id: str, reason: str) -> None:
+        """A slot's process is gone: what it held is placed anew."""
+        slot = self._slots.pop(slot_id, None)
+        if slot is None:
+            return
+        log.warning("slot_lost", slot=slot_id, reason=reason)
+        self._events.lost(slot_id)
+        for placement in slot.placements.values():
+            if placement.state in (State.LOADING, State.WARMING):
+                # A model that kills its slot while it loads must not take one slot after another.
+                reason = f"the slot died while it was {placement.state.lower()}"
+                self._events.failed(key_of(placement), reason)
+        self._events.changed()
+
+    async def _refresh(self, slot: _Slot) -> None:
+        try:
+            self._take_report(slot, await slot.control.call("report"))
+        except HeadraceError as error:
+            log.debug("slot_silent", slot=slot.view.slot_id, reason=error.message)
+
+    def _take_report(self, slot: _Slot, report: dict[str, Any]) -> None:
+        slot.memory_bytes, slot.in_flight = report["memory_bytes"], report["in_flight"]
+        self._events.reported(slot.view.slot_id, report)
+        if report["draining"] and not slot.view.draining:
+            slot.view = replace(slot.view, draining=True)
+            self._events.changed()
+        listed = {facts["placement_id"] for facts in report["placements"]}
+        for placement_id in slot.placements.keys() - listed:
+            del slot.placements[placement_id]
+            self._events.changed()
+        for facts in report["placements"]:
+            self._take_facts(slot, facts)
+
+    def _take_facts(self, slot: _Slot, facts: dict[str, Any]) -> None:
+        placement = Placement(
+            slot_id=slot.view.slot_id,
+            model=facts["model"],
+            version=facts["version"],
+            state=State(facts["state"]),
+            placement_id=facts["placement_id"],
+            reason=facts["reason"],
+            load_s=facts["load_s"],
+            revision=facts["revision"],
+        )
+        key = key_of(placement)
+        slot.heard_of.add(placement.placement_id)
+        if facts["spec"] is not None:
+            self.specs[key] = decode_spec(facts["spec"])
+        if placement.state in (State.FAILED, State.END):
+            slot.placements.pop(placement.placement_id, None)
+        elif slot.placements.get(placement.placement_id) != placement:
+            slot.placements[placement.placement_id] = placement
+        else:
+            return
+        if placement.state is State.FAILED:
+            self._events.failed(key, placement.reason)
+        elif placement.state is State.READY:
+            self._events.loaded(key)
+        self._events.changed()
+
+
+def key_of(placement: Placement) -> Key:
+    """What a placement holds."""
+    return Key(placement.model, placement.version, placement.revision)
+
+
+def states_of(placements: Iterable[Placement]) -> dict[Key, list[State]]:
+    """By key, the states of its placements."""
+    states: dict[Key, list[State]] = {}
+    for placement in placements:
+        states.setdefault(key_of(placement), []).append(placement.state)
+    return states

@@ -1,0 +1,72 @@
+"""What operators said about models while the system runs, on top of the config; pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from gateway.config import ModelConfig
+from gateway.snapshot import Override
+
+
+class Overrides:
+    """By model; a model without an entry is as the config says."""
+
+    def __init__(self) -> None:
+        self._by_model: dict[str, Override] = {}
+
+    def memory(self) -> dict[str, Override]:
+        """A copy, for the snapshot."""
+        return dict(self._by_model)
+
+    def restore(self, memory: Mapping[str, Override]) -> None:
+        """What an earlier pool knew, unless something newer has been said since."""
+        self._by_model = {**memory, **self._by_model}
+
+    def effective(self, config: Mapping[str, ModelConfig]) -> dict[str, ModelConfig]:
+        """The models to serve: of the config and loaded by request, less the unloaded ones."""
+        loaded = {n: o.config for n, o in self._by_model.items() if o.config is not None}
+        return {
+            name: model
+            for name, model in {**config, **loaded}.items()
+            if name not in self._by_model or not self._by_model[name].unloaded
+        }
+
+    def rejected(self, model: str) -> frozenset[int]:
+        """Versions that a rollback has left."""
+        return frozenset(self._of(model).rejected)
+
+    def load(self, model: str, config: ModelConfig | None) -> None:
+        """Serve it (again), with all its versions; `config` in place of what was said before."""
+        before = self._of(model)
+        self._set(model, Override(config=config or before.config))
+
+    def unload(self, model: str) -> None:
+        """Serve it no more."""
+        self._set(model, replace(self._of(model), unloaded=True))
+
+    def reject(self, model: str, versions: Iterable[int]) -> None:
+        """Roll back from these versions."""
+        before = self._of(model)
+        self._set(model, replace(before, rejected=tuple(sorted({*before.rejected, *versions}))))
+
+    def serve_only(self, models: Mapping[str, ModelConfig], known: Iterable[str]) -> None:
+        """Serve these models so, and of the known ones no other."""
+        for name in known:
+            if name not in models:
+                self.unload(name)
+        for name, config in models.items():
+            self._set(name, Override(config=config))
+
+    def forget(self, models: Iterable[str]) -> None:
+        """From now on the config alone counts."""
+        for name in models:
+            self._by_model.pop(name, None)
+
+    def _of(self, model: str) -> Override:
+        return self._by_model.get(model, Override())
+
+    def _set(self, model: str, override: Override) -> None:
+        self._by_model[model] = override
+        if override == Override():
+            del self._by_model[model]

@@ -1,0 +1,127 @@
+"""Which versions of a model take its traffic while new ones come and old ones go; pure.
+
+A new version is loaded beside the old one, the traffic moves once it is ready, and the old one may
+stay warm for a rollback. A version that never gets ready never takes traffic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+Target = tuple[int, int]
+"""(version, revision)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """What is known of a model.
+
+    `wanted` are the versions to be held, ascending; of them only `candidates` may become the
+    default (the others are there because a label names them). `ready` counts READY placements.
+    `serving` took the traffic so far, the default last. `stuck` are wanted targets for which no
+    slot is free, `failed` those whose last try to load failed. `stored` versions are in the store.
+    """
+
+    wanted: tuple[Target, ...]
+    candidates: frozenset[int]
+    ready: Mapping[Target, int]
+    serving: tuple[Target, ...] = ()
+    replicas: int = 1
+    stuck: frozenset[Target] = frozenset()
+    failed: frozenset[Target] = frozenset()
+    stored: frozenset[int] = frozenset()
+
+    def done(self, target: Target) -> bool:
+        """Whether it can take the traffic: all of its replicas are ready, or as many as fit."""
+        count = self.ready.get(target, 0)
+        return count >= self.replicas or (count > 0 and target in self.stuck)
+
+    def alive(self, target: Target) -> bool:
+        """Whether anything of it is ready."""
+        return self.ready.get(target, 0) > 0
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """What follows: `serving` takes traffic, the last by default; `keep` must stay, `spare` may."""
+
+    serving: tuple[Target, ...] = ()
+    keep: frozenset[Target] = field(default_factory=frozenset)
+    spare: frozenset[Target] = field(default_factory=frozenset)
+
+    @property
+    def default(self) -> int | None:
+        """The version that answers who names none."""
+        return self.serving[-1][0] if self.serving else None
+
+
+def roll_out(now: Situation, *, in_place: bool = False, keep_previous: bool = True) -> Rollout:
+    """The next step. With `in_place` the old version gives way where no other slot is free."""
+    if not now.wanted:
+        return Rollout()
+    old = tuple(t for t in now.serving if t not in now.wanted and now.alive(t))
+    default = _default(now, old)
+    settled = default in now.wanted and all(t in now.failed or now.done(t) for t in now.wanted)
+    leaving = frozenset() if settled else frozenset(old)
+    serving = {version: (version, revision) for version, revision in sorted(leaving)}
+    for target in now.wanted:
+        # Of one version the old files answer until the new ones can.
+        if target[0] not in serving or now.done(target):
+            serving[target[0]] = target
+    if default is not None:
+        serving.pop(default[0], None)
+        serving[default[0]] = default
+    spare = _previous(now, leaving) if keep_previous else frozenset()
+    if in_place:
+        return Rollout(tuple(serving.values()), frozenset(), spare | leaving)
+    return Rollout(tuple(serving.values()), leaving, spare)
+
+
+def _default(now: Situation, old: tuple[Target, ...]) -> Target | None:
+    candidates = [t for t in now.wanted if t[0] in now.candidates] or list(now.wanted)
+    done = [t for t in candidates if now.done(t)]
+    current = now.serving[-1] if now.serving else None
+    if current in candidates:
+        newer = [t for t in done if t > current]
+        if newer:
+            return newer[-1]
+        if current not in now.failed or now.alive(current):
+            return current
+    elif current in old and not done:
+        return current
+    ready = done or [t for t in candidates if now.alive(t)]
+    hopeful = ready or [t for t in candidates if t not in now.failed] or candidates
+    return hopeful[-1]
+
+
+def _previous(now: Situation, leaving: frozenset[Target]) -> frozenset[Target]:
+    """The newest other version that is ready and still in the store."""
+    wanted = {version for version, _ in now.wanted}
+    others = [
+        target
+        for target in now.ready
+        if now.alive(target)
+        and target not in leaving
+        and target[0] not in wanted
+        and target[0] in now.stored
+    ]
+    return frozenset([max(others)]) if others else frozenset()
+
+
+def labels_now(
+    config: Mapping[str, int],
+    before: Mapping[str, int],
+    rollout: Rollout,
+    ready: Mapping[Target, int],
+) -> dict[str, int]:
+    """Where each label points: it moves once its new version is ready, for everybody at once."""
+    alive = {target[0] for target in rollout.serving if ready.get(target, 0) > 0}
+    served = {version for version, _ in rollout.serving}
+    labels = {}
+    for label, version in config.items():
+        if version not in alive and before.get(label) in alive:
+            labels[label] = before[label]
+        elif version in served:
+            labels[label] = version
+    return labels

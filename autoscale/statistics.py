@@ -1,0 +1,130 @@
+"""The sums of what all slots have counted, by model version; they only grow.
+
+A slot counts from zero when its process starts, so what slots had counted when they died is kept
+here, and by the gateways for the next pool. What a slot counted after its last report is lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from gateway.protocols.statistics import BATCH_PAIRS, PAIRS, SCALARS
+
+GONE_KEPT = 64
+"""How many of the slots that were lost may come back: their process lives, only the link broke."""
+
+Version = tuple[str, int]
+Document = Mapping[str, Any]
+Counts = dict[tuple[str | int, ...], int]
+"""A document's numbers by their place, so that documents can be added."""
+
+LAST = ("last_inference",)
+
+
+class StatisticsBook:
+    """See the module. What slots in `_gone` had counted is in `_retired` too."""
+
+    def __init__(self) -> None:
+        self._slots: dict[str, dict[Version, Document]] = {}
+        self._gone: dict[str, dict[Version, Document]] = {}
+        self._retired: dict[Version, Counts] = {}
+
+    def take(self, slot_id: str, statistics: Iterable[Document]) -> None:
+        """A slot's report, in place of its last one; it may have forgotten versions since."""
+        old = self._slots.get(slot_id, {})
+        if slot_id in self._gone:
+            old = self._gone.pop(slot_id)
+            for version, document in old.items():
+                _subtract(self._retired[version], document)
+        new = {(each["model"], each["version"]): each for each in statistics}
+        for version, document in old.items():
+            if version not in new or _restarted(document, new[version]):
+                self._retire(version, document)
+        self._slots[slot_id] = new
+
+    def lost(self, slot_id: str) -> None:
+        """A slot is gone: keep what it had counted."""
+        documents = self._slots.pop(slot_id, None)
+        if documents is None:
+            return
+        for version, document in documents.items():
+            self._retire(version, document)
+        self._gone[slot_id] = documents
+        while len(self._gone) > GONE_KEPT:
+            del self._gone[next(iter(self._gone))]
+
+    def retired(self) -> dict[str, Any]:
+        """What slots that are gone had counted, for the next pool: documents by `model/version`."""
+        return {
+            f"{model}/{version}": _document(counts)
+            for (model, version), counts in sorted(self._retired.items())
+        }
+
+    def restore(self, retired: Mapping[str, Document]) -> None:
+        """Take over what an earlier pool gave as `retired`; once more changes nothing."""
+        for key, document in retired.items():
+            model, _, version = key.rpartition("/")
+            mine = self._retired.setdefault((model, int(version)), {})
+            for place, number in _numbers(document):
+                mine[place] = max(mine.get(place, 0), number)
+
+    def totals(self) -> list[dict[str, Any]]:
+        """One document with `model` and `version` for each that was ever reported."""
+        sums = {version: dict(counts) for version, counts in self._retired.items()}
+        for documents in self._slots.values():
+            for version, document in documents.items():
+                _add(sums.setdefault(version, {}), document)
+        return [
+            {"model": model, "version": version, **_document(counts)}
+            for (model, version), counts in sorted(sums.items())
+        ]
+
+    def _retire(self, version: Version, document: Document) -> None:
+        _add(self._retired.setdefault(version, {}), document)
+
+
+def _restarted(old: Document, new: Document) -> bool:
+    """Whether the slot has forgotten a version and begun to count it anew."""
+    before, after = dict(_numbers(old)), dict(_numbers(new))
+    return any(after.get(place, 0) < number for place, number in before.items() if place != LAST)
+
+
+def _add(counts: Counts, document: Document) -> None:
+    for place, number in _numbers(document):
+        before = counts.get(place, 0)
+        counts[place] = max(before, number) if place == LAST else before + number
+
+
+def _subtract(counts: Counts, document: Document) -> None:
+    for place, number in _numbers(document):
+        if place != LAST:
+            counts[place] -= number
+
+
+def _numbers(document: Document) -> Iterator[tuple[tuple[str | int, ...], int]]:
+    for scalar in SCALARS:
+        yield (scalar,), document[scalar]
+    for name, pair in document["inference_stats"].items():
+        yield (name, "count"), pair["count"]
+        yield (name, "ns"), pair["ns"]
+    for batch in document["batch_stats"]:
+        for name in BATCH_PAIRS:
+            yield (batch["batch_size"], name, "count"), batch[name]["count"]
+            yield (batch["batch_size"], name, "ns"), batch[name]["ns"]
+
+
+def _document(counts: Counts) -> dict[str, Any]:
+    sizes = sorted({place[0] for place, number in counts.items() if len(place) == 3 and number})
+    return {
+        **{scalar: counts.get((scalar,), 0) for scalar in SCALARS},
+        "inference_stats": {name: _pair(counts, name) for name in PAIRS},
+        "batch_stats": [
+            {"batch_size": rows} | {name: _pair(counts, rows, name) for name in BATCH_PAIRS}
+            for rows in sizes
+        ],
+    }
+
+
+def _pair(counts: Counts, *place: str | int) -> dict[str, int]:
+    return {key: counts.get((*place, key), 0) for key in ("count", "ns")}

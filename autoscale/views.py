@@ -1,0 +1,65 @@
+"""What everybody is told of each model; pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from autoscale.decision import ModelDecision
+from autoscale.failures import Failures
+from autoscale.ledger import Key
+from autoscale.rollout import Target, labels_now
+from gateway.protocols.tensors import ModelSpec
+from gateway.snapshot import ModelView, State, VersionView
+
+_PROGRESS = (State.READY, State.WARMING, State.LOADING, State.DRAINING)
+
+
+def model_view(
+    decision: ModelDecision,
+    states: Mapping[Key, list[State]],
+    specs: Mapping[Key, ModelSpec],
+    failures: Failures,
+    waiting: Mapping[Key, str],
+    before: ModelView | None,
+) -> ModelView:
+    """A model with the versions that are served and those that are still there."""
+    entry, rollout = decision.entry, decision.rollout
+    name = entry.name
+
+    def view(target: Target, *, served: bool) -> VersionView:
+        key = Key(name, *target)
+        state, reason = _state(key, states, failures, waiting)
+        return VersionView(target[0], state, specs.get(key), reason, served, target[1])
+
+    versions = {target[0]: view(target, served=True) for target in rollout.serving}
+    for key in states:
+        if key.model == name and key.version not in versions:
+            versions[key.version] = view((key.version, key.revision), served=False)
+    return ModelView(
+        name,
+        entry.config,
+        tuple(versions[number] for number in sorted(versions)),
+        entry.reason,
+        rollout.default,
+        labels_now(
+            entry.config.labels,
+            before.labels if before is not None else {},
+            rollout,
+            decision.situation.ready,
+        ),
+        dict(entry.incomplete),
+    )
+
+
+def _state(
+    key: Key,
+    states: Mapping[Key, list[State]],
+    failures: Failures,
+    waiting: Mapping[Key, str],
+) -> tuple[State, str]:
+    for state in _PROGRESS:
+        if state in states.get(key, ()):
+            return state, ""
+    if key in failures:
+        return State.FAILED, failures.reason(key)
+    return State.PENDING, waiting.get(key, "")

@@ -1,0 +1,152 @@
+"""The Open Inference Protocol with Triton's extensions: `inference.GRPCInferenceService`."""
+
+from __future__ import annotations
+
+from gateway.errors import NotFound, Unimplemented
+from gateway.grpc_calls import Handlers, stream, unary, unimplemented
+from gateway.grpc_prediction import Context, predict
+from gateway.grpc_stream import InferStream
+from gateway.model_lookup import find_model, known_spec
+from gateway.prediction import FrontState
+from gateway.protocols import metadata_proto
+from gateway.protocols.grpc_targets import infer_target, parse
+from gateway.protocols.paths import InferPath
+from gateway.protocols.statistics import statistics_document
+from gateway.repository_access import read_load_parameters, require_public
+from gateway.snapshot import State
+from gateway.view import GatewayView
+
+SERVICE = "inference.GRPCInferenceService"
+SHARED_MEMORY = "shared memory regions are not supported; send tensors in the request"
+SETTINGS = "logging and tracing are set by the configuration, not by requests"
+NOT_OFFERED = {
+    "SystemSharedMemoryStatus": SHARED_MEMORY,
+    "SystemSharedMemoryRegister": SHARED_MEMORY,
+    "SystemSharedMemoryUnregister": SHARED_MEMORY,
+    "CudaSharedMemoryStatus": SHARED_MEMORY,
+    "CudaSharedMemoryRegister": SHARED_MEMORY,
+    "CudaSharedMemoryUnregister": SHARED_MEMORY,
+    "TraceSetting": SETTINGS,
+    "LogSettings": SETTINGS,
+}
+
+
+class InferenceService:
+    """Every method takes the request's bytes and gives the answer's."""
+
+    def __init__(self, view: GatewayView, front: FrontState) -> None:
+        self._view, self._front = view, front
+        self._stream = InferStream(front)
+
+    def handlers(self) -> Handlers:
+        """The service's methods by their full names."""
+        offered = {
+            "ServerLive": unary(self.live),
+            "ServerReady": unary(self.ready),
+            "ModelReady": unary(self.model_ready),
+            "ServerMetadata": unary(self.server_metadata),
+            "ModelMetadata": unary(self.model_metadata),
+            "ModelInfer": unary(self.infer),
+            "ModelStreamInfer": stream(self._stream.run),
+            "ModelConfig": unary(self.model_config),
+            "ModelStatistics": unary(self.statistics),
+            "RepositoryIndex": unary(self.index),
+            "RepositoryModelLoad": unary(self.load),
+            "RepositoryModelUnload": unary(self.unload),
+            **{name: unimplemented(sentence) for name, sentence in NOT_OFFERED.items()},
+        }
+        return {f"/{SERVICE}/{name}": handler for name, handler in offered.items()}
+
+    def leave(self) -> None:
+        """The listener stops: streams answer what they have read and end."""
+        self._stream.leave()
+
+    # -- the server ---------------------------------------------------------------------------
+
+    async def live(self, body: bytes, context: Context) -> bytes:
+        """The process answers."""
+        return metadata_proto.live(True)
+
+    async def ready(self, body: bytes, context: Context) -> bytes:
+        """The gateway can take predictions."""
+        return metadata_proto.ready(self._view.ready())
+
+    async def server_metadata(self, body: bytes, context: Context) -> bytes:
+        """Name, release and extensions."""
+        return metadata_proto.server_metadata(self._view.version)
+
+    # -- a model ------------------------------------------------------------------------------
+
+    async def infer(self, body: bytes, context: Context) -> bytes:
+        """A prediction."""
+        return await predict(self._front, _infer_path, body, context)
+
+    async def model_ready(self, body: bytes, context: Context) -> bytes:
+        """Whether this model (version) can infer; an unknown one is not ready."""
+        request = parse("inference.ModelReadyRequest", body)
+        try:
+            _, found = find_model(self._view.snapshot, request.name, request.version)
+        except NotFound:
+            return metadata_proto.model_ready(False)
+        return metadata_proto.model_ready(found.state is State.READY)
+
+    async def model_metadata(self, body: bytes, context: Context) -> bytes:
+        """Inputs and outputs of a model."""
+        request = parse("inference.ModelMetadataRequest", body)
+        model, found = find_model(self._view.snapshot, request.name, request.version)
+        return metadata_proto.model_metadata(model, known_spec(model.name, found))
+
+    async def model_config(self, body: bytes, context: Context) -> bytes:
+        """Triton's model configuration."""
+        request = parse("inference.ModelConfigRequest", body)
+        model, found = find_model(self._view.snapshot, request.name, request.version)
+        return metadata_proto.model_config(known_spec(model.name, found))
+
+    async def statistics(self, body: bytes, context: Context) -> bytes:
+        """What a model, or every model, has counted."""
+        request = parse("inference.ModelStatisticsRequest", body)
+        snapshot, version = self._view.snapshot, None
+        if request.name:
+            _, found = find_model(snapshot, request.name, request.version)
+            version = found.version if request.version else None
+        totals = await self._view.statistics()
+        return metadata_proto.model_statistics(
+            statistics_document(totals, snapshot, request.name or None, version)
+        )
+
+    # -- the repository -----------------------------------------------------------------------
+
+    async def index(self, body: bytes, context: Context) -> bytes:
+        """The models of the store and of the config."""
+        request = parse("inference.RepositoryIndexRequest", body)
+        _only_repository(request.repository_name)
+        entries = await self._view.index()
+        if request.ready:
+            entries = [entry for entry in entries if entry["state"] == State.READY]
+        return metadata_proto.repository_index(entries)
+
+    async def load(self, body: bytes, context: Context) -> bytes:
+        """Load a model of the store, or load it anew."""
+        require_public(self._view)
+        request = parse("inference.RepositoryModelLoadRequest", body)
+        _only_repository(request.repository_name)
+        parameters = {name: value.string_param for name, value in request.parameters.items()}
+        await self._view.load(request.model_name, read_load_parameters(parameters))
+        return b""
+
+    async def unload(self, body: bytes, context: Context) -> bytes:
+        """Stop serving a model."""
+        require_public(self._view)
+        request = parse("inference.RepositoryModelUnloadRequest", body)
+        _only_repository(request.repository_name)
+        await self._view.unload(request.model_name)
+        return b""
+
+
+def _infer_path(body: bytes) -> InferPath:
+    return infer_target(body).path
+
+
+def _only_repository(name: str) -> None:
+    if name:
+        raise Unimplemented("there is one repository; leave `repository_name` empty")

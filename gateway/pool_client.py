@@ -1,0 +1,65 @@
+"""A gateway's calls to the pool through Serve's handle, with Ray's errors mapped to ours."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import structlog
+
+from gateway.errors import Unavailable, error_for_status
+from gateway.snapshot import Snapshot
+
+WATCH_TIMEOUT_S = 15.0
+ASK_TIMEOUT_S = 3.0
+OPERATE_TIMEOUT_S = 150.0
+
+log = structlog.get_logger()
+
+
+class PoolClient:
+    """See the module. Every call raises `Unavailable` while the pool is away."""
+
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+
+    async def watch(
+        self, known: Snapshot, gateway_id: str, report: dict[str, Any]
+    ) -> Snapshot | None:
+        """The next snapshot, None if there is none for now. A new pool learns from `known`."""
+        short = replace(known, slots=(), placements=(), models={})
+        call = self._handle.watch.remote(short, gateway_id, report)
+        snapshot: Snapshot | None = await self._answer(call, WATCH_TIMEOUT_S)
+        return snapshot
+
+    async def details(self) -> dict[str, Any]:
+        """The figures that change too often for the snapshot."""
+        details: dict[str, Any] = await self._answer(self._handle.details.remote(), ASK_TIMEOUT_S)
+        return details
+
+    async def statistics(self) -> list[dict[str, Any]]:
+        """What all slots have counted, by model version."""
+        call = self._handle.statistics.remote()
+        statistics: list[dict[str, Any]] = await self._answer(call, ASK_TIMEOUT_S)
+        return statistics
+
+    async def operate(self, operation: str, /, **arguments: Any) -> tuple[Any, int]:
+        """An operator's order; its result and the number of the snapshot that shows it.
+
+        Raises what the pool refused it with.
+        """
+        call = self._handle.operate.remote(operation, arguments)
+        answer: Mapping[str, Any] = await self._answer(call, OPERATE_TIMEOUT_S)
+        if "error" in answer:
+            raise error_for_status(answer["status"], answer["error"])
+        return answer["result"], answer["number"]
+
+    async def _answer(self, call: Any, timeout_s: float) -> Any:
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await call
+        except Exception as error:  # Ray raises many kinds while the pool is restarting
+            log.debug("pool_away", reason=type(error).__name__)
+            raise Unavailable("the pool is away; try again in a moment", retry_after_s=2) from None

@@ -1,0 +1,99 @@
+"""TensorFlow's TensorProto as numpy tensors and back."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from gateway.errors import InvalidArgument
+from gateway.protocols.datatypes import check_supported, dtype_of, tensorflow_name, v2_name
+from gateway.protocols.messages import POOL
+from gateway.protocols.openinference_json import shape_of
+from gateway.protocols.raw_tensors import decode_raw
+from gateway.protocols.tensors import BYTES, Tensor
+from gateway.protocols.typed_lists import append_list, read_list
+
+_TYPES = POOL.FindEnumTypeByName("tensorflow.DataType")
+_FP16, _UINT16 = np.dtype(np.float16), np.dtype(np.uint16)
+
+_LISTS: dict[np.dtype[Any], str] = {
+    np.dtype(np.bool_): "bool_val",
+    np.dtype(np.int8): "int_val",
+    np.dtype(np.int16): "int_val",
+    np.dtype(np.int32): "int_val",
+    np.dtype(np.int64): "int64_val",
+    np.dtype(np.uint8): "int_val",
+    _UINT16: "int_val",
+    np.dtype(np.uint32): "uint32_val",
+    np.dtype(np.uint64): "uint64_val",
+    _FP16: "half_val",
+    np.dtype(np.float32): "float_val",
+    np.dtype(np.float64): "double_val",
+    BYTES: "string_val",
+}
+
+
+def decode_tensor(proto: Any, max_bytes: int, where: str) -> Tensor:
+    """A tensor of `tensor_content` or of its list, whose last value fills what is missing.
+
+    Clears fields of the proto. Raises `InvalidArgument`, also for a shape that would take more than
+    `max_bytes`: a single value can fill any shape.
+    """
+    dtype = _dtype(proto.dtype, where)
+    if proto.tensor_shape.unknown_rank:
+        raise InvalidArgument(f"{where} has no known rank; give its shape")
+    shape = shape_of([each.size for each in proto.tensor_shape.dim], where)
+    count = math.prod(shape)
+    if count * dtype.itemsize > max_bytes:
+        raise InvalidArgument(
+            f"{where}: shape {list(shape)} takes more than the {max_bytes} bytes that are left"
+        )
+    if proto.tensor_content:
+        if dtype == BYTES:
+            raise InvalidArgument(f"{where}: strings belong into 'string_val'")
+        return decode_raw(memoryview(proto.tensor_content), dtype, shape, where)
+    return _listed_values(proto, dtype, count, where).reshape(shape)
+
+
+def encode_tensor(tensor: Tensor, proto: Any) -> None:
+    """Fill an empty TensorProto in the typed form, as TensorFlow Serving does.
+
+    Many clients read `float_val` and never `tensor_content`.
+    """
+    check_supported(tensor.dtype)
+    proto.dtype = _TYPES.values_by_name[tensorflow_name(tensor.dtype)].number
+    proto.tensor_shape.SetInParent()
+    for size in tensor.shape:
+        proto.tensor_shape.dim.add(size=size)
+    flat = np.ascontiguousarray(tensor).reshape(-1)
+    bits = flat.view(_UINT16) if tensor.dtype == _FP16 else flat
+    append_list(proto, _LISTS[tensor.dtype], bits)
+
+
+def _dtype(number: int, where: str) -> np.dtype[Any]:
+    known = _TYPES.values_by_number.get(number)
+    if known is None or known.name == "DT_INVALID":
+        raise InvalidArgument(f"{where} has the unknown dtype {number}")
+    return dtype_of(v2_name(known.name))
+
+
+def _listed_values(proto: Any, dtype: np.dtype[Any], count: int, where: str) -> Tensor:
+    """A tensor [count] of the typed list."""
+    field = _LISTS[dtype]
+    if len(getattr(proto, field)) > count:
+        raise InvalidArgument(
+            f"{where} has {len(getattr(proto, field))} values in '{field}', "
+            f"but its shape takes {count}"
+        )
+    if dtype == _FP16:
+        flat = read_list(proto, field, _UINT16, where).view(_FP16)
+    else:
+        flat = read_list(proto, field, dtype, where)
+    missing = count - len(flat)
+    if not missing:
+        return flat
+    empty: Any = b"" if dtype == BYTES else 0
+    rest = np.full(missing, flat[-1] if len(flat) else empty, dtype=dtype)
+    return np.concatenate([flat, rest])

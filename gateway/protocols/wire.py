@@ -1,0 +1,79 @@
+"""Protobuf's wire format, as far as a gateway must read it: top-level fields, without a parse.
+
+A field is a varint key (number << 3 | wire type) and, by wire type, a varint (0), 8 bytes (1), a
+length and as many bytes (2) or 4 bytes (5); groups (3, 4) are long out of use.
+"""
+
+from __future__ import annotations
+
+from gateway.errors import InvalidArgument
+
+MAX_FIELDS = 4096
+"""A body of millions of tiny fields must not keep the loop busy; names come first in real ones."""
+
+_FIXED = {1: 8, 5: 4}
+
+
+def read_delimited(body: bytes, highest: int) -> dict[int, bytes]:
+    """The last length-delimited field of each number up to `highest`; `InvalidArgument` if broken.
+
+    Reads at most `MAX_FIELDS` fields.
+    """
+    found: dict[int, bytes] = {}
+    at, end = 0, len(body)
+    try:
+        for _ in range(MAX_FIELDS):
+            if at >= end:
+                break
+            key = body[at]
+            at += 1
+            if key > 0x7F:
+                key, at = _varint(body, at - 1)
+            kind = key & 7
+            if kind == 2:
+                size = body[at]
+                at += 1
+                if size > 0x7F:
+                    size, at = _varint(body, at - 1)
+                if key >> 3 <= highest:
+                    found[key >> 3] = body[at : at + size]
+                at += size
+            elif kind == 0:
+                _, at = _varint(body, at)
+            elif kind in _FIXED:
+                at += _FIXED[kind]
+            else:
+                raise InvalidArgument(f"the message has a field of unknown wire type {kind}")
+    except IndexError:
+        at = end + 1
+    if at > end:
+        raise InvalidArgument("the message ends in the middle of a field")
+    return found
+
+
+def delimited(number: int, payload: bytes) -> bytes:
+    """A length-delimited field."""
+    return varint(number << 3 | 2) + varint(len(payload)) + payload
+
+
+def varint(value: int) -> bytes:
+    """An unsigned integer, seven bits a byte."""
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _varint(body: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = body[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7
+        if shift > 63:
+            raise InvalidArgument("the message has a number of more than 64 bits")

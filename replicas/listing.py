@@ -1,0 +1,154 @@
+"""What the listing of a version folder tells, without a look into its files."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from fsspec import AbstractFileSystem
+from fsspec.asyn import AsyncFileSystem
+from fsspec.implementations.dirfs import DirFileSystem
+
+from gateway.config import RuntimeName
+from replicas.verification import SUMS
+
+MODEL_FILES: dict[RuntimeName, str] = {"onnx": "model.onnx", "tensorflow": "saved_model.pb"}
+
+# What stores call the identity of a file's contents, best first.
+_IDENTITY = (
+    *("ETag", "etag", "content_md5", "md5Hash", "generation", "mtime", "LastModified"),
+    *("last_modified", "modified", "created"),
+)
+_SUMS_LINE = re.compile(r"[0-9a-fA-F]{64} [ *](.+)")
+
+
+class Row(NamedTuple):
+    """A file of a listing; `identity` changes with its contents, "" where the store has none."""
+
+    size: int | None
+    identity: str
+
+
+@dataclass(frozen=True, slots=True)
+class VersionFiles:
+    """A version folder as a listing shows it.
+
+    `stamp` changes with any file. `changed_s` is the wall clock of the newest change, None where
+    the store does not tell. `problem` says why the folder is not complete ("" if it is).
+    `runtime` is None where the files tell none, or two.
+    """
+
+    stamp: str
+    changed_s: float | None
+    problem: str
+    runtime: RuntimeName | None
+
+
+def describe(
+    files: Mapping[str, Row], listed: Collection[str], changed_s: float | None = None
+) -> VersionFiles:
+    """Of files by their paths in the folder, and of the paths that its SHA256SUMS lists."""
+    missing = sorted(set(listed) - files.keys())
+    runtimes = [name for name, file in MODEL_FILES.items() if file in files]
+    problem = ""
+    if not files:
+        problem = "it is empty"
+    elif missing:
+        problem = f"{missing[0]} is missing, but {SUMS} lists it"
+    elif not runtimes:
+        problem = "it must hold model.onnx or saved_model.pb, and holds neither"
+    stamp = hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest()[:16]
+    return VersionFiles(stamp, changed_s, problem, runtimes[0] if len(runtimes) == 1 else None)
+
+
+def sums_names(text: bytes) -> frozenset[str]:
+    """The paths that a SHA256SUMS lists; whether its lines are right is seen before a load."""
+    matches = map(_SUMS_LINE.fullmatch, text.decode(errors="replace").splitlines())
+    return frozenset(str(PurePosixPath(match[1])) for match in matches if match)
+
+
+def list_local(folder: Path) -> tuple[dict[str, Row], float]:
+    """The files below a local folder, and when it changed last; `FileNotFoundError` if it is gone.
+
+    What vanishes meanwhile is left out, and so are links to nothing.
+    """
+    # A folder that is a link to another one changes with the link too.
+    changed_s = max(folder.lstat().st_ctime, folder.stat().st_ctime)
+    files = {}
+    for parent, folders, names in os.walk(folder, onerror=_raise_unless_gone):
+        for name in (*folders, *names):
+            path = Path(parent, name)
+            try:
+                stat = path.stat()
+            except FileNotFoundError:
+                continue
+            changed_s = max(changed_s, stat.st_ctime)
+            if name not in folders:
+                identity = f"{stat.st_ino}:{stat.st_mtime_ns}:{stat.st_ctime_ns}"
+                files[path.relative_to(folder).as_posix()] = Row(stat.st_size, identity)
+    return files, changed_s
+
+
+def _raise_unless_gone(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
+
+
+def list_remote(store: AbstractFileSystem, folder: str) -> tuple[dict[str, Any], set[str]]:
+    """What the store knows of each file below a folder, by its path there; and its folders.
+
+    The folders are those right below it. Raises what the store raises, `FileNotFoundError` if
+    there is no such folder.
+    """
+    infos = list(store.find(folder, detail=True).values()) if lists_flat(store) else []
+    if not infos:
+        # Object stores know no empty folders; other stores do, and `find` of most of them takes
+        # an error in a subfolder for an empty one.
+        infos = _list_by_folder(store, folder)
+    files, folders = {}, set()
+    for info in infos:
+        path = PurePosixPath(info["name"].removeprefix("/")).relative_to(folder.removeprefix("/"))
+        if info["type"] == "directory" or info["name"].endswith("/"):
+            folders.add(path.parts[0] if path.parts else "")
+        elif path.parts:
+            files[str(path)] = info
+            folders.update(path.parts[:1] if len(path.parts) > 1 else ())
+    return files, folders - {""}
+
+
+def lists_flat(store: AbstractFileSystem) -> bool:
+    """Whether a whole tree is one listing, as in object stores."""
+    if isinstance(store, DirFileSystem):
+        return lists_flat(store.fs)
+    kind = type(store)
+    if isinstance(store, AsyncFileSystem):
+        return kind._find is not AsyncFileSystem._find
+    return kind.find is not AbstractFileSystem.find
+
+
+def _list_by_folder(store: AbstractFileSystem, top: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    waiting = [top]
+    while waiting:
+        folder = waiting.pop()
+        try:
+            infos = store.ls(folder, detail=True)
+        except FileNotFoundError:
+            if folder == top:
+                raise
+            continue  # it vanished meanwhile
+        # Some stores list a folder's own marker in it.
+        infos = [info for info in infos if info["name"].strip("/") != folder.strip("/")]
+        waiting += [info["name"] for info in infos if info["type"] == "directory"]
+        found += infos
+    return found
+
+
+def row_of(info: Mapping[str, Any]) -> Row:
+    """A file of a remote store's listing."""
+    return Row(info.get("size"), next((str(info[key]) for key in _IDENTITY if info.get(key)), ""))

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+from typing import Any
+
+from autoscale.catalog import CatalogEntry
+from autoscale.decision import Decision, Knowledge, decide
+from autoscale.failures import Failures
+from autoscale.fleet import states_of
+from autoscale.ledger import Hold, Key, Want
+from autoscale.views import model_view
+from gateway.config import ModelConfig, Replicas
+from gateway.snapshot import Placement, State
+
+
+def entry(*versions: int, **config: Any) -> CatalogEntry:
+    return CatalogEntry("m", ModelConfig(**config), "cpu", versions)
+
+
+def placed(version: int, state: State = State.READY, revision: int = 0) -> Placement:
+    return Placement(f"slot-{version}", "m", version, state, revision=revision)
+
+
+def decided(known: CatalogEntry, *placements: Placement, **more: Any) -> Decision:
+    return decide(Knowledge([known], placements, **more))
+
+
+def test_a_swap_wants_the_new_version_and_keeps_the_old_one() -> None:
+    decision = decided(entry(1, 2), placed(1), serving={"m": ((1, 0),)})
+    assert decision.wants == [Want("m", 2, 1, "cpu")]
+    assert decision.holds == {Key("m", 1): Hold.KEEP}
+    assert not decision.models["m"].settled()
+
+
+def test_after_the_swap_the_old_version_may_stay() -> None:
+    decision = decided(entry(1, 2), placed(1), placed(2), serving={"m": ((1, 0),)})
+    assert decision.holds == {Key("m", 1): Hold.YIELD}
+    assert decision.models["m"].rollout.default == 2 and decision.models["m"].settled()
+
+
+def test_a_rejected_version_is_not_wanted() -> None:
+    decision = decided(entry(1, 2), placed(2), rejected={"m": frozenset({2})})
+    assert [want.version for want in decision.wants] == [1]
+
+
+def test_a_labelled_version_is_wanted_beside_the_policy_but_never_the_default() -> None:
+    decision = decided(entry(1, 2, 3, labels={"stable": 1}))
+    assert [want.version for want in decision.wants] == [1, 3]
+    assert (
+        decided(entry(1, 2, labels={"old": 2}, versions=(1,)), placed(2))
+        .models["m"]
+        .rollout.default
+        == 1
+    )
+
+
+def test_replicas_and_revisions_go_into_the_wants() -> None:
+    decision = decided(entry(1, replicas=Replicas(min=3)), revisions={("m", 1): 2})
+    assert decision.wants == [Want("m", 1, 3, "cpu", 2)]
+
+
+def test_the_view_tells_states_reasons_and_what_is_kept_warm() -> None:
+    placements = (placed(1), placed(2), placed(3, State.LOADING))
+    decision = decided(entry(1, 2, 3), *placements, serving={"m": ((2, 0),)})
+    failures = Failures()
+    view = model_view(decision.models["m"], states_of(placements), {}, failures, {}, None)
+    assert view.default == 2
+    assert [(v.version, v.state, v.served) for v in view.versions] == [
+        (1, State.READY, False),
+        (2, State.READY, True),
+        (3, State.LOADING, True),
+    ]
+    failures.add(Key("m", 3), "bad file", 0.0)
+    two = states_of(placements[:2])
+    told = model_view(decision.models["m"], two, {}, failures, {}, view)
+    assert (told.versions[2].state, told.versions[2].reason) == (State.FAILED, "bad file")
+    waiting = {Key("m", 3): "needs 1 slot"}
+    told = model_view(decision.models["m"], two, {}, Failures(), waiting, view)
+    assert (told.versions[2].state, told.versions[2].reason) == (State.PENDING, "needs 1 slot")
+
+
+def test_while_the_store_has_told_nothing_everything_stays() -> None:
+    unknown = CatalogEntry("m", ModelConfig(), "cpu", known=False)
+    decision = decided(unknown, placed(1), placed(2), serving={"m": ((2, 0),)})
+    assert decision.holds == {Key("m", 1): Hold.KEEP, Key("m", 2): Hold.KEEP}
+    assert decision.models["m"].rollout.default == 2
+    assert decided(unknown, placed(1)).models["m"].rollout.default == 1

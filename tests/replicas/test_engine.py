@@ -1,0 +1,234 @@
+"""What an engine counts and says of its times; the path around it is in `test_serving`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gateway.channel import Channel
+from gateway.errors import InvalidArgument
+from gateway.frames import Item, Reply
+from gateway.metrics import Recorder
+from gateway.protocols.calls import call_number
+from gateway.protocols.tensors import ModelSpec, Signature, Tensor, TensorSpec
+from replicas.batcher import Batcher
+from replicas.compute_thread import ComputeThread
+from replicas.engine import INLINE_BYTES, Engine
+from replicas.statistics import ModelStatistics
+
+FLOAT = np.dtype(np.float32)
+PREDICT = call_number("tfserving", "predict")
+WAITED_S = 0.5
+
+
+class Gateway(Channel):
+    """Keeps the answers."""
+
+    def __init__(self) -> None:
+        self.answers: list[Reply] = []
+        self.came = asyncio.Event()
+
+    def send_replies(self, replies: Sequence[Reply]) -> None:
+        self.answers.extend(replies)
+        self.came.set()
+
+    async def wait_for(self, count: int) -> list[Reply]:
+        while len(self.answers) < count:
+            self.came.clear()
+            await self.came.wait()
+        return self.answers
+
+
+class Doubler:
+    """Runs when `go` is set; refuses negative numbers, breaks at zero."""
+
+    def __init__(self) -> None:
+        x, y = TensorSpec("x", FLOAT, (None,)), TensorSpec("y", FLOAT, (None,))
+        signature = Signature("serving_default", (x,), (y,))
+        self.spec = ModelSpec(
+            "m", 3, "onnxruntime_onnx", {"serving_default": signature}, max_rows=4
+        )
+        self.go = threading.Event()
+        self.go.set()
+
+    def run(
+        self, signature: str, inputs: Mapping[str, Tensor], outputs: Sequence[str]
+    ) -> dict[str, Tensor]:
+        self.go.wait(10)
+        if (inputs["x"] < 0).any():
+            raise InvalidArgument("below zero")
+        if (inputs["x"] == 0).any():
+            raise RuntimeError("broken")
+        return {"y": inputs["x"] * 2}
+
+    def close(self) -> None:
+        pass
+
+
+@dataclass
+class Bench:
+    engine: Engine
+    statistics: ModelStatistics
+    runtime: Doubler
+    gateway: Gateway
+    sent: int = 0
+
+    def send(self, *values: float, remaining_s: float = 10.0, padding: int = 0) -> int:
+        body = json.dumps({"instances": list(values)}).encode() + b" " * padding
+        return self.send_body(body, remaining_s)
+
+    def send_body(self, body: bytes, remaining_s: float = 10.0, call: int = PREDICT) -> int:
+        self.sent += 1
+        item = Item(self.sent, len(body), 1, call, 0, None, remaining_s, 0, b"", body, WAITED_S)
+        self.engine.accept(self.gateway, item)
+        return self.sent
+
+    def stats(self) -> dict[str, Any]:
+        return dict(self.statistics.document()["inference_stats"])
+
+
+@asynccontextmanager
+async def bench(max_wait_s: float = 0.0) -> AsyncIterator[Bench]:
+    compute, statistics, runtime = ComputeThread(), ModelStatistics(), Doubler()
+    engine = Engine(
+        runtime, Batcher(4, max_wait_s), compute, Recorder("slot"), 1_000_000, statistics
+    )
+    try:
+        yield Bench(engine, statistics, runtime, Gateway())
+    finally:
+        runtime.go.set()
+        compute.close()
+
+
+def sizes(document: Mapping[str, Any]) -> dict[int, int]:
+    return {each["batch_size"]: each["compute_infer"]["count"] for each in document["batch_stats"]}
+
+
+async def test_requests_rows_and_runs_are_counted() -> None:
+    async with bench() as b:
+        b.send(1.0, 2.0)
+        b.send(3.0)
+        b.engine.flush()  # both share a run
+        await b.gateway.wait_for(2)
+        b.send(4.0)
+        b.engine.flush()
+        await b.gateway.wait_for(3)
+        document = b.statistics.document()
+    assert (document["inference_count"], document["execution_count"]) == (4, 2)
+    assert sizes(document) == {1: 1, 3: 1}
+    stats = document["inference_stats"]
+    computed = ("success", "queue", "compute_input", "compute_infer", "compute_output")
+    assert {name: stats[name]["count"] for name in computed} == dict.fromkeys(computed, 3)
+    assert {stats[name]["count"] for name in ("fail", "cache_hit", "cache_miss")} == {0}
+
+
+async def test_times_add_up_to_less_than_the_whole_and_hold_the_wait_in_the_gateway() -> None:
+    async with bench() as b:
+        b.send(1.0)
+        b.engine.flush()
+        (answer,) = await b.gateway.wait_for(1)
+        document = b.statistics.document()
+    stats = {name: pair["ns"] for name, pair in document["inference_stats"].items()}
+    parts = ("queue", "compute_input", "compute_infer", "compute_output")
+    assert all(stats[name] > 0 for name in parts)
+    assert sum(stats[name] for name in parts) <= stats["success"]
+    assert stats["queue"] >= WAITED_S * 1e9
+    (run,) = document["batch_stats"]
+    assert {name: run[name]["ns"] for name in parts[1:]} == {
+        name: stats[name] for name in parts[1:]
+    }
+    assert answer.slot_s == pytest.approx(
+        answer.batch_wait_s + answer.compute_s + answer.encode_s, abs=1e-9
+    )
+
+
+async def test_a_request_of_several_runs_counts_all_of_them() -> None:
+    async with bench() as b:
+        b.send(*range(1, 11))
+        b.engine.flush()
+        (answer,) = await b.gateway.wait_for(1)
+        document = b.statistics.document()
+    assert json.loads(bytes(answer.body))["predictions"] == [2.0 * n for n in range(1, 11)]  # type: ignore[arg-type]
+    assert (document["inference_count"], document["execution_count"]) == (10, 3)
+    assert sizes(document) == {2: 1, 4: 2}
+    stats = document["inference_stats"]
+    runs_ns = sum(each["compute_infer"]["ns"] for each in document["batch_stats"])
+    assert stats["compute_infer"]["count"] == 1
+    assert stats["compute_infer"]["ns"] == pytest.approx(runs_ns, abs=10)
+    assert stats["queue"]["ns"] + stats["compute_infer"]["ns"] <= stats["success"]["ns"]
+
+
+@pytest.mark.parametrize("value", [-1.0, 0.0], ids=["refused", "broken"])
+async def test_a_failed_neighbour_fails_alone(value: float) -> None:
+    async with bench() as b:
+        b.send(1.0)
+        b.send(value)
+        b.engine.flush()
+        answers = await b.gateway.wait_for(2)
+        document = b.statistics.document()
+    assert sorted(answer.status == 200 for answer in answers) == [False, True]
+    stats = document["inference_stats"]
+    assert stats["success"]["count"] == stats["fail"]["count"] == 1
+    assert stats["fail"]["ns"] >= WAITED_S * 1e9
+    # Only runs that succeeded count: neither the one that both shared nor the bad one's own.
+    assert (document["inference_count"], document["execution_count"]) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("body", "call"),
+    [(b"{", PREDICT), (b'{"instances": [1, "a"]}', PREDICT), (b"{}", 255)],
+    ids=["json", "dtype", "call"],
+)
+async def test_what_cannot_be_read_counts_as_failed(body: bytes, call: int) -> None:
+    async with bench() as b:
+        b.send_body(body, call=call)
+        b.engine.flush()
+        (answer,) = await b.gateway.wait_for(1)
+        stats = b.stats()
+    assert answer.status != 200
+    assert (stats["fail"]["count"], stats["success"]["count"], stats["queue"]["count"]) == (1, 0, 0)
+    assert stats["fail"]["ns"] >= WAITED_S * 1e9
+
+
+async def test_a_deadline_that_passes_in_the_slot_counts_as_failed() -> None:
+    async with bench() as b:
+        b.send(1.0, remaining_s=0.0)
+        b.engine.flush()
+        (answer,) = await b.gateway.wait_for(1)
+        document = b.statistics.document()
+    assert answer.status == 504 and answer.encode_s == 0
+    assert document["inference_stats"]["fail"]["count"] == 1
+    assert document["execution_count"] == 0
+
+
+async def test_a_cancelled_request_is_not_counted_though_its_run_is() -> None:
+    async with bench() as b:
+        b.runtime.go.clear()
+        left = b.send(1.0, 2.0)
+        b.send(3.0)
+        b.engine.flush()
+        assert b.engine.cancel(b.gateway, left)
+        b.runtime.go.set()
+        await b.gateway.wait_for(1)
+        document = b.statistics.document()
+    assert document["inference_stats"]["success"]["count"] == document["inference_count"] == 1
+    assert document["inference_stats"]["fail"]["count"] == 0
+    assert sizes(document) == {3: 1}
+
+
+async def test_large_bodies_are_counted_like_small_ones() -> None:
+    async with bench() as b:
+        b.send(1.0, padding=INLINE_BYTES)
+        (answer,) = await b.gateway.wait_for(1)
+        stats = b.stats()
+    assert answer.status == 200
+    assert stats["success"]["count"] == 1
+    assert 0 < stats["compute_input"]["ns"] < stats["success"]["ns"]
