@@ -55,7 +55,7 @@ format: setup ## Format the code
 	@$(BIN)/ruff format $(CODE)
 	@$(BIN)/ruff check --fix $(CODE)
 
-bench: setup ## Measure against peers side by side (needs wrk)
+bench: setup ## Measure against peers side by side (needs wrk and h2load)
 	@$(BIN)/python -m loadtests.bench $(ARGS)
 
 loadtest: setup ## Load a started system with locust and write a report with plots

@@ -16,6 +16,13 @@ uv=("$tools/bin/uv" pip compile "${common[@]}")
 # For the build of `price` alone: see models/side_packages.py.
 echo "pandas>=3,<4" >"$tools/pandas.in"
 "${uv[@]}" "$tools/pandas.in" --no-deps -o lock/pandas.txt
+# For client tests alone: see tests/clients/packages.py.
+printf '%s\n' kserve==0.21.0 'cloudevents<2' deprecation durationpy grpc-interceptor kubernetes \
+  oauthlib 'pandas<3' pytz requests-oauthlib tabulate timing-asgi >"$tools/kserve.in"
+echo "tensorflow-serving-api==2.21.0" >"$tools/tensorflow-serving-api.in"
+for name in kserve tensorflow-serving-api; do
+  "${uv[@]}" "$tools/$name.in" --no-deps -o "lock/$name.txt"
+done
 # The same with the GPU builds in place of the CPU builds, never beside them.
 sed -e 's/headrace\[cpu,tensorflow\]/headrace[gpu,tensorflow]/' \
   -e 's/tensorflow-cpu==/tensorflow==/' pyproject.toml >"$tools/pyproject.toml"

@@ -65,7 +65,7 @@ class DataPlane(LinkEvents):
     def require(
         self, protocol: str, name: str, version: int | None, label: str | None = None
     ) -> Key:
-        """The key that answers this name; raises `NotFound` in the protocol's words or `Unavailable`.
+        """The key that answers this name; raises the protocol's `NotFound`, or `Unavailable`.
 
         A label is resolved here and now, so all requests that came before it moved go one way.
         """
