@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from gateway.errors import InvalidArgument, Unimplemented
+from gateway.errors import Cancelled, InvalidArgument, Unimplemented
 from gateway.http_answers import json_answer
 from gateway.repository_access import read_load_parameters, require_public
 from gateway.view import GatewayView
@@ -73,10 +73,13 @@ def _is_ready(row: Mapping[str, str]) -> bool:
 async def _document(request: Request) -> dict[str, Any]:
     """The JSON object of the body; an empty body is an empty object."""
     body = bytearray()
-    async for piece in request.stream():
-        body += piece
-        if len(body) > MAX_DOCUMENT_BYTES:
-            raise InvalidArgument(f"the body is over {MAX_DOCUMENT_BYTES} bytes")
+    try:
+        async for piece in request.stream():
+            body += piece
+            if len(body) > MAX_DOCUMENT_BYTES:
+                raise InvalidArgument(f"the body is over {MAX_DOCUMENT_BYTES} bytes")
+    except ClientDisconnect:
+        raise Cancelled("the client has left") from None
     try:
         document = json.loads(body) if body.strip() else {}
     except ValueError:
