@@ -6,11 +6,12 @@ answers, 5 token refused, 6 not in time.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import click
 from rich.console import Console
@@ -85,9 +86,11 @@ def up(
         progress = Progress(console)
         for warning in config.warnings:
             progress.warn(str(warning))
-        announce = _Announcement(console, as_json, detach)
+        announce = _Announcement(console, as_json, detach, sys.stdout)
         if not detach:
-            launch.up(config, launch.Options(address, timeout, log), progress, announce)
+            # Ray prints what it notices to stdout, which belongs to the record that is asked for.
+            with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
+                launch.up(config, launch.Options(address, timeout, log), progress, announce)
             return
         path = instance.state_file(config.args.listen.http)
         command = ["up", config.file, "--timeout", str(timeout)]
@@ -102,8 +105,9 @@ def up(
 class _Announcement:
     """Tells the addresses and an example once all is ready."""
 
-    def __init__(self, console: Console, as_json: bool, detached: bool) -> None:
+    def __init__(self, console: Console, as_json: bool, detached: bool, out: TextIO) -> None:
         self._console = console
+        self._out = out
         self._as_json = as_json
         self._detached = detached
 
@@ -111,7 +115,9 @@ class _Announcement:
         if self._as_json:
             models = {str(state): state.state for state in ready.models}
             record = {"ready": not ready.late, "addresses": dict(ready.addresses)}
-            click.echo(json.dumps({**record, "models": models, "example": ready.example}))
+            click.echo(
+                json.dumps({**record, "models": models, "example": ready.example}), file=self._out
+            )
             return
         lines = [f"  {name:<6}{where}" for name, where in ready.addresses.items()]
         stop = "headrace down" if self._detached else "Ctrl-C"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -59,12 +60,21 @@ def wait_until(ready: Callable[[], bool], process: subprocess.Popen[bytes], limi
 
 
 def free_ports(count: int) -> list[int]:
-    """Loopback ports that nobody holds at this moment, all different."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [opened.getsockname()[1] for opened in sockets]
-    for opened in sockets:
-        opened.close()
-    return ports
+    """Loopback ports that nobody holds at this moment, all different.
+
+    They lie below the range from which the kernel serves connections and Ray its workers:
+    one of those would take a port between this answer and its use.
+    """
+    ports: list[int] = []
+    for port in random.sample(range(20_000, 32_000), 1_000):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                ports.append(port)
+        if len(ports) == count:
+            return ports
+    raise RuntimeError("no free ports on loopback")
 
 
 def _stop(process: subprocess.Popen[bytes], stop_s: float, whole_group: bool) -> None:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import pytest
 import yaml
 
+from loadtests.processes import free_ports
 from tests.house import affine_model
-from tests.system.running import affine_store, config, free_ports, running
+from tests.system.running import affine_store, config, running
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -25,18 +24,6 @@ START_S = 90.0
 ROW = [1.0, 2.0, 3.0, 4.0]
 DOUBLED = [3.0, 5.0, 7.0, 9.0]
 HEADRACE = (sys.executable, "-m", "gateway.cli")
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
 
 
 def wait_for(condition: Callable[[], Any], what: str, seconds: float = 30.0) -> Any:
@@ -209,7 +196,7 @@ def running(folder: Path, document: dict[str, Any]) -> Iterator[Running]:
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
-        assert line, (folder / "up.log").read_text()[-3000:]
+        assert line.startswith("{"), line + (folder / "up.log").read_text()[-3000:]
         assert json.loads(line)["ready"], line
         yield system
     finally:

@@ -16,7 +16,8 @@ import yaml
 from numpy.typing import NDArray
 from PIL import Image
 
-from tests.system.running import Running, free_ports, running
+from loadtests.processes import free_ports
+from tests.system.running import Running, running
 
 ROOT = Path(__file__).parent.parent.parent
 CACHE = ROOT / "models" / "cache"

@@ -13,6 +13,7 @@ import httpx
 import pytest
 import yaml
 
+from loadtests.processes import free_ports
 from tests.house import affine_model
 from tests.system.load import Load
 from tests.system.running import (
@@ -22,7 +23,6 @@ from tests.system.running import (
     affine_store,
     config,
     environment_for,
-    free_ports,
     make_home,
     running,
     wait_for,

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tritonclient.http as triton
 
+from loadtests.processes import free_ports
 from tests.system.load import Load
 from tests.system.running import (
     DOUBLED,
@@ -21,7 +22,6 @@ from tests.system.running import (
     Running,
     affine_store,
     config,
-    free_ports,
     running,
     wait_for,
 )

@@ -11,12 +11,12 @@ import pytest
 import yaml
 
 from gateway.ray_cluster import SETTINGS
+from loadtests.processes import free_ports
 from tests.system.running import (
     DOUBLED,
     affine_store,
     config,
     environment_for,
-    free_ports,
     make_home,
 )
 

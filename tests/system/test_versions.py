@@ -13,6 +13,7 @@ import pytest
 import tritonclient.http as triton
 import yaml
 
+from loadtests.processes import free_ports
 from tests.house import affine_model
 from tests.system.load import Load
 from tests.system.running import (
@@ -20,7 +21,6 @@ from tests.system.running import (
     Running,
     affine_store,
     config,
-    free_ports,
     running,
     wait_for,
 )

@@ -32,6 +32,7 @@ from gateway.command.target import Target, find_target
 from gateway.config import Args, PoolConfig, SecretRef
 from gateway.config_file import Config
 from gateway.errors import ConfigError, Unavailable
+from loadtests.processes import free_ports
 
 SUPERVISOR = """
 import sys, time
@@ -51,13 +52,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def free_ports(count: int) -> list[str]:
+def free_addresses(count: int) -> list[str]:
     """Addresses on loopback that nobody listens on."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    addresses = [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
-    for each in sockets:
-        each.close()
-    return addresses
+    return [f"127.0.0.1:{port}" for port in free_ports(count)]
 
 
 def config(http: str, grpc: str, admin: str, **models: dict[str, Any]) -> Config:
@@ -165,7 +162,7 @@ def serving(admin: Admin) -> Iterator[Admin]:
 def run_wait(
     admin: str, *, wait: Callable[[float], bool] = lambda _: False, timeout_s: float = 60.0
 ) -> Ready | None:
-    http, grpc = free_ports(2)
+    http, grpc = free_addresses(2)
     whole = config(http, grpc, admin, m={"runtime": "onnx"})
     return wait_ready(whole, timeout_s, silent(), lambda: "starting", wait)
 
@@ -192,19 +189,19 @@ def test_a_start_that_takes_too_long_names_what_is_late() -> None:
     with serving(Admin(status("LOADING"))) as admin:
         ready = run_wait(admin.address, timeout_s=0)
     assert ready is not None and ready.late == ("m",)
-    (nobody,) = free_ports(1)
+    (nobody,) = free_addresses(1)
     unanswered = run_wait(nobody, timeout_s=0)
     assert unanswered is not None and unanswered.late == ("m",)
     assert unanswered.addresses["admin"] == nobody
 
 
 def test_a_start_that_is_stopped_tells_nothing() -> None:
-    (nobody,) = free_ports(1)
+    (nobody,) = free_addresses(1)
     assert run_wait(nobody, wait=lambda _: True) is None
 
 
 def test_what_was_left_on_the_same_port_is_ended_before_a_start() -> None:
-    http, admin = free_ports(2)
+    http, admin = free_addresses(2)
     with (
         child("sleep", "600") as left,
         socket.create_server(("127.0.0.1", 0)) as taken,
@@ -218,7 +215,7 @@ def test_what_was_left_on_the_same_port_is_ended_before_a_start() -> None:
 
 
 def test_only_abandoned_instances_are_tidied() -> None:
-    one, two = free_ports(2)
+    one, two = free_addresses(2)
     claim = instance.claim(one)
     claim.write(instance.Instance(1, "f", "a", one, "g", "d", "s"))
     gone = leave_behind(two, ProcessId(4_000_000, 1))
@@ -227,14 +224,14 @@ def test_only_abandoned_instances_are_tidied() -> None:
 
 
 def test_an_admin_port_that_nobody_could_find_is_refused(home: Path) -> None:
-    http, grpc = free_ports(2)
+    http, grpc = free_addresses(2)
     with pytest.raises(ConfigError, match=r"args\.listen\.admin needs a port"):
         up(config(http, grpc, "127.0.0.1:0"), Options(), silent(), never)
     assert not list(home.glob("up-*.json"))
 
 
 def test_a_detached_start_that_ends_at_once_shows_its_log(home: Path) -> None:
-    whole = config(*free_ports(3), m={"runtime": "onnx"})
+    whole = config(*free_addresses(3), m={"runtime": "onnx"})
     with pytest.raises(StartFailed, match=r"(?s)stopped again.*No such command 'nonsense'"):
         up_detached(whole, Options(timeout_s=60), silent(), ["nonsense"])
     (log,) = home.glob("up-*.log")
@@ -242,7 +239,7 @@ def test_a_detached_start_that_ends_at_once_shows_its_log(home: Path) -> None:
 
 
 def test_a_detached_start_beside_another_says_who_it_is() -> None:
-    http, grpc, admin = free_ports(3)
+    http, grpc, admin = free_addresses(3)
     claim = instance.claim(http)
     claim.write(instance.Instance(4711, "other.yaml", "a", http, grpc, admin, "s"))
     with pytest.raises(instance.PortInUse, match=r"process 4711, other\.yaml"):
@@ -265,7 +262,7 @@ def test_down_tells_when_nothing_stops() -> None:
 
 
 def test_down_where_nothing_runs_is_no_mistake_unless_it_was_named() -> None:
-    (nobody,) = free_ports(1)
+    (nobody,) = free_addresses(1)
     target = Target(nobody, "127.0.0.1:1")
     assert take_down(target, 1) is Outcome.NOTHING
     with pytest.raises(Unavailable, match="is Headrace up"):
@@ -273,7 +270,7 @@ def test_down_where_nothing_runs_is_no_mistake_unless_it_was_named() -> None:
 
 
 def test_down_ends_what_a_killed_one_left() -> None:
-    http, nobody = free_ports(2)
+    http, nobody = free_addresses(2)
     with child("sleep", "600") as left:
         leave_behind(http, process_id(left.pid))
         assert take_down(Target(nobody, http), 1, known=True) is Outcome.TIDIED
@@ -281,7 +278,7 @@ def test_down_ends_what_a_killed_one_left() -> None:
 
 
 def test_down_signals_a_supervisor_whose_gateway_does_not_answer(home: Path) -> None:
-    http, admin = free_ports(2)
+    http, admin = free_addresses(2)
     with child(sys.executable, "-c", SUPERVISOR, http, admin) as supervisor:
         assert supervisor.stdout is not None and supervisor.stdout.readline() == b"up\n"
         target = find_target(None, None)
