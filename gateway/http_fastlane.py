@@ -19,7 +19,8 @@ from uvicorn.server import ServerState
 
 from gateway.errors import HeadraceError, InvalidArgument, MethodNotAllowed, RequestTimeout
 from gateway.frames import PART_BYTES, Body, Buffer
-from gateway.http_prediction import FrontState, Prediction, content_length, too_large
+from gateway.http_prediction import HttpPrediction, content_length, too_large
+from gateway.prediction import FrontState
 from gateway.protocols.paths import InferPath, parse_infer_path
 from gateway.router import Answer
 
@@ -53,7 +54,7 @@ class FastCycle:
         "started",
     )
 
-    def __init__(self, lane: FastLane, prediction: Prediction, keep_alive: bool) -> None:
+    def __init__(self, lane: FastLane, prediction: HttpPrediction, keep_alive: bool) -> None:
         self.lane, self.prediction, self.keep_alive = lane, prediction, keep_alive
         self.body: list[bytes] = []
         self.length = 0
@@ -208,7 +209,7 @@ class FastLane(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         if self._answered:
-            refused = Prediction(None, self.headers or ())
+            refused = HttpPrediction(None, self.headers or ())
             self.transport.writelines(refused.response(error, keep_alive=False))
         self.transport.close()
 
@@ -273,7 +274,7 @@ class FastLane(HttpToolsProtocol):
 
     def _to_fast_lane(self, path: InferPath | None, failed: HeadraceError | None) -> None:
         keep_alive = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
-        cycle = FastCycle(self, Prediction(path, self.headers), keep_alive)
+        cycle = FastCycle(self, HttpPrediction(path, self.headers), keep_alive)
         cycle.started, self.cycle = self._answered, cycle
         if not cycle.started:
             self.flow.pause_reading()

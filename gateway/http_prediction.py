@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from http import HTTPStatus
 
-from gateway import prediction
 from gateway.config import Limits
 from gateway.deadline import parse_timeout_s
 from gateway.errors import InvalidArgument, PayloadTooLarge
 from gateway.frames import Body, Buffer, Reply, pieces
+from gateway.prediction import FrontState, Prediction
 from gateway.protocols.calls import encodings_of, headers_of
 from gateway.protocols.errors_json import encode_error
 from gateway.protocols.paths import InferPath
@@ -19,10 +19,8 @@ CRLF = b"\r\n"
 STATUS_LINES = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
 STATUS_LINES[499] = b"HTTP/1.1 499 Client Closed Request\r\n"
 
-FrontState = prediction.FrontState
 
-
-class Prediction(prediction.Prediction):
+class HttpPrediction(Prediction):
     """A prediction that came over HTTP."""
 
     __slots__ = ()
