@@ -20,7 +20,8 @@ from autoscale.catalog import Catalog
 from autoscale.controller import Controller
 from autoscale.operations import Operations
 from autoscale.store_watch import StoreWatch
-from gateway.config import ModelConfig, PoolConfig, SecretRef, SlotClass
+from gateway.config import ModelConfig, PoolConfig, SlotClass
+from gateway.config_types import SecretRef
 from gateway.errors import HeadraceError, InvalidArgument
 from gateway.link import Identity
 from gateway.logs import configure, watched

@@ -7,11 +7,11 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
-Seconds = Annotated[float, Field(ge=0, le=86_400)]
-Amount = Annotated[float, Field(ge=0, le=1e9)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}$")]
+from gateway.access.tiers import ANONYMOUS, AuthConfig, Tier, with_defaults
+from gateway.config_types import Amount, Name, Seconds, SecretRef, Strict
+
 RuntimeName = Literal["onnx", "tensorflow"]
 
 DEFAULT_SLOT_CLASS: Mapping[RuntimeName, str] = {"onnx": "cpu", "tensorflow": "tensorflow"}
@@ -50,28 +50,6 @@ def _checked_address(address: str) -> str:
 Address = Annotated[str, AfterValidator(_checked_address)]
 
 
-class Strict(BaseModel):
-    """Unknown keys are errors, values do not change after reading.
-
-    Values stay out of error texts: somebody may have written a secret in place of its reference.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
-
-
-class SecretRef(Strict):
-    """Where a secret is, never the secret itself: exactly one of `file` and `env`."""
-
-    file: Annotated[str, Field(min_length=1)] | None = None
-    env: Annotated[str, Field(min_length=1)] | None = None
-
-    @model_validator(mode="after")
-    def _one_source(self) -> Self:
-        if (self.file is None) == (self.env is None):
-            raise ValueError("needs exactly one of `file` and `env`")
-        return self
-
-
 class Listen(Strict):
     """Addresses as `host:port`; all on loopback unless said otherwise. Port 0 takes a free one."""
 
@@ -97,6 +75,12 @@ class Limits(Strict):
     """What one connection or request may take."""
 
     max_body_bytes: int = Field(default=128 * 1024 * 1024, ge=1024)
+    max_header_bytes: int = Field(default=64 * 1024, ge=1024, le=16 * 1024 * 1024)
+    max_headers: int = Field(default=128, ge=8, le=10_000)
+    max_buffered_bytes: int = Field(default=2 * 1024**3, ge=1024 * 1024)
+    max_callers: int = Field(default=200_000, ge=100)
+    connections_per_address: int = Field(default=4096, ge=1)
+    streams_per_connection: int = Field(default=256, ge=1)
     header_timeout_s: Seconds = 10.0
     body_timeout_s: Seconds = 60.0
     write_timeout_s: Seconds = 30.0
@@ -110,6 +94,33 @@ class Limits(Strict):
         if self.default_deadline_s > self.max_deadline_s:
             raise ValueError("`default_deadline_s` should not be above `max_deadline_s`")
         return self
+
+
+class Audit(Strict):
+    """Where each gateway writes its decisions, and how much of it is kept.
+
+    `folder` defaults to `audit` in the state folder. Refusals are all written, of what was let
+    through only the share `sample`.
+    """
+
+    enabled: bool = True
+    folder: str | None = None
+    sample: float = Field(default=0.01, ge=0, le=1)
+    max_file_bytes: int = Field(default=16 * 1024 * 1024, ge=64 * 1024)
+    files: int = Field(default=8, ge=1, le=1000)
+
+
+class Budgets(Strict):
+    """Where budgets, quotas and API keys live: in the pool, or in a Redis that clusters share.
+
+    `keys` is the file in which the pool keeps the API keys (default: `keys.jsonl` in the state
+    folder).
+    """
+
+    store: Annotated[str, Field(pattern=r"^(pool|rediss?://.+)$")] = "pool"
+    password: SecretRef | None = None
+    prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:\-]{1,64}$")] = "headrace"
+    keys: str | None = None
 
 
 class SlotClass(Strict):
@@ -147,6 +158,8 @@ class Args(Strict):
     store: Annotated[str, Field(min_length=1)] = "models/repository"
     repository: RepositoryAccess = RepositoryAccess()
     limits: Limits = Limits()
+    budgets: Budgets = Budgets()
+    audit: Audit = Audit()
     secret: SecretRef | None = None
     admin_token: SecretRef | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -227,6 +240,23 @@ class ModelConfig(Strict):
 
 
 class PoolConfig(Strict):
-    """The Pool's `user_config:`; a change reaches every process without a restart."""
+    """The Pool's `user_config:`; a change reaches every process without a restart.
+
+    `tiers: off` (which YAML reads as false) serves everybody alike and asks for no credential.
+    """
 
     models: dict[Name, ModelConfig] = Field(default_factory=dict)
+    tiers: dict[Name, Tier] | None = Field(default_factory=dict, validate_default=True)
+    auth: AuthConfig = AuthConfig()
+
+    @field_validator("tiers", mode="before")
+    @classmethod
+    def _off(cls, data: Any) -> Any:
+        return None if data is False or data == "off" else with_defaults(data)
+
+    @model_validator(mode="after")
+    def _tiers_exist(self) -> Self:
+        named = self.auth.jwt.default_tier if self.auth.jwt is not None else ANONYMOUS
+        if self.tiers is not None and named not in self.tiers:
+            raise ValueError(f"`auth.jwt.default_tier` names no tier: {named!r}")
+        return self

@@ -16,8 +16,9 @@ from ray import serve
 
 from gateway import ray_cluster, shared_memory
 from gateway.admin_api import create_admin_app
-from gateway.config import Limits, Listen, ModelConfig, SecretRef, split_address
+from gateway.config import Limits, Listen, ModelConfig, split_address
 from gateway.config_file import check_document
+from gateway.config_types import SecretRef
 from gateway.data_plane import DataPlane
 from gateway.errors import Unavailable
 from gateway.grpc_api import GrpcListener

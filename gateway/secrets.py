@@ -9,7 +9,7 @@ import secrets
 import time
 from pathlib import Path
 
-from gateway.config import SecretRef
+from gateway.config_types import SecretRef
 from gateway.errors import ConfigError
 
 MAX_SECRET_BYTES = 64 * 1024

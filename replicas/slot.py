@@ -13,7 +13,8 @@ import structlog
 from ray import serve
 
 from gateway import shared_memory
-from gateway.config import Limits, SecretRef, SlotClass
+from gateway.config import Limits, SlotClass
+from gateway.config_types import SecretRef
 from gateway.handshake import FEATURES, Hello
 from gateway.logs import configure, watched
 from gateway.metrics import Recorder

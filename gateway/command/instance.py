@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from gateway.command.processes import ProcessId
-from gateway.config import Args, SecretRef, split_address
+from gateway.config import Args, split_address
+from gateway.config_types import SecretRef
 from gateway.errors import ConfigError, HeadraceError
 from gateway.secrets import headrace_home
 

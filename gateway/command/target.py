@@ -9,7 +9,8 @@ import click
 
 from gateway.command import instance
 from gateway.command.admin_client import AdminClient
-from gateway.config import Listen, SecretRef
+from gateway.config import Listen
+from gateway.config_types import SecretRef
 from gateway.secrets import admin_token
 
 DEFAULTS = Listen()

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from gateway.config import Args, Listen, ModelConfig, PoolConfig, SecretRef, split_address
+from gateway.config import Args, Listen, ModelConfig, PoolConfig, split_address
 from gateway.config_checks import Finding, cross_check
 from gateway.config_file import check_document
 from gateway.config_problems import validate
+from gateway.config_types import SecretRef
 from gateway.errors import ConfigError
 from gateway.yaml_source import ConfigFileError, Problem, read_source
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.config import SecretRef
+from gateway.config_types import SecretRef
 from gateway.errors import ConfigError
 from gateway.secrets import admin_token, cluster_secret, own_secret, resolve
 
