@@ -23,6 +23,7 @@ from autoscale.overrides import Overrides
 from autoscale.rollout import Target
 from autoscale.statistics import StatisticsBook
 from autoscale.views import model_view
+from gateway.access.caller import Access
 from gateway.config import ModelConfig, PoolConfig
 from gateway.errors import HeadraceError
 from gateway.link import Identity
@@ -87,6 +88,15 @@ class Controller:
         self.failures.clear()
         await self.models_changed(before)
         self.snapshot = replace(self.snapshot, generation=self.snapshot.generation + 1)
+
+    async def grant_access(self, access: Access) -> None:
+        """Tell gateways of other tiers, settings or keys."""
+        async with self.decided:
+            number = self.snapshot.access.number + 1
+            self.snapshot = replace(self.snapshot, access=replace(access, number=number))
+            if self.snapshot.number:
+                self.snapshot = replace(self.snapshot, number=self.snapshot.number + 1)
+            self.decided.notify_all()
 
     def models(self) -> dict[str, ModelConfig]:
         """The models to serve."""
@@ -298,15 +308,16 @@ class Controller:
             )
             for name, model in self.decision.models.items()
         }
-        new = replace(
-            self.snapshot,
-            slots=tuple(self.fleet.views()),
-            placements=tuple(placements),
-            models=models,
-            store_problem=self.catalog.problem,
-            memory=Memory(self.overrides.memory(), self._serving.copy(), self.statistics.retired()),
-        )
+        memory = Memory(self.overrides.memory(), self._serving.copy(), self.statistics.retired())
         async with self.decided:
+            new = replace(
+                self.snapshot,
+                slots=tuple(self.fleet.views()),
+                placements=tuple(placements),
+                models=models,
+                store_problem=self.catalog.problem,
+                memory=memory,
+            )
             if new != self.snapshot or not new.number:
                 self._recorder.slot_states(_counts(placements))
                 self.snapshot = replace(new, number=new.number + 1)

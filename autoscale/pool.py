@@ -10,17 +10,21 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import structlog
+from gateway.access.key_desk import KeyDesk
 
+from autoscale.callers import CallerBook
 from autoscale.catalog import Catalog
 from autoscale.controller import Controller
 from autoscale.operations import Operations
 from autoscale.store_watch import StoreWatch
-from gateway.config import ModelConfig, PoolConfig, SlotClass
+from gateway.access.budget_store import Claim, Grant
+from gateway.access.caller import Access
+from gateway.config import Budgets, ModelConfig, PoolConfig, SlotClass
 from gateway.config_types import SecretRef
 from gateway.errors import HeadraceError, InvalidArgument
 from gateway.link import Identity
@@ -47,6 +51,8 @@ class PoolSettings:
     slots: Mapping[str, SlotClass]
     secret: SecretRef | None
     max_body_bytes: int
+    budgets: Budgets = field(default_factory=Budgets)
+    max_callers: int = 200_000
     log_level: str = "info"
 
 
@@ -74,17 +80,22 @@ class Pool:
             fresh=fresh,
         )
         self._operations = Operations(self._controller)
+        desk = await KeyDesk.open(settings.budgets, secret)
+        self._callers = CallerBook(desk, settings.max_callers, self._controller.grant_access)
         self._reports: dict[str, tuple[float, dict[str, Any]]] = {}
         exporter = Exporter(recorder, node.metrics)
         store_watch = StoreWatch(settings.store, settings.poll_s, self._controller.store_changed)
         self._tasks = [
             watched(loop.create_task(self._controller.run(exporter.write))),
             watched(loop.create_task(store_watch.run())),
+            watched(loop.create_task(self._callers.run())),
         ]
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Serve calls this with the live part of the config, at start and on every change."""
-        await self._controller.configure(PoolConfig.model_validate(user_config))
+        config = PoolConfig.model_validate(user_config)
+        await self._callers.configure(config)
+        await self._controller.configure(config)
 
     async def announce(self, view: SlotView) -> None:
         """A slot is here and no pool listens to it."""
@@ -97,7 +108,8 @@ class Pool:
     ) -> Snapshot | None:
         """The snapshot after the one that is `known`; None if nothing changes for some seconds.
 
-        `known` comes without its models and placements: see `frontdoor`.
+        `known` comes without its models, placements and access: see `PoolClient`. Access goes
+        out whole only if its number is another one.
         """
         controller = self._controller
         self._reports[gateway_id] = (time.monotonic(), report)
@@ -114,7 +126,16 @@ class Pool:
                 await controller.decided.wait_for(is_new)
         except TimeoutError:
             return None
-        return controller.snapshot
+        snapshot = controller.snapshot
+        if known.epoch == snapshot.epoch and known.access.number == snapshot.access.number:
+            return replace(snapshot, access=Access(snapshot.access.number))
+        return snapshot
+
+    async def exchange_budgets(
+        self, gateway_id: str, claims: list[Claim]
+    ) -> tuple[list[Grant], int]:
+        """What a gateway let through and would like to lease: see `BudgetStore`."""
+        return self._callers.exchange(gateway_id, claims)
 
     async def details(self) -> dict[str, Any]:
         """What changes too often for the snapshot: by slot and by gateway."""
@@ -152,6 +173,8 @@ class Pool:
 
     async def _operate(self, name: str, arguments: dict[str, Any]) -> Any:
         log.info("operation", operation=name, model=arguments.get("name", ""))
+        if name == "keys":
+            return await self._callers.keys(arguments.pop("order"), arguments)
         if name == "index":
             return await self._operations.index()
         if name == "load":

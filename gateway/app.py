@@ -37,6 +37,8 @@ def _pool(args: Args) -> serve.Application:
         slots=args.slots,
         secret=args.secret,
         max_body_bytes=args.limits.max_body_bytes,
+        budgets=args.budgets,
+        max_callers=args.limits.max_callers,
         log_level=args.log_level,
     )
     deployment = serve.deployment(
@@ -85,6 +87,8 @@ def _gateways(
         secret=args.secret,
         admin_token=args.admin_token,
         repository_control=args.repository.control,
+        budgets=args.budgets,
+        audit=args.audit,
         log_level=args.log_level,
     )
     deployment = serve.deployment(

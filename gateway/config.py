@@ -207,6 +207,18 @@ class Routing(Strict):
         return self
 
 
+class Cost(Strict):
+    """What a request costs of its caller's budget, told when it is answered: `amount` per unit."""
+
+    per: Literal["request", "rows", "megapixels"] = "request"
+    amount: Annotated[float, Field(gt=0, le=1e6)] = 1.0
+
+    def of(self, rows: int, megapixels: float) -> float:
+        """The cost of an answered request; one whose units are not known costs one unit."""
+        units = {"request": 1.0, "rows": float(rows), "megapixels": megapixels}[self.per]
+        return self.amount * (units or 1.0)
+
+
 class Latest(Strict):
     """The newest `latest` versions of the store."""
 
@@ -233,6 +245,7 @@ class ModelConfig(Strict):
     keep_previous: bool = True
     batching: Batching = Batching()
     routing: Routing = Routing()
+    cost: Cost | None = None
 
     def slot_class_for(self, runtime: RuntimeName) -> str:
         """The slot class that holds this model, given the runtime that loads it."""

@@ -8,7 +8,7 @@ import time
 
 import structlog
 
-from gateway.config import Routing
+from gateway.config import ModelConfig, Routing
 from gateway.errors import Unavailable
 from gateway.frames import Flag, Reply
 from gateway.link import Identity, LinkEvents, SlotLink
@@ -88,6 +88,11 @@ class DataPlane(LinkEvents):
     def routing(self, name: str) -> Routing:
         """How requests of a model choose their slot."""
         return self.snapshot.models[name].config.routing
+
+    def config(self, name: str) -> ModelConfig | None:
+        """What the config says of a model, None if there is none of this name."""
+        view = self.snapshot.models.get(name)
+        return None if view is None else view.config
 
     def version_of(self, key: Key) -> int:
         """The version number that answers this key (0: not known)."""

@@ -6,16 +6,24 @@ from typing import ClassVar
 
 
 class HeadraceError(Exception):
-    """Raised when a request or an operation cannot be carried out; never raised itself."""
+    """Raised when a request or an operation cannot be carried out; never raised itself.
+
+    `reason` is one word for logs and metrics: which limit refused it, "" where none did.
+    """
 
     http_status: ClassVar[int] = 500
     grpc_status: ClassVar[str] = "INTERNAL"
     retryable: ClassVar[bool] = False
+    reason: str = ""
 
-    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self, message: str, *, retry_after_s: float | None = None, reason: str | None = None
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.retry_after_s = retry_after_s
+        if reason is not None:
+            self.reason = reason
 
 
 class InvalidArgument(HeadraceError):
@@ -28,12 +36,16 @@ class InvalidArgument(HeadraceError):
 class Unauthenticated(HeadraceError):
     """Raised when credentials are missing or wrong."""
 
+    reason = "credential"
+
     http_status = 401
     grpc_status = "UNAUTHENTICATED"
 
 
 class PermissionDenied(HeadraceError):
     """Raised when the operation is not open to this caller or on this listener."""
+
+    reason = "permission"
 
     http_status = 403
     grpc_status = "PERMISSION_DENIED"
@@ -70,8 +82,18 @@ class FailedPrecondition(HeadraceError):
 class PayloadTooLarge(HeadraceError):
     """Raised when the body is larger than `max_body_bytes`."""
 
+    reason = "body_size"
+
     http_status = 413
     grpc_status = "RESOURCE_EXHAUSTED"
+
+
+class TooManyRequests(HeadraceError):
+    """Raised when a limit of the caller's tier is reached; `reason` names it."""
+
+    http_status = 429
+    grpc_status = "RESOURCE_EXHAUSTED"
+    retryable = True
 
 
 class Cancelled(HeadraceError):
@@ -135,6 +157,7 @@ _BY_STATUS: dict[int, type[HeadraceError]] = {
         RequestTimeout,
         FailedPrecondition,
         PayloadTooLarge,
+        TooManyRequests,
         Cancelled,
         InternalError,
         Unimplemented,

@@ -19,7 +19,7 @@ Body = Buffer | tuple[Buffer, ...]
 
 HEAD = struct.Struct("<IBBH")
 ITEM = struct.Struct("<IIHBBIffHBB")
-REPLY = struct.Struct("<IIHBBIffffHH")
+REPLY = struct.Struct("<IIHBBIffffHHIf")
 STREAM = struct.Struct("<II")
 
 MAX_FRAME_BYTES = 1024 * 1024
@@ -80,7 +80,7 @@ class Item:
 
     `call` numbers protocol and method, `encodings` holds content and accept encoding in a nibble
     each; `remaining_s` is the time left to the deadline when the item was sent, and `waited_s`
-    how long the request had been in the gateway by then.
+    how long the request had been in the gateway by then. A higher `priority` goes first.
     """
 
     id: int
@@ -94,6 +94,7 @@ class Item:
     meta: bytes
     body: Body
     waited_s: float = 0.0
+    priority: int = 0
 
 
 @dataclass(slots=True)
@@ -101,7 +102,8 @@ class Reply:
     """An answer on the link: an HTTP status and a body already in the client's protocol.
 
     Times are seconds in the slot: whole, waiting for a batch, computing, encoding. `depth` is the
-    number of requests that the slot still holds. With ELSEWHERE the slot did not take the request.
+    number of requests that the slot still holds; `rows` and `megapixels` tell how large the request
+    was (0: not known). With ELSEWHERE the slot did not take the request.
     """
 
     id: int
@@ -116,6 +118,8 @@ class Reply:
     encode_s: float
     depth: int
     body: Body
+    rows: int = 0
+    megapixels: float = 0.0
 
 
 def pieces(body: Body) -> tuple[Buffer, ...]:
@@ -179,7 +183,7 @@ def encode_items(items: Iterable[Item]) -> bytes:
                 item.waited_s,
                 len(item.meta),
                 item.encodings,
-                0,
+                item.priority,
             )
         )
         parts.append(item.meta)
@@ -207,6 +211,8 @@ def encode_replies(replies: Iterable[Reply]) -> bytes:
                 reply.encode_s,
                 min(reply.depth, 0xFFFF),
                 0,
+                min(reply.rows, 0xFFFFFFFF),
+                reply.megapixels,
             )
         )
         parts.extend(_inline(reply.flags, reply.body))
@@ -237,7 +243,7 @@ def decode_items(frame: Frame) -> list[Item]:
     view, offset, items = memoryview(frame.payload), 0, []
     for _ in range(frame.count):
         header, offset = _header(ITEM, view, offset)
-        number, length, placement, call, flags, json_length, *times, meta_length, enc, _ = header
+        number, length, placement, call, flags, json_length, *times, meta_length, enc, rank = header
         meta, offset = _slice(view, offset, meta_length)
         body, offset = _slice(view, offset, _inline_bytes(flags, length))
         json = None if json_length == NO_JSON_LENGTH else json_length
@@ -245,7 +251,7 @@ def decode_items(frame: Frame) -> list[Item]:
         items.append(
             Item(
                 number, length, placement, call, flags, json, remaining_s, enc, bytes(meta), body,
-                waited_s,
+                waited_s, rank,
             )
         )  # fmt: skip
     _whole(view, offset)
@@ -257,14 +263,14 @@ def decode_replies(frame: Frame) -> list[Reply]:
     view, offset, replies = memoryview(frame.payload), 0, []
     for _ in range(frame.count):
         header, offset = _header(REPLY, view, offset)
-        number, length, status, flags, form, json_length, *times, depth, _ = header
+        number, length, status, flags, form, json_length, *times, depth, _, rows, size = header
         body, offset = _slice(view, offset, _inline_bytes(flags, length))
         json = None if json_length == NO_JSON_LENGTH else json_length
         slot_s, wait_s, compute_s, encode_s = times
         replies.append(
             Reply(
                 number, length, status, flags, form, json, slot_s, wait_s, compute_s, encode_s,
-                depth, body,
+                depth, body, rows, size,
             )
         )  # fmt: skip
     _whole(view, offset)

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version as distribution_version
 from pathlib import Path
 from typing import Any, Literal
@@ -15,8 +15,14 @@ import structlog
 from ray import serve
 
 from gateway import ray_cluster, shared_memory
+from gateway.access.admission import Admission, Ticket
+from gateway.access.audit import AuditLog
+from gateway.access.auth import Authenticator
+from gateway.access.budget_pool import PoolBudgets
+from gateway.access.budget_store import BudgetStore
+from gateway.access.keys import key_pepper
 from gateway.admin_api import create_admin_app
-from gateway.config import Limits, Listen, ModelConfig, split_address
+from gateway.config import Audit, Budgets, Limits, Listen, ModelConfig, split_address
 from gateway.config_file import check_document
 from gateway.config_types import SecretRef
 from gateway.data_plane import DataPlane
@@ -33,9 +39,10 @@ from gateway.node import Node
 from gateway.pool_client import PoolClient
 from gateway.port_lock import PortLock
 from gateway.prediction import FrontState
-from gateway.secrets import admin_token, cluster_secret
+from gateway.secrets import admin_token, cluster_secret, headrace_home
 from gateway.snapshot import Snapshot
 
+BUSIEST_SHOWN = 10
 GOODBYE_S = 1.0
 """Answers say `Connection: close` for so long before the listener closes: see decision 12."""
 FIRST_SNAPSHOT_S = 10.0
@@ -54,6 +61,8 @@ class GatewaySettings:
     secret: SecretRef | None
     admin_token: SecretRef | None
     repository_control: Literal["admin", "public"] = "admin"
+    budgets: Budgets = field(default_factory=Budgets)
+    audit: Audit = field(default_factory=Audit)
     log_level: str = "info"
     force_tcp: bool = False
 
@@ -79,14 +88,21 @@ class Gateway:
             settings.force_tcp,
         )
         self._plane = DataPlane(identity, self._recorder)
-        self._front = FrontState(self._plane, settings.limits, self._recorder)
+        self._audit = self._open_audit()
+        self._admission = self._open_admission(pool)
+        self._front = FrontState(
+            self._plane, settings.limits, self._recorder, self._admission, self._audit
+        )
         self._exporter = Exporter(self._recorder, self.metrics_folder)
         self._informed = asyncio.Event()
         self._prepare_listeners()
         loop = asyncio.get_running_loop()
         self._tasks = [
             watched(loop.create_task(coroutine))
-            for coroutine in (self._plane.run(), sweep(self._front), self._follow(), self._export())
+            for coroutine in (
+                *(self._plane.run(), self._admission.run(), sweep(self._front)),
+                *(self._follow(), self._export()),
+            )
         ]
         await self._admin.start()
         await self._grpc.start()
@@ -97,6 +113,25 @@ class Gateway:
         await self._http.start()
         await self._grpc.set_ready(self.ready())
         log.info("listening", **self.addresses())
+
+    def _open_audit(self) -> AuditLog | None:
+        settings = self._settings.audit
+        if not settings.enabled:
+            return None
+        folder = Path(settings.folder) if settings.folder else headrace_home() / "audit"
+        return AuditLog(settings, folder, self._id)
+
+    def _open_admission(self, pool: Any) -> Admission:
+        settings = self._settings
+        store: BudgetStore
+        if settings.budgets.store == "pool":
+            store = PoolBudgets(pool, self._id)
+        else:
+            from gateway.access.budget_redis import RedisBudgets  # redis is an extra
+
+            store = RedisBudgets(settings.budgets, self._id)
+        authenticator = Authenticator(key_pepper(cluster_secret(settings.secret)))
+        return Admission(self._plane, settings.limits, authenticator, store, self._recorder)
 
     def _prepare_listeners(self) -> None:
         listen, limits = self._settings.listen, self._settings.limits
@@ -141,6 +176,12 @@ class Gateway:
         """By slot, how this gateway reaches it."""
         return self._plane.links()
 
+    def visit(self, headers: Mapping[bytes, bytes], address: str) -> Ticket:
+        """Let in a request that is no prediction; raises what refuses its caller."""
+        ticket = self._admission.identify(headers, address)
+        self._admission.visit(ticket)
+        return ticket
+
     @property
     def repository_control(self) -> Literal["admin", "public"]:
         """On which listener models may be loaded and unloaded."""
@@ -156,6 +197,10 @@ class Gateway:
     async def statistics(self) -> Sequence[Mapping[str, Any]]:
         """What all slots have counted."""
         return await self._pool.statistics()
+
+    async def keys(self, order: str, **arguments: Any) -> Any:
+        """An order about API keys: `list`, `create`, `revoke` or `rotate`."""
+        return await self._operate("keys", order=order, **arguments)
 
     async def index(self) -> list[dict[str, str]]:
         """The models of the store and those that are served."""
@@ -219,6 +264,8 @@ class Gateway:
                 log.info("pool_back")
             away = False
             if snapshot is not None:
+                if snapshot.access != self._admission.access:
+                    self._admission.apply(snapshot.access)
                 self._plane.apply(snapshot)
                 self._informed.set()
                 await self._grpc.set_ready(self.ready())
@@ -230,12 +277,17 @@ class Gateway:
             "addresses": self.addresses(),
             "connections": len(self._front.connections),
             "in_flight": len(self._plane.router),
+            "budget_store": "away" if self._admission.limiter.away else "connected",
+            "callers": len(self._admission.limiter),
+            "busiest": self._admission.limiter.busiest(BUSIEST_SHOWN, self._plane.now_s()),
         }
 
     async def _export(self) -> None:
         while True:
             await asyncio.sleep(1.0)
             self._plane.record_gauges()
+            dropped = self._audit.statistics()[1] if self._audit is not None else 0
+            self._admission.record_gauges(dropped)
             self._exporter.write()
 
     # -- Serve's hooks ------------------------------------------------------------------------
@@ -260,6 +312,8 @@ class Gateway:
             task.cancel()
         with contextlib.suppress(OSError):
             self._exporter.write()
+        if self._audit is not None:
+            self._audit.close()
         for lock in self._locks:
             lock.release()
 

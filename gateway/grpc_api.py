@@ -44,6 +44,11 @@ class GrpcListener:
                 ("grpc.so_reuseport", 1),
                 ("grpc.max_receive_message_length", front.limits.max_body_bytes),
                 ("grpc.max_send_message_length", -1),
+                ("grpc.max_concurrent_streams", front.limits.streams_per_connection),
+                ("grpc.max_metadata_size", front.limits.max_header_bytes),
+                ("grpc.max_connection_idle_ms", round(front.limits.idle_timeout_s * 1000)),
+                # Pings that nothing is said between cost us more than the peer.
+                ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
             ]
         )
         self._health = HealthService(SERVICES)

@@ -14,17 +14,20 @@ from gateway.grpc_prediction import Context, refuse
 log = structlog.get_logger()
 
 Unary = Callable[[bytes, Context], Awaitable[bytes]]
+Gate = Callable[[Context], None]
 Stream = Callable[[Context], Awaitable[None]]
 ServerStream = Callable[[bytes, Context], Awaitable[None]]
 Handlers = Mapping[str, Any]
 """By full method name, grpc's own RpcMethodHandler."""
 
 
-def unary(method: Unary) -> Any:
-    """The handler of a method with one request and one answer."""
+def unary(method: Unary, gate: Gate | None = None) -> Any:
+    """The handler of a method with one request and one answer; `gate` may refuse its caller."""
 
     async def call(body: bytes, context: Context) -> bytes:
         try:
+            if gate is not None:
+                gate(context)
             return await method(body, context)
         except HeadraceError as error:
             failed = error

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from gateway.errors import NotFound, Unimplemented
 from gateway.grpc_calls import Handlers, stream, unary, unimplemented
-from gateway.grpc_prediction import Context, predict
+from gateway.grpc_prediction import Context, predict, visit
 from gateway.grpc_stream import InferStream
 from gateway.model_lookup import find_model, known_spec
 from gateway.prediction import FrontState
@@ -40,19 +42,20 @@ class InferenceService:
 
     def handlers(self) -> Handlers:
         """The service's methods by their full names."""
+        gate = partial(visit, self._front)
         offered = {
             "ServerLive": unary(self.live),
             "ServerReady": unary(self.ready),
-            "ModelReady": unary(self.model_ready),
-            "ServerMetadata": unary(self.server_metadata),
-            "ModelMetadata": unary(self.model_metadata),
+            "ModelReady": unary(self.model_ready, gate),
+            "ServerMetadata": unary(self.server_metadata, gate),
+            "ModelMetadata": unary(self.model_metadata, gate),
             "ModelInfer": unary(self.infer),
             "ModelStreamInfer": stream(self._stream.run),
-            "ModelConfig": unary(self.model_config),
-            "ModelStatistics": unary(self.statistics),
-            "RepositoryIndex": unary(self.index),
-            "RepositoryModelLoad": unary(self.load),
-            "RepositoryModelUnload": unary(self.unload),
+            "ModelConfig": unary(self.model_config, gate),
+            "ModelStatistics": unary(self.statistics, gate),
+            "RepositoryIndex": unary(self.index, gate),
+            "RepositoryModelLoad": unary(self.load, gate),
+            "RepositoryModelUnload": unary(self.unload, gate),
             **{name: unimplemented(sentence) for name, sentence in NOT_OFFERED.items()},
         }
         return {f"/{SERVICE}/{name}": handler for name, handler in offered.items()}

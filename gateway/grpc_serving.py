@@ -7,7 +7,15 @@ from functools import partial
 
 from gateway.errors import InvalidArgument
 from gateway.grpc_calls import Handlers, Unary, unary
-from gateway.grpc_prediction import Context, GrpcPrediction, headers_of, predict, timeout_s
+from gateway.grpc_prediction import (
+    Context,
+    GrpcPrediction,
+    address_of,
+    headers_of,
+    predict,
+    timeout_s,
+    visit,
+)
 from gateway.model_lookup import find_servable, servable_versions
 from gateway.prediction import FrontState
 from gateway.protocols import metadata_proto
@@ -34,14 +42,15 @@ class ServingService:
 
     def handlers(self) -> Handlers:
         """The methods of both services by their full names."""
+        gate = partial(visit, self._front)
         return {
             f"/{PREDICTION_SERVICE}/Predict": unary(self._prediction("predict")),
             f"/{PREDICTION_SERVICE}/Classify": unary(self._prediction("classify")),
             f"/{PREDICTION_SERVICE}/Regress": unary(self._prediction("regress")),
             f"/{PREDICTION_SERVICE}/MultiInference": unary(self.multi_inference),
-            f"/{PREDICTION_SERVICE}/GetModelMetadata": unary(self.model_metadata),
-            f"/{MODEL_SERVICE}/GetModelStatus": unary(self.model_status),
-            f"/{MODEL_SERVICE}/HandleReloadConfigRequest": unary(self.reload),
+            f"/{PREDICTION_SERVICE}/GetModelMetadata": unary(self.model_metadata, gate),
+            f"/{MODEL_SERVICE}/GetModelStatus": unary(self.model_status, gate),
+            f"/{MODEL_SERVICE}/HandleReloadConfigRequest": unary(self.reload, gate),
         }
 
     def _prediction(self, method: str) -> Unary:
@@ -58,18 +67,19 @@ class ServingService:
         path, plane = tasks[0][0], self._front.plane
         key = plane.require(path.protocol, path.model, path.version, path.label)
         version = key[1] if key[1] is not None else plane.version_of(key)
-        headers, limit_s = headers_of(context), timeout_s(self._front, context)
+        headers, address = headers_of(context), address_of(context)
+        limit_s = timeout_s(self._front, context)
         predictions = []
         try:
             for path, part in tasks:
                 pinned = replace(path, version=version, label=None)
-                prediction = GrpcPrediction(pinned, headers, self._front)
+                prediction = GrpcPrediction(pinned, headers, self._front, address)
                 predictions.append(prediction)
                 prediction.start(part, limit_s)
             answers = [await prediction.result() for prediction in predictions]
         finally:
             for prediction in predictions:
-                prediction.cancel()
+                prediction.give_up()
         methods = [path.method for path, _ in tasks]
         return multi_inference_answer(list(zip(methods, answers, strict=True)))
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import grpc
 
 from gateway.errors import HeadraceError, Unavailable
-from gateway.grpc_prediction import Context, GrpcPrediction, headers_of, timeout_s
+from gateway.grpc_prediction import Context, GrpcPrediction, address_of, headers_of, timeout_s
 from gateway.prediction import FrontState
 from gateway.protocols.grpc_targets import InferTarget, infer_target
 from gateway.protocols.metadata_proto import stream_answer, stream_error
@@ -61,7 +61,7 @@ class InferStream:
             self._readers.discard(reader)
             while not pending.empty():
                 if (each := pending.get_nowait()) is not None:
-                    each.prediction.cancel()
+                    each.prediction.give_up()
         if reader.cancelled():
             raise Unavailable("the gateway is leaving; send the rest of the stream to another")
         reader.result()
@@ -69,24 +69,28 @@ class InferStream:
     async def _read(
         self, context: Context, pending: asyncio.Queue[Pending | None], room: asyncio.Semaphore
     ) -> None:
-        headers = headers_of(context)
+        headers, address = headers_of(context), address_of(context)
         try:
             while True:
                 await room.acquire()
                 body = await context.read()
                 if body is grpc.aio.EOF:
                     return
-                pending.put_nowait(self._start(body, headers, timeout_s(self._front, context)))
+                pending.put_nowait(
+                    self._start(body, headers, address, timeout_s(self._front, context))
+                )
         finally:
             pending.put_nowait(None)
 
-    def _start(self, body: bytes, headers: dict[bytes, bytes], limit_s: float) -> Pending:
+    def _start(
+        self, body: bytes, headers: dict[bytes, bytes], address: str, limit_s: float
+    ) -> Pending:
         try:
             target = infer_target(body)
         except HeadraceError as error:
-            prediction = GrpcPrediction(None, headers, self._front)
+            prediction = GrpcPrediction(None, headers, self._front, address)
             prediction.fail(error)
             return Pending(prediction, None)
-        prediction = GrpcPrediction(target.path, headers, self._front)
+        prediction = GrpcPrediction(target.path, headers, self._front, address)
         prediction.start(body, limit_s)
         return Pending(prediction, target)

@@ -17,7 +17,7 @@ from gateway.errors import LinkError
 from gateway.frames import MAX_FRAME_BYTES, PART_BYTES, Buffer, Frame, Kind, encode_frame
 
 MAGIC = "headrace-link"
-VERSIONS = (1, 1)
+VERSIONS = (2, 2)
 """The oldest and the newest protocol version that this release speaks."""
 FEATURES = frozenset({"shared-memory"})
 

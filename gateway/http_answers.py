@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import orjson
@@ -13,10 +14,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway.errors import HeadraceError, InternalError, MethodNotAllowed, NotFound
+from gateway.access.admission import limit_headers
+from gateway.errors import HeadraceError, InternalError, MethodNotAllowed, NotFound, Unauthenticated
+from gateway.http_prediction import whole_seconds
 from gateway.logs import request_id, valid_request_id
 from gateway.protocols.errors_json import encode_error
 from gateway.protocols.paths import canonical_path
+from gateway.view import GatewayView
+
+OPEN_PATHS = ("/healthz", "/readyz", "/v2/health/")
+"""Whoever asks for these gets an answer: a probe has no credential and must not meet a limit."""
 
 log = structlog.get_logger()
 
@@ -34,33 +41,57 @@ def answer_errors(app: FastAPI) -> None:
 
 
 class Envelope:
-    """Gives each request its canonical path and each answer its `X-Request-Id`."""
+    """Lets callers in; gives each request its canonical path, each answer its `X-Request-Id`."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    def __init__(self, app: ASGIApp, view: GatewayView) -> None:
+        self._app, self._view = app, view
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI entry."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = dict(scope["headers"]).get(b"x-request-id", b"")
+        headers = dict(scope["headers"])
+        given = headers.get(b"x-request-id", b"")
         identity = given.decode("latin-1") if valid_request_id(given) else request_id()
+        path = canonical_path(scope["path"])
+        more = {"x-request-id": identity}
 
-        async def send_with_id(message: Message) -> None:
+        async def send_with_more(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["x-request-id"] = identity
+                MutableHeaders(scope=message).update(more)
             await send(message)
 
-        await self._app({**scope, "path": canonical_path(scope["path"])}, receive, send_with_id)
+        try:
+            if not path.startswith(OPEN_PATHS):
+                more |= self._visit(headers, scope.get("client"))
+        except HeadraceError as error:
+            await error_answer(error)(scope, receive, send_with_more)
+            return
+        await self._app({**scope, "path": path}, receive, send_with_more)
+
+    def _visit(self, headers: dict[bytes, bytes], client: tuple[str, int] | None) -> dict[str, str]:
+        """Let the caller in; gives the headers that tell what is left of its limits."""
+        ticket = self._view.visit(headers, client[0] if client else "")
+        limit = limit_headers(ticket, time.monotonic())
+        if limit is None:
+            return {}
+        return {"ratelimit-policy": limit[0].decode(), "ratelimit": limit[1].decode()}
+
+
+def error_answer(error: HeadraceError) -> Response:
+    """The answer that says what was wrong, and when to come back."""
+    answer = Response(encode_error(error).body, error.http_status, media_type="application/json")
+    if error.retry_after_s is not None:
+        answer.headers["retry-after"] = str(whole_seconds(error.retry_after_s))
+    if isinstance(error, Unauthenticated):
+        answer.headers["www-authenticate"] = "Bearer"
+    return answer
 
 
 async def _answer_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, HeadraceError)
-    answer = Response(encode_error(error).body, error.http_status, media_type="application/json")
-    if error.retry_after_s is not None:
-        answer.headers["retry-after"] = str(max(1, round(error.retry_after_s)))
-    return answer
+    return error_answer(error)
 
 
 async def _answer_routing(request: Request, error: Exception) -> Response:

@@ -35,7 +35,7 @@ def create_app(view: GatewayView) -> FastAPI:
     app.include_router(unsupported)
     app.include_router(openinference)
     answer_errors(app)
-    app.add_middleware(Envelope)
+    app.add_middleware(Envelope, view=view)
     return app
 
 

@@ -17,18 +17,24 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from gateway.errors import HeadraceError, InvalidArgument, MethodNotAllowed, RequestTimeout
+from gateway.errors import (
+    HeadraceError,
+    InvalidArgument,
+    MethodNotAllowed,
+    RequestTimeout,
+    TooManyRequests,
+)
 from gateway.frames import PART_BYTES, Body, Buffer
-from gateway.http_prediction import HttpPrediction, content_length, too_large
-from gateway.prediction import FrontState
+from gateway.http_prediction import HttpPrediction, content_length
+from gateway.prediction import NO_TIER, FrontState
 from gateway.protocols.paths import InferPath, parse_infer_path
 from gateway.router import Answer
 
 SWEEP_S = 1.0
 LINGER_S = 2.0
 """After refusing a body half-way we read on for so long, or the reset would overtake the answer."""
-MAX_HEADER_BYTES = 64 * 1024
-MAX_HEADERS = 128
+DISCARD_BYTES = 1024 * 1024
+"""A refused body that is no longer is read and dropped, so that its connection can stay."""
 
 
 class HeadersTooLarge(InvalidArgument):
@@ -79,15 +85,25 @@ class FastCycle:
         if not self.more_body:
             self.lane.dispatch(self)
 
-    def add(self, data: bytes, limit_bytes: int) -> None:
+    def add(self, data: bytes, front: FrontState) -> None:
         """A piece of the body."""
         self.length += len(data)
         if self.failed is not None:
+            if self.length > DISCARD_BYTES:
+                self.fail(self.failed)
             return
-        if self.length > limit_bytes:
-            self.fail(too_large(limit_bytes))
-        else:
-            self.body.append(data)
+        ticket = self.prediction.ticket
+        if ticket is not None and self.length > ticket.held_bytes:
+            try:
+                front.admission.hold(ticket, self.length)
+            except HeadraceError as error:
+                self.fail(error)
+                return
+        self.body.append(data)
+
+    def refuse(self, error: HeadraceError) -> None:
+        """Answer with an error once the body, which is not kept, has passed."""
+        self.failed = error
 
     def fail(self, error: HeadraceError) -> None:
         """Answer with an error without waiting for the rest of the body."""
@@ -130,17 +146,31 @@ class FastLane(HttpToolsProtocol):
     # -- the connection -----------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Count the connection among those that the sweep checks."""
+        """Count the connection among those that the sweep checks, and those of its address."""
         super().connection_made(transport)  # type: ignore[arg-type]
         self.front.connections.add(self)
+        peer = transport.get_extra_info("peername")
+        self._address = peer[0] if peer else ""
+        addresses = self.front.addresses
+        addresses[self._address] += 1
+        most = self.front.limits.connections_per_address
+        if addresses[self._address] > most:
+            self.front.recorder.refusal(NO_TIER, "connections")
+            text = f"this address has {most} connections already (`connections_per_address`)"
+            self._refuse(TooManyRequests(text, retry_after_s=1.0, reason="connections"))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client left: nobody waits for its requests any more."""
-        self.front.connections.discard(self)
+        front = self.front
+        front.connections.discard(self)
+        front.addresses[self._address] -= 1
+        if not front.addresses[self._address]:
+            del front.addresses[self._address]
         # Requests that wait behind it are with nobody yet; `cycle` may be the last of them.
+        for cycle in dict.fromkeys((self._running, self.cycle, *(one for one, _ in self.pipeline))):
+            if isinstance(cycle, FastCycle) and not cycle.response_complete:
+                cycle.prediction.cancel(front)
         self.pipeline.clear()
-        if self._running is not None and self._running.prediction.request is not None:
-            self.front.plane.cancel(self._running.prediction.request)
         self._running = None
         super().connection_lost(exc)
 
@@ -153,7 +183,7 @@ class FastLane(HttpToolsProtocol):
         if self.timeout_keep_alive_task is not None:
             self._unset_keepalive_if_required()
         self._parse(data)
-        if self._header_bytes > MAX_HEADER_BYTES:
+        if self._header_bytes > self.front.limits.max_header_bytes:
             self._refuse_headers()
 
     def _parse(self, data: Buffer) -> None:
@@ -210,7 +240,8 @@ class FastLane(HttpToolsProtocol):
             return
         if self._answered:
             refused = HttpPrediction(None, self.headers or ())
-            self.transport.writelines(refused.response(error, keep_alive=False))
+            now_s = self.front.plane.now_s()
+            self.transport.writelines(refused.response(error, now_s, keep_alive=False))
         self.transport.close()
 
     def _refuse_body(self, error: HeadraceError) -> None:
@@ -220,8 +251,11 @@ class FastLane(HttpToolsProtocol):
             self.cycle.fail(error)
 
     def _refuse_headers(self) -> None:
-        limits = f"{MAX_HEADERS} headers and trailers, and {MAX_HEADER_BYTES} bytes of them"
-        error = HeadersTooLarge(f"a request may have {limits}")
+        limits = self.front.limits
+        error = HeadersTooLarge(
+            f"a request may have {limits.max_headers} headers and trailers, and "
+            f"{limits.max_header_bytes} bytes of them"
+        )
         if self._reading == "headers":
             self._refuse(error)
         elif self._reading == "body":
@@ -244,7 +278,7 @@ class FastLane(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """Collect headers, within a limit."""
         super().on_header(name, value)
-        if len(self.headers) > MAX_HEADERS:
+        if len(self.headers) > self.front.limits.max_headers:
             self._refuse_headers()
 
     def on_headers_complete(self) -> None:
@@ -279,12 +313,19 @@ class FastLane(HttpToolsProtocol):
         if not cycle.started:
             self.flow.pause_reading()
             self.pipeline.appendleft((cycle, self.app))
-        limit_bytes = self.front.limits.max_body_bytes
-        if failed is None and content_length(self.headers) > limit_bytes:
-            failed = too_large(limit_bytes)
+        length = content_length(self.headers)
         if failed is not None:
             cycle.fail(failed)
-        elif self.expect_100_continue and cycle.started:
+            return
+        try:
+            cycle.prediction.enter(self.front, self._address, length)
+        except HeadraceError as error:
+            if length <= DISCARD_BYTES and not self.expect_100_continue:
+                cycle.refuse(error)
+            else:
+                cycle.fail(error)
+            return
+        if self.expect_100_continue and cycle.started:
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, body: bytes) -> None:
@@ -292,7 +333,7 @@ class FastLane(HttpToolsProtocol):
         self._header_bytes = 0
         if isinstance(self.cycle, FastCycle):
             if self.cycle.more_body:
-                self.cycle.add(body, self.front.limits.max_body_bytes)
+                self.cycle.add(body, self.front)
         elif self.cycle is not None:
             super().on_body(body)
 
@@ -337,12 +378,14 @@ class FastLane(HttpToolsProtocol):
         cycle.prediction.record(self.front, answer)
         cycle.response_complete = True
         # Its body must not stay in memory for as long as the connection is idle.
-        self._running = cycle.prediction.request = None
+        self._running = None
+        cycle.prediction.forget()
         cycle.body.clear()
         if self.transport.is_closing():
             return
         keep_alive = cycle.keep_alive and not self.front.draining
-        self.transport.writelines(cycle.prediction.response(answer, keep_alive=keep_alive))
+        now_s = self.front.plane.now_s()
+        self.transport.writelines(cycle.prediction.response(answer, now_s, keep_alive=keep_alive))
         self._since_s = self.loop.time()
         self.server_state.total_requests += 1
         if keep_alive:

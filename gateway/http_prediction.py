@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from http import HTTPStatus
 
+from gateway.access.admission import limit_headers
 from gateway.config import Limits
 from gateway.deadline import parse_timeout_s
-from gateway.errors import InvalidArgument, PayloadTooLarge
+from gateway.errors import InvalidArgument, Unauthenticated
 from gateway.frames import Body, Buffer, Reply, pieces
 from gateway.prediction import FrontState, Prediction
 from gateway.protocols.calls import encodings_of, headers_of
@@ -15,6 +17,8 @@ from gateway.protocols.errors_json import encode_error
 from gateway.protocols.paths import InferPath
 from gateway.router import Answer, Request
 
+RETRY_MARGIN_S = 0.05
+"""A retry must find the token that it was promised, though clocks and stores are not exact."""
 CRLF = b"\r\n"
 STATUS_LINES = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
 STATUS_LINES[499] = b"HTTP/1.1 499 Client Closed Request\r\n"
@@ -31,10 +35,10 @@ class HttpPrediction(Prediction):
     def submit(
         self, front: FrontState, body: Body, length: int, done: Callable[[Request, Answer], None]
     ) -> None:
-        """Queue it at the data plane; raises what is wrong with path, headers or model."""
+        """Let it in, with its body; raises what is wrong with path, headers or model."""
         found = self.headers
         self.send(
-            front.plane,
+            front,
             body,
             length,
             done,
@@ -49,9 +53,17 @@ class HttpPrediction(Prediction):
             return limits.default_deadline_s
         return min(parse_timeout_s(given.decode("latin-1")), limits.max_deadline_s)
 
-    def response(self, answer: Answer, *, keep_alive: bool) -> list[Buffer]:
+    def forget(self) -> None:
+        """It is answered: let go of the body."""
+        if (ticket := self.ticket) is not None:
+            ticket.request = None
+        self.request = None
+
+    def response(self, answer: Answer, now_s: float, *, keep_alive: bool) -> list[Buffer]:
         """Head and body of the HTTP answer."""
         more = b"x-request-id: " + self.request_id.encode() + CRLF
+        if self.ticket is not None and (limit := limit_headers(self.ticket, now_s)) is not None:
+            more += b"ratelimit-policy: %b\r\nratelimit: %b\r\n" % limit
         if isinstance(answer, Reply):
             content_type, coding = headers_of(answer.form)
             more += b"content-type: " + content_type.encode() + CRLF
@@ -64,7 +76,9 @@ class HttpPrediction(Prediction):
         body = encode_error(answer).body
         more += b"content-type: application/json\r\n"
         if answer.retry_after_s is not None:
-            more += b"retry-after: %d\r\n" % max(1, round(answer.retry_after_s))
+            more += b"retry-after: %d\r\n" % whole_seconds(answer.retry_after_s)
+        if isinstance(answer, Unauthenticated):
+            more += b"www-authenticate: Bearer\r\n"
         return [head(answer.http_status, len(body), more, keep_alive=keep_alive), body]
 
 
@@ -75,17 +89,17 @@ def head(status: int, length: int, more: bytes, *, keep_alive: bool) -> bytes:
     return line + more + b"content-length: %d\r\n" % length + connection + CRLF
 
 
+def whole_seconds(retry_after_s: float) -> int:
+    """The value of Retry-After, which must not be too early."""
+    return max(1, math.ceil(retry_after_s + RETRY_MARGIN_S))
+
+
 def content_length(headers: Iterable[tuple[bytes, bytes]]) -> int:
     """What the client says that the body's length will be; 0 if it does not say."""
     for name, value in headers:
         if name == b"content-length" and value.isdigit():
             return int(value)
     return 0
-
-
-def too_large(limit_bytes: int) -> PayloadTooLarge:
-    """The error for a body over the limit."""
-    return PayloadTooLarge(f"the body is over {limit_bytes} bytes (`max_body_bytes`)")
 
 
 def _json_length(given: bytes | None) -> int | None:

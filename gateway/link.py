@@ -228,6 +228,7 @@ def _item(request: Request, now_s: float) -> Item:
         request.meta,
         request.body,
         max(0.0, now_s - request.arrived_s),
+        request.priority,
     )
 
 

@@ -81,6 +81,18 @@ MODEL_LOAD_SECONDS = Family(
     ("model", "version"),
     SECONDS_BOUNDS,
 )
+REFUSALS = Family(
+    "headrace_refusals_total",
+    "counter",
+    "Requests refused by a limit: credential, permission, rate, quota, concurrency, queue, …",
+    ("tier", "reason"),
+)
+CALLERS = Family("headrace_callers", "gauge", "Callers whose budgets are remembered.", ())
+BUDGET_STORE_UP = Family(
+    "headrace_budget_store_up", "gauge", "Whether the store of all budgets answers (0 or 1).", ()
+)
+HELD_BYTES = Family("headrace_held_bytes", "gauge", "Bodies of requests in memory.", ())
+AUDIT_DROPPED = Family("headrace_audit_dropped", "gauge", "Audit records lost since the start.", ())
 LINK_LOST = Family("headrace_link_lost_total", "counter", "Links that broke.", ())
 RESIDENT_BYTES = Family(
     "headrace_process_resident_bytes", "gauge", "Resident memory of processes.", ("role",)
@@ -91,6 +103,7 @@ FAMILIES = {
     for family in (
         *(REQUESTS, REQUEST_SECONDS, STAGE_SECONDS, IN_FLIGHT, QUEUE_LENGTH, BATCH_ROWS),
         *(SLOT_STATES, RETRIES, CANCELLATIONS, MODEL_LOAD_SECONDS, LINK_LOST, RESIDENT_BYTES),
+        *(REFUSALS, CALLERS, BUDGET_STORE_UP, HELD_BYTES, AUDIT_DROPPED),
     )
 }
 
@@ -229,6 +242,19 @@ class Recorder:
     def cancellation(self, model: str) -> None:
         """A caller left before the answer."""
         self._series[CANCELLATIONS.name].add((model,))
+
+    def refusal(self, tier: str, reason: str) -> None:
+        """A limit refused a request."""
+        self._series[REFUSALS.name].add((tier, reason))
+
+    def budgets(
+        self, *, callers: int, store_up: bool, held_bytes: int, audit_dropped: int = 0
+    ) -> None:
+        """The state of limits now."""
+        self._series[CALLERS.name].set((), callers)
+        self._series[BUDGET_STORE_UP.name].set((), int(store_up))
+        self._series[HELD_BYTES.name].set((), held_bytes)
+        self._series[AUDIT_DROPPED.name].set((), audit_dropped)
 
     def link_lost(self) -> None:
         """A link broke."""

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from typing import ClassVar, Protocol
 
 import structlog
 
+from gateway.access.admission import Admission, Ticket
+from gateway.access.audit import AuditLog, AuditRecord, Decision
 from gateway.config import Limits
 from gateway.data_plane import DataPlane
+from gateway.errors import Cancelled, HeadraceError
 from gateway.frames import Body, Reply, pieces
 from gateway.logs import request_id, valid_request_id, valid_traceparent
-from gateway.metrics import Recorder
+from gateway.metrics import Recorder, Stage
 from gateway.protocols.calls import call_number
 from gateway.protocols.paths import InferPath
 from gateway.router import Answer, Request
@@ -30,18 +34,27 @@ class Connection(Protocol):
 
 
 class FrontState:
-    """What all connections of a gateway share."""
+    """What all connections of a gateway share; `addresses` counts open connections by address."""
 
-    def __init__(self, plane: DataPlane, limits: Limits, recorder: Recorder) -> None:
+    def __init__(
+        self,
+        plane: DataPlane,
+        limits: Limits,
+        recorder: Recorder,
+        admission: Admission,
+        audit: AuditLog | None = None,
+    ) -> None:
         self.plane, self.limits, self.recorder = plane, limits, recorder
+        self.admission, self.audit = admission, audit
         self.connections: set[Connection] = set()
+        self.addresses: Counter[str] = Counter()
         self.draining = False
 
 
 class Prediction:
     """See the module. `headers` has lower-case names; `path` is None when the target was wrong."""
 
-    __slots__ = ("headers", "path", "request", "request_id")
+    __slots__ = ("address", "headers", "path", "request", "request_id", "ticket")
 
     family: ClassVar[str] = "http"
     """Stands for the protocol in the metrics of a request whose target was wrong."""
@@ -49,13 +62,22 @@ class Prediction:
     def __init__(self, path: InferPath | None, headers: Mapping[bytes, bytes]) -> None:
         self.path, self.headers = path, headers
         self.request: Request | None = None
+        self.ticket: Ticket | None = None
+        self.address = ""
         given = headers.get(b"x-request-id")
         valid = given is not None and valid_request_id(given)
         self.request_id = given.decode("ascii") if given and valid else request_id()
 
+    def enter(self, front: FrontState, address: str, length: int) -> None:
+        """Its head is here: raises what refuses it before its body, of `length` bytes, is read."""
+        self.address = address
+        self.ticket = front.admission.identify(self.headers, address)
+        if self.path is not None:
+            front.admission.admit(self.ticket, self.path.model, length)
+
     def send(
         self,
-        plane: DataPlane,
+        front: FrontState,
         body: Body,
         length: int,
         done: Callable[[Request, Answer], None],
@@ -63,10 +85,16 @@ class Prediction:
         json_length: int | None = None,
         encodings: int = 0,
     ) -> None:
-        """Queue it at the data plane; raises what is wrong with its model."""
-        path = self.path
+        """Let it in, with its body; raises what is wrong with its model, and what refuses it."""
+        path, ticket, plane = self.path, self.ticket, front.plane
         assert path is not None
-        key = plane.require(path.protocol, path.model, path.version, path.label)
+        assert ticket is not None
+        front.admission.hold(ticket, length)
+        try:
+            key = plane.require(path.protocol, path.model, path.version, path.label)
+        except HeadraceError:
+            front.admission.visit(ticket)
+            raise
         arrived_s = plane.now_s()
         self.request = Request(
             id=plane.next_id(),
@@ -82,7 +110,16 @@ class Prediction:
             meta=self._meta(),
             hash_key=self._hash_key(plane, path.model, body),
         )
-        plane.submit(self.request)
+        front.admission.submit(ticket, self.request)
+
+    def cancel(self, front: FrontState) -> None:
+        """The client left; nothing more is said to it."""
+        ticket = self.ticket
+        if ticket is None:
+            return
+        front.admission.cancel(ticket)
+        if front.audit is not None and self.path is not None and front.audit.wants("cancelled"):
+            front.audit.write(self._record("cancelled", Cancelled("the caller left"), front))
 
     def _meta(self) -> bytes:
         """Request id and trace context for the slot; empty unless the caller sent one of them."""
@@ -103,26 +140,35 @@ class Prediction:
         return digest.digest()
 
     def record(self, front: FrontState, answer: Answer) -> None:
-        """Count the answer and the time spent in each stage; log what is our fault."""
+        """Free its place; count the answer and the time spent in each stage; say who was refused.
+
+        Every prediction ends with exactly one `record` or `cancel`.
+        """
         code = answer.status if isinstance(answer, Reply) else answer.http_status
         path, request, recorder = self.path, self.request, front.recorder
+        tier = NO_TIER
+        if (ticket := self.ticket) is not None:
+            front.admission.leave(ticket, answer)
+            tier = NO_TIER if ticket.account is None else ticket.account.allowance.name
+        refused = not isinstance(answer, Reply) and answer.reason
+        if refused:
+            recorder.refusal(tier, str(refused))
+        if front.audit is not None:
+            decision = "refused" if refused else "allowed" if code < 400 else "failed"
+            if front.audit.wants(decision):
+                front.audit.write(self._record(decision, answer, front))
         if path is None or request is None:
             # The name is whatever the caller sent, so it must not become a label.
             protocol = self.family if path is None else path.protocol
-            recorder.request("", 0, protocol, code, NO_TIER, 0.0)
+            recorder.request("", 0, protocol, code, tier, 0.0)
             return
         now_s = front.plane.now_s()
         version = request.key[1] or front.plane.version_of(request.key)
-        took_s = now_s - request.arrived_s
-        recorder.request(path.model, version, path.protocol, code, NO_TIER, took_s)
+        recorder.request(path.model, version, path.protocol, code, tier, now_s - request.arrived_s)
         if isinstance(answer, Reply):
-            recorder.stage(path.model, version, "queue", request.sent_s - request.arrived_s)
-            link_s = max(0.0, now_s - request.sent_s - answer.slot_s)
-            recorder.stage(path.model, version, "link", link_s)
-            recorder.stage(path.model, version, "batch_wait", answer.batch_wait_s)
-            recorder.stage(path.model, version, "compute", answer.compute_s)
-            recorder.stage(path.model, version, "encode", answer.encode_s)
-        if code >= 500:
+            for stage, seconds in self._stages(request, answer, now_s):
+                recorder.stage(path.model, version, stage, seconds)
+        if code >= 500 and not refused:
             reason = "answered by the slot" if isinstance(answer, Reply) else answer.message
             log.warning(
                 "request_failed",
@@ -131,3 +177,40 @@ class Prediction:
                 code=code,
                 reason=reason,
             )
+
+    def _stages(
+        self, request: Request, reply: Reply, now_s: float
+    ) -> Iterator[tuple[Stage, float]]:
+        yield "queue", request.sent_s - request.arrived_s
+        yield "link", max(0.0, now_s - request.sent_s - reply.slot_s)
+        yield "batch_wait", reply.batch_wait_s
+        yield "compute", reply.compute_s
+        yield "encode", reply.encode_s
+
+    def _record(self, decision: Decision, answer: Answer, front: FrontState) -> AuditRecord:
+        """What the audit log keeps of it."""
+        path, request, ticket = self.path, self.request, self.ticket
+        account = ticket.account if ticket is not None else None
+        now_s = front.plane.now_s()
+        stages: dict[str, float] = {}
+        if request is not None:
+            stages["total"] = now_s - request.arrived_s
+            if isinstance(answer, Reply):
+                stages.update(self._stages(request, answer, now_s))
+        return AuditRecord(
+            request_id=self.request_id,
+            caller=account.caller.id if account is not None else "",
+            name=account.caller.name if account is not None else "",
+            tier=account.allowance.name if account is not None else NO_TIER,
+            address=self.address,
+            model=path.model if path is not None else "",
+            version=front.plane.version_of(request.key) if request is not None else 0,
+            protocol=path.protocol if path is not None else self.family,
+            cost=ticket.cost if ticket is not None and decision == "allowed" else 0.0,
+            decision=decision,
+            reason="" if isinstance(answer, Reply) else answer.reason,
+            code=answer.status if isinstance(answer, Reply) else answer.http_status,
+            bytes_in=request.length if request is not None else 0,
+            bytes_out=answer.length if isinstance(answer, Reply) else 0,
+            stages_s=stages,
+        )

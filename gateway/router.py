@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from gateway.access.fair_queue import FairQueue
 from gateway.config import Routing
 from gateway.errors import DeadlineExceeded, HeadraceError, NotFound, Unavailable
 from gateway.frames import Body, Reply
@@ -29,6 +30,8 @@ RETRY_SHARE = 0.1
 """Retries may be this share of all requests …"""
 RETRY_RESERVE = 256.0
 """… and this many at once, which is more than the credits of one slot."""
+SMOOTHING = 0.1
+"""The weight of the newest answer in what is known of a target's pace."""
 DEPTH_S = 0.1
 """What a slot said of its load counts for so long; later it would only keep requests away."""
 
@@ -37,8 +40,8 @@ DEPTH_S = 0.1
 class Request:
     """One prediction on its way. `deadline_s` is on the monotonic clock; `done` is called once.
 
-    `hash_key` is what hash routing keys on. `deaths`, `moves`, `seat` and `sent_s` are the
-    router's own notes.
+    `hash_key` is what hash routing keys on; `caller`, `priority` and `cost` order the queue.
+    `deaths`, `moves`, `seat`, `queued` and `sent_s` are the router's own notes.
     """
 
     id: int
@@ -53,9 +56,13 @@ class Request:
     encodings: int = 0
     meta: bytes = b""
     hash_key: bytes = b""
+    caller: str = ""
+    priority: int = 0
+    cost: float = 1.0
     deaths: int = 0
     moves: int = 0
     seat: Seat | None = None
+    queued: bool = False
     sent_s: float = 0.0
     finished: bool = False
 
@@ -102,16 +109,29 @@ class Seat:
 
 @dataclass(slots=True, eq=False)
 class Target:
-    """What clients may ask for: a model, with a version or, as None, the newest ready one."""
+    """What clients may ask for: a model, with a version or, as None, the newest ready one.
+
+    `service_s` is how long a slot lately took for a request, `pace_s` how long after one answer
+    the next one came; 0 before the first.
+    """
 
     routing: Routing
     seats: list[Seat] = field(default_factory=list)
-    waiting: deque[Request] = field(default_factory=deque)
+    waiting: FairQueue[Request] = field(default_factory=FairQueue)
     suspects: deque[Request] = field(default_factory=deque)
     turn: int = 0
+    service_s: float = 0.0
+    pace_s: float = 0.0
 
     def __len__(self) -> int:
         return len(self.waiting) + len(self.suspects)
+
+    def measure(self, slot_s: float) -> None:
+        """An answer came after so long in its slot. The pace follows by Little's law."""
+        pace_s = slot_s / max(1, sum([seat.used for seat in self.seats]))
+        weight = SMOOTHING if self.service_s else 1.0
+        self.service_s += weight * (slot_s - self.service_s)
+        self.pace_s += weight * (pace_s - self.pace_s)
 
 
 Route = tuple[Routing, Sequence[tuple[str, int]]]
@@ -119,7 +139,7 @@ Route = tuple[Routing, Sequence[tuple[str, int]]]
 
 
 class Router:
-    """See the module. `max_waiting` bounds each target's queue."""
+    """See the module. `max_waiting` bounds each target's queue, for each priority."""
 
     def __init__(self, rng: random.Random, max_waiting: int = 4096) -> None:
         self._rng, self._max_waiting = rng, max_waiting
@@ -154,10 +174,11 @@ class Router:
         if target is not None:
             waiting, target.waiting, target.suspects = (
                 (*target.suspects, *target.waiting),
-                deque(),
+                FairQueue(),
                 deque(),
             )
             for request in waiting:
+                request.queued = False
                 self._finish(request, error)
 
     def lane_up(self, slot_id: str, sender: Sender) -> None:
@@ -199,7 +220,11 @@ class Router:
         if target is None or request.moves > MAX_MOVES:
             self._finish(request, Unavailable(f"no slot is ready for model {request.key[0]!r}"))
         else:
-            (target.suspects if request.alone else target.waiting).appendleft(request)
+            request.queued = True
+            if request.alone:
+                target.suspects.appendleft(request)
+            else:
+                target.waiting.push_back(request)
 
     def _retry(self, request: Request, now_s: float) -> None:
         target = self._targets.get(request.key)
@@ -217,6 +242,7 @@ class Router:
         else:
             self._retry_budget -= 1
             self.retries[request.key[0]] += 1
+            request.queued = True
             target.suspects.append(request)
             return
         self._finish(request, error)
@@ -224,16 +250,36 @@ class Router:
     # -- what clients do ----------------------------------------------------------------------
 
     def submit(self, request: Request) -> None:
-        """Queue a request; raises `NotFound` or, when the queue is full, `Unavailable`."""
+        """Queue a request.
+
+        Raises `NotFound`, or `Unavailable` when the queue is full or the deadline would pass in it.
+        """
         target = self._targets.get(request.key)
         if target is None:
             raise NotFound(f"there is no model {request.key[0]!r}")
-        if len(target) >= self._max_waiting:
-            raise Unavailable(
-                f"{self._max_waiting} requests wait for model {request.key[0]!r}", retry_after_s=1.0
-            )
+        if target.waiting:
+            self._refuse_hopeless(target, request)
         self._retry_budget = min(RETRY_RESERVE, self._retry_budget + RETRY_SHARE)
-        target.waiting.append(request)
+        request.queued = True
+        target.waiting.push(request)
+
+    def _refuse_hopeless(self, target: Target, request: Request) -> None:
+        """Better now than late: what waits already decides whether this one can be in time."""
+        ahead = target.waiting.ahead(request.priority)
+        wait_s = ahead * target.pace_s
+        if ahead >= self._max_waiting:
+            raise Unavailable(
+                f"{ahead} requests wait for model {request.key[0]!r}",
+                retry_after_s=max(1.0, wait_s),
+                reason="system_full",
+            )
+        if ahead and request.arrived_s + wait_s + target.service_s > request.deadline_s:
+            raise Unavailable(
+                f"the deadline would pass before its turn: {ahead} requests wait for model "
+                f"{request.key[0]!r}, about {wait_s:.1f} s",
+                retry_after_s=max(1.0, wait_s),
+                reason="deadline",
+            )
 
     def cancel(self, request: Request) -> None:
         """The client left: drop the request wherever it is; `done` is not called."""
@@ -261,10 +307,14 @@ class Router:
                 self._leave(lane, request)
             return
         target = self._targets.get(request.key)
-        if target is not None:
-            queue = target.suspects if request.alone else target.waiting
-            if request in queue:
-                queue.remove(request)
+        if target is None or not request.queued:
+            return
+        request.queued = False
+        if request.alone:
+            target.suspects.remove(request)
+        else:
+            target.waiting.discard(request)
+            request.body = b""  # the queue may keep its entry for a while
 
     # -- what slots answer --------------------------------------------------------------------
 
@@ -276,6 +326,8 @@ class Router:
             return
         lane.depth = reply.depth
         lane.depth_until_s = request.sent_s + reply.slot_s + DEPTH_S
+        if not elsewhere and (target := self._targets.get(request.key)) is not None:
+            target.measure(reply.slot_s)
         self._leave(lane, request)
         if not elsewhere:
             self._finish(request, reply)
@@ -308,11 +360,11 @@ class Router:
         for target in self._targets.values():
             while target.suspects and self._isolate(target, now_s, sends):
                 pass
-            while target.waiting:
-                seat = self._choose(target, target.waiting[0], now_s)
+            while (request := target.waiting.head()) is not None:
+                seat = self._choose(target, request, now_s)
                 if seat is None:
                     break
-                self._place(target.waiting.popleft(), seat, now_s, sends)
+                self._place(target.waiting.pop(), seat, now_s, sends)
         return sends
 
     def _place(
@@ -320,6 +372,7 @@ class Router:
     ) -> None:
         seat.used += 1
         self.sent += 1
+        request.queued = False
         request.seat, request.sent_s = seat, now_s
         self._lanes[seat.slot_id].in_flight[request.id] = request
         sends.setdefault(seat.slot_id, []).append(request)

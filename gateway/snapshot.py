@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from gateway.access.caller import Access
 from gateway.config import ModelConfig
 from gateway.protocols.tensors import ModelSpec
 
@@ -132,6 +133,7 @@ class Memory:
 class Snapshot:
     """`generation` counts config changes, `number` every change; both only rise in an epoch.
 
+    `access` is sent whole only to who has not got it yet: see `Pool.watch`.
     `store_problem` says since when the store cannot be read, and why.
     """
 
@@ -142,4 +144,5 @@ class Snapshot:
     placements: tuple[Placement, ...] = ()
     models: Mapping[str, ModelView] = field(default_factory=dict)
     store_problem: str = ""
+    access: Access = field(default_factory=Access)
     memory: Memory = field(default_factory=Memory)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
+from gateway.access.admission import Ticket
 from gateway.config import ModelConfig
 from gateway.snapshot import Snapshot
 
@@ -25,6 +26,10 @@ class GatewayView(Protocol):
     @property
     def repository_control(self) -> Literal["admin", "public"]:
         """On which listener models may be loaded and unloaded."""
+        ...
+
+    def visit(self, headers: Mapping[bytes, bytes], address: str) -> Ticket:
+        """Let in a request that is no prediction; raises what refuses its caller."""
         ...
 
     def ready(self) -> bool:

@@ -26,6 +26,7 @@ class Pending:
 
     Equal keys may share a batch. None, or `alone`, never does: a request whose inputs do not
     share their first dimension, or one that is run by itself because a slot died under it.
+    A higher `priority` goes first.
     """
 
     request: InferenceRequest
@@ -35,6 +36,7 @@ class Pending:
     arrived_s: float
     token: Any = None
     alone: bool = False
+    priority: int = 0
     error: HeadraceError | None = None
     _taken: int = field(default=0, repr=False)
     _answered: int = field(default=0, repr=False)
@@ -49,10 +51,11 @@ class Pending:
         now_s: float,
         token: Any = None,
         alone: bool = False,
+        priority: int = 0,
     ) -> Pending:
         """Key and rows as the request says; one without rows counts as one row."""
         rows = 1 if request.rows is None else request.rows
-        return cls(request, batch_key(request), rows, deadline, now_s, token, alone)
+        return cls(request, batch_key(request), rows, deadline, now_s, token, alone, priority)
 
 
 def batch_key(request: InferenceRequest) -> Hashable:
@@ -189,7 +192,10 @@ class Taken:
 
 
 class _Queue:
-    """Requests of one key, oldest first, never empty; `due_s` is when the first must not wait."""
+    """Requests of one key, never empty; `due_s` is when the first must not wait.
+
+    They go by priority, and oldest first inside one; a request that is cut stays in front.
+    """
 
     __slots__ = ("due_s", "rows", "waiting")
 
@@ -198,9 +204,20 @@ class _Queue:
         self.rows = 0
         self.due_s = math.inf
 
+    def add(self, pending: Pending) -> None:
+        """Find its place."""
+        waiting = self.waiting
+        at = len(waiting)
+        while at and waiting[at - 1].priority < pending.priority and not waiting[at - 1]._taken:
+            at -= 1
+        if at == len(waiting):
+            waiting.append(pending)
+        else:
+            waiting.insert(at, pending)
+
 
 class Batcher:
-    """Requests wait by key; keys take turns by their oldest request, so none starves.
+    """Requests wait by key; keys take turns by priority, then by age.
 
     `max_rows` bounds the rows of a batch; 0 means that each request runs alone and whole.
     A request waits for others at most `max_wait_s` seconds, and never longer than half of the
@@ -237,7 +254,7 @@ class Batcher:
         queue = self._queues.get(key)
         if queue is None:
             queue = self._queues[key] = _Queue()
-        queue.waiting.append(pending)
+        queue.add(pending)
         queue.rows += pending.rows
         due_s = self._due_s(pending)
         if due_s < queue.due_s:
@@ -291,13 +308,14 @@ class Batcher:
         return queue.due_s
 
     def _ready(self, now_s: float) -> tuple[Hashable, _Queue] | None:
-        """The queue whose oldest request came first among those that need not wait."""
+        """Of the queues that need not wait that with the highest priority, then the oldest."""
         chosen = None
-        oldest_s = math.inf
+        best = (math.inf, math.inf)
         for key, queue in self._queues.items():
-            arrived_s = queue.waiting[0].arrived_s
-            if arrived_s < oldest_s and self._ready_s(key, queue) <= now_s:
-                chosen, oldest_s = (key, queue), arrived_s
+            first = queue.waiting[0]
+            rank = (-first.priority, first.arrived_s)
+            if rank < best and self._ready_s(key, queue) <= now_s:
+                chosen, best = (key, queue), rank
         return chosen
 
     def _fill(self, queue: _Queue, alone: bool, now_s: float, late: list[Pending]) -> list[Part]:

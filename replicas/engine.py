@@ -50,6 +50,7 @@ class Caller:
     arrived_s: float
     decode_s: float = 0.0
     rows: int = 0
+    megapixels: float = 0.0
     batch_wait_s: float | None = None
     compute_s: float = 0.0
     run: Run | None = None
@@ -157,8 +158,9 @@ class Engine:
             now_s,
             token=caller,
             alone=bool(item.flags & Flag.ALONE),
+            priority=item.priority,
         )
-        caller.rows = pending.rows
+        caller.rows, caller.megapixels = pending.rows, megapixels(decoded)
         self._waiting[channel, item.id] = pending
         self._batcher.add(pending)
 
@@ -256,7 +258,12 @@ class Engine:
         if (caller.channel, caller.item_id) not in self._waiting:
             return
         again = Pending.of(
-            pending.request, pending.deadline, pending.arrived_s, token=caller, alone=True
+            pending.request,
+            pending.deadline,
+            pending.arrived_s,
+            token=caller,
+            alone=True,
+            priority=pending.priority,
         )
         self._waiting[caller.channel, caller.item_id] = again
         self._batcher.add(again)
@@ -326,6 +333,8 @@ class Engine:
             encode_s=max(0.0, slot_s - wait_s - caller.compute_s),
             depth=len(self._waiting),
             body=answer.body,
+            rows=caller.rows,
+            megapixels=caller.megapixels,
         )
         self._outbox.setdefault(caller.channel, []).append(reply)
         self._check_idle()
@@ -339,6 +348,23 @@ class Engine:
     def _check_idle(self) -> None:
         if not self._waiting:
             self._idle.set()
+
+
+def megapixels(request: InferenceRequest) -> float:
+    """Picture elements of the inputs that look like pictures, in millions.
+
+    Those are `[rows, height, width, channels]` or `[rows, channels, height, width]` with at most
+    four channels; pictures in files count nothing, since their size is not known here.
+    """
+    count = 0
+    for tensor in request.inputs.values():
+        if len(tensor.shape) == 4:
+            rows, first, second, last = tensor.shape
+            if last <= 4:
+                count += rows * first * second
+            elif first <= 4:
+                count += rows * second * last
+    return count / 1e6
 
 
 def trace_of(meta: bytes) -> dict[str, str]:

@@ -1,0 +1,170 @@
+"""Token buckets and daily quotas of all callers, counted in one place and in memory."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from gateway.access.budget_store import ACTIVE_S, Claim, Grant
+
+GATEWAYS_S = 3 * ACTIVE_S
+"""A gateway that exchanged nothing for so long is not counted any more."""
+
+KEEP_S = 60.0
+"""A caller is remembered for at least so long after its last claim, full bucket or not."""
+
+_SWEEP = 16
+
+
+@dataclass(slots=True)
+class _Account:
+    """One caller's bucket and day. An infinite `rate` means no bucket: `level` is infinite too."""
+
+    level: float
+    rate: float
+    burst: float
+    at_s: float
+    day: int | None = None
+    used: float = 0.0
+    gateways: dict[str, float] = field(default_factory=dict)
+
+    def level_at(self, now_s: float) -> float:
+        """What the bucket holds now; a clock that was set back adds nothing."""
+        if math.isinf(self.rate):
+            return math.inf
+        return min(self.burst, self.level + self.rate * max(0.0, now_s - self.at_s))
+
+    def may_go(self, now_s: float, day: int) -> bool:
+        """Whether an unknown caller would get no more than this one: then it may be forgotten."""
+        if now_s - self.at_s < KEEP_S or self.level_at(now_s) < self.burst:
+            return False
+        return self.day != day or self.used == 0
+
+    def exchange(self, gateway_id: str, claim: Claim, now_s: float, day: int) -> Grant:
+        """Count a claim and lease what it may have."""
+        active = self._active(gateway_id, now_s)
+        self._charge(claim, now_s)
+        tokens = self._leased(claim.want, active)
+        if math.isfinite(self.rate):
+            self.level -= tokens
+        empty = self.level < 1 and tokens <= 0
+        return Grant(
+            tokens=tokens,
+            level=self.level,
+            wait_s=(1 - self.level) / self.rate if empty else 0.0,
+            active=active,
+            used=self._count(claim, day),
+        )
+
+    def _active(self, gateway_id: str, now_s: float) -> int:
+        """How many gateways share this caller, after this claim."""
+        self.gateways[gateway_id] = now_s
+        _drop_silent(self.gateways, now_s, ACTIVE_S)
+        return len(self.gateways)
+
+    def _charge(self, claim: Claim, now_s: float) -> None:
+        """Refill as was agreed until now, then take what was let through.
+
+        Debts beyond one burst are forgiven. A caller came by them only while gateways decided
+        on their own, and then waits for one burst's refill at most, not for hours.
+        """
+        level = self.level_at(now_s)
+        self.at_s, self.rate, self.burst = now_s, claim.rate, claim.burst
+        if math.isinf(claim.rate):
+            self.level = math.inf
+        else:
+            self.level = _clamped(_clamped(level, claim.burst) - claim.charge, claim.burst)
+
+    def _leased(self, want: float, active: int) -> float:
+        """A fair part of what there is; a whole token if a part would be less than one."""
+        share = self.level / active
+        if share < 1 <= self.level:
+            share = 1.0
+        return max(0.0, min(want, share))
+
+    def _count(self, claim: Claim, day: int) -> float:
+        """Today's total with what was used; a gateway's clock may be a little ahead."""
+        if self.day != day:
+            self.day, self.used = day, claim.used_before if claim.day == day else 0.0
+        if claim.day >= day:
+            self.used += claim.used
+        return self.used
+
+
+class BudgetLedger:
+    """Accounts of up to `max_callers` callers.
+
+    An account is forgotten when its bucket is full and nothing is counted for today, a few at
+    each exchange. When no more fit, all further new callers of one rate and burst share one
+    account, with its bucket and its quota: strangers then limit each other, and nobody gets
+    more than the tier allows. A caller that moves from there to its own account takes the
+    shared level with it.
+    """
+
+    def __init__(self, max_callers: int) -> None:
+        if max_callers < 1:
+            raise ValueError("max_callers should be at least 1")
+        self._max_callers = max_callers
+        self._accounts: OrderedDict[str, _Account] = OrderedDict()  # the next to sweep first
+        self._shared: dict[tuple[float, float], _Account] = {}
+        self._gateways: dict[str, float] = {}
+
+    def __len__(self) -> int:
+        return len(self._accounts) + len(self._shared)
+
+    def exchange(
+        self, gateway_id: str, claims: Sequence[Claim], now_s: float, day: int
+    ) -> tuple[list[Grant], int]:
+        """A grant for each claim, in order, and how many gateways there are.
+
+        `now_s` is of any one clock, `day` the current one in days since 1970, UTC.
+        """
+        self._gateways[gateway_id] = now_s
+        _drop_silent(self._gateways, now_s, GATEWAYS_S)
+        # More than can be new, so that forgetting keeps up with any number of new callers.
+        self._sweep(len(claims) + _SWEEP, now_s, day)
+        grants = [
+            self._account(claim, now_s).exchange(gateway_id, claim, now_s, day) for claim in claims
+        ]
+        return grants, len(self._gateways)
+
+    def _account(self, claim: Claim, now_s: float) -> _Account:
+        known = self._accounts.get(claim.caller)
+        if known is not None:
+            return known
+        kind = (claim.rate, claim.burst)
+        shared = self._shared.get(kind)
+        if len(self._accounts) < self._max_callers:
+            account = self._accounts[claim.caller] = _opened(claim, now_s)
+            if shared is not None:
+                account.level = min(account.level, shared.level_at(now_s))
+            return account
+        if shared is None:
+            shared = self._shared[kind] = _opened(claim, now_s)
+        return shared
+
+    def _sweep(self, count: int, now_s: float, day: int) -> None:
+        for _ in range(min(count, len(self._accounts))):
+            caller, account = self._accounts.popitem(last=False)
+            if not account.may_go(now_s, day):
+                self._accounts[caller] = account
+        for kind in [kind for kind, shared in self._shared.items() if shared.may_go(now_s, day)]:
+            del self._shared[kind]
+
+
+def _opened(claim: Claim, now_s: float) -> _Account:
+    """The account of a caller that is not known (any more)."""
+    level = claim.burst if claim.level is None else _clamped(claim.level, claim.burst)
+    return _Account(level, claim.rate, claim.burst, now_s)
+
+
+def _clamped(level: float, burst: float) -> float:
+    return max(-burst, min(burst, level))
+
+
+def _drop_silent(seen_s: dict[str, float], now_s: float, window_s: float) -> None:
+    """Forget who was last seen outside the window, in the future too: the clock was set back."""
+    for name in [name for name, at_s in seen_s.items() if abs(now_s - at_s) >= window_s]:
+        del seen_s[name]

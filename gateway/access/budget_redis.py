@@ -1,0 +1,205 @@
+"""Budgets counted in a Redis, which the gateways of several clusters may share."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import (
+    AuthenticationError,
+    AuthorizationError,
+    NoPermissionError,
+    NoScriptError,
+    RedisError,
+)
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from gateway.access.budget_ledger import GATEWAYS_S, KEEP_S
+from gateway.access.budget_store import ACTIVE_S, Claim, Grant, StoreAway
+from gateway.access.tiers import UNLIMITED
+from gateway.config import Budgets
+from gateway.errors import ConfigError
+from gateway.secrets import resolve
+
+TIMEOUT_S = 0.25
+"""For a connection, and for each answer on it; an exchange with both may take twice as long."""
+
+# The same rules as those of `BudgetLedger`, which explains them. One hash holds a caller: its
+# bucket, its day, and when each gateway last claimed (fields "g:ID"). Numbers are kept as text of
+# 17 digits, of which a double comes back exactly, and are answered so: as numbers they would be
+# cut to integers. They come in one argument, since to a client without a password Redis tells what
+# is wrong only while commands have at most ten. The clock is Redis's own: the gateways' differ.
+SCRIPT = """
+local gateway, numbers, count = 'g:' .. ARGV[1], {}, 0
+for word in string.gmatch(ARGV[2], '%S+') do
+  count = count + 1
+  numbers[count] = tonumber(word)
+end
+-- A rate below 0 means no bucket; `believed` is nil where the gateway knows nothing.
+local window, keep, rate, burst, charge, want, believed, used, used_before, claimed_day =
+  unpack(numbers, 1, 10)
+
+local time = redis.call('TIME')
+local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
+local day = math.floor(now / 86400)
+
+local function text(number) return string.format('%.17g', number) end
+local function clamped(level) return math.max(-burst, math.min(burst, level)) end
+
+local known, active = {}, 1
+local fields = redis.call('HGETALL', KEYS[1])
+for i = 1, #fields, 2 do
+  local name, number = fields[i], tonumber(fields[i + 1])
+  if string.sub(name, 1, 2) ~= 'g:' then
+    known[name] = number
+  elseif name ~= gateway then
+    if math.abs(now - number) < window then
+      active = active + 1
+    else
+      redis.call('HDEL', KEYS[1], name)
+    end
+  end
+end
+
+local level
+if rate < 0 then
+  level = math.huge
+else
+  if not known.rate then
+    level = believed or burst
+  elseif known.rate < 0 then
+    level = burst
+  else
+    level = math.min(known.burst, known.level + known.rate * math.max(0, now - known.at))
+  end
+  level = clamped(clamped(level) - charge)
+end
+
+local share = level / active
+if share < 1 and level >= 1 then share = 1 end
+local tokens = math.max(0, math.min(want, share))
+local wait = 0
+if rate >= 0 then
+  level = level - tokens
+  if level < 1 and tokens <= 0 then wait = (1 - level) / rate end
+end
+
+local total = 0
+if known.day == day then
+  total = known.used
+elseif claimed_day == day then
+  total = used_before
+end
+if claimed_day >= day then total = total + used end
+
+redis.call('HSET', KEYS[1], gateway, text(now), 'at', text(now), 'rate', text(rate),
+  'burst', text(burst), 'level', rate < 0 and '0' or text(level), 'day', text(day),
+  'used', text(total))
+local kept = 0
+if rate >= 0 then kept = (burst - level) / rate end
+if total ~= 0 then kept = math.max(kept, (day + 1) * 86400 - now) end
+kept = math.min(kept, 1e9) + keep  -- seconds; Redis refuses what is no 64 bit integer
+redis.call('PEXPIRE', KEYS[1], string.format('%.0f', math.ceil(kept * 1000)))
+return {text(tokens), text(level), text(wait), text(active), text(total)}
+"""
+
+
+class RedisBudgets:
+    """See `BudgetStore`. Raises `ConfigError` for a URL or a password that cannot be had.
+
+    Every script call touches one key, so callers may be spread over several Redis servers by
+    what routes by key. A caller's id is hashed: it can be long, and names people.
+    """
+
+    def __init__(self, config: Budgets, gateway_id: str, *, script: str = SCRIPT) -> None:
+        password = None if config.password is None else resolve(config.password)
+        try:
+            self._redis = Redis.from_url(
+                config.store,
+                password=password,
+                socket_connect_timeout=TIMEOUT_S,
+                socket_timeout=TIMEOUT_S,
+                # What was sent twice would count twice; the next exchange is soon enough.
+                retry=Retry(NoBackoff(), 0),
+                # With RESP3 the client expects messages between answers, and no longer looks
+                # whether a connection that it reuses has an unread answer in it.
+                protocol=2,
+            )
+        except ValueError:  # without its text, which may quote the URL and so a password
+            raise ConfigError("`budgets.store` is not a URL like redis://host:6379/0") from None
+        self._gateway_id = gateway_id
+        self._prefix = config.prefix
+        self._script = script
+        self._sha = hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
+
+    async def exchange(self, claims: Sequence[Claim]) -> tuple[list[Grant], int]:
+        """See `BudgetStore`. All claims go in one message and come back in one."""
+        # The count of gateways is that of an entry which every gateway claims, without limits.
+        everyone = Claim("", rate=UNLIMITED, burst=UNLIMITED)
+        calls = [self._call(f"{self._prefix}:gateways", GATEWAYS_S, everyone)]
+        calls += [self._call(self._key(claim.caller), ACTIVE_S, claim) for claim in claims]
+        try:
+            async with asyncio.timeout(2 * TIMEOUT_S):
+                answers = await self._answers(calls)
+            gateways, *grants = [_grant(answer) for answer in answers]
+        except (RedisError, OSError, ValueError, TypeError) as error:
+            raise StoreAway(f"the budgets' Redis is away: {_reason(error)}") from None
+        return grants, gateways.active
+
+    async def close(self) -> None:
+        """Give up connections."""
+        await self._redis.aclose()
+
+    def _key(self, caller: str) -> str:
+        digest = hashlib.blake2b(caller.encode(), digest_size=16).hexdigest()
+        return f"{self._prefix}:b:{{{digest}}}"
+
+    def _call(self, key: str, window_s: float, claim: Claim) -> tuple[str, str, str]:
+        """The script's key and its two arguments."""
+        limited = not math.isinf(claim.rate)
+        numbers = (
+            *(window_s, KEEP_S),
+            *((claim.rate, claim.burst) if limited else (-1, 0)),
+            *(claim.charge, claim.want, "-" if claim.level is None else claim.level),
+            *(claim.used, claim.used_before, claim.day),
+        )
+        return key, self._gateway_id, " ".join(map(str, numbers))
+
+    async def _answers(self, calls: list[tuple[str, str, str]]) -> list[Any]:
+        """What Redis says to each; it may have lost the script before any of the calls."""
+        answers = await self._send(calls)
+        lost = [at for at, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
+        if lost:
+            await self._redis.script_load(self._script)
+            for at, answer in zip(lost, await self._send([calls[at] for at in lost]), strict=True):
+                answers[at] = answer
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise answer
+        return answers
+
+    async def _send(self, calls: list[tuple[str, str, str]]) -> list[Any]:
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            for call in calls:
+                pipeline.evalsha(self._sha, 1, *call)
+            return await pipeline.execute(raise_on_error=False)
+
+
+def _grant(answer: Any) -> Grant:
+    tokens, level, wait_s, active, used = (float(field) for field in answer)
+    return Grant(tokens, level, wait_s, int(active), used)
+
+
+def _reason(error: Exception) -> str:
+    """Why, in words that hold no part of the URL or the password."""
+    if isinstance(error, AuthenticationError | AuthorizationError | NoPermissionError):
+        return "it refuses this user or password"
+    if isinstance(error, TimeoutError | RedisTimeoutError):
+        return f"no answer in {TIMEOUT_S} s"
+    return type(error).__name__

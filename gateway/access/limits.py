@@ -1,0 +1,445 @@
+"""Each caller's budget at one gateway: leased tokens, quota, and what to tell the store. Pure.
+
+A token bucket per caller (rate and burst of its tier) lives in the store that all gateways share.
+A gateway spends tokens that it has leased from it in small blocks, so no request waits for the
+store but those that find the lease used up. A caller that is new here may spend one block at once;
+it is charged afterwards. So over any time `t` all gateways together let through at most
+`burst + rate * t` and one block for each of them; and in a day the quota and one block for each.
+
+While the store is away each gateway refills on its own, at its share of the rate, and charges
+the store with that when it is back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from gateway.access.budget_store import Claim, Grant
+from gateway.access.caller import Caller
+from gateway.access.tiers import UNLIMITED, Tier
+from gateway.errors import TooManyRequests
+
+DAY_S = 86_400
+IDLE_S = 2.0
+"""A lease that is not used for so long goes back to the store."""
+BLOCK_OF_BURST = 0.1
+BLOCK_S = 0.1
+"""A block is so much of the burst, or as much as the rate gives in so long, whichever is more."""
+BUSY_HALF_LIFE_S = 30.0
+BUSIEST = 64
+"""So many callers at least are remembered as the busiest ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """A tier made ready for use; `policy` is the value of the RateLimit-Policy header."""
+
+    name: str
+    tier: Tier
+    rate: float
+    burst: float
+    block: float
+    policy: bytes
+
+    @classmethod
+    def of(cls, name: str, tier: Tier) -> Allowance:
+        """The allowance of a tier."""
+        rate, burst = tier.per_s, tier.capacity
+        block = min(burst, max(1.0, burst * BLOCK_OF_BURST, rate * BLOCK_S))
+        policies = []
+        if rate != UNLIMITED:
+            policies.append(f'"rate";q={math.floor(burst)};w={max(1, math.ceil(burst / rate))}')
+        if tier.quota is not None:
+            policies.append(f'"quota";q={math.floor(tier.quota.per_day)};w={DAY_S}')
+        return cls(name, tier, rate, burst, block, ", ".join(policies).encode())
+
+
+@dataclass(slots=True, eq=False)
+class Account:
+    """What one gateway knows of one caller. Amounts are in units of cost.
+
+    `tokens` may be spent now; `owed` were spent or set aside without asking the store. `level` is
+    what the store's bucket held at `level_s`. `used` counts against the quota and is not told yet;
+    `used_before` is the day's total that the store told. `running`, `waiting`, `pumping` and
+    `service_s` belong to the admission.
+    """
+
+    caller: Caller
+    allowance: Allowance
+    tokens: float
+    owed: float
+    level: float
+    level_s: float
+    seen_s: float
+    generation: int
+    known: bool = False
+    asked: bool = False
+    empty_until_s: float = 0.0
+    active: int = 0
+    day: int = 0
+    used: float = 0.0
+    used_before: float = 0.0
+    running: int = 0
+    waiting: list[Any] = field(default_factory=list)
+    pumping: bool = False
+    service_s: float = 0.0
+    busy: float = 0.0
+    busy_s: float = 0.0
+    refused: int = 0
+    allowed: int = 0
+
+    @property
+    def concurrency(self) -> float:
+        """How many of its requests may run through this gateway now."""
+        limit = self.allowance.tier.concurrency
+        return math.inf if limit is None else max(1.0, limit // max(1, self.active))
+
+    def business(self, now_s: float) -> float:
+        """Requests lately, older ones counting less."""
+        return self.busy * math.exp2((self.busy_s - now_s) / BUSY_HALF_LIFE_S)
+
+    def remaining(self, now_s: float) -> float:
+        """Tokens that are left in all, as far as is known here."""
+        store = self.level + (now_s - self.level_s) * self.allowance.rate
+        return max(0.0, min(self.allowance.burst, store + self.tokens))
+
+    def full_in_s(self, now_s: float) -> float:
+        """Seconds until the bucket is full again."""
+        return (self.allowance.burst - self.remaining(now_s)) / self.allowance.rate
+
+
+class Limiter:
+    """See the module. `utc_offset_s` added to the monotonic clock gives seconds since 1970."""
+
+    def __init__(self, tiers: Mapping[str, Tier], max_accounts: int, utc_offset_s: float) -> None:
+        self._max_accounts, self._utc_offset_s = max_accounts, utc_offset_s
+        self._accounts: dict[str, Account] = {}
+        self._overflow: dict[str, Account] = {}
+        self._asking: dict[Account, None] = {}
+        self._unswept: list[str] = []
+        self._busiest: dict[Account, None] = {}
+        self._busy_floor = 0.0
+        self.generation = 0
+        self.gateways = 1
+        self.away = False
+        self._allowances: dict[str, Allowance] = {}
+        self.set_tiers(tiers)
+
+    def set_tiers(self, tiers: Mapping[str, Tier]) -> None:
+        """New limits; they hold for each caller from its next request on."""
+        self._allowances = {name: Allowance.of(name, tier) for name, tier in tiers.items()}
+        self.generation += 1
+
+    def allowance(self, tier: str) -> Allowance:
+        """What the tier of this name allows; raises `KeyError`."""
+        return self._allowances[tier]
+
+    def __len__(self) -> int:
+        return len(self._accounts) + len(self._overflow)
+
+    # -- a request ----------------------------------------------------------------------------
+
+    def account(self, caller: Caller, now_s: float) -> Account:
+        """The caller's account here; a new one begins with one block."""
+        found = self._accounts.get(caller.id)
+        if found is None:
+            return self._open(caller, now_s)
+        if found.generation != self.generation or found.caller is not caller:
+            self._renew(found, caller, now_s)
+        return found
+
+    def _open(self, caller: Caller, now_s: float) -> Account:
+        if len(self._accounts) >= self._max_accounts:
+            # Strangers beyond number share one budget: no memory for each, and no refill by many.
+            return self._overflow.get(caller.tier) or self._enter(
+                self._overflow, caller.tier, Caller(f"others:{caller.tier}", caller.tier), now_s
+            )
+        return self._enter(self._accounts, caller.id, caller, now_s)
+
+    def _enter(self, table: dict[str, Account], name: str, caller: Caller, now_s: float) -> Account:
+        allowance = self._allowances[caller.tier]
+        block = max(1.0, allowance.burst / self.gateways) if self.away else allowance.block
+        account = table[name] = Account(
+            caller=caller,
+            allowance=allowance,
+            tokens=block,
+            owed=0.0 if math.isinf(block) else block,
+            level=allowance.burst - block if allowance.burst != UNLIMITED else UNLIMITED,
+            level_s=now_s,
+            seen_s=now_s,
+            generation=self.generation,
+            day=self.day(now_s),
+        )
+        if account.owed or allowance.tier.quota is not None:
+            self._asking[account] = None
+        return account
+
+    def _renew(self, account: Account, caller: Caller, now_s: float) -> None:
+        before, allowance = account.allowance, self._allowances[caller.tier]
+        account.caller, account.generation = caller, self.generation
+        if allowance.tier == before.tier and allowance.name == before.name:
+            account.allowance = allowance
+            return
+        account.allowance, account.empty_until_s = allowance, 0.0
+        if allowance.rate == UNLIMITED:
+            account.tokens, account.owed, account.level = UNLIMITED, 0.0, UNLIMITED
+        elif before.rate == UNLIMITED:
+            account.tokens = account.owed = allowance.block
+            account.level, account.level_s = allowance.burst - allowance.block, now_s
+            self._ask(account)
+        elif account.tokens > allowance.block:
+            account.owed -= account.tokens - allowance.block
+            account.tokens = allowance.block
+            self._ask(account)
+
+    def check(self, account: Account, now_s: float) -> None:
+        """Raise `TooManyRequests` if a request would certainly be refused now."""
+        if now_s < account.empty_until_s and account.tokens < 1 and not self.away:
+            raise self._rate_error(account, account.empty_until_s - now_s)
+        if account.allowance.tier.quota is not None:
+            self._check_quota(account, now_s)
+
+    def take(self, account: Account, cost: float, now_s: float) -> bool:
+        """Pay for a request; False if the store must be asked first, and has been put on the list.
+
+        Raises `TooManyRequests` with the time after which a retry will be let through.
+        """
+        if account.allowance.tier.quota is not None and not self._fits_quota(account, now_s):
+            self._ask(account)
+            return False
+        if account.tokens < cost:
+            if self.away:
+                self._refill(account, now_s)
+            if account.tokens < cost:
+                return self._empty(account, cost, now_s)
+        account.tokens -= cost
+        if account.allowance.tier.quota is not None:
+            account.used += _counted(account, cost)
+        if account.tokens < account.allowance.block * 0.5:
+            self._ask(account)
+        return True
+
+    def _empty(self, account: Account, cost: float, now_s: float) -> bool:
+        if self.away:
+            share = account.allowance.rate / self.gateways
+            raise self._rate_error(account, (cost - account.tokens) / share)
+        if now_s < account.empty_until_s:
+            raise self._rate_error(account, account.empty_until_s - now_s)
+        self._ask(account)
+        return False
+
+    def give_back(self, account: Account, cost: float) -> None:
+        """A request that was paid for never ran."""
+        account.tokens += cost
+        if account.allowance.tier.quota is not None:
+            account.used -= _counted(account, cost)
+
+    def settle(self, account: Account, extra: float) -> None:
+        """A request turned out to cost so much more than it paid; the bucket may go below zero."""
+        account.tokens -= extra
+        quota = account.allowance.tier.quota
+        if quota is not None and quota.of == "cost":
+            account.used += extra
+        if account.tokens < 0:
+            self._ask(account)  # The bucket must not fill up meanwhile.
+
+    def _rate_error(self, account: Account, wait_s: float) -> TooManyRequests:
+        tier = account.allowance
+        return TooManyRequests(
+            f"the rate limit of tier {tier.name!r} is reached: {tier.tier.rate}, "
+            f"at most {tier.burst:g} at once",
+            retry_after_s=wait_s,
+            reason="rate",
+        )
+
+    # -- the quota ----------------------------------------------------------------------------
+
+    def day(self, now_s: float) -> int:
+        """Days since 1970, UTC."""
+        return int((now_s + self._utc_offset_s) // DAY_S)
+
+    def _check_quota(self, account: Account, now_s: float) -> None:
+        day = self.day(now_s)
+        if day != account.day:
+            account.day, account.used, account.used_before = day, 0.0, 0.0
+        quota = account.allowance.tier.quota
+        if quota is not None and account.used_before + account.used + 1 > quota.per_day:
+            rest_s = DAY_S - (now_s + self._utc_offset_s) % DAY_S
+            raise TooManyRequests(
+                f"the quota of tier {account.allowance.name!r} is used up: "
+                f"{quota.per_day:g} {quota.of} a day (UTC)",
+                retry_after_s=rest_s,
+                reason="quota",
+            )
+
+    def _fits_quota(self, account: Account, now_s: float) -> bool:
+        """Whether this gateway's part of what is left covers one more, without asking."""
+        self._check_quota(account, now_s)
+        quota = account.allowance.tier.quota
+        assert quota is not None
+        if self.away:
+            return True
+        # What is not told yet stays within a block, so all together exceed the quota by no more
+        # than a block for each gateway; near its end they go by smaller steps.
+        most = min(account.allowance.block, (quota.per_day - account.used_before) / self.gateways)
+        if account.used + 1 > max(1.0, most):
+            return False
+        if account.used + 1 > most * 0.5:
+            self._ask(account)
+        return True
+
+    # -- the store ----------------------------------------------------------------------------
+
+    def _ask(self, account: Account) -> None:
+        if not account.asked:
+            self._asking[account] = None
+
+    @property
+    def asking(self) -> bool:
+        """Whether the store should be asked."""
+        return bool(self._asking)
+
+    def claims(self, now_s: float, at_most: int) -> list[tuple[Account, Claim]]:
+        """What to tell and to ask the store now; each must come to `granted` or `failed`."""
+        chosen = list(self._asking)[:at_most]
+        for account in chosen:
+            del self._asking[account]
+            account.asked = True
+        return [(account, self._claim(account, now_s)) for account in chosen]
+
+    def _claim(self, account: Account, now_s: float) -> Claim:
+        tier = account.allowance
+        wanted = tier.block + sum(1 for each in account.waiting if not each.paid)
+        idle = now_s - account.seen_s > IDLE_S and not account.waiting
+        charge = account.owed
+        if idle and account.tokens > 0 and tier.rate != UNLIMITED:
+            charge -= account.tokens
+            account.tokens, wanted = 0.0, 0.0
+            account.owed = charge
+        level = account.level + (now_s - account.level_s) * tier.rate if account.known else None
+        quota = tier.tier.quota
+        return Claim(
+            caller=account.caller.id,
+            rate=tier.rate,
+            burst=tier.burst,
+            charge=charge,
+            want=max(0.0, wanted - account.tokens) if tier.rate != UNLIMITED else 0.0,
+            level=min(level, tier.burst) if level is not None else None,
+            quota=None if quota is None else quota.per_day,
+            used=account.used,
+            used_before=account.used_before,
+            day=account.day,
+        )
+
+    def granted(self, account: Account, claim: Claim, grant: Grant, now_s: float) -> None:
+        """The store's answer."""
+        account.asked, account.known = False, True
+        account.active = grant.active
+        if claim.day == account.day:
+            account.used -= claim.used
+            account.used_before = grant.used
+        if account.allowance.rate == UNLIMITED:
+            return
+        account.owed -= claim.charge
+        account.tokens += grant.tokens
+        account.level, account.level_s = grant.level, now_s
+        short = account.tokens < 1 and claim.want > 0 and grant.wait_s > 0
+        account.empty_until_s = now_s + grant.wait_s if short else 0.0
+
+    def failed(self, accounts: Iterable[Account], now_s: float) -> None:
+        """The store did not answer: nothing of it has happened, as far as we know."""
+        for account in accounts:
+            account.asked = False
+            self._asking[account] = None
+
+    def store_is(self, away: bool, now_s: float) -> None:
+        """Whether the store answers. While it does not, this gateway's share refills here."""
+        if away and not self.away:
+            for account in self._accounts.values():
+                account.level_s, account.empty_until_s = now_s, 0.0
+        self.away = away
+
+    def _refill(self, account: Account, now_s: float) -> None:
+        tier = account.allowance
+        if tier.rate == UNLIMITED:
+            return
+        most = max(1.0, tier.burst / self.gateways)
+        grown = min((now_s - account.level_s) * tier.rate / self.gateways, most - account.tokens)
+        if grown > 0:
+            account.tokens += grown
+            account.owed += grown
+        account.level_s = now_s
+        self._ask(account)
+
+    # -- now and then -------------------------------------------------------------------------
+
+    def sweep(self, now_s: float, at_most: int) -> None:
+        """Go on through the callers: forget whose buckets are full, give idle leases back."""
+        if not self._unswept:
+            self._unswept = list(self._accounts)
+        for _ in range(min(at_most, len(self._unswept))):
+            name = self._unswept.pop()
+            account = self._accounts.get(name)
+            if account is None or now_s - account.seen_s < IDLE_S:
+                continue
+            if account.running or account.waiting or account.asked:
+                continue
+            if self._forgettable(account, now_s):
+                del self._accounts[name]
+                self._asking.pop(account, None)
+            elif account.owed or account.used or 0 < account.tokens < UNLIMITED:
+                self._asking[account] = None
+
+    def _forgettable(self, account: Account, now_s: float) -> bool:
+        """Whether a stranger would have no more than this caller."""
+        if account.owed or account.used:
+            return False
+        if account.allowance.rate == UNLIMITED:
+            return True
+        return account.level + (now_s - account.level_s) * account.allowance.rate >= (
+            account.allowance.burst
+        )
+
+    def note(self, account: Account, now_s: float) -> None:
+        """A request came: keep the measure of how busy its caller is."""
+        age_s = now_s - account.busy_s
+        account.busy = 1.0 + account.busy * math.exp2(-age_s / BUSY_HALF_LIFE_S)
+        account.busy_s = account.seen_s = now_s
+        if account.busy > self._busy_floor:
+            self._busiest[account] = None
+            if len(self._busiest) > 4 * BUSIEST:
+                self._prune(now_s)
+
+    def _prune(self, now_s: float) -> None:
+        ranked = sorted(self._busiest, key=lambda each: each.business(now_s), reverse=True)
+        self._busiest = dict.fromkeys(ranked[:BUSIEST])
+        self._busy_floor = ranked[BUSIEST].business(now_s) if len(ranked) > BUSIEST else 0.0
+
+    def busiest(self, count: int, now_s: float) -> list[dict[str, Any]]:
+        """The callers with the most requests lately: `per_s`, and totals since they were met."""
+        self._prune(now_s)
+        self._busy_floor = 0.0
+        # A steady caller's measure is its rate times the mean life of what it adds up.
+        life_s = BUSY_HALF_LIFE_S / math.log(2)
+        return [
+            {
+                "caller": each.caller.id,
+                "name": each.caller.name,
+                "tier": each.allowance.name,
+                "per_s": round(each.business(now_s) / life_s, 2),
+                "in_flight": each.running,
+                "waiting": len(each.waiting),
+                "allowed": each.allowed,
+                "refused": each.refused,
+            }
+            for each in list(self._busiest)[:count]
+        ]
+
+
+def _counted(account: Account, cost: float) -> float:
+    """What a request counts against the quota."""
+    quota = account.allowance.tier.quota
+    return cost if quota is not None and quota.of == "cost" else 1.0

@@ -1,0 +1,376 @@
+"""The way in: places, queues, budgets and refusals, with a real ledger and a plane that waits."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import pytest
+
+from gateway.access.admission import Admission, Ticket, limit_headers
+from gateway.access.budget_ledger import BudgetLedger
+from gateway.access.budget_store import Claim, Grant, StoreAway
+from gateway.access.caller import Access, Caller
+from gateway.access.tiers import Queue, Tier
+from gateway.config import Cost, Limits, ModelConfig
+from gateway.errors import (
+    DeadlineExceeded,
+    HeadraceError,
+    PayloadTooLarge,
+    PermissionDenied,
+    TooManyRequests,
+    Unavailable,
+)
+from gateway.frames import Reply
+from gateway.metrics import REFUSALS, Recorder
+from gateway.router import Answer, Request
+
+TIERS = {
+    "anonymous": Tier(rate="10/s", burst=100, concurrency=2, queue=Queue(size=2, wait_s=5)),
+    "premium": Tier(priority=20),
+    "narrow": Tier(models=("faces",), max_body_bytes=10, max_deadline_s=1),
+}
+
+
+@dataclass
+class Plane:
+    """Holds what is submitted until the test answers it; the clock stands until it is moved."""
+
+    clock_s: float = 100.0
+    submitted: list[Request] = field(default_factory=list)
+    cancelled: list[Request] = field(default_factory=list)
+    error: HeadraceError | None = None
+    models: dict[str, ModelConfig] = field(default_factory=dict)
+
+    def now_s(self) -> float:
+        return self.clock_s
+
+    def submit(self, request: Request) -> None:
+        if self.error is not None:
+            raise self.error
+        self.submitted.append(request)
+
+    def cancel(self, request: Request) -> None:
+        request.finished = True
+        self.cancelled.append(request)
+
+    def config(self, model: str) -> ModelConfig | None:
+        return self.models.get(model)
+
+
+class ByHeader:
+    """Takes the caller's name and tier from headers."""
+
+    def update(self, access: Access) -> None:
+        """Nothing to know."""
+
+    def identify(self, headers: Mapping[bytes, bytes], address: str) -> Caller:
+        tier = headers.get(b"tier", b"anonymous").decode()
+        return Caller(headers.get(b"caller", b"a").decode(), tier)
+
+
+@dataclass
+class Store:
+    """The ledger behind a switch."""
+
+    plane: Plane
+    ledger: BudgetLedger = field(default_factory=lambda: BudgetLedger(1000))
+    away: bool = False
+
+    async def exchange(self, claims: Sequence[Claim]) -> tuple[Sequence[Grant], int]:
+        if self.away:
+            raise StoreAway("the switch is off")
+        return self.ledger.exchange("g", claims, self.plane.clock_s, 0)
+
+    async def close(self) -> None:
+        """Nothing to give up."""
+
+
+class House:
+    """An admission and the answers that its requests got."""
+
+    def __init__(self, tiers: Mapping[str, Tier] | None = TIERS, **limits: int) -> None:
+        self.plane = Plane()
+        self.store = Store(self.plane)
+        self.recorder = Recorder("gateway")
+        self.admission = Admission(
+            self.plane, Limits(**limits), ByHeader(), self.store, self.recorder
+        )
+        self.admission.apply(Access(1, tiers))
+        self.answers: dict[int, Answer] = {}
+        self.tickets: dict[int, Ticket] = {}
+
+    def send(
+        self, number: int, caller: str = "a", tier: str = "anonymous", timeout_s: float = 60.0
+    ) -> Ticket:
+        """One request for `tagger`; an error that refuses it is raised."""
+        headers = {b"caller": caller.encode(), b"tier": tier.encode()}
+        ticket = self.tickets[number] = self.admission.identify(headers, "127.0.0.1")
+        try:
+            self.admission.admit(ticket, "tagger", 5)
+            now_s = self.plane.clock_s
+            request = Request(
+                number, ("tagger", None), 0, b"", 5, now_s + timeout_s, now_s, self._answered
+            )
+            self.admission.submit(ticket, request)
+        except HeadraceError as error:
+            self.admission.leave(ticket, error)
+            raise
+        return ticket
+
+    def _answered(self, request: Request, answer: Answer) -> None:
+        self.answers[request.id] = answer
+        self.admission.leave(self.tickets[request.id], answer)
+
+    def answer(self, number: int, rows: int = 1) -> None:
+        """The plane answers a request."""
+        request = next(each for each in self.plane.submitted if each.id == number)
+        self.plane.submitted.remove(request)
+        request.finished = True
+        reply = Reply(number, 0, 200, 0, 0, None, 0.0, 0.0, 0.0, 0.0, 0, b"", rows)
+        request.done(request, reply)
+
+    @property
+    def running(self) -> list[int]:
+        """The numbers of requests that the plane has."""
+        return [each.id for each in self.plane.submitted]
+
+    async def exchanged(self) -> None:
+        await self.admission._exchange()
+
+
+@pytest.fixture
+def house() -> House:
+    return House()
+
+
+async def test_four_come_and_two_may_run(house: House) -> None:
+    for number in range(4):
+        house.send(number)
+    assert house.running == [0, 1]
+    with pytest.raises(TooManyRequests, match="2 requests in flight and 2 waiting") as refusal:
+        house.send(4)
+    assert refusal.value.reason == "queue"
+    house.answer(1)
+    assert house.running == [0, 2]
+    house.answer(0)
+    house.answer(2)
+    assert house.running == [3]
+    house.answer(3)
+    assert sorted(house.answers) == [0, 1, 2, 3]
+
+
+async def test_the_earliest_deadline_of_a_caller_runs_next(house: House) -> None:
+    for number, timeout_s in enumerate((60, 60, 60, 30)):
+        house.send(number, timeout_s=timeout_s)
+    house.answer(0)
+    assert house.running == [1, 3]
+
+
+async def test_callers_do_not_share_places(house: House) -> None:
+    for number in range(4):
+        house.send(number)
+    house.send(10, caller="b")
+    assert house.running == [0, 1, 10]
+
+
+async def test_a_waiting_request_whose_client_leaves_frees_its_place(house: House) -> None:
+    for number in range(4):
+        house.send(number)
+    before = house.tickets[2].account
+    assert before is not None
+    tokens = before.tokens
+    house.admission.cancel(house.tickets[2])
+    assert before.tokens == tokens + 1
+    house.send(5)
+    house.answer(0)
+    assert house.running == [1, 3]
+    assert not house.plane.cancelled
+
+
+async def test_a_running_request_whose_client_leaves_makes_room(house: House) -> None:
+    for number in range(3):
+        house.send(number)
+    house.admission.cancel(house.tickets[0])
+    assert house.plane.cancelled[0].id == 0
+    assert 2 in house.running
+
+
+async def test_who_waits_too_long_is_refused(house: House) -> None:
+    for number in range(3):
+        house.send(number)
+    house.send(3, timeout_s=2)
+    house.plane.clock_s += 3
+    house.admission._expire(house.plane.clock_s)
+    assert isinstance(house.answers[3], DeadlineExceeded)
+    house.plane.clock_s += 3
+    house.admission._expire(house.plane.clock_s)
+    refusal = house.answers[2]
+    assert isinstance(refusal, TooManyRequests) and refusal.reason == "queue"
+
+
+async def test_a_burst_beyond_the_lease_waits_for_the_store() -> None:
+    house = House({"anonymous": Tier(rate="10/s", burst=100)})
+    for number in range(30):
+        house.send(number)
+    assert len(house.running) == 10  # one block without asking
+    await house.exchanged()
+    await house.exchanged()
+    assert len(house.running) == 30
+
+
+async def test_what_the_rate_does_not_give_is_refused() -> None:
+    house = House({"anonymous": Tier(rate="10/s", burst=20)})
+    refused = 0
+    for number in range(50):
+        try:
+            house.send(number)
+        except TooManyRequests as error:
+            assert error.reason == "rate"
+            refused += 1
+        await house.exchanged()
+    assert len(house.running) == 20
+    late = [each for each in house.answers.values() if isinstance(each, TooManyRequests)]
+    assert refused + len(late) == 30
+    house.plane.clock_s += 1.0
+    house.send(100)
+    await house.exchanged()
+    assert 100 in house.running
+
+
+async def test_the_store_away_refuses_nobody_within_the_share() -> None:
+    house = House({"anonymous": Tier(rate="10/s", burst=20)})
+    house.store.away = True
+    await house.exchanged()
+    for number in range(20):
+        house.send(number)
+    with pytest.raises(TooManyRequests):
+        house.send(20)
+    house.plane.clock_s += 0.5
+    for number in range(30, 35):
+        house.send(number)
+    house.store.away = False
+    house.plane.clock_s += 0.1
+    assert await house.admission._exchange()
+    assert not house.admission.limiter.away
+
+
+async def test_a_plane_that_refuses_costs_nothing(house: House) -> None:
+    house.plane.error = Unavailable("full")
+    for number in range(5):
+        with pytest.raises(Unavailable):
+            house.send(number)
+    account = house.tickets[0].account
+    assert account is not None and account.running == 0
+    assert account.tokens == 10
+
+
+async def test_a_plane_that_refuses_those_that_waited_answers_each(house: House) -> None:
+    for number in range(4):
+        house.send(number)
+    house.plane.error = Unavailable("full")
+    house.answer(0)
+    assert isinstance(house.answers[2], Unavailable)
+    assert isinstance(house.answers[3], Unavailable)
+
+
+async def test_priority_and_caller_go_with_the_request(house: House) -> None:
+    house.send(0, caller="p", tier="premium")
+    assert (house.plane.submitted[0].priority, house.plane.submitted[0].caller) == (20, "p")
+
+
+async def test_a_tier_without_the_model_is_denied(house: House) -> None:
+    with pytest.raises(PermissionDenied, match="may not use model 'tagger'"):
+        house.send(0, tier="narrow")
+
+
+async def test_a_tiers_own_sizes_hold() -> None:
+    house = House({"anonymous": Tier(max_body_bytes=10, max_deadline_s=1)})
+    house.send(0)
+    assert house.plane.submitted[0].deadline_s == house.plane.clock_s + 1
+    ticket = house.admission.identify({}, "")
+    with pytest.raises(PayloadTooLarge, match="over 10 bytes"):
+        house.admission.admit(ticket, "tagger", 11)
+
+
+async def test_bodies_beyond_the_memory_for_them_are_refused_and_it_is_freed() -> None:
+    house = House(None, max_buffered_bytes=1024 * 1024)
+    tickets = [house.admission.identify({}, "") for _ in range(3)]
+    house.admission.admit(tickets[0], "tagger", 1_000_000)
+    with pytest.raises(Unavailable) as refusal:
+        house.admission.admit(tickets[1], "tagger", 100_000)
+    assert refusal.value.reason == "memory"
+    house.admission.cancel(tickets[0])
+    house.admission.admit(tickets[2], "tagger", 1_000_000)
+    house.admission.leave(tickets[2], Unavailable("x"))
+    assert house.admission.held_bytes == 0
+
+
+async def test_without_tiers_nothing_is_limited() -> None:
+    house = House(None)
+    for number in range(500):
+        house.send(number)
+    assert len(house.running) == 500
+    assert limit_headers(house.tickets[0], 0.0) is None
+
+
+async def test_rows_are_paid_when_they_are_known(house: House) -> None:
+    house.plane.models["tagger"] = ModelConfig(cost=Cost(per="rows", amount=0.5))
+    ticket = house.send(0)
+    account = ticket.account
+    assert account is not None
+    before = account.tokens
+    house.answer(0, rows=8)
+    assert before - account.tokens == 0.5 * 8 - 1
+
+
+async def test_headers_tell_what_is_left(house: House) -> None:
+    ticket = house.send(0)
+    values = limit_headers(ticket, house.plane.clock_s)
+    assert values == (b'"rate";q=100;w=10', b'"rate";r=99;t=1')
+
+
+async def test_new_tiers_hold_for_those_who_are_in(house: House) -> None:
+    for number in range(4):
+        house.send(number)
+    wider = dict(TIERS, anonymous=Tier(rate="10/s", burst=100, concurrency=4))
+    house.admission.apply(Access(2, wider))
+    house.send(4)
+    house.answer(0)
+    assert house.running == [1, 2, 3, 4]
+
+
+async def test_a_visit_pays_too(house: House) -> None:
+    refused = 0
+    for _ in range(150):
+        ticket = house.admission.identify({}, "")
+        try:
+            house.admission.visit(ticket)
+        except TooManyRequests:
+            refused += 1
+        await house.exchanged()
+    assert refused == pytest.approx(50, abs=2)
+
+
+async def test_run_asks_the_store_by_itself() -> None:
+    house = House({"anonymous": Tier(rate="10/s", burst=100)})
+    task = asyncio.create_task(house.admission.run())
+    for number in range(40):
+        house.send(number)
+    async with asyncio.timeout(5):
+        while len(house.running) < 40:  # noqa: ASYNC110 - the exchange has no event to wait for
+            await asyncio.sleep(0.001)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+def test_gauges_tell_the_state_of_limits() -> None:
+    recorder = Recorder("gateway")
+    recorder.budgets(callers=3, store_up=False, held_bytes=7)
+    recorder.refusal("anonymous", "rate")
+    samples = recorder.snapshot().samples
+    assert samples["headrace_callers"] == {(): (3,)}
+    assert samples["headrace_budget_store_up"] == {(): (0,)}
+    assert samples[REFUSALS.name] == {("anonymous", "rate"): (1,)}
