@@ -13,10 +13,10 @@ STAMP := $(VENV)/.installed
 PACKAGES := gateway replicas sharding autoscale
 CODE := $(PACKAGES) models loadtests tests
 
-.PHONY: help setup models serve test format check-format lint types pytest bench bench-reload loadtest protos lock image-check clean
+.PHONY: help setup models serve test redis format check-format lint types pytest bench bench-reload bench-limits loadtest loadtest-tiers protos lock image-check clean
 
 help: ## List the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
 
 setup: $(STAMP) ## Make .venv and install everything from the lock
 
@@ -37,7 +37,15 @@ models: setup ## Build the demo models into models/repository
 serve: models ## Start the demo and serve until Ctrl-C
 	@exec $(BIN)/headrace up examples/demo.yaml
 
-test: setup models check-format lint types pytest ## Format check, lint, types and all tests
+test: setup models redis check-format lint types pytest ## Format check, lint, types and all tests
+
+redis: # Some tests want a real one; RUNLEVEL keeps the package from starting it as a service.
+	@command -v redis-server >/dev/null || { \
+	  echo "installing redis-server for the tests"; \
+	  sudo=$$([ "$$(id -u)" = 0 ] || echo sudo -n); \
+	  { $$sudo apt-get update -qq && $$sudo env RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive \
+	    apt-get install -y -qq --no-install-recommends redis-server; } >/dev/null 2>&1 \
+	  || echo "it cannot be installed here: the tests with Redis are skipped"; }
 
 check-format: setup
 	@$(BIN)/ruff format --check $(CODE)
@@ -63,6 +71,13 @@ loadtest: setup ## Load a started system with locust and write a report with plo
 
 bench-reload: setup models ## Measure a new version of tagger under load
 	@$(BIN)/python -m loadtests.reload $(ARGS)
+
+bench-limits: setup models redis ## Measure isolation from a flood, and what limits cost
+	@$(BIN)/python -m loadtests.isolation
+	@$(BIN)/python -m loadtests.limits_cost --redis
+
+loadtest-tiers: setup ## Load a started system with callers of all tiers: who got what
+	@$(BIN)/python -m loadtests.tiers $(ARGS)
 
 protos: setup ## Compile gateway/protocols/proto/*.proto
 	@cd gateway/protocols/proto && ../../../$(BIN)/python -m grpc_tools.protoc --proto_path=. --include_imports --descriptor_set_out=descriptors.binpb *.proto

@@ -7,11 +7,10 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
-from gateway.access.key_desk import KeyDesk
-
 from gateway.access.budget_ledger import BudgetLedger
 from gateway.access.budget_store import Claim, Grant
 from gateway.access.caller import Access
+from gateway.access.key_desk import KeyDesk
 from gateway.config import PoolConfig
 from gateway.errors import HeadraceError, InvalidArgument, Unavailable
 
@@ -59,7 +58,7 @@ class CallerBook:
 
     async def keys(self, operation: str, arguments: Mapping[str, Any]) -> Any:
         """An operator's order about API keys; gateways know of a change when this returns."""
-        orders = {
+        orders: dict[str, Callable[..., Awaitable[Any]]] = {
             "list": self._desk.list,
             "create": self._desk.create,
             "revoke": self._desk.revoke,

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import structlog
-from gateway.access.key_desk import KeyDesk
 
 from autoscale.callers import CallerBook
 from autoscale.catalog import Catalog
@@ -24,6 +23,7 @@ from autoscale.operations import Operations
 from autoscale.store_watch import StoreWatch
 from gateway.access.budget_store import Claim, Grant
 from gateway.access.caller import Access
+from gateway.access.key_desk import KeyDesk
 from gateway.config import Budgets, ModelConfig, PoolConfig, SlotClass
 from gateway.config_types import SecretRef
 from gateway.errors import HeadraceError, InvalidArgument
@@ -80,7 +80,7 @@ class Pool:
             fresh=fresh,
         )
         self._operations = Operations(self._controller)
-        desk = await KeyDesk.open(settings.budgets, secret)
+        desk = KeyDesk.open(settings.budgets, secret)
         self._callers = CallerBook(desk, settings.max_callers, self._controller.grant_access)
         self._reports: dict[str, tuple[float, dict[str, Any]]] = {}
         exporter = Exporter(recorder, node.metrics)

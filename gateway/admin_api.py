@@ -11,8 +11,10 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.concurrency import run_in_threadpool
 
+from gateway.audit_api import audit
 from gateway.errors import ConfigError
 from gateway.http_answers import answer_errors
+from gateway.keys_api import keys
 from gateway.metrics_export import ModelSummary, merge, summaries
 from gateway.repository_api import repository
 from gateway.snapshot import ModelView, Snapshot, State, VersionView
@@ -32,6 +34,7 @@ class Operations(GatewayView, Protocol):
     """What the admin API needs of its gateway."""
 
     metrics_folder: Path
+    audit_folder: Path | None
 
     def addresses(self) -> dict[str, str]:
         """Where it listens."""
@@ -49,6 +52,10 @@ class Operations(GatewayView, Protocol):
         """Serve the version before: `{model, from, to, warm}`; raises `FailedPrecondition`."""
         ...
 
+    async def keys(self, order: str, **arguments: Any) -> Any:
+        """An order about API keys."""
+        ...
+
     async def shutdown(self) -> None:
         """Delete the application: everything drains and ends."""
         ...
@@ -62,7 +69,10 @@ def create_admin_app(operations: Operations, token: str) -> FastAPI:
     """The application; every path needs `Authorization: Bearer <token>`."""
     app = FastAPI(title="Headrace admin", openapi_url=None)
     app.state.view, app.state.admin = operations, True
+    app.state.audit_folder = operations.audit_folder
     app.include_router(repository)
+    app.include_router(keys)
+    app.include_router(audit)
     answer_errors(app)
     expected = f"Bearer {token}".encode()
 

@@ -18,7 +18,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from gateway.command.audit import audit
 from gateway.command.exit_codes import Exit, exit_codes
+from gateway.command.keys import key_commands
 from gateway.errors import ConfigError, InvalidArgument
 
 DEFAULT_FILES = ("headrace.yaml", "examples/demo.yaml")
@@ -329,6 +331,10 @@ def version(as_json: bool) -> None:
         return
     for name, number in found.items():
         click.echo(f"{name} {number}")
+
+
+main.add_command(at_admin(as_json(audit)))
+main.add_command(key_commands(lambda command: at_admin(as_json(command))))
 
 
 def _load(file: str | None) -> Any:

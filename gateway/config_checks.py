@@ -40,7 +40,12 @@ def cross_check(args: Args, pool: PoolConfig) -> list[Finding]:
     """Every mistake and every doubt about a config whose fields are valid one by one."""
     store = Path(args.store)
     here = store if "://" not in args.store and store.is_dir() else None
-    findings = [*_addresses(args), *_slots_of_models(args, pool, here), *_room(args, pool, here)]
+    findings = [
+        *_addresses(args),
+        *_slots_of_models(args, pool, here),
+        *_room(args, pool, here),
+        *_tiers(args, pool),
+    ]
     if here is not None:
         findings += _store(here, pool)
     elif "://" not in args.store:
@@ -75,6 +80,31 @@ def _addresses(args: Args) -> Iterator[Finding]:
     if not host.startswith(_LOOPBACK):
         message = f"{host} is not loopback: the admin token would travel in clear"
         yield Finding(("args", "listen", "admin"), message, warning=True)
+
+
+def _tiers(args: Args, pool: PoolConfig) -> Iterator[Finding]:
+    """Limits that could never let a request through, or that say nothing."""
+    for name, tier in (pool.tiers or {}).items():
+        path = ("pool", "tiers", name)
+        for model, config in pool.models.items():
+            if config.cost is not None and config.cost.amount > tier.capacity:
+                message = (
+                    f"{tier.capacity:g} is less than one request to {model!r} costs at least: "
+                    f"{config.cost.amount:g}"
+                )
+                yield Finding((*path, "burst"), message)
+        for model in tier.models or ():
+            if model not in pool.models:
+                message = f"there is no model {model!r}{did_you_mean(model, pool.models)}"
+                yield Finding((*path, "models"), message, warning=True)
+        if tier.max_body_bytes is not None and tier.max_body_bytes > args.limits.max_body_bytes:
+            message = (
+                f"more than `limits.max_body_bytes` ({args.limits.max_body_bytes}) has no effect"
+            )
+            yield Finding((*path, "max_body_bytes"), message, warning=True)
+    if pool.tiers is None and (pool.auth.jwt is not None or not pool.auth.anonymous):
+        message = "has no effect while `tiers` is off: every caller is let in"
+        yield Finding(("pool", "auth"), message, warning=True)
 
 
 def _slot_class(model: ModelConfig, name: str, store: Path | None) -> str | None:

@@ -88,7 +88,9 @@ class Gateway:
             settings.force_tcp,
         )
         self._plane = DataPlane(identity, self._recorder)
+        self.audit_folder: Path | None = None
         self._audit = self._open_audit()
+        self._authenticator = Authenticator(key_pepper(cluster_secret(settings.secret)))
         self._admission = self._open_admission(pool)
         self._front = FrontState(
             self._plane, settings.limits, self._recorder, self._admission, self._audit
@@ -100,7 +102,8 @@ class Gateway:
         self._tasks = [
             watched(loop.create_task(coroutine))
             for coroutine in (
-                *(self._plane.run(), self._admission.run(), sweep(self._front)),
+                *(self._plane.run(), self._admission.run(), self._authenticator.run()),
+                sweep(self._front),
                 *(self._follow(), self._export()),
             )
         ]
@@ -118,8 +121,8 @@ class Gateway:
         settings = self._settings.audit
         if not settings.enabled:
             return None
-        folder = Path(settings.folder) if settings.folder else headrace_home() / "audit"
-        return AuditLog(settings, folder, self._id)
+        self.audit_folder = Path(settings.folder or headrace_home() / "audit")
+        return AuditLog(settings, self.audit_folder, self._id)
 
     def _open_admission(self, pool: Any) -> Admission:
         settings = self._settings
@@ -130,8 +133,7 @@ class Gateway:
             from gateway.access.budget_redis import RedisBudgets  # redis is an extra
 
             store = RedisBudgets(settings.budgets, self._id)
-        authenticator = Authenticator(key_pepper(cluster_secret(settings.secret)))
-        return Admission(self._plane, settings.limits, authenticator, store, self._recorder)
+        return Admission(self._plane, settings.limits, self._authenticator, store, self._recorder)
 
     def _prepare_listeners(self) -> None:
         listen, limits = self._settings.listen, self._settings.limits

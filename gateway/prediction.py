@@ -154,7 +154,7 @@ class Prediction:
         if refused:
             recorder.refusal(tier, str(refused))
         if front.audit is not None:
-            decision = "refused" if refused else "allowed" if code < 400 else "failed"
+            decision: Decision = "refused" if refused else "allowed" if code < 400 else "failed"
             if front.audit.wants(decision):
                 front.audit.write(self._record(decision, answer, front))
         if path is None or request is None:

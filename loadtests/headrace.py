@@ -18,6 +18,9 @@ from loadtests.processes import free_ports, running, wait_until
 START_S = 90.0
 DRAIN_S = 60.0
 ANSWER_S = 2.0
+OPEN: Mapping[str, Any] = {"tiers": False}
+"""Everybody is let in: what is measured is the serving."""
+NOTHING: Mapping[str, Any] = {}
 
 
 class BadAnswer(Exception):
@@ -50,15 +53,22 @@ class Running:
 
 @contextmanager
 def headrace(
-    folder: Path, store: Path, models: Mapping[str, Any], slots: int = 1
+    folder: Path,
+    store: Path,
+    models: Mapping[str, Any],
+    slots: int = 1,
+    access: Mapping[str, Any] = OPEN,
+    more: Mapping[str, Any] = NOTHING,
 ) -> Iterator[Running]:
     """Run the complete gateway while the block lasts; raises `NotStarted`.
 
-    `models` is what the config says of each; all are ready when the block begins.
+    `models` is what the config says of each; all are ready when the block begins. `access` is its
+    part on `tiers` and `auth`, `more` goes into its `args`.
     """
     ports = free_ports(3)
     config = folder / "headrace.yaml"
-    config.write_text(headrace_config(store, models, slots, ports), encoding="utf-8")
+    text = headrace_config(store, models, slots, ports, access, more)
+    config.write_text(text, encoding="utf-8")
     home = folder / "home"
     http, grpc, admin = (f"127.0.0.1:{port}" for port in ports)
     server = Running(f"http://{http}", grpc, f"http://{admin}", home / "admin.token")
@@ -80,7 +90,14 @@ def headrace_command() -> str:
     return str(Path(sys.executable).with_name("headrace"))
 
 
-def headrace_config(store: Path, models: Mapping[str, Any], slots: int, ports: list[int]) -> str:
+def headrace_config(
+    store: Path,
+    models: Mapping[str, Any],
+    slots: int,
+    ports: list[int],
+    access: Mapping[str, Any] = OPEN,
+    more: Mapping[str, Any] = NOTHING,
+) -> str:
     """One gateway process and slots of one core, as a Ray Serve config file."""
     names = ("http", "grpc", "admin")
     arguments = {
@@ -89,8 +106,9 @@ def headrace_config(store: Path, models: Mapping[str, Any], slots: int, ports: l
         "gateways": 1,
         "slots": {"cpu": {"count": slots, "cpus": 1 / slots}},
         "store": str(store),
+        **more,
     }
-    pool = {"name": "Pool", "user_config": {"models": dict(models)}}
+    pool = {"name": "Pool", "user_config": {"models": dict(models), **access}}
     application = {
         "name": "headrace",
         "import_path": "gateway.app:build",

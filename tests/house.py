@@ -6,6 +6,7 @@ Everything is the real part; only Serve's placement and the pool's decisions are
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -16,9 +17,14 @@ import grpc
 import httpx
 import numpy as np
 import onnx
+from gateway.access.auth import Authenticator
 from onnx import TensorProto, helper, numpy_helper
 
 from autoscale.slot_control import SlotControl
+from gateway.access.admission import Admission, Ticket
+from gateway.access.budget_ledger import BudgetLedger
+from gateway.access.budget_store import BudgetStore, Claim, Grant
+from gateway.access.caller import Access
 from gateway.config import Batching, Limits, ModelConfig
 from gateway.data_plane import DataPlane
 from gateway.grpc_api import GrpcListener
@@ -34,6 +40,7 @@ from gateway.snapshot import ModelView, Placement, SlotView, Snapshot, State, Ve
 from replicas.repository import Repository
 from replicas.service import SlotService
 
+PEPPER = b"pepper of the test house"
 SECRET = b"secret of the test house"
 MAX_BODY_BYTES = 1024 * 1024
 
@@ -61,6 +68,20 @@ def affine_model(path: Path, features: int = 4, *, fixed_rows: bool = False) -> 
 
 
 @dataclass
+class LedgerStore:
+    """A `BudgetStore` in this process; gateways share it by sharing `ledger`."""
+
+    name: str = "gateway"
+    ledger: BudgetLedger = field(default_factory=lambda: BudgetLedger(100_000))
+
+    async def exchange(self, claims: Sequence[Claim]) -> tuple[Sequence[Grant], int]:
+        return self.ledger.exchange(self.name, claims, time.monotonic(), int(time.time() // 86_400))
+
+    async def close(self) -> None:
+        """Nothing to give up."""
+
+
+@dataclass
 class House:
     """A gateway and its slots; `place` puts a model into a slot.
 
@@ -81,17 +102,31 @@ class House:
     repository_control: Literal["admin", "public"] = "admin"
     told: list[Any] = field(default_factory=list)
     recorder: Recorder = field(default_factory=lambda: Recorder("gateway"))
+    access: Access = field(default_factory=Access)
+    budgets: BudgetStore = field(default_factory=LedgerStore)
 
     async def start(self) -> None:
         identity = Identity("gateway", "node", SECRET, self.limits.max_body_bytes, self.force_tcp)
         self.plane = DataPlane(identity, self.recorder)
-        self.front = FrontState(self.plane, self.limits, self.recorder)
+        self.admission = Admission(
+            self.plane, self.limits, Authenticator(PEPPER), self.budgets, self.recorder
+        )
+        self.admission.apply(self.access)
+        self.front = FrontState(self.plane, self.limits, self.recorder, self.admission)
         self.http = HttpListener(create_app(self), "127.0.0.1:0", 60, fast_lane(self.front))
         await self.http.start()
         self.grpc = GrpcListener("127.0.0.1:0", self, self.front)
         await self.grpc.start()
         loop = asyncio.get_running_loop()
-        self.tasks = [loop.create_task(self.plane.run()), loop.create_task(sweep(self.front))]
+        self.tasks = [
+            loop.create_task(each)
+            for each in (self.plane.run(), self.admission.run(), sweep(self.front))
+        ]
+
+    def visit(self, headers: Mapping[bytes, bytes], address: str) -> Ticket:
+        ticket = self.admission.identify(headers, address)
+        self.admission.visit(ticket)
+        return ticket
 
     def ready(self) -> bool:
         return bool(self.snapshot.slots)

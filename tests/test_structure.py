@@ -11,7 +11,10 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ROOMS = ("gateway", "replicas", "sharding", "autoscale")
-LEAVES = {"errors", "deadline", "config", "frames", "snapshot", "logs", "metrics", "shared_memory"}
+LEAVES = {
+    *("errors", "deadline", "config", "config_types", "frames", "snapshot", "logs", "metrics"),
+    *("shared_memory", "access.tiers", "access.caller", "access.budget_store"),
+}
 
 
 def imports(path: Path) -> set[str]:

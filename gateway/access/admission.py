@@ -20,7 +20,7 @@ import structlog
 
 from gateway.access.budget_store import BudgetStore, StoreAway
 from gateway.access.caller import Access, Caller
-from gateway.access.limits import Account, Limiter
+from gateway.access.limits import Account, Limiter, hint
 from gateway.config import Limits, ModelConfig
 from gateway.errors import (
     DeadlineExceeded,
@@ -166,9 +166,10 @@ class Admission:
         now_s = self._plane.now_s()
         try:
             self.limiter.check(account, now_s)
-            # An answer from memory costs less than asking the store: the caller goes into debt.
+            # It cannot wait for the store, so the caller goes into debt, by a block at most.
             if not self.limiter.take(account, ticket.cost, now_s):
-                self.limiter.settle(account, ticket.cost)
+                self.limiter.lend(account, ticket.cost)
+                self._urgent.set()
         except TooManyRequests:
             account.refused += 1
             raise
@@ -230,7 +231,7 @@ class Admission:
         wait_s = (len(account.waiting) + 1) * account.service_s / max(1.0, account.concurrency)
         raise TooManyRequests(
             f"tier {account.allowance.name!r} may have {tier.concurrency} requests in flight and "
-            f"{tier.queue.size} waiting",
+            f"{tier.queue.size} waiting{hint(account)}",
             retry_after_s=wait_s,
             reason="queue" if tier.queue.size else "concurrency",
         )

@@ -19,7 +19,7 @@ from typing import Any
 
 from gateway.access.budget_store import Claim, Grant
 from gateway.access.caller import Caller
-from gateway.access.tiers import UNLIMITED, Tier
+from gateway.access.tiers import ANONYMOUS, UNLIMITED, Tier
 from gateway.errors import TooManyRequests
 
 DAY_S = 86_400
@@ -237,6 +237,13 @@ class Limiter:
         if account.allowance.tier.quota is not None:
             account.used -= _counted(account, cost)
 
+    def lend(self, account: Account, cost: float) -> None:
+        """Let a request pass before the store has answered; refuses beyond a block of debt."""
+        debt = cost - account.tokens
+        if debt > account.allowance.block:
+            raise self._rate_error(account, debt / account.allowance.rate)
+        self.settle(account, cost)
+
     def settle(self, account: Account, extra: float) -> None:
         """A request turned out to cost so much more than it paid; the bucket may go below zero."""
         account.tokens -= extra
@@ -250,7 +257,7 @@ class Limiter:
         tier = account.allowance
         return TooManyRequests(
             f"the rate limit of tier {tier.name!r} is reached: {tier.tier.rate}, "
-            f"at most {tier.burst:g} at once",
+            f"at most {tier.burst:g} at once{hint(account)}",
             retry_after_s=wait_s,
             reason="rate",
         )
@@ -270,7 +277,7 @@ class Limiter:
             rest_s = DAY_S - (now_s + self._utc_offset_s) % DAY_S
             raise TooManyRequests(
                 f"the quota of tier {account.allowance.name!r} is used up: "
-                f"{quota.per_day:g} {quota.of} a day (UTC)",
+                f"{quota.per_day:g} {quota.of} a day (UTC){hint(account)}",
                 retry_after_s=rest_s,
                 reason="quota",
             )
@@ -346,8 +353,10 @@ class Limiter:
         account.owed -= claim.charge
         account.tokens += grant.tokens
         account.level, account.level_s = grant.level, now_s
-        short = account.tokens < 1 and claim.want > 0 and grant.wait_s > 0
-        account.empty_until_s = now_s + grant.wait_s if short else 0.0
+        # A store leases fractions too, so its own `wait_s` does not tell when a whole one is there.
+        missing = 1 - account.tokens - grant.level
+        short = account.tokens < 1 and claim.want > 0 and missing > 0
+        account.empty_until_s = now_s + missing / account.allowance.rate if short else 0.0
 
     def failed(self, accounts: Iterable[Account], now_s: float) -> None:
         """The store did not answer: nothing of it has happened, as far as we know."""
@@ -437,6 +446,12 @@ class Limiter:
             }
             for each in list(self._busiest)[:count]
         ]
+
+
+def hint(account: Account) -> str:
+    """What a stranger may do about a limit."""
+    stranger = account.allowance.name == ANONYMOUS
+    return "; a credential may give a higher limit" if stranger else ""
 
 
 def _counted(account: Account, cost: float) -> float:

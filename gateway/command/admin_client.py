@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import httpx
 
@@ -61,6 +61,31 @@ class AdminClient:
         """Serve the version before: `{model, from, to, warm}`."""
         path = f"/admin/v1/models/{quote(model, safe='')}/rollback"
         return self._ask("POST", path, timeout_s=ORDER_S)
+
+    def keys(self) -> dict[str, Any]:
+        """All API keys: `{keys}`."""
+        return self._ask("GET", "/admin/v1/keys")
+
+    def create_key(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
+        """A new API key; its text is `key`."""
+        return self._ask("POST", "/admin/v1/keys", json=wanted)
+
+    def revoke_key(self, key: str) -> dict[str, Any]:
+        """End a key, named by id or name."""
+        return self._ask("POST", f"/admin/v1/keys/{quote(key, safe='')}/revoke")
+
+    def rotate_key(self, key: str, grace_s: float) -> dict[str, Any]:
+        """A new key in its place; its text is `key`."""
+        path = f"/admin/v1/keys/{quote(key, safe='')}/rotate"
+        return self._ask("POST", path, json={"grace_s": grace_s})
+
+    def audit(self, filters: Mapping[str, Any]) -> dict[str, Any]:
+        """Decisions of the audit log, newest first: `{records}`; `filters` as the path has them."""
+        return self._ask("GET", f"/admin/v1/audit?{urlencode(filters)}")
+
+    def audit_summary(self, filters: Mapping[str, Any]) -> dict[str, Any]:
+        """Its counts by caller: `{total, callers_seen, callers}`."""
+        return self._ask("GET", f"/admin/v1/audit/summary?{urlencode(filters)}")
 
     def _order(self, model: str, operation: str) -> None:
         path = f"/v2/repository/models/{quote(model, safe='')}/{operation}"

@@ -60,6 +60,19 @@ SLOT_COLUMNS = (
     Column("in flight", right=True),
 )
 
+CALLER_COLUMNS = (
+    Column("busiest callers", flexible=True),
+    Column("name", rank=1, flexible=True),
+    Column("tier"),
+    Column("per s", right=True),
+    Column("in flight", rank=2, right=True),
+    Column("waiting", rank=3, right=True),
+    Column("allowed", right=True),
+    Column("refused", right=True),
+)
+SUMMED = ("per_s", "in_flight", "waiting", "allowed", "refused")
+CALLERS_SHOWN = 5
+
 
 @dataclass(frozen=True, slots=True)
 class FittingTable:
@@ -101,8 +114,12 @@ class FittingTable:
 
 
 def render(status: Mapping[str, Any]) -> RenderableType:
-    """A headline, the models with their versions, what is wrong with them, and the slots."""
-    return Group(headline(status), Text(), models(status), *reasons(status), Text(), slots(status))
+    """A headline, models with their versions, what is wrong with them, slots, busiest callers."""
+    parts: list[RenderableType] = [headline(status), Text(), models(status), *reasons(status)]
+    parts += [Text(), slots(status)]
+    if any(gateway.get("busiest") for gateway in status["gateways"]):
+        parts += [Text(), callers(status)]
+    return Group(*parts)
 
 
 def headline(status: Mapping[str, Any]) -> Text:
@@ -147,6 +164,9 @@ def _serves(model: Mapping[str, Any], version: int) -> str:
 def reasons(status: Mapping[str, Any]) -> Sequence[Text]:
     """One line for each thing that has something to explain: store, models, versions."""
     lines: list[Text] = []
+    if any(gateway.get("budget_store") == "away" for gateway in status["gateways"]):
+        text = "the store of budgets is away: each gateway goes on with its share of the limits"
+        lines.append(Text(text, style="yellow"))
     if status["store_problem"]:
         lines.append(Text(f"store: {status['store_problem']}", style="red"))
     for model in status["models"]:
@@ -182,6 +202,28 @@ def slots(status: Mapping[str, Any]) -> FittingTable:
         for slot in status["slots"]
     ]
     return FittingTable(SLOT_COLUMNS, tuple(rows))
+
+
+def callers(status: Mapping[str, Any]) -> FittingTable:
+    """One row for each of the busiest callers of all gateways."""
+    found: dict[str, dict[str, Any]] = {}
+    for gateway in status["gateways"]:
+        for caller in gateway.get("busiest", ()):
+            known = found.setdefault(caller["caller"], {**caller, **dict.fromkeys(SUMMED, 0)})
+            for figure in SUMMED:
+                known[figure] += caller[figure]
+    ranked = sorted(found.values(), key=lambda caller: caller["per_s"], reverse=True)
+    rows = [
+        _row(
+            caller["caller"],
+            caller["name"] or "-",
+            caller["tier"],
+            f"{caller['per_s']:.1f}",
+            *(str(caller[figure]) for figure in SUMMED[1:]),
+        )
+        for caller in ranked[:CALLERS_SHOWN]
+    ]
+    return FittingTable(CALLER_COLUMNS, tuple(rows))
 
 
 def _row(*cells: str) -> tuple[Text, ...]:

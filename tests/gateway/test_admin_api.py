@@ -44,6 +44,7 @@ class Desk(FixedView):
     """Operations with a fixed view; remembers what it was told to do."""
 
     metrics_folder: Path = Path()
+    audit_folder: Path | None = None
     away: bool = False
     snapshot: Snapshot = field(
         default_factory=lambda: Snapshot(
@@ -54,9 +55,13 @@ class Desk(FixedView):
             (Placement("cpu-1", "m", 1, State.READY, 4, load_s=0.5),),
             {"m": MODEL, "old": OLD},
             "since 10:00:00: gone",
-            Memory({"old": Override(rejected=(2,))}),
+            memory=Memory({"old": Override(rejected=(2,))}),
         )
     )
+
+    async def keys(self, order: str, **arguments: Any) -> Any:
+        self.told.append((order, arguments))
+        return [] if order == "list" else {"key": "hr_secret", "id": "abc"}
 
     def addresses(self) -> dict[str, str]:
         return {"http": "127.0.0.1:1", "grpc": "127.0.0.1:2", "admin": "127.0.0.1:3"}

@@ -7,12 +7,13 @@ from fastapi import FastAPI
 
 from gateway.errors import Unavailable
 from gateway.http_answers import Envelope, answer_errors
+from tests.gateway.views import FixedView
 
 
 def broken_app() -> FastAPI:
     app = FastAPI()
     answer_errors(app)
-    app.add_middleware(Envelope)
+    app.add_middleware(Envelope, view=FixedView())
 
     @app.get("/bug")
     async def bug() -> None:

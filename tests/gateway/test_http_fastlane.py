@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from gateway.config import Limits
-from gateway.http_fastlane import MAX_HEADER_BYTES, MAX_HEADERS, FastCycle, FastLane
+from gateway.http_fastlane import FastCycle, FastLane
 from tests.house import House, open_house, until
 
+MAX_HEADER_BYTES, MAX_HEADERS = Limits().max_header_bytes, Limits().max_headers
 PREDICT = b"/v1/models/affine:predict"
 BODY = json.dumps({"instances": [[1.0, 2.0, 3.0, 4.0]]}).encode()
 UPGRADE = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAA\r\n"

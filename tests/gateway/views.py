@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from gateway.access.admission import Ticket
 from gateway.config import ModelConfig
-from gateway.errors import NotFound
+from gateway.errors import NotFound, Unauthenticated
 from gateway.snapshot import Snapshot
 
 INDEX = [
@@ -26,6 +27,11 @@ class FixedView:
     repository_control: Literal["admin", "public"] = "admin"
     totals: Sequence[Mapping[str, Any]] = ()
     told: list[Any] = field(default_factory=list)
+
+    def visit(self, headers: Mapping[bytes, bytes], address: str) -> Ticket:
+        if headers.get(b"x-api-key") == b"wrong":
+            raise Unauthenticated("this API key is not known")
+        return Ticket(None, 1024)
 
     def ready(self) -> bool:
         return self.is_ready

@@ -132,8 +132,9 @@ def config(
     gateways: int = 1,
     models: dict[str, Any] | None = None,
     more: dict[str, Any] | None = None,
+    access: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """A config document: `affine` on every slot, unless told otherwise."""
+    """A config document: `affine` on every slot, without limits, unless told otherwise."""
     http, grpc, admin = (f"127.0.0.1:{port}" for port in ports)
     affine = {"replicas": {"min": slots, "max": slots}, "batching": {"max_rows": 8}}
     return {
@@ -151,7 +152,13 @@ def config(
                     **(more or {}),
                 },
                 "deployments": [
-                    {"name": "Pool", "user_config": {"models": models or {"affine": affine}}}
+                    {
+                        "name": "Pool",
+                        "user_config": {
+                            "models": models or {"affine": affine},
+                            **(access or {"tiers": False}),
+                        },
+                    }
                 ],
             }
         ],

@@ -1,0 +1,232 @@
+"""The audit log: who asked what, and what was decided, one JSON line for each decision.
+
+The event loop only appends to a queue. A thread encodes and writes what has come, five times a
+second. A log that cannot be written never holds up a request: its records are dropped, counted,
+and told in the service's own log, once when it begins and once when it is over.
+
+Refusals come fastest when somebody floods, so all but `allowed` decisions are folded: those of one
+caller with the same decision, reason, code and model in the same second of a batch become one line
+with `count`, whose other fields are the first one's. Who sent a flood is answered by adding up
+`count`. A caller that asks for many models in one batch gets lines for the first ones; the model of
+the rest is `*`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import orjson
+import structlog
+
+from gateway.access.audit_files import AuditWriter
+from gateway.config import Audit
+
+Decision = Literal["allowed", "refused", "cancelled", "failed"]
+DECISIONS: tuple[Decision, ...] = get_args(Decision)
+
+MAX_TEXT = 256
+"""Longest text of a field in characters; the rest is cut off."""
+QUEUE = 65_536
+"""So many records wait at most for the thread."""
+BATCH = 1000
+PIECE_BYTES = 32 * 1024
+"""Written at once. With the longest line it still fits the smallest `max_file_bytes`; and between
+two pieces the event loop gets the interpreter back."""
+PAUSE_S = 0.2
+RETRY_S = 1.0
+CLOSE_S = 2.0
+MODELS_APART = 8
+MANY_MODELS = "*"
+
+_LAST_S = datetime(9999, 12, 31, tzinfo=UTC).timestamp()
+
+log = structlog.get_logger()
+
+
+class AuditRecord(NamedTuple):
+    """One decision. `caller` is "" where a credential was refused; `stages_s` are seconds.
+
+    A named tuple, because one is made on the event loop for each refusal.
+    """
+
+    request_id: str
+    caller: str
+    name: str
+    tier: str
+    address: str
+    model: str
+    version: int
+    protocol: str
+    cost: float
+    decision: Decision
+    reason: str
+    code: int
+    bytes_in: int = 0
+    bytes_out: int = 0
+    stages_s: Mapping[str, float] = {}
+
+
+Timed = tuple[float, AuditRecord]
+
+
+class AuditLog:
+    """The log of one process; `clock` gives seconds since 1970, `chance` numbers in [0, 1)."""
+
+    def __init__(
+        self,
+        settings: Audit,
+        folder: Path,
+        process: str,
+        clock: Callable[[], float] = time.time,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        self._sample, self._clock, self._chance = settings.sample, clock, chance
+        self._folder = folder
+        self._writer = AuditWriter(
+            folder,
+            process,
+            max_file_bytes=settings.max_file_bytes,
+            files=settings.files,
+            started_s=clock(),
+        )
+        self._queue: deque[Timed] = deque()
+        self._room = QUEUE
+        # Two threads count, each its own: adding is not atomic.
+        self._overflowed = self._lost = self._written = 0
+        self._failing_since: int | None = None
+        self._retry_at_s = -math.inf
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="audit-log", daemon=True)
+        self._thread.start()
+
+    def wants(self, decision: Decision) -> bool:
+        """Whether to write this one: of what was allowed only the share `sample`."""
+        return decision != "allowed" or self._chance() < self._sample
+
+    def write(self, record: AuditRecord) -> None:
+        """Take a record; never waits, never raises."""
+        if len(self._queue) >= self._room:
+            self._overflowed += 1
+        else:
+            self._queue.append((self._clock(), record))
+
+    def statistics(self) -> tuple[int, int]:
+        """How many records were written, and how many dropped, since the start."""
+        return self._written, self._overflowed + self._lost
+
+    def close(self) -> None:
+        """Write what is left, for `CLOSE_S` at most; what comes later is dropped."""
+        self._room = 0
+        self._closing.set()
+        self._thread.join(CLOSE_S)
+
+    def _run(self) -> None:
+        while not self._closing.wait(PAUSE_S):
+            self._drain(time.monotonic())
+        self._drain(math.inf)
+        self._writer.close()
+
+    def _drain(self, now_s: float) -> None:
+        for _ in range(math.ceil(len(self._queue) / BATCH)):
+            batch = [self._queue.popleft() for _ in range(min(len(self._queue), BATCH))]
+            written = 0
+            try:
+                for lines, count in encode(batch):
+                    written += count if self._store(lines, now_s) else 0
+            except Exception:  # A record that cannot be encoded must not end the thread.
+                log.exception("audit_batch_lost")
+            self._written += written
+            self._lost += len(batch) - written
+
+    def _store(self, lines: bytes, now_s: float) -> bool:
+        if now_s < self._retry_at_s:
+            return False
+        try:
+            self._writer.append(lines)
+        except OSError as error:
+            self._retry_at_s = now_s + RETRY_S
+            if self._failing_since is None:
+                self._failing_since = self._lost
+                reason = error.strerror or str(error)
+                log.warning("audit_log_fails", folder=str(self._folder), reason=reason)
+            return False
+        if self._failing_since is not None:
+            log.info("audit_log_works_again", dropped=self._lost - self._failing_since)
+            self._failing_since, self._retry_at_s = None, -math.inf
+        return True
+
+
+def encode(batch: Iterable[Timed]) -> Iterator[tuple[bytes, int]]:
+    """Pieces of whole lines, each with the number of records that it stands for."""
+    piece, counted = bytearray(), 0
+    for time_s, record, count in fold(batch):
+        piece += encode_line(time_s, record, count)
+        counted += count
+        if len(piece) >= PIECE_BYTES:
+            yield bytes(piece), counted
+            piece, counted = bytearray(), 0
+    if piece:
+        yield bytes(piece), counted
+
+
+def fold(batch: Iterable[Timed]) -> list[tuple[float, AuditRecord, int]]:
+    """Records with how often each came; see the module."""
+    lines: list[Timed] = []
+    counts: list[int] = []
+    known: dict[tuple[Any, ...], int] = {}
+    models: Counter[tuple[Any, ...]] = Counter()
+    for time_s, record in batch:
+        if record.decision != "allowed":
+            what = (record.decision, record.reason, record.code, int(time_s))
+            kind = (record.caller, "" if record.caller else record.address, *what)
+            key = (*kind, record.model)
+            if key not in known and models[kind] >= MODELS_APART:
+                record = record._replace(model=MANY_MODELS)
+                key = (*kind, MANY_MODELS)
+            place = known.setdefault(key, len(lines))
+            if place < len(lines):
+                counts[place] += 1
+                continue
+            models[kind] += 1
+        lines.append((time_s, record))
+        counts.append(1)
+    return [(*line, count) for line, count in zip(lines, counts, strict=True)]
+
+
+def encode_line(time_s: float, record: AuditRecord, count: int = 1) -> bytes:
+    """A line of ASCII, so that no terminal and no splitter of lines sees more than text in it."""
+    fields: dict[str, Any] = {"time": iso_time(time_s)}
+    for name, value in zip(record._fields, record, strict=True):
+        fields[name] = _bounded(value) if isinstance(value, str) else value
+    del fields["stages_s"]
+    fields["latency_ms"] = {
+        stage: round(seconds * 1e3, 3) for stage, seconds in record.stages_s.items()
+    }
+    if count > 1:
+        fields["count"] = count
+    line = orjson.dumps(fields)
+    if not line.isascii():
+        # orjson writes other letters as they are; read back, so that NaN is already null.
+        line = json.dumps(orjson.loads(line), separators=(",", ":")).encode()
+    return line + b"\n"
+
+
+def iso_time(time_s: float) -> str:
+    """UTC with milliseconds, in one form only: such times sort as text."""
+    moment = datetime.fromtimestamp(min(max(time_s, 0.0), _LAST_S), UTC)
+    return f"{moment.replace(tzinfo=None).isoformat(timespec='milliseconds')}Z"
+
+
+def _bounded(text: str) -> str:
+    text = text[:MAX_TEXT]
+    # Half of a surrogate pair is no text that JSON could carry.
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()

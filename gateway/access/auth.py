@@ -1,0 +1,115 @@
+"""Who calls: an API key, a JSON Web Token, or an address without either."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import time
+from collections.abc import Callable, Mapping
+
+from gateway.access.addresses import Network, name_of, origin
+from gateway.access.caller import Access, Caller, KeyRecord
+from gateway.access.jwt_tokens import Jwks, JwtVerifier
+from gateway.access.keys import PREFIX, find_record
+from gateway.access.tiers import ANONYMOUS, Jwt
+from gateway.errors import Unauthenticated
+
+MAX_REMEMBERED = 50_000
+"""Addresses whose callers need not be worked out again; then they all are."""
+_KEY_PREFIX = PREFIX.encode()
+
+
+class Authenticator:
+    """See the module. `run` keeps the keys of tokens fresh; `identify` never waits."""
+
+    def __init__(self, pepper: bytes, now_s: Callable[[], float] = time.time) -> None:
+        self._pepper, self._now_s = pepper, now_s
+        self._access = Access()
+        self._trusted: tuple[Network, ...] = ()
+        self._verifier: JwtVerifier | None = None
+        self._strangers: dict[str, Caller] = {}
+        self._holders: dict[str, tuple[KeyRecord, Caller]] = {}
+        self._changed = asyncio.Event()
+
+    def update(self, access: Access) -> None:
+        """Believe these keys and settings from now on."""
+        before = self._access
+        self._access = access
+        self._strangers.clear()
+        self._holders.clear()
+        self._trusted = tuple(map(ipaddress.ip_network, access.auth.trusted_proxies))
+        if access.auth.jwt != before.auth.jwt or access.tiers != before.tiers:
+            self._renew_verifier(access.auth.jwt)
+
+    def _renew_verifier(self, config: Jwt | None) -> None:
+        self._verifier = None
+        if config is not None:
+            self._verifier = JwtVerifier(config, self._access.tiers or (), self._now_s)
+        self._changed.set()
+
+    def identify(self, headers: Mapping[bytes, bytes], address: str) -> Caller:
+        """The caller of a request with these (lower-case) headers, from this peer.
+
+        Raises `Unauthenticated`: a bad credential is never taken for none.
+        """
+        authorization = headers.get(b"authorization")
+        key = headers.get(b"x-api-key")
+        if authorization is None and key is None:
+            return self._stranger(headers.get(b"x-forwarded-for"), address)
+        if authorization is None:
+            assert key is not None
+            return self._key_holder(key)
+        scheme, _, bearer = authorization.partition(b" ")
+        bearer = bearer.strip()
+        if scheme.lower() != b"bearer" or not bearer:
+            raise Unauthenticated("the Authorization header should be: Bearer KEY-OR-TOKEN")
+        if key is not None and key != bearer:
+            raise Unauthenticated("X-API-Key and Authorization name different credentials")
+        if bearer.startswith(_KEY_PREFIX):
+            return self._key_holder(bearer)
+        if self._verifier is None:
+            raise Unauthenticated("this is no API key, and no tokens are accepted here")
+        return self._verifier.verify(bearer)
+
+    def _stranger(self, forwarded_for: bytes | None, address: str) -> Caller:
+        if not self._access.auth.anonymous:
+            raise Unauthenticated("a credential is needed: X-API-Key, or Authorization: Bearer")
+        path = address
+        if forwarded_for is not None and self._trusted:
+            path = f"{address} {forwarded_for.decode('latin-1')}"
+        known = self._strangers.get(path)
+        if known is None:
+            given = "" if path is address else path.partition(" ")[2]
+            name = f"ip:{name_of(origin(address, given, self._trusted))}"
+            if len(self._strangers) >= MAX_REMEMBERED:
+                self._strangers.clear()
+            known = self._strangers[path] = Caller(name, ANONYMOUS)
+        return known
+
+    def _key_holder(self, given: bytes) -> Caller:
+        record = find_record(self._pepper, self._access.keys, given, self._now_s())
+        known = self._holders.get(record.id)
+        if known is not None and known[0] is record:
+            return known[1]
+        if record.tier not in (self._access.tiers or ()):
+            raise Unauthenticated(f"the tier of the API key {record.id} does not exist any more")
+        models = None if record.models is None else frozenset(record.models)
+        caller = Caller(f"key:{record.id}", record.tier, models, record.name)
+        self._holders[record.id] = (record, caller)
+        return caller
+
+    async def run(self) -> None:
+        """Fetch and refresh the keys of tokens, where those are configured, until cancelled."""
+        while True:
+            self._changed.clear()
+            follower: asyncio.Task[None] | None = None
+            if self._verifier is not None:
+                follower = asyncio.create_task(Jwks(self._verifier).run())
+            try:
+                await self._changed.wait()
+            finally:
+                if follower is not None:
+                    follower.cancel()
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await follower

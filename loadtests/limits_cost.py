@@ -1,0 +1,207 @@
+"""What tiers, budgets and queues cost: gateways with and without them, alive at the same time.
+
+Each serves the small model of `make bench` on a port of its own, and takes its turn under `wrk`,
+at 1 and at 64 connections. Requests are the same bytes everywhere: they carry an API key, and
+come to a tier whose limits exist but are never reached.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from loadtests.admin import Admin, wait_for_key
+from loadtests.bench import make_site
+from loadtests.headrace import OPEN, BadAnswer, headrace
+from loadtests.limits_cost_figures import (
+    MANY,
+    OFF,
+    ONE,
+    POOL,
+    REDIS,
+    Cost,
+    Turn,
+    cost_sentences,
+    costs,
+    order,
+)
+from loadtests.machine import describe_machine
+from loadtests.mlp import NAME
+from loadtests.processes import NotStarted, free_ports, running, wait_until
+from loadtests.servers import ROWS, Site, check_answer
+from loadtests.wrk import Target, WrkFailed, require_wrk, run_wrk
+
+REPORTS = Path(__file__).resolve().parent / "reports"
+TIER = "premium"
+AMPLE = {
+    "rate": "1000000/s",
+    "burst": 1_000_000,
+    "concurrency": 100_000,
+    "queue": {"size": 512},
+}
+"""Every limit is checked, none is reached."""
+
+ON: Mapping[str, Any] = {"tiers": {TIER: AMPLE}}
+WARM_UP_CONNECTIONS = 16
+REDIS_START_S = 10.0
+FORESEEN = (NotStarted, BadAnswer, WrkFailed, OSError, ValueError)
+
+
+@click.command(help=__doc__)
+@click.option("--rounds", default=5, show_default=True, help="How often each takes its turn.")
+@click.option("--seconds", default=4, show_default=True, help="Length of a measurement.")
+@click.option("--warm-up", default=3, show_default=True, help="Seconds of load before the first.")
+@click.option("--redis", "with_redis", is_flag=True, help="Also one with budgets in a Redis.")
+@click.option("--body", default="v2 binary", show_default=True, help="Which body of make bench.")
+@click.option("--out", default=REPORTS, type=click.Path(path_type=Path), help="Report folder.")
+def main(rounds: int, seconds: int, warm_up: int, with_redis: bool, body: str, out: Path) -> None:
+    console = Console()
+    now = datetime.now().astimezone()
+    with tempfile.TemporaryDirectory(prefix="limits-") as folder:
+        try:
+            require_wrk()
+            site = make_site(Path(folder))
+            with ExitStack() as stack:
+                targets = start_all(stack, site, body, with_redis)
+                turns = list(measure(targets, rounds, seconds, warm_up, console.print))
+        except FORESEEN as error:
+            logs = [log.read_text(errors="replace") for log in Path(folder).rglob("*.log")]
+            tails = ("\n".join(text.strip().splitlines()[-5:]) for text in logs)
+            click.echo("\n".join(tail for tail in tails if tail), err=True)
+            raise click.ClickException(str(error) or type(error).__name__) from error
+    found = costs(turns)
+    console.print(cost_table(found))
+    for line in cost_sentences(found):
+        console.print(line, soft_wrap=True, highlight=False)
+    file = publish(found, turns, body, now, out)
+    console.print(f"written: {file}", soft_wrap=True)
+
+
+def start_all(stack: ExitStack, site: Site, body: str, with_redis: bool) -> dict[str, Target]:
+    """Start the gateways, and Redis, for as long as the stack lives; what to post to each.
+
+    Raises `NotStarted`, `BadAnswer`, and `ValueError` for a body that does not exist.
+    """
+    bodies = [each for each in site.bodies if each.label == body]
+    if not bodies:
+        raise ValueError(f"--body is one of {', '.join(each.label for each in site.bodies)}")
+    settings: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
+        OFF: (OPEN, {}),
+        POOL: (ON, {}),
+    }
+    if with_redis:
+        url = stack.enter_context(redis_server(site.folder))
+        settings[REDIS] = (ON, {"budgets": {"store": url}})
+    targets, key = {}, ""
+    # The one without tiers comes last: it knows no keys, but gets one that looks like the others.
+    for number, (setting, (access, more)) in enumerate(reversed(settings.items())):
+        folder = site.folder / f"gateway-{number}"
+        folder.mkdir()
+        models = {NAME: {"batching": {"max_rows": ROWS}}}
+        server = stack.enter_context(headrace(folder, site.store, models, 1, access, more))
+        if setting != OFF:
+            key = Admin.of(server).make_key("limits", TIER)
+            wait_for_key(server.url, NAME, key)
+        sent = replace(bodies[0], headers=(*bodies[0].headers, ("X-API-Key", key)))
+        check_answer(server, sent, site.answer)
+        targets[setting] = sent.target(server.url)
+    return {setting: targets[setting] for setting in settings}
+
+
+@contextmanager
+def redis_server(folder: Path) -> Iterator[str]:
+    """A redis-server in memory alone while the block lasts; its URL. Raises `NotStarted`."""
+    path = shutil.which("redis-server")
+    if path is None:
+        raise NotStarted("--redis needs redis-server: apt install redis-server")
+    [port] = free_ports(1)
+    command = [path, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+    with running([*command, "--dir", str(folder)], folder / "redis.log") as process:
+        wait_until(lambda: _listens(port), process, REDIS_START_S)
+        yield f"redis://127.0.0.1:{port}/0"
+
+
+def measure(
+    targets: Mapping[str, Target],
+    rounds: int,
+    seconds: int,
+    warm_up: int,
+    tell: Callable[[str], None],
+) -> Iterator[Turn]:
+    """All turns of all rounds; raises `WrkFailed`."""
+    for target in targets.values():
+        run_wrk(target, WARM_UP_CONNECTIONS, warm_up)
+    for number in range(rounds):
+        for connections in (MANY, ONE):
+            for setting in order(list(targets), number):
+                result = run_wrk(targets[setting], connections, seconds)
+                tell(
+                    f"round {number + 1} of {rounds}: {setting}, {connections} connections: "
+                    f"{result.per_second:,.0f}/s, p50 {result.p50_ms:.3f} ms"
+                )
+                yield Turn(setting, number, result)
+
+
+def cost_table(found: Sequence[Cost]) -> Table:
+    """Each setting in a row."""
+    table = Table(title="What limits cost, medians over the rounds")
+    table.add_column("gateway", no_wrap=True)
+    for heading in (f"req/s at {MANY}", "share", f"p50 ms at {ONE}", "added ms", "errors"):
+        table.add_column(heading, justify="right")
+    for cost in found:
+        table.add_row(
+            cost.setting,
+            f"{cost.per_second:,.0f}",
+            f"{cost.share:.3f}",
+            f"{cost.p50_ms:.3f}",
+            f"{cost.added_ms:+.3f}",
+            str(cost.errors),
+        )
+    return table
+
+
+def publish(
+    found: Sequence[Cost], turns: Sequence[Turn], body: str, when: datetime, out: Path
+) -> Path:
+    """Write the figures, those of each turn too; the file."""
+    out.mkdir(parents=True, exist_ok=True)
+    file = out / f"limits-{when:%Y%m%d-%H%M%S}.json"
+    document = {
+        "machine": describe_machine(("headrace", "ray", "redis")).line(),
+        "body": body,
+        "settings": [cost.document() for cost in found],
+        "turns": [
+            {
+                "setting": turn.setting,
+                "round": turn.round,
+                "connections": turn.result.connections,
+                "per_second": round(turn.result.per_second, 1),
+                "p50_ms": turn.result.p50_ms,
+                "errors": turn.result.errors,
+            }
+            for turn in turns
+        ],
+    }
+    file.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    return file
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+if __name__ == "__main__":
+    main()

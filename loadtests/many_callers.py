@@ -1,0 +1,200 @@
+"""One request from each of many distinct callers: what they cost in memory and in speed.
+
+Starts Headrace with the small model of `make bench` behind a trusted proxy, whose callers are told
+apart by X-Forwarded-For. Before and after the strangers one known caller sends as many requests as
+a slice has. A stranger's budget fills up again so slowly that the gateway must remember all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import click
+import uvloop
+from rich.console import Console
+
+from loadtests.admin import Admin, wait_for_key
+from loadtests.bench import make_site
+from loadtests.exchange import Message
+from loadtests.headrace import BadAnswer, headrace
+from loadtests.limits_cost import AMPLE, TIER
+from loadtests.machine import describe_machine
+from loadtests.many_callers_figures import Crowd, Known, Slice, crowd_sentences, slices
+from loadtests.memory import process_memory
+from loadtests.mlp import NAME
+from loadtests.processes import NotStarted
+from loadtests.raw_http import Line, caller_address, request_head
+from loadtests.servers import ROWS, Site
+
+REPORTS = Path(__file__).resolve().parent / "reports"
+REFILL_S = 30
+STRANGERS = {"rate": f"{3600 // REFILL_S}/hour", "burst": 100, "concurrency": 8}
+"""One request is given back after `REFILL_S`: until then its caller must not be forgotten."""
+
+ACCESS = {
+    "tiers": {"anonymous": STRANGERS, TIER: AMPLE},
+    "auth": {"trusted_proxies": ["127.0.0.1"]},
+}
+WARM_UP = 2_000
+LINES = 16
+ANSWERS_S = 600.0
+FORESEEN = (NotStarted, BadAnswer, OSError, TimeoutError)
+
+
+@click.command(help=__doc__)
+@click.option("--callers", default=100_000, show_default=True, help="Distinct callers.")
+@click.option("--slice", "size", default=10_000, show_default=True, help="Requests compared.")
+@click.option("--lines", default=LINES, show_default=True, help="Connections, always busy.")
+@click.option("--idle", default=REFILL_S + 5.0, show_default=True, help="Seconds of rest after.")
+@click.option("--out", default=REPORTS, type=click.Path(path_type=Path), help="Report folder.")
+def main(callers: int, size: int, lines: int, idle: float, out: Path) -> None:
+    console = Console()
+    now = datetime.now().astimezone()
+    # Twice as many as come: nobody is to share a budget with other strangers.
+    more = {"limits": {"max_callers": max(2 * callers, 1000)}}
+    models = {NAME: {"batching": {"max_rows": ROWS}}}
+    with tempfile.TemporaryDirectory(prefix="callers-") as folder:
+        log = Path(folder) / "headrace.log"
+        try:
+            site = make_site(Path(folder))
+            with headrace(Path(folder), site.store, models, 1, ACCESS, more) as server:
+                admin = Admin.of(server)
+                key = admin.make_key("control", TIER)
+                wait_for_key(server.url, NAME, key)
+                crowd = Gathering(server.url, admin, key, message_of(site), lines, size)
+                found = crowd.measure(callers, idle)
+        except FORESEEN as error:
+            if log.exists():
+                click.echo("\n".join(log.read_text(errors="replace").splitlines()[-5:]), err=True)
+            raise click.ClickException(str(error) or type(error).__name__) from error
+    for line in crowd_sentences(found):
+        console.print(line, soft_wrap=True, highlight=False)
+    console.print(f"written: {publish(found, now, out)}", soft_wrap=True)
+
+
+def message_of(site: Site) -> Message:
+    """The benchmark's row as v2 binary."""
+    body = next(each for each in site.bodies if each.label == "v2 binary")
+    return Message(body.path, body.file.read_bytes(), dict(body.headers))
+
+
+@dataclass(frozen=True, slots=True)
+class Gathering:
+    """Who sends what where, and how many requests make a slice."""
+
+    url: str
+    admin: Admin
+    key: str
+    message: Message
+    lines: int
+    size: int
+
+    def measure(self, callers: int, idle_s: float) -> Crowd:
+        """The known caller, the strangers, the known caller, and a rest; raises `BadAnswer`."""
+        self._run("warm-up", self._known(WARM_UP))
+        [before] = self._run("known caller", self._known(self.size))
+        empty = self._look("before")
+        strangers = self._run("strangers", self._strangers(callers))
+        full = self._look("after")
+        [after] = self._run("known caller", self._known(self.size))
+        time.sleep(idle_s)
+        return Crowd(
+            callers=callers,
+            control_before=before,
+            strangers=tuple(strangers),
+            control_after=after,
+            before=empty,
+            after=full,
+            idle=self._look(f"after {idle_s:g} s of rest"),
+        )
+
+    def _run(self, name: str, heads: Iterable[bytes]) -> list[Slice]:
+        where = urlsplit(self.url)
+        course = Course(iter(heads), self.message.body)
+        uvloop.run(course.run(where.hostname or "", where.port or 80, self.lines))
+        return slices(name, course.sent_s, course.ended_s, course.failed, self.size)
+
+    def _known(self, count: int) -> Iterator[bytes]:
+        head = request_head(self.message, urlsplit(self.url).netloc, {"X-API-Key": self.key})
+        return itertools.repeat(head, count)
+
+    def _strangers(self, count: int) -> Iterator[bytes]:
+        host = urlsplit(self.url).netloc
+        for number in range(count):
+            address = {"X-Forwarded-For": caller_address(number)}
+            yield request_head(self.message, host, address)
+
+    def _look(self, when: str) -> Known:
+        pids = self.admin.gateway_pids()
+        rss_bytes = sum(process_memory(pid).rss_bytes for pid in pids)
+        return Known(when, rss_bytes, int(self.admin.metric("headrace_callers")))
+
+
+@dataclass(slots=True)
+class Course:
+    """Requests one after the other on each of some connections, in the order of their answers."""
+
+    heads: Iterator[bytes]
+    body: bytes
+    sent_s: list[float] = field(default_factory=list)
+    ended_s: list[float] = field(default_factory=list)
+    failed: list[bool] = field(default_factory=list)
+    _busy: int = 0
+    _over: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def run(self, host: str, port: int, lines: int) -> None:
+        """Send all; raises `BadAnswer` when a connection breaks, `TimeoutError`."""
+        loop = asyncio.get_running_loop()
+        pairs = [
+            await loop.create_connection(lambda: Line(self._answer), host, port)
+            for _ in range(lines)
+        ]
+        for _, line in pairs:
+            self._send(line)
+        if self._busy:
+            async with asyncio.timeout(ANSWERS_S):
+                await self._over.wait()
+        broken = sum(not line.open for _, line in pairs)
+        for transport, _ in pairs:
+            transport.close()
+        if broken:
+            raise BadAnswer(f"{broken} of {lines} connections broke")
+
+    def _send(self, line: Line) -> None:
+        head = next(self.heads, None)
+        if head is None or not line.open:
+            return
+        self._busy += 1
+        line.sent_s = time.monotonic()
+        line.send(head, self.body)
+
+    def _answer(self, line: Line, status: int) -> None:
+        self._busy -= 1
+        self.sent_s.append(line.sent_s)
+        self.ended_s.append(time.monotonic())
+        self.failed.append(status != 200)
+        self._send(line)
+        if not self._busy:
+            self._over.set()
+
+
+def publish(crowd: Crowd, when: datetime, out: Path) -> Path:
+    """Write the figures; the file."""
+    out.mkdir(parents=True, exist_ok=True)
+    file = out / f"callers-{when:%Y%m%d-%H%M%S}.json"
+    document = {"machine": describe_machine(("headrace", "ray")).line(), **crowd.document()}
+    file.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    return file
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+from redis import Redis
+
+from loadtests.limits_cost import cost_table, publish, redis_server
+from loadtests.limits_cost_figures import (
+    MANY,
+    OFF,
+    ONE,
+    POOL,
+    REDIS,
+    Turn,
+    cost_sentences,
+    costs,
+    order,
+)
+from loadtests.wrk import WrkResult
+
+
+def turn(setting: str, number: int, rate: float, p50_ms: float, errors: int = 0) -> list[Turn]:
+    """Both measurements of a round: the rate at 64 connections, the median at 1."""
+    many = WrkResult(MANY, round(rate), 1.0, 9.0, 9.0, 9.0, 9.0, errors)
+    one = WrkResult(ONE, 100, 1.0, p50_ms, 9.0, 9.0, 9.0, 0)
+    return [Turn(setting, number, many), Turn(setting, number, one)]
+
+
+TURNS = [
+    *turn(OFF, 0, 1000, 0.40),
+    *turn(POOL, 0, 950, 0.42),
+    *turn(OFF, 1, 500, 0.80),  # a slow minute, which both sides meet
+    *turn(POOL, 1, 465, 0.83),
+    *turn(OFF, 2, 1000, 0.40),
+    *turn(POOL, 2, 880, 0.47),
+]
+
+
+def test_settings_are_compared_within_a_round() -> None:
+    off, pool = costs(TURNS)
+    assert (off.setting, off.share, off.added_ms) == (OFF, 1.0, 0.0)
+    assert pool.share == pytest.approx(0.93)
+    assert pool.added_ms == pytest.approx(0.03)
+    assert (pool.per_second, pool.p50_ms) == (880, 0.47)
+    assert pool.met()
+
+
+def test_goals_are_missed_by_rate_by_latency_and_by_errors() -> None:
+    base = turn(OFF, 0, 1000, 0.40)
+    slow, late, broken = (
+        costs([*base, *turn(POOL, 0, *figures)])[1]
+        for figures in ((890, 0.40), (990, 0.46), (990, 0.40, 1))
+    )
+    assert not (slow.met() or late.met() or broken.met())
+    assert costs([*base, *turn(REDIS, 0, 890, 0.40)])[1].met()
+
+
+def test_sentences_name_what_is_lost_and_the_goal() -> None:
+    [line] = cost_sentences(costs(TURNS))
+    assert line == (
+        "tiers on: +7.0% of the rate lost at 64 connections (goal: at most 10%), +0.030 ms at the "
+        "median of 1 (goal: at most 0.05 ms), 0 errors: met."
+    )
+
+
+def test_nothing_is_compared_with_a_round_that_was_not_measured(tmp_path: Path) -> None:
+    alone = costs(turn(POOL, 0, 900, 0.4))
+    file = publish(alone, [], "v2 binary", datetime(2026, 1, 1), tmp_path)
+    [setting] = json.loads(file.read_text())["settings"]
+    assert setting["share_of_off"] is None
+    assert not alone[0].met()
+
+
+def test_each_setting_is_first_in_its_turn() -> None:
+    assert [order(["a", "b", "c"], number)[0] for number in range(4)] == ["a", "b", "c", "a"]
+    assert order(["a", "b", "c"], 1) == ["b", "c", "a"]
+
+
+def test_the_table_has_a_row_for_each_setting() -> None:
+    assert cost_table(costs(TURNS)).row_count == 2
+
+
+def test_redis_answers_while_the_block_lasts(tmp_path: Path) -> None:
+    with redis_server(tmp_path) as url, Redis.from_url(url) as client:
+        assert client.ping()

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from loadtests.exchange import Message
+from loadtests.headrace import BadAnswer
+from loadtests.many_callers import Course, publish
+from loadtests.many_callers_figures import MIB, Crowd, Known, Slice, crowd_sentences, slices
+from loadtests.raw_http import caller_address, request_head
+from tests.loadtests.answering import answering
+
+
+@pytest.fixture
+def crowd() -> Crowd:
+    """A thousand callers of 1 KiB, the last 10 % slower, the known one 30 % slower after them."""
+    return Crowd(
+        callers=1000,
+        control_before=Slice("known", 100, 1.0, 5.0, 0),
+        strangers=(Slice("1 to 100", 100, 1.0, 5.0, 0), Slice("101 to 200", 90, 1.0, 6.0, 0)),
+        control_after=Slice("known", 70, 1.0, 7.0, 0),
+        before=Known("before", 100 * MIB, 1),
+        after=Known("after", 100 * MIB + 1024 * 1000, 1001),
+        idle=Known("after 35 s of rest", 100 * MIB, 1),
+    )
+
+
+def test_memory_is_told_by_caller_and_speed_against_the_first(crowd: Crowd) -> None:
+    assert (crowd.callers_remembered, crowd.bytes_per_caller) == (1000, 1024)
+    assert crowd.slower == pytest.approx(0.1)
+    assert crowd.control_slower == pytest.approx(0.3)
+    lines = crowd_sentences(crowd)
+    assert lines[0] == "before: 100.0 MiB resident, 1 callers remembered."
+    assert lines[3] == "1,024 bytes for each of 1,000 callers."
+    assert lines[-1].endswith("missed.")
+
+
+def test_the_goal_is_met_without_slow_down_and_without_failures(crowd: Crowd) -> None:
+    even = replace(crowd, control_after=crowd.control_before)
+    assert crowd_sentences(even)[-1].endswith("met.")
+    failed = replace(even, control_before=Slice("known", 100, 1.0, 5.0, 1))
+    assert crowd_sentences(failed)[-1].startswith("1 requests failed")
+    assert crowd_sentences(failed)[-1].endswith("missed.")
+
+
+def test_figures_are_plain_numbers_or_null(crowd: Crowd, tmp_path: Path) -> None:
+    forgotten = replace(crowd, after=crowd.before)
+    file = publish(forgotten, datetime(2026, 1, 1), tmp_path)
+    document = json.loads(file.read_text())
+    assert document["bytes_per_caller"] is None
+    assert [each["per_second"] for each in document["slices"]] == [100, 100, 90, 70]
+
+
+def test_slices_follow_the_order_of_answers_and_the_rest_joins_the_last() -> None:
+    ended_s = [number / 10 for number in range(1, 8)]
+    sent_s = [0.0, *ended_s[:-1]]
+    failed = [False] * 6 + [True]
+    first, second = slices("strangers", sent_s, ended_s, failed, 3)
+    assert (first.name, first.requests, first.failures) == ("strangers 1 to 3", 3, 0)
+    assert (second.name, second.requests, second.failures) == ("strangers 4 to 7", 4, 1)
+    assert first.per_second == pytest.approx(10)
+    assert second.per_second == pytest.approx(10)
+    assert second.p99_ms == pytest.approx(100)
+
+
+def test_nothing_sent_is_one_empty_slice() -> None:
+    [nothing] = slices("strangers", [], [], [], 10)
+    assert nothing.requests == 0 and math.isnan(nothing.per_second)
+
+
+async def test_every_caller_is_sent_once_over_all_lines() -> None:
+    seen: Counter[bytes] = Counter()
+
+    def decide(head: bytes) -> int:
+        seen[head] += 1
+        return 429 if head.count(b"10.0.0.7\r\n") else 200
+
+    message = Message("/", b"body", {})
+    heads = [
+        request_head(message, "here", {"X-Forwarded-For": caller_address(number)})
+        for number in range(50)
+    ]
+    async with answering(decide) as port:
+        course = Course(iter(heads), message.body)
+        await course.run("127.0.0.1", port, 4)
+    assert seen == Counter(heads)
+    assert (len(course.ended_s), sum(course.failed)) == (50, 1)
+    assert course.ended_s == sorted(course.ended_s)
+
+
+async def test_a_broken_connection_is_told() -> None:
+    head = request_head(Message("/", b"body", {}), "here", {})
+    async with answering(lambda _: None) as port:
+        with pytest.raises(BadAnswer, match="2 of 2 connections broke"):
+            await Course(iter([head] * 9), b"body").run("127.0.0.1", port, 2)
