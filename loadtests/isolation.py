@@ -43,9 +43,6 @@ ACCESS = {"tiers": dict(DEFAULT_TIERS), "auth": {"trusted_proxies": ["127.0.0.1"
 
 FLOODS = {"beside a flood from 1 address": 1, "beside a flood from 500 addresses": 500}
 TIMES_CAPACITY = 3.0
-SETTLE_S = 2.0
-"""A flood is on for so long before the premium caller's requests count."""
-
 REST_S = 3.0
 END_S = 15.0
 """How much longer than planned a flood's process may take."""
@@ -60,12 +57,16 @@ FORESEEN = (NotStarted, BadAnswer, AskFailed, FloodFailed, PicturesMissing, OSEr
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """How to measure: premium requests a second, the length of a phase, the floods' deadline."""
+    """How to measure: premium requests a second, the length of a phase, the floods' deadline.
+
+    A flood is on for `settle_s` before the premium caller's requests count.
+    """
 
     rate: float
     seconds: float
     capacity_s: float
     deadline_s: float
+    settle_s: float
 
 
 @click.command(help=__doc__)
@@ -75,6 +76,9 @@ class Load:
 @click.option("--slots", default=1, show_default=True, help="Slots for the model.")
 @click.option("--rows", default=8, show_default=True, help="Rows of a batch at most.")
 @click.option("--deadline", default=10.0, show_default=True, help="The floods' deadlines, s.")
+@click.option(
+    "--settle", default=0.0, show_default=True, help="Leave so many first seconds of a flood out."
+)
 @click.option("--out", default=REPORTS, type=click.Path(path_type=Path), help="Report folder.")
 def main(
     rate: float,
@@ -83,11 +87,12 @@ def main(
     slots: int,
     rows: int,
     deadline: float,
+    settle: float,
     out: Path,
 ) -> None:
     console = Console()
     now = datetime.now().astimezone()
-    load = Load(rate, seconds, capacity_seconds, deadline)
+    load = Load(rate, seconds, capacity_seconds, deadline, settle)
     models = {MODEL: {"runtime": "onnx", "batching": {"max_rows": rows, "max_wait_s": 0.002}}}
     with tempfile.TemporaryDirectory(prefix="isolation-") as folder:
         log = Path(folder) / "headrace.log"
@@ -104,7 +109,7 @@ def main(
             raise click.ClickException(str(error) or type(error).__name__) from error
     for line in isolation_sentences(isolation):
         console.print(line, soft_wrap=True, highlight=False)
-    publish(isolation, f"{slots} slots, batches of {rows}", now, out)
+    publish(isolation, f"{slots} slot{'s' * (slots > 1)}, batches of {rows}", now, out)
     console.print(f"written: {out}/isolation-{now:%Y%m%d-%H%M%S}.png and .json", soft_wrap=True)
 
 
@@ -141,7 +146,7 @@ async def premium(name: str, ask: Ask, load: Load, origin_s: float) -> Phase:
 async def flooded(
     url: str, rate: float, addresses: int, load: Load
 ) -> AsyncIterator[list[FloodCount]]:
-    """A flood, on since some seconds when the block begins; its figures are there after the block.
+    """A flood, on when the block begins; its figures are there after the block.
 
     Raises `FloodFailed`.
     """
@@ -153,7 +158,7 @@ async def flooded(
     assert process.stdout is not None
     try:
         await process.stdout.readline()
-        await asyncio.sleep(SETTLE_S)
+        await asyncio.sleep(load.settle_s)
         yield counted
         async with asyncio.timeout(END_S):
             line = await process.stdout.readline()
@@ -168,7 +173,7 @@ async def flooded(
 
 def flood_command(url: str, rate: float, addresses: int, load: Load) -> list[str]:
     """The flood's process: it lasts somewhat longer than the phase beside it."""
-    seconds = SETTLE_S + load.seconds + 1.0
+    seconds = load.settle_s + load.seconds + 1.0
     options: dict[str, Any] = {
         "--url": url,
         "--rate": f"{rate:.3f}",

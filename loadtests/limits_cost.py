@@ -8,12 +8,13 @@ come to a tier whose limits exist but are never reached.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -60,8 +61,8 @@ FORESEEN = (NotStarted, BadAnswer, WrkFailed, OSError, ValueError)
 
 
 @click.command(help=__doc__)
-@click.option("--rounds", default=5, show_default=True, help="How often each takes its turn.")
-@click.option("--seconds", default=4, show_default=True, help="Length of a measurement.")
+@click.option("--rounds", default=12, show_default=True, help="How often each takes its turn.")
+@click.option("--seconds", default=2, show_default=True, help="Length of a measurement.")
 @click.option("--warm-up", default=3, show_default=True, help="Seconds of load before the first.")
 @click.option("--redis", "with_redis", is_flag=True, help="Also one with budgets in a Redis.")
 @click.option("--body", default="v2 binary", show_default=True, help="Which body of make bench.")
@@ -74,8 +75,8 @@ def main(rounds: int, seconds: int, warm_up: int, with_redis: bool, body: str, o
             require_wrk()
             site = make_site(Path(folder))
             with ExitStack() as stack:
-                targets = start_all(stack, site, body, with_redis)
-                turns = list(measure(targets, rounds, seconds, warm_up, console.print))
+                gateways = start_all(stack, site, body, with_redis)
+                turns = list(measure(gateways, rounds, seconds, warm_up, console.print))
         except FORESEEN as error:
             logs = [log.read_text(errors="replace") for log in Path(folder).rglob("*.log")]
             tails = ("\n".join(text.strip().splitlines()[-5:]) for text in logs)
@@ -89,8 +90,16 @@ def main(rounds: int, seconds: int, warm_up: int, with_redis: bool, body: str, o
     console.print(f"written: {file}", soft_wrap=True)
 
 
-def start_all(stack: ExitStack, site: Site, body: str, with_redis: bool) -> dict[str, Target]:
-    """Start the gateways, and Redis, for as long as the stack lives; what to post to each.
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """A gateway that runs: what to post where, and its process."""
+
+    target: Target
+    pid: int
+
+
+def start_all(stack: ExitStack, site: Site, body: str, with_redis: bool) -> dict[str, Reached]:
+    """Start the gateways, and Redis, for as long as the stack lives.
 
     Raises `NotStarted`, `BadAnswer`, and `ValueError` for a body that does not exist.
     """
@@ -104,20 +113,22 @@ def start_all(stack: ExitStack, site: Site, body: str, with_redis: bool) -> dict
     if with_redis:
         url = stack.enter_context(redis_server(site.folder))
         settings[REDIS] = (ON, {"budgets": {"store": url}})
-    targets, key = {}, ""
+    found, key = {}, ""
     # The one without tiers comes last: it knows no keys, but gets one that looks like the others.
     for number, (setting, (access, more)) in enumerate(reversed(settings.items())):
         folder = site.folder / f"gateway-{number}"
         folder.mkdir()
         models = {NAME: {"batching": {"max_rows": ROWS}}}
         server = stack.enter_context(headrace(folder, site.store, models, 1, access, more))
+        admin = Admin.of(server)
         if setting != OFF:
-            key = Admin.of(server).make_key("limits", TIER)
+            key = admin.make_key("limits", TIER)
             wait_for_key(server.url, NAME, key)
         sent = replace(bodies[0], headers=(*bodies[0].headers, ("X-API-Key", key)))
         check_answer(server, sent, site.answer)
-        targets[setting] = sent.target(server.url)
-    return {setting: targets[setting] for setting in settings}
+        [pid] = admin.gateway_pids()
+        found[setting] = Reached(sent.target(server.url), pid)
+    return {setting: found[setting] for setting in settings}
 
 
 @contextmanager
@@ -134,31 +145,42 @@ def redis_server(folder: Path) -> Iterator[str]:
 
 
 def measure(
-    targets: Mapping[str, Target],
+    gateways: Mapping[str, Reached],
     rounds: int,
     seconds: int,
     warm_up: int,
     tell: Callable[[str], None],
 ) -> Iterator[Turn]:
     """All turns of all rounds; raises `WrkFailed`."""
-    for target in targets.values():
-        run_wrk(target, WARM_UP_CONNECTIONS, warm_up)
+    for reached in gateways.values():
+        run_wrk(reached.target, WARM_UP_CONNECTIONS, warm_up)
     for number in range(rounds):
         for connections in (MANY, ONE):
-            for setting in order(list(targets), number):
-                result = run_wrk(targets[setting], connections, seconds)
+            for setting in order(list(gateways), number):
+                reached = gateways[setting]
+                before_s = process_cpu_s(reached.pid)
+                result = run_wrk(reached.target, connections, seconds)
+                turn = Turn(setting, number, result, process_cpu_s(reached.pid) - before_s)
                 tell(
                     f"round {number + 1} of {rounds}: {setting}, {connections} connections: "
-                    f"{result.per_second:,.0f}/s, p50 {result.p50_ms:.3f} ms"
+                    f"{result.per_second:,.0f}/s, p50 {result.p50_ms:.3f} ms, "
+                    f"{turn.cpu_us:.0f} µs of the gateway"
                 )
-                yield Turn(setting, number, result)
+                yield turn
 
 
 def cost_table(found: Sequence[Cost]) -> Table:
     """Each setting in a row."""
     table = Table(title="What limits cost, medians over the rounds")
     table.add_column("gateway", no_wrap=True)
-    for heading in (f"req/s at {MANY}", "share", f"p50 ms at {ONE}", "added ms", "errors"):
+    for heading in (
+        f"req/s at {MANY}",
+        "share",
+        f"p50 ms at {ONE}",
+        "added ms",
+        "CPU µs",
+        "errors",
+    ):
         table.add_column(heading, justify="right")
     for cost in found:
         table.add_row(
@@ -167,6 +189,7 @@ def cost_table(found: Sequence[Cost]) -> Table:
             f"{cost.share:.3f}",
             f"{cost.p50_ms:.3f}",
             f"{cost.added_ms:+.3f}",
+            f"{cost.cpu_us:.1f}",
             str(cost.errors),
         )
     return table
@@ -189,6 +212,7 @@ def publish(
                 "connections": turn.result.connections,
                 "per_second": round(turn.result.per_second, 1),
                 "p50_ms": turn.result.p50_ms,
+                "gateway_cpu_s": round(turn.cpu_s, 3),
                 "errors": turn.result.errors,
             }
             for turn in turns
@@ -196,6 +220,13 @@ def publish(
     }
     file.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return file
+
+
+def process_cpu_s(pid: int) -> float:
+    """The processor time that a process has had, in steps of 10 ms; raises `OSError`."""
+    # The name, in brackets, may hold blanks; user and system time are fields 14 and 15.
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _listens(port: int) -> bool:

@@ -22,11 +22,21 @@ GOAL_MS = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One run of wrk in a round against a gateway in one setting."""
+    """One run of wrk in a round against a gateway in one setting.
+
+    `cpu_s` is the processor time of the gateway's process meanwhile. On a machine that others use
+    too it is steadier than the rate.
+    """
 
     setting: str
     round: int
     result: WrkResult
+    cpu_s: float = math.nan
+
+    @property
+    def cpu_us(self) -> float:
+        """The gateway's processor time for one request, in µs."""
+        return ratio(self.cpu_s * 1e6, self.result.requests)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +52,7 @@ class Cost:
     p50_ms: float
     share: float
     added_ms: float
+    cpu_us: float
     errors: int
 
     @property
@@ -61,6 +72,7 @@ class Cost:
             f"p50_ms_{ONE}": self.p50_ms,
             "share_of_off": self.share,
             "added_ms": self.added_ms,
+            f"gateway_cpu_us_{MANY}": self.cpu_us,
         }
         plain = {
             name: None if math.isnan(value) else round(value, 4) for name, value in figures.items()
@@ -91,6 +103,7 @@ def costs(turns: Sequence[Turn]) -> list[Cost]:
                     if name == setting and (OFF, number) in medians
                 ]
             ),
+            cpu_us=middle([turn.cpu_us for turn in _at(turns, MANY) if turn.setting == setting]),
             errors=sum(turn.result.errors for turn in turns if turn.setting == setting),
         )
         for setting in dict.fromkeys(turn.setting for turn in turns)

@@ -47,6 +47,9 @@ ACCESS = {
 WARM_UP = 2_000
 LINES = 16
 ANSWERS_S = 600.0
+METRICS_S = 2.0
+"""Gateways write their metrics every second."""
+
 FORESEEN = (NotStarted, BadAnswer, OSError, TimeoutError)
 
 
@@ -134,6 +137,7 @@ class Gathering:
             yield request_head(self.message, host, address)
 
     def _look(self, when: str) -> Known:
+        time.sleep(METRICS_S)
         pids = self.admin.gateway_pids()
         rss_bytes = sum(process_memory(pid).rss_bytes for pid in pids)
         return Known(when, rss_bytes, int(self.admin.metric("headrace_callers")))

@@ -29,6 +29,8 @@ BLOCK_OF_BURST = 0.1
 BLOCK_S = 0.1
 """A block is so much of the burst, or as much as the rate gives in so long, whichever is more."""
 BUSY_HALF_LIFE_S = 30.0
+ROUNDING = 1e-6
+"""A token that lacks no more than this is whole: leases are added up from fractions."""
 BUSIEST = 64
 """So many callers at least are remembered as the busiest ones."""
 
@@ -210,10 +212,10 @@ class Limiter:
         if account.allowance.tier.quota is not None and not self._fits_quota(account, now_s):
             self._ask(account)
             return False
-        if account.tokens < cost:
+        if account.tokens < cost - ROUNDING:
             if self.away:
                 self._refill(account, now_s)
-            if account.tokens < cost:
+            if account.tokens < cost - ROUNDING:
                 return self._empty(account, cost, now_s)
         account.tokens -= cost
         if account.allowance.tier.quota is not None:
@@ -355,7 +357,7 @@ class Limiter:
         account.level, account.level_s = grant.level, now_s
         # A store leases fractions too, so its own `wait_s` does not tell when a whole one is there.
         missing = 1 - account.tokens - grant.level
-        short = account.tokens < 1 and claim.want > 0 and missing > 0
+        short = missing > ROUNDING and claim.want > 0
         account.empty_until_s = now_s + missing / account.allowance.rate if short else 0.0
 
     def failed(self, accounts: Iterable[Account], now_s: float) -> None:

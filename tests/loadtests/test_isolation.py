@@ -15,7 +15,7 @@ from loadtests.isolation_figures import FloodCount, Isolation, Phase, isolation_
 from loadtests.isolation_plot import plot_isolation
 from loadtests.open_loop import Answer
 
-LOAD = Load(rate=10, seconds=0, capacity_s=1, deadline_s=10)
+LOAD = Load(rate=10, seconds=0, capacity_s=1, deadline_s=10, settle_s=0)
 
 
 def answers(count: int, latency_ms: float, error: str = "") -> tuple[Answer, ...]:
@@ -117,7 +117,7 @@ async def test_a_flood_that_dies_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_the_flood_outlasts_the_phase_beside_it() -> None:
-    words = flood_command("http://here", 99.0, 500, replace(LOAD, seconds=30.0))
+    words = flood_command("http://here", 99.0, 500, replace(LOAD, seconds=30.0, settle_s=2.0))
     options = dict(zip(words[3::2], words[4::2], strict=True))
     assert words[:3] == [sys.executable, "-m", "loadtests.flood"]
     assert (options["--rate"], options["--seconds"], options["--addresses"]) == (
@@ -128,5 +128,4 @@ def test_the_flood_outlasts_the_phase_beside_it() -> None:
 
 def _stand_in(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
     """Another process in place of the flood's, which needs a gateway."""
-    monkeypatch.setattr(command, "SETTLE_S", 0.0)
     monkeypatch.setattr(command, "flood_command", lambda *_: [sys.executable, "-c", script])

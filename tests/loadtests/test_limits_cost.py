@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import json
+import os
 from datetime import datetime
 from pathlib import Path
 
 import pytest
 from redis import Redis
 
-from loadtests.limits_cost import cost_table, publish, redis_server
+from loadtests.limits_cost import cost_table, process_cpu_s, publish, redis_server
 from loadtests.limits_cost_figures import (
     MANY,
     OFF,
@@ -26,7 +27,7 @@ def turn(setting: str, number: int, rate: float, p50_ms: float, errors: int = 0)
     """Both measurements of a round: the rate at 64 connections, the median at 1."""
     many = WrkResult(MANY, round(rate), 1.0, 9.0, 9.0, 9.0, 9.0, errors)
     one = WrkResult(ONE, 100, 1.0, p50_ms, 9.0, 9.0, 9.0, 0)
-    return [Turn(setting, number, many), Turn(setting, number, one)]
+    return [Turn(setting, number, many, cpu_s=0.1), Turn(setting, number, one, cpu_s=0.1)]
 
 
 TURNS = [
@@ -46,6 +47,14 @@ def test_settings_are_compared_within_a_round() -> None:
     assert pool.added_ms == pytest.approx(0.03)
     assert (pool.per_second, pool.p50_ms) == (880, 0.47)
     assert pool.met()
+
+
+def test_the_gateways_processor_time_is_told_by_request() -> None:
+    assert [cost.cpu_us for cost in costs(TURNS)] == pytest.approx([100.0, 0.1e6 / 880])
+    before_s = process_cpu_s(os.getpid())
+    while process_cpu_s(os.getpid()) == before_s:
+        sum(range(10_000))
+    assert process_cpu_s(os.getpid()) < before_s + 5
 
 
 def test_goals_are_missed_by_rate_by_latency_and_by_errors() -> None:
