@@ -19,6 +19,7 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import click
 import httpx
@@ -27,14 +28,16 @@ from rich.console import Console
 
 from gateway.access.tiers import DEFAULT_TIERS
 from loadtests.admin import Admin, wait_for_key
+from loadtests.closed_loop import closed_capacity
 from loadtests.headrace import BadAnswer, headrace
 from loadtests.isolation_figures import FloodCount, Isolation, Phase, isolation_sentences
 from loadtests.isolation_plot import plot_isolation
 from loadtests.machine import describe_machine
-from loadtests.open_loop import Arrivals, Ask, AskFailed, capacity
+from loadtests.open_loop import Arrivals, Ask, AskFailed
 from loadtests.pictures import Picture, PicturesMissing, load_pictures
 from loadtests.processes import NotStarted
-from loadtests.reload import ANSWER_S, CONCURRENCY, ROOT, WARM_UP_S, copy_store
+from loadtests.raw_http import request_head
+from loadtests.reload import ANSWER_S, ROOT, WARM_UP_S, copy_store
 from loadtests.tagger import MODEL, ask_tagger, tagger_message
 
 REPORTS = Path(__file__).resolve().parent / "reports"
@@ -42,6 +45,9 @@ ACCESS = {"tiers": dict(DEFAULT_TIERS), "auth": {"trusted_proxies": ["127.0.0.1"
 """The demo's tiers; its callers come from this machine and name an address of their own."""
 
 FLOODS = {"beside a flood from 1 address": 1, "beside a flood from 500 addresses": 500}
+LINES = 16
+"""Connections that find the capacity: two full batches."""
+
 TIMES_CAPACITY = 3.0
 REST_S = 3.0
 END_S = 15.0
@@ -114,15 +120,16 @@ def main(
 
 
 async def measure(url: str, key: str, picture: Picture, load: Load) -> Isolation:
-    """Find the capacity, then all phases; raises `AskFailed`, `FloodFailed`."""
+    """Find the capacity, then all phases; raises `AskFailed`, `BadAnswer`, `FloodFailed`."""
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
     headers = {"X-API-Key": key}
     async with httpx.AsyncClient(
         base_url=url, headers=headers, limits=limits, timeout=ANSWER_S
     ) as client:
         ask: Ask = partial(ask_tagger, client, tagger_message(picture), picture)
-        await capacity(ask, CONCURRENCY, WARM_UP_S)
-        most = await capacity(ask, CONCURRENCY, load.capacity_s)
+        await ask()
+        await find_capacity(url, key, picture, WARM_UP_S)
+        most = await find_capacity(url, key, picture, load.capacity_s)
         origin_s = time.monotonic()
         phases = [await premium("alone", ask, load, origin_s)]
         for name, addresses in FLOODS.items():
@@ -132,6 +139,17 @@ async def measure(url: str, key: str, picture: Picture, load: Load) -> Isolation
             count = replace(counted[0], begin_s=counted[0].begin_s - origin_s)
             phases.append(replace(phase, flood=count))
     return Isolation(most, load.rate, TIMES_CAPACITY * most, tuple(phases))
+
+
+async def find_capacity(url: str, key: str, picture: Picture, seconds: float) -> float:
+    """Requests a second that Headrace manages, asked by a generator as cheap as the floods'.
+
+    Raises `BadAnswer`.
+    """
+    where, message = urlsplit(url), tagger_message(picture)
+    head = request_head(message, where.netloc, {"X-API-Key": key})
+    host, port = where.hostname or "", where.port or 80
+    return await closed_capacity(host, port, head, message.body, LINES, seconds)
 
 
 async def premium(name: str, ask: Ask, load: Load, origin_s: float) -> Phase:

@@ -7,13 +7,12 @@ a slice has. A stranger's budget fills up again so slowly that the gateway must 
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import json
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -24,6 +23,7 @@ from rich.console import Console
 
 from loadtests.admin import Admin, wait_for_key
 from loadtests.bench import make_site
+from loadtests.closed_loop import Course
 from loadtests.exchange import Message
 from loadtests.headrace import BadAnswer, headrace
 from loadtests.limits_cost import AMPLE, TIER
@@ -32,7 +32,7 @@ from loadtests.many_callers_figures import Crowd, Known, Slice, crowd_sentences,
 from loadtests.memory import process_memory
 from loadtests.mlp import NAME
 from loadtests.processes import NotStarted
-from loadtests.raw_http import Line, caller_address, request_head
+from loadtests.raw_http import caller_address, request_head
 from loadtests.servers import ROWS, Site
 
 REPORTS = Path(__file__).resolve().parent / "reports"
@@ -46,7 +46,6 @@ ACCESS = {
 }
 WARM_UP = 2_000
 LINES = 16
-ANSWERS_S = 600.0
 METRICS_S = 2.0
 """Gateways write their metrics every second."""
 
@@ -141,54 +140,6 @@ class Gathering:
         pids = self.admin.gateway_pids()
         rss_bytes = sum(process_memory(pid).rss_bytes for pid in pids)
         return Known(when, rss_bytes, int(self.admin.metric("headrace_callers")))
-
-
-@dataclass(slots=True)
-class Course:
-    """Requests one after the other on each of some connections, in the order of their answers."""
-
-    heads: Iterator[bytes]
-    body: bytes
-    sent_s: list[float] = field(default_factory=list)
-    ended_s: list[float] = field(default_factory=list)
-    failed: list[bool] = field(default_factory=list)
-    _busy: int = 0
-    _over: asyncio.Event = field(default_factory=asyncio.Event)
-
-    async def run(self, host: str, port: int, lines: int) -> None:
-        """Send all; raises `BadAnswer` when a connection breaks, `TimeoutError`."""
-        loop = asyncio.get_running_loop()
-        pairs = [
-            await loop.create_connection(lambda: Line(self._answer), host, port)
-            for _ in range(lines)
-        ]
-        for _, line in pairs:
-            self._send(line)
-        if self._busy:
-            async with asyncio.timeout(ANSWERS_S):
-                await self._over.wait()
-        broken = sum(not line.open for _, line in pairs)
-        for transport, _ in pairs:
-            transport.close()
-        if broken:
-            raise BadAnswer(f"{broken} of {lines} connections broke")
-
-    def _send(self, line: Line) -> None:
-        head = next(self.heads, None)
-        if head is None or not line.open:
-            return
-        self._busy += 1
-        line.sent_s = time.monotonic()
-        line.send(head, self.body)
-
-    def _answer(self, line: Line, status: int) -> None:
-        self._busy -= 1
-        self.sent_s.append(line.sent_s)
-        self.ended_s.append(time.monotonic())
-        self.failed.append(status != 200)
-        self._send(line)
-        if not self._busy:
-            self._over.set()
 
 
 def publish(crowd: Crowd, when: datetime, out: Path) -> Path:

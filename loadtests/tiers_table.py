@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from loadtests.samples import Sample, percentile
@@ -85,18 +86,19 @@ def retry_after_s(status: int, headers: Mapping[str, str] | None) -> float | Non
 
 
 def got_table(found: Iterable[Got]) -> Table:
-    """Each tier in a row."""
-    table = Table(title="Who got what")
+    """Each tier in a row; `came back`: how many of those that came as told were answered."""
+    table = Table(
+        title="Who got what, latencies in ms", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+    )
     table.add_column("tier", no_wrap=True)
-    headings = ("requests", "200", "429", "503", "other", "200/s", "p50 ms", "p99 ms", "retries")
-    for heading in (*headings, "of them 200"):
-        table.add_column(heading, justify="right")
+    for heading in ("sent", "200", "429", "503", "other", "200/s", "p50", "p99", "came back"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for got in found:
         statuses = [got.statuses.get(status, 0) for status in (200, *REFUSED)]
         counts = [got.requests, *statuses, got.failures]
         figures = [got.per_second, got.p50_ms, got.p99_ms]
         cells = [f"{count:,}" for count in counts] + [f"{figure:,.1f}" for figure in figures]
-        table.add_row(got.tier, *cells, f"{got.retries:,}", f"{got.retried:,}")
+        table.add_row(got.tier, *cells, f"{got.retried:,} of {got.retries:,}")
     return table
 
 

@@ -238,7 +238,7 @@ async def test_who_should_try_again_is_told_when(tmp_path: Path) -> None:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await channel.unary_unary(INFER)(request)
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
-    assert dict(caught.value.trailing_metadata())["grpc-retry-pushback-ms"] == "1000"
+    assert dict(caught.value.trailing_metadata())["grpc-retry-pushback-ms"] == "1050"
 
 
 async def test_hash_routing_keys_on_metadata(tmp_path: Path) -> None:

@@ -2,19 +2,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
 import pytest
 
-from loadtests.exchange import Message
-from loadtests.headrace import BadAnswer
-from loadtests.many_callers import Course, publish
+from loadtests.many_callers import publish
 from loadtests.many_callers_figures import MIB, Crowd, Known, Slice, crowd_sentences, slices
-from loadtests.raw_http import caller_address, request_head
-from tests.loadtests.answering import answering
 
 
 @pytest.fixture
@@ -72,30 +67,3 @@ def test_slices_follow_the_order_of_answers_and_the_rest_joins_the_last() -> Non
 def test_nothing_sent_is_one_empty_slice() -> None:
     [nothing] = slices("strangers", [], [], [], 10)
     assert nothing.requests == 0 and math.isnan(nothing.per_second)
-
-
-async def test_every_caller_is_sent_once_over_all_lines() -> None:
-    seen: Counter[bytes] = Counter()
-
-    def decide(head: bytes) -> int:
-        seen[head] += 1
-        return 429 if head.count(b"10.0.0.7\r\n") else 200
-
-    message = Message("/", b"body", {})
-    heads = [
-        request_head(message, "here", {"X-Forwarded-For": caller_address(number)})
-        for number in range(50)
-    ]
-    async with answering(decide) as port:
-        course = Course(iter(heads), message.body)
-        await course.run("127.0.0.1", port, 4)
-    assert seen == Counter(heads)
-    assert (len(course.ended_s), sum(course.failed)) == (50, 1)
-    assert course.ended_s == sorted(course.ended_s)
-
-
-async def test_a_broken_connection_is_told() -> None:
-    head = request_head(Message("/", b"body", {}), "here", {})
-    async with answering(lambda _: None) as port:
-        with pytest.raises(BadAnswer, match="2 of 2 connections broke"):
-            await Course(iter([head] * 9), b"body").run("127.0.0.1", port, 2)
