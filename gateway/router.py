@@ -364,7 +364,8 @@ class Router:
                 seat = self._choose(target, request, now_s)
                 if seat is None:
                     break
-                self._place(target.waiting.pop(), seat, now_s, sends)
+                target.waiting.remove_head(request)
+                self._place(request, seat, now_s, sends)
         return sends
 
     def _place(

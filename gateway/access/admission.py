@@ -150,9 +150,12 @@ class Admission:
         account = ticket.account
         if account is not None:
             try:
-                _check_permission(account, model)
-                self.limiter.check(account, self._plane.now_s())
-                self._check_queue(account)
+                if account.caller.models is not None or account.allowance.tier.models is not None:
+                    _check_permission(account, model)
+                if account.tokens < 1 or account.allowance.quota is not None:
+                    self.limiter.check(account, self._plane.now_s())
+                if account.running >= account.places or account.waiting:
+                    self._check_queue(account)
             except HeadraceError:
                 account.refused += 1
                 raise
@@ -203,13 +206,15 @@ class Admission:
             return
         tier = account.allowance.tier
         request.caller, request.priority = account.caller.id, tier.priority
-        now_s = self._plane.now_s()
+        now_s = request.arrived_s
         if tier.max_deadline_s is not None:
             request.deadline_s = min(request.deadline_s, request.arrived_s + tier.max_deadline_s)
+        free = account.running < account.places and not account.waiting
         try:
-            self._check_queue(account)
+            if not free:
+                self._check_queue(account)
             ticket.paid = self.limiter.take(account, ticket.cost, now_s)
-            if ticket.paid and not account.waiting and account.running < account.concurrency:
+            if free and ticket.paid:
                 self._start(ticket)
                 return
         except HeadraceError:
@@ -225,10 +230,10 @@ class Admission:
     def _check_queue(self, account: Account) -> None:
         """Refuse what finds no place: to run, or to wait for the caller's others or the store."""
         tier = account.allowance.tier
-        full = account.running >= account.concurrency
+        full = account.running >= account.places
         if len(account.waiting) < (tier.queue.size if full else max(PARKED, tier.queue.size)):
             return
-        wait_s = (len(account.waiting) + 1) * account.service_s / max(1.0, account.concurrency)
+        wait_s = (len(account.waiting) + 1) * account.service_s / max(1.0, account.places)
         raise TooManyRequests(
             f"tier {account.allowance.name!r} may have {tier.concurrency} requests in flight and "
             f"{tier.queue.size} waiting{hint(account)}",
@@ -292,7 +297,7 @@ class Admission:
     def _settle(self, account: Account, ticket: Ticket, request: Request, reply: Reply) -> None:
         config = self._plane.config(request.key[0])
         if config is None or config.cost is None:
-            return
+            return  # It cost what it paid.
         cost = config.cost.of(reply.rows, reply.megapixels)
         if cost != ticket.cost:
             self.limiter.settle(account, cost - ticket.cost)
@@ -316,7 +321,7 @@ class Admission:
             return  # An answer below frees a place, which this loop will see.
         account.pumping = True
         try:
-            while account.waiting and account.running < account.concurrency:
+            while account.waiting and account.running < account.places:
                 ticket: Ticket = account.waiting[0]
                 try:
                     if not ticket.paid:
@@ -451,13 +456,15 @@ def limit_headers(ticket: Ticket, now_s: float) -> tuple[bytes, bytes] | None:
     account = ticket.account
     if account is None or not account.allowance.policy:
         return None
-    values = []
     tier = account.allowance
-    if not math.isinf(tier.rate):
-        remaining = account.remaining(now_s)
-        reset_s = math.ceil((tier.burst - remaining) / tier.rate)
-        values.append(b'"rate";r=%d;t=%d' % (remaining, reset_s))
-    if tier.tier.quota is not None:
-        left = max(0.0, tier.tier.quota.per_day - account.used_before - account.used)
-        values.append(b'"quota";r=%d' % left)
-    return tier.policy, b", ".join(values)
+    if tier.quota is None:
+        return tier.policy, _rate_left(account, now_s)
+    left = max(0.0, tier.quota.per_day - account.used_before - account.used)
+    quota = b'"quota";r=%d' % left
+    return tier.policy, _rate_left(account, now_s) + b", " + quota if tier.limited else quota
+
+
+def _rate_left(account: Account, now_s: float) -> bytes:
+    remaining = account.remaining(now_s)
+    tier = account.allowance
+    return b'"rate";r=%d;t=%d' % (remaining, (tier.burst - remaining) / tier.rate + 0.999)

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ipaddress
 import time
 from collections.abc import Callable, Mapping
 
 from gateway.access.addresses import Network, name_of, origin
-from gateway.access.caller import Access, Caller, KeyRecord
-from gateway.access.jwt_tokens import Jwks, JwtVerifier
-from gateway.access.keys import PREFIX, find_record
+from gateway.access.caller import Access, Caller
+from gateway.access.jwks import Jwks
+from gateway.access.jwt_tokens import JwtVerifier
+from gateway.access.keys import PREFIX, ends_s, find_record
 from gateway.access.tiers import ANONYMOUS, Jwt
 from gateway.errors import Unauthenticated
 
 MAX_REMEMBERED = 50_000
 """Addresses whose callers need not be worked out again; then they all are."""
+MAX_PATH = 256
+"""Longer ways of a request are not remembered: whoever sends them chooses how much we hold."""
 _KEY_PREFIX = PREFIX.encode()
 
 
@@ -29,7 +31,7 @@ class Authenticator:
         self._trusted: tuple[Network, ...] = ()
         self._verifier: JwtVerifier | None = None
         self._strangers: dict[str, Caller] = {}
-        self._holders: dict[str, tuple[KeyRecord, Caller]] = {}
+        self._holders: dict[bytes, tuple[float, Caller]] = {}
         self._changed = asyncio.Event()
 
     def update(self, access: Access) -> None:
@@ -39,13 +41,17 @@ class Authenticator:
         self._strangers.clear()
         self._holders.clear()
         self._trusted = tuple(map(ipaddress.ip_network, access.auth.trusted_proxies))
-        if access.auth.jwt != before.auth.jwt or access.tiers != before.tiers:
+        if access.auth.jwt != before.auth.jwt:
             self._renew_verifier(access.auth.jwt)
+        elif self._verifier is not None and access.tiers != before.tiers:
+            self._verifier.allow(access.tiers or ())
 
     def _renew_verifier(self, config: Jwt | None) -> None:
-        self._verifier = None
+        before, self._verifier = self._verifier, None
         if config is not None:
             self._verifier = JwtVerifier(config, self._access.tiers or (), self._now_s)
+            if before is not None:
+                self._verifier.inherit(before)
         self._changed.set()
 
     def identify(self, headers: Mapping[bytes, bytes], address: str) -> Caller:
@@ -84,32 +90,32 @@ class Authenticator:
             name = f"ip:{name_of(origin(address, given, self._trusted))}"
             if len(self._strangers) >= MAX_REMEMBERED:
                 self._strangers.clear()
-            known = self._strangers[path] = Caller(name, ANONYMOUS)
+            known = Caller(name, ANONYMOUS)
+            if len(path) <= MAX_PATH:
+                self._strangers[path] = known
         return known
 
     def _key_holder(self, given: bytes) -> Caller:
-        record = find_record(self._pepper, self._access.keys, given, self._now_s())
-        known = self._holders.get(record.id)
-        if known is not None and known[0] is record:
+        known = self._holders.get(given)
+        if known is not None and self._now_s() < known[0]:
             return known[1]
+        record = find_record(self._pepper, self._access.keys, given, self._now_s())
         if record.tier not in (self._access.tiers or ()):
             raise Unauthenticated(f"the tier of the API key {record.id} does not exist any more")
         models = None if record.models is None else frozenset(record.models)
         caller = Caller(f"key:{record.id}", record.tier, models, record.name)
-        self._holders[record.id] = (record, caller)
+        # Only keys that are right get here, so there are no more than were given out.
+        self._holders[given] = (ends_s(record), caller)
         return caller
 
     async def run(self) -> None:
         """Fetch and refresh the keys of tokens, where those are configured, until cancelled."""
         while True:
             self._changed.clear()
-            follower: asyncio.Task[None] | None = None
-            if self._verifier is not None:
-                follower = asyncio.create_task(Jwks(self._verifier).run())
-            try:
+            async with asyncio.TaskGroup() as tasks:
+                follower: asyncio.Task[None] | None = None
+                if self._verifier is not None:
+                    follower = tasks.create_task(Jwks(self._verifier).run())
                 await self._changed.wait()
-            finally:
                 if follower is not None:
                     follower.cancel()
-                    with contextlib.suppress(asyncio.CancelledError):
-                        await follower

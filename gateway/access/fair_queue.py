@@ -130,9 +130,15 @@ class FairQueue(Generic[T]):
         request = self.head()
         if request is None:
             raise IndexError("nothing waits")
+        self.remove_head(request)
+        return request
+
+    def remove_head(self, request: T) -> None:
+        """Take out what `head` has just given."""
         self._count -= 1
         if self._returned:
-            return self._returned.popleft()
+            self._returned.popleft()
+            return
         level = self._levels[request.priority]
         flow = level.ring[0]
         heapq.heappop(flow.heap)
@@ -142,7 +148,6 @@ class FairQueue(Generic[T]):
             self._retire(level, flow)
         elif flow.deficit < flow.heap[0][2].cost:
             level.ring.rotate(-1)
-        return request
 
     def charge(self, caller: str, priority: int, extra: float) -> None:
         """A request of this caller turned out to cost so much more (or, below 0, less)."""

@@ -35,8 +35,8 @@ class KeyStore(Protocol):
         """All records by id."""
         ...
 
-    async def put(self, record: KeyRecord) -> None:
-        """Add a record, or replace the one with its id."""
+    async def put(self, *records: KeyRecord) -> None:
+        """Add records, or replace those with their ids, in one step."""
         ...
 
     async def number(self) -> int:
@@ -80,11 +80,15 @@ def new_key(
 
 def checked_name(name: str) -> str:
     """A name that can stand in a log line, a header or a table; raises `InvalidArgument`."""
-    if not 0 < len(name) <= MAX_NAME or not name.isprintable() or name != name.strip():
+    if not _is_name(name):
         raise InvalidArgument(
             f"a key's name should be 1 to {MAX_NAME} printable characters, no blanks around them"
         )
     return name
+
+
+def _is_name(name: str) -> bool:
+    return 0 < len(name) <= MAX_NAME and name.isprintable() and name == name.strip()
 
 
 def find_record(
@@ -126,6 +130,8 @@ def decode_record(document: Any) -> KeyRecord:
     for name, text in texts.items():
         if not isinstance(text, str) or not text:
             raise ValueError(f"{name!r} should be a text")
+    if not _is_name(texts["name"] or ""):
+        raise ValueError(f"'name' should be 1 to {MAX_NAME} printable characters")
     if not re.fullmatch("[a-z2-7]{8}", texts["id"] or ""):
         raise ValueError("'id' should be 8 letters of the base32 alphabet")
     if not re.fullmatch("[0-9a-f]{64}", texts["digest"] or ""):
@@ -145,11 +151,12 @@ def decode_record(document: Any) -> KeyRecord:
 
 def kept(records: Mapping[str, KeyRecord], now_s: float) -> dict[str, KeyRecord]:
     """Those that still count, or ended so lately that somebody may ask."""
-    return {
-        name: record
-        for name, record in records.items()
-        if min(_or_never(record.expires_s), _or_never(record.revoked_s)) > now_s - KEPT_S
-    }
+    return {name: record for name, record in records.items() if ends_s(record) > now_s - KEPT_S}
+
+
+def ends_s(record: KeyRecord) -> float:
+    """When a key ends or has ended; infinite if it never does."""
+    return min(_or_never(record.expires_s), _or_never(record.revoked_s))
 
 
 def _or_never(time_s: float | None) -> float:

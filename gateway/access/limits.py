@@ -19,7 +19,7 @@ from typing import Any
 
 from gateway.access.budget_store import Claim, Grant
 from gateway.access.caller import Caller
-from gateway.access.tiers import ANONYMOUS, UNLIMITED, Tier
+from gateway.access.tiers import ANONYMOUS, UNLIMITED, Quota, Tier
 from gateway.errors import TooManyRequests
 
 DAY_S = 86_400
@@ -45,6 +45,8 @@ class Allowance:
     burst: float
     block: float
     policy: bytes
+    limited: bool
+    quota: Quota | None
 
     @classmethod
     def of(cls, name: str, tier: Tier) -> Allowance:
@@ -56,7 +58,8 @@ class Allowance:
             policies.append(f'"rate";q={math.floor(burst)};w={max(1, math.ceil(burst / rate))}')
         if tier.quota is not None:
             policies.append(f'"quota";q={math.floor(tier.quota.per_day)};w={DAY_S}')
-        return cls(name, tier, rate, burst, block, ", ".join(policies).encode())
+        policy = ", ".join(policies).encode()
+        return cls(name, tier, rate, burst, block, policy, rate != UNLIMITED, tier.quota)
 
 
 @dataclass(slots=True, eq=False)
@@ -65,7 +68,8 @@ class Account:
 
     `tokens` may be spent now; `owed` were spent or set aside without asking the store. `level` is
     what the store's bucket held at `level_s`. `used` counts against the quota and is not told yet;
-    `used_before` is the day's total that the store told. `running`, `waiting`, `pumping` and
+    `used_before` is the day's total that the store told. `places` is how many
+    of its requests may run through this gateway now. `running`, `waiting`, `pumping` and
     `service_s` belong to the admission.
     """
 
@@ -77,6 +81,7 @@ class Account:
     level_s: float
     seen_s: float
     generation: int
+    places: float = math.inf
     known: bool = False
     asked: bool = False
     empty_until_s: float = 0.0
@@ -93,11 +98,10 @@ class Account:
     refused: int = 0
     allowed: int = 0
 
-    @property
-    def concurrency(self) -> float:
-        """How many of its requests may run through this gateway now."""
+    def share_places(self) -> None:
+        """Its tier, or the number of gateways that it uses, is another one."""
         limit = self.allowance.tier.concurrency
-        return math.inf if limit is None else max(1.0, limit // max(1, self.active))
+        self.places = math.inf if limit is None else max(1.0, limit // max(1, self.active))
 
     def business(self, now_s: float) -> float:
         """Requests lately, older ones counting less."""
@@ -105,8 +109,9 @@ class Account:
 
     def remaining(self, now_s: float) -> float:
         """Tokens that are left in all, as far as is known here."""
-        store = self.level + (now_s - self.level_s) * self.allowance.rate
-        return max(0.0, min(self.allowance.burst, store + self.tokens))
+        tier = self.allowance
+        left = self.level + (now_s - self.level_s) * tier.rate + self.tokens
+        return 0.0 if left < 0 else left if left < tier.burst else tier.burst
 
     def full_in_s(self, now_s: float) -> float:
         """Seconds until the bucket is full again."""
@@ -175,7 +180,8 @@ class Limiter:
             generation=self.generation,
             day=self.day(now_s),
         )
-        if account.owed or allowance.tier.quota is not None:
+        account.share_places()
+        if account.owed or allowance.quota is not None:
             self._asking[account] = None
         return account
 
@@ -186,6 +192,7 @@ class Limiter:
             account.allowance = allowance
             return
         account.allowance, account.empty_until_s = allowance, 0.0
+        account.share_places()
         if allowance.rate == UNLIMITED:
             account.tokens, account.owed, account.level = UNLIMITED, 0.0, UNLIMITED
         elif before.rate == UNLIMITED:
@@ -201,7 +208,7 @@ class Limiter:
         """Raise `TooManyRequests` if a request would certainly be refused now."""
         if now_s < account.empty_until_s and account.tokens < 1 and not self.away:
             raise self._rate_error(account, account.empty_until_s - now_s)
-        if account.allowance.tier.quota is not None:
+        if account.allowance.quota is not None:
             self._check_quota(account, now_s)
 
     def take(self, account: Account, cost: float, now_s: float) -> bool:
@@ -209,7 +216,7 @@ class Limiter:
 
         Raises `TooManyRequests` with the time after which a retry will be let through.
         """
-        if account.allowance.tier.quota is not None and not self._fits_quota(account, now_s):
+        if account.allowance.quota is not None and not self._fits_quota(account, now_s):
             self._ask(account)
             return False
         if account.tokens < cost - ROUNDING:
@@ -218,7 +225,7 @@ class Limiter:
             if account.tokens < cost - ROUNDING:
                 return self._empty(account, cost, now_s)
         account.tokens -= cost
-        if account.allowance.tier.quota is not None:
+        if account.allowance.quota is not None:
             account.used += _counted(account, cost)
         if account.tokens < account.allowance.block * 0.5:
             self._ask(account)
@@ -236,7 +243,7 @@ class Limiter:
     def give_back(self, account: Account, cost: float) -> None:
         """A request that was paid for never ran."""
         account.tokens += cost
-        if account.allowance.tier.quota is not None:
+        if account.allowance.quota is not None:
             account.used -= _counted(account, cost)
 
     def lend(self, account: Account, cost: float) -> None:
@@ -249,7 +256,7 @@ class Limiter:
     def settle(self, account: Account, extra: float) -> None:
         """A request turned out to cost so much more than it paid; the bucket may go below zero."""
         account.tokens -= extra
-        quota = account.allowance.tier.quota
+        quota = account.allowance.quota
         if quota is not None and quota.of == "cost":
             account.used += extra
         if account.tokens < 0:
@@ -274,7 +281,7 @@ class Limiter:
         day = self.day(now_s)
         if day != account.day:
             account.day, account.used, account.used_before = day, 0.0, 0.0
-        quota = account.allowance.tier.quota
+        quota = account.allowance.quota
         if quota is not None and account.used_before + account.used + 1 > quota.per_day:
             rest_s = DAY_S - (now_s + self._utc_offset_s) % DAY_S
             raise TooManyRequests(
@@ -287,7 +294,7 @@ class Limiter:
     def _fits_quota(self, account: Account, now_s: float) -> bool:
         """Whether this gateway's part of what is left covers one more, without asking."""
         self._check_quota(account, now_s)
-        quota = account.allowance.tier.quota
+        quota = account.allowance.quota
         assert quota is not None
         if self.away:
             return True
@@ -346,7 +353,9 @@ class Limiter:
     def granted(self, account: Account, claim: Claim, grant: Grant, now_s: float) -> None:
         """The store's answer."""
         account.asked, account.known = False, True
-        account.active = grant.active
+        if account.active != grant.active:
+            account.active = grant.active
+            account.share_places()
         if claim.day == account.day:
             account.used -= claim.used
             account.used_before = grant.used
@@ -458,5 +467,5 @@ def hint(account: Account) -> str:
 
 def _counted(account: Account, cost: float) -> float:
     """What a request counts against the quota."""
-    quota = account.allowance.tier.quota
+    quota = account.allowance.quota
     return cost if quota is not None and quota.of == "cost" else 1.0
