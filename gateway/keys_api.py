@@ -2,17 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Coroutine
 from typing import Annotated, Any, Protocol
 
 from fastapi import APIRouter, Depends
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway.config_types import Name, Strict
+from gateway.errors import InvalidArgument
 from gateway.http_answers import json_answer
 
-keys = APIRouter()
+
+class _OneSentence(APIRoute):
+    """A body that does not fit is answered as every other error is."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def checked(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except RequestValidationError as error:
+                first = error.errors()[0]
+                place = ".".join(map(str, first["loc"][1:])) or "the body"
+                raise InvalidArgument(f"{place}: {first['msg']}") from None
+
+        return checked
+
+
+keys = APIRouter(route_class=_OneSentence)
 
 
 class KeyOperations(Protocol):
@@ -58,16 +80,17 @@ async def create(wanted: NewKey, operations: Operations) -> Response:
     return _secret(await operations.keys("create", **wanted.model_dump()))
 
 
-@keys.post("/admin/v1/keys/{key}/revoke")
+@keys.post("/admin/v1/keys/{key:path}/revoke")
 async def revoke(key: str, operations: Operations) -> Response:
     """End a key, named by id or name, now."""
     return json_answer(await operations.keys("revoke", key=key))
 
 
-@keys.post("/admin/v1/keys/{key}/rotate")
-async def rotate(key: str, rotation: Rotation, operations: Operations) -> Response:
-    """A new key in its place."""
-    return _secret(await operations.keys("rotate", key=key, grace_s=rotation.grace_s))
+@keys.post("/admin/v1/keys/{key:path}/rotate")
+async def rotate(key: str, operations: Operations, rotation: Rotation | None = None) -> Response:
+    """A new key in its place; without a body the old one ends now."""
+    grace_s = (rotation or Rotation()).grace_s
+    return _secret(await operations.keys("rotate", key=key, grace_s=grace_s))
 
 
 def _secret(value: Any) -> Response:

@@ -158,9 +158,10 @@ class Prediction:
             if front.audit.wants(decision):
                 front.audit.write(self._record(decision, answer, front))
         if path is None or request is None:
-            # The name is whatever the caller sent, so it must not become a label.
+            # A name that nobody configured is whatever the caller sent: it must not become a label.
             protocol = self.family if path is None else path.protocol
-            recorder.request("", 0, protocol, code, tier, 0.0)
+            known = path is not None and front.plane.config(path.model) is not None
+            recorder.request(path.model if path and known else "", 0, protocol, code, tier, 0.0)
             return
         now_s = front.plane.now_s()
         version = request.key[1] or front.plane.version_of(request.key)

@@ -22,6 +22,7 @@ from sharding.hashing import choose
 Key = tuple[str, int | None]
 Answer = Reply | HeadraceError
 
+MANY = 1 << 30
 MAX_DEATHS = 2
 """A request in flight on so many dying slots is taken for their cause."""
 MAX_MOVES = 5
@@ -30,6 +31,11 @@ RETRY_SHARE = 0.1
 """Retries may be this share of all requests …"""
 RETRY_RESERVE = 256.0
 """… and this many at once, which is more than the credits of one slot."""
+PRESENCE_S = 5.0
+"""A priority is expected again for so long after its last request …"""
+YIELDING = 2
+"""… and meanwhile a slot holds no more of our requests when one of a lower priority is added: one
+that it computes and one that comes next, so that little is before who goes first."""
 SMOOTHING = 0.1
 """The weight of the newest answer in what is known of a target's pace."""
 DEPTH_S = 0.1
@@ -112,7 +118,7 @@ class Target:
     """What clients may ask for: a model, with a version or, as None, the newest ready one.
 
     `service_s` is how long a slot lately took for a request, `pace_s` how long after one answer
-    the next one came; 0 before the first.
+    the next one came; 0 before the first. `peak` is the highest priority that is expected.
     """
 
     routing: Routing
@@ -122,6 +128,18 @@ class Target:
     turn: int = 0
     service_s: float = 0.0
     pace_s: float = 0.0
+    peak: int = 0
+    peak_until_s: float = 0.0
+
+    def note(self, request: Request) -> None:
+        """A request came: its priority is expected for a while."""
+        if request.priority >= self.peak or request.arrived_s > self.peak_until_s:
+            self.peak, self.peak_until_s = request.priority, request.arrived_s + PRESENCE_S
+
+    def places(self, request: Request, now_s: float) -> int:
+        """How many of our requests a slot may hold, this one included, whatever its credit."""
+        yields = request.priority < self.peak and now_s <= self.peak_until_s
+        return YIELDING if yields else MANY
 
     def __len__(self) -> int:
         return len(self.waiting) + len(self.suspects)
@@ -261,6 +279,7 @@ class Router:
             self._refuse_hopeless(target, request)
         self._retry_budget = min(RETRY_RESERVE, self._retry_budget + RETRY_SHARE)
         request.queued = True
+        target.note(request)
         target.waiting.push(request)
 
     def _refuse_hopeless(self, target: Target, request: Request) -> None:
@@ -396,24 +415,26 @@ class Router:
         lane = self._lanes.get(seat.slot_id)
         return None if lane is None or lane.draining else lane
 
-    def _open(self, seat: Seat, *, leaving: bool = False) -> bool:
+    def _open(self, seat: Seat, places: int, *, leaving: bool = False) -> bool:
         lane = self._lanes.get(seat.slot_id)
         if lane is None or lane.draining is not leaving:
             return False
-        return lane.exclusive is None and seat.used < seat.credit
+        return lane.exclusive is None and seat.used < seat.credit and seat.used < places
 
-    def _last_resort(self, target: Target) -> list[Seat]:
+    def _last_resort(self, target: Target, places: int) -> list[Seat]:
         """Slots that leave still answer for a moment: used only when all of a target's leave."""
         if any(self._usable(seat) for seat in target.seats):
             return []
-        return [seat for seat in target.seats if self._open(seat, leaving=True)]
+        return [seat for seat in target.seats if self._open(seat, places, leaving=True)]
 
     def _choose(self, target: Target, request: Request, now_s: float) -> Seat | None:
+        places = target.places(request, now_s)
         if len(target.seats) == 1:
             seat = target.seats[0]
             leaving = self._lanes[seat.slot_id].draining if seat.slot_id in self._lanes else False
-            return seat if self._open(seat, leaving=leaving) else None
-        seats = [s for s in target.seats if self._open(s)] or self._last_resort(target)
+            return seat if self._open(seat, places, leaving=leaving) else None
+        seats = [s for s in target.seats if self._open(s, places)]
+        seats = seats or self._last_resort(target, places)
         if len(seats) <= 1:
             return seats[0] if seats else None
         if target.routing.policy == "round-robin":

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,7 @@ FORESEEN = (NotStarted, BadAnswer, WrkFailed, OSError, ValueError)
 @click.option("--out", default=REPORTS, type=click.Path(path_type=Path), help="Report folder.")
 def main(rounds: int, seconds: int, warm_up: int, with_redis: bool, body: str, out: Path) -> None:
     console = Console()
+    tell = partial(console.print, soft_wrap=True, highlight=False)
     now = datetime.now().astimezone()
     with tempfile.TemporaryDirectory(prefix="limits-") as folder:
         try:
@@ -76,7 +78,7 @@ def main(rounds: int, seconds: int, warm_up: int, with_redis: bool, body: str, o
             site = make_site(Path(folder))
             with ExitStack() as stack:
                 gateways = start_all(stack, site, body, with_redis)
-                turns = list(measure(gateways, rounds, seconds, warm_up, console.print))
+                turns = list(measure(gateways, rounds, seconds, warm_up, tell))
         except FORESEEN as error:
             logs = [log.read_text(errors="replace") for log in Path(folder).rglob("*.log")]
             tails = ("\n".join(text.strip().splitlines()[-5:]) for text in logs)
@@ -85,7 +87,7 @@ def main(rounds: int, seconds: int, warm_up: int, with_redis: bool, body: str, o
     found = costs(turns)
     console.print(cost_table(found))
     for line in cost_sentences(found):
-        console.print(line, soft_wrap=True, highlight=False)
+        tell(line)
     file = publish(found, turns, body, now, out)
     console.print(f"written: {file}", soft_wrap=True)
 

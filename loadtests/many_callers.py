@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import click
@@ -36,14 +37,10 @@ from loadtests.raw_http import caller_address, request_head
 from loadtests.servers import ROWS, Site
 
 REPORTS = Path(__file__).resolve().parent / "reports"
-REFILL_S = 30
-STRANGERS = {"rate": f"{3600 // REFILL_S}/hour", "burst": 100, "concurrency": 8}
-"""One request is given back after `REFILL_S`: until then its caller must not be forgotten."""
+QUIET_S = 10.0
+"""Some seconds after a caller's last request its gateway gives back what it had leased for it."""
 
-ACCESS = {
-    "tiers": {"anonymous": STRANGERS, TIER: AMPLE},
-    "auth": {"trusted_proxies": ["127.0.0.1"]},
-}
+FORGET_S = 10.0
 WARM_UP = 2_000
 LINES = 16
 METRICS_S = 2.0
@@ -56,9 +53,14 @@ FORESEEN = (NotStarted, BadAnswer, OSError, TimeoutError)
 @click.option("--callers", default=100_000, show_default=True, help="Distinct callers.")
 @click.option("--slice", "size", default=10_000, show_default=True, help="Requests compared.")
 @click.option("--lines", default=LINES, show_default=True, help="Connections, always busy.")
-@click.option("--idle", default=REFILL_S + 5.0, show_default=True, help="Seconds of rest after.")
+@click.option(
+    "--refill",
+    default=180,
+    show_default=True,
+    help="Seconds until a stranger's request is forgotten.",
+)
 @click.option("--out", default=REPORTS, type=click.Path(path_type=Path), help="Report folder.")
-def main(callers: int, size: int, lines: int, idle: float, out: Path) -> None:
+def main(callers: int, size: int, lines: int, refill: int, out: Path) -> None:
     console = Console()
     now = datetime.now().astimezone()
     # Twice as many as come: nobody is to share a budget with other strangers.
@@ -68,12 +70,12 @@ def main(callers: int, size: int, lines: int, idle: float, out: Path) -> None:
         log = Path(folder) / "headrace.log"
         try:
             site = make_site(Path(folder))
-            with headrace(Path(folder), site.store, models, 1, ACCESS, more) as server:
+            with headrace(Path(folder), site.store, models, 1, access(refill), more) as server:
                 admin = Admin.of(server)
                 key = admin.make_key("control", TIER)
                 wait_for_key(server.url, NAME, key)
                 crowd = Gathering(server.url, admin, key, message_of(site), lines, size)
-                found = crowd.measure(callers, idle)
+                found = crowd.measure(callers, refill)
         except FORESEEN as error:
             if log.exists():
                 click.echo("\n".join(log.read_text(errors="replace").splitlines()[-5:]), err=True)
@@ -81,6 +83,18 @@ def main(callers: int, size: int, lines: int, idle: float, out: Path) -> None:
     for line in crowd_sentences(found):
         console.print(line, soft_wrap=True, highlight=False)
     console.print(f"written: {publish(found, now, out)}", soft_wrap=True)
+
+
+def access(refill_s: int) -> dict[str, Any]:
+    """Tiers in which one request is given back after so long: until then its caller is remembered.
+
+    The known caller's limits are never reached.
+    """
+    strangers = {"rate": f"{3600 / refill_s:.6f}/hour", "burst": 100, "concurrency": 8}
+    return {
+        "tiers": {"anonymous": strangers, TIER: AMPLE},
+        "auth": {"trusted_proxies": ["127.0.0.1"]},
+    }
 
 
 def message_of(site: Site) -> Message:
@@ -100,23 +114,25 @@ class Gathering:
     lines: int
     size: int
 
-    def measure(self, callers: int, idle_s: float) -> Crowd:
-        """The known caller, the strangers, the known caller, and a rest; raises `BadAnswer`."""
+    def measure(self, callers: int, refill_s: float) -> Crowd:
+        """The strangers, and the known caller before and after them; raises `BadAnswer`."""
         self._run("warm-up", self._known(WARM_UP))
         [before] = self._run("known caller", self._known(self.size))
         empty = self._look("before")
         strangers = self._run("strangers", self._strangers(callers))
         full = self._look("after")
         [after] = self._run("known caller", self._known(self.size))
-        time.sleep(idle_s)
+        time.sleep(QUIET_S)
+        [quiet] = self._run("known caller", self._known(self.size))
+        at_rest = self._look(f"{QUIET_S:g} s later")
+        time.sleep(refill_s + FORGET_S)
         return Crowd(
             callers=callers,
             control_before=before,
             strangers=tuple(strangers),
             control_after=after,
-            before=empty,
-            after=full,
-            idle=self._look(f"after {idle_s:g} s of rest"),
+            control_quiet=quiet,
+            moments=(empty, full, at_rest, self._look("when all could be forgotten")),
         )
 
     def _run(self, name: str, heads: Iterable[bytes]) -> list[Slice]:

@@ -41,25 +41,29 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class Crowd:
-    """The whole measurement: strangers by slice between two runs of one known caller."""
+    """The whole measurement: strangers by slice, and one known caller beside.
+
+    It asks before the strangers, right after them, and some seconds later (`control_quiet`). The
+    first of the `moments` is before the strangers, the second after them.
+    """
 
     callers: int
     control_before: Slice
     strangers: tuple[Slice, ...]
     control_after: Slice
-    before: Known
-    after: Known
-    idle: Known
+    control_quiet: Slice
+    moments: tuple[Known, ...]
 
     @property
     def bytes_per_caller(self) -> float:
         """What a remembered caller takes of the gateway's memory."""
-        return ratio(self.after.rss_bytes - self.before.rss_bytes, self.callers_remembered)
+        before, after, *_ = self.moments
+        return ratio(after.rss_bytes - before.rss_bytes, self.callers_remembered)
 
     @property
     def callers_remembered(self) -> int:
         """How many more the gateway remembers after the strangers than before them."""
-        return self.after.callers - self.before.callers
+        return self.moments[1].callers - self.moments[0].callers
 
     @property
     def slower(self) -> float:
@@ -68,8 +72,18 @@ class Crowd:
 
     @property
     def control_slower(self) -> float:
-        """By what share the known caller is slower with the strangers remembered than before."""
+        """By what share the known caller is slower right after the strangers than before."""
         return 1 - ratio(self.control_after.per_second, self.control_before.per_second)
+
+    @property
+    def quiet_slower(self) -> float:
+        """The same some seconds later: they are remembered, but nothing is done for them."""
+        return 1 - ratio(self.control_quiet.per_second, self.control_before.per_second)
+
+    @property
+    def slices(self) -> tuple[Slice, ...]:
+        """All of them in the order of time."""
+        return (self.control_before, *self.strangers, self.control_after, self.control_quiet)
 
     def document(self) -> dict[str, Any]:
         """The figures for programs; null where nothing was measured."""
@@ -77,12 +91,11 @@ class Crowd:
             "bytes_per_caller": self.bytes_per_caller,
             "slower": self.slower,
             "control_slower": self.control_slower,
+            "quiet_slower": self.quiet_slower,
         }
         plain = {
             name: None if math.isnan(value) else round(value, 4) for name, value in figures.items()
         }
-        slices = (self.control_before, *self.strangers, self.control_after)
-        moments = (self.before, self.after, self.idle)
         return {
             "callers": self.callers,
             **plain,
@@ -94,11 +107,11 @@ class Crowd:
                     "p99_ms": round(each.p99_ms, 3),
                     "failures": each.failures,
                 }
-                for each in slices
+                for each in self.slices
             ],
             "moments": [
                 {"when": each.when, "rss_bytes": each.rss_bytes, "callers": each.callers}
-                for each in moments
+                for each in self.moments
             ],
         }
 
@@ -134,27 +147,26 @@ def slices(
 
 def crowd_sentences(crowd: Crowd) -> list[str]:
     """What a person wants to know, a line each."""
-    first, last = crowd.strangers[0], crowd.strangers[-1]
-    control, again = crowd.control_before, crowd.control_after
-    moments = (crowd.before, crowd.after, crowd.idle)
-    failures = sum(each.failures for each in (control, *crowd.strangers, again))
-    slowest = max(crowd.slower, crowd.control_slower)
+    control = crowd.control_before
+    failures = sum(each.failures for each in crowd.slices)
+    slowest = max(crowd.slower, crowd.control_slower, crowd.quiet_slower)
     verdict = "met" if slowest <= GOAL_SLOWER and not failures else "missed"
     return [
         *(
             f"{each.when}: {each.rss_bytes / MIB:.1f} MiB resident, "
             f"{each.callers:,} callers remembered."
-            for each in moments
+            for each in crowd.moments
         ),
         f"{crowd.bytes_per_caller:,.0f} bytes for each of {crowd.callers_remembered:,} callers.",
-        _compared("strangers", first, last, crowd.slower),
-        _compared("one known caller", control, again, crowd.control_slower),
+        _compared("the last strangers", crowd.strangers[-1], crowd.strangers[0], crowd.slower),
+        _compared("a known caller after", crowd.control_after, control, crowd.control_slower),
+        _compared("the same later", crowd.control_quiet, control, crowd.quiet_slower),
         f"{failures} requests failed; goal: no slow-down over {GOAL_SLOWER:.0%}: {verdict}.",
     ]
 
 
-def _compared(who: str, first: Slice, last: Slice, slower: float) -> str:
+def _compared(who: str, now: Slice, first: Slice, slower: float) -> str:
     return (
-        f"{who}: {first.per_second:,.0f} requests/s at first (p99 {first.p99_ms:.1f} ms), "
-        f"{last.per_second:,.0f} at last (p99 {last.p99_ms:.1f} ms): {slower:+.1%} slower."
+        f"{who}: {now.per_second:,.0f} requests/s (p99 {now.p99_ms:.1f} ms), at first "
+        f"{first.per_second:,.0f} (p99 {first.p99_ms:.1f} ms): {slower:+.1%} slower."
     )

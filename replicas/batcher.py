@@ -191,10 +191,17 @@ class Taken:
     late: list[Pending]
 
 
+PRESENCE_S = 5.0
+"""A priority is expected again for so long after its last request."""
+YIELDING_ROWS = 1
+"""Rows of a batch while requests of a higher priority are expected: they wait for one run at most,
+so it must be short."""
+
+
 class _Queue:
     """Requests of one key, never empty; `due_s` is when the first must not wait.
 
-    They go by priority, and oldest first inside one; a request that is cut stays in front.
+    They go by priority, and oldest first inside one.
     """
 
     __slots__ = ("due_s", "rows", "waiting")
@@ -208,7 +215,7 @@ class _Queue:
         """Find its place."""
         waiting = self.waiting
         at = len(waiting)
-        while at and waiting[at - 1].priority < pending.priority and not waiting[at - 1]._taken:
+        while at and waiting[at - 1].priority < pending.priority:
             at -= 1
         if at == len(waiting):
             waiting.append(pending)
@@ -231,6 +238,7 @@ class Batcher:
         self._queues: dict[Hashable, _Queue] = {}  # None: those that run alone
         self.depth = 0
         self.rows = 0
+        self._peak, self._peak_until_s = 0, -math.inf
 
     def configure(self, max_rows: int, max_wait_s: float) -> None:
         """Change the limits from the next batch on; raises `ValueError` as the constructor does.
@@ -250,6 +258,8 @@ class Batcher:
 
     def add(self, pending: Pending) -> None:
         """Let a request wait for its turn."""
+        if pending.priority >= self._peak or pending.arrived_s > self._peak_until_s:
+            self._peak, self._peak_until_s = pending.priority, pending.arrived_s + PRESENCE_S
         key = self._queue_key(pending)
         queue = self._queues.get(key)
         if queue is None:
@@ -322,7 +332,7 @@ class Batcher:
         """Parts in order of arrival until the next does not fit; only what fits no batch is cut."""
         parts: list[Part] = []
         waiting = queue.waiting
-        room = self._max_rows
+        room = self._room(waiting[0], now_s)
         while waiting and not (alone and parts):
             pending = waiting[0]
             if pending.deadline.at_s <= now_s:
@@ -345,6 +355,10 @@ class Batcher:
                 waiting.popleft()
                 self.depth -= 1
         return parts
+
+    def _room(self, first: Pending, now_s: float) -> int:
+        yields = first.priority < self._peak and now_s <= self._peak_until_s
+        return min(YIELDING_ROWS, self._max_rows) if yields else self._max_rows
 
     def _may_cut(self, pending: Pending) -> bool:
         return self._max_rows > 0 and pending.request.rows is not None

@@ -31,7 +31,7 @@ def origin(peer: str, forwarded_for: str, trusted: Sequence[Network]) -> Address
     the search at the proxy that passed it on.
     """
     found = parse(peer)
-    for entry in reversed(forwarded_for.split(",")[-MAX_HOPS:]):
+    for entry in reversed(forwarded_for.rsplit(",", MAX_HOPS)[-MAX_HOPS:]):
         if found is None or not _is_trusted(found, trusted):
             break
         before = parse(_without_port(entry.strip()))

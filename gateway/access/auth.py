@@ -88,10 +88,10 @@ class Authenticator:
         if known is None:
             given = "" if path is address else path.partition(" ")[2]
             name = f"ip:{name_of(origin(address, given, self._trusted))}"
-            if len(self._strangers) >= MAX_REMEMBERED:
-                self._strangers.clear()
             known = Caller(name, ANONYMOUS)
             if len(path) <= MAX_PATH:
+                if len(self._strangers) >= MAX_REMEMBERED:
+                    self._strangers.clear()
                 self._strangers[path] = known
         return known
 

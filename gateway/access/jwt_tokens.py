@@ -1,34 +1,33 @@
-"""JSON Web Tokens (RFC 7519): whom a signed token names, and the keys that may have signed it."""
+"""JSON Web Tokens (RFC 7519): whom a signed token names, by the keys that may have signed it."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
-import json
+import re
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Mapping
-from pathlib import Path
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-import httpx
 import jwt
-import structlog
+from cryptography.exceptions import UnsupportedAlgorithm
 
 from gateway.access.caller import Caller
 from gateway.access.tiers import Jwt
 from gateway.errors import Unauthenticated, Unavailable
 
 MAX_TOKEN_BYTES = 8192
-MAX_JWKS_BYTES = 1024 * 1024
 MAX_ID = 128
 REMEMBERED = 10_000
 """Verified tokens: a signature costs 30 to 100 µs, finding the token again 2."""
 SOONEST_S = 5.0
 """Unknown key ids make us look at the source again, but not more often than so."""
-FETCH_S = 10.0
+MAX_TIME_S = 1e12
+"""Times in a token are below this; JSON can also say Infinity, or more than a float holds."""
 
-log = structlog.get_logger()
+_SHAPE = re.compile(rb"[\w-]+\.[\w-]+\.[\w-]+")
 
 
 class JwtVerifier:
@@ -38,26 +37,41 @@ class JwtVerifier:
         self, config: Jwt, tiers: Collection[str], now_s: Callable[[], float] = time.time
     ) -> None:
         self.config, self._tiers, self._now_s = config, tiers, now_s
-        self._keys: dict[str, jwt.PyJWK] | None = None
+        self._document: Any = None
+        self._keys: Mapping[tuple[str | None, str], jwt.PyJWK] | None = None
         self._known: OrderedDict[bytes, tuple[float, Caller]] = OrderedDict()
-        self.wants_refresh = False
+        self.wanted = asyncio.Event()
+
+    @property
+    def wants_refresh(self) -> bool:
+        """A token named a key that is not in the set: there may be a newer one."""
+        return self.wanted.is_set()
+
+    def allow(self, tiers: Collection[str]) -> None:
+        """Use these names of tiers from now on."""
+        self._tiers = tiers
+        self._known.clear()
+
+    def inherit(self, before: JwtVerifier) -> None:
+        """Start with the keys of the verifier before, if they are from the same source."""
+        if before._document is not None and before.config.jwks == self.config.jwks:
+            with contextlib.suppress(ValueError):
+                self.take(before._document)
 
     def take(self, document: Any) -> None:
         """Use the keys of this JWKS from now on; raises `ValueError` if it has none for us."""
         listed = document.get("keys") if isinstance(document, Mapping) else None
-        keys: dict[str, jwt.PyJWK] = {}
-        for each in listed if isinstance(listed, list) else ():
-            try:
-                key = jwt.PyJWK(each)
-            except (jwt.PyJWTError, KeyError, TypeError, ValueError, AttributeError):
-                continue  # a kind of key that we do not know, beside others that we do
-            if key.public_key_use in (None, "sig") and key.key_type != "oct":
-                keys[str(key.key_id or "")] = key
+        keys = {
+            (key.key_id, key.algorithm_name): key
+            for each in (listed if isinstance(listed, list) else ())
+            for key in _public_keys(each, self.config.algorithms)
+        }
         if not keys:
             raise ValueError("it holds no public key for signatures")
-        self._keys = keys
-        self._known.clear()
-        self.wants_refresh = False
+        if document != self._document:
+            self._known.clear()
+        self._document, self._keys = document, keys
+        self.wanted.clear()
 
     def verify(self, token: bytes) -> Caller:
         """The caller that a token names.
@@ -69,29 +83,33 @@ class JwtVerifier:
         name = hashlib.sha256(token).digest()
         known = self._known.get(name)
         if known is not None and self._now_s() < known[0]:
+            self._known.move_to_end(name)
             return known[1]
         claims = self._claims(token)
+        ends_s = self._end_s(claims)
         caller = self._caller(claims)
-        self._known[name] = (float(claims["exp"]) + self.config.leeway_s, caller)
+        self._known[name] = (ends_s, caller)
         if len(self._known) > REMEMBERED:
             self._known.popitem(last=False)
         return caller
 
     def _claims(self, token: bytes) -> dict[str, Any]:
+        if _SHAPE.fullmatch(token) is None:
+            raise Unauthenticated("this is neither an API key nor a JSON Web Token")
         if self._keys is None:
-            self.wants_refresh = True
+            self.wanted.set()
             raise Unavailable(
                 "the keys that tokens are signed with could not be fetched yet",
                 retry_after_s=SOONEST_S,
             )
         try:
             header = jwt.get_unverified_header(token)
-        except jwt.PyJWTError:
+        except (jwt.PyJWTError, ValueError, RecursionError):
             raise Unauthenticated("this is no JSON Web Token") from None
         if header.get("alg") not in self.config.algorithms:
             allowed = ", ".join(self.config.algorithms)
             raise Unauthenticated(f"the token's algorithm is not allowed; allowed: {allowed}")
-        key = self._key(header.get("kid"))
+        key = self._key(header.get("kid"), header["alg"])
         try:
             claims: dict[str, Any] = jwt.decode(
                 token,
@@ -99,24 +117,42 @@ class JwtVerifier:
                 algorithms=list(self.config.algorithms),
                 audience=self.config.audience,
                 issuer=self.config.issuer,
-                leeway=self.config.leeway_s,
-                options={"require": ["exp", self.config.id_claim], "verify_iat": False},
+                options={
+                    "require": ["exp", self.config.id_claim],
+                    "enforce_minimum_key_length": True,
+                    "verify_iat": False,
+                    "verify_exp": False,  # by our own clock: see `_end_s`
+                    "verify_nbf": False,
+                },
             )
         except jwt.PyJWTError as error:
             raise Unauthenticated(_reason(error)) from None
-        except (ValueError, TypeError, OverflowError):
+        except (ValueError, TypeError, OverflowError, RecursionError):
             raise Unauthenticated("the token cannot be read") from None
         return claims
 
-    def _key(self, key_id: Any) -> jwt.PyJWK:
+    def _key(self, key_id: str | None, algorithm: str) -> jwt.PyJWK:
+        """The key of that name; without one, the only key that fits."""
         keys = self._keys or {}
-        if key_id is None and len(keys) == 1:
-            return next(iter(keys.values()))
-        key = keys.get(key_id) if isinstance(key_id, str) else None
+        if key_id is None:
+            fitting = [key for (_, of), key in keys.items() if of == algorithm]
+            key = fitting[0] if len(fitting) == 1 else None
+        else:
+            key = keys.get((key_id, algorithm))
         if key is None:
-            self.wants_refresh = True
-            raise Unauthenticated("the token names a signing key (`kid`) that is not known")
+            self.wanted.set()
+            raise Unauthenticated("the token names no signing key (`kid`) that is known")
         return key
+
+    def _end_s(self, claims: Mapping[str, Any]) -> float:
+        """Until when the token holds, in seconds since 1970; raises if that is not so now."""
+        now_s, leeway_s = self._now_s(), self.config.leeway_s
+        ends_s = _time(claims, "exp") + leeway_s
+        if ends_s <= now_s:
+            raise Unauthenticated("the token has expired")
+        if "nbf" in claims and _time(claims, "nbf") - leeway_s > now_s:
+            raise Unauthenticated("the token is not valid yet")
+        return ends_s
 
     def _caller(self, claims: Mapping[str, Any]) -> Caller:
         subject = claims.get(self.config.id_claim)
@@ -126,7 +162,9 @@ class JwtVerifier:
             raise Unauthenticated(f"the claim {self.config.id_claim!r} has unprintable characters")
         tier = claims.get(self.config.tier_claim, self.config.default_tier)
         if not isinstance(tier, str) or tier not in self._tiers:
-            raise Unauthenticated(f"the claim {self.config.tier_claim!r} names no tier")
+            named = self.config.tier_claim in claims
+            what = f"the claim {self.config.tier_claim!r}" if named else "`auth.jwt.default_tier`"
+            raise Unauthenticated(f"{what} names no tier that exists")
         models = claims.get(self.config.models_claim)
         if models is not None and not (
             isinstance(models, list) and all(isinstance(each, str) for each in models)
@@ -135,11 +173,42 @@ class JwtVerifier:
         return Caller(f"jwt:{subject}", tier, None if models is None else frozenset(models))
 
 
+def _time(claims: Mapping[str, Any], name: str) -> float:
+    value = claims[name]
+    numeric = isinstance(value, int | float) and not isinstance(value, bool)
+    if not numeric or not abs(value) < MAX_TIME_S:
+        raise Unauthenticated(f"the claim {name!r} is no time in seconds since 1970")
+    return float(value)
+
+
+def _public_keys(each: Any, algorithms: Sequence[str]) -> Sequence[jwt.PyJWK]:
+    """A key of a JWKS, once for each algorithm that it may be used with; empty if it is not ours.
+
+    Most keys are for one: they name it, or their curve does. An RSA key that names none is for all.
+    """
+    try:
+        if each.get("use", "sig") != "sig" or "d" in each:
+            return ()  # for encryption; or a secret that everybody can read by now
+        if not isinstance(each.get("kid", ""), str):
+            return ()
+        open_rsa = each.get("kty") == "RSA" and not each.get("alg")
+        names = [name for name in algorithms if name[:2] in ("RS", "PS")] if open_rsa else [None]
+        keys = [jwt.PyJWK(each, algorithm=name) for name in names]
+    except (
+        jwt.PyJWTError,
+        UnsupportedAlgorithm,
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+    ):
+        return ()  # a kind of key that we do not know, beside others that we do
+    return [key for key in keys if key.algorithm_name in algorithms]
+
+
 def _reason(error: jwt.PyJWTError) -> str:
     """What is wrong, in words that quote nothing of the token."""
     reasons: tuple[tuple[type[jwt.PyJWTError], str], ...] = (
-        (jwt.ExpiredSignatureError, "the token has expired"),
-        (jwt.ImmatureSignatureError, "the token is not valid yet"),
         (jwt.InvalidAudienceError, "the token is for another audience"),
         (jwt.InvalidIssuerError, "the token is from another issuer"),
         (jwt.InvalidSignatureError, "the token's signature is wrong"),
@@ -150,62 +219,3 @@ def _reason(error: jwt.PyJWTError) -> str:
     if isinstance(error, jwt.MissingRequiredClaimError):
         return f"the token lacks the claim {error.claim!r}"
     return "the token cannot be verified"
-
-
-class Jwks:
-    """Fetches the key set of a verifier, now and then; keeps the last good one."""
-
-    def __init__(self, verifier: JwtVerifier) -> None:
-        self._verifier, self._config = verifier, verifier.config
-        self._down = False
-
-    async def run(self) -> None:
-        """Fetch at once, every `refresh_s`, and sooner for an unknown key; until cancelled."""
-        while True:
-            fetched_s = time.monotonic()
-            await self.refresh()
-            patience_s = self._config.refresh_s if not self._down else SOONEST_S
-            while time.monotonic() - fetched_s < patience_s:
-                await asyncio.sleep(0.1)
-                if self._verifier.wants_refresh:
-                    patience_s = min(patience_s, SOONEST_S)
-
-    async def refresh(self) -> None:
-        """Fetch the keys once; a source that is down or broken changes nothing."""
-        try:
-            self._verifier.take(json.loads(await self._read()))
-        except (OSError, httpx.HTTPError, ValueError) as error:
-            if not self._down:
-                log.warning("jwks_away", source=self._source(), reason=type(error).__name__)
-            self._down = True
-        else:
-            if self._down:
-                log.info("jwks_back", source=self._source())
-            self._down = False
-
-    def _source(self) -> str:
-        """The source without what may be a secret in it."""
-        return self._config.jwks.partition("?")[0].rpartition("@")[2]
-
-    async def _read(self) -> bytes:
-        if not self._config.jwks.startswith(("http://", "https://")):
-            return await asyncio.to_thread(_read_file, Path(self._config.jwks))
-        async with (
-            httpx.AsyncClient(timeout=FETCH_S) as client,
-            client.stream("GET", self._config.jwks) as answer,
-        ):
-            answer.raise_for_status()
-            content = b""
-            async for piece in answer.aiter_bytes():
-                content += piece
-                if len(content) > MAX_JWKS_BYTES:
-                    raise ValueError("the key set is too long")
-            return content
-
-
-def _read_file(path: Path) -> bytes:
-    with path.open("rb") as file:
-        content = file.read(MAX_JWKS_BYTES + 1)
-    if len(content) > MAX_JWKS_BYTES:
-        raise ValueError("the key set is too long")
-    return content

@@ -6,7 +6,8 @@ import asyncio
 import os
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import orjson
@@ -27,19 +28,18 @@ class KeyFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._number = 0
 
     async def load(self) -> Mapping[str, KeyRecord]:
         """See `KeyStore`; raises `ConfigError` naming the line that is corrupt."""
         return await asyncio.to_thread(self._load)
 
-    async def put(self, record: KeyRecord) -> None:
-        """See `KeyStore`; the record is on the disk when this returns."""
-        await asyncio.to_thread(self._append, record)
+    async def put(self, *records: KeyRecord) -> None:
+        """See `KeyStore`; the records are on the disk when this returns."""
+        await asyncio.to_thread(self._append, b"".join(map(_line, records)))
 
     async def number(self) -> int:
         """See `KeyStore`: nobody else changes the file."""
-        return self._number
+        return 0
 
     def _load(self) -> Mapping[str, KeyRecord]:
         try:
@@ -50,17 +50,14 @@ class KeyFile:
             raise ConfigError(f"cannot read the keys in {self._path}: {error.strerror}") from None
         *lines, last = content.split(b"\n")
         if last:
-            # A write that was cut off: its order was never answered.
-            log.warning("key_file_cut_off", file=str(self._path), line=len(lines) + 1)
-            os.truncate(self._path, len(content) - len(last))
+            lines += self._mended(last, len(lines) + 1, len(content) - len(last))
         records: dict[str, KeyRecord] = {}
         for number, line in enumerate(lines, 1):
             try:
-                record = decode_record(orjson.loads(line))
+                record = _record(line)
             except ValueError as error:
-                reason = "no JSON" if isinstance(error, orjson.JSONDecodeError) else str(error)
                 raise ConfigError(
-                    f"{self._path}:{number}: this line is no API key record: {reason}; mend or "
+                    f"{self._path}:{number}: this line is no API key record: {error}; mend or "
                     "remove it"
                 ) from None
             records[record.id] = record
@@ -69,26 +66,85 @@ class KeyFile:
             self._rewrite(left)
         return left
 
-    def _append(self, record: KeyRecord) -> None:
+    def _mended(self, last: bytes, number: int, start: int) -> list[bytes]:
+        """End the last line; if its write was cut off, drop it: that order was never answered."""
         try:
+            _record(last)
+        except ValueError:
+            log.warning("key_file_cut_off", file=str(self._path), line=number)
+            with _writing(self._path):
+                os.truncate(self._path, start)
+            return []
+        self._append(b"\n")
+        return [last]
+
+    def _append(self, content: bytes) -> None:
+        with _writing(self._path):
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            is_new = not self._path.exists()
             descriptor = os.open(self._path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(_line(record))
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise Unavailable(f"cannot write the keys to {self._path}: {error.strerror}") from None
+            try:
+                _write_whole(descriptor, content)
+            finally:
+                os.close(descriptor)
+            if is_new:
+                _sync_folder(self._path.parent)
 
     def _rewrite(self, records: Mapping[str, KeyRecord]) -> None:
         """Replace the file at once, so that a crash leaves the old or the new one."""
-        descriptor, name = tempfile.mkstemp(dir=self._path.parent, prefix=".keys-")
-        with os.fdopen(descriptor, "wb") as file:
-            file.writelines(map(_line, records.values()))
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(self._path)
+        try:
+            descriptor, name = tempfile.mkstemp(dir=self._path.parent, prefix=".keys-")
+            try:
+                _write_whole(descriptor, b"".join(map(_line, records.values())))
+                Path(name).replace(self._path)
+            except OSError:
+                Path(name).unlink(missing_ok=True)
+                raise
+            finally:
+                os.close(descriptor)
+            _sync_folder(self._path.parent)
+        except OSError as error:  # the old file is as good, only longer
+            log.warning("key_file_not_rewritten", file=str(self._path), reason=error.strerror)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise Unavailable(f"cannot write the keys to {path}: {error.strerror}") from None
+
+
+def _write_whole(descriptor: int, content: bytes) -> None:
+    """Write all of it to the disk or nothing: after half a line the next one could not be read."""
+    before = os.fstat(descriptor).st_size
+    left = memoryview(content)
+    try:
+        while left:
+            left = left[os.write(descriptor, left) :]
+        os.fsync(descriptor)
+    except OSError:
+        os.ftruncate(descriptor, before)
+        raise
+
+
+def _sync_folder(folder: Path) -> None:
+    """Without this a crash of the machine may lose the name of a new file."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _line(record: KeyRecord) -> bytes:
     return orjson.dumps(encode_record(record)) + b"\n"
+
+
+def _record(line: bytes) -> KeyRecord:
+    """The record of a line; raises `ValueError`, which does not quote it."""
+    try:
+        document = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        raise ValueError("no JSON") from None
+    return decode_record(document)

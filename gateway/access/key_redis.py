@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 
 import orjson
 import structlog
@@ -45,20 +46,32 @@ class KeyRedis:
         except (RedisError, OSError) as error:
             raise _away(error) from None
         records: dict[str, KeyRecord] = {}
-        for name, document in found.items():
+        for field, document in found.items():
+            name = field.decode("latin-1") if isinstance(field, bytes) else field
             try:
                 record = decode_record(orjson.loads(document))
-            except ValueError:
-                log.error("key_record_corrupt", id=str(name)[:16])
+                if record.id != name:
+                    raise ValueError("it stands under another id")
+            except ValueError as error:
+                log.error("key_record_corrupt", id=name[:16], reason=str(error))
                 continue
             records[record.id] = record
-        return kept(records, time.time())
+        left = kept(records, time.time())
+        await self._forget(records.keys() - left.keys())
+        return left
 
-    async def put(self, record: KeyRecord) -> None:
+    async def _forget(self, ended: Set[str]) -> None:
+        """Remove records that nobody will ask for; the next load does it if this one cannot."""
+        if ended:
+            with contextlib.suppress(RedisError, OSError):
+                await self._redis.hdel(self._records, *ended)
+
+    async def put(self, *records: KeyRecord) -> None:
         """See `KeyStore`."""
         try:
             async with self._redis.pipeline(transaction=True) as pipeline:
-                pipeline.hset(self._records, record.id, orjson.dumps(encode_record(record)))
+                for record in records:
+                    pipeline.hset(self._records, record.id, orjson.dumps(encode_record(record)))
                 pipeline.incr(self._changes)
                 await pipeline.execute()
         except (RedisError, OSError) as error:
@@ -70,6 +83,10 @@ class KeyRedis:
             return int(await self._redis.get(self._changes) or 0)
         except (RedisError, OSError, ValueError) as error:
             raise _away(error) from None
+
+    async def close(self) -> None:
+        """Give up the connections."""
+        await self._redis.aclose()
 
 
 def _away(error: Exception) -> Unavailable:

@@ -13,7 +13,16 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from gateway.config import Routing
 from gateway.errors import DeadlineExceeded, HeadraceError, NotFound, Unavailable
 from gateway.frames import Reply
-from gateway.router import DEPTH_S, MAX_MOVES, RETRY_RESERVE, Answer, Key, Request, Router
+from gateway.router import (
+    DEPTH_S,
+    MAX_MOVES,
+    PRESENCE_S,
+    RETRY_RESERVE,
+    Answer,
+    Key,
+    Request,
+    Router,
+)
 
 ANY: Key = ("m", None)
 LEAST = Routing()
@@ -48,10 +57,18 @@ class House:
         self.router.lane_up(name, self.wires[name])
         self.router.credit(name, 1, credit)
 
-    def ask(self, *, deadline_s: float = 100.0, key: Key = ANY, hash_key: bytes = b"") -> Request:
+    def ask(
+        self,
+        *,
+        deadline_s: float = 100.0,
+        key: Key = ANY,
+        hash_key: bytes = b"",
+        priority: int = 0,
+        at_s: float = 0.0,
+    ) -> Request:
         self.number += 1
-        request = Request(self.number, key, 0, b"", 0, deadline_s, 0.0, self.done)
-        request.hash_key = hash_key
+        request = Request(self.number, key, 0, b"", 0, deadline_s, at_s, self.done)
+        request.hash_key, request.priority = hash_key, priority
         self.router.submit(request)
         return request
 
@@ -62,8 +79,8 @@ class House:
         reply = Reply(number, 0, 200, 0, 0, None, 0, 0, 0, 0, depth, b"")
         self.router.reply(slot, reply, elsewhere=elsewhere)
 
-    def assign(self) -> dict[str, list[int]]:
-        return {s: [r.id for r in sent] for s, sent in self.router.assign(0.0).items()}
+    def assign(self, now_s: float = 0.0) -> dict[str, list[int]]:
+        return {s: [r.id for r in sent] for s, sent in self.router.assign(now_s).items()}
 
     def error(self, number: int) -> HeadraceError:
         (answer,) = self.answers[number]
@@ -264,6 +281,40 @@ def test_requests_wait_for_a_removed_model_no_longer() -> None:
     house.ask()
     house.router.set_routes({})
     assert "removed" in house.error(1).message
+
+
+def test_while_a_higher_priority_is_expected_the_lower_keep_the_slot_nearly_free() -> None:
+    house = House()
+    house.slots("a", credit=8)
+    house.ask(priority=20)
+    assert house.assign() == {"a": [1]}
+    house.answer("a", 1)
+    for _ in range(6):
+        house.ask()
+    assert house.assign() == {"a": [2, 3]}
+    house.ask(priority=20)
+    assert house.assign() == {"a": [8]}
+    house.answer("a", 2)
+    assert house.assign() == {}
+    assert house.assign(PRESENCE_S + 1) == {"a": [4, 5, 6, 7]}
+
+
+def test_what_cannot_be_in_time_is_refused_at_once() -> None:
+    house = House()
+    house.slots("a", credit=1)
+    house.ask()
+    house.assign()
+    reply = Reply(1, 0, 200, 0, 0, None, 2.0, 0, 0, 0, 0, b"")  # two seconds in the slot
+    house.router.reply("a", reply, elsewhere=False)
+    for _ in range(4):
+        house.ask()
+    house.assign()
+    with pytest.raises(Unavailable, match="3 requests wait") as refusal:
+        house.ask(deadline_s=7.0)
+    assert refusal.value.reason == "deadline"
+    assert refusal.value.retry_after_s == pytest.approx(6.0)
+    assert not house.ask(deadline_s=9.0).finished
+    assert not house.ask(deadline_s=3.0, priority=20).finished  # it goes before them
 
 
 class Storm(RuleBasedStateMachine):

@@ -20,9 +20,12 @@ def crowd() -> Crowd:
         control_before=Slice("known", 100, 1.0, 5.0, 0),
         strangers=(Slice("1 to 100", 100, 1.0, 5.0, 0), Slice("101 to 200", 90, 1.0, 6.0, 0)),
         control_after=Slice("known", 70, 1.0, 7.0, 0),
-        before=Known("before", 100 * MIB, 1),
-        after=Known("after", 100 * MIB + 1024 * 1000, 1001),
-        idle=Known("after 35 s of rest", 100 * MIB, 1),
+        control_quiet=Slice("known", 95, 1.0, 5.0, 0),
+        moments=(
+            Known("before", 100 * MIB, 1),
+            Known("after", 100 * MIB + 1024 * 1000, 1001),
+            Known("when all could be forgotten", 100 * MIB, 1),
+        ),
     )
 
 
@@ -30,6 +33,7 @@ def test_memory_is_told_by_caller_and_speed_against_the_first(crowd: Crowd) -> N
     assert (crowd.callers_remembered, crowd.bytes_per_caller) == (1000, 1024)
     assert crowd.slower == pytest.approx(0.1)
     assert crowd.control_slower == pytest.approx(0.3)
+    assert crowd.quiet_slower == pytest.approx(0.05)
     lines = crowd_sentences(crowd)
     assert lines[0] == "before: 100.0 MiB resident, 1 callers remembered."
     assert lines[3] == "1,024 bytes for each of 1,000 callers."
@@ -45,11 +49,11 @@ def test_the_goal_is_met_without_slow_down_and_without_failures(crowd: Crowd) ->
 
 
 def test_figures_are_plain_numbers_or_null(crowd: Crowd, tmp_path: Path) -> None:
-    forgotten = replace(crowd, after=crowd.before)
+    forgotten = replace(crowd, moments=(crowd.moments[0],) * 2)
     file = publish(forgotten, datetime(2026, 1, 1), tmp_path)
     document = json.loads(file.read_text())
     assert document["bytes_per_caller"] is None
-    assert [each["per_second"] for each in document["slices"]] == [100, 100, 90, 70]
+    assert [each["per_second"] for each in document["slices"]] == [100, 100, 90, 70, 95]
 
 
 def test_slices_follow_the_order_of_answers_and_the_rest_joins_the_last() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from gateway.deadline import Deadline
 from gateway.errors import InternalError, InvalidArgument
 from gateway.protocols.tensors import InferenceRequest, Signature
-from replicas.batcher import Batch, Batcher, Pending, batch_key
+from replicas.batcher import PRESENCE_S, Batch, Batcher, Pending, batch_key
 
 SIGNATURE = Signature("serving_default", (), ())
 
@@ -32,8 +32,10 @@ def pending(
     deadline_s: float = math.inf,
     token: object = None,
     alone: bool = False,
+    priority: int = 0,
 ) -> Pending:
-    return Pending.of(request(rows, width, first), Deadline(deadline_s), at_s, token, alone)
+    deadline = Deadline(deadline_s)
+    return Pending.of(request(rows, width, first), deadline, at_s, token, alone, priority)
 
 
 def taken(batcher: Batcher, now_s: float = 0.0) -> Batch:
@@ -345,3 +347,28 @@ def test_changed_limits_hold_from_the_next_batch_on() -> None:
     assert first is not None and second is not None and (first.rows, second.rows) == (2, 4)
     with pytest.raises(ValueError, match="from or to 0"):
         batcher.configure(0, 0)
+
+
+def test_the_higher_priority_goes_first_and_ends_what_it_passes_later() -> None:
+    batcher = Batcher(2, 0.0)
+    low = pending(5, first=0)
+    batcher.add(low)
+    first = taken(batcher)
+    assert (first.pendings, first.rows) == ([low], 2)
+    high = pending(1, first=50, priority=20)
+    batcher.add(high)
+    assert taken(batcher).pendings == [high]
+    answers = run(first)
+    while batcher.rows:
+        answers += run(taken(batcher))
+    assert [each for each, _ in answers] == [low]
+    assert answers[0][1]["y"].tolist() == [0, 10, 20, 30, 40]
+
+
+def test_lower_priorities_run_row_by_row_while_a_higher_one_is_expected() -> None:
+    batcher = Batcher(8, 0.0)
+    batcher.add(pending(1, priority=20))
+    assert taken(batcher).rows == 1
+    add_all(batcher, [pending(3, first=0), pending(2, first=3)])
+    assert [taken(batcher, 1.0).rows for _ in range(2)] == [1, 1]
+    assert taken(batcher, PRESENCE_S + 1).rows == 3

@@ -1,0 +1,155 @@
+"""Keys in a real file: what survives a crash, a full disk and an editor."""
+
+from __future__ import annotations
+
+import os
+import resource
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import orjson
+import pytest
+from structlog.testing import capture_logs
+
+from gateway.access import key_file
+from gateway.access.caller import KeyRecord
+from gateway.access.key_file import KeyFile
+from gateway.access.keys import KEPT_S, encode_record, new_key
+from gateway.errors import ConfigError, Unavailable
+
+
+def record(name: str = "alice", **changed: float) -> KeyRecord:
+    made = new_key(b"pepper", name=name, tier="premium", now_s=time.time())[1]
+    return replace(made, **changed)  # type: ignore[arg-type]
+
+
+def line(of: KeyRecord) -> bytes:
+    return orjson.dumps(encode_record(of)) + b"\n"
+
+
+@contextmanager
+def room_for(size_bytes: int) -> Iterator[None]:
+    """No file may grow beyond this, as on a disk that is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+async def test_what_was_put_is_there_in_the_next_life(tmp_path: Path) -> None:
+    path = tmp_path / "state" / "keys.jsonl"
+    alice, bob = record(), record("bob")
+    store = KeyFile(path)
+    assert await store.load() == {}
+    await store.put(alice)
+    await store.put(bob, replace(alice, revoked_s=time.time()))
+    found = await KeyFile(path).load()
+    assert found.keys() == {alice.id, bob.id} and found[alice.id].revoked_s
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert path.read_bytes().count(b"\n") == 3 and await store.number() == 0
+
+
+async def test_a_line_that_was_cut_off_is_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "keys.jsonl"
+    alice, bob = record(), record("bob")
+    path.write_bytes(line(alice) + line(bob)[:-20])
+    with capture_logs() as logs:
+        assert (await KeyFile(path).load()).keys() == {alice.id}
+    assert [(each["event"], each["line"]) for each in logs] == [("key_file_cut_off", 2)]
+    await KeyFile(path).put(bob)
+    assert path.read_bytes() == line(alice) + line(bob)
+
+
+async def test_a_last_line_that_lacks_only_its_end_counts(tmp_path: Path) -> None:
+    path = tmp_path / "keys.jsonl"
+    alice, bob = record(), record("bob")
+    path.write_bytes(line(alice).rstrip())
+    store = KeyFile(path)
+    assert (await store.load()).keys() == {alice.id}
+    await store.put(bob)
+    assert path.read_bytes() == line(alice) + line(bob)
+
+
+@pytest.mark.parametrize(
+    ("broken", "words"),
+    [
+        (b"{", "no JSON"),
+        (b"", "no JSON"),
+        (b"\xff\xfe", "no JSON"),
+        (b"[]", "it should be an object"),
+        (b'{"id": "aaaaaaaa"}', "'name' should be a text"),
+    ],
+)
+async def test_a_corrupt_line_is_named_but_not_quoted(
+    tmp_path: Path, broken: bytes, words: str
+) -> None:
+    path = tmp_path / "keys.jsonl"
+    path.write_bytes(line(record()) + broken + b"\n" + line(record("bob")))
+    with pytest.raises(ConfigError) as caught:
+        await KeyFile(path).load()
+    assert f"{path}:2: " in caught.value.message and words in caught.value.message
+
+
+async def test_a_full_disk_leaves_no_half_line(tmp_path: Path) -> None:
+    path = tmp_path / "keys.jsonl"
+    alice, bob = record(), record("bob")
+    store = KeyFile(path)
+    await store.put(alice)
+    with room_for(len(line(alice)) + 40), pytest.raises(Unavailable, match="File too large"):
+        await store.put(bob)
+    assert path.read_bytes() == line(alice)
+    await store.put(bob)
+    assert (await store.load()).keys() == {alice.id, bob.id}
+
+
+async def test_a_folder_in_the_way_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="Is a directory"):
+        await KeyFile(tmp_path).load()
+    with pytest.raises(Unavailable, match="Is a directory"):
+        await KeyFile(tmp_path).put(record())
+    (tmp_path / "file").touch()
+    with pytest.raises(Unavailable, match="cannot write the keys"):
+        await KeyFile(tmp_path / "file" / "keys.jsonl").put(record())
+
+
+async def test_keys_that_ended_long_ago_are_forgotten(tmp_path: Path) -> None:
+    path = tmp_path / "keys.jsonl"
+    gone = record(revoked_s=time.time() - KEPT_S - 1)
+    lately = record("bob", revoked_s=time.time() - KEPT_S + 60)
+    await KeyFile(path).put(gone, lately)
+    assert (await KeyFile(path).load()).keys() == {lately.id}
+
+
+async def test_a_file_that_has_grown_is_written_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(key_file, "SPARE_LINES", 3)
+    path = tmp_path / "keys.jsonl"
+    alice = record()
+    path.write_bytes(line(alice) * 4)
+    await KeyFile(path).load()
+    assert path.read_bytes() == line(alice) * 4
+    path.write_bytes(line(alice) * 4 + line(replace(alice, name="al")))
+    await KeyFile(path).load()
+    assert path.read_bytes() == line(replace(alice, name="al"))
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert os.listdir(tmp_path) == ["keys.jsonl"]
+
+
+async def test_no_room_to_write_anew_keeps_the_long_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(key_file, "SPARE_LINES", 3)
+    path = tmp_path / "keys.jsonl"
+    alice = record()
+    path.write_bytes(line(alice) * 9)
+    with room_for(10), capture_logs() as logs:
+        assert (await KeyFile(path).load()).keys() == {alice.id}
+    assert [each["event"] for each in logs] == ["key_file_not_rewritten"]
+    assert path.read_bytes() == line(alice) * 9 and os.listdir(tmp_path) == ["keys.jsonl"]

@@ -1,0 +1,117 @@
+"""`headrace keys` against a real listener, desk and file."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event, Thread
+
+import pytest
+from click.testing import CliRunner, Result
+from structlog.testing import capture_logs
+
+from gateway.cli import main
+from gateway.listeners import HttpListener
+from tests.gateway.test_keys_api import keys_app
+
+TOKEN = "t" * 32
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """The address of a listener that keeps keys in that folder, in a thread of its own."""
+    listener = HttpListener(keys_app(folder), "127.0.0.1:0", idle_timeout_s=5)
+    started, leave = Event(), asyncio.Event()
+    loop = asyncio.new_event_loop()
+
+    async def serve() -> None:
+        await listener.start()
+        started.set()
+        await leave.wait()
+        await listener.stop(1)
+
+    thread = Thread(target=loop.run_until_complete, args=(serve(),))
+    thread.start()
+    started.wait(10)
+    try:
+        yield listener.address
+    finally:
+        loop.call_soon_threadsafe(leave.set)
+        thread.join()
+        loop.close()
+
+
+@pytest.fixture
+def address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setenv("HEADRACE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("COLUMNS", "160")
+    (tmp_path / "token").write_text(TOKEN)
+    with capture_logs(), served(tmp_path) as where:  # or the server's lines join the command's
+        yield where
+
+
+def run(tmp_path: Path, address: str, *words: str) -> Result:
+    command = ["keys", *words, "--admin", address, "--token-file", str(tmp_path / "token")]
+    return CliRunner().invoke(main, command, catch_exceptions=False)
+
+
+def test_a_key_is_the_last_word_and_is_shown_once(tmp_path: Path, address: str) -> None:
+    wanted = ("--tier", "premium", "--model", "faces", "--model", "tagger", "--expires", "30d")
+    result = run(tmp_path, address, "create", "alice", *wanted)
+    assert result.exit_code == 0 and "alice (premium)" in result.stdout
+    key = result.stdout.split()[-1]
+    assert key.startswith("hr_") and len(key) == 55
+    listed = run(tmp_path, address, "list")
+    assert "alice" in listed.stdout and "faces, tagger" in listed.stdout
+    assert key not in listed.stdout and key[3:11] in listed.stdout
+
+
+def test_json_is_for_scripts(tmp_path: Path, address: str) -> None:
+    made = json.loads(
+        run(tmp_path, address, "create", "alice", "--tier", "premium", "--json").stdout
+    )
+    assert made["models"] is None and made["expires_s"] is None
+    new = json.loads(run(tmp_path, address, "rotate", "alice", "--grace", "1h", "--json").stdout)
+    assert new["replaces"] == made["id"] and new["key"] != made["key"]
+    (old, _) = json.loads(run(tmp_path, address, "list", "--json").stdout)["keys"]
+    assert old["state"] == "ending" and 3590 < old["revoked_s"] - new["created_s"] < 3610
+    ended = json.loads(run(tmp_path, address, "revoke", made["id"], "--json").stdout)
+    assert ended["state"] == "revoked" and "key" not in ended
+
+
+def test_a_key_is_rotated_and_revoked_by_its_name(tmp_path: Path, address: str) -> None:
+    first = run(tmp_path, address, "create", "team/blue", "--tier", "standard").stdout.split()[-1]
+    second = run(tmp_path, address, "rotate", "team/blue").stdout.split()[-1]
+    assert second.startswith("hr_") and second != first
+    revoked = run(tmp_path, address, "revoke", "team/blue")
+    assert revoked.stdout == f"the key {second[3:11]} of team/blue ended\n"
+
+
+def test_no_keys_are_said_to_be_none(tmp_path: Path, address: str) -> None:
+    assert "there are no keys; make one with" in run(tmp_path, address, "list").stdout
+
+
+def test_what_cannot_be_done_is_one_sentence_on_stderr(tmp_path: Path, address: str) -> None:
+    for words, reason in (
+        (("create", "alice", "--tier", "gold"), "there is no tier 'gold'"),
+        (("create", "alice", "--tier", "premium", "--model", "../m"), "models.0: "),
+        (("revoke", "nobody"), "no valid key with the id or name 'nobody'"),
+        (("rotate", "no/body"), "no valid key with the id or name 'no/body'"),
+    ):
+        result = run(tmp_path, address, *words)
+        assert result.exit_code == 1 and reason in result.stderr and not result.stdout
+
+
+def test_wrong_usage_is_told_before_anything_is_asked(tmp_path: Path) -> None:
+    for words in (
+        ("create", "alice", "--tier", "premium", "--expires", "soon"),
+        ("create", "alice", "--tier", "premium", "--expires", "-1d"),
+        ("rotate", "alice", "--grace", "1 h"),
+        ("create", "alice"),
+    ):
+        assert run(tmp_path, "127.0.0.1:1", *words).exit_code == 2
+    (tmp_path / "token").write_text(TOKEN)
+    assert run(tmp_path, "127.0.0.1:1", "list").exit_code == 4
