@@ -122,6 +122,13 @@ class Budgets(Strict):
     prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:\-]{1,64}$")] = "headrace"
     keys: str | None = None
 
+    @model_validator(mode="after")
+    def _no_password_in_the_url(self) -> Self:
+        user, at, _ = self.store.partition("://")[2].rpartition("@")
+        if at and ":" in user:
+            raise ValueError("`store` should hold no password: name its place in `password`")
+        return self
+
 
 class SlotClass(Strict):
     """Slots of one kind: how many, with what share of a node, and what they preload."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway import ray_cluster
+from gateway.access.key_desk import KeyDesk
 from gateway.command import instance
 from gateway.command.admin_client import AdminClient
 from gateway.command.processes import ProcessId, descendants, end
@@ -56,6 +58,8 @@ def check_startable(config: Config, options: Options) -> None:
     """Raise one sentence for whatever would keep the start from succeeding here."""
     ray_cluster.check_installed(config.args)
     admin_token(config.args.admin_token)
+    if config.args.budgets.store == "pool":
+        asyncio.run(KeyDesk.open(config.args.budgets, b"").refresh())
     if options.address is None:
         instance.check_ports(config.args)
 
