@@ -274,5 +274,5 @@ async def test_keys_show_no_caller(server: RedisServer) -> None:
 
 def test_a_url_that_is_none_is_refused_without_showing_it() -> None:
     with pytest.raises(ConfigError, match="is not a URL like") as raised:
-        RedisBudgets(Budgets(store="redis://u:secret@host:not-a-port/0"), "g1")
+        RedisBudgets(Budgets(store="redis://secret@host:not-a-port/0"), "g1")
     assert "secret" not in str(raised.value)

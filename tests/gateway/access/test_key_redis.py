@@ -128,5 +128,5 @@ async def test_wrong_settings_are_said_at_once(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(ConfigError, match="NO_SUCH_SECRET"):
         KeyRedis(Budgets.model_validate(given))
     with pytest.raises(ConfigError, match="not a URL") as caught:
-        KeyRedis(Budgets(store="redis://:hunter2@host:port/0"))
+        KeyRedis(Budgets(store="redis://hunter2@host:port/0"))
     assert "hunter2" not in str(caught.value)
