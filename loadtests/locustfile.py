@@ -33,7 +33,15 @@ from loadtests.pictures import Picture, load_pictures
 SAMPLES = "HEADRACE_LOADTEST_SAMPLES"
 """Environment variable that names the CSV file for one row per request."""
 
+KEY = "HEADRACE_LOADTEST_KEY"
+"""Environment variable with the API key that every request brings; without it all are strangers."""
+
 CLASSES = 1000
+
+
+def _credential() -> dict[str, str]:
+    key = os.environ.get(KEY)
+    return {"X-API-Key": key} if key else {}
 
 
 class CheckedUser(FastHttpUser):  # type: ignore[misc]
@@ -47,7 +55,7 @@ class CheckedUser(FastHttpUser):  # type: ignore[misc]
         with self.client.post(
             message.path,
             data=message.body,
-            headers=message.headers,
+            headers=message.headers | _credential(),
             name=name,
             catch_response=True,
         ) as response:
