@@ -18,15 +18,6 @@ import click
 import httpx
 from rich.console import Console
 
-from loadtests.exchange import (
-    LENGTH_HEADER,
-    Message,
-    WrongAnswer,
-    check_classes,
-    infer_binary_message,
-    read_infer,
-    read_version,
-)
 from loadtests.headrace import headrace
 from loadtests.machine import describe_machine
 from loadtests.open_loop import Arrivals, Ask, AskFailed, capacity
@@ -34,14 +25,13 @@ from loadtests.pictures import Picture, PicturesMissing, load_pictures
 from loadtests.processes import NotStarted
 from loadtests.swap_plot import plot_swap
 from loadtests.swaps import Swap, swap_sentences
+from loadtests.tagger import MODEL, ask_tagger, tagger_message
 
 ROOT = Path(__file__).resolve().parent.parent
 REPOSITORY = ROOT / "models" / "repository"
 REPORTS = Path(__file__).resolve().parent / "reports"
-MODEL = "tagger"
 MODELS = {MODEL: {"runtime": "onnx", "batching": {"max_rows": 8, "max_wait_s": 0.002}}}
 SLOTS = 2
-CLASSES = 1000
 OLD, NEW = "1", "2"
 CONCURRENCY = 8
 WARM_UP_S = 2.0
@@ -101,10 +91,10 @@ def copy_version(store: Path) -> None:
 
 async def measure(url: str, store: Path, picture: Picture, before_s: float, after_s: float) -> Swap:
     """Find the capacity, then swap under half of it; raises `AskFailed`, `NotSwapped`."""
-    message = infer_binary_message(MODEL, "images", picture.pixels, "scores")
+    message = tagger_message(picture)
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
     async with httpx.AsyncClient(base_url=url, limits=limits, timeout=ANSWER_S) as client:
-        ask: Ask = partial(_ask, client, message, picture)
+        ask: Ask = partial(ask_tagger, client, message, picture)
         await capacity(ask, CONCURRENCY, WARM_UP_S)
         most = await capacity(ask, CONCURRENCY, CAPACITY_S)
         async with Arrivals(most / 2, ask) as load:
@@ -122,21 +112,6 @@ async def measure(url: str, store: Path, picture: Picture, before_s: float, afte
                 ) from None
             await asyncio.sleep(after_s)
     return Swap(most, most / 2, NEW, begin_s, copy_s, complete_s, tuple(load.answers))
-
-
-async def _ask(client: httpx.AsyncClient, message: Message, picture: Picture) -> str:
-    try:
-        answer = await client.post(message.path, content=message.body, headers=message.headers)
-    except httpx.TransportError as error:
-        raise AskFailed(f"{type(error).__name__}: {error}") from error
-    if answer.status_code != 200:
-        raise AskFailed(f"status {answer.status_code}: {answer.text[:120]}")
-    length = answer.headers.get(LENGTH_HEADER)
-    try:
-        check_classes(read_infer(answer.content, length, "scores"), picture.expected, CLASSES)
-        return read_version(answer.content, length)
-    except WrongAnswer as error:
-        raise AskFailed(str(error)) from error
 
 
 def publish(swap: Swap, when: datetime, out: Path) -> None:

@@ -17,11 +17,11 @@ import grpc
 import httpx
 import numpy as np
 import onnx
-from gateway.access.auth import Authenticator
 from onnx import TensorProto, helper, numpy_helper
 
 from autoscale.slot_control import SlotControl
 from gateway.access.admission import Admission, Ticket
+from gateway.access.auth import Authenticator
 from gateway.access.budget_ledger import BudgetLedger
 from gateway.access.budget_store import BudgetStore, Claim, Grant
 from gateway.access.caller import Access
