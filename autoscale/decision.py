@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from autoscale.catalog import CatalogEntry, wanted_versions
 from autoscale.fleet import states_of
@@ -93,9 +93,27 @@ def _decide(entry: CatalogEntry, known: Knowledge, ready: Mapping[Target, int]) 
     )
     if not entry.known:
         return ModelDecision(entry, situation, _as_it_is(situation, ready))
+    last_good = _last_good(situation, rejected)
+    if last_good is not None:
+        situation = replace(situation, wanted=tuple(sorted({*wanted, last_good})))
     in_place = config.swap == "in-place"
     rollout = roll_out(situation, in_place=in_place, keep_previous=config.keep_previous)
     return ModelDecision(entry, situation, rollout)
+
+
+def _last_good(now: Situation, rejected: Collection[int]) -> Target | None:
+    """The version that served last, while all that should follow it have failed.
+
+    It stays wanted then, so that it is loaded again where its slot dies or had to be given up.
+    """
+    following = [target for target in now.wanted if target[0] in now.candidates]
+    if not now.serving or not following:
+        return None
+    if any(target not in now.failed or now.alive(target) for target in following):
+        return None
+    last = now.serving[-1]
+    held = last[0] in now.stored and last[0] not in rejected
+    return last if held and last[0] not in now.candidates else None
 
 
 def _as_it_is(now: Situation, ready: Mapping[Target, int]) -> Rollout:

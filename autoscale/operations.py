@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from autoscale.catalog import wanted_versions
@@ -11,9 +11,9 @@ from autoscale.controller import Controller
 from autoscale.decision import ModelDecision
 from autoscale.ledger import Key
 from gateway.config import ModelConfig
-from gateway.errors import FailedPrecondition, NotFound, Unavailable
+from gateway.errors import FailedPrecondition, HeadraceError, NotFound, Unavailable
 from gateway.protocols.model_config import overridden
-from gateway.snapshot import ModelView, State, VersionView
+from gateway.snapshot import ModelView, Override, State, VersionView
 
 READY_S = 120.0
 """How long a request to load waits for the model to be ready."""
@@ -36,7 +36,8 @@ class Operations:
     async def load(self, name: str, config: Mapping[str, Any] | None = None) -> None:
         """Load a model of the store; again, if its files or `config` (Triton's) have changed.
 
-        Raises `NotFound`, `InvalidArgument`, `Unimplemented` or, with the reason, `Unavailable`.
+        What a `config` asks for that cannot be done changes nothing. Raises `NotFound`,
+        `InvalidArgument`, `Unimplemented` or, with the reason, `Unavailable`.
         """
         controller = self._controller
         before = controller.models()
@@ -44,12 +45,20 @@ class Operations:
         if known is None and name not in await self._stored():
             raise NotFound(f"there is no model {name!r} in the store")
         override = overridden(known or ModelConfig(), config) if config else None
+        if override is not None:
+            self._check_versions(name, override)
         if known is None and override is None:
             override = ModelConfig()
+        memory = controller.overrides.memory()
         controller.overrides.load(name, override)
-        await controller.models_changed(before)
-        controller.renew(name)
-        await self._until(lambda: self._is_ready(name), f"model {name!r} is not ready")
+        try:
+            await controller.models_changed(before)
+            controller.renew(name)
+            await self._until(lambda: self._is_ready(name), f"model {name!r} is not ready")
+        except HeadraceError:
+            if config is not None:
+                await self._undo([name], memory)
+            raise
 
     async def unload(self, name: str) -> None:
         """Serve a model no more; what is under way is answered. Raises `NotFound`."""
@@ -79,10 +88,16 @@ class Operations:
                 f"model {name!r} has no version before {current} that its config allows"
             )
         warm = previous in {target[0] for target, count in one.situation.ready.items() if count}
+        memory = controller.overrides.memory()
         controller.overrides.reject(name, leaving)
-        await self._until(
-            lambda: self._default(name) == previous, f"version {previous} of {name!r} is not ready"
-        )
+        try:
+            await self._until(
+                lambda: self._has_taken_over(name, previous),
+                f"version {previous} of {name!r} is not ready",
+            )
+        except HeadraceError:
+            await self._undo([name], memory)
+            raise
         return {"model": name, "from": current, "to": previous, "warm": warm}
 
     async def serve_only(self, models: Mapping[str, ModelConfig]) -> None:
@@ -92,14 +107,21 @@ class Operations:
         missing = sorted(models.keys() - set(stored))
         if missing:
             raise NotFound(f"there is no model {missing[0]!r} in the store")
-        before = controller.models()
-        controller.overrides.serve_only(models, before.keys() | controller.config.models.keys())
-        await controller.models_changed(before)
-        for name in models:
-            await self._until(
-                lambda name=name: self._is_ready(name),  # type: ignore[misc]
-                f"model {name!r} is not ready",
-            )
+        for name, config in models.items():
+            self._check_versions(name, config)
+        before, memory = controller.models(), controller.overrides.memory()
+        known = before.keys() | controller.config.models.keys()
+        controller.overrides.serve_only(models, known)
+        try:
+            await controller.models_changed(before)
+            for name in models:
+                await self._until(
+                    lambda name=name: self._is_ready(name),  # type: ignore[misc]
+                    f"model {name!r} is not ready",
+                )
+        except HeadraceError:
+            await self._undo(known | models.keys(), memory)
+            raise
 
     async def index(self) -> list[dict[str, str]]:
         """The models of the store and those that are served, as Triton's repository index."""
@@ -108,6 +130,26 @@ class Operations:
         idle = sorted(set(await self._stored()) - snapshot.models.keys())
         rows += [_row(name, "", "UNAVAILABLE", "not loaded") for name in idle]
         return sorted(rows, key=lambda row: (row["name"], row["version"]))
+
+    def _check_versions(self, name: str, config: ModelConfig) -> None:
+        """Refuse, before anything changes, versions that the store does not have."""
+        one = self._controller.decision.models.get(name)
+        if one is None or not one.entry.versions:
+            return
+        if not wanted_versions(config, one.entry.versions):
+            held = ", ".join(map(str, one.entry.versions))
+            raise NotFound(
+                f"the store has none of the versions that are asked for of model {name!r}; it has "
+                f"{held}"
+            )
+
+    async def _undo(self, names: Iterable[str], memory: Mapping[str, Override]) -> None:
+        """Back to what was said before an order that failed."""
+        controller = self._controller
+        before = controller.models()
+        controller.overrides.put_back(names, memory)
+        await controller.models_changed(before)
+        controller.say()
 
     async def _stored(self) -> list[str]:
         loop = asyncio.get_running_loop()
@@ -123,9 +165,16 @@ class Operations:
         except TimeoutError:
             raise Unavailable(f"{what} after {READY_S:.0f} s") from None
 
-    def _default(self, name: str) -> int | None:
-        one = self._controller.decision.models.get(name)
-        return one.rollout.default if one is not None else None
+    def _has_taken_over(self, name: str, version: int) -> bool:
+        """Whether this version is the default; raises `Unavailable` once it has failed."""
+        controller = self._controller
+        one = controller.decision.models.get(name)
+        for target in one.situation.wanted if one is not None else ():
+            key = Key(name, *target)
+            if target[0] == version and key in controller.failures:
+                reason = controller.failures.reason(key)
+                raise Unavailable(f"model {name!r} version {version} failed: {reason}")
+        return one is not None and one.rollout.default == version
 
     def _is_ready(self, name: str) -> bool:
         one = self._controller.decision.models.get(name)

@@ -58,6 +58,11 @@ class Overrides:
         for name, config in models.items():
             self._set(name, Override(config=config))
 
+    def put_back(self, models: Iterable[str], memory: Mapping[str, Override]) -> None:
+        """Undo what has been said of these models since `memory` was taken."""
+        for name in models:
+            self._set(name, memory.get(name, Override()))
+
     def forget(self, models: Iterable[str]) -> None:
         """From now on the config alone counts."""
         for name in models:

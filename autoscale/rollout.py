@@ -88,7 +88,7 @@ def _default(now: Situation, old: tuple[Target, ...]) -> Target | None:
             return newer[-1]
         if current not in now.failed or now.alive(current):
             return current
-    elif current in old and not done:
+    elif (current in old or current in now.wanted) and not done:
         return current
     ready = done or [t for t in candidates if now.alive(t)]
     hopeful = ready or [t for t in candidates if t not in now.failed] or candidates
