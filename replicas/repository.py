@@ -10,7 +10,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -164,16 +164,31 @@ class Repository:
         return describe(files, listed, changed_s)
 
     def fetch(self, model: str, version: int) -> Path:
-        """A local folder with the version's files, checked against its SHA256SUMS if it has one."""
+        """A local folder with the version's files, checked against its SHA256SUMS if it has one.
+
+        While a remote store is away this is the copy of the version that was fetched last.
+        """
         where = f"model {model} version {version}"
-        known = self.versions(model)
-        if version not in known:
-            listing = ", ".join(map(str, known)) or "none"
-            raise ModelLoadError(f"{where} is not in {self._shown} (versions there: {listing})")
-        with self._store_errors():
+        try:
+            known = self.versions(model)
+            if version not in known:
+                listing = ", ".join(map(str, known)) or "none"
+                raise ModelLoadError(f"{where} is not in {self._shown} (versions there: {listing})")
             if self._local is not None:
-                return self._check_local(self._local / model / str(version), where)
-            target = self._download(model, version, where)
+                with self._store_errors():
+                    return self._check_local(self._local / model / str(version), where)
+            with self._store_errors():
+                files, contents = self._listed(model, version, where)
+        except StoreAway as error:
+            copy = self._copy(model, version, where)
+            if copy is None:
+                raise
+            logger.warning("%s is taken from the cache: %s", where, error)
+            return copy
+        with self._store_errors():
+            # The folder's name changes with its contents: nothing that a slot reads is replaced.
+            target = self._cache / model / f"{version}-{contents}"
+            self._download(target, f"{self._root}/{model}/{version}", files, contents, where)
             self._sweep(target, known)
             return target
 
@@ -188,17 +203,42 @@ class Repository:
         self._verifier.verify(folder, where)
         return folder
 
-    def _download(self, model: str, version: int, where: str) -> Path:
+    def _listed(
+        self, model: str, version: int, where: str
+    ) -> tuple[dict[str, dict[str, Any]], str]:
+        """The files of a version in a remote store, and what tells their contents from others."""
         source = f"{self._root}/{model}/{version}"
         files = self._files(source, where)
-        # The folder's name changes with its contents: nothing that a slot reads is replaced.
-        contents = self._contents(source, files)
-        target = self._cache / model / f"{version}-{contents}"
+        return files, self._contents(source, files)
+
+    def _copy(self, model: str, version: int, where: str) -> Path | None:
+        """The version's copy in the cache that was used last; None if that is damaged."""
+        # A local store is never copied, so there is nothing to find.
+        copies = (self._cache / model).glob(f"{version}-*")
+        newest = max(copies, key=lambda folder: folder.stat().st_mtime, default=None)
+        if newest is None:
+            return None
+        try:
+            self._verifier.verify(newest, where)
+        except ModelLoadError as error:
+            logger.warning("what is in the cache cannot be used: %s", error)
+            return None
+        os.utime(newest)
+        return newest
+
+    def _download(
+        self,
+        target: Path,
+        source: str,
+        files: Mapping[str, Mapping[str, Any]],
+        contents: str,
+        where: str,
+    ) -> None:
         if target.is_dir():
             try:
                 os.utime(target)
                 self._verifier.verify(target, where)
-                return target
+                return
             except ModelLoadError as error:
                 logger.warning("downloading again what was damaged in the cache: %s", error)
                 shutil.rmtree(target)
@@ -217,7 +257,6 @@ class Repository:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
                 self._verifier.verify(target, where)
-        return target
 
     def _sweep(self, target: Path, known: list[int]) -> None:
         """Remove what was left of broken downloads, of other files of this version, and of

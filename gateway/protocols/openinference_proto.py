@@ -135,6 +135,11 @@ def _typed(each: Any, dtype: np.dtype[Any], shape: tuple[int, ...], where: str) 
     field = _CONTENTS.get(each.datatype)
     if field is None:
         raise InvalidArgument(f"{where}: {each.datatype} has no typed contents; send it raw")
+    for other, _ in each.contents.ListFields():
+        if other.name != field:
+            raise InvalidArgument(
+                f"{where} has values in {other.name!r}, but {each.datatype} takes {field!r}"
+            )
     count = len(getattr(each.contents, field))
     if count != math.prod(shape):
         raise InvalidArgument(

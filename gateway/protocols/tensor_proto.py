@@ -33,15 +33,22 @@ _LISTS: dict[np.dtype[Any], str] = {
     np.dtype(np.float64): "double_val",
     BYTES: "string_val",
 }
+_VALUES = frozenset(
+    name
+    for name in POOL.FindMessageTypeByName("tensorflow.TensorProto").fields_by_name
+    if name == "tensor_content" or name.endswith("_val")
+)
+"""The fields of a TensorProto that hold values."""
 
 
 def decode_tensor(proto: Any, max_bytes: int, where: str) -> Tensor:
     """A tensor of `tensor_content` or of its list, whose last value fills what is missing.
 
-    Clears fields of the proto. Raises `InvalidArgument`, also for a shape that would take more than
-    `max_bytes`: a single value can fill any shape.
+    Clears fields of the proto. Raises `InvalidArgument`, also for values in two places, and for a
+    shape that would take more than `max_bytes`: a single value can fill any shape.
     """
     dtype = _dtype(proto.dtype, where)
+    _check_one_list(proto, _LISTS[dtype], where)
     if proto.tensor_shape.unknown_rank:
         raise InvalidArgument(f"{where} has no known rank; give its shape")
     shape = shape_of([each.size for each in proto.tensor_shape.dim], where)
@@ -54,7 +61,7 @@ def decode_tensor(proto: Any, max_bytes: int, where: str) -> Tensor:
         if dtype == BYTES:
             raise InvalidArgument(f"{where}: strings belong into 'string_val'")
         return decode_raw(memoryview(proto.tensor_content), dtype, shape, where)
-    return _listed_values(proto, dtype, count, where).reshape(shape)
+    return _listed_values(proto, dtype, count, max_bytes, where).reshape(shape)
 
 
 def encode_tensor(tensor: Tensor, proto: Any) -> None:
@@ -79,7 +86,20 @@ def _dtype(number: int, where: str) -> np.dtype[Any]:
     return dtype_of(v2_name(known.name))
 
 
-def _listed_values(proto: Any, dtype: np.dtype[Any], count: int, where: str) -> Tensor:
+def _check_one_list(proto: Any, own: str, where: str) -> None:
+    """Values beside those that are read would be dropped without a word."""
+    found = {field.name for field, _ in proto.ListFields()} & _VALUES
+    for other in sorted(found - {own, "tensor_content"}):
+        raise InvalidArgument(f"{where} has values in {other!r}, but its dtype takes {own!r}")
+    if len(found) > 1:
+        raise InvalidArgument(
+            f"{where} has values in 'tensor_content' and in {own!r}; give one of them"
+        )
+
+
+def _listed_values(
+    proto: Any, dtype: np.dtype[Any], count: int, max_bytes: int, where: str
+) -> Tensor:
     """A tensor [count] of the typed list."""
     field = _LISTS[dtype]
     if len(getattr(proto, field)) > count:
@@ -95,5 +115,13 @@ def _listed_values(proto: Any, dtype: np.dtype[Any], count: int, where: str) -> 
     if not missing:
         return flat
     empty: Any = b"" if dtype == BYTES else 0
-    rest = np.full(missing, flat[-1] if len(flat) else empty, dtype=dtype)
-    return np.concatenate([flat, rest])
+    last = flat[-1] if len(flat) else empty
+    if dtype == BYTES:
+        # Here all of them are one object, but a runtime copies each.
+        filled_bytes = sum(map(len, flat.tolist())) + missing * len(last) + count * dtype.itemsize
+        if filled_bytes > max_bytes:
+            raise InvalidArgument(
+                f"{where}: its strings, with the last one repeated {missing} times, take more than "
+                f"the {max_bytes} bytes that are left"
+            )
+    return np.concatenate([flat, np.full(missing, last, dtype=dtype)])

@@ -304,6 +304,101 @@ class GrowingStore(MemoryFileSystem):  # type: ignore[misc]
         super().get_file(rpath, lpath)
 
 
+class LeavingStore(MemoryFileSystem):  # type: ignore[misc]
+    """Answers nothing while it is `away`, and gives no file while it is `torn`."""
+
+    protocol = "leaving"
+    away: ClassVar[bool] = False
+    torn: ClassVar[bool] = False
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return str(super()._strip_protocol(path.removeprefix("leaving://")))
+
+    def ls(self, *arguments: Any, **options: Any) -> Any:
+        self._answer()
+        return super().ls(*arguments, **options)
+
+    def info(self, *arguments: Any, **options: Any) -> Any:
+        self._answer()
+        return super().info(*arguments, **options)
+
+    def get_file(self, *arguments: Any, **options: Any) -> Any:
+        if self.torn:
+            raise ConnectionResetError("the store went away")
+        return super().get_file(*arguments, **options)
+
+    def _answer(self) -> None:
+        if self.away:
+            raise ConnectionRefusedError("the store is away")
+
+
+@pytest.fixture
+def leaving(
+    memory: fsspec.AbstractFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> type[LeavingStore]:
+    fsspec.register_implementation("leaving", LeavingStore, clobber=True)
+    monkeypatch.setattr(LeavingStore, "away", False)
+    monkeypatch.setattr(LeavingStore, "torn", False)
+    return LeavingStore
+
+
+@pytest.mark.parametrize("seal", [signed, dict])
+def test_while_the_store_is_away_its_cached_copy_is_used(
+    tmp_path: Path,
+    memory: fsspec.AbstractFileSystem,
+    leaving: type[LeavingStore],
+    seal: type[Files],
+) -> None:
+    upload(memory, "/models/tagger/1", seal(TAGGER))
+    folder = Repository("leaving://models", tmp_path).fetch("tagger", 1)
+    leaving.away = True
+    another = Repository("leaving://models", tmp_path)
+    assert another.fetch("tagger", 1) == folder
+    with pytest.raises(StoreAway, match="the store is away"):
+        another.fetch("tagger", 2)
+    with pytest.raises(StoreAway):
+        another.fetch("digits", 1)
+
+
+def test_while_the_store_is_away_the_copy_that_was_used_last_counts(
+    tmp_path: Path, memory: fsspec.AbstractFileSystem, leaving: type[LeavingStore]
+) -> None:
+    upload(memory, "/models/tagger/1", signed(TAGGER))
+    repository = Repository("leaving://models", tmp_path)
+    first = repository.fetch("tagger", 1)
+    upload(memory, "/models/tagger/1", signed({**TAGGER, "model.onnx": b"new one"}))
+    second = repository.fetch("tagger", 1)
+    os.utime(first, (1e9, 1e9))
+    leaving.away = True
+    assert repository.fetch("tagger", 1) == second
+
+
+def test_a_damaged_copy_is_not_used_while_the_store_is_away(
+    tmp_path: Path, memory: fsspec.AbstractFileSystem, leaving: type[LeavingStore]
+) -> None:
+    upload(memory, "/models/tagger/1", signed(TAGGER))
+    repository = Repository("leaving://models", tmp_path)
+    folder = repository.fetch("tagger", 1)
+    (folder / "model.onnx").write_bytes(b"broken")
+    leaving.away = True
+    with pytest.raises(StoreAway, match="the store is away"):
+        repository.fetch("tagger", 1)
+    assert folder.is_dir()
+
+
+def test_older_files_never_stand_in_for_newer_ones_of_a_store_that_answers(
+    tmp_path: Path, memory: fsspec.AbstractFileSystem, leaving: type[LeavingStore]
+) -> None:
+    upload(memory, "/models/tagger/1", signed(TAGGER))
+    repository = Repository("leaving://models", tmp_path)
+    repository.fetch("tagger", 1)
+    upload(memory, "/models/tagger/1", signed({**TAGGER, "model.onnx": b"new one"}))
+    leaving.torn = True
+    with pytest.raises(StoreAway, match="went away"):
+        repository.fetch("tagger", 1)
+
+
 def test_download_that_breaks_off_leaves_nothing_and_tells_no_secret(
     tmp_path: Path, memory: fsspec.AbstractFileSystem
 ) -> None:

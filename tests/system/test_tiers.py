@@ -191,7 +191,11 @@ def test_a_store_that_is_away_fails_nobody_and_counts_afterwards(stores: Stores)
     # Each gateway's share of the rate and, once, of the burst.
     assert 1 <= statuses[200] <= RATE * took_s + GATEWAYS * BLOCK + BURST
     if redis is not None:
-        assert "away" in {each["budget_store"] for each in system.status()["gateways"]}
+
+        def told() -> bool:
+            return {each["budget_store"] for each in system.status()["gateways"]} == {"away"}
+
+        wait_for(told, "all gateways to say so", 15)  # they report every few seconds
         redis.start()
 
     def connected() -> bool:

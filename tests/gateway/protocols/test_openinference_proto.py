@@ -170,7 +170,14 @@ FOUR = {"fp32_contents": [1, 2, 3, 4]}
         (request({"contents": FOUR}, raw=(X.tobytes(),)), "'contents' must not be set when raw"),
         (request({}, raw=(bytes(15),)), "needs 16 bytes for its shape .2, 2., not 15"),
         (request({"contents": {"fp32_contents": [1]}}), "needs 4 values in 'fp32_contents'.*not 1"),
-        (request({"contents": {"fp64_contents": [1] * 4}}), "'fp32_contents'.*not 0"),
+        (
+            request({"contents": {"fp64_contents": [1] * 4}}),
+            "has values in 'fp64_contents', but FP32 takes 'fp32_contents'",
+        ),
+        (
+            request({"contents": {**FOUR, "int_contents": [1]}}),
+            "has values in 'int_contents', but FP32 takes 'fp32_contents'",
+        ),
         (
             request({"datatype": "FP16", "contents": FOUR}),
             "FP16 has no typed contents; send it raw",

@@ -86,10 +86,23 @@ def test_the_last_value_fills_the_shape(sent: Any, values: Any) -> None:
     assert decode_tensor(sent, LIMIT_BYTES, "input").tolist() == values
 
 
-def test_other_lists_and_unknown_fields_are_ignored() -> None:
-    sent = proto(FLOAT, 1, float_val=[5], double_val=[7], string_val=[b"x"] * 5000)
+def test_unknown_fields_are_ignored() -> None:
+    sent = proto(FLOAT, 1, float_val=[5])
     sent.MergeFromString(b"\xf8\x07\x01")
     assert decode_tensor(sent, LIMIT_BYTES, "input").tolist() == [5]
+
+
+@pytest.mark.parametrize("long", [b"x" * 900, b"x" * 100])
+def test_the_bytes_that_a_repeated_string_stands_for_count(long: bytes) -> None:
+    few = LIMIT_BYTES // (len(long) + 8)
+    assert decode_tensor(proto(STRING, few, string_val=[long]), LIMIT_BYTES, "input").size == few
+    with pytest.raises(InvalidArgument, match=r"takes? more than the 1000 bytes"):
+        decode_tensor(proto(STRING, few + 1, string_val=[long]), LIMIT_BYTES, "input")
+
+
+def test_long_strings_that_were_sent_whole_are_no_repetition() -> None:
+    sent = proto(STRING, 1, string_val=[b"x" * 5000])
+    assert decode_tensor(sent, LIMIT_BYTES, "input").tolist() == [b"x" * 5000]
 
 
 def test_the_limit_itself_fits() -> None:
@@ -113,6 +126,16 @@ def test_the_limit_itself_fits() -> None:
         (proto(10, 1, tensor_content=b"\x02"), "BOOL byte that is neither 0 nor 1"),
         (proto(STRING, 1, tensor_content=b"\x01a"), "strings belong into 'string_val'"),
         (proto(HALF, 1, half_val=[65536]), "does not fit UINT16"),
+        (
+            proto(FLOAT, 1, tensor_content=bytes(4), float_val=[1]),
+            "input has values in 'tensor_content' and in 'float_val'; give one of them",
+        ),
+        (
+            proto(FLOAT, 1, float_val=[5], double_val=[7]),
+            "input has values in 'double_val', but its dtype takes 'float_val'",
+        ),
+        (proto(FLOAT, 1, int_val=[5]), "in 'int_val', but its dtype takes 'float_val'"),
+        (proto(STRING, 1, tensor_content=b"a", string_val=[b"a"]), "give one of them"),
         (proto(INT8, 1, int_val=[128]), "does not fit INT8"),
         (proto(0), "input has the unknown dtype 0"),
         (proto(99), "input has the unknown dtype 99"),
