@@ -43,8 +43,8 @@ redis: # Some tests want a real one; RUNLEVEL keeps the package from starting it
 	@command -v redis-server >/dev/null || { \
 	  echo "installing redis-server for the tests"; \
 	  sudo=$$([ "$$(id -u)" = 0 ] || echo sudo -n); \
-	  { $$sudo apt-get update -qq && $$sudo env RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive \
-	    apt-get install -y -qq --no-install-recommends redis-server; } >/dev/null 2>&1 \
+	  { $$sudo timeout 60 apt-get update -qq && $$sudo env RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive \
+	    timeout 120 apt-get install -y -qq --no-install-recommends redis-server; } >/dev/null 2>&1 \
 	  || echo "it cannot be installed here: the tests with Redis are skipped"; }
 
 check-format: setup
