@@ -8,6 +8,7 @@ from typing import Any
 import orjson
 import structlog
 from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -15,7 +16,14 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.access.admission import limit_headers
-from gateway.errors import HeadraceError, InternalError, MethodNotAllowed, NotFound, Unauthenticated
+from gateway.errors import (
+    HeadraceError,
+    InternalError,
+    InvalidArgument,
+    MethodNotAllowed,
+    NotFound,
+    Unauthenticated,
+)
 from gateway.http_prediction import whole_seconds
 from gateway.logs import request_id, valid_request_id
 from gateway.protocols.errors_json import encode_error
@@ -24,6 +32,9 @@ from gateway.view import GatewayView
 
 OPEN_PATHS = ("/healthz", "/readyz", "/v2/health/")
 """Whoever asks for these gets an answer: a probe has no credential and must not meet a limit."""
+
+MAX_PLACE = 128
+"""The name of a field that should not be there is the sender's own: so much of it is said."""
 
 log = structlog.get_logger()
 
@@ -37,6 +48,7 @@ def answer_errors(app: FastAPI) -> None:
     """Every error of the application becomes `{"error": text}`."""
     app.add_exception_handler(HeadraceError, _answer_error)
     app.add_exception_handler(HTTPException, _answer_routing)
+    app.add_exception_handler(RequestValidationError, _answer_unfit)
     app.add_exception_handler(Exception, _answer_unexpected)
 
 
@@ -106,6 +118,16 @@ async def _answer_routing(request: Request, error: Exception) -> Response:
     body = encode_error(HeadraceError(text)).body
     headers = dict(error.headers or {})
     return Response(body, error.status_code, headers, media_type="application/json")
+
+
+async def _answer_unfit(_: Request, error: Exception) -> Response:
+    """FastAPI's 422 shows the input, which may hold a secret; this names the field alone."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        return error_answer(InvalidArgument("the body is not valid JSON"))
+    place = ".".join(map(str, first["loc"][1:])) or "the body"
+    return error_answer(InvalidArgument(f"{place[:MAX_PLACE]}: {first['msg']}"))
 
 
 async def _answer_unexpected(request: Request, error: Exception) -> Response:

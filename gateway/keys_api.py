@@ -2,39 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
 from typing import Annotated, Any, Protocol
 
 from fastapi import APIRouter, Depends
-from fastapi.exceptions import RequestValidationError
-from fastapi.routing import APIRoute
 from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway.config_types import Name, Strict
-from gateway.errors import InvalidArgument
 from gateway.http_answers import json_answer
 
-
-class _OneSentence(APIRoute):
-    """A body that does not fit is answered as every other error is."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handle = super().get_route_handler()
-
-        async def checked(request: Request) -> Response:
-            try:
-                return await handle(request)
-            except RequestValidationError as error:
-                first = error.errors()[0]
-                place = ".".join(map(str, first["loc"][1:])) or "the body"
-                raise InvalidArgument(f"{place}: {first['msg']}") from None
-
-        return checked
-
-
-keys = APIRouter(route_class=_OneSentence)
+keys = APIRouter()
 
 
 class KeyOperations(Protocol):

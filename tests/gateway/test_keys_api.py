@@ -12,8 +12,9 @@ from fastapi import FastAPI
 
 from gateway.access.key_desk import KeyDesk
 from gateway.access.key_file import KeyFile
-from gateway.http_answers import answer_errors
+from gateway.http_answers import MAX_PLACE, answer_errors
 from gateway.keys_api import keys
+from tests.gateway import test_admin_api as admin
 
 PATH = "/admin/v1/keys"
 
@@ -110,3 +111,50 @@ async def test_a_wrong_order_is_one_sentence_and_changes_nothing(
         listed = (await http.get(PATH)).json()["keys"]
     assert answer.status_code == status and words in answer.json()["error"], answer.text
     assert [(each["name"], each["state"]) for each in listed] == [("taken", "valid")]
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b'"hunter2"', "the body: "),
+        (b'["hunter2"]', "the body: "),
+        (b'{"name": "hunter2', "not valid JSON"),
+        (b"\xff\xfehunter2", "the body"),
+        (b'{"name": "alice", "tier": "../hunter2"}', "tier: "),
+        (b'{"name": ["hunter2"], "tier": "premium"}', "name: "),
+        (b'{"name": "alice", "tier": "premium", "models": "hunter2"}', "models: "),
+        (b'{"name": "alice", "tier": "premium", "models": ["a", {"hunter2": 1}]}', "models.1: "),
+        (b'{"name": "alice", "tier": "premium", "expires_in_s": "hunter2"}', "expires_in_s: "),
+        (b'{"name": "alice", "tier": "premium", "more": "hunter2"}', "more: "),
+    ],
+)
+async def test_a_body_that_does_not_fit_is_not_echoed(
+    tmp_path: Path, body: bytes, words: str
+) -> None:
+    async with client(tmp_path) as http:
+        answer = await http.post(PATH, content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 400 and set(answer.json()) == {"error"}
+    assert words in answer.json()["error"] and "hunter2" not in answer.text
+
+
+async def test_of_a_long_unknown_field_only_the_beginning_is_said(tmp_path: Path) -> None:
+    async with client(tmp_path) as http:
+        answer = await http.post(PATH, json={"name": "a", "tier": "premium", "x" * 5000: 1})
+    said = answer.json()["error"]
+    assert answer.status_code == 400 and said.startswith("x" * MAX_PLACE + ": Extra")
+
+
+@pytest.mark.parametrize("document", ["hunter2", ["hunter2"], 7])
+async def test_a_config_that_is_no_object_is_answered_alike(tmp_path: Path, document: Any) -> None:
+    desk = admin.Desk(metrics_folder=tmp_path)
+    async with admin.client(desk) as http:
+        answer = await http.put("/admin/v1/config", json=document)
+    assert answer.status_code == 400 and "the body: " in answer.json()["error"]
+    assert "hunter2" not in answer.text and not desk.told
+
+
+async def test_no_key_is_told_without_the_admin_token(tmp_path: Path) -> None:
+    desk = admin.Desk(metrics_folder=tmp_path)
+    async with admin.client(desk, token="wrong") as http:
+        answers = [await http.get(PATH), await http.post(PATH, json={"name": "a", "tier": "t"})]
+    assert [each.status_code for each in answers] == [401, 401] and not desk.told

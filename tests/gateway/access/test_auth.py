@@ -142,6 +142,8 @@ def test_forwarded_addresses_count_from_trusted_proxies_only() -> None:
     assert at.identify(headers, "10.0.0.1").id == "ip:198.51.100.9"
     assert at.identify(headers, PEER).id == f"ip:{PEER}"
     assert at.identify({b"x-forwarded-for": b"\xff\x00"}, "10.0.0.1").id == "ip:10.0.0.1"
+    at.update(access(trusted_proxies=["10.0.0.1"]))
+    assert at.identify(headers, "10.0.0.1").id == "ip:10.0.0.3"
     at.update(access())
     assert at.identify(headers, "10.0.0.1").id == "ip:10.0.0.1"
 
@@ -224,6 +226,22 @@ ANY = st.one_of(
 )
 
 
+# Nothing that is said to a bad credential depends on it, so that no log can hold a part of one.
+SAID = {
+    "X-API-Key and Authorization name different credentials",
+    "the Authorization header should be: Bearer KEY-OR-TOKEN",
+    "this is no API key: it should look like hr_…",
+    "this API key is not known",
+    "this is neither an API key nor a JSON Web Token",
+    "this is no JSON Web Token",
+    "the token's algorithm is not allowed; allowed: RS256, ES256",
+    "the token names no signing key (`kid`) that is known",
+    "the token's signature is wrong",
+    "the token cannot be verified",
+    "the token cannot be read",
+}
+
+
 @given(st.dictionaries(st.sampled_from([b"authorization", b"x-api-key"]), ANY, min_size=1))
 def test_any_credential_is_right_or_refused_and_never_quoted(
     headers: dict[bytes, bytes],
@@ -231,8 +249,7 @@ def test_any_credential_is_right_or_refused_and_never_quoted(
     try:
         caller = FULL.identify(headers, PEER)
     except Unauthenticated as error:
-        for value in headers.values():
-            assert len(value) < 12 or value.decode("latin-1") not in error.message
+        assert error.message in SAID
     else:
         assert caller in (ALICE, Caller("jwt:alice", "standard"))
 

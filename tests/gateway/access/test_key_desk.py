@@ -210,6 +210,15 @@ async def test_two_clusters_share_keys() -> None:
     assert await here.refresh() and not holds(here, made["key"])
 
 
+async def test_an_own_order_does_not_hide_news_of_another_cluster() -> None:
+    store = SharedStore()
+    here, there = desk(store), desk(store)
+    await here.create("alice", "premium")
+    await there.create("bob", "premium")  # reads about alice on its way
+    assert await there.refresh() and not await there.refresh()
+    assert {each.name for each in there.records.values()} == {"alice", "bob"}
+
+
 async def test_a_slow_reading_does_not_bring_a_revoked_key_back() -> None:
     store = SharedStore()
     here, there = desk(store), desk(store)

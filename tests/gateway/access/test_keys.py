@@ -100,8 +100,8 @@ def test_what_does_not_look_like_a_key_is_none(given: bytes) -> None:
 def test_no_other_bytes_are_let_in_or_quoted(noise: bytes) -> None:
     for given_key in (noise, b"hr_" + noise, TEXT.encode()[:20] + noise):
         if given_key != TEXT.encode():
-            message = refused(given_key)
-            assert len(noise) < 8 or noise.decode("latin-1") not in message
+            said = refused(given_key)
+            assert said == "this API key is not known" or said.startswith("this is no API key")
 
 
 @pytest.mark.parametrize("name", ["alice", "Team Zoë / nightly", "x" * 128])

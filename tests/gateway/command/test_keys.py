@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import date
+from itertools import pairwise
 from pathlib import Path
 from threading import Event, Thread
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 from structlog.testing import capture_logs
 
 from gateway.cli import main
+from gateway.command.keys import duration_s
 from gateway.listeners import HttpListener
 from tests.gateway.test_keys_api import keys_app
 
@@ -66,6 +71,8 @@ def test_a_key_is_the_last_word_and_is_shown_once(tmp_path: Path, address: str) 
     assert key.startswith("hr_") and len(key) == 55
     listed = run(tmp_path, address, "list")
     assert "alice" in listed.stdout and "faces, tagger" in listed.stdout
+    days = [date.fromisoformat(day) for day in re.findall(r"\d{4}-\d\d-\d\d", listed.stdout)]
+    assert [(end - start).days for start, end in pairwise(days)] == [30]
     assert key not in listed.stdout and key[3:11] in listed.stdout
 
 
@@ -115,3 +122,22 @@ def test_wrong_usage_is_told_before_anything_is_asked(tmp_path: Path) -> None:
         assert run(tmp_path, "127.0.0.1:1", *words).exit_code == 2
     (tmp_path / "token").write_text(TOKEN)
     assert run(tmp_path, "127.0.0.1:1", "list").exit_code == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90s", 90), ("10m", 600), ("12h", 43_200), ("30d", 2_592_000), ("1.5m", 90)],
+)
+def test_a_duration_has_a_unit(text: str, seconds: float) -> None:
+    assert duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "90", "s", "1w", "-1s", "1 s", "1e3s", "1234567s", "1s\n"])
+def test_what_is_no_duration_is_wrong_usage(text: str) -> None:
+    with pytest.raises(click.BadParameter, match="90s, 10m, 12h or 30d"):
+        duration(text)
+
+
+def duration(text: str) -> float | None:
+    command = click.Command("create")
+    return duration_s(click.Context(command), click.Option(["--expires"]), text)
