@@ -9,16 +9,18 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping, Sequence
 
+from gateway.protocols.wire import delimited, varint
+
 Values = Sequence[bytes] | Sequence[float] | Sequence[int]
 
 
 def encode_example(features: Mapping[str, Values]) -> bytes:
     """One Example; a feature's values are all `bytes`, all `float` or all `int` (64 bit)."""
     entries = b"".join(
-        _field(1, _field(1, name.encode()) + _field(2, _feature(values)))
+        delimited(1, delimited(1, name.encode()) + delimited(2, _feature(values)))
         for name, values in features.items()
     )
-    return _field(1, entries)
+    return delimited(1, entries)
 
 
 def _feature(values: Values) -> bytes:
@@ -26,22 +28,8 @@ def _feature(values: Values) -> bytes:
         return b""
     first = values[0]
     if isinstance(first, bytes):
-        return _field(1, b"".join(_field(1, value) for value in values))  # type: ignore[arg-type]
+        return delimited(1, b"".join(delimited(1, value) for value in values))  # type: ignore[arg-type]
     if isinstance(first, float):
-        return _field(2, _field(1, struct.pack(f"<{len(values)}f", *values)))
-    packed = b"".join(_varint(int(value) & 0xFFFF_FFFF_FFFF_FFFF) for value in values)
-    return _field(3, _field(1, packed))
-
-
-def _field(number: int, payload: bytes) -> bytes:
-    """A length-delimited field."""
-    return _varint(number << 3 | 2) + _varint(len(payload)) + payload
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
+        return delimited(2, delimited(1, struct.pack(f"<{len(values)}f", *values)))
+    packed = b"".join(varint(int(value) & 0xFFFF_FFFF_FFFF_FFFF) for value in values)
+    return delimited(3, delimited(1, packed))
