@@ -21,7 +21,7 @@ class CatalogEntry:
     """A model as the store has it.
 
     `versions` are the complete ones, ascending, `stamps` tells their contents apart; `incomplete`
-    says of others why they are not taken up yet, `reason` why there is nothing to say. Until
+    says of others why they are not taken up yet, `reason` why none is to be expected. Until
     `known`, the store has not told which versions there are: nothing may be unloaded for that.
     """
 
@@ -85,6 +85,24 @@ class Catalog:
         except ModelLoadError:
             return []
 
+    def find(self, name: str, config: ModelConfig) -> dict[int, str]:
+        """The versions of a model that the store has now, and what each lacks ("": nothing).
+
+        Raises `StoreAway`, or `ModelLoadError` for a name that is none of a model.
+        """
+        known = self._entries[name].stamps if name in self._entries else {}
+        return {
+            version: "" if version in known else _problem(files, config)
+            for version, files in sorted(self._inspect(name).items())
+        }
+
+    def _inspect(self, name: str) -> dict[int, VersionFiles]:
+        found = self._repository.inspect(name)
+        held = any(entry.versions for entry in self._entries.values())
+        if held and not found and self._repository.is_empty():
+            raise StoreAway("the model store is empty, what it held is served on")
+        return found
+
     def _as_before(self, name: str, config: ModelConfig, reason: str) -> CatalogEntry:
         before = self._entries.get(name)
         if before is None or not before.versions:
@@ -94,9 +112,7 @@ class Catalog:
 
     def _read(self, name: str, config: ModelConfig) -> CatalogEntry:
         before = self._entries.get(name) or CatalogEntry(name, config, known=False)
-        found = self._repository.inspect(name)
-        if before.versions and not found and self._repository.is_empty():
-            raise StoreAway("the model store is empty, what it held is served on")
+        found = self._inspect(name)
         changing = self._changing(name, found)
         versions, stamps, incomplete = [], {}, {}
         for version, files in sorted(found.items()):
@@ -118,7 +134,7 @@ class Catalog:
             tuple(versions),
             stamps,
             incomplete,
-            _reason(name, config, versions),
+            _reason(name, config, versions) if not changing else "",
             known=before.known or not changing,
         )
         return replace(entry, slot_class=_slot_class(entry, found))
@@ -165,8 +181,13 @@ def wanted_versions(
     return tuple(sorted(wanted | (set(config.labels.values()) & set(stored))))
 
 
+def by_policy(config: ModelConfig) -> ModelConfig:
+    """The config as if no label named a version: what it wants so may become the default."""
+    return config.model_copy(update={"labels": {}})
+
+
 def _reason(name: str, config: ModelConfig, versions: list[int]) -> str:
-    if wanted_versions(config, versions):
+    if wanted_versions(by_policy(config), versions):
         return ""
     what = "version folder"
     if versions and isinstance(config.versions, tuple):

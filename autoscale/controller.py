@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
@@ -32,6 +32,8 @@ from gateway.snapshot import Memory, Placement, SlotView, Snapshot
 
 SETTLE_S = 3.0
 TICK_S = 1.0
+
+Answer = TypeVar("Answer")
 
 log = structlog.get_logger()
 
@@ -84,8 +86,10 @@ class Controller:
         self.config = config
         if old.models:
             names = old.models.keys() | config.models.keys()
-            self.overrides.forget(n for n in names if old.models.get(n) != config.models.get(n))
-        self.failures.clear()
+            changed = {n for n in names if old.models.get(n) != config.models.get(n)}
+            self.overrides.forget(changed)
+            for name in changed:
+                self.failures.forget_model(name)
         await self.models_changed(before)
         self.snapshot = replace(self.snapshot, generation=self.snapshot.generation + 1)
 
@@ -108,6 +112,8 @@ class Controller:
             if name in before and before[name].batching != model.batching:
                 await self.fleet.configure(name, model.batching.model_dump())
         await self.look()
+        if self.catalog.unsettled:
+            self._look_soon.set()
 
     def say(self) -> int:
         """Ask for a decision on what has been said so far; `heard` reaches this number with it."""
@@ -115,15 +121,28 @@ class Controller:
         self._wake.set()
         return self._said
 
-    def renew(self, model: str) -> None:
-        """Load versions of a model anew whose files have changed since they were loaded."""
+    def renew(self, model: str) -> dict[Key, str]:
+        """Load versions of a model anew whose files have changed since they were loaded.
+
+        Gives these new ones with the stamps of the old files, for `keep`.
+        """
+        renewed = {}
         for entry in self._entries:
             for version, stamp in entry.stamps.items() if entry.name == model else ():
                 if self._stamps.get((model, version), stamp) != stamp:
-                    del self._stamps[model, version]
-                    revision = self._revisions.get((model, version), 0)
-                    self._revisions[model, version] = revision + 1
+                    revision = self._revisions.get((model, version), 0) + 1
+                    self._revisions[model, version] = revision
+                    renewed[Key(model, version, revision)] = self._stamps.pop((model, version))
         self.failures.forget_model(model)
+        self._wake.set()
+        return renewed
+
+    def keep(self, renewed: Mapping[Key, str]) -> None:
+        """What was to be loaded anew has failed: stay with what was loaded before."""
+        for (model, version, revision), stamp in renewed.items():
+            if self._revisions.get((model, version)) == revision:
+                self._revisions[model, version] = revision - 1
+                self._stamps[model, version] = stamp
         self._wake.set()
 
     def recall(self, epoch: int, number: int, memory: Memory) -> None:
@@ -158,11 +177,17 @@ class Controller:
         for entry in self._entries:
             for version, stamp in entry.stamps.items():
                 known = self._stamps.get((entry.name, version))
-                if known is not None and known != stamp:
-                    # Other files than those that failed: worth a try at once.
-                    revision = self._revisions.get((entry.name, version), 0)
-                    self.failures.forget([Key(entry.name, version, revision)])
+                key = Key(entry.name, version, self._revisions.get((entry.name, version), 0))
+                if known is not None and known != stamp and key in self.failures:
+                    # Other files than those that failed: worth a try at once, but only one.
+                    self.failures.forget([key])
+                    self._stamps[entry.name, version] = stamp
         self._wake.set()
+
+    async def ask(self, question: Callable[[], Answer]) -> Answer:
+        """Ask the catalog something in a thread, when nobody else does."""
+        async with self._looking:
+            return await asyncio.get_running_loop().run_in_executor(None, question)
 
     async def _look_forever(self) -> None:
         while True:

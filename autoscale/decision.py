@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from autoscale.catalog import CatalogEntry, wanted_versions
+from autoscale.catalog import CatalogEntry, by_policy, wanted_versions
 from autoscale.fleet import states_of
 from autoscale.ledger import Hold, Key, Want
 from autoscale.policy import desired_replicas
@@ -80,15 +80,16 @@ def _decide(entry: CatalogEntry, known: Knowledge, ready: Mapping[Target, int]) 
         (version, known.revisions.get((name, version), 0))
         for version in wanted_versions(config, entry.versions, rejected)
     )
-    by_policy = config.model_copy(update={"labels": {}})
+    serving = known.serving.get(name, ())
+    concerned = {*wanted, *serving}
     situation = Situation(
         wanted=wanted,
-        candidates=frozenset(wanted_versions(by_policy, entry.versions, rejected)),
+        candidates=frozenset(wanted_versions(by_policy(config), entry.versions, rejected)),
         ready=ready,
-        serving=known.serving.get(name, ()),
+        serving=serving,
         replicas=desired_replicas(config),
-        stuck=frozenset(t for t in wanted if Key(name, *t) in known.stuck),
-        failed=frozenset(t for t in wanted if Key(name, *t) in known.failed),
+        stuck=frozenset(t for t in concerned if Key(name, *t) in known.stuck),
+        failed=frozenset(t for t in concerned if Key(name, *t) in known.failed),
         stored=frozenset(entry.versions),
     )
     if not entry.known:
@@ -102,12 +103,12 @@ def _decide(entry: CatalogEntry, known: Knowledge, ready: Mapping[Target, int]) 
 
 
 def _last_good(now: Situation, rejected: Collection[int]) -> Target | None:
-    """The version that served last, while all that should follow it have failed.
+    """The version that served last, while all that should follow it have failed, or none is there.
 
     It stays wanted then, so that it is loaded again where its slot dies or had to be given up.
     """
     following = [target for target in now.wanted if target[0] in now.candidates]
-    if not now.serving or not following:
+    if not now.serving:
         return None
     if any(target not in now.failed or now.alive(target) for target in following):
         return None

@@ -37,13 +37,11 @@ class Failures:
         for key in list(keys):
             self._failures.pop(key, None)
 
-    def forget_model(self, model: str) -> None:
-        """Try every version of a model again at once."""
-        self.forget([key for key in self._failures if key.model == model])
-
-    def clear(self) -> None:
-        """Try everything again at once."""
-        self._failures.clear()
+    def forget_model(self, model: str, version: int | None = None) -> None:
+        """Try a model's versions again at once, or that one."""
+        self.forget(
+            [key for key in self._failures if key.model == model and version in (None, key.version)]
+        )
 
     def reason(self, key: Key) -> str:
         """Why its last try failed; "" if it has not."""

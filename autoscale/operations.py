@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from autoscale.catalog import wanted_versions
 from autoscale.controller import Controller
 from autoscale.decision import ModelDecision
-from autoscale.ledger import Key
+from autoscale.fleet import key_of
+from autoscale.ledger import Key, Load
+from autoscale.rollout import Target
 from gateway.config import ModelConfig
-from gateway.errors import FailedPrecondition, HeadraceError, NotFound, Unavailable
+from gateway.errors import (
+    FailedPrecondition,
+    HeadraceError,
+    ModelLoadError,
+    NotFound,
+    Unavailable,
+)
 from gateway.protocols.model_config import overridden
-from gateway.snapshot import ModelView, Override, State, VersionView
+from gateway.snapshot import ModelView, State, VersionView
+from replicas.repository import StoreAway
 
 READY_S = 120.0
 """How long a request to load waits for the model to be ready."""
@@ -27,8 +37,20 @@ _INDEX_STATES = {
 }
 
 
+class StillUnderWay(Unavailable):
+    """Raised when an order takes longer than anybody waits; it is carried out all the same."""
+
+
+class NoRoom(Unavailable):
+    """Raised when no slot is free for what was ordered."""
+
+
 class Operations:
-    """See the module. Each returns once what it asks for is true."""
+    """See the module. Each returns once what it asks for is true.
+
+    A load with a `config`, a reload and a rollback that fail are taken back: what was said before
+    counts again. All raise `Unavailable` while the store is away, or with what else went wrong.
+    """
 
     def __init__(self, controller: Controller) -> None:
         self._controller = controller
@@ -36,29 +58,36 @@ class Operations:
     async def load(self, name: str, config: Mapping[str, Any] | None = None) -> None:
         """Load a model of the store; again, if its files or `config` (Triton's) have changed.
 
-        What a `config` asks for that cannot be done changes nothing. Raises `NotFound`,
+        Without a `config` the order stays, as the model is tried again. Raises `NotFound`,
         `InvalidArgument`, `Unimplemented` or, with the reason, `Unavailable`.
         """
         controller = self._controller
-        before = controller.models()
-        known = before.get(name) or controller.config.models.get(name)
-        if known is None and name not in await self._stored():
-            raise NotFound(f"there is no model {name!r} in the store")
-        override = overridden(known or ModelConfig(), config) if config else None
-        if override is not None:
-            self._check_versions(name, override)
-        if known is None and override is None:
-            override = ModelConfig()
-        memory = controller.overrides.memory()
-        controller.overrides.load(name, override)
+        known = controller.models().get(name) or controller.config.models.get(name)
+        model = overridden(known or ModelConfig(), config or {})
+        await self._check(name, model, known or ModelConfig())
+        override = model if config or known is None else None
+
+        async def loaded() -> None:
+            renewed = controller.renew(name)
+            try:
+                await self._until_ready(name)
+            except StillUnderWay:
+                raise
+            except HeadraceError:
+                if config:
+                    controller.keep(renewed)
+                raise
+
         try:
-            await controller.models_changed(before)
-            controller.renew(name)
-            await self._until(lambda: self._is_ready(name), f"model {name!r} is not ready")
-        except HeadraceError:
-            if config is not None:
-                await self._undo([name], memory)
-            raise
+            await self._carry_out(
+                [name] if config else [],
+                lambda: controller.overrides.load(name, override),
+                loaded,
+            )
+        except NoRoom as error:
+            if config:
+                raise
+            raise NoRoom(f"{error.message}; it is loaded as soon as there is room") from None
 
     async def unload(self, name: str) -> None:
         """Serve a model no more; what is under way is answered. Raises `NotFound`."""
@@ -88,40 +117,41 @@ class Operations:
                 f"model {name!r} has no version before {current} that its config allows"
             )
         warm = previous in {target[0] for target, count in one.situation.ready.items() if count}
-        memory = controller.overrides.memory()
-        controller.overrides.reject(name, leaving)
+        # What failed long ago may work today.
+        controller.failures.forget_model(name, previous)
         try:
-            await self._until(
-                lambda: self._has_taken_over(name, previous),
-                f"version {previous} of {name!r} is not ready",
+            await self._carry_out(
+                [name],
+                lambda: controller.overrides.reject(name, leaving),
+                lambda: self._until(
+                    lambda: self._has_taken_over(name, previous),
+                    f"version {previous} of {name!r} is not ready",
+                ),
             )
-        except HeadraceError:
-            await self._undo([name], memory)
+        except StillUnderWay:
             raise
+        except HeadraceError as error:
+            text = f"{error.message}; the rollback is undone"
+            older = [str(version) for version in one.entry.versions if version < previous]
+            if older:
+                text += f"; older versions in the store: {', '.join(older)}"
+            raise Unavailable(text) from None
         return {"model": name, "from": current, "to": previous, "warm": warm}
 
     async def serve_only(self, models: Mapping[str, ModelConfig]) -> None:
         """Serve exactly these models of the store; raises `NotFound` before anything changes."""
         controller = self._controller
-        stored = await self._stored()
-        missing = sorted(models.keys() - set(stored))
-        if missing:
-            raise NotFound(f"there is no model {missing[0]!r} in the store")
         for name, config in models.items():
-            self._check_versions(name, config)
-        before, memory = controller.models(), controller.overrides.memory()
-        known = before.keys() | controller.config.models.keys()
-        controller.overrides.serve_only(models, known)
-        try:
-            await controller.models_changed(before)
+            await self._check(name, config, ModelConfig())
+        known = controller.models().keys() | controller.config.models.keys()
+
+        async def loaded() -> None:
             for name in models:
-                await self._until(
-                    lambda name=name: self._is_ready(name),  # type: ignore[misc]
-                    f"model {name!r} is not ready",
-                )
-        except HeadraceError:
-            await self._undo(known | models.keys(), memory)
-            raise
+                await self._until_ready(name)
+
+        await self._carry_out(
+            known | models.keys(), lambda: controller.overrides.serve_only(models, known), loaded
+        )
 
     async def index(self) -> list[dict[str, str]]:
         """The models of the store and those that are served, as Triton's repository index."""
@@ -131,74 +161,118 @@ class Operations:
         rows += [_row(name, "", "UNAVAILABLE", "not loaded") for name in idle]
         return sorted(rows, key=lambda row: (row["name"], row["version"]))
 
-    def _check_versions(self, name: str, config: ModelConfig) -> None:
-        """Refuse, before anything changes, versions that the store does not have."""
-        one = self._controller.decision.models.get(name)
-        if one is None or not one.entry.versions:
-            return
-        if not wanted_versions(config, one.entry.versions):
-            held = ", ".join(map(str, one.entry.versions))
-            raise NotFound(
-                f"the store has none of the versions that are asked for of model {name!r}; it has "
-                f"{held}"
-            )
+    async def _check(self, name: str, config: ModelConfig, known: ModelConfig) -> None:
+        """Refuse, before anything changes, what the store does not have.
 
-    async def _undo(self, names: Iterable[str], memory: Mapping[str, Override]) -> None:
-        """Back to what was said before an order that failed."""
+        Versions that are `known` to be asked for already are no reason to refuse.
+        """
+        catalog = self._controller.catalog
+        try:
+            found = await self._controller.ask(lambda: catalog.find(name, config))
+        except StoreAway as error:
+            raise Unavailable(error.message) from None
+        except ModelLoadError as error:
+            raise NotFound(error.message) from None
+        if not found:
+            raise NotFound(f"there is no model {name!r} in the store")
+        good = [version for version, problem in found.items() if not problem]
+        lacking = sorted(_named(config) - _named(known) - set(good))
+        if lacking or not good:
+            what = f"version {', '.join(map(str, lacking))}" if lacking else "complete version"
+            held = [f"{version} ({bad})" if bad else str(version) for version, bad in found.items()]
+            raise NotFound(f"the store has no {what} of model {name!r}; it has {', '.join(held)}")
+
+    async def _carry_out(
+        self,
+        names: Iterable[str],
+        change: Callable[[], None],
+        done: Callable[[], Awaitable[None]],
+    ) -> None:
+        """Make a change and wait until it is `done`; if that fails, `names` are as before."""
         controller = self._controller
-        before = controller.models()
-        controller.overrides.put_back(names, memory)
-        await controller.models_changed(before)
-        controller.say()
+        models, before = controller.models(), controller.overrides.memory()
+        change()
+        said = controller.overrides.memory()
+        try:
+            await controller.models_changed(models)
+            await done()
+        except StillUnderWay:
+            raise
+        except HeadraceError:
+            models = controller.models()
+            controller.overrides.put_back(names, said, before)
+            await controller.models_changed(models)
+            with suppress(StillUnderWay):
+                await self._until(lambda: True, "what was there before is not back")
+            raise
 
     async def _stored(self) -> list[str]:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(None, self._controller.catalog.names)
+        return await self._controller.ask(self._controller.catalog.names)
 
     async def _until(self, true: Callable[[], bool], what: str) -> None:
-        """Wait for a round of the controller after which it is true; raises `Unavailable`."""
+        """Wait for a round of the controller after which it is true; raises `StillUnderWay`."""
         controller = self._controller
         said = controller.say()
         try:
             async with asyncio.timeout(READY_S), controller.decided:
                 await controller.decided.wait_for(lambda: controller.heard >= said and true())
         except TimeoutError:
-            raise Unavailable(f"{what} after {READY_S:.0f} s") from None
+            raise StillUnderWay(f"{what} after {READY_S:.0f} s; the work goes on") from None
+
+    async def _until_ready(self, name: str) -> None:
+        await self._until(lambda: self._is_ready(name), f"model {name!r} is not ready")
 
     def _has_taken_over(self, name: str, version: int) -> bool:
-        """Whether this version is the default; raises `Unavailable` once it has failed."""
-        controller = self._controller
-        one = controller.decision.models.get(name)
-        for target in one.situation.wanted if one is not None else ():
-            key = Key(name, *target)
-            if target[0] == version and key in controller.failures:
-                reason = controller.failures.reason(key)
-                raise Unavailable(f"model {name!r} version {version} failed: {reason}")
-        return one is not None and one.rollout.default == version
-
-    def _is_ready(self, name: str) -> bool:
-        one = self._controller.decision.models.get(name)
+        """Whether this version is the default; raises `Unavailable` if it cannot be."""
+        one = self._decided(name)
         if one is None:
             return False
-        if not one.situation.wanted:
-            raise Unavailable(one.entry.reason or f"model {name!r} has no version to load")
-        self._raise_failure(one)
+        for target in one.situation.wanted:
+            if target[0] == version:
+                self._raise_failure(one, target)
+        return one.rollout.default == version
+
+    def _is_ready(self, name: str) -> bool:
+        one = self._decided(name)
+        if one is None:
+            return False
+        if not one.situation.candidates:
+            if one.entry.reason:
+                raise Unavailable(one.entry.reason)
+            return False  # what is there has not been left alone for long enough
+        for target in one.situation.wanted:
+            self._raise_failure(one, target)
         return one.settled() and all(
             _serves(one, version, revision) for version, revision in one.situation.wanted
         )
 
-    def _raise_failure(self, one: ModelDecision) -> None:
-        controller, name = self._controller, one.entry.name
-        for target in one.situation.wanted:
-            key = Key(name, *target)
-            if key in controller.failures:
-                reason = controller.failures.reason(key)
-                raise Unavailable(f"model {name!r} version {key.version} failed: {reason}")
-            if key in controller.plan.waiting and not one.situation.done(target):
-                raise Unavailable(
-                    f"model {name!r} version {key.version} {controller.plan.waiting[key]}; "
-                    "it is loaded as soon as there is room"
-                )
+    def _decided(self, name: str) -> ModelDecision | None:
+        """None for a short time; raises `Unavailable` if the model is to be served no more."""
+        if name not in self._controller.models():
+            raise Unavailable(f"model {name!r} was unloaded meanwhile")
+        return self._controller.decision.models.get(name)
+
+    def _raise_failure(self, one: ModelDecision, target: Target) -> None:
+        """Raise why a version will not be ready, if so."""
+        controller, key = self._controller, Key(one.entry.name, *target)
+        what = f"model {key.model!r} version {key.version}"
+        if key in controller.failures:
+            raise Unavailable(f"{what} failed: {controller.failures.reason(key)}")
+        if key in controller.plan.waiting and not self._has_slot(key):
+            raise NoRoom(f"{what} {controller.plan.waiting[key]}")
+
+    def _has_slot(self, key: Key) -> bool:
+        """Whether some slot holds it, or is about to: then it will take what traffic there is."""
+        if any(key == key_of(each) for each in self._controller.fleet.placements()):
+            return True
+        coming = (move for move in self._controller.plan.moves if isinstance(move, Load))
+        return any(key == (move.model, move.version, move.revision) for move in coming)
+
+
+def _named(config: ModelConfig) -> set[int]:
+    """The versions that a config names."""
+    listed = config.versions if isinstance(config.versions, tuple) else ()
+    return {*listed, *config.labels.values()}
 
 
 def _serves(one: ModelDecision, version: int, revision: int) -> bool:

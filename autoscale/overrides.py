@@ -58,10 +58,19 @@ class Overrides:
         for name, config in models.items():
             self._set(name, Override(config=config))
 
-    def put_back(self, models: Iterable[str], memory: Mapping[str, Override]) -> None:
-        """Undo what has been said of these models since `memory` was taken."""
+    def put_back(
+        self,
+        models: Iterable[str],
+        said: Mapping[str, Override],
+        before: Mapping[str, Override],
+    ) -> None:
+        """Undo an order: of these models, `said` gives way to what was `before`.
+
+        Where something newer has been said since, that counts.
+        """
         for name in models:
-            self._set(name, memory.get(name, Override()))
+            if self._of(name) == said.get(name, Override()):
+                self._set(name, before.get(name, Override()))
 
     def forget(self, models: Iterable[str]) -> None:
         """From now on the config alone counts."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from autoscale.decision import ModelDecision
 from autoscale.failures import Failures
@@ -35,20 +35,34 @@ def model_view(
     for key in states:
         if key.model == name and key.version not in versions:
             versions[key.version] = view((key.version, key.revision), served=False)
+    labels = labels_now(
+        entry.config.labels,
+        before.labels if before is not None else {},
+        rollout,
+        decision.situation.ready,
+    )
     return ModelView(
         name,
         entry.config,
         tuple(versions[number] for number in sorted(versions)),
-        entry.reason,
+        "; ".join(_reasons(decision, labels)),
         rollout.default,
-        labels_now(
-            entry.config.labels,
-            before.labels if before is not None else {},
-            rollout,
-            decision.situation.ready,
-        ),
+        labels,
         dict(entry.incomplete),
     )
+
+
+def _reasons(decision: ModelDecision, labels: Mapping[str, int]) -> Iterator[str]:
+    """What the store lacks; without any version a reason means that there is nothing to wait for.
+
+    That is why labels are told of only beside versions.
+    """
+    entry = decision.entry
+    if entry.reason:
+        yield entry.reason
+    for label, version in entry.config.labels.items() if decision.rollout.serving else ():
+        if label not in labels:
+            yield f"label {label!r} names version {version}, which is not served"
 
 
 def _state(

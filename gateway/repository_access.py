@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gateway.errors import InvalidArgument, PermissionDenied, Unimplemented
+from gateway.protocols.quoting import quoted
 from gateway.view import GatewayView
 
 
@@ -26,8 +27,12 @@ def read_load_parameters(parameters: Mapping[str, Any]) -> dict[str, Any] | None
             raise Unimplemented(
                 "models are loaded from the store only; 'file:' parameters are not taken"
             )
-    config = parameters.get("config")
-    if not config:
+        if key != "config":
+            raise InvalidArgument(
+                f"a load request has no parameter {quoted(key)}; it takes 'config'"
+            )
+    config = parameters.get("config", "")
+    if config == "":
         return None
     try:
         document = json.loads(config) if isinstance(config, str) else config

@@ -33,11 +33,15 @@ class VersionState:
 
 
 def version_states(status: Mapping[str, Any]) -> list[VersionState]:
-    """All versions; a model without any that has a reason counts as one FAILED version 0."""
+    """All versions; a model without any counts as a version 0.
+
+    That is FAILED if there is a reason for it, else the store has not been looked at long enough.
+    """
     found: list[VersionState] = []
     for model in status["models"]:
-        if not model["versions"] and model["reason"]:
-            found.append(VersionState(model["name"], 0, "FAILED", model["reason"]))
+        if not model["versions"]:
+            state = "FAILED" if model["reason"] else "PENDING"
+            found.append(VersionState(model["name"], 0, state, model["reason"] or _coming(model)))
         found += [
             VersionState(
                 model["name"],
@@ -49,6 +53,12 @@ def version_states(status: Mapping[str, Any]) -> list[VersionState]:
             for version in model["versions"]
         ]
     return found
+
+
+def _coming(model: Mapping[str, Any]) -> str:
+    """What the store has of a model, and why that is not taken up yet."""
+    incomplete = model.get("incomplete", {})
+    return ", ".join(f"version {number}: {reason}" for number, reason in incomplete.items())
 
 
 def unsettled(states: list[VersionState], pool: PoolConfig) -> list[str]:

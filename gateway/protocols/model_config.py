@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -13,7 +13,12 @@ from gateway.protocols.quoting import listed
 
 _INFORMATIVE = frozenset({"name", "platform", "backend", "input", "output"})
 """What the model's files say anyway; clients send back what they read."""
-_KNOWN = _INFORMATIVE | {"max_batch_size", "dynamic_batching", "version_policy"}
+_OVERRIDING = frozenset({"max_batch_size", "dynamic_batching", "version_policy"})
+_NEUTRAL = {"model_transaction_policy": {"decoupled": False}, "response_cache": {"enable": False}}
+"""Values that describe what Headrace does anyway."""
+_DYNAMIC = frozenset({"max_queue_delay_microseconds", "preferred_batch_size"})
+"""A preferred size is no limit: what it asks for is what joining rows does."""
+_POLICIES = {"all": (), "latest": ("num_versions", "numVersions"), "specific": ("versions",)}
 
 
 def overridden(config: ModelConfig, document: Mapping[str, Any]) -> ModelConfig:
@@ -21,9 +26,8 @@ def overridden(config: ModelConfig, document: Mapping[str, Any]) -> ModelConfig:
 
     Raises `Unimplemented` for keys that cannot be overridden, `InvalidArgument` for wrong values.
     """
-    unknown = sorted(document.keys() - _KNOWN)
-    if unknown:
-        raise Unimplemented(f"a load request cannot override {listed(unknown)}")
+    neutral = {key for key, value in _NEUTRAL.items() if document.get(key) == value}
+    _check_keys(document, _INFORMATIVE | _OVERRIDING | neutral)
     changes: dict[str, Any] = {}
     batching = dict(config.batching.model_dump())
     if document.get("max_batch_size"):
@@ -31,6 +35,7 @@ def overridden(config: ModelConfig, document: Mapping[str, Any]) -> ModelConfig:
     dynamic = document.get("dynamic_batching") or {}
     if not isinstance(dynamic, Mapping):
         raise InvalidArgument("'dynamic_batching' must be an object")
+    _check_keys(dynamic, _DYNAMIC, "dynamic_batching.")
     if "max_queue_delay_microseconds" in dynamic:
         delay = _number(dynamic["max_queue_delay_microseconds"], "max_queue_delay_microseconds")
         batching["max_wait_s"] = delay / 1e6
@@ -50,7 +55,10 @@ def overridden(config: ModelConfig, document: Mapping[str, Any]) -> ModelConfig:
 def _versions(policy: Any) -> Any:
     if isinstance(policy, Mapping) and len(policy) == 1:
         [(kind, value)] = policy.items()
-        value = value if isinstance(value, Mapping) else {}
+        if kind in _POLICIES:
+            if not isinstance(value, Mapping):
+                raise InvalidArgument(f"'version_policy.{kind}' must be an object")
+            _check_keys(value, _POLICIES[kind], f"version_policy.{kind}.")
         if kind == "all":
             return "all"
         if kind == "latest":
@@ -59,8 +67,17 @@ def _versions(policy: Any) -> Any:
         if kind == "specific":
             versions = value.get("versions", ())
             if isinstance(versions, (list, tuple)):
+                if not versions:
+                    raise InvalidArgument("'version_policy.specific' needs at least one version")
                 return tuple(_number(version, "versions") for version in versions)
     raise InvalidArgument("'version_policy' must have exactly one of 'latest', 'all', 'specific'")
+
+
+def _check_keys(document: Mapping[str, Any], known: Collection[str], within: str = "") -> None:
+    """What is not read would be dropped without a word."""
+    unknown = sorted(f"{within}{key}" for key in document if key not in known)
+    if unknown:
+        raise Unimplemented(f"a load request cannot override {listed(unknown)}")
 
 
 def _number(value: Any, where: str) -> int:

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from autoscale.catalog import Catalog, CatalogEntry, wanted_versions
 from gateway.config import Latest, ModelConfig
+from gateway.errors import ModelLoadError
 from replicas.listing import VersionFiles
-from replicas.repository import Repository
+from replicas.repository import Repository, StoreAway
 
 CONFIG = ModelConfig()
 FILES = {"model.onnx": b"weights", "labels.txt": b"cat\n", "more/data": b"rest"}
@@ -129,7 +130,8 @@ def test_without_times_the_same_files_must_be_seen_twice(tmp_path: Path) -> None
     repository = Listed(tmp_path)
     catalog, clock = timed(repository)
     repository.found = {1: files_of("a")}
-    assert one(catalog).versions == () and catalog.unsettled
+    entry = one(catalog)
+    assert (entry.versions, entry.reason) == ((), "") and catalog.unsettled
     clock.now_s += 0.9
     repository.found = {1: files_of("b")}
     assert one(catalog).versions == ()
@@ -306,6 +308,44 @@ def test_a_model_that_is_not_asked_for_is_forgotten(store: Path, shelf: Shelf) -
     shutil.rmtree(store / "m")
     (store / "other").mkdir()
     assert shelf.look().versions == ()
+
+
+# -- what an order may ask for ------------------------------------------------------------------
+
+
+def test_what_the_store_has_now_can_be_asked_for_without_taking_it_up(
+    store: Path, shelf: Shelf
+) -> None:
+    write(store / "m" / "1", FILES)
+    write(store / "other" / "2", {"labels.txt": b"cat"})
+    assert shelf.catalog.find("m", CONFIG) == {1: ""}
+    assert "holds neither" in shelf.catalog.find("other", CONFIG)[2]
+    assert shelf.catalog.find("absent", CONFIG) == {}
+    assert not shelf.catalog.unsettled
+    with pytest.raises(ModelLoadError, match="not allowed"):
+        shelf.catalog.find("..", CONFIG)
+
+
+def test_what_is_served_can_be_asked_for_whatever_became_of_its_files(
+    store: Path, shelf: Shelf
+) -> None:
+    write(store / "m" / "1", FILES)
+    shelf.look()
+    (store / "m" / "1" / "model.onnx").unlink()
+    assert shelf.catalog.find("m", CONFIG) == {1: ""}
+
+
+def test_a_store_that_is_away_or_empty_is_not_one_without_the_model(
+    store: Path, shelf: Shelf
+) -> None:
+    write(store / "m" / "1", FILES)
+    shelf.look()
+    store.rename(store.with_name("away"))
+    with pytest.raises(StoreAway, match="does not exist"):
+        shelf.catalog.find("other", CONFIG)
+    store.mkdir()
+    with pytest.raises(StoreAway, match="is empty"):
+        shelf.catalog.find("other", CONFIG)
 
 
 # -- slot classes and reasons -----------------------------------------------------------------

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from autoscale.catalog import CatalogEntry
@@ -76,6 +77,41 @@ def test_the_view_tells_states_reasons_and_what_is_kept_warm() -> None:
     waiting = {Key("m", 3): "needs 1 slot"}
     told = model_view(decision.models["m"], two, {}, Failures(), waiting, view)
     assert (told.versions[2].state, told.versions[2].reason) == (State.PENDING, "needs 1 slot")
+
+
+def test_a_label_that_names_no_version_of_the_store_is_told() -> None:
+    def told(known: CatalogEntry) -> str:
+        placements = (placed(1),)
+        decision = decided(known, *placements, serving={"m": ((1, 0),)}).models["m"]
+        return model_view(decision, states_of(placements), {}, Failures(), {}, None).reason
+
+    assert told(entry(1, labels={"stable": 1})) == ""
+    assert told(entry(1, labels={"stable": 1, "new": 7, "old": 8})) == (
+        "label 'new' names version 7, which is not served; "
+        "label 'old' names version 8, which is not served"
+    )
+    missing = replace(entry(1, labels={"new": 7}, versions=(7,)), reason="no version 7")
+    assert told(missing).startswith("no version 7; label 'new' names version 7")
+    # Without any version the reason alone says that there is nothing to wait for.
+    assert told(entry(labels={"stable": 1})) == ""
+
+
+def test_the_last_good_version_stays_wanted_while_what_follows_is_missing_or_broken() -> None:
+    serving = {"m": ((6, 0),)}
+    for in_place in ("aside", "in-place"):
+        decision = decided(
+            entry(5, 6, 7, swap=in_place), placed(6), serving=serving, failed=[Key("m", 7)]
+        )
+        assert [want.version for want in decision.wants] == [6, 7]
+        assert Key("m", 6) not in decision.holds
+        assert decision.models["m"].rollout.default == 6
+    gone = decided(entry(5, 7), serving=serving, failed=[Key("m", 7)])
+    assert [want.version for want in gone.wants] == [7]
+    asked = decided(entry(5, 6, versions=(9,)), placed(6), serving=serving)
+    assert [want.version for want in asked.wants] == [6]
+    assert asked.models["m"].rollout.default == 6
+    trying = decided(entry(5, 6, 7), serving=serving)
+    assert [want.version for want in trying.wants] == [7]
 
 
 def test_while_the_store_has_told_nothing_everything_stays() -> None:

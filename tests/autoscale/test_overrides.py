@@ -33,6 +33,20 @@ def test_a_load_ends_a_rollback_and_rollbacks_add_up() -> None:
     assert overrides.rejected("m") == frozenset() and overrides.memory() == {}
 
 
+def test_an_order_is_put_back_unless_something_newer_was_said() -> None:
+    overrides = Overrides()
+    overrides.reject("m", [3])
+    before = overrides.memory()
+    overrides.serve_only({"m": OTHER, "n": OTHER, "new": OTHER}, ["m", "n"])
+    said = overrides.memory()
+    overrides.unload("n")
+    overrides.put_back(["m", "n", "new", "absent"], said, before)
+    assert overrides.memory() == {
+        "m": Override(rejected=(3,)),
+        "n": Override(config=OTHER, unloaded=True),
+    }
+
+
 def test_serve_only_unloads_the_rest() -> None:
     overrides = Overrides()
     overrides.reject("n", [1])

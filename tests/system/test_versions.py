@@ -7,8 +7,10 @@ import shutil
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import httpx
+import psutil
 import pytest
 import tritonclient.http as triton
 import yaml
@@ -61,9 +63,14 @@ def serves(system: Running, version: int) -> bool:
     return served(system) == str(version)
 
 
-def states(system: Running) -> dict[int, str]:
+def affine_versions(system: Running) -> list[dict[str, Any]]:
     (model,) = [each for each in system.status()["models"] if each["name"] == "affine"]
-    return {version["version"]: version["state"] for version in model["versions"]}
+    versions: list[dict[str, Any]] = model["versions"]
+    return versions
+
+
+def states(system: Running) -> dict[int, str]:
+    return {version["version"]: version["state"] for version in affine_versions(system)}
 
 
 def test_versions_swap_under_load_without_a_failed_request(system: Running) -> None:
@@ -120,6 +127,28 @@ def test_a_broken_or_unfinished_version_changes_nothing(system: Running) -> None
     assert served(system) == before
     for folder in (broken, unfinished):
         shutil.rmtree(folder)
+    wait_for(lambda: 100 not in states(system), "the broken version is forgotten")
+
+
+def test_the_last_good_version_comes_back_when_its_slot_dies_beside_a_broken_one(
+    system: Running,
+) -> None:
+    before = served(system)
+    broken = system.file.parent / "store" / "affine" / "100"
+    broken.mkdir()
+    (broken / "model.onnx").write_bytes(b"not a model")
+    wait_for(lambda: states(system).get(100) == "FAILED", "the broken version is told")
+    (slot_id,) = [
+        slot_id
+        for version in affine_versions(system)
+        for slot_id in version["slots"]
+        if version["version"] == int(before)
+    ]
+    psutil.Process(system.pid_of(slot_id)).kill()
+    assert served(system) == before
+    assert states(system)[100] == "FAILED"
+    shutil.rmtree(broken)
+    wait_for(lambda: states(system).get(int(before)) == "READY", "it is READY")
     wait_for(lambda: 100 not in states(system), "the broken version is forgotten")
 
 

@@ -41,11 +41,20 @@ def test_all_versions_of_a_status_are_told() -> None:
     ]
 
 
-def test_a_model_that_has_only_a_reason_has_failed() -> None:
+def test_a_model_without_versions_has_failed_if_there_is_a_reason_and_is_waited_for_if_not() -> (
+    None
+):
     gone = {"name": "gone", "reason": "no folder", "versions": []}
-    waiting = {"name": "waiting", "reason": "", "versions": []}
-    (state,) = version_states({"models": [gone, waiting]})
-    assert (str(state), state.state, state.reason) == ("gone", "FAILED", "no folder")
+    incomplete = {"2": "it is still changing"}
+    waiting = {"name": "waiting", "reason": "", "versions": [], "incomplete": incomplete}
+    states = version_states({"models": [gone, waiting]})
+    assert states == [
+        VersionState("gone", 0, "FAILED", "no folder"),
+        VersionState("waiting", 0, "PENDING", "version 2: it is still changing"),
+    ]
+    assert [str(state) for state in states] == ["gone", "waiting"]
+    pool = PoolConfig.model_validate({"models": {"gone": {}, "waiting": {}}})
+    assert unsettled(states, pool) == ["waiting"]
 
 
 @pytest.mark.parametrize(
