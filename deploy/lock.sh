@@ -8,7 +8,7 @@ python3 -m venv "$tools"
 "$tools/bin/pip" install --quiet uv
 common=(--universal --python-version 3.11 --generate-hashes --no-header --no-annotate
   --quiet)
-develop=(--extra demo --extra loadtest --extra dev --extra redis)
+develop=(--extra demo --extra media --extra loadtest --extra dev --extra redis)
 run=(--extra tensorflow --extra redis --extra media)
 uv=("$tools/bin/uv" pip compile "${common[@]}")
 "${uv[@]}" pyproject.toml "${develop[@]}" -o lock/cpu.txt
@@ -24,7 +24,7 @@ for name in kserve tensorflow-serving-api; do
   "${uv[@]}" "$tools/$name.in" --no-deps -o "lock/$name.txt"
 done
 # The same with the GPU builds in place of the CPU builds, never beside them.
-sed -e 's/headrace\[cpu,tensorflow\]/headrace[gpu,tensorflow]/' \
+sed -e 's/headrace\[cpu,tensorflow,media\]/headrace[gpu,tensorflow,media]/' \
   -e 's/tensorflow-cpu==/tensorflow==/' pyproject.toml >"$tools/pyproject.toml"
 cp README.md "$tools/"
 "${uv[@]}" "$tools/pyproject.toml" "${develop[@]}" -o lock/gpu.txt
