@@ -8,23 +8,26 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 import structlog
 
-from autoscale.catalog import Catalog, CatalogEntry
+from autoscale.catalog import Catalog
 from autoscale.decision import Decision, Knowledge, decide
+from autoscale.decision_log import DecisionLog, Writer
+from autoscale.economy import Economy
 from autoscale.failures import Failures
 from autoscale.fleet import Fleet, states_of
-from autoscale.ledger import Key, Load, Plan, Unload, plan
+from autoscale.ledger import Key, Load, Plan, Unload, plan, within_limits
+from autoscale.lookout import Lookout
 from autoscale.overrides import Overrides
 from autoscale.rollout import Target
 from autoscale.statistics import StatisticsBook
 from autoscale.views import model_view
 from gateway.access.caller import Access
-from gateway.config import ModelConfig, PoolConfig
+from gateway.config import ModelConfig, PoolConfig, SlotClass
 from gateway.errors import HeadraceError
 from gateway.link import Identity
 from gateway.metrics import Recorder
@@ -32,8 +35,7 @@ from gateway.snapshot import Memory, Placement, SlotView, Snapshot
 
 SETTLE_S = 3.0
 TICK_S = 1.0
-
-Answer = TypeVar("Answer")
+RETRY_S = 0.9
 
 log = structlog.get_logger()
 
@@ -41,8 +43,8 @@ log = structlog.get_logger()
 class Controller:
     """See the module. All state belongs to one event loop.
 
-    `fresh` says that no pool was here before, so there is nothing to wait for. `max_models` is by
-    slot class.
+    `fresh` says that no pool was here before, so there is nothing to wait for. `resize` is told how
+    many slots of each class there should be. At most `max_loads` loads run on a node at once.
     """
 
     def __init__(
@@ -50,15 +52,21 @@ class Controller:
         catalog: Catalog,
         identity: Identity,
         epoch: int,
-        max_models: Mapping[str, int],
+        slots: Mapping[str, SlotClass],
         recorder: Recorder,
         *,
         fresh: bool,
+        journal: Writer | None = None,
+        resize: Callable[[dict[str, int]], None] = lambda targets: None,
+        max_loads: int = 4,
     ) -> None:
-        self.catalog, self._max_models, self._recorder = catalog, max_models, recorder
+        self._recorder, self._resize, self._max_loads = recorder, resize, max_loads
         self.fleet = Fleet(identity, epoch, self)
         self.overrides = Overrides()
         self.failures = Failures()
+        self.lookout = Lookout(catalog, self.failures, self.models, self._wake_up)
+        self.economy = Economy(slots)
+        self._log = DecisionLog(journal)
         self.statistics = StatisticsBook()
         self.config = PoolConfig()
         self.decision, self.plan = Decision(), Plan()
@@ -66,15 +74,11 @@ class Controller:
         self.decided = asyncio.Condition()
         self.heard = 0
         self._said = 0
-        self._entries: list[CatalogEntry] = []
-        self._revisions: dict[tuple[str, int], int] = {}
-        self._stamps: dict[tuple[str, int], str] = {}
         self._serving: dict[str, tuple[Target, ...]] = {}
         self._stuck: frozenset[Key] = frozenset()
         self._recalled: tuple[int, int, Memory] | None = None
         self._wake = asyncio.Event()
-        self._look_soon = asyncio.Event()
-        self._looking = asyncio.Lock()
+        self._resized: dict[str, int] | None = None
         self._fresh = fresh
         self._settled_at_s = time.monotonic() + SETTLE_S
 
@@ -111,39 +115,15 @@ class Controller:
         for name, model in self.models().items():
             if name in before and before[name].batching != model.batching:
                 await self.fleet.configure(name, model.batching.model_dump())
-        await self.look()
-        if self.catalog.unsettled:
-            self._look_soon.set()
+        await self.lookout.look()
+        if self.lookout.catalog.unsettled:
+            self.lookout.soon()
 
     def say(self) -> int:
         """Ask for a decision on what has been said so far; `heard` reaches this number with it."""
         self._said += 1
         self._wake.set()
         return self._said
-
-    def renew(self, model: str) -> dict[Key, str]:
-        """Load versions of a model anew whose files have changed since they were loaded.
-
-        Gives these new ones with the stamps of the old files, for `keep`.
-        """
-        renewed = {}
-        for entry in self._entries:
-            for version, stamp in entry.stamps.items() if entry.name == model else ():
-                if self._stamps.get((model, version), stamp) != stamp:
-                    revision = self._revisions.get((model, version), 0) + 1
-                    self._revisions[model, version] = revision
-                    renewed[Key(model, version, revision)] = self._stamps.pop((model, version))
-        self.failures.forget_model(model)
-        self._wake.set()
-        return renewed
-
-    def keep(self, renewed: Mapping[Key, str]) -> None:
-        """What was to be loaded anew has failed: stay with what was loaded before."""
-        for (model, version, revision), stamp in renewed.items():
-            if self._revisions.get((model, version)) == revision:
-                self._revisions[model, version] = revision - 1
-                self._stamps[model, version] = stamp
-        self._wake.set()
 
     def recall(self, epoch: int, number: int, memory: Memory) -> None:
         """A gateway says what an earlier pool knew."""
@@ -160,42 +140,12 @@ class Controller:
             self.overrides.restore(memory.overrides)
             self._serving = {**memory.serving, **self._serving}
             self.statistics.restore(memory.statistics)
-            self._look_soon.set()
+            self.lookout.soon()
 
-    # -- the store ----------------------------------------------------------------------------
-
-    def store_changed(self) -> None:
-        """Look at the store soon."""
-        self._look_soon.set()
-
-    async def look(self) -> None:
-        """Read the catalog anew."""
-        async with self._looking:
-            models = self.models()
-            loop = asyncio.get_running_loop()
-            self._entries = await loop.run_in_executor(None, self.catalog.read, models)
-        for entry in self._entries:
-            for version, stamp in entry.stamps.items():
-                known = self._stamps.get((entry.name, version))
-                key = Key(entry.name, version, self._revisions.get((entry.name, version), 0))
-                if known is not None and known != stamp and key in self.failures:
-                    # Other files than those that failed: worth a try at once, but only one.
-                    self.failures.forget([key])
-                    self._stamps[entry.name, version] = stamp
-        self._wake.set()
-
-    async def ask(self, question: Callable[[], Answer]) -> Answer:
-        """Ask the catalog something in a thread, when nobody else does."""
-        async with self._looking:
-            return await asyncio.get_running_loop().run_in_executor(None, question)
-
-    async def _look_forever(self) -> None:
-        while True:
-            if not self.catalog.unsettled:
-                await self._look_soon.wait()
-            self._look_soon.clear()
-            await self.look()
-            await asyncio.sleep(TICK_S / 2)
+    def take_load(self, gateway_id: str, loads: Mapping[str, Sequence[float]]) -> None:
+        """A gateway's load by model: see `Demand.report`."""
+        if self.economy.scaling.demand.report(gateway_id, loads, time.monotonic()):
+            self._wake.set()
 
     # -- what slots say -----------------------------------------------------------------------
 
@@ -212,9 +162,7 @@ class Controller:
     def loaded(self, key: Key) -> None:
         """A placement is READY."""
         self.failures.forget([key])
-        # A pool that has just started learns of revisions so.
-        version = (key.model, key.version)
-        self._revisions[version] = max(key.revision, self._revisions.get(version, 0))
+        self.lookout.loaded(key)
 
     def failed(self, key: Key, reason: str) -> None:
         """A placement has failed."""
@@ -235,7 +183,7 @@ class Controller:
         """Until cancelled; `tick` is called each second."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._reconcile_forever())
-            tasks.create_task(self._look_forever())
+            tasks.create_task(self.lookout.run())
             tasks.create_task(self._tick(tick))
 
     async def _tick(self, tick: Callable[[], object]) -> None:
@@ -260,16 +208,23 @@ class Controller:
                 self._wake_later()
 
     async def _reconcile(self) -> None:
-        said, placements = self._said, self.fleet.placements()
+        said, placements, slots = self._said, self.fleet.placements(), self.fleet.views()
+        entries, now_s = self.lookout.entries, time.monotonic()
+        self._share_out(slots, placements, now_s)
         self.decision = decide(self._knowledge(placements))
+        room, retry_at = self.economy.room(entries), self.failures.retry_at()
         self.plan = plan(
+            self.decision.wants, slots, placements, room, now_s, retry_at, self.decision.holds
+        )
+        self._log.placed(
             self.decision.wants,
-            self.fleet.views(),
-            placements,
-            self._max_models,
-            time.monotonic(),
-            self.failures.retry_at(),
             self.decision.holds,
+            slots,
+            placements,
+            room,
+            retry_at,
+            self.plan,
+            now_s,
         )
         self._note_serving()
         stuck = frozenset(key for key in self.plan.waiting if key not in self.failures)
@@ -277,18 +232,38 @@ class Controller:
             self._stuck = stuck
             self._wake.set()
         # Traffic moves before what it leaves is unloaded.
-        await self._publish(placements, said)
-        await asyncio.gather(*(self._move(move) for move in self.plan.moves))
+        await self._publish(placements, said, now_s)
+        moves = within_limits(self.plan.moves, slots, placements, self._max_loads)
+        await asyncio.gather(*(self._move(move) for move in moves))
+        self._wake_later(self.economy.again_s(now_s))
+
+    def _share_out(self, slots: list[SlotView], placements: list[Placement], now_s: float) -> None:
+        """Who may have how many slots, and how many there should be."""
+        versions = {n: len(m.situation.wanted) for n, m in self.decision.models.items()}
+        known = {key.model for key in self.fleet.specs}
+        self.economy.settle(
+            self.config, self.lookout.entries, versions, slots, placements, known, now_s
+        )
+        self._log.scaled(self.economy.scaling.drain_changes(), now_s)
+        self._log.shared(self.economy.division, self.config.shares, now_s)
+        targets = dict(self.economy.targets.targets)
+        if targets != self._resized:
+            self._resized = targets
+            self._log.resized(targets, self.economy.division, now_s)
+            self._resize(targets)
 
     def _knowledge(self, placements: list[Placement]) -> Knowledge:
         return Knowledge(
-            entries=self._entries,
+            entries=self.lookout.entries,
             placements=placements,
-            rejected={entry.name: self.overrides.rejected(entry.name) for entry in self._entries},
-            revisions=self._revisions,
+            rejected={e.name: self.overrides.rejected(e.name) for e in self.lookout.entries},
+            revisions=self.lookout.revisions,
             serving=self._serving,
             failed=self.failures.retry_at().keys(),
             stuck=self._stuck,
+            replicas={name: wish.slots for name, wish in self.economy.wishes.items()},
+            granted=self.economy.division.grants,
+            lingering=self.economy.lingering(),
         )
 
     def _note_serving(self) -> None:
@@ -307,9 +282,7 @@ class Controller:
                 await self.fleet.unload(move.slot_id, key)
                 return
             entry = self.decision.models[move.model].entry
-            self._stamps.setdefault((move.model, move.version), entry.stamps[move.version])
-            if key in self.failures:
-                self._stamps[move.model, move.version] = entry.stamps[move.version]
+            self.lookout.loading(key, entry.stamps[move.version], again=key in self.failures)
             config = entry.config
             order = {"runtime": config.runtime, "batching": config.batching.model_dump()}
             await self.fleet.load(move.slot_id, key, order)
@@ -317,10 +290,14 @@ class Controller:
             log.warning("move_failed", move=str(move), reason=error.message)
             self._wake_later()
 
-    def _wake_later(self) -> None:
-        asyncio.get_running_loop().call_later(TICK_S, self._wake.set)
+    def _wake_up(self) -> None:
+        self._wake.set()
 
-    async def _publish(self, placements: list[Placement], said: int) -> None:
+    def _wake_later(self, after_s: float = RETRY_S) -> None:
+        if after_s < TICK_S:  # the next tick is not later than that
+            asyncio.get_running_loop().call_later(after_s, self._wake.set)
+
+    async def _publish(self, placements: list[Placement], said: int, now_s: float) -> None:
         states = states_of(placements)
         models = {
             name: model_view(
@@ -330,6 +307,7 @@ class Controller:
                 self.failures,
                 self.plan.waiting,
                 self.snapshot.models.get(name),
+                now_s,
             )
             for name, model in self.decision.models.items()
         }
@@ -340,7 +318,7 @@ class Controller:
                 slots=tuple(self.fleet.views()),
                 placements=tuple(placements),
                 models=models,
-                store_problem=self.catalog.problem,
+                store_problem=self.lookout.catalog.problem,
                 memory=memory,
             )
             if new != self.snapshot or not new.number:

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from autoscale.catalog import CatalogEntry, by_policy, wanted_versions
 from autoscale.fleet import states_of
-from autoscale.ledger import Hold, Key, Want
-from autoscale.policy import desired_replicas
+from autoscale.ledger import MANY, Hold, Key, Want
 from autoscale.rollout import Rollout, Situation, Target, roll_out
 from gateway.snapshot import Placement, State
 
@@ -19,6 +18,8 @@ class Knowledge:
 
     `revisions` holds the revision of each (model, version) that has one above 0. `stuck` are
     wanted keys that found no slot the last time. `serving` is by model, see `Rollout`.
+    `replicas` says how many slots each version of a model should have (absent: its least number),
+    `granted` how many it may (absent: all); those of a `lingering` one go to whoever needs them.
     """
 
     entries: Sequence[CatalogEntry]
@@ -28,6 +29,9 @@ class Knowledge:
     serving: Mapping[str, tuple[Target, ...]] = field(default_factory=dict)
     failed: Collection[Key] = ()
     stuck: Collection[Key] = ()
+    replicas: Mapping[str, int] = field(default_factory=dict)
+    granted: Mapping[str, int] = field(default_factory=dict)
+    lingering: Collection[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +67,14 @@ def decide(known: Knowledge) -> Decision:
     for entry in known.entries:
         one = _decide(entry, known, ready.get(entry.name, {}))
         decision.models[entry.name] = one
-        replicas = one.situation.replicas
+        replicas, firm = one.situation.replicas, entry.name not in known.lingering
+        granted = known.granted.get(entry.name, MANY)
         decision.wants.extend(
-            Want(entry.name, version, replicas, entry.slot_class, revision)
+            Want(entry.name, version, replicas, entry.slot_class, revision, firm, granted)
             for version, revision in one.situation.wanted
         )
+        if not firm:
+            decision.holds.update({Key(entry.name, *t): Hold.YIELD for t in one.situation.wanted})
         decision.holds.update({Key(entry.name, *t): Hold.YIELD for t in one.rollout.spare})
         decision.holds.update({Key(entry.name, *t): Hold.KEEP for t in one.rollout.keep})
     return decision
@@ -87,7 +94,7 @@ def _decide(entry: CatalogEntry, known: Knowledge, ready: Mapping[Target, int]) 
         candidates=frozenset(wanted_versions(by_policy(config), entry.versions, rejected)),
         ready=ready,
         serving=serving,
-        replicas=desired_replicas(config),
+        replicas=known.replicas.get(name, config.replicas.min),
         stuck=frozenset(t for t in concerned if Key(name, *t) in known.stuck),
         failed=frozenset(t for t in concerned if Key(name, *t) in known.failed),
         stored=frozenset(entry.versions),

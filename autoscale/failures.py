@@ -47,6 +47,10 @@ class Failures:
         """Why its last try failed; "" if it has not."""
         return self._failures[key].reason if key in self._failures else ""
 
+    def due(self, key: Key, now_s: float) -> bool:
+        """Whether it may be tried again by now."""
+        return key not in self._failures or self._failures[key].retry_at_s <= now_s
+
     def retry_at(self) -> dict[Key, float]:
         """When each may be tried again."""
         return {key: failure.retry_at_s for key, failure in self._failures.items()}

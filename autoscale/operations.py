@@ -30,6 +30,7 @@ READY_S = 120.0
 
 _INDEX_STATES = {
     State.READY: "READY",
+    State.SLEEPING: "READY",
     State.PENDING: "LOADING",
     State.LOADING: "LOADING",
     State.WARMING: "LOADING",
@@ -68,14 +69,14 @@ class Operations:
         override = model if config or known is None else None
 
         async def loaded() -> None:
-            renewed = controller.renew(name)
+            renewed = controller.lookout.renew(name)
             try:
                 await self._until_ready(name)
             except StillUnderWay:
                 raise
             except HeadraceError:
                 if config:
-                    controller.keep(renewed)
+                    controller.lookout.keep(renewed)
                 raise
 
         try:
@@ -166,9 +167,9 @@ class Operations:
 
         Versions that are `known` to be asked for already are no reason to refuse.
         """
-        catalog = self._controller.catalog
+        catalog = self._controller.lookout.catalog
         try:
-            found = await self._controller.ask(lambda: catalog.find(name, config))
+            found = await self._controller.lookout.ask(lambda: catalog.find(name, config))
         except StoreAway as error:
             raise Unavailable(error.message) from None
         except ModelLoadError as error:
@@ -207,7 +208,7 @@ class Operations:
             raise
 
     async def _stored(self) -> list[str]:
-        return await self._controller.ask(self._controller.catalog.names)
+        return await self._controller.lookout.ask(self._controller.lookout.catalog.names)
 
     async def _until(self, true: Callable[[], bool], what: str) -> None:
         """Wait for a round of the controller after which it is true; raises `StillUnderWay`."""

@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import structlog
+from ray import serve
 
 from autoscale.callers import CallerBook
 from autoscale.catalog import Catalog
 from autoscale.controller import Controller
 from autoscale.operations import Operations
+from autoscale.slot_targets import SlotTargets
 from autoscale.store_watch import StoreWatch
 from gateway.access.budget_store import Claim, Grant
 from gateway.access.caller import Access
@@ -75,20 +77,22 @@ class Pool:
             Catalog(repository),
             identity,
             epoch,
-            {name: each.max_models for name, each in settings.slots.items()},
+            settings.slots,
             recorder,
             fresh=fresh,
         )
         self._operations = Operations(self._controller)
         desk = KeyDesk.open(settings.budgets, secret)
         self._callers = CallerBook(desk, settings.max_callers, self._controller.grant_access)
+        self._targets = SlotTargets(serve.get_replica_context().app_name, epoch)
         self._reports: dict[str, tuple[float, dict[str, Any]]] = {}
         exporter = Exporter(recorder, node.metrics)
-        store_watch = StoreWatch(settings.store, settings.poll_s, self._controller.store_changed)
+        store_watch = StoreWatch(settings.store, settings.poll_s, self._controller.lookout.soon)
         self._tasks = [
             watched(loop.create_task(self._controller.run(exporter.write))),
             watched(loop.create_task(store_watch.run())),
             watched(loop.create_task(self._callers.run())),
+            watched(loop.create_task(self._targets.run())),
         ]
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
@@ -100,6 +104,10 @@ class Pool:
     async def announce(self, view: SlotView) -> None:
         """A slot is here and no pool listens to it."""
         await self._controller.announce(view)
+
+    async def set_slot_targets(self, targets: Mapping[str, int]) -> None:
+        """So many slots of each class; those of a class that is not named stay as many."""
+        await self._targets.set(targets)
 
     # -- what gateways ask --------------------------------------------------------------------
 
@@ -130,6 +138,10 @@ class Pool:
         if known.epoch == snapshot.epoch and known.access.number == snapshot.access.number:
             return replace(snapshot, access=Access(snapshot.access.number))
         return snapshot
+
+    async def tell_load(self, gateway_id: str, loads: dict[str, tuple[float, int, int]]) -> None:
+        """A gateway's requests in flight and waiting: see `LoadReport`."""
+        self._controller.take_load(gateway_id, loads)
 
     async def exchange_budgets(
         self, gateway_id: str, claims: list[Claim]

@@ -21,6 +21,7 @@ def model_view(
     failures: Failures,
     waiting: Mapping[Key, str],
     before: ModelView | None,
+    now_s: float,
 ) -> ModelView:
     """A model with the versions that are served and those that are still there."""
     entry, rollout = decision.entry, decision.rollout
@@ -28,7 +29,8 @@ def model_view(
 
     def view(target: Target, *, served: bool) -> VersionView:
         key = Key(name, *target)
-        state, reason = _state(key, states, failures, waiting)
+        asleep = decision.situation.replicas == 0 and key in specs
+        state, reason = _state(key, states, failures, waiting, now_s, asleep=asleep)
         return VersionView(target[0], state, specs.get(key), reason, served, target[1])
 
     versions = {target[0]: view(target, served=True) for target in rollout.serving}
@@ -70,10 +72,15 @@ def _state(
     states: Mapping[Key, list[State]],
     failures: Failures,
     waiting: Mapping[Key, str],
+    now_s: float,
+    *,
+    asleep: bool,
 ) -> tuple[State, str]:
     for state in _PROGRESS:
         if state in states.get(key, ()):
             return state, ""
-    if key in failures:
+    if key in failures and not (asleep and failures.due(key, now_s)):
         return State.FAILED, failures.reason(key)
+    if asleep and key not in waiting:
+        return State.SLEEPING, "its next request wakes it"
     return State.PENDING, waiting.get(key, "")

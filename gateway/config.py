@@ -7,9 +7,18 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    ByteSize,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from gateway.access.tiers import ANONYMOUS, AuthConfig, Tier, with_defaults
+from gateway.config_scaling import Leases, Replicas, Scaling, Share
 from gateway.config_types import Amount, Name, Seconds, SecretRef, Strict
 
 RuntimeName = Literal["onnx", "tensorflow"]
@@ -17,6 +26,10 @@ RuntimeName = Literal["onnx", "tensorflow"]
 DEFAULT_SLOT_CLASS: Mapping[RuntimeName, str] = {"onnx": "cpu", "tensorflow": "tensorflow"}
 """Where a model goes that names no `slot_class`."""
 
+MAX_SLOTS = 10_000
+"""No class has more: Ray and our own tables are meant for no larger clusters."""
+
+SlotCount = Annotated[int, Field(ge=0, le=MAX_SLOTS)]
 
 _LABEL = r"[A-Za-z0-9]([A-Za-z0-9\-]{0,61}[A-Za-z0-9])?"
 _HOST_NAME = re.compile(rf"{_LABEL}(\.{_LABEL})*\.?")
@@ -131,21 +144,73 @@ class Budgets(Strict):
 
 
 class SlotClass(Strict):
-    """Slots of one kind: how many, with what share of a node, and what they preload."""
+    """Slots of one kind: how many, with what share of a node, and what they preload.
 
-    count: int = Field(default=1, ge=0, le=10_000)
+    `min` are always there, `warm` free ones are kept ready beyond those that models hold, and
+    there are never more than `max`; `count: 3` stands for `min: 3, max: 3`. `max: 0` turns the
+    class off. `memory` is a slot's budget: models that share it stay within, and more is too much.
+    """
+
+    count: SlotCount | None = None
+    min: SlotCount = 1
+    warm: SlotCount = 0
+    max: SlotCount = 1
     cpus: float = Field(default=1.0, ge=0, le=1024)
     gpus: float = Field(default=0.0, ge=0, le=16)
     resources: dict[str, Amount] = Field(default_factory=dict)
     preload: tuple[RuntimeName, ...] = ("onnx",)
+    memory: Annotated[ByteSize, Field(ge=1024 * 1024)] | None = None
     max_models: int = Field(default=1, ge=1, le=1000)
     pin: bool = False
+
+    @property
+    def least(self) -> int:
+        """So many slots are there when models hold none."""
+        return max(self.min, self.warm)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _in_short(cls, data: Any) -> Any:
+        """`count` alone, and `max` following `min` and `warm` where it is not given."""
+        if not isinstance(data, dict):
+            return data
+        count = _slot_count(data.get("count"))
+        if count is not None:
+            return {"min": count, "max": count, **data}
+        if "count" not in data and "max" not in data:
+            least = (_slot_count(data.get("min")), _slot_count(data.get("warm")))
+            return {**data, "max": max(1, *(number or 0 for number in least))}
+        return data
+
+    @model_validator(mode="after")
+    def _numbers_fit(self) -> Self:
+        if self.count is not None and (self.min, self.warm, self.max) != (
+            self.count,
+            0,
+            self.count,
+        ):
+            raise ValueError("`count` is short for equal `min` and `max`: give either it or those")
+        for name, number in (("min", self.min), ("warm", self.warm)):
+            if number > self.max:
+                raise ValueError(f"`{name}` ({number}) should not be above `max` ({self.max})")
+        return self
 
     @model_validator(mode="after")
     def _whole_cores(self) -> Self:
         if self.pin and (self.cpus < 1 or self.cpus != int(self.cpus)):
             raise ValueError("`pin` needs a whole number of `cpus`, at least 1")
         return self
+
+
+_SLOT_COUNT: TypeAdapter[int] = TypeAdapter(SlotCount)
+
+
+def _slot_count(value: Any) -> int | None:
+    """As the field would read it; None where it would not."""
+    try:
+        return _SLOT_COUNT.validate_python(value)
+    except ValidationError:
+        return None
 
 
 class RepositoryAccess(Strict):
@@ -170,27 +235,6 @@ class Args(Strict):
     secret: SecretRef | None = None
     admin_token: SecretRef | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-
-
-class Replicas(Strict):
-    """How many slots a model holds."""
-
-    min: int = Field(default=1, ge=0, le=10_000)
-    max: int = Field(default=1, ge=1, le=10_000)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _max_follows_min(cls, data: Any) -> Any:
-        """`min: 3` alone means `max: 3` too."""
-        if isinstance(data, dict) and isinstance(data.get("min"), int) and "max" not in data:
-            return {**data, "max": max(1, data["min"])}
-        return data
-
-    @model_validator(mode="after")
-    def _min_below_max(self) -> Self:
-        if self.min > self.max:
-            raise ValueError(f"`min` ({self.min}) should not be above `max` ({self.max})")
-        return self
 
 
 class Batching(Strict):
@@ -232,20 +276,26 @@ class Latest(Strict):
     latest: int = Field(ge=1, le=1000)
 
 
+Weight = Annotated[float, Field(gt=0, le=1e6)]
 Version = Annotated[int, Field(ge=0, lt=10**18)]
 
 
 class ModelConfig(Strict):
     """One model of the store. `runtime` is told by its files, `slot_class` by its runtime.
 
-    `swap` says what happens when a new version finds no free slot: `aside` waits for one,
-    `in-place` unloads the old version first. `keep_previous` keeps the version before warm, for
-    an instant rollback, while nobody needs its slot.
+    An `exclusive` model shares its slot with none; others share it as far as the slot's memory
+    goes, where both say their `memory`. `swap` says what happens when a new version finds no free
+    slot: `aside` waits for one, `in-place` unloads the old version first. `keep_previous` keeps the
+    version before warm, for an instant rollback, while nobody needs its slot.
     """
 
     runtime: RuntimeName | None = None
     slot_class: Name | None = None
     replicas: Replicas = Replicas()
+    scaling: Scaling = Scaling()
+    share: Share = Share()
+    exclusive: bool = False
+    memory: ByteSize | None = None
     versions: Literal["latest", "all"] | Latest | tuple[Version, ...] = "latest"
     labels: dict[Name, Version] = Field(default_factory=dict)
     swap: Literal["aside", "in-place"] = "aside"
@@ -262,10 +312,13 @@ class ModelConfig(Strict):
 class PoolConfig(Strict):
     """The Pool's `user_config:`; a change reaches every process without a restart.
 
-    `tiers: off` (which YAML reads as false) serves everybody alike and asks for no credential.
+    `shares` holds the weights of groups of models (1 where there is none). `tiers: off` (which
+    YAML reads as false) serves everybody alike and asks for no credential.
     """
 
     models: dict[Name, ModelConfig] = Field(default_factory=dict)
+    shares: dict[Name, Weight] = Field(default_factory=dict)
+    leases: Leases = Leases()
     tiers: dict[Name, Tier] | None = Field(default_factory=dict, validate_default=True)
     auth: AuthConfig = AuthConfig()
 

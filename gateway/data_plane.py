@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections.abc import Callable
+from dataclasses import replace
 
 import structlog
 
@@ -42,11 +44,15 @@ class DataPlane(LinkEvents):
         self._unsent = 0
         self._loop = asyncio.get_running_loop()
         self._number = 0
+        # Called when a request came that no slot can answer.
+        self.on_starved: Callable[[], None] = lambda: None
 
     # -- what the pool says -------------------------------------------------------------------
 
     def apply(self, snapshot: Snapshot) -> None:
         """Take a newer view of the world: links to its slots, routes to what is READY."""
+        if snapshot.epoch != self.snapshot.epoch:
+            snapshot = with_known_specs(snapshot, self.snapshot)
         self.snapshot = snapshot
         slots = {slot.slot_id: slot for slot in snapshot.slots}
         for slot_id in self._links.keys() - slots.keys():
@@ -118,6 +124,9 @@ class DataPlane(LinkEvents):
         rest of the turn's requests are read; waiting for the turn's end would make them take turns.
         """
         self.router.submit(request)
+        if self.router.starved:
+            self.router.starved = False
+            self.on_starved()
         self._unsent += 1
         if self._unsent > self.router.sent:
             self._flush()
@@ -203,6 +212,28 @@ class DataPlane(LinkEvents):
         for reply in replies:
             self.router.reply(slot_id, reply, elsewhere=bool(reply.flags & Flag.ELSEWHERE))
         self._flush_soon()
+
+
+def with_known_specs(new: Snapshot, old: Snapshot) -> Snapshot:
+    """A pool that has just started knows nothing of models that sleep: we may. Pure."""
+    known = {
+        (name, version.version, version.revision): version.spec
+        for name, model in old.models.items()
+        for version in model.versions
+    }
+    models = {
+        name: replace(
+            model,
+            versions=tuple(
+                version
+                if version.spec is not None
+                else replace(version, spec=known.get((name, version.version, version.revision)))
+                for version in model.versions
+            ),
+        )
+        for name, model in new.models.items()
+    }
+    return replace(new, models=models)
 
 
 def routes_of(snapshot: Snapshot) -> tuple[dict[Key, Route], dict[Key, str]]:

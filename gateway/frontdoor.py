@@ -32,6 +32,7 @@ from gateway.http_api import create_app
 from gateway.http_fastlane import fast_lane, sweep
 from gateway.link import Identity
 from gateway.listeners import HttpListener
+from gateway.load_report import LoadReport
 from gateway.logs import configure, watched
 from gateway.metrics import Recorder
 from gateway.metrics_export import Exporter
@@ -105,6 +106,7 @@ class Gateway:
                 *(self._plane.run(), self._admission.run(), self._authenticator.run()),
                 sweep(self._front),
                 *(self._follow(), self._export()),
+                LoadReport(self._plane, self._pool, self._id).run(),
             )
         ]
         await self._admin.start()

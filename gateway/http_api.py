@@ -18,7 +18,7 @@ from gateway.protocols import metadata
 from gateway.protocols.paths import parse_infer_path, parse_version
 from gateway.protocols.statistics import statistics_document
 from gateway.repository_api import repository
-from gateway.snapshot import State
+from gateway.snapshot import ANSWERING
 from gateway.view import GatewayView
 
 ALL_METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
@@ -158,7 +158,7 @@ async def model_config(view: View, name: str, version: str = "") -> Response:
 async def model_ready(view: View, name: str, version: str = "") -> Response:
     """Whether this model (version) can infer."""
     _, found = find_model(view.snapshot, name, version)
-    if found.state is State.READY:
+    if found.state in ANSWERING:
         return json_answer({"name": name, "ready": True})
     error = f"model '{name}' version {found.version} is {found.state}"
     if found.reason:

@@ -69,6 +69,8 @@ class HttpPrediction(Prediction):
             more += b"content-type: " + content_type.encode() + CRLF
             if coding:
                 more += b"content-encoding: " + coding.encode() + CRLF
+            if self.cold_start_ms:
+                more += b"x-headrace-cold-start-ms: %d\r\n" % self.cold_start_ms
             if answer.json_length is not None:
                 more += b"inference-header-content-length: %d\r\n" % answer.json_length
             start = head(answer.status, answer.length, more, keep_alive=keep_alive)

@@ -94,6 +94,28 @@ BUDGET_STORE_UP = Family(
 HELD_BYTES = Family("headrace_held_bytes", "gauge", "Bodies of requests in memory.", ())
 AUDIT_DROPPED = Family("headrace_audit_dropped", "gauge", "Audit records lost since the start.", ())
 LINK_LOST = Family("headrace_link_lost_total", "counter", "Links that broke.", ())
+COLD_START_SECONDS = Family(
+    "headrace_cold_start_seconds",
+    "histogram",
+    "Time that a request waited until a slot had loaded its model.",
+    ("model",),
+    SECONDS_BOUNDS,
+)
+POOL_SLOTS = Family(
+    "headrace_pool_slots",
+    "gauge",
+    "Slots of a class: capacity, live, target, held (by models), leased.",
+    ("slot_class", "kind"),
+)
+POOL_PLACES = Family(
+    "headrace_pool_places",
+    "gauge",
+    "Places of a model or lease: wanted, granted, held, borrowed.",
+    ("account", "kind"),
+)
+PREEMPTIONS = Family(
+    "headrace_pool_preemptions_total", "counter", "Leases taken back.", ("holder",)
+)
 RESIDENT_BYTES = Family(
     "headrace_process_resident_bytes", "gauge", "Resident memory of processes.", ("role",)
 )
@@ -103,6 +125,7 @@ FAMILIES = {
     for family in (
         *(REQUESTS, REQUEST_SECONDS, STAGE_SECONDS, IN_FLIGHT, QUEUE_LENGTH, BATCH_ROWS),
         *(SLOT_STATES, RETRIES, CANCELLATIONS, MODEL_LOAD_SECONDS, LINK_LOST, RESIDENT_BYTES),
+        *(COLD_START_SECONDS, POOL_SLOTS, POOL_PLACES, PREEMPTIONS),
         *(REFUSALS, CALLERS, BUDGET_STORE_UP, HELD_BYTES, AUDIT_DROPPED),
     )
 }
@@ -255,6 +278,26 @@ class Recorder:
         self._series[BUDGET_STORE_UP.name].set((), int(store_up))
         self._series[HELD_BYTES.name].set((), held_bytes)
         self._series[AUDIT_DROPPED.name].set((), audit_dropped)
+
+    def cold_start(self, model: str, seconds: float) -> None:
+        """A request waited for its model to be loaded."""
+        self._series[COLD_START_SECONDS.name].observe((model,), seconds)
+
+    def pool(
+        self,
+        slots: Mapping[tuple[str, str], float],
+        places: Mapping[tuple[str, str], float],
+    ) -> None:
+        """The pool's capacity by (class, kind) and its accounts by (account, kind)."""
+        for name, values in ((POOL_SLOTS.name, slots), (POOL_PLACES.name, places)):
+            series = self._series[name]
+            series.clear()
+            for labels, value in values.items():
+                series.set(labels, value)
+
+    def preemption(self, holder: str) -> None:
+        """A lease was taken back."""
+        self._series[PREEMPTIONS.name].add((holder,))
 
     def link_lost(self) -> None:
         """A link broke."""

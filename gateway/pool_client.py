@@ -17,6 +17,9 @@ WATCH_TIMEOUT_S = 15.0
 ASK_TIMEOUT_S = 3.0
 OPERATE_TIMEOUT_S = 150.0
 
+Loads = Mapping[str, tuple[float, int, int]]
+"""By model: requests in flight, those of them that wait for a first slot, all that ever came."""
+
 log = structlog.get_logger()
 
 
@@ -38,6 +41,10 @@ class PoolClient:
         if snapshot is not None and same and snapshot.access.number == known.access.number:
             return replace(snapshot, access=known.access)
         return snapshot
+
+    async def tell_load(self, gateway_id: str, loads: Loads) -> None:
+        """What this gateway's router holds and what waits, by model."""
+        await self._answer(self._handle.tell_load.remote(gateway_id, loads), ASK_TIMEOUT_S)
 
     async def details(self) -> dict[str, Any]:
         """The figures that change too often for the snapshot."""

@@ -52,9 +52,12 @@ class FrontState:
 
 
 class Prediction:
-    """See the module. `headers` has lower-case names; `path` is None when the target was wrong."""
+    """See the module. `headers` has lower-case names; `path` is None when the target was wrong.
 
-    __slots__ = ("address", "headers", "path", "request", "request_id", "ticket")
+    `cold_start_ms` says, once it is recorded, how long it waited for its model to be loaded.
+    """
+
+    __slots__ = ("address", "cold_start_ms", "headers", "path", "request", "request_id", "ticket")
 
     family: ClassVar[str] = "http"
     """Stands for the protocol in the metrics of a request whose target was wrong."""
@@ -64,6 +67,7 @@ class Prediction:
         self.request: Request | None = None
         self.ticket: Ticket | None = None
         self.address = ""
+        self.cold_start_ms = 0
         given = headers.get(b"x-request-id")
         valid = given is not None and valid_request_id(given)
         self.request_id = given.decode("ascii") if given and valid else request_id()
@@ -167,6 +171,10 @@ class Prediction:
         version = request.key[1] or front.plane.version_of(request.key)
         recorder.request(path.model, version, path.protocol, code, tier, now_s - request.arrived_s)
         if isinstance(answer, Reply):
+            if request.cold:
+                waited_s = request.sent_s - request.arrived_s
+                self.cold_start_ms = max(1, round(waited_s * 1000))
+                recorder.cold_start(path.model, waited_s)
             for stage, seconds in self._stages(request, answer, now_s):
                 recorder.stage(path.model, version, stage, seconds)
         if code >= 500 and not refused:

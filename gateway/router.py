@@ -47,6 +47,7 @@ class Request:
     """One prediction on its way. `deadline_s` is on the monotonic clock; `done` is called once.
 
     `hash_key` is what hash routing keys on; `caller`, `priority` and `cost` order the queue.
+    A `cold` one came while no slot held its model.
     `deaths`, `moves`, `seat`, `queued` and `sent_s` are the router's own notes.
     """
 
@@ -65,6 +66,7 @@ class Request:
     caller: str = ""
     priority: int = 0
     cost: float = 1.0
+    cold: bool = False
     deaths: int = 0
     moves: int = 0
     seat: Seat | None = None
@@ -167,7 +169,10 @@ class Router:
         self._retry_budget = RETRY_RESERVE
         # By model, since the start; and requests that slots hold now.
         self.retries: Counter[str] = Counter()
+        self.arrived: Counter[str] = Counter()
         self.sent = 0
+        # The first request came that no slot can answer; whoever tells the pool sets it back.
+        self.starved = False
 
     # -- what the pool and the links say ------------------------------------------------------
 
@@ -279,6 +284,10 @@ class Router:
             self._refuse_hopeless(target, request)
         self._retry_budget = min(RETRY_RESERVE, self._retry_budget + RETRY_SHARE)
         request.queued = True
+        self.arrived[request.key[0]] += 1
+        if not target.seats:
+            request.cold = True
+            self.starved = self.starved or not target.waiting
         target.note(request)
         target.waiting.push(request)
 
@@ -455,6 +464,14 @@ class Router:
         counts: dict[str, int] = {}
         for (model, _), target in self._targets.items():
             counts[model] = counts.get(model, 0) + len(target)
+        return counts
+
+    def held(self) -> dict[str, int]:
+        """Requests that wait while no slot holds their model, by model."""
+        counts: dict[str, int] = {}
+        for (model, _), target in self._targets.items():
+            if len(target) and not target.seats:
+                counts[model] = counts.get(model, 0) + len(target)
         return counts
 
     def demand(self, slot_id: str) -> dict[int, int]:

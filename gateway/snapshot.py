@@ -13,7 +13,10 @@ from gateway.protocols.tensors import ModelSpec
 
 
 class State(StrEnum):
-    """The life of a placement in a slot; FAILED and END are where it can stop."""
+    """The life of a placement in a slot; FAILED and END are where it can stop.
+
+    SLEEPING is a version without a placement, which its next request wakes.
+    """
 
     PENDING = "PENDING"
     LOADING = "LOADING"
@@ -22,6 +25,11 @@ class State(StrEnum):
     DRAINING = "DRAINING"
     FAILED = "FAILED"
     END = "END"
+    SLEEPING = "SLEEPING"
+
+
+ANSWERING = frozenset({State.READY, State.SLEEPING})
+"""A version in one of these states answers predictions, a sleeping one after its cold start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +106,7 @@ class ModelView:
                 return view
         if number is not None:
             return None
-        ready = [v for v in served if v.state is State.READY]
+        ready = [v for v in served if v.state in ANSWERING]
         candidates = ready or served
         return candidates[-1] if candidates else None
 

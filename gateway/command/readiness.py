@@ -11,7 +11,7 @@ from typing import Any
 from gateway.config import Args, PoolConfig
 from gateway.errors import HeadraceError
 
-SETTLED = frozenset({"READY", "FAILED", "END"})
+SETTLED = frozenset({"READY", "SLEEPING", "FAILED", "END"})
 
 
 class StartFailed(HeadraceError):

@@ -7,7 +7,7 @@ from typing import Any
 
 from gateway.protocols.datatypes import config_name, datatype_name, tensorflow_name
 from gateway.protocols.tensors import ModelSpec, Signature, TensorSpec
-from gateway.snapshot import ModelView, State, VersionView
+from gateway.snapshot import ANSWERING, ModelView, State, VersionView
 
 EXTENSIONS = (
     "model_repository",
@@ -23,6 +23,7 @@ _TFSERVING_STATES = {
     State.LOADING: "LOADING",
     State.WARMING: "LOADING",
     State.READY: "AVAILABLE",
+    State.SLEEPING: "AVAILABLE",
     State.DRAINING: "UNLOADING",
     State.FAILED: "END",
     State.END: "END",
@@ -76,7 +77,7 @@ def openinference_model(model: ModelView, spec: ModelSpec) -> dict[str, Any]:
     signature = default_signature(spec)
     return {
         "name": spec.name,
-        "versions": [str(v.version) for v in model.versions if v.served and v.state is State.READY],
+        "versions": [str(v.version) for v in model.versions if v.served and v.state in ANSWERING],
         "platform": spec.platform,
         "inputs": [_tensor_metadata(tensor) for tensor in signature.inputs],
         "outputs": [_tensor_metadata(tensor) for tensor in signature.outputs],

@@ -11,7 +11,7 @@ from pathlib import Path
 from autoscale.catalog import Catalog
 from autoscale.controller import Controller
 from autoscale.operations import Operations
-from gateway.config import ModelConfig, PoolConfig
+from gateway.config import ModelConfig, PoolConfig, SlotClass
 from gateway.handshake import Hello
 from gateway.link import Identity
 from gateway.metrics import Recorder
@@ -46,7 +46,7 @@ class Plant:
             catalog,
             identity,
             self.epoch,
-            {"cpu": self.max_models},
+            {"cpu": SlotClass(min=0, max=100, max_models=self.max_models)},
             Recorder("pool"),
             fresh=self.fresh,
         )
@@ -66,14 +66,14 @@ class Plant:
         affine_model(draft / "model.onnx")
         (self.store / model).mkdir(exist_ok=True)
         draft.rename(self.store / model / str(version))
-        self.controller.store_changed()
+        self.controller.lookout.soon()
 
     def write_broken(self, version: int, model: str = "m") -> None:
         """A version that no runtime can load."""
         folder = self.store / model / str(version)
         folder.mkdir(parents=True)
         (folder / "model.onnx").write_bytes(b"not a model")
-        self.controller.store_changed()
+        self.controller.lookout.soon()
 
     async def add_slot(self, name: str) -> None:
         service = SlotService(

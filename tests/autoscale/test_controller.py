@@ -2,7 +2,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gateway.config import Batching, ModelConfig, Replicas
+from gateway.config import Batching, ModelConfig
+from gateway.config_scaling import Replicas
 from gateway.snapshot import State
 from tests.autoscale.plant import CONFIG, open_plant
 from tests.house import until
@@ -150,11 +151,11 @@ async def test_a_store_that_goes_away_leaves_what_is_served(tmp_path: Path) -> N
     async with open_plant(tmp_path, "a") as plant:
         await plant.serves(1)
         away = plant.store.rename(tmp_path / "elsewhere")
-        plant.controller.store_changed()
+        plant.controller.lookout.soon()
         await until(lambda: plant.controller.snapshot.store_problem)
         assert plant.states() == {1: "READY"}
         away.rename(plant.store)
-        plant.controller.store_changed()
+        plant.controller.lookout.soon()
         await until(lambda: not plant.controller.snapshot.store_problem)
         plant_model = plant.model()
         assert plant_model is not None and plant_model.reason == ""
@@ -166,7 +167,7 @@ async def test_a_folder_that_is_not_complete_is_not_taken_up(tmp_path: Path) -> 
         folder = plant.store / "m" / "2"
         folder.mkdir()
         (folder / "SHA256SUMS").write_text(f"{'0' * 64}  model.onnx\n")
-        plant.controller.store_changed()
+        plant.controller.lookout.soon()
         await until(lambda: plant.model().incomplete)  # type: ignore[union-attr]
         model = plant.model()
         assert model is not None and "model.onnx" in model.incomplete[2]

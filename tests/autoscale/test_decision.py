@@ -9,7 +9,8 @@ from autoscale.failures import Failures
 from autoscale.fleet import states_of
 from autoscale.ledger import Hold, Key, Want
 from autoscale.views import model_view
-from gateway.config import ModelConfig, Replicas
+from gateway.config import ModelConfig
+from gateway.config_scaling import Replicas
 from gateway.snapshot import Placement, State
 
 
@@ -63,7 +64,7 @@ def test_the_view_tells_states_reasons_and_what_is_kept_warm() -> None:
     placements = (placed(1), placed(2), placed(3, State.LOADING))
     decision = decided(entry(1, 2, 3), *placements, serving={"m": ((2, 0),)})
     failures = Failures()
-    view = model_view(decision.models["m"], states_of(placements), {}, failures, {}, None)
+    view = model_view(decision.models["m"], states_of(placements), {}, failures, {}, None, 0.0)
     assert view.default == 2
     assert [(v.version, v.state, v.served) for v in view.versions] == [
         (1, State.READY, False),
@@ -72,10 +73,10 @@ def test_the_view_tells_states_reasons_and_what_is_kept_warm() -> None:
     ]
     failures.add(Key("m", 3), "bad file", 0.0)
     two = states_of(placements[:2])
-    told = model_view(decision.models["m"], two, {}, failures, {}, view)
+    told = model_view(decision.models["m"], two, {}, failures, {}, view, 0.0)
     assert (told.versions[2].state, told.versions[2].reason) == (State.FAILED, "bad file")
     waiting = {Key("m", 3): "needs 1 slot"}
-    told = model_view(decision.models["m"], two, {}, Failures(), waiting, view)
+    told = model_view(decision.models["m"], two, {}, Failures(), waiting, view, 0.0)
     assert (told.versions[2].state, told.versions[2].reason) == (State.PENDING, "needs 1 slot")
 
 
@@ -83,7 +84,7 @@ def test_a_label_that_names_no_version_of_the_store_is_told() -> None:
     def told(known: CatalogEntry) -> str:
         placements = (placed(1),)
         decision = decided(known, *placements, serving={"m": ((1, 0),)}).models["m"]
-        return model_view(decision, states_of(placements), {}, Failures(), {}, None).reason
+        return model_view(decision, states_of(placements), {}, Failures(), {}, None, 0.0).reason
 
     assert told(entry(1, labels={"stable": 1})) == ""
     assert told(entry(1, labels={"stable": 1, "new": 7, "old": 8})) == (

@@ -10,7 +10,7 @@ import pytest
 
 from autoscale import operations
 from autoscale.ledger import Key
-from gateway.config import Replicas
+from gateway.config_scaling import Replicas
 from gateway.errors import NotFound, Unavailable
 from tests.autoscale.plant import CONFIG, Plant, open_plant
 from tests.house import affine_model, until
@@ -102,7 +102,7 @@ async def test_a_rollback_to_a_broken_version_is_undone(tmp_path: Path) -> None:
 def breaks(plant: Plant, version: int, content: bytes) -> None:
     """Other files in a version folder, just as broken."""
     (plant.store / "m" / str(version) / "model.onnx").write_bytes(content)
-    plant.controller.store_changed()
+    plant.controller.lookout.soon()
 
 
 async def a_round(plant: Plant) -> None:
@@ -140,7 +140,7 @@ async def test_in_place_a_broken_version_is_tried_once_for_each_change_of_its_fi
         await plant.serves(1)
         (before,) = plant.controller.snapshot.placements
         for _ in range(3):
-            await plant.controller.look()
+            await plant.controller.lookout.look()
             await a_round(plant)
         assert plant.controller.snapshot.placements == (before,)
         assert seen == [2, 2]
@@ -280,8 +280,8 @@ async def test_a_load_while_the_store_is_away_says_so(tmp_path: Path) -> None:
 async def test_a_load_waits_until_the_files_are_left_alone(tmp_path: Path) -> None:
     async with open_plant(tmp_path, "a", "b", "c") as plant:
         await plant.serves(1)
-        await until(lambda: plant.controller._look_soon._waiters)  # nobody is about to look
-        plant.controller.catalog._settle_s = 0.3
+        await until(lambda: plant.controller.lookout._soon._waiters)  # nobody is about to look
+        plant.controller.lookout.catalog._settle_s = 0.3
         affine_model(plant.store / "new" / "1" / "model.onnx")
         await plant.operations.load("new")
         assert plant.states("new") == {1: "READY"}

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoscale.ledger import HELD, PRESENT, Hold, Key, Load, Unload, Want, plan
+from autoscale.ledger import HELD, PRESENT, Hold, Key, Load, Room, Unload, Want, plan
 from gateway.snapshot import Placement, SlotView, State
 
 
@@ -30,7 +30,7 @@ def moves(
     holds: Mapping[Key, Hold] | None = None,
 ) -> list[Load | Unload]:
     limits = max_models or {}
-    return plan(wanted, views, placements, limits, now_s, retry_at or {}, holds or {}).moves
+    return plan(wanted, views, placements, Room(limits), now_s, retry_at or {}, holds or {}).moves
 
 
 def waiting(
@@ -40,7 +40,7 @@ def waiting(
     retry_at: Mapping[Key, float] | None = None,
     holds: Mapping[Key, Hold] | None = None,
 ) -> Mapping[Key, str]:
-    return plan(wanted, views, placements, {}, 100.0, retry_at or {}, holds or {}).waiting
+    return plan(wanted, views, placements, Room(), 100.0, retry_at or {}, holds or {}).waiting
 
 
 def apply(
@@ -301,7 +301,7 @@ def test_the_house_settles_and_says_what_is_missing(
         now = settled(apply(moves(wanted, views, now, room), now))
     assert moves(wanted, views, now, room) == []
     staying = {view.slot_id: view.slot_class for view in views if not view.draining}
-    missing = plan(wanted, views, now, room).waiting
+    missing = plan(wanted, views, now, Room(room)).waiting
     for want in wanted:
         holders = [
             p.slot_id

@@ -1,11 +1,163 @@
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from autoscale.policy import desired_replicas
-from gateway.config import ModelConfig, Replicas
+from autoscale.policy import (
+    Policy,
+    Reactive,
+    Sample,
+    ScalerState,
+    Signals,
+    Trend,
+    Wish,
+    mean,
+    policy_named,
+    step,
+)
+from gateway.config_scaling import Replicas, Scaling
+
+FIVE = Replicas(min=0, max=5)
+ONE_EACH = Scaling(target_in_flight=1, look_back_s=0.5, down_delay_s=2, idle_s=10)
 
 
-@pytest.mark.parametrize("least", [0, 1, 3])
-def test_a_model_gets_the_least_that_its_config_asks_for(least: int) -> None:
-    assert desired_replicas(ModelConfig(replicas=Replicas(min=least, max=5))) == least
+class Run:
+    """A model whose load is set by hand; every step is 50 ms."""
+
+    def __init__(self, replicas: Replicas, scaling: Scaling, policy: Policy | None = None) -> None:
+        self.replicas, self.scaling = replicas, scaling
+        self.policy = policy or Reactive()
+        self.now_s, self.state = 100.0, ScalerState()
+        self.history: list[Sample] = []
+        self.active_s = -math.inf
+        self.wish = Wish(0)
+
+    def go(
+        self, seconds: float, load: float, held: int = 0, *, loading: bool = False
+    ) -> list[int]:
+        """Let time pass with this load; gives the wish after each step."""
+        wishes = []
+        self.history.append(Sample(self.now_s, load))
+        for _ in range(round(seconds / 0.05)):
+            self.now_s += 0.05
+            if load:
+                self.active_s = self.now_s
+            expected = self.policy.expected(self.history, self.scaling.look_back_s, self.now_s)
+            signals = Signals(self.now_s, expected, held, self.active_s, loading)
+            self.state, self.wish = step(self.replicas, self.scaling, self.state, signals)
+            wishes.append(self.wish.slots)
+        return wishes
+
+
+def test_five_in_flight_at_target_one_are_five_slots_within_a_second_and_then_none() -> None:
+    run = Run(FIVE, ONE_EACH)
+    assert run.go(1.0, 5.0)[-1] == 5
+    after = run.go(1.5, 0.0)
+    assert after[-1] == 5, "not before the down delay"
+    assert run.go(1.5, 0.0)[-1] == 1
+    assert not run.go(6.0, 0.0)[-1] == 0
+    assert run.go(2.0, 0.0)[-1] == 0
+
+
+def test_the_first_request_needs_no_look_back() -> None:
+    run = Run(FIVE, Scaling(target_in_flight=10, look_back_s=30, up_delay_s=20))
+    assert run.go(0.05, 1.0, held=1) == [1]
+
+
+def test_never_fewer_while_a_placement_is_loading_or_a_request_is_held() -> None:
+    run = Run(FIVE, ONE_EACH)
+    run.go(2.0, 5.0)
+    assert set(run.go(5.0, 0.0, loading=True)) == {5}
+    assert set(run.go(5.0, 0.0, held=1)) == {5}
+    assert run.go(5.0, 0.0)[-1] == 0
+
+
+def test_a_short_peak_is_no_reason_within_the_up_delay() -> None:
+    run = Run(FIVE, Scaling(target_in_flight=1, look_back_s=0.1, up_delay_s=2))
+    assert max(run.go(1.5, 4.0)) == 1
+    assert run.go(1.0, 4.0)[-1] == 4
+
+
+def test_no_more_than_max_step_slots_within_a_second() -> None:
+    run = Run(Replicas(min=0, max=50), Scaling(target_in_flight=1, look_back_s=0.1, max_step=3))
+    for second in range(1, 6):
+        assert run.go(1.0, 50.0)[-1] <= 3 * (second + 1)
+    assert run.go(20.0, 50.0)[-1] == 50
+
+
+def test_a_model_that_was_called_lately_lingers_until_it_is_idle() -> None:
+    run = Run(FIVE, ONE_EACH)
+    run.go(0.1, 0.1)
+    run.go(1.0, 0.0)
+    assert (run.wish.slots, run.wish.lingering) == (1, False)
+    run.go(3.0, 0.0)
+    assert (run.wish.slots, run.wish.lingering) == (1, True)
+    run.go(7.0, 0.0)
+    assert run.wish == Wish(0, False, run.wish.why)
+
+
+def test_a_model_whose_inputs_nobody_knows_is_loaded_once() -> None:
+    unknown = Signals(10.0, 0.0, known=False)
+    assert step(FIVE, ONE_EACH, ScalerState(), unknown)[1].lingering
+    known = Signals(10.0, 0.0, known=True)
+    assert step(FIVE, ONE_EACH, ScalerState(), known)[1].slots == 0
+
+
+def test_trend_prepares_for_what_rises() -> None:
+    ramps: dict[str, list[int]] = {}
+    for name in ("reactive", "trend"):
+        run = Run(Replicas(min=0, max=100), ONE_EACH, policy_named(name))
+        ramps[name] = [run.go(0.25, load)[-1] for load in range(1, 21)]
+    assert all(t >= r for r, t in zip(ramps["reactive"], ramps["trend"], strict=True))
+    assert ramps["trend"][-1] > ramps["reactive"][-1]
+
+
+def test_a_policy_of_your_own_is_named_by_import_path() -> None:
+    assert isinstance(policy_named("tests.autoscale.test_policy:Steady"), Steady)
+    for wrong, sentence in (
+        ("tests.autoscale.test_policy:Nobody", "cannot be used"),
+        ("tests.autoscale.no_such:Steady", "cannot be used"),
+        ("tests.autoscale.test_policy:Run", "cannot be used"),
+        ("builtins:object", "has no method `expected`"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            policy_named(wrong)
+
+
+class Steady:
+    """Always prepares for seven requests."""
+
+    def expected(self, history: Sequence[Sample], look_back_s: float, now_s: float) -> float:
+        return 7.0
+
+
+@given(
+    load=st.floats(0.05, 20.0),
+    noise=st.lists(st.floats(-0.04, 0.04), min_size=40, max_size=40),
+    target=st.floats(0.5, 8.0),
+)
+def test_constant_load_with_noise_settles(load: float, noise: list[float], target: float) -> None:
+    run = Run(Replicas(min=0, max=50), Scaling(target_in_flight=target, down_delay_s=9))
+    for part in noise:
+        run.go(0.1, max(0.0, load + part))
+    late = {slots for part in noise for slots in run.go(0.1, max(0.0, load + part))}
+    assert len(late) == 1
+
+
+@given(st.lists(st.tuples(st.floats(0.0, 30.0), st.floats(0.05, 3.0)), min_size=1, max_size=12))
+def test_the_wish_stays_between_min_and_max(loads: list[tuple[float, float]]) -> None:
+    run = Run(Replicas(min=2, max=7), ONE_EACH)
+    for load, seconds in loads:
+        assert all(2 <= slots <= 7 for slots in run.go(seconds, load))
+
+
+def test_the_mean_of_a_step_function() -> None:
+    history = [Sample(0.0, 4.0), Sample(1.0, 0.0), Sample(3.0, 2.0)]
+    assert mean(history, 0.0, 4.0) == pytest.approx((4 + 0 + 0 + 2) / 4)
+    assert mean(history, 0.5, 1.5) == pytest.approx(2.0)
+    assert mean(history, -4.0, 0.0) == 0.0
+    assert mean([], 0.0, 1.0) == 0.0

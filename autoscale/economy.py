@@ -1,0 +1,133 @@
+"""From load to slots: wishes of models, shares of all, and how many slots there should be.
+
+Time is an argument, so that a simulation runs the very same code.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from typing import Protocol
+
+from autoscale.catalog import CatalogEntry
+from autoscale.hunger import Hunger
+from autoscale.ledger import HELD, Room
+from autoscale.policy import Wish
+from autoscale.scaling import ScalingBook
+from autoscale.sharing import Division, Need, TargetBook, divide, room_of
+from gateway.config import PoolConfig, SlotClass
+from gateway.snapshot import Placement, SlotView, State
+
+COMING = frozenset({State.PENDING, State.LOADING, State.WARMING})
+
+
+class Borrowers(Protocol):
+    """What other work leases: see `autoscale.leases`."""
+
+    def wanted(self) -> Mapping[str, int]:
+        """By class, slots that leases hold or wait for."""
+        ...
+
+    def held(self) -> Mapping[str, int]:
+        """By class, slots that leases hold."""
+        ...
+
+
+class Nobody:
+    """No leases."""
+
+    def wanted(self) -> Mapping[str, int]:
+        """None."""
+        return {}
+
+    def held(self) -> Mapping[str, int]:
+        """None."""
+        return {}
+
+
+class Economy:
+    """See the module. `settle` is called before each decision of the controller."""
+
+    def __init__(self, slots: Mapping[str, SlotClass], borrowers: Borrowers | None = None) -> None:
+        self.slots = slots
+        self.scaling = ScalingBook()
+        self.targets = TargetBook(slots)
+        self.division = Division()
+        self._borrowers = borrowers or Nobody()
+        self._hunger = Hunger()
+
+    def settle(
+        self,
+        config: PoolConfig,
+        entries: Sequence[CatalogEntry],
+        versions: Mapping[str, int],
+        slots: Sequence[SlotView],
+        placements: Sequence[Placement],
+        known: Collection[str],
+        now_s: float,
+    ) -> Division:
+        """Who may have what from now on.
+
+        `versions` counts those that each model should hold; of models in `known` some slot has
+        told inputs and outputs.
+        """
+        ready: Counter[str] = Counter()
+        held: Counter[str] = Counter()
+        coming: set[str] = set()
+        for placement in placements:
+            held[placement.model] += placement.state in HELD
+            ready[placement.model] += placement.state is State.READY
+            if placement.state in COMING:
+                coming.add(placement.model)
+        models = {entry.name: entry.config for entry in entries}
+        each = {name: -(-count // max(1, versions.get(name, 1))) for name, count in ready.items()}
+        wishes = self.scaling.wish(models, each, coming, known, now_s)
+        room = self.room(entries)
+        needs = [
+            Need(
+                entry.name,
+                entry.config,
+                entry.slot_class,
+                wishes[entry.name],
+                versions.get(entry.name, 1),
+                room.size(entry.name, entry.slot_class),
+                held[entry.name],
+            )
+            for entry in entries
+            if entry.slot_class in self.slots
+        ]
+        live = Counter(slot.slot_class for slot in slots if not slot.draining)
+        leased = self._borrowers.held()
+        firm = {n.name: n.wish.slots * n.versions for n in needs if not n.wish.lingering}
+        self.division = divide(
+            needs,
+            config,
+            self.targets.capacity(live, leased, now_s),
+            self._borrowers.wanted(),
+            leased,
+            self._hunger.hungry_s(firm, held, now_s),
+        )
+        self.targets.follow(self.division.needed, leased, now_s)
+        return self.division
+
+    def room(self, entries: Sequence[CatalogEntry]) -> Room:
+        """What fits into slots, as things are."""
+        used_s = {entry.name: self.scaling.demand.active_s(entry.name) for entry in entries}
+        return room_of(self.slots, entries, used_s)
+
+    def lingering(self) -> set[str]:
+        """Models whose slots go to whoever needs them."""
+        return {name for name, wish in self.scaling.wishes.items() if wish.lingering}
+
+    @property
+    def wishes(self) -> Mapping[str, Wish]:
+        """By model, the slots that its load asks for."""
+        return self.scaling.wishes
+
+    def again_s(self, now_s: float) -> float:
+        """In how many seconds time alone may change what is decided here."""
+        turn_s = self._hunger.again_s(now_s)
+        waits = [self.scaling.again_s, self.targets.again_s(now_s)]
+        if turn_s is not None:
+            waits.append(turn_s - now_s)
+        return max(0.01, min(waits))

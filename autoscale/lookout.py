@@ -1,0 +1,109 @@
+"""What the store holds now, and which of its files have changed since they were loaded."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+from autoscale.catalog import Catalog, CatalogEntry
+from autoscale.failures import Failures
+from autoscale.ledger import Key
+from gateway.config import ModelConfig
+
+LOOK_AGAIN_S = 0.5
+
+Answer = TypeVar("Answer")
+
+
+class Lookout:
+    """See the module. `models` gives those to serve; `changed` is called after every look.
+
+    `revisions` holds the revision of each (model, version) that has one above 0.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        failures: Failures,
+        models: Callable[[], Mapping[str, ModelConfig]],
+        changed: Callable[[], None],
+    ) -> None:
+        self.catalog, self._failures, self._models = catalog, failures, models
+        self._changed = changed
+        self.entries: list[CatalogEntry] = []
+        self.revisions: dict[tuple[str, int], int] = {}
+        self._stamps: dict[tuple[str, int], str] = {}
+        self._soon = asyncio.Event()
+        self._looking = asyncio.Lock()
+
+    def soon(self) -> None:
+        """Look at the store soon."""
+        self._soon.set()
+
+    async def run(self) -> None:
+        """Look whenever there is reason to, until cancelled."""
+        while True:
+            if not self.catalog.unsettled:
+                await self._soon.wait()
+            self._soon.clear()
+            await self.look()
+            await asyncio.sleep(LOOK_AGAIN_S)
+
+    async def look(self) -> None:
+        """Read the catalog anew."""
+        async with self._looking:
+            models = self._models()
+            loop = asyncio.get_running_loop()
+            self.entries = await loop.run_in_executor(None, self.catalog.read, models)
+        for entry in self.entries:
+            for version, stamp in entry.stamps.items():
+                known = self._stamps.get((entry.name, version))
+                key = Key(entry.name, version, self.revisions.get((entry.name, version), 0))
+                if known is not None and known != stamp and key in self._failures:
+                    # Other files than those that failed: worth a try at once, but only one.
+                    self._failures.forget([key])
+                    self._stamps[entry.name, version] = stamp
+        self._changed()
+
+    async def ask(self, question: Callable[[], Answer]) -> Answer:
+        """Ask the catalog something in a thread, when nobody else does."""
+        async with self._looking:
+            return await asyncio.get_running_loop().run_in_executor(None, question)
+
+    def loading(self, key: Key, stamp: str, *, again: bool) -> None:
+        """A slot is about to load these files; `again` after a failure."""
+        version = (key.model, key.version)
+        if again:
+            self._stamps[version] = stamp
+        else:
+            self._stamps.setdefault(version, stamp)
+
+    def loaded(self, key: Key) -> None:
+        """A slot has them. A pool that has just started learns of revisions so."""
+        version = (key.model, key.version)
+        self.revisions[version] = max(key.revision, self.revisions.get(version, 0))
+
+    def renew(self, model: str) -> dict[Key, str]:
+        """Load versions of a model anew whose files have changed since they were loaded.
+
+        Gives these new ones with the stamps of the old files, for `keep`.
+        """
+        renewed = {}
+        for entry in self.entries:
+            for version, stamp in entry.stamps.items() if entry.name == model else ():
+                if self._stamps.get((model, version), stamp) != stamp:
+                    revision = self.revisions.get((model, version), 0) + 1
+                    self.revisions[model, version] = revision
+                    renewed[Key(model, version, revision)] = self._stamps.pop((model, version))
+        self._failures.forget_model(model)
+        self._changed()
+        return renewed
+
+    def keep(self, renewed: Mapping[Key, str]) -> None:
+        """What was to be loaded anew has failed: stay with what was loaded before."""
+        for (model, version, revision), stamp in renewed.items():
+            if self.revisions.get((model, version)) == revision:
+                self.revisions[model, version] = revision - 1
+                self._stamps[model, version] = stamp
+        self._changed()

@@ -1,0 +1,104 @@
+"""The slots that each model wishes for, kept up to date from load; time is an argument."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+from autoscale.demand import Demand
+from autoscale.policy import ScalerState, Signals, Want, Wish, policy_named, settled, step
+from gateway.config import ModelConfig
+from gateway.config_scaling import Replicas, Scaling
+
+SILENT_S = 10.0
+"""A gateway that has said nothing for so long is gone, and its load with it."""
+
+
+class ScalingBook:
+    """See the module. `changes` collects what a journal should keep."""
+
+    def __init__(self) -> None:
+        self.demand = Demand()
+        self.wishes: dict[str, Wish] = {}
+        self.again_s = math.inf
+        self.changes: list[tuple[dict[str, Any], dict[str, Any], str]] = []
+        self._states: dict[str, ScalerState] = {}
+
+    def wish(
+        self,
+        models: Mapping[str, ModelConfig],
+        held: Mapping[str, int],
+        loading: Collection[str],
+        known: Collection[str],
+        now_s: float,
+    ) -> Mapping[str, Wish]:
+        """By model. `held` counts READY placements, which a model seen first starts from."""
+        self.demand.forget(now_s, SILENT_S)
+        self.demand.retain({n: 2 * model.scaling.look_back_s for n, model in models.items()})
+        self._states = {name: s for name, s in self._states.items() if name in models}
+        self.wishes = {
+            name: self._wish(name, model, held.get(name, 0), name in loading, name in known, now_s)
+            for name, model in models.items()
+        }
+        self.again_s = min((wish.again_s for wish in self.wishes.values()), default=math.inf)
+        return self.wishes
+
+    def drain_changes(self) -> Sequence[tuple[dict[str, Any], dict[str, Any], str]]:
+        """(inputs, decision, why) of every change since the last call."""
+        changes, self.changes = self.changes, []
+        return changes
+
+    def _wish(
+        self, name: str, model: ModelConfig, held: int, loading: bool, known: bool, now_s: float
+    ) -> Wish:
+        replicas, scaling = model.replicas, model.scaling
+        if replicas.min == replicas.max:
+            return Wish(replicas.min, why="fixed")
+        demand = self.demand
+        state = self._states.get(name)
+        if state is None:
+            state = settled(ScalerState(), min(max(held, replicas.min), replicas.max))
+            if held:
+                demand.touch(name, now_s)
+        history = demand.history(name)
+        expected = 0.0
+        if history:
+            policy = policy_named(scaling.policy)
+            expected = policy.expected(history, scaling.look_back_s, now_s)
+        waiting, active_s = demand.held(name), demand.active_s(name)
+        signals = Signals(now_s, expected, waiting, active_s, loading, known)
+        self._states[name], wish = step(replicas, scaling, state, signals)
+        before = self.wishes.get(name)
+        if before is None or (before.slots, before.lingering) != (wish.slots, wish.lingering):
+            inputs = {
+                "model": name,
+                "replicas": replicas.model_dump(),
+                "scaling": scaling.model_dump(),
+                "state": asdict(state),
+                "signals": asdict(signals),
+            }
+            decision = {"slots": wish.slots, "lingering": wish.lingering}
+            self.changes.append((inputs, decision, wish.why))
+        return wish
+
+
+def replay_step(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The decision that the recorded inputs of a step lead to."""
+    state = dict(inputs["state"])
+    state["wants"] = tuple(Want(*want) for want in state["wants"])
+    signals = {name: _number(value) for name, value in inputs["signals"].items()}
+    state = {name: _number(value) for name, value in state.items()}
+    _, wish = step(
+        Replicas.model_validate(inputs["replicas"]),
+        Scaling.model_validate(inputs["scaling"]),
+        replace(ScalerState(), **state),
+        Signals(**signals),
+    )
+    return {"slots": wish.slots, "lingering": wish.lingering}
+
+
+def _number(value: Any) -> Any:
+    """JSON has no infinity: it is written as null."""
+    return -math.inf if value is None else value

@@ -1,0 +1,117 @@
+"""Max-min fair amounts: exact in real numbers, and rounded to whole places; pure."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+TOLERANCE = 1e-9
+"""In slots and in places: sums of parts of a slot, such as ten tenths, are not exact."""
+
+
+class Vessel(NamedTuple):
+    """It gets `level * weight`, but at least `floor` and at most `cap`."""
+
+    weight: float
+    floor: float
+    cap: float
+
+
+def water_fill(vessels: Sequence[Vessel], total: float) -> list[float]:
+    """Amounts that sum to `total`, all at one level; floors or caps where these leave no choice.
+
+    Bertsekas and Gallager, "Data Networks" (1992), section 6.5.2, with weights and floors.
+    """
+    poured = sum(vessel.floor for vessel in vessels)
+    if poured >= total:
+        return [vessel.floor for vessel in vessels]
+    if sum(vessel.cap for vessel in vessels) <= total:
+        return [vessel.cap for vessel in vessels]
+    events = []
+    for weight, floor, cap in vessels:
+        if cap > floor:
+            events += [(floor / weight, weight), (cap / weight, -weight)]
+    level = rate = 0.0
+    for at, change in sorted(events):
+        rising = poured + rate * (at - level) if rate > 0 else poured
+        if rising >= total:
+            break
+        poured, level, rate = rising, at, rate + change
+    if rate > 0:
+        level += (total - poured) / rate
+    return [min(max(level * weight, floor), max(floor, cap)) for weight, floor, cap in vessels]
+
+
+@dataclass(slots=True)
+class Filled:
+    """What takes `count` places of `place` slots each, and at most `cap`.
+
+    `holds` is what it had before; `ceiling` is its exact amount, rounded up to whole places.
+    """
+
+    name: str
+    weight: float
+    place: float
+    cap: int
+    holds: int
+    priority: int = 0
+    count: int = 0
+    ceiling: int = 0
+
+    @property
+    def used(self) -> float:
+        """Slots."""
+        return self.count * self.place
+
+    def vessel(self) -> Vessel:
+        """What it may still become."""
+        return Vessel(self.weight, self.used, max(self.count, self.cap) * self.place)
+
+
+def fill_places(members: Sequence[Filled], budget: float) -> float:
+    """Give whole places for at most `budget` slots more; returns the rest of the budget.
+
+    Nobody gets more than its exact amount rounded up: without that limit progressive filling
+    (which is d'Hondt's method) favours the large.
+    """
+    vessels = [member.vessel() for member in members]
+    exact = water_fill(vessels, sum(member.used for member in members) + budget)
+    for member, amount in zip(members, exact, strict=True):
+        member.ceiling = min(member.cap, math.ceil(amount / member.place - TOLERANCE))
+        more = math.floor(amount / member.place + TOLERANCE) - member.count
+        more = min(more, math.floor((budget + TOLERANCE) / member.place))
+        if more > 0:
+            member.count += more
+            budget -= more * member.place
+    return top_up(((member, member.ceiling, member.weight) for member in members), budget)
+
+
+def top_up(members: Iterable[tuple[Filled, int, float]], budget: float) -> float:
+    """Progressive filling, place by place up to each limit; returns the rest of the budget.
+
+    Members come with limit and weight. A higher priority is first, then the smallest (what it
+    has + a place) / weight, then who holds the place already, then the name.
+    """
+    waiting = [each for each in members if each[0].count < each[1]]
+
+    def entry(index: int) -> tuple[int, float, bool, str, int]:
+        member, _, weight = waiting[index]
+        level = (member.count + 1) * member.place / weight
+        return (-member.priority, level, member.holds <= member.count, member.name, index)
+
+    heap = [entry(index) for index in range(len(waiting))]
+    heapq.heapify(heap)
+    while heap:
+        index = heap[0][-1]
+        member, limit, _ = waiting[index]
+        if member.place <= budget + TOLERANCE:
+            member.count += 1
+            budget -= member.place
+            if member.count < limit:
+                heapq.heapreplace(heap, entry(index))
+                continue
+        heapq.heappop(heap)
+    return budget
