@@ -29,6 +29,7 @@ class Plant:
 
     folder: Path
     max_models: int = 1
+    max_slots: int = 100
     slots: dict[str, SlotService] = field(default_factory=dict)
     epoch: int = 1
     fresh: bool = True
@@ -46,7 +47,7 @@ class Plant:
             catalog,
             identity,
             self.epoch,
-            {"cpu": SlotClass(min=0, max=100, max_models=self.max_models)},
+            {"cpu": SlotClass(min=0, max=self.max_slots, max_models=self.max_models)},
             Recorder("pool"),
             fresh=self.fresh,
         )
@@ -125,9 +126,10 @@ async def open_plant(
     models: Mapping[str, ModelConfig] | None = None,
     versions: tuple[int, ...] = (1,),
     max_models: int = 1,
+    max_slots: int = 100,
 ) -> AsyncIterator[Plant]:
     """A plant whose slots hold what `models` (by default `m`, its latest version) asks for."""
-    plant = Plant(tmp_path, max_models)
+    plant = Plant(tmp_path, max_models, max_slots)
     try:
         for version in versions:
             plant.write(version)
