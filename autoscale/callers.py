@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from gateway.access.budget_ledger import BudgetLedger
@@ -73,11 +74,12 @@ class CallerBook:
 
     async def run(self) -> None:
         """Follow keys that others change, until cancelled."""
-        while True:
-            await asyncio.sleep(REFRESH_S)
-            try:
-                if await self._desk.refresh():
-                    self._loaded = True
-                    await self._tell()
-            except HeadraceError:
-                continue  # The desk says so in its log; what is known stays known.
+        try:
+            while True:
+                await asyncio.sleep(REFRESH_S)
+                with suppress(HeadraceError):  # the desk says so; what is known stays known
+                    if await self._desk.refresh():
+                        self._loaded = True
+                        await self._tell()
+        finally:
+            await self._desk.close()

@@ -21,6 +21,7 @@ from gateway.access.auth import Authenticator
 from gateway.access.budget_pool import PoolBudgets
 from gateway.access.budget_store import BudgetStore
 from gateway.access.keys import key_pepper
+from gateway.access.visits import Visits
 from gateway.admin_api import create_admin_app
 from gateway.config import Audit, Budgets, Limits, Listen, ModelConfig, split_address
 from gateway.config_file import check_document
@@ -96,6 +97,7 @@ class Gateway:
         self._front = FrontState(
             self._plane, settings.limits, self._recorder, self._admission, self._audit
         )
+        self._visits = Visits(self._admission, self._recorder, self._audit)
         self._exporter = Exporter(self._recorder, self.metrics_folder)
         self._informed = asyncio.Event()
         self._prepare_listeners()
@@ -182,9 +184,7 @@ class Gateway:
 
     def visit(self, headers: Mapping[bytes, bytes], address: str) -> Ticket:
         """Let in a request that is no prediction; raises what refuses its caller."""
-        ticket = self._admission.identify(headers, address)
-        self._admission.visit(ticket)
-        return ticket
+        return self._visits.enter(headers, address, "http")
 
     @property
     def repository_control(self) -> Literal["admin", "public"]:

@@ -15,7 +15,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway.access.admission import limit_headers
+from gateway.access.admission import account_headers, limit_headers
+from gateway.access.header_lines import combined
+from gateway.access.limits import OverBudget
 from gateway.errors import (
     HeadraceError,
     InternalError,
@@ -63,10 +65,11 @@ class Envelope:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = dict(scope["headers"])
+        headers = combined(scope["headers"])
         given = headers.get(b"x-request-id", b"")
         identity = given.decode("latin-1") if valid_request_id(given) else request_id()
         path = canonical_path(scope["path"])
+        headers[b"x-request-id"] = identity.encode("latin-1")
         more = {"x-request-id": identity}
 
         async def send_with_more(message: Message) -> None:
@@ -78,6 +81,8 @@ class Envelope:
             if not path.startswith(OPEN_PATHS):
                 more |= self._visit(headers, scope.get("client"))
         except HeadraceError as error:
+            if isinstance(error, OverBudget):
+                more |= _limits(account_headers(error.account, time.monotonic()))
             await error_answer(error)(scope, receive, send_with_more)
             return
         await self._app({**scope, "path": path}, receive, send_with_more)
@@ -85,10 +90,13 @@ class Envelope:
     def _visit(self, headers: dict[bytes, bytes], client: tuple[str, int] | None) -> dict[str, str]:
         """Let the caller in; gives the headers that tell what is left of its limits."""
         ticket = self._view.visit(headers, client[0] if client else "")
-        limit = limit_headers(ticket, time.monotonic())
-        if limit is None:
-            return {}
-        return {"ratelimit-policy": limit[0].decode(), "ratelimit": limit[1].decode()}
+        return _limits(limit_headers(ticket, time.monotonic()))
+
+
+def _limits(limit: tuple[bytes, bytes] | None) -> dict[str, str]:
+    if limit is None:
+        return {}
+    return {"ratelimit-policy": limit[0].decode(), "ratelimit": limit[1].decode()}
 
 
 def error_answer(error: HeadraceError) -> Response:

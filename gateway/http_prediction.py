@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from http import HTTPStatus
 
 from gateway.access.admission import limit_headers
+from gateway.access.header_lines import combined
 from gateway.config import Limits
 from gateway.deadline import parse_timeout_s
 from gateway.errors import InvalidArgument, Unauthenticated
@@ -29,8 +30,8 @@ class HttpPrediction(Prediction):
 
     __slots__ = ()
 
-    def __init__(self, path: InferPath | None, headers: Iterable[tuple[bytes, bytes]]) -> None:
-        super().__init__(path, dict(headers))
+    def __init__(self, path: InferPath | None, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        super().__init__(path, combined(headers))
 
     def submit(
         self, front: FrontState, body: Body, length: int, done: Callable[[Request, Answer], None]

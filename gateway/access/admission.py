@@ -83,7 +83,11 @@ class Plane(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Ticket:
-    """One request on its way in. Without an account nothing limits it but memory."""
+    """One request on its way in. Without an account nothing limits it but memory.
+
+    `since_s` is when it began to wait or, once it runs, when it left the queue; 0 if it never was
+    in it.
+    """
 
     account: Account | None
     max_body_bytes: int
@@ -213,6 +217,7 @@ class Admission:
         try:
             if not free:
                 self._check_queue(account)
+                _check_turn(account, request)
             ticket.paid = self.limiter.take(account, ticket.cost, now_s)
             if free and ticket.paid:
                 self._start(ticket)
@@ -266,7 +271,8 @@ class Admission:
             return
         ticket.running = False
         account.running -= 1
-        took_s = self._plane.now_s() - request.arrived_s
+        # What it waited for the caller's others is not how long it held its place.
+        took_s = self._plane.now_s() - (ticket.since_s or request.arrived_s)
         account.service_s += SMOOTHING * (took_s - account.service_s)
         if isinstance(answer, Reply):
             self._settle(account, ticket, request, answer)
@@ -331,7 +337,7 @@ class Admission:
                             self._urgent.set()
                             return
                     heapq.heappop(account.waiting)
-                    ticket.waiting = False
+                    ticket.waiting, ticket.since_s = False, self._plane.now_s()
                     self._start(ticket)
                 except HeadraceError as error:
                     self._refuse(ticket, error)
@@ -451,12 +457,31 @@ def _check_permission(account: Account, model: str) -> None:
         raise PermissionDenied(f"this credential may not be used for model {model!r}")
 
 
+def _check_turn(account: Account, request: Request) -> None:
+    """Better now than late: refuse what the caller's own requests keep from being in time."""
+    if account.running < account.places:
+        return
+    ahead = sum(1 for each in account.waiting if each.request.deadline_s <= request.deadline_s)
+    wait_s = ahead * account.service_s / account.places
+    if request.arrived_s + wait_s + account.service_s > request.deadline_s:
+        raise TooManyRequests(
+            f"the deadline would pass before its turn: {ahead} of the caller's requests wait, and "
+            f"one takes about {account.service_s:.2g} s{hint(account)}",
+            retry_after_s=wait_s + account.service_s,
+            reason="queue",
+        )
+
+
 def limit_headers(ticket: Ticket, now_s: float) -> tuple[bytes, bytes] | None:
     """Values of RateLimit-Policy and RateLimit (draft-ietf-httpapi-ratelimit-headers-10)."""
-    account = ticket.account
-    if account is None or not account.allowance.policy:
-        return None
+    return None if ticket.account is None else account_headers(ticket.account, now_s)
+
+
+def account_headers(account: Account, now_s: float) -> tuple[bytes, bytes] | None:
+    """The same for a caller of whom no request is at hand; None if its tier has no such limit."""
     tier = account.allowance
+    if not tier.policy:
+        return None
     if tier.quota is None:
         return tier.policy, _rate_left(account, now_s)
     left = max(0.0, tier.quota.per_day - account.used_before - account.used)

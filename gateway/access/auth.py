@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import ipaddress
 import time
 from collections.abc import Callable, Mapping
@@ -96,7 +97,9 @@ class Authenticator:
         return known
 
     def _key_holder(self, given: bytes) -> Caller:
-        known = self._holders.get(given)
+        # By a hash, so that no key's text stays in memory.
+        name = hashlib.sha256(given).digest()
+        known = self._holders.get(name)
         if known is not None and self._now_s() < known[0]:
             return known[1]
         record = find_record(self._pepper, self._access.keys, given, self._now_s())
@@ -105,7 +108,7 @@ class Authenticator:
         models = None if record.models is None else frozenset(record.models)
         caller = Caller(f"key:{record.id}", record.tier, models, record.name)
         # Only keys that are right get here, so there are no more than were given out.
-        self._holders[given] = (ends_s(record), caller)
+        self._holders[name] = (ends_s(record), caller)
         return caller
 
     async def run(self) -> None:

@@ -16,7 +16,7 @@ from gateway.access.caller import KeyRecord
 from gateway.access.key_file import KeyFile
 from gateway.access.keys import KeyStore, key_pepper, new_key
 from gateway.config import Budgets
-from gateway.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from gateway.errors import ConfigError, FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from gateway.secrets import headrace_home
 
 log = structlog.get_logger()
@@ -61,6 +61,10 @@ class KeyDesk:
         async with self._current():
             changed, self._untold = self._untold, False
         return changed
+
+    async def close(self) -> None:
+        """Give up the connection to the store."""
+        await self._store.close()
 
     async def list(self) -> Sequence[Mapping[str, Any]]:
         """The public facts of all keys, oldest first; raises `Unavailable` if none were read."""
@@ -129,7 +133,7 @@ class KeyDesk:
         async with self._one:
             try:
                 await self._read()
-            except Unavailable as error:
+            except (Unavailable, ConfigError) as error:
                 if not self._away:
                     log.warning("key_store_away", reason=error.message)
                 self._away = True

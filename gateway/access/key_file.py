@@ -1,8 +1,14 @@
-"""API keys in a file of JSON lines: changes are appended, the last line of an id counts."""
+"""API keys in a file of JSON lines: changes are appended, the last line of an id counts.
+
+Several processes may share the file, two Headraces with one state folder for instance: each write
+is made under an advisory lock of the file, and a change that another made is seen by its size,
+inode and time.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import tempfile
 import time
@@ -24,10 +30,12 @@ log = structlog.get_logger()
 
 
 class KeyFile:
-    """A `KeyStore`; the only one that writes its file. Readable by its user only."""
+    """A `KeyStore`; see the module. Its file is readable by its user only."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._changes = 0
+        self._seen: tuple[int, ...] | None = None
 
     async def load(self) -> Mapping[str, KeyRecord]:
         """See `KeyStore`; raises `ConfigError` naming the line that is corrupt."""
@@ -38,16 +46,38 @@ class KeyFile:
         await asyncio.to_thread(self._append, b"".join(map(_line, records)))
 
     async def number(self) -> int:
-        """See `KeyStore`: nobody else changes the file."""
-        return 0
+        """See `KeyStore`; rises with every change of the file, also with one of our own."""
+        seen = await asyncio.to_thread(self._look)
+        if seen != self._seen:
+            if self._seen and not seen:
+                log.warning("key_file_gone", file=str(self._path))
+            self._seen = seen
+            self._changes += 1
+        return self._changes
+
+    async def close(self) -> None:
+        """See `KeyStore`; nothing is kept open."""
+
+    def _look(self) -> tuple[int, ...]:
+        """What changes with the file; empty while there is none."""
+        try:
+            found = self._path.stat()
+        except FileNotFoundError:
+            return ()
+        except OSError as error:
+            raise _unreadable(self._path, error) from None
+        return (found.st_ino, found.st_size, found.st_mtime_ns)
 
     def _load(self) -> Mapping[str, KeyRecord]:
         try:
-            content = self._path.read_bytes()
+            with _locked(self._path, os.O_RDONLY):
+                return self._read(self._path.read_bytes())
         except FileNotFoundError:
             return {}
         except OSError as error:
-            raise ConfigError(f"cannot read the keys in {self._path}: {error.strerror}") from None
+            raise _unreadable(self._path, error) from None
+
+    def _read(self, content: bytes) -> Mapping[str, KeyRecord]:
         *lines, last = content.split(b"\n")
         if last:
             lines += self._mended(last, len(lines) + 1, len(content) - len(last))
@@ -75,18 +105,16 @@ class KeyFile:
             with _writing(self._path):
                 os.truncate(self._path, start)
             return []
-        self._append(b"\n")
+        with _writing(self._path), _opened(self._path, os.O_APPEND | os.O_WRONLY) as descriptor:
+            _write_whole(descriptor, b"\n")
         return [last]
 
     def _append(self, content: bytes) -> None:
         with _writing(self._path):
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             is_new = not self._path.exists()
-            descriptor = os.open(self._path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)
-            try:
+            with _locked(self._path, os.O_CREAT | os.O_APPEND | os.O_WRONLY) as descriptor:
                 _write_whole(descriptor, content)
-            finally:
-                os.close(descriptor)
             if is_new:
                 _sync_folder(self._path.parent)
 
@@ -108,11 +136,42 @@ class KeyFile:
 
 
 @contextmanager
+def _opened(path: Path, flags: int) -> Iterator[int]:
+    descriptor = os.open(path, flags, 0o600)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _locked(path: Path, flags: int) -> Iterator[int]:
+    """The file, locked against other processes; opened again if one replaced it meanwhile."""
+    while True:
+        with _opened(path, flags) as descriptor:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if _is_at(path, descriptor):
+                yield descriptor
+                return
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
 def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         raise Unavailable(f"cannot write the keys to {path}: {error.strerror}") from None
+
+
+def _unreadable(path: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"cannot read the keys in {path}: {error.strerror}")
 
 
 def _write_whole(descriptor: int, content: bytes) -> None:

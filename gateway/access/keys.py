@@ -43,6 +43,10 @@ class KeyStore(Protocol):
         """Rises when somebody else may have changed something."""
         ...
 
+    async def close(self) -> None:
+        """Give up what is open; nothing is asked afterwards."""
+        ...
+
 
 def key_pepper(secret: bytes) -> bytes:
     """The key of the hashes, derived from the cluster's secret."""

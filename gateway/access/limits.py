@@ -118,6 +118,16 @@ class Account:
         return (self.allowance.burst - self.remaining(now_s)) / self.allowance.rate
 
 
+class OverBudget(TooManyRequests):
+    """Raised when the rate or the quota of a caller is used up; `account` tells what is left."""
+
+    def __init__(
+        self, message: str, account: Account, *, retry_after_s: float, reason: str
+    ) -> None:
+        super().__init__(message, retry_after_s=retry_after_s, reason=reason)
+        self.account = account
+
+
 class Limiter:
     """See the module. `utc_offset_s` added to the monotonic clock gives seconds since 1970."""
 
@@ -161,10 +171,17 @@ class Limiter:
     def _open(self, caller: Caller, now_s: float) -> Account:
         if len(self._accounts) >= self._max_accounts:
             # Strangers beyond number share one budget: no memory for each, and no refill by many.
-            return self._overflow.get(caller.tier) or self._enter(
-                self._overflow, caller.tier, Caller(f"others:{caller.tier}", caller.tier), now_s
-            )
+            return self._shared(caller.tier, now_s)
         return self._enter(self._accounts, caller.id, caller, now_s)
+
+    def _shared(self, tier: str, now_s: float) -> Account:
+        found = self._overflow.get(tier)
+        if found is None:
+            others = Caller(f"others:{tier}", tier)
+            return self._enter(self._overflow, tier, others, now_s)
+        if found.generation != self.generation:
+            self._renew(found, found.caller, now_s)
+        return found
 
     def _enter(self, table: dict[str, Account], name: str, caller: Caller, now_s: float) -> Account:
         allowance = self._allowances[caller.tier]
@@ -262,11 +279,12 @@ class Limiter:
         if account.tokens < 0:
             self._ask(account)  # The bucket must not fill up meanwhile.
 
-    def _rate_error(self, account: Account, wait_s: float) -> TooManyRequests:
+    def _rate_error(self, account: Account, wait_s: float) -> OverBudget:
         tier = account.allowance
-        return TooManyRequests(
+        return OverBudget(
             f"the rate limit of tier {tier.name!r} is reached: {tier.tier.rate}, "
             f"at most {tier.burst:g} at once{hint(account)}",
+            account,
             retry_after_s=wait_s,
             reason="rate",
         )
@@ -284,9 +302,10 @@ class Limiter:
         quota = account.allowance.quota
         if quota is not None and account.used_before + account.used + 1 > quota.per_day:
             rest_s = DAY_S - (now_s + self._utc_offset_s) % DAY_S
-            raise TooManyRequests(
+            raise OverBudget(
                 f"the quota of tier {account.allowance.name!r} is used up: "
                 f"{quota.per_day:g} {quota.of} a day (UTC){hint(account)}",
+                account,
                 retry_after_s=rest_s,
                 reason="quota",
             )
@@ -378,7 +397,7 @@ class Limiter:
     def store_is(self, away: bool, now_s: float) -> None:
         """Whether the store answers. While it does not, this gateway's share refills here."""
         if away and not self.away:
-            for account in self._accounts.values():
+            for account in (*self._accounts.values(), *self._overflow.values()):
                 account.level_s, account.empty_until_s = now_s, 0.0
         self.away = away
 

@@ -168,6 +168,28 @@ async def test_the_earliest_deadline_of_a_caller_runs_next(house: House) -> None
     assert house.running == [1, 3]
 
 
+async def test_who_cannot_be_in_time_behind_its_own_requests_is_refused_now(house: House) -> None:
+    for number in range(4):
+        house.send(number)
+    account = house.tickets[0].account
+    assert account is not None
+    for number in (0, 1, 2, 3):  # each holds its place for one second
+        house.plane.clock_s += 0.5
+        house.answer(number)
+    took_s = account.service_s
+    assert 0 < took_s < 1.0  # on its way to 1 s: the wait in the queue is not in it
+    house.send(4)
+    house.send(5)
+    with pytest.raises(TooManyRequests, match="deadline would pass") as refusal:
+        house.send(6, timeout_s=took_s * 0.9)
+    assert refusal.value.reason == "queue" and refusal.value.retry_after_s == took_s
+    house.send(7, timeout_s=took_s * 1.1)
+    with pytest.raises(TooManyRequests, match="1 of the caller's requests wait"):
+        house.send(8, timeout_s=took_s * 1.2)
+    house.send(9)
+    assert house.running == [4, 5]
+
+
 async def test_callers_do_not_share_places(house: House) -> None:
     for number in range(4):
         house.send(number)

@@ -107,6 +107,14 @@ def test_a_key_ends_without_news_when_its_time_has_come() -> None:
     assert "has expired" in refused(at, {b"x-api-key": KEY})
 
 
+def test_no_key_stays_in_memory_as_it_is() -> None:
+    at = gate()
+    first = at.identify({b"x-api-key": KEY}, PEER)
+    assert at.identify({b"x-api-key": bytes(KEY)}, PEER) is first  # remembered
+    assert at._holders and KEY not in at._holders
+    assert TEXT not in repr(vars(at))
+
+
 def test_a_key_whose_tier_is_gone_says_so_to_its_holder_only() -> None:
     at = gate(tiers={"anonymous": Tier()})
     assert "tier of the API key" in refused(at, {b"x-api-key": KEY})

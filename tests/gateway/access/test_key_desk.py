@@ -17,7 +17,13 @@ from gateway.access.key_desk import KeyDesk
 from gateway.access.key_file import KeyFile
 from gateway.access.keys import KeyStore, find_record, key_pepper
 from gateway.config import Budgets
-from gateway.errors import FailedPrecondition, InvalidArgument, NotFound, Unauthenticated
+from gateway.errors import (
+    ConfigError,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    Unauthenticated,
+)
 from gateway.errors import Unavailable as Away
 
 SECRET = b"secret of the cluster"
@@ -56,6 +62,9 @@ class SharedStore:
         if self.away:
             raise Away("the store is away")
         return self.changes
+
+    async def close(self) -> None:
+        self.away = True
 
 
 def desk(store: KeyStore, clock: Clock | None = None) -> KeyDesk:
@@ -274,3 +283,34 @@ async def test_the_config_says_where_keys_are(
         here.tiers = frozenset({"premium"})
         made = await here.create("alice", "premium")
         assert made["id"] in path.read_text()
+
+
+async def test_a_key_revoked_by_another_headrace_ends_here(tmp_path: Path) -> None:
+    here, there = at_file(tmp_path), at_file(tmp_path)
+    made = await here.create("alice", "premium")
+    assert await there.refresh() and holds(there, made["key"])
+    await here.revoke("alice")
+    assert await there.refresh() and not holds(there, made["key"])
+    with pytest.raises(NotFound):
+        await there.revoke("alice")
+
+
+async def test_a_file_that_breaks_meanwhile_ends_no_key_and_is_said_once(tmp_path: Path) -> None:
+    here = at_file(tmp_path)
+    made = await here.create("alice", "premium")
+    await here.refresh()
+    good = (tmp_path / "keys.jsonl").read_bytes()
+    (tmp_path / "keys.jsonl").write_bytes(b"{\n")
+    with capture_logs() as logs:
+        for _ in range(2):
+            with pytest.raises(ConfigError, match=r"keys\.jsonl:1: "):
+                await here.refresh()
+    assert [each["event"] for each in logs] == ["key_store_away"] and holds(here, made["key"])
+    (tmp_path / "keys.jsonl").write_bytes(good)
+    assert not await here.refresh() and holds(here, made["key"])
+
+
+async def test_a_desk_that_closes_leaves_its_store() -> None:
+    store = SharedStore()
+    await desk(store).close()
+    assert store.away

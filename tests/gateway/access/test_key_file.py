@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import fcntl
 import os
 import resource
 import stat
@@ -52,7 +54,7 @@ async def test_what_was_put_is_there_in_the_next_life(tmp_path: Path) -> None:
     found = await KeyFile(path).load()
     assert found.keys() == {alice.id, bob.id} and found[alice.id].revoked_s
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert path.read_bytes().count(b"\n") == 3 and await store.number() == 0
+    assert path.read_bytes().count(b"\n") == 3
 
 
 async def test_a_line_that_was_cut_off_is_dropped(tmp_path: Path) -> None:
@@ -153,3 +155,59 @@ async def test_no_room_to_write_anew_keeps_the_long_file(
         assert (await KeyFile(path).load()).keys() == {alice.id}
     assert [each["event"] for each in logs] == ["key_file_not_rewritten"]
     assert path.read_bytes() == line(alice) * 9 and os.listdir(tmp_path) == ["keys.jsonl"]
+
+
+async def test_two_processes_that_share_a_file_see_each_other(tmp_path: Path) -> None:
+    here, there = KeyFile(tmp_path / "keys.jsonl"), KeyFile(tmp_path / "keys.jsonl")
+    alice = record()
+    before = await there.number()
+    assert before == await there.number()
+    await here.put(alice)
+    assert (known := await there.number()) > before
+    assert (await there.load()).keys() == {alice.id}
+    await here.put(replace(alice, revoked_s=time.time()))
+    assert await there.number() > known
+    assert (await there.load())[alice.id].revoked_s
+
+
+async def test_what_is_put_while_another_writes_the_file_anew_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, anew = tmp_path / "keys.jsonl", tmp_path / "anew"
+    alice, bob = record(), record("bob")
+    path.write_bytes(line(alice) * 2)
+    anew.write_bytes(line(alice))
+    lock = fcntl.flock
+
+    def lock_late(descriptor: int, operation: int) -> None:
+        if anew.exists():
+            anew.replace(path)
+        lock(descriptor, operation)
+
+    monkeypatch.setattr("fcntl.flock", lock_late)
+    await KeyFile(path).put(bob)
+    assert path.read_bytes() == line(alice) + line(bob)
+
+
+async def test_a_reading_waits_for_a_writing(tmp_path: Path) -> None:
+    path = tmp_path / "keys.jsonl"
+    alice, bob = record(), record("bob")
+    path.write_bytes(line(alice))
+    with path.open("ab", buffering=0) as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        other.write(line(bob)[:-20])
+        reading = asyncio.create_task(KeyFile(path).load())
+        await asyncio.wait([reading], timeout=0.05)
+        other.write(line(bob)[-20:])
+    # Without the lock the half line would have been cut off.
+    assert (await reading).keys() == {alice.id, bob.id}
+
+
+async def test_a_file_that_was_removed_leaves_no_keys(tmp_path: Path) -> None:
+    store = KeyFile(tmp_path / "keys.jsonl")
+    await store.put(record())
+    known = await store.number()
+    (tmp_path / "keys.jsonl").unlink()
+    with capture_logs() as logs:
+        assert await store.number() > known
+    assert [each["event"] for each in logs] == ["key_file_gone"] and await store.load() == {}

@@ -167,6 +167,15 @@ def test_callers_beyond_number_share_one_budget() -> None:
     assert len(gateway.limiter) == 11
 
 
+def test_new_limits_hold_for_callers_beyond_number_too() -> None:
+    (gateway,) = gateways(max_accounts=1)
+    assert gateway.ask(0.0, "ip:1") and gateway.ask(0.0, "ip:2")
+    gateway.limiter.set_tiers({"anonymous": Tier(rate="1/s", burst=5, concurrency=2)})
+    shared = gateway.account("ip:3", 0.0)
+    assert (shared.allowance.burst, shared.places) == (5, 2)
+    assert sum(gateway.ask(0.0, f"ip:{number}") for number in range(3, 100)) <= 5
+
+
 def test_while_the_store_is_away_each_gateway_goes_on_with_its_share() -> None:
     first, second = gateways(2)
     for each in (first, second, first):
@@ -235,6 +244,16 @@ def test_new_limits_hold_at_once() -> None:
     assert sum(gateway.ask(0.0) for _ in range(500)) == 500
     gateway.limiter.set_tiers({"anonymous": ANON})
     assert sum(gateway.ask(1.0) for _ in range(500)) <= 110
+
+
+def test_what_is_in_flight_counts_when_limits_change() -> None:
+    (gateway,) = gateways()
+    account = gateway.account()
+    account.running = 6
+    for concurrency in (2, 20, None, 8):
+        gateway.limiter.set_tiers({"anonymous": Tier(concurrency=concurrency)})
+        assert gateway.account() is account and account.running == 6
+        assert account.places == (math.inf if concurrency is None else concurrency)
 
 
 def test_the_busiest_callers_come_first() -> None:
