@@ -19,6 +19,7 @@ from pydantic import (
 
 from gateway.access.tiers import ANONYMOUS, AuthConfig, Tier, with_defaults
 from gateway.config_scaling import Leases, Replicas, Scaling, Share
+from gateway.config_sharding import ShardingConfig
 from gateway.config_types import Amount, Name, Seconds, SecretRef, Strict
 
 RuntimeName = Literal["onnx", "tensorflow"]
@@ -303,6 +304,7 @@ class ModelConfig(Strict):
     batching: Batching = Batching()
     routing: Routing = Routing()
     cost: Cost | None = None
+    sharding: ShardingConfig | None = None
 
     def slot_class_for(self, runtime: RuntimeName) -> str:
         """The slot class that holds this model, given the runtime that loads it."""

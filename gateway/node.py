@@ -44,6 +44,11 @@ class Node:
         """Where the node's processes leave their figures for /metrics."""
         return self.folder / "metrics"
 
+    @property
+    def spool(self) -> Path:
+        """Where uploads lie while parts of them are worked on."""
+        return self.folder / "spool"
+
     def address(self, host: str) -> str:
         """The host to listen on: `node` stands for this node's own address."""
         return self.ip if host == "node" else host

@@ -23,12 +23,15 @@ from gateway.protocols.errors_json import encode_error
 from gateway.protocols.tensors import Codec, Encoded, InferenceRequest, Tensor
 from replicas.batcher import Batch, Batcher, Pending
 from replicas.compute_thread import ComputeThread, Ticket
+from replicas.media_codec import MediaCodec
 from replicas.runtime import Runtime
 from replicas.statistics import ModelStatistics, Run
 
 INLINE_BYTES = 256 * 1024
 log = structlog.get_logger()
 
+Decoded = InferenceRequest | Encoded | HeadraceError
+"""A request to run, or its answer already."""
 Outputs = tuple[list[tuple[Pending, dict[str, Tensor]]], float]
 """The requests that a run finished, and how many seconds it took."""
 
@@ -68,8 +71,12 @@ class Engine:
         recorder: Recorder,
         max_body_bytes: int,
         statistics: ModelStatistics,
+        media: MediaCodec | None = None,
     ) -> None:
-        self._codecs = codecs(max_body_bytes)
+        self._codecs: tuple[Codec, ...] = codecs(max_body_bytes)
+        if media is not None:
+            self._codecs = (*self._codecs, media)
+        self._media = media
         self.runtime, self.spec = runtime, runtime.spec
         self._batcher, self._compute, self._recorder = batcher, compute, recorder
         self._statistics = statistics
@@ -121,7 +128,7 @@ class Engine:
         self._decoded(caller, item, decoded)
         self.flush()
 
-    def _decode(self, caller: Caller, item: Item) -> InferenceRequest | HeadraceError:
+    def _decode(self, caller: Caller, item: Item) -> Decoded:
         started_s = time.monotonic()
         parts = pieces(item.body)
         body: Buffer = parts[0] if len(parts) == 1 else b"".join(parts)
@@ -129,6 +136,8 @@ class Engine:
             if isinstance(body, bytearray):
                 body = memoryview(body)
             call = call_of(item.call, item.json_length, item.encodings)
+            if caller.codec is self._media and (kept := self._media.kept(body, call)) is not None:
+                return kept
             return caller.codec.decode(body, call, self.spec)
         except HeadraceError as error:
             return error
@@ -139,14 +148,12 @@ class Engine:
         finally:
             caller.decode_s = time.monotonic() - started_s
 
-    def _decoded(
-        self, caller: Caller, item: Item, decoded: InferenceRequest | HeadraceError
-    ) -> None:
+    def _decoded(self, caller: Caller, item: Item, decoded: Decoded) -> None:
         channel = caller.channel
         if (channel, item.id) not in self._waiting:
             return  # cancelled while it was decoded
         caller.arrived_s = now_s = time.monotonic()
-        if isinstance(decoded, HeadraceError):
+        if not isinstance(decoded, InferenceRequest):
             self._answer(caller, decoded)
             return
         remaining_s = item.remaining_s
@@ -309,8 +316,7 @@ class Engine:
         if isinstance(answer, HeadraceError):
             status, answer = answer.http_status, encode_error(answer)
             self._statistics.failed(whole_s)
-        else:
-            assert caller.run is not None
+        elif caller.run is not None:
             self._statistics.succeeded(
                 caller.run,
                 caller.rows,

@@ -6,6 +6,7 @@ import asyncio
 import importlib
 import itertools
 import os
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,13 +17,15 @@ import structlog
 
 from gateway.config import Batching, RuntimeName
 from gateway.errors import HeadraceError, ModelLoadError
+from gateway.logs import recent_lines
 from gateway.metrics import Recorder
 from gateway.protocols.spec_json import encode_spec
 from gateway.snapshot import State
 from replicas.batcher import Batcher
 from replicas.compute_thread import ComputeThread
 from replicas.engine import Engine
-from replicas.repository import Repository, detect_runtime
+from replicas.media_codec import MediaCodec
+from replicas.repository import Interrupted, Repository, StoreAway, detect_runtime
 from replicas.runtime import Runtime, RuntimeSettings
 from replicas.statistics import ModelStatistics
 from replicas.warmup import warm_up
@@ -34,6 +37,9 @@ RUNTIME_MODULES: dict[str, str] = {
 MIN_CREDITS = 4
 REMEMBERED = 16
 """How many versions that are not here any more are still reported: the pool then keeps the sums."""
+
+_OUR_FAULT = re.compile(r"failed to allocate|bad_alloc|out of memory|OOM|cuda|cudnn|cublas", re.I)
+"""What runtimes say when it is the machine, not the file, that a model does not load."""
 
 log = structlog.get_logger()
 
@@ -65,9 +71,10 @@ class Loaded:
     reason: str = ""
     load_s: float = 0.0
     engine: Engine | None = None
+    broken: bool = False
 
     def facts(self) -> dict[str, Any]:
-        """What the pool is told; the spec only once it is known."""
+        """What the pool is told; the spec only once it is known, log lines of a failure only."""
         return {
             "placement_id": self.placement_id,
             "model": self.order.model,
@@ -75,9 +82,19 @@ class Loaded:
             "revision": self.order.revision,
             "state": self.state,
             "reason": self.reason,
+            "broken": self.broken,
+            "lines": recent_lines() if self.state is State.FAILED else [],
             "load_s": round(self.load_s, 4),
             "spec": encode_spec(self.engine.spec) if self.engine is not None else None,
         }
+
+
+def refuses_files(error: HeadraceError) -> bool:
+    """Whether the same files will fail again anywhere: neither store nor machine is at fault."""
+    if not isinstance(error, ModelLoadError) or isinstance(error, (StoreAway, Interrupted)):
+        return False
+    not_installed = isinstance(error.__cause__, ImportError)
+    return not not_installed and _OUR_FAULT.search(error.message) is None
 
 
 def import_runtime(name: str) -> Any:
@@ -102,11 +119,12 @@ class Placements:
         cores: float,
         device: str,
         max_body_bytes: int,
+        spool: Path,
         changed: Callable[[Loaded], None],
     ) -> None:
         self._repository, self._compute, self._recorder = repository, compute, recorder
         self._cores, self._device, self._changed = cores, device, changed
-        self._max_body_bytes = max_body_bytes
+        self._max_body_bytes, self._spool = max_body_bytes, spool
         self._numbers = itertools.count(1)
         self._loaded: dict[int, Loaded] = {}
         self._statistics: dict[tuple[str, int], ModelStatistics] = {}
@@ -192,6 +210,7 @@ class Placements:
             self._move(loaded, State.WARMING)
             await loop.run_in_executor(None, warm_up, runtime, path)
         except HeadraceError as error:
+            loaded.broken = refuses_files(error)
             self._fail(loaded, error.message)
             return
         except (OSError, RuntimeError, ValueError, MemoryError) as error:
@@ -210,6 +229,7 @@ class Placements:
             self._recorder,
             self._max_body_bytes,
             self._statistics_of(order),
+            MediaCodec(path, self._spool),
         )
         loaded.engine.configure(batching)
         loaded.load_s = time.monotonic() - started_s

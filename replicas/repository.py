@@ -45,6 +45,10 @@ class StoreAway(ModelLoadError):
     """Raised when the store itself cannot be read, whatever the model."""
 
 
+class Interrupted(ModelLoadError):
+    """Raised when a download did not bring what the store has; the next one may."""
+
+
 class Repository:
     """Finds, fetches and verifies versions; blocking, so call it in a thread.
 
@@ -248,7 +252,7 @@ class Repository:
             for name, info in files.items():
                 self._get(f"{source}/{name}", partial / name, info.get("size"), where)
             if self._contents(source, self._files(source, where)) != contents:
-                raise ModelLoadError(f"{where} changed while it was downloaded")
+                raise Interrupted(f"{where} changed while it was downloaded")
             self._verifier.verify(partial, where)
             try:
                 partial.rename(target)
@@ -300,7 +304,7 @@ class Repository:
         self._fs.get_file(source, str(target))
         got = target.stat().st_size
         if size is not None and got != size:
-            raise ModelLoadError(
+            raise Interrupted(
                 f"{where}: {target.name} arrived with {got} of {size} bytes from {self._shown}"
             )
 

@@ -13,6 +13,7 @@ from gateway.frames import Flag, Item, Reply
 from gateway.handshake import Hello
 from gateway.metrics import Recorder
 from replicas.compute_thread import ComputeThread
+from replicas.last_words import Held, LastWords
 from replicas.link_server import LinkServer
 from replicas.placements import Loaded, Order, Placements, resident_bytes
 from replicas.repository import Repository
@@ -33,11 +34,12 @@ class SlotService:
         recorder: Recorder,
         cores: float = 1.0,
         device: str = "cpu",
+        spool: Path = Path("/nonexistent"),
     ) -> None:
         self._recorder = recorder
         self._compute = ComputeThread()
         self._placements = Placements(
-            repository, self._compute, recorder, cores, device, max_body_bytes, self._changed
+            repository, self._compute, recorder, cores, device, max_body_bytes, spool, self._changed
         )
         self.server = LinkServer(self, hello, secret, max_body_bytes)
         self._epoch = 0
@@ -120,6 +122,13 @@ class SlotService:
 
     def _changed(self, loaded: Loaded) -> None:
         self.server.set_capacity({} if self._draining else self._placements.credits())
+        if self._words is not None:
+            # Before the pool hears of it: it may have no other chance.
+            held = [(each.order, each.state) for each in self._placements]
+            self._words.note(
+                [Held(o.model, o.version, o.revision, state) for o, state in held],
+                resident_bytes(),
+            )
         self.server.event("placement", **loaded.facts())
 
 

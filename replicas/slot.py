@@ -22,7 +22,9 @@ from gateway.metrics_export import Exporter
 from gateway.node import WILDCARDS, Node
 from gateway.secrets import cluster_secret
 from gateway.snapshot import SlotView
+from replicas import last_words
 from replicas.affinity import pin
+from replicas.memory_watch import MemoryWatch
 from replicas.placements import import_runtime
 from replicas.repository import Repository
 from replicas.service import SlotService
@@ -56,6 +58,7 @@ class ModelServer:
         self._recorder = Recorder("slot")
         loop = asyncio.get_running_loop()
         shared_memory.sweep()
+        last_words.sweep(self._node.folder)
         if settings.slot_class.pin:
             # Before any runtime starts its threads: those inherit it.
             cores = pin(serve.get_replica_context().rank.local_rank, settings.slot_class.cpus)
@@ -65,6 +68,8 @@ class ModelServer:
             await loop.run_in_executor(None, import_runtime, runtime)
         self._slot_id = f"{settings.name}-{os.getpid()}-{os.urandom(3).hex()}"
         await self._listen()
+        self._watch = MemoryWatch(settings.slot_class.memory, self._words)
+        self._watch.start()
         self._tasks = [
             watched(loop.create_task(self._announce())),
             watched(loop.create_task(self._export())),
@@ -73,6 +78,8 @@ class ModelServer:
     async def _listen(self) -> None:
         settings, node = self._settings, self._node
         features = tuple(FEATURES) if shared_memory.available() else ()
+        path = node.folder / f"{os.getpid()}-{os.urandom(2).hex()}.sock"
+        self._words = last_words.LastWords(path, settings.slot_class.memory)
         self._service = SlotService(
             Repository(settings.store, node.folder / "store"),
             Hello(self._slot_id, node_id=node.id, features=features),
@@ -81,8 +88,9 @@ class ModelServer:
             self._recorder,
             settings.slot_class.cpus,
             "cuda" if settings.slot_class.gpus else "cpu",
+            node.spool,
+            words=self._words,
         )
-        path = self._node.folder / f"{os.getpid()}-{os.urandom(2).hex()}.sock"
         host, _, port = settings.link.rpartition(":")
         await self._service.start(path, self._node.address(host), int(port))
         bound, _, port = self._service.server.tcp_address.rpartition(":")
@@ -133,5 +141,7 @@ class ModelServer:
         for task in self._tasks:
             task.cancel()
         await self._service.close()
+        self._watch.stop()
+        self._words.remove()
         with contextlib.suppress(OSError):
             os.unlink(self._view.unix_path)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from hashlib import blake2b
 
@@ -21,6 +22,85 @@ def choose(key: bytes, members: Sequence[str]) -> str:
     if not members:
         raise ValueError("no members to choose from")
     return max(members, key=lambda member: (_weight(key, member), member))
+
+
+def load_bound(keys: int, members: int, epsilon: float) -> int:
+    """The most keys that a member may get: the mean times (1 + `epsilon`), rounded up."""
+    # Less a hair, because 1.1 * 100 / 10 is above 11 in floating point.
+    return max(1, math.ceil((1 + epsilon) * keys / members - 1e-9)) if keys else 0
+
+
+def assign(keys: Iterable[bytes], members: Sequence[str], epsilon: float) -> dict[bytes, str]:
+    """A member for each key: the first of its `rank` that holds fewer keys than `load_bound`.
+
+    The order of keys and members does not matter; equal keys are one. Raises `ValueError` without
+    members or for a negative `epsilon`. Bounded loads (Mirrokni, Thorup and Zadimoghaddam,
+    "Consistent hashing with bounded loads", 2018) on rendezvous hashing.
+    """
+    return assign_from({}, keys, members, epsilon)
+
+
+def assign_from(
+    homes: Mapping[bytes, str], keys: Iterable[bytes], members: Sequence[str], epsilon: float
+) -> dict[bytes, str]:
+    """`assign`, but a key that has a home among the members stays there within the bound."""
+    # Sorted, so that who comes first to a member's last place does not depend on the caller.
+    wanted = sorted(set(keys))
+    if epsilon < 0:
+        raise ValueError(f"epsilon is {epsilon:g} and should be at least 0")
+    if wanted and not members:
+        raise ValueError("no members to choose from")
+    bound = load_bound(len(wanted), len(members), epsilon)
+    room = dict.fromkeys(sorted(members), bound)
+    assigned: dict[bytes, str] = {}
+    for key in wanted:
+        home = homes.get(key)
+        if home is not None and room.get(home, 0) > 0:
+            assigned[key] = home
+            room[home] -= 1
+    open_members = [member for member, places in room.items() if places > 0]
+    for key in wanted:
+        if key not in assigned:
+            member = assigned[key] = choose(key, open_members)
+            room[member] -= 1
+            if room[member] == 0:
+                open_members.remove(member)
+    return assigned
+
+
+class Homes:
+    """Remembers where keys went, so that the other keys of a request do not move them.
+
+    With the bound alone, a picture of which one tile changed could have others move too. Holds
+    at most `capacity` keys, the latest used, and forgets all when the members change: then
+    rendezvous hashing decides anew, which moves few keys.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        if capacity < 1:
+            raise ValueError(f"capacity is {capacity} and should be at least 1")
+        self._capacity = capacity
+        self._members: frozenset[str] = frozenset()
+        self._homes: dict[bytes, str] = {}
+
+    def __len__(self) -> int:
+        return len(self._homes)
+
+    def assign(
+        self, keys: Iterable[bytes], members: Sequence[str], epsilon: float
+    ) -> dict[bytes, str]:
+        """As `assign`; a key known since the members last changed keeps its place."""
+        if self._members != frozenset(members):
+            self._members = frozenset(members)
+            self._homes.clear()
+        assigned = assign_from(self._homes, keys, members, epsilon)
+        for key, member in assigned.items():
+            # Dictionaries keep their order: taken out and put back, a key is the latest.
+            self._homes.pop(key, None)
+            self._homes[key] = member
+        for key in list(self._homes)[: max(0, len(self._homes) - self._capacity)]:
+            del self._homes[key]
+        return assigned
 
 
 def _weight(key: bytes, member: str) -> bytes:

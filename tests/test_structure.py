@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ROOMS = ("gateway", "replicas", "sharding", "autoscale")
 LEAVES = {
-    *("errors", "deadline", "config", "config_types", "frames", "snapshot", "logs", "metrics"),
+    *("errors", "deadline", "config", "config_types", "config_scaling", "config_sharding", "frames", "snapshot", "logs", "metrics"),
     *("shared_memory", "access.tiers", "access.caller", "access.budget_store"),
 }
 

@@ -31,8 +31,10 @@ CALLS: tuple[CallKind, ...] = (
     CallKind("tfserving_grpc", "predict"),
     CallKind("tfserving_grpc", "classify"),
     CallKind("tfserving_grpc", "regress"),
+    CallKind("media", "part"),
 )
-"""The index is the number on the link: only append."""
+"""The index is the number on the link: only append. A part of a picture or video is answered by a
+codec of the slot's own."""
 
 
 def codecs(max_inflated_bytes: int = MAX_INFLATED_BYTES) -> tuple[Codec, ...]:

@@ -1,0 +1,173 @@
+"""What a slot leaves behind for the pool: what it was loading and with how much memory.
+
+A small file beside the slot's socket. It is written before anything happens, so that it is there
+also after a SIGKILL, when nobody can write any more.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import structlog
+
+from gateway.logs import recent_lines
+from gateway.snapshot import State
+
+SUFFIX = ".last"
+STALE_S = 86_400.0
+MAX_BYTES = 256 * 1024
+"""More than any slot writes; the reader stops there."""
+FINISH_S = 0.2
+"""How long a slot that must end waits for a write that is under way."""
+IN_THE_MAKING = frozenset({State.LOADING, State.WARMING})
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A placement of the slot, as the pool calls it."""
+
+    model: str
+    version: int
+    revision: int
+    state: State
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """What the file says. `exit_code` is None where the end came from outside; `held` counts."""
+
+    pid: int
+    loading: tuple[Held, ...]
+    held: int
+    memory_bytes: int
+    limit_bytes: int
+    exit_code: int | None
+    lines: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, text: bytes) -> Self:
+        """Raises `ValueError`, `KeyError` or `TypeError` for anything else than such a file."""
+        data = json.loads(text)
+        return cls(
+            pid=int(data["pid"]),
+            loading=tuple(
+                Held(str(model), int(version), int(revision), State(state))
+                for model, version, revision, state in data["loading"]
+            ),
+            held=int(data["held"]),
+            memory_bytes=int(data["memory_bytes"]),
+            limit_bytes=int(data["limit_bytes"]),
+            exit_code=None if data["exit_code"] is None else int(data["exit_code"]),
+            lines=tuple(str(line) for line in data["lines"]),
+        )
+
+
+class LastWords:
+    """The slot's end of it; threads may call it at the same time.
+
+    What cannot be written (a full disk) is logged once and else ignored: a slot serves on.
+    """
+
+    def __init__(
+        self,
+        socket: str | os.PathLike[str],
+        limit_bytes: int | None,
+        lines: Callable[[], Sequence[str]] = recent_lines,
+    ) -> None:
+        self._path, self._limit_bytes, self._lines = path_of(socket), limit_bytes or 0, lines
+        self._lock = threading.Lock()
+        self._memory_bytes, self._held = 0, 0
+        self._ended = self._troubled = False
+        self.loading: tuple[Held, ...] = ()
+
+    def note(self, placements: Sequence[Held], memory_bytes: int) -> None:
+        """A placement has changed its state; `placements` are all that the slot holds."""
+        with self._lock:
+            self.loading = tuple(each for each in placements if each.state in IN_THE_MAKING)
+            self._held, self._memory_bytes = len(placements), memory_bytes
+            self._write(None)
+
+    def refresh(self, memory_bytes: int) -> None:
+        """So much memory is taken now."""
+        with self._lock:
+            self._memory_bytes = memory_bytes
+            self._write(None)
+
+    def finish(self, exit_code: int, memory_bytes: int) -> None:
+        """The process is about to end by its own decision."""
+        got = self._lock.acquire(timeout=FINISH_S)
+        try:
+            self._memory_bytes = memory_bytes
+            self._write(exit_code)
+            self._ended = True
+        finally:
+            if got:
+                self._lock.release()
+
+    def remove(self) -> None:
+        """The slot leaves in good order: there is nothing to tell."""
+        with self._lock:
+            self._ended = True
+            with suppress(OSError):
+                self._path.unlink()
+
+    def _write(self, exit_code: int | None) -> None:
+        if self._ended:
+            return
+        document = {
+            "pid": os.getpid(),
+            "loading": [[h.model, h.version, h.revision, h.state] for h in self.loading],
+            "held": self._held,
+            "memory_bytes": self._memory_bytes,
+            "limit_bytes": self._limit_bytes,
+            "exit_code": exit_code,
+            "lines": list(self._lines()),
+        }
+        draft = self._path.with_suffix(".draft")
+        try:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+            with os.fdopen(os.open(draft, flags, 0o600), "wb") as file:
+                file.write(json.dumps(document).encode())
+            draft.replace(self._path)
+        except OSError as error:
+            if not self._troubled:
+                self._troubled = True
+                log.warning("no_last_words", reason=str(error))
+
+
+def path_of(socket: str | os.PathLike[str]) -> Path:
+    """Where the slot that listens on this socket leaves its last words."""
+    return Path(socket).with_suffix(SUFFIX)
+
+
+def take(socket: str | os.PathLike[str]) -> Words | None:
+    """Read and remove what a slot has left; None if there is nothing that can be read."""
+    path = path_of(socket)
+    try:
+        with path.open("rb") as file:
+            text = file.read(MAX_BYTES)
+        path.unlink()
+        return Words.parse(text)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def sweep(folder: Path, now_s: float | None = None) -> None:
+    """Remove what processes that are gone left more than a day ago; `now_s` is Unix time."""
+    oldest_s = (time.time() if now_s is None else now_s) - STALE_S
+    for path in folder.glob(f"*{SUFFIX}"):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            if path.stat().st_mtime < oldest_s:
+                words = Words.parse(path.read_bytes()[:MAX_BYTES])
+                if not Path(f"/proc/{words.pid}").exists():
+                    path.unlink()

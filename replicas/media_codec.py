@@ -1,0 +1,178 @@
+"""A part of a picture or of a video as a request: pixels or a place in a file, in; findings, out.
+
+The shard stage sends a tile's pixels, or which segment of a spooled file to decode: that happens
+here, so frames do not cross the cluster. What was found in a part is kept by the part's key, and
+an equal part is answered from there.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gateway.errors import InternalError, InvalidArgument
+from gateway.protocols.tensors import Call, Encoded, InferenceRequest, ModelSpec, Tensor
+
+if TYPE_CHECKING:
+    from sharding.parts import TimedTags
+    from sharding.postprocess import Postprocessor
+    from sharding.preprocess import Preprocessor
+
+KEPT_RESULTS = 4096
+
+
+@dataclass(slots=True)
+class _Note:
+    """What an answer needs to know of its request: sizes and times by row."""
+
+    key: str
+    postprocess: str
+    labels: Sequence[str]
+    size: tuple[int, int]
+    spans_s: tuple[tuple[float, float], ...] = ()
+    report: Mapping[str, Any] | None = None
+
+
+class MediaCodec:
+    """The codec of one loaded model version, whose files lie in `folder`. Used by any thread.
+
+    `spool` is where files of the stage lie; nothing else is opened.
+    """
+
+    def __init__(self, folder: Path, spool: Path) -> None:
+        self._folder, self._spool = folder, spool
+        self._kept: OrderedDict[str, bytes] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def kept(self, body: bytes | memoryview, call: Call) -> Encoded | None:
+        """The answer that an equal part got before."""
+        key = str(_head(body, call)[0].get("key", ""))
+        with self._lock:
+            found = self._kept.get(key)
+            if found is None:
+                return None
+            self._kept.move_to_end(key)
+        return Encoded(found[:-1] + b', "cached": true}')
+
+    def decode(self, body: bytes | memoryview, call: Call, model: ModelSpec) -> InferenceRequest:
+        """Pixels, or the frames of a segment, as the model's inputs; one row for each.
+
+        Raises `InvalidArgument` for what cannot be decoded.
+        """
+        head, pixels = _head(body, call)
+        preprocess = _preprocessor(head["preprocess"])
+        signature = model.signatures[model.default_signature]
+        labels = _labels(self._folder, head.get("labels"))
+        if head["kind"] == "tile":
+            size = (int(head["width"]), int(head["height"]))
+            rgb = np.frombuffer(pixels, np.uint8).reshape(size[1], size[0], 3)
+            note = _Note(head["key"], head["postprocess"], labels, size)
+            return InferenceRequest(signature, preprocess(rgb), 1, reply=note)
+        rows, note = self._segment(head, preprocess, labels)
+        names = rows[0].keys()
+        inputs = {name: np.concatenate([row[name] for row in rows]) for name in names}
+        return InferenceRequest(signature, inputs, len(rows), reply=note)
+
+    def _segment(
+        self, head: Mapping[str, Any], preprocess: Preprocessor, labels: Sequence[str]
+    ) -> tuple[list[dict[str, Tensor]], _Note]:
+        from sharding.segment_wire import segment_of, video_of
+        from sharding.video_frames import DecodeReport, frames
+
+        path = Path(head["path"]).resolve()
+        if self._spool.resolve() not in path.parents:
+            raise InvalidArgument("the file of a segment does not lie in the spool")
+        segment, report = segment_of(head["segment"]), DecodeReport()
+        rows, spans, size = [], [], (0, 0)
+        shown = frames(
+            path,
+            video_of(head["video"]),
+            segment,
+            short_side=preprocess.short_side,
+            report=report,
+        )
+        for frame in shown:
+            size = (frame.pixels.shape[1], frame.pixels.shape[0])
+            rows.append(preprocess(frame.pixels))
+            spans.append((frame.time_s, frame.time_s + segment.step_s))
+        if not rows:
+            raise InvalidArgument(
+                f"no frame from {segment.times_s[0]:.1f} to {segment.times_s[-1]:.1f} s can be "
+                "decoded"
+            )
+        told = {"corrupt": report.corrupt, "missing": report.missing} if _bad(report) else None
+        note = _Note(head["key"], head["postprocess"], labels, size, tuple(spans), told)
+        return rows, note
+
+    def encode(
+        self, request: InferenceRequest, outputs: Mapping[str, Tensor], model: ModelSpec
+    ) -> Encoded:
+        """What was found, as JSON: see `sharding.part_wire`."""
+        from sharding.parts import Box, TagScore, TimedTags
+        from sharding.segment_wire import findings_document
+
+        note: _Note = request.reply
+        postprocess = _postprocessor(note.postprocess)
+        boxes: list[Box] = []
+        timed: list[TimedTags] = []
+        for row in range(request.rows or 1):
+            mine = {name: tensor[row : row + 1] for name, tensor in outputs.items()}
+            found = postprocess(mine, note.size, note.labels)
+            if note.spans_s:
+                tags = tuple(each for each in found if isinstance(each, TagScore))
+                if len(tags) < len(found):
+                    raise InternalError("the postprocessor of a video gave boxes, not tags")
+                timed.append(TimedTags(*note.spans_s[row], tags))
+            else:
+                boxes += [each for each in found if isinstance(each, Box)]
+        body = json.dumps(findings_document(boxes, timed, note.report)).encode()
+        with self._lock:
+            self._kept[note.key] = body
+            while len(self._kept) > KEPT_RESULTS:
+                self._kept.popitem(last=False)
+        return Encoded(body)
+
+
+def _head(body: bytes | memoryview, call: Call) -> tuple[dict[str, Any], memoryview]:
+    """The JSON part and the pixels behind it."""
+    view = memoryview(body)
+    length = call.json_length if call.json_length is not None else len(view)
+    head: dict[str, Any] = json.loads(bytes(view[:length]))
+    return head, view[length:]
+
+
+@lru_cache(maxsize=64)
+def _preprocessor(name: str) -> Preprocessor:
+    from sharding.preprocess import load_preprocessor
+
+    return load_preprocessor(name)
+
+
+@lru_cache(maxsize=64)
+def _postprocessor(name: str) -> Postprocessor:
+    from sharding.postprocess import load_postprocessor
+
+    return load_postprocessor(name)
+
+
+@lru_cache(maxsize=64)
+def _labels(folder: Path, name: str | None) -> Sequence[str]:
+    """A label on each line; none without a file's name."""
+    if name is None:
+        return ()
+    try:
+        return (folder / name).read_text().splitlines()
+    except OSError as error:
+        raise InvalidArgument(f"the model has no labels {name!r}: {error.strerror}") from error
+
+
+def _bad(report: Any) -> bool:
+    return bool(report.corrupt or report.missing)

@@ -1,0 +1,104 @@
+"""Mergers: what makes one answer of the parts' results, built in or a user's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Protocol, runtime_checkable
+
+from gateway.config_sharding import ProcessOptions, ShardingConfig
+from sharding.merge_boxes import merge_boxes
+from sharding.merge_tags import merge_tags
+from sharding.options import box_rules, tag_rules
+from sharding.parts import PartResult
+
+
+class MergerError(ValueError):
+    """Raised when a merger's name leads to none; the message says what was looked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """What was split: `width` and `height` in pixels as shown, `duration_s` for a video."""
+
+    width: int
+    height: int
+    duration_s: float = 0.0
+
+
+@runtime_checkable
+class Merger(Protocol):
+    """Makes the answer of a request from what its parts gave.
+
+    The order of `results` is that of their arrival and should not matter; with `partial: allow`
+    some are missing. The answer is JSON; `shards` and `missing` are added to it afterwards. An
+    example, named in a config as `merge: my_package.counting:Count`:
+
+        class Count:
+            def merge(self, results, whole, options, config):
+                return {"count": sum(len(result.boxes) for result in results)}
+    """
+
+    def merge(
+        self,
+        results: Sequence[PartResult],
+        whole: Whole,
+        options: ProcessOptions,
+        config: ShardingConfig,
+    ) -> Mapping[str, Any]:
+        """The answer's own fields."""
+        ...
+
+
+class BoxMerger:
+    """`boxes`: the objects of a picture, in its pixels."""
+
+    def merge(
+        self,
+        results: Sequence[PartResult],
+        whole: Whole,
+        options: ProcessOptions,
+        config: ShardingConfig,
+    ) -> Mapping[str, Any]:
+        boxes = merge_boxes(results, whole.width, whole.height, box_rules(config, options))
+        return {"boxes": [box.answer() for box in boxes]}
+
+
+class TagMerger:
+    """`tags`: the labels of a video with their ranges of time."""
+
+    def merge(
+        self,
+        results: Sequence[PartResult],
+        whole: Whole,
+        options: ProcessOptions,
+        config: ShardingConfig,
+    ) -> Mapping[str, Any]:
+        return {"tags": [tag.answer() for tag in merge_tags(results, tag_rules(config, options))]}
+
+
+BUILT_IN: Mapping[str, Callable[[], Merger]] = {"boxes": BoxMerger, "tags": TagMerger}
+
+
+def find_merger(name: str) -> Merger:
+    """A merger by its built-in name or as `package.module:Class`, which is made without arguments.
+
+    Raises `MergerError`.
+    """
+    if name in BUILT_IN:
+        return BUILT_IN[name]()
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        raise MergerError(
+            f"there is no merger {name!r}: use {' or '.join(sorted(BUILT_IN))}, or name your own "
+            "as package.module:Class"
+        )
+    # A user's module may raise anything at all while it is imported or its class is made.
+    try:
+        merger = getattr(import_module(module), attribute)()
+    except Exception as error:
+        raise MergerError(f"the merger {name!r} could not be made: {error!r}") from error
+    if not isinstance(merger, Merger):
+        raise MergerError(f"the merger {name!r} has no method `merge`")
+    return merger

@@ -1,0 +1,179 @@
+"""What the split, the shards and the merge hand to one another: parts and what was found in them.
+
+A part's result never depends on where the part lies (boxes count from the tile's own corner), so
+that a cache keyed by the part's content serves the same content elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Edges:
+    """Which edges of a tile are inner: beyond them the picture goes on in another tile."""
+
+    left: bool = False
+    top: bool = False
+    right: bool = False
+    bottom: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """A rectangle of the picture after scaling it by `scale`; all in the scaled picture's pixels.
+
+    A tile ends with the picture: a reader whose model wants fixed or rounded sides pads it at the
+    right and at the bottom. `core` is (x1, y1, x2, y2), the pixels that are this tile's alone: the
+    cores of a scale's tiles cover the picture exactly once.
+    """
+
+    index: int
+    scale: float
+    x: int
+    y: int
+    width: int
+    height: int
+    inner: Edges
+    core: tuple[int, int, int, int]
+
+    @property
+    def region(self) -> tuple[float, float, float, float]:
+        """(x1, y1, x2, y2) in the pixels of the picture before scaling."""
+        right, bottom = self.x + self.width, self.y + self.height
+        return (
+            self.x / self.scale,
+            self.y / self.scale,
+            right / self.scale,
+            bottom / self.scale,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A run of a video, decoded from the keyframe at `start_s` up to `end_s`, which is not in it.
+
+    `times_s` are the frames to take, ascending, each standing for the `step_s` that follow.
+    """
+
+    index: int
+    start_s: float
+    end_s: float
+    times_s: tuple[float, ...]
+    step_s: float
+
+
+Part = Tile | Segment
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A found object: x1 < x2, y1 < y2 in pixels."""
+
+    x1: float
+    y1: float
+    x2: float
+    y2: float
+    score: float
+    class_id: int = 0
+    label: str = ""
+
+    def answer(self) -> dict[str, Any]:
+        """As it stands in the JSON answer."""
+        box = [self.x1, self.y1, self.x2, self.y2]
+        return {"box": box, "score": self.score, "class": self.class_id, "label": self.label}
+
+
+@dataclass(frozen=True, slots=True)
+class TagScore:
+    """How sure a tagger is of a label, 0 to 1."""
+
+    label: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class TimedTags:
+    """The labels of one frame, which stands for `start_s` (its own time) up to `end_s`.
+
+    Labels that are not named score 0.
+    """
+
+    start_s: float
+    end_s: float
+    scores: tuple[TagScore, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Tag:
+    """A label with the time in which it holds and its mean score there."""
+
+    label: str
+    score: float
+    start_s: float
+    end_s: float
+
+    def answer(self) -> dict[str, Any]:
+        """As it stands in the JSON answer."""
+        return {
+            "label": self.label,
+            "score": self.score,
+            "start_s": self.start_s,
+            "end_s": self.end_s,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class PartResult:
+    """What a shard found in a part: `boxes` in the tile's own pixels, `frames` in video time.
+
+    `shard`, `seconds` (what the part took there) and `cached` are for the answer's account.
+    """
+
+    part: Part
+    boxes: tuple[Box, ...] = ()
+    frames: tuple[TimedTags, ...] = ()
+    shard: str = ""
+    seconds: float = 0.0
+    cached: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """A part without a result and why; it covers `box` of the picture or a range of the video."""
+
+    part: int
+    reason: str
+    box: tuple[float, float, float, float] | None = None
+    start_s: float | None = None
+    end_s: float | None = None
+
+    def answer(self) -> dict[str, Any]:
+        """As it stands in the JSON answer."""
+        told: dict[str, Any] = {"part": self.part, "reason": self.reason}
+        if self.box is not None:
+            return {**told, "box": list(self.box)}
+        return {**told, "start_s": self.start_s, "end_s": self.end_s}
+
+
+def find_missing(
+    plan: Sequence[Part], results: Iterable[PartResult], reasons: Mapping[int, str]
+) -> list[Missing]:
+    """The parts of the plan without a result, in its order; `reasons` by the part's index."""
+    done = {result.part.index for result in results}
+    return [
+        _missing(part, reasons.get(part.index, "not done in time"))
+        for part in plan
+        if part.index not in done
+    ]
+
+
+def _missing(part: Part, reason: str) -> Missing:
+    if isinstance(part, Tile):
+        return Missing(part.index, reason, box=part.region)
+    # The keyframe may lie before what was asked for: what is missing are the frames.
+    return Missing(
+        part.index, reason, start_s=part.times_s[0], end_s=part.times_s[-1] + part.step_s
+    )

@@ -1,0 +1,314 @@
+"""Pictures by libvips: checked by their header, decoded once and by strips, read by region.
+
+A decoder gives most pictures row by row, while tiles overlap, come at several scales and may have
+to be turned. So the rows are written once, as 8-bit sRGB, to memory where that is small or to a
+private file, and every tile is cut from there. Loading this module bounds libvips for the whole
+process. Nothing here is asynchronous: call it in a thread, and each picture in one at a time.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import pyvips
+from numpy.typing import NDArray
+
+from gateway.errors import InvalidArgument, PayloadTooLarge, UnsupportedMedia
+from sharding.parts import Tile
+from sharding.plan import scaled_size
+from sharding.preprocess import pad
+from sharding.sniff import AVIF, GIF, JPEG, PNG, TIFF, WEBP, MediaKind
+from sharding.spool import create_private, disk_error, write_all
+
+# libvips keeps several strips of the height that is asked for: 4 MiB took 120 MiB more.
+_STRIP_BYTES = 1024 * 1024
+_MIB = 1024 * 1024
+
+# Kept results would hold files and memory of requests that are gone.
+pyvips.cache_set_max(0)
+# Its threads each hold buffers; the decoders that matter use one thread anyway.
+pyvips.concurrency_set(2)
+
+Source = bytes | Path
+
+
+@dataclass(frozen=True, slots=True)
+class PictureLimits:
+    """What a picture may take. Raw pixels up to `memory_bytes` stay in memory, others on disk.
+
+    `decoder_bytes` bounds what a decoder itself holds, for formats that it cannot read by rows.
+    """
+
+    max_pixels: int = 256_000_000
+    decoder_bytes: int = 256 * _MIB
+    memory_bytes: int = 64 * _MIB
+
+
+@dataclass(frozen=True, slots=True)
+class PictureInfo:
+    """A picture as it is to be looked at: sides in pixels after EXIF orientation (1 to 8).
+
+    `notes` say in a sentence each what of the file is not used.
+    """
+
+    kind: MediaKind
+    width: int
+    height: int
+    orientation: int
+    notes: tuple[str, ...]
+
+
+class TilePixels(NamedTuple):
+    """A tile's pixels, uint8 [h, w, 3]; those beyond `width` and `height` are padding."""
+
+    tile: Tile
+    pixels: NDArray[np.uint8]
+    width: int
+    height: int
+
+
+def inspect(source: Source, kind: MediaKind, limits: PictureLimits) -> PictureInfo:
+    """Read the header, decoding nothing.
+
+    Raises:
+        InvalidArgument: there is no whole header.
+        UnsupportedMedia: it is a variant that this machine's decoders do not know.
+        PayloadTooLarge: more pixels, or more memory for the decoder, than the limits allow.
+    """
+    return _describe(_load(source, kind), kind, limits)
+
+
+class Picture:
+    """A decoded picture, closed when it is not needed any more."""
+
+    def __init__(self, info: PictureInfo, upright: Any, cleanup: ExitStack) -> None:
+        self.info = info
+        self._scaled: dict[float, Any] = {1.0: upright}
+        self._cleanup = cleanup
+
+    @classmethod
+    def open(
+        cls,
+        source: Source,
+        kind: MediaKind,
+        folder: Path,
+        limits: PictureLimits | None = None,
+        check: Callable[[], None] = lambda: None,
+    ) -> Self:
+        """Decode a picture; `check` is called between strips and may raise to give up.
+
+        Raises what `inspect` does, and:
+            InvalidArgument: the file is cut off or damaged.
+            Unavailable: `folder` has no room left for the pixels.
+        """
+        limits = limits or PictureLimits()
+        with ExitStack() as cleanup:
+            image = _load(source, kind)
+            info = _describe(image, kind, limits)
+            try:
+                decoded = _decode(_to_rgb(image), folder, limits, check, cleanup)
+                decoded.set_type(pyvips.GValue.gint_type, "orientation", info.orientation)
+                return cls(info, decoded.autorot(), cleanup.pop_all())
+            except pyvips.Error as error:
+                raise _unreadable(kind, str(error)) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def width(self) -> int:
+        """In pixels."""
+        return self.info.width
+
+    @property
+    def height(self) -> int:
+        """In pixels."""
+        return self.info.height
+
+    def read(
+        self, x: int, y: int, width: int, height: int, scale: float = 1.0
+    ) -> NDArray[np.uint8]:
+        """A region of the picture scaled by `scale`, in that one's pixels: [height, width, 3]."""
+        image = self._at(scale)
+        if not (0 <= x <= x + width <= image.width and 0 <= y <= y + height <= image.height):
+            raise ValueError(f"no region {width} x {height} at ({x}, {y}) in this picture")
+        content = image.crop(x, y, width, height).write_to_memory()
+        return np.frombuffer(content, np.uint8).reshape(height, width, 3)
+
+    def tiles(
+        self, plan: Iterable[Tile], sides: tuple[int, int] = (0, 0), multiple: int = 1
+    ) -> Iterator[TilePixels]:
+        """The tiles of a plan, each padded at the right and at the bottom.
+
+        Padded are those narrower or lower than `sides` (width, height), and to a `multiple`.
+        """
+        for tile in plan:
+            pixels = self.read(tile.x, tile.y, tile.width, tile.height, tile.scale)
+            yield TilePixels(tile, pad(pixels, sides, multiple), tile.width, tile.height)
+
+    def close(self) -> None:
+        """Remove what was decoded."""
+        self._scaled.clear()
+        self._cleanup.close()
+
+    def _at(self, scale: float) -> Any:
+        if scale not in self._scaled:
+            width, height = scaled_size(self.width, self.height, scale)
+            whole = self._scaled[1.0]
+            self._scaled[scale] = whole.resize(width / self.width, vscale=height / self.height)
+        return self._scaled[scale]
+
+
+def _load(source: Source, kind: MediaKind) -> Any:
+    """The picture as libvips would decode it, of which only the header is read yet."""
+    options = {"access": "sequential", "fail_on": "error"}
+    try:
+        if isinstance(source, Path):
+            return pyvips.Operation.call(kind.reader, str(source), **options)
+        return pyvips.Operation.call(f"{kind.reader}_buffer", source, **options)
+    except pyvips.Error as error:
+        raise _unreadable(kind, str(error)) from error
+
+
+def _describe(image: Any, kind: MediaKind, limits: PictureLimits) -> PictureInfo:
+    pixels = image.width * image.height
+    size = f"{image.width} x {image.height}"
+    if pixels > limits.max_pixels:
+        raise PayloadTooLarge(
+            f"the picture has {size} pixels, above the limit of {limits.max_pixels} pixels",
+            reason="pixels",
+        )
+    if image.bands > 5:
+        raise UnsupportedMedia(f"a picture of {image.bands} channels cannot be shown as RGB")
+    needed = _decoder_bytes(image, kind)
+    if needed > limits.decoder_bytes:
+        raise PayloadTooLarge(
+            f"this {kind.name} of {size} pixels cannot be decoded by rows and would take "
+            f"{needed // _MIB} MiB, above the limit of {limits.decoder_bytes // _MIB} MiB: "
+            "send it as a JPEG that is not progressive, or as a PNG that is not interlaced",
+            reason="decoder_memory",
+        )
+    found = _number(image, "orientation", 1)
+    orientation = found if 1 <= found <= 8 else 1
+    width, height = image.width, image.height
+    if orientation > 4:
+        width, height = height, width
+    return PictureInfo(kind, width, height, orientation, tuple(_notes(image)))
+
+
+def _notes(image: Any) -> Iterator[str]:
+    pages = _number(image, "n-pages", 1)
+    if pages > 1:
+        yield f"only the first of {pages} frames or pages was used"
+    if image.hasalpha():
+        yield "what is transparent was taken as white"
+
+
+def _decoder_bytes(image: Any, kind: MediaKind) -> int:
+    """About what the decoder holds at once, as measured; 0 where it reads row by row."""
+    pixels: int = image.width * image.height
+    values: int = pixels * image.bands
+    interlaced = bool(_number(image, "interlaced", 0))
+    if kind == JPEG and interlaced:
+        # Two bytes for every coefficient; colours are mostly at half the resolution.
+        return 3 * pixels if _is_subsampled(image) else 2 * values
+    if (kind == PNG and interlaced) or kind == TIFF:
+        # A single strip may hold all of a TIFF.
+        return values * _VALUE_BYTES.get(image.format, 8)
+    return pixels * {GIF: 9, WEBP: 9, AVIF: 16}.get(kind, 0)
+
+
+_VALUE_BYTES = {"uchar": 1, "char": 1, "ushort": 2, "short": 2, "uint": 4, "int": 4, "float": 4}
+
+
+def _is_subsampled(image: Any) -> bool:
+    field = "jpeg-chroma-subsample"
+    return bool(image.get_typeof(field)) and "4:2:0" in image.get(field)
+
+
+def _to_rgb(image: Any) -> Any:
+    """8-bit sRGB in three channels, whatever it was, by its colour profile where it has one."""
+    cmyk = image.interpretation == "cmyk"
+    if image.hasalpha():
+        white = 0 if cmyk else 65535 if image.format == "ushort" else 255
+        image = image.flatten(background=white)
+    if cmyk or image.get_typeof("icc-profile-data"):
+        fallback = "cmyk" if cmyk else "srgb"
+        try:
+            image = image.icc_transform("srgb", embedded=True, input_profile=fallback, depth=8)
+        except pyvips.Error:
+            # A profile that does not fit says nothing: the usual meaning of the numbers holds.
+            image.remove("icc-profile-data")
+    image = image.colourspace("srgb")
+    if image.bands < 3:
+        image = image[0].bandjoin([image[0], image[0]])
+    return image.extract_band(0, n=3).cast("uchar")
+
+
+def _decode(
+    image: Any,
+    folder: Path,
+    limits: PictureLimits,
+    check: Callable[[], None],
+    cleanup: ExitStack,
+) -> Any:
+    """Decode from the top to the bottom into memory or a file, and give what reads from there."""
+    size = (image.width, image.height)
+    if image.width * image.height * 3 <= limits.memory_bytes:
+        content = bytearray()
+        for strip in _strips(image, check):
+            content += strip
+        return pyvips.Image.new_from_memory(content, *size, 3, "uchar")
+    with _disk_errors():
+        path, descriptor = create_private(folder)
+    # From the last to the first: the lock goes with the descriptor, after the file.
+    cleanup.callback(os.close, descriptor)
+    cleanup.callback(path.unlink, missing_ok=True)
+    for strip in _strips(image, check):
+        with _disk_errors():
+            write_all(descriptor, strip)
+    return pyvips.Image.rawload(str(path), *size, 3)
+
+
+@contextmanager
+def _disk_errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise disk_error(error) from error
+
+
+def _strips(image: Any, check: Callable[[], None]) -> Iterator[memoryview]:
+    region = pyvips.Region.new(image)
+    rows = max(16, _STRIP_BYTES // (image.width * 3))
+    for top in range(0, image.height, rows):
+        check()
+        yield memoryview(region.fetch(0, top, image.width, min(rows, image.height - top)))
+
+
+def _number(image: Any, field: str, default: int) -> int:
+    return int(image.get(field)) if image.get_typeof(field) else default
+
+
+def _unreadable(kind: MediaKind, said: str) -> InvalidArgument | UnsupportedMedia:
+    text = said.lower()
+    if "support" in text or "no decoding plugin" in text:
+        return UnsupportedMedia(f"this variant of {kind.name} cannot be decoded here")
+    if any(word in text for word in ("premature", "truncated", "end of", "eof", "too short")):
+        return InvalidArgument(f"the {kind.name} ends before its picture does: it was cut off")
+    return InvalidArgument(f"the {kind.name} is damaged and cannot be decoded")
