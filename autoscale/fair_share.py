@@ -137,7 +137,8 @@ def fair_shares(
     """See the module. Groups weigh 1 unless `group_weights` says otherwise.
 
     Given back as `holds`, the grants stay as they are: with places of different sizes a first
-    answer may lead to another one, so answers are followed until they repeat.
+    answer may lead to another one, so answers are followed until they repeat; of several that lead
+    to each other it is always the same one.
     Raises `ValueError` for names used twice and weights that are not above 0.
     """
     _check(accounts, group_weights)
@@ -242,11 +243,10 @@ def _give_own(members: Sequence[_Member], capacity: float) -> None:
     ]
     starved.sort(key=lambda m: (not m.holds, -m.account.hungry_s, m.name))
     for member in starved:
-        if member.place <= unowned + TOLERANCE:
-            unowned -= member.place
-            member.turn = True
-        elif not member.holds:
+        if member.place > unowned + TOLERANCE:
             break  # Smaller ones behind it must not take what it waits for.
+        unowned -= member.place
+        member.turn = True
     if starved and not any(m.turn for m in starved):
         starved[0].turn = True
     for member in members:

@@ -39,6 +39,7 @@ class DataPlane(LinkEvents):
         self.snapshot = Snapshot()
         self.router = Router(random.Random())
         self._identity, self._recorder = identity, recorder
+        self.max_body_bytes = identity.max_body_bytes
         self._links: dict[str, tuple[SlotLink, asyncio.Task[None]]] = {}
         self._flushing = False
         self._unsent = 0
@@ -62,11 +63,15 @@ class DataPlane(LinkEvents):
         for slot_id in slots.keys() - self._links.keys():
             link = SlotLink(slots[slot_id], self._identity, self)
             self._links[slot_id] = (link, self._loop.create_task(link.run()))
-        routes, failed = routes_of(snapshot)
+        routes, failed = self.routes(snapshot)
         self.router.set_routes(routes)
         for key, reason in failed.items():
             self.router.refuse(key, Unavailable(reason))
         self._flush_soon()
+
+    def routes(self, snapshot: Snapshot) -> tuple[dict[Key, Route], dict[Key, str]]:
+        """Where requests go, and why some cannot."""
+        return routes_of(snapshot)
 
     def require(
         self, protocol: str, name: str, version: int | None, label: str | None = None
@@ -103,7 +108,8 @@ class DataPlane(LinkEvents):
     def version_of(self, key: Key) -> int:
         """The version number that answers this key (0: not known)."""
         view = self.snapshot.models.get(key[0])
-        found = view.version(key[1]) if view is not None else None
+        wanted = key[1] if isinstance(key[1], int) else None
+        found = view.version(wanted) if view is not None else None
         return found.version if found is not None else 0
 
     # -- what clients do ----------------------------------------------------------------------
@@ -164,6 +170,10 @@ class DataPlane(LinkEvents):
         finally:
             for _, task in self._links.values():
                 task.cancel()
+
+    def reaches(self, slot_id: str) -> bool:
+        """Whether the link to this slot is up."""
+        return slot_id in self._links and self._links[slot_id][0].up
 
     def links(self) -> dict[str, str]:
         """By slot: `unix`, `tcp`, or why the link is not up."""

@@ -80,12 +80,21 @@ class FailedPrecondition(HeadraceError):
 
 
 class PayloadTooLarge(HeadraceError):
-    """Raised when the body is larger than `max_body_bytes`."""
+    """Raised when the body, or the picture or video in it, is larger than a limit."""
 
     reason = "body_size"
 
     http_status = 413
     grpc_status = "RESOURCE_EXHAUSTED"
+
+
+class UnsupportedMedia(HeadraceError):
+    """Raised when the body is of a kind, or in a codec, that Headrace does not read."""
+
+    reason = "media"
+
+    http_status = 415
+    grpc_status = "INVALID_ARGUMENT"
 
 
 class TooManyRequests(HeadraceError):
@@ -157,6 +166,7 @@ _BY_STATUS: dict[int, type[HeadraceError]] = {
         RequestTimeout,
         FailedPrecondition,
         PayloadTooLarge,
+        UnsupportedMedia,
         TooManyRequests,
         Cancelled,
         InternalError,

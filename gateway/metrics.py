@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-Role = Literal["gateway", "slot", "pool"]
+Role = Literal["gateway", "slot", "pool", "stage"]
 Stage = Literal["queue", "link", "batch_wait", "compute", "encode"]
 Labels = tuple[str | int, ...]
 

@@ -19,7 +19,8 @@ from gateway.errors import DeadlineExceeded, HeadraceError, NotFound, Unavailabl
 from gateway.frames import Body, Reply
 from sharding.hashing import choose
 
-Key = tuple[str, int | None]
+Key = tuple[str, int | str | None]
+"""A model and its version (None: the default one), or as text which slot is to answer."""
 Answer = Reply | HeadraceError
 
 MANY = 1 << 30
@@ -171,6 +172,8 @@ class Router:
         self.retries: Counter[str] = Counter()
         self.arrived: Counter[str] = Counter()
         self.sent = 0
+        # Who waits for a model's first slot outside of the queues, as the shard stage does.
+        self.outside: Counter[str] = Counter()
         # The first request came that no slot can answer; whoever tells the pool sets it back.
         self.starved = False
 
@@ -269,6 +272,10 @@ class Router:
             target.suspects.append(request)
             return
         self._finish(request, error)
+
+    def keys(self) -> list[Key]:
+        """What can be asked for."""
+        return list(self._targets)
 
     # -- what clients do ----------------------------------------------------------------------
 
@@ -461,14 +468,14 @@ class Router:
 
     def waiting(self) -> dict[str, int]:
         """Requests that wait, by model."""
-        counts: dict[str, int] = {}
+        counts = {model: count for model, count in self.outside.items() if count}
         for (model, _), target in self._targets.items():
             counts[model] = counts.get(model, 0) + len(target)
         return counts
 
     def held(self) -> dict[str, int]:
         """Requests that wait while no slot holds their model, by model."""
-        counts: dict[str, int] = {}
+        counts = {model: count for model, count in self.outside.items() if count}
         for (model, _), target in self._targets.items():
             if len(target) and not target.seats:
                 counts[model] = counts.get(model, 0) + len(target)

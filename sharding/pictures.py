@@ -2,8 +2,8 @@
 
 A decoder gives most pictures row by row, while tiles overlap, come at several scales and may have
 to be turned. So the rows are written once, as 8-bit sRGB, to memory where that is small or to a
-private file, and every tile is cut from there. Loading this module bounds libvips for the whole
-process. Nothing here is asynchronous: call it in a thread, and each picture in one at a time.
+private file, and every tile is cut from there. Nothing here is asynchronous: call it in a thread,
+and each picture in one at a time.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -20,49 +19,15 @@ import numpy as np
 import pyvips
 from numpy.typing import NDArray
 
-from gateway.errors import InvalidArgument, PayloadTooLarge, UnsupportedMedia
 from sharding.parts import Tile
+from sharding.picture_header import PictureInfo, PictureLimits, Source, describe, load, unreadable
 from sharding.plan import scaled_size
 from sharding.preprocess import pad
-from sharding.sniff import AVIF, GIF, JPEG, PNG, TIFF, WEBP, MediaKind
+from sharding.sniff import MediaKind
 from sharding.spool import create_private, disk_error, write_all
 
-# libvips keeps several strips of the height that is asked for: 4 MiB took 120 MiB more.
+# The decoders keep several of them.
 _STRIP_BYTES = 1024 * 1024
-_MIB = 1024 * 1024
-
-# Kept results would hold files and memory of requests that are gone.
-pyvips.cache_set_max(0)
-# Its threads each hold buffers; the decoders that matter use one thread anyway.
-pyvips.concurrency_set(2)
-
-Source = bytes | Path
-
-
-@dataclass(frozen=True, slots=True)
-class PictureLimits:
-    """What a picture may take. Raw pixels up to `memory_bytes` stay in memory, others on disk.
-
-    `decoder_bytes` bounds what a decoder itself holds, for formats that it cannot read by rows.
-    """
-
-    max_pixels: int = 256_000_000
-    decoder_bytes: int = 256 * _MIB
-    memory_bytes: int = 64 * _MIB
-
-
-@dataclass(frozen=True, slots=True)
-class PictureInfo:
-    """A picture as it is to be looked at: sides in pixels after EXIF orientation (1 to 8).
-
-    `notes` say in a sentence each what of the file is not used.
-    """
-
-    kind: MediaKind
-    width: int
-    height: int
-    orientation: int
-    notes: tuple[str, ...]
 
 
 class TilePixels(NamedTuple):
@@ -74,24 +39,13 @@ class TilePixels(NamedTuple):
     height: int
 
 
-def inspect(source: Source, kind: MediaKind, limits: PictureLimits) -> PictureInfo:
-    """Read the header, decoding nothing.
-
-    Raises:
-        InvalidArgument: there is no whole header.
-        UnsupportedMedia: it is a variant that this machine's decoders do not know.
-        PayloadTooLarge: more pixels, or more memory for the decoder, than the limits allow.
-    """
-    return _describe(_load(source, kind), kind, limits)
-
-
 class Picture:
     """A decoded picture, closed when it is not needed any more."""
 
-    def __init__(self, info: PictureInfo, upright: Any, cleanup: ExitStack) -> None:
+    def __init__(self, info: PictureInfo, upright: Any, store: _Store) -> None:
         self.info = info
         self._scaled: dict[float, Any] = {1.0: upright}
-        self._cleanup = cleanup
+        self._store = store
 
     @classmethod
     def open(
@@ -109,15 +63,18 @@ class Picture:
             Unavailable: `folder` has no room left for the pixels.
         """
         limits = limits or PictureLimits()
-        with ExitStack() as cleanup:
-            image = _load(source, kind)
-            info = _describe(image, kind, limits)
-            try:
-                decoded = _decode(_to_rgb(image), folder, limits, check, cleanup)
-                decoded.set_type(pyvips.GValue.gint_type, "orientation", info.orientation)
-                return cls(info, decoded.autorot(), cleanup.pop_all())
-            except pyvips.Error as error:
-                raise _unreadable(kind, str(error)) from error
+        image = load(source, kind)
+        info = describe(image, kind, limits)
+        store = _Store(folder, limits.memory_bytes, check)
+        try:
+            decoded = store.keep(_to_rgb(image))
+            decoded.set_type(pyvips.GValue.gint_type, "orientation", info.orientation)
+            return cls(info, decoded.autorot(), store)
+        except BaseException as error:
+            store.close()
+            if isinstance(error, pyvips.Error):
+                raise unreadable(kind, str(error)) from error
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -164,81 +121,16 @@ class Picture:
     def close(self) -> None:
         """Remove what was decoded."""
         self._scaled.clear()
-        self._cleanup.close()
+        self._store.close()
 
     def _at(self, scale: float) -> Any:
         if scale not in self._scaled:
             width, height = scaled_size(self.width, self.height, scale)
             whole = self._scaled[1.0]
-            self._scaled[scale] = whole.resize(width / self.width, vscale=height / self.height)
+            scaled = whole.resize(width / self.width, vscale=height / self.height)
+            # A smaller one is made once: each of its tiles would read many rows of the whole.
+            self._scaled[scale] = self._store.keep(scaled) if scale < 1 else scaled
         return self._scaled[scale]
-
-
-def _load(source: Source, kind: MediaKind) -> Any:
-    """The picture as libvips would decode it, of which only the header is read yet."""
-    options = {"access": "sequential", "fail_on": "error"}
-    try:
-        if isinstance(source, Path):
-            return pyvips.Operation.call(kind.reader, str(source), **options)
-        return pyvips.Operation.call(f"{kind.reader}_buffer", source, **options)
-    except pyvips.Error as error:
-        raise _unreadable(kind, str(error)) from error
-
-
-def _describe(image: Any, kind: MediaKind, limits: PictureLimits) -> PictureInfo:
-    pixels = image.width * image.height
-    size = f"{image.width} x {image.height}"
-    if pixels > limits.max_pixels:
-        raise PayloadTooLarge(
-            f"the picture has {size} pixels, above the limit of {limits.max_pixels} pixels",
-            reason="pixels",
-        )
-    if image.bands > 5:
-        raise UnsupportedMedia(f"a picture of {image.bands} channels cannot be shown as RGB")
-    needed = _decoder_bytes(image, kind)
-    if needed > limits.decoder_bytes:
-        raise PayloadTooLarge(
-            f"this {kind.name} of {size} pixels cannot be decoded by rows and would take "
-            f"{needed // _MIB} MiB, above the limit of {limits.decoder_bytes // _MIB} MiB: "
-            "send it as a JPEG that is not progressive, or as a PNG that is not interlaced",
-            reason="decoder_memory",
-        )
-    found = _number(image, "orientation", 1)
-    orientation = found if 1 <= found <= 8 else 1
-    width, height = image.width, image.height
-    if orientation > 4:
-        width, height = height, width
-    return PictureInfo(kind, width, height, orientation, tuple(_notes(image)))
-
-
-def _notes(image: Any) -> Iterator[str]:
-    pages = _number(image, "n-pages", 1)
-    if pages > 1:
-        yield f"only the first of {pages} frames or pages was used"
-    if image.hasalpha():
-        yield "what is transparent was taken as white"
-
-
-def _decoder_bytes(image: Any, kind: MediaKind) -> int:
-    """About what the decoder holds at once, as measured; 0 where it reads row by row."""
-    pixels: int = image.width * image.height
-    values: int = pixels * image.bands
-    interlaced = bool(_number(image, "interlaced", 0))
-    if kind == JPEG and interlaced:
-        # Two bytes for every coefficient; colours are mostly at half the resolution.
-        return 3 * pixels if _is_subsampled(image) else 2 * values
-    if (kind == PNG and interlaced) or kind == TIFF:
-        # A single strip may hold all of a TIFF.
-        return values * _VALUE_BYTES.get(image.format, 8)
-    return pixels * {GIF: 9, WEBP: 9, AVIF: 16}.get(kind, 0)
-
-
-_VALUE_BYTES = {"uchar": 1, "char": 1, "ushort": 2, "short": 2, "uint": 4, "int": 4, "float": 4}
-
-
-def _is_subsampled(image: Any) -> bool:
-    field = "jpeg-chroma-subsample"
-    return bool(image.get_typeof(field)) and "4:2:0" in image.get(field)
 
 
 def _to_rgb(image: Any) -> Any:
@@ -260,29 +152,44 @@ def _to_rgb(image: Any) -> Any:
     return image.extract_band(0, n=3).cast("uchar")
 
 
-def _decode(
-    image: Any,
-    folder: Path,
-    limits: PictureLimits,
-    check: Callable[[], None],
-    cleanup: ExitStack,
-) -> Any:
-    """Decode from the top to the bottom into memory or a file, and give what reads from there."""
-    size = (image.width, image.height)
-    if image.width * image.height * 3 <= limits.memory_bytes:
-        content = bytearray()
-        for strip in _strips(image, check):
-            content += strip
-        return pyvips.Image.new_from_memory(content, *size, 3, "uchar")
-    with _disk_errors():
-        path, descriptor = create_private(folder)
-    # From the last to the first: the lock goes with the descriptor, after the file.
-    cleanup.callback(os.close, descriptor)
-    cleanup.callback(path.unlink, missing_ok=True)
-    for strip in _strips(image, check):
+class _Store:
+    """Decoded pictures, in memory while together they are small, and else in private files."""
+
+    def __init__(self, folder: Path, memory_bytes: int, check: Callable[[], None]) -> None:
+        self._folder = folder
+        self._memory_bytes = memory_bytes
+        self._check = check
+        self._cleanup = ExitStack()
+
+    def keep(self, image: Any) -> Any:
+        """Compute 8-bit RGB from the top to the bottom, and give what reads from where it lies."""
+        size_bytes = image.width * image.height * 3
+        if size_bytes <= self._memory_bytes:
+            self._memory_bytes -= size_bytes
+            content = bytearray()
+            for strip in self._strips(image):
+                content += strip
+            return pyvips.Image.new_from_memory(content, image.width, image.height, 3, "uchar")
         with _disk_errors():
-            write_all(descriptor, strip)
-    return pyvips.Image.rawload(str(path), *size, 3)
+            path, descriptor = create_private(self._folder)
+        # From the last to the first: the lock goes with the descriptor, after the file.
+        self._cleanup.callback(os.close, descriptor)
+        self._cleanup.callback(path.unlink, missing_ok=True)
+        for strip in self._strips(image):
+            with _disk_errors():
+                write_all(descriptor, strip)
+        return pyvips.Image.rawload(str(path), image.width, image.height, 3)
+
+    def close(self) -> None:
+        self._cleanup.close()
+
+    def _strips(self, image: Any) -> Iterator[memoryview]:
+        rows = max(16, _STRIP_BYTES // (image.width * 3))
+        for top in range(0, image.height, rows):
+            self._check()
+            # A region that lives longer maps more and more of the file that it reads from.
+            region = pyvips.Region.new(image)
+            yield memoryview(region.fetch(0, top, image.width, min(rows, image.height - top)))
 
 
 @contextmanager
@@ -291,24 +198,3 @@ def _disk_errors() -> Iterator[None]:
         yield
     except OSError as error:
         raise disk_error(error) from error
-
-
-def _strips(image: Any, check: Callable[[], None]) -> Iterator[memoryview]:
-    region = pyvips.Region.new(image)
-    rows = max(16, _STRIP_BYTES // (image.width * 3))
-    for top in range(0, image.height, rows):
-        check()
-        yield memoryview(region.fetch(0, top, image.width, min(rows, image.height - top)))
-
-
-def _number(image: Any, field: str, default: int) -> int:
-    return int(image.get(field)) if image.get_typeof(field) else default
-
-
-def _unreadable(kind: MediaKind, said: str) -> InvalidArgument | UnsupportedMedia:
-    text = said.lower()
-    if "support" in text or "no decoding plugin" in text:
-        return UnsupportedMedia(f"this variant of {kind.name} cannot be decoded here")
-    if any(word in text for word in ("premature", "truncated", "end of", "eof", "too short")):
-        return InvalidArgument(f"the {kind.name} ends before its picture does: it was cut off")
-    return InvalidArgument(f"the {kind.name} is damaged and cannot be decoded")

@@ -164,6 +164,7 @@ class House:
             SECRET,
             self.limits.max_body_bytes,
             Recorder("slot"),
+            spool=self.folder / "spool",
         )
         path = self.folder / f"{name}.sock"
         await service.start(path, "127.0.0.1", 0)

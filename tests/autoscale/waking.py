@@ -40,8 +40,9 @@ async def open_waking(
     max_slots: int = 100,
 ) -> AsyncIterator[tuple[Plant, House, DirectPool]]:
     """Plant and gateway; version 1 of `m` is in the store."""
-    room = {"max_models": max_models, "max_slots": max_slots}
-    async with open_plant(tmp_path, *slots, models=models, **room) as plant:
+    async with open_plant(
+        tmp_path, *slots, models=models, max_models=max_models, max_slots=max_slots
+    ) as plant:
         house = House(plant.store, tmp_path, Limits(max_body_bytes=MAX_BODY_BYTES))
         await house.start()
         pool = DirectPool(plant.controller)

@@ -16,8 +16,10 @@ from gateway.protocols.tfserving_proto import ExamplesProtoCodec, PredictProtoCo
 def test_every_call_has_its_codec() -> None:
     found = {
         (kind.protocol, kind.method): type(codec)
-        for kind, codec in zip(CALLS, codecs(), strict=True)
+        for kind, codec in zip(CALLS, codecs(), strict=False)
     }
+    # What the slot itself answers comes last, since the codecs here do not know of it.
+    assert [kind.protocol for kind in CALLS[len(codecs()) :]] == ["media"]
     assert found == {
         ("tfserving", "predict"): PredictCodec,
         ("tfserving", "classify"): ExamplesCodec,

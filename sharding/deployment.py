@@ -1,0 +1,128 @@
+"""The ShardStage deployment: follows the pool like a gateway, and works on uploads of its node."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+from gateway.config_media import MediaConfig
+
+from gateway import shared_memory
+from gateway.config_types import SecretRef
+from gateway.errors import HeadraceError, Unavailable
+from gateway.link import Identity
+from gateway.load_report import LoadReport
+from gateway.logs import configure, watched
+from gateway.metrics import Recorder
+from gateway.metrics_export import Exporter
+from gateway.node import Node
+from gateway.pool_client import PoolClient
+from gateway.secrets import cluster_secret, headrace_home
+from sharding.jobs import JobRunner, JobStore
+from sharding.shards import Shards, StagePlane
+from sharding.spool import sweep
+from sharding.stage import Stage
+from sharding.upload import MediaJob
+
+POOL_RETRY_S = 0.5
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class StageSettings:
+    """What a stage is told when it starts."""
+
+    media: MediaConfig
+    secret: SecretRef | None
+    max_body_bytes: int
+    log_level: str = "info"
+    force_tcp: bool = False
+
+
+class ShardStage:
+    """See the module; errors are answers, since Ray would wrap exceptions into its own."""
+
+    async def __init__(self, settings: StageSettings, pool: Any, *slots: Any) -> None:  # type: ignore[misc]
+        configure(settings.log_level, "stage")
+        self._pool, self._slots = PoolClient(pool), slots
+        node = Node.here()
+        self._id = f"stage-{node.id[:8]}-{os.getpid()}"
+        shared_memory.sweep()
+        node.spool.mkdir(mode=0o700, exist_ok=True)
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(None, sweep, node.spool)
+        identity = Identity(
+            self._id,
+            node.id,
+            cluster_secret(settings.secret),
+            settings.max_body_bytes,
+            settings.force_tcp,
+        )
+        recorder = Recorder("stage")
+        self._plane = StagePlane(identity, recorder)
+        self._stage = Stage(Shards(self._plane), node.id, node.spool)
+        jobs = settings.media.jobs
+        folder = Path(jobs.folder or headrace_home() / "jobs")
+        self._store = JobStore(folder / "jobs.sqlite")
+        self._jobs = JobRunner(self._store, self._stage.process, jobs.max_running)
+        exporter = Exporter(recorder, node.metrics)
+        self._tasks = [
+            watched(loop.create_task(each))
+            for each in (
+                self._plane.run(),
+                self._follow(),
+                LoadReport(self._plane, self._pool, self._id).run(),
+                self._jobs.run(),
+                _export(exporter, self._plane),
+            )
+        ]
+
+    async def process(self, job: MediaJob) -> AsyncGenerator[dict[str, Any], None]:
+        """The events of a request; an error is the last one."""
+        try:
+            async with aclosing(self._stage.process(job)) as events:
+                async for event in events:
+                    yield event
+        except HeadraceError as error:
+            yield {"event": "error", "status": error.http_status, "error": error.message}
+        except Exception:
+            log.exception("media_failed", model=job.model, request_id=job.request_id)
+            yield {"event": "error", "status": 500, "error": "internal error"}
+
+    async def _follow(self) -> None:
+        while True:
+            try:
+                known = self._plane.snapshot
+                snapshot = await self._pool.watch(known, self._id, {"role": "stage"})
+            except Unavailable:
+                await asyncio.sleep(POOL_RETRY_S)
+                continue
+            if snapshot is not None:
+                self._plane.apply(snapshot)
+
+    async def check_health(self) -> None:
+        """Serve asks once per period."""
+        if any(task.done() for task in self._tasks):
+            raise RuntimeError("a task of the stage has ended")
+
+    async def __del__(self) -> None:
+        """Serve awaits this."""
+        for task in self._tasks:
+            task.cancel()
+        for task in self._tasks:
+            with suppress(asyncio.CancelledError):
+                await task
+
+
+async def _export(exporter: Exporter, plane: StagePlane) -> None:
+    while True:
+        await asyncio.sleep(1.0)
+        plane.record_gauges()
+        exporter.write()

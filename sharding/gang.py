@@ -1,0 +1,82 @@
+"""Shards of a request are had together or waited for together; first come, first served."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+
+@dataclass(slots=True, eq=False)
+class _Waiter:
+    wanted: int
+    granted: asyncio.Future[int]
+
+
+class Gang:
+    """So many parts of one model may be in flight; belongs to one event loop.
+
+    A request is granted all that it asks for, or all there are if that is less, and nobody comes
+    before one that has waited longer: a large request is not starved by small ones.
+    """
+
+    def __init__(self) -> None:
+        self._capacity = 0
+        self._used = 0
+        self._queue: deque[_Waiter] = deque()
+
+    def resize(self, capacity: int) -> None:
+        """Shards have come or gone; what is granted stays granted."""
+        self._capacity = capacity
+        self._admit()
+
+    @asynccontextmanager
+    async def lease(self, wanted: int) -> AsyncIterator[GangLease]:
+        """Wait for `wanted` places; they are free again afterwards."""
+        waiter = _Waiter(max(1, wanted), asyncio.get_running_loop().create_future())
+        self._queue.append(waiter)
+        self._admit()
+        try:
+            places = await waiter.granted
+        except asyncio.CancelledError:
+            if waiter in self._queue:
+                self._queue.remove(waiter)
+            elif not waiter.granted.cancelled():
+                self._release(waiter.granted.result())
+            self._admit()
+            raise
+        lease = GangLease(self, places)
+        try:
+            yield lease
+        finally:
+            lease.shrink(0)
+
+    def _admit(self) -> None:
+        while self._queue:
+            waiter = self._queue[0]
+            places = min(waiter.wanted, self._capacity)
+            if not places or self._used + places > self._capacity:
+                return
+            self._queue.popleft()
+            self._used += places
+            waiter.granted.set_result(places)
+
+    def _release(self, places: int) -> None:
+        self._used -= places
+        self._admit()
+
+
+@dataclass(slots=True, eq=False)
+class GangLease:
+    """What a request holds."""
+
+    gang: Gang
+    places: int
+
+    def shrink(self, places: int) -> None:
+        """So many are enough from now on: the others go to whoever waits."""
+        if places < self.places:
+            spare, self.places = self.places - places, places
+            self.gang._release(spare)

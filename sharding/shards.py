@@ -1,0 +1,169 @@
+"""The shards of a model: the slots that hold it, each with a queue of its own in the router."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import orjson
+
+from gateway.config import ModelConfig
+from gateway.config_sharding import ShardingConfig
+from gateway.data_plane import DataPlane, routes_of
+from gateway.errors import (
+    HeadraceError,
+    InvalidArgument,
+    NotFound,
+    PayloadTooLarge,
+    Unavailable,
+    error_for_status,
+)
+from gateway.frames import Buffer, Reply, pieces
+from gateway.link import SlotLink
+from gateway.protocols.calls import call_number
+from gateway.router import Answer, Key, Request, Route
+from gateway.snapshot import Snapshot, State
+from sharding.upload import MediaJob
+
+PART = call_number("media", "part")
+
+
+class StagePlane(DataPlane):
+    """A data plane whose requests may name the slot that answers them."""
+
+    def routes(self, snapshot: Snapshot) -> tuple[dict[Key, Route], dict[Key, str]]:
+        """Those of a gateway, and one for every slot of each model."""
+        routes, failed = routes_of(snapshot)
+        for (model, version), (routing, places) in list(routes.items()):
+            for place in places:
+                routes[slot_key(model, version, place[0])] = (routing, [place])
+        return routes, failed
+
+    def link_down(self, link: SlotLink) -> None:
+        """What only this slot could answer is for others now; the stage knows whom."""
+        super().link_down(link)
+        slot_id = link.slot.slot_id
+        for key in self.router.keys():
+            if isinstance(key[1], str) and key[1].endswith(f"@{slot_id}"):
+                self.router.refuse(key, Unavailable(f"the link to slot {slot_id} broke"))
+
+
+def slot_key(model: str, version: int | str | None, slot_id: str) -> Key:
+    """What a request is for that only this slot may answer."""
+    return (model, f"{'' if version is None else version}@{slot_id}")
+
+
+class Shards:
+    """See the module. Belongs to the plane's event loop."""
+
+    def __init__(self, plane: StagePlane) -> None:
+        self._plane = plane
+
+    def config(self, model: str, version: int | None) -> tuple[ModelConfig, ShardingConfig]:
+        """Raises `NotFound`, `Unavailable` with the reason, or `InvalidArgument` without shards."""
+        self._plane.require("tfserving", model, version)
+        config = self._plane.snapshot.models[model].config
+        if config.sharding is None:
+            raise InvalidArgument(
+                f"model {model!r} does not split its input: its config has no `sharding`"
+            )
+        return config, config.sharding
+
+    def version(self, model: str, version: int | None) -> int:
+        """The version that answers."""
+        return self._plane.version_of((model, version))
+
+    def members(self, model: str, version: int | None, node_id: str) -> list[str]:
+        """Slots of a node ("": of any) that are ready for it and can be reached, sorted."""
+        snapshot, wanted = self._plane.snapshot, self.version(model, version)
+        nodes = {s.slot_id: s.node_id for s in snapshot.slots if not s.draining}
+        return sorted(
+            placement.slot_id
+            for placement in snapshot.placements
+            if (placement.model, placement.version) == (model, wanted)
+            and placement.state is State.READY
+            and placement.slot_id in nodes
+            and self._plane.reaches(placement.slot_id)
+            and node_id in ("", nodes[placement.slot_id])
+        )
+
+    @contextmanager
+    def waiting(self, model: str) -> Iterator[None]:
+        """Somebody waits for a model that has no slot yet."""
+        router = self._plane.router
+        router.outside[model] += 1
+        router.arrived[model] += 1
+        self._plane.on_starved()
+        try:
+            yield
+        finally:
+            router.outside[model] -= 1
+
+    async def ask(
+        self,
+        job: MediaJob,
+        slot_id: str | None,
+        head: bytes,
+        rest: Sequence[Buffer],
+        deadline_s: float,
+    ) -> dict[str, object]:
+        """What a slot finds in a part; without a slot's name any one answers.
+
+        Raises its error; `NotFound` or `Unavailable` if the slot is gone. Cancelling the wait
+        cancels the part.
+        """
+        plane = self._plane
+        answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+
+        def done(_: Request, answer: Answer) -> None:
+            if not answered.done():
+                answered.set_result(answer)
+
+        key: Key = (job.model, job.version)
+        if slot_id is not None:
+            if not plane.reaches(slot_id):
+                raise Unavailable(f"slot {slot_id} is gone")
+            key = slot_key(job.model, job.version, slot_id)
+        body = (head, *rest)
+        length = sum(len(piece) for piece in body)
+        if length > plane.max_body_bytes:
+            raise PayloadTooLarge(
+                f"a part has {length} bytes and the link takes {plane.max_body_bytes}: choose a "
+                "smaller `tile` or a larger `limits.max_body_bytes`"
+            )
+        request = Request(
+            id=plane.next_id(),
+            key=key,
+            call=PART,
+            body=body,
+            length=length,
+            deadline_s=deadline_s,
+            arrived_s=plane.now_s(),
+            done=done,
+            json_length=len(head),
+            meta=job.meta,
+            priority=job.priority,
+        )
+        plane.submit(request)
+        try:
+            answer = await answered
+        except asyncio.CancelledError:
+            plane.cancel(request)
+            raise
+        if isinstance(answer, HeadraceError):
+            raise answer
+        return _content(answer)
+
+
+def _content(reply: Reply) -> dict[str, object]:
+    body = b"".join(bytes(piece) for piece in pieces(reply.body))
+    content: dict[str, object] = orjson.loads(body)
+    if reply.status != 200:
+        raise error_for_status(reply.status, str(content.get("error", "a shard failed")))
+    return content
+
+
+def is_lost(error: HeadraceError) -> bool:
+    """Whether the shard, not the part, is to blame: another one may do it."""
+    return isinstance(error, (NotFound, Unavailable)) or error.http_status >= 500

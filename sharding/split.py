@@ -1,0 +1,187 @@
+"""A spooled upload as a plan with a key and a body for each part. Blocking: call it in threads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Protocol
+
+from gateway.config_sharding import ShardingConfig
+from gateway.errors import ConfigError, InvalidArgument, PayloadTooLarge
+from gateway.frames import Buffer
+from sharding.merge import Whole
+from sharding.parts import Part, Segment, Tile
+from sharding.picture_header import PictureLimits
+from sharding.pictures import Picture
+from sharding.plan import TooManyPartsError, plan_segments, plan_tiles
+from sharding.segment_wire import segment_document, video_document
+from sharding.upload import Check, MediaJob, identify_file
+from sharding.video import VideoInfo, VideoLimits, probe
+
+MAX_FRAMES = 64
+"""A shard holds the inputs of so many frames at once; longer segments are cut again."""
+PIXELS_IN_MEMORY = 64 * 1024 * 1024
+
+
+class Source(Protocol):
+    """An upload that has been split."""
+
+    whole: Whole
+    plan: Sequence[Part]
+    notes: tuple[str, ...]
+
+    def key(self, part: Part) -> bytes:
+        """The digest of what decides the part's result."""
+        ...
+
+    def body(self, part: Part, key: bytes) -> tuple[bytes, tuple[Buffer, ...]]:
+        """What a shard is sent: the JSON part and what follows it."""
+        ...
+
+    def close(self) -> None:
+        """Let go of what was decoded."""
+        ...
+
+
+def open_source(job: MediaJob, config: ShardingConfig, folder: Path, check: Check) -> Source:
+    """Look at the upload and plan its parts; `folder` takes decoded pixels.
+
+    Raises what is wrong with the upload, or with the options for it: `InvalidArgument`,
+    `UnsupportedMedia`, `PayloadTooLarge`, `Unavailable` (no room in the folder).
+    """
+    if config.preprocess is None or config.postprocess is None:
+        raise ConfigError("`sharding` needs `preprocess` and `postprocess`")
+    try:
+        if config.kind == "image-tiles":
+            return PictureSource(job, config, folder, check)
+        return VideoSource(job, config, check)
+    except TooManyPartsError as error:
+        raise PayloadTooLarge(str(error)) from error
+    except ValueError as error:
+        raise InvalidArgument(str(error)) from error
+
+
+def _digest(*facts: object) -> bytes:
+    return blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16).digest()
+
+
+class PictureSource:
+    """Tiles of a picture, keyed by their pixels."""
+
+    def __init__(self, job: MediaJob, config: ShardingConfig, folder: Path, check: Check) -> None:
+        self._config = config
+        tile, overlap, scales = config.tiling(job.options)
+        limits = PictureLimits(config.limits.max_pixels, memory_bytes=PIXELS_IN_MEMORY)
+        kind = identify_file(job.upload, "image")
+        self._picture = Picture.open(Path(job.upload.path), kind, folder, limits, check)
+        try:
+            width, height = self._picture.width, self._picture.height
+            self.plan: Sequence[Part] = plan_tiles(
+                width, height, tile, overlap, scales, max_parts=config.limits.max_parts
+            )
+        except BaseException:
+            self._picture.close()
+            raise
+        self.whole = Whole(width, height)
+        self.notes = self._picture.info.notes
+
+    def key(self, part: Part) -> bytes:
+        """See `Source`. Equal pixels have equal results wherever they lie."""
+        digest = blake2b(self._pixels(part), digest_size=16).digest()
+        return _digest(digest.hex(), *self._facts(part))
+
+    def body(self, part: Part, key: bytes) -> tuple[bytes, tuple[Buffer, ...]]:
+        """See `Source`: uint8 [height, width, 3]."""
+        assert isinstance(part, Tile)
+        head = {
+            "kind": "tile",
+            "width": part.width,
+            "height": part.height,
+            **_reading(self._config, key),
+        }
+        return json.dumps(head).encode(), (self._pixels(part),)
+
+    def close(self) -> None:
+        """See `Source`."""
+        self._picture.close()
+
+    def _pixels(self, part: Part) -> memoryview:
+        assert isinstance(part, Tile)
+        pixels = self._picture.read(part.x, part.y, part.width, part.height, part.scale)
+        return pixels.reshape(-1).data
+
+    def _facts(self, part: Part) -> tuple[object, ...]:
+        assert isinstance(part, Tile)
+        return (part.width, part.height, self._config.preprocess, self._config.postprocess)
+
+
+class VideoSource:
+    """Segments of a video, keyed by the file's digest and their frames: shards decode them."""
+
+    def __init__(self, job: MediaJob, config: ShardingConfig, check: Check) -> None:
+        self._upload, self._config = job.upload, config
+        limits, options = config.limits, job.options
+        kind = identify_file(job.upload, "video")
+        self._info: VideoInfo = probe(
+            Path(job.upload.path), kind, VideoLimits(limits.max_duration_s), check
+        )
+        segments = plan_segments(
+            self._info.duration_s,
+            self._info.keyframes_s,
+            config.segment_s,
+            options.fps or config.fps,
+            options.start_s,
+            options.end_s,
+            limits.max_parts,
+            limits.max_frames,
+        )
+        self.plan: Sequence[Part] = shortened(segments)
+        self.whole = Whole(self._info.width, self._info.height, self._info.duration_s)
+        self.notes = self._info.notes
+
+    def key(self, part: Part) -> bytes:
+        """See `Source`."""
+        assert isinstance(part, Segment)
+        config = self._config
+        return _digest(self._upload.digest, part.times_s, config.preprocess, config.postprocess)
+
+    def body(self, part: Part, key: bytes) -> tuple[bytes, tuple[Buffer, ...]]:
+        """See `Source`: only where the frames are."""
+        assert isinstance(part, Segment)
+        head = {
+            "kind": "segment",
+            "path": self._upload.path,
+            "segment": segment_document(part),
+            "video": video_document(self._info),
+            **_reading(self._config, key),
+        }
+        return json.dumps(head).encode(), ()
+
+    def close(self) -> None:
+        """See `Source`."""
+
+
+def _reading(config: ShardingConfig, key: bytes) -> dict[str, Any]:
+    return {
+        "preprocess": config.preprocess,
+        "postprocess": config.postprocess,
+        "labels": config.labels,
+        "key": key.hex(),
+    }
+
+
+def shortened(segments: Sequence[Segment], most: int = MAX_FRAMES) -> tuple[Segment, ...]:
+    """Segments of at most so many frames: where keyframes are rare, several begin at one."""
+    found: list[Segment] = []
+    for segment in segments:
+        times = segment.times_s
+        for first in range(0, len(times), most):
+            mine = times[first : first + most]
+            last = first + most >= len(times)
+            end_s = segment.end_s if last else times[first + most]
+            cut = replace(segment, index=len(found), end_s=end_s, times_s=mine)
+            found.append(cut)
+    return tuple(found)

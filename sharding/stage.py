@@ -1,0 +1,332 @@
+"""Split, hash, shards, merge: one large picture or video as many small requests, and one answer.
+
+Nothing is held but what is in flight: parts are read when they are sent, each shard has at most
+`IN_FLIGHT` of them, and what was decoded lies in memory up to a bound, then in a file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing, suppress
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from gateway.config_sharding import ShardingConfig
+from gateway.errors import Cancelled, DeadlineExceeded, HeadraceError, Unavailable
+from sharding.gang import Gang, GangLease
+from sharding.hashing import Homes, rank
+from sharding.merge import find_merger
+from sharding.parts import Box, Part, PartResult, Segment, Tile, find_missing
+from sharding.segment_wire import result_of
+from sharding.shards import Shards, is_lost
+from sharding.split import Source, open_source
+from sharding.upload import MediaJob
+
+IN_FLIGHT = 2
+"""Parts that a shard has at once: one that it computes and one that comes next."""
+TRIES = 3
+REMEMBERED = 100_000
+"""Parts whose shard is remembered, so that it stays the same though others of a request change."""
+WAKE_POLL_S = 0.01
+MAX_OPEN = 4
+"""Uploads that are decoded at once in a process; each holds at most `split.PIXELS_IN_MEMORY`."""
+
+log = structlog.get_logger()
+
+
+class Stage:
+    """See the module. `node_id` is where uploads lie and `folder` takes decoded pixels."""
+
+    def __init__(self, shards: Shards, node_id: str, folder: Path) -> None:
+        self._shards, self._node_id, self._folder = shards, node_id, folder
+        self._gangs: dict[str, Gang] = {}
+        self._homes: dict[str, Homes] = {}
+        self._open = asyncio.Semaphore(MAX_OPEN)
+
+    async def process(self, job: MediaJob) -> AsyncGenerator[dict[str, Any], None]:
+        """The events of a request, the last one with the result: see `docs/media.md`.
+
+        Raises `HeadraceError`. Closing the iterator takes the parts back from the shards.
+        """
+        _, config = self._shards.config(job.model, job.version)
+        run = _Run(self, job, config)
+        async with self._open:
+            try:
+                async with asyncio.timeout(job.timeout_s):
+                    async with aclosing(run.events()) as events:
+                        async for event in events:
+                            yield event
+            except TimeoutError:
+                raise DeadlineExceeded(
+                    f"the deadline passed: {len(run.results)} of {len(run.plan)} parts were done"
+                ) from None
+
+    def gang(self, model: str, members: Sequence[str]) -> Gang:
+        """The places of a model's shards."""
+        gang = self._gangs.setdefault(model, Gang())
+        gang.resize(IN_FLIGHT * len(members))
+        return gang
+
+    def assign(
+        self, model: str, keys: Sequence[bytes], members: Sequence[str], epsilon: float
+    ) -> Mapping[bytes, str]:
+        """The shard of each part."""
+        homes = self._homes.setdefault(model, Homes(REMEMBERED))
+        return homes.assign(keys, members, epsilon)
+
+
+class _Run:
+    """One request."""
+
+    def __init__(self, stage: Stage, job: MediaJob, config: ShardingConfig) -> None:
+        self._stage, self._job, self._config = stage, job, config
+        self._shards = stage._shards
+        self._deadline_s = time.monotonic() + job.timeout_s
+        self._stopped = False
+        self.plan: Sequence[Part] = ()
+        self.results: list[PartResult] = []
+        self._reasons: dict[int, str] = {}
+        self._damage: list[str] = []
+
+    async def events(self) -> AsyncGenerator[dict[str, Any], None]:
+        """Split, send, merge."""
+        started_s = time.monotonic()
+        source: Source = await self._in_thread(
+            open_source, self._job, self._config, self._stage._folder, self._check
+        )
+        try:
+            self.plan = source.plan
+            keys = await self._in_thread(self._keys, source)
+            split_s = time.monotonic() - started_s
+            members = await self._members()
+            yield self._planned(source, members)
+            async with aclosing(self._parts(source, keys, members)) as parts:
+                async for event in parts:
+                    yield event
+            merging_s = time.monotonic()
+            answer = await self._in_thread(self._merged, source)
+            now_s = time.monotonic()
+            answer["timing"] = {
+                "split_s": round(split_s, 4),
+                "merge_s": round(now_s - merging_s, 4),
+                "total_s": round(now_s - started_s, 4),
+            }
+            yield {"event": "result", "result": answer}
+        finally:
+            self._stopped = True
+            await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, source.close))
+
+    async def _in_thread(self, work: Any, *arguments: Any) -> Any:
+        """Blocking work; if nobody waits for it any more it is told to stop, and waited for."""
+        job = asyncio.get_running_loop().run_in_executor(None, work, *arguments)
+        try:
+            return await asyncio.shield(job)
+        except asyncio.CancelledError:
+            self._stopped = True
+            with suppress(HeadraceError):
+                left = await job
+                if left is not None and hasattr(left, "close"):
+                    left.close()  # it was opened for nobody
+            raise
+
+    def _check(self) -> None:
+        if self._stopped:
+            raise Cancelled("nobody waits for it any more")
+
+    def _keys(self, source: Source) -> list[bytes]:
+        keys = []
+        for part in source.plan:
+            self._check()
+            keys.append(source.key(part))
+        return keys
+
+    async def _members(self) -> list[str]:
+        """The shards; if the model sleeps, somebody is seen to wait for it until there are some."""
+        job, shards = self._job, self._shards
+        node_id = self._stage._node_id if self._config.kind == "video-segments" else ""
+        if members := shards.members(job.model, job.version, node_id):
+            return members
+        if shards.members(job.model, job.version, ""):
+            raise Unavailable(f"model {job.model!r} has no slot on the node where the upload lies")
+        with shards.waiting(job.model):
+            while not (members := shards.members(job.model, job.version, node_id)):
+                shards.config(job.model, job.version)  # raises once there is no hope
+                await asyncio.sleep(WAKE_POLL_S)
+        return members
+
+    # -- parts --------------------------------------------------------------------------------
+
+    async def _parts(
+        self, source: Source, keys: Sequence[bytes], members: Sequence[str]
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """Every part on its shard; an event for each that is done."""
+        job, stage = self._job, self._stage
+        gang = stage.gang(job.model, members)
+        key_of = {part.index: key for part, key in zip(source.plan, keys, strict=True)}
+        async with gang.lease(min(len(keys), IN_FLIGHT * len(members))) as lease:
+            homes = stage.assign(job.model, keys, members, self._config.epsilon)
+            queues: dict[str, deque[Part]] = {member: deque() for member in members}
+            for part in source.plan:
+                queues[homes[key_of[part.index]]].append(part)
+            async with aclosing(self._pump(source, key_of, queues, lease)) as outcomes:
+                async for part, outcome in outcomes:
+                    yield self._note(part, outcome)
+
+    async def _pump(
+        self,
+        source: Source,
+        key_of: Mapping[int, bytes],
+        queues: Mapping[str, deque[Part]],
+        lease: GangLease,
+    ) -> AsyncGenerator[tuple[Part, PartResult | HeadraceError], None]:
+        """Keep every shard busy with its own parts, within what is leased."""
+        left = sum(len(queue) for queue in queues.values())
+        running: dict[asyncio.Task[PartResult], tuple[Part, str]] = {}
+        busy = dict.fromkeys(queues, 0)
+        try:
+            while left:
+                for member in sorted(queues, key=busy.__getitem__):
+                    queue = queues[member]
+                    while queue and busy[member] < IN_FLIGHT and len(running) < lease.places:
+                        part = queue.popleft()
+                        work = self._part(source, part, key_of[part.index], member)
+                        running[asyncio.create_task(work)] = (part, member)
+                        busy[member] += 1
+                done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    part, member = running.pop(task)
+                    busy[member] -= 1
+                    left -= 1
+                    error = task.exception()
+                    if error is not None and not isinstance(error, HeadraceError):
+                        raise error
+                    yield part, error if error is not None else task.result()
+                lease.shrink(max(1, min(lease.places, left)))
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+
+    async def _part(self, source: Source, part: Part, key: bytes, home: str) -> PartResult:
+        """One part, on its shard or, where that is gone, on the next ones in hash order."""
+        job, tried = self._job, [home]
+        head, rest = await self._in_thread(source.body, part, key)
+        while True:
+            shard, started_s = tried[-1], time.monotonic()
+            try:
+                answer = await self._shards.ask(job, shard, head, rest, self._deadline_s)
+            except HeadraceError as error:
+                others = [m for m in rank(key, await self._members()) if m not in tried]
+                if len(tried) >= TRIES or not others or not is_lost(error):
+                    raise
+                log.warning("part_retried", model=job.model, shard=shard, reason=error.message)
+                tried.append(others[0])
+                continue
+            seconds = time.monotonic() - started_s
+            self._note_damage(part, answer)
+            return result_of(answer, part, shard, round(seconds, 4))
+
+    def _note(self, part: Part, outcome: PartResult | HeadraceError) -> dict[str, Any]:
+        event: dict[str, Any] = {"event": "part", "part": part.index}
+        if isinstance(outcome, HeadraceError):
+            if self._job.options.partial == "refuse" or isinstance(outcome, DeadlineExceeded):
+                raise outcome
+            self._reasons[part.index] = event["error"] = outcome.message
+        else:
+            self.results.append(outcome)
+            event |= _account(outcome)
+            event |= _found(outcome)
+        done = len(self.results) + len(self._reasons)
+        return {**event, "done": done, "parts": len(self.plan)}
+
+    def _note_damage(self, part: Part, answer: Mapping[str, Any]) -> None:
+        damage = answer.get("damage")
+        if damage and isinstance(part, Segment):
+            self._damage.append(
+                f"{damage['corrupt']} frames between {part.start_s:.1f} and {part.end_s:.1f} s "
+                f"could not be decoded; {damage['missing']} asked-for times show nothing"
+            )
+
+    # -- the answer ---------------------------------------------------------------------------
+
+    def _planned(self, source: Source, members: Sequence[str]) -> dict[str, Any]:
+        return {
+            "event": "plan",
+            "parts": len(self.plan),
+            "kind": self._config.kind,
+            **_size(source),
+            "shards": len(members),
+            "notes": list(source.notes),
+        }
+
+    def _merged(self, source: Source) -> dict[str, Any]:
+        job, config = self._job, self._config
+        merger = find_merger(config.merger)
+        merged = merger.merge(self.results, source.whole, job.options, config)
+        missing = find_missing(self.plan, self.results, self._reasons)
+        answer: dict[str, Any] = {
+            "model": job.model,
+            "version": self._shards.version(job.model, job.version),
+            **merged,
+            **_size(source),
+            "shards": [
+                _account(result) for result in sorted(self.results, key=lambda r: r.part.index)
+            ],
+            "notes": [*source.notes, *self._damage],
+        }
+        if missing:
+            answer["missing"] = [each.answer() for each in missing]
+        return answer
+
+
+def _size(source: Source) -> dict[str, Any]:
+    whole = source.whole
+    return {"width": whole.width, "height": whole.height, "duration_s": whole.duration_s}
+
+
+def _account(result: PartResult) -> dict[str, Any]:
+    """Which part was done where, and how long it took."""
+    part = result.part
+    told: dict[str, Any] = {"part": part.index}
+    if isinstance(part, Tile):
+        told["box"] = list(part.region)
+    else:
+        told |= {"start_s": part.times_s[0], "end_s": part.times_s[-1] + part.step_s}
+    return {**told, "shard": result.shard, "seconds": result.seconds, "cached": result.cached}
+
+
+def _found(result: PartResult) -> dict[str, Any]:
+    """What a part shows by itself, before it is merged with its neighbours."""
+    part = result.part
+    if isinstance(part, Tile):
+        return {"boxes": [_moved(box, part).answer() for box in result.boxes]}
+    return {
+        "tags": [
+            {
+                "label": frame.scores[0].label,
+                "score": frame.scores[0].score,
+                "start_s": frame.start_s,
+                "end_s": frame.end_s,
+            }
+            for frame in result.frames
+            if frame.scores
+        ]
+    }
+
+
+def _moved(box: Box, tile: Tile) -> Box:
+    """A box of a tile in the picture's own pixels."""
+    return Box(
+        (box.x1 + tile.x) / tile.scale,
+        (box.y1 + tile.y) / tile.scale,
+        (box.x2 + tile.x) / tile.scale,
+        (box.y2 + tile.y) / tile.scale,
+        box.score,
+        box.class_id,
+        box.label,
+    )

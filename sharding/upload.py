@@ -1,0 +1,54 @@
+"""What the stage is asked for: an upload that lies in the spool, and what to do with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gateway.config_sharding import ProcessOptions
+from sharding.sniff import HEAD_BYTES, TAIL_BYTES, MediaKind, Medium, identify
+
+Check = Callable[[], None]
+"""Called between steps of long work; raises to give it up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A file in the node's spool; `digest` is blake2b of its content in hex."""
+
+    path: str
+    length: int
+    digest: str
+    content_type: str = ""
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class MediaJob:
+    """One request. `timeout_s` counts from when the stage takes it."""
+
+    model: str
+    upload: Upload
+    version: int | None = None
+    options: ProcessOptions = field(default_factory=ProcessOptions)
+    timeout_s: float = 60.0
+    request_id: str = ""
+    traceparent: str = ""
+    priority: int = 0
+
+    @property
+    def meta(self) -> bytes:
+        """Request id and trace context for the slots' log lines."""
+        if not self.request_id:
+            return b""
+        tail = f"\n{self.traceparent}" if self.traceparent else ""
+        return f"{self.request_id}{tail}".encode()
+
+
+def identify_file(upload: Upload, wanted: Medium) -> MediaKind:
+    """What the upload is by its bytes; raises `InvalidArgument` or `UnsupportedMedia`."""
+    with Path(upload.path).open("rb") as file:
+        head = file.read(HEAD_BYTES)
+        file.seek(max(0, upload.length - TAIL_BYTES))
+        return identify(upload.content_type, head, file.read(TAIL_BYTES), wanted)
