@@ -6,9 +6,11 @@ import os
 from typing import Any
 
 from ray import serve
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from autoscale.pool import Pool, PoolSettings
-from gateway.config import Args
+from autoscale.serve_policy import SlotPolicy
+from gateway.config import Args, SlotClass
 from gateway.frontdoor import Gateway, GatewaySettings
 from replicas.slot import ModelServer, SlotSettings
 
@@ -26,7 +28,7 @@ COMMON: dict[str, Any] = {
 def build(args: Args) -> serve.Application:
     """Gateway → (Pool, one ModelServer deployment per slot class), as `serve run` calls it."""
     pool = _pool(args)
-    slots = [_slots(args, name, pool) for name, each in args.slots.items() if each.count]
+    slots = [_slots(args, name, pool) for name, each in args.slots.items() if each.max]
     return _gateways(args, pool, slots)
 
 
@@ -66,7 +68,7 @@ def _slots(args: Args, name: str, pool: serve.Application) -> serve.Application:
     deployment = serve.deployment(
         ModelServer,
         name=f"Slot-{name}",
-        num_replicas=slot_class.count,
+        autoscaling_config=slot_scaling(name, slot_class),
         graceful_shutdown_timeout_s=args.limits.drain_s + 5,
         ray_actor_options={
             "num_cpus": slot_class.cpus,
@@ -76,6 +78,22 @@ def _slots(args: Args, name: str, pool: serve.Application) -> serve.Application:
         **COMMON,
     )
     return deployment.bind(settings, pool)
+
+
+def slot_scaling(name: str, slot_class: SlotClass) -> AutoscalingConfig:
+    """The pool says how many, at once; Serve only keeps the bounds.
+
+    Without `initial_replicas` an update of the application keeps the number that is there.
+    """
+    policy = AutoscalingPolicy(policy_function=SlotPolicy, policy_kwargs={"slot_class": name})
+    return AutoscalingConfig(
+        min_replicas=slot_class.least,
+        max_replicas=slot_class.max,
+        upscale_delay_s=0,
+        downscale_delay_s=0,
+        downscale_to_zero_delay_s=0,
+        policy=policy,
+    )
 
 
 def _gateways(

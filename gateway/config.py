@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from gateway.access.tiers import ANONYMOUS, AuthConfig, Tier, with_defaults
+from gateway.config_media import MediaConfig
 from gateway.config_scaling import Leases, Replicas, Scaling, Share
 from gateway.config_sharding import ShardingConfig
 from gateway.config_types import Amount, Name, Seconds, SecretRef, Strict
@@ -233,6 +234,7 @@ class Args(Strict):
     limits: Limits = Limits()
     budgets: Budgets = Budgets()
     audit: Audit = Audit()
+    media: MediaConfig = MediaConfig()
     secret: SecretRef | None = None
     admin_token: SecretRef | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"

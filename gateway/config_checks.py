@@ -124,9 +124,12 @@ def _slots_of_models(args: Args, pool: PoolConfig, store: Path | None) -> Iterat
             yield Finding((*path, "slot_class"), message + did_you_mean(wanted, args.slots))
             continue
         slots = args.slots[wanted]
-        if model.replicas.min > slots.count:
-            message = f"found {model.replicas.min}; the class {wanted!r} has {slots.count} slots"
+        if model.replicas.min > slots.max:
+            message = f"found {model.replicas.min}; the class {wanted!r} has {slots.max} slots"
             yield Finding((*path, "replicas", "min"), message)
+        if model.memory and slots.memory and model.memory > slots.memory:
+            message = f"more than a slot of {wanted!r} has: {slots.memory.human_readable()}"
+            yield Finding((*path, "memory"), message)
         if model.runtime and model.runtime not in slots.preload:
             message = f"{model.runtime!r} is not preloaded in {wanted!r}: loading takes longer"
             yield Finding((*path, "runtime"), message, warning=True)
@@ -154,20 +157,20 @@ def _room(args: Args, pool: PoolConfig, store: Path | None) -> Iterator[Finding]
         else:
             wanted[slot_class] += _placements(name, model, store)
     for slot_class, slots in args.slots.items():
-        room = slots.count * slots.max_models
+        room = slots.max * slots.max_models
         if wanted[slot_class] > room:
             yield Finding(
                 ("args", "slots", slot_class),
                 f"models ask for {wanted[slot_class]} placements (`replicas.min` x versions); "
-                f"count {slots.count} x max_models {slots.max_models} holds {room}",
+                f"max {slots.max} x max_models {slots.max_models} holds {room}",
             )
         elif wanted[slot_class] == room and _swaps_aside(slot_class, pool, store):
             message = (
                 f"all {room} places are taken, so a new version waits for a free one; "
-                "raise `count` by one, or set `swap: in-place`"
+                "raise `max` (or `count`) by one, or set `swap: in-place`"
             )
             yield Finding(("args", "slots", slot_class), message, warning=True)
-    total = sum(slots.count * slots.max_models for slots in args.slots.values())
+    total = sum(slots.max * slots.max_models for slots in args.slots.values())
     if unknown and wanted.total() + unknown > total:
         message = f"models ask for {wanted.total() + unknown} placements; all slots hold {total}"
         yield Finding(("args", "slots"), message)

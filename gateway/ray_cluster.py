@@ -44,7 +44,7 @@ def check_installed(args: Args) -> None:
     if importlib.util.find_spec("ray") is None:
         raise ConfigError("Ray is not installed here: pip install headrace")
     for name, slots in args.slots.items():
-        for runtime in slots.preload if slots.count else ():
+        for runtime in slots.preload if slots.max else ():
             module, extra = _RUNTIMES[runtime]
             if importlib.util.find_spec(module) is None:
                 extra = "gpu" if extra == "cpu" and slots.gpus else extra

@@ -54,6 +54,7 @@ class ModelServer:
         configure(settings.log_level, "slot")
         self._settings, self._pool = settings, pool
         self._draining = False
+        self._tasks: list[asyncio.Task[None]] = []
         self._node = Node.here()
         self._recorder = Recorder("slot")
         loop = asyncio.get_running_loop()
@@ -135,6 +136,8 @@ class ModelServer:
     async def __del__(self) -> None:
         """Serve awaits this before it ends the process: answer what is there, take no more."""
         self._draining = True
+        if not self._tasks:
+            return  # told to stop while it was starting: nobody has heard of it
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._settings.limits.drain_s):
                 await self._service.drain()

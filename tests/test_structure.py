@@ -12,8 +12,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ROOMS = ("gateway", "replicas", "sharding", "autoscale")
 LEAVES = {
-    *("errors", "deadline", "config", "config_types", "config_scaling", "config_sharding", "frames", "snapshot", "logs", "metrics"),
-    *("shared_memory", "access.tiers", "access.caller", "access.budget_store"),
+    *("errors", "deadline", "config", "config_types", "config_scaling", "config_sharding"),
+    *("config_media", "frames", "snapshot", "logs", "metrics", "shared_memory", "access.tiers"),
+    *("access.caller", "access.budget_store"),
 }
 
 

@@ -8,7 +8,15 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from gateway.config import Args, Listen, ModelConfig, PoolConfig, split_address
+from gateway.config import (
+    MAX_SLOTS,
+    Args,
+    Listen,
+    ModelConfig,
+    PoolConfig,
+    SlotClass,
+    split_address,
+)
 from gateway.config_checks import Finding, cross_check
 from gateway.config_file import check_document
 from gateway.config_problems import validate
@@ -101,6 +109,64 @@ def test_min_alone_is_also_the_max() -> None:
     model = ModelConfig.model_validate({"replicas": {"min": 3}})
     none = ModelConfig.model_validate({"replicas": {"min": 0}})
     assert (model.replicas.max, none.replicas.max) == (3, 1)
+
+
+@pytest.mark.parametrize(
+    ("given", "min_warm_max"),
+    [
+        ({}, (1, 0, 1)),
+        ({"count": 3}, (3, 0, 3)),
+        ({"count": "3"}, (3, 0, 3)),
+        ({"count": 0}, (0, 0, 0)),
+        ({"min": 2}, (2, 0, 2)),
+        ({"warm": 2}, (1, 2, 2)),
+        ({"min": 0, "warm": 1, "max": 4}, (0, 1, 4)),
+        ({"max": MAX_SLOTS}, (1, 0, MAX_SLOTS)),
+    ],
+)
+def test_slots_of_a_class_are_told_in_full_or_in_short(
+    given: dict[str, Any], min_warm_max: tuple[int, int, int]
+) -> None:
+    slots = SlotClass.model_validate(given)
+    assert (slots.min, slots.warm, slots.max) == min_warm_max
+    assert slots.least == max(min_warm_max[:2])
+    assert SlotClass.model_validate(slots.model_dump()) == slots
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "words"),
+    [
+        ("min: 5, max: 3", "slots.cpu", "`min` (5) should not be above `max` (3)"),
+        ("warm: 4, max: 3", "slots.cpu", "`warm` (4) should not be above `max` (3)"),
+        ("max: 0", "slots.cpu", "`min` (1) should not be above `max` (0)"),
+        ("count: 2, max: 3", "slots.cpu", "give either it or those"),
+        ("count: 2, warm: 1", "slots.cpu", "give either it or those"),
+        ("count: -1", "slots.cpu.count", "greater than or equal to 0"),
+        (f"max: {MAX_SLOTS + 1}", "slots.cpu.max", "less than or equal to 10000"),
+        ("memory: much", "slots.cpu.memory", "byte string"),
+        ("memory: 1kB", "slots.cpu.memory", "greater than or equal to 1048576"),
+    ],
+)
+def test_slots_that_cannot_be_are_refused_in_one_problem(
+    tmp_path: Path, text: str, path: str, words: str
+) -> None:
+    (problem,) = problems_of(f"schema: 1\nslots: {{cpu: {{{text}}}, gpu: {{}}}}\n", tmp_path, Args)
+    assert problem.path == path and words in problem.message
+
+
+def test_a_model_larger_than_its_slots_is_refused() -> None:
+    slots = {"cpu": {"count": 2, "memory": "1GiB"}}
+    model = {"runtime": "onnx", "memory": "2GiB"}
+    ((path, message),) = mistakes(cross_check(args(slots=slots), pool(tagger=model)))
+    assert path == "pool.models.tagger.memory" and "1.0GiB" in message
+    assert cross_check(args(slots=slots), pool(tagger=model | {"memory": "1GiB"})) == []
+
+
+def test_a_class_has_room_for_as_many_models_as_its_most_slots_hold() -> None:
+    three = {"runtime": "onnx", "replicas": {"min": 3}}
+    assert not mistakes(cross_check(args(slots={"cpu": {"min": 1, "max": 3}}), pool(tagger=three)))
+    found = mistakes(cross_check(args(slots={"cpu": {"min": 1, "max": 2}}), pool(tagger=three)))
+    assert ("pool.models.tagger.replicas.min", "found 3; the class 'cpu' has 2 slots") in found
 
 
 def test_models_and_slots_that_fit_give_no_finding() -> None:
