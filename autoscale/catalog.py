@@ -23,6 +23,7 @@ class CatalogEntry:
     `versions` are the complete ones, ascending, `stamps` tells their contents apart; `incomplete`
     says of others why they are not taken up yet, `reason` why none is to be expected. Until
     `known`, the store has not told which versions there are: nothing may be unloaded for that.
+    `classes` holds the slot class of versions that belong in another one than the newest does.
     """
 
     name: str
@@ -33,6 +34,11 @@ class CatalogEntry:
     incomplete: Mapping[int, str] = field(default_factory=dict)
     reason: str = ""
     known: bool = True
+    classes: Mapping[int, str] = field(default_factory=dict)
+
+    def class_of(self, version: int) -> str:
+        """The slot class that a version belongs in."""
+        return self.classes.get(version, self.slot_class)
 
 
 class Catalog:

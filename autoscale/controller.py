@@ -21,6 +21,7 @@ from autoscale.economy import Economy
 from autoscale.failures import Failures
 from autoscale.fleet import Fleet, states_of
 from autoscale.ledger import Key, Load, Plan, Unload, plan, within_limits
+from autoscale.lending import Lending
 from autoscale.lookout import Lookout
 from autoscale.overrides import Overrides
 from autoscale.rollout import Target
@@ -29,6 +30,7 @@ from autoscale.views import model_view
 from gateway.access.caller import Access
 from gateway.config import ModelConfig, PoolConfig, SlotClass
 from gateway.errors import HeadraceError
+from gateway.failure import Evidence
 from gateway.link import Identity
 from gateway.metrics import Recorder
 from gateway.snapshot import Memory, Placement, SlotView, Snapshot
@@ -63,10 +65,11 @@ class Controller:
         self._recorder, self._resize, self._max_loads = recorder, resize, max_loads
         self.fleet = Fleet(identity, epoch, self)
         self.overrides = Overrides()
-        self.failures = Failures()
+        self.failures = Failures(slots)
         self.lookout = Lookout(catalog, self.failures, self.models, self._wake_up)
-        self.economy = Economy(slots)
         self._log = DecisionLog(journal)
+        self.lending = Lending(slots, recorder, self._log, self._wake_up)
+        self.economy = Economy(slots, self.lending)
         self.statistics = StatisticsBook()
         self.config = PoolConfig()
         self.decision, self.plan = Decision(), Plan()
@@ -88,6 +91,7 @@ class Controller:
         """Take the live part of the config; where it changed, it outdoes what was said before."""
         old, before = self.config, self.models()
         self.config = config
+        self.lending.configure(config.leases)
         if old.models:
             names = old.models.keys() | config.models.keys()
             changed = {n for n in names if old.models.get(n) != config.models.get(n)}
@@ -140,6 +144,8 @@ class Controller:
             self.overrides.restore(memory.overrides)
             self._serving = {**memory.serving, **self._serving}
             self.statistics.restore(memory.statistics)
+            self.failures.restore(memory.too_small)
+            self.lending.restore(memory.leases)
             self.lookout.soon()
 
     def take_load(self, gateway_id: str, loads: Mapping[str, Sequence[float]]) -> None:
@@ -164,10 +170,18 @@ class Controller:
         self.failures.forget([key])
         self.lookout.loaded(key)
 
-    def failed(self, key: Key, reason: str) -> None:
+    def failed(self, key: Key, reason: str, *, evidence: Evidence) -> None:
         """A placement has failed."""
-        self.failures.add(key, reason, time.monotonic())
-        log.warning("model_failed", model=key.model, version=key.version, reason=reason)
+        self.failures.add(key, reason, time.monotonic(), evidence)
+        log.warning(
+            "model_failed",
+            model=key.model,
+            version=key.version,
+            reason=reason,
+            kind=evidence.kind,
+            slot_class=evidence.slot_class,
+            exit_code=evidence.exit_code,
+        )
 
     def reported(self, slot_id: str, report: dict[str, Any]) -> None:
         """A slot's report came."""
@@ -213,14 +227,16 @@ class Controller:
         self._share_out(slots, placements, now_s)
         self.decision = decide(self._knowledge(placements))
         room, retry_at = self.economy.room(entries), self.failures.retry_at()
+        # Where a version has failed is a worse place for it.
+        held = [*placements, *self.fleet.failed()]
         self.plan = plan(
-            self.decision.wants, slots, placements, room, now_s, retry_at, self.decision.holds
+            self.decision.wants, slots, held, room, now_s, retry_at, self.decision.holds
         )
         self._log.placed(
             self.decision.wants,
             self.decision.holds,
             slots,
-            placements,
+            held,
             room,
             retry_at,
             self.plan,
@@ -246,6 +262,8 @@ class Controller:
         )
         self._log.scaled(self.economy.scaling.drain_changes(), now_s)
         self._log.shared(self.economy.division, self.config.shares, now_s)
+        lease_s = self.lending.settle(self.economy.division, now_s)
+        self._wake_later(max(0.01, lease_s))
         targets = dict(self.economy.targets.targets)
         if targets != self._resized:
             self._resized = targets
@@ -311,7 +329,13 @@ class Controller:
             )
             for name, model in self.decision.models.items()
         }
-        memory = Memory(self.overrides.memory(), self._serving.copy(), self.statistics.retired())
+        memory = Memory(
+            self.overrides.memory(),
+            self._serving.copy(),
+            self.statistics.retired(),
+            self.failures.too_small(),
+            self.lending.memory(),
+        )
         async with self.decided:
             new = replace(
                 self.snapshot,

@@ -70,7 +70,15 @@ def decide(known: Knowledge) -> Decision:
         replicas, firm = one.situation.replicas, entry.name not in known.lingering
         granted = known.granted.get(entry.name, MANY)
         decision.wants.extend(
-            Want(entry.name, version, replicas, entry.slot_class, revision, firm, granted)
+            Want(
+                entry.name,
+                version,
+                replicas,
+                entry.class_of(version),
+                revision,
+                firm,
+                granted,
+            )
             for version, revision in one.situation.wanted
         )
         if not firm:

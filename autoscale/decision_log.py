@@ -8,12 +8,13 @@ from dataclasses import asdict
 from typing import Any, Protocol
 
 from autoscale.fair_share import Account, fair_shares
+from autoscale.leases import Lease, LeaseBook, LeaseEvent, LeaseState
 from autoscale.ledger import Hold, Key, Load, Plan, Room, Unload, Want, plan
 from autoscale.scaling import replay_step
 from autoscale.sharing import Division
 from gateway.snapshot import Placement, SlotView, State
 
-SCALE, SHARE, PLACE, RESIZE = "scale", "share", "place", "resize"
+SCALE, SHARE, LEND, PLACE, RESIZE = "scale", "share", "lend", "place", "resize"
 
 
 class Writer(Protocol):
@@ -90,6 +91,12 @@ class DecisionLog:
         why = "; ".join(sorted({f"{key.model} {text}" for key, text in made.waiting.items()}))
         self._writer.write(PLACE, inputs, _moves(made), why or "as wished", now_s)
 
+    def lent(self, inputs: Mapping[str, Any], events: Sequence[LeaseEvent], now_s: float) -> None:
+        """Leases were granted, given notice or taken back."""
+        if self._writer is not None:
+            why = "; ".join(f"{event.holder}: {event.why}" for event in events)
+            self._writer.write(LEND, inputs, events_document(events), why, now_s)
+
     def resized(self, targets: Mapping[str, int], division: Division, now_s: float) -> None:
         """Ray Serve is asked for another number of slots. Follows from the decisions before."""
         if self._writer is not None:
@@ -139,9 +146,36 @@ def replay_place(inputs: Mapping[str, Any]) -> dict[str, Any]:
     return _moves(made)
 
 
+def replay_leases(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The events that the recorded leases lead to."""
+    leases = [
+        Lease(
+            **{
+                **each,
+                "state": LeaseState(each["state"]),
+                "due_s": math.inf if each["due_s"] is None else each["due_s"],
+            }
+        )
+        for each in inputs["leases"]
+    ]
+    book = LeaseBook(
+        inputs["most"],
+        inputs["ttl_s"],
+        max_preemptions=inputs["max_preemptions"],
+        leases=leases,
+    )
+    return events_document(book.reconcile(inputs["free"], inputs["now_s"], inputs["owed"]))
+
+
+def events_document(events: Sequence[LeaseEvent]) -> dict[str, Any]:
+    """Events of leases as they are kept."""
+    return {"events": [[event.lease_id, str(event.state)] for event in events]}
+
+
 REPLAYED: Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
     SCALE: replay_step,
     SHARE: replay_share,
+    LEND: replay_leases,
     PLACE: replay_place,
 }
 """By kind of entry, what decides anew; a `resize` follows from the clock and is only told."""

@@ -106,6 +106,7 @@ class Economy:
             self._borrowers.wanted(),
             leased,
             self._hunger.hungry_s(firm, held, now_s),
+            {name: each.least for name, each in self.slots.items()},
         )
         self.targets.follow(self.division.needed, leased, now_s)
         return self.division

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import structlog
 
+from autoscale.autopsy import autopsy
 from autoscale.ledger import Key
 from autoscale.slot_control import SlotControl
 from gateway.errors import HeadraceError
+from gateway.failure import Evidence, FailureKind
 from gateway.link import Identity
 from gateway.protocols.spec_json import decode_spec
 from gateway.protocols.tensors import ModelSpec
 from gateway.snapshot import Placement, SlotView, State
+from replicas import last_words
+from replicas.last_words import IN_THE_MAKING, Words
+
+MAX_FAILED = 64
+"""So many failures of a slot are remembered."""
 
 log = structlog.get_logger()
 
@@ -29,7 +36,7 @@ class FleetEvents(Protocol):
     def loaded(self, key: Key) -> None:
         """A placement is READY."""
 
-    def failed(self, key: Key, reason: str) -> None:
+    def failed(self, key: Key, reason: str, *, evidence: Evidence) -> None:
         """A placement has failed, or its slot died while it was loading."""
 
     def reported(self, slot_id: str, report: dict[str, Any]) -> None:
@@ -45,6 +52,7 @@ class _Slot:
     view: SlotView
     placements: dict[int, Placement] = field(default_factory=dict)
     heard_of: set[int] = field(default_factory=set)
+    failed: dict[Key, Placement] = field(default_factory=dict)
     memory_bytes: int = 0
     in_flight: int = 0
 
@@ -65,6 +73,10 @@ class Fleet:
     def placements(self) -> list[Placement]:
         """What they hold."""
         return [p for slot in self._slots.values() for p in slot.placements.values()]
+
+    def failed(self) -> list[Placement]:
+        """What could not be loaded in slots that are still here, so that others are tried first."""
+        return [p for slot in self._slots.values() for p in slot.failed.values()]
 
     def figures(self) -> dict[str, dict[str, int]]:
         """By slot, what changes too often for the snapshot."""
@@ -132,7 +144,10 @@ class Fleet:
 
     def close(self) -> None:
         """Let go of the slots; they keep serving."""
-        for slot in self._slots.values():
+        slots = list(self._slots.values())
+        # First: they are not lost, and their last words are still to be written.
+        self._slots.clear()
+        for slot in slots:
             slot.control.close()
 
     # -- what slots say -----------------------------------------------------------------------
@@ -153,14 +168,37 @@ class Fleet:
         slot = self._slots.pop(slot_id, None)
         if slot is None:
             return
-        log.warning("slot_lost", slot=slot_id, reason=reason)
+        words = self._last_words(slot)
+        log.warning(
+            "slot_lost",
+            slot=slot_id,
+            reason=reason,
+            exit_code=words.exit_code if words else None,
+            memory_bytes=words.memory_bytes if words else slot.memory_bytes,
+        )
         self._events.lost(slot_id)
-        for placement in slot.placements.values():
-            if placement.state in (State.LOADING, State.WARMING):
+        held = {key_of(each): each.state for each in slot.placements.values()}
+        if words is not None:
+            # The slot's own account is newer: an order's answer may not have reached us.
+            held |= {
+                Key(each.model, each.version, each.revision): each.state for each in words.loading
+            }
+        for key, state in held.items():
+            if state in IN_THE_MAKING:
                 # A model that kills its slot while it loads must not take one slot after another.
-                reason = f"the slot died while it was {placement.state.lower()}"
-                self._events.failed(key_of(placement), reason)
+                text, evidence = autopsy(slot.view.slot_class, state, len(held), words)
+                evidence = replace(evidence, proven=self._holds_ready(key))
+                self._events.failed(key, text, evidence=evidence)
         self._events.changed()
+
+    def _holds_ready(self, key: Key) -> bool:
+        return State.READY in states_of(self.placements()).get(key, ())
+
+    def _last_words(self, slot: _Slot) -> Words | None:
+        """What a slot of this node has left; nobody can tell of other nodes."""
+        if slot.view.node_id != self._identity.node_id:
+            return None
+        return last_words.take(slot.view.unix_path)
 
     async def _refresh(self, slot: _Slot) -> None:
         try:
@@ -198,15 +236,36 @@ class Fleet:
             self.specs[key] = decode_spec(facts["spec"])
         if placement.state in (State.FAILED, State.END):
             slot.placements.pop(placement.placement_id, None)
+            _remember_failure(slot, placement)
         elif slot.placements.get(placement.placement_id) != placement:
             slot.placements[placement.placement_id] = placement
         else:
             return
         if placement.state is State.FAILED:
-            self._events.failed(key, placement.reason)
+            evidence = replace(_evidence(slot, facts), proven=self._holds_ready(key))
+            self._events.failed(key, placement.reason, evidence=evidence)
         elif placement.state is State.READY:
+            slot.failed.pop(key, None)
             self._events.loaded(key)
         self._events.changed()
+
+
+def _remember_failure(slot: _Slot, placement: Placement) -> None:
+    if placement.state is State.FAILED:
+        slot.failed.pop(key_of(placement), None)
+        slot.failed[key_of(placement)] = placement
+        if len(slot.failed) > MAX_FAILED:
+            del slot.failed[next(iter(slot.failed))]
+
+
+def _evidence(slot: _Slot, facts: Mapping[str, Any]) -> Evidence:
+    """What a slot that lives on says of a failure."""
+    return Evidence(
+        FailureKind.BROKEN if facts["broken"] else FailureKind.OTHER,
+        slot.view.slot_class,
+        alone=not slot.placements,
+        lines=tuple(facts["lines"]),
+    )
 
 
 def key_of(placement: Placement) -> Key:

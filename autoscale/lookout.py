@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TypeVar
 
 from autoscale.catalog import Catalog, CatalogEntry
@@ -31,11 +32,22 @@ class Lookout:
     ) -> None:
         self.catalog, self._failures, self._models = catalog, failures, models
         self._changed = changed
-        self.entries: list[CatalogEntry] = []
+        self._entries: list[CatalogEntry] = []
         self.revisions: dict[tuple[str, int], int] = {}
         self._stamps: dict[tuple[str, int], str] = {}
         self._soon = asyncio.Event()
         self._looking = asyncio.Lock()
+
+    @property
+    def entries(self) -> list[CatalogEntry]:
+        """What the store holds. A version that ran out of memory belongs in a larger class."""
+        moved = {model for model, _ in self._failures.too_small()}
+        if not moved:
+            return self._entries
+        return [
+            _in_its_class(entry, self._failures) if entry.name in moved else entry
+            for entry in self._entries
+        ]
 
     def soon(self) -> None:
         """Look at the store soon."""
@@ -55,14 +67,14 @@ class Lookout:
         async with self._looking:
             models = self._models()
             loop = asyncio.get_running_loop()
-            self.entries = await loop.run_in_executor(None, self.catalog.read, models)
+            self._entries = await loop.run_in_executor(None, self.catalog.read, models)
         for entry in self.entries:
             for version, stamp in entry.stamps.items():
                 known = self._stamps.get((entry.name, version))
                 key = Key(entry.name, version, self.revisions.get((entry.name, version), 0))
                 if known is not None and known != stamp and key in self._failures:
                     # Other files than those that failed: worth a try at once, but only one.
-                    self._failures.forget([key])
+                    self._failures.renew([key])
                     self._stamps[entry.name, version] = stamp
         self._changed()
 
@@ -107,3 +119,13 @@ class Lookout:
                 self.revisions[model, version] = revision - 1
                 self._stamps[model, version] = stamp
         self._changed()
+
+
+def _in_its_class(entry: CatalogEntry, failures: Failures) -> CatalogEntry:
+    """The newest version decides for the model; older ones stay where they can be."""
+    if not entry.versions:
+        return entry
+    fits = {v: failures.class_for(entry.name, v, entry.slot_class) for v in entry.versions}
+    newest = fits[entry.versions[-1]]
+    others = {version: fit for version, fit in fits.items() if fit != newest}
+    return replace(entry, slot_class=newest, classes=others)

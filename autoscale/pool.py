@@ -20,6 +20,7 @@ from ray import serve
 from autoscale.callers import CallerBook
 from autoscale.catalog import Catalog
 from autoscale.controller import Controller
+from autoscale.journal import Journal
 from autoscale.operations import Operations
 from autoscale.slot_targets import SlotTargets
 from autoscale.store_watch import StoreWatch
@@ -34,12 +35,13 @@ from gateway.logs import configure, watched
 from gateway.metrics import Recorder
 from gateway.metrics_export import Exporter
 from gateway.node import Node
-from gateway.secrets import cluster_secret
+from gateway.secrets import cluster_secret, headrace_home
 from gateway.snapshot import SlotView, Snapshot
 from replicas.repository import Repository
 
 WATCH_S = 5.0
 EPOCH_FILE = "pool.epoch"
+JOURNAL_FILE = "pool.log"
 
 log = structlog.get_logger()
 
@@ -55,6 +57,7 @@ class PoolSettings:
     max_body_bytes: int
     budgets: Budgets = field(default_factory=Budgets)
     max_callers: int = 200_000
+    max_concurrent_loads: int = 4
     log_level: str = "info"
 
 
@@ -80,10 +83,14 @@ class Pool:
             settings.slots,
             recorder,
             fresh=fresh,
+            journal=Journal(headrace_home() / JOURNAL_FILE),
+            resize=self._resize,
+            max_loads=settings.max_concurrent_loads,
         )
         self._operations = Operations(self._controller)
         desk = KeyDesk.open(settings.budgets, secret)
         self._callers = CallerBook(desk, settings.max_callers, self._controller.grant_access)
+        self._orders: set[asyncio.Task[None]] = set()
         self._targets = SlotTargets(serve.get_replica_context().app_name, epoch)
         self._reports: dict[str, tuple[float, dict[str, Any]]] = {}
         exporter = Exporter(recorder, node.metrics)
@@ -105,9 +112,11 @@ class Pool:
         """A slot is here and no pool listens to it."""
         await self._controller.announce(view)
 
-    async def set_slot_targets(self, targets: Mapping[str, int]) -> None:
-        """So many slots of each class; those of a class that is not named stay as many."""
-        await self._targets.set(targets)
+    def _resize(self, targets: dict[str, int]) -> None:
+        """Ask Ray Serve for so many slots of each class."""
+        task = asyncio.get_running_loop().create_task(self._targets.set(targets))
+        self._orders.add(task)
+        task.add_done_callback(self._orders.discard)
 
     # -- what gateways ask --------------------------------------------------------------------
 
@@ -159,9 +168,11 @@ class Pool:
         }
         return {
             "slots": self._controller.fleet.figures(),
+            "failures": self._controller.failures.documents(now_s),
             "gateways": [
                 {"gateway_id": gateway_id, **report}
                 for gateway_id, (_, report) in self._reports.items()
+                if report.get("role") != "stage"
             ],
         }
 

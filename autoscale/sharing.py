@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 from autoscale.catalog import CatalogEntry
 from autoscale.fair_share import Account, Shares, fair_shares
@@ -70,8 +71,9 @@ def divide(
     leases_wanted: Mapping[str, int],
     leased: Mapping[str, int],
     hungry_s: Mapping[str, float],
+    least: Mapping[str, int] = MappingProxyType({}),
 ) -> Division:
-    """Share each class's slots among models and leases. Pure."""
+    """Share each class's slots among models and leases, which never get the `least`. Pure."""
     grants: dict[str, int] = {}
     shares: dict[str, Shares] = {}
     for_leases: dict[str, int] = {}
@@ -83,7 +85,8 @@ def divide(
         accounts = [need.account(hungry_s.get(need.name, 0.0)) for need in firm]
         wanted = leases_wanted.get(slot_class, 0)
         if wanted:
-            accounts.append(_lease_account(config, wanted, leased.get(slot_class, 0)))
+            account = _lease_account(config, wanted, leased.get(slot_class, 0))
+            accounts.append(replace(account, maximum=max(0, slots - least.get(slot_class, 0))))
         asked[slot_class] = accounts
         share = shares[slot_class] = fair_shares(accounts, slots, config.shares)
         for need in firm:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -150,7 +150,7 @@ def render_status(
         "gateways": details.get("gateways", []),
         "slots": _slots(snapshot, details.get("slots", {}), links),
         "models": [
-            _model(model, snapshot, figures.get(name, NO_SUMMARY))
+            _model(model, snapshot, figures.get(name, NO_SUMMARY), details.get("failures", []))
             for name, model in snapshot.models.items()
         ],
     }
@@ -177,7 +177,12 @@ def _slots(
     ]
 
 
-def _model(model: ModelView, snapshot: Snapshot, figures: ModelSummary) -> dict[str, Any]:
+def _model(
+    model: ModelView,
+    snapshot: Snapshot,
+    figures: ModelSummary,
+    failures: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
     versions = [_version(model, version, snapshot) for version in model.versions]
     override = snapshot.memory.overrides.get(model.name)
     return {
@@ -189,7 +194,12 @@ def _model(model: ModelView, snapshot: Snapshot, figures: ModelSummary) -> dict[
         "rejected": list(override.rejected) if override is not None else [],
         **figures,
         "versions": versions,
+        "failures": [_without_model(each) for each in failures if each["model"] == model.name],
     }
+
+
+def _without_model(failure: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in failure.items() if key != "model"}
 
 
 def _version(model: ModelView, version: VersionView, snapshot: Snapshot) -> dict[str, Any]:

@@ -41,6 +41,7 @@ def _pool(args: Args) -> serve.Application:
         max_body_bytes=args.limits.max_body_bytes,
         budgets=args.budgets,
         max_callers=args.limits.max_callers,
+        max_concurrent_loads=args.limits.max_concurrent_loads,
         log_level=args.log_level,
     )
     deployment = serve.deployment(

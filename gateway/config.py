@@ -95,6 +95,7 @@ class Limits(Strict):
     max_buffered_bytes: int = Field(default=2 * 1024**3, ge=1024 * 1024)
     max_callers: int = Field(default=200_000, ge=100)
     connections_per_address: int = Field(default=4096, ge=1)
+    max_concurrent_loads: int = Field(default=4, ge=1, le=1000)
     streams_per_connection: int = Field(default=256, ge=1)
     header_timeout_s: Seconds = 10.0
     body_timeout_s: Seconds = 60.0

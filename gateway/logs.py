@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import sys
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +22,10 @@ REDACTED = "[redacted]"
 MAX_TEXT = 2000
 """Longest text of a field: a longer one is data, and data does not belong in a log."""
 
+KEPT_LINES = 20
+KEPT_CHARACTERS = 500
+"""So much of each of the last lines is kept in memory, for whoever asks what happened."""
+
 FOREIGN_LOGGERS = ("asyncio", "grpc", "uvicorn")
 """Loggers of libraries whose lines would otherwise stand between ours in another format."""
 
@@ -29,6 +34,9 @@ _TRACEPARENT = re.compile(
     rb"(?!ff)(?!00-.{52}.)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
     rb"(-[\x21-\x7e]{0,200})?"
 )
+
+
+_recent: deque[str] = deque(maxlen=KEPT_LINES)
 
 
 def configure(level: str, role: str) -> None:
@@ -54,6 +62,11 @@ def configure(level: str, role: str) -> None:
     )
     for name in FOREIGN_LOGGERS:
         _adopt(logging.getLogger(name), formatter, max(number, logging.INFO))
+
+
+def recent_lines() -> list[str]:
+    """The last lines that this process has logged, oldest first, without secrets and cut short."""
+    return list(_recent)
 
 
 def watched(task: asyncio.Task[None]) -> asyncio.Task[None]:
@@ -103,7 +116,9 @@ def _with_role(role: str) -> Processor:
 
 def _render(logger: WrappedLogger, method: str, event: EventDict) -> str:
     first = {key: event.pop(key) for key in ("time", "level", "event", "role") if key in event}
-    return orjson.dumps({**first, **event}, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+    line = orjson.dumps({**first, **event}, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+    _recent.append(line if len(line) <= KEPT_CHARACTERS else f"{line[:KEPT_CHARACTERS]}…")
+    return line
 
 
 def _adopt(logger: logging.Logger, formatter: logging.Formatter, level: int) -> None:

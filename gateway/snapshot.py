@@ -129,12 +129,15 @@ class Memory:
     """What only the pool knows; gateways hold it with the snapshot and hand it to the next pool.
 
     `serving` holds the (version, revision) pairs that take each model's traffic; `statistics` is
-    what slots that are gone had counted.
+    what slots that are gone had counted. `too_small` holds by (model, version) the slot classes
+    that had not enough memory for it. `leases` is what other work holds of the pool.
     """
 
     overrides: Mapping[str, Override] = field(default_factory=dict)
     serving: Mapping[str, tuple[tuple[int, int], ...]] = field(default_factory=dict)
     statistics: Mapping[str, Any] = field(default_factory=dict)
+    too_small: Mapping[tuple[str, int], frozenset[str]] = field(default_factory=dict)
+    leases: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

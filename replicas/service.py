@@ -35,8 +35,10 @@ class SlotService:
         cores: float = 1.0,
         device: str = "cpu",
         spool: Path = Path("/nonexistent"),
+        *,
+        words: LastWords | None = None,
     ) -> None:
-        self._recorder = recorder
+        self._recorder, self._words = recorder, words
         self._compute = ComputeThread()
         self._placements = Placements(
             repository, self._compute, recorder, cores, device, max_body_bytes, spool, self._changed

@@ -10,6 +10,9 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from gateway.command.failure_report import report
+from gateway.errors import NotFound
+
 COLOURS = {
     "READY": "green",
     "UP": "green",
@@ -120,6 +123,31 @@ def render(status: Mapping[str, Any]) -> RenderableType:
     if any(gateway.get("busiest") for gateway in status["gateways"]):
         parts += [Text(), callers(status)]
     return Group(*parts)
+
+
+def render_model(status: Mapping[str, Any], name: str) -> RenderableType:
+    """One model: its versions, the slots that hold it, and what is known of failures."""
+    model = model_of(status, name)
+    holders = {slot_id for version in model["versions"] for slot_id in version["slots"]}
+    part = {
+        **status,
+        "models": [model],
+        "slots": [slot for slot in status["slots"] if slot["slot_id"] in holders],
+    }
+    parts: list[RenderableType] = [models(part), *reasons(part)]
+    if part["slots"]:
+        parts += [Text(), slots(part)]
+    return Group(*parts, *report(name, model["failures"]))
+
+
+def model_of(status: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """What the status says of a model; raises `NotFound`."""
+    for model in status["models"]:
+        if model["name"] == name:
+            found: Mapping[str, Any] = model
+            return found
+    known = ", ".join(sorted(model["name"] for model in status["models"])) or "none"
+    raise NotFound(f"model {name!r} is not served; served are: {known}")
 
 
 def headline(status: Mapping[str, Any]) -> Text:

@@ -12,6 +12,7 @@ from autoscale import operations
 from autoscale.ledger import Key
 from gateway.config_scaling import Replicas
 from gateway.errors import NotFound, Unavailable
+from gateway.failure import Evidence
 from tests.autoscale.plant import CONFIG, Plant, open_plant
 from tests.house import affine_model, until
 
@@ -118,9 +119,9 @@ def counting_failures(plant: Plant) -> list[int]:
     seen: list[int] = []
     failed = plant.controller.failed
 
-    def note(key: Key, reason: str) -> None:
+    def note(key: Key, reason: str, *, evidence: Evidence) -> None:
         seen.append(key.version)
-        failed(key, reason)
+        failed(key, reason, evidence=evidence)
 
     plant.controller.failed = note  # type: ignore[method-assign]
     return seen

@@ -74,7 +74,8 @@ class Desk(FixedView):
             return None
         gateway = {"gateway_id": "g", "node_id": "node", "addresses": self.addresses()}
         slots = {"cpu-1": {"memory_bytes": 9, "in_flight": 2}}
-        return {"slots": slots, "gateways": [gateway]}
+        failures = [{"model": "old", "version": 2, "reason": "killed", "exit_code": 137}]
+        return {"slots": slots, "gateways": [gateway], "failures": failures}
 
     async def roll_back(self, name: str) -> dict[str, Any]:
         if name != "m":
@@ -119,6 +120,8 @@ async def test_the_status_tells_models_slots_and_gateways(tmp_path: Path) -> Non
     assert [v["state"] for v in old["versions"]] == ["READY", "STANDBY"]
     assert (old["default"], old["labels"], old["rejected"]) == (1, {"stable": 1}, [2])
     assert old["incomplete"] == {"3": "model.onnx is missing"}
+    failure = {"version": 2, "reason": "killed", "exit_code": 137}
+    assert (model["failures"], old["failures"]) == ([], [failure])
     assert status["store_problem"] == "since 10:00:00: gone"
 
 

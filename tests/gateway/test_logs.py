@@ -47,6 +47,22 @@ def test_lines_are_json_with_the_fixed_fields_first() -> None:
     assert (line["request_id"], line["headers"]) == ("abc", {"Token": REDACTED})
 
 
+def test_the_last_lines_are_kept_without_secrets_and_cut_short() -> None:
+    lines = log_lines(
+        "from gateway.logs import KEPT_CHARACTERS, KEPT_LINES, recent_lines\n"
+        "configure('info', 'slot')\n"
+        "log = structlog.get_logger()\n"
+        "for number in range(KEPT_LINES + 5):\n"
+        "    log.info('line', number=number, token='s3cret', text='x' * 1000)\n"
+        "log.debug('hidden')\n"
+        "kept = recent_lines()\n"
+        "assert len(kept) == KEPT_LINES and '\"number\":5' in kept[0], kept\n"
+        "log.info('kept', longest=max(map(len, kept)), limit=KEPT_CHARACTERS,\n"
+        "         bare='s3cret' in ''.join(kept))\n"
+    )
+    assert lines[-1]["longest"] == lines[-1]["limit"] + 1 and not lines[-1]["bare"]
+
+
 def test_exceptions_and_lines_of_libraries_have_the_same_form() -> None:
     failed, foreign = log_lines(
         "configure('warning', 'gateway')\n"

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from gateway.snapshot import State
+from replicas.last_words import Held, LastWords, take
+from replicas.memory_watch import EXIT_CODE, REFRESH_S, MemoryWatch
+
+LOADING = Held("m", 1, 0, State.LOADING)
+
+ALLOCATE = """
+import sys, time
+from pathlib import Path
+from gateway.logs import configure
+from gateway.snapshot import State
+from replicas.last_words import Held, LastWords
+from replicas.memory_watch import MemoryWatch
+from replicas.placements import resident_bytes
+
+configure("info", "slot")
+limit = resident_bytes() + 60 * 2**20
+words = LastWords(Path(sys.argv[1]), limit)
+words.note([Held("m", 1, 0, State.LOADING)], resident_bytes())
+MemoryWatch(limit, words).start()
+taken = []
+for _ in range(200):
+    taken.append(bytearray(b"x") * (4 * 2**20))
+    time.sleep(0.01)
+time.sleep(5)
+"""
+
+
+def test_a_process_that_takes_too_much_ends_and_says_so(tmp_path: Path) -> None:
+    socket = tmp_path / "a.sock"
+    ended = subprocess.run(
+        [sys.executable, "-c", ALLOCATE, str(socket)], capture_output=True, text=True, timeout=30
+    )
+    assert ended.returncode == EXIT_CODE, ended.stderr
+    told = take(socket)
+    assert told is not None and told.loading == (LOADING,)
+    assert told.exit_code == EXIT_CODE
+    assert told.limit_bytes < told.memory_bytes < told.limit_bytes + 200 * 2**20
+    assert "out_of_memory" in told.lines[-1]
+
+
+def watch(
+    folder: Path, limit_bytes: int | None, memory: list[int]
+) -> tuple[MemoryWatch, list[int]]:
+    ended: list[int] = []
+    words = LastWords(folder / "a.sock", limit_bytes, lambda: [])
+    words.note([LOADING], 0)
+    taken = iter(memory)
+    looking = MemoryWatch(limit_bytes, words, resident_bytes=lambda: next(taken), end=ended.append)
+    return looking, ended
+
+
+def test_as_much_as_the_limit_is_allowed(tmp_path: Path) -> None:
+    looking, ended = watch(tmp_path, 100, [100, 101])
+    looking.look(10.0)
+    assert ended == []
+    looking.look(10.1)
+    assert ended == [EXIT_CODE]
+
+
+def test_memory_is_told_now_and_then_while_something_loads(tmp_path: Path) -> None:
+    looking, ended = watch(tmp_path, None, [5, 6, 7])
+    for now_s in (10.0, 10.1, 10.1 + REFRESH_S):
+        looking.look(now_s)
+    told = take(tmp_path / "a.sock")
+    assert told is not None and (told.memory_bytes, told.exit_code, ended) == (7, None, [])
