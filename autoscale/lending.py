@@ -79,11 +79,10 @@ class Lending:
         """Grant, give notice, preempt; in how many seconds time alone may change something."""
         held = self.book.held()
         free = {name: slots - held.get(name, 0) for name, slots in division.for_leases.items()}
+        # What guarantees leave may stay lent.
         owed = {
-            name: max(
-                0, held.get(name, 0) - (division.capacity[name] - _guaranteed(division, name))
-            )
-            for name in held
+            name: max(0, slots - division.capacity[name] + _guaranteed(division, name))
+            for name, slots in held.items()
         }
         before = [asdict(lease) for lease in self.book.leases()]
         events = self.book.reconcile(free, now_s, owed)

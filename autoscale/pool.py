@@ -76,6 +76,7 @@ class Pool:
         repository = await loop.run_in_executor(
             None, Repository, settings.store, node.folder / "store"
         )
+        self._journal = Journal(headrace_home() / JOURNAL_FILE)
         self._controller = Controller(
             Catalog(repository),
             identity,
@@ -83,7 +84,7 @@ class Pool:
             settings.slots,
             recorder,
             fresh=fresh,
-            journal=Journal(headrace_home() / JOURNAL_FILE),
+            journal=self._journal,
             resize=self._resize,
             max_loads=settings.max_concurrent_loads,
         )
@@ -225,6 +226,7 @@ class Pool:
         for task in self._tasks:
             task.cancel()
         self._controller.fleet.close()
+        self._journal.close()
 
 
 def next_epoch(file: Path, now: int) -> tuple[int, bool]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway.config import Batching, Limits, ModelConfig
-from gateway.config_sharding import ProcessOptions, ShardingConfig
+from gateway.config_sharding import BoxMerging, ProcessOptions, ShardingConfig
 from gateway.link import Identity
 from gateway.metrics import Recorder
 from gateway.snapshot import State
@@ -30,7 +30,7 @@ FACES = ModelConfig(
         kind="image-tiles",
         preprocess="centerface",
         postprocess="centerface",
-        boxes={"iou": 0.3},
+        boxes=BoxMerging(iou=0.3),
     ),
 )
 TAGGER = ModelConfig(
