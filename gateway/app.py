@@ -13,6 +13,7 @@ from autoscale.serve_policy import SlotPolicy
 from gateway.config import Args, SlotClass
 from gateway.frontdoor import Gateway, GatewaySettings
 from replicas.slot import ModelServer, SlotSettings
+from sharding.deployment import ShardStage, StageSettings
 
 COMMON: dict[str, Any] = {
     "health_check_period_s": 0.5,
@@ -29,7 +30,8 @@ def build(args: Args) -> serve.Application:
     """Gateway → (Pool, one ModelServer deployment per slot class), as `serve run` calls it."""
     pool = _pool(args)
     slots = [_slots(args, name, pool) for name, each in args.slots.items() if each.max]
-    return _gateways(args, pool, slots)
+    stage = _stage(args, pool, slots) if args.media.enabled else None
+    return _gateways(args, pool, slots, stage)
 
 
 def _pool(args: Args) -> serve.Application:
@@ -97,8 +99,31 @@ def slot_scaling(name: str, slot_class: SlotClass) -> AutoscalingConfig:
     )
 
 
-def _gateways(
+def _stage(
     args: Args, pool: serve.Application, slots: list[serve.Application]
+) -> serve.Application:
+    settings = StageSettings(
+        media=args.media,
+        secret=args.secret,
+        max_body_bytes=args.limits.max_body_bytes,
+        log_level=args.log_level,
+    )
+    deployment = serve.deployment(
+        ShardStage,
+        name="ShardStage",
+        num_replicas=args.media.replicas,
+        graceful_shutdown_timeout_s=args.limits.drain_s + 5,
+        ray_actor_options={"num_cpus": args.media.cpus},
+        **COMMON,
+    )
+    return deployment.bind(settings, pool, *slots)
+
+
+def _gateways(
+    args: Args,
+    pool: serve.Application,
+    slots: list[serve.Application],
+    stage: serve.Application | None,
 ) -> serve.Application:
     settings = GatewaySettings(
         listen=args.listen,
@@ -108,6 +133,7 @@ def _gateways(
         repository_control=args.repository.control,
         budgets=args.budgets,
         audit=args.audit,
+        media=args.media,
         log_level=args.log_level,
     )
     deployment = serve.deployment(
@@ -121,7 +147,7 @@ def _gateways(
         ray_actor_options={"num_cpus": 0},
         **COMMON,
     )
-    return deployment.bind(settings, pool, *slots)
+    return deployment.bind(settings, pool, stage, *slots)
 
 
 def gateway_count(args: Args) -> int:

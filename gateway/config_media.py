@@ -27,12 +27,13 @@ class JobsConfig(Strict):
 class MediaConfig(Strict):
     """The stage that splits large pictures and videos; `replicas: 0` turns it off.
 
+    `cpus` is what Ray reserves for each replica: none, as shards do the work.
     `spool` is the folder of uploads (default: one of the node). Up to `spool_memory` of an upload
     stay in memory while it comes.
     """
 
     replicas: int = Field(default=1, ge=0, le=256)
-    cpus: float = Field(default=1.0, ge=0, le=1024)
+    cpus: float = Field(default=0.0, ge=0, le=1024)
     spool: Annotated[str, Field(min_length=1)] | None = None
     spool_memory: Annotated[ByteSize, Field(ge=0, le=1024**3)] = ByteSize(1024 * 1024)
     jobs: JobsConfig = JobsConfig()

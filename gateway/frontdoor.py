@@ -25,6 +25,7 @@ from gateway.access.visits import Visits
 from gateway.admin_api import create_admin_app
 from gateway.config import Audit, Budgets, Limits, Listen, ModelConfig, split_address
 from gateway.config_file import check_document
+from gateway.config_media import MediaConfig
 from gateway.config_types import SecretRef
 from gateway.data_plane import DataPlane
 from gateway.errors import Unavailable
@@ -35,6 +36,7 @@ from gateway.link import Identity
 from gateway.listeners import HttpListener
 from gateway.load_report import LoadReport
 from gateway.logs import configure, watched
+from gateway.media_exchange import MediaDesk
 from gateway.metrics import Recorder
 from gateway.metrics_export import Exporter
 from gateway.node import Node
@@ -43,6 +45,7 @@ from gateway.port_lock import PortLock
 from gateway.prediction import FrontState
 from gateway.secrets import admin_token, cluster_secret, headrace_home
 from gateway.snapshot import Snapshot
+from gateway.stage_client import StageClient
 
 BUSIEST_SHOWN = 10
 GOODBYE_S = 1.0
@@ -65,6 +68,7 @@ class GatewaySettings:
     repository_control: Literal["admin", "public"] = "admin"
     budgets: Budgets = field(default_factory=Budgets)
     audit: Audit = field(default_factory=Audit)
+    media: MediaConfig = field(default_factory=MediaConfig)
     log_level: str = "info"
     force_tcp: bool = False
 
@@ -72,7 +76,9 @@ class GatewaySettings:
 class Gateway:
     """See the module; also the `GatewayView` of the public API and the admin's `Operations`."""
 
-    async def __init__(self, settings: GatewaySettings, pool: Any, *slots: Any) -> None:  # type: ignore[misc]
+    async def __init__(  # type: ignore[misc]
+        self, settings: GatewaySettings, pool: Any, stage: Any, *slots: Any
+    ) -> None:
         configure(settings.log_level, "gateway")
         self._settings, self._slots = settings, slots
         self._pool = PoolClient(pool)
@@ -98,6 +104,7 @@ class Gateway:
             self._plane, settings.limits, self._recorder, self._admission, self._audit
         )
         self._visits = Visits(self._admission, self._recorder, self._audit)
+        self._media = MediaDesk(self._front, StageClient(stage), self._node.spool, settings.media)
         self._exporter = Exporter(self._recorder, self.metrics_folder)
         self._informed = asyncio.Event()
         self._prepare_listeners()
@@ -146,7 +153,10 @@ class Gateway:
         self._locks = [PortLock(port, self._node.id) for port in ports if port]
         token = admin_token(self._settings.admin_token)
         self._http = HttpListener(
-            create_app(self), addresses[0], limits.idle_timeout_s, fast_lane(self._front)
+            create_app(self, self._media),
+            addresses[0],
+            limits.idle_timeout_s,
+            fast_lane(self._front),
         )
         self._admin = HttpListener(
             create_admin_app(self, token), addresses[1], limits.idle_timeout_s
@@ -205,6 +215,19 @@ class Gateway:
     async def keys(self, order: str, **arguments: Any) -> Any:
         """An order about API keys: `list`, `create`, `revoke` or `rotate`."""
         return await self._operate("keys", order=order, **arguments)
+
+    async def pool_view(self) -> Mapping[str, Any]:
+        """Who holds, wants, lends and borrows slots."""
+        return await self._pool.pool_view()
+
+    async def lease(self, order: str, **arguments: Any) -> Any:
+        """An order about a lease of slots: `request`, `return` or `release`."""
+        result, _ = await self._pool.operate(f"lease_{order}", **arguments)
+        return result
+
+    async def watch_lease(self, lease_id: str, known: str) -> Mapping[str, Any]:
+        """A lease once its state is not `known`, or after some seconds."""
+        return await self._pool.watch_lease(lease_id, known)
 
     async def index(self) -> list[dict[str, str]]:
         """The models of the store and those that are served."""

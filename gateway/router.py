@@ -273,7 +273,7 @@ class Router:
             return
         self._finish(request, error)
 
-    def keys(self) -> list[Key]:
+    def targets(self) -> list[Key]:
         """What can be asked for."""
         return list(self._targets)
 

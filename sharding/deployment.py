@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
-from gateway.config_media import MediaConfig
 
 from gateway import shared_memory
+from gateway.config_media import MediaConfig
 from gateway.config_types import SecretRef
 from gateway.errors import HeadraceError, Unavailable
 from gateway.link import Identity
@@ -24,13 +24,16 @@ from gateway.metrics_export import Exporter
 from gateway.node import Node
 from gateway.pool_client import PoolClient
 from gateway.secrets import cluster_secret, headrace_home
-from sharding.jobs import JobRunner, JobStore
+from sharding.job_store import JobStore
+from sharding.jobs import JobRunner
 from sharding.shards import Shards, StagePlane
 from sharding.spool import sweep
 from sharding.stage import Stage
 from sharding.upload import MediaJob
 
 POOL_RETRY_S = 0.5
+
+T = TypeVar("T")
 
 log = structlog.get_logger()
 
@@ -70,8 +73,14 @@ class ShardStage:
         self._stage = Stage(Shards(self._plane), node.id, node.spool)
         jobs = settings.media.jobs
         folder = Path(jobs.folder or headrace_home() / "jobs")
-        self._store = JobStore(folder / "jobs.sqlite")
-        self._jobs = JobRunner(self._store, self._stage.process, jobs.max_running)
+        store = await loop.run_in_executor(None, JobStore, folder / "jobs.sqlite")
+        self._jobs = JobRunner(
+            store,
+            self._stage.process,
+            jobs.max_running,
+            keep_s=jobs.keep_s,
+            max_waiting=jobs.max_waiting,
+        )
         exporter = Exporter(recorder, node.metrics)
         self._tasks = [
             watched(loop.create_task(each))
@@ -96,6 +105,25 @@ class ShardStage:
             log.exception("media_failed", model=job.model, request_id=job.request_id)
             yield {"event": "error", "status": 500, "error": "internal error"}
 
+    async def submit(self, job: MediaJob, caller: str) -> dict[str, Any]:
+        """Take a job over with its file: `{"id"}`."""
+        return await _told(self._submit(job, caller))
+
+    async def job(self, job_id: str, caller: str | None) -> dict[str, Any]:
+        """A job's document; `caller` is None for an operator, who sees all."""
+        return await _told(self._jobs.job(job_id, caller))
+
+    async def cancel(self, job_id: str, caller: str | None) -> dict[str, Any]:
+        """Cancel a job unless it has ended; its document."""
+        return await _told(self._jobs.cancel(job_id, caller))
+
+    async def jobs(self, caller: str | None) -> Any:
+        """A caller's jobs, newest first."""
+        return await _told(self._jobs.jobs(caller))
+
+    async def _submit(self, job: MediaJob, caller: str) -> dict[str, str]:
+        return {"id": await self._jobs.submit(job, caller)}
+
     async def _follow(self) -> None:
         while True:
             try:
@@ -119,6 +147,14 @@ class ShardStage:
         for task in self._tasks:
             with suppress(asyncio.CancelledError):
                 await task
+
+
+async def _told(work: Awaitable[T]) -> T | dict[str, Any]:
+    """The result, or `status` and `error` of what refused it."""
+    try:
+        return await work
+    except HeadraceError as error:
+        return {"status": error.http_status, "error": error.message}
 
 
 async def _export(exporter: Exporter, plane: StagePlane) -> None:

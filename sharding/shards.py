@@ -44,7 +44,7 @@ class StagePlane(DataPlane):
         """What only this slot could answer is for others now; the stage knows whom."""
         super().link_down(link)
         slot_id = link.slot.slot_id
-        for key in self.router.keys():
+        for key in self.router.targets():
             if isinstance(key[1], str) and key[1].endswith(f"@{slot_id}"):
                 self.router.refuse(key, Unavailable(f"the link to slot {slot_id} broke"))
 
