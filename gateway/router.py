@@ -174,6 +174,8 @@ class Router:
         self.sent = 0
         # Who waits for a model's first slot outside of the queues, as the shard stage does.
         self.outside: Counter[str] = Counter()
+        # Work that waits for its turn in slots that are there, outside of the queues too.
+        self.backlog: Counter[str] = Counter()
         # The first request came that no slot can answer; whoever tells the pool sets it back.
         self.starved = False
 
@@ -468,7 +470,7 @@ class Router:
 
     def waiting(self) -> dict[str, int]:
         """Requests that wait, by model."""
-        counts = {model: count for model, count in self.outside.items() if count}
+        counts = {model: count for model, count in (self.outside + self.backlog).items() if count}
         for (model, _), target in self._targets.items():
             counts[model] = counts.get(model, 0) + len(target)
         return counts

@@ -63,6 +63,12 @@ class Gang:
             self._used += places
             waiter.granted.set_result(places)
 
+    def _more(self, places: int) -> int:
+        free = 0 if self._queue else self._capacity - self._used
+        taken = max(0, min(places, free))
+        self._used += taken
+        return taken
+
     def _release(self, places: int) -> None:
         self._used -= places
         self._admit()
@@ -74,6 +80,10 @@ class GangLease:
 
     gang: Gang
     places: int
+
+    def grow(self, places: int) -> None:
+        """More would be of use: take what is there, if nobody waits for it."""
+        self.places += self.gang._more(places - self.places)
 
     def shrink(self, places: int) -> None:
         """So many are enough from now on: the others go to whoever waits."""

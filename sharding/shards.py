@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import orjson
@@ -99,6 +99,22 @@ class Shards:
             yield
         finally:
             router.outside[model] -= 1
+
+    @contextmanager
+    def backlog(self, model: str) -> Iterator[Callable[[int], None]]:
+        """Gives what tells how many parts nobody works on yet, by which the pool scales."""
+        waiting = self._plane.router.backlog
+        told = 0
+
+        def tell(parts: int) -> None:
+            nonlocal told
+            waiting[model] += parts - told
+            told = parts
+
+        try:
+            yield tell
+        finally:
+            tell(0)
 
     async def ask(
         self,

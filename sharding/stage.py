@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ TRIES = 3
 REMEMBERED = 100_000
 """Parts whose shard is remembered, so that it stays the same though others of a request change."""
 WAKE_POLL_S = 0.01
+JOIN_S = 0.2
 MAX_OPEN = 4
 """Uploads that are decoded at once in a process; each holds at most `split.PIXELS_IN_MEMORY`."""
 
@@ -148,13 +149,12 @@ class _Run:
     async def _members(self) -> list[str]:
         """The shards; if the model sleeps, somebody is seen to wait for it until there are some."""
         job, shards = self._job, self._shards
-        node_id = self._stage._node_id if self._config.kind == "video-segments" else ""
-        if members := shards.members(job.model, job.version, node_id):
+        if members := self._reachable():
             return members
         if shards.members(job.model, job.version, ""):
             raise Unavailable(f"model {job.model!r} has no slot on the node where the upload lies")
         with shards.waiting(job.model):
-            while not (members := shards.members(job.model, job.version, node_id)):
+            while not (members := self._reachable()):
                 shards.config(job.model, job.version)  # raises once there is no hope
                 await asyncio.sleep(WAKE_POLL_S)
         return members
@@ -168,49 +168,76 @@ class _Run:
         job, stage = self._job, self._stage
         gang = stage.gang(job.model, members)
         key_of = {part.index: key for part, key in zip(source.plan, keys, strict=True)}
-        async with gang.lease(min(len(keys), IN_FLIGHT * len(members))) as lease:
-            homes = stage.assign(job.model, keys, members, self._config.epsilon)
-            queues: dict[str, deque[Part]] = {member: deque() for member in members}
-            for part in source.plan:
-                queues[homes[key_of[part.index]]].append(part)
-            async with aclosing(self._pump(source, key_of, queues, lease)) as outcomes:
-                async for part, outcome in outcomes:
-                    yield self._note(part, outcome)
+        with self._shards.backlog(job.model) as backlog:
+            backlog(len(keys))
+            async with gang.lease(min(len(keys), IN_FLIGHT * len(members))) as lease:
+                pump = self._pump(source, key_of, lease, backlog)
+                async with aclosing(pump) as outcomes:
+                    async for part, outcome in outcomes:
+                        yield self._note(part, outcome)
 
     async def _pump(
         self,
         source: Source,
         key_of: Mapping[int, bytes],
-        queues: Mapping[str, deque[Part]],
         lease: GangLease,
+        backlog: Callable[[int], None],
     ) -> AsyncGenerator[tuple[Part, PartResult | HeadraceError], None]:
         """Keep every shard busy with its own parts, within what is leased."""
-        left = sum(len(queue) for queue in queues.values())
+        waiting = list(source.plan)
+        queues: dict[str, deque[Part]] = {}
         running: dict[asyncio.Task[PartResult], tuple[Part, str]] = {}
-        busy = dict.fromkeys(queues, 0)
+        busy: Counter[str] = Counter()
         try:
-            while left:
+            while waiting or running:
+                if set(members := self._reachable() or list(queues)) != queues.keys():
+                    queues = self._queues(waiting, key_of, members)
+                    lease.grow(min(len(waiting) + len(running), IN_FLIGHT * len(members)))
                 for member in sorted(queues, key=busy.__getitem__):
                     queue = queues[member]
                     while queue and busy[member] < IN_FLIGHT and len(running) < lease.places:
                         part = queue.popleft()
+                        waiting.remove(part)
                         work = self._part(source, part, key_of[part.index], member)
                         running[asyncio.create_task(work)] = (part, member)
                         busy[member] += 1
-                done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                backlog(len(waiting))
+                if not running:
+                    await asyncio.sleep(WAKE_POLL_S)  # every shard has just gone
+                    continue
+                # Time and again, since shards may join.
+                done, _ = await asyncio.wait(
+                    running, timeout=JOIN_S, return_when=asyncio.FIRST_COMPLETED
+                )
                 for task in done:
                     part, member = running.pop(task)
                     busy[member] -= 1
-                    left -= 1
                     error = task.exception()
                     if error is not None and not isinstance(error, HeadraceError):
                         raise error
                     yield part, error if error is not None else task.result()
-                lease.shrink(max(1, min(lease.places, left)))
+                lease.shrink(max(1, min(lease.places, len(waiting) + len(running))))
         finally:
             for task in running:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
+
+    def _reachable(self) -> list[str]:
+        """The shards there are now."""
+        node_id = self._stage._node_id if self._config.kind == "video-segments" else ""
+        return self._shards.members(self._job.model, self._job.version, node_id)
+
+    def _queues(
+        self, waiting: Sequence[Part], key_of: Mapping[int, bytes], members: Sequence[str]
+    ) -> dict[str, deque[Part]]:
+        """The parts that nobody works on yet, by shard; all parts count for the bound of loads."""
+        job, stage = self._job, self._stage
+        stage.gang(job.model, members)
+        homes = stage.assign(job.model, list(key_of.values()), members, self._config.epsilon)
+        queues: dict[str, deque[Part]] = {member: deque() for member in members}
+        for part in waiting:
+            queues[homes[key_of[part.index]]].append(part)
+        return queues
 
     async def _part(self, source: Source, part: Part, key: bytes, home: str) -> PartResult:
         """One part, on its shard or, where that is gone, on the next ones in hash order."""

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import asyncio
+
+from sharding.gang import Gang
+
+
+async def test_all_or_nothing_in_order() -> None:
+    gang = Gang()
+    gang.resize(4)
+    order: list[str] = []
+
+    async def work(name: str, wanted: int, gate: asyncio.Event) -> None:
+        async with gang.lease(wanted) as lease:
+            order.append(f"{name}:{lease.places}")
+            await gate.wait()
+
+    first, others = asyncio.Event(), asyncio.Event()
+    tasks = [asyncio.create_task(work("a", 3, first))]
+    await asyncio.sleep(0)
+    tasks += [asyncio.create_task(work("b", 4, others)), asyncio.create_task(work("c", 1, others))]
+    await asyncio.sleep(0.01)
+    assert order == ["a:3"], "the small one does not overtake the large one"
+    first.set()
+    await asyncio.sleep(0.01)
+    assert order == ["a:3", "b:4"]
+    others.set()
+    await asyncio.gather(*tasks)
+    assert order == ["a:3", "b:4", "c:1"]
+
+
+async def test_more_than_there_is_gets_all_there_is() -> None:
+    gang = Gang()
+    gang.resize(2)
+    async with gang.lease(100) as lease:
+        assert lease.places == 2
+        gang.resize(6)
+        lease.grow(5)
+        assert lease.places == 5
+        lease.shrink(1)
+        async with gang.lease(4) as other:
+            assert other.places == 4
+            lease.grow(3)
+            assert lease.places == 2, "only what is free"
+
+
+async def test_who_gives_up_waiting_holds_nobody_up() -> None:
+    gang = Gang()
+    gang.resize(1)
+    async with gang.lease(1):
+
+        async def wait() -> None:
+            async with gang.lease(1):
+                raise AssertionError("never granted")
+
+        waiting = asyncio.create_task(wait())
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+    async with asyncio.timeout(1):
+        async with gang.lease(1) as lease:
+            assert lease.places == 1
+
+
+async def test_no_shards_no_lease_until_they_come() -> None:
+    gang = Gang()
+    entered = asyncio.Event()
+
+    async def work() -> None:
+        async with gang.lease(3):
+            entered.set()
+
+    task = asyncio.create_task(work())
+    await asyncio.sleep(0)
+    assert not entered.is_set()
+    gang.resize(2)
+    await asyncio.wait_for(task, 1)
+    assert entered.is_set()
