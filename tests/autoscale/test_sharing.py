@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autoscale.catalog import CatalogEntry
+from autoscale.policy import Wish
+from autoscale.sharing import (
+    FEWER_S,
+    LEASES,
+    START_S,
+    Need,
+    TargetBook,
+    divide,
+    room_of,
+    slots_needed,
+)
+from gateway.config import ModelConfig, PoolConfig, SlotClass
+from gateway.config_scaling import Leases, Replicas, Share
+
+
+def need(
+    name: str,
+    slots: int,
+    *,
+    least: int = 0,
+    most: int = 100,
+    size: float = 1.0,
+    held: int = 0,
+    lingering: bool = False,
+    **share: object,
+) -> Need:
+    config = ModelConfig(replicas=Replicas(min=least, max=most), share=Share.model_validate(share))
+    return Need(name, config, "cpu", Wish(slots, lingering), 1, size, held)
+
+
+def grants(*needs: Need, slots: int, leases: int = 0, leased: int = 0) -> dict[str, int]:
+    division = divide(
+        needs, PoolConfig(), {"cpu": slots}, {"cpu": leases}, {"cpu": leased}, {}, {"cpu": 1}
+    )
+    found = dict(division.grants)
+    if leases:
+        found[LEASES] = division.for_leases["cpu"]
+    return found
+
+
+def test_everybody_gets_what_it_wishes_while_there_is_enough() -> None:
+    assert grants(need("a", 2), need("b", 3), slots=6) == {"a": 2, "b": 3}
+
+
+def test_guarantees_come_first_and_the_rest_is_shared_by_weight() -> None:
+    found = grants(need("a", 9, least=2, weight=1), need("b", 9, weight=3), slots=8)
+    assert found["a"] >= 2
+    assert found["b"] == 8 - found["a"] == 6
+
+
+def test_a_lingering_model_is_no_account_and_keeps_its_wish() -> None:
+    assert grants(need("a", 4), need("b", 1, lingering=True), slots=4) == {"a": 4, "b": 1}
+
+
+def test_leases_get_what_models_leave_but_never_the_least_slots() -> None:
+    assert grants(need("a", 1, least=1), slots=4, leases=9) == {"a": 1, LEASES: 3}
+    assert grants(slots=4, leases=9) == {LEASES: 3}
+    busy = grants(need("a", 4, least=1, priority=5), slots=4, leases=3, leased=3)
+    assert busy["a"] + busy[LEASES] == 4
+    assert busy["a"] >= 2, "the group of models has its half"
+
+
+def test_slots_needed_are_the_sum_of_parts_or_the_most_copies() -> None:
+    small = [need(str(number), 1, size=0.25) for number in range(5)]
+    assert slots_needed(small, {n.name: 1 for n in small}) == 2
+    copies = need("a", 3, size=0.25)
+    assert slots_needed([copies], {"a": 3}) == 3
+
+
+def test_room_by_memory_exclusive_or_count() -> None:
+    slots = {"cpu": SlotClass(max=4, max_models=10, memory=1000 * 1024 * 1024)}
+    entries = [
+        CatalogEntry("half", ModelConfig(memory="500MiB"), "cpu"),
+        CatalogEntry("alone", ModelConfig(exclusive=True), "cpu"),
+        CatalogEntry("small", ModelConfig(), "cpu"),
+        CatalogEntry("tiny", ModelConfig(memory="1MiB"), "cpu"),
+    ]
+    room = room_of(slots, entries, {})
+    sizes = {entry.name: room.size(entry.name, "cpu") for entry in entries}
+    assert sizes == {"half": 0.5, "alone": 1.0, "small": 0.1, "tiny": 0.1}
+
+
+class Targets:
+    """A book of one class with a clock."""
+
+    def __init__(self, slot_class: SlotClass) -> None:
+        self.book, self.now_s = TargetBook({"cpu": slot_class}), 0.0
+
+    def follow(self, needed: int, after_s: float = 0.0, leased: int = 0) -> int:
+        self.now_s += after_s
+        return self.book.follow({"cpu": needed}, {"cpu": leased}, self.now_s)["cpu"]
+
+    def capacity(self, live: int, after_s: float = 0.0) -> int:
+        self.now_s += after_s
+        return self.book.capacity({"cpu": live}, {}, self.now_s)["cpu"]
+
+
+def test_targets_rise_at_once_and_fall_after_a_while() -> None:
+    targets = Targets(SlotClass(min=1, warm=1, max=6))
+    assert targets.follow(3) == 4
+    assert targets.follow(1) == 4
+    assert targets.follow(1, after_s=FEWER_S / 2) == 4
+    assert targets.follow(3) == 4, "needed again: the while begins anew"
+    assert targets.follow(1, after_s=FEWER_S) == 4
+    assert targets.follow(1, after_s=FEWER_S) == 2
+    assert targets.follow(100) == 6
+    assert targets.follow(0, after_s=1) == 6
+
+
+def test_leased_slots_are_retired_at_once() -> None:
+    targets = Targets(SlotClass(min=1, max=6))
+    assert targets.follow(6) == 6
+    assert targets.follow(2, leased=3) == 3
+
+
+def test_slots_that_do_not_come_are_not_counted_on_until_they_do() -> None:
+    targets = Targets(SlotClass(min=1, max=6))
+    targets.follow(5)
+    assert targets.capacity(live=2) == 6
+    assert targets.capacity(live=2, after_s=START_S) == 2
+    assert targets.capacity(live=5) == 6
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 9), st.integers(0, 3), st.integers(-2, 2), st.integers(1, 4)),
+        min_size=1,
+        max_size=8,
+    ),
+    st.integers(1, 12),
+    st.integers(0, 6),
+)
+def test_never_more_than_there_is(
+    models: list[tuple[int, int, int, int]], slots: int, leases: int
+) -> None:
+    needs = [
+        need(str(number), max(wish, least), least=least, priority=priority, weight=weight)
+        for number, (wish, least, priority, weight) in enumerate(models)
+    ]
+    division = divide(
+        needs, PoolConfig(leases=Leases()), {"cpu": slots}, {"cpu": leases}, {}, {}, {"cpu": 0}
+    )
+    total = sum(division.grants.values()) + division.for_leases["cpu"]
+    assert total <= slots
+    assert all(division.grants[n.name] <= n.wish.slots for n in needs)
+    if sum(n.config.replicas.min for n in needs) <= slots:
+        assert all(division.grants[n.name] >= n.config.replicas.min for n in needs)
