@@ -21,11 +21,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 from autoscale.slot_control import SlotControl
 from gateway.access.admission import Admission, Ticket
+from gateway.access.audit import AuditLog
 from gateway.access.auth import Authenticator
 from gateway.access.budget_ledger import BudgetLedger
 from gateway.access.budget_store import BudgetStore, Claim, Grant
 from gateway.access.caller import Access
 from gateway.config import Batching, Limits, ModelConfig
+from gateway.config_media import MediaConfig
 from gateway.data_plane import DataPlane
 from gateway.grpc_api import GrpcListener
 from gateway.handshake import Hello
@@ -33,10 +35,13 @@ from gateway.http_api import create_app
 from gateway.http_fastlane import fast_lane, sweep
 from gateway.link import Identity
 from gateway.listeners import HttpListener
+from gateway.media_exchange import MediaDesk
+from gateway.media_infer import MediaInference
 from gateway.metrics import Recorder
 from gateway.prediction import FrontState
 from gateway.protocols.spec_json import decode_spec
 from gateway.snapshot import ModelView, Placement, SlotView, Snapshot, State, VersionView
+from gateway.stage_client import StageCalls
 from replicas.repository import Repository
 from replicas.service import SlotService
 
@@ -104,6 +109,9 @@ class House:
     recorder: Recorder = field(default_factory=lambda: Recorder("gateway"))
     access: Access = field(default_factory=Access)
     budgets: BudgetStore = field(default_factory=LedgerStore)
+    stage: StageCalls | None = None
+    media: MediaConfig = field(default_factory=MediaConfig)
+    audit: AuditLog | None = None
 
     async def start(self) -> None:
         identity = Identity("gateway", "node", SECRET, self.limits.max_body_bytes, self.force_tcp)
@@ -112,8 +120,13 @@ class House:
             self.plane, self.limits, Authenticator(PEPPER), self.budgets, self.recorder
         )
         self.admission.apply(self.access)
-        self.front = FrontState(self.plane, self.limits, self.recorder, self.admission)
-        self.http = HttpListener(create_app(self), "127.0.0.1:0", 60, fast_lane(self.front))
+        self.front = FrontState(self.plane, self.limits, self.recorder, self.admission, self.audit)
+        desk = None
+        if self.stage is not None:
+            desk = MediaDesk(self.front, self.stage, self.folder / "spool", self.media)
+            self.front.media = MediaInference(desk)
+        app = create_app(self, desk)
+        self.http = HttpListener(app, "127.0.0.1:0", 60, fast_lane(self.front))
         await self.http.start()
         self.grpc = GrpcListener("127.0.0.1:0", self, self.front)
         await self.grpc.start()

@@ -32,18 +32,20 @@ def state(house: House, model: str = "m") -> str:
 async def test_the_first_request_is_held_and_answered_and_the_model_sleeps_again(
     tmp_path: Path,
 ) -> None:
-    async with open_waking(tmp_path, "a", models={"m": ASLEEP}) as (plant, house, _):
-        async with client(house) as http:
-            await until(lambda: state(house) == "SLEEPING")
-            assert not plant.controller.snapshot.placements
-            metadata = await http.get("/v1/models/m/metadata")
-            ready = await http.get("/v2/models/m/ready")
-            status = await http.get("/v1/models/m")
-            assert state(house) == "SLEEPING", "asking about it does not wake it"
-            cold = await ask(http)
-            warm = await ask(http)
-            await until(lambda: state(house) == "SLEEPING")
-            again = await ask(http)
+    async with (
+        open_waking(tmp_path, "a", models={"m": ASLEEP}) as (plant, house, _),
+        client(house) as http,
+    ):
+        await until(lambda: state(house) == "SLEEPING")
+        assert not plant.controller.snapshot.placements
+        metadata = await http.get("/v1/models/m/metadata")
+        ready = await http.get("/v2/models/m/ready")
+        status = await http.get("/v1/models/m")
+        assert state(house) == "SLEEPING", "asking about it does not wake it"
+        cold = await ask(http)
+        warm = await ask(http)
+        await until(lambda: state(house) == "SLEEPING")
+        again = await ask(http)
     assert metadata.status_code == 200 and "signature_def" in metadata.text
     assert ready.json() == {"name": "m", "ready": True}
     assert status.json()["model_version_status"][0]["state"] == "AVAILABLE"

@@ -21,7 +21,7 @@ from sharding.upload import MediaJob, Upload
 from tests.house import SECRET, House, until
 
 LARGE = 64 * 1024 * 1024
-REPOSITORY = Path("models/repository")
+REPOSITORY = Path("models/repository").absolute()
 PICTURES = Path("models/cache/pictures")
 FACES = ModelConfig(
     runtime="onnx",
@@ -83,7 +83,7 @@ async def open_stage(
     tmp_path: Path, *slots: str, model: str = "faces", config: ModelConfig = FACES
 ) -> AsyncIterator[StageHouse]:
     """A house whose slots hold version 1 of a demo model."""
-    house = House(REPOSITORY.absolute(), tmp_path, Limits(max_body_bytes=LARGE))
+    house = House(REPOSITORY, tmp_path, Limits(max_body_bytes=LARGE))
     await house.start()
     spool = tmp_path / "spool"
     spool.mkdir()

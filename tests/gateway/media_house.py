@@ -1,0 +1,165 @@
+"""A house with a shard stage: the real one and real jobs, or events that a test writes."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import aclosing, asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from gateway.config import Batching, Limits, ModelConfig
+from gateway.config_sharding import ShardingConfig, ShardingLimits
+from gateway.link import Identity
+from gateway.metrics import Recorder
+from gateway.snapshot import State
+from sharding.jobs import JobRunner, JobStore
+from sharding.shards import Shards, StagePlane
+from sharding.stage import Stage
+from sharding.upload import MediaJob
+from tests.house import SECRET, House, affine_model, until
+from tests.sharding.stage_house import FACES, PICTURES, REPOSITORY
+
+UPLOAD_BYTES = 4 * 1024 * 1024
+PICTURE = ModelConfig(
+    batching=Batching(max_rows=8),
+    sharding=ShardingConfig(
+        kind="image-tiles", limits=ShardingLimits(max_upload_bytes=UPLOAD_BYTES)
+    ),
+)
+RESULT = {"model": "affine", "version": 1, "boxes": [], "shards": [], "width": 2000, "height": 1000}
+LARGE = 64 * 1024 * 1024
+
+Events = AsyncGenerator[Mapping[str, Any], None]
+Script = Callable[[MediaJob], Events]
+
+
+def png(width: int = 64, height: int = 48, *, noise: bool = False) -> bytes:
+    """A small picture; one of noise does not get smaller by its coding."""
+    pixels = np.zeros((height, width, 3), np.uint8)
+    if noise:
+        pixels = np.random.default_rng(5).integers(0, 255, pixels.shape, dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+async def plain(job: MediaJob) -> Events:
+    """A picture in which nothing is found."""
+    yield {"event": "plan", "parts": 1, "kind": "image-tiles", "shards": 1}
+    yield {"event": "part", "part": 0, "done": 1, "parts": 1, "boxes": []}
+    yield {"event": "result", "result": RESULT}
+
+
+@dataclass
+class LocalStage:
+    """`StageCalls` in this process. `seen` holds what came, `closed` counts streams that ended."""
+
+    script: Script
+    runner: JobRunner
+    seen: list[tuple[MediaJob, bytes]] = field(default_factory=list)
+    closed: int = 0
+
+    async def process(self, job: MediaJob) -> Events:
+        path = Path(job.upload.path)
+        self.seen.append((job, await asyncio.to_thread(path.read_bytes)))
+        try:
+            async with aclosing(self.script(job)) as events:
+                async for event in events:
+                    yield event
+        finally:
+            self.closed += 1
+
+    async def submit(self, job: MediaJob, caller: str) -> str:
+        return await self.runner.submit(job, caller)
+
+    async def job(self, job_id: str, caller: str | None) -> dict[str, Any]:
+        return await self.runner.job(job_id, caller)
+
+    async def cancel(self, job_id: str, caller: str | None) -> dict[str, Any]:
+        return await self.runner.cancel(job_id, caller)
+
+    async def jobs(self, caller: str | None) -> list[dict[str, Any]]:
+        return await self.runner.jobs(caller)
+
+
+@dataclass
+class MediaHouse(House):
+    """`left` are the files in the folder of uploads; `plane` is the real stage's."""
+
+    local: LocalStage = field(init=False)
+    plane_of_stage: StagePlane = field(init=False)
+
+    def left(self) -> list[str]:
+        folder = self.folder / "spool"
+        return [path.name for path in folder.iterdir()] if folder.exists() else []
+
+
+@asynccontextmanager
+async def open_scripted(
+    tmp_path: Path,
+    script: Script = plain,
+    *slots: str,
+    config: ModelConfig = PICTURE,
+    **more: Any,
+) -> AsyncIterator[MediaHouse]:
+    """A house whose stage does what the test says; `affine` splits its input."""
+    affine_model(tmp_path / "store" / "affine" / "1" / "model.onnx")
+    house = MediaHouse(tmp_path / "store", tmp_path, **more)
+    async with _running(house, script):
+        await house.add_slot("a")
+        await house.place("a", "affine", 1, config)
+        yield house
+
+
+@asynccontextmanager
+async def open_faces(tmp_path: Path, *slots: str, **more: Any) -> AsyncIterator[MediaHouse]:
+    """A house that finds faces with the real stage."""
+    house = MediaHouse(REPOSITORY.absolute(), tmp_path, limits=Limits(max_body_bytes=LARGE), **more)
+    plane = StagePlane(Identity("stage", "node", SECRET, LARGE), Recorder("stage"))
+    house.plane_of_stage = plane
+    stage = Stage(Shards(plane), "node", tmp_path / "spool")
+    task = asyncio.create_task(plane.run())
+    try:
+        async with _running(house, stage.process):
+            for slot in slots:
+                await house.add_slot(slot)
+                assert await house.place(slot, "faces", 1, FACES) is State.READY
+            plane.apply(house.snapshot)
+            await until(lambda: all(link == "unix" for link in plane.links().values()))
+            yield house
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+@asynccontextmanager
+async def _running(house: MediaHouse, script: Script) -> AsyncIterator[None]:
+    runner = JobRunner(JobStore(house.folder / "jobs" / "jobs.sqlite"), script)
+    house.stage = house.local = LocalStage(script, runner)
+    task = asyncio.create_task(runner.run())
+    await house.start()
+    try:
+        yield
+    finally:
+        await house.stop()
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+def astronauts() -> bytes:
+    """A picture with two faces, larger than a tile."""
+    whole = np.full((1024, 1536, 3), 110, np.uint8)
+    astronaut = np.asarray(Image.open(PICTURES / "astronaut.png").convert("RGB"))
+    for x, y in ((32, 64), (900, 400)):
+        whole[y : y + 512, x : x + 512] = astronaut
+    buffer = io.BytesIO()
+    Image.fromarray(whole).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()

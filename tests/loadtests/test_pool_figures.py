@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from loadtests.pool_figures import (
+    Cold,
+    Day,
+    Spike,
+    cold_table,
+    day_table,
+    slots_for_peak,
+    spike_sentence,
+)
+from loadtests.pool_log import Steps
+from loadtests.pool_plot import plot_cold, plot_day, plot_spike
+from loadtests.pool_server import Asked
+
+BEGIN_S = 1000.0
+
+
+@pytest.fixture
+def cold() -> Cold:
+    """Ten cold starts of 0.1 to 1.0 s, a warm request and a failed one."""
+    answers = [Asked("a", BEGIN_S + n, n / 10, cold_s=0.05) for n in range(1, 11)]
+    answers += [Asked("a", BEGIN_S + 11, 0.01), Asked("a", BEGIN_S + 12, 9.0, 1.0, "status 503: x")]
+    return Cold("a, warm slot", tuple(answers), 0.04, ())
+
+
+@pytest.fixture
+def spike() -> Spike:
+    """Two slots after a second, gone five after the end."""
+    ready = Steps.of([(BEGIN_S + 0.2, 1), (BEGIN_S + 1, 1), (1012.0, -1), (1015.0, -1)])
+    answers = tuple(Asked("a", BEGIN_S + n, 0.5) for n in range(10))
+    return Spike(2, BEGIN_S, BEGIN_S + 10, 5.0, ready, ready, answers)
+
+
+@pytest.fixture
+def day() -> Day:
+    """100 s with two slots of five, of which one holds the model."""
+    answers = [Asked("a", BEGIN_S + n, 0.1, 0.5 if n == 0 else 0.0) for n in range(100)]
+    slots = Steps.of([(BEGIN_S - 5, 1), (BEGIN_S, 1)])
+    ready = {"a": Steps.of([(BEGIN_S, 1)])}
+    rates = (1.0,) * 100
+    end_s = BEGIN_S + 100
+    service = {"a": 0.05}
+    joined = (BEGIN_S - 5, BEGIN_S + 20)
+    return Day(1, BEGIN_S, end_s, rates, tuple(answers), slots, ready, joined, 2.0, service, 6, 0.1)
+
+
+def test_only_cold_answers_count_as_cold_starts(cold: Cold) -> None:
+    assert (cold.p50_s, cold.p99_s) == (0.5, 1.0)
+    document = json.loads(json.dumps(cold.document(), allow_nan=False))
+    assert (document["cycles"], document["cold"], document["failed"]) == (12, 10, 1)
+    assert document["start_s"] is None
+
+
+def test_without_a_warm_slot_the_slots_own_start_is_taken_off(cold: Cold) -> None:
+    slow = tuple(Asked("a", BEGIN_S, 2.0 + n / 10, 2.0) for n in range(3))
+    assert replace(cold, answers=slow, starts_s=(1.5, 1.5, 1.9)).beyond_start_s == pytest.approx(
+        0.5
+    )
+    assert cold_table([cold])[-1] == "| a, warm slot | 12 | 0.500 | 1.000 | 0.040 |  | 1 |"
+
+
+def test_a_spike_tells_when_slots_came_and_went(spike: Spike) -> None:
+    assert (spike.up_s, spike.back_s, spike.zero_s) == (1.0, 2.0, 5.0)
+    assert "2 slots served after 1.00 s (goal 1), 10 answered, 0 failed" in spike_sentence(spike)
+    never = replace(spike, wanted=3)
+    assert math.isnan(never.up_s) and never.document()["up_s"] is None
+
+
+def test_a_day_counts_starting_slots_and_what_was_held(day: Day) -> None:
+    assert day.slot_seconds == pytest.approx(2 * 100 + 2.0)
+    assert day.part == pytest.approx(202 / 600)
+    assert day.utilisation == pytest.approx(100 / 202)
+    assert day.met() and not replace(day, fixed=4).met()
+    lost = replace(day, answers=(*day.answers, Asked("a", BEGIN_S, 1.0, 0.0, "status 503")))
+    assert lost.lost == 1 and not lost.met()
+    assert day_table([day])[-1].startswith("| 1 | 100 | 0 | 1 | 0.100 | 0.100 | 2.02 |")
+
+
+def test_fixed_provisioning_holds_the_peak_of_each_model() -> None:
+    assert slots_for_peak([9.0, 6.0], [0.05, 0.08], 0.125) == 4 + 4
+    assert slots_for_peak([2.5], [0.1], 0.25) == 1
+
+
+def test_plots_are_pictures(cold: Cold, spike: Spike, day: Day, tmp_path: Path) -> None:
+    plot_cold([cold, replace(cold, name="b")], "here", tmp_path / "cold.png")
+    plot_spike(spike, "here", tmp_path / "spike.png")
+    failed = (*day.answers, Asked("a", BEGIN_S, 1.0, 0.0, "status 503"))
+    plot_day(replace(day, answers=failed), "here", tmp_path / "day.png")
+    for file in tmp_path.glob("*.png"):
+        with Image.open(file) as image:
+            assert image.width > 900
+    assert len(list(tmp_path.glob("*.png"))) == 3

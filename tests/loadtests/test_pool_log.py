@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loadtests.pool_log import Steps, parse_log
+
+
+def line(at_s: float, event: str, **more: object) -> bytes:
+    """A line as our processes write it."""
+    time = datetime.fromtimestamp(at_s, UTC).isoformat()
+    return json.dumps({"time": time, "event": event, **more}).encode()
+
+
+def placement(at_s: float, state: str, model: str = "a") -> bytes:
+    return line(at_s, "placement", model=model, version=1, state=state)
+
+
+def test_steps_add_up_and_know_when_they_reach_a_number() -> None:
+    steps = Steps.of([(1.0, +1), (2.0, +1), (4.0, -1), (5.0, -1)])
+    assert [steps.at(at_s) for at_s in (0.5, 1.0, 2.5, 4.5, 9.0)] == [0, 1, 2, 1, 0]
+    assert steps.total(0.0, 10.0) == pytest.approx(1 + 2 * 2 + 1)
+    assert steps.total(2.5, 4.5) == pytest.approx(1.5 * 2 + 0.5)
+    assert steps.most(0.0, 1.5) == 1 and steps.most(4.5, 9.0) == 1
+    assert steps.first(0.0, least=2) == 2.0 and steps.first(3.0, most=0) == 5.0
+    assert steps.first(3.0, least=2) == 3.0 and steps.first(0.0, least=3) is None
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 100), st.integers(-2, 3)), max_size=20),
+    st.floats(0, 100),
+)
+def test_the_total_of_two_parts_is_that_of_the_whole(
+    changes: list[tuple[float, int]], middle_s: float
+) -> None:
+    steps = Steps.of(changes)
+    whole = steps.total(0.0, 100.0)
+    assert steps.total(0.0, middle_s) + steps.total(middle_s, 100.0) == pytest.approx(whole)
+
+
+def test_a_log_tells_what_was_ready_and_how_long_it_loaded() -> None:
+    pool = [b"no line of ours", line(10, "slot_joined"), line(11, "slot_joined"), b'{"half": ']
+    pool.append(line(30, "slot_lost"))
+    first = [placement(12, "LOADING"), placement(12.5, "WARMING"), placement(13, "READY")]
+    first += [placement(20, "DRAINING"), placement(20.1, "END")]
+    second = [placement(14, "LOADING"), placement(14.25, "READY"), placement(15, "LOADING", "b")]
+    second += [placement(15.5, "FAILED", "b")]
+    log = parse_log([pool, first, second])
+    assert log.loads_s == {"a": (1.0, 0.25)}
+    assert [log.ready["a"].at(at_s) for at_s in (12.9, 13, 14.25, 20)] == [0, 1, 2, 1]
+    assert log.joined_s == (10, 11) and log.slots.at(12) == 2 and log.slots.at(31) == 1
+
+
+def test_a_model_that_is_loaded_again_counts_again() -> None:
+    states = ["LOADING", "READY", "DRAINING", "END", "LOADING", "WARMING", "READY"]
+    log = parse_log([[placement(number, state) for number, state in enumerate(states)]])
+    assert [log.ready["a"].at(at_s) for at_s in range(7)] == [0, 1, 0, 0, 0, 0, 1]
+    assert log.loads_s == {"a": (1.0, 2.0)}

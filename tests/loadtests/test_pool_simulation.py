@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autoscale.decision import Decision
+from autoscale.fair_share import Account, fair_shares
+from autoscale.ledger import Plan, Room
+from autoscale.sharing import Division
+from gateway.config import ModelConfig, PoolConfig, SlotClass
+from gateway.config_scaling import Replicas, Scaling
+from gateway.snapshot import Placement, SlotView, State
+from loadtests.pool_day import Plan as DayPlan
+from loadtests.pool_figures import Day
+from loadtests.pool_log import Steps
+from loadtests.pool_prediction import predict
+from loadtests.pool_simulation.clock import Clock
+from loadtests.pool_simulation.invariants import Broken, check_plan, check_shares, check_slots
+from loadtests.pool_simulation.many import many_models, many_rates
+from loadtests.pool_simulation.setting import Pace, Setting, measured
+from loadtests.pool_simulation.simulation import simulate
+from loadtests.pool_trace import Arrival, arrivals
+
+PACE = Pace(start_wait_s=0.5, start_work_s=0.5, load_s=0.1, hop_s=0.001, overhead_s=0.0)
+
+
+def setting(most: int = 5, warm: int = 5, service_s: float = 0.2, **scaling: float) -> Setting:
+    """One sleeping model, a slot for each request in flight."""
+    model = ModelConfig(
+        runtime="onnx",
+        replicas=Replicas(min=0, max=most),
+        scaling=Scaling.model_validate({"target_in_flight": 1.0, "idle_s": 5.0} | scaling),
+    )
+    return Setting(
+        PoolConfig(models={"a": model}, tiers=None),
+        {"cpu": SlotClass(min=0, warm=warm, max=max(most, warm, 1))},
+        {"a": measured((service_s,))},
+        PACE,
+        credit=1,
+    )
+
+
+class Five:
+    """A batch job that holds slots from the beginning."""
+
+    def __init__(self, slots: int) -> None:
+        self.slots = slots
+
+    def wanted(self) -> Mapping[str, int]:
+        return {"cpu": self.slots}
+
+    def held(self) -> Mapping[str, int]:
+        return {"cpu": self.slots}
+
+
+def test_work_shares_the_cores() -> None:
+    clock = Clock(cores=2)
+    ended: list[tuple[str, float]] = []
+    for name, work_s in (("a", 1.0), ("b", 2.0), ("c", 2.0), ("d", 2.0)):
+        clock.compute(work_s, lambda name=name: ended.append((name, clock.now_s)))  # type: ignore[misc]
+    clock.run(100)
+    # Four at half of their pace until 2 s, then three with one second of work at two thirds.
+    assert [name for name, _ in ended] == ["a", "b", "c", "d"]
+    assert [at_s for _, at_s in ended] == pytest.approx([2.0, 3.5, 3.5, 3.5])
+    assert clock.worked_s == pytest.approx(7.0)
+
+
+def test_a_sleeping_model_answers_after_its_load_where_a_slot_is_warm() -> None:
+    one = simulate(setting(), [Arrival(1.0, 0)], 20, settle_s=10)
+    assert (one.requests, one.lost, one.cold) == (1, 0, 1)
+    assert one.p50_s == pytest.approx(0.1 + 0.2, abs=0.02)
+
+
+def test_without_a_warm_slot_its_start_is_added() -> None:
+    one = simulate(setting(warm=0), [Arrival(20.0, 0)], 40, settle_s=20)
+    assert one.lost == 0 and one.cold == 1
+    assert one.p50_s == pytest.approx(PACE.serve_s + 1.0 + 0.1 + 0.2, abs=0.02)
+    assert one.mean_slots < 1
+
+
+def test_slots_cost_nothing_while_nobody_calls() -> None:
+    nobody = simulate(setting(warm=0), [], 100, settle_s=30)
+    assert nobody.slot_seconds == 0 and nobody.requests == 0
+
+
+def test_five_at_once_get_five_slots() -> None:
+    steady = [Arrival(1.0 + n / 25, 0) for n in range(250)]  # 5 in flight, of 0.2 s each
+    five = simulate(setting(most=8, warm=8), steady, 12, settle_s=10)
+    assert five.lost == 0 and five.loads >= 5
+    assert five.p99_s < 1.0
+
+
+def test_the_same_seed_gives_the_same_run() -> None:
+    bursts = [Arrival(n / 7 + (n % 5) / 50, 0) for n in range(200)]
+    first, again = (simulate(setting(), bursts, 40, 3, settle_s=5) for _ in range(2))
+    assert replace(first, decisions=again.decisions) == again
+
+
+def test_leased_slots_are_not_given_to_models() -> None:
+    steady = [Arrival(1.0 + n / 25, 0) for n in range(250)]
+    beside = simulate(setting(warm=1), steady, 12, settle_s=10, borrowers=Five(4))
+    assert beside.lost == 0 and beside.most_slots <= 2
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    models=st.integers(1, 40),
+    seed=st.integers(0, 1000),
+    load_s=st.sampled_from([0.05, 1.0]),
+    gap_s=st.sampled_from([0.0, 2.0]),
+)
+def test_no_promise_is_broken_and_nothing_lost_whatever_the_load(
+    models: int, seed: int, load_s: float, gap_s: float
+) -> None:
+    many = many_models(models, seed, gap_s)
+    many = replace(many, pace=replace(many.pace, load_s=load_s))
+    rates = many_rates(models, seed)[:, 700:702]
+    found = simulate(many, arrivals(rates, 10.0, seed), 20, seed, settle_s=30)
+    assert found.lost == 0  # and no decision has raised `Broken`
+
+
+def test_a_broken_promise_is_noticed() -> None:
+    accounts = [Account("a", minimum=1, wanted=1), Account("b", wanted=2)]
+    shares = fair_shares(accounts, 2)
+    division = Division(shares={"cpu": shares}, accounts={"cpu": accounts}, capacity={"cpu": 2})
+    check_shares(division)
+    robbed = replace(shares, granted={"a": 0, "b": 2})
+    with pytest.raises(Broken, match="a got 0, 1 are guaranteed"):
+        check_shares(replace(division, shares={"cpu": robbed}))
+    greedy = replace(shares, granted={"a": 1, "b": 2})
+    with pytest.raises(Broken, match="3 of 2 cpu slots given"):
+        check_shares(replace(division, shares={"cpu": greedy}))
+    slots = [SlotView("s1", "cpu", "n", "", "")]
+    both = [Placement("s1", name, 1, State.READY) for name in "ab"]
+    with pytest.raises(Broken, match="slot s1 holds"):
+        check_slots(slots, both, Room())
+    check_slots(slots, both, Room({"cpu": 2}))
+    check_plan(Plan(), Decision(), slots, both, division)
+
+
+def test_a_thousand_models_have_traffic_that_a_day_repeats() -> None:
+    rates = many_rates(50, 1)
+    assert rates.shape == (50, 1440) and rates.mean() == pytest.approx(0.05, rel=1e-6)
+    groups = Counter(model.share.group for model in many_models(50, 1).config.models.values())
+    assert len(groups) > 5
+
+
+def test_a_prediction_is_compared_with_what_was_measured() -> None:
+    plan = DayPlan(1, 60)
+    service = dict(zip(plan.names, plan.service_s, strict=True))
+    day = Day(1, 0.0, 60.0, (), (), Steps.of([(-1.0, 4)]), {}, (), 1.5, service, 8, 0.05)
+    prediction = predict(plan, day, cores=2)
+    off = prediction.off()
+    assert off["slot_seconds"] == pytest.approx(prediction.simulated.slot_seconds / 240 - 1)
+    assert off["mean_slots"] == pytest.approx(off["slot_seconds"])
+    assert not prediction.met()  # no latency was measured
