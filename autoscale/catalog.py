@@ -189,7 +189,7 @@ def wanted_versions(
 
 def by_policy(config: ModelConfig) -> ModelConfig:
     """The config as if no label named a version: what it wants so may become the default."""
-    return config.model_copy(update={"labels": {}})
+    return config.model_copy(update={"labels": {}}) if config.labels else config
 
 
 def _reason(name: str, config: ModelConfig, versions: list[int]) -> str:

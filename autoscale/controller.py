@@ -24,6 +24,7 @@ from autoscale.ledger import Key, Load, Plan, Unload, plan, within_limits
 from autoscale.lending import Lending
 from autoscale.lookout import Lookout
 from autoscale.overrides import Overrides
+from autoscale.pool_view import PoolFacts, gauges, render_pool
 from autoscale.rollout import Target
 from autoscale.statistics import StatisticsBook
 from autoscale.views import model_view
@@ -204,6 +205,7 @@ class Controller:
         while True:
             await asyncio.sleep(TICK_S)
             await self.fleet.refresh()
+            self._recorder.pool(*gauges(self.pool_view()))
             tick()
             self._wake.set()
 
@@ -225,7 +227,7 @@ class Controller:
         said, placements, slots = self._said, self.fleet.placements(), self.fleet.views()
         entries, now_s = self.lookout.entries, time.monotonic()
         self._share_out(slots, placements, now_s)
-        self.decision = decide(self._knowledge(placements))
+        self.decision = decide(self._knowledge(placements), self.decision)
         room, retry_at = self.economy.room(entries), self.failures.retry_at()
         # Where a version has failed is a worse place for it.
         held = [*placements, *self.fleet.failed()]
@@ -269,6 +271,25 @@ class Controller:
             self._resized = targets
             self._log.resized(targets, self.economy.division, now_s)
             self._resize(targets)
+
+    def pool_view(self) -> dict[str, Any]:
+        """Who holds, wants, lends and borrows, as of now; JSON."""
+        economy = self.economy
+        return render_pool(
+            PoolFacts(
+                classes=economy.slots,
+                slots=self.fleet.views(),
+                placements=self.fleet.placements(),
+                entries=self.lookout.entries,
+                wishes=economy.wishes,
+                division=economy.division,
+                targets=economy.targets.targets,
+                waiting=self.plan.waiting,
+                leased=self.lending.held(),
+                leases=self.lending.documents(),
+                decisions=self._log.recent(),
+            )
+        )
 
     def _knowledge(self, placements: list[Placement]) -> Knowledge:
         return Knowledge(

@@ -35,12 +35,26 @@ class Knowledge:
 
 
 @dataclass(frozen=True, slots=True)
+class Facts:
+    """What of the knowledge concerns one model; see `Situation`."""
+
+    rejected: frozenset[int] = frozenset()
+    revisions: Mapping[int, int] = field(default_factory=dict)
+    serving: tuple[Target, ...] = ()
+    ready: Mapping[Target, int] = field(default_factory=dict)
+    stuck: frozenset[Target] = frozenset()
+    failed: frozenset[Target] = frozenset()
+    replicas: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class ModelDecision:
-    """One model's part."""
+    """One model's part, and what it rests on."""
 
     entry: CatalogEntry
     situation: Situation
     rollout: Rollout
+    facts: Facts = field(default_factory=Facts)
 
     def settled(self) -> bool:
         """Whether everything wanted is ready."""
@@ -56,65 +70,85 @@ class Decision:
     models: dict[str, ModelDecision] = field(default_factory=dict)
 
 
-def decide(known: Knowledge) -> Decision:
-    """See the module."""
+def decide(known: Knowledge, before: Decision | None = None) -> Decision:
+    """See the module. What nothing has changed for is taken over from the decision `before`."""
     decision = Decision()
+    earlier = before.models if before is not None else {}
     ready: dict[str, dict[Target, int]] = {}
     for key, states in states_of(known.placements).items():
         if State.READY in states:
             counts = ready.setdefault(key.model, {})
             counts[key.version, key.revision] = states.count(State.READY)
+    stuck, failed = _by_model(known.stuck), _by_model(known.failed)
+    revisions: dict[str, dict[int, int]] = {}
+    for (model, version), revision in known.revisions.items():
+        revisions.setdefault(model, {})[version] = revision
     for entry in known.entries:
-        one = _decide(entry, known, ready.get(entry.name, {}))
-        decision.models[entry.name] = one
-        replicas, firm = one.situation.replicas, entry.name not in known.lingering
-        granted = known.granted.get(entry.name, MANY)
-        decision.wants.extend(
-            Want(
-                entry.name,
-                version,
-                replicas,
-                entry.class_of(version),
-                revision,
-                firm,
-                granted,
-            )
-            for version, revision in one.situation.wanted
+        name = entry.name
+        facts = Facts(
+            known.rejected.get(name, frozenset()),
+            revisions.get(name, {}),
+            known.serving.get(name, ()),
+            ready.get(name, {}),
+            stuck.get(name, frozenset()),
+            failed.get(name, frozenset()),
+            known.replicas.get(name, entry.config.replicas.min),
         )
-        if not firm:
-            decision.holds.update({Key(entry.name, *t): Hold.YIELD for t in one.situation.wanted})
-        decision.holds.update({Key(entry.name, *t): Hold.YIELD for t in one.rollout.spare})
-        decision.holds.update({Key(entry.name, *t): Hold.KEEP for t in one.rollout.keep})
+        one = earlier.get(name)
+        if one is None or one.entry is not entry or one.facts != facts:
+            one = _decide(entry, facts)
+        decision.models[name] = one
+        _want(decision, one, known)
     return decision
 
 
-def _decide(entry: CatalogEntry, known: Knowledge, ready: Mapping[Target, int]) -> ModelDecision:
-    name, config = entry.name, entry.config
-    rejected = known.rejected.get(name, frozenset())
+def _by_model(keys: Collection[Key]) -> dict[str, frozenset[Target]]:
+    found: dict[str, set[Target]] = {}
+    for key in keys:
+        found.setdefault(key.model, set()).add((key.version, key.revision))
+    return {model: frozenset(targets) for model, targets in found.items()}
+
+
+def _want(decision: Decision, one: ModelDecision, known: Knowledge) -> None:
+    """What slots should hold for a model."""
+    entry, replicas = one.entry, one.situation.replicas
+    name, firm = entry.name, entry.name not in known.lingering
+    granted = known.granted.get(name, MANY)
+    decision.wants.extend(
+        Want(name, version, replicas, entry.class_of(version), revision, firm, granted)
+        for version, revision in one.situation.wanted
+    )
+    if not firm:
+        decision.holds.update({Key(name, *target): Hold.YIELD for target in one.situation.wanted})
+    decision.holds.update({Key(name, *target): Hold.YIELD for target in one.rollout.spare})
+    decision.holds.update({Key(name, *target): Hold.KEEP for target in one.rollout.keep})
+
+
+def _decide(entry: CatalogEntry, facts: Facts) -> ModelDecision:
+    config, rejected = entry.config, facts.rejected
     wanted = tuple(
-        (version, known.revisions.get((name, version), 0))
+        (version, facts.revisions.get(version, 0))
         for version in wanted_versions(config, entry.versions, rejected)
     )
-    serving = known.serving.get(name, ())
-    concerned = {*wanted, *serving}
+    concerned = {*wanted, *facts.serving}
     situation = Situation(
         wanted=wanted,
         candidates=frozenset(wanted_versions(by_policy(config), entry.versions, rejected)),
-        ready=ready,
-        serving=serving,
-        replicas=known.replicas.get(name, config.replicas.min),
-        stuck=frozenset(t for t in concerned if Key(name, *t) in known.stuck),
-        failed=frozenset(t for t in concerned if Key(name, *t) in known.failed),
+        ready=facts.ready,
+        serving=facts.serving,
+        replicas=facts.replicas,
+        stuck=facts.stuck & concerned,
+        failed=facts.failed & concerned,
         stored=frozenset(entry.versions),
     )
     if not entry.known:
-        return ModelDecision(entry, situation, _as_it_is(situation, ready))
+        return ModelDecision(entry, situation, _as_it_is(situation, facts.ready), facts)
     last_good = _last_good(situation, rejected)
     if last_good is not None:
         situation = replace(situation, wanted=tuple(sorted({*wanted, last_good})))
     in_place = config.swap == "in-place"
     rollout = roll_out(situation, in_place=in_place, keep_previous=config.keep_previous)
-    return ModelDecision(entry, situation, rollout)
+    return ModelDecision(entry, situation, rollout, facts)
 
 
 def _last_good(now: Situation, rejected: Collection[int]) -> Target | None:

@@ -1,11 +1,16 @@
-"""Writes every decision of the pool with what it rests on, so that it can be replayed."""
+"""Writes every decision of the pool with what it rests on, so that it can be replayed.
+
+The latest are also kept in a few words, for whoever asks why the last moves were made.
+"""
 
 from __future__ import annotations
 
 import math
+import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from autoscale.fair_share import Account, fair_shares
 from autoscale.leases import Lease, LeaseBook, LeaseEvent, LeaseState
@@ -15,6 +20,18 @@ from autoscale.sharing import Division
 from gateway.snapshot import Placement, SlotView, State
 
 SCALE, SHARE, LEND, PLACE, RESIZE = "scale", "share", "lend", "place", "resize"
+RECENT = 30
+SHOWN = 4
+"""Of a decision about more than so many, the rest is only counted."""
+
+
+class Made(NamedTuple):
+    """A decision in words; `at_s` is wall-clock time."""
+
+    at_s: float
+    kind: str
+    what: str
+    why: str
 
 
 class Writer(Protocol):
@@ -32,17 +49,28 @@ class Writer(Protocol):
 
 
 class DecisionLog:
-    """See the module. Only what changes is written; without a writer nothing is."""
+    """See the module. Only what changes is kept; without a writer nothing can be replayed."""
 
-    def __init__(self, writer: Writer | None) -> None:
-        self._writer = writer
+    def __init__(self, writer: Writer | None, clock: Callable[[], float] = time.time) -> None:
+        self._writer, self._clock = writer, clock
         self._granted: dict[str, dict[str, int]] = {}
+        self._wished: dict[str, str] = {}
+        self._recent: deque[Made] = deque(maxlen=RECENT)
+
+    def recent(self) -> list[Made]:
+        """The latest decisions, newest first."""
+        return list(reversed(self._recent))
 
     def scaled(
         self, changes: Sequence[tuple[Mapping[str, Any], Mapping[str, Any], str]], now_s: float
     ) -> None:
         """Wishes of models have changed."""
         for inputs, decision, why in changes:
+            model = inputs["model"]
+            self._wished[model] = why
+            part = "while nobody needs it" if decision["lingering"] else ""
+            what = f"{model} wants {_counted(decision['slots'], 'slot')} {part}".rstrip()
+            self._note(SCALE, what, why)
             if self._writer is not None:
                 self._writer.write(SCALE, inputs, decision, why, now_s)
 
@@ -50,17 +78,23 @@ class DecisionLog:
         """Slots were divided."""
         for slot_class, shares in division.shares.items():
             granted = dict(shares.granted)
-            if self._writer is None or self._granted.get(slot_class) == granted:
+            before = self._granted.get(slot_class)
+            if before == granted:
                 continue
             self._granted[slot_class] = granted
+            lacking = {name: count for name, count in shares.unmet.items() if count}
+            why = shares.warning() or (f"unmet: {lacking}" if lacking else "all that is wished")
+            what = _changed(before or {}, granted)
+            if what:
+                self._note(SHARE, f"{slot_class}: {what}", why)
+            if self._writer is None:
+                continue
             inputs = {
                 "slot_class": slot_class,
                 "accounts": [asdict(account) for account in division.accounts[slot_class]],
                 "capacity": shares.capacity,
                 "weights": dict(weights),
             }
-            lacking = {name: count for name, count in shares.unmet.items() if count}
-            why = shares.warning() or (f"unmet: {lacking}" if lacking else "all that is wished")
             self._writer.write(SHARE, inputs, {"granted": granted}, why, now_s)
 
     def placed(
@@ -75,7 +109,11 @@ class DecisionLog:
         now_s: float,
     ) -> None:
         """Orders were given to slots."""
-        if self._writer is None or not made.moves:
+        if not made.moves:
+            return
+        why = "; ".join(sorted({f"{key.model} {text}" for key, text in made.waiting.items()}))
+        self._note(PLACE, _listed([_told(move) for move in made.moves]), why or self._why(made))
+        if self._writer is None:
             return
         inputs = {
             "wants": [asdict(want) for want in wants],
@@ -88,20 +126,61 @@ class DecisionLog:
             "retry_at": [[list(key), at_s] for key, at_s in retry_at.items()],
             "now_s": now_s,
         }
-        why = "; ".join(sorted({f"{key.model} {text}" for key, text in made.waiting.items()}))
         self._writer.write(PLACE, inputs, _moves(made), why or "as wished", now_s)
 
     def lent(self, inputs: Mapping[str, Any], events: Sequence[LeaseEvent], now_s: float) -> None:
         """Leases were granted, given notice or taken back."""
+        self.told(events)
         if self._writer is not None:
             why = "; ".join(f"{event.holder}: {event.why}" for event in events)
             self._writer.write(LEND, inputs, events_document(events), why, now_s)
 
+    def told(self, events: Sequence[LeaseEvent]) -> None:
+        """Leases have changed, by decision or because their holders wanted it."""
+        for event in events:
+            size = _counted(event.slots, "slot")
+            what = f"{event.holder} ({size} of {event.slot_class}) is {event.state}"
+            self._note(LEND, what, event.why)
+
     def resized(self, targets: Mapping[str, int], division: Division, now_s: float) -> None:
         """Ray Serve is asked for another number of slots. Follows from the decisions before."""
+        what = ", ".join(f"{count} of {name}" for name, count in targets.items())
+        needed = ", ".join(f"{count} of {name}" for name, count in division.needed.items())
+        self._note(RESIZE, f"slots: {what}", f"models need {needed}" if needed else "")
         if self._writer is not None:
             inputs = {"needed": dict(division.needed), "capacity": dict(division.capacity)}
             self._writer.write(RESIZE, inputs, {"targets": dict(targets)}, "", now_s)
+
+    def _note(self, kind: str, what: str, why: str) -> None:
+        self._recent.append(Made(self._clock(), kind, what, why))
+
+    def _why(self, made: Plan) -> str:
+        """The wishes behind the moves, where load asked for them."""
+        models = dict.fromkeys(move.model for move in made.moves)
+        wishes = [f"{name}: {self._wished[name]}" for name in models if name in self._wished]
+        return _listed(wishes) or "as configured"
+
+
+def _counted(count: int, word: str) -> str:
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"
+
+
+def _listed(texts: Sequence[str]) -> str:
+    """The first few, and how many there are more."""
+    more = [f"{len(texts) - SHOWN} more"] if len(texts) > SHOWN else []
+    return "; ".join([*texts[:SHOWN], *more])
+
+
+def _changed(before: Mapping[str, int], granted: Mapping[str, int]) -> str:
+    """`name 1 → 3` for each that has more or fewer than before."""
+    names = sorted(before.keys() | granted.keys())
+    pairs = [(name, before.get(name, 0), granted.get(name, 0)) for name in names]
+    return _listed([f"{name} {old} → {new}" for name, old, new in pairs if old != new])
+
+
+def _told(move: Load | Unload) -> str:
+    verb = "load" if isinstance(move, Load) else "unload"
+    return f"{verb} {move.model}/{move.version} in {move.slot_id}"
 
 
 def _moves(made: Plan) -> dict[str, Any]:

@@ -34,6 +34,7 @@ class _Model:
     history: deque[Sample] = field(default_factory=deque)
     active_s: float = float("-inf")
     span_s: float = SPAN_S
+    changes: int = 0
 
 
 class Demand:
@@ -53,13 +54,16 @@ class Demand:
             before = model.loads.get(gateway_id, NOTHING)
             if load.arrived != before.arrived or load.in_flight:
                 model.active_s = now_s
+                model.changes += 1
             if load != before:
                 model.loads[gateway_id] = load
+                model.changes += 1
                 changed |= self._note(model, now_s) or load.arrived != before.arrived
         for name, model in self._models.items():
             before = model.loads.get(gateway_id, NOTHING)
             if name not in loads and (before.in_flight or before.held):
                 model.loads[gateway_id] = Load(0.0, 0, before.arrived)
+                model.changes += 1
                 model.active_s = now_s
                 changed |= self._note(model, now_s)
         return changed
@@ -80,6 +84,11 @@ class Demand:
         for name, span_s in models.items():
             self._models.setdefault(name, _Model()).span_s = max(SPAN_S, span_s)
 
+    def changes(self, model: str) -> int:
+        """Rises with whatever is said of a model."""
+        found = self._models.get(model)
+        return found.changes if found is not None else 0
+
     def history(self, model: str) -> Sequence[Sample]:
         """The load as a step function, by time."""
         found = self._models.get(model)
@@ -97,7 +106,9 @@ class Demand:
 
     def touch(self, model: str, now_s: float) -> None:
         """Take it for called now."""
-        self._models.setdefault(model, _Model()).active_s = now_s
+        found = self._models.setdefault(model, _Model())
+        found.active_s = now_s
+        found.changes += 1
 
     def load(self, model: str) -> float:
         """Requests in flight and waiting, as last reported."""

@@ -112,21 +112,24 @@ class _Member(Filled):
 
 @dataclass(slots=True)
 class _Group:
+    """`wanting` are the members that want anything: of many sleeping models only few do."""
+
     name: str
     weight: float
     members: list[_Member]
+    wanting: list[_Member]
     entitled: float = 0.0
     share: float = 0.0
 
     def used(self) -> float:
-        return sum(member.used for member in self.members)
+        return sum([member.count * member.place for member in self.wanting])
 
     def demand(self, priority: float = -math.inf) -> float:
         """Slots for all that is sure, and all that is wanted with at least this priority."""
-        return sum(m.place * (m.cap if m.priority >= priority else m.base) for m in self.members)
+        return sum([m.place * (m.cap if m.priority >= priority else m.base) for m in self.wanting])
 
     def unmet(self) -> list[_Member]:
-        return [member for member in self.members if member.count < member.cap]
+        return [member for member in self.wanting if member.count < member.cap]
 
 
 def fair_shares(
@@ -178,8 +181,11 @@ def _divide(
     for a in accounts:
         member = _Member(a.name, a.weight, a.place, a.most, holds[a.name], a.priority, account=a)
         by_group.setdefault(a.group, []).append(member)
-    groups = [_Group(name, group_weights.get(name, 1.0), by_group[name]) for name in by_group]
-    members = [member for group in groups for member in group.members]
+    groups = [
+        _Group(name, group_weights.get(name, 1.0), each, [m for m in each if m.cap])
+        for name, each in by_group.items()
+    ]
+    members = [member for group in groups for member in group.wanting]
     _guarantee(members, capacity)
     _entitle(groups, capacity)
     _give_own(members, capacity)
@@ -188,8 +194,8 @@ def _divide(
     for group in groups:
         free += group.used()
         budget = group.share - group.used()
-        for priority in sorted({m.priority for m in group.members}, reverse=True):
-            budget = fill_places([m for m in group.members if m.priority == priority], budget)
+        for priority in sorted({m.priority for m in group.wanting}, reverse=True):
+            budget = fill_places([m for m in group.wanting if m.priority == priority], budget)
         free -= group.used()
     _give_rest(groups, free)
     return groups
@@ -280,7 +286,7 @@ def _share(groups: Sequence[_Group], capacity: float) -> None:
         for g, demand in zip(groups, demands, strict=True)
     ]
     shares = water_fill(vessels, capacity)
-    for priority in sorted({m.priority for g in groups for m in g.members}, reverse=True):
+    for priority in sorted({m.priority for g in groups for m in g.wanting}, reverse=True):
         vessels = [
             Vessel(group.weight, share, max(share, group.demand(priority)))
             for group, share in zip(groups, shares, strict=True)
@@ -300,7 +306,7 @@ def _give_rest(groups: Sequence[_Group], free: float) -> None:
 
     part_left = [g for g in groups if g.share - g.used() > TOLERANCE and g.unmet()]
     for group in sorted(part_left, key=order):
-        open_to = [m for m in group.members if m.count < m.ceiling]
+        open_to = [m for m in group.wanting if m.count < m.ceiling]
         budget = min(free, max((m.place for m in open_to), default=0.0))
         free -= budget - top_up(((m, m.ceiling, m.weight) for m in open_to), budget)
     top_up(
@@ -308,7 +314,7 @@ def _give_rest(groups: Sequence[_Group], free: float) -> None:
             (member, member.cap, member.weight * group.weight / total)
             for group in groups
             for total in [sum(m.weight for m in group.members)]
-            for member in group.members
+            for member in group.wanting
         ),
         free,
     )

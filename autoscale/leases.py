@@ -134,6 +134,13 @@ class LeaseBook:
             self._end(lease, now, why)
         return self._drain()
 
+    def give_back(self, lease_id: str, now: float) -> list[LeaseEvent]:
+        """A NOTICED one returns its slots before it must, and waits to go on; else nothing."""
+        lease = self._leases.get(lease_id)
+        if lease is not None and lease.state is LeaseState.NOTICED:
+            self._preempt(lease, now, "its slots are back in time")
+        return self._drain()
+
     def renew(self, lease_id: str, now: float) -> Lease | None:
         """Its holder is there; None tells it that the lease has ended."""
         lease = self._leases.get(lease_id)
@@ -267,7 +274,7 @@ class LeaseBook:
                 granted = replace(lease, state=LeaseState.GRANTED, passed=passing)
                 self._change(granted, now, f"{lease.slots} slots of class {slot_class} are free")
 
-    def _preempt(self, lease: Lease, now: float) -> None:
+    def _preempt(self, lease: Lease, now: float, why: str = "its grace time is over") -> None:
         """Its slots are taken; it waits in front of its priority, or where it was if it passed."""
         front = min(each.order for each in self._leases.values()) - 1
         taken = replace(
@@ -278,7 +285,7 @@ class LeaseBook:
             due_s=math.inf,
             passed=False,
         )
-        self._change(taken, now, "its grace time is over")
+        self._change(taken, now, why)
         times = "once" if taken.preemptions == 1 else f"{taken.preemptions} times"
         again = replace(taken, state=LeaseState.WAITING)
         self._change(again, now, f"waits to go on, preempted {times}")

@@ -131,6 +131,7 @@ def plan(
     """
     book = _Book(slots, placements, room)
     unloads = _surplus(wanted, book, holds)
+    wanted = [want for want in wanted if want.replicas]  # of many models most may sleep
     loads: list[Load] = []
     lacking = {want: want.replicas - len(book.holders(want)) for want in wanted}
     missing = {want: lacking[want] + want.target - want.replicas for want in wanted}
@@ -204,6 +205,8 @@ def _surplus(wanted: Sequence[Want], book: _Book, holds: Mapping[Key, Hold]) -> 
     """Unloads of what nobody wants, or wants fewer of: first not READY, then the newest slot."""
     kept: set[tuple[str, Key]] = set()
     for want in wanted:
+        if not want.target:
+            continue
         holders = sorted(book.holders(want), key=lambda slot_id: book.worth(slot_id, want.key))
         kept.update((slot_id, want.key) for slot_id in holders[: want.target])
     loose = {want.key for want in wanted if not want.firm}
@@ -303,6 +306,8 @@ class _Book:
                 for key, state in present.items()
                 if state in HELD and holds.get(key) is Hold.YIELD
             ]
+            if not spare:
+                continue
             free = 1 - sum(self._size(key, slot_id) for key, s in present.items() if s in HELD)
             leaving: list[tuple[str, Key]] = []
             latest_s = -math.inf

@@ -105,8 +105,13 @@ class Lending:
     async def request(
         self, holder: str, slots: int, slot_class: str, grace_s: float | None, lease_id: str = ""
     ) -> dict[str, Any]:
-        """Ask for a gang of slots; raises `InvalidArgument` if it can never be granted."""
+        """Ask for a gang of slots; raises `InvalidArgument` if it can never be granted.
+
+        A lease that is there is answered: its holder asks again where an answer was lost.
+        """
         settings = self._settings
+        if lease_id and self.book.renew(lease_id, time.monotonic()) is not None:
+            return self.document(lease_id)
         grace = settings.grace_s if grace_s is None else grace_s
         try:
             event = self.book.request(
@@ -123,7 +128,7 @@ class Lending:
             raise InvalidArgument(str(error)) from error
         if event.refused:
             raise InvalidArgument(event.why)
-        self._tell([event])
+        self._hear([event])
         return self.document(event.lease_id)
 
     async def watch(self, lease_id: str, known: str) -> dict[str, Any]:
@@ -145,12 +150,22 @@ class Lending:
             raise NotFound(f"there is no lease {lease_id!r} (any more)")
         return self.document(lease_id)
 
+    def give_back(self, lease_id: str) -> dict[str, Any]:
+        """The slots of a NOTICED lease are free already; it waits to go on. Raises `NotFound`.
+
+        One whose notice was taken back meanwhile keeps them.
+        """
+        if self.book.renew(lease_id, time.monotonic()) is None:
+            raise NotFound(f"there is no lease {lease_id!r} (any more)")
+        self._hear(self.book.give_back(lease_id, time.monotonic()))
+        return self.document(lease_id)
+
     def release(self, lease_id: str) -> None:
         """Give the slots back; raises `NotFound`."""
         events = self.book.release(lease_id, time.monotonic())
         if not events:
             raise NotFound(f"there is no lease {lease_id!r} (any more)")
-        self._tell(events)
+        self._hear(events)
 
     def document(self, lease_id: str) -> dict[str, Any]:
         """A lease as its holder sees it."""
@@ -190,6 +205,12 @@ class Lending:
                 settings.max_preemptions,
                 leases=both,
             )
+
+    def _hear(self, events: Sequence[LeaseEvent]) -> None:
+        """A holder has changed its lease."""
+        if events:
+            self._log.told(events)
+            self._tell(events)
 
     def _tell(self, events: Sequence[LeaseEvent]) -> None:
         for event in events:

@@ -21,6 +21,8 @@ from autoscale.callers import CallerBook
 from autoscale.catalog import Catalog
 from autoscale.controller import Controller
 from autoscale.journal import Journal
+from autoscale.lease_client import GrantedLease as GrantedLease
+from autoscale.lease_client import lease as lease
 from autoscale.operations import Operations
 from autoscale.slot_targets import SlotTargets
 from autoscale.store_watch import StoreWatch
@@ -29,7 +31,7 @@ from gateway.access.caller import Access
 from gateway.access.key_desk import KeyDesk
 from gateway.config import Budgets, ModelConfig, PoolConfig, SlotClass
 from gateway.config_types import SecretRef
-from gateway.errors import HeadraceError, InvalidArgument
+from gateway.errors import HeadraceError, InvalidArgument, Unavailable
 from gateway.link import Identity
 from gateway.logs import configure, watched
 from gateway.metrics import Recorder
@@ -182,6 +184,21 @@ class Pool:
         await self._controller.fleet.refresh()
         return self._controller.statistics.totals()
 
+    async def pool_view(self) -> dict[str, Any]:
+        """Who holds, wants, lends and borrows slots, and why: see `autoscale.pool_view`."""
+        return self._controller.pool_view()
+
+    async def watch_lease(self, lease_id: str, known: str) -> dict[str, Any]:
+        """A lease once its state is not `known`, or after some seconds, as `operate` answers.
+
+        Asking says that its holder lives.
+        """
+        try:
+            self._check_settled()
+            return {"result": await self._controller.lending.watch(lease_id, known)}
+        except HeadraceError as error:
+            return {"status": error.http_status, "error": error.message}
+
     async def operate(self, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
         """Carry out an operator's order: its `result`, or `status` and `error` of what refused it.
 
@@ -196,6 +213,8 @@ class Pool:
         return {"result": result, "number": self._controller.snapshot.number}
 
     async def _operate(self, name: str, arguments: dict[str, Any]) -> Any:
+        if name.startswith("lease_"):
+            return await self._lease(name, arguments)
         log.info("operation", operation=name, model=arguments.get("name", ""))
         if name == "keys":
             return await self._callers.keys(arguments.pop("order"), arguments)
@@ -213,6 +232,22 @@ class Pool:
                 {model: ModelConfig.model_validate(each) for model, each in models.items()}
             )
         raise InvalidArgument(f"the pool has no operation {name!r}")
+
+    async def _lease(self, name: str, arguments: dict[str, Any]) -> Any:
+        self._check_settled()
+        lending = self._controller.lending
+        if name == "lease_request":
+            return await lending.request(**arguments)
+        if name == "lease_return":
+            return lending.give_back(arguments["lease_id"])
+        if name == "lease_release":
+            return lending.release(arguments["lease_id"])
+        raise InvalidArgument(f"the pool has no operation {name!r}")
+
+    def _check_settled(self) -> None:
+        """Until it knows what an earlier pool had lent, no lease can be said to be unknown."""
+        if not self._controller.snapshot.number:
+            raise Unavailable("the pool has just started; try again in a moment")
 
     # -- Serve's hooks ------------------------------------------------------------------------
 

@@ -25,6 +25,7 @@ class ScalingBook:
         self.again_s = math.inf
         self.changes: list[tuple[dict[str, Any], dict[str, Any], str]] = []
         self._states: dict[str, ScalerState] = {}
+        self._asleep: dict[str, tuple[ModelConfig, int, bool, bool]] = {}
 
     def wish(
         self,
@@ -38,10 +39,19 @@ class ScalingBook:
         self.demand.forget(now_s, SILENT_S)
         self.demand.retain({n: 2 * model.scaling.look_back_s for n, model in models.items()})
         self._states = {name: s for name, s in self._states.items() if name in models}
-        self.wishes = {
-            name: self._wish(name, model, held.get(name, 0), name in loading, name in known, now_s)
-            for name, model in models.items()
-        }
+        wishes = {}
+        for name, model in models.items():
+            facts = (model, self.demand.changes(name), name in loading, name in known)
+            if self._asleep.get(name) == facts and name in self.wishes:
+                wishes[name] = self.wishes[name]  # of many models most sleep most of the time
+                continue
+            wish = wishes[name] = self._wish(name, model, held.get(name, 0), *facts[2:], now_s)
+            if wish.again_s == math.inf:
+                self._asleep[name] = facts
+            else:
+                self._asleep.pop(name, None)
+        self._asleep = {name: facts for name, facts in self._asleep.items() if name in models}
+        self.wishes = wishes
         self.again_s = min((wish.again_s for wish in self.wishes.values()), default=math.inf)
         return self.wishes
 

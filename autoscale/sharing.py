@@ -127,15 +127,11 @@ def room_of(
     used_s: Mapping[str, float],
 ) -> Room:
     """What each model takes of a slot of its class."""
-    sizes = {}
-    for entry in entries:
-        slot_class = slots.get(entry.slot_class)
-        if slot_class is None:
-            continue
-        if entry.config.exclusive:
-            sizes[entry.name] = 1.0
-        elif entry.config.memory and slot_class.memory:
-            sizes[entry.name] = min(1.0, entry.config.memory / slot_class.memory)
+    sizes = {
+        entry.name: entry.config.part_of(slots[entry.slot_class])
+        for entry in entries
+        if entry.slot_class in slots
+    }
     return Room(
         {name: each.max_models for name, each in slots.items()},
         sizes,

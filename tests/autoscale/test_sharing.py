@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ByteSize
 
 from autoscale.catalog import CatalogEntry
 from autoscale.policy import Wish
@@ -74,12 +75,12 @@ def test_slots_needed_are_the_sum_of_parts_or_the_most_copies() -> None:
 
 
 def test_room_by_memory_exclusive_or_count() -> None:
-    slots = {"cpu": SlotClass(max=4, max_models=10, memory=1000 * 1024 * 1024)}
+    slots = {"cpu": SlotClass(max=4, max_models=10, memory=ByteSize(1000 * 1024 * 1024))}
     entries = [
-        CatalogEntry("half", ModelConfig(memory="500MiB"), "cpu"),
+        CatalogEntry("half", ModelConfig(memory=ByteSize(500 * 1024 * 1024)), "cpu"),
         CatalogEntry("alone", ModelConfig(exclusive=True), "cpu"),
         CatalogEntry("small", ModelConfig(), "cpu"),
-        CatalogEntry("tiny", ModelConfig(memory="1MiB"), "cpu"),
+        CatalogEntry("tiny", ModelConfig(memory=ByteSize(1024 * 1024)), "cpu"),
     ]
     room = room_of(slots, entries, {})
     sizes = {entry.name: room.size(entry.name, "cpu") for entry in entries}

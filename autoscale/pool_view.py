@@ -1,0 +1,225 @@
+"""The pool as operators see it: who holds, wants, lends and borrows slots, and why; pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from autoscale.catalog import CatalogEntry
+from autoscale.decision_log import Made
+from autoscale.fair_share import Account, Shares
+from autoscale.ledger import HELD, Key
+from autoscale.loans import lent_by
+from autoscale.policy import Wish
+from autoscale.sharing import LEASES, Division
+from gateway.config import SlotClass
+from gateway.snapshot import Placement, SlotView
+
+Document = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class PoolFacts:
+    """What the view is made of. `waiting` tells what wanted versions lack, `leased` counts slots.
+
+    `leases` are those of `Lending.documents`.
+    """
+
+    classes: Mapping[str, SlotClass]
+    slots: Sequence[SlotView] = ()
+    placements: Sequence[Placement] = ()
+    entries: Sequence[CatalogEntry] = ()
+    wishes: Mapping[str, Wish] = field(default_factory=dict)
+    division: Division = field(default_factory=Division)
+    targets: Mapping[str, int] = field(default_factory=dict)
+    waiting: Mapping[Key, str] = field(default_factory=dict)
+    leased: Mapping[str, int] = field(default_factory=dict)
+    leases: Sequence[Mapping[str, Any]] = ()
+    decisions: Sequence[Made] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Sharing:
+    """How the slots of one class are shared, by account."""
+
+    accounts: Mapping[str, Account] = field(default_factory=dict)
+    shares: Shares = field(default_factory=lambda: Shares(0.0))
+    lent: Mapping[str, float] = field(default_factory=dict)
+
+
+def render_pool(facts: PoolFacts) -> Document:
+    """`{classes, accounts, groups, leases, decisions}`: see `docs/operations.md`."""
+    sharing = {
+        slot_class: _Sharing(
+            {account.name: account for account in facts.division.accounts.get(slot_class, ())},
+            shares,
+            lent_by(shares.loans, group=False),
+        )
+        for slot_class, shares in facts.division.shares.items()
+    }
+    return {
+        "classes": [_class(name, facts) for name in facts.classes],
+        "accounts": [*_models(facts, sharing), *_borrowers(facts, sharing)],
+        "groups": list(_groups(sharing)),
+        "leases": list(facts.leases),
+        "decisions": [_decision(made) for made in facts.decisions],
+    }
+
+
+def gauges(
+    view: Mapping[str, Any],
+) -> tuple[dict[tuple[str, str], float], dict[tuple[str, str], float], dict[str, float]]:
+    """For metrics: slots by (class, kind), places by (account, kind), utilisation by class."""
+    slots = {
+        (each["slot_class"], kind): float(each[kind])
+        for each in view["classes"]
+        for kind in ("capacity", "live", "target", "held", "leased")
+    }
+    places: Counter[tuple[str, str]] = Counter()
+    for account in view["accounts"]:
+        for kind in ("wanted", "granted", "held", "borrowed"):
+            places[account["name"], kind] += account[kind]
+    used = {each["slot_class"]: float(each["utilisation"]) for each in view["classes"]}
+    return slots, {labels: float(count) for labels, count in places.items()}, used
+
+
+def _class(name: str, facts: PoolFacts) -> Document:
+    """`held` are slots with something in them, `free` those with nothing; leased ones are gone."""
+    slots = {s.slot_id for s in facts.slots if s.slot_class == name and not s.draining}
+    held = len(slots & {p.slot_id for p in facts.placements if p.state in HELD})
+    leased = facts.leased.get(name, 0)
+    there = len(slots) + leased
+    each = facts.classes[name]
+    return {
+        "slot_class": name,
+        "min": each.min,
+        "warm": each.warm,
+        "max": each.max,
+        "capacity": facts.division.capacity.get(name, each.max),
+        "live": len(slots),
+        "target": facts.targets.get(name, 0),
+        "needed": facts.division.needed.get(name, 0),
+        "held": held,
+        "leased": leased,
+        "free": len(slots) - held,
+        "utilisation": round((held + leased) / there, 4) if there else 0.0,
+        "warning": shares.warning() if (shares := facts.division.shares.get(name)) else "",
+    }
+
+
+def _models(facts: PoolFacts, sharing: Mapping[str, _Sharing]) -> Iterator[Document]:
+    held = Counter(p.model for p in facts.placements if p.state in HELD)
+    waiting: dict[str, list[str]] = {}
+    for key, reason in facts.waiting.items():
+        waiting.setdefault(key.model, []).append(f"version {key.version} {reason}")
+    for entry in facts.entries:
+        name = entry.name
+        wish = facts.wishes.get(name, Wish(0))
+        reasons = waiting.get(name, []) or ([entry.reason] if entry.reason else [])
+        mine = sharing.get(entry.slot_class, _Sharing())
+        account = mine.accounts.get(name) or _outside(entry, wish, held[name])
+        # What lingers is no part of the sharing: it has what nobody else needs.
+        granted = mine.shares.granted.get(name, held[name] if wish.lingering else 0)
+        yield {
+            **_account(account, mine, held[name], granted),
+            "kind": "model",
+            "slot_class": entry.slot_class,
+            "state": _state(account, wish, held[name], reasons),
+            "why": wish.why,
+            "waiting": "; ".join(reasons),
+        }
+
+
+def _borrowers(facts: PoolFacts, sharing: Mapping[str, _Sharing]) -> Iterator[Document]:
+    for slot_class, mine in sharing.items():
+        account = mine.accounts.get(LEASES)
+        if account is None:
+            continue
+        leases = [each for each in facts.leases if each["slot_class"] == slot_class]
+        states = Counter(str(each["state"]) for each in leases)
+        held = facts.leased.get(slot_class, 0)
+        yield {
+            **_account(account, mine, held, mine.shares.granted[LEASES]),
+            "kind": "leases",
+            "slot_class": slot_class,
+            "state": "waiting" if held < account.wanted else "served",
+            "why": ", ".join(f"{count} {state}" for state, count in sorted(states.items())),
+            "waiting": "",
+        }
+
+
+def _groups(sharing: Mapping[str, _Sharing]) -> Iterator[Document]:
+    """What whole groups lend to others, in slots."""
+    for slot_class, mine in sharing.items():
+        shares = mine.shares
+        lent = lent_by(shares.loans, group=True)
+        for group in sorted({account.group for account in mine.accounts.values()}):
+            members = [each for each in mine.accounts.values() if each.group == group]
+            yield {
+                "group": group,
+                "slot_class": slot_class,
+                "entitled": round(sum(shares.entitled[m.name] for m in members), 3),
+                "used": round(sum(shares.granted[m.name] * m.place for m in members), 3),
+                "lends": round(lent.get(group, 0.0), 3),
+            }
+
+
+def _outside(entry: CatalogEntry, wish: Wish, held: int) -> Account:
+    """A model that takes no part in the sharing, as it lingers or was not decided on yet."""
+    share, replicas = entry.config.share, entry.config.replicas
+    return Account(
+        entry.name,
+        share.group,
+        share.weight,
+        replicas.min,
+        replicas.max,
+        share.priority,
+        wanted=wish.slots,
+        holds=held,
+    )
+
+
+def _account(account: Account, sharing: _Sharing, held: int, granted: int) -> Document:
+    """Places of `size` slots each; `lends` and what it borrows from whom are slots."""
+    name, shares = account.name, sharing.shares
+    return {
+        "name": name,
+        "group": account.group,
+        "weight": account.weight,
+        "priority": account.priority,
+        "min": account.minimum,
+        "max": account.maximum,
+        "size": round(account.place, 4),
+        "wanted": account.wanted,
+        "granted": granted,
+        "guaranteed": shares.guaranteed.get(name, 0),
+        "own": shares.own.get(name, 0),
+        "borrowed": shares.borrowed.get(name, 0),
+        "held": held,
+        "borrows_from": [
+            {"lender": loan.lender, "slots": round(loan.slots, 3), "group": loan.group}
+            for loan in shares.loans.get(name, ())
+        ],
+        "lends": round(sharing.lent.get(name, 0.0), 3),
+        "hungry_s": round(account.hungry_s, 1),
+        "turn": name in shares.turns,
+    }
+
+
+def _state(account: Account, wish: Wish, held: int, reasons: Sequence[str]) -> str:
+    """One word: `asleep`, `lingering`, `hungry` (it has nothing), `waiting`, `served`."""
+    if not wish.slots and not held:
+        return "asleep"
+    if wish.lingering:
+        return "lingering"
+    if wish.slots and not held:
+        return "hungry"
+    return "waiting" if reasons or held < account.most else "served"
+
+
+def _decision(made: Made) -> Document:
+    at = datetime.fromtimestamp(made.at_s, UTC).isoformat(timespec="milliseconds")
+    return {"at": at, "kind": made.kind, "what": made.what, "why": made.why}
