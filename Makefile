@@ -13,7 +13,7 @@ STAMP := $(VENV)/.installed
 PACKAGES := gateway replicas sharding autoscale
 CODE := $(PACKAGES) models loadtests tests
 
-.PHONY: help setup models serve test redis format check-format lint types pytest bench bench-reload bench-limits loadtest loadtest-tiers protos lock image-check clean
+.PHONY: help setup models serve test redis format check-format lint types pytest bench bench-reload bench-limits bench-pool loadtest loadtest-tiers protos lock image-check clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -75,6 +75,10 @@ bench-reload: setup models ## Measure a new version of tagger under load
 bench-limits: setup models redis ## Measure isolation from a flood, and what limits cost
 	@$(BIN)/python -m loadtests.isolation
 	@$(BIN)/python -m loadtests.limits_cost --redis
+
+bench-pool: setup models ## Measure cold starts, a spike and a bursty day of the shared pool
+	@$(BIN)/python -m loadtests.pool $(ARGS)
+	@$(BIN)/python -m loadtests.pool_simulation --hours 1 --growth
 
 loadtest-tiers: setup ## Load a started system with callers of all tiers: who got what
 	@$(BIN)/python -m loadtests.tiers $(ARGS)

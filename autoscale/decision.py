@@ -114,10 +114,11 @@ def _want(decision: Decision, one: ModelDecision, known: Knowledge) -> None:
     entry, replicas = one.entry, one.situation.replicas
     name, firm = entry.name, entry.name not in known.lingering
     granted = known.granted.get(name, MANY)
-    decision.wants.extend(
-        Want(name, version, replicas, entry.class_of(version), revision, firm, granted)
-        for version, revision in one.situation.wanted
-    )
+    if replicas:
+        decision.wants.extend(
+            Want(name, version, replicas, entry.class_of(version), revision, firm, granted)
+            for version, revision in one.situation.wanted
+        )
     if not firm:
         decision.holds.update({Key(name, *target): Hold.YIELD for target in one.situation.wanted})
     decision.holds.update({Key(name, *target): Hold.YIELD for target in one.rollout.spare})

@@ -1,0 +1,76 @@
+"""A measured day, simulated: the same arrivals and the same decisions, on a modelled machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from gateway.config import ModelConfig, PoolConfig, SlotClass
+from loadtests.pool_day import Plan
+from loadtests.pool_figures import PREDICTION, Day, plain
+from loadtests.pool_simulation.setting import Pace, Setting, measured
+from loadtests.pool_simulation.simulation import Simulated, simulate
+from loadtests.samples import percentile, ratio
+
+SETTLE_S = 60.0
+WORK_PART = 0.7
+"""Of a slot's start is work of a core, the rest waiting for Serve and for Ray."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """A measured day beside its simulation."""
+
+    day: Day
+    simulated: Simulated
+
+    def off(self) -> dict[str, float]:
+        """By figure, how far the simulation is off, as a part of what was measured."""
+        day, simulated = self.day, self.simulated
+        pairs = {
+            "slot_seconds": (simulated.slot_seconds, day.slot_seconds),
+            "mean_slots": (simulated.mean_slots, day.mean_slots),
+            "p99_s": (simulated.p99_s, day.p99_s),
+        }
+        return {name: ratio(said - found, found) for name, (said, found) in pairs.items()}
+
+    def met(self) -> bool:
+        """Whether all are within the goal."""
+        return all(abs(part) <= PREDICTION for part in self.off().values())
+
+    def document(self) -> dict[str, Any]:
+        """The figures for programs."""
+        return {
+            "off": {name: plain(part) for name, part in self.off().items()},
+            "met": self.met(),
+            "simulated": self.simulated.document(),
+        }
+
+
+def setting_of(plan: Plan, day: Day, cores: float) -> Setting:
+    """The same pool; service, load and start times are those that were measured."""
+    warm = [a.latency_s for a in day.answers if not a.cold_s and not a.error]
+    least_s = percentile(warm, 0.1) if warm else 0.0
+    overhead_s = max(0.0, least_s - min(day.service_s.values()))
+    return Setting(
+        PoolConfig(
+            models={name: ModelConfig.model_validate(plan.model()) for name in plan.names},
+            tiers=None,
+        ),
+        {name: SlotClass.model_validate(each) for name, each in plan.slots().items()},
+        {name: measured((seconds,)) for name, seconds in day.service_s.items()},
+        Pace(
+            start_wait_s=day.start_s * (1 - WORK_PART),
+            start_work_s=day.start_s * WORK_PART,
+            load_s=day.load_s,
+            overhead_s=overhead_s,
+            cores=cores,
+        ),
+    )
+
+
+def predict(plan: Plan, day: Day, cores: float) -> Prediction:
+    """Simulate a measured day."""
+    setting = setting_of(plan, day, cores)
+    simulated = simulate(setting, plan.arrivals(), plan.seconds, plan.seed, settle_s=SETTLE_S)
+    return Prediction(day, simulated)

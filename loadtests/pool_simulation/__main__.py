@@ -1,0 +1,95 @@
+"""Simulate a thousand models on two hundred nodes over a day, with the pool's own decisions.
+
+Every decision is timed, and after each one all promises are checked: no guarantee broken, no slot
+overfull. With `--growth` shorter runs with an eighth, a quarter and half of the models come first.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from loadtests.machine import describe_machine
+from loadtests.pool_simulation.many import BINS_A_DAY, DAY_S, many_models, many_rates
+from loadtests.pool_simulation.simulation import Simulated, simulate
+from loadtests.pool_trace import Arrival, arrivals
+
+REPORTS = Path(__file__).resolve().parent.parent / "reports"
+GOAL_S = 0.05
+SETTLE_S = 300.0
+"""In which the first slots start and every model is loaded once."""
+GROWTH_HOURS = 0.25
+NOON = 0.5
+
+
+@click.command(help=__doc__)
+@click.option("--models", default=1000, show_default=True)
+@click.option("--hours", default=24.0, show_default=True, help="From noon on, if not a whole day.")
+@click.option("--seed", default=1, show_default=True)
+@click.option("--gap", default=2.0, show_default=True, help="Seconds between two decisions.")
+@click.option("--growth", is_flag=True, help="Also with fewer models, a quarter of an hour each.")
+@click.option("--out", default=REPORTS, type=click.Path(path_type=Path), help="Report folder.")
+def main(models: int, hours: float, seed: int, gap: float, growth: bool, out: Path) -> None:
+    console = Console()
+    now = datetime.now().astimezone()
+    sizes = [(models // part, min(hours, GROWTH_HOURS)) for part in (8, 4, 2)] if growth else []
+    found = {}
+    for count, length in [*sizes, (models, hours)]:
+        begin_s = time.monotonic()
+        found[count] = run(count, length, seed, gap)
+        console.print(sentence(count, found[count]), soft_wrap=True, highlight=False)
+        console.print(f"  simulated in {time.monotonic() - begin_s:.0f} s", highlight=False)
+    out.mkdir(parents=True, exist_ok=True)
+    document = {
+        "machine": describe_machine(()).line(),
+        "seed": seed,
+        "gap_s": gap,
+        "runs": {str(count): each.document() for count, each in found.items()},
+    }
+    file = out / f"pool-simulation-{now:%Y%m%d-%H%M%S}.json"
+    file.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    console.print(f"written: {file}", soft_wrap=True)
+
+
+def run(models: int, hours: float, seed: int, gap_s: float) -> Simulated:
+    """Raises `Broken` as soon as a decision breaks a promise."""
+    setting = many_models(models, seed, gap_s)
+    seconds = hours * 3600
+    return simulate(setting, requests(models, seconds, seed), seconds, seed, settle_s=SETTLE_S)
+
+
+def requests(models: int, seconds: float, seed: int) -> Iterator[Arrival]:
+    """So much of a day: all of it, or from noon on."""
+    rates = many_rates(models, seed)
+    first = int(BINS_A_DAY * NOON) if seconds < DAY_S * NOON else 0
+    every = arrivals(rates[:, first:], DAY_S / BINS_A_DAY, seed)
+    return itertools.takewhile(lambda arrival: arrival.at_s < seconds, every)
+
+
+def sentence(models: int, found: Simulated) -> str:
+    """What a person wants to know."""
+    made = found.decisions
+    times = [made.median_s, made.p99_s, made.max_s]
+    worked = [made.worked_median_s, made.worked_p99_s, made.worked_max_s]
+    shown = ", ".join(f"{1000 * seconds:.1f}" for seconds in times)
+    alone = ", ".join(f"{1000 * seconds:.1f}" for seconds in worked)
+    parts = ", ".join(f"{name} {1000 * each:.1f}" for name, each in made.parts_s.items())
+    met = "met" if max(worked) <= GOAL_S else "missed"
+    return (
+        f"{models:,} models, {found.seconds / 3600:g} h: {found.requests:,} requests, "
+        f"{found.lost} lost, {found.cold:,} cold, p99 {found.p99_s:.1f} s; at most "
+        f"{found.most_slots} slots, {found.mean_slots:.0f} on average; {made.count:,} decisions of "
+        f"{shown} ms (median, p99, max; {alone} ms of a core, goal {1000 * GOAL_S:.0f}: {met}; "
+        f"{parts}); no promise was broken."
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,206 @@
+"""Simulated slots: Serve starts and stops them, they load models and run requests one by one."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from random import Random
+
+from autoscale.ledger import Key, Load, Unload
+from gateway.snapshot import Placement, SlotView, State
+from loadtests.pool_simulation.clock import Clock
+from loadtests.pool_simulation.setting import Setting
+
+Answer = Callable[[], None]
+
+
+@dataclass(slots=True)
+class SimulatedSlot:
+    """A slot process. `queue` holds (model, work in s, what its end calls) of waiting requests."""
+
+    view: SlotView
+    placements: dict[Key, Placement] = field(default_factory=dict)
+    queue: deque[tuple[str, float, Answer]] = field(default_factory=deque)
+    in_flight: Counter[str] = field(default_factory=Counter)
+    busy: bool = False
+
+
+class SimulatedFleet:
+    """See the module. `changed` is called when slots or placements are other than before.
+
+    `live_s` adds up the seconds that slots exist, from the order to start until their end.
+    """
+
+    def __init__(self, setting: Setting, clock: Clock, rng: Random) -> None:
+        self._setting, self._clock, self._rng = setting, clock, rng
+        self._numbers = itertools.count()
+        self._starting: Counter[str] = Counter()
+        self._targets: dict[str, int] = {}
+        self.slots: dict[str, SimulatedSlot] = {}
+        self.known: set[str] = set()
+        self.changed: Callable[[], None] = lambda: None
+        self.ready: Callable[[str], None] = lambda model: None
+        """Called with a model that has got or lost a READY placement."""
+        self.existing = 0
+        self.live_s = 0.0
+        self.busy_s = 0.0
+        self.most = 0
+        self.loads = 0
+        self._counted_s = 0.0
+
+    def views(self) -> list[SlotView]:
+        """As the pool sees them, oldest first."""
+        return [slot.view for slot in self.slots.values()]
+
+    def placements(self) -> list[Placement]:
+        """As the pool sees them."""
+        return [p for slot in self.slots.values() for p in slot.placements.values()]
+
+    # -- Serve
+
+    def resize(self, targets: Mapping[str, int]) -> None:
+        """The pool's targets, on which Serve acts a little later."""
+        wanted = dict(targets)
+        self._clock.after(self._setting.pace.serve_s, lambda: self._follow(wanted))
+
+    def _follow(self, targets: Mapping[str, int]) -> None:
+        self._targets = dict(targets)
+        staying: dict[str, list[SimulatedSlot]] = {name: [] for name in targets}
+        for slot in self.slots.values():
+            if not slot.view.draining:
+                staying[slot.view.slot_class].append(slot)
+        for name, target in targets.items():
+            missing = target - len(staying[name]) - self._starting[name]
+            for _ in range(missing):
+                self._start(name)
+            # Serve stops what has not started yet first; here that ends as soon as it is up.
+            for slot in staying[name][len(staying[name]) + min(0, missing) :]:
+                self._drain(slot)
+
+    def _start(self, slot_class: str) -> None:
+        pace = self._setting.pace
+        self._starting[slot_class] += 1
+        self._count(+1)
+
+        def up() -> None:
+            self._starting[slot_class] -= 1
+            number = next(self._numbers)
+            slot_id = f"{slot_class}-{number:06}"
+            # Serve starts on the node with the fewest.
+            on_node = Counter(slot.view.node_id for slot in self.slots.values())
+            nodes = (f"node-{each:04}" for each in range(self._setting.nodes))
+            node = min(nodes, key=lambda each: on_node[each])
+            view = SlotView(slot_id, slot_class, node, "", "")
+            self.slots[slot_id] = SimulatedSlot(view)
+            self.changed()
+            if self._staying(slot_class) > self._targets.get(slot_class, 0):
+                self._drain(self.slots[slot_id])
+
+        wait_s = pace.start_wait_s
+        self._clock.after(wait_s, lambda: self._clock.compute(pace.start_work_s, up))
+
+    def _staying(self, slot_class: str) -> int:
+        return sum(
+            slot.view.slot_class == slot_class and not slot.view.draining
+            for slot in self.slots.values()
+        )
+
+    def _drain(self, slot: SimulatedSlot) -> None:
+        slot.view = replace(slot.view, draining=True)
+        self.changed()
+        for key in slot.placements:
+            self.ready(key.model)
+        self._end_if_idle(slot)
+
+    def _end_if_idle(self, slot: SimulatedSlot) -> None:
+        if not slot.view.draining or slot.busy or slot.queue:
+            return
+
+        def gone() -> None:
+            if self.slots.pop(slot.view.slot_id, None) is not None:
+                self._count(-1)
+                self.changed()
+
+        self._clock.after(self._setting.pace.stop_s, gone)
+
+    def _count(self, change: int) -> None:
+        now_s = self._clock.now_s
+        self.live_s += self.existing * (now_s - self._counted_s)
+        self._counted_s = now_s
+        self.existing += change
+        self.most = max(self.most, self.existing)
+
+    def settle(self) -> None:
+        """Bring `live_s` up to now."""
+        self._count(0)
+
+    # -- what the pool orders
+
+    def order(self, move: Load | Unload) -> None:
+        """Carry out an order; one for a slot that has gone is forgotten."""
+        slot = self.slots.get(move.slot_id)
+        if slot is None:
+            return
+        key = Key(move.model, move.version, move.revision)
+        if isinstance(move, Load):
+            self._load(slot, key)
+        elif key in slot.placements:
+            self._put(slot, key, State.DRAINING)
+            self.ready(key.model)
+            self._forget_if_idle(slot, key)
+
+    def _load(self, slot: SimulatedSlot, key: Key) -> None:
+        self.loads += 1
+        self._put(slot, key, State.LOADING)
+        loading = slot.placements[key]
+
+        def loaded() -> None:
+            # Unless it was unloaded meanwhile, and perhaps ordered anew.
+            if slot.view.slot_id in self.slots and slot.placements.get(key) is loading:
+                self.known.add(key.model)
+                self._put(slot, key, State.READY)
+                self.ready(key.model)
+
+        self._clock.compute(self._setting.load_s(key.model), loaded)
+
+    def _put(self, slot: SimulatedSlot, key: Key, state: State) -> None:
+        slot.placements[key] = Placement(slot.view.slot_id, key.model, key.version, state)
+        self.changed()
+
+    def _forget_if_idle(self, slot: SimulatedSlot, key: Key) -> None:
+        placement = slot.placements.get(key)
+        leaving = placement is not None and placement.state is State.DRAINING
+        if leaving and not slot.in_flight[key.model]:
+            del slot.placements[key]
+            self.changed()
+
+    # -- requests
+
+    def run(self, slot_id: str, model: str, work_s: float, answer: Answer) -> None:
+        """Queue a request in a slot."""
+        slot = self.slots[slot_id]
+        slot.in_flight[model] += 1
+        slot.queue.append((model, work_s, answer))
+        if not slot.busy:
+            self._next(slot)
+
+    def _next(self, slot: SimulatedSlot) -> None:
+        if not slot.queue:
+            slot.busy = False
+            self._end_if_idle(slot)
+            return
+        slot.busy = True
+        model, work_s, answer = slot.queue.popleft()
+        begin_s = self._clock.now_s
+
+        def done() -> None:
+            self.busy_s += self._clock.now_s - begin_s
+            slot.in_flight[model] -= 1
+            answer()
+            for key in [key for key in slot.placements if key.model == model]:
+                self._forget_if_idle(slot, key)
+            self._next(slot)
+
+        self._clock.compute(work_s, done)

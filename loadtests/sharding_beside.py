@@ -1,0 +1,124 @@
+"""Small predictions alone, and beside two callers who send one large picture after the other."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import httpx
+
+from loadtests.light import price_message
+from loadtests.open_loop import Answer, Arrivals, AskFailed
+from loadtests.samples import percentile, ratio
+from loadtests.sharding_calls import process
+from loadtests.sharding_figures import Check
+from loadtests.sharding_inputs import Inputs, variants
+from loadtests.sharding_models import Fleet
+
+CALLERS = 2
+GOAL = 2.0
+ANSWER_S = 30.0
+WARM_UP = 50
+SETTLE_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """What the caller of small predictions saw, and how many large pictures were answered."""
+
+    rate: float
+    alone: tuple[Answer, ...]
+    beside: tuple[Answer, ...]
+    large: int
+
+    @property
+    def alone_ms(self) -> float:
+        """The p99 of small predictions by themselves."""
+        return percentile((each.latency_ms for each in self.alone), 0.99)
+
+    @property
+    def beside_ms(self) -> float:
+        """And beside the large pictures."""
+        return percentile((each.latency_ms for each in self.beside), 0.99)
+
+    @property
+    def times(self) -> float:
+        """How many times the p99 is."""
+        return ratio(self.beside_ms, self.alone_ms)
+
+    @property
+    def failed(self) -> int:
+        """Small predictions without a right answer."""
+        return sum(bool(each.error) for each in (*self.alone, *self.beside))
+
+
+async def measure_beside(fleet: Fleet, inputs: Inputs, rate: float, seconds: float) -> Beside:
+    """Raises `AskFailed` for the first small prediction, `BadAnswer` for a large picture."""
+    pictures = variants(inputs.mosaic(12), 120, 8)
+    message = price_message()
+    async with httpx.AsyncClient(base_url=fleet.url, timeout=ANSWER_S) as client:
+
+        async def ask() -> str:
+            try:
+                answer = await client.post(
+                    message.path, content=message.body, headers=message.headers
+                )
+            except httpx.TransportError as error:
+                raise AskFailed(f"{type(error).__name__}: {error}") from error
+            if answer.status_code != 200:
+                raise AskFailed(f"status {answer.status_code}: {answer.text[:120]}")
+            return "1"
+
+        for _ in range(WARM_UP):
+            await ask()
+        async with Arrivals(rate, ask) as alone:
+            await asyncio.sleep(seconds)
+        async with large_pictures(fleet, pictures) as done:
+            await asyncio.sleep(SETTLE_S)
+            async with Arrivals(rate, ask) as beside:
+                await asyncio.sleep(seconds)
+    return Beside(rate, tuple(alone.answers), tuple(beside.answers), len(done))
+
+
+@asynccontextmanager
+async def large_pictures(fleet: Fleet, pictures: Sequence[bytes]) -> AsyncIterator[list[float]]:
+    """Two callers without a pause; gives the moments of their answers. Its end waits for them."""
+    done: list[float] = []
+    over = asyncio.Event()
+    inputs = unseen(pictures)
+
+    async def caller() -> None:
+        while not over.is_set():
+            content, overlap = next(inputs)
+            await asyncio.to_thread(process, fleet.url, "faces", content, overlap=overlap)
+            done.append(time.monotonic())
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(CALLERS):
+            group.create_task(caller())
+        try:
+            yield done
+        finally:
+            over.set()
+
+
+def unseen(pictures: Sequence[bytes]) -> Iterator[tuple[bytes, int]]:
+    """The pictures again and again, each time with an overlap that makes other tiles of them."""
+    for overlap in itertools.count(256, 32):
+        for content in pictures:
+            yield content, overlap
+
+
+def beside_check(beside: Beside) -> Check:
+    """The figure beside its goal."""
+    return Check(
+        f"small predictions at {beside.rate:g}/s beside {CALLERS} large pictures",
+        f"p99 {beside.beside_ms:.1f} ms, alone {beside.alone_ms:.1f} ms: {beside.times:.2f} times; "
+        f"{beside.failed} failed, {beside.large} large pictures answered",
+        f"{GOAL:g} times, none failed",
+        beside.times <= GOAL and not beside.failed,
+    )

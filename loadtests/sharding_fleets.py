@@ -1,0 +1,81 @@
+"""Fleets that this machine is not: the stage's plan and hash over up to a thousand shards."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+
+from loadtests.sharding_speed import EPSILON, Work
+from sharding.parts import Segment, Tile
+from sharding.plan import plan_segments, plan_tiles
+from sharding.simulate import PER_SHARD, Fleet, SimulatedPart, simulate
+
+SHARDS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+TILE, OVERLAP = 1024, 256
+PICTURES = {"12 MP picture": (4256, 2848), "100 MP picture": (11_552, 8_704)}
+HOUR_S = 3600.0
+SEGMENT_S = 2.0
+FPS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """Seconds that an input of so many parts takes, for each number of `SHARDS`."""
+
+    name: str
+    parts: int
+    wall_s: tuple[float, ...]
+
+    def speedup(self, shards: int) -> float:
+        """How many times faster than one shard."""
+        return self.wall_s[0] / self.wall_s[SHARDS.index(shards)]
+
+
+def picture_curve(name: str, size: tuple[int, int], work: Work, measured: Sequence[Tile]) -> Curve:
+    """A picture whose tiles take, pixel by pixel, what those that were measured took.
+
+    Reading and hashing grow with the pixels.
+    """
+    pace = [
+        work_s / (tile.width * tile.height)
+        for tile, work_s in zip(measured, work.work_s, strict=True)
+    ]
+    chance = random.Random(name)
+    plan = plan_tiles(*size, TILE, OVERLAP)
+    times = [tile.width * tile.height * chance.choice(pace) for tile in plan]
+    pixels = sum(tile.width * tile.height for tile in measured)
+    open_s = work.open_s * sum(tile.width * tile.height for tile in plan) / pixels
+    return _curve(name, times, open_s, work.send_s)
+
+
+def video_curve(work: Work, measured: Sequence[Segment]) -> Curve:
+    """An hour of video with keyframes each second, at the pace of the segments measured."""
+    pace = [
+        work_s / len(segment.times_s) for segment, work_s in zip(measured, work.work_s, strict=True)
+    ]
+    chance = random.Random("video")
+    plan = plan_segments(HOUR_S, range(int(HOUR_S)), SEGMENT_S, FPS)
+    times = [len(segment.times_s) * chance.choice(pace) for segment in plan]
+    seen_s = measured[-1].end_s - measured[0].start_s
+    return _curve("1 h of video", times, work.open_s * HOUR_S / seen_s, work.send_s)
+
+
+def _curve(name: str, times: Sequence[float], open_s: float, send_s: float) -> Curve:
+    parts = [
+        SimulatedPart(blake2b(f"{name} {number}".encode(), digest_size=16).digest(), work_s)
+        for number, work_s in enumerate(times)
+    ]
+    walls = []
+    for shards in SHARDS:
+        fleet = Fleet(
+            shards,
+            shards,
+            PER_SHARD * shards,
+            epsilon=EPSILON,
+            split_s=open_s,
+            send_s=send_s,
+        )
+        walls.append(simulate(parts, fleet).wall_s)
+    return Curve(name, len(parts), tuple(walls))

@@ -1,0 +1,239 @@
+"""How long a large picture takes over one shard and two, and again from their caches."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from loadtests.headrace import BadAnswer
+from loadtests.sharding_calls import Processed, process
+from loadtests.sharding_correctness import run_direct
+from loadtests.sharding_figures import Check
+from loadtests.sharding_inputs import Inputs, jpeg, lighter, patched, pixels_of
+from loadtests.sharding_models import ALONE, FACES, Fleet
+from sharding import simulate as simulation
+
+EPSILON = 0.25
+"""As the config's default."""
+
+NEAR = 0.15
+ENOUGH = 0.8
+LEAST_GAIN = 5.0
+MOST_OVERHEAD = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What the parts of one input cost in a process alone, in seconds.
+
+    `open_s` is what comes before the first part, `send_s` what the stage does for each. The times
+    of `work_s` are those of the parts in the plan's order, whose digests are `keys`.
+    """
+
+    keys: tuple[bytes, ...]
+    work_s: tuple[float, ...]
+    open_s: float
+    send_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One picture over one shard and over two, and what was foretold of it by their names."""
+
+    alone: Processed
+    both: Processed
+    alone_told_s: float
+    both_told_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """All rounds, and the last of their pictures again: as it was, and with one tile changed."""
+
+    rounds: tuple[Round, ...]
+    again: Processed
+    changed: Processed
+    work: Work
+
+    @property
+    def alone_s(self) -> float:
+        """The caller's median wait with one shard."""
+        return median(each.alone.wall_s for each in self.rounds)
+
+    @property
+    def both_s(self) -> float:
+        """With two."""
+        return median(each.both.wall_s for each in self.rounds)
+
+    @property
+    def efficiency(self) -> float:
+        """The time of one shard over twice that of two."""
+        return median(each.alone.wall_s / (2 * each.both.wall_s) for each in self.rounds)
+
+    @property
+    def errors(self) -> tuple[float, float]:
+        """How far the simulation is off, as a share of what was measured: one shard, two."""
+        return (
+            median(each.alone_told_s / each.alone.wall_s - 1 for each in self.rounds),
+            median(each.both_told_s / each.both.wall_s - 1 for each in self.rounds),
+        )
+
+    @property
+    def overheads(self) -> tuple[float, float]:
+        """The share of split, hash and merge in the stage's time: one shard, two."""
+        return (
+            median(each.alone.overhead for each in self.rounds),
+            median(each.both.overhead for each in self.rounds),
+        )
+
+    @property
+    def gain(self) -> float:
+        """How many times faster the last picture is when it comes again."""
+        return self.rounds[-1].both.wall_s / self.again.wall_s
+
+
+def measure_speed(fleet: Fleet, inputs: Inputs, rounds: int) -> Speed:
+    """Rounds of a picture that is a little lighter each time; raises `BadAnswer`."""
+    path = inputs.mosaic(12)
+    pixels = pixels_of(path)
+    names = {model: tuple(fleet.shards[model]) for model in (ALONE, "faces")}
+    for model in names:
+        process(fleet.url, model, jpeg(lighter(pixels, 99)))
+    works = [_work(path, copies) for copies in (1, 2)]
+    found = []
+    for number in range(1, rounds + 1):
+        content = jpeg(lighter(pixels, number))
+        keys = _keys(path.parent, content)
+        alone, both = (process(fleet.url, model, content) for model in names)
+        told = [
+            foretold(work, keys, shards).wall_s
+            for work, shards in zip(works, names.values(), strict=True)
+        ]
+        found.append(Round(alone, both, *told))
+    again = process(fleet.url, "faces", content)
+    changed = process(fleet.url, "faces", jpeg(patched(lighter(pixels, rounds))))
+    return Speed(tuple(found), again, changed, works[0])
+
+
+def foretold(work: Work, keys: tuple[bytes, ...], shards: tuple[str, ...]) -> simulation.Outcome:
+    """What the simulation says of a picture on shards with these names."""
+    count = len(shards)
+    fleet = simulation.Fleet(
+        count,
+        count,
+        simulation.PER_SHARD * count,
+        epsilon=EPSILON,
+        split_s=work.open_s,
+        send_s=work.send_s,
+    )
+    parts = [
+        simulation.SimulatedPart(key, work_s) for key, work_s in zip(keys, work.work_s, strict=True)
+    ]
+    return simulation.simulate(parts, fleet, names=shards)
+
+
+def _work(path: Path, copies: int) -> Work:
+    """The work of each part with so many cores busy: the mean of as many processes."""
+    with ThreadPoolExecutor(copies) as pool:
+        told = list(pool.map(lambda _: run_direct("parts", "faces", path), range(copies)))
+    return mean_work([each for each in told if each is not None])
+
+
+def mean_work(told: list[dict[str, Any]]) -> Work:
+    """From what processes printed; raises `BadAnswer` for nothing."""
+    if not told:
+        raise BadAnswer("no process told how long its parts take")
+    work_s = zip(*(each["work_s"] for each in told), strict=True)
+    sends = [send_s for each in told for send_s in each["send_s"]]
+    return Work(
+        tuple(bytes.fromhex(key) for key in told[0]["keys"]),
+        tuple(sum(each) / len(each) for each in work_s),
+        sum(each["open_s"] for each in told) / len(told),
+        sum(sends) / len(sends),
+    )
+
+
+def _keys(folder: Path, content: bytes) -> tuple[bytes, ...]:
+    """The digests that the stage will find."""
+    from gateway.config_sharding import ShardingConfig
+    from sharding.split import PictureSource
+    from sharding.upload import MediaJob, Upload
+
+    with tempfile.NamedTemporaryFile(dir=folder, suffix=".jpg") as file:
+        file.write(content)
+        file.flush()
+        job = MediaJob("faces", Upload(file.name, len(content), ""))
+        source = PictureSource(job, ShardingConfig.model_validate(FACES), folder, lambda: None)
+        try:
+            return tuple(source.key(part) for part in source.plan)
+        finally:
+            source.close()
+
+
+def speed_checks(speed: Speed) -> list[Check]:
+    """The figures beside their goals."""
+    alone, both = speed.overheads
+    errors = speed.errors
+    return [
+        Check(
+            "12 MP on 2 shards",
+            f"{speed.both_s:.2f} s, on one {speed.alone_s:.2f} s: efficiency "
+            f"{speed.efficiency:.2f}",
+            f"{ENOUGH}",
+            speed.efficiency >= ENOUGH,
+        ),
+        Check(
+            "the simulation of 1 and 2 shards",
+            f"off by {errors[0]:+.0%} and {errors[1]:+.0%}",
+            f"within {NEAR:.0%}",
+            max(map(abs, errors)) <= NEAR,
+        ),
+        Check(
+            "split, hash and merge",
+            f"{alone:.1%} of the time with 1 shard, {both:.1%} with 2",
+            f"under {MOST_OVERHEAD:.0%}",
+            max(alone, both) < MOST_OVERHEAD,
+        ),
+        Check(
+            "the same picture again",
+            f"{speed.again.wall_s:.2f} s, {speed.gain:.1f} times faster, "
+            f"{speed.again.computed} of {speed.again.parts} parts computed",
+            f"{LEAST_GAIN:g} times, none computed",
+            speed.gain >= LEAST_GAIN and speed.again.computed == 0,
+        ),
+        Check(
+            "with one tile changed",
+            f"{speed.changed.computed} of {speed.changed.parts} parts computed",
+            "one",
+            speed.changed.computed == 1,
+        ),
+    ]
+
+
+def speed_document(speed: Speed) -> Mapping[str, Any]:
+    """The figures for programs."""
+    return {
+        "one_shard_s": [each.alone.wall_s for each in speed.rounds],
+        "two_shards_s": [each.both.wall_s for each in speed.rounds],
+        "foretold_one_s": [each.alone_told_s for each in speed.rounds],
+        "foretold_two_s": [each.both_told_s for each in speed.rounds],
+        "timing_one": [each.alone.result["timing"] for each in speed.rounds],
+        "timing_two": [each.both.result["timing"] for each in speed.rounds],
+        "shares_two": [_shares(each.both) for each in speed.rounds],
+        "again_s": speed.again.wall_s,
+        "efficiency": speed.efficiency,
+        "work_s": speed.work.work_s,
+        "open_s": speed.work.open_s,
+        "send_s": speed.work.send_s,
+    }
+
+
+def _shares(answer: Processed) -> dict[str, int]:
+    """How many parts each shard had."""
+    names = [shard["shard"] for shard in answer.result["shards"]]
+    return {name: names.count(name) for name in sorted(set(names))}
