@@ -15,7 +15,10 @@ from gateway.audit_api import audit
 from gateway.errors import ConfigError
 from gateway.http_answers import answer_errors
 from gateway.keys_api import keys
+from gateway.media_api import jobs
+from gateway.media_exchange import MediaDesk
 from gateway.metrics_export import ModelSummary, merge, summaries
+from gateway.pool_api import PoolOperations, pool
 from gateway.repository_api import repository
 from gateway.snapshot import ModelView, Snapshot, State, VersionView
 from gateway.view import GatewayView
@@ -30,7 +33,7 @@ NO_SUMMARY: ModelSummary = {
 }
 
 
-class Operations(GatewayView, Protocol):
+class Operations(GatewayView, PoolOperations, Protocol):
     """What the admin API needs of its gateway."""
 
     metrics_folder: Path
@@ -65,14 +68,16 @@ class Operations(GatewayView, Protocol):
         ...
 
 
-def create_admin_app(operations: Operations, token: str) -> FastAPI:
+def create_admin_app(operations: Operations, token: str, media: MediaDesk | None = None) -> FastAPI:
     """The application; every path needs `Authorization: Bearer <token>`."""
     app = FastAPI(title="Headrace admin", openapi_url=None)
-    app.state.view, app.state.admin = operations, True
+    app.state.view, app.state.admin, app.state.media = operations, True, media
     app.state.audit_folder = operations.audit_folder
     app.include_router(repository)
     app.include_router(keys)
     app.include_router(audit)
+    app.include_router(jobs)
+    app.include_router(pool)
     answer_errors(app)
     expected = f"Bearer {token}".encode()
 

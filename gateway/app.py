@@ -67,6 +67,7 @@ def _slots(args: Args, name: str, pool: serve.Application) -> serve.Application:
         secret=args.secret,
         limits=args.limits,
         log_level=args.log_level,
+        spool=args.media.spool,
     )
     deployment = serve.deployment(
         ModelServer,

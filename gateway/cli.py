@@ -14,13 +14,17 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import click
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.text import Text
 
 from gateway.command.audit import audit
 from gateway.command.exit_codes import Exit, exit_codes
 from gateway.command.keys import key_commands
+from gateway.command.lease import lease
+from gateway.command.pool import pool_commands
+from gateway.command.process import commands as media_commands
+from gateway.command.process import with_key
 from gateway.errors import ConfigError, InvalidArgument
 
 DEFAULT_FILES = ("headrace.yaml", "examples/demo.yaml")
@@ -49,6 +53,13 @@ def at_admin(command: Any) -> Any:
         "--admin", callback=checked_address, metavar="HOST:PORT", help="Its admin listener."
     )
     return admin(token(command))
+
+
+def at_http(command: Any) -> Any:
+    """The option of commands that ask as any caller does."""
+    return click.option(
+        "--http", callback=checked_address, metavar="HOST:PORT", help="The public listener to ask."
+    )(command)
 
 
 @click.group(
@@ -175,30 +186,43 @@ def apply(file: str | None, admin: str | None, token_file: str | None, as_json: 
 
 
 @main.command()
+@click.argument("model", required=False)
 @click.option("--watch", is_flag=True, help="Show it again each second until Ctrl-C.")
 @at_admin
 @as_json
-def status(watch: bool, admin: str | None, token_file: str | None, as_json: bool) -> None:
-    """Show models, versions, slots, states, requests in flight and latencies."""
-    from gateway.command.status import render
+def status(
+    model: str | None, watch: bool, admin: str | None, token_file: str | None, as_json: bool
+) -> None:
+    """Show models, versions, slots, states, requests in flight and latencies.
+
+    With MODEL only that one, and why it could not be loaded: what its slot left behind, how often
+    it failed and when it is tried again.
+    """
+    from gateway.command.status import model_of, render, render_model
     from gateway.command.target import find_target
+
+    def shown(answer: dict[str, Any]) -> RenderableType:
+        return render(answer) if model is None else render_model(answer, model)
+
+    def told(answer: dict[str, Any]) -> str:
+        return json.dumps(answer if model is None else model_of(answer, model))
 
     with exit_codes(), find_target(admin, token_file).client() as client:
         answer = client.status()
         if as_json:
-            click.echo(json.dumps(answer))
+            click.echo(told(answer))
             while watch:
                 time.sleep(1.0)
-                click.echo(json.dumps(client.status()))
+                click.echo(told(client.status()))
             return
         console = Console()
         if not watch:
-            console.print(render(answer))
+            console.print(shown(answer))
             return
-        with Live(render(answer), console=console, auto_refresh=False) as live:
+        with Live(shown(answer), console=console, auto_refresh=False) as live:
             while True:
                 time.sleep(1.0)
-                live.update(render(client.status()), refresh=True)
+                live.update(shown(client.status()), refresh=True)
 
 
 @main.command()
@@ -213,9 +237,7 @@ def status(watch: bool, admin: str | None, token_file: str | None, as_json: bool
     help="A JSON body to send (-: stdin). Without FILE, last: print the answer as JSON.",
 )
 @click.option("--version", "model_version", type=click.IntRange(min=1), help="A model version.")
-@click.option(
-    "--http", callback=checked_address, metavar="HOST:PORT", help="The public listener to ask."
-)
+@at_http
 @click.option("--top", default=5, show_default=True, help="How many labels or values to show.")
 @click.option("--timeout", default=60.0, show_default=True, help="Patience with the answer, s.")
 def infer(
@@ -334,6 +356,10 @@ def version(as_json: bool) -> None:
 
 
 main.add_command(at_admin(as_json(audit)))
+for _command in media_commands(lambda command: at_http(with_key(as_json(command)))):
+    main.add_command(_command)
+main.add_command(at_admin(lease))
+main.add_command(pool_commands(at_admin, as_json))
 main.add_command(key_commands(lambda command: at_admin(as_json(command))))
 
 

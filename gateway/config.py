@@ -309,6 +309,15 @@ class ModelConfig(Strict):
     cost: Cost | None = None
     sharding: ShardingConfig | None = None
 
+    def part_of(self, slots: SlotClass) -> float:
+        """How much of a slot of that class one copy takes, above 0 and up to 1."""
+        part = 1.0 / slots.max_models
+        if self.exclusive:
+            part = 1.0
+        elif self.memory and slots.memory:
+            part = max(part, min(1.0, self.memory / slots.memory))
+        return part
+
     def slot_class_for(self, runtime: RuntimeName) -> str:
         """The slot class that holds this model, given the runtime that loads it."""
         return self.slot_class or DEFAULT_SLOT_CLASS[runtime]

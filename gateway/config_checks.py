@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import difflib
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from gateway.config import Args, Latest, ModelConfig, PoolConfig, RuntimeName, split_address
+from autoscale.fair_share import Account, check_guarantees
+from autoscale.policy import BUILT_IN, policy_named
+from autoscale.water_filling import TOLERANCE
+from gateway.config import (
+    Args,
+    Latest,
+    ModelConfig,
+    PoolConfig,
+    RuntimeName,
+    SlotClass,
+    split_address,
+)
 from gateway.yaml_source import KeyPath
 
+LEASES = "leases"
+"""The name of their account in the fair share: see `autoscale.sharing`."""
 _LOOPBACK = ("127.", "localhost", "::1")
 _FILES: tuple[tuple[RuntimeName, str], ...] = (
     ("tensorflow", "saved_model.pb"),
@@ -45,6 +57,8 @@ def cross_check(args: Args, pool: PoolConfig) -> list[Finding]:
         *_slots_of_models(args, pool, here),
         *_room(args, pool, here),
         *_tiers(args, pool),
+        *_policies(pool),
+        *_sharing(args, pool),
     ]
     if here is not None:
         findings += _store(here, pool)
@@ -135,7 +149,8 @@ def _slots_of_models(args: Args, pool: PoolConfig, store: Path | None) -> Iterat
             yield Finding((*path, "runtime"), message, warning=True)
 
 
-def _placements(name: str, model: ModelConfig, store: Path | None) -> int:
+def _versions(name: str, model: ModelConfig, store: Path | None) -> int:
+    """How many versions a model holds at least, as far as config and store tell."""
     stored = stored_versions(store, name) if store is not None else []
     if isinstance(model.versions, tuple):
         kept = set(model.versions)
@@ -143,37 +158,82 @@ def _placements(name: str, model: ModelConfig, store: Path | None) -> int:
         kept = set(stored)
     else:
         kept = set(stored[-(model.versions.latest if isinstance(model.versions, Latest) else 1) :])
-    return model.replicas.min * max(1, len(kept | set(model.labels.values())))
+    return max(1, len(kept | set(model.labels.values())))
+
+
+def _account(name: str, model: ModelConfig, slots: SlotClass | None, store: Path | None) -> Account:
+    """A model's guarantee as the fair share sees it."""
+    versions, replicas = _versions(name, model, store), model.replicas
+    return Account(
+        name,
+        minimum=replicas.min * versions,
+        maximum=replicas.max * versions,
+        place=model.part_of(slots) if slots is not None else 1.0,
+    )
 
 
 def _room(args: Args, pool: PoolConfig, store: Path | None) -> Iterator[Finding]:
-    """The sum of what models ask for at least, against what the slots of each class hold."""
-    wanted: Counter[str] = Counter()
-    unknown = 0
+    """The sum of what models are guaranteed, against what the slots of each class hold."""
+    wanted: dict[str | None, list[Account]] = {}
     for name, model in pool.models.items():
         slot_class = _slot_class(model, name, store)
-        if slot_class is None:
-            unknown += _placements(name, model, store)
-        else:
-            wanted[slot_class] += _placements(name, model, store)
+        slots = args.slots.get(slot_class) if slot_class is not None else None
+        wanted.setdefault(slot_class, []).append(_account(name, model, slots, store))
     for slot_class, slots in args.slots.items():
-        room = slots.max * slots.max_models
-        if wanted[slot_class] > room:
-            yield Finding(
-                ("args", "slots", slot_class),
-                f"models ask for {wanted[slot_class]} placements (`replicas.min` x versions); "
-                f"max {slots.max} x max_models {slots.max_models} holds {room}",
-            )
-        elif wanted[slot_class] == room and _swaps_aside(slot_class, pool, store):
+        accounts = wanted.get(slot_class, [])
+        message = check_guarantees(accounts, slots.max, slot_class)
+        taken = sum(account.minimum * account.place for account in accounts)
+        if message is not None:
+            yield Finding(("args", "slots", slot_class), message)
+        elif taken > slots.max - TOLERANCE and _swaps_aside(slot_class, pool, store):
             message = (
-                f"all {room} places are taken, so a new version waits for a free one; "
-                "raise `max` (or `count`) by one, or set `swap: in-place`"
+                f"the guarantees of models take all {slots.max} slots, so a new version waits for "
+                "a free one; raise `max` (or `count`) by one, or set `swap: in-place`"
             )
             yield Finding(("args", "slots", slot_class), message, warning=True)
+    unknown = sum(account.minimum for account in wanted.get(None, []))
+    known = sum(a.minimum * a.place for name in args.slots for a in wanted.get(name, []))
+    # Who knows neither runtime nor class of a model knows only that it takes some part of a slot.
     total = sum(slots.max * slots.max_models for slots in args.slots.values())
-    if unknown and wanted.total() + unknown > total:
-        message = f"models ask for {wanted.total() + unknown} placements; all slots hold {total}"
+    if unknown and known + unknown > total:
+        message = f"models ask for {known + unknown:g} placements; all slots hold {total}"
         yield Finding(("args", "slots"), message)
+
+
+def _policies(pool: PoolConfig) -> Iterator[Finding]:
+    """Classes of one's own that decide on scaling have to be there."""
+    for name, model in pool.models.items():
+        policy = model.scaling.policy
+        if policy in BUILT_IN:
+            continue
+        try:
+            policy_named(policy)
+        except Exception as error:  # somebody else's module may fail in any way
+            said = (
+                str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+            )
+            yield Finding(("pool", "models", name, "scaling", "policy"), said)
+
+
+def _sharing(args: Args, pool: PoolConfig) -> Iterator[Finding]:
+    """Weights of groups that nobody is in, and leases that can never be had."""
+    leases = pool.leases
+    groups = {model.share.group for model in pool.models.values()} | {leases.group}
+    for group in pool.shares.keys() - groups:
+        message = f"no model is in the group {group!r}{did_you_mean(group, groups)}"
+        yield Finding(("pool", "shares", group), message, warning=True)
+    if LEASES in pool.models:
+        message = f"{LEASES!r} is the account of other work that leases slots: rename the model"
+        yield Finding(("pool", "models", LEASES), message)
+    if leases.grace_s > leases.max_grace_s:
+        message = f"found {leases.grace_s:g}; `max_grace_s` is {leases.max_grace_s:g}"
+        yield Finding(("pool", "leases", "grace_s"), message)
+    most = max((each.max - each.least for each in args.slots.values()), default=0)
+    if "max_slots" in leases.model_fields_set and leases.max_slots > most:
+        message = (
+            f"no class can lend more than {most}: slots beyond `min` and `warm`, up to its `max`"
+        )
+        yield Finding(("pool", "leases", "max_slots"), message, warning=True)
 
 
 def _swaps_aside(slot_class: str, pool: PoolConfig, store: Path | None) -> bool:

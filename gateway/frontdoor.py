@@ -37,6 +37,7 @@ from gateway.listeners import HttpListener
 from gateway.load_report import LoadReport
 from gateway.logs import configure, watched
 from gateway.media_exchange import MediaDesk
+from gateway.media_infer import MediaInference
 from gateway.metrics import Recorder
 from gateway.metrics_export import Exporter
 from gateway.node import Node
@@ -104,7 +105,10 @@ class Gateway:
             self._plane, settings.limits, self._recorder, self._admission, self._audit
         )
         self._visits = Visits(self._admission, self._recorder, self._audit)
-        self._media = MediaDesk(self._front, StageClient(stage), self._node.spool, settings.media)
+        spool = settings.media.folder(self._node.spool)
+        self._media = MediaDesk(self._front, StageClient(stage), spool, settings.media)
+        if stage is not None:
+            self._front.media = MediaInference(self._media)
         self._exporter = Exporter(self._recorder, self.metrics_folder)
         self._informed = asyncio.Event()
         self._prepare_listeners()
@@ -159,9 +163,9 @@ class Gateway:
             fast_lane(self._front),
         )
         self._admin = HttpListener(
-            create_admin_app(self, token), addresses[1], limits.idle_timeout_s
+            create_admin_app(self, token, self._media), addresses[1], limits.idle_timeout_s
         )
-        self._grpc = GrpcListener(addresses[2], self, self._front)
+        self._grpc = GrpcListener(addresses[2], self, self._front, self._media)
 
     def _address(self, text: str) -> str:
         host, _, port = text.rpartition(":")

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
 
-import grpc
-
-from gateway import grpc_health, grpc_inference, grpc_serving
-from gateway.errors import ConfigError
-from gateway.grpc_calls import Handlers
+from gateway import grpc_health, grpc_inference, grpc_media, grpc_serving
 from gateway.grpc_health import HealthService
 from gateway.grpc_inference import InferenceService
+from gateway.grpc_media import MediaService
 from gateway.grpc_reflection import reflection_handlers
 from gateway.grpc_serving import ServingService
+from gateway.http2.server import GrpcConnection
+from gateway.listeners import BACKLOG, shared_socket
+from gateway.media_exchange import MediaDesk
 from gateway.prediction import FrontState
 from gateway.view import GatewayView
 
@@ -20,58 +20,43 @@ SERVICES = (
     grpc_inference.SERVICE,
     grpc_serving.PREDICTION_SERVICE,
     grpc_serving.MODEL_SERVICE,
+    grpc_media.SERVICE,
     grpc_health.SERVICE,
 )
-
-
-class MethodTable(grpc.GenericRpcHandler):  # type: ignore[misc]
-    """Finds a method by its full name. grpc.aio is quicker with one such table than with many."""
-
-    def __init__(self, handlers: Handlers) -> None:
-        self._handlers = handlers
-
-    def service(self, handler_call_details: Any) -> Any:
-        """The handler of a call, None if there is no such method."""
-        return self._handlers.get(handler_call_details.method)
+CUT_S = 1.0
+"""Connections that were cut off are gone after this, or will be without us."""
 
 
 class GrpcListener:
-    """grpc.aio on an address. Bodies stay bytes, each at most `limits.max_body_bytes` long."""
+    """gRPC on an address. Bodies stay bytes, each at most `limits.max_body_bytes` long."""
 
-    def __init__(self, address: str, view: GatewayView, front: FrontState) -> None:
-        self._server = grpc.aio.server(
-            options=[
-                ("grpc.so_reuseport", 1),
-                ("grpc.max_receive_message_length", front.limits.max_body_bytes),
-                ("grpc.max_send_message_length", -1),
-                ("grpc.max_concurrent_streams", front.limits.streams_per_connection),
-                ("grpc.max_metadata_size", front.limits.max_header_bytes),
-                ("grpc.max_connection_idle_ms", round(front.limits.idle_timeout_s * 1000)),
-                # Pings that nothing is said between cost us more than the peer.
-                ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-            ]
-        )
+    def __init__(
+        self, address: str, view: GatewayView, front: FrontState, media: MediaDesk | None = None
+    ) -> None:
+        self._front = front
         self._health = HealthService(SERVICES)
         self._inference = InferenceService(view, front)
         table = {
             **self._inference.handlers(),
             **ServingService(view, front).handlers(),
+            **MediaService(media).handlers(),
             **self._health.handlers(),
             **reflection_handlers(SERVICES),
         }
-        self._server.add_generic_rpc_handlers((MethodTable(table),))
-        try:
-            port = self._server.add_insecure_port(address)
-        except RuntimeError as error:
-            raise ConfigError(
-                f"cannot listen on {address} for gRPC: stop what uses it, "
-                "or choose another port under `listen`"
-            ) from error
-        self.address = f"{address.rpartition(':')[0]}:{port}"
+        self._methods = {name.encode(): method for name, method in table.items()}
+        self._connections: set[GrpcConnection] = set()
+        self._socket = shared_socket(address)
+        self._server: asyncio.Server | None = None
+        host, port, *_ = self._socket.getsockname()
+        self.address = f"{host}:{port}"
 
     async def start(self) -> None:
         """Accept connections; the health protocol says not serving until told so."""
-        await self._server.start()
+        self._server = await asyncio.get_running_loop().create_server(
+            lambda: GrpcConnection(self._front, self._methods, self._connections),
+            sock=self._socket,
+            backlog=BACKLOG,
+        )
 
     async def set_ready(self, ready: bool) -> None:
         """What the health protocol says."""
@@ -81,4 +66,21 @@ class GrpcListener:
         """Stop accepting and let calls end within `timeout_s`; streams read no more."""
         self._health.leave()
         self._inference.leave()
-        await self._server.stop(timeout_s)
+        if self._server is not None:
+            self._server.close()
+        self._socket.close()
+        for connection in tuple(self._connections):
+            connection.leave()
+        if await self._gone(timeout_s):
+            return
+        for connection in tuple(self._connections):
+            connection.cut()
+        await self._gone(CUT_S)
+
+    async def _gone(self, timeout_s: float) -> bool:
+        """Whether all connections are closed within that time."""
+        waits = [connection.gone for connection in self._connections]
+        if not waits:
+            return True
+        _, late = await asyncio.wait(waits, timeout=timeout_s)
+        return not late

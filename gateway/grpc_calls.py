@@ -1,82 +1,69 @@
-"""How a gRPC method is offered: bytes in, bytes out, and every error as a status with details."""
+"""How a gRPC method is offered: a function of bytes and context, and what comes before it."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from dataclasses import dataclass
 
-import grpc
-import structlog
-
-from gateway.errors import HeadraceError, InternalError, Unimplemented
-from gateway.grpc_prediction import Context, refuse
-
-log = structlog.get_logger()
+from gateway.errors import Unimplemented
+from gateway.grpc_prediction import Context
+from gateway.http2.calls import Call, Method
 
 Unary = Callable[[bytes, Context], Awaitable[bytes]]
 Gate = Callable[[Context], None]
 Stream = Callable[[Context], Awaitable[None]]
+ClientStream = Callable[[Context], Awaitable[bytes]]
 ServerStream = Callable[[bytes, Context], Awaitable[None]]
-Handlers = Mapping[str, Any]
-"""By full method name, grpc's own RpcMethodHandler."""
+Handlers = Mapping[str, Method]
+"""By full method name."""
 
 
-def unary(method: Unary, gate: Gate | None = None) -> Any:
-    """The handler of a method with one request and one answer; `gate` may refuse its caller."""
+@dataclass(frozen=True, slots=True)
+class TaskMethod:
+    """A method that runs as a task; `gate` may refuse its caller before the message is read."""
 
-    async def call(body: bytes, context: Context) -> bytes:
-        try:
-            if gate is not None:
-                gate(context)
-            return await method(body, context)
-        except HeadraceError as error:
-            failed = error
-        except Exception as error:  # the boundary: what is not ours stays inside
-            failed = _unexpected(method, error)
-        await refuse(context, failed)
+    run: Callable[[bytes, Call], Awaitable[bytes | None]]
+    streamed: bool = False
+    gate: Gate | None = None
 
-    return grpc.unary_unary_rpc_method_handler(call)
+    def check(self, call: Call) -> None:
+        """See `Method`."""
+        if self.gate is not None:
+            self.gate(call)
 
+    def reserve(self, call: Call, length: int) -> None:
+        """See `Method`."""
+        call.hold(length)
 
-def stream(method: Stream) -> Any:
-    """The handler of a method with a stream of requests and one of answers."""
-
-    async def call(_: object, context: Context) -> None:
-        await _guarded(method, context)
-
-    return grpc.stream_stream_rpc_method_handler(call)
+    def start(self, call: Call, message: bytes) -> None:
+        """See `Method`."""
+        call.run(self.run(message, call))
 
 
-def server_stream(method: ServerStream) -> Any:
-    """The handler of a method with one request and a stream of answers."""
-
-    async def call(body: bytes, context: Context) -> None:
-        await _guarded(method, body, context)
-
-    return grpc.unary_stream_rpc_method_handler(call)
+def unary(method: Unary, gate: Gate | None = None) -> Method:
+    """A method with one request and one answer."""
+    return TaskMethod(method, gate=gate)
 
 
-async def _guarded(method: Callable[..., Awaitable[None]], *arguments: Any) -> None:
-    try:
-        return await method(*arguments)
-    except HeadraceError as error:
-        failed = error
-    except grpc.aio.BaseError:
-        raise  # the connection's own errors: nobody is left to tell
-    except Exception as error:  # the boundary: what is not ours stays inside
-        failed = _unexpected(method, error)
-    await refuse(arguments[-1], failed)
+def server_stream(method: ServerStream, gate: Gate | None = None) -> Method:
+    """A method with one request and a stream of answers, which it writes."""
+    return TaskMethod(method, gate=gate)
 
 
-def unimplemented(sentence: str) -> Any:
-    """The handler of a method that Headrace does not offer."""
+def client_stream(method: ClientStream, gate: Gate | None = None) -> Method:
+    """A method with a stream of requests, which it reads, and one answer."""
+    return TaskMethod(lambda _, call: method(call), streamed=True, gate=gate)
+
+
+def stream(method: Stream, gate: Gate | None = None) -> Method:
+    """A method with a stream of requests, which it reads, and one of answers, which it writes."""
+    return TaskMethod(lambda _, call: method(call), streamed=True, gate=gate)
+
+
+def unimplemented(sentence: str) -> Method:
+    """A method that Headrace does not offer."""
 
     async def refused(body: bytes, context: Context) -> bytes:
         raise Unimplemented(sentence)
 
     return unary(refused)
-
-
-def _unexpected(method: Callable[..., Any], error: Exception) -> InternalError:
-    log.error("request_failed", method=method.__name__, exc_info=error)
-    return InternalError("internal error")

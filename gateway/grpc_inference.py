@@ -6,7 +6,7 @@ from functools import partial
 
 from gateway.errors import NotFound, Unimplemented
 from gateway.grpc_calls import Handlers, stream, unary, unimplemented
-from gateway.grpc_prediction import Context, predict, visit
+from gateway.grpc_prediction import Context, PredictionMethod, visit, visits_of
 from gateway.grpc_stream import InferStream
 from gateway.model_lookup import find_model, known_spec
 from gateway.prediction import FrontState
@@ -15,7 +15,7 @@ from gateway.protocols.grpc_targets import infer_target, parse
 from gateway.protocols.paths import InferPath
 from gateway.protocols.statistics import statistics_document
 from gateway.repository_access import read_load_parameters, require_public
-from gateway.snapshot import State
+from gateway.snapshot import ANSWERING, State
 from gateway.view import GatewayView
 
 SERVICE = "inference.GRPCInferenceService"
@@ -42,14 +42,14 @@ class InferenceService:
 
     def handlers(self) -> Handlers:
         """The service's methods by their full names."""
-        gate = partial(visit, self._front)
+        gate = partial(visit, visits_of(self._front))
         offered = {
             "ServerLive": unary(self.live),
             "ServerReady": unary(self.ready),
             "ModelReady": unary(self.model_ready, gate),
             "ServerMetadata": unary(self.server_metadata, gate),
             "ModelMetadata": unary(self.model_metadata, gate),
-            "ModelInfer": unary(self.infer),
+            "ModelInfer": PredictionMethod(self._front, _infer_path),
             "ModelStreamInfer": stream(self._stream.run),
             "ModelConfig": unary(self.model_config, gate),
             "ModelStatistics": unary(self.statistics, gate),
@@ -80,10 +80,6 @@ class InferenceService:
 
     # -- a model ------------------------------------------------------------------------------
 
-    async def infer(self, body: bytes, context: Context) -> bytes:
-        """A prediction."""
-        return await predict(self._front, _infer_path, body, context)
-
     async def model_ready(self, body: bytes, context: Context) -> bytes:
         """Whether this model (version) can infer; an unknown one is not ready."""
         request = parse("inference.ModelReadyRequest", body)
@@ -91,7 +87,7 @@ class InferenceService:
             _, found = find_model(self._view.snapshot, request.name, request.version)
         except NotFound:
             return metadata_proto.model_ready(False)
-        return metadata_proto.model_ready(found.state is State.READY)
+        return metadata_proto.model_ready(found.state in ANSWERING)
 
     async def model_metadata(self, body: bytes, context: Context) -> bytes:
         """Inputs and outputs of a model."""

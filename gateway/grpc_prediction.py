@@ -1,47 +1,48 @@
-"""One prediction over gRPC: started at once, its answer awaited as bytes, and how errors look."""
+"""One prediction over gRPC: a call of its own, answered from the data plane without a task.
+
+Predictions that are part of a longer call, as in streams, are awaited: see `AwaitedPrediction`.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import math
+import time
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Never, Protocol
-from urllib.parse import unquote
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
-import grpc
 import orjson
 
-from gateway.access.admission import Ticket, limit_headers
+from gateway.access.admission import Ticket, account_headers, limit_headers
+from gateway.access.limits import OverBudget
+from gateway.access.visits import Visits
 from gateway.errors import DeadlineExceeded, HeadraceError, error_for_status
 from gateway.frames import Body, Reply
-from gateway.http_prediction import RETRY_MARGIN_S
+from gateway.http2.calls import Call
+from gateway.http2.grpc_wire import OK_BLOCK, Metadata, metadata_block
 from gateway.prediction import FrontState, Prediction
 from gateway.protocols.paths import InferPath
-from gateway.protocols.retry_info import status_with_retry
 from gateway.router import Answer, Request
 
 OK = 200
-MAX_DETAILS = 2000
-"""Longer details may not fit into the headers that a client accepts."""
 DEADLINE_SLACK_S = 0.05
 """A call that is cancelled so shortly before its deadline was cancelled by it: the caller's clock
 started when it sent the call, ours when the call came."""
 
 
-Metadata = tuple[tuple[str, str | bytes], ...]
-
-
 class Context(Protocol):
-    """What is used of grpc.aio's ServicerContext."""
+    """What a method knows of its call."""
 
-    def invocation_metadata(self) -> tuple[tuple[str, str | bytes], ...]:
-        """What the caller sent."""
+    @property
+    def headers(self) -> Mapping[bytes, bytes]:
+        """The caller's metadata; names in lower case."""
+
+    @property
+    def address(self) -> str:
+        """The caller's address, "" if it has none."""
 
     def time_remaining(self) -> float | None:
         """Seconds to the call's deadline."""
-
-    def peer(self) -> str:
-        """Where the call comes from."""
 
     def set_trailing_metadata(self, metadata: Metadata) -> None:
         """What goes out with the status."""
@@ -49,20 +50,17 @@ class Context(Protocol):
     def trailing_metadata(self) -> Metadata:
         """What was set."""
 
-    async def abort(self, code: Any, details: str, trailing_metadata: Metadata) -> Never:
-        """End the call with an error status."""
-
-    async def read(self) -> Any:
-        """The next message of a stream, or `grpc.aio.EOF`."""
+    async def read(self) -> bytes | None:
+        """The next message of a stream, None after the last."""
 
     async def write(self, message: bytes) -> None:
         """Send a message of a stream."""
 
 
 class GrpcPrediction(Prediction):
-    """See the module. Every prediction that was started must be awaited or cancelled."""
+    """See the module. `finished` hears its answer once, unless it is given up."""
 
-    __slots__ = ("_answer", "_ended", "_front")
+    __slots__ = ("_ended", "_front")
 
     family: ClassVar[str] = "grpc"
 
@@ -76,38 +74,45 @@ class GrpcPrediction(Prediction):
         super().__init__(path, headers)
         self._front, self.address = front, address
         self._ended = False
-        self._answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+
+    def reserve(self, length: int) -> None:
+        """A message of `length` bytes is coming: raises what refuses it before it is read."""
+        admission = self._front.admission
+        if self.ticket is None:
+            self.ticket = admission.identify(self.headers, self.address)
+            account = self.ticket.account
+            if account is not None:
+                # Its model is not known yet, its caller's budget is.
+                admission.limiter.check(account, self._front.plane.now_s())
+        admission.hold(self.ticket, length)
 
     def start(self, body: bytes, timeout_s: float) -> None:
-        """Let it in; an error is kept for `result`."""
+        """Let it in; it may have finished, with a refusal, before this returns."""
+        front = self._front
         try:
-            self.enter(self._front, self.address, len(body))
-            self.send(self._front, body, len(body), self._done, timeout_s)
+            if self.ticket is None:
+                self.enter(front, self.address, len(body))
+            elif self.path is not None:
+                front.admission.admit(self.ticket, self.path.model, len(body))
+            self.send(front, body, len(body), self._done, timeout_s)
         except HeadraceError as error:
-            self._answer.set_result(error)
-
-    def fail(self, error: HeadraceError) -> None:
-        """It could not even be started."""
-        self._answer.set_result(error)
+            self.end(error)
 
     def _done(self, _: Request, answer: Answer) -> None:
-        if not self._answer.done():
-            self._answer.set_result(answer)
+        self.end(answer)
 
-    async def result(self) -> bytes:
-        """The answer's message; raises its error. Cancelling the wait cancels the prediction."""
-        try:
-            answer = await self._answer
-        except asyncio.CancelledError:
-            self.give_up()
-            raise
+    def end(self, answer: Answer) -> None:
+        """Its answer, or why there is none."""
+        if self._ended:
+            return
         self._ended = True
         self.record(self._front, answer)
-        if isinstance(answer, Reply):
-            if answer.status == OK:
-                return joined(answer.body)
-            raise error_of(answer)
-        raise answer
+        self.finished(answer)
+        self._forget()
+
+    def finished(self, answer: Answer) -> None:
+        """It is answered and counted."""
+        raise NotImplementedError
 
     def give_up(self) -> None:
         """Nobody waits for it any more; the deadline, if it was that, is counted as an answer."""
@@ -121,57 +126,153 @@ class GrpcPrediction(Prediction):
             self.record(self._front, DeadlineExceeded("the deadline passed before the answer"))
         else:
             self.cancel(self._front)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Let go of the body."""
+        self.request = None
+        if self.ticket is not None:
+            self.ticket.request = None
 
 
-async def predict(
-    front: FrontState, find: Callable[[bytes], InferPath], body: bytes, context: Context
-) -> bytes:
-    """The whole of a unary prediction; `find` reads its target from the body."""
-    headers, address = headers_of(context), address_of(context)
-    try:
-        path = find(body)
-    except HeadraceError as error:
-        GrpcPrediction(None, headers, front, address).record(front, error)
-        raise
-    prediction = GrpcPrediction(path, headers, front, address)
-    context.set_trailing_metadata((("x-request-id", prediction.request_id),))
-    prediction.start(body, timeout_s(front, context))
-    try:
-        return await prediction.result()
-    finally:
-        limit = limits_of(prediction.ticket, front)
-        if limit:
-            context.set_trailing_metadata((*context.trailing_metadata(), *limit))
+class AwaitedPrediction(GrpcPrediction):
+    """A prediction as part of a longer call. Every one started must be awaited or given up."""
+
+    __slots__ = ("_answer",)
+
+    def __init__(
+        self,
+        path: InferPath | None,
+        headers: Mapping[bytes, bytes],
+        front: FrontState,
+        address: str,
+    ) -> None:
+        super().__init__(path, headers, front, address)
+        self._answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+
+    def finished(self, answer: Answer) -> None:
+        """See `GrpcPrediction`."""
+        if not self._answer.done():
+            self._answer.set_result(answer)
+
+    async def result(self) -> bytes:
+        """The answer's message; raises its error. Cancelling the wait cancels the prediction."""
+        try:
+            answer = await self._answer
+        except asyncio.CancelledError:
+            self.give_up()
+            raise
+        if isinstance(answer, Reply):
+            if answer.status == OK:
+                return joined(answer.body)
+            raise error_of(answer)
+        raise answer
 
 
-def visit(front: FrontState, context: Context) -> None:
+class UnaryPrediction(GrpcPrediction):
+    """A prediction that is a call of its own."""
+
+    __slots__ = ("_call",)
+
+    def __init__(self, path: InferPath | None, call: Call, front: FrontState) -> None:
+        super().__init__(path, call.headers, front, call.address)
+        self._call = call
+        call.on_end = self.call_ended
+
+    def call_ended(self, error: HeadraceError | None) -> None:
+        """The caller left, or the call was refused without asking us."""
+        if error is None:
+            self.give_up()
+        elif not self._ended:
+            self._ended = True
+            if self.request is not None and self.ticket is not None:
+                self._front.admission.cancel(self.ticket)
+            self.record(self._front, error)
+            self._call.set_trailing_metadata(self._trailing())
+            self._forget()
+
+    def finished(self, answer: Answer) -> None:
+        """See `GrpcPrediction`."""
+        call = self._call
+        call.on_end = None
+        if isinstance(answer, Reply):
+            if answer.status == OK:
+                block = OK_BLOCK + metadata_block(self._trailing())
+                call.answer(answer.body, answer.length, block)
+                return
+            answer = error_of(answer)
+        call.set_trailing_metadata(self._trailing())
+        call.refuse(answer)
+
+    def _trailing(self) -> Metadata:
+        more = limits_of(self.ticket, self._front)
+        if self.cold_start_ms:
+            more = (("x-headrace-cold-start-ms", str(self.cold_start_ms)), *more)
+        return (("x-request-id", self.request_id), *more)
+
+
+@dataclass(frozen=True, slots=True)
+class PredictionMethod:
+    """A unary method; `find` reads the prediction's target from its message."""
+
+    front: FrontState
+    find: Callable[[bytes], InferPath]
+    streamed: bool = False
+
+    def check(self, call: Call) -> None:
+        """See `Method`. With a short message, which is here as well, all is checked at once."""
+
+    def reserve(self, call: Call, length: int) -> None:
+        """See `Method`."""
+        prediction = call.state
+        if not isinstance(prediction, UnaryPrediction):
+            prediction = call.state = UnaryPrediction(None, call, self.front)
+        prediction.reserve(length)
+
+    def start(self, call: Call, message: bytes) -> None:
+        """See `Method`."""
+        prediction = call.state
+        try:
+            path = self.find(message)
+        except HeadraceError as error:
+            if not isinstance(prediction, UnaryPrediction):
+                UnaryPrediction(None, call, self.front)
+            call.refuse(error)
+            return
+        if isinstance(prediction, UnaryPrediction):
+            prediction.path = path
+        else:
+            prediction = UnaryPrediction(path, call, self.front)
+        call.disarm()  # The data plane keeps its deadline from here on.
+        prediction.start(message, timeout_s(self.front, call))
+
+
+def visit(visits: Visits, context: Context) -> None:
     """Let in a call that is no prediction; raises what refuses it."""
-    ticket = front.admission.identify(headers_of(context), address_of(context))
-    front.admission.visit(ticket)
+    try:
+        visits.enter(context.headers, context.address, GrpcPrediction.family)
+    except OverBudget as error:
+        limit = account_headers(error.account, time.monotonic())
+        context.set_trailing_metadata(_limits(limit))
+        raise
 
 
-def limits_of(ticket: Ticket | None, front: FrontState) -> tuple[tuple[str, str], ...]:
+def visits_of(front: FrontState) -> Visits:
+    """The way in for calls that are no predictions."""
+    return Visits(front.admission, front.recorder, front.audit)
+
+
+def limits_of(ticket: Ticket | None, front: FrontState) -> Metadata:
     """The RateLimit headers as metadata."""
-    limit = limit_headers(ticket, front.plane.now_s()) if ticket is not None else None
+    if ticket is None or ticket.account is None:
+        return ()
+    return _limits(limit_headers(ticket, front.plane.now_s()))
+
+
+def _limits(limit: tuple[bytes, bytes] | None) -> Metadata:
     if limit is None:
         return ()
     return (("ratelimit-policy", limit[0].decode()), ("ratelimit", limit[1].decode()))
-
-
-def address_of(context: Context) -> str:
-    """The caller's address: gRPC says `ipv4:1.2.3.4:5`, `ipv6:%5B::1%5D:5` or `unix:`."""
-    kind, _, rest = context.peer().partition(":")
-    if kind not in ("ipv4", "ipv6"):
-        return ""
-    return unquote(rest.rpartition(":")[0]).strip("[]")
-
-
-def headers_of(context: Context) -> dict[bytes, bytes]:
-    """The caller's metadata in the form of HTTP headers."""
-    return {
-        key.encode(): value if isinstance(value, bytes) else value.encode()
-        for key, value in context.invocation_metadata()
-    }
 
 
 def timeout_s(front: FrontState, context: Context) -> float:
@@ -183,7 +284,7 @@ def timeout_s(front: FrontState, context: Context) -> float:
 
 
 def joined(body: Body) -> bytes:
-    """The body as one `bytes` object, which is what gRPC takes."""
+    """The body as one `bytes` object."""
     return b"".join(body) if isinstance(body, tuple) else bytes(body)
 
 
@@ -194,19 +295,3 @@ def error_of(reply: Reply) -> HeadraceError:
     except (orjson.JSONDecodeError, KeyError, TypeError):
         message = f"the slot answered with status {reply.status}"
     return error_for_status(reply.status, message)
-
-
-async def refuse(context: Context, error: HeadraceError) -> Never:
-    """End a call with the status of this error; with RetryInfo where a retry can help."""
-    trailing = context.trailing_metadata()
-    details = error.message[:MAX_DETAILS].encode(errors="replace").decode()
-    code = grpc.StatusCode[error.grpc_status]
-    if error.retry_after_s is not None:
-        wait_s = error.retry_after_s + RETRY_MARGIN_S
-        status = status_with_retry(code.value[0], details, wait_s)
-        trailing = (
-            *trailing,
-            ("grpc-retry-pushback-ms", str(math.ceil(wait_s * 1000))),
-            ("grpc-status-details-bin", status),
-        )
-    await context.abort(code, details, trailing)

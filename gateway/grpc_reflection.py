@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
+from typing import Any
 
-import grpc
 from google.protobuf import json_format
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 from grpc_reflection.v1alpha.reflection import aio
 
-from gateway.grpc_calls import Handlers
+from gateway.errors import InvalidArgument
+from gateway.grpc_calls import Handlers, stream
+from gateway.grpc_prediction import Context
 from gateway.protocols.messages import load_pool
 
 ALPHA_SERVICE = "grpc.reflection.v1alpha.ServerReflection"
@@ -24,12 +27,20 @@ def reflection_handlers(services: Iterable[str]) -> Handlers:
     alpha = reflection_pb2.DESCRIPTOR.serialized_pb
     pool = load_pool(health_pb2.DESCRIPTOR.serialized_pb, alpha, _newer(alpha))
     servicer = aio.ReflectionServicer((*services, ALPHA_SERVICE, SERVICE), pool)
-    handler = grpc.stream_stream_rpc_method_handler(
-        servicer.ServerReflectionInfo,
-        request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
-        response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
-    )
-    return {f"/{name}/ServerReflectionInfo": handler for name in (ALPHA_SERVICE, SERVICE)}
+
+    async def info(context: Context) -> None:
+        async for answer in servicer.ServerReflectionInfo(_requests(context), None):
+            await context.write(answer.SerializeToString())
+
+    return {f"/{name}/ServerReflectionInfo": stream(info) for name in (ALPHA_SERVICE, SERVICE)}
+
+
+async def _requests(context: Context) -> AsyncIterator[Any]:
+    while (message := await context.read()) is not None:
+        try:
+            yield reflection_pb2.ServerReflectionRequest.FromString(message)
+        except DecodeError:
+            raise InvalidArgument("the message is not a ServerReflectionRequest") from None
 
 
 def _newer(alpha: bytes) -> bytes:

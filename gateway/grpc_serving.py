@@ -6,16 +6,16 @@ from dataclasses import replace
 from functools import partial
 
 from gateway.errors import InvalidArgument
-from gateway.grpc_calls import Handlers, Unary, unary
+from gateway.grpc_calls import Handlers, unary
 from gateway.grpc_prediction import (
+    AwaitedPrediction,
     Context,
-    GrpcPrediction,
-    address_of,
-    headers_of,
-    predict,
+    PredictionMethod,
     timeout_s,
     visit,
+    visits_of,
 )
+from gateway.http2.calls import Method
 from gateway.model_lookup import find_servable, servable_versions
 from gateway.prediction import FrontState
 from gateway.protocols import metadata_proto
@@ -42,38 +42,33 @@ class ServingService:
 
     def handlers(self) -> Handlers:
         """The methods of both services by their full names."""
-        gate = partial(visit, self._front)
+        gate = partial(visit, visits_of(self._front))
         return {
-            f"/{PREDICTION_SERVICE}/Predict": unary(self._prediction("predict")),
-            f"/{PREDICTION_SERVICE}/Classify": unary(self._prediction("classify")),
-            f"/{PREDICTION_SERVICE}/Regress": unary(self._prediction("regress")),
+            f"/{PREDICTION_SERVICE}/Predict": self._prediction("predict"),
+            f"/{PREDICTION_SERVICE}/Classify": self._prediction("classify"),
+            f"/{PREDICTION_SERVICE}/Regress": self._prediction("regress"),
             f"/{PREDICTION_SERVICE}/MultiInference": unary(self.multi_inference),
             f"/{PREDICTION_SERVICE}/GetModelMetadata": unary(self.model_metadata, gate),
             f"/{MODEL_SERVICE}/GetModelStatus": unary(self.model_status, gate),
             f"/{MODEL_SERVICE}/HandleReloadConfigRequest": unary(self.reload, gate),
         }
 
-    def _prediction(self, method: str) -> Unary:
-        front, find = self._front, partial(serving_target, method=method)
-
-        async def call(body: bytes, context: Context) -> bytes:
-            return await predict(front, find, body, context)
-
-        return call
+    def _prediction(self, method: str) -> Method:
+        return PredictionMethod(self._front, partial(serving_target, method=method))
 
     async def multi_inference(self, body: bytes, context: Context) -> bytes:
         """Several classifications and regressions of one input by one version of one model."""
         tasks = multi_inference_tasks(body)
         path, plane = tasks[0][0], self._front.plane
         key = plane.require(path.protocol, path.model, path.version, path.label)
-        version = key[1] if key[1] is not None else plane.version_of(key)
-        headers, address = headers_of(context), address_of(context)
+        version = key[1] if isinstance(key[1], int) else plane.version_of(key)
+        headers, address = context.headers, context.address
         limit_s = timeout_s(self._front, context)
         predictions = []
         try:
             for path, part in tasks:
                 pinned = replace(path, version=version, label=None)
-                prediction = GrpcPrediction(pinned, headers, self._front, address)
+                prediction = AwaitedPrediction(pinned, headers, self._front, address)
                 predictions.append(prediction)
                 prediction.start(part, limit_s)
             answers = [await prediction.result() for prediction in predictions]

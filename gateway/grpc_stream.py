@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-import grpc
-
 from gateway.errors import HeadraceError, Unavailable
-from gateway.grpc_prediction import Context, GrpcPrediction, address_of, headers_of, timeout_s
+from gateway.grpc_prediction import AwaitedPrediction, Context, timeout_s
 from gateway.prediction import FrontState
 from gateway.protocols.grpc_targets import InferTarget, infer_target
 from gateway.protocols.metadata_proto import stream_answer, stream_error
@@ -21,7 +20,7 @@ MAX_IN_FLIGHT = 64
 class Pending:
     """A prediction whose answer has not been written; `target` is None when it had none."""
 
-    prediction: GrpcPrediction
+    prediction: AwaitedPrediction
     target: InferTarget | None
 
     async def message(self) -> bytes:
@@ -69,12 +68,12 @@ class InferStream:
     async def _read(
         self, context: Context, pending: asyncio.Queue[Pending | None], room: asyncio.Semaphore
     ) -> None:
-        headers, address = headers_of(context), address_of(context)
+        headers, address = context.headers, context.address
         try:
             while True:
                 await room.acquire()
                 body = await context.read()
-                if body is grpc.aio.EOF:
+                if body is None:
                     return
                 pending.put_nowait(
                     self._start(body, headers, address, timeout_s(self._front, context))
@@ -83,14 +82,14 @@ class InferStream:
             pending.put_nowait(None)
 
     def _start(
-        self, body: bytes, headers: dict[bytes, bytes], address: str, limit_s: float
+        self, body: bytes, headers: Mapping[bytes, bytes], address: str, limit_s: float
     ) -> Pending:
         try:
             target = infer_target(body)
         except HeadraceError as error:
-            prediction = GrpcPrediction(None, headers, self._front, address)
-            prediction.fail(error)
+            prediction = AwaitedPrediction(None, headers, self._front, address)
+            prediction.end(error)
             return Pending(prediction, None)
-        prediction = GrpcPrediction(target.path, headers, self._front, address)
+        prediction = AwaitedPrediction(target.path, headers, self._front, address)
         prediction.start(body, limit_s)
         return Pending(prediction, target)

@@ -29,7 +29,7 @@ from gateway.errors import (
 from gateway.http_prediction import whole_seconds
 from gateway.logs import request_id, valid_request_id
 from gateway.protocols.errors_json import encode_error
-from gateway.protocols.paths import canonical_path
+from gateway.protocols.paths import canonical_path, is_upload
 from gateway.view import GatewayView
 
 OPEN_PATHS = ("/healthz", "/readyz", "/v2/health/")
@@ -71,6 +71,7 @@ class Envelope:
         path = canonical_path(scope["path"])
         headers[b"x-request-id"] = identity.encode("latin-1")
         more = {"x-request-id": identity}
+        state = {**scope.get("state", {}), "request_id": identity}
 
         async def send_with_more(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -78,22 +79,22 @@ class Envelope:
             await send(message)
 
         try:
-            if not path.startswith(OPEN_PATHS):
-                more |= self._visit(headers, scope.get("client"))
+            # What is uploaded has a way in of its own: it may have to wait for its turn.
+            if not (path.startswith(OPEN_PATHS) or is_upload(scope["method"], path)):
+                client = scope.get("client")
+                ticket = self._view.visit(headers, client[0] if client else "")
+                state["ticket"] = ticket
+                more |= told_limits(limit_headers(ticket, time.monotonic()))
         except HeadraceError as error:
             if isinstance(error, OverBudget):
-                more |= _limits(account_headers(error.account, time.monotonic()))
+                more |= told_limits(account_headers(error.account, time.monotonic()))
             await error_answer(error)(scope, receive, send_with_more)
             return
-        await self._app({**scope, "path": path}, receive, send_with_more)
-
-    def _visit(self, headers: dict[bytes, bytes], client: tuple[str, int] | None) -> dict[str, str]:
-        """Let the caller in; gives the headers that tell what is left of its limits."""
-        ticket = self._view.visit(headers, client[0] if client else "")
-        return _limits(limit_headers(ticket, time.monotonic()))
+        await self._app({**scope, "path": path, "state": state}, receive, send_with_more)
 
 
-def _limits(limit: tuple[bytes, bytes] | None) -> dict[str, str]:
+def told_limits(limit: tuple[bytes, bytes] | None) -> dict[str, str]:
+    """The headers that tell what is left of a caller's limits."""
     if limit is None:
         return {}
     return {"ratelimit-policy": limit[0].decode(), "ratelimit": limit[1].decode()}

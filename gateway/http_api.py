@@ -13,6 +13,8 @@ from starlette.responses import Response
 
 from gateway.errors import InvalidArgument, Unavailable, Unimplemented
 from gateway.http_answers import Envelope, answer_errors, json_answer
+from gateway.media_api import jobs, uploads
+from gateway.media_exchange import MediaDesk
 from gateway.model_lookup import find_model, find_servable, known_spec, servable_versions
 from gateway.protocols import metadata
 from gateway.protocols.paths import parse_infer_path, parse_version
@@ -24,12 +26,14 @@ from gateway.view import GatewayView
 ALL_METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
 
-def create_app(view: GatewayView) -> FastAPI:
-    """The ASGI application of the public listener."""
+def create_app(view: GatewayView, media: MediaDesk | None = None) -> FastAPI:
+    """The ASGI application of the public listener; without `media` nothing large is split."""
     app = FastAPI(title="Headrace", docs_url=None, redoc_url=None, openapi_url=None)
     app.router.redirect_slashes = False
-    app.state.view, app.state.admin = view, False
+    app.state.view, app.state.admin, app.state.media = view, False, media
     app.include_router(health)
+    app.include_router(uploads)
+    app.include_router(jobs)
     app.include_router(tfserving)
     app.include_router(repository)
     app.include_router(unsupported)

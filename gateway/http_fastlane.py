@@ -31,6 +31,8 @@ from gateway.protocols.paths import InferPath, parse_infer_path
 from gateway.router import Answer
 
 SWEEP_S = 1.0
+UPLOAD = b":process"
+"""In the target of a request that keeps the time of its body itself, as that may be gigabytes."""
 LINGER_S = 2.0
 """After refusing a body half-way we read on for so long, or the reset would overtake the answer."""
 DISCARD_BYTES = 1024 * 1024
@@ -258,7 +260,7 @@ class FastLane(HttpToolsProtocol):
         )
         if self._reading == "headers":
             self._refuse(error)
-        elif self._reading == "body":
+        elif self._reading in ("body", "upload"):
             self._refuse_body(error)
 
     @property
@@ -300,6 +302,8 @@ class FastLane(HttpToolsProtocol):
             self._to_fast_lane(path, failed)
 
     def _to_asgi(self) -> None:
+        if UPLOAD in self.url:
+            self._reading = "upload"
         url, headers, expect = self.url, self.headers, self.expect_100_continue
         super().on_message_begin()
         self.url, self.expect_100_continue = url, expect
@@ -343,7 +347,7 @@ class FastLane(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """The body is complete."""
-        if self._reading != "body":
+        if self._reading not in ("body", "upload"):
             if self._reading == "lingering":
                 self.transport.close()
             return

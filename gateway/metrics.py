@@ -113,6 +113,12 @@ POOL_PLACES = Family(
     "Places of a model or lease: wanted, granted, held, borrowed.",
     ("account", "kind"),
 )
+POOL_UTILISATION = Family(
+    "headrace_pool_utilisation",
+    "gauge",
+    "Part of a class's slots that models hold or other work leases.",
+    ("slot_class",),
+)
 PREEMPTIONS = Family(
     "headrace_pool_preemptions_total", "counter", "Leases taken back.", ("holder",)
 )
@@ -125,8 +131,8 @@ FAMILIES = {
     for family in (
         *(REQUESTS, REQUEST_SECONDS, STAGE_SECONDS, IN_FLIGHT, QUEUE_LENGTH, BATCH_ROWS),
         *(SLOT_STATES, RETRIES, CANCELLATIONS, MODEL_LOAD_SECONDS, LINK_LOST, RESIDENT_BYTES),
-        *(COLD_START_SECONDS, POOL_SLOTS, POOL_PLACES, PREEMPTIONS),
-        *(REFUSALS, CALLERS, BUDGET_STORE_UP, HELD_BYTES, AUDIT_DROPPED),
+        *(COLD_START_SECONDS, POOL_SLOTS, POOL_PLACES, POOL_UTILISATION),
+        *(PREEMPTIONS, REFUSALS, CALLERS, BUDGET_STORE_UP, HELD_BYTES, AUDIT_DROPPED),
     )
 }
 
@@ -287,9 +293,15 @@ class Recorder:
         self,
         slots: Mapping[tuple[str, str], float],
         places: Mapping[tuple[str, str], float],
+        utilisation: Mapping[str, float],
     ) -> None:
-        """The pool's capacity by (class, kind) and its accounts by (account, kind)."""
-        for name, values in ((POOL_SLOTS.name, slots), (POOL_PLACES.name, places)):
+        """Its capacity by (class, kind), its accounts by (account, kind), and how full it is."""
+        by_class = {(name,): value for name, value in utilisation.items()}
+        for name, values in (
+            (POOL_SLOTS.name, slots),
+            (POOL_PLACES.name, places),
+            (POOL_UTILISATION.name, by_class),
+        ):
             series = self._series[name]
             series.clear()
             for labels, value in values.items():

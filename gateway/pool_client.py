@@ -57,15 +57,24 @@ class PoolClient:
         statistics: list[dict[str, Any]] = await self._answer(call, ASK_TIMEOUT_S)
         return statistics
 
+    async def pool_view(self) -> dict[str, Any]:
+        """Who holds, wants, lends and borrows slots."""
+        view: dict[str, Any] = await self._answer(self._handle.pool_view.remote(), ASK_TIMEOUT_S)
+        return view
+
+    async def watch_lease(self, lease_id: str, known: str) -> dict[str, Any]:
+        """A lease once its state is not `known`, or after some seconds; raises `NotFound`."""
+        call = self._handle.watch_lease.remote(lease_id, known)
+        lease: dict[str, Any] = _result(await self._answer(call, WATCH_TIMEOUT_S))["result"]
+        return lease
+
     async def operate(self, operation: str, /, **arguments: Any) -> tuple[Any, int]:
         """An operator's order; its result and the number of the snapshot that shows it.
 
         Raises what the pool refused it with.
         """
         call = self._handle.operate.remote(operation, arguments)
-        answer: Mapping[str, Any] = await self._answer(call, OPERATE_TIMEOUT_S)
-        if "error" in answer:
-            raise error_for_status(answer["status"], answer["error"])
+        answer = _result(await self._answer(call, OPERATE_TIMEOUT_S))
         return answer["result"], answer["number"]
 
     async def _answer(self, call: Any, timeout_s: float) -> Any:
@@ -75,3 +84,10 @@ class PoolClient:
         except Exception as error:  # Ray raises many kinds while the pool is restarting
             log.debug("pool_away", reason=type(error).__name__)
             raise Unavailable("the pool is away; try again in a moment", retry_after_s=2) from None
+
+
+def _result(answer: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the pool answered; raises what it refused it with."""
+    if "error" in answer:
+        raise error_for_status(answer["status"], answer["error"])
+    return answer

@@ -9,7 +9,7 @@ from typing import ClassVar, Protocol
 
 import structlog
 
-from gateway.access.admission import Admission, Ticket
+from gateway.access.admission import Admission, Destination, Ticket
 from gateway.access.audit import AuditLog, AuditRecord, Decision
 from gateway.config import Limits
 from gateway.data_plane import DataPlane
@@ -33,6 +33,14 @@ class Connection(Protocol):
         """Close it if a time limit has passed."""
 
 
+class MediaRoute(Destination, Protocol):
+    """Who answers predictions whose input is a whole picture or video."""
+
+    def takes(self, path: InferPath, body: Body) -> bool:
+        """Whether this is one."""
+        ...
+
+
 class FrontState:
     """What all connections of a gateway share; `addresses` counts open connections by address."""
 
@@ -46,6 +54,7 @@ class FrontState:
     ) -> None:
         self.plane, self.limits, self.recorder = plane, limits, recorder
         self.admission, self.audit = admission, audit
+        self.media: MediaRoute | None = None
         self.connections: set[Connection] = set()
         self.addresses: Counter[str] = Counter()
         self.draining = False
@@ -114,6 +123,8 @@ class Prediction:
             meta=self._meta(),
             hash_key=self._hash_key(plane, path.model, body),
         )
+        if front.media is not None and front.media.takes(path, body):
+            ticket.destination = front.media
         front.admission.submit(ticket, self.request)
 
     def cancel(self, front: FrontState) -> None:

@@ -61,19 +61,23 @@ class Identifier(Protocol):
         ...
 
 
-class Plane(Protocol):
+class Destination(Protocol):
     """Where admitted requests go."""
 
-    def now_s(self) -> float:
-        """The clock of deadlines."""
-        ...
-
     def submit(self, request: Request) -> None:
-        """Queue it for a slot; raises what is wrong with it."""
+        """Begin with it; raises what is wrong with it."""
         ...
 
     def cancel(self, request: Request) -> None:
         """The client left."""
+        ...
+
+
+class Plane(Destination, Protocol):
+    """Where they go unless their ticket says otherwise: to a slot."""
+
+    def now_s(self) -> float:
+        """The clock of deadlines."""
         ...
 
     def config(self, model: str) -> ModelConfig | None:
@@ -86,7 +90,7 @@ class Ticket:
     """One request on its way in. Without an account nothing limits it but memory.
 
     `since_s` is when it began to wait or, once it runs, when it left the queue; 0 if it never was
-    in it.
+    in it. A request that no slot answers by itself has its own `destination`.
     """
 
     account: Account | None
@@ -99,6 +103,7 @@ class Ticket:
     waiting: bool = False
     since_s: float = 0.0
     request: Request | None = None
+    destination: Destination | None = None
 
     def __lt__(self, other: Ticket) -> bool:
         """Waiting requests of a caller go by deadline, equal ones as they came."""
@@ -206,7 +211,7 @@ class Admission:
         account = ticket.account
         ticket.request = request
         if account is None:
-            self._plane.submit(request)
+            (ticket.destination or self._plane).submit(request)
             return
         tier = account.allowance.tier
         request.caller, request.priority = account.caller.id, tier.priority
@@ -253,7 +258,7 @@ class Admission:
         account.running += 1
         ticket.running = True
         try:
-            self._plane.submit(request)
+            (ticket.destination or self._plane).submit(request)
         except HeadraceError:
             account.running -= 1
             ticket.running = False
@@ -286,7 +291,7 @@ class Admission:
         if request is None:
             return
         if not ticket.waiting:
-            self._plane.cancel(request)
+            (ticket.destination or self._plane).cancel(request)
         else:
             self._withdraw(ticket)
             request.finished = True

@@ -41,6 +41,10 @@ class AdminClient:
         """What the gateway knows of slots and models; raises `HeadraceError`."""
         return self._ask("GET", "/admin/v1/status")
 
+    def pool(self) -> dict[str, Any]:
+        """Who has slots and why: `{classes, accounts, groups, leases, decisions}`."""
+        return self._ask("GET", "/admin/v1/pool")
+
     def shutdown(self) -> None:
         """Ask the application to drain and delete itself."""
         self._ask("POST", "/admin/v1/shutdown")

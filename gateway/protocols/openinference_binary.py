@@ -68,7 +68,7 @@ class OpenInferenceCodec:
         Binary inputs may share the body's memory, which must not change afterwards.
         """
         plain = inflate(body, call.content_encoding, self._max_inflated_bytes)
-        text, raw = _split_body(plain, call.json_length)
+        text, raw = split_body(plain, call.json_length)
         document = (None if raw else read_quickly(text)) or read_object(text)
         parameters = parameters_of(document, "the request")
         entries = named_entries(document, "inputs")
@@ -81,7 +81,7 @@ class OpenInferenceCodec:
         }
         tail.check_end()
         rows = check_inputs(signature, inputs)
-        outputs, binary = _wanted(document, parameters, signature)
+        outputs, binary = wanted_outputs(document, parameters, signature)
         reply = Reply(id_of(document), binary, reply_coding(call.accept_encoding))
         return InferenceRequest(signature, inputs, rows, outputs, timeout_s_of(parameters), reply)
 
@@ -138,7 +138,7 @@ def _decode_input(name: str, entry: dict[str, Any], tail: RawTail | None) -> Ten
     return decode_data(entry["data"], dtype, shape, where)
 
 
-def _wanted(
+def wanted_outputs(
     document: Mapping[str, Any], parameters: Mapping[str, Any], signature: Signature
 ) -> tuple[tuple[str, ...] | None, frozenset[str]]:
     """The names of the wanted outputs (None: all) and those among them to be sent binary."""
@@ -169,7 +169,7 @@ def _check_json_form(spec: TensorSpec, binary: bool) -> None:
         )
 
 
-def _split_body(body: bytes | memoryview, json_length: int | None) -> tuple[bytes, memoryview]:
+def split_body(body: bytes | memoryview, json_length: int | None) -> tuple[bytes, memoryview]:
     """The JSON text and the raw tail of a body; without a length all of it is JSON."""
     if json_length is None:
         return bytes(body), memoryview(b"")

@@ -32,6 +32,7 @@ _TFSERVING_WORDS = re.compile(
     r"(?P<rest>/metadata)?",
     re.IGNORECASE,
 )
+_UPLOAD = re.compile(r"/v1/models/[^/:]+(?:/versions/[0-9]{1,19}|/labels/[^/:]+)?:process")
 _BASE_PATH = re.compile(r"(?:/.*?)??(?P<path>/v2(?:/.*)?)")
 
 
@@ -65,6 +66,11 @@ def canonical_path(path: str) -> str:
         return f"{models.lower()}{name}{kind.lower()}{value}{rest.lower()}"
     found = _BASE_PATH.fullmatch(path)
     return path if found is None else found["path"]
+
+
+def is_upload(method: str, path: str) -> bool:
+    """Whether this, in its canonical spelling, is where a picture or video is sent to."""
+    return method == "POST" and _UPLOAD.fullmatch(path) is not None
 
 
 def parse_version(text: str) -> int:

@@ -118,8 +118,10 @@ async def open_scripted(
 
 
 @asynccontextmanager
-async def open_faces(tmp_path: Path, *slots: str, **more: Any) -> AsyncIterator[MediaHouse]:
-    """A house that finds faces with the real stage."""
+async def open_faces(
+    tmp_path: Path, *slots: str, model: str = "faces", config: ModelConfig = FACES, **more: Any
+) -> AsyncIterator[MediaHouse]:
+    """A house with the real stage; it finds faces unless another demo model is named."""
     house = MediaHouse(REPOSITORY.absolute(), tmp_path, limits=Limits(max_body_bytes=LARGE), **more)
     plane = StagePlane(Identity("stage", "node", SECRET, LARGE), Recorder("stage"))
     house.plane_of_stage = plane
@@ -129,7 +131,7 @@ async def open_faces(tmp_path: Path, *slots: str, **more: Any) -> AsyncIterator[
         async with _running(house, stage.process):
             for slot in slots:
                 await house.add_slot(slot)
-                assert await house.place(slot, "faces", 1, FACES) is State.READY
+                assert await house.place(slot, model, 1, config) is State.READY
             plane.apply(house.snapshot)
             await until(lambda: all(link == "unix" for link in plane.links().values()))
             yield house
@@ -141,7 +143,8 @@ async def open_faces(tmp_path: Path, *slots: str, **more: Any) -> AsyncIterator[
 
 @asynccontextmanager
 async def _running(house: MediaHouse, script: Script) -> AsyncIterator[None]:
-    runner = JobRunner(JobStore(house.folder / "jobs" / "jobs.sqlite"), script)
+    store = JobStore(house.folder / "jobs" / "jobs.sqlite")
+    runner = JobRunner(store, script, spool=house.folder / "spool")
     house.stage = house.local = LocalStage(script, runner)
     task = asyncio.create_task(runner.run())
     await house.start()

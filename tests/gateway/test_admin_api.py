@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 
 from gateway.admin_api import create_admin_app
 from gateway.config import ModelConfig
-from gateway.errors import ConfigError, FailedPrecondition
+from gateway.errors import ConfigError, FailedPrecondition, NotFound
 from gateway.metrics import Recorder
 from gateway.metrics_export import Exporter
 from gateway.snapshot import (
@@ -81,6 +82,16 @@ class Desk(FixedView):
         if name != "m":
             raise FailedPrecondition(f"model {name!r} has no version before 1")
         return {"model": name, "from": 2, "to": 1, "warm": True}
+
+    async def pool_view(self) -> Mapping[str, Any]:
+        return {"classes": [], "accounts": [], "groups": [], "leases": [], "decisions": []}
+
+    async def lease(self, order: str, **arguments: Any) -> Any:
+        self.told.append((order, arguments))
+        return {"id": "a", "state": "WAITING"}
+
+    async def watch_lease(self, lease_id: str, known: str) -> Mapping[str, Any]:
+        raise NotFound(f"there is no lease {lease_id!r} (any more)")
 
     async def shutdown(self) -> None:
         self.told.append("shutdown")

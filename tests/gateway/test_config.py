@@ -185,7 +185,7 @@ def test_a_class_without_a_spare_slot_gives_a_warning_unless_versions_swap_in_pl
 def test_versions_that_labels_name_need_room_too() -> None:
     model = {"runtime": "onnx", "labels": {"stable": 1, "new": 2}}
     findings = cross_check(args(slots={"cpu": {"count": 1}}), pool(tagger=model))
-    assert "models ask for 2 placements" in findings[0].message
+    assert "the guarantees need 2 slots" in findings[0].message
 
 
 def test_a_runtime_goes_to_its_default_class() -> None:
@@ -199,7 +199,68 @@ def test_minimums_of_all_versions_are_added_up() -> None:
     three = {"runtime": "onnx", "versions": [1, 2, 3]}
     found = mistakes(cross_check(args(slots={"cpu": {"count": 2}}), pool(tagger=three)))
     ((path, message),) = found
-    assert path == "args.slots.cpu" and "ask for 3" in message and "holds 2" in message
+    assert path == "args.slots.cpu" and message.endswith("at most 2 are there: tagger 3 = 3")
+
+
+def test_guarantees_are_added_up_in_parts_of_slots() -> None:
+    slots = {"cpu": {"max": 2, "memory": "1GiB", "max_models": 10}}
+    big = {"runtime": "onnx", "memory": "700MiB", "replicas": {"min": 2}}
+    small = {"runtime": "onnx", "memory": "300MiB"}
+    assert not mistakes(cross_check(args(slots=slots), pool(big=big, a=small, b=small)))
+    models = pool(big=big, a=small, b=small, c=small)
+    ((path, message),) = mistakes(cross_check(args(slots=slots), models))
+    assert path == "args.slots.cpu" and "need 2.246 slots of class cpu, at most 2" in message
+    assert "big 2 x 0.684 + a 1 x 0.293 + b 1 x 0.293 + c 1 x 0.293" in message
+    alone = pool(big=big, a=small | {"exclusive": True})
+    ((_, message),) = mistakes(cross_check(args(slots=slots), alone))
+    assert message.endswith("big 2 x 0.684 + a 1 = 2.367")
+
+
+def test_a_model_that_sleeps_is_guaranteed_nothing() -> None:
+    asleep = {"runtime": "onnx", "replicas": {"min": 0, "max": 3}}
+    assert not mistakes(cross_check(args(slots={"cpu": {"count": 1}}), pool(a=asleep, b=asleep)))
+
+
+@pytest.mark.parametrize(
+    ("policy", "words"),
+    [
+        ("no_such_module:Policy", "No module named 'no_such_module'"),
+        ("autoscale.policy:Absent", "has no attribute 'Absent'"),
+        ("gateway.config:Listen", "has no method `expected`"),
+        ("tests.gateway.broken_policy:Policy", "SyntaxError"),
+    ],
+)
+def test_a_policy_that_cannot_be_used_is_refused(
+    policy: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_policy.py").write_text("class:\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    policy = policy.replace("tests.gateway.broken", "broken")
+    model = {"runtime": "onnx", "scaling": {"policy": policy}}
+    ((path, message),) = mistakes(cross_check(args(slots={"cpu": {"count": 2}}), pool(m=model)))
+    assert path == "pool.models.m.scaling.policy" and words in message
+
+
+def test_shares_and_leases_that_have_no_effect_are_warnings() -> None:
+    models = {"m": {"runtime": "onnx", "share": {"group": "vision"}}}
+    config = PoolConfig.model_validate(
+        {"models": models, "shares": {"visoin": 2, "leases": 1}, "leases": {"max_slots": 4}}
+    )
+    slots = {"cpu": {"min": 1, "warm": 2, "max": 5}}
+    group, most = cross_check(args(slots=slots), config)
+    assert group.warning and group.path == ("pool", "shares", "visoin")
+    assert group.message == "no model is in the group 'visoin'; did you mean 'vision'?"
+    assert most.warning and "no class can lend more than 3" in most.message
+
+
+def test_leases_that_contradict_themselves_are_refused() -> None:
+    config = PoolConfig.model_validate({"leases": {"grace_s": 20, "max_grace_s": 10}})
+    ((path, message),) = mistakes(cross_check(args(), config))
+    assert path == "pool.leases.grace_s" and message == "found 20; `max_grace_s` is 10"
+    ((path, message),) = mistakes(
+        cross_check(args(slots={"cpu": {"count": 2}}), pool(leases={"runtime": "onnx"}))
+    )
+    assert path == "pool.models.leases" and "rename the model" in message
 
 
 def test_models_of_unknown_runtime_count_against_all_slots() -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -17,8 +19,12 @@ from gateway.access.audit import AuditLog
 from gateway.access.caller import Access
 from gateway.access.keys import new_key
 from gateway.access.tiers import Tier
+from gateway.admin_api import create_admin_app
 from gateway.config import Audit, Cost, Limits, ModelConfig
 from gateway.errors import Unavailable
+from gateway.media_body import MediaBody
+from gateway.media_exchange import MediaDesk
+from gateway.media_upload import Declared, take
 from sharding import spool
 from sharding.job_store import decode_job
 from sharding.upload import MediaJob
@@ -34,6 +40,8 @@ from tests.gateway.media_house import (
     png,
 )
 from tests.house import PEPPER, client, open_house, until
+from tests.sharding.media_files import clip
+from tests.sharding.stage_house import TAGGER
 
 PROCESS = "/v1/models/affine:process"
 SMALL = png()
@@ -131,6 +139,17 @@ async def test_a_form_in_either_order(tmp_path: Path, first: str) -> None:
     assert answer.status_code == 200 and content == NOISE
     assert (job.upload.name, job.upload.content_type) == ("cat.png", "image/png")
     assert job.options.threshold == 0.7 and job.options.classes == ("cat", 3)
+
+
+async def test_a_client_that_asks_first_is_told_to_go_on(tmp_path: Path) -> None:
+    async with open_scripted(tmp_path) as house:
+        reader, writer = await asyncio.open_connection(*house.http.address.split(":"))
+        head = f"POST {PROCESS} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(SMALL)}\r\n"
+        writer.write(head.encode() + b"expect: 100-continue\r\n\r\n")
+        assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        writer.write(SMALL)
+        assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+        writer.close()
 
 
 async def test_options_come_in_the_query_and_in_a_header(tmp_path: Path) -> None:
@@ -290,6 +309,53 @@ async def test_a_slow_but_steady_upload_is_not_cut_off(tmp_path: Path) -> None:
     async with open_scripted(tmp_path, limits=limits) as house, client(house) as http:
         answer = await http.post(PROCESS, content=slow())
     assert answer.status_code == 200
+
+
+async def test_the_sweep_of_other_bodies_leaves_uploads_alone(tmp_path: Path) -> None:
+    gate = asyncio.Event()
+
+    async def in_two() -> AsyncIterator[bytes]:
+        yield NOISE[:-10]
+        await gate.wait()
+        yield NOISE[-10:]
+
+    async with open_scripted(tmp_path) as house, client(house) as http:
+        answer = asyncio.create_task(http.post(PROCESS, content=in_two()))
+        await until(house.left)
+        for connection in tuple(house.front.connections):
+            connection.check_time(asyncio.get_running_loop().time() + 1000)
+        gate.set()
+        assert (await answer).status_code == 200
+
+
+async def test_nothing_is_read_while_the_disk_is_slow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, taken = threading.Event(), 0
+    write = spool.write_all
+
+    def slow(*content: Any) -> None:
+        gate.wait()
+        write(*content)
+
+    async def receive() -> Any:
+        nonlocal taken
+        taken += 1
+        head = SMALL[:100] if taken == 1 else bytes(65_536)
+        return {"type": "http.request", "body": head, "more_body": taken < 100}
+
+    monkeypatch.setattr(spool, "write_all", slow)
+    body = MediaBody(receive, 60.0)
+    async with spool.Spool(10**8, 0, tmp_path) as kept:
+        declared = Declared("", "", None)
+        taking = asyncio.create_task(take(body, kept, declared, "image"))
+        await until(lambda: kept._job is not None)
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert taken < 20  # a batch of the spool, of what would be 100 pieces
+        gate.set()
+        upload, _ = await taking
+    assert upload.length == 100 + 99 * 65_536
 
 
 async def test_a_full_disk_gets_503(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -497,6 +563,18 @@ async def test_a_job_is_made_worked_on_and_read(tmp_path: Path) -> None:
     assert len(document["result"]["boxes"]) == 2
 
 
+async def test_a_job_with_a_video_is_decoded_by_its_shards(tmp_path: Path) -> None:
+    content = clip(tmp_path / "clip.mp4", frames=50).read_bytes()
+    open_ = open_faces(tmp_path, "a", model="tagger", config=TAGGER)
+    async with open_ as house, client(house) as http:
+        url = "/v1/models/tagger:process?fps=2&threshold=0"
+        taken = await http.post(url, content=content, headers=LATER)
+        document = await ended(http, taken.headers["location"])
+        await empty(house)
+    assert document["state"] == "done", document
+    assert document["result"]["duration_s"] == 2.0
+
+
 async def test_a_job_is_cancelled(tmp_path: Path) -> None:
     async with open_scripted(tmp_path, hang) as house, client(house) as http:
         taken = await http.post(PROCESS, content=SMALL, headers=LATER)
@@ -537,3 +615,17 @@ async def test_only_its_caller_sees_a_job(tmp_path: Path) -> None:
         mine = (await http.get("/v1/jobs", headers=one)).json()["jobs"]
         assert [each["id"] for each in mine] == [taken.json()["id"]]
         assert (await http.get("/v1/jobs", headers=two)).json() == {"jobs": []}
+
+
+async def test_an_operator_sees_and_cancels_every_job(tmp_path: Path) -> None:
+    async with open_scripted(tmp_path, hang) as house, client(house) as http:
+        taken = await http.post(PROCESS, content=SMALL, headers=LATER)
+        desk = MediaDesk(house.front, house.local, tmp_path)
+        operations: Any = SimpleNamespace(audit_folder=None)
+        admin = httpx.ASGITransport(create_admin_app(operations, "token", desk))
+        headers = {"authorization": "Bearer token"}
+        async with httpx.AsyncClient(transport=admin, base_url="http://x", headers=headers) as op:
+            listed = (await op.get("/v1/jobs")).json()["jobs"]
+            assert [each["id"] for each in listed] == [taken.json()["id"]]
+            assert (await op.delete(taken.headers["location"])).json()["state"] == "cancelled"
+            assert (await op.get("/v1/jobs", headers={"authorization": ""})).status_code == 401

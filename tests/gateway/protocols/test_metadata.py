@@ -47,6 +47,7 @@ def test_tfserving_status_knows_every_state() -> None:
         State.LOADING: "LOADING",
         State.WARMING: "LOADING",
         State.READY: "AVAILABLE",
+        State.SLEEPING: "AVAILABLE",
         State.DRAINING: "UNLOADING",
         State.FAILED: "END",
         State.END: "END",

@@ -1,0 +1,201 @@
+"""HTTP/2 frames (RFC 9113, sections 4 and 6), as a pure codec: bytes in, frames out.
+
+A frame is a 9-byte head (payload length u24, type u8, flags u8, stream id u31; big-endian) and its
+payload. The length and the type are read as one number, because there is no u24 to unpack.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator
+from enum import IntEnum
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+"""What a client sends before its first frame."""
+HEAD = struct.Struct(">IBI")
+SETTING = struct.Struct(">HI")
+DEFAULT_WINDOW_BYTES = 65_535
+DEFAULT_FRAME_BYTES = 16_384
+"""What either side may send until the other one's settings say otherwise."""
+MAX_FRAME_BYTES = 0xFFFFFF
+MAX_WINDOW_BYTES = 0x7FFFFFFF
+MAX_STREAM_ID = 0x7FFFFFFF
+
+RawFrame = tuple[int, int, int, bytes]
+"""Type, flags, stream id and payload; a tuple because one is made for every frame that comes."""
+
+
+class FrameType(IntEnum):
+    """What a frame is."""
+
+    DATA = 0
+    HEADERS = 1
+    PRIORITY = 2
+    RST_STREAM = 3
+    SETTINGS = 4
+    PUSH_PROMISE = 5
+    PING = 6
+    GOAWAY = 7
+    WINDOW_UPDATE = 8
+    CONTINUATION = 9
+
+
+class Flag(IntEnum):
+    """Bits of a frame's flags; what they mean depends on its type."""
+
+    END_STREAM = 1
+    ACK = 1
+    END_HEADERS = 4
+    PADDED = 8
+    PRIORITY = 32
+
+
+class Setting(IntEnum):
+    """What a side tells of itself in SETTINGS."""
+
+    HEADER_TABLE_SIZE = 1
+    ENABLE_PUSH = 2
+    MAX_CONCURRENT_STREAMS = 3
+    INITIAL_WINDOW_SIZE = 4
+    MAX_FRAME_SIZE = 5
+    MAX_HEADER_LIST_SIZE = 6
+
+
+class ErrorCode(IntEnum):
+    """Why a stream or a connection ends."""
+
+    NO_ERROR = 0
+    PROTOCOL_ERROR = 1
+    INTERNAL_ERROR = 2
+    FLOW_CONTROL_ERROR = 3
+    SETTINGS_TIMEOUT = 4
+    STREAM_CLOSED = 5
+    FRAME_SIZE_ERROR = 6
+    REFUSED_STREAM = 7
+    CANCEL = 8
+    COMPRESSION_ERROR = 9
+    CONNECT_ERROR = 10
+    ENHANCE_YOUR_CALM = 11
+    INADEQUATE_SECURITY = 12
+    HTTP_1_1_REQUIRED = 13
+
+
+class Http2Error(Exception):
+    """Raised when a peer breaks the protocol or floods us: its connection ends with this code."""
+
+    def __init__(self, code: ErrorCode, message: str) -> None:
+        super().__init__(message)
+        self.code, self.message = code, message
+
+
+class FrameReader:
+    """Cuts a byte stream into frames of at most `limit_bytes` of payload."""
+
+    __slots__ = ("_missing", "_rest", "limit_bytes")
+
+    def __init__(self, limit_bytes: int = DEFAULT_FRAME_BYTES) -> None:
+        self._rest = bytearray()
+        self._missing = 0
+        self.limit_bytes = limit_bytes
+
+    def feed(self, data: bytes) -> Iterator[RawFrame]:
+        """Yield the frames that `data` completes; raises `Http2Error` on a frame too long."""
+        if self._rest:
+            # A frame that comes in many small pieces is only looked at when it can be whole.
+            self._rest += data
+            self._missing -= len(data)
+            if self._missing > 0:
+                return
+            data = bytes(self._rest)
+            self._rest = bytearray()
+        offset, end = 0, len(data)
+        while end - offset >= 9:
+            word, flags, stream_id = HEAD.unpack_from(data, offset)
+            length = word >> 8
+            if length > self.limit_bytes:
+                raise Http2Error(
+                    ErrorCode.FRAME_SIZE_ERROR,
+                    f"a frame of {length} bytes, over {self.limit_bytes}",
+                )
+            start = offset + 9
+            if end - start < length:
+                self._keep(data, offset, start + length - end)
+                return
+            offset = start + length
+            yield word & 0xFF, flags, stream_id & MAX_STREAM_ID, data[start:offset]
+        if offset < end:
+            self._keep(data, offset, 9 - (end - offset))
+
+    def _keep(self, data: bytes, offset: int, missing: int) -> None:
+        self._rest = bytearray(data[offset:])
+        self._missing = missing
+
+
+def unpadded(flags: int, payload: bytes) -> bytes:
+    """The payload of a DATA or HEADERS frame without its padding; raises `Http2Error`."""
+    if not flags & Flag.PADDED:
+        return payload
+    if not payload or payload[0] >= len(payload):
+        raise Http2Error(ErrorCode.PROTOCOL_ERROR, "a frame with more padding than payload")
+    return payload[1 : len(payload) - payload[0]]
+
+
+def encode_head(kind: int, length: int, flags: int, stream_id: int) -> bytes:
+    """The 9 bytes before a payload."""
+    return HEAD.pack(length << 8 | kind, flags, stream_id)
+
+
+def encode_frame(kind: int, payload: bytes = b"", *, flags: int = 0, stream_id: int = 0) -> bytes:
+    """One frame as bytes."""
+    return HEAD.pack(len(payload) << 8 | kind, flags, stream_id) + payload
+
+
+def encode_headers(
+    stream_id: int, block: bytes, *, end: bool, limit_bytes: int = DEFAULT_FRAME_BYTES
+) -> bytes:
+    """A header block as one HEADERS frame and as many CONTINUATION frames as it takes."""
+    flags = Flag.END_STREAM if end else 0
+    if len(block) <= limit_bytes:
+        return HEAD.pack(len(block) << 8 | 1, flags | 4, stream_id) + block
+    parts = [block[at : at + limit_bytes] for at in range(0, len(block), limit_bytes)]
+    frames = [encode_frame(FrameType.HEADERS, parts[0], flags=flags, stream_id=stream_id)]
+    for number, part in enumerate(parts[1:], 2):
+        last = Flag.END_HEADERS if number == len(parts) else 0
+        frames.append(encode_frame(FrameType.CONTINUATION, part, flags=last, stream_id=stream_id))
+    return b"".join(frames)
+
+
+def encode_settings(settings: Iterable[tuple[int, int]]) -> bytes:
+    """A SETTINGS frame of these (setting, value)."""
+    payload = b"".join(SETTING.pack(name, value) for name, value in settings)
+    return encode_frame(FrameType.SETTINGS, payload)
+
+
+def decode_settings(payload: bytes) -> list[tuple[int, int]]:
+    """The (setting, value) of a SETTINGS frame, in their order; raises `Http2Error`."""
+    if len(payload) % SETTING.size:
+        raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, f"settings of {len(payload)} bytes")
+    return list(SETTING.iter_unpack(payload))
+
+
+def encode_reset(stream_id: int, code: ErrorCode) -> bytes:
+    """An RST_STREAM frame."""
+    return encode_frame(FrameType.RST_STREAM, code.to_bytes(4, "big"), stream_id=stream_id)
+
+
+def encode_window_update(stream_id: int, more_bytes: int) -> bytes:
+    """A WINDOW_UPDATE frame; stream 0 stands for the connection."""
+    return encode_frame(FrameType.WINDOW_UPDATE, more_bytes.to_bytes(4, "big"), stream_id=stream_id)
+
+
+def encode_goaway(last_stream_id: int, code: ErrorCode, message: str = "") -> bytes:
+    """A GOAWAY frame: streams after `last_stream_id` are not answered."""
+    payload = last_stream_id.to_bytes(4, "big") + code.to_bytes(4, "big") + message.encode()
+    return encode_frame(FrameType.GOAWAY, payload)
+
+
+def decode_number(payload: bytes, kind: FrameType) -> int:
+    """The one number of an RST_STREAM or WINDOW_UPDATE frame; raises `Http2Error`."""
+    if len(payload) != 4:
+        raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, f"{kind.name} of {len(payload)} bytes, not 4")
+    return int.from_bytes(payload, "big")

@@ -1,0 +1,89 @@
+"""A request's options from its query, a header or a part of a form."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import orjson
+from pydantic import ValidationError
+
+from gateway.config_sharding import ProcessOptions, ShardingConfig
+from gateway.errors import InvalidArgument
+from gateway.protocols.quoting import quoted
+
+HEADER = "x-headrace-options"
+LISTS = ("classes", "scales")
+"""In a query these are several values with commas between them, or several parameters."""
+
+
+def query_options(pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """Options from the parameters of a URL, in text; a class of digits is a class id."""
+    found: dict[str, Any] = {}
+    for name, text in pairs:
+        if name in LISTS:
+            values = [each.strip() for each in text.split(",") if each.strip()]
+            found.setdefault(name, []).extend(_class(each) for each in values)
+        elif name in found:
+            raise InvalidArgument(f"the option {quoted(name)} is given twice")
+        else:
+            found[name] = text
+    return found
+
+
+def parameter_options(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Options among the parameters of an Open Inference request; others are not ours."""
+    found: dict[str, Any] = {}
+    for name, value in parameters.items():
+        if name in ProcessOptions.model_fields:
+            found |= query_options([(name, value)]) if isinstance(value, str) else {name: value}
+    return found
+
+
+def json_options(text: bytes | str, where: str) -> dict[str, Any]:
+    """Options from a JSON object."""
+    try:
+        value = orjson.loads(text) if text else {}
+    except orjson.JSONDecodeError as error:
+        raise InvalidArgument(f"{where} is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise InvalidArgument(f'{where} should be a JSON object, such as {{"threshold": 0.5}}')
+    return value
+
+
+def read_options(*sources: Mapping[str, Any]) -> ProcessOptions:
+    """The options of all sources, later ones going first; raises `InvalidArgument`."""
+    given: dict[str, Any] = {}
+    for source in sources:
+        given |= source
+    known = ProcessOptions.model_fields
+    for name in given:
+        if name not in known:
+            raise InvalidArgument(
+                f"there is no option {quoted(name)}; these are known: {', '.join(known)}"
+            )
+    try:
+        return ProcessOptions.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]) if first["loc"] else ""
+        text = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
+        raise InvalidArgument(f"the option {name!r} {text}" if name else text) from None
+
+
+def check_tiling(options: ProcessOptions, sharding: ShardingConfig) -> None:
+    """Whether they go with what the config says; raises `InvalidArgument`."""
+    try:
+        sharding.tiling(options)
+    except ValueError as error:
+        raise InvalidArgument(f"the options do not fit: {error}") from None
+
+
+def encode_options(options: ProcessOptions) -> str:
+    """JSON text of what is given, as the header takes it."""
+    return json.dumps(options.model_dump(mode="json", exclude_defaults=True))
+
+
+def _class(text: str) -> int | str:
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else text
