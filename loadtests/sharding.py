@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -124,8 +125,8 @@ def main(
                     console.print(check.sentence(), soft_wrap=True, highlight=False)
                     report.checks.append(check)
             except FORESEEN as error:
-                _tell_log(Path(folder) / part / "headrace.log")
-                raise click.ClickException(str(error) or type(error).__name__) from error
+                log = _keep_log(Path(folder) / part / "headrace.log", stem)
+                raise click.ClickException(f"{error or type(error).__name__}{log}") from error
     publish(report, title, stem)
     console.print(f"written: {stem}*.png, .json and .md", soft_wrap=True)
     if not all(check.met for check in report.checks):
@@ -213,9 +214,12 @@ def _plot(order: Order, name: str) -> Path:
     return order.stem.with_name(f"{order.stem.name}-{name}.png")
 
 
-def _tell_log(log: Path) -> None:
-    if log.exists():
-        click.echo("\n".join(log.read_text(errors="replace").splitlines()[-5:]), err=True)
+def _keep_log(log: Path, stem: Path) -> str:
+    if not log.exists():
+        return ""
+    kept = stem.with_suffix(".log")
+    shutil.copyfile(log, kept)
+    return f"; its log: {kept}"
 
 
 if __name__ == "__main__":

@@ -37,10 +37,11 @@ class Processed:
     @property
     def boxes(self) -> list[Box]:
         """The merged boxes of a picture."""
-        return [
-            Box(*each["box"], each["score"], each["class"], each["label"])
-            for each in self.result["boxes"]
-        ]
+        found = []
+        for each in self.result["boxes"]:
+            x1, y1, x2, y2 = each["box"]
+            found.append(Box(x1, y1, x2, y2, each["score"], each["class"], each["label"]))
+        return found
 
     @property
     def stage_s(self) -> float:

@@ -7,6 +7,7 @@ import contextlib
 import os
 import random
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -45,6 +46,7 @@ class SlotSettings:
     secret: SecretRef | None
     limits: Limits
     log_level: str = "info"
+    spool: str | None = None
 
 
 class ModelServer:
@@ -89,7 +91,7 @@ class ModelServer:
             self._recorder,
             settings.slot_class.cpus,
             "cuda" if settings.slot_class.gpus else "cpu",
-            node.spool,
+            Path(settings.spool) if settings.spool else node.spool,
             words=self._words,
         )
         host, _, port = settings.link.rpartition(":")

@@ -58,9 +58,11 @@ class ShardStage:
         node = Node.here()
         self._id = f"stage-{node.id[:8]}-{os.getpid()}"
         shared_memory.sweep()
-        node.spool.mkdir(mode=0o700, exist_ok=True)
+        media = settings.media
+        spool = media.folder(node.spool)
+        spool.mkdir(mode=0o700, parents=True, exist_ok=True)
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(None, sweep, node.spool)
+        await loop.run_in_executor(None, sweep, spool)
         identity = Identity(
             self._id,
             node.id,
@@ -70,8 +72,8 @@ class ShardStage:
         )
         recorder = Recorder("stage")
         self._plane = StagePlane(identity, recorder)
-        self._stage = Stage(Shards(self._plane), node.id, node.spool)
-        jobs = settings.media.jobs
+        self._stage = Stage(Shards(self._plane), "" if media.shared else node.id, spool)
+        jobs = media.jobs
         folder = Path(jobs.folder or headrace_home() / "jobs")
         store = await loop.run_in_executor(None, JobStore, folder / "jobs.sqlite")
         self._jobs = JobRunner(
@@ -80,6 +82,7 @@ class ShardStage:
             jobs.max_running,
             keep_s=jobs.keep_s,
             max_waiting=jobs.max_waiting,
+            spool=spool,
         )
         exporter = Exporter(recorder, node.metrics)
         self._tasks = [

@@ -6,15 +6,17 @@ import asyncio
 import os
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import aclosing, suppress
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import aclosing, asynccontextmanager, suppress
+from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import structlog
 
 from gateway.errors import HeadraceError, InternalError
+from sharding.borrowed import borrowed
 from sharding.job_store import JobStore
 from sharding.upload import MediaJob
 
@@ -39,7 +41,8 @@ class JobRunner:
     """See the module. `run` must run; `submit` and the others are what callers ask.
 
     Jobs that have ended are forgotten after `keep_s`; a caller may have `max_waiting` that have
-    not. `now_s` is the clock of the store, which other processes share.
+    not. `now_s` is the clock of the store, which other processes share. While a job runs, its
+    upload has a name in `spool`, where shards may open it.
     """
 
     def __init__(
@@ -50,10 +53,12 @@ class JobRunner:
         *,
         keep_s: float = 86_400.0,
         max_waiting: int = 100,
+        spool: Path | None = None,
         now_s: Callable[[], float] = time.time,
     ) -> None:
         self._store, self._process, self._max_running = store, process, max_running
         self._keep_s, self._max_waiting, self._now_s = keep_s, max_waiting, now_s
+        self._spool = spool
         self._owner = f"{os.getpid()}-{secrets.token_hex(8)}"
         self._running: dict[str, asyncio.Task[None]] = {}
         self._changed = asyncio.Event()
@@ -133,7 +138,8 @@ class JobRunner:
         assert task is not None
         beating = asyncio.create_task(self._beat(job_id, task))
         try:
-            result = await self._follow(job_id, job)
+            async with self._in_spool(job) as at_hand:
+                result = await self._follow(job_id, at_hand)
             await self._ask(self._store.finish, job_id, self._owner, result, self._now_s())
         except HeadraceError as error:
             await self._failed(job_id, error)
@@ -143,6 +149,22 @@ class JobRunner:
         finally:
             beating.cancel()
             await asyncio.gather(beating, return_exceptions=True)
+
+    @asynccontextmanager
+    async def _in_spool(self, job: MediaJob) -> AsyncIterator[MediaJob]:
+        if self._spool is None:
+            yield job
+            return
+        lent = borrowed(Path(job.upload.path), self._spool)
+        entering = asyncio.ensure_future(self._ask(lent.__enter__))
+        try:
+            path = await asyncio.shield(entering)
+            yield replace(job, upload=replace(job.upload, path=str(path)))
+        finally:
+            # A thread cannot be stopped: what it makes is removed after it.
+            await asyncio.wait([entering])
+            if entering.exception() is None:
+                await self._ask(lent.__exit__, None, None, None)
 
     async def _follow(self, job_id: str, job: MediaJob) -> Mapping[str, Any]:
         """The result of a job; raises what it failed with."""

@@ -68,13 +68,22 @@ class Outcome:
         return self.work_s / (self.wall_s * self.used) if self.wall_s and self.used else 1.0
 
 
-def simulate(parts: Sequence[SimulatedPart], fleet: Fleet, request: bytes = b"request") -> Outcome:
+def simulate(
+    parts: Sequence[SimulatedPart],
+    fleet: Fleet,
+    request: bytes = b"request",
+    names: Sequence[str] = (),
+) -> Outcome:
     """One request on an idle fleet; equal keys are worked on once.
 
     A part goes out in the plan's order, but one whose shard has enough to do lets others go first.
+    `names` are those of real shards, as the hash depends on them. Raises `ValueError` for a number
+    of names that is not the fleet's.
     """
+    if names and len(names) != fleet.shards:
+        raise ValueError(f"{len(names)} names do not fit {fleet.shards} shards")
     work_s = {part.key: part.work_s for part in parts}
-    members = [f"shard-{number}" for number in range(fleet.shards)]
+    members = list(names) or [f"shard-{number}" for number in range(fleet.shards)]
     gang = rank(request, members)[: fleet.gang]
     waiting: dict[str, deque[bytes]] = {member: deque() for member in gang}
     order = {key: place for place, key in enumerate(dict.fromkeys(part.key for part in parts))}

@@ -18,7 +18,7 @@ from gateway.errors import InternalError, PayloadTooLarge, Unavailable
 
 BATCH_BYTES = 1024 * 1024
 """Written and hashed at once, in a thread: a thread for every piece of 64 KiB costs more."""
-_PREFIX = "headrace-spool-"
+PREFIX = "headrace-spool-"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 T = TypeVar("T")
@@ -162,7 +162,7 @@ def sweep(folder: Path) -> int:
     A living spool holds a lock on its file, which the system drops with the process.
     """
     removed = 0
-    for path in folder.glob(f"{_PREFIX}*"):
+    for path in folder.glob(f"{PREFIX}*"):
         with suppress(OSError):
             descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
             try:
@@ -178,7 +178,7 @@ def create_private(folder: Path) -> tuple[Path, int]:
     """A new, empty file for this user alone and its descriptor, whose lock keeps `sweep` away."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     while True:
-        path = folder / f"{_PREFIX}{secrets.token_hex(16)}"
+        path = folder / f"{PREFIX}{secrets.token_hex(16)}"
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)

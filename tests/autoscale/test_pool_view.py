@@ -109,8 +109,10 @@ def test_borrowers_and_lenders_name_each_other() -> None:
     view = render_pool(facts())
     busy = accounts(view)["busy"]
     borrowed = {loan["lender"]: loan["slots"] for loan in busy["borrows_from"]}
-    lending = {each["group"]: each["lends"] for each in view["groups"] if each["lends"]}
-    assert borrowed and borrowed == lending
+    groups = {each["group"]: each["lends"] for each in view["groups"] if each["lends"]}
+    members = {name: each["lends"] for name, each in accounts(view).items() if each["lends"]}
+    assert borrowed == {**members, **groups}
+    assert members.keys() == {"none"} and groups.keys() == {"leases"}
 
 
 def test_before_the_first_decision_all_is_empty() -> None:
@@ -134,7 +136,7 @@ def test_gauges_follow_the_view() -> None:
 def test_the_latest_decisions_are_kept_in_words() -> None:
     log = DecisionLog(None, clock=lambda: 1000.0)
     log.scaled([({"model": "m"}, {"slots": 1, "lingering": False}, "2.00 in flight")], 0.0)
-    moves = [Unload("cpu-1", "old", 2), Load("cpu-1", "m", 1)]
+    moves: list[Load | Unload] = [Unload("cpu-1", "old", 2), Load("cpu-1", "m", 1)]
     log.placed([], {}, [], [], Room(), {}, Plan(moves), 0.0)
     first, second = log.recent()
     assert first == Made(1000.0, "place", "unload old/2 in cpu-1; load m/1 in cpu-1", first.why)

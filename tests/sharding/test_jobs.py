@@ -20,6 +20,7 @@ from gateway.errors import HeadraceError, NotFound, TooManyRequests, Unavailable
 from sharding import job_store
 from sharding.job_store import DEAD_S, TRIES, JobStore, decode_job, encode_job
 from sharding.jobs import MAX_PARTIAL, JobRunner
+from sharding.spool import sweep
 from sharding.upload import MediaJob, Upload
 
 MINE = "key:mine"
@@ -417,6 +418,29 @@ async def test_a_runner_that_ends_leaves_its_job_to_the_next(
     async with working(store, answer) as second:
         document = await ended(second, job_id)
     assert document["result"]["length"] == 5
+
+
+@pytest.mark.parametrize("same_disk", [True, False])
+async def test_a_running_jobs_upload_has_a_name_in_the_spool(
+    store: JobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same_disk: bool
+) -> None:
+    spool, seen = tmp_path / "spool", []
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EXDEV, "another device")
+
+    async def process(job: MediaJob) -> AsyncGenerator[Mapping[str, Any], None]:
+        seen.append(Path(job.upload.path))
+        assert sweep(spool) == 0  # it is in use
+        async for event in answer(job):
+            yield event
+
+    if not same_disk:
+        monkeypatch.setattr(os, "link", refuse)
+    async with working(store, process, spool=spool) as runner:
+        job_id = await runner.submit(upload(tmp_path, content=b"12345"), MINE)
+        assert (await ended(runner, job_id))["result"]["length"] == 5
+        assert seen[0].parent == spool and list(spool.iterdir()) == []
 
 
 async def test_a_runner_that_was_killed_is_followed_by_another(

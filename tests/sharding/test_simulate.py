@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sharding.hashing import assign
 from sharding.simulate import Fleet, SimulatedPart, simulate
 
 PARTS = [SimulatedPart(number.to_bytes(4, "big"), 0.1) for number in range(120)]
@@ -62,6 +63,16 @@ def test_the_time_lies_between_the_busiest_shard_and_one_after_the_other(
     outcome = simulate(parts, Fleet(shards, shards, in_flight, epsilon))
     assert outcome.busiest_s - 1e-9 <= outcome.wall_s <= outcome.work_s + 1e-9
     assert outcome == simulate(parts, Fleet(shards, shards, in_flight, epsilon))
+
+
+def test_parts_go_where_the_names_of_real_shards_send_them() -> None:
+    fleet = Fleet(2, 2, 4)
+    outcome = simulate(PARTS, fleet, names=("a", "b"))
+    homes = assign([part.key for part in PARTS], ("a", "b"), fleet.epsilon)
+    most = max(list(homes.values()).count(name) for name in "ab")
+    assert outcome.busiest_s == pytest.approx(0.1 * most)
+    with pytest.raises(ValueError, match="2 shards"):
+        simulate(PARTS, fleet, names=("a",))
 
 
 def test_a_fleet_of_nothing_is_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import Any
 
 import httpx
@@ -41,7 +42,9 @@ def slot_pids(system: Running, slot_class: str = "cpu") -> set[int]:
 def model_state(system: Running, model: str) -> str:
     """The state of its version 1."""
     models = {each["name"]: each for each in status(system).get("models", [])}
-    return str(models[model]["versions"][0]["state"]) if models.get(model, {}).get("versions") else ""
+    return (
+        str(models[model]["versions"][0]["state"]) if models.get(model, {}).get("versions") else ""
+    )
 
 
 def titled(system: Running, title: str) -> dict[int, psutil.Process]:
@@ -55,3 +58,8 @@ def titled(system: Running, title: str) -> dict[int, psutil.Process]:
         except psutil.Error:
             continue
     return found
+
+
+def tell(what: str) -> None:
+    """pytest shows it when a test fails, and with `-s`."""
+    sys.stdout.write(f"{what}\n")

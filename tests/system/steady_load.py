@@ -15,6 +15,9 @@ from tests.system.running import DOUBLED, ROW
 BODY = json.dumps({"instances": [ROW]})
 THREADS = 4
 PAUSE_S = 0.02
+RECONNECT_S = 0.1
+"""A client waits so long before it connects anew: a process that is killed closes its connections
+before its listener, which would take the new one with it."""
 PER_CONNECTION = 100
 """Requests over one connection, then a new one: those of all threads spread over the gateways."""
 
@@ -70,12 +73,16 @@ class SteadyLoad:
             wanted = len(self.answers) + count
             assert self._counted.wait_for(lambda: len(self.answers) >= wanted, timeout=30)
 
-    def slowest_s(self, since_s: float) -> float:
-        """The longest that a request was under way which was not answered before that time."""
+    def slowest_s(self, at_s: float, span_s: float) -> float:
+        """The longest that a request took which was under way at that time or began soon after."""
         with self._counted:
-            late = [a.took_s for a in self.answers if a.sent_s + a.took_s >= since_s]
             now_s = time.monotonic()
-            return max(late + [now_s - sent_s for sent_s in self._asked_s.values()], default=0.0)
+            open_still = [Answer(sent_s, now_s - sent_s) for sent_s in self._asked_s.values()]
+            return max(
+                each.took_s
+                for each in (*self.answers, *open_still)
+                if each.sent_s < at_s + span_s and each.sent_s + each.took_s >= at_s
+            )
 
     def _run(self, number: int) -> None:
         while not self._stop.is_set():
@@ -99,6 +106,7 @@ class SteadyLoad:
             if number in self._pardoned:
                 self._pardoned.discard(number)
                 self.reconnects += 1
+                time.sleep(RECONNECT_S)
             else:
                 self._failed(number, f"{type(error).__name__}: {error}")
             return False

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 import pytest
 
 from loadtests.processes import free_ports
-from tests.system.pool_system import elastic, number_from, slot_pids, status, titled
+from tests.system.pool_system import elastic, number_from, slot_pids, status, tell, titled
 from tests.system.running import Running, affine_store, config, running, wait_for
 from tests.system.steady_load import SteadyLoad
 
@@ -60,11 +59,9 @@ def test_whatever_is_killed_no_request_fails_and_redundancy_comes_back(system: R
     random.Random(SEED).shuffle(order)
     tell(f"seed {SEED}")
     chance = random.Random(SEED + 1)
-    figures = []
     with SteadyLoad(system.url) as load:
         load.wait_for_answers(100)
-        for kind in order:
-            figures.append((kind, *kill(system, load, kind, chance)))
+        figures = [(kind, *kill(system, load, kind, chance)) for kind in order]
     tell(f"{len(load.answers)} answers, {load.reconnects} reconnects after gateways' deaths")
     assert not load.failures, f"seed {SEED}"
     late = [each for each in figures if each[1] >= REROUTED_S or each[2] >= RESTORED_S]
@@ -81,11 +78,9 @@ def kill(
         load.a_gateway_dies()
     killed_s = time.monotonic()
     os.kill(victim, signal.SIGKILL)
-    print(kind,victim,killed_s)
     wait_until_whole(system, kind, victim, before)
     restored_s = time.monotonic() - killed_s
-    rerouted_s = load.slowest_s(killed_s)
-    print([(round(a.sent_s-killed_s,3),round(a.took_s,3)) for a in load.answers if a.sent_s+a.took_s>killed_s and a.took_s>.4])
+    rerouted_s = load.slowest_s(killed_s, REROUTED_S)
     tell(f"{kind:>10} killed: slowest request {rerouted_s:.3f} s, all back in {restored_s:.2f} s")
     assert not load.failures, f"seed {SEED}: {kind} killed"
     return rerouted_s, restored_s
@@ -118,17 +113,14 @@ def missing(system: Running, kind: str, victim: int, before: dict[str, Any]) -> 
     if not now:
         return "status"
     up, ready = slot_pids(system), system.ready_slots()
-    gateways = {gateway["pid"] for gateway in now["gateways"]}
+    # Who has died is reported for some seconds more, who starts is not reported yet.
+    reported = {gateway["pid"] for gateway in now["gateways"]}
+    gateways = reported & set(titled(system, TITLES["gateway"])) - {victim}
     faults = {
         "pool": now["pool"] != "connected" or (kind == "pool" and now["epoch"] <= before["epoch"]),
-        f"gateways {gateways}": len(gateways - {victim}) < GATEWAYS,
+        f"gateways {gateways}": len(gateways) < GATEWAYS,
         f"slots {up}": victim in up or len(up) < SLOTS,
         f"ready {ready}": len(ready) < REPLICAS,
         **{title: not set(titled(system, title)) - {victim} for title in TITLES.values()},
     }
     return ", ".join(name for name, fault in faults.items() if fault)
-
-
-def tell(what: str) -> None:
-    """pytest shows it when a test fails, and with `-s`."""
-    sys.stdout.write(f"{what}\n")
