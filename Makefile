@@ -13,7 +13,7 @@ STAMP := $(VENV)/.installed
 PACKAGES := gateway replicas sharding autoscale
 CODE := $(PACKAGES) models loadtests tests
 
-.PHONY: help setup models serve test redis format check-format lint types pytest bench bench-reload bench-limits bench-pool loadtest loadtest-tiers protos lock image-check clean
+.PHONY: help setup models media serve test redis format check-format lint types pytest bench bench-reload bench-limits bench-pool loadtest loadtest-tiers protos lock image-check clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -33,6 +33,9 @@ $(STAMP): $(LOCK) pyproject.toml
 
 models: setup ## Build the demo models into models/repository
 	@$(BIN)/python models/build.py
+
+media: setup ## Build large pictures and clips into models/media, to try `headrace process`
+	@$(BIN)/python models/media.py
 
 serve: models ## Start the demo and serve until Ctrl-C
 	@exec $(BIN)/headrace up examples/demo.yaml

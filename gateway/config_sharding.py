@@ -86,19 +86,20 @@ class BoxMerging(Strict):
 class TagMerging(Strict):
     """How labels of frames become ranges of time; see `sharding.merge_tags.TagRules`.
 
-    A request's `threshold` stands in for `on`, and `off` keeps its distance from it.
+    A range begins where a label scores `high` and ends where it falls below `low`. A request's
+    `threshold` stands in for `high`, and `low` keeps its share of it.
     """
 
-    on: Score = 0.4
-    off: Score = 0.2
+    high: Score = 0.4
+    low: Score = 0.2
     smooth_s: Annotated[float, Field(ge=0, le=60)] = 1.0
     min_length_s: Annotated[float, Field(ge=0, le=3600)] = 0.5
     min_score: Score = 0.3
 
     @model_validator(mode="after")
-    def _off_below_on(self) -> Self:
-        if self.off > self.on:
-            raise ValueError(f"`off` ({self.off:g}) should not be above `on` ({self.on:g})")
+    def _low_below_high(self) -> Self:
+        if self.low > self.high:
+            raise ValueError(f"`low` ({self.low:g}) should not be above `high` ({self.high:g})")
         return self
 
 

@@ -20,7 +20,7 @@ def box_rules(config: ShardingConfig, options: ProcessOptions) -> BoxRules:
 
 def tag_rules(config: ShardingConfig, options: ProcessOptions) -> TagRules:
     """How the tags of a request are merged."""
-    on, off, min_score = config.tags.on, config.tags.off, config.tags.min_score
+    on, off, min_score = config.tags.high, config.tags.low, config.tags.min_score
     if options.threshold is not None:
         share = options.threshold / on if on else 1.0
         on, off, min_score = options.threshold, off * share, min_score * share

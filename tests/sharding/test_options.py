@@ -83,4 +83,4 @@ def test_a_request_s_threshold_moves_the_tags_rules_together() -> None:
     rules = tag_rules(config, ProcessOptions(threshold=0.8, classes=("cat", 3)))
     assert (rules.on, rules.off, rules.min_score) == pytest.approx((0.8, 0.4, 0.6))
     assert rules.classes == {"cat", "3"}
-    assert tag_rules(config, ProcessOptions()).on == config.tags.on
+    assert tag_rules(config, ProcessOptions()).on == config.tags.high
