@@ -32,7 +32,7 @@ def test_an_empty_config_of_each_kind_is_whole() -> None:
         ({"merge": "no path!"}, "pattern"),
         ({"labels": "../secret"}, "inside the model's version"),
         ({"labels": "/etc/passwd"}, "inside the model's version"),
-        ({"tags": {"on": 0.1}}, "`off` .0.2. should not be above `on` .0.1."),
+        ({"tags": {"high": 0.1}}, "`low` .0.2. should not be above `high` .0.1."),
         ({"limits": {"max_pixels": 0}}, "greater than or equal to 1"),
         ({"titel": 1}, "Extra inputs are not permitted"),
     ],
