@@ -13,7 +13,7 @@ STAMP := $(VENV)/.installed
 PACKAGES := gateway replicas sharding autoscale
 CODE := $(PACKAGES) models loadtests tests
 
-.PHONY: help setup models media serve test redis format check-format lint types pytest bench bench-reload bench-limits bench-pool loadtest loadtest-tiers protos lock image-check clean
+.PHONY: help setup models media serve test redis format check-format lint types pytest bench bench-reload bench-limits bench-pool bench-sharding loadtest loadtest-tiers protos lock image-check clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -82,6 +82,9 @@ bench-limits: setup models redis ## Measure isolation from a flood, and what lim
 bench-pool: setup models ## Measure cold starts, a spike and a bursty day of the shared pool
 	@$(BIN)/python -m loadtests.pool $(ARGS)
 	@$(BIN)/python -m loadtests.pool_simulation --hours 1 --growth
+
+bench-sharding: setup models ## Measure large pictures and videos over shards
+	@$(BIN)/python -m loadtests.sharding $(ARGS)
 
 loadtest-tiers: setup ## Load a started system with callers of all tiers: who got what
 	@$(BIN)/python -m loadtests.tiers $(ARGS)

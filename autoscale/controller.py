@@ -7,7 +7,9 @@ refuse older ones. After a restart it first listens, so that it does not load wh
 from __future__ import annotations
 
 import asyncio
+import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,7 +22,7 @@ from autoscale.decision_log import DecisionLog, Writer
 from autoscale.economy import Economy
 from autoscale.failures import Failures
 from autoscale.fleet import Fleet, states_of
-from autoscale.ledger import Key, Load, Plan, Unload, plan, within_limits
+from autoscale.ledger import HELD, Key, Load, Plan, Unload, plan, within_limits
 from autoscale.lending import Lending
 from autoscale.lookout import Lookout
 from autoscale.overrides import Overrides
@@ -39,6 +41,9 @@ from gateway.snapshot import Memory, Placement, SlotView, Snapshot
 SETTLE_S = 3.0
 TICK_S = 1.0
 RETRY_S = 0.9
+BEAT_S = 0.25
+STALL_S = 3.0
+"""Who has stood still for so long has lost its slots, since no ping of theirs was answered."""
 
 log = structlog.get_logger()
 
@@ -83,8 +88,11 @@ class Controller:
         self._recalled: tuple[int, int, Memory] | None = None
         self._wake = asyncio.Event()
         self._resized: dict[str, int] | None = None
+        self._lost: dict[str, int] = {}
+        self._configuring = 0
         self._fresh = fresh
-        self._settled_at_s = time.monotonic() + SETTLE_S
+        self._beat_s = time.monotonic()
+        self._settled_at_s = self._beat_s + SETTLE_S
 
     # -- what operators say -------------------------------------------------------------------
 
@@ -99,7 +107,11 @@ class Controller:
             self.overrides.forget(changed)
             for name in changed:
                 self.failures.forget_model(name)
-        await self.models_changed(before)
+        self._configuring += 1
+        try:
+            await self.models_changed(before)
+        finally:
+            self._configuring -= 1
         self.snapshot = replace(self.snapshot, generation=self.snapshot.generation + 1)
 
     async def grant_access(self, access: Access) -> None:
@@ -200,6 +212,23 @@ class Controller:
             tasks.create_task(self._reconcile_forever())
             tasks.create_task(self.lookout.run())
             tasks.create_task(self._tick(tick))
+            tasks.create_task(self._beat())
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(BEAT_S)
+            self._note_stall()
+
+    def _note_stall(self) -> None:
+        """A process that was stopped for a while listens first again, as one that has started.
+
+        Its slots serve; to publish what it knows of them would cut them off from the gateways.
+        """
+        now_s = time.monotonic()
+        stood_s, self._beat_s = now_s - self._beat_s, now_s
+        if stood_s >= STALL_S:
+            log.warning("stood_still", seconds=round(stood_s, 1))
+            self._settled_at_s, self._fresh = now_s + SETTLE_S, False
 
     async def _tick(self, tick: Callable[[], object]) -> None:
         while True:
@@ -213,8 +242,11 @@ class Controller:
         while True:
             await self._wake.wait()
             self._wake.clear()
+            self._note_stall()
             if time.monotonic() < self._settled_at_s:
                 continue
+            if self._configuring and not self.snapshot.number:
+                continue  # what a slow store has not told of yet must not be unloaded
             if self.snapshot.number == 0:
                 self._remember()
             try:
@@ -257,11 +289,35 @@ class Controller:
 
     def _share_out(self, slots: list[SlotView], placements: list[Placement], now_s: float) -> None:
         """Who may have how many slots, and how many there should be."""
-        versions = {n: len(m.situation.wanted) for n, m in self.decision.models.items()}
-        known = {key.model for key in self.fleet.specs}
-        self.economy.settle(
-            self.config, self.lookout.entries, versions, slots, placements, known, now_s
+        models = self.decision.models
+        hopeless = {key for key, at_s in self.failures.retry_at().items() if at_s == math.inf}
+        keys = {n: [Key(n, *each) for each in m.situation.wanted] for n, m in models.items()}
+        # What will not be tried again needs no slot, and nothing can be learned of it.
+        versions = {
+            n: len(wanted) - len(hopeless.intersection(wanted)) for n, wanted in keys.items()
+        }
+        told = self.fleet.specs.keys() | hopeless
+        known = {name for name, wanted in keys.items() if wanted and told.issuperset(wanted)}
+        known |= {key.model for key in self.fleet.specs if key.model not in models}
+        leaving = Counter(
+            placement.model
+            for placement in placements
+            if placement.state in HELD and placement.model in models
+            if (placement.version, placement.revision) in models[placement.model].rollout.keep
         )
+        entries = self.lookout.entries
+        self.economy.settle(
+            self.config,
+            entries,
+            versions,
+            slots,
+            placements,
+            known,
+            now_s,
+            leaving,
+            self.plan.crowded,
+        )
+        self._tell_lost()
         self._log.scaled(self.economy.scaling.drain_changes(), now_s)
         self._log.shared(self.economy.division, self.config.shares, now_s)
         lease_s = self.lending.settle(self.economy.division, now_s)
@@ -271,6 +327,27 @@ class Controller:
             self._resized = targets
             self._log.resized(targets, self.economy.division, now_s)
             self._resize(targets)
+
+    def _tell_lost(self) -> None:
+        """Say which classes have fewer slots than were asked for, or have them again."""
+        lost = self.economy.targets.lost
+        for slot_class in sorted(lost.keys() | self._lost.keys()):
+            missing = lost.get(slot_class, 0)
+            if missing == self._lost.get(slot_class, 0):
+                continue
+            if not missing:
+                log.info("slots_back", slot_class=slot_class)
+                continue
+            division = self.economy.division
+            log.warning(
+                "slots_missing",
+                slot_class=slot_class,
+                missing=missing,
+                capacity=division.capacity[slot_class],
+                unmet={n: c for n, c in division.shares[slot_class].unmet.items() if c},
+                why=division.shares[slot_class].warning(),
+            )
+        self._lost = dict(lost)
 
     def pool_view(self) -> dict[str, Any]:
         """Who holds, wants, lends and borrows, as of now; JSON."""

@@ -19,7 +19,8 @@ class Knowledge:
     `revisions` holds the revision of each (model, version) that has one above 0. `stuck` are
     wanted keys that found no slot the last time. `serving` is by model, see `Rollout`.
     `replicas` says how many slots each version of a model should have (absent: its least number),
-    `granted` how many it may (absent: all); those of a `lingering` one go to whoever needs them.
+    `granted` how many all of them may have together (absent: all); those of a `lingering` one go
+    to whoever needs them.
     """
 
     entries: Sequence[CatalogEntry]
@@ -113,16 +114,37 @@ def _want(decision: Decision, one: ModelDecision, known: Knowledge) -> None:
     """What slots should hold for a model."""
     entry, replicas = one.entry, one.situation.replicas
     name, firm = entry.name, entry.name not in known.lingering
-    granted = known.granted.get(name, MANY)
     if replicas:
+        places = known.granted.get(name)
+        everything = dict.fromkeys(one.situation.wanted, MANY)
+        granted = everything if places is None else _granted(one, places)
         decision.wants.extend(
-            Want(name, version, replicas, entry.class_of(version), revision, firm, granted)
-            for version, revision in one.situation.wanted
+            Want(name, version, replicas, entry.class_of(version), revision, firm, most)
+            for (version, revision), most in granted.items()
         )
     if not firm:
         decision.holds.update({Key(name, *target): Hold.YIELD for target in one.situation.wanted})
     decision.holds.update({Key(name, *target): Hold.YIELD for target in one.rollout.spare})
     decision.holds.update({Key(name, *target): Hold.KEEP for target in one.rollout.keep})
+
+
+def _granted(one: ModelDecision, places: int) -> dict[Target, int]:
+    """Each wanted version's part of the places; what is short goes to the default one first.
+
+    A version that has failed gets what the others leave.
+    """
+    now, default = one.situation, one.rollout.default
+    granted = dict.fromkeys(now.wanted, 0)
+    sound = [target for target in now.wanted if target not in now.failed or now.alive(target)]
+    failed = [target for target in now.wanted if target not in sound]
+    for targets in (sound, failed):
+        # The newest is more likely to be asked for than older ones are.
+        targets.sort(key=lambda target: (target[0] == default, target), reverse=True)
+        for number, target in enumerate(targets):
+            part = -(-places // (len(targets) - number))
+            granted[target] = min(part, now.replicas)
+            places -= granted[target]
+    return granted
 
 
 def _decide(entry: CatalogEntry, facts: Facts) -> ModelDecision:

@@ -24,6 +24,8 @@ RECENT = 30
 SHOWN = 4
 """Of a decision about more than so many, the rest is only counted."""
 
+_USUAL = asdict(Account(""))
+
 
 class Made(NamedTuple):
     """A decision in words; `at_s` is wall-clock time."""
@@ -91,7 +93,7 @@ class DecisionLog:
                 continue
             inputs = {
                 "slot_class": slot_class,
-                "accounts": [asdict(account) for account in division.accounts[slot_class]],
+                "accounts": [_account(each) for each in division.accounts[slot_class]],
                 "capacity": shares.capacity,
                 "weights": dict(weights),
             }
@@ -112,7 +114,7 @@ class DecisionLog:
         if not made.moves:
             return
         why = "; ".join(sorted({f"{key.model} {text}" for key, text in made.waiting.items()}))
-        self._note(PLACE, _listed([_told(move) for move in made.moves]), why or self._why(made))
+        self._note(PLACE, _listed([_told(move) for move in made.moves]), self._why(made))
         if self._writer is None:
             return
         inputs = {
@@ -122,7 +124,7 @@ class DecisionLog:
             "placements": [
                 [p.slot_id, p.model, p.version, p.state, p.revision] for p in placements
             ],
-            "room": asdict(room),
+            "room": _room(room, {w.model for w in wants} | {p.model for p in placements}),
             "retry_at": [[list(key), at_s] for key, at_s in retry_at.items()],
             "now_s": now_s,
         }
@@ -152,13 +154,35 @@ class DecisionLog:
             self._writer.write(RESIZE, inputs, {"targets": dict(targets)}, "", now_s)
 
     def _note(self, kind: str, what: str, why: str) -> None:
-        self._recent.append(Made(self._clock(), kind, what, why))
+        before = next((made for made in reversed(self._recent) if made.kind == kind), None)
+        # Orders are given over and over until slots have taken them: that is told once.
+        if kind != PLACE or before is None or before.what != what:
+            self._recent.append(Made(self._clock(), kind, what, why))
 
     def _why(self, made: Plan) -> str:
-        """The wishes behind the moves, where load asked for them."""
+        """The wishes behind the moves, where load asked for them, and what these models lack."""
         models = dict.fromkeys(move.model for move in made.moves)
-        wishes = [f"{name}: {self._wished[name]}" for name in models if name in self._wished]
-        return _listed(wishes) or "as configured"
+        reasons = [f"{name}: {self._wished[name]}" for name in models if name in self._wished]
+        reasons += [
+            f"{key.model} {text}" for key, text in made.waiting.items() if key.model in models
+        ]
+        return _listed(list(dict.fromkeys(reasons))) or "as configured"
+
+
+def _account(account: Account) -> dict[str, Any]:
+    """Only what differs from the defaults: of many models most sleep."""
+    fields = asdict(account)
+    return {name: value for name, value in fields.items() if value != _USUAL.get(name)}
+
+
+def _room(room: Room, models: set[str]) -> dict[str, Any]:
+    """Only what concerns these models."""
+    return {
+        "max_models": room.max_models,
+        "sizes": {name: size for name, size in room.sizes.items() if name in models},
+        "spare": room.spare,
+        "used_s": {name: at_s for name, at_s in room.used_s.items() if name in models},
+    }
 
 
 def _counted(count: int, word: str) -> str:

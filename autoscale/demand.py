@@ -45,14 +45,18 @@ class Demand:
         self._heard_s: dict[str, float] = {}
 
     def report(self, gateway_id: str, loads: Mapping[str, Sequence[float]], now_s: float) -> bool:
-        """A gateway's whole load; models it does not name have none. True if anything is new."""
+        """A gateway's whole load; models it does not name have none. True if anything is new.
+
+        What had arrived before its first report may be long ago: it wakes nobody.
+        """
+        first = gateway_id not in self._heard_s
         self._heard_s[gateway_id] = now_s
         changed = False
         for name, numbers in loads.items():
             load = Load(float(numbers[0]), int(numbers[1]), int(numbers[2]))
             model = self._models.setdefault(name, _Model())
             before = model.loads.get(gateway_id, NOTHING)
-            if load.arrived != before.arrived or load.in_flight:
+            if (load.arrived != before.arrived and not first) or load.in_flight or load.held:
                 model.active_s = now_s
                 model.changes += 1
             if load != before:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
 from typing import Protocol
 
 from autoscale.catalog import CatalogEntry
@@ -65,11 +67,14 @@ class Economy:
         placements: Sequence[Placement],
         known: Collection[str],
         now_s: float,
+        leaving: Mapping[str, int] = MappingProxyType({}),
+        crowded: Mapping[str, int] = MappingProxyType({}),
     ) -> Division:
         """Who may have what from now on.
 
-        `versions` counts those that each model should hold; of models in `known` some slot has
-        told inputs and outputs.
+        `versions` counts those that each model should hold; of models in `known` slots have told
+        inputs and outputs. `leaving` counts what serves until a model's new version is ready;
+        `crowded` is what the last plan says of that.
         """
         ready: Counter[str] = Counter()
         held: Counter[str] = Counter()
@@ -92,6 +97,8 @@ class Economy:
                 versions.get(entry.name, 1),
                 room.size(entry.name, entry.slot_class),
                 held[entry.name],
+                leaving.get(entry.name, 0),
+                learning=wishes[entry.name].learning,
             )
             for entry in entries
             if entry.slot_class in self.slots
@@ -99,16 +106,28 @@ class Economy:
         live = Counter(slot.slot_class for slot in slots if not slot.draining)
         leased = self._borrowers.held()
         firm = {n.name: n.wish.slots * n.versions for n in needs if not n.wish.lingering}
-        self.division = divide(
-            needs,
-            config,
-            self.targets.capacity(live, leased, now_s),
-            self._borrowers.wanted(),
-            leased,
-            self._hunger.hungry_s(firm, held, now_s),
-            {name: each.least for name, each in self.slots.items()},
-        )
+        capacity = self.targets.capacity(live, leased, now_s)
+        hungry_s = self._hunger.hungry_s(firm, held, now_s)
+
+        def share_out(slots: Mapping[str, int]) -> Division:
+            return divide(
+                needs,
+                config,
+                slots,
+                self._borrowers.wanted(),
+                leased,
+                hungry_s,
+                {name: each.least for name, each in self.slots.items()},
+                {name: each.warm for name, each in self.slots.items()},
+            )
+
+        self.division = share_out(capacity)
+        whole = {name: each.max for name, each in self.slots.items()}
+        if capacity != whole:
+            # Slots that do not come are still asked for, or no node would ever be added for them.
+            self.division = replace(self.division, needed=share_out(whole).needed)
         self.targets.follow(self.division.needed, leased, now_s)
+        self.targets.note_crowded(crowded, live, now_s)
         return self.division
 
     def room(self, entries: Sequence[CatalogEntry]) -> Room:

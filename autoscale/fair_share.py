@@ -347,14 +347,24 @@ def _report(accounts: Sequence[Account], groups: Sequence[_Group], capacity: flo
 def check_guarantees(
     accounts: Sequence[Account], capacity: float, slot_class: str = ""
 ) -> str | None:
-    """The sum of guarantees that does not fit into the class's most slots, or None."""
+    """The sum of guarantees that does not fit into the class's most slots, or None.
+
+    No two places fit into one slot that are larger than half of it, whatever their sum.
+    """
     needs = sorted(
         ((a.minimum * a.place, a) for a in accounts if a.minimum),
         key=lambda need: (-need[0], need[1].name),
     )
     total = sum(slots for slots, _ in needs)
+    of_class = f" of class {slot_class}" if slot_class else ""
     if total <= capacity + TOLERANCE:
-        return None
+        large = sum(a.minimum for _, a in needs if a.place > 0.5 + TOLERANCE)
+        if large <= capacity:
+            return None
+        return (
+            f"{large} guaranteed places take more than half a slot{of_class} each, so each needs"
+            f" its own, and at most {capacity:g} are there"
+        )
     terms = [
         f"{a.name} {a.minimum}" + (f" x {a.place:.3g}" if a.place != 1 else "")
         for _, a in needs[:SHOWN]
@@ -362,7 +372,6 @@ def check_guarantees(
     if len(needs) > SHOWN:
         rest = sum(slots for slots, _ in needs[SHOWN:])
         terms.append(f"{len(needs) - SHOWN} others {rest:.4g}")
-    of_class = f" of class {slot_class}" if slot_class else ""
     return (
         f"the guarantees need {total:.4g} slots{of_class}, at most {capacity:g} are there:"
         f" {' + '.join(terms)} = {total:.4g}"

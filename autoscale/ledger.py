@@ -87,10 +87,14 @@ class Unload:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Orders, unloads first; and why wanted versions stay without all of their slots even then."""
+    """Orders, unloads first; and why wanted versions stay without all of their slots even then.
+
+    `crowded` counts by class the places that were granted to firm wants and fit into no slot.
+    """
 
     moves: list[Load | Unload] = field(default_factory=list)
     waiting: Mapping[Key, str] = field(default_factory=dict)
+    crowded: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +172,11 @@ def plan(
         for want in wanted
         if min(short[want], lacking[want]) > 0
     }
-    return Plan([*unloads, *loads], waiting)
+    crowded: Counter[str] = Counter()
+    for want in wanted:
+        if want.firm and missing[want] > 0 and want.key not in late:
+            crowded[want.slot_class] += missing[want]
+    return Plan([*unloads, *loads], waiting, crowded)
 
 
 def within_limits(

@@ -125,13 +125,15 @@ class ScalerState:
 class Wish:
     """Slots a model should have. A `lingering` one may go as soon as another model needs its slot.
 
-    `again_s` is how many seconds from now time alone may change the answer (infinite: never).
+    `again_s` is how many seconds from now time alone may change the answer (infinite: never). A
+    `learning` one only lets a slot tell the model's inputs and outputs.
     """
 
     slots: int
     lingering: bool = False
     why: str = ""
     again_s: float = math.inf
+    learning: bool = False
 
 
 def step(
@@ -166,14 +168,18 @@ def step(
     slots = min(max(slots, base - scaling.max_step), base + scaling.max_step)
     slots = min(max(slots, replicas.min), replicas.max)
     why = f"{signals.expected:.2f} requests in flight, {scaling.target_in_flight:g} for each slot"
-    lingering = False
-    if not slots and not signals.known:
-        slots, lingering, why = 1, True, "to learn its inputs and outputs"
+    lingering = learning = False
+    unused = (
+        not (raw or signals.held or replicas.min) and now_s - signals.active_s >= scaling.idle_s
+    )
+    if slots <= 1 and unused and not signals.known:
+        slots, why = 1, "to learn its inputs and outputs"
+        lingering = True
     elif not slots and now_s - signals.active_s < scaling.idle_s:
         slots, why = 1, "called lately"
         lingering = now_s - signals.active_s >= scaling.down_delay_s
     new = ScalerState(slots, wants, since_s, base)
-    return new, Wish(slots, lingering, why, _again_s(scaling, replicas, new, signals))
+    return new, Wish(slots, lingering, why, _again_s(scaling, replicas, new, signals), learning)
 
 
 def _noted(wants: tuple[Want, ...], want: Want, span_s: float) -> tuple[Want, ...]:
@@ -201,7 +207,9 @@ def _again_s(scaling: Scaling, replicas: Replicas, state: ScalerState, now: Sign
     """When to ask again though nothing is said meanwhile."""
     waits = [math.inf]
     if replicas.min < replicas.max or not replicas.min:
-        if now.expected >= IDLE_LOAD or state.slots > replicas.min:
+        # A slot that only lets the pool learn of the model goes with what it tells, not with time.
+        standing = state.slots > replicas.min and now.known
+        if now.expected >= IDLE_LOAD or standing:
             waits.append(scaling.look_back_s / 4)
         idle_for_s = now.now_s - now.active_s
         waits += [

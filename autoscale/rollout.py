@@ -33,8 +33,13 @@ class Situation:
     stored: frozenset[int] = frozenset()
 
     def done(self, target: Target) -> bool:
-        """Whether it can take the traffic: all of its replicas are ready, or as many as fit."""
+        """Whether it can take the traffic: all of its replicas are ready, or as many as fit.
+
+        One that sleeps can, unless it has failed.
+        """
         count = self.ready.get(target, 0)
+        if not count and target in self.failed:
+            return False
         return count >= self.replicas or (count > 0 and target in self.stuck)
 
     def alive(self, target: Target) -> bool:

@@ -7,13 +7,27 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+import structlog
+
 from autoscale.demand import Demand
-from autoscale.policy import ScalerState, Signals, Want, Wish, policy_named, settled, step
+from autoscale.policy import (
+    Reactive,
+    Sample,
+    ScalerState,
+    Signals,
+    Want,
+    Wish,
+    policy_named,
+    settled,
+    step,
+)
 from gateway.config import ModelConfig
 from gateway.config_scaling import Replicas, Scaling
 
 SILENT_S = 10.0
 """A gateway that has said nothing for so long is gone, and its load with it."""
+
+log = structlog.get_logger()
 
 
 class ScalingBook:
@@ -26,6 +40,7 @@ class ScalingBook:
         self.changes: list[tuple[dict[str, Any], dict[str, Any], str]] = []
         self._states: dict[str, ScalerState] = {}
         self._asleep: dict[str, tuple[ModelConfig, int, bool, bool]] = {}
+        self._refused: set[str] = set()
 
     def wish(
         self,
@@ -73,10 +88,7 @@ class ScalingBook:
             if held:
                 demand.touch(name, now_s)
         history = demand.history(name)
-        expected = 0.0
-        if history:
-            policy = policy_named(scaling.policy)
-            expected = policy.expected(history, scaling.look_back_s, now_s)
+        expected = self._expected(scaling, history, now_s) if history else 0.0
         waiting, active_s = demand.held(name), demand.active_s(name)
         signals = Signals(now_s, expected, waiting, active_s, loading, known)
         self._states[name], wish = step(replicas, scaling, state, signals)
@@ -92,6 +104,23 @@ class ScalingBook:
             decision = {"slots": wish.slots, "lingering": wish.lingering}
             self.changes.append((inputs, decision, wish.why))
         return wish
+
+    def _expected(self, scaling: Scaling, history: Sequence[Sample], now_s: float) -> float:
+        """What the model's policy expects; `reactive` where a class of somebody's fails."""
+        if scaling.policy not in self._refused:
+            try:
+                policy = policy_named(scaling.policy)
+                expected = float(policy.expected(history, scaling.look_back_s, now_s))
+                if not 0 <= expected < math.inf:
+                    raise ValueError(f"it expects {expected:g} requests in flight")
+                return expected
+            except Exception as error:  # foreign code must not stop the pool for everybody
+                # Not tried again: what cannot be imported would be searched for each time.
+                self._refused.add(scaling.policy)
+                log.warning(
+                    "policy_failed", policy=scaling.policy, instead="reactive", reason=str(error)
+                )
+        return Reactive().expected(history, scaling.look_back_s, now_s)
 
 
 def replay_step(inputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Turns wishes of models and leases into accounts of the fair share, class by clas
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, insort
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -14,18 +15,27 @@ from autoscale.catalog import CatalogEntry
 from autoscale.fair_share import Account, Shares, fair_shares
 from autoscale.ledger import Room
 from autoscale.policy import Wish
+from autoscale.water_filling import TOLERANCE
 from gateway.config import ModelConfig, PoolConfig, SlotClass
 
 LEASES = "leases"
 START_S = 30.0
 """A slot that is asked for and has not come for so long is not counted on: a node may be lost."""
+BELIEVED_S = 600.0
+"""For so long it is not forgotten how many came when more were asked for."""
+CROWDED_S = 300.0
+"""Slots for what fits by its sum and yet into none that is there are kept for so long."""
 FEWER_S = 5.0
 """Slots are given back once so many were not needed for this long."""
 
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """A model's part: `places` slots or parts of slots (`size`) are wished, `held` it has."""
+    """A model's part: `places` slots or parts of slots (`size`) are wished, `held` it has.
+
+    `leaving` ones of a version before still serve. A `learning` model is loaded only so that its
+    inputs and outputs are known.
+    """
 
     name: str
     config: ModelConfig
@@ -34,6 +44,8 @@ class Need:
     versions: int = 1
     size: float = 1.0
     held: int = 0
+    leaving: int = 0
+    learning: bool = False
 
     def account(self, hungry_s: float) -> Account:
         """How the fair share sees it."""
@@ -54,7 +66,7 @@ class Need:
 
 @dataclass(frozen=True, slots=True)
 class Division:
-    """By model the slots of each version; by class the shares, the capacity and the target."""
+    """By model the places of all its versions; by class the shares, capacity and target."""
 
     grants: Mapping[str, int] = field(default_factory=dict)
     shares: Mapping[str, Shares] = field(default_factory=dict)
@@ -72,6 +84,7 @@ def divide(
     leased: Mapping[str, int],
     hungry_s: Mapping[str, float],
     least: Mapping[str, int] = MappingProxyType({}),
+    warm: Mapping[str, int] = MappingProxyType({}),
 ) -> Division:
     """Share each class's slots among models and leases, which never get the `least`. Pure."""
     grants: dict[str, int] = {}
@@ -90,11 +103,11 @@ def divide(
         asked[slot_class] = accounts
         share = shares[slot_class] = fair_shares(accounts, slots, config.shares)
         for need in firm:
-            grants[need.name] = share.granted[need.name] // max(1, need.versions)
+            grants[need.name] = share.granted[need.name]
         for need in mine:
-            grants.setdefault(need.name, need.wish.slots)
+            grants.setdefault(need.name, need.wish.slots * need.versions)
         for_leases[slot_class] = share.granted.get(LEASES, 0)
-        needed[slot_class] = slots_needed(mine, grants)
+        needed[slot_class] = slots_needed(mine, grants, warm.get(slot_class, 0))
     return Division(grants, shares, dict(capacity), for_leases, asked, needed)
 
 
@@ -114,11 +127,40 @@ def _lease_account(config: PoolConfig, wanted: int, leased: int) -> Account:
     )
 
 
-def slots_needed(needs: Sequence[Need], grants: Mapping[str, int]) -> int:
-    """The least number of slots that all grants fit into: copies of a model need slots of own."""
-    total = sum(grants[need.name] * need.versions * need.size for need in needs)
-    most = max((grants[need.name] for need in needs), default=0)
-    return max(math.ceil(total - 1e-9), most)
+def slots_needed(needs: Sequence[Need], grants: Mapping[str, int], warm: int = 0) -> int:
+    """Slots that all grants fit into, and what serves until a new version is ready.
+
+    Packed as best fit decreasing does; copies of a version need slots of their own. All models
+    that are only to be learned of make do with one slot, a `warm` one if there is any: else a
+    copy of each would be asked for.
+    """
+    packed: list[float] = []
+    learners = 0
+    for need in sorted(needs, key=lambda need: -need.size):
+        places = grants[need.name]
+        if need.learning:
+            learners += places
+            places = 0
+        for count in (*split(places, need.versions), need.leaving):
+            _pack(packed, need.size, count)
+    return len(packed) + (learners > 0 and not warm)
+
+
+def split(places: int, versions: int) -> list[int]:
+    """As evenly as may be, the larger parts first."""
+    return [-(-(places - number) // versions) for number in range(versions)]
+
+
+def _pack(packed: list[float], size: float, copies: int) -> None:
+    """Put each copy where least is left; `packed` is what is left of each slot, ascending."""
+    if not copies:
+        return
+    first = bisect_left(packed, size - TOLERANCE)
+    chosen = packed[first : first + copies]
+    del packed[first : first + copies]
+    chosen += [1.0] * (copies - len(chosen))
+    for left in chosen:
+        insort(packed, left - size)
 
 
 def room_of(
@@ -141,12 +183,18 @@ def room_of(
 
 
 class TargetBook:
-    """How many slots of each class to ask for, and how many may be counted on."""
+    """How many slots of each class to ask for, and how many may be counted on.
+
+    `lost` counts by class those that were asked for and are not counted on.
+    """
 
     def __init__(self, slots: Mapping[str, SlotClass]) -> None:
         self._slots = slots
         self._short_since_s: dict[str, float] = {}
         self._fewer_since_s: dict[str, float] = {}
+        self._most: dict[str, tuple[int, float]] = {}
+        self._extra: dict[str, tuple[int, float]] = {}
+        self.lost: dict[str, int] = {}
         self.targets = {name: each.least for name, each in slots.items()}
 
     def capacity(
@@ -154,16 +202,40 @@ class TargetBook:
     ) -> dict[str, int]:
         """By class, the most slots that there can be; what does not come is not counted on."""
         capacity = {}
+        self.lost = {}
         for name, each in self._slots.items():
-            here = live.get(name, 0)
+            here, target = live.get(name, 0), self.targets[name]
+            there = here + leased.get(name, 0)
             since_s = now_s
-            if here < self.targets[name]:
+            most, known_s = self._most.get(name, (each.max, now_s))
+            if here < target:
                 since_s = self._short_since_s.setdefault(name, now_s)
             else:
                 self._short_since_s.pop(name, None)
-            late = now_s - since_s >= START_S
-            capacity[name] = here + leased.get(name, 0) if late else each.max
+                if there > most:
+                    self._most.pop(name, None)
+            if now_s - since_s >= START_S:
+                self.lost[name] = target - here
+                self._most[name] = (there, now_s)
+            elif now_s - known_s >= BELIEVED_S:
+                self._most.pop(name, None)
+            # Fewer may be asked for meanwhile: that does not bring the others back.
+            capacity[name] = max(self._most[name][0], there) if name in self._most else each.max
         return capacity
+
+    def note_crowded(
+        self, crowded: Mapping[str, int], live: Mapping[str, int], now_s: float
+    ) -> None:
+        """Ask for more slots where granted places fit into none that is there.
+
+        What stands is not moved, so more slots may be needed than the best packing takes.
+        """
+        for name, each in self._slots.items():
+            extra, since_s = self._extra.get(name, (0, now_s))
+            if crowded.get(name, 0) and live.get(name, 0) >= self.targets[name]:
+                self._extra[name] = (min(extra + crowded[name], each.max), now_s)
+            elif now_s - since_s >= CROWDED_S:
+                del self._extra[name]
 
     def again_s(self, now_s: float) -> float:
         """In how many seconds something of this may change by itself."""
@@ -177,7 +249,8 @@ class TargetBook:
         """The new targets: at once upwards, downwards after a while."""
         for name, each in self._slots.items():
             most = max(0, each.max - leased.get(name, 0))
-            wanted = min(max(needed.get(name, 0) + each.warm, each.min), most)
+            extra, _ = self._extra.get(name, (0, now_s))
+            wanted = min(max(needed.get(name, 0) + extra + each.warm, each.min), most)
             if wanted >= self.targets[name]:
                 self._fewer_since_s.pop(name, None)
                 self.targets[name] = wanted

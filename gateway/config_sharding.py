@@ -108,6 +108,8 @@ class ShardingConfig(Strict):
 
     `preprocess`, `postprocess` and `merge` name built-ins or import paths; `merge` follows `kind`
     where it is not given. `labels` is a file of the model's version with a label on each line.
+    A shard gets at most (1 + `epsilon`) of the mean number of parts: the busiest one decides when
+    all are done, and a tighter bound moves few more parts when shards come and go.
     """
 
     kind: Literal["image-tiles", "video-segments"]
@@ -122,7 +124,7 @@ class ShardingConfig(Strict):
     labels: Annotated[str, Field(min_length=1, max_length=255)] | None = None
     threshold: Score = 0.3
     top_k: Annotated[int, Field(ge=1, le=10_000)] | None = None
-    epsilon: Annotated[float, Field(ge=0, le=100)] = 0.25
+    epsilon: Annotated[float, Field(ge=0, le=100)] = 0.05
     boxes: BoxMerging = BoxMerging()
     tags: TagMerging = TagMerging()
     limits: ShardingLimits = ShardingLimits()

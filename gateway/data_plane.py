@@ -65,6 +65,7 @@ class DataPlane(LinkEvents):
             self._links[slot_id] = (link, self._loop.create_task(link.run()))
         routes, failed = self.routes(snapshot)
         self.router.set_routes(routes)
+        self.router.lacking = lacking_of(snapshot)
         for key, reason in failed.items():
             self.router.refuse(key, Unavailable(reason))
         self._flush_soon()
@@ -272,3 +273,16 @@ def routes_of(snapshot: Snapshot) -> tuple[dict[Key, Route], dict[Key, str]]:
             if (name, default.version) in failed:
                 failed[name, None] = failed[name, default.version]
     return routes, failed
+
+
+def lacking_of(snapshot: Snapshot) -> dict[Key, str]:
+    """What versions wait for that no slot holds yet, as far as the pool has told. Pure."""
+    lacking: dict[Key, str] = {}
+    for name, model in snapshot.models.items():
+        default = model.version(None)
+        for version in model.versions:
+            if version.served and version.state is State.PENDING and version.reason:
+                lacking[name, version.version] = version.reason
+                if version is default:
+                    lacking[name, None] = version.reason
+    return lacking

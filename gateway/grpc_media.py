@@ -25,6 +25,7 @@ from gateway.grpc_prediction import DEADLINE_SLACK_S, Context, limits_of, timeou
 from gateway.logs import valid_traceparent
 from gateway.media_body import MediaBody
 from gateway.media_exchange import MediaDesk, events_of, medium_of
+from gateway.media_options import check_tiling
 from gateway.media_prediction import MediaPrediction, megapixels_of
 from gateway.media_upload import FORM, Declared, take
 from gateway.prediction import FrontState
@@ -100,6 +101,7 @@ class _Work:
         head = await self._head()
         prediction.path = InferPath(PROTOCOL, "process", head.model, head.version)
         sharding = await prediction.let_in(front, context.address, timeout_s(front, context))
+        check_tiling(head.options, sharding)
         assert prediction.request is not None
         declared = Declared(head.content_type, "", None)
         if declared.kind == FORM:

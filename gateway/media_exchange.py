@@ -147,6 +147,7 @@ class _Work:
             upload, form_options = await take(self._body, spool, declared, medium_of(sharding))
             prediction.request.length = upload.length
             options = read_options(*head_options, form_options)
+            check_tiling(options, sharding)
             job = self._job(upload, options)
             if self._later:
                 return await self._hand_over(job, prediction.ticket)

@@ -58,7 +58,9 @@ class MediaInference:
     def submit(self, request: Request) -> None:
         """It is its turn: begin with it."""
         request.sent_s = self._plane.now_s()
-        self._tasks[request.id] = asyncio.create_task(self._run(request))
+        task = self._tasks[request.id] = asyncio.create_task(self._run(request))
+        # Also one that is cancelled before it has begun.
+        task.add_done_callback(lambda _: self._tasks.pop(request.id, None))
 
     def cancel(self, request: Request) -> None:
         """The client left: its parts leave the shards."""
@@ -77,8 +79,6 @@ class MediaInference:
         except Exception:
             log.exception("request_failed", model=request.key[0])
             answer = InternalError("internal error")
-        finally:
-            del self._tasks[request.id]
         if not request.finished:
             request.finished = True
             request.done(request, answer)

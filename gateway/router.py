@@ -178,6 +178,8 @@ class Router:
         self.backlog: Counter[str] = Counter()
         # The first request came that no slot can answer; whoever tells the pool sets it back.
         self.starved = False
+        # Why a model has no slot yet, where the pool has said so.
+        self.lacking: Mapping[Key, str] = {}
 
     # -- what the pool and the links say ------------------------------------------------------
 
@@ -333,8 +335,15 @@ class Router:
             late += [r for r in lane.in_flight.values() if now_s >= r.deadline_s]
         for request in late:
             self._withdraw(request)
-            self._finish(request, _late())
+            self._finish(request, self._late(request))
         return len(late)
+
+    def _late(self, request: Request) -> DeadlineExceeded:
+        target = self._targets.get(request.key)
+        if request.sent_s or target is None or target.seats:
+            return _late()
+        why = self.lacking.get(request.key) or "it is still being loaded"
+        return DeadlineExceeded(f"the deadline passed while model {request.key[0]!r} waited: {why}")
 
     def _withdraw(self, request: Request) -> None:
         if request.seat is not None:

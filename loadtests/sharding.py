@@ -28,16 +28,7 @@ from loadtests.processes import NotStarted
 from loadtests.sharding_beside import beside_check, measure_beside
 from loadtests.sharding_correctness import measure_correctness, run_direct
 from loadtests.sharding_figures import Check
-from loadtests.sharding_fleets import (
-    FPS,
-    PICTURES,
-    SEGMENT_S,
-    SHARDS,
-    TILE,
-    Curve,
-    picture_curve,
-    video_curve,
-)
+from loadtests.sharding_fleets import PICTURES, SHARDS, Curve, picture_curve, video_curve
 from loadtests.sharding_inputs import Inputs
 from loadtests.sharding_memory import measure_memory, memory_checks
 from loadtests.sharding_models import ALONE, SMALL, Fleet, fleet
@@ -49,7 +40,6 @@ from loadtests.sharding_speed import (
     speed_checks,
     speed_document,
 )
-from sharding.plan import plan_segments, plan_tiles
 
 REPORTS = Path(__file__).resolve().parent / "reports"
 MODELS = {
@@ -179,13 +169,9 @@ def _beside(started: Fleet, inputs: Inputs, order: Order, report: Report) -> Ite
 
 def simulated(speed: Speed, inputs: Inputs) -> list[Curve]:
     """The curves of pictures at the pace measured, and of video at that of a clip."""
-    tiles = plan_tiles(*PICTURES["12 MP picture"], TILE, 256)
-    curves = [picture_curve(name, size, speed.work, tiles) for name, size in PICTURES.items()]
+    curves = [picture_curve(name, size, speed.work) for name, size in PICTURES.items()]
     told = run_direct("parts", "tagger", inputs.video(CLIP_S))
-    if told is None:
-        return curves
-    segments = plan_segments(CLIP_S, range(CLIP_S), SEGMENT_S, FPS)
-    return [*curves, video_curve(mean_work([told]), segments)]
+    return curves if told is None else [*curves, video_curve(mean_work([told]))]
 
 
 def publish(report: Report, title: str, stem: Path) -> None:

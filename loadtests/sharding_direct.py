@@ -149,7 +149,10 @@ def whole_boxes(direct: Direct, rgb: NDArray[np.uint8]) -> list[Box]:
 @click.argument("model", type=click.Choice(tuple(SHARDING)))
 @click.argument("path", type=click.Path(path_type=Path))
 def parts(model: str, path: Path) -> None:
-    """`{"keys", "work_s", "open_s", "send_s"}`: by part, but for opening the file."""
+    """`{"sizes", "work_s", "open_s", "send_s"}`: by part, but for opening the file.
+
+    A size is in pixels or in frames.
+    """
     direct = Direct(model)
     with tempfile.TemporaryDirectory() as folder:
         begin_s = time.perf_counter()
@@ -169,7 +172,11 @@ def parts(model: str, path: Path) -> None:
             work_s.append(time.perf_counter() - sent_s)
             send_s.append(sent_s - begin_s)
         source.close()
-    told = {"keys": [key.hex() for key in keys], "work_s": work_s}
+    sizes = [
+        part.width * part.height if isinstance(part, Tile) else len(part.times_s)
+        for part in source.plan
+    ]
+    told = {"sizes": sizes, "work_s": work_s}
     print(json.dumps({**told, "open_s": open_s, "send_s": send_s}))
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from hashlib import blake2b
 
 from loadtests.sharding_speed import EPSILON, Work
-from sharding.parts import Segment, Tile
 from sharding.plan import plan_segments, plan_tiles
 from sharding.simulate import PER_SHARD, Fleet, SimulatedPart, simulate
 
@@ -33,36 +32,24 @@ class Curve:
         return self.wall_s[0] / self.wall_s[SHARDS.index(shards)]
 
 
-def picture_curve(name: str, size: tuple[int, int], work: Work, measured: Sequence[Tile]) -> Curve:
-    """A picture whose tiles take, pixel by pixel, what those that were measured took.
-
-    Reading and hashing grow with the pixels.
-    """
-    pace = [
-        work_s / (tile.width * tile.height)
-        for tile, work_s in zip(measured, work.work_s, strict=True)
-    ]
-    chance = random.Random(name)
+def picture_curve(name: str, size: tuple[int, int], work: Work) -> Curve:
+    """A picture whose tiles take, pixel by pixel, what those that were measured took."""
     plan = plan_tiles(*size, TILE, OVERLAP)
-    times = [tile.width * tile.height * chance.choice(pace) for tile in plan]
-    pixels = sum(tile.width * tile.height for tile in measured)
-    open_s = work.open_s * sum(tile.width * tile.height for tile in plan) / pixels
-    return _curve(name, times, open_s, work.send_s)
+    return _curve(name, [tile.width * tile.height for tile in plan], work)
 
 
-def video_curve(work: Work, measured: Sequence[Segment]) -> Curve:
+def video_curve(work: Work) -> Curve:
     """An hour of video with keyframes each second, at the pace of the segments measured."""
-    pace = [
-        work_s / len(segment.times_s) for segment, work_s in zip(measured, work.work_s, strict=True)
-    ]
-    chance = random.Random("video")
     plan = plan_segments(HOUR_S, range(int(HOUR_S)), SEGMENT_S, FPS)
-    times = [len(segment.times_s) * chance.choice(pace) for segment in plan]
-    seen_s = measured[-1].end_s - measured[0].start_s
-    return _curve("1 h of video", times, work.open_s * HOUR_S / seen_s, work.send_s)
+    return _curve("1 h of video", [len(segment.times_s) for segment in plan], work)
 
 
-def _curve(name: str, times: Sequence[float], open_s: float, send_s: float) -> Curve:
+def _curve(name: str, sizes: Sequence[int], work: Work) -> Curve:
+    """Parts of these sizes; what comes before the first grows with them all."""
+    pace = [work_s / size for size, work_s in zip(work.sizes, work.work_s, strict=True)]
+    chance = random.Random(name)
+    times = [size * chance.choice(pace) for size in sizes]
+    open_s = work.open_s * sum(sizes) / sum(work.sizes)
     parts = [
         SimulatedPart(blake2b(f"{name} {number}".encode(), digest_size=16).digest(), work_s)
         for number, work_s in enumerate(times)
@@ -75,7 +62,7 @@ def _curve(name: str, times: Sequence[float], open_s: float, send_s: float) -> C
             PER_SHARD * shards,
             epsilon=EPSILON,
             split_s=open_s,
-            send_s=send_s,
+            send_s=work.send_s,
         )
         walls.append(simulate(parts, fleet).wall_s)
     return Curve(name, len(parts), tuple(walls))

@@ -29,7 +29,8 @@ def plot_speed(curves: Sequence[Curve], speed: Speed, title: str, path: Path) ->
         seconds.plot(SHARDS, curve.wall_s, **line)
         faster.plot(SHARDS, [curve.speedup(shards) for shards in SHARDS], **line)
     measured = (speed.alone_s, speed.both_s)
-    seconds.scatter((1, 2), measured, 90, GREY, "+", zorder=3, label="12 MP picture, measured")
+    mark: dict[str, Any] = {"s": 90, "color": GREY, "marker": "+", "zorder": 3}
+    seconds.scatter((1, 2), measured, label="12 MP picture, measured", **mark)
     faster.plot(SHARDS, SHARDS, color=GREY, linestyle=":", label="as many times as shards")
     for panel, name in ((seconds, "seconds"), (faster, "times faster than one shard")):
         panel.set_xscale("log")

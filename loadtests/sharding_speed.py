@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from gateway.config_sharding import ShardingConfig
 from loadtests.headrace import BadAnswer
 from loadtests.sharding_calls import Processed, process
 from loadtests.sharding_correctness import run_direct
@@ -17,9 +18,10 @@ from loadtests.sharding_figures import Check
 from loadtests.sharding_inputs import Inputs, jpeg, lighter, patched, pixels_of
 from loadtests.sharding_models import ALONE, FACES, Fleet
 from sharding import simulate as simulation
+from sharding.split import PictureSource
+from sharding.upload import MediaJob, Upload
 
-EPSILON = 0.25
-"""As the config's default."""
+EPSILON: float = ShardingConfig.model_fields["epsilon"].default
 
 NEAR = 0.15
 ENOUGH = 0.8
@@ -32,10 +34,10 @@ class Work:
     """What the parts of one input cost in a process alone, in seconds.
 
     `open_s` is what comes before the first part, `send_s` what the stage does for each. The times
-    of `work_s` are those of the parts in the plan's order, whose digests are `keys`.
+    of `work_s` are those of the parts in the plan's order, of so many pixels or frames (`sizes`).
     """
 
-    keys: tuple[bytes, ...]
+    sizes: tuple[int, ...]
     work_s: tuple[float, ...]
     open_s: float
     send_s: float
@@ -151,7 +153,7 @@ def mean_work(told: list[dict[str, Any]]) -> Work:
     work_s = zip(*(each["work_s"] for each in told), strict=True)
     sends = [send_s for each in told for send_s in each["send_s"]]
     return Work(
-        tuple(bytes.fromhex(key) for key in told[0]["keys"]),
+        tuple(told[0]["sizes"]),
         tuple(sum(each) / len(each) for each in work_s),
         sum(each["open_s"] for each in told) / len(told),
         sum(sends) / len(sends),
@@ -160,10 +162,6 @@ def mean_work(told: list[dict[str, Any]]) -> Work:
 
 def _keys(folder: Path, content: bytes) -> tuple[bytes, ...]:
     """The digests that the stage will find."""
-    from gateway.config_sharding import ShardingConfig
-    from sharding.split import PictureSource
-    from sharding.upload import MediaJob, Upload
-
     with tempfile.NamedTemporaryFile(dir=folder, suffix=".jpg") as file:
         file.write(content)
         file.flush()

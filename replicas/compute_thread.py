@@ -9,15 +9,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from gateway.niceness import be_nice
+
 Result = TypeVar("Result")
 
 
 @dataclass(slots=True, eq=False)
 class Ticket(Generic[Result]):
-    """A job of the compute thread and who hears of its end."""
+    """A job of the compute thread and who hears of its end.
+
+    A `nice` one leaves the core to whoever else wants it: many of its kind make one request.
+    """
 
     job: Callable[[], Result]
     done: Callable[[Result | BaseException], None]
+    nice: bool = False
 
 
 class ComputeThread:
@@ -26,8 +32,12 @@ class ComputeThread:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._jobs: queue.SimpleQueue[Ticket[Any] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._work, name="compute", daemon=True)
-        self._thread.start()
+        # A thread cannot take its niceness back, so nice jobs have one of their own; the compute
+        # thread waits for it, and so there is still one job at a time.
+        self._nice_jobs: queue.SimpleQueue[Ticket[Any] | None] = queue.SimpleQueue()
+        self._nice_done = threading.Semaphore(0)
+        for name, work in (("compute", self._work), ("compute-nice", self._work_nicely)):
+            threading.Thread(target=work, name=name, daemon=True).start()
 
     def submit(self, ticket: Ticket[Any]) -> None:
         """Queue a job."""
@@ -45,9 +55,23 @@ class ComputeThread:
 
     def _work(self) -> None:
         while (ticket := self._jobs.get()) is not None:
-            result: Any
-            try:
-                result = ticket.job()
-            except BaseException as error:  # whatever a runtime raises belongs to its requests
-                result = error
-            self._loop.call_soon_threadsafe(ticket.done, result)
+            if ticket.nice:
+                self._nice_jobs.put(ticket)
+                self._nice_done.acquire()
+            else:
+                self._run(ticket)
+        self._nice_jobs.put(None)
+
+    def _work_nicely(self) -> None:
+        be_nice()  # threads that a runtime began before keep theirs
+        while (ticket := self._nice_jobs.get()) is not None:
+            self._run(ticket)
+            self._nice_done.release()
+
+    def _run(self, ticket: Ticket[Any]) -> None:
+        result: Any
+        try:
+            result = ticket.job()
+        except BaseException as error:  # whatever a runtime raises belongs to its requests
+            result = error
+        self._loop.call_soon_threadsafe(ticket.done, result)

@@ -1,13 +1,15 @@
 """A loaded model version in a slot: requests in, answers out, one batch at a time.
 
 Decoding and encoding happen on the loop, so that they overlap with the run in the compute thread;
-bodies over `INLINE_BYTES` are decoded and encoded in threads, so that the link always answers.
+bodies over `INLINE_BYTES` are decoded and encoded in threads, and so are parts of media, so that
+the link always answers.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import structlog
@@ -18,6 +20,7 @@ from gateway.deadline import Deadline
 from gateway.errors import DeadlineExceeded, HeadraceError, InternalError, Unimplemented
 from gateway.frames import Buffer, Flag, Item, Reply, pieces
 from gateway.metrics import Recorder
+from gateway.niceness import be_nice
 from gateway.protocols.calls import call_of, codecs, form_of
 from gateway.protocols.errors_json import encode_error
 from gateway.protocols.tensors import Codec, Encoded, InferenceRequest, Tensor
@@ -28,6 +31,8 @@ from replicas.runtime import Runtime
 from replicas.statistics import ModelStatistics, Run
 
 INLINE_BYTES = 256 * 1024
+MEDIA_THREADS = 2
+"""A stage sends a shard the next part while it computes one."""
 log = structlog.get_logger()
 
 Decoded = InferenceRequest | Encoded | HeadraceError
@@ -77,6 +82,7 @@ class Engine:
         if media is not None:
             self._codecs = (*self._codecs, media)
         self._media = media
+        self._media_threads = ThreadPoolExecutor(MEDIA_THREADS, "media", initializer=be_nice)
         self.runtime, self.spec = runtime, runtime.spec
         self._batcher, self._compute, self._recorder = batcher, compute, recorder
         self._statistics = statistics
@@ -118,13 +124,15 @@ class Engine:
             self._answer(caller, Unimplemented("this slot's release does not know that call"))
             return
         compressed = call_of(item.call, None, item.encodings).content_encoding
-        if item.length <= INLINE_BYTES and not compressed:
+        # A segment of a video is a few bytes that say what to decode: that takes long.
+        if item.length <= INLINE_BYTES and not compressed and codec is not self._media:
             self._decoded(caller, item, self._decode(caller, item))
         else:
             self._loop.create_task(self._accept_large(caller, item))
 
     async def _accept_large(self, caller: Caller, item: Item) -> None:
-        decoded = await self._loop.run_in_executor(None, self._decode, caller, item)
+        threads = self._media_threads if caller.codec is self._media else None
+        decoded = await self._loop.run_in_executor(threads, self._decode, caller, item)
         self._decoded(caller, item, decoded)
         self.flush()
 
@@ -222,7 +230,8 @@ class Engine:
             finished = batch.deliver(outputs)
             return finished, time.perf_counter() - started
 
-        self._compute.submit(Ticket(job, lambda result: self._ran(batch, result)))
+        nice = all(part.pending.token.codec is self._media for part in batch.parts)
+        self._compute.submit(Ticket(job, lambda result: self._ran(batch, result), nice))
 
     def _ran(self, batch: Batch, result: Outputs | BaseException) -> None:
         self._running = False

@@ -8,7 +8,9 @@ an equal part is answered from there.
 from __future__ import annotations
 
 import json
+import math
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gateway.errors import InternalError, InvalidArgument
+from gateway.errors import DeadlineExceeded, InternalError, InvalidArgument
 from gateway.protocols.tensors import Call, Encoded, InferenceRequest, ModelSpec, Tensor
 
 if TYPE_CHECKING:
@@ -27,6 +29,12 @@ if TYPE_CHECKING:
     from sharding.preprocess import Preprocessor
 
 KEPT_RESULTS = 4096
+KEPT_BYTES = 32 * 1024 * 1024
+"""Of the latest results, so many of each model version and so much of them in all."""
+DECODERS = 2
+"""Segments that a slot decodes at once: more of them take no less time, but more memory."""
+
+_decoding = threading.BoundedSemaphore(DECODERS)
 
 
 @dataclass(slots=True)
@@ -50,6 +58,9 @@ class MediaCodec:
     def __init__(self, folder: Path, spool: Path) -> None:
         self._folder, self._spool = folder, spool
         self._kept: OrderedDict[str, bytes] = OrderedDict()
+        self._kept_bytes = 0
+        # With the codec they go when the version's files change.
+        self._labels: dict[str, Sequence[str]] = {}
         self._lock = threading.Lock()
 
     def kept(self, body: bytes | memoryview, call: Call) -> Encoded | None:
@@ -70,52 +81,72 @@ class MediaCodec:
         head, pixels = _head(body, call)
         preprocess = _preprocessor(head["preprocess"])
         signature = model.signatures[model.default_signature]
-        labels = _labels(self._folder, head.get("labels"))
+        labels = self._labels_in(head.get("labels"))
         if head["kind"] == "tile":
             size = (int(head["width"]), int(head["height"]))
             rgb = np.frombuffer(pixels, np.uint8).reshape(size[1], size[0], 3)
             note = _Note(head["key"], head["postprocess"], labels, size)
             return InferenceRequest(signature, preprocess(rgb), 1, reply=note)
-        rows, note = self._segment(head, preprocess, labels)
-        names = rows[0].keys()
-        inputs = {name: np.concatenate([row[name] for row in rows]) for name in names}
-        return InferenceRequest(signature, inputs, len(rows), reply=note)
+        until_s = time.monotonic() + float(head.get("within_s", math.inf))
+        left_s = max(0.0, until_s - time.monotonic())
+        if not _decoding.acquire(timeout=min(left_s, threading.TIMEOUT_MAX)):
+            raise DeadlineExceeded("the deadline passed before the segment was decoded")
+        try:
+            inputs, note = self._segment(head, preprocess, labels, until_s)
+        finally:
+            _decoding.release()
+        return InferenceRequest(signature, inputs, len(note.spans_s), reply=note)
 
     def _segment(
-        self, head: Mapping[str, Any], preprocess: Preprocessor, labels: Sequence[str]
-    ) -> tuple[list[dict[str, Tensor]], _Note]:
+        self,
+        head: Mapping[str, Any],
+        preprocess: Preprocessor,
+        labels: Sequence[str],
+        until_s: float,
+    ) -> tuple[dict[str, Tensor], _Note]:
         from sharding.segment_wire import segment_of, video_of
         from sharding.video_frames import DecodeReport, frames
 
+        def check() -> None:
+            # Nobody can be told to stop decoding, but after the deadline nobody waits.
+            if time.monotonic() >= until_s:
+                raise DeadlineExceeded("the deadline passed while the segment was decoded")
+
         path = Path(head["path"]).resolve()
         if self._spool.resolve() not in path.parents:
-            raise InvalidArgument("the file of a segment does not lie in the spool")
+            raise InternalError("the file of a segment does not lie in the spool")
         segment, report = segment_of(head["segment"]), DecodeReport()
-        rows, spans, size = [], [], (0, 0)
+        inputs: dict[str, Tensor] = {}
+        spans: list[tuple[float, float]] = []
+        size = (0, 0)
         shown = frames(
             path,
             video_of(head["video"]),
             segment,
             short_side=preprocess.short_side,
             report=report,
+            check=check,
         )
         for frame in shown:
             size = (frame.pixels.shape[1], frame.pixels.shape[0])
-            rows.append(preprocess(frame.pixels))
+            for name, row in preprocess(frame.pixels).items():
+                if not spans:
+                    inputs[name] = np.empty((len(segment.times_s), *row.shape[1:]), row.dtype)
+                inputs[name][len(spans)] = row[0]
             spans.append((frame.time_s, frame.time_s + segment.step_s))
-        if not rows:
+        if not spans:
             raise InvalidArgument(
                 f"no frame from {segment.times_s[0]:.1f} to {segment.times_s[-1]:.1f} s can be "
                 "decoded"
             )
         told = {"corrupt": report.corrupt, "missing": report.missing} if _bad(report) else None
         note = _Note(head["key"], head["postprocess"], labels, size, tuple(spans), told)
-        return rows, note
+        return {name: rows[: len(spans)] for name, rows in inputs.items()}, note
 
     def encode(
         self, request: InferenceRequest, outputs: Mapping[str, Tensor], model: ModelSpec
     ) -> Encoded:
-        """What was found, as JSON: see `sharding.part_wire`."""
+        """What was found, as JSON: see `sharding.segment_wire`."""
         from sharding.parts import Box, TagScore, TimedTags
         from sharding.segment_wire import findings_document
 
@@ -134,11 +165,29 @@ class MediaCodec:
             else:
                 boxes += [each for each in found if isinstance(each, Box)]
         body = json.dumps(findings_document(boxes, timed, note.report)).encode()
-        with self._lock:
-            self._kept[note.key] = body
-            while len(self._kept) > KEPT_RESULTS:
-                self._kept.popitem(last=False)
+        self._keep(note.key, body)
         return Encoded(body)
+
+    def _keep(self, key: str, body: bytes) -> None:
+        with self._lock:
+            self._kept_bytes += len(body) - len(self._kept.pop(key, b""))
+            self._kept[key] = body
+            while len(self._kept) > KEPT_RESULTS or self._kept_bytes > KEPT_BYTES:
+                self._kept_bytes -= len(self._kept.popitem(last=False)[1])
+
+    def _labels_in(self, name: str | None) -> Sequence[str]:
+        """A label on each line; none without a file's name."""
+        if name is None:
+            return ()
+        if name not in self._labels:
+            try:
+                text = (self._folder / name).read_text(encoding="utf-8")
+            except OSError as error:
+                raise InvalidArgument(
+                    f"the model has no labels {name!r}: {error.strerror}"
+                ) from error
+            self._labels[name] = text.splitlines()
+        return self._labels[name]
 
 
 def _head(body: bytes | memoryview, call: Call) -> tuple[dict[str, Any], memoryview]:
@@ -161,17 +210,6 @@ def _postprocessor(name: str) -> Postprocessor:
     from sharding.postprocess import load_postprocessor
 
     return load_postprocessor(name)
-
-
-@lru_cache(maxsize=64)
-def _labels(folder: Path, name: str | None) -> Sequence[str]:
-    """A label on each line; none without a file's name."""
-    if name is None:
-        return ()
-    try:
-        return (folder / name).read_text().splitlines()
-    except OSError as error:
-        raise InvalidArgument(f"the model has no labels {name!r}: {error.strerror}") from error
 
 
 def _bad(report: Any) -> bool:

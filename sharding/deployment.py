@@ -21,6 +21,7 @@ from gateway.load_report import LoadReport
 from gateway.logs import configure, watched
 from gateway.metrics import Recorder
 from gateway.metrics_export import Exporter
+from gateway.niceness import be_nice
 from gateway.node import Node
 from gateway.pool_client import PoolClient
 from gateway.secrets import cluster_secret, headrace_home
@@ -32,6 +33,7 @@ from sharding.stage import Stage
 from sharding.upload import MediaJob
 
 POOL_RETRY_S = 0.5
+SWEEP_S = 60.0
 
 T = TypeVar("T")
 
@@ -54,6 +56,7 @@ class ShardStage:
 
     async def __init__(self, settings: StageSettings, pool: Any, *slots: Any) -> None:  # type: ignore[misc]
         configure(settings.log_level, "stage")
+        be_nice()  # before any thread of its own begins
         self._pool, self._slots = PoolClient(pool), slots
         node = Node.here()
         self._id = f"stage-{node.id[:8]}-{os.getpid()}"
@@ -93,6 +96,7 @@ class ShardStage:
                 LoadReport(self._plane, self._pool, self._id).run(),
                 self._jobs.run(),
                 _export(exporter, self._plane),
+                _sweep(spool),
             )
         ]
 
@@ -158,6 +162,13 @@ async def _told(work: Awaitable[T]) -> T | dict[str, Any]:
         return await work
     except HeadraceError as error:
         return {"status": error.http_status, "error": error.message}
+
+
+async def _sweep(spool: Path) -> None:
+    """A gateway that dies while the stage lives leaves its uploads."""
+    while True:
+        await asyncio.sleep(SWEEP_S)
+        await asyncio.get_running_loop().run_in_executor(None, sweep, spool)
 
 
 async def _export(exporter: Exporter, plane: StagePlane) -> None:

@@ -56,6 +56,9 @@ class Gang:
     def _admit(self) -> None:
         while self._queue:
             waiter = self._queue[0]
+            if waiter.granted.done():
+                self._queue.popleft()  # it gave up, and has not run since
+                continue
             places = min(waiter.wanted, self._capacity)
             if not places or self._used + places > self._capacity:
                 return

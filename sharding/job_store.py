@@ -35,6 +35,8 @@ ORPHAN_S = 3600.0
 _PREFIX = "upload-"
 ENDED = ("done", "failed", "cancelled")
 
+_SHORT = "id, state, job, done, parts, created_s, started_s, ended_s, beat_s"
+"""All but the results, which are large."""
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS jobs (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -132,7 +134,9 @@ class JobStore:
         if caller == "":
             return []
         where, values = ("", ()) if caller is None else ("WHERE caller = ?", (caller,))
-        rows = self._all(f"SELECT * FROM jobs {where} ORDER BY number DESC LIMIT {LISTED}", *values)
+        rows = self._all(
+            f"SELECT {_SHORT} FROM jobs {where} ORDER BY number DESC LIMIT {LISTED}", *values
+        )
         return [_document(row, now_s, whole=False) for row in rows]
 
     def cancel(self, job_id: str, caller: str | None, now_s: float) -> dict[str, Any]:

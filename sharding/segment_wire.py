@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from sharding.parts import Box, Part, PartResult, Segment, TagScore, TimedTags
 from sharding.sniff import MediaKind
-from sharding.video import VideoInfo
+from sharding.video import SAME_TIME_S, VideoInfo
+
+KEYFRAMES = 4
+"""Where a file cannot be sought exactly, so many are tried before it is read from its beginning."""
 
 
 def segment_document(segment: Segment) -> dict[str, Any]:
@@ -21,15 +25,19 @@ def segment_of(document: Mapping[str, Any]) -> Segment:
     return Segment(**{**document, "times_s": tuple(document["times_s"])})
 
 
-def video_document(info: VideoInfo) -> dict[str, Any]:
-    """What a shard needs of a video; keyframes it finds by itself."""
-    return {**asdict(info), "keyframes_s": [], "notes": []}
+def video_document(info: VideoInfo, segment: Segment) -> dict[str, Any]:
+    """What a shard needs of a video: of its keyframes, those that the segment may begin at."""
+    before = bisect_right(info.keyframes_s, segment.start_s + SAME_TIME_S)
+    near = info.keyframes_s[max(0, before - KEYFRAMES) : before]
+    # Without the others first: a video may have very many.
+    return asdict(replace(info, keyframes_s=near, notes=()))
 
 
 def video_of(document: Mapping[str, Any]) -> VideoInfo:
     """The video that a document describes."""
     kind = MediaKind(**document["kind"])
-    return VideoInfo(**{**document, "kind": kind, "keyframes_s": (), "notes": ()})
+    lists = {name: tuple(document[name]) for name in ("keyframes_s", "notes")}
+    return VideoInfo(**{**document, "kind": kind, **lists})
 
 
 def findings_document(

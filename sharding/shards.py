@@ -12,6 +12,7 @@ from gateway.config import ModelConfig
 from gateway.config_sharding import ShardingConfig
 from gateway.data_plane import DataPlane, routes_of
 from gateway.errors import (
+    DeadlineExceeded,
     HeadraceError,
     InvalidArgument,
     NotFound,
@@ -27,6 +28,10 @@ from gateway.snapshot import Snapshot, State
 from sharding.upload import MediaJob
 
 PART = call_number("media", "part")
+
+
+class ShardDied(Unavailable):
+    """Raised when a slot died while it worked on a part, which may be why."""
 
 
 class StagePlane(DataPlane):
@@ -116,6 +121,15 @@ class Shards:
         finally:
             tell(0)
 
+    def check_fits(self, length: int) -> None:
+        """Whether a part of so many bytes can be sent; raises `PayloadTooLarge`."""
+        most = self._plane.max_body_bytes
+        if length > most:
+            raise PayloadTooLarge(
+                f"a part has {length} bytes and the link takes {most}: choose a smaller `tile` or "
+                "a larger `limits.max_body_bytes`"
+            )
+
     async def ask(
         self,
         job: MediaJob,
@@ -126,8 +140,8 @@ class Shards:
     ) -> dict[str, object]:
         """What a slot finds in a part; without a slot's name any one answers.
 
-        Raises its error; `NotFound` or `Unavailable` if the slot is gone. Cancelling the wait
-        cancels the part.
+        Raises its error; `NotFound` or `Unavailable` if the slot is gone, `ShardDied` if it went
+        with the part. Cancelling the wait cancels the part.
         """
         plane = self._plane
         answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
@@ -143,11 +157,7 @@ class Shards:
             key = slot_key(job.model, job.version, slot_id)
         body = (head, *rest)
         length = sum(len(piece) for piece in body)
-        if length > plane.max_body_bytes:
-            raise PayloadTooLarge(
-                f"a part has {length} bytes and the link takes {plane.max_body_bytes}: choose a "
-                "smaller `tile` or a larger `limits.max_body_bytes`"
-            )
+        self.check_fits(length)
         request = Request(
             id=plane.next_id(),
             key=key,
@@ -168,6 +178,8 @@ class Shards:
             plane.cancel(request)
             raise
         if isinstance(answer, HeadraceError):
+            if request.deaths and isinstance(answer, Unavailable):
+                raise ShardDied(f"slot {slot_id} died while it worked on a part") from answer
             raise answer
         return _content(answer)
 
@@ -181,5 +193,7 @@ def _content(reply: Reply) -> dict[str, object]:
 
 
 def is_lost(error: HeadraceError) -> bool:
-    """Whether the shard, not the part, is to blame: another one may do it."""
+    """Whether the shard, not the part, is to blame: another one may do it, if there is time."""
+    if isinstance(error, DeadlineExceeded):
+        return False
     return isinstance(error, (NotFound, Unavailable)) or error.http_status >= 500

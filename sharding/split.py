@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import blake2b
@@ -17,12 +18,17 @@ from sharding.parts import Part, Segment, Tile
 from sharding.picture_header import PictureLimits
 from sharding.pictures import Picture
 from sharding.plan import TooManyPartsError, plan_segments, plan_tiles
+from sharding.preprocess import load_preprocessor
 from sharding.segment_wire import segment_document, video_document
 from sharding.upload import Check, MediaJob, identify_file
 from sharding.video import VideoInfo, VideoLimits, probe
 
 MAX_FRAMES = 64
-"""A shard holds the inputs of so many frames at once; longer segments are cut again."""
+"""A shard holds the inputs of so many frames at once; longer segments are cut again …"""
+INPUT_BYTES = 128 * 1024 * 1024
+"""… and so are those whose frames would take more than this, at `PIXEL_BYTES` each pixel."""
+PIXEL_BYTES = 12
+"""Three colours as float32."""
 PIXELS_IN_MEMORY = 64 * 1024 * 1024
 
 
@@ -91,7 +97,8 @@ class PictureSource:
     def key(self, part: Part) -> bytes:
         """See `Source`. Equal pixels have equal results wherever they lie."""
         digest = blake2b(self._pixels(part), digest_size=16).digest()
-        return _digest(digest.hex(), *self._facts(part))
+        assert isinstance(part, Tile)
+        return _digest(digest.hex(), part.width, part.height, *_facts(self._config))
 
     def body(self, part: Part, key: bytes) -> tuple[bytes, tuple[Buffer, ...]]:
         """See `Source`: uint8 [height, width, 3]."""
@@ -113,16 +120,13 @@ class PictureSource:
         pixels = self._picture.read(part.x, part.y, part.width, part.height, part.scale)
         return pixels.reshape(-1).data
 
-    def _facts(self, part: Part) -> tuple[object, ...]:
-        assert isinstance(part, Tile)
-        return (part.width, part.height, self._config.preprocess, self._config.postprocess)
-
 
 class VideoSource:
     """Segments of a video, keyed by the file's digest and their frames: shards decode them."""
 
     def __init__(self, job: MediaJob, config: ShardingConfig, check: Check) -> None:
         self._upload, self._config = job.upload, config
+        self._deadline_s = time.monotonic() + job.timeout_s
         limits, options = config.limits, job.options
         kind = identify_file(job.upload, "video")
         self._info: VideoInfo = probe(
@@ -138,15 +142,20 @@ class VideoSource:
             limits.max_parts,
             limits.max_frames,
         )
-        self.plan: Sequence[Part] = shortened(segments)
+        frames = held_frames(self._info.width, self._info.height, config.preprocess)
+        self.plan: Sequence[Part] = shortened(segments, frames)
+        if len(self.plan) > limits.max_parts:
+            raise TooManyPartsError(
+                f"this would take {len(self.plan)} segments, above the limit of "
+                f"{limits.max_parts}: ask for a shorter time range or a lower `fps`"
+            )
         self.whole = Whole(self._info.width, self._info.height, self._info.duration_s)
         self.notes = self._info.notes
 
     def key(self, part: Part) -> bytes:
         """See `Source`."""
         assert isinstance(part, Segment)
-        config = self._config
-        return _digest(self._upload.digest, part.times_s, config.preprocess, config.postprocess)
+        return _digest(self._upload.digest, part.times_s, part.step_s, *_facts(self._config))
 
     def body(self, part: Part, key: bytes) -> tuple[bytes, tuple[Buffer, ...]]:
         """See `Source`: only where the frames are."""
@@ -155,13 +164,19 @@ class VideoSource:
             "kind": "segment",
             "path": self._upload.path,
             "segment": segment_document(part),
-            "video": video_document(self._info),
+            "video": video_document(self._info, part),
+            "within_s": max(0.0, self._deadline_s - time.monotonic()),
             **_reading(self._config, key),
         }
         return json.dumps(head).encode(), ()
 
     def close(self) -> None:
         """See `Source`."""
+
+
+def _facts(config: ShardingConfig) -> tuple[object, ...]:
+    """What of the config decides the result of a part; labels are part of it."""
+    return config.preprocess, config.postprocess, config.labels
 
 
 def _reading(config: ShardingConfig, key: bytes) -> dict[str, Any]:
@@ -171,6 +186,16 @@ def _reading(config: ShardingConfig, key: bytes) -> dict[str, Any]:
         "labels": config.labels,
         "key": key.hex(),
     }
+
+
+def held_frames(width: int, height: int, preprocess: str | None) -> int:
+    """How many frames of a video a shard may hold the inputs of, at least one."""
+    assert preprocess is not None
+    pixels, least = width * height, min(width, height)
+    short_side = load_preprocessor(preprocess).short_side
+    if short_side is not None and short_side < least:
+        pixels = round(pixels * (short_side / least) ** 2)
+    return max(1, min(MAX_FRAMES, INPUT_BYTES // max(1, pixels * PIXEL_BYTES)))
 
 
 def shortened(segments: Sequence[Segment], most: int = MAX_FRAMES) -> tuple[Segment, ...]:

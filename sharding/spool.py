@@ -42,6 +42,7 @@ class Spool:
         self._descriptor: int | None = None
         self._path: Path | None = None
         self._job: asyncio.Future[None] | None = None
+        self._closing: asyncio.Future[None] | None = None
         self._closed = False
         self.size_bytes = 0
 
@@ -109,11 +110,16 @@ class Spool:
         if self._closed:
             return
         self._closed = True
+        # Whoever is cancelled once more meanwhile leaves no file behind.
+        self._closing = asyncio.ensure_future(self._empty())
+        await asyncio.shield(self._closing)
+
+    async def _empty(self) -> None:
         if self._job is not None and not self._job.done():
             # A thread cannot be stopped: what it writes is removed after it.
             await asyncio.wait([self._job])
         self._memory, self._waiting = bytearray(), bytearray()
-        await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, self._remove))
+        await asyncio.get_running_loop().run_in_executor(None, self._remove)
 
     async def _flush(self) -> None:
         if self._waiting:

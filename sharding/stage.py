@@ -10,30 +10,43 @@ import asyncio
 import time
 from collections import Counter, deque
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import aclosing, suppress
+from contextlib import aclosing, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import structlog
 
 from gateway.config_sharding import ShardingConfig
-from gateway.errors import Cancelled, DeadlineExceeded, HeadraceError, Unavailable
+from gateway.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    HeadraceError,
+    InvalidArgument,
+    PayloadTooLarge,
+    Unavailable,
+)
 from sharding.gang import Gang, GangLease
 from sharding.hashing import Homes, rank
 from sharding.merge import find_merger
 from sharding.parts import Box, Part, PartResult, Segment, Tile, find_missing
 from sharding.segment_wire import result_of
-from sharding.shards import Shards, is_lost
+from sharding.shards import ShardDied, Shards, is_lost
 from sharding.split import Source, open_source
 from sharding.upload import MediaJob
 
 IN_FLIGHT = 2
 """Parts that a shard has at once: one that it computes and one that comes next."""
 TRIES = 3
+MAX_DEATHS = 2
+"""A part that was in work on so many dying shards is taken for their cause."""
+MERGE_S = 0.5
+"""With `partial: allow`, parts end so much before the deadline, or a tenth of the time."""
 REMEMBERED = 100_000
 """Parts whose shard is remembered, so that it stays the same though others of a request change."""
 WAKE_POLL_S = 0.01
 JOIN_S = 0.2
+MAX_FINDINGS = 300_000
+"""Boxes and labels of a request before they are merged: some 100 MB."""
 MAX_OPEN = 4
 """Uploads that are decoded at once in a process; each holds at most `split.PIXELS_IN_MEMORY`."""
 
@@ -45,9 +58,11 @@ class Stage:
 
     def __init__(self, shards: Shards, node_id: str, folder: Path) -> None:
         self._shards, self._node_id, self._folder = shards, node_id, folder
-        self._gangs: dict[str, Gang] = {}
-        self._homes: dict[str, Homes] = {}
+        self._gangs: dict[tuple[str, int], Gang] = {}
+        self._homes: dict[tuple[str, int], Homes] = {}
         self._open = asyncio.Semaphore(MAX_OPEN)
+        # Parts whose shard died go one after the other, so that none is blamed for another.
+        self.suspects = asyncio.Lock()
 
     async def process(self, job: MediaJob) -> AsyncGenerator[dict[str, Any], None]:
         """The events of a request, the last one with the result: see `docs/media.md`.
@@ -56,28 +71,29 @@ class Stage:
         """
         _, config = self._shards.config(job.model, job.version)
         run = _Run(self, job, config)
-        async with self._open:
-            try:
-                async with asyncio.timeout(job.timeout_s):
-                    async with aclosing(run.events()) as events:
-                        async for event in events:
-                            yield event
-            except TimeoutError:
-                raise DeadlineExceeded(
-                    f"the deadline passed: {len(run.results)} of {len(run.plan)} parts were done"
-                ) from None
+        try:
+            async with asyncio.timeout(job.timeout_s), self._open, aclosing(run.events()) as events:
+                async for event in events:
+                    yield event
+        except TimeoutError:
+            raise run.late() from None
 
-    def gang(self, model: str, members: Sequence[str]) -> Gang:
-        """The places of a model's shards."""
-        gang = self._gangs.setdefault(model, Gang())
+    def gang(self, model: str, version: int, members: Sequence[str]) -> Gang:
+        """The places of a model version's shards."""
+        gang = self._gangs.setdefault((model, version), Gang())
         gang.resize(IN_FLIGHT * len(members))
         return gang
 
     def assign(
-        self, model: str, keys: Sequence[bytes], members: Sequence[str], epsilon: float
+        self,
+        model: str,
+        version: int,
+        keys: Sequence[bytes],
+        members: Sequence[str],
+        epsilon: float,
     ) -> Mapping[bytes, str]:
         """The shard of each part."""
-        homes = self._homes.setdefault(model, Homes(REMEMBERED))
+        homes = self._homes.setdefault((model, version), Homes(REMEMBERED))
         return homes.assign(keys, members, epsilon)
 
 
@@ -88,11 +104,23 @@ class _Run:
         self._stage, self._job, self._config = stage, job, config
         self._shards = stage._shards
         self._deadline_s = time.monotonic() + job.timeout_s
+        self._parts_until_s = self._deadline_s
+        if job.options.partial == "allow":
+            self._parts_until_s -= min(MERGE_S, 0.1 * job.timeout_s)
+        self._version = 0
+        self._blank: list[HeadraceError] = []
         self._stopped = False
         self.plan: Sequence[Part] = ()
         self.results: list[PartResult] = []
+        self._found = 0
         self._reasons: dict[int, str] = {}
         self._damage: list[str] = []
+
+    def late(self) -> DeadlineExceeded:
+        """What is told if the deadline passes."""
+        return DeadlineExceeded(
+            f"the deadline passed: {len(self.results)} of {len(self.plan)} parts were done"
+        )
 
     async def events(self) -> AsyncGenerator[dict[str, Any], None]:
         """Split, send, merge."""
@@ -102,6 +130,9 @@ class _Run:
         )
         try:
             self.plan = source.plan
+            for part in self.plan:
+                if isinstance(part, Tile):
+                    self._shards.check_fits(3 * part.width * part.height)
             keys = await self._in_thread(self._keys, source)
             split_s = time.monotonic() - started_s
             members = await self._members()
@@ -109,6 +140,10 @@ class _Run:
             async with aclosing(self._parts(source, keys, members)) as parts:
                 async for event in parts:
                     yield event
+            if len(self._blank) == len(self.plan):
+                raise self._blank[0]
+            if not self.results and time.monotonic() >= self._parts_until_s:
+                raise self.late()
             merging_s = time.monotonic()
             answer = await self._in_thread(self._merged, source)
             now_s = time.monotonic()
@@ -129,7 +164,7 @@ class _Run:
             return await asyncio.shield(job)
         except asyncio.CancelledError:
             self._stopped = True
-            with suppress(HeadraceError):
+            with suppress(Exception):
                 left = await job
                 if left is not None and hasattr(left, "close"):
                     left.close()  # it was opened for nobody
@@ -166,7 +201,8 @@ class _Run:
     ) -> AsyncGenerator[dict[str, Any], None]:
         """Every part on its shard; an event for each that is done."""
         job, stage = self._job, self._stage
-        gang = stage.gang(job.model, members)
+        self._version = self._shards.version(job.model, job.version)
+        gang = stage.gang(job.model, self._version, members)
         key_of = {part.index: key for part, key in zip(source.plan, keys, strict=True)}
         with self._shards.backlog(job.model) as backlog:
             backlog(len(keys))
@@ -183,21 +219,27 @@ class _Run:
         lease: GangLease,
         backlog: Callable[[int], None],
     ) -> AsyncGenerator[tuple[Part, PartResult | HeadraceError], None]:
-        """Keep every shard busy with its own parts, within what is leased."""
-        waiting = list(source.plan)
+        """Keep every shard busy with its own parts, within what is leased and while there is time.
+
+        With `partial: refuse` it is the deadline of all that ends it.
+        """
+        waiting = {part.index: part for part in source.plan}
         queues: dict[str, deque[Part]] = {}
         running: dict[asyncio.Task[PartResult], tuple[Part, str]] = {}
         busy: Counter[str] = Counter()
         try:
             while waiting or running:
+                left_s = self._parts_until_s - time.monotonic()
+                if left_s <= 0 and self._job.options.partial == "allow":
+                    return
                 if set(members := self._reachable() or list(queues)) != queues.keys():
-                    queues = self._queues(waiting, key_of, members)
+                    queues = self._queues(list(waiting.values()), key_of, members)
                     lease.grow(min(len(waiting) + len(running), IN_FLIGHT * len(members)))
                 for member in sorted(queues, key=busy.__getitem__):
                     queue = queues[member]
                     while queue and busy[member] < IN_FLIGHT and len(running) < lease.places:
                         part = queue.popleft()
-                        waiting.remove(part)
+                        del waiting[part.index]
                         work = self._part(source, part, key_of[part.index], member)
                         running[asyncio.create_task(work)] = (part, member)
                         busy[member] += 1
@@ -207,7 +249,9 @@ class _Run:
                     continue
                 # Time and again, since shards may join.
                 done, _ = await asyncio.wait(
-                    running, timeout=JOIN_S, return_when=asyncio.FIRST_COMPLETED
+                    running,
+                    timeout=max(0.0, min(JOIN_S, left_s)),
+                    return_when=asyncio.FIRST_COMPLETED,
                 )
                 for task in done:
                     part, member = running.pop(task)
@@ -232,8 +276,9 @@ class _Run:
     ) -> dict[str, deque[Part]]:
         """The parts that nobody works on yet, by shard; all parts count for the bound of loads."""
         job, stage = self._job, self._stage
-        stage.gang(job.model, members)
-        homes = stage.assign(job.model, list(key_of.values()), members, self._config.epsilon)
+        stage.gang(job.model, self._version, members)
+        keys = list(key_of.values())
+        homes = stage.assign(job.model, self._version, keys, members, self._config.epsilon)
         queues: dict[str, deque[Part]] = {member: deque() for member in members}
         for part in waiting:
             queues[homes[key_of[part.index]]].append(part)
@@ -241,13 +286,25 @@ class _Run:
 
     async def _part(self, source: Source, part: Part, key: bytes, home: str) -> PartResult:
         """One part, on its shard or, where that is gone, on the next ones in hash order."""
-        job, tried = self._job, [home]
+        job, tried, deaths = self._job, [home], 0
         head, rest = await self._in_thread(source.body, part, key)
         while True:
             shard, started_s = tried[-1], time.monotonic()
             try:
-                answer = await self._shards.ask(job, shard, head, rest, self._deadline_s)
+                async with self._stage.suspects if deaths else nullcontext():
+                    answer = await self._shards.ask(job, shard, head, rest, self._deadline_s)
             except HeadraceError as error:
+                if isinstance(part, Segment) and isinstance(error, InvalidArgument):
+                    # Damage in the middle is told; only a video that is all damage is refused.
+                    self._blank.append(error)
+                    self._damage.append(error.message)
+                    return PartResult(part, shard=shard)
+                deaths += isinstance(error, ShardDied)
+                if deaths >= MAX_DEATHS:
+                    raise Unavailable(
+                        f"{deaths} slots died while they worked on part {part.index}, so it is "
+                        "not tried again"
+                    ) from error
                 others = [m for m in rank(key, await self._members()) if m not in tried]
                 if len(tried) >= TRIES or not others or not is_lost(error):
                     raise
@@ -261,10 +318,16 @@ class _Run:
     def _note(self, part: Part, outcome: PartResult | HeadraceError) -> dict[str, Any]:
         event: dict[str, Any] = {"event": "part", "part": part.index}
         if isinstance(outcome, HeadraceError):
-            if self._job.options.partial == "refuse" or isinstance(outcome, DeadlineExceeded):
+            if self._job.options.partial == "refuse":
                 raise outcome
             self._reasons[part.index] = event["error"] = outcome.message
         else:
+            self._found += len(outcome.boxes) + sum(len(each.scores) for each in outcome.frames)
+            if self._found > MAX_FINDINGS:
+                raise PayloadTooLarge(
+                    f"more than {MAX_FINDINGS:,} findings in {len(self.results)} parts: ask for "
+                    "fewer parts, or let the postprocessor tell less"
+                )
             self.results.append(outcome)
             event |= _account(outcome)
             event |= _found(outcome)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gateway.config_sharding import ProcessOptions
+from gateway.errors import Unavailable
 from sharding.sniff import HEAD_BYTES, TAIL_BYTES, MediaKind, Medium, identify
 
 Check = Callable[[], None]
@@ -47,8 +48,15 @@ class MediaJob:
 
 
 def identify_file(upload: Upload, wanted: Medium) -> MediaKind:
-    """What the upload is by its bytes; raises `InvalidArgument` or `UnsupportedMedia`."""
-    with Path(upload.path).open("rb") as file:
-        head = file.read(HEAD_BYTES)
-        file.seek(max(0, upload.length - TAIL_BYTES))
-        return identify(upload.content_type, head, file.read(TAIL_BYTES), wanted)
+    """What the upload is by its bytes.
+
+    Raises `InvalidArgument`, `UnsupportedMedia`, and `Unavailable` if it is not on this node.
+    """
+    try:
+        with Path(upload.path).open("rb") as file:
+            head = file.read(HEAD_BYTES)
+            file.seek(max(0, upload.length - TAIL_BYTES))
+            tail = file.read(TAIL_BYTES)
+    except FileNotFoundError:
+        raise Unavailable("the upload is not on the node of the shard stage any more") from None
+    return identify(upload.content_type, head, tail, wanted)

@@ -32,7 +32,8 @@ SAME_TIME_S = 1e-3
 _PROBE_PACKETS = 300
 _NAME_BYTES = 1024 * 1024
 _CODEC_NAME = re.compile(
-    rb"vmhd.{0,4096}?stsd.{12}(.{4})|\x86[\x80-\xff](V_[A-Z0-9_/]{1,40})|strh.{4}vids(.{4})",
+    # From one `vmhd` never across the next: a file full of them would take minutes.
+    rb"vmhd(?:(?!vmhd).){0,4096}?stsd.{12}(.{4})|\x86[\x80-\xff](V_[A-Z0-9_/]{1,40})|strh.{4}vids(.{4})",
     re.DOTALL,
 )
 # The transfer functions PQ and HLG.

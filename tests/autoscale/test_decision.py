@@ -60,6 +60,34 @@ def test_replicas_and_revisions_go_into_the_wants() -> None:
     assert decision.wants == [Want("m", 1, 3, "cpu", 2)]
 
 
+def granted(known: CatalogEntry, places: int, *placements: Placement, **more: Any) -> list[int]:
+    decision = decided(known, *placements, granted={"m": places}, **more)
+    return [want.target for want in decision.wants]
+
+
+def test_where_places_are_fewer_than_versions_the_default_one_gets_them() -> None:
+    both = entry(1, 2, versions="all", replicas=Replicas(min=0, max=2))
+    wish = {"replicas": {"m": 2}}
+    assert [granted(both, places, **wish) for places in range(5)] == [
+        [0, 0],
+        [0, 1],
+        [1, 1],
+        [1, 2],
+        [2, 2],
+    ]
+    served = {"serving": {"m": ((2, 0), (1, 0))}, **wish}
+    assert granted(both, 1, placed(1), failed=[Key("m", 2)], **served) == [1, 0]
+    assert granted(both, 3, placed(1), failed=[Key("m", 2)], **served) == [2, 1]
+
+
+def test_a_broken_new_version_of_a_sleeping_model_takes_no_traffic() -> None:
+    asleep = {"serving": {"m": ((1, 0),)}, "replicas": {"m": 0}}
+    fresh = decided(entry(1, 2), **asleep).models["m"]
+    assert fresh.rollout.default == 2
+    broken = decided(entry(1, 2), failed=[Key("m", 2)], **asleep).models["m"]
+    assert broken.rollout.default == 1
+
+
 def test_the_view_tells_states_reasons_and_what_is_kept_warm() -> None:
     placements = (placed(1), placed(2), placed(3, State.LOADING))
     decision = decided(entry(1, 2, 3), *placements, serving={"m": ((2, 0),)})

@@ -18,12 +18,20 @@ def test_the_load_of_all_gateways_is_one_step_function() -> None:
 
 def test_a_request_too_short_to_be_seen_in_flight_keeps_its_model_awake() -> None:
     demand = Demand()
+    demand.report("a", {}, 4.0)
     demand.report("a", {"m": (0.0, 0, 1)}, 5.0)
     assert demand.active_s("m") == 5.0
     demand.report("a", {"m": (0.0, 0, 1)}, 6.0)
     assert demand.active_s("m") == 5.0
     demand.report("a", {"m": (0.0, 0, 2)}, 7.0)
     assert demand.active_s("m") == 7.0
+
+
+def test_what_came_before_the_first_report_wakes_nobody() -> None:
+    restarted = Demand()
+    restarted.report("a", {"old": (0.0, 0, 7), "now": (1.0, 0, 7), "held": (0.0, 1, 7)}, 5.0)
+    assert restarted.active_s("old") == float("-inf")
+    assert restarted.active_s("now") == restarted.active_s("held") == 5.0
 
 
 def test_a_gateway_that_is_gone_has_no_load() -> None:

@@ -441,3 +441,12 @@ def test_guarantees_are_checked_with_the_sum_that_does_not_fit() -> None:
     assert str(check_guarantees(many, 2)).endswith(
         "m0 1 + m1 1 + m2 1 + m3 1 + m4 1 + m5 1 + 4 others 4 = 10"
     )
+
+
+def test_guarantees_that_fit_by_their_sum_but_in_no_slot_are_refused() -> None:
+    large = [Account(name, minimum=1, place=0.6) for name in "abc"]
+    assert check_guarantees(large, 3) is None
+    assert check_guarantees(large, 2, "cpu") == (
+        "3 guaranteed places take more than half a slot of class cpu each, so each needs its own,"
+        " and at most 2 are there"
+    )

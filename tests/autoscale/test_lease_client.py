@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from autoscale.lease_client import GrantedLease, lease
+from autoscale.pool import GrantedLease, lease
 from gateway.errors import InvalidArgument, Unauthenticated, Unavailable
 from loadtests.processes import free_ports
 from tests.autoscale.lease_house import LeaseDesk, open_desk, soon, within

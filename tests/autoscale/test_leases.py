@@ -311,3 +311,15 @@ def test_a_book_of_anothers_leases_decides_alike(steps: list[tuple[str, int, int
         free = {"cpu": amount - book.held().get("cpu", 0)}
         owed = {"cpu": more}
         assert other.reconcile(free, number, owed) == book.reconcile(free, number, owed)
+
+
+def test_slots_given_back_after_a_notice_count_as_a_preemption() -> None:
+    book = silent()
+    ask(book, "a", 2, grace_s=60)
+    book.reconcile({"cpu": 2}, 1)
+    assert book.give_back("a", 2) == [] and state(book, "a") is GRANTED  # nobody asked for them
+    assert told(book.reconcile({"cpu": -1}, 3)) == [("a", NOTICED)]
+    ask(book, "b", 1, now=4)
+    assert told(book.give_back("a", 5)) == [("a", PREEMPTED), ("a", WAITING)]
+    assert book.held() == {} and [lease.lease_id for lease in book.leases()] == ["a", "b"]
+    assert book.leases()[0].preemptions == 1 and book.give_back("nobody", 6) == []

@@ -176,6 +176,19 @@ def test_what_waits_for_a_drain_needs_no_reason() -> None:
     assert list(waiting(two, slots("a"), draining)) == [Key("n", 1)]
 
 
+def test_places_that_fit_by_their_sum_and_into_no_slot_are_told() -> None:
+    sizes = {"a": 0.4, "b": 0.4, "c": 0.6, "d": 0.6}
+    room = Room({"cpu": 10}, sizes)
+    held = [ready("s", "a"), ready("s", "b"), ready("t", "c")]
+    wants = [Want(name, 1, 1, "cpu") for name in "abcd"]
+    assert plan(wants, slots("s", "t"), held, room).crowded == {"cpu": 1}
+    assert not plan(wants, slots("s", "t", "u"), held, room).crowded
+    loose = [*wants[:3], Want("d", 1, 1, "cpu", firm=False)]
+    assert not plan(loose, slots("s", "t"), held, room).crowded
+    short = [*wants[:3], Want("d", 1, 1, "cpu", granted=0)]
+    assert not plan(short, slots("s", "t"), held, room).crowded
+
+
 def test_what_must_be_kept_stays_and_the_new_version_goes_to_a_spare_slot() -> None:
     wanted, serving = [Want("m", 2, 1, "cpu")], [ready("a", "m", 1)]
     holds = {Key("m", 1): Hold.KEEP}

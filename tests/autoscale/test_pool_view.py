@@ -143,9 +143,13 @@ def test_the_latest_decisions_are_kept_in_words() -> None:
     assert first.why == "m: 2.00 in flight" and second.what == "m wants 1 slot"
     log.placed([], {}, [], [], Room(), {}, Plan([]), 0.0)
     assert len(log.recent()) == 2
-    for _ in range(RECENT):
-        log.placed([], {}, [], [], Room(), {}, Plan(moves * 5), 0.0)
-    assert len(log.recent()) == RECENT and log.recent()[0].what.endswith("; 6 more")
+    for version in range(RECENT):
+        for _ in range(2):  # until the slot has done it
+            waiting = {Key("m", 1): "needs 1 slot", Key("other", 1): "needs 2 slots"}
+            plan = Plan([Load("cpu-2", "m", version), *moves * 5], waiting)
+            log.placed([], {}, [], [], Room(), {}, plan, 0.0)
+    assert len(log.recent()) == RECENT and log.recent()[0].what.endswith("; 7 more")
+    assert log.recent()[0].why == "m: 2.00 in flight; m needs 1 slot"
 
 
 def test_shares_are_told_when_they_change() -> None:

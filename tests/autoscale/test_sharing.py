@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ByteSize
@@ -7,6 +9,8 @@ from pydantic import ByteSize
 from autoscale.catalog import CatalogEntry
 from autoscale.policy import Wish
 from autoscale.sharing import (
+    BELIEVED_S,
+    CROWDED_S,
     FEWER_S,
     LEASES,
     START_S,
@@ -74,6 +78,34 @@ def test_slots_needed_are_the_sum_of_parts_or_the_most_copies() -> None:
     assert slots_needed([copies], {"a": 3}) == 3
 
 
+def test_slots_needed_are_those_that_the_places_fit_into() -> None:
+    large = [need(name, 1, size=0.6) for name in "abc"]
+    assert slots_needed(large, dict.fromkeys("abc", 1)) == 3, "no two fit into one"
+    mixed = [*large, *(need(name, 1, size=0.4) for name in "xyz")]
+    assert slots_needed(mixed, dict.fromkeys("abcxyz", 1)) == 3
+    beside = [need("a", 3, size=0.25), need("b", 1)]
+    assert slots_needed(beside, {"a": 3, "b": 1}) == 4
+    versions = replace(need("a", 2, size=0.5), versions=2)
+    assert slots_needed([versions], {"a": 4}) == 2, "other versions may lie beside each other"
+
+
+def test_what_serves_until_a_new_version_is_ready_needs_slots_too() -> None:
+    swapped = replace(need("a", 2), leaving=2)
+    assert slots_needed([swapped], {"a": 2}) == 4
+
+
+def test_models_that_are_only_to_be_learned_of_make_do_with_one_slot() -> None:
+    needs = [need("busy", 2)]
+    needs += [replace(need(str(n), 1, lingering=True), learning=True) for n in range(1000)]
+    division = divide(needs, PoolConfig(), {"cpu": 200}, {}, {}, {})
+    assert division.needed == {"cpu": 3}
+
+
+def test_a_model_with_more_versions_than_places_still_gets_places() -> None:
+    two = replace(need("a", 1), versions=2)
+    assert grants(two, need("b", 2, least=2), slots=3) == {"a": 1, "b": 2}
+
+
 def test_room_by_memory_exclusive_or_count() -> None:
     slots = {"cpu": SlotClass(max=4, max_models=10, memory=ByteSize(1000 * 1024 * 1024))}
     entries = [
@@ -126,6 +158,38 @@ def test_slots_that_do_not_come_are_not_counted_on_until_they_do() -> None:
     assert targets.capacity(live=2) == 6
     assert targets.capacity(live=2, after_s=START_S) == 2
     assert targets.capacity(live=5) == 6
+
+
+def test_fewer_targets_do_not_bring_back_what_never_came() -> None:
+    targets = Targets(SlotClass(min=1, max=6))
+    targets.follow(5)
+    targets.capacity(live=3)
+    assert targets.capacity(live=3, after_s=START_S) == 3
+    targets.follow(2)
+    targets.follow(2, after_s=FEWER_S)
+    assert targets.capacity(live=2) == 3
+    targets.follow(5)
+    assert targets.capacity(live=4) == 4, "one more came after all"
+    assert targets.capacity(live=5) == 6, "all that is asked for"
+    targets.capacity(live=3)
+    assert targets.capacity(live=3, after_s=START_S) == 3
+    targets.follow(3)
+    targets.follow(3, after_s=FEWER_S)
+    assert targets.capacity(live=3, after_s=BELIEVED_S) == 6
+
+
+def test_what_fits_into_no_slot_gets_one_more_for_a_while() -> None:
+    targets = Targets(SlotClass(min=1, max=6))
+    targets.follow(2)
+    targets.book.note_crowded({"cpu": 1}, {"cpu": 1}, 0.0)
+    assert targets.follow(2) == 2, "one is on its way"
+    targets.book.note_crowded({"cpu": 1}, {"cpu": 2}, 0.0)
+    assert targets.follow(2) == 3
+    targets.book.note_crowded({}, {"cpu": 3}, 100.0)
+    assert targets.follow(2, after_s=100.0) == 3
+    targets.book.note_crowded({}, {"cpu": 3}, CROWDED_S)
+    targets.follow(2)
+    assert targets.follow(2, after_s=FEWER_S) == 2
 
 
 @given(

@@ -220,6 +220,8 @@ async def test_what_is_wrong_is_refused_and_leaves_nothing(tmp_path: Path) -> No
             await refusal(address, head("nobody"), *chunks(PICTURE)),
             await refusal(address, head(version=9), *chunks(PICTURE)),
             await refusal(address, head_with(tile=65), *chunks(PICTURE)),
+            # Only with the config is it known that they do not fit: told before the file comes.
+            await refusal(address, head_with(overlap=2048)),
             await refusal(address, head()),
             await refusal(address, head(), head()),
             await refusal(address, head(), *chunks(b"%PDF-1.7 " + bytes(9000))),
@@ -231,13 +233,14 @@ async def test_what_is_wrong_is_refused_and_leaves_nothing(tmp_path: Path) -> No
     assert [code for code, _ in found] == [
         *["INVALID_ARGUMENT"] * 4,
         *["NOT_FOUND"] * 2,
-        *["INVALID_ARGUMENT"] * 6,
+        *["INVALID_ARGUMENT"] * 7,
         "RESOURCE_EXHAUSTED",
     ]
     assert "send a head" in found[0][1] and "should be a `head`" in found[1][1]
-    assert "multiple of 32" in found[6][1] and "empty" in found[7][1]
-    assert "should be a `chunk`" in found[8][1] and "PDF" in found[9][1]
-    assert "image/jpeg" in found[10][1] and str(len(PICTURE)) in found[12][1]
+    assert "multiple of 32" in found[6][1] and "below `tile`" in found[7][1]
+    assert "empty" in found[8][1] and "should be a `chunk`" in found[9][1]
+    assert "PDF" in found[10][1] and "image/jpeg" in found[11][1]
+    assert str(len(PICTURE)) in found[13][1]
     assert not stage.asked
 
 

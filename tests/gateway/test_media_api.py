@@ -206,6 +206,14 @@ BAD: list[tuple[str, bytes, dict[str, str], int, str]] = [
     ),
     (
         "",
+        b'--xx\r\nContent-Disposition: form-data; name="options"\r\n\r\n{"overlap": 2048}\r\n'
+        b'--xx\r\nContent-Disposition: form-data; name="file"\r\n\r\n' + SMALL + b"\r\n--xx--\r\n",
+        {**BOUNDARY, "prefer": "respond-async"},
+        400,
+        "`overlap` (2048) should be below `tile` (1024)",
+    ),
+    (
+        "",
         b'--xx\r\nContent-Disposition: form-data; name="options"\r\n\r\n{}\r\n--xx--\r\n',
         BOUNDARY,
         400,

@@ -16,10 +16,13 @@ from tritonclient import http as triton
 from gateway.config import Batching, ModelConfig
 from gateway.config_sharding import ShardingConfig
 from gateway.errors import InvalidArgument
+from gateway.media_exchange import MediaDesk
+from gateway.media_infer import MediaInference
 from gateway.protocols.media_infer import decode_media, encode_findings, may_hold_media
 from gateway.protocols.messages import message
 from gateway.protocols.raw_tensors import decode_raw
 from gateway.protocols.tensors import BYTES, Call
+from gateway.router import Request
 from sharding.upload import MediaJob
 from tests.gateway.media_house import Events, astronauts, open_faces, open_scripted, png
 from tests.house import client, open_house, until
@@ -243,3 +246,14 @@ async def test_a_tagger_answers_with_tags(tmp_path: Path) -> None:
         answer = await http.post(INFER, json=json_body(video))
     names = [each["name"] for each in answer.json()["outputs"]]
     assert names == ["labels", "scores", "start_s", "end_s"]
+
+
+async def test_one_that_is_cancelled_before_it_begins_is_forgotten(tmp_path: Path) -> None:
+    async with open_scripted(tmp_path) as house:
+        front = house.front
+        media = MediaInference(MediaDesk(front, house.local, tmp_path))
+        request = Request(1, ("affine", None), 0, b"", 0, 1.0, 0.0, done=lambda *_: None)
+        media.submit(request)
+        media.cancel(request)
+        await until(lambda: not media._tasks)
+        assert request.finished and not house.local.seen

@@ -84,6 +84,9 @@ def test_every_recording_ends_in_its_family() -> None:
     recorder.resident_bytes(1)
     recorder.refusal("anonymous", "rate")
     recorder.budgets(callers=1, store_up=True, held_bytes=1, audit_dropped=1)
+    recorder.cold_start("m", 0.2)
+    recorder.pool({("cpu", "live"): 3}, {("m", "held"): 1}, {"cpu": 0.5})
+    recorder.preemption("train")
     samples = recorder.snapshot().samples
     assert [name for name in FAMILIES if not samples[name]] == []
     assert samples[LINK_LOST.name] == {(): (1,)}

@@ -181,6 +181,18 @@ def test_deadlines_end_waiting_and_running_requests() -> None:
     assert len(house.answers[1]) == 1 and len(house.router) == 0
 
 
+def test_a_deadline_that_passes_before_any_slot_is_there_tells_what_the_model_lacks() -> None:
+    house = House()
+    house.slots()
+    house.router.lacking = {ANY: "needs 1 slot of class cpu, 0 free"}
+    house.ask(deadline_s=5.0)
+    assert house.router.expire(5.0) == 1
+    name = ANY[0]
+    assert house.error(1).message == (
+        f"the deadline passed while model {name!r} waited: needs 1 slot of class cpu, 0 free"
+    )
+
+
 def test_a_cancelled_request_frees_its_place_and_hears_nothing() -> None:
     house = House()
     house.slots("a", credit=1)

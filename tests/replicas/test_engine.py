@@ -8,6 +8,7 @@ import threading
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,14 +19,23 @@ from gateway.errors import InvalidArgument
 from gateway.frames import Item, Reply
 from gateway.metrics import Recorder
 from gateway.protocols.calls import call_number
-from gateway.protocols.tensors import ModelSpec, Signature, Tensor, TensorSpec
+from gateway.protocols.tensors import (
+    Call,
+    InferenceRequest,
+    ModelSpec,
+    Signature,
+    Tensor,
+    TensorSpec,
+)
 from replicas.batcher import Batcher
 from replicas.compute_thread import ComputeThread
 from replicas.engine import INLINE_BYTES, Engine
+from replicas.media_codec import MediaCodec
 from replicas.statistics import ModelStatistics
 
 FLOAT = np.dtype(np.float32)
 PREDICT = call_number("tfserving", "predict")
+PART = call_number("media", "part")
 WAITED_S = 0.5
 
 
@@ -95,12 +105,24 @@ class Bench:
         return dict(self.statistics.document()["inference_stats"])
 
 
+class SlowVideo(MediaCodec):
+    """Decodes until the loop says so."""
+
+    def __init__(self) -> None:
+        super().__init__(Path(), Path())
+        self.go = threading.Event()
+
+    def decode(self, body: bytes | memoryview, call: Call, model: ModelSpec) -> InferenceRequest:
+        if not self.go.wait(5):
+            raise InvalidArgument("the loop waited for the decoder")
+        raise InvalidArgument("no frame can be decoded")
+
+
 @asynccontextmanager
-async def bench(max_wait_s: float = 0.0) -> AsyncIterator[Bench]:
+async def bench(max_wait_s: float = 0.0, media: MediaCodec | None = None) -> AsyncIterator[Bench]:
     compute, statistics, runtime = ComputeThread(), ModelStatistics(), Doubler()
-    engine = Engine(
-        runtime, Batcher(4, max_wait_s), compute, Recorder("slot"), 1_000_000, statistics
-    )
+    batcher = Batcher(4, max_wait_s)
+    engine = Engine(runtime, batcher, compute, Recorder("slot"), 1_000_000, statistics, media)
     try:
         yield Bench(engine, statistics, runtime, Gateway())
     finally:
@@ -232,3 +254,16 @@ async def test_large_bodies_are_counted_like_small_ones() -> None:
     assert answer.status == 200
     assert stats["success"]["count"] == 1
     assert 0 < stats["compute_input"]["ns"] < stats["success"]["ns"]
+
+
+async def test_the_loop_answers_while_a_segment_of_a_video_is_decoded() -> None:
+    video = SlowVideo()
+    async with bench(media=video) as b:
+        b.send_body(b'{"kind": "segment"}', call=PART)
+        b.send(1.0)
+        b.engine.flush()
+        await b.gateway.wait_for(1)
+        video.go.set()
+        first, second = await b.gateway.wait_for(2)
+    assert first.status == 200
+    assert b"no frame can be decoded" in bytes(second.body)  # type: ignore[arg-type]

@@ -76,3 +76,21 @@ async def test_no_shards_no_lease_until_they_come() -> None:
     gang.resize(2)
     await asyncio.wait_for(task, 1)
     assert entered.is_set()
+
+
+async def test_who_gives_up_in_the_same_turn_as_places_come_free_costs_nobody() -> None:
+    gang = Gang()
+    gang.resize(1)
+
+    async def wait() -> int:
+        async with gang.lease(1) as lease:
+            return lease.places
+
+    async with gang.lease(1):
+        leaving, staying = asyncio.create_task(wait()), asyncio.create_task(wait())
+        await asyncio.sleep(0)
+        leaving.cancel()
+    async with asyncio.timeout(1):
+        assert await staying == 1
+        await asyncio.gather(leaving, return_exceptions=True)
+        assert await wait() == 1

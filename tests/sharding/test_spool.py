@@ -5,8 +5,10 @@ import os
 import stat
 import subprocess
 import sys
+import threading
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 
 from gateway.errors import PayloadTooLarge, Unavailable
 from sharding.spool import BATCH_BYTES, Spool, create_private, sweep
+from tests.house import until
 
 
 def digest(content: bytes) -> str:
@@ -144,3 +147,27 @@ def test_sweep_removes_only_what_dead_processes_left(tmp_path: Path) -> None:
         assert sorted(tmp_path.iterdir()) == sorted([living, other])
     finally:
         os.close(descriptor)
+
+
+async def test_whoever_is_cancelled_twice_leaves_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go, began = threading.Event(), threading.Event()
+
+    def slow(*arguments: Any) -> None:
+        began.set()
+        go.wait(5)
+
+    async def upload() -> None:
+        async with Spool(10 * BATCH_BYTES, 0, tmp_path) as spool:
+            await spool.write(bytes(BATCH_BYTES))
+
+    monkeypatch.setattr("sharding.spool.write_all", slow)
+    task = asyncio.create_task(upload())
+    await asyncio.to_thread(began.wait, 5)
+    for _ in range(2):
+        task.cancel()
+        await asyncio.wait([task], timeout=0.02)
+    go.set()
+    await asyncio.gather(task, return_exceptions=True)
+    await until(lambda: not files(tmp_path))

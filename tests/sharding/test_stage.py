@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
+import time
 from collections import Counter
 from contextlib import aclosing
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -18,8 +22,12 @@ from gateway.errors import (
     InvalidArgument,
     NotFound,
     PayloadTooLarge,
+    Unavailable,
     UnsupportedMedia,
 )
+from sharding.shards import ShardDied, Shards, StagePlane
+from sharding.split import PictureSource
+from sharding.stage import MAX_OPEN
 from tests.house import until
 from tests.sharding.stage_house import FACES, PICTURES, TAGGER, StageHouse, open_stage
 
@@ -113,6 +121,116 @@ async def test_a_deadline_is_one_for_all_parts(tmp_path: object) -> None:
         await until(lambda: len(stage.plane.router) == 0)
 
 
+async def test_with_partial_allow_a_deadline_leaves_what_is_there(tmp_path: object) -> None:
+    async with open_stage(tmp_path, "a") as stage:  # type: ignore[arg-type]
+        asked = {"tile": 256, "overlap": 64, "partial": "allow"}
+        # Nobody takes parts any more after the second, so that only the deadline ends it.
+        job = stage.job("faces", png(TWO), timeout_s=5.0, **asked)
+        stage.stage._shards = _Stuck(stage.plane, after=2)
+        _, result = await stage.run(job)
+        assert len(result["shards"]) == 2
+        assert {each["reason"] for each in result["missing"]} == {"not done in time"}
+        stage.stage._shards = _Stuck(stage.plane, after=0)
+        with pytest.raises(DeadlineExceeded, match="0 of"):
+            await stage.run(replace(job, timeout_s=0.5))
+        assert not stage.plane.router.backlog["faces"]
+
+
+class _Stuck(Shards):
+    """Shards that answer so many parts and then none."""
+
+    def __init__(self, plane: StagePlane, after: int) -> None:
+        super().__init__(plane)
+        self._left = after
+
+    async def ask(self, *arguments: Any) -> dict[str, object]:
+        self._left -= 1
+        if self._left < 0:
+            await asyncio.Event().wait()
+        return await super().ask(*arguments)
+
+
+async def test_waiting_for_its_turn_counts_for_the_deadline(tmp_path: object) -> None:
+    async with open_stage(tmp_path, "a") as stage:  # type: ignore[arg-type]
+        for _ in range(MAX_OPEN):
+            await stage.stage._open.acquire()
+        with pytest.raises(DeadlineExceeded):
+            await stage.run(stage.job("faces", png(TWO[:64, :64]), timeout_s=0.05))
+
+
+async def test_tiles_that_no_link_takes_are_refused_before_they_are_read(
+    tmp_path: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PictureSource, "key", None)
+    async with open_stage(tmp_path, "a") as stage:  # type: ignore[arg-type]
+        stage.plane.max_body_bytes = 1_000_000
+        with pytest.raises(PayloadTooLarge, match="smaller `tile`"):
+            await stage.run(stage.job("faces", png(TWO)))
+
+
+async def test_a_part_that_ends_its_shards_ends_two_at_most(tmp_path: object) -> None:
+    async with open_stage(tmp_path, "a", "b", "c") as stage:  # type: ignore[arg-type]
+        stage.stage._shards = poison = _Poison(stage.plane)
+        with pytest.raises(Unavailable, match="2 slots died while they worked on part 0"):
+            await stage.run(stage.job("faces", png(TWO[:64, :64])))
+        assert len(poison.died) == len(set(poison.died)) == 2
+        assert not stage.stage.suspects.locked()
+
+
+class _Poison(Shards):
+    """Every part ends its slot."""
+
+    died: ClassVar[list[str | None]] = []
+
+    async def ask(self, job: Any, slot_id: str | None, *_: Any) -> dict[str, object]:
+        self.died.append(slot_id)
+        raise ShardDied(f"slot {slot_id} died")
+
+
+async def test_a_slot_that_goes_with_its_part_is_told_apart(tmp_path: object) -> None:
+    async with open_stage(tmp_path, "a") as stage:  # type: ignore[arg-type]
+        shards, job = Shards(stage.plane), stage.job("faces", png(TWO))
+        pixels = TWO[:1024, :1024].tobytes()
+        head = {"kind": "tile", "width": 1024, "height": 1024, "key": "00"}
+        text = json.dumps({**head, "preprocess": "centerface", "postprocess": "centerface"})
+        await until(lambda: stage.plane.reaches("a"))
+        asking = asyncio.create_task(
+            shards.ask(job, "a", text.encode(), (pixels,), time.monotonic() + 30)
+        )
+        await until(lambda: asking.done() or stage.plane.router.sent)
+        await stage.house.kill_slot("a")
+        with pytest.raises(ShardDied):
+            await asking
+
+
+async def test_a_segment_that_is_all_damage_does_not_refuse_the_rest(tmp_path: object) -> None:
+    async with open_stage(tmp_path, "a", model="tagger", config=TAGGER) as stage:  # type: ignore[arg-type]
+        video = clip(("coffee", "chelsea"))
+        stage.stage._shards = _Blank(stage.plane, 2)
+        _, result = await stage.run(stage.job("tagger", video, fps=4))
+        assert any("no frame from 2" in note for note in result["notes"])
+        assert "espresso" in {tag["label"] for tag in result["tags"]}
+        stage.stage._shards = _Blank(stage.plane, 0)
+        with pytest.raises(InvalidArgument, match="no frame"):
+            await stage.run(stage.job("tagger", video, fps=4))
+
+
+class _Blank(Shards):
+    """Nothing can be decoded from `begins_s` on."""
+
+    def __init__(self, plane: StagePlane, begins_s: float) -> None:
+        super().__init__(plane)
+        self._begins_s = begins_s
+
+    async def ask(
+        self, job: Any, slot_id: str | None, head: bytes, *more: Any
+    ) -> dict[str, object]:
+        times_s = json.loads(head)["segment"]["times_s"]
+        if times_s[0] >= self._begins_s:
+            raise InvalidArgument(f"no frame from {times_s[0]:.1f} s on can be decoded")
+        return await super().ask(job, slot_id, head, *more)
+
+
 @pytest.mark.parametrize(
     ("content", "kind", "sentence"),
     [
@@ -156,8 +274,6 @@ async def test_the_first_request_wakes_the_model_through_the_pool(tmp_path: obje
 
 
 def _without_placements(stage: StageHouse):  # type: ignore[no-untyped-def]
-    from dataclasses import replace
-
     return replace(stage.house.snapshot, placements=())
 
 

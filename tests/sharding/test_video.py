@@ -4,6 +4,7 @@ import io
 import random
 import resource
 import struct
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from gateway.errors import InvalidArgument, PayloadTooLarge, UnsupportedMedia
 from sharding.parts import Segment
 from sharding.plan import plan_segments
 from sharding.sniff import MP4
-from sharding.video import VideoInfo, VideoLimits, probe
+from sharding.video import VideoInfo, VideoLimits, _codec_name, probe
 from sharding.video_frames import DecodeReport, VideoFrame, frames
 from tests.sharding.media_files import Pixels, clip, kind_of, packets
 
@@ -235,3 +236,12 @@ def test_a_playlist_is_not_followed(tmp_path: Path) -> None:
         inspect(path)
     with pytest.raises(InvalidArgument):
         probe(path, MP4)
+
+
+def test_the_search_for_a_codecs_name_takes_no_longer_on_a_hostile_file() -> None:
+    began_s = time.process_time()
+    assert _codec_name(io.BytesIO(b"vmhd" * 300_000)) == "one without a name"
+    assert (
+        _codec_name(io.BytesIO(b"vmhd" * 9 + bytes(40) + b"stsd" + bytes(12) + b"abcd")) == "abcd"
+    )
+    assert time.process_time() - began_s < 2

@@ -151,9 +151,9 @@ def test_of_two_pools_only_the_newer_one_orders_anything(system: Running) -> Non
         try:
             wait_for(lambda: status(system).get("epoch", 0) > epoch, "a new pool", 60)
             wait_until_calm(system)
+            both = process.is_running() and len(titled(system, POOL)) == 2
         finally:
             go_on(old)
-        both = process.is_running() and len(titled(system, POOL)) == 2
         seen: list[dict[str, Any]] = []
         end_s = time.monotonic() + 3
         while time.monotonic() < end_s:

@@ -127,12 +127,14 @@ def test_five_requests_in_flight_get_five_slots_and_give_them_back(system: Runni
     def ask_on() -> int:
         count = 0
         while not ended.is_set():
-            predict(system)
+            answer = http.post(url, json={"instances": [ROW]})
+            assert answer.json() == {"predictions": [DOUBLED]}, answer.text
             count += 1
         return count
 
-    start_s = time.monotonic()
-    with ThreadPoolExecutor(AT_ONCE) as clients:
+    url = f"{system.url}/v1/models/affine:predict"
+    with httpx.Client(timeout=30) as http, ThreadPoolExecutor(AT_ONCE) as clients:
+        start_s = time.monotonic()
         asking = [clients.submit(ask_on) for _ in range(AT_ONCE)]
         try:
             wait_for(lambda: len(system.ready_slots()) == AT_ONCE, "five slots serve", 10)

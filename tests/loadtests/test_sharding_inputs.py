@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gateway.config_sharding import ShardingConfig
+from loadtests.sharding_inputs import PATCH, Scene, jpeg, lighter, patched, pixels_of, scenes_of
+from loadtests.sharding_models import SHARDING, model_config
+from loadtests.sharding_peak import largest_peak, parse_peak, reset_peaks
+
+STATUS = "Name:\tpython\nVmPeak:\t  900 kB\nVmHWM:\t    1500 kB\nVmRSS:\t    1000 kB\n"
+
+
+def photograph() -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    chance = np.random.default_rng(1)
+    coarse = chance.integers(0, 240, (16, 24, 3), dtype=np.uint8)
+    return coarse.repeat(16, axis=0).repeat(16, axis=1)
+
+
+def test_a_patch_leaves_what_lies_beyond_its_blocks_as_it_was(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("one.jpg", "other.jpg")]
+    paths[0].write_bytes(jpeg(photograph()))
+    paths[1].write_bytes(jpeg(patched(photograph())))
+    one, other = map(pixels_of, paths)
+    border = PATCH + 16
+    assert (one[:PATCH, :PATCH] != other[:PATCH, :PATCH]).any()
+    assert (one[border:] == other[border:]).all()
+    assert (one[:, border:] == other[:, border:]).all()
+
+
+def test_a_lighter_picture_differs_everywhere() -> None:
+    pixels = photograph()
+    assert (lighter(pixels, 3) == pixels.astype(int) + 3).all()
+    assert lighter(np.full((1, 1, 3), 254, np.uint8), 3).max() == 255
+
+
+def test_scenes_come_from_the_file_beside_the_clip(tmp_path: Path) -> None:
+    told = {"scenes": [{"labels": ["tabby"], "start_s": 0.0, "end_s": 2.5, "picture": "x"}]}
+    (tmp_path / "clip.json").write_text(json.dumps(told))
+    assert scenes_of(tmp_path / "clip.mp4") == [Scene(("tabby",), 0.0, 2.5)]
+
+
+@pytest.mark.parametrize("model", SHARDING)
+def test_models_are_configured_as_the_gateway_takes_it(model: str) -> None:
+    config = ShardingConfig.model_validate(model_config(model)["sharding"])
+    assert config.preprocess and config.postprocess
+
+
+def test_peaks_are_read_in_bytes_and_begin_anew() -> None:
+    assert parse_peak(STATUS) == 1500 * 1024
+    with pytest.raises(ValueError, match="VmHWM"):
+        parse_peak("Name: kernel\n")
+    block = bytearray(64 * 2**20)
+    before = largest_peak([os.getpid()])
+    del block
+    reset_peaks([os.getpid()])
+    assert largest_peak([os.getpid()]) <= before - 50 * 2**20

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from loadtests.headrace import BadAnswer
+from loadtests.open_loop import Answer
+from loadtests.sharding_beside import Beside, beside_check, unseen
+from loadtests.sharding_calls import Processed
+from loadtests.sharding_fleets import PICTURES, SHARDS, picture_curve, video_curve
+from loadtests.sharding_memory import MIB, Peaks, Unsharded, memory_checks
+from loadtests.sharding_plot import plot_beside, plot_memory, plot_speed
+from loadtests.sharding_speed import Round, Speed, Work, foretold, mean_work, speed_checks
+
+KEYS = tuple(number.to_bytes(4, "big") for number in range(24))
+WORK = Work((1024 * 1024,) * 24, (0.1,) * 24, 0.2, 0.001)
+PEAKS = Peaks("12 MP picture", 200 * MIB, 500 * MIB, 100 * MIB, Unsharded(None), 3.0)
+
+
+def answer(wall_s: float, computed: int = 24, split_s: float = 0.1) -> Processed:
+    shards = [{"part": n, "shard": "a", "cached": n >= computed} for n in range(24)]
+    timing = {"split_s": split_s, "merge_s": 0.0, "total_s": wall_s}
+    return Processed(wall_s, {"shards": shards, "timing": timing})
+
+
+def speed(both_s: float = 1.5) -> Speed:
+    one = Round(answer(2.6), answer(both_s), 2.6, 1.5)
+    return Speed((one,) * 3, answer(0.2, 0), answer(0.3, 1), WORK)
+
+
+def answers(latency_ms: float) -> tuple[Answer, ...]:
+    return tuple(Answer(0.1 * n, latency_ms, "1") for n in range(50))
+
+
+def test_one_shard_does_all_parts_after_the_split() -> None:
+    assert foretold(WORK, KEYS, ("a",)).wall_s == pytest.approx(2.6, abs=0.01)
+
+
+def test_two_shards_end_with_the_one_that_has_more() -> None:
+    outcome = foretold(WORK, KEYS, ("a", "b"))
+    assert outcome.wall_s == pytest.approx(0.2 + outcome.busiest_s, abs=0.01)
+    assert 1.2 <= outcome.busiest_s <= 1.5 + 1e-9
+
+
+def test_the_work_of_two_processes_is_their_mean() -> None:
+    told = [
+        {"sizes": [6, 7], "work_s": [1.0, 3.0], "open_s": 1.0, "send_s": [0.0, 0.2]},
+        {"sizes": [6, 7], "work_s": [3.0, 5.0], "open_s": 3.0, "send_s": [0.0, 0.2]},
+    ]
+    work = mean_work(told)
+    assert (work.sizes, work.work_s, work.open_s) == ((6, 7), (2.0, 4.0), 2.0)
+    assert work.send_s == pytest.approx(0.1)
+    with pytest.raises(BadAnswer):
+        mean_work([])
+
+
+def test_figures_that_reach_their_goals_and_one_that_does_not() -> None:
+    assert all(check.met for check in speed_checks(speed()))
+    missed = [check.name for check in speed_checks(speed(both_s=1.8)) if not check.met]
+    assert missed == ["12 MP on 2 shards", "the simulation of 1 and 2 shards"]
+
+
+def test_more_shards_help_a_large_picture_longer() -> None:
+    small, large = (picture_curve(name, size, WORK) for name, size in PICTURES.items())
+    assert (small.parts, large.parts) == (24, 165)
+    assert 2 < small.speedup(10) < large.speedup(10) <= 10
+    assert small.speedup(1000) == pytest.approx(small.speedup(200), rel=0.1)
+
+
+def test_an_hour_of_video_is_looked_at_at_the_measured_pace() -> None:
+    curve = video_curve(Work((4,) * 15, (0.2,) * 15, 0.01, 0.0001))
+    assert curve.parts == 1800
+    assert curve.wall_s[0] == pytest.approx(1800 * 0.2 + 1.2, rel=0.01)
+    assert curve.speedup(100) > 60
+
+
+def test_a_bound_is_kept_only_where_one_replica_breaks_it() -> None:
+    other = Peaks("30 s video", MIB, MIB, MIB, Unsharded(300 * MIB), 3.0)
+    assert [check.met for check in memory_checks([PEAKS, other], 512 * MIB)] == [True, False]
+    assert not memory_checks([PEAKS], 499 * MIB)[0].met
+
+
+def test_small_predictions_may_take_twice_as_long_beside_large_pictures() -> None:
+    assert beside_check(Beside(20.0, answers(5), answers(10), 3)).met
+    assert not beside_check(Beside(20.0, answers(5), answers(10.1), 3)).met
+    failed = (*answers(5), Answer(9.0, 1.0, "", "status 503"))
+    assert not beside_check(Beside(20.0, answers(5), failed, 3)).met
+
+
+def test_no_large_picture_comes_twice_in_the_same_tiles() -> None:
+    inputs = unseen([b"a", b"b"])
+    assert [next(inputs) for _ in range(4)] == [(b"a", 256), (b"b", 256), (b"a", 288), (b"b", 288)]
+
+
+def test_plots_are_pictures(tmp_path: Path) -> None:
+    curves = [picture_curve(name, size, WORK) for name, size in PICTURES.items()]
+    assert len(curves[0].wall_s) == len(SHARDS)
+    paths = [tmp_path / name for name in ("speed.png", "memory.png", "beside.png")]
+    plot_speed(curves, speed(), "here", paths[0])
+    plot_memory([PEAKS], 512 * MIB, "here", paths[1])
+    plot_beside(Beside(20.0, answers(5), answers(9), 3), "here", paths[2])
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
