@@ -174,7 +174,7 @@ def step(
     )
     if slots <= 1 and unused and not signals.known:
         slots, why = 1, "to learn its inputs and outputs"
-        lingering = True
+        lingering = learning = True
     elif not slots and now_s - signals.active_s < scaling.idle_s:
         slots, why = 1, "called lately"
         lingering = now_s - signals.active_s >= scaling.down_delay_s

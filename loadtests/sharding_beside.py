@@ -6,8 +6,9 @@ import asyncio
 import itertools
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import httpx
 
@@ -24,6 +25,7 @@ GOAL = 2.0
 ANSWER_S = 30.0
 WARM_UP = 50
 SETTLE_S = 1.0
+GROUP_NICE = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +77,31 @@ async def measure_beside(fleet: Fleet, inputs: Inputs, rate: float, seconds: flo
 
         for _ in range(WARM_UP):
             await ask()
-        async with Arrivals(rate, ask) as alone:
-            await asyncio.sleep(seconds)
-        async with large_pictures(fleet, pictures) as done:
-            await asyncio.sleep(SETTLE_S)
-            async with Arrivals(rate, ask) as beside:
+        with going_first():
+            async with Arrivals(rate, ask) as alone:
                 await asyncio.sleep(seconds)
+            async with large_pictures(fleet, pictures) as done:
+                await asyncio.sleep(SETTLE_S)
+                async with Arrivals(rate, ask) as beside:
+                    await asyncio.sleep(seconds)
     return Beside(rate, tuple(alone.answers), tuple(beside.answers), len(done))
+
+
+@contextmanager
+def going_first() -> Iterator[None]:
+    """What is measured is how Headrace serves and not how long this process waits for a core.
+
+    Linux shares the cores among sessions first (sched(7), autogroups), and Headrace has its own.
+    Only root may put a session before others; without that the figure is what it is.
+    """
+    own = Path("/proc/self/autogroup")
+    with suppress(OSError):
+        own.write_text(str(-GROUP_NICE), encoding="ascii")
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            own.write_text("0", encoding="ascii")
 
 
 @asynccontextmanager

@@ -19,6 +19,8 @@ from tests.system.running import DOUBLED, ROW, Running, affine_store, config, ru
 CYCLES = int(number_from("HEADRACE_CYCLES", 20))
 FIRST = 10
 """So many cycles may fill caches and pools of memory."""
+RAYS_OWN = 4
+"""Ray opens and closes connections between its workers as it likes: a few, not some each cycle."""
 GROWTH_BYTES = 1024 * 1024
 OURS = ("ServeReplica:headrace", "ray::TargetBoard")
 RAYS = ("ray::ServeController", "raylet", "gcs_server")
@@ -44,12 +46,12 @@ def test_a_hundred_cold_starts_leave_nothing_behind(system: Running) -> None:
     for _ in range(CYCLES - FIRST):
         cycle(system)
     wait_for(lambda: set(processes(system)) <= pids, "no process more than before")
-    wait_for(lambda: open_files(system) <= descriptors, f"{descriptors} descriptors again")
+    wait_for(lambda: open_files(system) <= descriptors + RAYS_OWN, "descriptors are closed")
     growth = (memory_bytes(system, OURS) - before) / (CYCLES - FIRST)
     rays_growth = (memory_bytes(system, RAYS) - rays) / (CYCLES - FIRST)
     tell(
         f"{CYCLES} cycles: {before / 2**20:.0f} MB, {growth / 1024:.0f} KB more with each cycle, "
-        f"Ray {rays_growth / 1024:.0f} KB; {descriptors} descriptors, {len(pids)} processes"
+        f"Ray {rays_growth / 1024:.0f} KB; {descriptors} descriptors, then {open_files(system)}; {len(pids)} processes"
     )
     assert growth < GROWTH_BYTES
 

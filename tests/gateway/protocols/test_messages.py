@@ -16,7 +16,7 @@ from tritonclient.grpc import model_config_pb2, service_pb2
 
 from gateway.protocols.messages import DESCRIPTORS, POOL, message
 
-SOURCES = ("inference.proto", "tensorflow.proto", "tensorflow_serving.proto")
+SOURCES = ("inference.proto", "media.proto", "tensorflow.proto", "tensorflow_serving.proto")
 TENSORFLOW = {"tensorflow.TensorProto", "tensorflow.Example", "tensorflow.SignatureDef"}
 
 
