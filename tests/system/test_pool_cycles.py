@@ -51,7 +51,8 @@ def test_a_hundred_cold_starts_leave_nothing_behind(system: Running) -> None:
     rays_growth = (memory_bytes(system, RAYS) - rays) / (CYCLES - FIRST)
     tell(
         f"{CYCLES} cycles: {before / 2**20:.0f} MB, {growth / 1024:.0f} KB more with each cycle, "
-        f"Ray {rays_growth / 1024:.0f} KB; {descriptors} descriptors, then {open_files(system)}; {len(pids)} processes"
+        f"Ray {rays_growth / 1024:.0f} KB; "
+        f"{descriptors} descriptors, then {open_files(system)}; {len(pids)} processes"
     )
     assert growth < GROWTH_BYTES
 
