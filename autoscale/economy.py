@@ -34,6 +34,10 @@ class Borrowers(Protocol):
         """By class, slots that leases hold."""
         ...
 
+    def usable(self, slot_class: str, slots: int) -> int:
+        """How many of so many slots whole gangs can use."""
+        ...
+
 
 class Nobody:
     """No leases."""
@@ -46,6 +50,10 @@ class Nobody:
         """None."""
         return {}
 
+    def usable(self, slot_class: str, slots: int) -> int:
+        """None."""
+        return 0
+
 
 class Economy:
     """See the module. `settle` is called before each decision of the controller."""
@@ -57,6 +65,7 @@ class Economy:
         self.division = Division()
         self._borrowers = borrowers or Nobody()
         self._hunger = Hunger()
+        self._live: Mapping[str, int] = {}
 
     def settle(
         self,
@@ -119,6 +128,7 @@ class Economy:
                 hungry_s,
                 {name: each.least for name, each in self.slots.items()},
                 {name: each.warm for name, each in self.slots.items()},
+                self._borrowers.usable,
             )
 
         self.division = share_out(capacity)
@@ -126,8 +136,10 @@ class Economy:
         if capacity != whole:
             # Slots that do not come are still asked for, or no node would ever be added for them.
             self.division = replace(self.division, needed=share_out(whole).needed)
+        # The last plan knew the slots of then: those that have come since may have room for all.
+        self.targets.note_crowded(crowded, self._live, now_s)
+        self._live = live
         self.targets.follow(self.division.needed, leased, now_s)
-        self.targets.note_crowded(crowded, live, now_s)
         return self.division
 
     def room(self, entries: Sequence[CatalogEntry]) -> Room:

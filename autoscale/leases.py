@@ -184,6 +184,15 @@ class LeaseBook:
         """By class, slots that leases hold or wait for."""
         return self._count(frozenset(LeaseState))
 
+    def usable(self, slot_class: str, slots: int) -> int:
+        """How many of so many slots whole gangs can use, those that hold some first."""
+        mine = [*self._in(slot_class, *HOLDING), *self._in(slot_class, LeaseState.WAITING)]
+        used = 0
+        for lease in mine:
+            if used + lease.slots <= slots:
+                used += lease.slots
+        return used
+
     def again_s(self) -> float:
         """When time alone changes something next; infinite if it does not."""
         return min(

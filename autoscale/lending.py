@@ -75,6 +75,10 @@ class Lending:
         """By class, slots that leases hold."""
         return self.book.held()
 
+    def usable(self, slot_class: str, slots: int) -> int:
+        """How many of so many slots whole gangs can use."""
+        return self.book.usable(slot_class, slots)
+
     def settle(self, division: Division, now_s: float) -> float:
         """Grant, give notice, preempt; in how many seconds time alone may change something."""
         held = self.book.held()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, insort
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
@@ -85,8 +85,13 @@ def divide(
     hungry_s: Mapping[str, float],
     least: Mapping[str, int] = MappingProxyType({}),
     warm: Mapping[str, int] = MappingProxyType({}),
+    usable: Callable[[str, int], int] = lambda slot_class, slots: slots,
 ) -> Division:
-    """Share each class's slots among models and leases, which never get the `least`. Pure."""
+    """Share each class's slots among models and leases, which never get the `least`. Pure.
+
+    `usable` tells how many of so many slots whole gangs of a class can use: what is left of a
+    share that no gang fits into is for models.
+    """
     grants: dict[str, int] = {}
     shares: dict[str, Shares] = {}
     for_leases: dict[str, int] = {}
@@ -97,11 +102,15 @@ def divide(
         firm = [need for need in mine if not need.wish.lingering]
         accounts = [need.account(hungry_s.get(need.name, 0.0)) for need in firm]
         wanted = leases_wanted.get(slot_class, 0)
-        if wanted:
-            account = _lease_account(config, wanted, leased.get(slot_class, 0))
-            accounts.append(replace(account, maximum=max(0, slots - least.get(slot_class, 0))))
-        asked[slot_class] = accounts
-        share = shares[slot_class] = fair_shares(accounts, slots, config.shares)
+        lease = _lease_account(config, wanted, leased.get(slot_class, 0))
+        lease = replace(lease, maximum=max(0, slots - least.get(slot_class, 0)))
+        both = [*accounts, lease] if wanted else accounts
+        share = fair_shares(both, slots, config.shares)
+        granted = share.granted.get(LEASES, 0)
+        if usable(slot_class, granted) < granted:
+            both = [*accounts, replace(lease, wanted=usable(slot_class, granted))]
+            share = fair_shares(both, slots, config.shares)
+        asked[slot_class], shares[slot_class] = both, share
         for need in firm:
             grants[need.name] = share.granted[need.name]
         for need in mine:

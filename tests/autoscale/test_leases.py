@@ -323,3 +323,15 @@ def test_slots_given_back_after_a_notice_count_as_a_preemption() -> None:
     assert told(book.give_back("a", 5)) == [("a", PREEMPTED), ("a", WAITING)]
     assert book.held() == {} and [lease.lease_id for lease in book.leases()] == ["a", "b"]
     assert book.leases()[0].preemptions == 1 and book.give_back("nobody", 6) == []
+
+
+def test_only_whole_gangs_can_use_slots() -> None:
+    book = silent()
+    ask(book, "three", 3)
+    assert book.usable("cpu", 2) == 0
+    assert book.usable("cpu", 5) == 3
+    ask(book, "two", 2)
+    assert book.usable("cpu", 4) == 3
+    assert book.usable("cpu", 2) == 2
+    assert book.usable("cpu", 9) == 5
+    assert book.usable("gpu", 9) == 0

@@ -79,3 +79,16 @@ def test_slots_that_do_not_come_are_still_asked_for() -> None:
         assert economy.targets.lost == ({"cpu": 2} if second >= 10 + START_S else {})
     assert grants[9 + int(START_S)] == {"m": 2, "n": 2}
     assert all(grants[second] == {"m": 0, "n": 2} for second in range(10 + int(START_S), 200))
+
+
+def test_a_slot_that_has_just_come_is_room_for_what_waited_for_it() -> None:
+    economy = Economy({"cpu": SlotClass(min=0, max=4)})
+    config = fixed(0).model_copy(update={"replicas": Replicas(min=1, max=1)})
+    entries = [CatalogEntry("m", config, "cpu", (1,))]
+    slot = SlotView("a", "cpu", "node", "", "")
+    for second, (slots, crowded) in enumerate([([], 0), ([], 1), ([slot], 1), ([slot], 0)]):
+        arguments = (PoolConfig(), entries, {"m": 1}, slots, [], {"m"}, second)
+        economy.settle(*arguments, crowded={"cpu": crowded})
+        assert economy.targets.targets == {"cpu": 1}
+    economy.settle(*arguments, crowded={"cpu": 1})
+    assert economy.targets.targets == {"cpu": 2}, "it was there, and had no room"

@@ -216,3 +216,20 @@ def test_never_more_than_there_is(
     assert all(division.grants[n.name] <= n.wish.slots for n in needs)
     if sum(n.config.replicas.min for n in needs) <= slots:
         assert all(division.grants[n.name] >= n.config.replicas.min for n in needs)
+
+
+def test_what_no_gang_fits_into_is_for_models() -> None:
+    def divided(gang: int) -> tuple[int, int]:
+        division = divide(
+            [need("a", 4)],
+            PoolConfig(),
+            {"cpu": 4},
+            {"cpu": gang},
+            {},
+            {},
+            usable=lambda slot_class, slots: gang if gang <= slots else 0,
+        )
+        return division.grants["a"], division.for_leases["cpu"]
+
+    assert divided(2) == (2, 2)
+    assert divided(3) == (4, 0)
