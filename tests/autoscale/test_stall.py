@@ -26,8 +26,7 @@ async def test_after_a_stall_the_pool_listens_before_it_says_that_slots_are_gone
     monkeypatch.setattr(controller, "STALL_S", 0.3)
     monkeypatch.setattr(controller, "SETTLE_S", 1.0)
     async with open_waking(tmp_path, "a", "b", models={"m": TWO}) as (plant, house, _):
-        await until(lambda: len(house.plane.snapshot.placements) == 2)
-        await plant.serves(1)
+        await until(lambda: [p.state for p in house.plane.snapshot.placements] == ["READY"] * 2)
         before = {(p.slot_id, p.placement_id) for p in house.plane.snapshot.placements}
         stand_still(0.6)
         await until(lambda: not plant.controller.fleet.views())
