@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
@@ -87,7 +88,10 @@ def test_a_slot_that_has_just_come_is_room_for_what_waited_for_it() -> None:
     entries = [CatalogEntry("m", config, "cpu", (1,))]
     slot = SlotView("a", "cpu", "node", "", "")
     for second, (slots, crowded) in enumerate([([], 0), ([], 1), ([slot], 1), ([slot], 0)]):
-        arguments = (PoolConfig(), entries, {"m": 1}, slots, [], {"m"}, second)
+        arguments: tuple[Any, ...] = (
+            *(PoolConfig(), entries, {"m": 1}),
+            *(slots, [], {"m"}, second),
+        )
         economy.settle(*arguments, crowded={"cpu": crowded})
         assert economy.targets.targets == {"cpu": 1}
     economy.settle(*arguments, crowded={"cpu": 1})

@@ -57,6 +57,9 @@ class Five:
     def held(self) -> Mapping[str, int]:
         return {"cpu": self.slots}
 
+    def usable(self, slot_class: str, slots: int) -> int:
+        return self.slots if self.slots <= slots else 0
+
 
 def test_work_shares_the_cores() -> None:
     clock = Clock(cores=2)
