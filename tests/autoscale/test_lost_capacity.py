@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
@@ -87,12 +86,13 @@ def test_a_slot_that_has_just_come_is_room_for_what_waited_for_it() -> None:
     config = fixed(0).model_copy(update={"replicas": Replicas(min=1, max=1)})
     entries = [CatalogEntry("m", config, "cpu", (1,))]
     slot = SlotView("a", "cpu", "node", "", "")
-    for second, (slots, crowded) in enumerate([([], 0), ([], 1), ([slot], 1), ([slot], 0)]):
-        arguments: tuple[Any, ...] = (
-            *(PoolConfig(), entries, {"m": 1}),
-            *(slots, [], {"m"}, second),
+
+    def settle(slots: list[SlotView], second: int, crowded: int) -> dict[str, int]:
+        economy.settle(
+            PoolConfig(), entries, {"m": 1}, slots, [], {"m"}, second, crowded={"cpu": crowded}
         )
-        economy.settle(*arguments, crowded={"cpu": crowded})
-        assert economy.targets.targets == {"cpu": 1}
-    economy.settle(*arguments, crowded={"cpu": 1})
-    assert economy.targets.targets == {"cpu": 2}, "it was there, and had no room"
+        return dict(economy.targets.targets)
+
+    for second, (slots, crowded) in enumerate([([], 0), ([], 1), ([slot], 1), ([slot], 0)]):
+        assert settle(slots, second, crowded) == {"cpu": 1}
+    assert settle([slot], 4, 1) == {"cpu": 2}, "it was there, and had no room"
