@@ -102,11 +102,6 @@ class Homes:
             del self._homes[key]
         return assigned
 
-    def move(self, key: bytes, member: str) -> None:
-        """A key that is known has gone to another member, and stays there."""
-        if key in self._homes and member in self._members:
-            self._homes[key] = member
-
 
 def _weight(key: bytes, member: str) -> bytes:
     """64 bits of blake2b(member, key); bytes compare as the big-endian numbers they are."""

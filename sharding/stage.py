@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -95,10 +95,6 @@ class Stage:
         """The shard of each part."""
         homes = self._homes.setdefault((model, version), Homes(REMEMBERED))
         return homes.assign(keys, members, epsilon)
-
-    def move(self, model: str, version: int, key: bytes, member: str) -> None:
-        """A part is worked on by another shard, which has its result from now on."""
-        self._homes[model, version].move(key, member)
 
 
 class _Run:
@@ -231,8 +227,6 @@ class _Run:
         queues: dict[str, deque[Part]] = {}
         running: dict[asyncio.Task[PartResult], tuple[Part, str]] = {}
         busy: Counter[str] = Counter()
-        # Shards whose last answer was not from their cache: the next ones may not be either.
-        computed: set[str] = set()
         try:
             while waiting or running:
                 left_s = self._parts_until_s - time.monotonic()
@@ -241,7 +235,6 @@ class _Run:
                 if set(members := self._reachable() or list(queues)) != queues.keys():
                     queues = self._queues(list(waiting.values()), key_of, members)
                     lease.grow(min(len(waiting) + len(running), IN_FLIGHT * len(members)))
-                self._help(queues, busy, computed, key_of)
                 for member in sorted(queues, key=busy.__getitem__):
                     queue = queues[member]
                     while queue and busy[member] < IN_FLIGHT and len(running) < lease.places:
@@ -266,8 +259,6 @@ class _Run:
                     error = task.exception()
                     if error is not None and not isinstance(error, HeadraceError):
                         raise error
-                    known = error is None and task.result().cached
-                    (computed.discard if known else computed.add)(member)
                     yield part, error if error is not None else task.result()
                 lease.shrink(max(1, min(lease.places, len(waiting) + len(running))))
         finally:
@@ -279,23 +270,6 @@ class _Run:
         """The shards there are now."""
         node_id = self._stage._node_id if self._config.kind == "video-segments" else ""
         return self._shards.members(self._job.model, self._job.version, node_id)
-
-    def _help(
-        self,
-        queues: Mapping[str, deque[Part]],
-        busy: Mapping[str, int],
-        computed: Collection[str],
-        key_of: Mapping[int, bytes],
-    ) -> None:
-        """A shard with nothing left to do takes over the last part of the one with most."""
-        for idle in queues:
-            if queues[idle] or busy[idle]:
-                continue
-            most = max(queues, key=lambda member: len(queues[member]))
-            if queues[most] and most in computed:
-                part = queues[most].pop()
-                queues[idle].append(part)
-                self._stage.move(self._job.model, self._version, key_of[part.index], idle)
 
     def _queues(
         self, waiting: Sequence[Part], key_of: Mapping[int, bytes], members: Sequence[str]

@@ -93,15 +93,3 @@ def test_the_latest_keys_are_remembered() -> None:
     homes.assign([b"a", b"b"], ["x", "y"], 0.0)
     homes.assign([b"a", b"c"], ["x", "y"], 0.0)
     assert len(homes) == 2 and set(homes._homes) == {b"a", b"c"}
-
-
-def test_a_moved_key_stays_where_it_went() -> None:
-    homes = Homes(10)
-    keys, members = [bytes([number]) for number in range(4)], ["a", "b"]
-    before = homes.assign(keys, members, 1.0)
-    other = "b" if before[keys[0]] == "a" else "a"
-    homes.move(keys[0], other)
-    homes.move(b"unknown", "a")
-    homes.move(keys[1], "nobody")
-    after = homes.assign(keys, members, 1.0)
-    assert after == {**before, keys[0]: other}

@@ -114,20 +114,6 @@ async def test_closing_the_request_takes_its_parts_from_the_shards(tmp_path: obj
         assert (await stage.run(stage.job("faces", png(TWO))))[1]["boxes"]
 
 
-async def test_a_shard_with_nothing_left_helps_the_one_with_most(tmp_path: object) -> None:
-    async with open_stage(tmp_path, "a", "b") as stage:  # type: ignore[arg-type]
-        stage.stage.assign = (  # type: ignore[method-assign]
-            lambda model, version, keys, members, epsilon: dict.fromkeys(keys, "a")
-        )
-        moved: list[str] = []
-        stage.stage.move = (  # type: ignore[method-assign]
-            lambda model, version, key, member: moved.append(member)
-        )
-        result = (await stage.run(stage.job("faces", png(TWO), tile=256, overlap=64)))[1]
-        done = Counter(shard["shard"] for shard in result["shards"])
-        assert done["b"] == len(moved) > 0
-
-
 async def test_a_deadline_is_one_for_all_parts(tmp_path: object) -> None:
     async with open_stage(tmp_path, "a") as stage:  # type: ignore[arg-type]
         with pytest.raises(DeadlineExceeded):
