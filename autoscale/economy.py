@@ -136,10 +136,11 @@ class Economy:
         if capacity != whole:
             # Slots that do not come are still asked for, or no node would ever be added for them.
             self.division = replace(self.division, needed=share_out(whole).needed)
-        # The last plan knew the slots of then: those that have come since may have room for all.
+        self.targets.follow(self.division.needed, leased, now_s)
+        # The last plan knew the slots of then: those that have come since, or are asked for now,
+        # may have room for all.
         self.targets.note_crowded(crowded, self._live, now_s)
         self._live = live
-        self.targets.follow(self.division.needed, leased, now_s)
         return self.division
 
     def room(self, entries: Sequence[CatalogEntry]) -> Room:
