@@ -95,23 +95,8 @@ class Economy:
                 coming.add(placement.model)
         models = {entry.name: entry.config for entry in entries}
         each = {name: -(-count // max(1, versions.get(name, 1))) for name, count in ready.items()}
-        wishes = self.scaling.wish(models, each, coming, known, now_s)
-        room = self.room(entries)
-        needs = [
-            Need(
-                entry.name,
-                entry.config,
-                entry.slot_class,
-                wishes[entry.name],
-                versions.get(entry.name, 1),
-                room.size(entry.name, entry.slot_class),
-                held[entry.name],
-                leaving.get(entry.name, 0),
-                learning=wishes[entry.name].learning,
-            )
-            for entry in entries
-            if entry.slot_class in self.slots
-        ]
+        self.scaling.wish(models, each, coming, known, now_s)
+        needs = self._needs(entries, versions, held, leaving)
         live = Counter(slot.slot_class for slot in slots if not slot.draining)
         leased = self._borrowers.held()
         firm = {n.name: n.wish.slots * n.versions for n in needs if not n.wish.lingering}
@@ -142,6 +127,31 @@ class Economy:
         self.targets.note_crowded(crowded, self._live, now_s)
         self._live = live
         return self.division
+
+    def _needs(
+        self,
+        entries: Sequence[CatalogEntry],
+        versions: Mapping[str, int],
+        held: Mapping[str, int],
+        leaving: Mapping[str, int],
+    ) -> list[Need]:
+        """The wishes with what they take of a slot."""
+        room, wishes = self.room(entries), self.wishes
+        return [
+            Need(
+                entry.name,
+                entry.config,
+                entry.slot_class,
+                wishes[entry.name],
+                versions.get(entry.name, 1),
+                room.size(entry.name, entry.slot_class),
+                held.get(entry.name, 0),
+                leaving.get(entry.name, 0),
+                learning=wishes[entry.name].learning,
+            )
+            for entry in entries
+            if entry.slot_class in self.slots
+        ]
 
     def room(self, entries: Sequence[CatalogEntry]) -> Room:
         """What fits into slots, as things are."""
