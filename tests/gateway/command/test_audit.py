@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from threading import Event, Thread
 
 import pytest
 from click.testing import CliRunner, Result
@@ -18,38 +15,19 @@ from gateway.audit_api import audit
 from gateway.cli import main
 from gateway.config import Audit
 from gateway.http_answers import answer_errors
-from gateway.listeners import HttpListener
 from tests.gateway.access.test_audit import ByHand, record
+from tests.gateway.command.served import served
 
 TOKEN = "t" * 32
 
 
-@contextmanager
-def served(folder: Path) -> Iterator[str]:
-    """The address of a listener with the audit log of that folder, in a thread of its own."""
+def audit_app(folder: Path) -> FastAPI:
+    """The audit routes over the log of that folder."""
     app = FastAPI()
     app.state.audit_folder = folder
     app.include_router(audit)
     answer_errors(app)
-    listener = HttpListener(app, "127.0.0.1:0", idle_timeout_s=5)
-    started, leave = Event(), asyncio.Event()
-    loop = asyncio.new_event_loop()
-
-    async def serve() -> None:
-        await listener.start()
-        started.set()
-        await leave.wait()
-        await listener.stop(1)
-
-    thread = Thread(target=loop.run_until_complete, args=(serve(),))
-    thread.start()
-    started.wait(10)
-    try:
-        yield listener.address
-    finally:
-        loop.call_soon_threadsafe(leave.set)
-        thread.join()
-        loop.close()
+    return app
 
 
 @pytest.fixture
@@ -63,7 +41,7 @@ def address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         log.write(record(caller="ip:6.6.6.6", name="", request_id=f"flood-{number}"))
     log.write(record(model="\x1b[2Jfaces", decision="failed", reason="", code=500))
     log._drain(0.0)
-    with served(tmp_path / "audit") as where:
+    with served(audit_app(tmp_path / "audit")) as where:
         yield where
 
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import date
 from itertools import pairwise
 from pathlib import Path
-from threading import Event, Thread
 
 import click
 import pytest
@@ -19,34 +16,10 @@ from structlog.testing import capture_logs
 
 from gateway.cli import main
 from gateway.command.keys import duration_s
-from gateway.listeners import HttpListener
+from tests.gateway.command.served import served
 from tests.gateway.test_keys_api import keys_app
 
 TOKEN = "t" * 32
-
-
-@contextmanager
-def served(folder: Path) -> Iterator[str]:
-    """The address of a listener that keeps keys in that folder, in a thread of its own."""
-    listener = HttpListener(keys_app(folder), "127.0.0.1:0", idle_timeout_s=5)
-    started, leave = Event(), asyncio.Event()
-    loop = asyncio.new_event_loop()
-
-    async def serve() -> None:
-        await listener.start()
-        started.set()
-        await leave.wait()
-        await listener.stop(1)
-
-    thread = Thread(target=loop.run_until_complete, args=(serve(),))
-    thread.start()
-    started.wait(10)
-    try:
-        yield listener.address
-    finally:
-        loop.call_soon_threadsafe(leave.set)
-        thread.join()
-        loop.close()
 
 
 @pytest.fixture
@@ -54,7 +27,8 @@ def address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("HEADRACE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("COLUMNS", "160")
     (tmp_path / "token").write_text(TOKEN)
-    with capture_logs(), served(tmp_path) as where:  # or the server's lines join the command's
+    # Captured, or the server's lines join the command's.
+    with capture_logs(), served(keys_app(tmp_path)) as where:
         yield where
 
 
