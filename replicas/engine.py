@@ -31,14 +31,18 @@ from replicas.runtime import Runtime
 from replicas.statistics import ModelStatistics, Run
 
 INLINE_BYTES = 256 * 1024
+BRIEF_S = 0.2e-3
+"""To wake a thread for shorter runs, and the loop after each, costs more than they do."""
+LATEST = 32
+"""So many runs count for the mean that is compared with it."""
 MEDIA_THREADS = 2
 """A stage sends a shard the next part while it computes one."""
 log = structlog.get_logger()
 
 Decoded = InferenceRequest | Encoded | HeadraceError
 """A request to run, or its answer already."""
-Outputs = tuple[list[tuple[Pending, dict[str, Tensor]]], float]
-"""The requests that a run finished, and how many seconds it took."""
+Outputs = tuple[list[tuple[Pending, dict[str, Tensor]]], float, float]
+"""The requests that a run finished, how many seconds it took, and its thread's processor time."""
 
 
 @dataclass(slots=True, eq=False)
@@ -93,6 +97,7 @@ class Engine:
         self._idle = asyncio.Event()
         self._idle.set()
         self._outbox: dict[Channel, list[Reply]] = {}
+        self._run_s = 10 * BRIEF_S
 
     def __len__(self) -> int:
         """Requests that are not answered yet."""
@@ -225,20 +230,23 @@ class Engine:
         self._recorder.batch(self.spec.name, str(self.spec.version), batch.rows)
 
         def job() -> Outputs:
-            started = time.perf_counter()
+            started, worked = time.perf_counter(), time.thread_time()
             outputs = self.runtime.run(request.signature.name, batch.inputs(), names)
             finished = batch.deliver(outputs)
-            return finished, time.perf_counter() - started
+            return finished, time.perf_counter() - started, time.thread_time() - worked
 
         nice = all(part.pending.token.codec is self._media for part in batch.parts)
-        self._compute.submit(Ticket(job, lambda result: self._ran(batch, result), nice))
+        brief = self.runtime.single_threaded and self._run_s < BRIEF_S
+        self._compute.submit(Ticket(job, lambda result: self._ran(batch, result), nice, brief))
 
     def _ran(self, batch: Batch, result: Outputs | BaseException) -> None:
         self._running = False
         if isinstance(result, BaseException):
             self._failed(batch, result)
         else:
-            finished, took_s = result
+            finished, took_s, worked_s = result
+            # Not the time it took: waiting for a core or for the interpreter makes no run longer.
+            self._run_s += (worked_s - self._run_s) / LATEST
             for part in batch.parts:
                 part.pending.token.compute_s += took_s
             # The next batch computes while this one is encoded.

@@ -92,16 +92,27 @@ def load(path: Path, name: str, version: int, settings: RuntimeSettings) -> Runt
             f"{_reason(error)}"
         ) from error
     spec = _model_spec(session, name, version, settings, where)
-    return OnnxRuntime(session, spec, bound_to="cuda" if settings.device == "cuda" else None)
+    return OnnxRuntime(
+        session,
+        spec,
+        bound_to="cuda" if settings.device == "cuda" else None,
+        single_threaded=settings.device == "cpu" and options.intra_op_num_threads == 1,
+    )
 
 
 class OnnxRuntime:
     """A session; with `bound_to` inputs are copied once to that device and outputs come back."""
 
     def __init__(
-        self, session: ort.InferenceSession, spec: ModelSpec, bound_to: str | None = None
+        self,
+        session: ort.InferenceSession,
+        spec: ModelSpec,
+        bound_to: str | None = None,
+        *,
+        single_threaded: bool = False,
     ) -> None:
         self._session: Any = session
+        self.single_threaded = single_threaded
         self._spec = spec
         signature = spec.signatures[SIGNATURE]
         self._text_outputs = {each.name for each in signature.outputs if each.dtype == BYTES}

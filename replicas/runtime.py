@@ -23,7 +23,12 @@ class RuntimeSettings:
 
 
 class Runtime(Protocol):
-    """A loaded model version. `run` is called from one thread; it blocks and frees the GIL."""
+    """A loaded model version. `run` is called by one thread at a time; it blocks, frees the GIL."""
+
+    @property
+    def single_threaded(self) -> bool:
+        """Whether a run works in the thread that calls it alone, and waits for nothing else."""
+        ...
 
     @property
     def spec(self) -> ModelSpec:

@@ -67,6 +67,8 @@ def load(path: Path, name: str, version: int, settings: RuntimeSettings) -> Runt
 class TensorFlowRuntime:
     """A loaded SavedModel; holds the object itself, since its functions only borrow variables."""
 
+    single_threaded = False
+
     def __init__(self, model: Any, functions: Mapping[str, Any], spec: ModelSpec) -> None:
         self._model = model
         self._functions = dict(functions)

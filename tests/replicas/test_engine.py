@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from gateway.protocols.tensors import (
 )
 from replicas.batcher import Batcher
 from replicas.compute_thread import ComputeThread
-from replicas.engine import INLINE_BYTES, Engine
+from replicas.engine import BRIEF_S, INLINE_BYTES, LATEST, Engine
 from replicas.media_codec import MediaCodec
 from replicas.statistics import ModelStatistics
 
@@ -68,11 +69,18 @@ class Doubler:
         )
         self.go = threading.Event()
         self.go.set()
+        self.single_threaded = True
+        self.work_s = 0.0
+        self.on_loop = False
 
     def run(
         self, signature: str, inputs: Mapping[str, Tensor], outputs: Sequence[str]
     ) -> dict[str, Tensor]:
         self.go.wait(10)
+        self.on_loop = threading.current_thread() is threading.main_thread()
+        end_s = time.thread_time() + self.work_s
+        while time.thread_time() < end_s:
+            pass
         if (inputs["x"] < 0).any():
             raise InvalidArgument("below zero")
         if (inputs["x"] == 0).any():
@@ -186,6 +194,31 @@ async def test_a_request_of_several_runs_counts_all_of_them() -> None:
     assert stats["compute_infer"]["count"] == 1
     assert stats["compute_infer"]["ns"] == pytest.approx(runs_ns, abs=10)
     assert stats["queue"]["ns"] + stats["compute_infer"]["ns"] <= stats["success"]["ns"]
+
+
+async def runs_on_loop(b: Bench) -> bool:
+    b.send(1.0)
+    b.engine.flush()
+    await b.gateway.wait_for(b.sent)
+    return b.runtime.on_loop
+
+
+async def test_brief_runs_come_to_the_loop_and_a_long_one_sends_them_back() -> None:
+    async with bench() as b:
+        runs = 1
+        while not await runs_on_loop(b) and runs < 20_000:
+            runs += 1
+        assert LATEST < runs < 20_000
+        b.runtime.work_s = LATEST * BRIEF_S
+        await runs_on_loop(b)
+        b.runtime.work_s = 0.0
+        assert not await runs_on_loop(b)
+
+
+async def test_a_runtime_that_waits_for_others_never_runs_on_the_loop() -> None:
+    async with bench() as b:
+        b.runtime.single_threaded = False
+        assert not any([await runs_on_loop(b) for _ in range(500)])
 
 
 @pytest.mark.parametrize("value", [-1.0, 0.0], ids=["refused", "broken"])

@@ -21,6 +21,8 @@ FLOAT = np.dtype(np.float32)
 class FakeRuntime:
     """Records its runs; raises `error` in each of them if there is one."""
 
+    single_threaded = False
+
     def __init__(
         self, *signatures: Signature, error: Exception | None = None, max_rows: int = 0
     ) -> None:
