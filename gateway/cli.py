@@ -19,12 +19,12 @@ from rich.live import Live
 from rich.text import Text
 
 from gateway.command.audit import audit
+from gateway.command.credential import read_key, with_key
 from gateway.command.exit_codes import Exit, exit_codes
 from gateway.command.keys import key_commands
 from gateway.command.lease import lease
 from gateway.command.pool import pool_commands
 from gateway.command.process import commands as media_commands
-from gateway.command.process import with_key
 from gateway.errors import ConfigError, InvalidArgument
 
 DEFAULT_FILES = ("headrace.yaml", "examples/demo.yaml")
@@ -238,6 +238,7 @@ def status(
 )
 @click.option("--version", "model_version", type=click.IntRange(min=1), help="A model version.")
 @at_http
+@with_key
 @click.option("--top", default=5, show_default=True, help="How many labels or values to show.")
 @click.option("--timeout", default=60.0, show_default=True, help="Patience with the answer, s.")
 def infer(
@@ -246,6 +247,7 @@ def infer(
     body: str | None,
     model_version: int | None,
     http: str | None,
+    key_file: str | None,
     top: int,
     timeout: float,
 ) -> None:
@@ -258,7 +260,7 @@ def infer(
     with exit_codes():
         target = find_target(None, None) if http is None else None
         address = http or (target.http if target else "")
-        client = InferenceClient(address, timeout_s=timeout)
+        client = InferenceClient(address, read_key(key_file), timeout_s=timeout)
         version = str(model_version) if model_version else None
         if image is None:
             answer = client.infer_json(model, version, _read_body(str(body)))

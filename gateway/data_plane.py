@@ -13,10 +13,12 @@ import structlog
 from gateway.config import ModelConfig, Routing
 from gateway.errors import Unavailable
 from gateway.frames import Flag, Reply
+from gateway.lanes import Route
 from gateway.link import Identity, LinkEvents, SlotLink
 from gateway.metrics import Recorder
 from gateway.protocols.errors_json import model_not_found, servable_not_found
-from gateway.router import Key, Request, Route, Router
+from gateway.request import Key, Request
+from gateway.router import Router
 from gateway.snapshot import Snapshot, State
 
 TICK_S = 0.025

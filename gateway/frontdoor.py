@@ -15,12 +15,13 @@ import structlog
 from ray import serve
 
 from gateway import ray_cluster, shared_memory
-from gateway.access.admission import Admission, Ticket
+from gateway.access.admission import Admission
 from gateway.access.audit import AuditLog
 from gateway.access.auth import Authenticator
 from gateway.access.budget_pool import PoolBudgets
 from gateway.access.budget_store import BudgetStore
 from gateway.access.keys import key_pepper
+from gateway.access.ticket import Ticket
 from gateway.access.visits import Visits
 from gateway.admin_api import create_admin_app
 from gateway.config import Audit, Budgets, Limits, Listen, ModelConfig, split_address
@@ -310,7 +311,7 @@ class Gateway:
             "in_flight": len(self._plane.router),
             "budget_store": "away" if self._admission.limiter.away else "connected",
             "callers": len(self._admission.limiter),
-            "busiest": self._admission.limiter.busiest(BUSIEST_SHOWN, self._plane.now_s()),
+            "busiest": self._admission.busy.busiest(BUSIEST_SHOWN, self._plane.now_s()),
         }
 
     async def _export(self) -> None:

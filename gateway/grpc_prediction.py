@@ -13,8 +13,9 @@ from typing import ClassVar, Protocol
 
 import orjson
 
-from gateway.access.admission import Ticket, account_headers, limit_headers
-from gateway.access.limits import OverBudget
+from gateway.access.account import OverBudget
+from gateway.access.limit_headers import account_headers, limit_headers
+from gateway.access.ticket import Ticket
 from gateway.access.visits import Visits
 from gateway.errors import DeadlineExceeded, HeadraceError, error_for_status
 from gateway.frames import Body, Reply
@@ -22,7 +23,7 @@ from gateway.http2.calls import Call
 from gateway.http2.grpc_wire import OK_BLOCK, Metadata, metadata_block
 from gateway.prediction import FrontState, Prediction
 from gateway.protocols.paths import InferPath
-from gateway.router import Answer, Request
+from gateway.request import Answer, Request
 
 OK = 200
 DEADLINE_SLACK_S = 0.05
@@ -188,7 +189,7 @@ class UnaryPrediction(GrpcPrediction):
             if self.request is not None and self.ticket is not None:
                 self._front.admission.cancel(self.ticket)
             self.record(self._front, error)
-            self._call.set_trailing_metadata(self._trailing())
+            self._call.set_trailing_metadata(self._trailing(error))
             self._forget()
 
     def finished(self, answer: Answer) -> None:
@@ -201,11 +202,11 @@ class UnaryPrediction(GrpcPrediction):
                 call.answer(answer.body, answer.length, block)
                 return
             answer = error_of(answer)
-        call.set_trailing_metadata(self._trailing())
+        call.set_trailing_metadata(self._trailing(answer))
         call.refuse(answer)
 
-    def _trailing(self) -> Metadata:
-        more = limits_of(self.ticket, self._front)
+    def _trailing(self, error: HeadraceError | None = None) -> Metadata:
+        more = limits_of(self.ticket, self._front, error)
         if self.cold_start_ms:
             more = (("x-headrace-cold-start-ms", str(self.cold_start_ms)), *more)
         return (("x-request-id", self.request_id), *more)
@@ -262,9 +263,15 @@ def visits_of(front: FrontState) -> Visits:
     return Visits(front.admission, front.recorder, front.audit)
 
 
-def limits_of(ticket: Ticket | None, front: FrontState) -> Metadata:
-    """The RateLimit headers as metadata."""
-    if ticket is None or ticket.account is None:
+def limits_of(
+    ticket: Ticket | None, front: FrontState, error: HeadraceError | None = None
+) -> Metadata:
+    """The RateLimit headers as metadata; with no ticket those that the error tells of."""
+    if ticket is None:
+        if isinstance(error, OverBudget):
+            return _limits(account_headers(error.account, front.plane.now_s()))
+        return ()
+    if ticket.account is None:
         return ()
     return _limits(limit_headers(ticket, front.plane.now_s()))
 

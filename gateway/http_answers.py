@@ -15,9 +15,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway.access.admission import account_headers, limit_headers
+from gateway.access.account import OverBudget
 from gateway.access.header_lines import combined
-from gateway.access.limits import OverBudget
+from gateway.access.limit_headers import account_headers, limit_headers
 from gateway.errors import (
     HeadraceError,
     InternalError,

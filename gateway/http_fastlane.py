@@ -22,13 +22,12 @@ from gateway.errors import (
     InvalidArgument,
     MethodNotAllowed,
     RequestTimeout,
-    TooManyRequests,
 )
 from gateway.frames import PART_BYTES, Body, Buffer
 from gateway.http_prediction import HttpPrediction, content_length
-from gateway.prediction import NO_TIER, FrontState
+from gateway.prediction import FrontState
 from gateway.protocols.paths import InferPath, parse_infer_path
-from gateway.router import Answer
+from gateway.request import Answer
 
 SWEEP_S = 1.0
 UPLOAD = b":process"
@@ -155,11 +154,8 @@ class FastLane(HttpToolsProtocol):
         self._address = peer[0] if peer else ""
         addresses = self.front.addresses
         addresses[self._address] += 1
-        most = self.front.limits.connections_per_address
-        if addresses[self._address] > most:
-            self.front.recorder.refusal(NO_TIER, "connections")
-            text = f"this address has {most} connections already (`connections_per_address`)"
-            self._refuse(TooManyRequests(text, retry_after_s=1.0, reason="connections"))
+        if addresses[self._address] > self.front.limits.connections_per_address:
+            self._refuse(self.front.refused_connections.refuse(self._address, "http"))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client left: nobody waits for its requests any more."""

@@ -6,8 +6,9 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from http import HTTPStatus
 
-from gateway.access.admission import limit_headers
+from gateway.access.account import OverBudget
 from gateway.access.header_lines import combined
+from gateway.access.limit_headers import account_headers, limit_headers
 from gateway.config import Limits
 from gateway.deadline import parse_timeout_s
 from gateway.errors import InvalidArgument, Unauthenticated
@@ -16,7 +17,7 @@ from gateway.prediction import FrontState, Prediction
 from gateway.protocols.calls import encodings_of, headers_of
 from gateway.protocols.errors_json import encode_error
 from gateway.protocols.paths import InferPath
-from gateway.router import Answer, Request
+from gateway.request import Answer, Request
 
 RETRY_MARGIN_S = 0.05
 """A retry must find the token that it was promised, though clocks and stores are not exact."""
@@ -63,7 +64,14 @@ class HttpPrediction(Prediction):
     def response(self, answer: Answer, now_s: float, *, keep_alive: bool) -> list[Buffer]:
         """Head and body of the HTTP answer."""
         more = b"x-request-id: " + self.request_id.encode() + CRLF
-        if self.ticket is not None and (limit := limit_headers(self.ticket, now_s)) is not None:
+        if self.ticket is not None:
+            limit = limit_headers(self.ticket, now_s)
+        elif isinstance(answer, OverBudget):
+            # Its credential was refused, so its address pays.
+            limit = account_headers(answer.account, now_s)
+        else:
+            limit = None
+        if limit is not None:
             more += b"ratelimit-policy: %b\r\nratelimit: %b\r\n" % limit
         if isinstance(answer, Reply):
             content_type, coding = headers_of(answer.form)

@@ -15,7 +15,7 @@ from gateway.channel import Channel
 from gateway.errors import LinkError
 from gateway.frames import STREAM, Flag, Frame, Item, Kind, Reply, decode_numbers
 from gateway.handshake import ClientHandshake, Hello, Session
-from gateway.router import Request
+from gateway.request import Request
 from gateway.snapshot import SlotView
 
 PING_S = 1.0

@@ -17,9 +17,10 @@ from starlette.datastructures import QueryParams
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from gateway.access.admission import Ticket, account_headers, limit_headers
+from gateway.access.account import OverBudget
 from gateway.access.header_lines import combined
-from gateway.access.limits import OverBudget
+from gateway.access.limit_headers import account_headers, limit_headers
+from gateway.access.ticket import Ticket
 from gateway.config_media import MediaConfig
 from gateway.config_sharding import ProcessOptions, ShardingConfig
 from gateway.deadline import parse_timeout_s

@@ -30,7 +30,7 @@ from gateway.protocols.media_infer import (
 )
 from gateway.protocols.paths import InferPath
 from gateway.protocols.tensors import BYTES
-from gateway.router import Answer, Request
+from gateway.request import Answer, Request
 from sharding.spool import BATCH_BYTES
 from sharding.upload import MediaJob
 

@@ -15,14 +15,14 @@ from gateway.errors import HeadraceError, InvalidArgument
 from gateway.frames import Reply
 from gateway.prediction import FrontState, Prediction
 from gateway.protocols.calls import call_number
-from gateway.router import Answer, Request
+from gateway.request import Answer, Request
 
 PART = call_number("media", "part")
 MEGA = 1e6
 
 
 class Turn:
-    """A place in the caller's queue: see `gateway.access.admission.Destination`."""
+    """A place in the caller's queue: see `gateway.access.ticket.Destination`."""
 
     def __init__(self) -> None:
         self.came: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -9,8 +9,10 @@ from typing import ClassVar, Protocol
 
 import structlog
 
-from gateway.access.admission import Admission, Destination, Ticket
+from gateway.access.admission import Admission
 from gateway.access.audit import AuditLog, AuditRecord, Decision
+from gateway.access.refused_connections import RefusedConnections
+from gateway.access.ticket import Destination, Ticket
 from gateway.config import Limits
 from gateway.data_plane import DataPlane
 from gateway.errors import Cancelled, HeadraceError
@@ -19,7 +21,7 @@ from gateway.logs import request_id, valid_request_id, valid_traceparent
 from gateway.metrics import Recorder, Stage
 from gateway.protocols.calls import call_number
 from gateway.protocols.paths import InferPath
-from gateway.router import Answer, Request
+from gateway.request import Answer, Request
 
 NO_TIER = "none"
 
@@ -57,6 +59,9 @@ class FrontState:
         self.media: MediaRoute | None = None
         self.connections: set[Connection] = set()
         self.addresses: Counter[str] = Counter()
+        self.refused_connections = RefusedConnections(
+            limits.connections_per_address, recorder, audit
+        )
         self.draining = False
 
 

@@ -9,21 +9,14 @@ from __future__ import annotations
 
 import random
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Mapping
 
 from gateway.access.fair_queue import FairQueue
-from gateway.config import Routing
 from gateway.errors import DeadlineExceeded, HeadraceError, NotFound, Unavailable
-from gateway.frames import Body, Reply
-from sharding.hashing import choose
+from gateway.frames import Reply
+from gateway.lanes import Lane, Route, Seat, Sender, choose_seat, reserve_seat
+from gateway.request import Answer, Key, Request, Target
 
-Key = tuple[str, int | str | None]
-"""A model and its version (None: the default one), or as text which slot is to answer."""
-Answer = Reply | HeadraceError
-
-MANY = 1 << 30
 MAX_DEATHS = 2
 """A request in flight on so many dying slots is taken for their cause."""
 MAX_MOVES = 5
@@ -32,131 +25,8 @@ RETRY_SHARE = 0.1
 """Retries may be this share of all requests …"""
 RETRY_RESERVE = 256.0
 """… and this many at once, which is more than the credits of one slot."""
-PRESENCE_S = 5.0
-"""A priority is expected again for so long after its last request …"""
-YIELDING = 2
-"""… and meanwhile a slot holds no more of our requests when one of a lower priority is added: one
-that it computes and one that comes next, so that little is before who goes first."""
-SMOOTHING = 0.1
-"""The weight of the newest answer in what is known of a target's pace."""
 DEPTH_S = 0.1
 """What a slot said of its load counts for so long; later it would only keep requests away."""
-
-
-@dataclass(slots=True, eq=False)
-class Request:
-    """One prediction on its way. `deadline_s` is on the monotonic clock; `done` is called once.
-
-    `hash_key` is what hash routing keys on; `caller`, `priority` and `cost` order the queue.
-    A `cold` one came while no slot held its model.
-    `deaths`, `moves`, `seat`, `queued` and `sent_s` are the router's own notes.
-    """
-
-    id: int
-    key: Key
-    call: int
-    body: Body
-    length: int
-    deadline_s: float
-    arrived_s: float
-    done: Callable[[Request, Answer], None]
-    json_length: int | None = None
-    encodings: int = 0
-    meta: bytes = b""
-    hash_key: bytes = b""
-    caller: str = ""
-    priority: int = 0
-    cost: float = 1.0
-    cold: bool = False
-    deaths: int = 0
-    moves: int = 0
-    seat: Seat | None = None
-    queued: bool = False
-    sent_s: float = 0.0
-    finished: bool = False
-
-    @property
-    def alone(self) -> bool:
-        """Whether it must be the only request in flight on its slot."""
-        return self.deaths > 0
-
-
-class Sender(Protocol):
-    """A slot's link, as far as the router knows it."""
-
-    def cancel(self, request: Request) -> None:
-        """Nobody waits for this request any more."""
-
-
-@dataclass(slots=True, eq=False)
-class Lane:
-    """A link to a slot. While `exclusive` is set, nothing else is sent there."""
-
-    slot_id: str
-    sender: Sender
-    in_flight: dict[int, Request] = field(default_factory=dict)
-    depth: int = 0
-    depth_until_s: float = 0.0
-    draining: bool = False
-    exclusive: Request | None = None
-
-    def load(self, now_s: float) -> int:
-        """Requests that the slot holds, ours and, as far as it just said, of other gateways."""
-        own = len(self.in_flight)
-        return max(own, self.depth) if now_s < self.depth_until_s else own
-
-
-@dataclass(slots=True, eq=False)
-class Seat:
-    """A placement seen from here; `credit` is how many of our requests it may hold."""
-
-    slot_id: str
-    placement_id: int
-    credit: int = 0
-    used: int = 0
-
-
-@dataclass(slots=True, eq=False)
-class Target:
-    """What clients may ask for: a model, with a version or, as None, the newest ready one.
-
-    `service_s` is how long a slot lately took for a request, `pace_s` how long after one answer
-    the next one came; 0 before the first. `peak` is the highest priority that is expected.
-    """
-
-    routing: Routing
-    seats: list[Seat] = field(default_factory=list)
-    waiting: FairQueue[Request] = field(default_factory=FairQueue)
-    suspects: deque[Request] = field(default_factory=deque)
-    turn: int = 0
-    service_s: float = 0.0
-    pace_s: float = 0.0
-    peak: int = 0
-    peak_until_s: float = 0.0
-
-    def note(self, request: Request) -> None:
-        """A request came: its priority is expected for a while."""
-        if request.priority >= self.peak or request.arrived_s > self.peak_until_s:
-            self.peak, self.peak_until_s = request.priority, request.arrived_s + PRESENCE_S
-
-    def places(self, request: Request, now_s: float) -> int:
-        """How many of our requests a slot may hold, this one included, whatever its credit."""
-        yields = request.priority < self.peak and now_s <= self.peak_until_s
-        return YIELDING if yields else MANY
-
-    def __len__(self) -> int:
-        return len(self.waiting) + len(self.suspects)
-
-    def measure(self, slot_s: float) -> None:
-        """An answer came after so long in its slot. The pace follows by Little's law."""
-        pace_s = slot_s / max(1, sum([seat.used for seat in self.seats]))
-        weight = SMOOTHING if self.service_s else 1.0
-        self.service_s += weight * (slot_s - self.service_s)
-        self.pace_s += weight * (pace_s - self.pace_s)
-
-
-Route = tuple[Routing, Sequence[tuple[str, int]]]
-"""How to route, and (slot id, placement id) of the placements that are READY."""
 
 
 class Router:
@@ -292,7 +162,7 @@ class Router:
         if target is None:
             raise NotFound(f"there is no model {request.key[0]!r}")
         if target.waiting:
-            self._refuse_hopeless(target, request)
+            target.refuse_hopeless(request, self._max_waiting)
         self._retry_budget = min(RETRY_RESERVE, self._retry_budget + RETRY_SHARE)
         request.queued = True
         self.arrived[request.key[0]] += 1
@@ -301,24 +171,6 @@ class Router:
             self.starved = self.starved or not target.waiting
         target.note(request)
         target.waiting.push(request)
-
-    def _refuse_hopeless(self, target: Target, request: Request) -> None:
-        """Better now than late: what waits already decides whether this one can be in time."""
-        ahead = target.waiting.ahead(request.priority)
-        wait_s = ahead * target.pace_s
-        if ahead >= self._max_waiting:
-            raise Unavailable(
-                f"{ahead} requests wait for model {request.key[0]!r}",
-                retry_after_s=max(1.0, wait_s),
-                reason="system_full",
-            )
-        if ahead and request.arrived_s + wait_s + target.service_s > request.deadline_s:
-            raise Unavailable(
-                f"the deadline would pass before its turn: {ahead} requests wait for model "
-                f"{request.key[0]!r}, about {wait_s:.1f} s",
-                retry_after_s=max(1.0, wait_s),
-                reason="deadline",
-            )
 
     def cancel(self, request: Request) -> None:
         """The client left: drop the request wherever it is; `done` is not called."""
@@ -399,15 +251,16 @@ class Router:
     def assign(self, now_s: float) -> dict[str, list[Request]]:
         """Give waiting requests to slots with credit; what to send to which slot, in order."""
         sends: dict[str, list[Request]] = {}
-        for lane in self._lanes.values():
+        lanes, rng = self._lanes, self._rng
+        for lane in lanes.values():
             # A reservation is made anew each time: its suspect may have left, or its model moved.
             if lane.exclusive is not None and lane.exclusive.id not in lane.in_flight:
                 lane.exclusive = None
         for target in self._targets.values():
-            while target.suspects and self._isolate(target, now_s, sends):
-                pass
+            while target.suspects and (seat := reserve_seat(target, lanes, now_s)) is not None:
+                self._place(target.suspects.popleft(), seat, now_s, sends)
             while (request := target.waiting.head()) is not None:
-                seat = self._choose(target, request, now_s)
+                seat = choose_seat(target, request, lanes, rng, now_s)
                 if seat is None:
                     break
                 target.waiting.remove_head(request)
@@ -423,57 +276,6 @@ class Router:
         request.seat, request.sent_s = seat, now_s
         self._lanes[seat.slot_id].in_flight[request.id] = request
         sends.setdefault(seat.slot_id, []).append(request)
-
-    def _isolate(self, target: Target, now_s: float, sends: dict[str, list[Request]]) -> bool:
-        """Send the first suspect to a slot of its own; reserve one if all are busy."""
-        request = target.suspects[0]
-        lanes = [(lane, seat) for seat in target.seats if (lane := self._usable(seat)) is not None]
-        free = [pair for pair in lanes if pair[0].exclusive is None and pair[1].credit >= 1]
-        if not free:
-            return False
-        lane, seat = min(free, key=lambda pair: (pair[0].load(now_s), pair[0].slot_id))
-        lane.exclusive = request
-        if lane.in_flight:
-            return False
-        self._place(target.suspects.popleft(), seat, now_s, sends)
-        return True
-
-    def _usable(self, seat: Seat) -> Lane | None:
-        lane = self._lanes.get(seat.slot_id)
-        return None if lane is None or lane.draining else lane
-
-    def _open(self, seat: Seat, places: int, *, leaving: bool = False) -> bool:
-        lane = self._lanes.get(seat.slot_id)
-        if lane is None or lane.draining is not leaving:
-            return False
-        return lane.exclusive is None and seat.used < seat.credit and seat.used < places
-
-    def _last_resort(self, target: Target, places: int) -> list[Seat]:
-        """Slots that leave still answer for a moment: used only when all of a target's leave."""
-        if any(self._usable(seat) for seat in target.seats):
-            return []
-        return [seat for seat in target.seats if self._open(seat, places, leaving=True)]
-
-    def _choose(self, target: Target, request: Request, now_s: float) -> Seat | None:
-        places = target.places(request, now_s)
-        if len(target.seats) == 1:
-            seat = target.seats[0]
-            leaving = self._lanes[seat.slot_id].draining if seat.slot_id in self._lanes else False
-            return seat if self._open(seat, places, leaving=leaving) else None
-        seats = [s for s in target.seats if self._open(s, places)]
-        seats = seats or self._last_resort(target, places)
-        if len(seats) <= 1:
-            return seats[0] if seats else None
-        if target.routing.policy == "round-robin":
-            target.turn += 1
-            return seats[target.turn % len(seats)]
-        if target.routing.policy == "hash" and request.hash_key:
-            by_slot = {seat.slot_id: seat for seat in seats}
-            return by_slot[choose(request.hash_key, sorted(by_slot))]
-        # The power of two choices (Mitzenmacher 1996): nearly as good as the least loaded of all,
-        # and gateways that see the same figures do not all run to the same slot.
-        first, second = self._rng.sample(seats, 2)
-        return min(first, second, key=lambda seat: self._lanes[seat.slot_id].load(now_s))
 
     # -- figures ------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
-from gateway.access.admission import Ticket
+from gateway.access.ticket import Ticket
 from gateway.config import ModelConfig
 from gateway.snapshot import Snapshot
 

@@ -21,9 +21,10 @@ from gateway.errors import (
     error_for_status,
 )
 from gateway.frames import Buffer, Reply, pieces
+from gateway.lanes import Route
 from gateway.link import SlotLink
 from gateway.protocols.calls import call_number
-from gateway.router import Answer, Key, Request, Route
+from gateway.request import Answer, Key, Request
 from gateway.snapshot import Snapshot, State
 from sharding.upload import MediaJob
 

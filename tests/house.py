@@ -20,12 +20,13 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from autoscale.slot_control import SlotControl
-from gateway.access.admission import Admission, Ticket
+from gateway.access.admission import Admission
 from gateway.access.audit import AuditLog
 from gateway.access.auth import Authenticator
 from gateway.access.budget_ledger import BudgetLedger
 from gateway.access.budget_store import BudgetStore, Claim, Grant
 from gateway.access.caller import Access
+from gateway.access.ticket import Ticket
 from gateway.config import Batching, Limits, ModelConfig
 from gateway.config_media import MediaConfig
 from gateway.data_plane import DataPlane

@@ -10,107 +10,33 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Protocol
 
-import structlog
-
-from gateway.access.budget_store import BudgetStore, StoreAway
-from gateway.access.caller import Access, Caller
-from gateway.access.limits import Account, Limiter, hint
-from gateway.config import Limits, ModelConfig
-from gateway.errors import (
-    DeadlineExceeded,
-    HeadraceError,
-    PayloadTooLarge,
-    PermissionDenied,
-    TooManyRequests,
-    Unavailable,
+from gateway.access.account import Account, OverBudget
+from gateway.access.budget_exchange import BudgetExchange
+from gateway.access.budget_store import BudgetStore
+from gateway.access.busy_callers import BusyCallers
+from gateway.access.caller import Access, Identifier
+from gateway.access.limits import Limiter
+from gateway.access.refusals import (
+    check_permission,
+    check_queue,
+    check_turn,
+    overdue,
+    refused_guess,
 )
+from gateway.access.ticket import Plane, Ticket
+from gateway.access.tiers import ANONYMOUS
+from gateway.config import Limits
+from gateway.errors import HeadraceError, PayloadTooLarge, Unauthenticated, Unavailable
 from gateway.frames import Reply
 from gateway.metrics import Recorder
-from gateway.router import Answer, Request
+from gateway.request import Answer, Request
 
 TICK_S = 0.025
-EXCHANGE_S = 0.05
-"""How often the store hears of what was spent; at once when a request waits for its answer."""
-HEARTBEAT_S = 2.0
-AWAY_RETRY_S = 0.5
-CLAIMS = 500
-"""Callers in one exchange, so that none takes long."""
 SWEEP = 1000
-PARKED = 32
-"""So many requests of a caller may wait for the store's answer even where the tier has no queue."""
 SMOOTHING = 0.1
-
-log = structlog.get_logger()
-
-
-class Identifier(Protocol):
-    """Who tells callers apart: see `gateway.access.auth`."""
-
-    def update(self, access: Access) -> None:
-        """New settings and keys."""
-        ...
-
-    def identify(self, headers: Mapping[bytes, bytes], address: str) -> Caller:
-        """Who sent these headers from that address; raises `Unauthenticated`."""
-        ...
-
-
-class Destination(Protocol):
-    """Where admitted requests go."""
-
-    def submit(self, request: Request) -> None:
-        """Begin with it; raises what is wrong with it."""
-        ...
-
-    def cancel(self, request: Request) -> None:
-        """The client left."""
-        ...
-
-
-class Plane(Destination, Protocol):
-    """Where they go unless their ticket says otherwise: to a slot."""
-
-    def now_s(self) -> float:
-        """The clock of deadlines."""
-        ...
-
-    def config(self, model: str) -> ModelConfig | None:
-        """What the config says of a model, None if it is not served."""
-        ...
-
-
-@dataclass(slots=True, eq=False)
-class Ticket:
-    """One request on its way in. Without an account nothing limits it but memory.
-
-    `since_s` is when it began to wait or, once it runs, when it left the queue; 0 if it never was
-    in it. A request that no slot answers by itself has its own `destination`.
-    """
-
-    account: Account | None
-    max_body_bytes: int
-    number: int = 0
-    held_bytes: int = 0
-    cost: float = 1.0
-    paid: bool = False
-    running: bool = False
-    waiting: bool = False
-    since_s: float = 0.0
-    request: Request | None = None
-    destination: Destination | None = None
-
-    def __lt__(self, other: Ticket) -> bool:
-        """Waiting requests of a caller go by deadline, equal ones as they came."""
-        assert self.request is not None
-        assert other.request is not None
-        mine, theirs = self.request.deadline_s, other.request.deadline_s
-        return mine < theirs or (mine == theirs and self.number < other.number)
 
 
 class Admission:
@@ -125,34 +51,54 @@ class Admission:
         recorder: Recorder,
     ) -> None:
         self._plane, self._limits = plane, limits
-        self._authenticator, self._store, self._recorder = authenticator, store, recorder
+        self._authenticator, self._recorder = authenticator, recorder
         self.access = Access()
-        offset_s = time.time() - plane.now_s()
-        self.limiter = Limiter({}, limits.max_callers, offset_s)
+        self.limiter = Limiter({}, limits.max_callers, time.time() - plane.now_s())
+        self.busy = BusyCallers()
         self.held_bytes = 0
         self._number = 0
         self._queued: dict[Account, None] = {}
-        self._urgent = asyncio.Event()
+        self._exchange = BudgetExchange(self.limiter, store, plane.now_s, self._pump, self._queued)
+        self._urgent = self._exchange.urgent
 
     def apply(self, access: Access) -> None:
         """New tiers, settings or keys; requests that are in stay in."""
         self.access = access
         self._authenticator.update(access)
+        self._exchange.enabled = access.tiers is not None
         if access.tiers is not None:
             self.limiter.set_tiers(access.tiers)
 
     # -- the head of a request ----------------------------------------------------------------
 
     def identify(self, headers: Mapping[bytes, bytes], address: str) -> Ticket:
-        """Who calls; raises `Unauthenticated`."""
+        """Who calls; raises `Unauthenticated`, or `OverBudget` when its address had too many."""
         limit_bytes = self._limits.max_body_bytes
         if self.access.tiers is None:
             return Ticket(None, limit_bytes)
         now_s = self._plane.now_s()
-        account = self.limiter.account(self._authenticator.identify(headers, address), now_s)
-        self.limiter.note(account, now_s)
+        try:
+            caller = self._authenticator.identify(headers, address)
+        except Unauthenticated:
+            self._charge_address(headers, address, now_s)
+            raise
+        account = self.limiter.account(caller, now_s)
+        self.busy.note(account, now_s)
         tier_bytes = account.allowance.tier.max_body_bytes
         return Ticket(account, min(limit_bytes, tier_bytes or limit_bytes))
+
+    def _charge_address(self, headers: Mapping[bytes, bytes], address: str, now_s: float) -> None:
+        """Guessing costs what a stranger's request costs; good credentials never come here."""
+        if ANONYMOUS not in (self.access.tiers or ()):
+            return  # Then strangers have no budget.
+        account = self.limiter.account(self._authenticator.stranger(headers, address), now_s)
+        self.busy.note(account, now_s)
+        account.refused += 1
+        try:
+            if not self.limiter.charge(account, 1.0, now_s):
+                self._urgent.set()
+        except OverBudget as error:
+            raise refused_guess(error) from None
 
     def admit(self, ticket: Ticket, model: str, length: int) -> None:
         """Refuse, before the body is read, what would be refused after it."""
@@ -160,11 +106,11 @@ class Admission:
         if account is not None:
             try:
                 if account.caller.models is not None or account.allowance.tier.models is not None:
-                    _check_permission(account, model)
+                    check_permission(account, model)
                 if account.tokens < 1 or account.allowance.quota is not None:
                     self.limiter.check(account, self._plane.now_s())
                 if account.running >= account.places or account.waiting:
-                    self._check_queue(account)
+                    check_queue(account)
             except HeadraceError:
                 account.refused += 1
                 raise
@@ -175,14 +121,10 @@ class Admission:
         account = ticket.account
         if account is None:
             return
-        now_s = self._plane.now_s()
         try:
-            self.limiter.check(account, now_s)
-            # It cannot wait for the store, so the caller goes into debt, by a block at most.
-            if not self.limiter.take(account, ticket.cost, now_s):
-                self.limiter.lend(account, ticket.cost)
+            if not self.limiter.charge(account, ticket.cost, self._plane.now_s()):
                 self._urgent.set()
-        except TooManyRequests:
+        except OverBudget:
             account.refused += 1
             raise
         account.allowed += 1
@@ -221,8 +163,8 @@ class Admission:
         free = account.running < account.places and not account.waiting
         try:
             if not free:
-                self._check_queue(account)
-                _check_turn(account, request)
+                check_queue(account)
+                check_turn(account, request)
             ticket.paid = self.limiter.take(account, ticket.cost, now_s)
             if free and ticket.paid:
                 self._start(ticket)
@@ -236,20 +178,6 @@ class Admission:
         ticket.number, ticket.since_s, ticket.waiting = self._number, now_s, True
         heapq.heappush(account.waiting, ticket)
         self._queued[account] = None
-
-    def _check_queue(self, account: Account) -> None:
-        """Refuse what finds no place: to run, or to wait for the caller's others or the store."""
-        tier = account.allowance.tier
-        full = account.running >= account.places
-        if len(account.waiting) < (tier.queue.size if full else max(PARKED, tier.queue.size)):
-            return
-        wait_s = (len(account.waiting) + 1) * account.service_s / max(1.0, account.places)
-        raise TooManyRequests(
-            f"tier {account.allowance.name!r} may have {tier.concurrency} requests in flight and "
-            f"{tier.queue.size} waiting{hint(account)}",
-            retry_after_s=wait_s,
-            reason="queue" if tier.queue.size else "concurrency",
-        )
 
     def _start(self, ticket: Ticket) -> None:
         account, request = ticket.account, ticket.request
@@ -363,17 +291,8 @@ class Admission:
 
     def _expire(self, now_s: float) -> None:
         for account in list(self._queued):
-            patience_s = account.allowance.tier.queue.wait_s
             for ticket in list(account.waiting):
-                assert ticket.request is not None
-                if now_s >= ticket.request.deadline_s:
-                    self._refuse(ticket, DeadlineExceeded("the deadline passed before its turn"))
-                elif now_s - ticket.since_s > patience_s:
-                    error = TooManyRequests(
-                        f"it waited {patience_s:g} s for the caller's earlier requests",
-                        retry_after_s=account.service_s,
-                        reason="queue",
-                    )
+                if (error := overdue(account, ticket, now_s)) is not None:
                     self._refuse(ticket, error)
             if not account.waiting:
                 del self._queued[account]
@@ -385,9 +304,9 @@ class Admission:
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._tick_forever())
-                tasks.create_task(self._exchange_forever())
+                tasks.create_task(self._exchange.run())
         finally:
-            await self._store.close()
+            await self._exchange.close()
 
     async def _tick_forever(self) -> None:
         while True:
@@ -395,54 +314,6 @@ class Admission:
             now_s = self._plane.now_s()
             self._expire(now_s)
             self.limiter.sweep(now_s, SWEEP)
-
-    async def _exchange_forever(self) -> None:
-        told_s = -math.inf
-        while True:
-            try:
-                async with asyncio.timeout(EXCHANGE_S):
-                    await self._urgent.wait()
-            except TimeoutError:
-                pass
-            self._urgent.clear()
-            now_s = self._plane.now_s()
-            if self.access.tiers is None:
-                continue
-            if self.limiter.asking or now_s - told_s > HEARTBEAT_S:
-                told_s = now_s
-                if not await self._exchange():
-                    await asyncio.sleep(AWAY_RETRY_S)
-
-    async def _exchange(self) -> bool:
-        """Tell and ask the store once; False while it is away."""
-        claims = self.limiter.claims(self._plane.now_s(), CLAIMS)
-        try:
-            grants, gateways = await self._store.exchange([claim for _, claim in claims])
-        except StoreAway as error:
-            self._note_store(away=True, reason=str(error))
-            self.limiter.failed([account for account, _ in claims], self._plane.now_s())
-            self._pump_all()
-            return False
-        now_s = self._plane.now_s()
-        self.limiter.gateways = max(1, gateways)
-        self._note_store(away=False)
-        for (account, claim), grant in zip(claims, grants, strict=True):
-            self.limiter.granted(account, claim, grant, now_s)
-            if account.waiting:
-                self._pump(account)
-        return True
-
-    def _pump_all(self) -> None:
-        for account in list(self._queued):
-            self._pump(account)
-
-    def _note_store(self, *, away: bool, reason: str = "") -> None:
-        if away != self.limiter.away:
-            self.limiter.store_is(away, self._plane.now_s())
-            if away:
-                log.warning("budget_store_away", reason=reason)
-            else:
-                log.info("budget_store_back")
 
     def record_gauges(self, audit_dropped: int) -> None:
         """Bring the gauges of the metrics up to date."""
@@ -452,49 +323,3 @@ class Admission:
             held_bytes=self.held_bytes,
             audit_dropped=audit_dropped,
         )
-
-
-def _check_permission(account: Account, model: str) -> None:
-    allowed = account.allowance.tier.models
-    if allowed is not None and model not in allowed:
-        raise PermissionDenied(f"tier {account.allowance.name!r} may not use model {model!r}")
-    if account.caller.models is not None and model not in account.caller.models:
-        raise PermissionDenied(f"this credential may not be used for model {model!r}")
-
-
-def _check_turn(account: Account, request: Request) -> None:
-    """Better now than late: refuse what the caller's own requests keep from being in time."""
-    if account.running < account.places:
-        return
-    ahead = sum(1 for each in account.waiting if each.request.deadline_s <= request.deadline_s)
-    wait_s = ahead * account.service_s / account.places
-    if request.arrived_s + wait_s + account.service_s > request.deadline_s:
-        raise TooManyRequests(
-            f"the deadline would pass before its turn: {ahead} of the caller's requests wait, and "
-            f"one takes about {account.service_s:.2g} s{hint(account)}",
-            retry_after_s=wait_s + account.service_s,
-            reason="queue",
-        )
-
-
-def limit_headers(ticket: Ticket, now_s: float) -> tuple[bytes, bytes] | None:
-    """Values of RateLimit-Policy and RateLimit (draft-ietf-httpapi-ratelimit-headers-10)."""
-    return None if ticket.account is None else account_headers(ticket.account, now_s)
-
-
-def account_headers(account: Account, now_s: float) -> tuple[bytes, bytes] | None:
-    """The same for a caller of whom no request is at hand; None if its tier has no such limit."""
-    tier = account.allowance
-    if not tier.policy:
-        return None
-    if tier.quota is None:
-        return tier.policy, _rate_left(account, now_s)
-    left = max(0.0, tier.quota.per_day - account.used_before - account.used)
-    quota = b'"quota";r=%d' % left
-    return tier.policy, _rate_left(account, now_s) + b", " + quota if tier.limited else quota
-
-
-def _rate_left(account: Account, now_s: float) -> bytes:
-    remaining = account.remaining(now_s)
-    tier = account.allowance
-    return b'"rate";r=%d;t=%d' % (remaining, (tier.burst - remaining) / tier.rate + 0.999)

@@ -63,6 +63,8 @@ class Authenticator:
         authorization = headers.get(b"authorization")
         key = headers.get(b"x-api-key")
         if authorization is None and key is None:
+            if not self._access.auth.anonymous:
+                raise Unauthenticated("a credential is needed: X-API-Key, or Authorization: Bearer")
             return self._stranger(headers.get(b"x-forwarded-for"), address)
         if authorization is None:
             assert key is not None
@@ -79,9 +81,11 @@ class Authenticator:
             raise Unauthenticated("this is no API key, and no tokens are accepted here")
         return self._verifier.verify(bearer)
 
+    def stranger(self, headers: Mapping[bytes, bytes], address: str) -> Caller:
+        """The anonymous caller of that address, whatever its credential and whether it may ask."""
+        return self._stranger(headers.get(b"x-forwarded-for"), address)
+
     def _stranger(self, forwarded_for: bytes | None, address: str) -> Caller:
-        if not self._access.auth.anonymous:
-            raise Unauthenticated("a credential is needed: X-API-Key, or Authorization: Bearer")
         path = address
         if forwarded_for is not None and self._trusted:
             path = f"{address} {forwarded_for.decode('latin-1')}"

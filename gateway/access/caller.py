@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from gateway.access.tiers import AuthConfig, Tier
 
@@ -49,3 +50,19 @@ class Access:
     tiers: Mapping[str, Tier] | None = None
     auth: AuthConfig = field(default_factory=AuthConfig)
     keys: Mapping[str, KeyRecord] = field(default_factory=dict)
+
+
+class Identifier(Protocol):
+    """Who tells callers apart: see `gateway.access.auth`."""
+
+    def update(self, access: Access) -> None:
+        """New settings and keys."""
+        ...
+
+    def identify(self, headers: Mapping[bytes, bytes], address: str) -> Caller:
+        """Who sent these headers from that address; raises `Unauthenticated`."""
+        ...
+
+    def stranger(self, headers: Mapping[bytes, bytes], address: str) -> Caller:
+        """The anonymous caller of that address, whatever its credential."""
+        ...

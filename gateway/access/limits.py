@@ -1,4 +1,4 @@
-"""Each caller's budget at one gateway: leased tokens, quota, and what to tell the store. Pure.
+"""The budgets of callers at one gateway: leased tokens, quotas, and when to ask the store. Pure.
 
 A token bucket per caller (rate and burst of its tier) lives in the store that all gateways share.
 A gateway spends tokens that it has leased from it in small blocks, so no request waits for the
@@ -14,118 +14,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
 
-from gateway.access.budget_store import Claim, Grant
+from gateway.access.account import (
+    DAY_S,
+    IDLE_S,
+    ROUNDING,
+    Account,
+    Allowance,
+    OverBudget,
+    hint,
+    rate_error,
+)
+from gateway.access.budget_store import Claim
 from gateway.access.caller import Caller
-from gateway.access.tiers import ANONYMOUS, UNLIMITED, Quota, Tier
-from gateway.errors import TooManyRequests
-
-DAY_S = 86_400
-IDLE_S = 2.0
-"""A lease that is not used for so long goes back to the store."""
-BLOCK_OF_BURST = 0.1
-BLOCK_S = 0.1
-"""A block is so much of the burst, or as much as the rate gives in so long, whichever is more."""
-BUSY_HALF_LIFE_S = 30.0
-ROUNDING = 1e-6
-"""A token that lacks no more than this is whole: leases are added up from fractions."""
-BUSIEST = 64
-"""So many callers at least are remembered as the busiest ones."""
-
-
-@dataclass(frozen=True, slots=True)
-class Allowance:
-    """A tier made ready for use; `policy` is the value of the RateLimit-Policy header."""
-
-    name: str
-    tier: Tier
-    rate: float
-    burst: float
-    block: float
-    policy: bytes
-    limited: bool
-    quota: Quota | None
-
-    @classmethod
-    def of(cls, name: str, tier: Tier) -> Allowance:
-        """The allowance of a tier."""
-        rate, burst = tier.per_s, tier.capacity
-        block = min(burst, max(1.0, burst * BLOCK_OF_BURST, rate * BLOCK_S))
-        policies = []
-        if rate != UNLIMITED:
-            policies.append(f'"rate";q={math.floor(burst)};w={max(1, math.ceil(burst / rate))}')
-        if tier.quota is not None:
-            policies.append(f'"quota";q={math.floor(tier.quota.per_day)};w={DAY_S}')
-        policy = ", ".join(policies).encode()
-        return cls(name, tier, rate, burst, block, policy, rate != UNLIMITED, tier.quota)
-
-
-@dataclass(slots=True, eq=False)
-class Account:
-    """What one gateway knows of one caller. Amounts are in units of cost.
-
-    `tokens` may be spent now; `owed` were spent or set aside without asking the store. `level` is
-    what the store's bucket held at `level_s`. `used` counts against the quota and is not told yet;
-    `used_before` is the day's total that the store told. `places` is how many
-    of its requests may run through this gateway now. `running`, `waiting`, `pumping` and
-    `service_s` belong to the admission.
-    """
-
-    caller: Caller
-    allowance: Allowance
-    tokens: float
-    owed: float
-    level: float
-    level_s: float
-    seen_s: float
-    generation: int
-    places: float = math.inf
-    known: bool = False
-    asked: bool = False
-    empty_until_s: float = 0.0
-    active: int = 0
-    day: int = 0
-    used: float = 0.0
-    used_before: float = 0.0
-    running: int = 0
-    waiting: list[Any] = field(default_factory=list)
-    pumping: bool = False
-    service_s: float = 0.0
-    busy: float = 0.0
-    busy_s: float = 0.0
-    refused: int = 0
-    allowed: int = 0
-
-    def share_places(self) -> None:
-        """Its tier, or the number of gateways that it uses, is another one."""
-        limit = self.allowance.tier.concurrency
-        self.places = math.inf if limit is None else max(1.0, limit // max(1, self.active))
-
-    def business(self, now_s: float) -> float:
-        """Requests lately, older ones counting less."""
-        return self.busy * math.exp2((self.busy_s - now_s) / BUSY_HALF_LIFE_S)
-
-    def remaining(self, now_s: float) -> float:
-        """Tokens that are left in all, as far as is known here."""
-        tier = self.allowance
-        left = self.level + (now_s - self.level_s) * tier.rate + self.tokens
-        return 0.0 if left < 0 else left if left < tier.burst else tier.burst
-
-    def full_in_s(self, now_s: float) -> float:
-        """Seconds until the bucket is full again."""
-        return (self.allowance.burst - self.remaining(now_s)) / self.allowance.rate
-
-
-class OverBudget(TooManyRequests):
-    """Raised when the rate or the quota of a caller is used up; `account` tells what is left."""
-
-    def __init__(
-        self, message: str, account: Account, *, retry_after_s: float, reason: str
-    ) -> None:
-        super().__init__(message, retry_after_s=retry_after_s, reason=reason)
-        self.account = account
+from gateway.access.tiers import UNLIMITED, Tier
 
 
 class Limiter:
@@ -137,8 +39,6 @@ class Limiter:
         self._overflow: dict[str, Account] = {}
         self._asking: dict[Account, None] = {}
         self._unswept: list[str] = []
-        self._busiest: dict[Account, None] = {}
-        self._busy_floor = 0.0
         self.generation = 0
         self.gateways = 1
         self.away = False
@@ -224,7 +124,7 @@ class Limiter:
     def check(self, account: Account, now_s: float) -> None:
         """Raise `TooManyRequests` if a request would certainly be refused now."""
         if now_s < account.empty_until_s and account.tokens < 1 and not self.away:
-            raise self._rate_error(account, account.empty_until_s - now_s)
+            raise rate_error(account, account.empty_until_s - now_s)
         if account.allowance.quota is not None:
             self._check_quota(account, now_s)
 
@@ -243,7 +143,7 @@ class Limiter:
                 return self._empty(account, cost, now_s)
         account.tokens -= cost
         if account.allowance.quota is not None:
-            account.used += _counted(account, cost)
+            account.used += account.counted(cost)
         if account.tokens < account.allowance.block * 0.5:
             self._ask(account)
         return True
@@ -251,9 +151,9 @@ class Limiter:
     def _empty(self, account: Account, cost: float, now_s: float) -> bool:
         if self.away:
             share = account.allowance.rate / self.gateways
-            raise self._rate_error(account, (cost - account.tokens) / share)
+            raise rate_error(account, (cost - account.tokens) / share)
         if now_s < account.empty_until_s:
-            raise self._rate_error(account, account.empty_until_s - now_s)
+            raise rate_error(account, account.empty_until_s - now_s)
         self._ask(account)
         return False
 
@@ -261,14 +161,22 @@ class Limiter:
         """A request that was paid for never ran."""
         account.tokens += cost
         if account.allowance.quota is not None:
-            account.used -= _counted(account, cost)
+            account.used -= account.counted(cost)
 
     def lend(self, account: Account, cost: float) -> None:
         """Let a request pass before the store has answered; refuses beyond a block of debt."""
         debt = cost - account.tokens
         if debt > account.allowance.block:
-            raise self._rate_error(account, debt / account.allowance.rate)
+            raise rate_error(account, debt / account.allowance.rate)
         self.settle(account, cost)
+
+    def charge(self, account: Account, cost: float, now_s: float) -> bool:
+        """Pay for what cannot wait for the store; False if the store should hear of it at once."""
+        self.check(account, now_s)
+        if self.take(account, cost, now_s):
+            return True
+        self.lend(account, cost)
+        return False
 
     def settle(self, account: Account, extra: float) -> None:
         """A request turned out to cost so much more than it paid; the bucket may go below zero."""
@@ -278,16 +186,6 @@ class Limiter:
             account.used += extra
         if account.tokens < 0:
             self._ask(account)  # The bucket must not fill up meanwhile.
-
-    def _rate_error(self, account: Account, wait_s: float) -> OverBudget:
-        tier = account.allowance
-        return OverBudget(
-            f"the rate limit of tier {tier.name!r} is reached: {tier.tier.rate}, "
-            f"at most {tier.burst:g} at once{hint(account)}",
-            account,
-            retry_after_s=wait_s,
-            reason="rate",
-        )
 
     # -- the quota ----------------------------------------------------------------------------
 
@@ -338,55 +236,12 @@ class Limiter:
         return bool(self._asking)
 
     def claims(self, now_s: float, at_most: int) -> list[tuple[Account, Claim]]:
-        """What to tell and to ask the store now; each must come to `granted` or `failed`."""
+        """What to tell and to ask the store now; each comes to `Account.granted` or `failed`."""
         chosen = list(self._asking)[:at_most]
         for account in chosen:
             del self._asking[account]
             account.asked = True
-        return [(account, self._claim(account, now_s)) for account in chosen]
-
-    def _claim(self, account: Account, now_s: float) -> Claim:
-        tier = account.allowance
-        wanted = tier.block + sum(1 for each in account.waiting if not each.paid)
-        idle = now_s - account.seen_s > IDLE_S and not account.waiting
-        charge = account.owed
-        if idle and account.tokens > 0 and tier.rate != UNLIMITED:
-            charge -= account.tokens
-            account.tokens, wanted = 0.0, 0.0
-            account.owed = charge
-        level = account.level + (now_s - account.level_s) * tier.rate if account.known else None
-        quota = tier.tier.quota
-        return Claim(
-            caller=account.caller.id,
-            rate=tier.rate,
-            burst=tier.burst,
-            charge=charge,
-            want=max(0.0, wanted - account.tokens) if tier.rate != UNLIMITED else 0.0,
-            level=min(level, tier.burst) if level is not None else None,
-            quota=None if quota is None else quota.per_day,
-            used=account.used,
-            used_before=account.used_before,
-            day=account.day,
-        )
-
-    def granted(self, account: Account, claim: Claim, grant: Grant, now_s: float) -> None:
-        """The store's answer."""
-        account.asked, account.known = False, True
-        if account.active != grant.active:
-            account.active = grant.active
-            account.share_places()
-        if claim.day == account.day:
-            account.used -= claim.used
-            account.used_before = grant.used
-        if account.allowance.rate == UNLIMITED:
-            return
-        account.owed -= claim.charge
-        account.tokens += grant.tokens
-        account.level, account.level_s = grant.level, now_s
-        # A store leases fractions too, so its own `wait_s` does not tell when a whole one is there.
-        missing = 1 - account.tokens - grant.level
-        short = missing > ROUNDING and claim.want > 0
-        account.empty_until_s = now_s + missing / account.allowance.rate if short else 0.0
+        return [(account, account.claim(now_s)) for account in chosen]
 
     def failed(self, accounts: Iterable[Account], now_s: float) -> None:
         """The store did not answer: nothing of it has happened, as far as we know."""
@@ -426,65 +281,8 @@ class Limiter:
                 continue
             if account.running or account.waiting or account.asked:
                 continue
-            if self._forgettable(account, now_s):
+            if account.forgettable(now_s):
                 del self._accounts[name]
                 self._asking.pop(account, None)
             elif account.owed or account.used or 0 < account.tokens < UNLIMITED:
                 self._asking[account] = None
-
-    def _forgettable(self, account: Account, now_s: float) -> bool:
-        """Whether a stranger would have no more than this caller."""
-        if account.owed or account.used:
-            return False
-        if account.allowance.rate == UNLIMITED:
-            return True
-        return account.level + (now_s - account.level_s) * account.allowance.rate >= (
-            account.allowance.burst
-        )
-
-    def note(self, account: Account, now_s: float) -> None:
-        """A request came: keep the measure of how busy its caller is."""
-        age_s = now_s - account.busy_s
-        account.busy = 1.0 + account.busy * math.exp2(-age_s / BUSY_HALF_LIFE_S)
-        account.busy_s = account.seen_s = now_s
-        if account.busy > self._busy_floor:
-            self._busiest[account] = None
-            if len(self._busiest) > 4 * BUSIEST:
-                self._prune(now_s)
-
-    def _prune(self, now_s: float) -> None:
-        ranked = sorted(self._busiest, key=lambda each: each.business(now_s), reverse=True)
-        self._busiest = dict.fromkeys(ranked[:BUSIEST])
-        self._busy_floor = ranked[BUSIEST].business(now_s) if len(ranked) > BUSIEST else 0.0
-
-    def busiest(self, count: int, now_s: float) -> list[dict[str, Any]]:
-        """The callers with the most requests lately: `per_s`, and totals since they were met."""
-        self._prune(now_s)
-        self._busy_floor = 0.0
-        # A steady caller's measure is its rate times the mean life of what it adds up.
-        life_s = BUSY_HALF_LIFE_S / math.log(2)
-        return [
-            {
-                "caller": each.caller.id,
-                "name": each.caller.name,
-                "tier": each.allowance.name,
-                "per_s": round(each.business(now_s) / life_s, 2),
-                "in_flight": each.running,
-                "waiting": len(each.waiting),
-                "allowed": each.allowed,
-                "refused": each.refused,
-            }
-            for each in list(self._busiest)[:count]
-        ]
-
-
-def hint(account: Account) -> str:
-    """What a stranger may do about a limit."""
-    stranger = account.allowance.name == ANONYMOUS
-    return "; a credential may give a higher limit" if stranger else ""
-
-
-def _counted(account: Account, cost: float) -> float:
-    """What a request counts against the quota."""
-    quota = account.allowance.quota
-    return cost if quota is not None and quota.of == "cost" else 1.0

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from gateway.access.admission import Admission, Ticket
+from gateway.access.admission import Admission
 from gateway.access.audit import AuditLog, AuditRecord, Decision
+from gateway.access.ticket import Ticket
 from gateway.errors import HeadraceError
 from gateway.metrics import Recorder
 

@@ -13,8 +13,15 @@ from typing import Any
 import httpx
 import numpy as np
 
+from gateway.command.credential import key_headers
 from gateway.command.readiness import request_path
-from gateway.errors import ConfigError, HeadraceError, InvalidArgument, Unavailable
+from gateway.errors import (
+    ConfigError,
+    HeadraceError,
+    InvalidArgument,
+    Unauthenticated,
+    Unavailable,
+)
 
 STEP = 32
 """Fully convolutional models take sides that are multiples of this."""
@@ -22,21 +29,30 @@ STEP = 32
 LARGEST_SIDE = 512
 """Where the model leaves the size free, a picture is made no larger than this."""
 
+REFUSED = (401, 403)
+"""What is answered to a key that is not good, or not for this model."""
+
 Answer = dict[str, Any]
 
 
 class InferenceClient:
-    """Asks the public listener; proxies of the environment are ignored."""
+    """Asks the public listener with a key, which may be ""; proxies of the environment are ignored.
+
+    Every method raises `HeadraceError`: `Unavailable` where nothing answers, `Unauthenticated` for
+    a refused key, else what the server said.
+    """
 
     def __init__(
         self,
         address: str,
+        key: str = "",
         *,
         timeout_s: float = 60.0,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._http = httpx.Client(
             base_url=f"http://{address}",
+            headers=key_headers(key),
             timeout=timeout_s,
             trust_env=False,
             transport=transport,
@@ -81,7 +97,8 @@ class InferenceClient:
             answer = None
         if response.is_error or not isinstance(answer, dict):
             said = answer.get("error") if isinstance(answer, dict) else response.text[:200]
-            raise HeadraceError(f"{response.status_code} from {path}: {said}")
+            text = f"{response.status_code} from {path}: {said}"
+            raise Unauthenticated(text) if response.status_code in REFUSED else HeadraceError(text)
         return answer
 
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from gateway.command.exit_codes import exit_codes
+from gateway.errors import HeadraceError
+
+if TYPE_CHECKING:
+    from gateway.command.admin_client import AdminClient
 
 UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 
@@ -57,7 +61,9 @@ def create(
     wanted = {"name": name, "tier": tier, "models": models or None, "expires_in_s": expires}
     with exit_codes(), find_target(admin, token_file).client() as client:
         made = client.create_key(wanted)
-    _show_new(made, as_json)
+        # First of all, for it is shown this once, whatever becomes of the rest.
+        _show_new(made, as_json)
+        _warn_of_unknown(models, client)
 
 
 @click.command(name="list")
@@ -110,6 +116,19 @@ def _show_new(made: Mapping[str, Any], as_json: bool) -> None:
         f"{made['name']} ({made['tier']}), key {made['id']}; keep it, it is shown this once:"
     )
     click.echo(made["key"])
+
+
+def _warn_of_unknown(models: Sequence[str], client: AdminClient) -> None:
+    """Say which models are not served, on stderr: they may come later, or be mistyped."""
+    if not models:
+        return
+    try:
+        served = {model["name"] for model in client.status()["models"]}
+    except (HeadraceError, KeyError):
+        return  # The key is made, and this was only a service.
+    for model in models:
+        if model not in served:
+            click.echo(f"warning: no model {model!r} is served now", err=True)
 
 
 def table(keys: list[Mapping[str, Any]]) -> Any:

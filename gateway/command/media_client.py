@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 import httpx
 
+from gateway.command.credential import key_headers
 from gateway.command.exit_codes import TimedOut
 from gateway.errors import (
     DeadlineExceeded,
@@ -49,7 +50,7 @@ class MediaClient:
         self._address, self._timeout_s = address, timeout_s
         self._http = httpx.Client(
             base_url=f"http://{address}",
-            headers={"Authorization": f"Bearer {key}"} if key else {},
+            headers=key_headers(key),
             timeout=httpx.Timeout(timeout_s + PATIENCE_S, connect=PATIENCE_S),
             trust_env=False,
             transport=transport,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gateway.command.credential import read_key
 from gateway.command.exit_codes import exit_codes
 from gateway.errors import ConfigError, HeadraceError, InvalidArgument
 
 if TYPE_CHECKING:
     from gateway.command.media_client import MediaClient
 
-KEY_VARIABLE = "HEADRACE_KEY"
 POLLS_S = (0.1, 0.2, 0.5, 1.0, 2.0)
 """How long to wait before a job is asked for again; the last one for ever."""
 OPEN_STATES = frozenset(("queued", "running"))
@@ -30,12 +29,6 @@ def commands(options: Option) -> Iterator[click.Command]:
     """Both commands; `options` adds what finds a running Headrace and its key."""
     yield options(process)
     yield options(jobs)
-
-
-def with_key(command: Any) -> Any:
-    """The option of commands that may need an API key."""
-    text = f"File with an API key or token (default: the variable {KEY_VARIABLE})."
-    return click.option("--key-file", type=click.Path(), help=text)(command)
 
 
 def drawable(ctx: click.Context, param: click.Parameter, value: str | None) -> Path | None:
@@ -211,14 +204,8 @@ def _options(asked: Mapping[str, Any]) -> str:
 def _client(http: str | None, key_file: str | None, timeout_s: float) -> MediaClient:
     from gateway.command.media_client import MediaClient
     from gateway.command.target import find_target
-    from gateway.config_types import SecretRef
-    from gateway.secrets import resolve
 
-    key = (
-        resolve(SecretRef(file=key_file)) if key_file else os.environ.get(KEY_VARIABLE, "").strip()
-    )
-    if not (key.isascii() and key.isprintable()):
-        raise ConfigError("the key should be printable ASCII: it is sent in a header")
+    key = read_key(key_file)
     address = http or find_target(None, None).http
     return MediaClient(address, key, timeout_s=timeout_s)
 

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import structlog
 
-from gateway.access.admission import Ticket
+from gateway.access.ticket import Ticket
 from gateway.errors import (
     DeadlineExceeded,
     HeadraceError,

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import cast
 
-from gateway.errors import TooManyRequests, Unimplemented
+from gateway.errors import Unimplemented
 from gateway.http2.calls import Call, Exchange, Method
 from gateway.http2.connection import Connection, ConnectionLimits
 from gateway.http2.frames import ErrorCode
@@ -16,7 +16,7 @@ from gateway.http2.grpc_wire import CallHead, http_block, read_head
 from gateway.http2.header_blocks import HeaderDecoder
 from gateway.http2.streamed_calls import StreamedCall
 from gateway.http2.streams import Stream
-from gateway.prediction import NO_TIER, FrontState
+from gateway.prediction import FrontState
 
 JOIN_BYTES = 64 * 1024
 """Up to here one buffer is quicker to make and write than many are to write."""
@@ -69,11 +69,8 @@ class GrpcConnection(asyncio.Protocol):
         front = self._front
         front.connections.add(self)
         front.addresses[self._address] += 1
-        most = front.limits.connections_per_address
-        if front.addresses[self._address] > most:
-            front.recorder.refusal(NO_TIER, "connections")
-            text = f"this address has {most} connections already (`connections_per_address`)"
-            error = TooManyRequests(text, retry_after_s=1.0, reason="connections")
+        if front.addresses[self._address] > front.limits.connections_per_address:
+            error = front.refused_connections.refuse(self._address, "grpc")
             self._connection.fail(ErrorCode.ENHANCE_YOUR_CALM, error.message)
             self._close()
         else:

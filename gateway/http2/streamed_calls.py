@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
-from gateway.access.admission import Ticket
+from gateway.access.ticket import Ticket
 from gateway.errors import InternalError, RequestTimeout
 from gateway.http2.calls import Call, Exchange, Method, wake
 from gateway.http2.grpc_wire import PREFIX_BYTES, CallHead, MessageReader, plain

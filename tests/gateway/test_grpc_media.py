@@ -331,7 +331,8 @@ async def test_a_sender_who_stops_is_refused(tmp_path: Path) -> None:
 
 async def test_a_caller_is_let_in_as_for_any_prediction(tmp_path: Path) -> None:
     key, record = new_key(PEPPER, name="alice", tier="paid", now_s=1.0)
-    strict = Tier(rate="1/s", burst=1, max_body_bytes=1000)
+    # One for the wrong key, one for the large picture.
+    strict = Tier(rate="1/s", burst=2, max_body_bytes=1000)
     tiers = {"anonymous": strict, "paid": Tier(priority=7)}
     access = Access(1, tiers, keys={record.id: record})
     stage = Stage()

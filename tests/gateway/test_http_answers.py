@@ -7,9 +7,10 @@ from collections.abc import Mapping
 import httpx
 from fastapi import FastAPI
 
-from gateway.access.admission import Ticket
+from gateway.access.account import OverBudget
 from gateway.access.caller import Caller
-from gateway.access.limits import Limiter, OverBudget
+from gateway.access.limits import Limiter
+from gateway.access.ticket import Ticket
 from gateway.access.tiers import Tier
 from gateway.errors import Unavailable
 from gateway.http_answers import Envelope, answer_errors

@@ -8,16 +8,19 @@ from typing import Any
 
 import grpc
 import httpx
+import orjson
 import pytest
 import tritonclient.grpc.aio
 import tritonclient.http.aio
 from google.protobuf import duration_pb2
+from structlog.testing import capture_logs
 from tritonclient.utils import InferenceServerException
 
+from gateway.access.audit import AuditLog
 from gateway.access.caller import Access
 from gateway.access.keys import new_key
 from gateway.access.tiers import AuthConfig, Queue, Tier
-from gateway.config import Batching, Limits, ModelConfig
+from gateway.config import Audit, Batching, Limits, ModelConfig
 from gateway.metrics import REFUSALS, REQUESTS
 from tests.gateway.test_grpc_inference import ROW, rows
 from tests.house import MAX_BODY_BYTES, PEPPER, House, open_house, until
@@ -125,6 +128,33 @@ async def test_a_wrong_key_is_never_anonymous(tmp_path: Path, path: str) -> None
         assert wrong not in answer.text and wrong[12:] not in answer.text
 
 
+async def test_a_stream_of_wrong_keys_is_told_to_wait_and_a_good_one_never(tmp_path: Path) -> None:
+    wrong, good = {"X-API-Key": KEY[:-3] + "abc"}, {"X-API-Key": KEY}
+    async with open_house(tmp_path, "a", access=tiers()) as house, client(house) as http:
+        answers = [await http.post(PREDICT, json=BODY, headers=wrong) for _ in range(9)]
+        answers += [await http.get("/v2/models/affine", headers=wrong)]
+        statuses = [answer.status_code for answer in answers]
+        paid = statuses.count(401)
+        assert 5 <= paid <= 6  # the burst, and one on credit before the store has answered
+        assert statuses == [401] * paid + [429] * (10 - paid)
+        for refusal in answers[paid:]:
+            assert "the credential is refused" in refusal.json()["error"]
+            assert refusal.headers["retry-after"] in ("1", "2", "3")
+            assert refusal.headers["ratelimit"].startswith('"rate";r=0;t=')
+        assert (await http.post(PREDICT, json=BODY, headers=good)).status_code == 200
+        async with grpc.aio.insecure_channel(house.grpc.address) as channel:
+            call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+            metadata = (("x-api-key", wrong["X-API-Key"]),)
+            with pytest.raises(grpc.aio.AioRpcError) as error:
+                await call(b"\x0a\x06affine", timeout=10, metadata=metadata)
+        assert error.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        trailing = dict(error.value.trailing_metadata())
+        assert 0 < retry_s(trailing["grpc-status-details-bin"]) < 2.1
+        assert trailing["ratelimit-policy"] == '"rate";q=5;w=5'
+        refusals = house.recorder.snapshot().samples[REFUSALS.name]
+        assert refusals["none", "credential"] == (paid,) and refusals["none", "rate"][0] >= 4
+
+
 async def test_a_key_for_other_models_is_denied(tmp_path: Path) -> None:
     async with open_house(tmp_path, "a", access=tiers()) as house, client(house) as http:
         answer = await http.post(PREDICT, json=BODY, headers={"X-API-Key": NARROW_KEY})
@@ -159,7 +189,28 @@ async def test_each_forwarded_address_has_its_own_budget(tmp_path: Path) -> None
 
 async def test_an_address_may_open_so_many_connections(tmp_path: Path) -> None:
     limits = Limits(max_body_bytes=MAX_BODY_BYTES, connections_per_address=2)
-    async with open_house(tmp_path, "a", limits=limits) as house:
+    audit = AuditLog(Audit(), tmp_path / "audit", "gateway")
+    with capture_logs() as lines:
+        await too_many_connections(tmp_path, limits, audit)
+    audit.close()
+    told = [line for line in lines if line["event"] == "connections_refused"]
+    assert [(line["address"], line["most"], line["protocol"]) for line in told] == [
+        ("127.0.0.1", 2, "http")
+    ]
+    (written,) = [
+        orjson.loads(line)
+        for file in (tmp_path / "audit").iterdir()
+        for line in file.read_bytes().splitlines()
+    ]
+    assert (written["address"], written["reason"], written["code"]) == (
+        *("127.0.0.1", "connections"),
+        429,
+    )
+
+
+async def too_many_connections(tmp_path: Path, limits: Limits, audit: AuditLog) -> None:
+    """Two stay, a third is told why not."""
+    async with open_house(tmp_path, "a", limits=limits, audit=audit) as house:
         opened = [await asyncio.open_connection(*house.http.address.split(":")) for _ in range(2)]
         await until(lambda: len(house.front.connections) == 2)
         reader, writer = await asyncio.open_connection(*house.http.address.split(":"))

@@ -22,7 +22,7 @@ from gateway.protocols.media_infer import decode_media, encode_findings, may_hol
 from gateway.protocols.messages import message
 from gateway.protocols.raw_tensors import decode_raw
 from gateway.protocols.tensors import BYTES, Call
-from gateway.router import Request
+from gateway.request import Request
 from sharding.upload import MediaJob
 from tests.gateway.media_house import Events, astronauts, open_faces, open_scripted, png
 from tests.house import client, open_house, until

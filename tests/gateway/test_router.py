@@ -13,16 +13,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from gateway.config import Routing
 from gateway.errors import DeadlineExceeded, HeadraceError, NotFound, Unavailable
 from gateway.frames import Reply
-from gateway.router import (
-    DEPTH_S,
-    MAX_MOVES,
-    PRESENCE_S,
-    RETRY_RESERVE,
-    Answer,
-    Key,
-    Request,
-    Router,
-)
+from gateway.request import PRESENCE_S, Answer, Key, Request
+from gateway.router import DEPTH_S, MAX_MOVES, RETRY_RESERVE, Router
 
 ANY: Key = ("m", None)
 LEAST = Routing()

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from gateway.access.admission import Ticket
+from gateway.access.ticket import Ticket
 from gateway.config import ModelConfig
 from gateway.errors import NotFound, Unauthenticated
 from gateway.snapshot import Snapshot

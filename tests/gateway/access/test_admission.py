@@ -8,10 +8,13 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from gateway.access.admission import Admission, Ticket, limit_headers
+from gateway.access.account import OverBudget
+from gateway.access.admission import Admission
 from gateway.access.budget_ledger import BudgetLedger
 from gateway.access.budget_store import Claim, Grant, StoreAway
 from gateway.access.caller import Access, Caller
+from gateway.access.limit_headers import limit_headers
+from gateway.access.ticket import Ticket
 from gateway.access.tiers import Queue, Tier
 from gateway.config import Cost, Limits, ModelConfig
 from gateway.errors import (
@@ -20,11 +23,12 @@ from gateway.errors import (
     PayloadTooLarge,
     PermissionDenied,
     TooManyRequests,
+    Unauthenticated,
     Unavailable,
 )
 from gateway.frames import Reply
 from gateway.metrics import REFUSALS, Recorder
-from gateway.router import Answer, Request
+from gateway.request import Answer, Request
 
 TIERS = {
     "anonymous": Tier(rate="10/s", burst=100, concurrency=2, queue=Queue(size=2, wait_s=5)),
@@ -66,8 +70,13 @@ class ByHeader:
         """Nothing to know."""
 
     def identify(self, headers: Mapping[bytes, bytes], address: str) -> Caller:
+        if b"wrong" in headers:
+            raise Unauthenticated("this API key is not known")
         tier = headers.get(b"tier", b"anonymous").decode()
         return Caller(headers.get(b"caller", b"a").decode(), tier)
+
+    def stranger(self, headers: Mapping[bytes, bytes], address: str) -> Caller:
+        return Caller(f"ip:{address}", "anonymous")
 
 
 @dataclass
@@ -137,7 +146,7 @@ class House:
         return [each.id for each in self.plane.submitted]
 
     async def exchanged(self) -> None:
-        await self.admission._exchange()
+        await self.admission._exchange.once()
 
 
 @pytest.fixture
@@ -274,7 +283,7 @@ async def test_the_store_away_refuses_nobody_within_the_share() -> None:
         house.send(number)
     house.store.away = False
     house.plane.clock_s += 0.1
-    assert await house.admission._exchange()
+    assert await house.admission._exchange.once()
     assert not house.admission.limiter.away
 
 
@@ -373,6 +382,49 @@ async def test_a_visit_pays_too(house: House) -> None:
             refused += 1
         await house.exchanged()
     assert refused == pytest.approx(50, abs=2)
+
+
+async def guess(house: House, times: int, address: str = "192.0.2.1") -> list[int]:
+    """The statuses of so many bad credentials from an address."""
+    statuses = []
+    for _ in range(times):
+        with pytest.raises((Unauthenticated, OverBudget)) as refusal:
+            house.admission.identify({b"wrong": b""}, address)
+        statuses.append(refusal.value.http_status)
+        await house.exchanged()
+    return statuses
+
+
+async def test_guessing_costs_what_a_stranger_has(house: House) -> None:
+    statuses = await guess(house, 300)
+    paid = statuses.count(401)
+    assert statuses == [401] * paid + [429] * (300 - paid)
+    assert paid == pytest.approx(100, abs=2)
+    with pytest.raises(OverBudget, match=r"credential is refused.*rate limit") as refusal:
+        house.admission.identify({b"wrong": b""}, "192.0.2.1")
+    wait_s = refusal.value.retry_after_s
+    assert wait_s is not None and 0 < wait_s <= 0.2
+    house.plane.clock_s += wait_s
+    assert (await guess(house, 2))[0] == 401
+    assert await guess(house, 1, "192.0.2.9") == [401]
+
+
+async def test_who_guesses_is_among_the_busiest(house: House) -> None:
+    await guess(house, 7)
+    (one,) = house.admission.busy.busiest(5, house.plane.clock_s)
+    assert (one["caller"], one["refused"], one["allowed"]) == ("ip:192.0.2.1", 7, 0)
+
+
+async def test_a_good_credential_is_good_wherever_others_guess(house: House) -> None:
+    assert 429 in await guess(house, 200, "192.0.2.1")
+    ticket = house.admission.identify({b"caller": b"key:p", b"tier": b"premium"}, "192.0.2.1")
+    house.admission.admit(ticket, "tagger", 5)
+    assert ticket.account is not None and ticket.account.refused == 0
+
+
+async def test_without_tiers_a_guess_is_not_looked_at() -> None:
+    house = House(None)
+    assert house.admission.identify({b"wrong": b""}, "192.0.2.1").account is None
 
 
 async def test_run_asks_the_store_by_itself() -> None:

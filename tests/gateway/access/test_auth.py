@@ -144,6 +144,15 @@ def test_without_anonymous_a_credential_is_needed() -> None:
     assert at.identify({b"x-api-key": KEY}, PEER) == ALICE
 
 
+@pytest.mark.parametrize("anonymous", [True, False])
+def test_whoever_shows_a_bad_credential_has_an_address(anonymous: bool) -> None:
+    at = gate(anonymous=anonymous, trusted_proxies=("10.0.0.1",))
+    headers = {b"x-api-key": b"wrong", b"x-forwarded-for": b"192.0.2.9"}
+    assert at.stranger(headers, "10.0.0.1") == Caller("ip:192.0.2.9", "anonymous")
+    assert at.stranger(headers, "192.0.2.1") == Caller("ip:192.0.2.1", "anonymous")
+    refused(at, headers)
+
+
 def test_forwarded_addresses_count_from_trusted_proxies_only() -> None:
     at = gate(trusted_proxies=["10.0.0.0/8"])
     headers = {b"x-forwarded-for": b"198.51.100.9, 10.0.0.3"}

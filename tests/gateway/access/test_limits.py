@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gateway.access.account import DAY_S, Account, Allowance
 from gateway.access.budget_ledger import BudgetLedger
 from gateway.access.caller import Caller
-from gateway.access.limits import DAY_S, Account, Allowance, Limiter
+from gateway.access.limits import Limiter
 from gateway.access.tiers import Quota, Tier
 from gateway.errors import TooManyRequests
 
@@ -34,7 +35,7 @@ class Gateway:
     def ask(self, now_s: float, caller: str = "ip:1.2.3.4") -> bool:
         """One request, which asks the store if need be; whether it came through."""
         account = self.account(caller, now_s)
-        self.limiter.note(account, now_s)
+        account.seen_s = now_s
         try:
             while not self.limiter.take(account, 1.0, now_s):
                 self.exchange(now_s)
@@ -50,7 +51,7 @@ class Gateway:
         )
         self.limiter.gateways = gateways
         for (account, claim), grant in zip(claims, grants, strict=True):
-            self.limiter.granted(account, claim, grant, now_s)
+            account.granted(claim, grant, now_s)
 
 
 CALLERS: dict[str, Caller] = {}
@@ -254,21 +255,3 @@ def test_what_is_in_flight_counts_when_limits_change() -> None:
         gateway.limiter.set_tiers({"anonymous": Tier(concurrency=concurrency)})
         assert gateway.account() is account and account.running == 6
         assert account.places == (math.inf if concurrency is None else concurrency)
-
-
-def test_the_busiest_callers_come_first() -> None:
-    (gateway,) = gateways(tier=Tier())
-    for number in range(300):
-        for _ in range(number % 7 + (50 if number == 123 else 0)):
-            gateway.ask(1.0, f"ip:{number}")
-    busiest = gateway.limiter.busiest(3, 1.0)
-    assert busiest[0]["caller"] == "ip:123"
-    assert len(busiest) == 3
-    assert busiest[0]["per_s"] > busiest[1]["per_s"] > 0
-
-
-def test_an_allowance_tells_its_policy() -> None:
-    tier = Tier(rate="600/minute", burst=50, quota=Quota(per_day=1000))
-    assert Allowance.of("t", tier).policy == b'"rate";q=50;w=5, "quota";q=1000;w=86400'
-    assert Allowance.of("t", Tier()).policy == b""
-    assert math.isinf(Allowance.of("t", Tier()).block)

@@ -49,6 +49,7 @@ class Server(HTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.asked: list[tuple[str, str, bytes]] = []
+        self.keys: list[str | None] = []
 
     @property
     def address(self) -> str:
@@ -69,9 +70,11 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self, value: dict[str, Any]) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self.server.asked.append((self.command, self.path, body))
-        gone = "/gone" in self.path
-        content = json.dumps({"error": "model gone is not known"} if gone else value).encode()
-        self.send_response(404 if gone else 200)
+        self.server.keys.append(self.headers.get("Authorization"))
+        gone, closed = "/gone" in self.path, "/closed" in self.path
+        error = {"error": f"model {'gone' if gone else 'closed'} is not known"}
+        content = json.dumps(error if gone or closed else value).encode()
+        self.send_response(404 if gone else 401 if closed else 200)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)
@@ -99,6 +102,7 @@ def client(answer: Callable[[httpx.Request], httpx.Response]) -> InferenceClient
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HEADRACE_HOME", str(tmp_path / "state"))
+    monkeypatch.delenv("HEADRACE_KEY", raising=False)
 
 
 def infer(*arguments: str) -> tuple[int, str]:
@@ -142,6 +146,38 @@ def test_a_refusal_is_told_in_the_servers_words(tmp_path: Path) -> None:
     with serving() as server:
         code, output = infer("gone", "--http", server.address, "--json", f"{tmp_path}/body.json")
     assert code == 1 and "404 from /v1/models/gone:predict: model gone is not known" in output
+
+
+def test_the_key_of_a_file_or_the_environment_is_sent_with_every_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cat.png").write_bytes(picture())
+    (tmp_path / "key").write_text("from-file\n")
+    with serving() as server:
+        where = ("m", "--image", str(tmp_path / "cat.png"), "--http", server.address)
+        assert infer(*where)[0] == 0
+        monkeypatch.setenv("HEADRACE_KEY", "from-environment")
+        assert infer(*where)[0] == 0
+        assert infer(*where, "--key-file", str(tmp_path / "key"))[0] == 0
+    expected = [None, "Bearer from-environment", "Bearer from-file"]
+    assert server.keys == [key for key in expected for _ in range(2)]
+
+
+def test_a_key_is_in_no_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "body.json").write_text('{"instances": [1]}')
+    monkeypatch.setenv("HEADRACE_KEY", "hr_secret")
+    with serving() as server:
+        where = ("--http", server.address, "--json", f"{tmp_path}/body.json")
+        refused = infer("closed", *where)
+        monkeypatch.setenv("HEADRACE_KEY", "hr_secret\u00e9")
+        unfit = infer("m", *where)
+    nobody = infer("m", *where, "--key-file", f"{tmp_path}/none")
+    monkeypatch.setenv("HEADRACE_KEY", "hr_secret")
+    away = infer("m", *where)
+    assert [each[0] for each in (refused, unfit, nobody, away)] == [5, 3, 3, 4]
+    assert "401 from /v1/models/closed:predict" in refused[1]
+    assert "printable ASCII" in unfit[1] and "cannot read the secret file" in nobody[1]
+    assert not any("secret_" in each[1] or "hr_" in each[1] for each in (refused, unfit, away))
 
 
 def test_nobody_there_is_exit_code_4(tmp_path: Path) -> None:

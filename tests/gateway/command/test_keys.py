@@ -5,17 +5,23 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import date
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
 from click.testing import CliRunner, Result
 from structlog.testing import capture_logs
 
+from gateway.access.key_desk import KeyDesk
+from gateway.access.key_file import KeyFile
+from gateway.admin_api import create_admin_app
 from gateway.cli import main
 from gateway.command.keys import duration_s
+from tests.gateway import test_admin_api as admin
 from tests.gateway.command.served import served
 from tests.gateway.test_keys_api import keys_app
 
@@ -48,6 +54,41 @@ def test_a_key_is_the_last_word_and_is_shown_once(tmp_path: Path, address: str) 
     days = [date.fromisoformat(day) for day in re.findall(r"\d{4}-\d\d-\d\d", listed.stdout)]
     assert [(end - start).days for start, end in pairwise(days)] == [30]
     assert key not in listed.stdout and key[3:11] in listed.stdout
+
+
+@dataclass
+class Desk(admin.Desk):
+    """The admin API's operations, with keys that are real."""
+
+    made: KeyDesk | None = None
+
+    async def keys(self, order: str, **arguments: Any) -> Any:
+        return await getattr(self.made, order)(**arguments)
+
+
+def test_a_key_for_a_model_that_is_not_served_is_made_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HEADRACE_HOME", str(tmp_path / "state"))
+    (tmp_path / "token").write_text(TOKEN)
+    made = KeyDesk(KeyFile(tmp_path / "keys.jsonl"), b"pepper")
+    made.tiers = frozenset({"premium"})
+    as_premium = ("--tier", "premium")
+    with capture_logs(), served(create_admin_app(Desk(made=made), TOKEN)) as where:
+        both = run(tmp_path, where, "create", "a", *as_premium, "--model", "m", "--model", "nope")
+        known = run(tmp_path, where, "create", "b", *as_premium, "--model", "old", "--json")
+        free = run(tmp_path, where, "create", "c", *as_premium)
+    assert both.exit_code == known.exit_code == free.exit_code == 0
+    assert both.stderr == "warning: no model 'nope' is served now\n"
+    assert both.stdout.split()[-1].startswith("hr_") and "warning" not in both.stdout
+    assert not known.stderr and json.loads(known.stdout)["models"] == ["old"]
+    assert not free.stderr
+
+
+def test_a_key_is_shown_even_if_nobody_knows_the_models(tmp_path: Path, address: str) -> None:
+    result = run(tmp_path, address, "create", "alice", "--tier", "premium", "--model", "nope")
+    assert result.exit_code == 0 and not result.stderr
+    assert result.stdout.split()[-1].startswith("hr_")
 
 
 def test_json_is_for_scripts(tmp_path: Path, address: str) -> None:

@@ -1,0 +1,93 @@
+"""A gateway's talk with the budget store: what was spent goes there, leases come back."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Collection
+
+import structlog
+
+from gateway.access.account import Account
+from gateway.access.budget_store import BudgetStore, StoreAway
+from gateway.access.limits import Limiter
+
+EXCHANGE_S = 0.05
+"""How often the store hears of what was spent; at once when a request waits for its answer."""
+HEARTBEAT_S = 2.0
+AWAY_RETRY_S = 0.5
+CLAIMS = 500
+"""Callers in one exchange, so that none takes long."""
+
+log = structlog.get_logger()
+
+
+class BudgetExchange:
+    """See the module. `run` must run; `urgent` is set when a request waits for the store.
+
+    `resume` is told whose waiting requests may go on, after every answer or failure of the store;
+    `queued` are all callers with such requests.
+    """
+
+    def __init__(
+        self,
+        limiter: Limiter,
+        store: BudgetStore,
+        now_s: Callable[[], float],
+        resume: Callable[[Account], None],
+        queued: Collection[Account],
+    ) -> None:
+        self._limiter, self._store, self._now_s = limiter, store, now_s
+        self._resume, self._queued = resume, queued
+        self.urgent = asyncio.Event()
+        self.enabled = False
+
+    async def run(self) -> None:
+        """Tell and ask again and again until cancelled."""
+        told_s = -math.inf
+        while True:
+            try:
+                async with asyncio.timeout(EXCHANGE_S):
+                    await self.urgent.wait()
+            except TimeoutError:
+                pass
+            self.urgent.clear()
+            now_s = self._now_s()
+            if not self.enabled:
+                continue
+            if self._limiter.asking or now_s - told_s > HEARTBEAT_S:
+                told_s = now_s
+                if not await self.once():
+                    await asyncio.sleep(AWAY_RETRY_S)
+
+    async def once(self) -> bool:
+        """Tell and ask the store once; False while it is away."""
+        claims = self._limiter.claims(self._now_s(), CLAIMS)
+        try:
+            grants, gateways = await self._store.exchange([claim for _, claim in claims])
+        except StoreAway as error:
+            self._note_store(away=True, reason=str(error))
+            self._limiter.failed([account for account, _ in claims], self._now_s())
+            for account in list(self._queued):
+                self._resume(account)
+            return False
+        now_s = self._now_s()
+        self._limiter.gateways = max(1, gateways)
+        self._note_store(away=False)
+        for (account, claim), grant in zip(claims, grants, strict=True):
+            account.granted(claim, grant, now_s)
+            if account.waiting:
+                self._resume(account)
+        return True
+
+    async def close(self) -> None:
+        """Let go of the store."""
+        await self._store.close()
+
+    def _note_store(self, *, away: bool, reason: str = "") -> None:
+        if away != self._limiter.away:
+            self._limiter.store_is(away, self._now_s())
+            if away:
+                log.warning("budget_store_away", reason=reason)
+            else:
+                log.info("budget_store_back")

@@ -1,0 +1,62 @@
+"""A request on its way in, and where it goes once it is let in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from gateway.access.account import Account
+from gateway.config import ModelConfig
+from gateway.request import Request
+
+
+class Destination(Protocol):
+    """Where admitted requests go."""
+
+    def submit(self, request: Request) -> None:
+        """Begin with it; raises what is wrong with it."""
+        ...
+
+    def cancel(self, request: Request) -> None:
+        """The client left."""
+        ...
+
+
+class Plane(Destination, Protocol):
+    """Where they go unless their ticket says otherwise: to a slot."""
+
+    def now_s(self) -> float:
+        """The clock of deadlines."""
+        ...
+
+    def config(self, model: str) -> ModelConfig | None:
+        """What the config says of a model, None if it is not served."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """One request on its way in. Without an account nothing limits it but memory.
+
+    `since_s` is when it began to wait or, once it runs, when it left the queue; 0 if it never was
+    in it. A request that no slot answers by itself has its own `destination`.
+    """
+
+    account: Account | None
+    max_body_bytes: int
+    number: int = 0
+    held_bytes: int = 0
+    cost: float = 1.0
+    paid: bool = False
+    running: bool = False
+    waiting: bool = False
+    since_s: float = 0.0
+    request: Request | None = None
+    destination: Destination | None = None
+
+    def __lt__(self, other: Ticket) -> bool:
+        """Waiting requests of a caller go by deadline, equal ones as they came."""
+        assert self.request is not None
+        assert other.request is not None
+        mine, theirs = self.request.deadline_s, other.request.deadline_s
+        return mine < theirs or (mine == theirs and self.number < other.number)

@@ -1,0 +1,114 @@
+"""Slots as a gateway sees them: links with what is in flight, and which one takes a request. Pure.
+
+A lane is a link to a slot, a seat a placement in it. A seat is open while its slot gave credit for
+more of our requests than it holds, is not leaving, and is not reserved for one request alone.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from gateway.config import Routing
+from gateway.request import Request, Target
+from sharding.hashing import choose
+
+Route = tuple[Routing, Sequence[tuple[str, int]]]
+"""How to route, and (slot id, placement id) of the placements that are READY."""
+
+
+class Sender(Protocol):
+    """A slot's link, as far as the router knows it."""
+
+    def cancel(self, request: Request) -> None:
+        """Nobody waits for this request any more."""
+
+
+@dataclass(slots=True, eq=False)
+class Lane:
+    """A link to a slot. While `exclusive` is set, nothing else is sent there."""
+
+    slot_id: str
+    sender: Sender
+    in_flight: dict[int, Request] = field(default_factory=dict)
+    depth: int = 0
+    depth_until_s: float = 0.0
+    draining: bool = False
+    exclusive: Request | None = None
+
+    def load(self, now_s: float) -> int:
+        """Requests that the slot holds, ours and, as far as it just said, of other gateways."""
+        own = len(self.in_flight)
+        return max(own, self.depth) if now_s < self.depth_until_s else own
+
+
+@dataclass(slots=True, eq=False)
+class Seat:
+    """A placement seen from here; `credit` is how many of our requests it may hold."""
+
+    slot_id: str
+    placement_id: int
+    credit: int = 0
+    used: int = 0
+
+
+Lanes = Mapping[str, Lane]
+"""By slot id."""
+
+
+def choose_seat(
+    target: Target, request: Request, lanes: Lanes, rng: random.Random, now_s: float
+) -> Seat | None:
+    """Where the request goes by the target's policy; None if no seat is open."""
+    places = target.places(request, now_s)
+    if len(target.seats) == 1:
+        seat = target.seats[0]
+        leaving = lanes[seat.slot_id].draining if seat.slot_id in lanes else False
+        return seat if is_open(seat, lanes, places, leaving=leaving) else None
+    seats = [each for each in target.seats if is_open(each, lanes, places)]
+    seats = seats or _last_resort(target, lanes, places)
+    if len(seats) <= 1:
+        return seats[0] if seats else None
+    if target.routing.policy == "round-robin":
+        target.turn += 1
+        return seats[target.turn % len(seats)]
+    if target.routing.policy == "hash" and request.hash_key:
+        by_slot = {seat.slot_id: seat for seat in seats}
+        return by_slot[choose(request.hash_key, sorted(by_slot))]
+    # The power of two choices (Mitzenmacher 1996): nearly as good as the least loaded of all,
+    # and gateways that see the same figures do not all run to the same slot.
+    first, second = rng.sample(seats, 2)
+    return min(first, second, key=lambda seat: lanes[seat.slot_id].load(now_s))
+
+
+def reserve_seat(target: Target, lanes: Lanes, now_s: float) -> Seat | None:
+    """Reserve a slot for the target's first suspect alone; its seat, if nothing else is there."""
+    pairs = [(lane, seat) for seat in target.seats if (lane := _usable(seat, lanes)) is not None]
+    free = [pair for pair in pairs if pair[0].exclusive is None and pair[1].credit >= 1]
+    if not free:
+        return None
+    lane, seat = min(free, key=lambda pair: (pair[0].load(now_s), pair[0].slot_id))
+    lane.exclusive = target.suspects[0]
+    return None if lane.in_flight else seat
+
+
+def is_open(seat: Seat, lanes: Lanes, places: int, *, leaving: bool = False) -> bool:
+    """Whether the seat takes one more, of `places` at most; only `leaving` slots, if that is so."""
+    lane = lanes.get(seat.slot_id)
+    if lane is None or lane.draining is not leaving:
+        return False
+    return lane.exclusive is None and seat.used < seat.credit and seat.used < places
+
+
+def _usable(seat: Seat, lanes: Lanes) -> Lane | None:
+    lane = lanes.get(seat.slot_id)
+    return None if lane is None or lane.draining else lane
+
+
+def _last_resort(target: Target, lanes: Lanes, places: int) -> list[Seat]:
+    """Slots that leave still answer for a moment: used only when all of a target's leave."""
+    if any(_usable(seat, lanes) for seat in target.seats):
+        return []
+    return [seat for seat in target.seats if is_open(seat, lanes, places, leaving=True)]
