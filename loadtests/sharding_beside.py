@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 import httpx
 
+from loadtests.headrace import BadAnswer
 from loadtests.light import price_message
 from loadtests.open_loop import Answer, Arrivals, AskFailed
 from loadtests.samples import percentile, ratio
-from loadtests.sharding_calls import process
+from loadtests.sharding_calls import process_file
 from loadtests.sharding_figures import Check
 from loadtests.sharding_inputs import Inputs, variants
 from loadtests.sharding_models import Fleet
+from sharding.plan import plan_tiles
 
 CALLERS = 2
+PICTURES = 24
 GOAL = 2.0
 ANSWER_S = 30.0
 WARM_UP = 50
 SETTLE_S = 1.0
 GROUP_NICE = 10
+TILE = 1024
+"""That of `faces` in the system that is measured."""
+PICTURE = (4256, 2848)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +67,7 @@ class Beside:
 
 async def measure_beside(fleet: Fleet, inputs: Inputs, rate: float, seconds: float) -> Beside:
     """Raises `AskFailed` for the first small prediction, `BadAnswer` for a large picture."""
-    pictures = variants(inputs.mosaic(12), 1, 8)
+    pictures = written(inputs.mosaic(12), PICTURES)
     message = price_message()
     async with httpx.AsyncClient(base_url=fleet.url, timeout=ANSWER_S) as client:
 
@@ -105,30 +112,57 @@ def going_first() -> Iterator[None]:
 
 
 @asynccontextmanager
-async def large_pictures(fleet: Fleet, pictures: Sequence[bytes]) -> AsyncIterator[list[float]]:
+async def large_pictures(fleet: Fleet, pictures: Sequence[Path]) -> AsyncIterator[list[float]]:
     """Two callers without a pause; gives the moments of their answers. Its end waits for them."""
     done: list[float] = []
     over = asyncio.Event()
     inputs = unseen(pictures)
 
-    async def caller() -> None:
+    async def caller(pool: ProcessPoolExecutor) -> None:
+        loop = asyncio.get_running_loop()
         while not over.is_set():
-            content, overlap = next(inputs)
-            await asyncio.to_thread(process, fleet.url, "faces", content, overlap=overlap)
+            path, overlap = next(inputs)
+            if not await loop.run_in_executor(pool, ask_large, fleet.url, path, overlap):
+                raise BadAnswer("a large picture came from the caches and was no load")
             done.append(time.monotonic())
 
-    async with asyncio.TaskGroup() as group:
-        for _ in range(CALLERS):
-            group.create_task(caller())
-        try:
-            yield done
-        finally:
-            over.set()
+    # In processes of their own: an upload in this one would hold up what it measures.
+    with ProcessPoolExecutor(CALLERS, get_context("spawn")) as pool:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(CALLERS):
+                group.create_task(caller(pool))
+            try:
+                yield done
+            finally:
+                over.set()
 
 
-def unseen(pictures: Sequence[bytes]) -> Iterator[tuple[bytes, int]]:
-    """The pictures again and again, each time with an overlap that makes other tiles of them."""
-    for overlap in itertools.count(256, 32):
+def ask_large(url: str, path: Path, overlap: int) -> int:
+    """How many parts of a large picture were computed; raises `BadAnswer`."""
+    return process_file(url, "faces", path, overlap=overlap).computed
+
+
+def written(mosaic: Path, count: int) -> Sequence[Path]:
+    """Variants of a picture as files beside it."""
+    paths = []
+    for number, content in enumerate(variants(mosaic, 1, count)):
+        path = mosaic.with_name(f"variant-{number}.jpg")
+        path.write_bytes(content)
+        paths.append(path)
+    return paths
+
+
+def unseen(pictures: Sequence[Path]) -> Iterator[tuple[Path, int]]:
+    """The pictures again and again, each time with an overlap that makes other tiles of them.
+
+    Overlaps that lead to as many tiles lead to the same ones, as they are spread evenly.
+    """
+    seen: set[int] = set()
+    for overlap in range(256, TILE // 2 + 1, 32):
+        count = len(plan_tiles(*PICTURE, TILE, overlap))
+        if count in seen:
+            continue
+        seen.add(count)
         for content in pictures:
             yield content, overlap
 

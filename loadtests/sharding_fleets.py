@@ -63,6 +63,7 @@ def _curve(name: str, sizes: Sequence[int], work: Work) -> Curve:
             epsilon=EPSILON,
             split_s=open_s,
             send_s=work.send_s,
+            latency_s=work.latency_s,
         )
         walls.append(simulate(parts, fleet).wall_s)
     return Curve(name, len(parts), tuple(walls))

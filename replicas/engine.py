@@ -229,13 +229,16 @@ class Engine:
             caller.batch_wait_s = now_s - caller.arrived_s - caller.compute_s
         self._recorder.batch(self.spec.name, str(self.spec.version), batch.rows)
 
+        media = self._media
+        nice = all(part.pending.token.codec is media for part in batch.parts)
+        more = media is not None and nice and any(map(media.more_follow, batch.pendings))
+
         def job() -> Outputs:
             started, worked = time.perf_counter(), time.thread_time()
-            outputs = self.runtime.run(request.signature.name, batch.inputs(), names)
+            outputs = self.runtime.run(request.signature.name, batch.inputs(), names, more)
             finished = batch.deliver(outputs)
             return finished, time.perf_counter() - started, time.thread_time() - worked
 
-        nice = all(part.pending.token.codec is self._media for part in batch.parts)
         brief = self.runtime.single_threaded and self._run_s < BRIEF_S
         self._compute.submit(Ticket(job, lambda result: self._ran(batch, result), nice, brief))
 

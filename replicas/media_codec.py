@@ -24,6 +24,7 @@ from gateway.errors import DeadlineExceeded, InternalError, InvalidArgument
 from gateway.protocols.tensors import Call, Encoded, InferenceRequest, ModelSpec, Tensor
 
 if TYPE_CHECKING:
+    from replicas.batcher import Pending
     from sharding.parts import TimedTags
     from sharding.postprocess import Postprocessor
     from sharding.preprocess import Preprocessor
@@ -47,6 +48,7 @@ class _Note:
     size: tuple[int, int]
     spans_s: tuple[tuple[float, float], ...] = ()
     report: Mapping[str, Any] | None = None
+    more: bool = False
 
 
 class MediaCodec:
@@ -85,7 +87,8 @@ class MediaCodec:
         if head["kind"] == "tile":
             size = (int(head["width"]), int(head["height"]))
             rgb = np.frombuffer(pixels, np.uint8).reshape(size[1], size[0], 3)
-            note = _Note(head["key"], head["postprocess"], labels, size)
+            more = bool(head.get("more"))
+            note = _Note(head["key"], head["postprocess"], labels, size, more=more)
             return InferenceRequest(signature, preprocess(rgb), 1, reply=note)
         until_s = time.monotonic() + float(head.get("within_s", math.inf))
         left_s = max(0.0, until_s - time.monotonic())
@@ -96,6 +99,11 @@ class MediaCodec:
         finally:
             _decoding.release()
         return InferenceRequest(signature, inputs, len(note.spans_s), reply=note)
+
+    def more_follow(self, pending: Pending) -> bool:
+        """Whether the stage has more parts of the same input for this slot."""
+        note: _Note = pending.request.reply
+        return note.more
 
     def _segment(
         self,

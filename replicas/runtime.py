@@ -36,9 +36,16 @@ class Runtime(Protocol):
         ...
 
     def run(
-        self, signature: str, inputs: Mapping[str, Tensor], outputs: Sequence[str]
+        self,
+        signature: str,
+        inputs: Mapping[str, Tensor],
+        outputs: Sequence[str],
+        more: bool = False,
     ) -> dict[str, Tensor]:
-        """Compute the named outputs; raises `InvalidArgument` for what the model refuses."""
+        """Compute the named outputs; raises `InvalidArgument` for what the model refuses.
+
+        With `more` the next run is as large and comes at once: memory may be kept for it.
+        """
         ...
 
     def close(self) -> None:

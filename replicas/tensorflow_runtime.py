@@ -80,7 +80,11 @@ class TensorFlowRuntime:
         return self._spec
 
     def run(
-        self, signature: str, inputs: Mapping[str, Tensor], outputs: Sequence[str]
+        self,
+        signature: str,
+        inputs: Mapping[str, Tensor],
+        outputs: Sequence[str],
+        more: bool = False,
     ) -> dict[str, Tensor]:
         """Compute the named outputs; raises `NotFound` for an unknown signature."""
         where = f"model {self._spec.name} version {self._spec.version}"

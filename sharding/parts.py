@@ -129,7 +129,8 @@ class Tag:
 class PartResult:
     """What a shard found in a part: `boxes` in the tile's own pixels, `frames` in video time.
 
-    `shard`, `seconds` (what the part took there) and `cached` are for the answer's account.
+    For the answer's account: `shard`, `seconds` (from sending the part to its answer), `cached` and
+    `shard_s`, the shard's own work on it (the run, and what it read from the outputs).
     """
 
     part: Part
@@ -138,6 +139,7 @@ class PartResult:
     shard: str = ""
     seconds: float = 0.0
     cached: bool = False
+    shard_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,7 +81,10 @@ class CentreFaceImages:
 
     def __call__(self, rgb: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
         planes = pad(rgb, multiple=self.multiple).transpose(2, 0, 1)
-        return {"images": np.ascontiguousarray(planes, np.float32)[None]}
+        # Twice as fast as `ascontiguousarray`, which walks the planes in another order.
+        images = np.empty((1, *planes.shape), np.float32)
+        np.copyto(images[0], planes)
+        return {"images": images}
 
 
 PREPROCESSORS: Mapping[str, type[Preprocessor]] = {

@@ -68,4 +68,5 @@ def result_of(document: Mapping[str, Any], part: Part, shard: str, seconds: floa
         shard,
         seconds,
         bool(document.get("cached")),
+        round(float(document.get("shard_s", 0.0)), 4),
     )

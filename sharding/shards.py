@@ -139,8 +139,9 @@ class Shards:
         rest: Sequence[Buffer],
         deadline_s: float,
     ) -> dict[str, object]:
-        """What a slot finds in a part; without a slot's name any one answers.
+        """What a slot finds in a part, and the seconds of its own work on it as `shard_s`.
 
+        Without a slot's name any one answers.
         Raises its error; `NotFound` or `Unavailable` if the slot is gone, `ShardDied` if it went
         with the part. Cancelling the wait cancels the part.
         """
@@ -190,7 +191,7 @@ def _content(reply: Reply) -> dict[str, object]:
     content: dict[str, object] = orjson.loads(body)
     if reply.status != 200:
         raise error_for_status(reply.status, str(content.get("error", "a shard failed")))
-    return content
+    return {**content, "shard_s": reply.compute_s + reply.encode_s}
 
 
 def is_lost(error: HeadraceError) -> bool:

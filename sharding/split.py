@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
+from threading import Lock
 from typing import Any, Protocol
 
 from gateway.config_sharding import ShardingConfig
@@ -40,11 +41,11 @@ class Source(Protocol):
     notes: tuple[str, ...]
 
     def key(self, part: Part) -> bytes:
-        """The digest of what decides the part's result."""
+        """The digest of what decides the part's result; called from several threads at once."""
         ...
 
-    def body(self, part: Part, key: bytes) -> tuple[bytes, tuple[Buffer, ...]]:
-        """What a shard is sent: the JSON part and what follows it."""
+    def body(self, part: Part, key: bytes, more: bool = False) -> tuple[bytes, tuple[Buffer, ...]]:
+        """What a shard is sent: the JSON part and what follows it; `more` parts come after it."""
         ...
 
     def close(self) -> None:
@@ -93,6 +94,7 @@ class PictureSource:
             raise
         self.whole = Whole(width, height)
         self.notes = self._picture.info.notes
+        self._reading = Lock()
 
     def key(self, part: Part) -> bytes:
         """See `Source`. Equal pixels have equal results wherever they lie."""
@@ -100,13 +102,14 @@ class PictureSource:
         assert isinstance(part, Tile)
         return _digest(digest.hex(), part.width, part.height, *_facts(self._config))
 
-    def body(self, part: Part, key: bytes) -> tuple[bytes, tuple[Buffer, ...]]:
+    def body(self, part: Part, key: bytes, more: bool = False) -> tuple[bytes, tuple[Buffer, ...]]:
         """See `Source`: uint8 [height, width, 3]."""
         assert isinstance(part, Tile)
         head = {
             "kind": "tile",
             "width": part.width,
             "height": part.height,
+            "more": more,
             **_reading(self._config, key),
         }
         return json.dumps(head).encode(), (self._pixels(part),)
@@ -117,7 +120,8 @@ class PictureSource:
 
     def _pixels(self, part: Part) -> memoryview:
         assert isinstance(part, Tile)
-        pixels = self._picture.read(part.x, part.y, part.width, part.height, part.scale)
+        with self._reading:
+            pixels = self._picture.read(part.x, part.y, part.width, part.height, part.scale)
         return pixels.reshape(-1).data
 
 
@@ -157,7 +161,7 @@ class VideoSource:
         assert isinstance(part, Segment)
         return _digest(self._upload.digest, part.times_s, part.step_s, *_facts(self._config))
 
-    def body(self, part: Part, key: bytes) -> tuple[bytes, tuple[Buffer, ...]]:
+    def body(self, part: Part, key: bytes, more: bool = False) -> tuple[bytes, tuple[Buffer, ...]]:
         """See `Source`: only where the frames are."""
         assert isinstance(part, Segment)
         head = {

@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections import Counter, deque
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,8 @@ WAKE_POLL_S = 0.01
 JOIN_S = 0.2
 MAX_FINDINGS = 300_000
 """Boxes and labels of a request before they are merged: some 100 MB."""
+HASHERS = 2
+"""Parts that are hashed at once, each of which is held meanwhile; no shard has work yet."""
 MAX_OPEN = 4
 """Uploads that are decoded at once in a process; each holds at most `split.PIXELS_IN_MEMORY`."""
 
@@ -175,11 +178,12 @@ class _Run:
             raise Cancelled("nobody waits for it any more")
 
     def _keys(self, source: Source) -> list[bytes]:
-        keys = []
-        for part in source.plan:
+        def key(part: Part) -> bytes:
             self._check()
-            keys.append(source.key(part))
-        return keys
+            return source.key(part)
+
+        with ThreadPoolExecutor(HASHERS, "hash") as pool:
+            return list(pool.map(key, source.plan))
 
     async def _members(self) -> list[str]:
         """The shards; if the model sleeps, somebody is seen to wait for it until there are some."""
@@ -240,7 +244,7 @@ class _Run:
                     while queue and busy[member] < IN_FLIGHT and len(running) < lease.places:
                         part = queue.popleft()
                         del waiting[part.index]
-                        work = self._part(source, part, key_of[part.index], member)
+                        work = self._part(source, part, key_of[part.index], member, bool(queue))
                         running[asyncio.create_task(work)] = (part, member)
                         busy[member] += 1
                 backlog(len(waiting))
@@ -284,10 +288,12 @@ class _Run:
             queues[homes[key_of[part.index]]].append(part)
         return queues
 
-    async def _part(self, source: Source, part: Part, key: bytes, home: str) -> PartResult:
+    async def _part(
+        self, source: Source, part: Part, key: bytes, home: str, more: bool
+    ) -> PartResult:
         """One part, on its shard or, where that is gone, on the next ones in hash order."""
         job, tried, deaths = self._job, [home], 0
-        head, rest = await self._in_thread(source.body, part, key)
+        head, rest = await self._in_thread(source.body, part, key, more)
         while True:
             shard, started_s = tried[-1], time.monotonic()
             try:
@@ -387,7 +393,13 @@ def _account(result: PartResult) -> dict[str, Any]:
         told["box"] = list(part.region)
     else:
         told |= {"start_s": part.times_s[0], "end_s": part.times_s[-1] + part.step_s}
-    return {**told, "shard": result.shard, "seconds": result.seconds, "cached": result.cached}
+    return {
+        **told,
+        "shard": result.shard,
+        "seconds": result.seconds,
+        "shard_seconds": result.shard_s,
+        "cached": result.cached,
+    }
 
 
 def _found(result: PartResult) -> dict[str, Any]:

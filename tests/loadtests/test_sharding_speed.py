@@ -6,12 +6,22 @@ import pytest
 
 from loadtests.headrace import BadAnswer
 from loadtests.open_loop import Answer
-from loadtests.sharding_beside import Beside, beside_check, unseen
+from loadtests.sharding_beside import PICTURE, Beside, beside_check, unseen
 from loadtests.sharding_calls import Processed
 from loadtests.sharding_fleets import PICTURES, SHARDS, picture_curve, video_curve
 from loadtests.sharding_memory import MIB, Peaks, Unsharded, memory_checks
 from loadtests.sharding_plot import plot_beside, plot_memory, plot_speed
-from loadtests.sharding_speed import Round, Speed, Work, foretold, mean_work, speed_checks
+from loadtests.sharding_speed import (
+    Round,
+    Speed,
+    Split,
+    Work,
+    foretold,
+    mean_work,
+    speed_checks,
+    work_of,
+)
+from sharding.plan import plan_tiles
 
 KEYS = tuple(number.to_bytes(4, "big") for number in range(24))
 WORK = Work((1024 * 1024,) * 24, (0.1,) * 24, 0.2, 0.001)
@@ -24,8 +34,8 @@ def answer(wall_s: float, computed: int = 24, split_s: float = 0.1) -> Processed
     return Processed(wall_s, {"shards": shards, "timing": timing})
 
 
-def speed(both_s: float = 1.5) -> Speed:
-    one = Round(answer(2.6), answer(both_s), 2.6, 1.5)
+def speed(both_s: float = 1.5, ceiling: float = 1.0) -> Speed:
+    one = Round(answer(2.6), answer(both_s), 2.6, 1.5, ceiling)
     return Speed((one,) * 3, answer(0.2, 0), answer(0.3, 1), WORK)
 
 
@@ -40,7 +50,21 @@ def test_one_shard_does_all_parts_after_the_split() -> None:
 def test_two_shards_end_with_the_one_that_has_more() -> None:
     outcome = foretold(WORK, KEYS, ("a", "b"))
     assert outcome.wall_s == pytest.approx(0.2 + outcome.busiest_s, abs=0.01)
-    assert 1.2 <= outcome.busiest_s <= 1.5 + 1e-9
+    assert outcome.busiest_s == pytest.approx(1.2)
+    hindered = foretold(WORK, KEYS, ("a", "b"), ceiling=0.8)
+    assert hindered.busiest_s == pytest.approx(1.2 / 0.8)
+
+
+def test_work_is_what_one_shard_told() -> None:
+    given = answer(3.0)
+    for shard in given.result["shards"]:
+        waited_s = 0.0 if shard["part"] == 0 else 0.1
+        shard |= {"shard_seconds": 0.1, "seconds": 0.12 + waited_s}
+    told = work_of(Processed(3.5, given.result), Split(KEYS, (1,) * 24, 0.001))
+    assert (told.work_s, told.send_s, told.merge_s) == ((0.1,) * 24, 0.001, 0.0)
+    assert [told.open_s, told.latency_s] == pytest.approx([0.6, 0.02])
+    with pytest.raises(BadAnswer, match="cache"):
+        work_of(answer(3.0, computed=23), Split(KEYS, (1,) * 24, 0.001))
 
 
 def test_the_work_of_two_processes_is_their_mean() -> None:
@@ -57,6 +81,7 @@ def test_the_work_of_two_processes_is_their_mean() -> None:
 
 def test_figures_that_reach_their_goals_and_one_that_does_not() -> None:
     assert all(check.met for check in speed_checks(speed()))
+    assert speed_checks(speed(both_s=1.8, ceiling=0.9))[0].met
     missed = [check.name for check in speed_checks(speed(both_s=1.8)) if not check.met]
     assert missed == ["12 MP on 2 shards", "the simulation of 1 and 2 shards"]
 
@@ -89,8 +114,13 @@ def test_small_predictions_may_take_twice_as_long_beside_large_pictures() -> Non
 
 
 def test_no_large_picture_comes_twice_in_the_same_tiles() -> None:
-    inputs = unseen([b"a", b"b"])
-    assert [next(inputs) for _ in range(4)] == [(b"a", 256), (b"b", 256), (b"a", 288), (b"b", 288)]
+    a, b = Path("a.jpg"), Path("b.jpg")
+    inputs = unseen([a, b])
+    first = [next(inputs) for _ in range(4)]
+    assert first == [(a, 256), (b, 256), (a, 384), (b, 384)]
+    overlaps = {overlap for _, overlap in [*first, *inputs]}
+    plans = [frozenset((t.x, t.y) for t in plan_tiles(*PICTURE, 1024, each)) for each in overlaps]
+    assert len(set(plans)) == len(plans) > 2
 
 
 def test_plots_are_pictures(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ from replicas.compute_thread import ComputeThread
 from replicas.engine import BRIEF_S, INLINE_BYTES, LATEST, Engine
 from replicas.media_codec import MediaCodec
 from replicas.statistics import ModelStatistics
+from sharding.parts import Box
 
 FLOAT = np.dtype(np.float32)
 PREDICT = call_number("tfserving", "predict")
@@ -72,11 +73,17 @@ class Doubler:
         self.single_threaded = True
         self.work_s = 0.0
         self.on_loop = False
+        self.more: list[bool] = []
 
     def run(
-        self, signature: str, inputs: Mapping[str, Tensor], outputs: Sequence[str]
+        self,
+        signature: str,
+        inputs: Mapping[str, Tensor],
+        outputs: Sequence[str],
+        more: bool = False,
     ) -> dict[str, Tensor]:
         self.go.wait(10)
+        self.more.append(more)
         self.on_loop = threading.current_thread() is threading.main_thread()
         end_s = time.thread_time() + self.work_s
         while time.thread_time() < end_s:
@@ -109,8 +116,40 @@ class Bench:
         self.engine.accept(self.gateway, item)
         return self.sent
 
+    def send_tile(self, key: str, *, more: bool) -> None:
+        self.sent += 1
+        head = {
+            "kind": "tile",
+            "width": 1,
+            "height": 1,
+            "preprocess": f"{__name__}:Mean",
+            "postprocess": f"{__name__}:nothing",
+            "key": key,
+            "more": more,
+        }
+        text = json.dumps(head).encode()
+        body = text + bytes([3, 3, 3])
+        item = Item(self.sent, len(body), 1, PART, 0, len(text), 10.0, 0, b"", body, WAITED_S)
+        self.engine.accept(self.gateway, item)
+
     def stats(self) -> dict[str, Any]:
         return dict(self.statistics.document()["inference_stats"])
+
+
+class Mean:
+    """A preprocessor."""
+
+    short_side, multiple = None, 1
+
+    def __call__(self, rgb: np.ndarray) -> dict[str, np.ndarray]:
+        return {"x": rgb.mean(axis=(1, 2), dtype=np.float32)}
+
+
+def nothing(
+    outputs: Mapping[str, Tensor], part_size: tuple[int, int], labels: Sequence[str]
+) -> list[Box]:
+    """A postprocessor."""
+    return []
 
 
 class SlowVideo(MediaCodec):
@@ -300,3 +339,16 @@ async def test_the_loop_answers_while_a_segment_of_a_video_is_decoded() -> None:
         first, second = await b.gateway.wait_for(2)
     assert first.status == 200
     assert b"no frame can be decoded" in bytes(second.body)  # type: ignore[arg-type]
+
+
+async def test_a_run_knows_whether_more_parts_of_the_input_follow() -> None:
+    async with bench(media=MediaCodec(Path(), Path())) as b:
+        for number, more in enumerate([True, False]):
+            b.send_tile(f"{number:02x}", more=more)
+            b.engine.flush()
+            await b.gateway.wait_for(b.sent)
+        b.send(1.0)
+        b.engine.flush()
+        answers = await b.gateway.wait_for(3)
+    assert [answer.status for answer in answers] == [200] * 3
+    assert b.runtime.more == [True, False, False]

@@ -33,7 +33,11 @@ class FakeRuntime:
         self._error = error
 
     def run(
-        self, signature: str, inputs: Mapping[str, Tensor], outputs: Sequence[str]
+        self,
+        signature: str,
+        inputs: Mapping[str, Tensor],
+        outputs: Sequence[str],
+        more: bool = False,
     ) -> dict[str, Tensor]:
         self.runs.append((signature, sorted(inputs), list(outputs)))
         self.inputs.append(inputs)

@@ -57,6 +57,9 @@ def test_the_bound_is_the_mean_and_its_share() -> None:
     assert load_bound(100, 10, 0.0) == 10
     assert load_bound(101, 10, 0.0) == 11
     assert load_bound(0, 10, 0.5) == 0
+    # What cannot be shared evenly is above the mean by less than one key.
+    assert (load_bound(24, 2, 0.05), load_bound(25, 2, 0.05)) == (12, 13)
+    assert load_bound(3, 8, 0.25) == 1
     assert set(Counter(assign(KEYS, ["a", "b", "c"], 0.0).values()).values()) == {200}
 
 
