@@ -6,7 +6,6 @@ Starts Headrace anew for each part, with slots that follow demand. `all` runs ev
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -158,7 +157,6 @@ def run_spike(report: Report, folder: Path, service_s: float) -> None:
 
 def run_days(report: Report, folder: Path, plans: Sequence[Plan], *, job: bool) -> None:
     """A day for each seed, and what the simulation says of it."""
-    cores = len(os.sched_getaffinity(0))
     days: list[Day] = []
     predictions = []
     for plan in plans:
@@ -167,7 +165,7 @@ def run_days(report: Report, folder: Path, plans: Sequence[Plan], *, job: bool) 
         day = measure_day(place, plan, job=job)
         plot_day(day, report.title, report.plot(f"day-{plan.seed}"))
         days.append(day)
-        predictions.append(predict(plan, day, cores))
+        predictions.append(predict(plan, day))
     report.add("days", [day.document() for day in days], day_table(days))
     report.add(
         "predictions",

@@ -131,7 +131,8 @@ class Day:
     """A trace that was sent from `begin_s` to `end_s`; `rates` are requests a second, by bin.
 
     `fixed` slots would be enough for the peak. `start_s` is what a slot takes to start: it costs
-    already then, but is not in `slots` yet. `service_s` is the time of a run.
+    already then, but is not in `slots` yet. `service_s` are by model the latencies of requests that
+    met no other one: what each adds to the requests in flight.
     """
 
     seed: int
@@ -143,7 +144,7 @@ class Day:
     ready: dict[str, Steps]
     joined_s: tuple[float, ...]
     start_s: float
-    service_s: dict[str, float]
+    service_s: dict[str, tuple[float, ...]]
     fixed: int
     load_s: float
     leased: Steps = field(default_factory=Steps)
@@ -211,11 +212,25 @@ class Day:
             "fixed_slots": self.fixed,
             "part_of_fixed": plain(self.part),
             "utilisation": plain(self.utilisation),
-            "service_s": self.service_s,
+            "service_s": {n: plain(percentile(s, 0.5)) for n, s in self.service_s.items()},
             "start_s": plain(self.start_s),
             "load_s": plain(self.load_s),
             "met": self.met(),
         }
+
+
+def undisturbed(answers: Sequence[Asked]) -> dict[str, tuple[float, ...]]:
+    """By model the latencies of warm requests during which there was no other one, in seconds."""
+    found: dict[str, list[float]] = {answer.model: [] for answer in answers}
+    ordered = sorted(answers, key=lambda answer: answer.due_s)
+    busy_until_s = -math.inf
+    for answer, after in zip(ordered, [*ordered[1:], None], strict=True):
+        end_s = answer.due_s + answer.latency_s
+        alone = busy_until_s <= answer.due_s and (after is None or end_s <= after.due_s)
+        if alone and not (answer.cold_s or answer.error):
+            found[answer.model].append(answer.latency_s)
+        busy_until_s = max(busy_until_s, end_s)
+    return {model: tuple(latencies) for model, latencies in found.items()}
 
 
 def slots_for_peak(rates: Sequence[float], service_s: Sequence[float], target: float) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import pairwise
@@ -73,15 +73,22 @@ class PoolLog:
 def read_log(session: Path) -> PoolLog:
     """The log of a Ray session's folder: one file for each process."""
     files = sorted((session / "logs").glob("worker-*.err"))
-    return parse_log([file.read_bytes().splitlines() for file in files])
+    return parse_log({process_of(file): file.read_bytes().splitlines() for file in files})
 
 
-def parse_log(processes: Sequence[Sequence[bytes]]) -> PoolLog:
-    """From the lines of each process; what is no line of ours is passed over."""
+def process_of(file: Path) -> int:
+    """The process whose log this is: worker-WORKER-JOB-PROCESS.err."""
+    return int(file.stem.rpartition("-")[2])
+
+
+def parse_log(processes: Mapping[int, Sequence[bytes]]) -> PoolLog:
+    """From the lines of each process, by its id; what is no line of ours is passed over."""
     ready: defaultdict[str, list[tuple[float, int]]] = defaultdict(list)
     loads: defaultdict[str, list[float]] = defaultdict(list)
     slots: list[tuple[float, int]] = []
-    for lines in processes:
+    ended_s: dict[int, float] = {}
+    still: list[tuple[int, str]] = []
+    for process, lines in processes.items():
         states: dict[tuple[str, int], tuple[str, float]] = {}
         for line in _events(lines):
             at_s = datetime.fromisoformat(line["time"]).timestamp()
@@ -89,6 +96,7 @@ def parse_log(processes: Sequence[Sequence[bytes]]) -> PoolLog:
                 slots.append((at_s, +1))
             elif line["event"] == "slot_lost":
                 slots.append((at_s, -1))
+                ended_s[int(line["slot"].split("-")[-2])] = at_s
             elif line["event"] == "placement":
                 key, state = (line["model"], line["version"]), line["state"]
                 before, since_s = states.get(key, ("", at_s))
@@ -99,6 +107,10 @@ def parse_log(processes: Sequence[Sequence[bytes]]) -> PoolLog:
                     ready[key[0]].append((at_s, -1))
                 # A load begins with LOADING and goes on with WARMING.
                 states[key] = (state, since_s if before == "LOADING" else at_s)
+        still += [(process, model) for (model, _), (state, _) in states.items() if state == LOADED]
+    for process, model in still:
+        if process in ended_s:
+            ready[model].append((ended_s[process], -1))  # it went with its slot
     return PoolLog(
         {model: Steps.of(changes) for model, changes in ready.items()},
         Steps.of(slots),

@@ -10,7 +10,7 @@ from loadtests.pool_day import Plan
 from loadtests.pool_figures import PREDICTION, Day, plain
 from loadtests.pool_simulation.setting import Pace, Setting, measured
 from loadtests.pool_simulation.simulation import Simulated, simulate
-from loadtests.samples import percentile, ratio
+from loadtests.samples import ratio
 
 SETTLE_S = 60.0
 WORK_PART = 0.7
@@ -47,30 +47,29 @@ class Prediction:
         }
 
 
-def setting_of(plan: Plan, day: Day, cores: float) -> Setting:
-    """The same pool; service, load and start times are those that were measured."""
-    warm = [a.latency_s for a in day.answers if not a.cold_s and not a.error]
-    least_s = percentile(warm, 0.1) if warm else 0.0
-    overhead_s = max(0.0, least_s - min(day.service_s.values()))
+def setting_of(plan: Plan, day: Day) -> Setting:
+    """The same pool; what requests, loads and starts take is what was measured.
+
+    The times of requests hold all that they met on the way, a busy machine too.
+    """
     return Setting(
         PoolConfig(
             models={name: ModelConfig.model_validate(plan.model()) for name in plan.names},
             tiers=None,
         ),
         {name: SlotClass.model_validate(each) for name, each in plan.slots().items()},
-        {name: measured((seconds,)) for name, seconds in day.service_s.items()},
+        {name: measured(seconds) for name, seconds in day.service_s.items()},
         Pace(
             start_wait_s=day.start_s * (1 - WORK_PART),
             start_work_s=day.start_s * WORK_PART,
             load_s=day.load_s,
-            overhead_s=overhead_s,
-            cores=cores,
+            overhead_s=0.0,
         ),
     )
 
 
-def predict(plan: Plan, day: Day, cores: float) -> Prediction:
+def predict(plan: Plan, day: Day) -> Prediction:
     """Simulate a measured day."""
-    setting = setting_of(plan, day, cores)
+    setting = setting_of(plan, day)
     simulated = simulate(setting, plan.arrivals(), plan.seconds, plan.seed, settle_s=SETTLE_S)
     return Prediction(day, simulated)

@@ -16,6 +16,7 @@ from loadtests.pool_figures import (
     day_table,
     slots_for_peak,
     spike_sentence,
+    undisturbed,
 )
 from loadtests.pool_log import Steps
 from loadtests.pool_plot import plot_cold, plot_day, plot_spike
@@ -48,7 +49,7 @@ def day() -> Day:
     ready = {"a": Steps.of([(BEGIN_S, 1)])}
     rates = (1.0,) * 100
     end_s = BEGIN_S + 100
-    service = {"a": 0.05}
+    service = {"a": (0.04, 0.05, 0.09)}
     joined = (BEGIN_S - 5, BEGIN_S + 20)
     return Day(1, BEGIN_S, end_s, rates, tuple(answers), slots, ready, joined, 2.0, service, 6, 0.1)
 
@@ -83,6 +84,18 @@ def test_a_day_counts_starting_slots_and_what_was_held(day: Day) -> None:
     lost = replace(day, answers=(*day.answers, Asked("a", BEGIN_S, 1.0, 0.0, "status 503")))
     assert lost.lost == 1 and not lost.met()
     assert day_table([day])[-1].startswith("| 1 | 100 | 0 | 1 | 0.100 | 0.100 | 2.02 |")
+
+
+def test_what_a_request_takes_is_told_by_those_that_met_no_other() -> None:
+    answers = [
+        Asked("a", 1.0, 0.1),
+        Asked("a", 2.0, 0.9),  # the next one comes meanwhile
+        Asked("b", 2.5, 0.2),
+        Asked("a", 4.0, 0.3, cold_s=0.2),
+        Asked("b", 5.0, 0.4),
+        Asked("b", 6.0, 0.1, error="status 503"),
+    ]
+    assert undisturbed(answers[::-1]) == {"a": (0.1,), "b": (0.4,)}
 
 
 def test_fixed_provisioning_holds_the_peak_of_each_model() -> None:

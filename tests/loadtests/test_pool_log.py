@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtests.pool_log import Steps, parse_log
+from loadtests.pool_log import Steps, parse_log, process_of
 
 
 def line(at_s: float, event: str, **more: object) -> bytes:
@@ -44,19 +45,24 @@ def test_the_total_of_two_parts_is_that_of_the_whole(
 
 def test_a_log_tells_what_was_ready_and_how_long_it_loaded() -> None:
     pool = [b"no line of ours", line(10, "slot_joined"), line(11, "slot_joined"), b'{"half": ']
-    pool.append(line(30, "slot_lost"))
+    pool.append(line(30, "slot_lost", slot="big-cpu-7-a1b2c3"))
     first = [placement(12, "LOADING"), placement(12.5, "WARMING"), placement(13, "READY")]
     first += [placement(20, "DRAINING"), placement(20.1, "END")]
     second = [placement(14, "LOADING"), placement(14.25, "READY"), placement(15, "LOADING", "b")]
     second += [placement(15.5, "FAILED", "b")]
-    log = parse_log([pool, first, second])
+    log = parse_log({5: pool, 6: first, 7: second})
     assert log.loads_s == {"a": (1.0, 0.25)}
     assert [log.ready["a"].at(at_s) for at_s in (12.9, 13, 14.25, 20)] == [0, 1, 2, 1]
+    assert [log.ready["a"].at(at_s) for at_s in (29.9, 30)] == [1, 0]  # it went with its slot
     assert log.joined_s == (10, 11) and log.slots.at(12) == 2 and log.slots.at(31) == 1
 
 
 def test_a_model_that_is_loaded_again_counts_again() -> None:
     states = ["LOADING", "READY", "DRAINING", "END", "LOADING", "WARMING", "READY"]
-    log = parse_log([[placement(number, state) for number, state in enumerate(states)]])
+    log = parse_log({7: [placement(number, state) for number, state in enumerate(states)]})
     assert [log.ready["a"].at(at_s) for at_s in range(7)] == [0, 1, 0, 0, 0, 0, 1]
     assert log.loads_s == {"a": (1.0, 2.0)}
+
+
+def test_a_workers_log_names_its_process() -> None:
+    assert process_of(Path("/r/logs/worker-5f0c-01000000-4711.err")) == 4711

@@ -155,9 +155,9 @@ def test_a_thousand_models_have_traffic_that_a_day_repeats() -> None:
 
 def test_a_prediction_is_compared_with_what_was_measured() -> None:
     plan = DayPlan(1, 60)
-    service = dict(zip(plan.names, plan.service_s, strict=True))
+    service = {name: (each,) for name, each in zip(plan.names, plan.service_s, strict=True)}
     day = Day(1, 0.0, 60.0, (), (), Steps.of([(-1.0, 4)]), {}, (), 1.5, service, 8, 0.05)
-    prediction = predict(plan, day, cores=2)
+    prediction = predict(plan, day)
     off = prediction.off()
     assert off["slot_seconds"] == pytest.approx(prediction.simulated.slot_seconds / 240 - 1)
     assert off["mean_slots"] == pytest.approx(off["slot_seconds"])
