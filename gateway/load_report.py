@@ -26,7 +26,7 @@ class LoadReport:
         self._sums: Counter[str] = Counter()
         self._samples = 0
         self._told: Loads = {}
-        self._told_s = 0.0
+        self._told_s = self._since_s = 0.0
 
     async def run(self) -> None:
         """Until it is cancelled."""
@@ -45,14 +45,14 @@ class LoadReport:
                 self._urgent.clear()
                 continue
             self._sample(elastic)
-            now_s = self._plane.now_s()
-            due_s = now_s - self._told_s
-            if self._urgent.is_set() or due_s >= INTERVAL_S:
-                urgent = self._urgent.is_set()
+            now_s, urgent = self._plane.now_s(), self._urgent.is_set()
+            if urgent or now_s - self._since_s >= INTERVAL_S:
                 loads = self._loads(elastic, latest=urgent)
-                if urgent or loads != self._told or due_s >= HEARTBEAT_S:
+                if urgent or loads != self._told or now_s - self._told_s >= HEARTBEAT_S:
                     self._urgent.clear()
                     await self._tell(loads, now_s)
+                # Told or not: the pool takes a mean to hold for as long as the next one is made of.
+                self._since_s = now_s
                 self._sums.clear()
                 self._samples = 0
 
