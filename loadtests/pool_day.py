@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from loadtests.exchange import predict_message
 from loadtests.headrace import headrace_command
 from loadtests.pool_figures import Day, slots_for_peak, undisturbed
+from loadtests.pool_log import leased_slots
 from loadtests.pool_models import WIDTH, write_model
 from loadtests.pool_server import Asked, Site, ask, elastic, open_client
 from loadtests.pool_trace import Arrival, Rates, arrivals, day_rates, split
@@ -109,6 +110,7 @@ def measure_day(folder: Path, plan: Plan, *, job: bool = True) -> Day:
     with elastic(folder, folder / "store", plan.models(), plan.slots()) as site:
         begin_s, answers = asyncio.run(_run(site, plan, folder, job=job))
         log = site.log()
+        journal = (folder / "home" / "pool.log").read_bytes().splitlines()
     service_s = undisturbed(answers)
     loads = [load_s for times in log.loads_s.values() for load_s in times]
     return Day(
@@ -124,6 +126,7 @@ def measure_day(folder: Path, plan: Plan, *, job: bool = True) -> Day:
         service_s=service_s,
         fixed=plan.fixed([percentile(service_s[name], 0.5) for name in plan.names]),
         load_s=median(loads) if loads else 0.0,
+        leased=leased_slots(journal, time.time() - time.monotonic()),
     )
 
 

@@ -187,10 +187,13 @@ class Day:
 
     @property
     def utilisation(self) -> float:
-        """The part of the slots' time for which they held a model, or were leased."""
+        """The part of the time of all slots, leased ones too, in which they were of use.
+
+        They are while they hold a model or are leased.
+        """
         held = sum(steps.total(self.begin_s, self.end_s) for steps in self.ready.values())
-        held += self.leased.total(self.begin_s, self.end_s)
-        return ratio(held, self.slot_seconds)
+        leased = self.leased.total(self.begin_s, self.end_s)
+        return ratio(held + leased, self.slot_seconds + leased)
 
     def met(self) -> bool:
         """Whether it reaches the goals."""
@@ -210,6 +213,7 @@ class Day:
             "mean_slots": plain(self.mean_slots),
             "most_slots": self.slots.most(self.begin_s, self.end_s),
             "fixed_slots": self.fixed,
+            "leased_slot_seconds": plain(self.leased.total(self.begin_s, self.end_s)),
             "part_of_fixed": plain(self.part),
             "utilisation": plain(self.utilisation),
             "service_s": {n: plain(percentile(s, 0.5)) for n, s in self.service_s.items()},

@@ -16,7 +16,8 @@ from typing import Any
 
 import orjson
 
-LOADED, LEFT = "READY", "DRAINING"
+LOADED = "READY"
+HOLDING = {"GRANTED", "NOTICED"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,25 @@ def read_log(session: Path) -> PoolLog:
     """The log of a Ray session's folder: one file for each process."""
     files = sorted((session / "logs").glob("worker-*.err"))
     return parse_log({process_of(file): file.read_bytes().splitlines() for file in files})
+
+
+def leased_slots(journal: Sequence[bytes], clock_s: float) -> Steps:
+    """Slots that leases held, from the lines of the pool's journal.
+
+    Its times are of the monotonic clock, which is `clock_s` behind the epoch.
+    """
+    changes: list[tuple[float, int]] = []
+    holding: dict[str, int] = {}
+    for line in map(orjson.loads, journal):
+        if line["kind"] != "lend":
+            continue
+        slots = {each["lease_id"]: each["slots"] for each in line["inputs"]["leases"]}
+        for lease_id, event in line["decision"]["events"]:
+            held = holding.get(lease_id, 0)
+            holds = slots.get(lease_id, held) if event in HOLDING else 0
+            changes.append((line["at"] + clock_s, holds - held))
+            holding[lease_id] = holds
+    return Steps.of(changes)
 
 
 def process_of(file: Path) -> int:

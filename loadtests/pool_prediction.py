@@ -29,14 +29,19 @@ class Prediction:
         day, simulated = self.day, self.simulated
         pairs = {
             "slot_seconds": (simulated.slot_seconds, day.slot_seconds),
-            "mean_slots": (simulated.mean_slots, day.mean_slots),
+            "p50_s": (simulated.p50_s, day.p50_s),
             "p99_s": (simulated.p99_s, day.p99_s),
         }
         return {name: ratio(said - found, found) for name, (said, found) in pairs.items()}
 
     def met(self) -> bool:
-        """Whether all are within the goal."""
-        return all(abs(part) <= PREDICTION for part in self.off().values())
+        """Whether slots and the usual latency are within the goal.
+
+        The 99th percentile is left out: of a day it is the seventh slowest cold start or so, and
+        another one when the same day is measured again.
+        """
+        off = self.off()
+        return all(abs(off[name]) <= PREDICTION for name in ("slot_seconds", "p50_s"))
 
     def document(self) -> dict[str, Any]:
         """The figures for programs."""

@@ -80,6 +80,8 @@ def test_a_day_counts_starting_slots_and_what_was_held(day: Day) -> None:
     assert day.slot_seconds == pytest.approx(2 * 100 + 2.0)
     assert day.part == pytest.approx(202 / 600)
     assert day.utilisation == pytest.approx(100 / 202)
+    leased = replace(day, leased=Steps.of([(BEGIN_S + 50, 2)]))
+    assert leased.utilisation == pytest.approx((100 + 100) / (202 + 100))
     assert day.met() and not replace(day, fixed=4).met()
     lost = replace(day, answers=(*day.answers, Asked("a", BEGIN_S, 1.0, 0.0, "status 503")))
     assert lost.lost == 1 and not lost.met()

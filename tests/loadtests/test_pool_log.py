@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtests.pool_log import Steps, parse_log, process_of
+from loadtests.pool_log import Steps, leased_slots, parse_log, process_of
 
 
 def line(at_s: float, event: str, **more: object) -> bytes:
@@ -66,3 +66,16 @@ def test_a_model_that_is_loaded_again_counts_again() -> None:
 
 def test_a_workers_log_names_its_process() -> None:
     assert process_of(Path("/r/logs/worker-5f0c-01000000-4711.err")) == 4711
+
+
+def lend(at_s: float, event: str, slots: int) -> bytes:
+    inputs = {"leases": [{"lease_id": "l1", "slots": slots}]}
+    decision = {"events": [["l1", event]]}
+    return json.dumps({"at": at_s, "kind": "lend", "inputs": inputs, "decision": decision}).encode()
+
+
+def test_a_lease_holds_its_slots_until_they_are_taken_back() -> None:
+    journal = [json.dumps({"at": 0.5, "kind": "scale"}).encode(), lend(1, "GRANTED", 2)]
+    journal += [lend(2, "NOTICED", 2), lend(3, "PREEMPTED", 2), lend(5, "GRANTED", 2)]
+    steps = leased_slots([*journal, lend(6, "ENDED", 2)], 100.0)
+    assert [steps.at(100.5 + n) for n in range(7)] == [0, 2, 2, 0, 0, 2, 0]
