@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -144,7 +144,7 @@ class Day:
     ready: dict[str, Steps]
     joined_s: tuple[float, ...]
     start_s: float
-    service_s: dict[str, tuple[float, ...]]
+    service_s: Mapping[str, tuple[float, ...]]
     fixed: int
     load_s: float
     leased: Steps = field(default_factory=Steps)

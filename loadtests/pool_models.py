@@ -62,7 +62,7 @@ def run_s(model: onnx.ModelProto) -> float:
     options.intra_op_num_threads = 1
     session = ort.InferenceSession(model.SerializeToString(), options)
     row = {INPUT: np.zeros((1, WIDTH), np.float32)}
-    times = []
+    times: list[float] = []
     end_s = time.perf_counter() + TRY_S
     while not times or time.perf_counter() < end_s:
         begin_s = time.perf_counter()
