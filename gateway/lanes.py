@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from gateway.config import Routing
-from gateway.request import Request, Target
+from gateway.request import Request, Seat
+from gateway.target import Target
 from sharding.hashing import choose
 
 Route = tuple[Routing, Sequence[tuple[str, int]]]
@@ -42,16 +43,6 @@ class Lane:
         """Requests that the slot holds, ours and, as far as it just said, of other gateways."""
         own = len(self.in_flight)
         return max(own, self.depth) if now_s < self.depth_until_s else own
-
-
-@dataclass(slots=True, eq=False)
-class Seat:
-    """A placement seen from here; `credit` is how many of our requests it may hold."""
-
-    slot_id: str
-    placement_id: int
-    credit: int = 0
-    used: int = 0
 
 
 Lanes = Mapping[str, Lane]

@@ -13,8 +13,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from gateway.config import Routing
 from gateway.errors import DeadlineExceeded, HeadraceError, NotFound, Unavailable
 from gateway.frames import Reply
-from gateway.request import PRESENCE_S, Answer, Key, Request
+from gateway.request import Answer, Key, Request
 from gateway.router import DEPTH_S, MAX_MOVES, RETRY_RESERVE, Router
+from gateway.target import PRESENCE_S
 
 ANY: Key = ("m", None)
 LEAST = Routing()
