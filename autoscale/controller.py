@@ -7,9 +7,7 @@ refuse older ones. After a restart it first listens, so that it does not load wh
 from __future__ import annotations
 
 import asyncio
-import math
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,17 +15,17 @@ from typing import Any
 import structlog
 
 from autoscale.catalog import Catalog
-from autoscale.decision import Decision, Knowledge, decide
+from autoscale.decision import Decision
 from autoscale.decision_log import DecisionLog, Writer
 from autoscale.economy import Economy
 from autoscale.failures import Failures
 from autoscale.fleet import Fleet, states_of
-from autoscale.ledger import HELD, Key, Load, Plan, Unload, plan, within_limits
+from autoscale.ledger import Key, Load, Plan, Unload
 from autoscale.lending import Lending
 from autoscale.lookout import Lookout
 from autoscale.overrides import Overrides
 from autoscale.pool_view import PoolFacts, gauges, render_pool
-from autoscale.rollout import Target
+from autoscale.rounds import Findings, Rounds
 from autoscale.statistics import StatisticsBook
 from autoscale.views import model_view
 from gateway.access.caller import Access
@@ -36,11 +34,13 @@ from gateway.errors import HeadraceError
 from gateway.failure import Evidence
 from gateway.link import Identity
 from gateway.metrics import Recorder
-from gateway.snapshot import Memory, Placement, SlotView, Snapshot
+from gateway.snapshot import Memory, Placement, SlotView, Snapshot, State
 
 SETTLE_S = 3.0
 TICK_S = 1.0
 RETRY_S = 0.9
+GAP_S = 0.005
+"""Events that come so soon after a round are taken together; after quiet, one counts at once."""
 BEAT_S = 0.25
 STALL_S = 3.0
 """Who has stood still for so long has lost its slots, since no ping of theirs was answered."""
@@ -68,7 +68,7 @@ class Controller:
         resize: Callable[[dict[str, int]], None] = lambda targets: None,
         max_loads: int = 4,
     ) -> None:
-        self._recorder, self._resize, self._max_loads = recorder, resize, max_loads
+        self._recorder, self._resize = recorder, resize
         self.fleet = Fleet(identity, epoch, self)
         self.overrides = Overrides()
         self.failures = Failures(slots)
@@ -76,15 +76,13 @@ class Controller:
         self._log = DecisionLog(journal)
         self.lending = Lending(slots, recorder, self._log, self._wake_up)
         self.economy = Economy(slots, self.lending)
+        self.rounds = Rounds(self.economy, max_loads)
         self.statistics = StatisticsBook()
         self.config = PoolConfig()
-        self.decision, self.plan = Decision(), Plan()
         self.snapshot = Snapshot(epoch=epoch)
         self.decided = asyncio.Condition()
         self.heard = 0
         self._said = 0
-        self._serving: dict[str, tuple[Target, ...]] = {}
-        self._stuck: frozenset[Key] = frozenset()
         self._recalled: tuple[int, int, Memory] | None = None
         self._wake = asyncio.Event()
         self._resized: dict[str, int] | None = None
@@ -123,6 +121,16 @@ class Controller:
                 self.snapshot = replace(self.snapshot, number=self.snapshot.number + 1)
             self.decided.notify_all()
 
+    @property
+    def decision(self) -> Decision:
+        """What slots should hold, of the last round."""
+        return self.rounds.decision
+
+    @property
+    def plan(self) -> Plan:
+        """What must move, of the last round."""
+        return self.rounds.plan
+
     def models(self) -> dict[str, ModelConfig]:
         """The models to serve."""
         return self.overrides.effective(self.config.models)
@@ -155,7 +163,7 @@ class Controller:
         if self._recalled is not None:
             memory = self._recalled[2]
             self.overrides.restore(memory.overrides)
-            self._serving = {**memory.serving, **self._serving}
+            self.rounds.serving = {**memory.serving, **self.rounds.serving}
             self.statistics.restore(memory.statistics)
             self.failures.restore(memory.too_small)
             self.lending.restore(memory.leases)
@@ -239,6 +247,7 @@ class Controller:
             self._wake.set()
 
     async def _reconcile_forever(self) -> None:
+        again = False
         while True:
             await self._wake.wait()
             self._wake.clear()
@@ -250,83 +259,65 @@ class Controller:
             if self.snapshot.number == 0:
                 self._remember()
             try:
-                await self._reconcile()
+                # Once only: rounds that go on asking for each other must leave others time.
+                again = await self._reconcile() and not again
             except Exception:  # the pool must outlive whatever one round met
                 log.exception("reconcile_failed")
                 self._wake_later()
+                again = False
+            if not again:
+                await asyncio.sleep(GAP_S)
 
-    async def _reconcile(self) -> None:
-        said, placements, slots = self._said, self.fleet.placements(), self.fleet.views()
-        entries, now_s = self.lookout.entries, time.monotonic()
-        self._share_out(slots, placements, now_s)
-        self.decision = decide(self._knowledge(placements), self.decision)
-        room, retry_at = self.economy.room(entries), self.failures.retry_at()
-        # Where a version has failed is a worse place for it.
-        held = [*placements, *self.fleet.failed()]
-        self.plan = plan(
-            self.decision.wants, slots, held, room, now_s, retry_at, self.decision.holds
-        )
-        self._log.placed(
-            self.decision.wants,
-            self.decision.holds,
-            slots,
-            held,
-            room,
-            retry_at,
-            self.plan,
-            now_s,
-        )
-        self._note_serving()
-        stuck = frozenset(key for key in self.plan.waiting if key not in self.failures)
-        if stuck != self._stuck:
-            self._stuck = stuck
+    async def _reconcile(self) -> bool:
+        """One round; True if it asks for another one at once."""
+        said, found, now_s = self._said, self._look(), time.monotonic()
+        again = self.rounds.run(found, now_s)
+        if again:
             self._wake.set()
+        self._carry_out(found, now_s)
         # Traffic moves before what it leaves is unloaded.
-        await self._publish(placements, said, now_s)
-        moves = within_limits(self.plan.moves, slots, placements, self._max_loads)
-        await asyncio.gather(*(self._move(move) for move in moves))
+        await self._publish(found.placements, said, now_s)
+        await asyncio.gather(*(self._move(move) for move in self.rounds.moves))
         self._wake_later(self.economy.again_s(now_s))
+        return again
 
-    def _share_out(self, slots: list[SlotView], placements: list[Placement], now_s: float) -> None:
-        """Who may have how many slots, and how many there should be."""
-        models = self.decision.models
-        hopeless = {key for key, at_s in self.failures.retry_at().items() if at_s == math.inf}
-        keys = {n: [Key(n, *each) for each in m.situation.wanted] for n, m in models.items()}
-        # What will not be tried again needs no slot, and nothing can be learned of it.
-        versions = {
-            n: len(wanted) - len(hopeless.intersection(wanted)) for n, wanted in keys.items()
-        }
-        told = self.fleet.specs.keys() | hopeless
-        known = {name for name, wanted in keys.items() if wanted and told.issuperset(wanted)}
-        known |= {key.model for key in self.fleet.specs if key.model not in models}
-        leaving = Counter(
-            placement.model
-            for placement in placements
-            if placement.state in HELD and placement.model in models
-            if (placement.version, placement.revision) in models[placement.model].rollout.keep
-        )
+    def _look(self) -> Findings:
         entries = self.lookout.entries
-        self.economy.settle(
-            self.config,
-            entries,
-            versions,
-            slots,
-            placements,
-            known,
-            now_s,
-            leaving,
-            self.plan.crowded,
+        return Findings(
+            config=self.config,
+            entries=entries,
+            slots=self.fleet.views(),
+            placements=self.fleet.placements(),
+            failed=self.fleet.failed(),
+            told=self.fleet.specs.keys(),
+            retry_at=self.failures.retry_at(),
+            rejected={entry.name: self.overrides.rejected(entry.name) for entry in entries},
+            revisions=self.lookout.revisions,
         )
+
+    def _carry_out(self, found: Findings, now_s: float) -> None:
+        """Write down what was decided, settle leases, and have slots started and stopped."""
+        division, decision = self.economy.division, self.decision
         self._tell_lost()
         self._log.scaled(self.economy.scaling.drain_changes(), now_s)
-        self._log.shared(self.economy.division, self.config.shares, now_s)
-        lease_s = self.lending.settle(self.economy.division, now_s)
+        self._log.shared(division, self.config.shares, now_s)
+        lease_s = self.lending.settle(division, now_s)
         self._wake_later(max(0.01, lease_s))
         targets = dict(self.economy.targets.targets)
         if targets != self._resized:
             self._resized = targets
-            self._log.resized(targets, self.economy.division, now_s)
+            self._log.resized(targets, division, now_s)
             self._resize(targets)
+        self._log.placed(
+            decision.wants,
+            decision.holds,
+            found.slots,
+            [*found.placements, *found.failed],
+            self.economy.room,
+            found.retry_at,
+            self.plan,
+            now_s,
+        )
 
     def _tell_lost(self) -> None:
         """Say which classes have fewer slots than were asked for, or have them again."""
@@ -368,29 +359,6 @@ class Controller:
             )
         )
 
-    def _knowledge(self, placements: list[Placement]) -> Knowledge:
-        return Knowledge(
-            entries=self.lookout.entries,
-            placements=placements,
-            rejected={e.name: self.overrides.rejected(e.name) for e in self.lookout.entries},
-            revisions=self.lookout.revisions,
-            serving=self._serving,
-            failed=self.failures.retry_at().keys(),
-            stuck=self._stuck,
-            replicas={name: wish.slots for name, wish in self.economy.wishes.items()},
-            granted=self.economy.division.grants,
-            lingering=self.economy.lingering(),
-        )
-
-    def _note_serving(self) -> None:
-        """Only what was ready has served: before that, the first version that gets ready may."""
-        for name, model in self.decision.models.items():
-            serving = model.rollout.serving
-            if serving and model.situation.alive(serving[-1]):
-                self._serving[name] = serving
-        for name in self._serving.keys() - self.decision.models.keys():
-            del self._serving[name]
-
     async def _move(self, move: Load | Unload) -> None:
         key = Key(move.model, move.version, move.revision)
         try:
@@ -413,12 +381,14 @@ class Controller:
         if after_s < TICK_S:  # the next tick is not later than that
             asyncio.get_running_loop().call_later(after_s, self._wake.set)
 
-    async def _publish(self, placements: list[Placement], said: int, now_s: float) -> None:
-        states = states_of(placements)
+    async def _publish(self, placements: Sequence[Placement], said: int, now_s: float) -> None:
+        states: dict[str, dict[Key, list[State]]] = {}
+        for key, each in states_of(placements).items():
+            states.setdefault(key.model, {})[key] = each
         models = {
             name: model_view(
                 model,
-                states,
+                states.get(name, {}),
                 self.fleet.specs,
                 self.failures,
                 self.plan.waiting,
@@ -429,7 +399,7 @@ class Controller:
         }
         memory = Memory(
             self.overrides.memory(),
-            self._serving.copy(),
+            self.rounds.serving.copy(),
             self.statistics.retired(),
             self.failures.too_small(),
             self.lending.memory(),
@@ -450,7 +420,7 @@ class Controller:
             self.decided.notify_all()
 
 
-def _counts(placements: list[Placement]) -> dict[tuple[str, int | str, str], int]:
+def _counts(placements: Sequence[Placement]) -> dict[tuple[str, int | str, str], int]:
     counts: dict[tuple[str, int | str, str], int] = {}
     for placement in placements:
         key = (placement.model, placement.version, str(placement.state))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import NamedTuple
 
 from autoscale.catalog import CatalogEntry, by_policy, wanted_versions
-from autoscale.fleet import states_of
 from autoscale.ledger import MANY, Hold, Key, Want
 from autoscale.rollout import Rollout, Situation, Target, roll_out
 from gateway.snapshot import Placement, State
@@ -35,14 +36,13 @@ class Knowledge:
     lingering: Collection[str] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
+class Facts(NamedTuple):
     """What of the knowledge concerns one model; see `Situation`."""
 
     rejected: frozenset[int] = frozenset()
-    revisions: Mapping[int, int] = field(default_factory=dict)
+    revisions: Mapping[int, int] = MappingProxyType({})
     serving: tuple[Target, ...] = ()
-    ready: Mapping[Target, int] = field(default_factory=dict)
+    ready: Mapping[Target, int] = MappingProxyType({})
     stuck: frozenset[Target] = frozenset()
     failed: frozenset[Target] = frozenset()
     replicas: int = 1
@@ -50,56 +50,77 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class ModelDecision:
-    """One model's part, and what it rests on."""
+    """One model's part, and what it rests on; `keys` are its wanted versions."""
 
     entry: CatalogEntry
     situation: Situation
     rollout: Rollout
     facts: Facts = field(default_factory=Facts)
+    keys: tuple[Key, ...] = ()
 
     def settled(self) -> bool:
         """Whether everything wanted is ready."""
         return all(self.situation.done(target) for target in self.situation.wanted)
 
 
+class Part(NamedTuple):
+    """What slots should hold for one model that may have so many `places`, and what may stay."""
+
+    places: int | None
+    firm: bool
+    wants: tuple[Want, ...]
+    holds: Mapping[Key, Hold]
+
+
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What slots should hold, what else may stay there, and each model's versions."""
+    """What slots should hold, what else may stay there, and each model's versions.
+
+    `parts` are those of `models`, of which `wants` and `holds` consist.
+    """
 
     wants: list[Want] = field(default_factory=list)
     holds: dict[Key, Hold] = field(default_factory=dict)
     models: dict[str, ModelDecision] = field(default_factory=dict)
+    parts: dict[str, Part] = field(default_factory=dict)
 
 
 def decide(known: Knowledge, before: Decision | None = None) -> Decision:
     """See the module. What nothing has changed for is taken over from the decision `before`."""
+    before = before or Decision()
     decision = Decision()
-    earlier = before.models if before is not None else {}
     ready: dict[str, dict[Target, int]] = {}
-    for key, states in states_of(known.placements).items():
-        if State.READY in states:
-            counts = ready.setdefault(key.model, {})
-            counts[key.version, key.revision] = states.count(State.READY)
+    for placement in known.placements:
+        if placement.state is State.READY:
+            counts = ready.setdefault(placement.model, {})
+            target = (placement.version, placement.revision)
+            counts[target] = counts.get(target, 0) + 1
     stuck, failed = _by_model(known.stuck), _by_model(known.failed)
     revisions: dict[str, dict[int, int]] = {}
     for (model, version), revision in known.revisions.items():
         revisions.setdefault(model, {})[version] = revision
+    usual = Facts()
     for entry in known.entries:
         name = entry.name
         facts = Facts(
-            known.rejected.get(name, frozenset()),
-            revisions.get(name, {}),
+            known.rejected.get(name, usual.rejected),
+            revisions.get(name, usual.revisions),
             known.serving.get(name, ()),
-            ready.get(name, {}),
-            stuck.get(name, frozenset()),
-            failed.get(name, frozenset()),
+            ready.get(name, usual.ready),
+            stuck.get(name, usual.stuck),
+            failed.get(name, usual.failed),
             known.replicas.get(name, entry.config.replicas.min),
         )
-        one = earlier.get(name)
+        places, firm = known.granted.get(name), name not in known.lingering
+        one, part = before.models.get(name), before.parts.get(name)
         if one is None or one.entry is not entry or one.facts != facts:
-            one = _decide(entry, facts)
-        decision.models[name] = one
-        _want(decision, one, known)
+            one, part = _decide(entry, facts), None
+        if part is None or part.places != places or part.firm is not firm:
+            part = _part(one, places, firm=firm)
+        decision.models[name], decision.parts[name] = one, part
+        decision.wants.extend(part.wants)
+        if part.holds:
+            decision.holds.update(part.holds)
     return decision
 
 
@@ -110,22 +131,20 @@ def _by_model(keys: Collection[Key]) -> dict[str, frozenset[Target]]:
     return {model: frozenset(targets) for model, targets in found.items()}
 
 
-def _want(decision: Decision, one: ModelDecision, known: Knowledge) -> None:
-    """What slots should hold for a model."""
+def _part(one: ModelDecision, places: int | None, *, firm: bool) -> Part:
     entry, replicas = one.entry, one.situation.replicas
-    name, firm = entry.name, entry.name not in known.lingering
+    name, wanted = entry.name, one.situation.wanted
+    wants: tuple[Want, ...] = ()
     if replicas:
-        places = known.granted.get(name)
-        everything = dict.fromkeys(one.situation.wanted, MANY)
-        granted = everything if places is None else _granted(one, places)
-        decision.wants.extend(
+        granted = dict.fromkeys(wanted, MANY) if places is None else _granted(one, places)
+        wants = tuple(
             Want(name, version, replicas, entry.class_of(version), revision, firm, most)
             for (version, revision), most in granted.items()
         )
-    if not firm:
-        decision.holds.update({Key(name, *target): Hold.YIELD for target in one.situation.wanted})
-    decision.holds.update({Key(name, *target): Hold.YIELD for target in one.rollout.spare})
-    decision.holds.update({Key(name, *target): Hold.KEEP for target in one.rollout.keep})
+    holds = {} if firm else {Key(name, *target): Hold.YIELD for target in wanted}
+    holds |= {Key(name, *target): Hold.YIELD for target in one.rollout.spare}
+    holds |= {Key(name, *target): Hold.KEEP for target in one.rollout.keep}
+    return Part(places, firm, wants, holds)
 
 
 def _granted(one: ModelDecision, places: int) -> dict[Target, int]:
@@ -165,13 +184,18 @@ def _decide(entry: CatalogEntry, facts: Facts) -> ModelDecision:
         stored=frozenset(entry.versions),
     )
     if not entry.known:
-        return ModelDecision(entry, situation, _as_it_is(situation, facts.ready), facts)
+        rollout = _as_it_is(situation, facts.ready)
+        return ModelDecision(entry, situation, rollout, facts, _keys(entry, situation))
     last_good = _last_good(situation, rejected)
     if last_good is not None:
         situation = replace(situation, wanted=tuple(sorted({*wanted, last_good})))
     in_place = config.swap == "in-place"
     rollout = roll_out(situation, in_place=in_place, keep_previous=config.keep_previous)
-    return ModelDecision(entry, situation, rollout, facts)
+    return ModelDecision(entry, situation, rollout, facts, _keys(entry, situation))
+
+
+def _keys(entry: CatalogEntry, situation: Situation) -> tuple[Key, ...]:
+    return tuple(Key(entry.name, *target) for target in situation.wanted)
 
 
 def _last_good(now: Situation, rejected: Collection[int]) -> Target | None:

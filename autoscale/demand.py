@@ -42,7 +42,9 @@ class Demand:
 
     def __init__(self) -> None:
         self._models: dict[str, _Model] = {}
+        self._spans: dict[str, float] = {}
         self._heard_s: dict[str, float] = {}
+        self._named: dict[str, frozenset[str]] = {}
 
     def report(self, gateway_id: str, loads: Mapping[str, Sequence[float]], now_s: float) -> bool:
         """A gateway's whole load; models it does not name have none. True if anything is new.
@@ -53,23 +55,30 @@ class Demand:
         self._heard_s[gateway_id] = now_s
         changed = False
         for name, numbers in loads.items():
-            load = Load(float(numbers[0]), int(numbers[1]), int(numbers[2]))
-            model = self._models.setdefault(name, _Model())
+            model = self._models.get(name)
+            if model is None:
+                model = self._models[name] = _Model()
             before = model.loads.get(gateway_id, NOTHING)
+            if numbers == before:  # of many models most sleep
+                if before.in_flight or before.held:
+                    model.active_s = now_s
+                continue
+            load = Load(float(numbers[0]), int(numbers[1]), int(numbers[2]))
             if (load.arrived != before.arrived and not first) or load.in_flight or load.held:
                 model.active_s = now_s
-                model.changes += 1
             if load != before:
                 model.loads[gateway_id] = load
                 model.changes += 1
                 changed |= self._note(model, now_s) or load.arrived != before.arrived
-        for name, model in self._models.items():
-            before = model.loads.get(gateway_id, NOTHING)
-            if name not in loads and (before.in_flight or before.held):
-                model.loads[gateway_id] = Load(0.0, 0, before.arrived)
-                model.changes += 1
-                model.active_s = now_s
-                changed |= self._note(model, now_s)
+        for name in self._named.get(gateway_id, frozenset()) - loads.keys():
+            ended = self._models.get(name)
+            before = ended.loads.get(gateway_id, NOTHING) if ended is not None else NOTHING
+            if ended is not None and (before.in_flight or before.held):
+                ended.loads[gateway_id] = Load(0.0, 0, before.arrived)
+                ended.changes += 1
+                ended.active_s = now_s
+                changed |= self._note(ended, now_s)
+        self._named[gateway_id] = frozenset(loads)
         return changed
 
     def forget(self, now_s: float, silent_s: float) -> None:
@@ -77,19 +86,24 @@ class Demand:
         for gateway_id, heard_s in list(self._heard_s.items()):
             if now_s - heard_s >= silent_s:
                 self.report(gateway_id, {}, now_s)
-                del self._heard_s[gateway_id]
+                del self._heard_s[gateway_id], self._named[gateway_id]
                 for model in self._models.values():
                     model.loads.pop(gateway_id, None)
 
     def retain(self, models: Mapping[str, float]) -> None:
         """Only these models exist, with the seconds of history that each one needs."""
+        if models == self._spans and self._models.keys() == models.keys():
+            return
+        self._spans = dict(models)
         for name in self._models.keys() - models.keys():
             del self._models[name]
         for name, span_s in models.items():
-            self._models.setdefault(name, _Model()).span_s = max(SPAN_S, span_s)
+            if name not in self._models:
+                self._models[name] = _Model()
+            self._models[name].span_s = max(SPAN_S, span_s)
 
     def changes(self, model: str) -> int:
-        """Rises with whatever is said of a model."""
+        """Rises with each load that is another one than before."""
         found = self._models.get(model)
         return found.changes if found is not None else 0
 

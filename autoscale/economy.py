@@ -9,18 +9,24 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Protocol
+from typing import Any, Protocol
 
 from autoscale.catalog import CatalogEntry
 from autoscale.hunger import Hunger
 from autoscale.ledger import HELD, Room
 from autoscale.policy import Wish
 from autoscale.scaling import ScalingBook
-from autoscale.sharing import Division, Need, TargetBook, divide, room_of
+from autoscale.sharing import (
+    Division,
+    Need,
+    ShareBook,
+    TargetBook,
+    divide,
+    room_of,
+    sizes_of,
+)
 from gateway.config import PoolConfig, SlotClass
 from gateway.snapshot import Placement, SlotView, State
-
-COMING = frozenset({State.PENDING, State.LOADING, State.WARMING})
 
 
 class Borrowers(Protocol):
@@ -63,6 +69,11 @@ class Economy:
         self.scaling = ScalingBook()
         self.targets = TargetBook(slots)
         self.division = Division()
+        self.room = Room()
+        self._shares, self._shares_of_whole = ShareBook(), ShareBook()
+        self._before: dict[str, tuple[tuple[Any, ...], Need]] = {}
+        self._entries: list[CatalogEntry] = []
+        self._sizes: Mapping[str, float] = {}
         self._borrowers = borrowers or Nobody()
         self._hunger = Hunger()
         self._live: Mapping[str, int] = {}
@@ -85,25 +96,29 @@ class Economy:
         inputs and outputs. `leaving` counts what serves until a model's new version is ready;
         `crowded` is what the last plan says of that.
         """
-        ready: Counter[str] = Counter()
-        held: Counter[str] = Counter()
+        ready: dict[str, int] = {}
+        held: dict[str, int] = {}
         coming: set[str] = set()
         for placement in placements:
-            held[placement.model] += placement.state in HELD
-            ready[placement.model] += placement.state is State.READY
-            if placement.state in COMING:
-                coming.add(placement.model)
+            name, state = placement.model, placement.state
+            if state in HELD:
+                held[name] = held.get(name, 0) + 1
+                if state is State.READY:
+                    ready[name] = ready.get(name, 0) + 1
+                else:
+                    coming.add(name)
         models = {entry.name: entry.config for entry in entries}
         each = {name: -(-count // max(1, versions.get(name, 1))) for name, count in ready.items()}
         self.scaling.wish(models, each, coming, known, now_s)
+        self.room = self._room(entries)
         needs = self._needs(entries, versions, held, leaving)
-        live = Counter(slot.slot_class for slot in slots if not slot.draining)
+        live = Counter([slot.slot_class for slot in slots if not slot.draining])
         leased = self._borrowers.held()
         firm = {n.name: n.wish.slots * n.versions for n in needs if not n.wish.lingering}
         capacity = self.targets.capacity(live, leased, now_s)
         hungry_s = self._hunger.hungry_s(firm, held, now_s)
 
-        def share_out(slots: Mapping[str, int]) -> Division:
+        def share_out(slots: Mapping[str, int], book: ShareBook) -> Division:
             return divide(
                 needs,
                 config,
@@ -114,13 +129,15 @@ class Economy:
                 {name: each.least for name, each in self.slots.items()},
                 {name: each.warm for name, each in self.slots.items()},
                 self._borrowers.usable,
+                book,
             )
 
-        self.division = share_out(capacity)
+        self.division = share_out(capacity, self._shares)
         whole = {name: each.max for name, each in self.slots.items()}
         if capacity != whole:
             # Slots that do not come are still asked for, or no node would ever be added for them.
-            self.division = replace(self.division, needed=share_out(whole).needed)
+            needed = share_out(whole, self._shares_of_whole).needed
+            self.division = replace(self.division, needed=needed)
         self.targets.follow(self.division.needed, leased, now_s)
         # The last plan knew the slots of then: those that have come since, or are asked for now,
         # may have room for all.
@@ -135,28 +152,31 @@ class Economy:
         held: Mapping[str, int],
         leaving: Mapping[str, int],
     ) -> list[Need]:
-        """The wishes with what they take of a slot."""
-        room, wishes = self.room(entries), self.wishes
-        return [
-            Need(
-                entry.name,
-                entry.config,
-                entry.slot_class,
-                wishes[entry.name],
-                versions.get(entry.name, 1),
-                room.size(entry.name, entry.slot_class),
-                held.get(entry.name, 0),
-                leaving.get(entry.name, 0),
-                learning=wishes[entry.name].learning,
-            )
-            for entry in entries
-            if entry.slot_class in self.slots
-        ]
+        """The wishes with what they take of a slot; one that is as before is the same object."""
+        room, wishes, before = self.room, self.wishes, self._before
+        self._before = {}
+        for entry in entries:
+            name, slot_class = entry.name, entry.slot_class
+            if slot_class not in self.slots:
+                continue
+            wish, size = wishes[name], room.size(name, slot_class)
+            wished = (wish.slots, wish.lingering, wish.learning)
+            counts = (versions.get(name, 1), size, held.get(name, 0), leaving.get(name, 0))
+            facts = (entry.config, slot_class, wished, counts)
+            found = before.get(name)
+            if found is None or found[0] != facts:
+                need = Need(name, entry.config, slot_class, wish, *counts, learning=wish.learning)
+                found = (facts, need)
+            self._before[name] = found
+        return [need for _, need in self._before.values()]
 
-    def room(self, entries: Sequence[CatalogEntry]) -> Room:
+    def _room(self, entries: Sequence[CatalogEntry]) -> Room:
         """What fits into slots, as things are."""
-        used_s = {entry.name: self.scaling.demand.active_s(entry.name) for entry in entries}
-        return room_of(self.slots, entries, used_s)
+        if self._entries != entries:
+            self._entries, self._sizes = list(entries), sizes_of(self.slots, entries)
+        demand = self.scaling.demand
+        used_s = {entry.name: demand.active_s(entry.name) for entry in entries}
+        return room_of(self.slots, self._sizes, used_s)
 
     def lingering(self) -> set[str]:
         """Models whose slots go to whoever needs them."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import MappingProxyType
 
 from autoscale.loans import Loan, Part, loans_between
@@ -62,13 +63,13 @@ class Account:
         return min(self.wanted, self.maximum)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Shares:
     """The answer, by account. `granted` = `guaranteed` + `own` + `borrowed`, in places.
 
-    `entitled` are slots: an account's part if everybody wanted all there is. `loans` says who
-    lends what is used beyond that. `short` are guaranteed places that capacity has no room for.
-    `turns` are those that got a place because they starved.
+    `entitled` are slots: an account's part if everybody wanted all there is. `short` are
+    guaranteed places that capacity has no room for. `turns` are those that got a place because
+    they starved.
     """
 
     capacity: float
@@ -78,10 +79,22 @@ class Shares:
     borrowed: Mapping[str, int] = field(default_factory=dict)
     unmet: Mapping[str, int] = field(default_factory=dict)
     entitled: Mapping[str, float] = field(default_factory=dict)
-    loans: Mapping[str, tuple[Loan, ...]] = field(default_factory=dict)
     short: Mapping[str, int] = field(default_factory=dict)
     turns: Collection[str] = frozenset()
     free: float = 0.0
+    accounts: Sequence[Account] = ()
+
+    @cached_property
+    def loans(self) -> dict[str, tuple[Loan, ...]]:
+        """By account, who lends what it uses beyond what it is entitled to.
+
+        No decision rests on it, so that it is worked out where somebody asks.
+        """
+        parts = [
+            Part(a.name, a.group, self.entitled[a.name], self.granted[a.name] * a.place)
+            for a in self.accounts
+        ]
+        return loans_between(sorted(parts))
 
     def warning(self) -> str:
         """What guarantees lack, in a sentence; "" if nothing."""
@@ -96,40 +109,54 @@ class Shares:
 
 @dataclass(slots=True)
 class _Member(Filled):
-    """An account while it is served; `base` places are sure."""
+    """An account that wants something, while it is served; `base` places are sure.
+
+    `own` are the whole places that its own share holds.
+    """
 
     account: Account = Account("")
     entitled: float = 0.0
     guaranteed: int = 0
     base: int = 0
+    own: int = 0
     turn: bool = False
-
-    @property
-    def own(self) -> int:
-        """Whole places that its own share holds."""
-        return min(self.cap, math.floor(self.entitled / self.place + TOLERANCE))
 
 
 @dataclass(slots=True)
 class _Group:
-    """`wanting` are the members that want anything: of many sleeping models only few do."""
+    """`members` are those of its accounts that want anything: of many sleeping models few do.
+
+    `parts` are what each account is entitled to, in slots, and `entitled` is their sum.
+    """
 
     name: str
     weight: float
+    accounts: list[Account]
     members: list[_Member]
-    wanting: list[_Member]
+    parts: list[float] = field(default_factory=list)
     entitled: float = 0.0
     share: float = 0.0
 
     def used(self) -> float:
-        return sum([member.count * member.place for member in self.wanting])
+        return sum([member.count * member.place for member in self.members])
 
     def demand(self, priority: float = -math.inf) -> float:
         """Slots for all that is sure, and all that is wanted with at least this priority."""
-        return sum([m.place * (m.cap if m.priority >= priority else m.base) for m in self.wanting])
+        return sum([m.place * (m.cap if m.priority >= priority else m.base) for m in self.members])
 
     def unmet(self) -> list[_Member]:
-        return [member for member in self.wanting if member.count < member.cap]
+        return [member for member in self.members if member.count < member.cap]
+
+
+@dataclass(slots=True)
+class _Table:
+    """Where all sit while slots are shared out; `guaranteed` are the places parts rest on."""
+
+    capacity: float
+    groups: list[_Group]
+    members: list[_Member]
+    guaranteed: list[int] = field(default_factory=list)
+    seated: bool = False
 
 
 def fair_shares(
@@ -145,20 +172,24 @@ def fair_shares(
     Raises `ValueError` for names used twice and weights that are not above 0.
     """
     _check(accounts, group_weights)
+    table = _seat(accounts, capacity, group_weights)
     tried: list[dict[str, int]] = []
-    answers: list[list[_Group]] = []
-    grants = {account.name: account.holds for account in accounts}
+    grants = {member.name: member.holds for member in table.members}
+    if _enough(table):
+        # All get what they want, whatever they hold: that answer leads to itself.
+        grants = {member.name: member.cap for member in table.members}
     while grants not in tried and len(tried) < ROUNDS:
         tried.append(grants)
-        answers.append(_divide(accounts, grants, capacity, group_weights))
-        grants = {m.name: m.count for group in answers[-1] for m in group.members}
-    if grants not in tried:
-        return _report(accounts, answers[-1], capacity)
-    cycle = range(tried.index(grants), len(tried))
-    chosen = min(cycle, key=lambda number: sorted(tried[number].items()))
-    # What led to the chosen grants, within the cycle.
-    before = chosen - 1 if chosen > cycle.start else cycle.stop - 1
-    return _report(accounts, answers[before], capacity)
+        _divide(table, grants)
+        grants = {member.name: member.count for member in table.members}
+    if grants in tried:
+        cycle = range(tried.index(grants), len(tried))
+        chosen = min(cycle, key=lambda number: sorted(tried[number].items()))
+        # What led to the chosen grants, within the cycle.
+        before = chosen - 1 if chosen > cycle.start else cycle.stop - 1
+        if before != len(tried) - 1:
+            _divide(table, tried[before])
+    return _report(accounts, table)
 
 
 def _check(accounts: Sequence[Account], group_weights: Mapping[str, float]) -> None:
@@ -171,66 +202,96 @@ def _check(accounts: Sequence[Account], group_weights: Mapping[str, float]) -> N
             raise ValueError(f"group {name}: `weight` ({weight:g}) should be above 0")
 
 
-def _divide(
-    accounts: Sequence[Account],
-    holds: Mapping[str, int],
-    capacity: float,
-    group_weights: Mapping[str, float],
-) -> list[_Group]:
-    by_group: dict[str, list[_Member]] = {}
-    for a in accounts:
-        member = _Member(a.name, a.weight, a.place, a.most, holds[a.name], a.priority, account=a)
-        by_group.setdefault(a.group, []).append(member)
+def _seat(
+    accounts: Sequence[Account], capacity: float, group_weights: Mapping[str, float]
+) -> _Table:
+    by_group: dict[str, list[Account]] = {}
+    for account in accounts:
+        by_group.setdefault(account.group, []).append(account)
     groups = [
-        _Group(name, group_weights.get(name, 1.0), each, [m for m in each if m.cap])
+        _Group(
+            name,
+            group_weights.get(name, 1.0),
+            each,
+            [
+                _Member(a.name, a.weight, a.place, a.most, a.holds, a.priority, account=a)
+                for a in each
+                if a.wanted and a.maximum
+            ],
+        )
         for name, each in by_group.items()
     ]
-    members = [member for group in groups for member in group.wanting]
+    return _Table(capacity, groups, [member for group in groups for member in group.members])
+
+
+def _enough(table: _Table) -> bool:
+    """Whether all that is wanted fits by its sum."""
+    return sum([member.cap * member.place for member in table.members]) <= table.capacity
+
+
+def _divide(table: _Table, holds: Mapping[str, int]) -> None:
+    """Serve all anew, given what each of them holds."""
+    groups, members, capacity = table.groups, table.members, table.capacity
+    for member in members:
+        member.holds, member.count, member.turn = holds[member.name], 0, False
     _guarantee(members, capacity)
-    _entitle(groups, capacity)
+    _entitle(table)
     _give_own(members, capacity)
+    if _enough(table):
+        for member in members:
+            member.count = member.cap
+        return
     _share(groups, capacity)
     free = capacity - sum(group.used() for group in groups)
     for group in groups:
         free += group.used()
         budget = group.share - group.used()
-        for priority in sorted({m.priority for m in group.wanting}, reverse=True):
-            budget = fill_places([m for m in group.wanting if m.priority == priority], budget)
+        for priority in sorted({m.priority for m in group.members}, reverse=True):
+            budget = fill_places([m for m in group.members if m.priority == priority], budget)
         free -= group.used()
     _give_rest(groups, free)
-    return groups
 
 
 def _guarantee(members: Sequence[_Member], capacity: float) -> None:
     """Guarantees as far as they are wanted; in the order of priority where not all fit."""
-    wanted = {m.name: min(m.account.minimum, m.cap) for m in members}
+    sure = [m for m in members if m.account.minimum]
+    for m in sure:
+        m.cap = min(m.account.minimum, m.cap)
     free = capacity
-    if sum(m.place * wanted[m.name] for m in members) <= capacity + TOLERANCE:
-        for m in members:
-            m.count = wanted[m.name]
+    if sum([m.place * m.cap for m in sure]) <= capacity + TOLERANCE:
+        for m in sure:
+            m.count = m.cap
     else:
-        for priority in sorted({m.priority for m in members}, reverse=True):
-            level = [m for m in members if m.priority == priority]
-            for m in level:
-                m.cap = wanted[m.name]
-            free = fill_places(level, max(0.0, free))
-    for m in members:
+        for priority in sorted({m.priority for m in sure}, reverse=True):
+            free = fill_places([m for m in sure if m.priority == priority], max(0.0, free))
+    for m in sure:
         m.cap = m.account.most
+    for m in members:
         m.guaranteed = m.base = m.count
 
 
-def _entitle(groups: Sequence[_Group], capacity: float) -> None:
+def _entitle(table: _Table) -> None:
     """Each one's part, in slots, if all wanted everything; a guarantee may make it larger."""
-
-    def most(member: _Member) -> float:
-        return max(member.account.maximum, member.guaranteed) * member.place
-
-    vessels = [Vessel(g.weight, g.used(), sum(map(most, g.members))) for g in groups]
-    for group, amount in zip(groups, water_fill(vessels, capacity), strict=True):
-        group.entitled = amount
-        inside = [Vessel(m.weight, m.used, most(m)) for m in group.members]
-        for member, part in zip(group.members, water_fill(inside, amount), strict=True):
-            member.entitled = part
+    guaranteed = [m.guaranteed for m in table.members]
+    if table.seated and guaranteed == table.guaranteed:
+        return
+    table.seated, table.guaranteed = True, guaranteed
+    sure = {m.name: m.used for m in table.members if m.guaranteed}
+    inside: list[list[Vessel]] = [
+        [(a.weight, sure.get(a.name, 0.0), a.maximum * a.place) for a in group.accounts]
+        for group in table.groups
+    ]
+    outer = [
+        (group.weight, group.used(), sum([cap for _, _, cap in vessels]))
+        for group, vessels in zip(table.groups, inside, strict=True)
+    ]
+    amounts = water_fill(outer, table.capacity)
+    for group, vessels, amount in zip(table.groups, inside, amounts, strict=True):
+        group.entitled, group.parts = amount, water_fill(vessels, amount)
+        parts = {a.name: part for a, part in zip(group.accounts, group.parts, strict=True)}
+        for m in group.members:
+            m.entitled = parts[m.name]
+            m.own = min(m.cap, math.floor(m.entitled / m.place + TOLERANCE))
 
 
 def _give_own(members: Sequence[_Member], capacity: float) -> None:
@@ -239,41 +300,46 @@ def _give_own(members: Sequence[_Member], capacity: float) -> None:
     Turns come out of what nobody owns whole. Where that is too little for any, one comes out of
     the others' own places: a share that is smaller than a place is then had by turns.
     """
-    unowned = capacity - sum(max(m.base, m.own) * m.place for m in members)
-    unguaranteed = capacity - sum(m.used for m in members)
+    unguaranteed = capacity - sum([m.used for m in members])
     starved = [
         m
         for m in members
-        if m.cap and not m.base and not m.own and m.account.hungry_s >= STARVE_S
+        if m.account.hungry_s >= STARVE_S and not m.base and not m.own
         if m.place <= unguaranteed + TOLERANCE
     ]
+    if starved:
+        unguaranteed -= _give_turns(members, starved, capacity)
+    _give(members, [max(m.count, m.own) for m in members], unguaranteed)
+    for member in members:
+        member.base = member.count
+
+
+def _give_turns(members: Sequence[_Member], starved: list[_Member], capacity: float) -> float:
+    """Returns the slots that turns take."""
+    unowned = capacity - sum([max(m.base, m.own) * m.place for m in members])
     starved.sort(key=lambda m: (not m.holds, -m.account.hungry_s, m.name))
     for member in starved:
         if member.place > unowned + TOLERANCE:
             break  # Smaller ones behind it must not take what it waits for.
         unowned -= member.place
         member.turn = True
-    if starved and not any(m.turn for m in starved):
+    if not any(m.turn for m in starved):
         starved[0].turn = True
-    for member in members:
-        if member.turn:
-            member.count = 1
-            unguaranteed -= member.place
-    _give(members, [max(m.count, m.own) for m in members], unguaranteed)
-    for member in members:
-        member.base = member.count
+    for member in starved:
+        member.count = int(member.turn)
+    return sum([m.used for m in starved])
 
 
 def _give(members: Sequence[_Member], places: Sequence[int], budget: float) -> None:
     """So many places each, or the fair part of that where it does not fit."""
-    more = sum((n - m.count) * m.place for m, n in zip(members, places, strict=True))
+    more = sum([(n - m.count) * m.place for m, n in zip(members, places, strict=True)])
+    if more <= budget + TOLERANCE:
+        for member, number in zip(members, places, strict=True):
+            member.count = number
+        return
     for member, number in zip(members, places, strict=True):
         member.cap = number
-    if more <= budget + TOLERANCE:
-        for member in members:
-            member.count = member.cap
-    else:
-        fill_places(members, max(0.0, budget))
+    fill_places(members, max(0.0, budget))
     for member in members:
         member.cap = member.account.most
 
@@ -282,13 +348,13 @@ def _share(groups: Sequence[_Group], capacity: float) -> None:
     """Each group's slots: its own share as far as it has use for it, then what others leave."""
     demands = [group.demand() for group in groups]
     vessels = [
-        Vessel(g.weight, g.used(), max(g.used(), min(g.entitled, demand)))
+        (g.weight, g.used(), max(g.used(), min(g.entitled, demand)))
         for g, demand in zip(groups, demands, strict=True)
     ]
     shares = water_fill(vessels, capacity)
-    for priority in sorted({m.priority for g in groups for m in g.wanting}, reverse=True):
+    for priority in sorted({m.priority for g in groups for m in g.members}, reverse=True):
         vessels = [
-            Vessel(group.weight, share, max(share, group.demand(priority)))
+            (group.weight, share, max(share, group.demand(priority)))
             for group, share in zip(groups, shares, strict=True)
         ]
         shares = water_fill(vessels, capacity)
@@ -306,41 +372,40 @@ def _give_rest(groups: Sequence[_Group], free: float) -> None:
 
     part_left = [g for g in groups if g.share - g.used() > TOLERANCE and g.unmet()]
     for group in sorted(part_left, key=order):
-        open_to = [m for m in group.wanting if m.count < m.ceiling]
+        open_to = [m for m in group.members if m.count < m.ceiling]
         budget = min(free, max((m.place for m in open_to), default=0.0))
         free -= budget - top_up(((m, m.ceiling, m.weight) for m in open_to), budget)
     top_up(
         (
             (member, member.cap, member.weight * group.weight / total)
             for group in groups
-            for total in [sum(m.weight for m in group.members)]
-            for member in group.wanting
+            for total in [sum([account.weight for account in group.accounts])]
+            for member in group.members
         ),
         free,
     )
 
 
-def _report(accounts: Sequence[Account], groups: Sequence[_Group], capacity: float) -> Shares:
-    found = {member.name: member for group in groups for member in group.members}
-    members = [found[account.name] for account in accounts]
+def _report(accounts: Sequence[Account], table: _Table) -> Shares:
+    members = table.members
+    none = dict.fromkeys([account.name for account in accounts], 0)
     own = {m.name: min(m.count, max(m.guaranteed, m.own)) - m.guaranteed for m in members}
-    parts = [
-        Part(m.name, m.account.group, m.entitled, m.used)
-        for m in sorted(members, key=lambda m: m.name)
-    ]
-    wanted = {m.name: min(m.account.minimum, m.cap) for m in members}
+    entitled: dict[str, float] = dict.fromkeys(none, 0.0)
+    for group in table.groups:
+        entitled.update(zip([a.name for a in group.accounts], group.parts, strict=True))
+    short = {m.name: min(m.account.minimum, m.cap) - m.guaranteed for m in members}
     return Shares(
-        capacity=capacity,
-        granted={m.name: m.count for m in members},
-        guaranteed={m.name: m.guaranteed for m in members},
-        own=own,
-        borrowed={m.name: m.count - m.guaranteed - own[m.name] for m in members},
-        unmet={m.name: m.cap - m.count for m in members},
-        entitled={m.name: m.entitled for m in members},
-        loans=loans_between(parts),
-        short={n: short for n, places in wanted.items() if (short := places - found[n].guaranteed)},
-        turns=frozenset(m.name for m in members if m.turn),
-        free=max(0.0, capacity - sum(m.used for m in members)),
+        capacity=table.capacity,
+        granted=none | {m.name: m.count for m in members},
+        guaranteed=none | {m.name: m.guaranteed for m in members},
+        own=none | own,
+        borrowed=none | {m.name: m.count - m.guaranteed - own[m.name] for m in members},
+        unmet=none | {m.name: m.cap - m.count for m in members},
+        entitled=entitled,
+        short={name: places for name, places in short.items() if places},
+        turns=frozenset([m.name for m in members if m.turn]),
+        free=max(0.0, table.capacity - sum([m.used for m in members])),
+        accounts=accounts,
     )
 
 

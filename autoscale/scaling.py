@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 
@@ -27,19 +27,59 @@ from gateway.config_scaling import Replicas, Scaling
 SILENT_S = 10.0
 """A gateway that has said nothing for so long is gone, and its load with it."""
 
+EARLY_S = 0.001
+"""Timers may be so early."""
+
 log = structlog.get_logger()
 
 
+class _Kept(NamedTuple):
+    """A wish with what it rests on. It counts until `due_s`, while nothing else is said."""
+
+    model: ModelConfig
+    changes: int
+    loading: bool
+    known: bool
+    due_s: float
+    wish: Wish
+
+
+class _Change(NamedTuple):
+    """A wish that is another one than before, and what led to it."""
+
+    name: str
+    model: ModelConfig
+    state: ScalerState
+    signals: Signals
+    wish: Wish
+
+    def document(self) -> tuple[dict[str, Any], dict[str, Any], str]:
+        """(inputs, decision, why) for a journal."""
+        inputs = {
+            "model": self.name,
+            "replicas": self.model.replicas.model_dump(),
+            "scaling": self.model.scaling.model_dump(),
+            "state": asdict(self.state),
+            "signals": asdict(self.signals),
+        }
+        wish = self.wish
+        return inputs, {"slots": wish.slots, "lingering": wish.lingering}, wish.why
+
+
 class ScalingBook:
-    """See the module. `changes` collects what a journal should keep."""
+    """See the module.
+
+    A model is looked at when its own load is another one or its time has come: what is said of
+    others costs nothing.
+    """
 
     def __init__(self) -> None:
         self.demand = Demand()
         self.wishes: dict[str, Wish] = {}
         self.again_s = math.inf
-        self.changes: list[tuple[dict[str, Any], dict[str, Any], str]] = []
+        self._changes: list[_Change] = []
         self._states: dict[str, ScalerState] = {}
-        self._asleep: dict[str, tuple[ModelConfig, int, bool, bool]] = {}
+        self._kept: dict[str, _Kept] = {}
         self._refused: set[str] = set()
 
     def wish(
@@ -53,27 +93,25 @@ class ScalingBook:
         """By model. `held` counts READY placements, which a model seen first starts from."""
         self.demand.forget(now_s, SILENT_S)
         self.demand.retain({n: 2 * model.scaling.look_back_s for n, model in models.items()})
-        self._states = {name: s for name, s in self._states.items() if name in models}
-        wishes = {}
+        wishes, due_s = {}, math.inf
         for name, model in models.items():
             facts = (model, self.demand.changes(name), name in loading, name in known)
-            if self._asleep.get(name) == facts and name in self.wishes:
-                wishes[name] = self.wishes[name]  # of many models most sleep most of the time
-                continue
-            wish = wishes[name] = self._wish(name, model, held.get(name, 0), *facts[2:], now_s)
-            if wish.again_s == math.inf:
-                self._asleep[name] = facts
-            else:
-                self._asleep.pop(name, None)
-        self._asleep = {name: facts for name, facts in self._asleep.items() if name in models}
-        self.wishes = wishes
-        self.again_s = min((wish.again_s for wish in self.wishes.values()), default=math.inf)
+            kept = self._kept.get(name)
+            if kept is None or kept[:4] != facts or kept.due_s <= now_s + EARLY_S:
+                wish = self._wish(name, model, held.get(name, 0), *facts[2:], now_s)
+                kept = self._kept[name] = _Kept(*facts, now_s + wish.again_s, wish)
+            wishes[name] = kept.wish
+            due_s = min(due_s, kept.due_s)
+        if len(self._kept) > len(models):
+            self._kept = {name: kept for name, kept in self._kept.items() if name in models}
+            self._states = {name: state for name, state in self._states.items() if name in models}
+        self.wishes, self.again_s = wishes, due_s - now_s
         return self.wishes
 
     def drain_changes(self) -> Sequence[tuple[dict[str, Any], dict[str, Any], str]]:
         """(inputs, decision, why) of every change since the last call."""
-        changes, self.changes = self.changes, []
-        return changes
+        changes, self._changes = self._changes, []
+        return [change.document() for change in changes]
 
     def _wish(
         self, name: str, model: ModelConfig, held: int, loading: bool, known: bool, now_s: float
@@ -94,15 +132,7 @@ class ScalingBook:
         self._states[name], wish = step(replicas, scaling, state, signals)
         before = self.wishes.get(name)
         if before is None or (before.slots, before.lingering) != (wish.slots, wish.lingering):
-            inputs = {
-                "model": name,
-                "replicas": replicas.model_dump(),
-                "scaling": scaling.model_dump(),
-                "state": asdict(state),
-                "signals": asdict(signals),
-            }
-            decision = {"slots": wish.slots, "lingering": wish.lingering}
-            self.changes.append((inputs, decision, wish.why))
+            self._changes.append(_Change(name, model, state, signals, wish))
         return wish
 
     def _expected(self, scaling: Scaling, history: Sequence[Sample], now_s: float) -> float:

@@ -10,6 +10,7 @@ from bisect import bisect_left, insort
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from typing import Any
 
 from autoscale.catalog import CatalogEntry
 from autoscale.fair_share import Account, Shares, fair_shares
@@ -86,12 +87,15 @@ def divide(
     least: Mapping[str, int] = MappingProxyType({}),
     warm: Mapping[str, int] = MappingProxyType({}),
     usable: Callable[[str, int], int] = lambda slot_class, slots: slots,
+    book: ShareBook | None = None,
 ) -> Division:
-    """Share each class's slots among models and leases, which never get the `least`. Pure.
+    """Share each class's slots among models and leases, which never get the `least`.
 
     `usable` tells how many of so many slots whole gangs of a class can use: what is left of a
-    share that no gang fits into is for models.
+    share that no gang fits into is for models. A `book` saves working out again what is as it was
+    the last time; the answer does not depend on it.
     """
+    book = book or ShareBook()
     grants: dict[str, int] = {}
     shares: dict[str, Shares] = {}
     for_leases: dict[str, int] = {}
@@ -100,23 +104,23 @@ def divide(
     for slot_class, slots in capacity.items():
         mine = [need for need in needs if need.slot_class == slot_class]
         firm = [need for need in mine if not need.wish.lingering]
-        accounts = [need.account(hungry_s.get(need.name, 0.0)) for need in firm]
+        accounts = [book.account(need, hungry_s.get(need.name, 0.0)) for need in firm]
         wanted = leases_wanted.get(slot_class, 0)
         lease = _lease_account(config, wanted, leased.get(slot_class, 0))
         lease = replace(lease, maximum=max(0, slots - least.get(slot_class, 0)))
         both = [*accounts, lease] if wanted else accounts
-        share = fair_shares(both, slots, config.shares)
+        share = book.shares((slot_class, "all"), both, slots, config.shares)
         granted = share.granted.get(LEASES, 0)
         if usable(slot_class, granted) < granted:
             both = [*accounts, replace(lease, wanted=usable(slot_class, granted))]
-            share = fair_shares(both, slots, config.shares)
+            share = book.shares((slot_class, "gangs"), both, slots, config.shares)
         asked[slot_class], shares[slot_class] = both, share
-        for need in firm:
-            grants[need.name] = share.granted[need.name]
         for need in mine:
-            grants.setdefault(need.name, need.wish.slots * need.versions)
+            wished = need.wish.slots * need.versions
+            grants[need.name] = share.granted.get(need.name, wished)
         for_leases[slot_class] = share.granted.get(LEASES, 0)
-        needed[slot_class] = slots_needed(mine, grants, warm.get(slot_class, 0))
+        needed[slot_class] = book.needed(slot_class, mine, grants, warm.get(slot_class, 0))
+    book.retain(needs)
     return Division(grants, shares, dict(capacity), for_leases, asked, needed)
 
 
@@ -145,7 +149,8 @@ def slots_needed(needs: Sequence[Need], grants: Mapping[str, int], warm: int = 0
     """
     packed: list[float] = []
     learners = 0
-    for need in sorted(needs, key=lambda need: -need.size):
+    some = [need for need in needs if grants[need.name] or need.leaving]
+    for need in sorted(some, key=lambda need: -need.size):
         places = grants[need.name]
         if need.learning:
             learners += places
@@ -172,17 +177,65 @@ def _pack(packed: list[float], size: float, copies: int) -> None:
         insort(packed, left - size)
 
 
-def room_of(
-    slots: Mapping[str, SlotClass],
-    entries: Sequence[CatalogEntry],
-    used_s: Mapping[str, float],
-) -> Room:
-    """What each model takes of a slot of its class."""
-    sizes = {
+class ShareBook:
+    """What `divide` has worked out the last time, and from what."""
+
+    def __init__(self) -> None:
+        self._accounts: dict[str, tuple[Need, float, Account]] = {}
+        self._shares: dict[tuple[str, str], tuple[Any, Shares]] = {}
+        self._needed: dict[str, tuple[Any, int]] = {}
+
+    def account(self, need: Need, hungry_s: float) -> Account:
+        """The need as the fair share sees it."""
+        found = self._accounts.get(need.name)
+        if found is None or found[0] is not need or found[1] != hungry_s:
+            found = self._accounts[need.name] = (need, hungry_s, need.account(hungry_s))
+        return found[2]
+
+    def shares(
+        self,
+        key: tuple[str, str],
+        accounts: Sequence[Account],
+        capacity: float,
+        weights: Mapping[str, float],
+    ) -> Shares:
+        """What `fair_shares` says."""
+        facts = (list(accounts), capacity, dict(weights))
+        found = self._shares.get(key)
+        if found is None or found[0] != facts:
+            found = self._shares[key] = (facts, fair_shares(accounts, capacity, weights))
+        return found[1]
+
+    def needed(
+        self, slot_class: str, needs: Sequence[Need], grants: Mapping[str, int], warm: int
+    ) -> int:
+        """What `slots_needed` says."""
+        facts = (list(needs), [grants[need.name] for need in needs], warm)
+        found = self._needed.get(slot_class)
+        if found is None or found[0] != facts:
+            found = self._needed[slot_class] = (facts, slots_needed(needs, grants, warm))
+        return found[1]
+
+    def retain(self, needs: Sequence[Need]) -> None:
+        """Only these models exist."""
+        if len(self._accounts) > len(needs):
+            names = {need.name for need in needs}
+            self._accounts = {n: each for n, each in self._accounts.items() if n in names}
+
+
+def sizes_of(slots: Mapping[str, SlotClass], entries: Sequence[CatalogEntry]) -> dict[str, float]:
+    """By model, the part of a slot of its class that it takes."""
+    return {
         entry.name: entry.config.part_of(slots[entry.slot_class])
         for entry in entries
         if entry.slot_class in slots
     }
+
+
+def room_of(
+    slots: Mapping[str, SlotClass], sizes: Mapping[str, float], used_s: Mapping[str, float]
+) -> Room:
+    """What fits into slots, given what models take of them."""
     return Room(
         {name: each.max_models for name, each in slots.items()},
         sizes,

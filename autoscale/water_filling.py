@@ -6,18 +6,13 @@ import heapq
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 TOLERANCE = 1e-9
 """In slots and in places: sums of parts of a slot, such as ten tenths, are not exact."""
 
 
-class Vessel(NamedTuple):
-    """It gets `level * weight`, but at least `floor` and at most `cap`."""
-
-    weight: float
-    floor: float
-    cap: float
+Vessel = tuple[float, float, float]
+"""(weight, floor, cap): it gets `level * weight`, but at least `floor` and at most `cap`."""
 
 
 def water_fill(vessels: Sequence[Vessel], total: float) -> list[float]:
@@ -25,24 +20,31 @@ def water_fill(vessels: Sequence[Vessel], total: float) -> list[float]:
 
     Bertsekas and Gallager, "Data Networks" (1992), section 6.5.2, with weights and floors.
     """
-    poured = sum(vessel.floor for vessel in vessels)
+    poured = sum([floor for _, floor, _ in vessels])
     if poured >= total:
-        return [vessel.floor for vessel in vessels]
-    if sum(vessel.cap for vessel in vessels) <= total:
-        return [vessel.cap for vessel in vessels]
+        return [floor for _, floor, _ in vessels]
+    if sum([cap for _, _, cap in vessels]) <= total:
+        return [cap for _, _, cap in vessels]
     events = []
     for weight, floor, cap in vessels:
         if cap > floor:
             events += [(floor / weight, weight), (cap / weight, -weight)]
+    events.sort()
     level = rate = 0.0
-    for at, change in sorted(events):
+    for at, change in events:
         rising = poured + rate * (at - level) if rate > 0 else poured
         if rising >= total:
             break
         poured, level, rate = rising, at, rate + change
     if rate > 0:
         level += (total - poured) / rate
-    return [min(max(level * weight, floor), max(floor, cap)) for weight, floor, cap in vessels]
+    return [_amount(level * weight, floor, cap) for weight, floor, cap in vessels]
+
+
+def _amount(wanted: float, floor: float, cap: float) -> float:
+    if wanted <= floor or cap <= floor:
+        return floor
+    return min(wanted, cap)
 
 
 @dataclass(slots=True)
@@ -68,7 +70,7 @@ class Filled:
 
     def vessel(self) -> Vessel:
         """What it may still become."""
-        return Vessel(self.weight, self.used, max(self.count, self.cap) * self.place)
+        return (self.weight, self.used, max(self.count, self.cap) * self.place)
 
 
 def fill_places(members: Sequence[Filled], budget: float) -> float:
@@ -78,7 +80,7 @@ def fill_places(members: Sequence[Filled], budget: float) -> float:
     (which is d'Hondt's method) favours the large.
     """
     vessels = [member.vessel() for member in members]
-    exact = water_fill(vessels, sum(member.used for member in members) + budget)
+    exact = water_fill(vessels, sum([floor for _, floor, _ in vessels]) + budget)
     for member, amount in zip(members, exact, strict=True):
         member.ceiling = min(member.cap, math.ceil(amount / member.place - TOLERANCE))
         more = math.floor(amount / member.place + TOLERANCE) - member.count

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from random import Random
@@ -39,7 +39,8 @@ class SimulatedFleet:
         self._starting: Counter[str] = Counter()
         self._targets: dict[str, int] = {}
         self.slots: dict[str, SimulatedSlot] = {}
-        self.known: set[str] = set()
+        self.told: set[Key] = set()
+        self._holders: defaultdict[str, set[str]] = defaultdict(set)
         self.changed: Callable[[], None] = lambda: None
         self.ready: Callable[[str], None] = lambda model: None
         """Called with a model that has got or lost a READY placement."""
@@ -57,6 +58,10 @@ class SimulatedFleet:
     def placements(self) -> list[Placement]:
         """As the pool sees them."""
         return [p for slot in self.slots.values() for p in slot.placements.values()]
+
+    def holders(self, model: str) -> tuple[str, ...]:
+        """Slots that stay where the model is READY, oldest first."""
+        return tuple(sorted(s for s in self._holders[model] if not self.slots[s].view.draining))
 
     # -- Serve
 
@@ -120,6 +125,8 @@ class SimulatedFleet:
 
         def gone() -> None:
             if self.slots.pop(slot.view.slot_id, None) is not None:
+                for key in slot.placements:
+                    self._holders[key.model].discard(slot.view.slot_id)
                 self._count(-1)
                 self.changed()
 
@@ -159,7 +166,7 @@ class SimulatedFleet:
         def loaded() -> None:
             # Unless it was unloaded meanwhile, and perhaps ordered anew.
             if slot.view.slot_id in self.slots and slot.placements.get(key) is loading:
-                self.known.add(key.model)
+                self.told.add(key)
                 self._put(slot, key, State.READY)
                 self.ready(key.model)
 
@@ -167,6 +174,8 @@ class SimulatedFleet:
 
     def _put(self, slot: SimulatedSlot, key: Key, state: State) -> None:
         slot.placements[key] = Placement(slot.view.slot_id, key.model, key.version, state)
+        holders = self._holders[key.model]
+        (holders.add if state is State.READY else holders.discard)(slot.view.slot_id)
         self.changed()
 
     def _forget_if_idle(self, slot: SimulatedSlot, key: Key) -> None:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from random import Random
 
 from gateway.pool_client import Loads
-from gateway.snapshot import State
 from loadtests.pool_simulation.clock import Clock
 from loadtests.pool_simulation.fleet import SimulatedFleet
 from loadtests.pool_simulation.setting import Setting
@@ -81,14 +80,7 @@ class SimulatedGateway:
 
     def _route(self, name: str) -> None:
         model = self._models[name]
-        model.places = tuple(
-            slot_id
-            for slot_id, slot in self._fleet.slots.items()
-            if not slot.view.draining
-            and any(
-                key.model == name and p.state is State.READY for key, p in slot.placements.items()
-            )
-        )
+        model.places = self._fleet.holders(name)
         self._assign(name, model)
 
     def _assign(self, name: str, model: _Model) -> None:

@@ -24,6 +24,8 @@ RATE_A_MODEL = 0.05
 """Requests a second, mean over models and day."""
 SERVICE_MEDIAN_S = 1.5
 SERVICE_SIGMA = 0.6
+TARGET = 1.0
+"""Requests in flight for each slot: it runs one at a time, so that more of them would only wait."""
 MEMORY = ByteSize(4 << 30)
 
 
@@ -61,7 +63,7 @@ def _model(rng: Random, busiest: float) -> ModelConfig:
         runtime="onnx",
         replicas=Replicas(min=int(rng.random() < GUARANTEED), max=most),
         scaling=Scaling(
-            target_in_flight=2.0, look_back_s=10.0, down_delay_s=60.0, idle_s=300.0, max_step=4
+            target_in_flight=TARGET, look_back_s=10.0, down_delay_s=60.0, idle_s=300.0, max_step=4
         ),
         share=Share(
             weight=rng.choice((1.0, 2.0, 5.0)),

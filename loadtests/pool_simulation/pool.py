@@ -1,6 +1,6 @@
-"""The pool's decisions, by the pool's own code, on what the simulated fleet and gateways say.
+"""The pool's own rounds, on what the simulated fleet and gateways say.
 
-What `autoscale.controller` does around them with tasks and links is done here with events.
+What `autoscale.controller` does around a round with tasks and links is done here with events.
 """
 
 from __future__ import annotations
@@ -9,10 +9,8 @@ import time
 from array import array
 from collections.abc import Mapping
 
-from autoscale.decision import Decision, Knowledge, decide
 from autoscale.economy import Borrowers, Economy
-from autoscale.ledger import Key, Plan, plan, within_limits
-from autoscale.rollout import Target
+from autoscale.rounds import Findings, Rounds
 from gateway.pool_client import Loads
 from loadtests.pool_simulation.clock import Clock
 from loadtests.pool_simulation.fleet import SimulatedFleet
@@ -39,11 +37,10 @@ class SimulatedPool:
         self._setting, self._clock, self._fleet = setting, clock, fleet
         self.economy = Economy(setting.slots, borrowers)
         self.entries = setting.entries()
-        self.decision, self.plan = Decision(), Plan()
+        self.rounds = Rounds(self.economy, setting.max_loads, self._note)
         self.took_s, self.worked_s = array("d"), array("d")
         self.parts_s: dict[str, array[float]] = {}
-        self._serving: dict[str, tuple[Target, ...]] = {}
-        self._stuck: frozenset[Key] = frozenset()
+        self._noted_s = 0.0
         self._resized: Mapping[str, int] = {}
         self._due_s = float("inf")
         self._last_s = float("-inf")
@@ -77,63 +74,33 @@ class SimulatedPool:
         self._decide_at(self._clock.now_s + again_s)
 
     def _reconcile(self) -> None:
-        now_s, fleet = self._clock.now_s, self._fleet
-        slots, placements = fleet.views(), fleet.placements()
+        fleet, economy, rounds = self._fleet, self.economy, self.rounds
+        found = Findings(
+            config=self._setting.config,
+            entries=self.entries,
+            slots=fleet.views(),
+            placements=fleet.placements(),
+            told=fleet.told,
+        )
         real_s, began_s = time.perf_counter(), time.thread_time()
-        versions = {n: len(m.situation.wanted) for n, m in self.decision.models.items()}
-        self.economy.settle(
-            self._setting.config, self.entries, versions, slots, placements, fleet.known, now_s
-        )
-        settled_s = time.thread_time()
-        self.decision = decide(
-            Knowledge(
-                entries=self.entries,
-                placements=placements,
-                serving=self._serving,
-                stuck=self._stuck,
-                replicas={name: wish.slots for name, wish in self.economy.wishes.items()},
-                granted=self.economy.division.grants,
-                lingering=self.economy.lingering(),
-            ),
-            self.decision,
-        )
-        decided_s = time.thread_time()
-        room = self.economy.room(self.entries)
-        self.plan = plan(
-            self.decision.wants, slots, placements, room, now_s, {}, self.decision.holds
-        )
-        moves = within_limits(self.plan.moves, slots, placements, self._setting.max_loads)
-        ended_s = time.thread_time()
-        self.took_s.append(time.perf_counter() - real_s)
-        self._note(began_s, settled_s, decided_s, ended_s)
-        self.economy.scaling.drain_changes()
-        check_shares(self.economy.division)
-        check_slots(slots, placements, room)
-        check_plan(self.plan, self.decision, slots, placements, self.economy.division)
-        self._note_serving()
-        stuck = frozenset(self.plan.waiting)
-        if stuck != self._stuck:
-            self._stuck = stuck
+        self._noted_s = began_s
+        if rounds.run(found, self._clock.now_s):
             self.wake()
-        targets = dict(self.economy.targets.targets)
+        self.worked_s.append(time.thread_time() - began_s)
+        self.took_s.append(time.perf_counter() - real_s)
+        economy.scaling.drain_changes()
+        check_shares(economy.division)
+        check_slots(found.slots, found.placements, economy.room)
+        check_plan(rounds.plan, rounds.decision, found.slots, found.placements, economy.division)
+        targets = dict(economy.targets.targets)
         if targets != self._resized:
             self._resized = targets
             fleet.resize(targets)
-        for move in moves:
+        for move in rounds.moves:
             fleet.order(move)
 
-    def _note(self, began_s: float, settled_s: float, decided_s: float, ended_s: float) -> None:
-        self.worked_s.append(ended_s - began_s)
-        parts = {
-            "settle": settled_s - began_s,
-            "decide": decided_s - settled_s,
-            "plan": ended_s - decided_s,
-        }
-        for name, seconds in parts.items():
-            self.parts_s.setdefault(name, array("d")).append(seconds)
-
-    def _note_serving(self) -> None:
-        for name, model in self.decision.models.items():
-            serving = model.rollout.serving
-            if serving and model.situation.alive(serving[-1]):
-                self._serving[name] = serving
+    def _note(self, step: str) -> None:
+        """A step of a round has ended."""
+        now_s = time.thread_time()
+        self.parts_s.setdefault(step, array("d")).append(now_s - self._noted_s)
+        self._noted_s = now_s

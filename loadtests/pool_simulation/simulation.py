@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -101,6 +102,23 @@ def simulate(
 
     Raises `Broken` as soon as a decision breaks a promise.
     """
+    gc.collect()
+    # Or decisions would be timed with the collection of all that a test or a simulator holds.
+    gc.freeze()
+    try:
+        return _simulate(setting, arrivals, seconds, seed, settle_s, borrowers)
+    finally:
+        gc.unfreeze()
+
+
+def _simulate(
+    setting: Setting,
+    arrivals: Iterable[Arrival],
+    seconds: float,
+    seed: int,
+    settle_s: float,
+    borrowers: Borrowers | None,
+) -> Simulated:
     rng = Random(seed)
     clock = Clock(setting.pace.cores)
     fleet = SimulatedFleet(setting, clock, rng)
@@ -112,6 +130,7 @@ def simulate(
     fleet.settle()
     begin_s, before_s, loads_before = clock.now_s, fleet.live_s, fleet.loads
     pool.forget_times()
+    gc.freeze()
     requests = _Feed(iter(arrivals), clock, gateway, names, begin_s)
     requests.next()
     clock.run(begin_s + seconds)

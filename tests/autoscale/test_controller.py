@@ -1,7 +1,12 @@
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
+import pytest
+
+from autoscale import controller
+from autoscale.rounds import Findings
 from gateway.config import Batching, ModelConfig
 from gateway.config_scaling import Replicas
 from gateway.snapshot import State
@@ -179,3 +184,28 @@ async def test_all_versions_are_served_when_the_config_asks_for_it(tmp_path: Pat
     async with open_plant(tmp_path, "a", models=models, versions=(1, 2), max_models=2) as plant:
         await plant.serves(2)
         await until(lambda: plant.states() == {1: "READY", 2: "READY"})
+
+
+async def test_the_first_event_after_quiet_counts_at_once_and_a_flood_is_taken_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(controller, "TICK_S", 60.0)
+    async with open_plant(tmp_path, "a") as plant:
+        await plant.serves(1)
+        monkeypatch.setattr(controller, "GAP_S", 0.5)
+        await asyncio.sleep(0.6)  # time to get quiet
+        rounds, run = [], plant.controller.rounds.run
+        loop = asyncio.get_running_loop()
+
+        def count(found: Findings, now_s: float) -> bool:
+            rounds.append(loop.time())
+            return run(found, now_s)
+
+        monkeypatch.setattr(plant.controller.rounds, "run", count)
+        begin_s = loop.time()
+        while loop.time() < begin_s + 0.4:
+            plant.controller.changed()
+            await asyncio.sleep(0.01)
+        assert [at_s - begin_s < 0.3 for at_s in rounds] == [True]
+        await until(lambda: len(rounds) == 2)
+        assert rounds[1] - rounds[0] >= 0.5

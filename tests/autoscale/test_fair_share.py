@@ -450,3 +450,16 @@ def test_guarantees_that_fit_by_their_sum_but_in_no_slot_are_refused() -> None:
         "3 guaranteed places take more than half a slot of class cpu each, so each needs its own,"
         " and at most 2 are there"
     )
+
+
+@given(some_accounts(starving=False), GROUP_WEIGHTS)
+@settings(max_examples=30, deadline=None)
+def test_where_all_fits_all_get_what_they_want_whatever_they_hold(
+    accounts: list[Account], group_weights: dict[str, float]
+) -> None:
+    capacity = sum(a.most * a.place for a in accounts) + 1e-6
+    shares = fair_shares(accounts, capacity, group_weights)
+    assert shares.granted == {a.name: a.most for a in accounts}
+    empty = [replace(account, holds=0) for account in accounts]
+    again = fair_shares(empty, capacity, group_weights)
+    assert replace(again, accounts=()) == replace(shares, accounts=())

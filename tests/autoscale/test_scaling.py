@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from structlog.testing import capture_logs
 
-from autoscale.policy import Sample
+from autoscale.policy import Sample, Wish
 from autoscale.scaling import ScalingBook
 from gateway.config import ModelConfig
 from gateway.config_scaling import Replicas, Scaling
@@ -60,3 +61,35 @@ def test_a_model_that_cannot_be_learned_of_is_not_looked_at_again_and_again() ->
     wish = book.wish({"m": model("reactive")}, {}, (), (), 10.0)["m"]
     assert (wish.slots, wish.lingering, wish.learning) == (1, True, True)
     assert wish.again_s == math.inf
+
+
+def test_what_is_said_of_others_changes_nothing() -> None:
+    both, alone = ScalingBook(), ScalingBook()
+    mine, other = model("reactive"), model("trend")
+    for tenth in range(200):
+        now_s = 10.0 + tenth / 10
+        load = (float(tenth // 30 % 4), 0, tenth // 30)
+        alone.demand.report("a", {"m": load}, now_s)
+        both.demand.report("a", {"m": load, "n": (tenth % 7, 0, tenth)}, now_s)
+        wish = alone.wish({"m": mine}, {}, (), ["m"], now_s)["m"]
+        beside = both.wish({"m": mine, "n": other}, {}, (), ["m", "n"], now_s)["m"]
+        assert replace(beside, again_s=0.0) == replace(wish, again_s=0.0)
+
+
+def test_a_wish_is_kept_until_its_load_is_another_one_or_its_time_has_come() -> None:
+    book, models = ScalingBook(), {"m": model("reactive")}
+
+    def wish(now_s: float) -> Wish:
+        return book.wish(models, {}, (), ["m"], now_s)["m"]
+
+    book.demand.report("a", {"m": (2.0, 0, 1)}, 10.0)
+    first = wish(10.0)
+    assert 0 < first.again_s < 0.5
+    assert wish(10.0 + first.again_s / 2) is first
+    assert book.again_s == pytest.approx(first.again_s / 2)
+    book.demand.report("a", {"m": (2.0, 0, 1)}, 10.0 + first.again_s / 2)
+    assert wish(10.0 + first.again_s / 2) is first, "the load is the same"
+    assert wish(10.0 + first.again_s) is not first
+    latest = wish(10.5)
+    book.demand.report("a", {"m": (3.0, 0, 2)}, 10.51)
+    assert wish(10.51) is not latest

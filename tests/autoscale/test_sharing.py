@@ -15,9 +15,11 @@ from autoscale.sharing import (
     LEASES,
     START_S,
     Need,
+    ShareBook,
     TargetBook,
     divide,
     room_of,
+    sizes_of,
     slots_needed,
 )
 from gateway.config import ModelConfig, PoolConfig, SlotClass
@@ -114,7 +116,7 @@ def test_room_by_memory_exclusive_or_count() -> None:
         CatalogEntry("small", ModelConfig(), "cpu"),
         CatalogEntry("tiny", ModelConfig(memory=ByteSize(1024 * 1024)), "cpu"),
     ]
-    room = room_of(slots, entries, {})
+    room = room_of(slots, sizes_of(slots, entries), {})
     sizes = {entry.name: room.size(entry.name, "cpu") for entry in entries}
     assert sizes == {"half": 0.5, "alone": 1.0, "small": 0.1, "tiny": 0.1}
 
@@ -233,3 +235,21 @@ def test_what_no_gang_fits_into_is_for_models() -> None:
 
     assert divided(2) == (2, 2)
     assert divided(3) == (4, 0)
+
+
+WISHES = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 4), st.booleans()), max_size=8)
+
+
+@given(st.lists(st.tuples(WISHES, st.integers(1, 9), st.integers(0, 2)), max_size=5))
+def test_a_book_saves_work_and_changes_no_answer(
+    rounds: list[tuple[list[tuple[int, int, bool]], int, int]],
+) -> None:
+    book = ShareBook()
+    for wishes, slots, leases in rounds:
+        needs = [
+            need(str(n), slots, held=held, lingering=lingering, size=0.3 if n % 2 else 1.0)
+            for n, (slots, held, lingering) in enumerate(wishes)
+        ]
+        asked = (needs, PoolConfig(), {"cpu": slots}, {"cpu": leases}, {}, {})
+        assert divide(*asked, book=book) == divide(*asked)
+        assert divide(*asked, book=book).shares["cpu"] is divide(*asked, book=book).shares["cpu"]
