@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -247,9 +248,10 @@ def test_a_book_saves_work_and_changes_no_answer(
     book = ShareBook()
     for wishes, slots, leases in rounds:
         needs = [
-            need(str(n), slots, held=held, lingering=lingering, size=0.3 if n % 2 else 1.0)
-            for n, (slots, held, lingering) in enumerate(wishes)
+            need(str(n), wish, held=held, lingering=lingering, size=0.3 if n % 2 else 1.0)
+            for n, (wish, held, lingering) in enumerate(wishes)
         ]
-        asked = (needs, PoolConfig(), {"cpu": slots}, {"cpu": leases}, {}, {})
-        assert divide(*asked, book=book) == divide(*asked)
-        assert divide(*asked, book=book).shares["cpu"] is divide(*asked, book=book).shares["cpu"]
+        wanted = {"cpu": leases}
+        asked = partial(divide, needs, PoolConfig(), {"cpu": slots}, wanted, {}, {})
+        assert asked(book=book) == asked()
+        assert asked(book=book).shares["cpu"] is asked(book=book).shares["cpu"]
