@@ -20,9 +20,9 @@ from autoscale.decision_log import DecisionLog, Writer
 from autoscale.economy import Economy
 from autoscale.failures import Failures
 from autoscale.fleet import Fleet, states_of
-from autoscale.ledger import Key, Load, Plan, Unload
 from autoscale.lending import Lending
 from autoscale.lookout import Lookout
+from autoscale.orders import Key, Load, Plan, Unload
 from autoscale.overrides import Overrides
 from autoscale.pool_view import PoolFacts, gauges, render_pool
 from autoscale.rounds import Findings, Rounds

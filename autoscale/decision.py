@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from autoscale.catalog import CatalogEntry, by_policy, wanted_versions
-from autoscale.ledger import MANY, Hold, Key, Want
+from autoscale.orders import MANY, Hold, Key, Want
 from autoscale.rollout import Rollout, Situation, Target, roll_out
 from gateway.snapshot import Placement, State
 

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple, Protocol
 
 from autoscale.fair_share import Account, fair_shares
 from autoscale.leases import Lease, LeaseBook, LeaseEvent, LeaseState
-from autoscale.ledger import Hold, Key, Load, Plan, Room, Unload, Want, plan
+from autoscale.ledger import plan
+from autoscale.orders import Hold, Key, Load, Plan, Room, Unload, Want
 from autoscale.scaling import replay_step
 from autoscale.sharing import Division
 from gateway.snapshot import Placement, SlotView, State

@@ -6,14 +6,14 @@ Time is an argument, so that a simulation runs the very same code.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from autoscale.catalog import CatalogEntry
 from autoscale.hunger import Hunger
-from autoscale.ledger import HELD, Room
+from autoscale.orders import HELD, Room
 from autoscale.policy import Wish
 from autoscale.scaling import ScalingBook
 from autoscale.sharing import (
@@ -61,6 +61,29 @@ class Nobody:
         return 0
 
 
+class _Places(NamedTuple):
+    """By model, how many places it holds and how many of them are ready; whose are on their way."""
+
+    held: Mapping[str, int]
+    ready: Mapping[str, int]
+    coming: Set[str]
+
+
+def _places(placements: Sequence[Placement]) -> _Places:
+    held: dict[str, int] = {}
+    ready: dict[str, int] = {}
+    coming: set[str] = set()
+    for placement in placements:
+        name, state = placement.model, placement.state
+        if state in HELD:
+            held[name] = held.get(name, 0) + 1
+            if state is State.READY:
+                ready[name] = ready.get(name, 0) + 1
+            else:
+                coming.add(name)
+    return _Places(held, ready, coming)
+
+
 class Economy:
     """See the module. `settle` is called before each decision of the controller."""
 
@@ -96,17 +119,7 @@ class Economy:
         inputs and outputs. `leaving` counts what serves until a model's new version is ready;
         `crowded` is what the last plan says of that.
         """
-        ready: dict[str, int] = {}
-        held: dict[str, int] = {}
-        coming: set[str] = set()
-        for placement in placements:
-            name, state = placement.model, placement.state
-            if state in HELD:
-                held[name] = held.get(name, 0) + 1
-                if state is State.READY:
-                    ready[name] = ready.get(name, 0) + 1
-                else:
-                    coming.add(name)
+        held, ready, coming = _places(placements)
         models = {entry.name: entry.config for entry in entries}
         each = {name: -(-count // max(1, versions.get(name, 1))) for name, count in ready.items()}
         self.scaling.wish(models, each, coming, known, now_s)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from autoscale.ledger import Key
+from autoscale.orders import Key
 from gateway.config import SlotClass
 from gateway.failure import Evidence, FailureKind
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import structlog
 
 from autoscale.autopsy import autopsy
-from autoscale.ledger import Key
+from autoscale.orders import Key
 from autoscale.slot_control import SlotControl
 from gateway.errors import HeadraceError
 from gateway.failure import Evidence, FailureKind

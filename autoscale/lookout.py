@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from autoscale.catalog import Catalog, CatalogEntry
 from autoscale.failures import Failures
-from autoscale.ledger import Key
+from autoscale.orders import Key
 from gateway.config import ModelConfig
 
 LOOK_AGAIN_S = 0.5

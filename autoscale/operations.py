@@ -11,7 +11,7 @@ from autoscale.catalog import wanted_versions
 from autoscale.controller import Controller
 from autoscale.decision import ModelDecision
 from autoscale.fleet import key_of
-from autoscale.ledger import Key, Load
+from autoscale.orders import Key, Load
 from autoscale.rollout import Target
 from gateway.config import ModelConfig
 from gateway.errors import (

@@ -11,8 +11,8 @@ from typing import Any
 from autoscale.catalog import CatalogEntry
 from autoscale.decision_log import Made
 from autoscale.fair_share import Account, Shares
-from autoscale.ledger import HELD, Key
 from autoscale.loans import lent_by
+from autoscale.orders import HELD, Key
 from autoscale.policy import Wish
 from autoscale.sharing import LEASES, Division
 from gateway.config import SlotClass

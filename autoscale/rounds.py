@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from autoscale.catalog import CatalogEntry, wanted_versions
 from autoscale.decision import Decision, Knowledge, decide
 from autoscale.economy import Economy
-from autoscale.ledger import HELD, Key, Load, Plan, Unload, plan, within_limits
+from autoscale.ledger import plan, within_limits
+from autoscale.orders import HELD, Key, Load, Plan, Unload
 from autoscale.rollout import Target
 from gateway.config import PoolConfig
 from gateway.snapshot import Placement, SlotView

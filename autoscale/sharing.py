@@ -14,7 +14,7 @@ from typing import Any
 
 from autoscale.catalog import CatalogEntry
 from autoscale.fair_share import Account, Shares, fair_shares
-from autoscale.ledger import Room
+from autoscale.orders import Room
 from autoscale.policy import Wish
 from autoscale.water_filling import TOLERANCE
 from gateway.config import ModelConfig, PoolConfig, SlotClass

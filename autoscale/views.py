@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from autoscale.decision import ModelDecision
 from autoscale.failures import Failures
-from autoscale.ledger import Key
+from autoscale.orders import Key
 from autoscale.rollout import Target, labels_now
 from gateway.protocols.tensors import ModelSpec
 from gateway.snapshot import ModelView, State, VersionView

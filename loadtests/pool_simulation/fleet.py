@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from random import Random
 
-from autoscale.ledger import Key, Load, Unload
+from autoscale.orders import Key, Load, Unload
 from gateway.snapshot import Placement, SlotView, State
 from loadtests.pool_simulation.clock import Clock
 from loadtests.pool_simulation.setting import Setting

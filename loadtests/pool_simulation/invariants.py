@@ -6,7 +6,8 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from autoscale.decision import Decision
-from autoscale.ledger import FULL, HELD, PRESENT, Key, Load, Plan, Room, Unload
+from autoscale.open_slots import FULL
+from autoscale.orders import HELD, PRESENT, Key, Load, Plan, Room, Unload
 from autoscale.sharing import Division
 from autoscale.water_filling import TOLERANCE
 from gateway.snapshot import Placement, SlotView

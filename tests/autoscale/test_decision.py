@@ -7,7 +7,7 @@ from autoscale.catalog import CatalogEntry
 from autoscale.decision import Decision, Knowledge, decide
 from autoscale.failures import Failures
 from autoscale.fleet import states_of
-from autoscale.ledger import Hold, Key, Want
+from autoscale.orders import Hold, Key, Want
 from autoscale.views import model_view
 from gateway.config import ModelConfig
 from gateway.config_scaling import Replicas

@@ -5,7 +5,7 @@ import math
 from pydantic import ByteSize
 
 from autoscale.failures import Failures, backoff_s, largest_above
-from autoscale.ledger import Key
+from autoscale.orders import Key
 from gateway.config import SlotClass
 from gateway.failure import Evidence, FailureKind
 

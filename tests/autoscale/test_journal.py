@@ -13,7 +13,7 @@ import orjson
 import pytest
 
 from autoscale.journal import QUEUE_BYTES, Entry, Journal, older, read, replay
-from autoscale.ledger import Key
+from autoscale.orders import Key
 from gateway.snapshot import State
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from autoscale import operations
-from autoscale.ledger import Key
+from autoscale.orders import Key
 from gateway.config_scaling import Replicas
 from gateway.errors import NotFound, Unavailable
 from gateway.failure import Evidence

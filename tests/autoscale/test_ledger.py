@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoscale.ledger import HELD, PRESENT, Hold, Key, Load, Room, Unload, Want, plan
+from autoscale.ledger import plan
+from autoscale.orders import HELD, PRESENT, Hold, Key, Load, Room, Unload, Want
 from gateway.snapshot import Placement, SlotView, State
 
 

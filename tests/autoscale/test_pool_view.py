@@ -6,7 +6,7 @@ import orjson
 
 from autoscale.catalog import CatalogEntry
 from autoscale.decision_log import RECENT, DecisionLog, Made
-from autoscale.ledger import Key, Load, Plan, Room, Unload
+from autoscale.orders import Key, Load, Plan, Room, Unload
 from autoscale.policy import Wish
 from autoscale.pool_view import PoolFacts, gauges, render_pool
 from autoscale.sharing import Need, divide

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from autoscale.catalog import CatalogEntry
 from autoscale.decision import Decision, decide
 from autoscale.economy import Economy
-from autoscale.ledger import Key, Load, Plan, Unload
+from autoscale.orders import Key, Load, Plan, Unload
 from autoscale.rounds import Findings, Rounds
 from autoscale.sharing import divide
 from gateway.config import ModelConfig, PoolConfig, SlotClass

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from autoscale import controller
-from autoscale.ledger import Key
+from autoscale.orders import Key
 from gateway.config import ModelConfig
 from gateway.config_scaling import Replicas, Scaling
 from tests.autoscale.plant import open_plant

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from autoscale.decision import Decision
 from autoscale.fair_share import Account, fair_shares
-from autoscale.ledger import Plan, Room
+from autoscale.orders import Plan, Room
 from autoscale.sharing import Division
 from gateway.config import ModelConfig, PoolConfig, SlotClass
 from gateway.config_scaling import Replicas, Scaling

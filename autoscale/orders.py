@@ -1,0 +1,108 @@
+"""What slots should hold, what fits into them, and the orders they get."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import NamedTuple
+
+from gateway.snapshot import State
+
+MANY = 1 << 30
+HELD = frozenset({State.PENDING, State.LOADING, State.WARMING, State.READY})
+PRESENT = HELD | {State.DRAINING}
+
+
+class Key(NamedTuple):
+    """What a placement holds; the revision tells files of one version apart that have changed."""
+
+    model: str
+    version: int
+    revision: int = 0
+
+
+class Hold(Enum):
+    """What may stay though it is not wanted (any more)."""
+
+    KEEP = "it serves until the wanted version is ready"
+    YIELD = "it stays while nobody needs its slot"
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """A model version that `replicas` slots of a class should hold.
+
+    It gets at most what it was `granted`. One that is not `firm` comes after all that are, and
+    gives its slots up for them.
+    """
+
+    model: str
+    version: int
+    replicas: int
+    slot_class: str
+    revision: int = 0
+    firm: bool = True
+    granted: int = MANY
+
+    @property
+    def key(self) -> Key:
+        """What its placements hold."""
+        return Key(self.model, self.version, self.revision)
+
+    @property
+    def target(self) -> int:
+        """How many slots it may have now."""
+        return min(self.replicas, self.granted)
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Order a slot to load a model version."""
+
+    slot_id: str
+    model: str
+    version: int
+    revision: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Unload:
+    """Order a slot to drain and unload a model version."""
+
+    slot_id: str
+    model: str
+    version: int
+    revision: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Orders, unloads first; and why wanted versions stay without all of their slots even then.
+
+    `crowded` counts by class the places that were granted to firm wants and fit into no slot.
+    """
+
+    moves: list[Load | Unload] = field(default_factory=list)
+    waiting: Mapping[Key, str] = field(default_factory=dict)
+    crowded: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What fits into a slot, and what should stay free.
+
+    `max_models` is by slot class (absent: 1). `sizes` is by model the part of a slot that it takes
+    (absent: one of `max_models` equal parts). While a class has no more than `spare` empty slots,
+    models that share go to slots that hold something already. `used_s` is when each model was
+    last called: the least recently used ones leave first.
+    """
+
+    max_models: Mapping[str, int] = field(default_factory=dict)
+    sizes: Mapping[str, float] = field(default_factory=dict)
+    spare: Mapping[str, int] = field(default_factory=dict)
+    used_s: Mapping[str, float] = field(default_factory=dict)
+
+    def size(self, model: str, slot_class: str) -> float:
+        """The part of a slot of this class that the model takes."""
+        return max(self.sizes.get(model, 0.0), 1.0 / self.max_models.get(slot_class, 1))

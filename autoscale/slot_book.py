@@ -1,0 +1,185 @@
+"""Who holds what on the slots of the pool while it is decided what must move; pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from autoscale.open_slots import FULL, OpenSlots, Spare
+from autoscale.orders import HELD, PRESENT, Hold, Key, Room, Want
+from gateway.snapshot import Placement, SlotView, State
+
+
+class SlotBook:
+    """Who holds what on the slots that stay; a slot that drains unloads by itself.
+
+    `present` are the placements by slot, the oldest slot first.
+    """
+
+    def __init__(
+        self,
+        slots: Sequence[SlotView],
+        placements: Sequence[Placement],
+        room: Room,
+        holds: Mapping[Key, Hold],
+    ) -> None:
+        staying = [slot for slot in slots if not slot.draining]
+        self._slot_class = {slot.slot_id: slot.slot_class for slot in staying}
+        self._age = {slot.slot_id: number for number, slot in enumerate(staying)}
+        self._room, self._holds = room, holds
+        self._of_class: dict[str, list[str]] = {}
+        for slot_id, slot_class in self._slot_class.items():
+            self._of_class.setdefault(slot_class, []).append(slot_id)
+        self._used: dict[str, float] = dict.fromkeys(self._age, 0.0)
+        self._holders: dict[tuple[Key, str], set[str]] = {}
+        self.present: dict[str, dict[Key, State]] = {slot_id: {} for slot_id in self._age}
+        self._failed: set[tuple[str, Key]] = set()
+        self._reserved: dict[str, float] = {}
+        self._coming: dict[str, float] = {}
+        self._open: dict[str, OpenSlots] = {}
+        self._spare: dict[str, Spare[Key]] = {}
+        for placement in placements:
+            self._enter(placement)
+
+    def count(self, key: Key, slot_class: str) -> int:
+        """How many slots of the class hold the version."""
+        return len(self._holders.get((key, slot_class), ()))
+
+    def worthiest(self, key: Key, slot_class: str, most: int) -> list[tuple[str, Key]]:
+        """Which placements to keep: READY first, then in the oldest slot."""
+        holders = list(self._holders.get((key, slot_class), ()))
+        if len(holders) > most:
+            holders.sort(key=lambda s: (self.present[s][key] is not State.READY, self._age[s]))
+        return [(slot_id, key) for slot_id in holders[:most]]
+
+    def best_slot(self, want: Want) -> str | None:
+        """The slot with room that holds fewest models, one where it has not failed, then by id.
+
+        Where too few slots are empty, the fullest one that is not.
+        """
+        key, slot_class = want.key, want.slot_class
+        size = self._room.size(want.model, slot_class)
+        spare = self._room.spare.get(slot_class, 0)
+        slots = self._open_slots(slot_class)
+        pack = size < 1 and spare > 0 and slots.empty <= spare
+        worse = None
+        for slot_id in slots.fullest(size) if pack else slots.fewest(size):
+            if key in self.present[slot_id]:
+                continue
+            if (slot_id, key) not in self._failed:
+                return slot_id
+            worse = worse or slot_id
+        return worse
+
+    def reserve(self, want: Want) -> bool:
+        """Count on room that a drain in the class will make; False if all of it is spoken for."""
+        size = self._room.size(want.model, want.slot_class)
+        taken = self._reserved.get(want.slot_class, 0.0)
+        if self._coming.get(want.slot_class, 0.0) + FULL - 1 < taken + size:
+            return False
+        self._reserved[want.slot_class] = taken + size
+        return True
+
+    def yielding(self, want: Want) -> list[tuple[str, Key]]:
+        """Placements of one slot that make room for this want: those not used for longest."""
+        key, size = want.key, self._room.size(want.model, want.slot_class)
+        spare = self._spare.get(want.slot_class)
+        if spare is None:
+            slots = self._of_class.get(want.slot_class, ())
+            spare = self._spare[want.slot_class] = Spare()
+            for slot_id in slots:
+                spare.put(slot_id, self._age[slot_id], self._yielders(slot_id))
+        if size >= spare.hopeless:
+            return []
+        best: tuple[float, int, str, list[Key]] | None = None
+        full = True
+        for first_s, age, slot_id in spare.order:
+            if best is not None and first_s > best[0]:
+                break  # what leaves there was used later than all that leaves the best one
+            present = self.present[slot_id]
+            if key in present:
+                full = False
+                continue
+            free = 1 - sum([self._size(k, slot_id) for k, s in present.items() if s in HELD])
+            leaving: list[Key] = []
+            latest_s = -math.inf
+            for used_s, other in spare.of[slot_id]:
+                if free + FULL - 1 >= size:
+                    break
+                free += self._size(other, slot_id)
+                latest_s = used_s
+                leaving.append(other)
+            if free + FULL - 1 < size:
+                continue
+            full = False
+            if leaving and (best is None or (latest_s, age) < best[:2]):
+                best = (latest_s, age, slot_id, leaving)
+        if full:
+            spare.hopeless = size
+        return [(best[2], other) for other in best[3]] if best is not None else []
+
+    def load(self, slot_id: str, key: Key) -> None:
+        self._put(slot_id, key, State.PENDING)
+        self._changed(slot_id)
+
+    def unload(self, slot_id: str, key: Key) -> None:
+        self._put(slot_id, key, State.DRAINING)
+        self._changed(slot_id)
+
+    def _open_slots(self, slot_class: str) -> OpenSlots:
+        found = self._open.get(slot_class)
+        if found is None:
+            slots = self._of_class.get(slot_class, ())
+            found = self._open[slot_class] = OpenSlots(
+                [(slot_id, self._used[slot_id], len(self.present[slot_id])) for slot_id in slots],
+                self._room.size("", slot_class),
+            )
+        return found
+
+    def _yielders(self, slot_id: str) -> list[tuple[float, Key]]:
+        """What would leave this slot for others, the least recently used first."""
+        used_s, holds = self._room.used_s, self._holds
+        return sorted(
+            [
+                (used_s.get(key.model, -math.inf), key)
+                for key, state in self.present[slot_id].items()
+                if state in HELD and holds.get(key) is Hold.YIELD
+            ]
+        )
+
+    def _size(self, key: Key, slot_id: str) -> float:
+        return self._room.size(key.model, self._slot_class[slot_id])
+
+    def _changed(self, slot_id: str) -> None:
+        """Bring up to date what is only there once somebody has asked."""
+        slot_class = self._slot_class[slot_id]
+        if slot_class in self._open:
+            count = len(self.present[slot_id])
+            self._open[slot_class].change(slot_id, self._used[slot_id], count)
+        if slot_class in self._spare:
+            self._spare[slot_class].put(slot_id, self._age[slot_id], self._yielders(slot_id))
+
+    def _put(self, slot_id: str, key: Key, state: State) -> None:
+        """Note what a slot has of a version now."""
+        present, slot_class = self.present[slot_id], self._slot_class[slot_id]
+        before = present.get(key)
+        present[key] = state
+        if before is None or before is State.DRAINING or state is State.DRAINING:
+            size = self._room.size(key.model, slot_class)
+            if before is None:
+                self._used[slot_id] += size
+            came = (state is State.DRAINING) - (before is State.DRAINING)
+            self._coming[slot_class] = self._coming.get(slot_class, 0.0) + came * size
+        holders = self._holders.setdefault((key, slot_class), set())
+        (holders.add if state in HELD else holders.discard)(slot_id)
+
+    def _enter(self, placement: Placement) -> None:
+        key = Key(placement.model, placement.version, placement.revision)
+        if placement.state is State.FAILED:
+            self._failed.add((placement.slot_id, key))
+        present = self.present.get(placement.slot_id)
+        if present is None or placement.state not in PRESENT:
+            return
+        # Two entries of one version: an old one may still drain while another is READY.
+        if present.get(key) not in HELD or placement.state is State.READY:
+            self._put(placement.slot_id, key, placement.state)
