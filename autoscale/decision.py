@@ -21,7 +21,7 @@ class Knowledge:
     wanted keys that found no slot the last time. `serving` is by model, see `Rollout`.
     `replicas` says how many slots each version of a model should have (absent: its least number),
     `granted` how many all of them may have together (absent: all); those of a `lingering` one go
-    to whoever needs them.
+    to whoever needs them. Those in `turns` have starved, see `Want.turn`.
     """
 
     entries: Sequence[CatalogEntry]
@@ -34,6 +34,7 @@ class Knowledge:
     replicas: Mapping[str, int] = field(default_factory=dict)
     granted: Mapping[str, int] = field(default_factory=dict)
     lingering: Collection[str] = ()
+    turns: Collection[str] = ()
 
 
 class Facts(NamedTuple):
@@ -68,6 +69,7 @@ class Part(NamedTuple):
 
     places: int | None
     firm: bool
+    turn: bool
     wants: tuple[Want, ...]
     holds: Mapping[Key, Hold]
 
@@ -111,12 +113,12 @@ def decide(known: Knowledge, before: Decision | None = None) -> Decision:
             failed.get(name, usual.failed),
             known.replicas.get(name, entry.config.replicas.min),
         )
-        places, firm = known.granted.get(name), name not in known.lingering
+        rank = known.granted.get(name), name not in known.lingering, name in known.turns
         one, part = before.models.get(name), before.parts.get(name)
         if one is None or one.entry is not entry or one.facts != facts:
             one, part = _decide(entry, facts), None
-        if part is None or part.places != places or part.firm is not firm:
-            part = _part(one, places, firm=firm)
+        if part is None or part[:3] != rank:
+            part = _part(one, *rank)
         decision.models[name], decision.parts[name] = one, part
         decision.wants.extend(part.wants)
         if part.holds:
@@ -131,20 +133,30 @@ def _by_model(keys: Collection[Key]) -> dict[str, frozenset[Target]]:
     return {model: frozenset(targets) for model, targets in found.items()}
 
 
-def _part(one: ModelDecision, places: int | None, *, firm: bool) -> Part:
+def _part(one: ModelDecision, places: int | None, firm: bool, turn: bool) -> Part:
     entry, replicas = one.entry, one.situation.replicas
     name, wanted = entry.name, one.situation.wanted
     wants: tuple[Want, ...] = ()
     if replicas:
         granted = dict.fromkeys(wanted, MANY) if places is None else _granted(one, places)
         wants = tuple(
-            Want(name, version, replicas, entry.class_of(version), revision, firm, most)
+            Want(
+                name,
+                version,
+                replicas,
+                entry.class_of(version),
+                revision,
+                firm,
+                most,
+                entry.config.replicas.min,
+                turn,
+            )
             for (version, revision), most in granted.items()
         )
     holds = {} if firm else {Key(name, *target): Hold.YIELD for target in wanted}
     holds |= {Key(name, *target): Hold.YIELD for target in one.rollout.spare}
     holds |= {Key(name, *target): Hold.KEEP for target in one.rollout.keep}
-    return Part(places, firm, wants, holds)
+    return Part(places, firm, turn, wants, holds)
 
 
 def _granted(one: ModelDecision, places: int) -> dict[Target, int]:

@@ -172,8 +172,8 @@ class DecisionLog:
 
 def _account(account: Account) -> dict[str, Any]:
     """Only what differs from the defaults: of many models most sleep."""
-    fields = asdict(account)
-    return {name: value for name, value in fields.items() if value != _USUAL.get(name)}
+    fields = ((name, usual, getattr(account, name)) for name, usual in _USUAL.items())
+    return {name: value for name, usual, value in fields if value != usual}
 
 
 def _room(room: Room, models: set[str]) -> dict[str, Any]:
@@ -183,6 +183,7 @@ def _room(room: Room, models: set[str]) -> dict[str, Any]:
         "sizes": {name: size for name, size in room.sizes.items() if name in models},
         "spare": room.spare,
         "used_s": {name: at_s for name, at_s in room.used_s.items() if name in models},
+        "full": sorted(room.full),
     }
 
 

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 from autoscale.catalog import CatalogEntry
+from autoscale.fair_share import STARVE_S
 from autoscale.hunger import Hunger
 from autoscale.orders import HELD, Room
 from autoscale.policy import Wish
@@ -93,6 +94,7 @@ class Economy:
         self.targets = TargetBook(slots)
         self.division = Division()
         self.room = Room()
+        self.turns: Collection[str] = ()
         self._shares, self._shares_of_whole = ShareBook(), ShareBook()
         self._before: dict[str, tuple[tuple[Any, ...], Need]] = {}
         self._entries: list[CatalogEntry] = []
@@ -123,13 +125,15 @@ class Economy:
         models = {entry.name: entry.config for entry in entries}
         each = {name: -(-count // max(1, versions.get(name, 1))) for name, count in ready.items()}
         self.scaling.wish(models, each, coming, known, now_s)
-        self.room = self._room(entries)
-        needs = self._needs(entries, versions, held, leaving)
         live = Counter([slot.slot_class for slot in slots if not slot.draining])
         leased = self._borrowers.held()
-        firm = {n.name: n.wish.slots * n.versions for n in needs if not n.wish.lingering}
         capacity = self.targets.capacity(live, leased, now_s)
+        full = {n for n, most in capacity.items() if live[n] + leased.get(n, 0) >= most}
+        self.room = self._room(entries, full)
+        needs = self._needs(entries, versions, held, leaving)
+        firm = {n.name: n.wish.slots * n.versions for n in needs if not n.wish.lingering}
         hungry_s = self._hunger.hungry_s(firm, held, now_s)
+        self.turns = {name for name, waited_s in hungry_s.items() if waited_s >= STARVE_S}
 
         def share_out(slots: Mapping[str, int], book: ShareBook) -> Division:
             return divide(
@@ -183,13 +187,13 @@ class Economy:
             self._before[name] = found
         return [need for _, need in self._before.values()]
 
-    def _room(self, entries: Sequence[CatalogEntry]) -> Room:
+    def _room(self, entries: Sequence[CatalogEntry], full: Collection[str]) -> Room:
         """What fits into slots, as things are."""
         if self._entries != entries:
             self._entries, self._sizes = list(entries), sizes_of(self.slots, entries)
         demand = self.scaling.demand
         used_s = {entry.name: demand.active_s(entry.name) for entry in entries}
-        return room_of(self.slots, self._sizes, used_s)
+        return room_of(self.slots, self._sizes, used_s, full)
 
     def lingering(self) -> set[str]:
         """Models whose slots go to whoever needs them."""

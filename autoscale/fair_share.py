@@ -3,7 +3,8 @@
 In this order: guarantees, as far as they are wanted; whole places of an account's own share; turns
 of those that starved; what siblings in the group leave of the group's share; what other groups
 leave. In the last two a higher priority is served first. Everything is counted in slots, so this
-does not know where places lie: those of a class may fit by their sum and yet in no single slot.
+does not know where places lie: those of a class may fit by their sum and yet in no single slot,
+which `ledger.plan` mends.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Which slot holds which model version, and what must move; pure: time is an argument.
 
-Moves only bring closer what is wanted: what stands is never moved to balance slots.
+Moves only bring closer what is wanted: what stands is never moved to balance slots, and leaves for
+others only where they have a right to places that are nowhere free.
 """
 
 from __future__ import annotations
@@ -29,22 +30,24 @@ def plan(
     `slots` are the live ones, oldest first; room that an unload makes is used by a later plan,
     once the slot has let go. Each model gets a first slot before any gets a second. `retry_at`
     holds back versions that failed, on `now_s`'s clock. What `holds` names is not unloaded, except
-    that KEEP never yields and YIELD does for a firm want.
+    that KEEP never yields and YIELD does for a firm want. In classes that are full, places that
+    are sure make others leave.
     """
     book = SlotBook(slots, placements, room, holds)
     lacks = [_Lack(want) for want in wanted]
     unloads = _surplus(lacks, book, holds)
     lacks = [lack for lack in lacks if lack.want.replicas]  # of many models most may sleep
     for lack in lacks:
-        lack.count(book)
         lack.late = retry_at.get(lack.key, now_s) > now_s
+    loads = _seat_sure(lacks, book, room, unloads)
+    for lack in lacks:
+        lack.count(book)
     queue = [
         (not lack.want.firm, lack.want.target - lack.missing, number, lack)
         for number, lack in enumerate(lacks)
         if lack.missing > 0 and not lack.late
     ]
     heapify(queue)
-    loads: list[Load] = []
     while queue:
         loose, has, number, lack = queue[0]
         want = lack.want
@@ -74,20 +77,53 @@ def plan(
     return Plan([*unloads, *loads], waiting, crowded)
 
 
-class _Lack:
-    """What a want lacks: of its `replicas` at first, and of its `target` still."""
+def _seat_sure(
+    lacks: Sequence[_Lack], book: SlotBook, room: Room, unloads: list[Unload]
+) -> list[Load]:
+    """Loads for places that are sure, in classes that are full; unloads of what leaves for them.
 
-    __slots__ = ("key", "lacking", "late", "missing", "want")
+    Shares may fit by their sum and yet into no slot, and what is there would stay for as long as
+    it is called.
+    """
+    loads: list[Load] = []
+    sure = [n for n in lacks if n.want.sure and not n.late and n.want.slot_class in room.full]
+    if all(book.count(lack.key, lack.want.slot_class) >= lack.want.sure for lack in sure):
+        return loads
+    guaranteed = {lack.key: lack.want.guaranteed for lack in lacks if lack.want.guaranteed}
+    rights = {lack.key: lack.want.sure for lack in lacks if lack.want.sure}
+    for lack in sorted(sure, key=lambda each: not each.want.guaranteed):
+        want = lack.want
+        for number in range(book.count(lack.key, want.slot_class), want.sure):
+            slot_id = book.best_slot(want)
+            if slot_id is not None:
+                book.load(slot_id, lack.key)
+                loads.append(Load(slot_id, *lack.key))
+                continue
+            leaving = book.clear(want, guaranteed if number < want.guaranteed else rights)
+            if leaving is None:
+                break
+            lack.cleared += 1
+            unloads += [Unload(slot_id, *key) for slot_id, key in leaving]
+    return loads
+
+
+class _Lack:
+    """What a want lacks: of its `replicas` at first, and of its `target` still.
+
+    For `cleared` places others are leaving their slots.
+    """
+
+    __slots__ = ("cleared", "key", "lacking", "late", "missing", "want")
 
     def __init__(self, want: Want) -> None:
-        self.want, self.key, self.late = want, want.key, False
+        self.want, self.key, self.late, self.cleared = want, want.key, False, 0
         self.lacking, self.missing = want.replicas, want.target
 
     def count(self, book: SlotBook) -> None:
         """What is held is not lacking."""
         held = book.count(self.key, self.want.slot_class)
         self.lacking -= held
-        self.missing -= held
+        self.missing -= held + self.cleared
 
     @property
     def short(self) -> int:

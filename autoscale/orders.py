@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
@@ -34,7 +34,8 @@ class Want:
     """A model version that `replicas` slots of a class should hold.
 
     It gets at most what it was `granted`. One that is not `firm` comes after all that are, and
-    gives its slots up for them.
+    gives its slots up for them. In its `turn` it has gone without a place for long, or keeps for a
+    while the one that it got for that reason.
     """
 
     model: str
@@ -44,6 +45,8 @@ class Want:
     revision: int = 0
     firm: bool = True
     granted: int = MANY
+    guaranteed: int = 0
+    turn: bool = False
 
     @property
     def key(self) -> Key:
@@ -54,6 +57,11 @@ class Want:
     def target(self) -> int:
         """How many slots it may have now."""
         return min(self.replicas, self.granted)
+
+    @property
+    def sure(self) -> int:
+        """Places for which others must leave where none is free."""
+        return min(self.target, max(self.guaranteed, int(self.turn))) if self.firm else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +103,15 @@ class Room:
     `max_models` is by slot class (absent: 1). `sizes` is by model the part of a slot that it takes
     (absent: one of `max_models` equal parts). While a class has no more than `spare` empty slots,
     models that share go to slots that hold something already. `used_s` is when each model was
-    last called: the least recently used ones leave first.
+    last called: the least recently used ones leave first. Classes that are `full` get no more
+    slots.
     """
 
     max_models: Mapping[str, int] = field(default_factory=dict)
     sizes: Mapping[str, float] = field(default_factory=dict)
     spare: Mapping[str, int] = field(default_factory=dict)
     used_s: Mapping[str, float] = field(default_factory=dict)
+    full: Collection[str] = ()
 
     def size(self, model: str, slot_class: str) -> float:
         """The part of a slot of this class that the model takes."""

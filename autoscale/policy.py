@@ -167,6 +167,8 @@ def step(
     since_s = now_s if fresh else state.since_s
     slots = min(max(slots, base - scaling.max_step), base + scaling.max_step)
     slots = min(max(slots, replicas.min), replicas.max)
+    # A load that is under way makes it no more wanted than it was before.
+    unneeded = slots == 1 and signals.loading and not (high or signals.held or replicas.min)
     why = f"{signals.expected:.2f} requests in flight, {scaling.target_in_flight:g} for each slot"
     lingering = learning = False
     unused = (
@@ -175,7 +177,7 @@ def step(
     if slots <= 1 and unused and not signals.known:
         slots, why = 1, "to learn its inputs and outputs"
         lingering = learning = True
-    elif not slots and now_s - signals.active_s < scaling.idle_s:
+    elif (not slots or unneeded) and now_s - signals.active_s < scaling.idle_s:
         slots, why = 1, "called lately"
         lingering = now_s - signals.active_s >= scaling.down_delay_s
     new = ScalerState(slots, wants, since_s, base)

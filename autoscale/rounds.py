@@ -137,6 +137,7 @@ class Rounds:
             replicas={name: wish.slots for name, wish in economy.wishes.items()},
             granted=economy.division.grants,
             lingering=economy.lingering(),
+            turns=economy.turns,
         )
 
     def _note_serving(self, before: Decision) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, insort
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
@@ -233,7 +233,10 @@ def sizes_of(slots: Mapping[str, SlotClass], entries: Sequence[CatalogEntry]) ->
 
 
 def room_of(
-    slots: Mapping[str, SlotClass], sizes: Mapping[str, float], used_s: Mapping[str, float]
+    slots: Mapping[str, SlotClass],
+    sizes: Mapping[str, float],
+    used_s: Mapping[str, float],
+    full: Collection[str] = (),
 ) -> Room:
     """What fits into slots, given what models take of them."""
     return Room(
@@ -241,6 +244,7 @@ def room_of(
         sizes,
         {name: each.warm for name, each in slots.items()},
         used_s,
+        full,
     )
 
 

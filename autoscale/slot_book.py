@@ -36,6 +36,7 @@ class SlotBook:
         self._failed: set[tuple[str, Key]] = set()
         self._reserved: dict[str, float] = {}
         self._coming: dict[str, float] = {}
+        self._promised: dict[str, float] = {}
         self._open: dict[str, OpenSlots] = {}
         self._spare: dict[str, Spare[Key]] = {}
         for placement in placements:
@@ -117,6 +118,62 @@ class SlotBook:
         if full:
             spare.hopeless = size
         return [(best[2], other) for other in best[3]] if best is not None else []
+
+    def clear(self, want: Want, rights: Mapping[Key, int]) -> list[tuple[str, Key]] | None:
+        """What leaves one slot, so that the want fits; None where that is not possible.
+
+        Each version keeps as many places as it has `rights` to. First those leave that yield, then
+        those whose version has other places. The room is promised, whether it is there yet or not.
+        """
+        size = self._room.size(want.model, want.slot_class)
+        best: tuple[int, float, str, list[Key]] | None = None
+        for slot_id in self._of_class.get(want.slot_class, ()):
+            leaving = self._leavers(slot_id, want.key, size, rights)
+            if leaving is None:
+                continue
+            firm = [key for key in leaving if self._holds.get(key) is not Hold.YIELD]
+            ended = sum([self.count(key, want.slot_class) == 1 for key in firm])
+            parts = sum([self._size(key, slot_id) for key in firm])
+            if best is None or (ended, parts) < best[:2]:
+                best = (ended, parts, slot_id, leaving)
+        if best is None:
+            return None
+        _, _, slot_id, leaving = best
+        for key in leaving:
+            self.unload(slot_id, key)
+        free = max(0.0, 1 - self._used[slot_id])
+        self._promised[slot_id] = self._promised.get(slot_id, 0.0) + size
+        self._used[slot_id] += size
+        taken = self._reserved.get(want.slot_class, 0.0)
+        self._reserved[want.slot_class] = taken + max(0.0, size - free)
+        self._changed(slot_id)
+        return [(slot_id, key) for key in leaving]
+
+    def _leavers(
+        self, slot_id: str, wanted: Key, size: float, rights: Mapping[Key, int]
+    ) -> list[Key] | None:
+        present, slot_class = self.present[slot_id], self._slot_class[slot_id]
+        if wanted in present:
+            return None
+        free = 1 - self._promised.get(slot_id, 0.0)
+        found = []
+        for key, state in present.items():
+            if state not in HELD:
+                continue
+            part, count = self._size(key, slot_id), self.count(key, slot_class)
+            free -= part
+            hold = self._holds.get(key)
+            if hold is Hold.YIELD:
+                found.append((0, -part, key))
+            elif hold is None and state is State.READY and count > rights.get(key, 0):
+                found.append((1 if count > 1 else 2, -part, key))
+        leaving: list[Key] = []
+        for _, minus, key in sorted(found):
+            if free + FULL - 1 >= size:
+                break
+            free -= minus
+            leaving.append(key)
+        return leaving if free + FULL - 1 >= size else None
 
     def load(self, slot_id: str, key: Key) -> None:
         self._put(slot_id, key, State.PENDING)

@@ -29,9 +29,10 @@ def moves(
     retry_at: Mapping[Key, float] | None = None,
     now_s: float = 100.0,
     holds: Mapping[Key, Hold] | None = None,
+    full: Sequence[str] = (),
 ) -> list[Load | Unload]:
-    limits = max_models or {}
-    return plan(wanted, views, placements, Room(limits), now_s, retry_at or {}, holds or {}).moves
+    room = Room(max_models or {}, full=full)
+    return plan(wanted, views, placements, room, now_s, retry_at or {}, holds or {}).moves
 
 
 def waiting(
@@ -237,6 +238,69 @@ def test_changed_files_of_one_version_are_loaded_beside_the_old_ones() -> None:
     assert moves(wanted, slots("a", "b"), [old, new]) == [Unload("a", "m", 1, 0)]
 
 
+HALVES = Room({"cpu": 10}, dict.fromkeys("abc", 0.5) | {"large": 1.0}, full=("cpu",))
+
+
+def cleared(*wanted: Want, room: Room = HALVES, **slots_of: str) -> list[Load | Unload]:
+    """What moves on slots s and t that hold these models."""
+    held = [ready(slot_id, model) for slot_id, models in slots_of.items() for model in models]
+    views = slots("s", "t")
+    orders = plan(wanted, views, held, room).moves
+    after = apply(orders, held)
+    assert plan(wanted, views, after, room).moves == [], "what drains is not asked for twice"
+    again = plan(wanted, views, settled(after), room).moves
+    assert all(isinstance(order, Load) for order in again)
+    return orders
+
+
+def test_in_a_full_class_others_leave_a_slot_for_whoever_starved() -> None:
+    others = [Want(name, 1, 1, "cpu") for name in "abc"]
+    large = Want("large", 1, 1, "cpu", turn=True)
+    assert cleared(*others, large, s="ab", t="c") == [Unload("t", "c", 1)]
+    assert cleared(*others, replace(large, turn=False), s="ab", t="c") == []
+    assert cleared(*others, replace(large, firm=False), s="ab", t="c") == []
+    assert cleared(*others, replace(large, granted=0), s="ab", t="c") == []
+    growing = replace(HALVES, full=())
+    assert cleared(*others, large, room=growing, s="ab", t="c") == []
+
+
+def test_first_those_leave_that_have_other_places() -> None:
+    large = Want("large", 1, 1, "cpu", turn=True)
+    twice = Want("a", 1, 2, "cpu")
+    lone = [Want(name, 1, 1, "cpu") for name in "bc"]
+    assert cleared(twice, *lone, large, s="bc", t="a") == [Unload("t", "a", 1)]
+    third = slots("s", "t", "u")
+    placements = [ready("s", "a"), ready("s", "b"), ready("t", "c"), ready("u", "a")]
+    orders = plan([twice, *lone, large], third, placements, HALVES).moves
+    assert orders == [Unload("u", "a", 1), Load("t", "a", 1)], "others would be left with none"
+
+
+def test_what_is_guaranteed_or_in_its_turn_does_not_leave_for_a_turn() -> None:
+    large = Want("large", 1, 1, "cpu", turn=True)
+    sure, mine = Want("a", 1, 1, "cpu", guaranteed=1), Want("b", 1, 1, "cpu", turn=True)
+    assert cleared(sure, mine, large, s="a", t="b") == []
+    guaranteed = replace(large, turn=False, guaranteed=1)
+    assert cleared(sure, mine, guaranteed, s="a", t="b") == [
+        Unload("t", "b", 1),
+        Load("s", "b", 1),
+    ], "a guarantee is stronger than a turn"
+
+
+def test_what_lingers_or_loads_is_considered_when_a_slot_is_cleared() -> None:
+    large, other = Want("large", 1, 1, "cpu", turn=True), Want("b", 1, 1, "cpu")
+    loose = Want("a", 1, 1, "cpu", firm=False)
+    held = [ready("s", "b"), ready("t", "a")]
+    holds = {Key("a", 1): Hold.YIELD}
+    orders = plan([other, loose, large], slots("s", "t"), held, HALVES, holds=holds).moves
+    assert orders == [Unload("t", "a", 1), Load("s", "a", 1)]
+    loading = [ready("s", "b"), ready("t", "a", state=State.LOADING)]
+    orders = plan([other, replace(loose, firm=True), large], slots("s", "t"), loading, HALVES).moves
+    assert orders == [Unload("s", "b", 1), Load("t", "b", 1)]
+    kept = {Key("b", 1): Hold.KEEP}
+    orders = plan([large], slots("s"), held[:1], HALVES, holds=kept).moves
+    assert orders == []
+
+
 NAMES = st.sampled_from("abcde")
 CLASSES = st.sampled_from(["cpu", "gpu"])
 KEYS = st.builds(Key, st.sampled_from("xyz"), st.integers(1, 2))
@@ -246,7 +310,10 @@ VIEWS = st.builds(
 HOUSES = st.lists(VIEWS, max_size=5, unique_by=lambda view: view.slot_id)
 WANTS = st.lists(
     st.builds(
-        lambda key, count, kind: Want(key[0], key[1], count, kind), KEYS, st.integers(0, 4), CLASSES
+        lambda key, count, kind, sure, turn: Want(
+            key[0], key[1], count, kind, guaranteed=sure, turn=turn
+        ),
+        *(KEYS, st.integers(0, 4), CLASSES, st.integers(0, 2), st.booleans()),
     ),
     max_size=5,
     unique_by=lambda want: want.key,
@@ -262,6 +329,7 @@ PLACEMENTS = st.lists(
     unique_by=lambda p: (p.slot_id, p.model, p.version),
 )
 ROOM = st.fixed_dictionaries({"cpu": st.integers(1, 3), "gpu": st.integers(1, 3)})
+FULL = ("cpu",)
 RETRIES = st.dictionaries(KEYS, st.sampled_from([99.0, 101.0]), max_size=2)
 
 
@@ -277,7 +345,7 @@ def test_orders_respect_the_slots(
     room: dict[str, int],
     retry_at: dict[Key, float],
 ) -> None:
-    orders = moves(wanted, views, placements, room, retry_at)
+    orders = moves(wanted, views, placements, room, retry_at, full=FULL)
     after = apply(orders, placements)
     by_id = {view.slot_id: view for view in views}
     before_counts, after_counts = occupied(placements), occupied(after)
@@ -299,8 +367,8 @@ def test_planning_again_changes_nothing(
     room: dict[str, int],
     retry_at: dict[Key, float],
 ) -> None:
-    orders = moves(wanted, views, placements, room, retry_at)
-    assert moves(wanted, views, apply(orders, placements), room, retry_at) == []
+    orders = moves(wanted, views, placements, room, retry_at, full=FULL)
+    assert moves(wanted, views, apply(orders, placements), room, retry_at, full=FULL) == []
 
 
 @given(WANTS, HOUSES, PLACEMENTS, ROOM)
@@ -312,8 +380,8 @@ def test_the_house_settles_and_says_what_is_missing(
 ) -> None:
     now: tuple[Placement, ...] = tuple(placements)
     for _ in range(3):
-        now = settled(apply(moves(wanted, views, now, room), now))
-    assert moves(wanted, views, now, room) == []
+        now = settled(apply(moves(wanted, views, now, room, full=FULL), now))
+    assert moves(wanted, views, now, room, full=FULL) == []
     staying = {view.slot_id: view.slot_class for view in views if not view.draining}
     missing = plan(wanted, views, now, Room(room)).waiting
     for want in wanted:

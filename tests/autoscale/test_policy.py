@@ -97,6 +97,17 @@ def test_a_model_that_was_called_lately_lingers_until_it_is_idle() -> None:
     assert run.wish == Wish(0, False, run.wish.why)
 
 
+def test_a_load_that_is_under_way_makes_no_model_more_wanted() -> None:
+    run = Run(FIVE, ONE_EACH)
+    run.go(1.0, 1.0)
+    run.go(3.0, 0.0)
+    assert (run.wish.slots, run.wish.lingering) == (1, True)
+    run.go(1.0, 0.0, loading=True)
+    assert (run.wish.slots, run.wish.lingering) == (1, True)
+    run.go(0.05, 0.0, held=1, loading=True)
+    assert (run.wish.slots, run.wish.lingering) == (1, False), "somebody waits for it"
+
+
 def test_a_model_whose_inputs_nobody_knows_is_loaded_once() -> None:
     unknown = Signals(10.0, 0.0, known=False)
     assert step(FIVE, ONE_EACH, ScalerState(), unknown)[1].lingering
