@@ -102,17 +102,22 @@ def decide(known: Knowledge, before: Decision | None = None) -> Decision:
     for (model, version), revision in known.revisions.items():
         revisions.setdefault(model, {})[version] = revision
     usual = Facts()
+    # Of many models little is special: what is said of few is looked up for these alone.
+    special = known.rejected.keys() | revisions.keys() | stuck.keys() | failed.keys()
     for entry in known.entries:
         name = entry.name
         facts = Facts(
-            known.rejected.get(name, usual.rejected),
-            revisions.get(name, usual.revisions),
-            known.serving.get(name, ()),
-            ready.get(name, usual.ready),
-            stuck.get(name, usual.stuck),
-            failed.get(name, usual.failed),
-            known.replicas.get(name, entry.config.replicas.min),
+            serving=known.serving.get(name, ()),
+            ready=ready.get(name, usual.ready),
+            replicas=known.replicas.get(name, entry.config.replicas.min),
         )
+        if name in special:
+            facts = facts._replace(
+                rejected=known.rejected.get(name, usual.rejected),
+                revisions=revisions.get(name, usual.revisions),
+                stuck=stuck.get(name, usual.stuck),
+                failed=failed.get(name, usual.failed),
+            )
         rank = known.granted.get(name), name not in known.lingering, name in known.turns
         one, part = before.models.get(name), before.parts.get(name)
         if one is None or one.entry is not entry or one.facts != facts:

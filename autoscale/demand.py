@@ -34,13 +34,16 @@ class _Model:
     history: deque[Sample] = field(default_factory=deque)
     active_s: float = float("-inf")
     span_s: float = SPAN_S
-    changes: int = 0
 
 
 class Demand:
-    """By model, who reports what, and what was reported lately."""
+    """By model, who reports what, and what was reported lately.
+
+    `changes` rises by model with each load that is another one than before.
+    """
 
     def __init__(self) -> None:
+        self.changes: dict[str, int] = {}
         self._models: dict[str, _Model] = {}
         self._spans: dict[str, float] = {}
         self._heard_s: dict[str, float] = {}
@@ -68,14 +71,14 @@ class Demand:
                 model.active_s = now_s
             if load != before:
                 model.loads[gateway_id] = load
-                model.changes += 1
+                self._changed(name)
                 changed |= self._note(model, now_s) or load.arrived != before.arrived
         for name in self._named.get(gateway_id, frozenset()) - loads.keys():
             ended = self._models.get(name)
             before = ended.loads.get(gateway_id, NOTHING) if ended is not None else NOTHING
             if ended is not None and (before.in_flight or before.held):
                 ended.loads[gateway_id] = Load(0.0, 0, before.arrived)
-                ended.changes += 1
+                self._changed(name)
                 ended.active_s = now_s
                 changed |= self._note(ended, now_s)
         self._named[gateway_id] = frozenset(loads)
@@ -97,15 +100,11 @@ class Demand:
         self._spans = dict(models)
         for name in self._models.keys() - models.keys():
             del self._models[name]
+            self.changes.pop(name, None)
         for name, span_s in models.items():
             if name not in self._models:
                 self._models[name] = _Model()
             self._models[name].span_s = max(SPAN_S, span_s)
-
-    def changes(self, model: str) -> int:
-        """Rises with each load that is another one than before."""
-        found = self._models.get(model)
-        return found.changes if found is not None else 0
 
     def history(self, model: str) -> Sequence[Sample]:
         """The load as a step function, by time."""
@@ -126,12 +125,15 @@ class Demand:
         """Take it for called now."""
         found = self._models.setdefault(model, _Model())
         found.active_s = now_s
-        found.changes += 1
+        self._changed(model)
 
     def load(self, model: str) -> float:
         """Requests in flight and waiting, as last reported."""
         history = self.history(model)
         return history[-1].load if history else 0.0
+
+    def _changed(self, model: str) -> None:
+        self.changes[model] = self.changes.get(model, 0) + 1
 
     def _note(self, model: _Model, now_s: float) -> bool:
         total = sum(load.in_flight for load in model.loads.values())

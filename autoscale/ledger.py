@@ -43,7 +43,7 @@ def plan(
     for lack in lacks:
         lack.count(book)
     queue = [
-        (not lack.want.firm, lack.want.target - lack.missing, number, lack)
+        (not lack.want.firm, lack.target - lack.missing, number, lack)
         for number, lack in enumerate(lacks)
         if lack.missing > 0 and not lack.late
     ]
@@ -113,11 +113,12 @@ class _Lack:
     For `cleared` places others are leaving their slots.
     """
 
-    __slots__ = ("cleared", "key", "lacking", "late", "missing", "want")
+    __slots__ = ("cleared", "key", "lacking", "late", "missing", "target", "want")
 
     def __init__(self, want: Want) -> None:
         self.want, self.key, self.late, self.cleared = want, want.key, False, 0
-        self.lacking, self.missing = want.replicas, want.target
+        self.target = self.missing = want.target
+        self.lacking = want.replicas
 
     def count(self, book: SlotBook) -> None:
         """What is held is not lacking."""
@@ -128,7 +129,7 @@ class _Lack:
     @property
     def short(self) -> int:
         """Replicas that it stays without."""
-        return max(0, self.missing) + self.want.replicas - self.want.target
+        return max(0, self.missing) + self.want.replicas - self.target
 
     def reason(self) -> str:
         """Why."""

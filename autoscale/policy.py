@@ -91,9 +91,10 @@ def mean(history: Sequence[Sample], start_s: float, end_s: float) -> float:
 class Signals:
     """What is known of a model now.
 
-    `held` counts requests that wait with no slot to go to. `active_s` is when the last request
-    was there. `loading` says that a placement of it is on its way; `known` that some slot has told
-    its inputs and outputs.
+    `load` requests were in flight at last, which counts in `expected` only as time goes by. `held`
+    counts requests that wait with no slot to go to. `active_s` is when the last request was there.
+    `loading` says that a placement of it is on its way; `known` that some slot has told its inputs
+    and outputs.
     """
 
     now_s: float
@@ -102,6 +103,7 @@ class Signals:
     active_s: float = -math.inf
     loading: bool = False
     known: bool = True
+    load: float = 0.0
 
 
 class Want(NamedTuple):
@@ -211,8 +213,16 @@ def _again_s(scaling: Scaling, replicas: Replicas, state: ScalerState, now: Sign
     if replicas.min < replicas.max or not replicas.min:
         # A slot that only lets the pool learn of the model goes with what it tells, not with time.
         standing = state.slots > replicas.min and now.known
-        if now.expected >= IDLE_LOAD or standing:
+        if max(now.load, now.expected) >= IDLE_LOAD or (
+            standing and scaling.policy not in BUILT_IN
+        ):
             waits.append(scaling.look_back_s / 4)
+        elif standing:
+            # Fewer are wanted once what the load asked for is long enough ago, step by step.
+            ends = [want.at_s + scaling.down_delay_s - now.now_s for want in state.wants[1:]]
+            if state.slots <= state.base - scaling.max_step:
+                ends.append(state.since_s + STEP_S - now.now_s)
+            waits += [end_s for end_s in ends if end_s > 0]
         idle_for_s = now.now_s - now.active_s
         waits += [
             delay_s - idle_for_s

@@ -34,12 +34,12 @@ log = structlog.get_logger()
 
 
 class _Kept(NamedTuple):
-    """A wish with what it rests on. It counts until `due_s`, while nothing else is said."""
+    """A wish with what it rests on: the model, changes of its load, whether it loads and is known.
 
-    model: ModelConfig
-    changes: int
-    loading: bool
-    known: bool
+    It counts until `due_s`, while nothing else is said.
+    """
+
+    facts: tuple[ModelConfig, int, bool, bool]
     due_s: float
     wish: Wish
 
@@ -80,6 +80,8 @@ class ScalingBook:
         self._changes: list[_Change] = []
         self._states: dict[str, ScalerState] = {}
         self._kept: dict[str, _Kept] = {}
+        self._models: Mapping[str, ModelConfig] = {}
+        self._spans_s: Mapping[str, float] = {}
         self._refused: set[str] = set()
 
     def wish(
@@ -92,16 +94,21 @@ class ScalingBook:
     ) -> Mapping[str, Wish]:
         """By model. `held` counts READY placements, which a model seen first starts from."""
         self.demand.forget(now_s, SILENT_S)
-        self.demand.retain({n: 2 * model.scaling.look_back_s for n, model in models.items()})
-        wishes, due_s = {}, math.inf
+        if models != self._models:
+            self._models = dict(models)
+            self._spans_s = {n: 2 * model.scaling.look_back_s for n, model in models.items()}
+        self.demand.retain(self._spans_s)
+        wishes, due_s, early_s = {}, math.inf, now_s + EARLY_S
+        changes, kept_of = self.demand.changes, self._kept
         for name, model in models.items():
-            facts = (model, self.demand.changes(name), name in loading, name in known)
-            kept = self._kept.get(name)
-            if kept is None or kept[:4] != facts or kept.due_s <= now_s + EARLY_S:
+            facts = (model, changes.get(name, 0), name in loading, name in known)
+            kept = kept_of.get(name)
+            if kept is None or kept.due_s <= early_s or kept.facts != facts:
                 wish = self._wish(name, model, held.get(name, 0), *facts[2:], now_s)
-                kept = self._kept[name] = _Kept(*facts, now_s + wish.again_s, wish)
+                kept = kept_of[name] = _Kept(facts, now_s + wish.again_s, wish)
             wishes[name] = kept.wish
-            due_s = min(due_s, kept.due_s)
+            if kept.due_s < due_s:
+                due_s = kept.due_s
         if len(self._kept) > len(models):
             self._kept = {name: kept for name, kept in self._kept.items() if name in models}
             self._states = {name: state for name, state in self._states.items() if name in models}
@@ -128,7 +135,8 @@ class ScalingBook:
         history = demand.history(name)
         expected = self._expected(scaling, history, now_s) if history else 0.0
         waiting, active_s = demand.held(name), demand.active_s(name)
-        signals = Signals(now_s, expected, waiting, active_s, loading, known)
+        load = history[-1].load if history else 0.0
+        signals = Signals(now_s, expected, waiting, active_s, loading, known, load)
         self._states[name], wish = step(replicas, scaling, state, signals)
         before = self.wishes.get(name)
         if before is None or (before.slots, before.lingering) != (wish.slots, wish.lingering):

@@ -44,7 +44,7 @@ class Run:
             if load:
                 self.active_s = self.now_s
             expected = self.policy.expected(self.history, self.scaling.look_back_s, self.now_s)
-            signals = Signals(self.now_s, expected, held, self.active_s, loading)
+            signals = Signals(self.now_s, expected, held, self.active_s, loading, load=load)
             self.state, self.wish = step(self.replicas, self.scaling, self.state, signals)
             wishes.append(self.wish.slots)
         return wishes
@@ -58,6 +58,12 @@ def test_five_in_flight_at_target_one_are_five_slots_within_a_second_and_then_no
     assert run.go(1.5, 0.0)[-1] == 1
     assert run.go(6.0, 0.0)[-1] == 1
     assert run.go(2.0, 0.0)[-1] == 0
+
+
+def test_a_load_that_has_just_come_is_looked_at_again_soon() -> None:
+    run = Run(Replicas(min=1, max=5), ONE_EACH)
+    run.go(0.05, 5.0)
+    assert run.wish.again_s <= ONE_EACH.look_back_s, "its mean rises though nothing more is said"
 
 
 def test_the_first_request_needs_no_look_back() -> None:
@@ -141,6 +147,29 @@ class Steady:
 
     def expected(self, history: Sequence[Sample], look_back_s: float, now_s: float) -> float:
         return 7.0
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 5), st.floats(0.05, 3)), min_size=1, max_size=4),
+    st.sampled_from((ONE_EACH, Scaling(look_back_s=0.2, down_delay_s=1, idle_s=0.3, max_step=2))),
+    st.booleans(),
+)
+def test_without_load_nothing_changes_before_the_time_that_is_told(
+    loads: list[tuple[float, float]], scaling: Scaling, loading: bool
+) -> None:
+    run = Run(FIVE, scaling)
+    for load, seconds in loads:
+        run.go(seconds, load, loading=loading)
+    run.go(scaling.look_back_s + 0.1, 0.0)
+    due_s, told = run.now_s, None
+    for _ in range(300):
+        run.go(0.05, 0.0)
+        now = (run.wish.slots, run.wish.lingering)
+        if run.now_s < due_s:
+            assert now == told
+        else:
+            due_s, told = run.now_s + run.wish.again_s, now
+    assert now == (0, False)
 
 
 @given(
