@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from typing import cast
+from urllib.parse import urlsplit
 
 from loadtests.exchange import Message
 
@@ -131,3 +132,37 @@ class Line(asyncio.Protocol):
         if self.busy:
             self.busy = False
             self._done(self, LOST)
+
+
+class Lines:
+    """Lines to one server for requests that overlap: each takes a free one, or a new one."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        self.host = parts.netloc
+        self._address = (parts.hostname or "", parts.port or 80)
+        self._free: list[Line] = []
+        self._answers: dict[Line, asyncio.Future[int]] = {}
+
+    async def ask(self, head: bytes, body: bytes) -> int:
+        """The status of the answer, or `LOST`; raises `OSError` where nobody listens."""
+        loop = asyncio.get_running_loop()
+        while self._free and not self._free[-1].open:
+            self._free.pop()
+        if self._free:
+            line = self._free.pop()
+        else:
+            _, line = await loop.create_connection(lambda: Line(self._done), *self._address)
+        answer = self._answers[line] = loop.create_future()
+        line.send(head, body)
+        status: int = await answer
+        self._free.append(line)
+        return status
+
+    def close(self) -> None:
+        """Hang up."""
+        for line in self._free:
+            line.transport.close()
+
+    def _done(self, line: Line, status: int) -> None:
+        self._answers.pop(line).set_result(status)

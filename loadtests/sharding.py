@@ -85,9 +85,9 @@ class Report:
 @click.command(help=__doc__)
 @click.option("--seed", default=1, show_default=True, help="Decides on places and scenes.")
 @click.option("--bound", default=768, show_default=True, help="MiB that each process may take.")
-@click.option("--rounds", default=5, show_default=True, help="Pictures of the speed figures.")
-@click.option("--rate", default=20.0, show_default=True, help="Small predictions a second.")
-@click.option("--seconds", default=30.0, show_default=True, help="Of small predictions, each way.")
+@click.option("--rounds", default=5, show_default=True, help="Of what is measured in turns.")
+@click.option("--rate", default=50.0, show_default=True, help="Small predictions a second.")
+@click.option("--seconds", default=40.0, show_default=True, help="Of small predictions, each way.")
 @click.option("--only", multiple=True, type=click.Choice(tuple(MODELS)), help="Parts to run.")
 @click.option("--out", default=REPORTS, type=click.Path(path_type=Path), help="Report folder.")
 def main(
@@ -156,11 +156,13 @@ def _speed(started: Fleet, inputs: Inputs, order: Order, report: Report) -> Iter
 
 
 def _beside(started: Fleet, inputs: Inputs, order: Order, report: Report) -> Iterator[Check]:
-    beside = asyncio.run(measure_beside(started, inputs, order.rate, order.seconds))
+    measuring = measure_beside(started, inputs, order.rate, order.seconds, order.rounds)
+    beside = asyncio.run(measuring)
     report.figures["beside"] = {
         "rate_per_second": beside.rate,
         "p99_alone_ms": beside.alone_ms,
         "p99_beside_ms": beside.beside_ms,
+        "times": [turn.times for turn in beside.turns],
         "large": beside.large,
     }
     plot_beside(beside, order.title, _plot(order, "beside"))

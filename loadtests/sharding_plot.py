@@ -74,13 +74,20 @@ def plot_beside(beside: Beside, title: str, path: Path) -> None:
     panels: Any = figure.subplots(1, 2, sharey=True)
     figure.suptitle(f"Small predictions beside two large pictures\n{title}", fontsize=12)
     groups = (
-        ("alone", beside.alone, beside.alone_ms),
-        ("beside", beside.beside, beside.beside_ms),
+        ("alone", [turn.alone for turn in beside.turns], beside.alone_ms),
+        ("beside", [turn.beside for turn in beside.turns], beside.beside_ms),
     )
-    for panel, (name, answers, p99_ms), color in zip(panels, groups, COLORS, strict=False):
-        times = [each.planned_s for each in answers]
-        panel.scatter(times, [each.latency_ms for each in answers], s=8, color=color, label=name)
-        panel.axhline(p99_ms, color=GREY, linestyle="-.", label=f"p99: {p99_ms:.1f} ms")
+    for panel, (name, turns, p99_ms), color in zip(panels, groups, COLORS, strict=False):
+        # One turn after the other, as if there were nothing between them.
+        length_s = max((each.planned_s for answers in turns for each in answers), default=0.0)
+        dots = [
+            (number * length_s + each.planned_s, each.latency_ms)
+            for number, answers in enumerate(turns)
+            for each in answers
+        ]
+        panel.scatter(*zip(*dots, strict=True), s=8, color=color, label=name)
+        label = f"median p99: {p99_ms:.1f} ms"
+        panel.axhline(p99_ms, color=GREY, linestyle="-.", label=label)
         panel.set_xlabel("s")
         panel.grid(True, alpha=0.3)
         panel.legend(fontsize=9)
