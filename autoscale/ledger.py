@@ -39,7 +39,7 @@ def plan(
     lacks = [lack for lack in lacks if lack.want.replicas]  # of many models most may sleep
     for lack in lacks:
         lack.late = retry_at.get(lack.key, now_s) > now_s
-    loads = _seat_sure(lacks, book, room, unloads)
+    loads = _seat_sure(lacks, book, room, holds, unloads)
     for lack in lacks:
         lack.count(book)
     queue = [
@@ -78,15 +78,25 @@ def plan(
 
 
 def _seat_sure(
-    lacks: Sequence[_Lack], book: SlotBook, room: Room, unloads: list[Unload]
+    lacks: Sequence[_Lack],
+    book: SlotBook,
+    room: Room,
+    holds: Mapping[Key, Hold],
+    unloads: list[Unload],
 ) -> list[Load]:
     """Loads for places that are sure, in classes that are full; unloads of what leaves for them.
 
     Shares may fit by their sum and yet into no slot, and what is there would stay for as long as
-    it is called.
+    it is called. Nobody leaves for a new version while another one of the model serves.
     """
     loads: list[Load] = []
-    sure = [n for n in lacks if n.want.sure and not n.late and n.want.slot_class in room.full]
+    serving = {key.model for key, hold in holds.items() if hold is Hold.KEEP}
+    sure = [
+        lack
+        for lack in lacks
+        if lack.want.sure and not lack.late and lack.want.slot_class in room.full
+        if lack.want.model not in serving
+    ]
     if all(book.count(lack.key, lack.want.slot_class) >= lack.want.sure for lack in sure):
         return loads
     guaranteed = {lack.key: lack.want.guaranteed for lack in lacks if lack.want.guaranteed}

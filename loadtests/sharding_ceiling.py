@@ -9,10 +9,9 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import click
 
@@ -25,59 +24,50 @@ TILES = 8
 SIDE = 1024
 STOP_S = 10.0
 
+Worker = subprocess.Popen[str]
 
-class Bare:
+
+@contextmanager
+def bare_processes(picture: Path, count: int = 2) -> Iterator[Sequence[Worker]]:
     """As many processes as there are shards, while the block lasts; raises `NotStarted`."""
-
-    def __init__(self, picture: Path, count: int = 2) -> None:
-        self._picture, self._count = picture, count
-        self._stack = ExitStack()
-        self._workers: list[subprocess.Popen[str]] = []
-
-    def __enter__(self) -> Self:
-        with ExitStack() as stack:
-            stack.callback(self._end)
-            for _ in range(self._count):
-                self._workers.append(_started(self._picture))
-            self._seconds(self._workers)  # their first runs take longer
-            self._stack = stack.pop_all()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stack.close()
-
-    def ceiling(self) -> float:
-        """The time of one process over that of all at once, each with the same work.
-
-        1 where they do not hinder each other and nothing else wants the cores.
-        """
-        (alone_s,) = self._seconds(self._workers[:1])
-        return alone_s / max(self._seconds(self._workers))
-
-    def _seconds(self, workers: list[subprocess.Popen[str]]) -> list[float]:
+    workers: list[Worker] = []
+    try:
+        workers.extend(_started(picture) for _ in range(count))
+        _seconds(workers)  # their first runs take longer
+        yield workers
+    finally:
         for worker in workers:
-            assert worker.stdin is not None
-            with suppress(BrokenPipeError):  # it has ended, which is told when it is read
-                print(file=worker.stdin, flush=True)
-        return [_told(worker) for worker in workers]
+            _end(worker)
 
-    def _end(self) -> None:
-        for worker in self._workers:
-            assert worker.stdin is not None
-            assert worker.stdout is not None
-            with suppress(BrokenPipeError):
-                worker.stdin.close()
-            worker.stdout.close()
-            try:
-                worker.wait(STOP_S)
-            except subprocess.TimeoutExpired:
-                worker.kill()
-                worker.wait()
+
+def ceiling(workers: Sequence[Worker]) -> float:
+    """The time of one process over that of all at once, each with the same work.
+
+    1 where they do not hinder each other and nothing else wants the cores.
+    """
+    (alone_s,) = _seconds(workers[:1])
+    return alone_s / max(_seconds(workers))
+
+
+def _seconds(workers: Sequence[Worker]) -> list[float]:
+    for worker in workers:
+        assert worker.stdin is not None
+        with suppress(BrokenPipeError):  # it has ended, which is told when it is read
+            print(file=worker.stdin, flush=True)
+    return [_told(worker) for worker in workers]
+
+
+def _end(worker: Worker) -> None:
+    assert worker.stdin is not None
+    assert worker.stdout is not None
+    with suppress(BrokenPipeError):
+        worker.stdin.close()
+    worker.stdout.close()
+    try:
+        worker.wait(STOP_S)
+    except subprocess.TimeoutExpired:
+        worker.kill()
+        worker.wait()
 
 
 def command(picture: Path) -> list[str]:
@@ -85,13 +75,13 @@ def command(picture: Path) -> list[str]:
     return [sys.executable, "-m", "loadtests.sharding_ceiling", str(picture)]
 
 
-def _started(picture: Path) -> subprocess.Popen[str]:
+def _started(picture: Path) -> Worker:
     return subprocess.Popen(
         command(picture), cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
 
 
-def _told(worker: subprocess.Popen[str]) -> float:
+def _told(worker: Worker) -> float:
     assert worker.stdout is not None
     line = worker.stdout.readline()
     if not line:

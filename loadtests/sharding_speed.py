@@ -13,7 +13,7 @@ from typing import Any
 from gateway.config_sharding import ShardingConfig
 from loadtests.headrace import BadAnswer
 from loadtests.sharding_calls import Processed, process
-from loadtests.sharding_ceiling import Bare
+from loadtests.sharding_ceiling import bare_processes, ceiling
 from loadtests.sharding_figures import Check
 from loadtests.sharding_inputs import Inputs, jpeg, lighter, patched, pixels_of
 from loadtests.sharding_models import ALONE, FACES, Fleet
@@ -132,18 +132,18 @@ def measure_speed(fleet: Fleet, inputs: Inputs, rounds: int) -> Speed:
         content = jpeg(lighter(pixels, level))
         before, _ = (process(fleet.url, model, content) for model in names)
     measured = []
-    with Bare(path, len(names["faces"])) as bare:
+    with bare_processes(path, len(names["faces"])) as bare:
         for number in range(1, rounds + 1):
             content = jpeg(lighter(pixels, number))
             alone, both = (process(fleet.url, model, content) for model in names)
-            measured.append((content, alone, both, bare.ceiling()))
-    ceiling = median(each for *_, each in measured)
+            measured.append((content, alone, both, ceiling(bare)))
+    share = median(each for *_, each in measured)
     found = []
     for content, alone, both, own in measured:
         split = _split(path.parent, content)
         one, two = work_of(before, split), work_of(alone, split)
         told_s = foretold(one, split.keys, names[ALONE]).wall_s
-        both_told_s = foretold(two, split.keys, names["faces"], ceiling).wall_s
+        both_told_s = foretold(two, split.keys, names["faces"], share).wall_s
         found.append(Round(alone, both, told_s, both_told_s, own))
         before = alone
     again = process(fleet.url, "faces", content)

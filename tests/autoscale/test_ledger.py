@@ -297,8 +297,18 @@ def test_what_lingers_or_loads_is_considered_when_a_slot_is_cleared() -> None:
     orders = plan([other, replace(loose, firm=True), large], slots("s", "t"), loading, HALVES).moves
     assert orders == [Unload("s", "b", 1), Load("t", "b", 1)]
     kept = {Key("b", 1): Hold.KEEP}
-    orders = plan([large], slots("s"), held[:1], HALVES, holds=kept).moves
-    assert orders == []
+    assert plan([large], slots("s"), held[:1], HALVES, holds=kept).moves == []
+
+
+def test_nobody_leaves_for_a_new_version_while_the_old_one_serves() -> None:
+    new, other = Want("a", 2, 1, "cpu", guaranteed=1), Want("large", 1, 1, "cpu")
+    held = [ready("s", "a"), ready("t", "large")]
+    room = replace(HALVES, sizes={"a": 1.0, "large": 1.0})
+    kept = {Key("a", 1): Hold.KEEP}
+    assert plan([new, other], slots("s", "t"), held, room, holds=kept).moves == []
+    lost = [ready("t", "large")]
+    orders = plan([new, other], slots("t"), lost, room).moves
+    assert orders == [Unload("t", "large", 1)]
 
 
 NAMES = st.sampled_from("abcde")

@@ -9,7 +9,7 @@ import pytest
 
 from loadtests import sharding_ceiling
 from loadtests.processes import NotStarted
-from loadtests.sharding_ceiling import Bare
+from loadtests.sharding_ceiling import bare_processes, ceiling
 
 TELLS = """
 import sys
@@ -27,11 +27,11 @@ def stand_in(patch: pytest.MonkeyPatch, text: str, *workers: tuple[str, ...]) ->
 
 def test_one_alone_is_compared_with_the_slowest_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(monkeypatch, TELLS, ("9", "3", "4"), ("9", "6"))
-    with Bare(PICTURE, 2) as bare:
-        assert bare.ceiling() == 3 / 6
+    with bare_processes(PICTURE, 2) as bare:
+        assert ceiling(bare) == 3 / 6
 
 
 def test_a_process_that_has_ended_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(monkeypatch, "raise SystemExit(1)", (), ())
-    with pytest.raises(NotStarted, match="has ended"), Bare(PICTURE, 2):
+    with pytest.raises(NotStarted, match="has ended"), bare_processes(PICTURE, 2):
         pass
