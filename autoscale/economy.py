@@ -135,6 +135,22 @@ class Economy:
         hungry_s = self._hunger.hungry_s(firm, held, now_s)
         self.turns = {name for name, waited_s in hungry_s.items() if waited_s >= STARVE_S}
 
+        self.division = self._divided(needs, config, capacity, leased, hungry_s)
+        self.targets.follow(self.division.needed, leased, now_s)
+        # The last plan knew the slots of then: those that have come since, or are asked for now,
+        # may have room for all.
+        self.targets.note_crowded(crowded, self._live, leased, now_s)
+        self._live = live
+        return self.division
+
+    def _divided(
+        self,
+        needs: Sequence[Need],
+        config: PoolConfig,
+        capacity: Mapping[str, int],
+        leased: Mapping[str, int],
+        hungry_s: Mapping[str, float],
+    ) -> Division:
         def share_out(slots: Mapping[str, int], book: ShareBook) -> Division:
             return divide(
                 needs,
@@ -149,18 +165,13 @@ class Economy:
                 book,
             )
 
-        self.division = share_out(capacity, self._shares)
+        division = share_out(capacity, self._shares)
         whole = {name: each.max for name, each in self.slots.items()}
         if capacity != whole:
             # Slots that do not come are still asked for, or no node would ever be added for them.
             needed = share_out(whole, self._shares_of_whole).needed
-            self.division = replace(self.division, needed=needed)
-        self.targets.follow(self.division.needed, leased, now_s)
-        # The last plan knew the slots of then: those that have come since, or are asked for now,
-        # may have room for all.
-        self.targets.note_crowded(crowded, self._live, now_s)
-        self._live = live
-        return self.division
+            division = replace(division, needed=needed)
+        return division
 
     def _needs(
         self,

@@ -16,6 +16,7 @@ from functools import cached_property
 from types import MappingProxyType
 
 from autoscale.loans import Loan, Part, loans_between
+from autoscale.packing import slots_filled
 from autoscale.water_filling import TOLERANCE, Filled, Vessel, fill_places, top_up, water_fill
 
 STARVE_S = 20.0
@@ -415,30 +416,24 @@ def check_guarantees(
 ) -> str | None:
     """The sum of guarantees that does not fit into the class's most slots, or None.
 
-    No two places fit into one slot that are larger than half of it, whatever their sum.
+    Places may fit by their sum and yet not into slots, as no two fit into one that are larger than
+    half of it: they are packed as best fit decreasing does.
     """
-    needs = sorted(
-        ((a.minimum * a.place, a) for a in accounts if a.minimum),
-        key=lambda need: (-need[0], need[1].name),
-    )
-    total = sum(slots for slots, _ in needs)
+    needs = sorted([a for a in accounts if a.minimum], key=lambda a: (-a.minimum * a.place, a.name))
+    total = sum([a.minimum * a.place for a in needs])
     of_class = f" of class {slot_class}" if slot_class else ""
-    if total <= capacity + TOLERANCE:
-        large = sum(a.minimum for _, a in needs if a.place > 0.5 + TOLERANCE)
-        if large <= capacity:
-            return None
-        return (
-            f"{large} guaranteed places take more than half a slot{of_class} each, so each needs"
-            f" its own, and at most {capacity:g} are there"
-        )
     terms = [
         f"{a.name} {a.minimum}" + (f" x {a.place:.3g}" if a.place != 1 else "")
-        for _, a in needs[:SHOWN]
+        for a in needs[:SHOWN]
     ]
     if len(needs) > SHOWN:
-        rest = sum(slots for slots, _ in needs[SHOWN:])
+        rest = sum([a.minimum * a.place for a in needs[SHOWN:]])
         terms.append(f"{len(needs) - SHOWN} others {rest:.4g}")
-    return (
-        f"the guarantees need {total:.4g} slots{of_class}, at most {capacity:g} are there:"
-        f" {' + '.join(terms)} = {total:.4g}"
-    )
+    named = f"at most {capacity:g} are there: {' + '.join(terms)} = {total:.4g}"
+    if total > capacity + TOLERANCE:
+        return f"the guarantees need {total:.4g} slots{of_class}, {named}"
+    by_size = sorted(needs, key=lambda a: -a.place)
+    filled = slots_filled((a.place, 1) for a in by_size for _ in range(a.minimum))
+    if filled <= capacity:
+        return None
+    return f"the guaranteed places fill {filled} slots{of_class} when they are packed, {named}"

@@ -42,33 +42,7 @@ def plan(
     loads = _seat_sure(lacks, book, room, holds, unloads)
     for lack in lacks:
         lack.count(book)
-    queue = [
-        (not lack.want.firm, lack.target - lack.missing, number, lack)
-        for number, lack in enumerate(lacks)
-        if lack.missing > 0 and not lack.late
-    ]
-    heapify(queue)
-    while queue:
-        loose, has, number, lack = queue[0]
-        want = lack.want
-        slot_id = book.best_slot(want)
-        if slot_id is not None:
-            book.load(slot_id, lack.key)
-            loads.append(Load(slot_id, *lack.key))
-        elif not book.reserve(want):
-            yielding = book.yielding(want) if want.firm else []
-            if not yielding:
-                heappop(queue)
-                continue
-            for slot_id, key in yielding:
-                book.unload(slot_id, key)
-                unloads.append(Unload(slot_id, *key))
-            book.reserve(want)
-        lack.missing -= 1
-        if lack.missing > 0:
-            heapreplace(queue, (loose, has + 1, number, lack))
-        else:
-            heappop(queue)
+    _seat_rest(lacks, book, loads, unloads)
     waiting = {lack.key: lack.reason() for lack in lacks if min(lack.short, lack.lacking) > 0}
     crowded: Counter[str] = Counter()
     for lack in lacks:
@@ -101,6 +75,7 @@ def _seat_sure(
         return loads
     guaranteed = {lack.key: lack.want.guaranteed for lack in lacks if lack.want.guaranteed}
     rights = {lack.key: lack.want.sure for lack in lacks if lack.want.sure}
+    wants = {lack.key: lack.want for lack in lacks}
     for lack in sorted(sure, key=lambda each: not each.want.guaranteed):
         want = lack.want
         for number in range(book.count(lack.key, want.slot_class), want.sure):
@@ -109,12 +84,52 @@ def _seat_sure(
                 book.load(slot_id, lack.key)
                 loads.append(Load(slot_id, *lack.key))
                 continue
-            leaving = book.clear(want, guaranteed if number < want.guaranteed else rights)
+            first = number < want.guaranteed
+            leaving = book.clear(want, guaranteed if first else rights, moving=first)
             if leaving is None:
                 break
             lack.cleared += 1
-            unloads += [Unload(slot_id, *key) for slot_id, key in leaving]
+            for slot_id, key in leaving:
+                unloads.append(Unload(slot_id, *key))
+                if key in guaranteed and book.count(key, want.slot_class) < guaranteed[key]:
+                    moved = book.best_slot(wants[key])
+                    assert moved is not None  # or it would not have left
+                    book.load(moved, key)
+                    loads.append(Load(moved, *key))
     return loads
+
+
+def _seat_rest(
+    lacks: Sequence[_Lack], book: SlotBook, loads: list[Load], unloads: list[Unload]
+) -> None:
+    """A first place for each before any gets a second, firm wants first; what yields leaves."""
+    queue = [
+        (not lack.want.firm, lack.target - lack.missing, number, lack)
+        for number, lack in enumerate(lacks)
+        if lack.missing > 0 and not lack.late
+    ]
+    heapify(queue)
+    while queue:
+        loose, has, number, lack = queue[0]
+        want = lack.want
+        slot_id = book.best_slot(want)
+        if slot_id is not None:
+            book.load(slot_id, lack.key)
+            loads.append(Load(slot_id, *lack.key))
+        elif not book.reserve(want):
+            yielding = book.yielding(want) if want.firm else []
+            if not yielding:
+                heappop(queue)
+                continue
+            for slot_id, key in yielding:
+                book.unload(slot_id, key)
+                unloads.append(Unload(slot_id, *key))
+            book.reserve(want)
+        lack.missing -= 1
+        if lack.missing > 0:
+            heapreplace(queue, (loose, has + 1, number, lack))
+        else:
+            heappop(queue)
 
 
 class _Lack:

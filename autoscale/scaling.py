@@ -125,6 +125,8 @@ class ScalingBook:
     ) -> Wish:
         replicas, scaling = model.replicas, model.scaling
         if replicas.min == replicas.max:
+            # What its load asked for long ago must not count once it is elastic again.
+            self._states.pop(name, None)
             return Wish(replicas.min, why="fixed")
         demand = self.demand
         state = self._states.get(name)

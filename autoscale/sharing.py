@@ -6,7 +6,6 @@ Turns wishes of models and leases into accounts of the fair share, class by clas
 from __future__ import annotations
 
 import math
-from bisect import bisect_left, insort
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -15,8 +14,8 @@ from typing import Any
 from autoscale.catalog import CatalogEntry
 from autoscale.fair_share import Account, Shares, fair_shares
 from autoscale.orders import Room
+from autoscale.packing import slots_filled
 from autoscale.policy import Wish
-from autoscale.water_filling import TOLERANCE
 from gateway.config import ModelConfig, PoolConfig, SlotClass
 
 LEASES = "leases"
@@ -147,34 +146,22 @@ def slots_needed(needs: Sequence[Need], grants: Mapping[str, int], warm: int = 0
     that are only to be learned of make do with one slot, a `warm` one if there is any: else a
     copy of each would be asked for.
     """
-    packed: list[float] = []
     learners = 0
+    places: list[tuple[float, int]] = []
     some = [need for need in needs if grants[need.name] or need.leaving]
     for need in sorted(some, key=lambda need: -need.size):
-        places = grants[need.name]
+        granted = grants[need.name]
         if need.learning:
-            learners += places
-            places = 0
-        for count in (*split(places, need.versions), need.leaving):
-            _pack(packed, need.size, count)
-    return len(packed) + (learners > 0 and not warm)
+            learners += granted
+            granted = 0
+        places += [(need.size, count) for count in split(granted, need.versions)]
+        places.append((need.size, need.leaving))
+    return slots_filled(places) + (learners > 0 and not warm)
 
 
 def split(places: int, versions: int) -> list[int]:
     """As evenly as may be, the larger parts first."""
     return [-(-(places - number) // versions) for number in range(versions)]
-
-
-def _pack(packed: list[float], size: float, copies: int) -> None:
-    """Put each copy where least is left; `packed` is what is left of each slot, ascending."""
-    if not copies:
-        return
-    first = bisect_left(packed, size - TOLERANCE)
-    chosen = packed[first : first + copies]
-    del packed[first : first + copies]
-    chosen += [1.0] * (copies - len(chosen))
-    for left in chosen:
-        insort(packed, left - size)
 
 
 class ShareBook:
@@ -290,15 +277,20 @@ class TargetBook:
         return capacity
 
     def note_crowded(
-        self, crowded: Mapping[str, int], live: Mapping[str, int], now_s: float
+        self,
+        crowded: Mapping[str, int],
+        live: Mapping[str, int],
+        leased: Mapping[str, int],
+        now_s: float,
     ) -> None:
-        """Ask for more slots where granted places fit into none that is there.
+        """Ask for more slots where granted places fit into none that is there, while there may be.
 
         What stands is not moved, so more slots may be needed than the best packing takes.
         """
         for name, each in self._slots.items():
             extra, since_s = self._extra.get(name, (0, now_s))
-            if crowded.get(name, 0) and live.get(name, 0) >= self.targets[name]:
+            target, most = self.targets[name], each.max - leased.get(name, 0)
+            if crowded.get(name, 0) and target <= live.get(name, 0) and target < most:
                 self._extra[name] = (min(extra + crowded[name], each.max), now_s)
             elif now_s - since_s >= CROWDED_S:
                 del self._extra[name]

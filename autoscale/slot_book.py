@@ -101,7 +101,8 @@ class SlotBook:
             if key in present:
                 full = False
                 continue
-            free = 1 - sum([self._size(k, slot_id) for k, s in present.items() if s in HELD])
+            free = 1 - self._promised.get(slot_id, 0.0)
+            free -= sum([self._size(k, slot_id) for k, s in present.items() if s in HELD])
             leaving: list[Key] = []
             latest_s = -math.inf
             for used_s, other in spare.of[slot_id]:
@@ -119,26 +120,35 @@ class SlotBook:
             spare.hopeless = size
         return [(best[2], other) for other in best[3]] if best is not None else []
 
-    def clear(self, want: Want, rights: Mapping[Key, int]) -> list[tuple[str, Key]] | None:
+    def clear(
+        self, want: Want, rights: Mapping[Key, int], *, moving: bool
+    ) -> list[tuple[str, Key]] | None:
         """What leaves one slot, so that the want fits; None where that is not possible.
 
-        Each version keeps as many places as it has `rights` to. First those leave that yield, then
-        those whose version has other places. The room is promised, whether it is there yet or not.
+        Each version keeps as many places as it has `rights` to; where there is no other way one of
+        those leaves too if it may go on elsewhere, with `moving`. First those leave that yield,
+        then those whose version has other places. The room is promised, whether it is there yet
+        or not.
         """
         size = self._room.size(want.model, want.slot_class)
-        best: tuple[int, float, str, list[Key]] | None = None
+        best: tuple[tuple[bool, int, int, float], str, list[Key]] | None = None
         for slot_id in self._of_class.get(want.slot_class, ()):
-            leaving = self._leavers(slot_id, want.key, size, rights)
+            leaving = self._leavers(slot_id, want.key, size, rights, moving=moving)
             if leaving is None:
                 continue
             firm = [key for key in leaving if self._holds.get(key) is not Hold.YIELD]
-            ended = sum([self.count(key, want.slot_class) == 1 for key in firm])
-            parts = sum([self._size(key, slot_id) for key in firm])
-            if best is None or (ended, parts) < best[:2]:
-                best = (ended, parts, slot_id, leaving)
+            counts = [(self.count(key, want.slot_class), rights.get(key, 0)) for key in firm]
+            cost = (
+                (slot_id, want.key) in self._failed,
+                sum([count <= sure for count, sure in counts]),
+                sum([count == 1 for count, _ in counts]),
+                sum([self._size(key, slot_id) for key in firm]),
+            )
+            if best is None or cost < best[0]:
+                best = (cost, slot_id, leaving)
         if best is None:
             return None
-        _, _, slot_id, leaving = best
+        _, slot_id, leaving = best
         for key in leaving:
             self.unload(slot_id, key)
         free = max(0.0, 1 - self._used[slot_id])
@@ -150,7 +160,7 @@ class SlotBook:
         return [(slot_id, key) for key in leaving]
 
     def _leavers(
-        self, slot_id: str, wanted: Key, size: float, rights: Mapping[Key, int]
+        self, slot_id: str, wanted: Key, size: float, rights: Mapping[Key, int], *, moving: bool
     ) -> list[Key] | None:
         present, slot_class = self.present[slot_id], self._slot_class[slot_id]
         if wanted in present:
@@ -165,15 +175,28 @@ class SlotBook:
             hold = self._holds.get(key)
             if hold is Hold.YIELD:
                 found.append((0, -part, key))
-            elif hold is None and state is State.READY and count > rights.get(key, 0):
-                found.append((1 if count > 1 else 2, -part, key))
+            elif hold is None and state is State.READY:
+                if count > rights.get(key, 0):
+                    found.append((1 if count > 1 else 2, -part, key))
+                elif moving and self._fits_elsewhere(key, slot_id):
+                    found.append((3, -part, key))
         leaving: list[Key] = []
-        for _, minus, key in sorted(found):
+        for rank, minus, key in sorted(found):
             if free + FULL - 1 >= size:
                 break
             free -= minus
             leaving.append(key)
+            if rank == 3:
+                break  # what is free elsewhere is free for one
         return leaving if free + FULL - 1 >= size else None
+
+    def _fits_elsewhere(self, key: Key, slot_id: str) -> bool:
+        size = self._size(key, slot_id)
+        others = self._of_class[self._slot_class[slot_id]]
+        return any(
+            other != slot_id and key not in self.present[other] and self._used[other] + size <= FULL
+            for other in others
+        )
 
     def load(self, slot_id: str, key: Key) -> None:
         self._put(slot_id, key, State.PENDING)

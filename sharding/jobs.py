@@ -213,7 +213,9 @@ class _Seen:
     cut: bool = False
 
     def note(self, event: Mapping[str, Any]) -> None:
-        """An event before the result."""
+        """An event before the result; a plan begins, also anew."""
+        if event["event"] == "plan":
+            self.done, self.found, self.cut = 0, {}, False
         self.parts = event.get("parts", self.parts)
         self.done = event.get("done", self.done)
         for kind in ("boxes", "tags"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import orjson
 
@@ -31,6 +32,13 @@ from sharding.upload import MediaJob
 PART = call_number("media", "part")
 
 
+class Edition(NamedTuple):
+    """A model's version with the revision of its files: what a slot has loaded."""
+
+    version: int
+    revision: int
+
+
 class ShardDied(Unavailable):
     """Raised when a slot died while it worked on a part, which may be why."""
 
@@ -39,11 +47,18 @@ class StagePlane(DataPlane):
     """A data plane whose requests may name the slot that answers them."""
 
     def routes(self, snapshot: Snapshot) -> tuple[dict[Key, Route], dict[Key, str]]:
-        """Those of a gateway, and one for every slot of each model."""
+        """Those of a gateway, and one for every slot of each edition of a model.
+
+        Also of editions that answer nobody any more: a request goes on with the one it began with.
+        """
         routes, failed = routes_of(snapshot)
-        for (model, version), (routing, places) in list(routes.items()):
-            for place in places:
-                routes[slot_key(model, version, place[0])] = (routing, [place])
+        for placement in snapshot.placements:
+            view = snapshot.models.get(placement.model)
+            if placement.state is State.READY and view is not None:
+                edition = Edition(placement.version, placement.revision)
+                place = (placement.slot_id, placement.placement_id)
+                key = slot_key(placement.model, edition, placement.slot_id)
+                routes[key] = (view.config.routing, [place])
         return routes, failed
 
     def link_down(self, link: SlotLink) -> None:
@@ -55,9 +70,9 @@ class StagePlane(DataPlane):
                 self.router.refuse(key, Unavailable(f"the link to slot {slot_id} broke"))
 
 
-def slot_key(model: str, version: int | str | None, slot_id: str) -> Key:
+def slot_key(model: str, edition: Edition, slot_id: str) -> Key:
     """What a request is for that only this slot may answer."""
-    return (model, f"{'' if version is None else version}@{slot_id}")
+    return (model, f"{edition.version}.{edition.revision}@{slot_id}")
 
 
 class Shards:
@@ -76,18 +91,21 @@ class Shards:
             )
         return config, config.sharding
 
-    def version(self, model: str, version: int | None) -> int:
-        """The version that answers."""
-        return self._plane.version_of((model, version))
+    def edition(self, model: str, version: int | None) -> Edition | None:
+        """What answers now."""
+        view = self._plane.snapshot.models.get(model)
+        found = view.version(version) if view is not None else None
+        return Edition(found.version, found.revision) if found is not None else None
 
-    def members(self, model: str, version: int | None, node_id: str) -> list[str]:
+    def members(self, model: str, edition: Edition | None, node_id: str) -> list[str]:
         """Slots of a node ("": of any) that are ready for it and can be reached, sorted."""
-        snapshot, wanted = self._plane.snapshot, self.version(model, version)
+        snapshot = self._plane.snapshot
         nodes = {s.slot_id: s.node_id for s in snapshot.slots if not s.draining}
         return sorted(
             placement.slot_id
             for placement in snapshot.placements
-            if (placement.model, placement.version) == (model, wanted)
+            if placement.model == model
+            and (placement.version, placement.revision) == edition
             and placement.state is State.READY
             and placement.slot_id in nodes
             and self._plane.reaches(placement.slot_id)
@@ -134,14 +152,14 @@ class Shards:
     async def ask(
         self,
         job: MediaJob,
-        slot_id: str | None,
+        edition: Edition,
+        slot_id: str,
         head: bytes,
         rest: Sequence[Buffer],
         deadline_s: float,
     ) -> dict[str, object]:
         """What a slot finds in a part, and the seconds of its own work on it as `shard_s`.
 
-        Without a slot's name any one answers.
         Raises its error; `NotFound` or `Unavailable` if the slot is gone, `ShardDied` if it went
         with the part. Cancelling the wait cancels the part.
         """
@@ -152,17 +170,14 @@ class Shards:
             if not answered.done():
                 answered.set_result(answer)
 
-        key: Key = (job.model, job.version)
-        if slot_id is not None:
-            if not plane.reaches(slot_id):
-                raise Unavailable(f"slot {slot_id} is gone")
-            key = slot_key(job.model, job.version, slot_id)
+        if not plane.reaches(slot_id):
+            raise Unavailable(f"slot {slot_id} is gone")
         body = (head, *rest)
         length = sum(len(piece) for piece in body)
         self.check_fits(length)
         request = Request(
             id=plane.next_id(),
-            key=key,
+            key=slot_key(job.model, edition, slot_id),
             call=PART,
             body=body,
             length=length,

@@ -23,6 +23,7 @@ from gateway.errors import (
     DeadlineExceeded,
     HeadraceError,
     InvalidArgument,
+    NotFound,
     PayloadTooLarge,
     Unavailable,
 )
@@ -31,7 +32,7 @@ from sharding.hashing import Homes, rank
 from sharding.merge import find_merger
 from sharding.parts import Box, Part, PartResult, Segment, Tile, find_missing
 from sharding.segment_wire import result_of
-from sharding.shards import ShardDied, Shards, is_lost
+from sharding.shards import Edition, ShardDied, Shards, is_lost
 from sharding.split import Source, open_source
 from sharding.upload import MediaJob
 
@@ -61,8 +62,8 @@ class Stage:
 
     def __init__(self, shards: Shards, node_id: str, folder: Path) -> None:
         self._shards, self._node_id, self._folder = shards, node_id, folder
-        self._gangs: dict[tuple[str, int], Gang] = {}
-        self._homes: dict[tuple[str, int], Homes] = {}
+        self._gangs: dict[tuple[str, Edition], Gang] = {}
+        self._homes: dict[tuple[str, Edition], Homes] = {}
         self._open = asyncio.Semaphore(MAX_OPEN)
         # Parts whose shard died go one after the other, so that none is blamed for another.
         self.suspects = asyncio.Lock()
@@ -81,23 +82,31 @@ class Stage:
         except TimeoutError:
             raise run.late() from None
 
-    def gang(self, model: str, version: int, members: Sequence[str]) -> Gang:
+    def gang(self, model: str, edition: Edition, members: Sequence[str]) -> Gang:
         """The places of a model version's shards."""
-        gang = self._gangs.setdefault((model, version), Gang())
+        gang = self._gangs.setdefault((model, edition), Gang())
         gang.resize(IN_FLIGHT * len(members))
         return gang
 
     def assign(
         self,
         model: str,
-        version: int,
+        edition: Edition,
         keys: Sequence[bytes],
         members: Sequence[str],
         epsilon: float,
     ) -> Mapping[bytes, str]:
         """The shard of each part."""
-        homes = self._homes.setdefault((model, version), Homes(REMEMBERED))
+        if (model, edition) not in self._homes:
+            self._homes = {
+                known: homes for known, homes in self._homes.items() if known[0] != model
+            }
+        homes = self._homes.setdefault((model, edition), Homes(REMEMBERED))
         return homes.assign(keys, members, epsilon)
+
+
+class _TakenOver(Exception):
+    """Raised inside a request when no shard has what it began with and other files answer."""
 
 
 class _Run:
@@ -110,7 +119,7 @@ class _Run:
         self._parts_until_s = self._deadline_s
         if job.options.partial == "allow":
             self._parts_until_s -= min(MERGE_S, 0.1 * job.timeout_s)
-        self._version = 0
+        self._edition: Edition | None = None
         self._blank: list[HeadraceError] = []
         self._stopped = False
         self.plan: Sequence[Part] = ()
@@ -118,6 +127,7 @@ class _Run:
         self._found = 0
         self._reasons: dict[int, str] = {}
         self._damage: list[str] = []
+        self._anew: list[str] = []
 
     def late(self) -> DeadlineExceeded:
         """What is told if the deadline passes."""
@@ -138,9 +148,7 @@ class _Run:
                     self._shards.check_fits(3 * part.width * part.height)
             keys = await self._in_thread(self._keys, source)
             split_s = time.monotonic() - started_s
-            members = await self._members()
-            yield self._planned(source, members)
-            async with aclosing(self._parts(source, keys, members)) as parts:
+            async with aclosing(self._parts(source, keys)) as parts:
                 async for event in parts:
                     yield event
             if len(self._blank) == len(self.plan):
@@ -186,11 +194,14 @@ class _Run:
             return list(pool.map(key, source.plan))
 
     async def _members(self) -> list[str]:
-        """The shards; if the model sleeps, somebody is seen to wait for it until there are some."""
+        """The shards; if the model sleeps, somebody is seen to wait for it until there are some.
+
+        Raises `_TakenOver`.
+        """
         job, shards = self._job, self._shards
         if members := self._reachable():
             return members
-        if shards.members(job.model, job.version, ""):
+        if shards.members(job.model, self._asked(), ""):
             raise Unavailable(f"model {job.model!r} has no slot on the node where the upload lies")
         with shards.waiting(job.model):
             while not (members := self._reachable()):
@@ -198,26 +209,75 @@ class _Run:
                 await asyncio.sleep(WAKE_POLL_S)
         return members
 
+    def _reachable(self) -> list[str]:
+        """The shards there are now.
+
+        Raises `_TakenOver` if nobody has any more what the parts are worked on with.
+        """
+        node_id = self._stage._node_id if self._config.kind == "video-segments" else ""
+        members = self._shards.members(self._job.model, self._asked(), node_id)
+        if not members and self._edition is not None:
+            now = self._shards.edition(self._job.model, self._job.version)
+            if now not in (None, self._edition):
+                raise _TakenOver
+        return members
+
+    def _asked(self) -> Edition | None:
+        """Whose shards are asked: one edition for all parts."""
+        return self._edition or self._shards.edition(self._job.model, self._job.version)
+
     # -- parts --------------------------------------------------------------------------------
 
     async def _parts(
-        self, source: Source, keys: Sequence[bytes], members: Sequence[str]
+        self, source: Source, keys: Sequence[bytes]
     ) -> AsyncGenerator[dict[str, Any], None]:
-        """Every part on its shard; an event for each that is done."""
+        """The plan, then every part on its shard with an event for each that is done.
+
+        All are worked on with one version. If that is gone before the end, they begin anew.
+        """
+        while True:
+            members = await self._members()
+            edition = self._edition = self._asked()
+            assert edition is not None  # it has members
+            yield self._planned(source, members)
+            try:
+                async with aclosing(self._with(edition, source, keys, members)) as events:
+                    async for event in events:
+                        yield event
+                return
+            except _TakenOver:
+                log.info("version_taken_over", model=self._job.model, version=edition.version)
+            told = f"version {edition.version} was taken over meanwhile"
+            if self._job.options.partial == "allow" and self.results:
+                done = {result.part.index for result in self.results}
+                self._reasons |= {p.index: told for p in self.plan if p.index not in done}
+                return
+            self._begin_anew(told)
+
+    def _begin_anew(self, told: str) -> None:
+        self._edition, self._found = None, 0
+        for noted in (self.results, self._reasons, self._blank, self._damage):
+            noted.clear()
+        self._anew = [f"{told}: all parts began anew"]
+
+    async def _with(
+        self, edition: Edition, source: Source, keys: Sequence[bytes], members: Sequence[str]
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """Every part, by the shards of this edition; raises `_TakenOver`."""
         job, stage = self._job, self._stage
-        self._version = self._shards.version(job.model, job.version)
-        gang = stage.gang(job.model, self._version, members)
+        gang = stage.gang(job.model, edition, members)
         key_of = {part.index: key for part, key in zip(source.plan, keys, strict=True)}
         with self._shards.backlog(job.model) as backlog:
             backlog(len(keys))
             async with gang.lease(min(len(keys), IN_FLIGHT * len(members))) as lease:
-                pump = self._pump(source, key_of, lease, backlog)
+                pump = self._pump(edition, source, key_of, lease, backlog)
                 async with aclosing(pump) as outcomes:
                     async for part, outcome in outcomes:
                         yield self._note(part, outcome)
 
     async def _pump(
         self,
+        edition: Edition,
         source: Source,
         key_of: Mapping[int, bytes],
         lease: GangLease,
@@ -236,20 +296,24 @@ class _Run:
                 left_s = self._parts_until_s - time.monotonic()
                 if left_s <= 0 and self._job.options.partial == "allow":
                     return
-                if set(members := self._reachable() or list(queues)) != queues.keys():
-                    queues = self._queues(list(waiting.values()), key_of, members)
+                # What is under way is answered, also by shards that leave.
+                members = (waiting and self._reachable()) or list(queues)
+                if set(members) != queues.keys():
+                    queues = self._queues(edition, list(waiting.values()), key_of, members)
                     lease.grow(min(len(waiting) + len(running), IN_FLIGHT * len(members)))
                 for member in sorted(queues, key=busy.__getitem__):
                     queue = queues[member]
                     while queue and busy[member] < IN_FLIGHT and len(running) < lease.places:
                         part = queue.popleft()
                         del waiting[part.index]
-                        work = self._part(source, part, key_of[part.index], member, bool(queue))
+                        key, more = key_of[part.index], bool(queue)
+                        work = self._part(edition, source, part, key, member, more)
                         running[asyncio.create_task(work)] = (part, member)
                         busy[member] += 1
                 backlog(len(waiting))
-                if not running:
-                    await asyncio.sleep(WAKE_POLL_S)  # every shard has just gone
+                if not running:  # every shard has just gone
+                    self._shards.config(self._job.model, self._job.version)  # or there is no hope
+                    await asyncio.sleep(WAKE_POLL_S)
                     continue
                 # Time and again, since shards may join.
                 done, _ = await asyncio.wait(
@@ -270,26 +334,25 @@ class _Run:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
 
-    def _reachable(self) -> list[str]:
-        """The shards there are now."""
-        node_id = self._stage._node_id if self._config.kind == "video-segments" else ""
-        return self._shards.members(self._job.model, self._job.version, node_id)
-
     def _queues(
-        self, waiting: Sequence[Part], key_of: Mapping[int, bytes], members: Sequence[str]
+        self,
+        edition: Edition,
+        waiting: Sequence[Part],
+        key_of: Mapping[int, bytes],
+        members: Sequence[str],
     ) -> dict[str, deque[Part]]:
         """The parts that nobody works on yet, by shard; all parts count for the bound of loads."""
-        job, stage = self._job, self._stage
-        stage.gang(job.model, self._version, members)
+        model, stage = self._job.model, self._stage
+        stage.gang(model, edition, members)
         keys = list(key_of.values())
-        homes = stage.assign(job.model, self._version, keys, members, self._config.epsilon)
+        homes = stage.assign(model, edition, keys, members, self._config.epsilon)
         queues: dict[str, deque[Part]] = {member: deque() for member in members}
         for part in waiting:
             queues[homes[key_of[part.index]]].append(part)
         return queues
 
     async def _part(
-        self, source: Source, part: Part, key: bytes, home: str, more: bool
+        self, edition: Edition, source: Source, part: Part, key: bytes, home: str, more: bool
     ) -> PartResult:
         """One part, on its shard or, where that is gone, on the next ones in hash order."""
         job, tried, deaths = self._job, [home], 0
@@ -298,7 +361,8 @@ class _Run:
             shard, started_s = tried[-1], time.monotonic()
             try:
                 async with self._stage.suspects if deaths else nullcontext():
-                    answer = await self._shards.ask(job, shard, head, rest, self._deadline_s)
+                    until_s = self._deadline_s
+                    answer = await self._shards.ask(job, edition, shard, head, rest, until_s)
             except HeadraceError as error:
                 if isinstance(part, Segment) and isinstance(error, InvalidArgument):
                     # Damage in the middle is told; only a video that is all damage is refused.
@@ -311,11 +375,16 @@ class _Run:
                         f"{deaths} slots died while they worked on part {part.index}, so it is "
                         "not tried again"
                     ) from error
-                others = [m for m in rank(key, await self._members()) if m not in tried]
-                if len(tried) >= TRIES or not others or not is_lost(error):
+                if len(tried) >= TRIES or not is_lost(error):
+                    raise
+                await asyncio.sleep(WAKE_POLL_S)  # until the pool has told what it knows
+                ranked = rank(key, await self._members())
+                others = [m for m in ranked if m not in tried]
+                if not others and not isinstance(error, (NotFound, Unavailable)):
                     raise
                 log.warning("part_retried", model=job.model, shard=shard, reason=error.message)
-                tried.append(others[0])
+                # The only shard may be back.
+                tried.append((others or ranked)[0])
                 continue
             seconds = time.monotonic() - started_s
             self._note_damage(part, answer)
@@ -357,7 +426,7 @@ class _Run:
             "kind": self._config.kind,
             **_size(source),
             "shards": len(members),
-            "notes": list(source.notes),
+            "notes": [*source.notes, *self._anew],
         }
 
     def _merged(self, source: Source) -> dict[str, Any]:
@@ -367,13 +436,13 @@ class _Run:
         missing = find_missing(self.plan, self.results, self._reasons)
         answer: dict[str, Any] = {
             "model": job.model,
-            "version": self._shards.version(job.model, job.version),
+            "version": edition.version if (edition := self._asked()) else 0,
             **merged,
             **_size(source),
             "shards": [
                 _account(result) for result in sorted(self.results, key=lambda r: r.part.index)
             ],
-            "notes": [*source.notes, *self._damage],
+            "notes": [*source.notes, *self._anew, *self._damage],
         }
         if missing:
             answer["missing"] = [each.answer() for each in missing]

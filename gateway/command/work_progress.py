@@ -43,6 +43,7 @@ class WorkProgress:
     def event(self, event: Mapping[str, Any]) -> None:
         """The next event of the answer."""
         if event["event"] == "plan":
+            self._cached = self._failed = 0
             parts, shards = counted(event["parts"], "part"), counted(event["shards"], "shard")
             self._begin(f"{parts} on {shards}", event["parts"])
         elif event["event"] == "part":

@@ -175,7 +175,7 @@ def _tags(found: Event) -> Iterable[Any]:
 
 
 def _shard(each: Event) -> Any:
-    work = {name: each.get(name) for name in ("shard", "seconds", "cached")}
+    work = {name: each.get(name) for name in ("shard", "seconds", "shard_seconds", "cached")}
     return _new("Shard", part=each["part"], **_place(each), **work)
 
 

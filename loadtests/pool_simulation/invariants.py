@@ -51,7 +51,7 @@ def check_plan(
     placements: Sequence[Placement],
     division: Division,
 ) -> None:
-    """No unload takes a place that is guaranteed, and loads go to slots that stay."""
+    """No unload takes a place that is guaranteed but to move it; loads go to slots that stay."""
     staying = {slot.slot_id for slot in slots if not slot.draining}
     held: Counter[Key] = Counter()
     for p in placements:
@@ -62,6 +62,7 @@ def check_plan(
         if isinstance(move, Load):
             if move.slot_id not in staying:
                 raise Broken(f"{move.model} is to be loaded into {move.slot_id}, which leaves")
+            left[_key(move)] += 1
         else:
             left[_key(move)] -= 1
     for model in decision.models.values():
@@ -73,5 +74,5 @@ def check_plan(
                 raise Broken(f"{key.model} keeps {left[key]} places, {minimum} are guaranteed")
 
 
-def _key(move: Unload) -> Key:
+def _key(move: Load | Unload) -> Key:
     return Key(move.model, move.version, move.revision)

@@ -447,9 +447,12 @@ def test_guarantees_that_fit_by_their_sum_but_in_no_slot_are_refused() -> None:
     large = [Account(name, minimum=1, place=0.6) for name in "abc"]
     assert check_guarantees(large, 3) is None
     assert check_guarantees(large, 2, "cpu") == (
-        "3 guaranteed places take more than half a slot of class cpu each, so each needs its own,"
-        " and at most 2 are there"
+        "the guaranteed places fill 3 slots of class cpu when they are packed, at most 2 are there:"
+        " a 1 x 0.6 + b 1 x 0.6 + c 1 x 0.6 = 1.8"
     )
+    thirds = [Account("a", minimum=5, place=0.4)]
+    assert check_guarantees(thirds, 3) is None
+    assert str(check_guarantees(thirds, 2)).startswith("the guaranteed places fill 3 slots")
 
 
 @given(some_accounts(starving=False), GROUP_WEIGHTS)

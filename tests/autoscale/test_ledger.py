@@ -286,6 +286,40 @@ def test_what_is_guaranteed_or_in_its_turn_does_not_leave_for_a_turn() -> None:
     ], "a guarantee is stronger than a turn"
 
 
+def test_a_guaranteed_place_is_moved_where_another_one_fits_into_no_slot() -> None:
+    sizes = {"c": 0.4, "d": 0.4, "a": 0.6, "b": 0.6}
+    room = Room({"cpu": 10}, sizes, full=("cpu",))
+    wants = [Want(name, 1, 1, "cpu", guaranteed=1) for name in "cdab"]
+    held = [ready("s", "c"), ready("s", "d"), ready("t", "a")]
+    assert plan(wants, slots("s", "t"), held, room).moves == [
+        Unload("s", "c", 1),
+        Load("t", "c", 1),
+    ]
+    now = apply([Unload("s", "c", 1), Load("t", "c", 1)], held)
+    assert plan(wants, slots("s", "t"), now, room).moves == []
+    assert plan(wants, slots("s", "t"), settled(now), room).moves == [Load("s", "b", 1)]
+    turn = [*wants[:3], Want("b", 1, 1, "cpu", turn=True)]
+    assert plan(turn, slots("s", "t"), held, room).moves == [], "nobody moves for a turn"
+
+
+def test_room_that_is_promised_is_not_made_by_others_too() -> None:
+    room = Room({"cpu": 10}, {"a": 0.5, "b": 0.5, "large": 1.0, "c": 0.5}, full=("cpu",))
+    wants = [
+        Want("large", 1, 1, "cpu", turn=True),
+        Want("a", 1, 1, "cpu", firm=False),
+        Want("c", 1, 1, "cpu"),
+    ]
+    held, holds = [ready("s", "a")], {Key("a", 1): Hold.YIELD}
+    assert plan(wants, slots("s"), held, room, holds=holds).moves == [Unload("s", "a", 1)]
+
+
+def test_a_slot_is_not_cleared_for_what_has_failed_there_if_another_one_is() -> None:
+    large, others = Want("large", 1, 1, "cpu", turn=True), [Want(n, 1, 1, "cpu") for n in "ab"]
+    held = [ready("s", "a"), ready("t", "b"), ready("s", "large", state=State.FAILED)]
+    orders = plan([large, *others], slots("s", "t"), held, HALVES).moves
+    assert orders == [Unload("t", "b", 1), Load("s", "b", 1)]
+
+
 def test_what_lingers_or_loads_is_considered_when_a_slot_is_cleared() -> None:
     large, other = Want("large", 1, 1, "cpu", turn=True), Want("b", 1, 1, "cpu")
     loose = Want("a", 1, 1, "cpu", firm=False)

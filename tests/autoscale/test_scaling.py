@@ -56,6 +56,15 @@ def test_a_least_number_that_rises_while_it_runs_counts_at_once() -> None:
     assert (wish.slots, wish.lingering) == (2, False)
 
 
+def test_a_model_that_was_fixed_for_a_while_goes_on_with_what_it_holds() -> None:
+    book, elastic = ScalingBook(), model("reactive")
+    assert book.wish({"m": elastic}, {}, (), ["m"], 10.0)["m"].slots == 0
+    fixed = elastic.model_copy(update={"replicas": Replicas(min=3, max=3)})
+    assert book.wish({"m": fixed}, {}, (), ["m"], 20.0)["m"].slots == 3
+    wish = book.wish({"m": elastic}, {"m": 3}, (), ["m"], 100.0)["m"]
+    assert wish.slots == 3, "gateways told nothing of its load meanwhile"
+
+
 def test_a_model_that_cannot_be_learned_of_is_not_looked_at_again_and_again() -> None:
     book = ScalingBook()
     wish = book.wish({"m": model("reactive")}, {}, (), (), 10.0)["m"]

@@ -184,15 +184,27 @@ def test_fewer_targets_do_not_bring_back_what_never_came() -> None:
 def test_what_fits_into_no_slot_gets_one_more_for_a_while() -> None:
     targets = Targets(SlotClass(min=1, max=6))
     targets.follow(2)
-    targets.book.note_crowded({"cpu": 1}, {"cpu": 1}, 0.0)
+    targets.book.note_crowded({"cpu": 1}, {"cpu": 1}, {}, 0.0)
     assert targets.follow(2) == 2, "one is on its way"
-    targets.book.note_crowded({"cpu": 1}, {"cpu": 2}, 0.0)
+    targets.book.note_crowded({"cpu": 1}, {"cpu": 2}, {}, 0.0)
     assert targets.follow(2) == 3
-    targets.book.note_crowded({}, {"cpu": 3}, 100.0)
+    targets.book.note_crowded({}, {"cpu": 3}, {}, 100.0)
     assert targets.follow(2, after_s=100.0) == 3
-    targets.book.note_crowded({}, {"cpu": 3}, CROWDED_S)
+    targets.book.note_crowded({}, {"cpu": 3}, {}, CROWDED_S)
     targets.follow(2)
     assert targets.follow(2, after_s=FEWER_S) == 2
+
+
+def test_a_class_that_cannot_grow_is_no_larger_after_a_crowd() -> None:
+    targets = Targets(SlotClass(min=1, max=3))
+    targets.follow(3)
+    for _ in range(5):
+        targets.book.note_crowded({"cpu": 2}, {"cpu": 3}, {}, 0.0)
+    targets.follow(1)
+    assert targets.follow(1, after_s=FEWER_S) == 1
+    targets.follow(2)
+    targets.book.note_crowded({"cpu": 1}, {"cpu": 2}, {"cpu": 1}, FEWER_S)
+    assert targets.follow(2) == 2, "the third slot is leased"
 
 
 @given(

@@ -80,10 +80,14 @@ class StageHouse:
 
 @asynccontextmanager
 async def open_stage(
-    tmp_path: Path, *slots: str, model: str = "faces", config: ModelConfig = FACES
+    tmp_path: Path,
+    *slots: str,
+    model: str = "faces",
+    config: ModelConfig = FACES,
+    store: Path = REPOSITORY,
 ) -> AsyncIterator[StageHouse]:
     """A house whose slots hold version 1 of a demo model."""
-    house = House(REPOSITORY, tmp_path, Limits(max_body_bytes=LARGE))
+    house = House(store, tmp_path, Limits(max_body_bytes=LARGE))
     await house.start()
     spool = tmp_path / "spool"
     spool.mkdir()
@@ -95,7 +99,7 @@ async def open_stage(
             assert await house.place(slot, model, 1, config) is State.READY
         open_ = StageHouse(house, plane, Stage(Shards(plane), "node", spool), spool)
         open_.follow()
-        await until(lambda: all(link != "down" for link in plane.links().values()))
+        await until(lambda: all(link in ("unix", "tcp") for link in plane.links().values()))
         yield open_
     finally:
         task.cancel()

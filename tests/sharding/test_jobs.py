@@ -347,6 +347,27 @@ async def test_what_is_found_is_told_on_the_way(store: JobStore, tmp_path: Path)
     assert len(seen["partial"]["boxes"]) == MAX_PARTIAL and seen["partial"]["cut"]
 
 
+async def test_a_plan_that_comes_again_begins_anew(store: JobStore, tmp_path: Path) -> None:
+    gate = asyncio.Event()
+    now = iter(range(1000, 10**6))
+
+    async def process(job: MediaJob) -> AsyncGenerator[Mapping[str, Any], None]:
+        for event in (PLAN, part(1), part(2), PLAN, part(1, boxes=3)):
+            yield event
+        await gate.wait()
+        yield {"event": "result", "result": {}}
+
+    def anew(document: Mapping[str, Any]) -> bool:
+        found = (document.get("partial") or {}).get("boxes", ())
+        return (document["progress"]["done"], len(found)) == (1, 3)
+
+    async with working(store, process, now_s=lambda: float(next(now))) as runner:
+        job_id = await runner.submit(upload(tmp_path), MINE)
+        await wait(runner, job_id, anew)
+        gate.set()
+        assert (await ended(runner, job_id))["state"] == "done"
+
+
 async def test_a_failure_is_kept_with_its_status(store: JobStore, tmp_path: Path) -> None:
     async def process(job: MediaJob) -> AsyncGenerator[Mapping[str, Any], None]:
         yield PLAN

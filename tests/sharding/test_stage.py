@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import shutil
 import time
 from collections import Counter
 from contextlib import aclosing
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -25,11 +27,20 @@ from gateway.errors import (
     Unavailable,
     UnsupportedMedia,
 )
-from sharding.shards import ShardDied, Shards, StagePlane
+from gateway.snapshot import State
+from sharding.shards import Edition, ShardDied, Shards, StagePlane
 from sharding.split import PictureSource
 from sharding.stage import MAX_OPEN
+from sharding.upload import MediaJob
 from tests.house import until
-from tests.sharding.stage_house import FACES, PICTURES, TAGGER, StageHouse, open_stage
+from tests.sharding.stage_house import (
+    FACES,
+    PICTURES,
+    REPOSITORY,
+    TAGGER,
+    StageHouse,
+    open_stage,
+)
 
 Pixels = NDArray[np.uint8]
 
@@ -99,6 +110,84 @@ async def test_a_shard_that_dies_in_the_middle_loses_nothing(tmp_path: object) -
     assert "missing" not in result
     assert len(result["boxes"]) == len(whole["boxes"])
     assert seen["b"] > seen["a"]
+
+
+@pytest.fixture
+def two_versions(tmp_path: Path) -> Path:
+    """A store with `faces` twice."""
+    for version in ("1", "2"):
+        shutil.copytree(REPOSITORY / "faces" / "1", tmp_path / "store" / "faces" / version)
+    return tmp_path / "store"
+
+
+async def taken_over(
+    stage: StageHouse, job: MediaJob, *, stays: bool
+) -> tuple[list[str], dict[str, Any]]:
+    """The kinds of a request's events and its result, if version 2 takes over in the middle."""
+    kinds = []
+    async with aclosing(stage.stage.process(job)) as events:
+        async for event in events:
+            kinds.append(event["event"])
+            if kinds.count("part") == 1 and event["event"] == "part":
+                await take_over(stage, "c", stays=stays)
+            last = event
+    return kinds, last["result"]
+
+
+async def test_a_request_goes_on_with_the_version_that_it_began_with(
+    tmp_path: Path, two_versions: Path
+) -> None:
+    async with open_stage(tmp_path, "a", "b", store=two_versions) as stage:
+        job = stage.job("faces", png(TWO), tile=512, overlap=128)
+        kinds, result = await taken_over(stage, job, stays=True)
+    assert (result["version"], result["notes"], kinds.count("plan")) == (1, [], 1)
+    assert {shard["shard"] for shard in result["shards"]} == {"a", "b"}
+    assert len(result["boxes"]) == 2
+
+
+@pytest.mark.parametrize("named", [None, 1])
+async def test_where_nobody_has_that_version_any_more_all_parts_begin_anew(
+    tmp_path: Path, two_versions: Path, named: int | None
+) -> None:
+    async with open_stage(tmp_path, "a", "b", store=two_versions) as stage:
+        job = replace(stage.job("faces", png(TWO), tile=512, overlap=128), version=named)
+        if named is not None:
+            with pytest.raises(NotFound):
+                await taken_over(stage, job, stays=False)
+            return
+        kinds, result = await taken_over(stage, job, stays=False)
+    assert (result["version"], kinds.count("plan")) == (2, 2)
+    assert result["notes"] == ["version 1 was taken over meanwhile: all parts began anew"]
+    assert {shard["shard"] for shard in result["shards"]} == {"c"}
+    assert [shard["part"] for shard in result["shards"]] == list(range(len(result["shards"])))
+    assert len(result["boxes"]) == 2
+
+
+async def test_with_partial_allow_what_was_done_is_kept(tmp_path: Path, two_versions: Path) -> None:
+    async with open_stage(tmp_path, "a", "b", store=two_versions) as stage:
+        job = stage.job("faces", png(TWO), tile=512, overlap=128, partial="allow")
+        _, result = await taken_over(stage, job, stays=False)
+    assert result["version"] == 1 and result["shards"]
+    assert {each["reason"] for each in result["missing"]} == {"version 1 was taken over meanwhile"}
+
+
+async def take_over(stage: StageHouse, slot: str, *, stays: bool) -> None:
+    """Version 2 answers from now on, in a slot of its own; slots may still hold version 1."""
+    house = stage.house
+    await house.add_slot(slot)
+    assert await house.place(slot, "faces", 2, FACES) is State.READY
+    view = house.snapshot.models["faces"]
+    versions = tuple(replace(each, served=each.version == 2) for each in view.versions)
+    placements = [p for p in house.snapshot.placements if stays or p.version == 2]
+    house.publish(
+        replace(
+            house.snapshot,
+            placements=tuple(placements),
+            models={"faces": replace(view, versions=versions, default=2)},
+        )
+    )
+    stage.follow()
+    await until(lambda: stage.plane.reaches(slot))
 
 
 async def test_closing_the_request_takes_its_parts_from_the_shards(tmp_path: object) -> None:
@@ -180,9 +269,9 @@ async def test_a_part_that_ends_its_shards_ends_two_at_most(tmp_path: object) ->
 class _Poison(Shards):
     """Every part ends its slot."""
 
-    died: ClassVar[list[str | None]] = []
+    died: ClassVar[list[str]] = []
 
-    async def ask(self, job: Any, slot_id: str | None, *_: Any) -> dict[str, object]:
+    async def ask(self, job: Any, edition: Edition, slot_id: str, *_: Any) -> dict[str, object]:
         self.died.append(slot_id)
         raise ShardDied(f"slot {slot_id} died")
 
@@ -195,7 +284,7 @@ async def test_a_slot_that_goes_with_its_part_is_told_apart(tmp_path: object) ->
         text = json.dumps({**head, "preprocess": "centerface", "postprocess": "centerface"})
         await until(lambda: stage.plane.reaches("a"))
         asking = asyncio.create_task(
-            shards.ask(job, "a", text.encode(), (pixels,), time.monotonic() + 30)
+            shards.ask(job, Edition(1, 0), "a", text.encode(), (pixels,), time.monotonic() + 30)
         )
         await until(lambda: asking.done() or stage.plane.router.sent)
         await stage.house.kill_slot("a")
@@ -223,12 +312,12 @@ class _Blank(Shards):
         self._begins_s = begins_s
 
     async def ask(
-        self, job: Any, slot_id: str | None, head: bytes, *more: Any
+        self, job: Any, edition: Edition, slot_id: str, head: bytes, *more: Any
     ) -> dict[str, object]:
         times_s = json.loads(head)["segment"]["times_s"]
         if times_s[0] >= self._begins_s:
             raise InvalidArgument(f"no frame from {times_s[0]:.1f} s on can be decoded")
-        return await super().ask(job, slot_id, head, *more)
+        return await super().ask(job, edition, slot_id, head, *more)
 
 
 @pytest.mark.parametrize(

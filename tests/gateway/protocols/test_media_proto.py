@@ -64,10 +64,11 @@ def test_what_a_merger_of_ones_own_answers_is_json() -> None:
 
 def test_a_part_of_a_video_has_a_range() -> None:
     part = {"part": 2, "done": 1, "parts": 3, "start_s": 1.5, "end_s": 4.0, "seconds": 0.5}
-    more = {"shard": "cpu-1", "cached": True, "tags": []}
+    more = {"shard": "cpu-1", "shard_seconds": 0.25, "cached": True, "tags": []}
     found = event({"event": "part", **part, **more})
     assert (found.shard.range.start_s, found.shard.range.end_s) == (1.5, 4.0)
     assert found.shard.WhichOneof("place") == "range" and found.shard.cached
+    assert (found.shard.seconds, found.shard.shard_seconds) == (0.5, 0.25)
 
 
 def test_an_event_of_another_kind_is_our_fault() -> None:
