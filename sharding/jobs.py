@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import structlog
 
-from gateway.errors import HeadraceError, InternalError
+from gateway.errors import HeadraceError, InternalError, Unavailable
 from sharding.borrowed import borrowed
 from sharding.job_store import JobStore
 from sharding.upload import MediaJob
@@ -24,6 +24,9 @@ __all__ = ["JobRunner", "JobStore"]
 
 PROGRESS_S = 0.2
 """The store is told of progress at most so often."""
+RETRY_S = 0.5
+PATIENCE_S = 60.0
+"""For so long a job waits until its model can be served."""
 BEAT_S = 1.0
 LOOK_S = 1.0
 """How often jobs that another process has queued are looked for."""
@@ -139,7 +142,7 @@ class JobRunner:
         beating = asyncio.create_task(self._beat(job_id, task))
         try:
             async with self._in_spool(job) as at_hand:
-                result = await self._follow(job_id, at_hand)
+                result = await self._result(job_id, at_hand)
             await self._ask(self._store.finish, job_id, self._owner, result, self._now_s())
         except HeadraceError as error:
             await self._failed(job_id, error)
@@ -166,9 +169,23 @@ class JobRunner:
             if entering.exception() is None:
                 await self._ask(lent.__exit__, None, None, None)
 
-    async def _follow(self, job_id: str, job: MediaJob) -> Mapping[str, Any]:
-        """The result of a job; raises what it failed with."""
-        seen, told_s = _Seen(), float("-inf")
+    async def _result(self, job_id: str, job: MediaJob) -> Mapping[str, Any]:
+        """The result of a job; raises what it failed with.
+
+        While nothing can serve it at all it waits for a while: the system may have just begun.
+        """
+        until_s = time.monotonic() + PATIENCE_S
+        while True:
+            seen = _Seen()
+            try:
+                return await self._follow(job_id, job, seen)
+            except Unavailable:
+                if seen.parts or time.monotonic() >= until_s:
+                    raise
+                await asyncio.sleep(RETRY_S)
+
+    async def _follow(self, job_id: str, job: MediaJob, seen: _Seen) -> Mapping[str, Any]:
+        told_s = float("-inf")
         async with aclosing(self._process(job)) as events:
             async for event in events:
                 if event["event"] == "result":

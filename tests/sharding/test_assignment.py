@@ -39,7 +39,7 @@ def test_without_a_bound_that_matters_each_key_has_its_first_choice(
 
 
 @pytest.mark.parametrize("count", [4, 8, 16])
-@pytest.mark.parametrize("epsilon", [0.1, 0.25, 1.0])
+@pytest.mark.parametrize("epsilon", [0.05, 0.1, 0.25, 1.0])
 def test_a_change_of_members_moves_about_its_share(count: int, epsilon: float) -> None:
     members = [f"slot-{number}" for number in range(count)]
     before = assign(KEYS, members, epsilon)

@@ -17,7 +17,7 @@ import pytest
 
 from gateway.config_sharding import ProcessOptions
 from gateway.errors import HeadraceError, NotFound, TooManyRequests, Unavailable, UnsupportedMedia
-from sharding import job_store
+from sharding import job_store, jobs
 from sharding.job_store import DEAD_S, TRIES, JobStore, decode_job, encode_job
 from sharding.jobs import MAX_PARTIAL, JobRunner
 from sharding.spool import sweep
@@ -366,6 +366,43 @@ async def test_a_plan_that_comes_again_begins_anew(store: JobStore, tmp_path: Pa
         await wait(runner, job_id, anew)
         gate.set()
         assert (await ended(runner, job_id))["state"] == "done"
+
+
+async def test_a_job_waits_until_its_model_can_be_served(
+    store: JobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "RETRY_S", 0.0)
+    tries = []
+
+    async def process(job: MediaJob) -> AsyncGenerator[Mapping[str, Any], None]:
+        tries.append(job)
+        if len(tries) < 3:
+            raise Unavailable("nothing is known of the pool yet")
+        yield PLAN
+        yield {"event": "result", "result": {"boxes": []}}
+
+    async with working(store, process) as runner:
+        first = await ended(runner, await runner.submit(upload(tmp_path), MINE))
+    assert (first["state"], len(tries)) == ("done", 3)
+
+
+async def test_a_job_that_has_begun_or_waited_for_long_does_not_wait(
+    store: JobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = []
+
+    async def process(job: MediaJob) -> AsyncGenerator[Mapping[str, Any], None]:
+        tries.append(job)
+        if len(tries) == 1:
+            yield PLAN
+        raise Unavailable("two slots died of it")
+
+    async with working(store, process) as runner:
+        begun = await ended(runner, await runner.submit(upload(tmp_path), MINE))
+        monkeypatch.setattr(jobs, "PATIENCE_S", 0.0)
+        late = await ended(runner, await runner.submit(upload(tmp_path), MINE))
+    assert [each["error"]["status"] for each in (begun, late)] == [503, 503]
+    assert len(tries) == 2
 
 
 async def test_a_failure_is_kept_with_its_status(store: JobStore, tmp_path: Path) -> None:

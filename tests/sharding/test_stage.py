@@ -145,22 +145,26 @@ async def test_a_request_goes_on_with_the_version_that_it_began_with(
     assert len(result["boxes"]) == 2
 
 
-@pytest.mark.parametrize("named", [None, 1])
 async def test_where_nobody_has_that_version_any_more_all_parts_begin_anew(
-    tmp_path: Path, two_versions: Path, named: int | None
+    tmp_path: Path, two_versions: Path
 ) -> None:
     async with open_stage(tmp_path, "a", "b", store=two_versions) as stage:
-        job = replace(stage.job("faces", png(TWO), tile=512, overlap=128), version=named)
-        if named is not None:
-            with pytest.raises(NotFound):
-                await taken_over(stage, job, stays=False)
-            return
+        job = stage.job("faces", png(TWO), tile=512, overlap=128)
         kinds, result = await taken_over(stage, job, stays=False)
     assert (result["version"], kinds.count("plan")) == (2, 2)
     assert result["notes"] == ["version 1 was taken over meanwhile: all parts began anew"]
     assert {shard["shard"] for shard in result["shards"]} == {"c"}
     assert [shard["part"] for shard in result["shards"]] == list(range(len(result["shards"])))
     assert len(result["boxes"]) == 2
+
+
+async def test_a_version_that_was_named_is_not_replaced_by_another_one(
+    tmp_path: Path, two_versions: Path
+) -> None:
+    async with open_stage(tmp_path, "a", "b", store=two_versions) as stage:
+        job = replace(stage.job("faces", png(TWO), tile=512, overlap=128), version=1)
+        with pytest.raises(NotFound):
+            await taken_over(stage, job, stays=False)
 
 
 async def test_with_partial_allow_what_was_done_is_kept(tmp_path: Path, two_versions: Path) -> None:
