@@ -1,13 +1,14 @@
 """The shared pool, measured: cold starts, a spike, a day's bursty trace.
 
-Starts Headrace anew for each part, with slots that follow demand. `all` runs every part.
+Starts Headrace anew for each part, with slots that follow demand. `all` runs every part. The exit
+status is 1 if a goal is missed.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,17 @@ from loadtests.machine import describe_machine
 from loadtests.pictures import PicturesMissing, load_pictures
 from loadtests.pool_cold import TENSORFLOW_MODEL, measure_cold, measure_ray
 from loadtests.pool_day import Plan, measure_day
-from loadtests.pool_figures import Cold, Day, cold_table, day_table, spike_sentence
+from loadtests.pool_figures import (
+    Cold,
+    Day,
+    cold_table,
+    day_table,
+    load_goals,
+    spike_sentence,
+    start_goals,
+    warm_goals,
+)
+from loadtests.pool_goals import Goal, missed
 from loadtests.pool_plot import plot_cold, plot_day, plot_spike
 from loadtests.pool_prediction import predict
 from loadtests.pool_server import NeverAsleep
@@ -49,14 +60,21 @@ class Report:
         self._document: dict[str, Any] = {"machine": self._machine.line()}
         self._lines: list[str] = []
         self._console = Console()
+        self.missed: list[str] = []
 
     def plot(self, name: str) -> Path:
         """Where a plot goes."""
         return self._stem.with_name(f"{self._stem.name}-{name}.png")
 
-    def add(self, name: str, document: Any, lines: Sequence[str]) -> None:
-        """Say and keep what a part has found."""
-        self._document[name] = document
+    def add(
+        self, name: str, document: Any, lines: Sequence[str], goals: Iterable[Goal] = ()
+    ) -> None:
+        """Say and keep what a part has found, and which goals it misses."""
+        misses = missed(goals)
+        self.missed += misses
+        self._document |= {name: document, "missed": self.missed}
+        # A line of its own for each, in Markdown too.
+        lines = [*lines, *(line for miss in misses for line in ("", miss))]
         self._lines += [*lines, ""]
         for line in lines:
             self._console.print(line, soft_wrap=True, highlight=False, markup=False)
@@ -66,8 +84,10 @@ class Report:
         self._stem.with_suffix(".md").write_text(text, encoding="utf-8")
 
     def end(self) -> None:
-        """Say where all is."""
+        """Say where all is, and again which goals were missed."""
         self._console.print(f"written: {self._stem}*.png, .json and .md", soft_wrap=True)
+        for miss in self.missed:
+            self._console.print(miss, soft_wrap=True, highlight=False, markup=False)
 
 
 @click.command(help=__doc__)
@@ -114,6 +134,8 @@ def main(
                 click.echo("\n".join(log.read_text(errors="replace").splitlines()[-5:]), err=True)
             raise click.ClickException(str(error) or type(error).__name__) from error
     report.end()
+    if report.missed:
+        raise SystemExit(1)
 
 
 def run_cold(
@@ -130,20 +152,30 @@ def run_cold(
             place, REPOSITORY, model, message(model), count, warm=warm
         )
 
-    measures = [cold(MODEL, cycles, warm=True), cold(MODEL, few, warm=False)]
+    measures = [
+        (cold(MODEL, cycles, warm=True), warm_goals),
+        (cold(MODEL, few, warm=False), start_goals),
+    ]
     if ray:
         file = REPOSITORY / MODEL / OLD / "model.onnx"
         pixels = Message("/", picture.pixels.tobytes(), {})
-        measures.append(lambda place: measure_ray(place, file, pixels, few))
+        measures.append((lambda place: measure_ray(place, file, pixels, few), no_goals))
     if tensorflow:
-        measures.append(cold(TENSORFLOW_MODEL, max(few, cycles // 5), warm=True))
+        measures.append((cold(TENSORFLOW_MODEL, max(few, cycles // 5), warm=True), load_goals))
     colds = []
-    for number, measure in enumerate(measures):
+    goals: list[Goal] = []
+    for number, (measure, goals_of) in enumerate(measures):
         place = folder / f"c{number}"
         place.mkdir()
         colds.append(measure(place))
+        goals += goals_of(colds[-1])
     plot_cold(colds, report.title, report.plot("cold"))
-    report.add("cold", [each.document() for each in colds], cold_table(colds))
+    report.add("cold", [each.document() for each in colds], cold_table(colds), goals)
+
+
+def no_goals(cold: Cold) -> list[Goal]:
+    """What is not Headrace is only compared with."""
+    return []
 
 
 def run_spike(report: Report, folder: Path, service_s: float) -> None:
@@ -152,7 +184,7 @@ def run_spike(report: Report, folder: Path, service_s: float) -> None:
     place.mkdir()
     spike = measure_spike(place, service_s)
     plot_spike(spike, report.title, report.plot("spike"))
-    report.add("spike", spike.document(), [spike_sentence(spike)])
+    report.add("spike", spike.document(), [spike_sentence(spike)], spike.goals())
 
 
 def run_days(report: Report, folder: Path, plans: Sequence[Plan], *, job: bool) -> None:
@@ -166,7 +198,8 @@ def run_days(report: Report, folder: Path, plans: Sequence[Plan], *, job: bool) 
         plot_day(day, report.title, report.plot(f"day-{plan.seed}"))
         days.append(day)
         predictions.append(predict(plan, day))
-    report.add("days", [day.document() for day in days], day_table(days))
+    goals = [goal for day in days for goal in day.goals()]
+    report.add("days", [day.document() for day in days], day_table(days), goals)
     report.add(
         "predictions",
         [prediction.document() for prediction in predictions],
@@ -175,6 +208,7 @@ def run_days(report: Report, folder: Path, plans: Sequence[Plan], *, job: bool) 
             + ", ".join(f"{name} {part:+.0%}" for name, part in each.off().items())
             for each in predictions
         ],
+        [goal for each in predictions for goal in each.goals()],
     )
 
 

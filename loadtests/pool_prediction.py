@@ -8,6 +8,7 @@ from typing import Any
 from gateway.config import ModelConfig, PoolConfig, SlotClass
 from loadtests.pool_day import Plan
 from loadtests.pool_figures import PREDICTION, Day, plain
+from loadtests.pool_goals import Goal, missed
 from loadtests.pool_simulation.setting import Pace, Setting, measured
 from loadtests.pool_simulation.simulation import Simulated, simulate
 from loadtests.samples import ratio
@@ -34,14 +35,21 @@ class Prediction:
         }
         return {name: ratio(said - found, found) for name, (said, found) in pairs.items()}
 
-    def met(self) -> bool:
-        """Whether slots and the usual latency are within the goal.
+    def goals(self) -> list[Goal]:
+        """Slots and the usual latency are near to what was measured.
 
         The 99th percentile is left out: of a day it is the seventh slowest cold start or so, and
         another one when the same day is measured again.
         """
-        off = self.off()
-        return all(abs(off[name]) <= PREDICTION for name in ("slot_seconds", "p50_s"))
+        name, off = f"simulation of day {self.day.seed}", self.off()
+        return [
+            Goal(f"{name}, {figure} off by", abs(off[figure]), PREDICTION)
+            for figure in ("slot_seconds", "p50_s")
+        ]
+
+    def met(self) -> bool:
+        """Whether it reaches the goals."""
+        return not missed(self.goals())
 
     def document(self) -> dict[str, Any]:
         """The figures for programs."""

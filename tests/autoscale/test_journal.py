@@ -12,9 +12,11 @@ from typing import Any
 import orjson
 import pytest
 
+from autoscale.decision_log import REPLAYED, DecisionLog, replay_place
 from autoscale.journal import QUEUE_BYTES, Entry, Journal, older, read, replay
-from autoscale.orders import Key
-from gateway.snapshot import State
+from autoscale.ledger import plan
+from autoscale.orders import Hold, Key, Load, Room, Unload, Want
+from gateway.snapshot import Placement, SlotView, State
 
 
 @contextmanager
@@ -170,3 +172,36 @@ def test_replay_compares_what_json_makes_of_decisions() -> None:
     same = {"moves": (("load", "a"),), "at": math.inf}
     assert replay([entry], {"place": lambda _: same}) == []
     assert len(replay([entry], {"place": lambda _: {"moves": []}})) == 1
+
+
+def test_orders_for_guarantees_and_turns_in_full_classes_are_replayed(tmp_path: Path) -> None:
+    """Each of these facts makes the orders what they are: one that is lost would show."""
+    wants = [
+        Want("sure", 1, 1, "cpu", guaranteed=1),
+        Want("usual", 1, 1, "cpu", granted=1),
+        Want("starved", 1, 1, "cpu", turn=True),
+    ]
+    views = [SlotView(slot_id, "cpu", "node", "", "") for slot_id in "st"]
+    held = [Placement("s", "sure", 1, State.READY), Placement("t", "usual", 1, State.READY)]
+    sizes, used_s = {"sure": 0.5, "usual": 0.5, "starved": 1.0}, {"sure": 3.0, "usual": -math.inf}
+    room = Room({"cpu": 2}, sizes, {"cpu": 0}, used_s, full=frozenset({"cpu"}))
+    holds, retry_at = {Key("gone", 1): Hold.KEEP}, {Key("gone", 2): math.inf}
+    made = plan(wants, views, held, room, 50.0, retry_at, holds)
+    assert made.moves == [Unload("t", "usual", 1), Load("s", "usual", 1)]
+    file = tmp_path / "journal.jsonl"
+    with opened(file) as journal:
+        DecisionLog(journal).placed(wants, holds, views, held, room, retry_at, made, 50.0)
+    (entry,) = read(file)
+    assert entry.decision == {
+        "moves": [["unload", "t", "usual", 1, 0], ["load", "s", "usual", 1, 0]]
+    }
+    assert replay([entry], REPLAYED) == []
+
+    def otherwise(number: int, **facts: Any) -> dict[str, Any]:
+        told = [dict(want) for want in entry.inputs["wants"]]
+        told[number] |= facts
+        return {**entry.inputs, "wants": told}
+
+    growing = {**entry.inputs, "room": {**entry.inputs["room"], "full": []}}
+    for inputs in (growing, otherwise(0, guaranteed=0), otherwise(2, turn=False)):
+        assert replay_place(inputs) != entry.decision

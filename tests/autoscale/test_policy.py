@@ -173,16 +173,42 @@ def test_without_load_nothing_changes_before_the_time_that_is_told(
 
 
 @given(
-    load=st.floats(0.05, 20.0),
-    noise=st.lists(st.floats(-0.04, 0.04), min_size=40, max_size=40),
+    level=st.integers(2, 8),
     target=st.floats(0.5, 8.0),
+    noise=st.lists(st.integers(6, 9), min_size=80, max_size=80),
 )
-def test_constant_load_with_noise_settles(load: float, noise: list[float], target: float) -> None:
-    run = Run(Replicas(min=0, max=50), Scaling(target_in_flight=target, down_delay_s=9))
+def test_noise_that_the_mean_evens_out_changes_nothing(
+    level: int, target: float, noise: list[int]
+) -> None:
+    """Each sample alone would ask for one slot more or one less; no mean comes near to that."""
+    scaling = Scaling(target_in_flight=target, look_back_s=2, down_delay_s=2)
+    run = Run(Replicas(min=0, max=50), scaling)
+    wishes: list[int] = []
     for part in noise:
-        run.go(0.1, max(0.0, load + part))
-    late = {slots for part in noise for slots in run.go(0.1, max(0.0, load + part))}
-    assert len(late) == 1
+        for sign in (1, -1):
+            wishes += run.go(0.1, (level - 0.5 + sign * part / 10) * target)
+    assert set(wishes[len(wishes) // 4 :]) == {level}
+
+
+@pytest.mark.parametrize(("delay", "side"), [("down_delay_s", 1), ("up_delay_s", 0)])
+@given(
+    level=st.integers(1, 8),
+    target=st.floats(0.5, 8.0),
+    spells=st.lists(st.tuples(st.integers(1, 17), st.integers(1, 4)), min_size=24, max_size=24),
+)
+def test_constant_load_with_noise_settles(
+    delay: str, side: int, level: int, target: float, spells: list[tuple[int, int]]
+) -> None:
+    """Noise around a threshold is on each side of it within each delay, so that nothing changes."""
+    scaling = {"target_in_flight": target, "look_back_s": 0.1, "down_delay_s": 0.0, delay: 2.0}
+    run = Run(Replicas(min=0, max=50), Scaling.model_validate(scaling))
+    sign = 1 if side else -1  # the side that the delay lets win is there for a moment only
+    wishes: list[list[int]] = []
+    for tenths, part in spells:
+        away = run.go(tenths / 10, (level - sign * part / 10) * target)
+        wishes.append(away + run.go(0.2, (level + sign * part / 10) * target))
+    late = {slots for each in wishes[len(wishes) // 2 :] for slots in each}
+    assert late == {level + side}
 
 
 @given(st.lists(st.tuples(st.floats(0.0, 30.0), st.floats(0.05, 3.0)), min_size=1, max_size=12))

@@ -181,3 +181,32 @@ def test_a_failed_version_has_a_place_beside_the_one_that_serves_instead() -> No
         house.entries = [replace(both)]  # the same, and another object each time
         house.rounds.run(house.found(), now_s)
     assert house.rounds.economy.division.grants == {"m": 2}
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    weights=st.lists(st.integers(1, 5), min_size=7, max_size=7),
+    priorities=st.lists(st.integers(0, 2), min_size=7, max_size=7),
+    loads=st.lists(st.integers(2, 6), min_size=7, max_size=7),
+)
+def test_under_constant_load_rounds_come_to_rest_though_slots_are_too_few(
+    weights: list[int], priorities: list[int], loads: list[int]
+) -> None:
+    """All have a guaranteed place, as turns of those that starve would rotate for ever."""
+    entries = []
+    for n, (weight, priority) in enumerate(zip(weights, priorities, strict=True)):
+        share = Share(group=f"g{n % 2}", weight=weight, priority=priority)
+        entries.append(CatalogEntry(f"m{n}", model(n, 1, share=share), "cpu", (1,), {1: "a"}))
+    house = House(entries, slots=6)
+    demand = house.rounds.economy.scaling.demand
+    moved_s = 0.0
+    for second in range(1, 401):
+        now_s = float(second)
+        demand.report("gateway", {f"m{n}": (load, 0, 1) for n, load in enumerate(loads)}, now_s)
+        house.rounds.run(house.found(), now_s)
+        moved_s = now_s if house.rounds.moves else moved_s
+        house.step()
+    shares = house.rounds.economy.division.shares["cpu"]
+    assert any(shares.unmet.values()), "slots are too few"
+    assert {p.model for p in house.placements} == {entry.name for entry in entries}
+    assert moved_s < 60.0, "and nothing has moved for minutes"

@@ -6,18 +6,24 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
+from loadtests import pool
 from loadtests.pool_figures import (
     Cold,
     Day,
     Spike,
     cold_table,
     day_table,
+    load_goals,
     slots_for_peak,
     spike_sentence,
+    start_goals,
     undisturbed,
+    warm_goals,
 )
+from loadtests.pool_goals import Goal, missed
 from loadtests.pool_log import Steps
 from loadtests.pool_plot import plot_cold, plot_day, plot_spike
 from loadtests.pool_server import Asked
@@ -86,6 +92,54 @@ def test_a_day_counts_starting_slots_and_what_was_held(day: Day) -> None:
     lost = replace(day, answers=(*day.answers, Asked("a", BEGIN_S, 1.0, 0.0, "status 503")))
     assert lost.lost == 1 and not lost.met()
     assert day_table([day])[-1].startswith("| 1 | 100 | 0 | 1 | 0.100 | 0.100 | 2.02 |")
+
+
+def test_a_cold_start_may_take_its_goal_and_what_others_need_of_it(cold: Cold) -> None:
+    good = replace(cold, answers=tuple(Asked("a", BEGIN_S, 0.25, 0.2) for _ in range(3)))
+    assert not missed(warm_goals(good)) and not missed(load_goals(good))
+    slow = replace(good, answers=(*good.answers, Asked("a", BEGIN_S, 1.2, 1.0)))
+    assert missed(warm_goals(slow)) == ["a, warm slot, p99 s: 1.2 (goal: at most 1: MISSED)"]
+    large = replace(good, answers=(Asked("a", BEGIN_S, 1.2, 1.0),), load_s=0.95)
+    assert not missed(load_goals(large)) and missed(load_goals(replace(large, load_s=0.85)))
+    started = replace(large, starts_s=(0.75,))
+    assert not missed(start_goals(started))
+    assert missed(start_goals(replace(large, starts_s=(0.65,))))
+
+
+def test_what_failed_or_was_not_measured_misses_its_goal(cold: Cold, spike: Spike) -> None:
+    assert missed([Goal("p50 s", math.nan, 0.3)]) == ["p50 s: nan (goal: at most 0.3: MISSED)"]
+    for goals in (warm_goals, start_goals, load_goals):
+        assert "a, warm slot, requests failed: 1 (goal: at most 0: MISSED)" in missed(goals(cold))
+    assert len(missed(start_goals(cold))) == 2, "no slot was seen to start"
+    assert not missed(spike.goals())
+    assert missed(replace(spike, wanted=3).goals())[0].startswith("spike, s until all slots serve")
+    failed = (*spike.answers, Asked("a", BEGIN_S, 0.1, 0.0, "status 503"))
+    assert missed(replace(spike, answers=failed).goals()) == [
+        "spike, requests failed: 1 (goal: at most 0: MISSED)"
+    ]
+
+
+def test_a_day_tells_each_goal_that_it_misses(day: Day) -> None:
+    assert missed(replace(day, fixed=4).goals()) == [
+        "day 1, part of fixed provisioning: 0.505 (goal: at most 0.4: MISSED)"
+    ]
+    late = tuple(replace(answer, latency_s=1.6) for answer in day.answers)
+    assert missed(replace(day, answers=late).goals()) == [
+        "day 1, p99 s: 1.6 (goal: at most 1.5: MISSED)"
+    ]
+
+
+@pytest.mark.parametrize(("wanted", "status"), [(2, 0), (3, 1)])
+def test_the_command_fails_if_a_goal_is_missed(
+    wanted: int, status: int, spike: Spike, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = replace(spike, wanted=wanted)
+    monkeypatch.setattr(pool, "measure_spike", lambda folder, service_s: found)
+    result = CliRunner().invoke(pool.main, ["spike", "--out", str(tmp_path)])
+    assert result.exit_code == status
+    (figures,) = tmp_path.glob("*.json")
+    told = json.loads(figures.read_text())["missed"]
+    assert len(told) == status and all(sentence in result.stdout for sentence in told)
 
 
 def test_what_a_request_takes_is_told_by_those_that_met_no_other() -> None:

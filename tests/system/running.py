@@ -166,9 +166,9 @@ def config(
 
 
 def make_home(folder: Path) -> Path:
-    """A state folder with a token for Ray of its own."""
+    """A state folder with a token for Ray of its own; one that is there is used again."""
     home = folder / "home"
-    home.mkdir(mode=0o700)
+    home.mkdir(mode=0o700, exist_ok=True)
     token = home / "ray.token"
     token.write_text("0" * 64)
     token.chmod(0o600)

@@ -32,8 +32,8 @@ class Answer(NamedTuple):
 class SteadyLoad:
     """Clients that ask, pause and ask again over kept-alive connections.
 
-    A connection that breaks under a request is a failure, unless a gateway has died: then each
-    client may connect once more, and the time that this takes counts.
+    A connection that breaks under a request is a failure, unless a gateway has died last: then
+    each client may connect once more, and the time that this takes counts.
     """
 
     def __init__(self, url: str, model: str = "affine") -> None:
@@ -63,9 +63,12 @@ class SteadyLoad:
         for thread in self._threads:
             thread.join()
 
-    def a_gateway_dies(self) -> None:
-        """Each client may connect once more from now on."""
-        self._pardoned = set(range(THREADS))
+    def dies(self, kind: str) -> None:
+        """One of a kind is killed next: only after a gateway may each client connect once more.
+
+        Who did not need to after the gateway before has nothing left of that.
+        """
+        self._pardoned = set(range(THREADS)) if kind == "gateway" else set()
 
     def wait_for_answers(self, count: int) -> None:
         """Block until so many more requests are answered."""

@@ -74,8 +74,7 @@ def kill(
     """Kill one of them; how long a request took meanwhile, and after how long all was there."""
     before = status(system)
     victim = chance.choice(sorted(victims(system, kind, before)))
-    if kind == "gateway":
-        load.a_gateway_dies()
+    load.dies(kind)
     killed_s = time.monotonic()
     os.kill(victim, signal.SIGKILL)
     wait_until_whole(system, kind, victim, before)
