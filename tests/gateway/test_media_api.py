@@ -604,7 +604,7 @@ async def test_the_deadline_of_a_job_is_its_own(tmp_path: Path) -> None:
         await http.post(PROCESS, content=SMALL, headers=given)
         store = house.local.runner._store
         jobs = [decode_job(row["job"]) for row in store._all("SELECT job FROM jobs")]
-    assert [job.timeout_s for job in jobs] == [3600.0, 3600.0]
+    assert [job.timeout_s for job in jobs] == pytest.approx([3600.0, 3600.0])
 
 
 async def test_only_its_caller_sees_a_job(tmp_path: Path) -> None:
