@@ -1,0 +1,458 @@
+"""One large picture or video: split, worked on by its shards, merged.
+
+Nothing is held but what is in flight: parts are read when they are sent, each shard has at most
+`IN_FLIGHT` of them, and what was decoded lies in memory up to a bound, then in a file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter, deque
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing, nullcontext, suppress
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from gateway.config_sharding import ShardingConfig
+from gateway.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    HeadraceError,
+    InvalidArgument,
+    NotFound,
+    PayloadTooLarge,
+    Unavailable,
+)
+from sharding.gang import GangLease
+from sharding.hashing import rank
+from sharding.merge import find_merger
+from sharding.parts import Box, Part, PartResult, Segment, Tile, find_missing
+from sharding.places import IN_FLIGHT, Places
+from sharding.segment_wire import result_of
+from sharding.shards import Edition, ShardDied, Shards, is_lost
+from sharding.split import Source, open_source
+from sharding.upload import MediaJob
+
+TRIES = 3
+MAX_DEATHS = 2
+"""A part that was in work on so many dying shards is taken for their cause."""
+MERGE_S = 0.5
+"""With `partial: allow`, parts end so much before the deadline, or a tenth of the time."""
+WAKE_POLL_S = 0.01
+JOIN_S = 0.2
+MAX_FINDINGS = 300_000
+"""Boxes and labels of a request before they are merged: some 100 MB."""
+HASHERS = 2
+"""Parts that are hashed at once, each of which is held meanwhile; no shard has work yet."""
+
+log = structlog.get_logger()
+
+
+class _TakenOver(Exception):
+    """Raised inside a request when no shard has what it began with and other files answer."""
+
+
+class Run:
+    """See the module. Uploads lie on the node `node_id`, and `folder` takes decoded pixels."""
+
+    def __init__(
+        self,
+        job: MediaJob,
+        config: ShardingConfig,
+        shards: Shards,
+        places: Places,
+        node_id: str,
+        folder: Path,
+    ) -> None:
+        self._job, self._config, self._shards, self._places = job, config, shards, places
+        self._node_id, self._folder = node_id, folder
+        self._deadline_s = time.monotonic() + job.timeout_s
+        self._parts_until_s = self._deadline_s
+        if job.options.partial == "allow":
+            self._parts_until_s -= min(MERGE_S, 0.1 * job.timeout_s)
+        self._edition: Edition | None = None
+        self._blank: list[HeadraceError] = []
+        self._stopped = False
+        self.plan: Sequence[Part] = ()
+        self.results: list[PartResult] = []
+        self._found = 0
+        self._reasons: dict[int, str] = {}
+        self._damage: list[str] = []
+        self._anew: list[str] = []
+
+    def late(self) -> DeadlineExceeded:
+        """What is told if the deadline passes."""
+        return DeadlineExceeded(
+            f"the deadline passed: {len(self.results)} of {len(self.plan)} parts were done"
+        )
+
+    async def events(self) -> AsyncGenerator[dict[str, Any], None]:
+        """Split, send, merge."""
+        started_s = time.monotonic()
+        source: Source = await self._in_thread(
+            open_source, self._job, self._config, self._folder, self._check
+        )
+        try:
+            self.plan = source.plan
+            for part in self.plan:
+                if isinstance(part, Tile):
+                    self._shards.check_fits(3 * part.width * part.height)
+            keys = await self._in_thread(self._keys, source)
+            split_s = time.monotonic() - started_s
+            async with aclosing(self._parts(source, keys)) as parts:
+                async for event in parts:
+                    yield event
+            if len(self._blank) == len(self.plan):
+                raise self._blank[0]
+            if not self.results and time.monotonic() >= self._parts_until_s:
+                raise self.late()
+            merging_s = time.monotonic()
+            answer = await self._in_thread(self._merged, source)
+            now_s = time.monotonic()
+            answer["timing"] = {
+                "split_s": round(split_s, 4),
+                "merge_s": round(now_s - merging_s, 4),
+                "total_s": round(now_s - started_s, 4),
+            }
+            yield {"event": "result", "result": answer}
+        finally:
+            self._stopped = True
+            await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, source.close))
+
+    async def _in_thread(self, work: Any, *arguments: Any) -> Any:
+        """Blocking work; if nobody waits for it any more it is told to stop, and waited for."""
+        job = asyncio.get_running_loop().run_in_executor(None, work, *arguments)
+        try:
+            return await asyncio.shield(job)
+        except asyncio.CancelledError:
+            self._stopped = True
+            with suppress(Exception):
+                left = await job
+                if left is not None and hasattr(left, "close"):
+                    left.close()  # it was opened for nobody
+            raise
+
+    def _check(self) -> None:
+        if self._stopped:
+            raise Cancelled("nobody waits for it any more")
+
+    def _keys(self, source: Source) -> list[bytes]:
+        def key(part: Part) -> bytes:
+            self._check()
+            return source.key(part)
+
+        with ThreadPoolExecutor(HASHERS, "hash") as pool:
+            return list(pool.map(key, source.plan))
+
+    async def _members(self) -> list[str]:
+        """The shards; if the model sleeps, somebody is seen to wait for it until there are some.
+
+        Raises `_TakenOver`.
+        """
+        job, shards = self._job, self._shards
+        if members := self._reachable():
+            return members
+        if shards.members(job.model, self._asked(), ""):
+            raise Unavailable(f"model {job.model!r} has no slot on the node where the upload lies")
+        with shards.waiting(job.model):
+            while not (members := self._reachable()):
+                shards.config(job.model, job.version)  # raises once there is no hope
+                await asyncio.sleep(WAKE_POLL_S)
+        return members
+
+    def _reachable(self) -> list[str]:
+        """The shards there are now.
+
+        Raises `_TakenOver` if nobody has any more what the parts are worked on with.
+        """
+        node_id = self._node_id if self._config.kind == "video-segments" else ""
+        members = self._shards.members(self._job.model, self._asked(), node_id)
+        if not members and self._edition is not None:
+            now = self._shards.edition(self._job.model, self._job.version)
+            if now not in (None, self._edition):
+                raise _TakenOver
+        return members
+
+    def _asked(self) -> Edition | None:
+        """Whose shards are asked: one edition for all parts."""
+        return self._edition or self._shards.edition(self._job.model, self._job.version)
+
+    # -- parts --------------------------------------------------------------------------------
+
+    async def _parts(
+        self, source: Source, keys: Sequence[bytes]
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """The plan, then every part on its shard with an event for each that is done.
+
+        All are worked on with one version. If that is gone before the end, they begin anew.
+        """
+        while True:
+            members = await self._members()
+            edition = self._edition = self._asked()
+            assert edition is not None  # it has members
+            yield self._planned(source, members)
+            try:
+                async with aclosing(self._with(edition, source, keys, members)) as events:
+                    async for event in events:
+                        yield event
+                return
+            except _TakenOver:
+                log.info("version_taken_over", model=self._job.model, version=edition.version)
+            told = f"version {edition.version} was taken over meanwhile"
+            if self._job.options.partial == "allow" and self.results:
+                done = {result.part.index for result in self.results}
+                self._reasons |= {p.index: told for p in self.plan if p.index not in done}
+                return
+            self._begin_anew(told)
+
+    def _begin_anew(self, told: str) -> None:
+        self._edition, self._found = None, 0
+        for noted in (self.results, self._reasons, self._blank, self._damage):
+            noted.clear()
+        self._anew = [f"{told}: all parts began anew"]
+
+    async def _with(
+        self, edition: Edition, source: Source, keys: Sequence[bytes], members: Sequence[str]
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """Every part, by the shards of this edition; raises `_TakenOver`."""
+        job = self._job
+        gang = self._places.gang(job.model, edition, members)
+        key_of = {part.index: key for part, key in zip(source.plan, keys, strict=True)}
+        with self._shards.backlog(job.model) as backlog:
+            backlog(len(keys))
+            async with gang.lease(min(len(keys), IN_FLIGHT * len(members))) as lease:
+                pump = self._pump(edition, source, key_of, lease, backlog)
+                async with aclosing(pump) as outcomes:
+                    async for part, outcome in outcomes:
+                        yield self._note(part, outcome)
+
+    async def _pump(
+        self,
+        edition: Edition,
+        source: Source,
+        key_of: Mapping[int, bytes],
+        lease: GangLease,
+        backlog: Callable[[int], None],
+    ) -> AsyncGenerator[tuple[Part, PartResult | HeadraceError], None]:
+        """Keep every shard busy with its own parts, within what is leased and while there is time.
+
+        With `partial: refuse` it is the deadline of all that ends it.
+        """
+        waiting = {part.index: part for part in source.plan}
+        queues: dict[str, deque[Part]] = {}
+        running: dict[asyncio.Task[PartResult], tuple[Part, str]] = {}
+        busy: Counter[str] = Counter()
+        try:
+            while waiting or running:
+                left_s = self._parts_until_s - time.monotonic()
+                if left_s <= 0 and self._job.options.partial == "allow":
+                    return
+                # What is under way is answered, also by shards that leave.
+                members = (waiting and self._reachable()) or list(queues)
+                if set(members) != queues.keys():
+                    queues = self._queues(edition, list(waiting.values()), key_of, members)
+                    lease.grow(min(len(waiting) + len(running), IN_FLIGHT * len(members)))
+                for member in sorted(queues, key=busy.__getitem__):
+                    queue = queues[member]
+                    while queue and busy[member] < IN_FLIGHT and len(running) < lease.places:
+                        part = queue.popleft()
+                        del waiting[part.index]
+                        key, more = key_of[part.index], bool(queue)
+                        work = self._part(edition, source, part, key, member, more)
+                        running[asyncio.create_task(work)] = (part, member)
+                        busy[member] += 1
+                backlog(len(waiting))
+                if not running:  # every shard has just gone
+                    self._shards.config(self._job.model, self._job.version)  # or there is no hope
+                    await asyncio.sleep(WAKE_POLL_S)
+                    continue
+                # Time and again, since shards may join.
+                done, _ = await asyncio.wait(
+                    running,
+                    timeout=max(0.0, min(JOIN_S, left_s)),
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+                for task in done:
+                    part, member = running.pop(task)
+                    busy[member] -= 1
+                    error = task.exception()
+                    if error is not None and not isinstance(error, HeadraceError):
+                        raise error
+                    yield part, error if error is not None else task.result()
+                lease.shrink(max(1, min(lease.places, len(waiting) + len(running))))
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+
+    def _queues(
+        self,
+        edition: Edition,
+        waiting: Sequence[Part],
+        key_of: Mapping[int, bytes],
+        members: Sequence[str],
+    ) -> dict[str, deque[Part]]:
+        """The parts that nobody works on yet, by shard; all parts count for the bound of loads."""
+        model, places = self._job.model, self._places
+        places.gang(model, edition, members)
+        keys = list(key_of.values())
+        homes = places.assign(model, edition, keys, members, self._config.epsilon)
+        queues: dict[str, deque[Part]] = {member: deque() for member in members}
+        for part in waiting:
+            queues[homes[key_of[part.index]]].append(part)
+        return queues
+
+    async def _part(
+        self, edition: Edition, source: Source, part: Part, key: bytes, home: str, more: bool
+    ) -> PartResult:
+        """One part, on its shard or, where that is gone, on the next ones in hash order."""
+        job, tried, deaths = self._job, [home], 0
+        head, rest = await self._in_thread(source.body, part, key, more)
+        while True:
+            shard, started_s = tried[-1], time.monotonic()
+            try:
+                async with self._places.suspects if deaths else nullcontext():
+                    until_s = self._deadline_s
+                    answer = await self._shards.ask(job, edition, shard, head, rest, until_s)
+            except HeadraceError as error:
+                if isinstance(part, Segment) and isinstance(error, InvalidArgument):
+                    # Damage in the middle is told; only a video that is all damage is refused.
+                    self._blank.append(error)
+                    self._damage.append(error.message)
+                    return PartResult(part, shard=shard)
+                deaths += isinstance(error, ShardDied)
+                if deaths >= MAX_DEATHS:
+                    raise Unavailable(
+                        f"{deaths} slots died while they worked on part {part.index}, so it is "
+                        "not tried again"
+                    ) from error
+                if len(tried) >= TRIES or not is_lost(error):
+                    raise
+                await asyncio.sleep(WAKE_POLL_S)  # until the pool has told what it knows
+                ranked = rank(key, await self._members())
+                others = [m for m in ranked if m not in tried]
+                if not others and not isinstance(error, (NotFound, Unavailable)):
+                    raise
+                log.warning("part_retried", model=job.model, shard=shard, reason=error.message)
+                # The only shard may be back.
+                tried.append((others or ranked)[0])
+                continue
+            seconds = time.monotonic() - started_s
+            self._note_damage(part, answer)
+            return result_of(answer, part, shard, round(seconds, 4))
+
+    def _note(self, part: Part, outcome: PartResult | HeadraceError) -> dict[str, Any]:
+        event: dict[str, Any] = {"event": "part", "part": part.index}
+        if isinstance(outcome, HeadraceError):
+            if self._job.options.partial == "refuse":
+                raise outcome
+            self._reasons[part.index] = event["error"] = outcome.message
+        else:
+            self._found += len(outcome.boxes) + sum(len(each.scores) for each in outcome.frames)
+            if self._found > MAX_FINDINGS:
+                raise PayloadTooLarge(
+                    f"more than {MAX_FINDINGS:,} findings in {len(self.results)} parts: ask for "
+                    "fewer parts, or let the postprocessor tell less"
+                )
+            self.results.append(outcome)
+            event |= _account(outcome)
+            event |= _found(outcome)
+        done = len(self.results) + len(self._reasons)
+        return {**event, "done": done, "parts": len(self.plan)}
+
+    def _note_damage(self, part: Part, answer: Mapping[str, Any]) -> None:
+        damage = answer.get("damage")
+        if damage and isinstance(part, Segment):
+            self._damage.append(
+                f"{damage['corrupt']} frames between {part.start_s:.1f} and {part.end_s:.1f} s "
+                f"could not be decoded; {damage['missing']} asked-for times show nothing"
+            )
+
+    # -- the answer ---------------------------------------------------------------------------
+
+    def _planned(self, source: Source, members: Sequence[str]) -> dict[str, Any]:
+        return {
+            "event": "plan",
+            "parts": len(self.plan),
+            "kind": self._config.kind,
+            **_size(source),
+            "shards": len(members),
+            "notes": [*source.notes, *self._anew],
+        }
+
+    def _merged(self, source: Source) -> dict[str, Any]:
+        job, config = self._job, self._config
+        merger = find_merger(config.merger)
+        merged = merger.merge(self.results, source.whole, job.options, config)
+        missing = find_missing(self.plan, self.results, self._reasons)
+        answer: dict[str, Any] = {
+            "model": job.model,
+            "version": edition.version if (edition := self._asked()) else 0,
+            **merged,
+            **_size(source),
+            "shards": [
+                _account(result) for result in sorted(self.results, key=lambda r: r.part.index)
+            ],
+            "notes": [*source.notes, *self._anew, *self._damage],
+        }
+        if missing:
+            answer["missing"] = [each.answer() for each in missing]
+        return answer
+
+
+def _size(source: Source) -> dict[str, Any]:
+    whole = source.whole
+    return {"width": whole.width, "height": whole.height, "duration_s": whole.duration_s}
+
+
+def _account(result: PartResult) -> dict[str, Any]:
+    """Which part was done where, and how long it took."""
+    part = result.part
+    told: dict[str, Any] = {"part": part.index}
+    if isinstance(part, Tile):
+        told["box"] = list(part.region)
+    else:
+        told |= {"start_s": part.times_s[0], "end_s": part.times_s[-1] + part.step_s}
+    return {
+        **told,
+        "shard": result.shard,
+        "seconds": result.seconds,
+        "shard_seconds": result.shard_s,
+        "cached": result.cached,
+    }
+
+
+def _found(result: PartResult) -> dict[str, Any]:
+    """What a part shows by itself, before it is merged with its neighbours."""
+    part = result.part
+    if isinstance(part, Tile):
+        return {"boxes": [_moved(box, part).answer() for box in result.boxes]}
+    return {
+        "tags": [
+            {
+                "label": frame.scores[0].label,
+                "score": frame.scores[0].score,
+                "start_s": frame.start_s,
+                "end_s": frame.end_s,
+            }
+            for frame in result.frames
+            if frame.scores
+        ]
+    }
+
+
+def _moved(box: Box, tile: Tile) -> Box:
+    """A box of a tile in the picture's own pixels."""
+    return Box(
+        (box.x1 + tile.x) / tile.scale,
+        (box.y1 + tile.y) / tile.scale,
+        (box.x2 + tile.x) / tile.scale,
+        (box.y2 + tile.y) / tile.scale,
+        box.score,
+        box.class_id,
+        box.label,
+    )
