@@ -5,9 +5,11 @@ Time is an argument: the controller runs rounds on real slots, a simulation on s
 
 from __future__ import annotations
 
+import gc
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from autoscale.catalog import CatalogEntry, wanted_versions
@@ -61,6 +63,10 @@ class Rounds:
 
     def run(self, found: Findings, now_s: float) -> bool:
         """Decide anew; True if what came of it lets another round decide more, at once."""
+        with _collecting_later():
+            return self._run(found, now_s)
+
+    def _run(self, found: Findings, now_s: float) -> bool:
         self._share_out(found, now_s)
         self._ended("settle")
         before, self.decision = self.decision, decide(self._knowledge(found), self.decision)
@@ -150,6 +156,21 @@ class Rounds:
                 self.serving[name] = serving
         for name in self.serving.keys() - self.decision.models.keys():
             del self.serving[name]
+
+
+@contextmanager
+def _collecting_later() -> Iterator[None]:
+    """No garbage is collected meanwhile: a round makes so many objects that it would fall into it.
+
+    It made rounds for a thousand models last up to twice as long.
+    """
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def _keys(entry: CatalogEntry, found: Findings) -> list[Key]:
