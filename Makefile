@@ -79,9 +79,9 @@ bench-limits: setup models redis ## Measure isolation from a flood, and what lim
 	@$(BIN)/python -m loadtests.isolation
 	@$(BIN)/python -m loadtests.limits_cost --redis
 
-bench-pool: setup models ## Measure cold starts, a spike and a bursty day of the shared pool
-	@$(BIN)/python -m loadtests.pool $(ARGS)
+bench-pool: setup models ## Simulate the shared pool; measure cold starts, a spike and a bursty day
 	@$(BIN)/python -m loadtests.pool_simulation --hours 1 --growth
+	@$(BIN)/python -m loadtests.pool $(ARGS)
 
 bench-sharding: setup models ## Measure large pictures and videos over shards
 	@$(BIN)/python -m loadtests.sharding $(ARGS)
