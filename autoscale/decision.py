@@ -37,16 +37,22 @@ class Knowledge:
     turns: Collection[str] = ()
 
 
-class Facts(NamedTuple):
-    """What of the knowledge concerns one model; see `Situation`."""
+class Rare(NamedTuple):
+    """What is to be said of few models; see `Knowledge` and `Situation`."""
 
     rejected: frozenset[int] = frozenset()
     revisions: Mapping[int, int] = MappingProxyType({})
-    serving: tuple[Target, ...] = ()
-    ready: Mapping[Target, int] = MappingProxyType({})
     stuck: frozenset[Target] = frozenset()
     failed: frozenset[Target] = frozenset()
+
+
+class Facts(NamedTuple):
+    """What of the knowledge concerns one model; see `Situation`."""
+
+    serving: tuple[Target, ...] = ()
+    ready: Mapping[Target, int] = MappingProxyType({})
     replicas: int = 1
+    rare: Rare = Rare()
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +70,18 @@ class ModelDecision:
         return all(self.situation.done(target) for target in self.situation.wanted)
 
 
-class Part(NamedTuple):
-    """What slots should hold for one model that may have so many `places`, and what may stay."""
+class Rank(NamedTuple):
+    """How many places a model may have together (None: all), and before whom."""
 
     places: int | None
     firm: bool
     turn: bool
+
+
+class Part(NamedTuple):
+    """What slots should hold for one model of this rank, and what may stay there."""
+
+    rank: Rank
     wants: tuple[Want, ...]
     holds: Mapping[Key, Hold]
 
@@ -90,45 +102,50 @@ class Decision:
 def decide(known: Knowledge, before: Decision | None = None) -> Decision:
     """See the module. What nothing has changed for is taken over from the decision `before`."""
     before = before or Decision()
-    decision = Decision()
+    decision, usual = Decision(), Facts()
     ready: dict[str, dict[Target, int]] = {}
     for placement in known.placements:
         if placement.state is State.READY:
             counts = ready.setdefault(placement.model, {})
             target = (placement.version, placement.revision)
             counts[target] = counts.get(target, 0) + 1
-    stuck, failed = _by_model(known.stuck), _by_model(known.failed)
-    revisions: dict[str, dict[int, int]] = {}
-    for (model, version), revision in known.revisions.items():
-        revisions.setdefault(model, {})[version] = revision
-    usual = Facts()
-    # Of many models little is special: what is said of few is looked up for these alone.
-    special = known.rejected.keys() | revisions.keys() | stuck.keys() | failed.keys()
+    rare = _rare(known)
+    # Plain tuples, of which most are as before: the named ones take longer to make.
     for entry in known.entries:
         name = entry.name
-        facts = Facts(
-            serving=known.serving.get(name, ()),
-            ready=ready.get(name, usual.ready),
-            replicas=known.replicas.get(name, entry.config.replicas.min),
-        )
-        if name in special:
-            facts = facts._replace(
-                rejected=known.rejected.get(name, usual.rejected),
-                revisions=revisions.get(name, usual.revisions),
-                stuck=stuck.get(name, usual.stuck),
-                failed=failed.get(name, usual.failed),
-            )
-        rank = known.granted.get(name), name not in known.lingering, name in known.turns
+        replicas = known.replicas.get(name)
+        if replicas is None:
+            replicas = entry.config.replicas.min
+        serving, odd = known.serving.get(name, ()), rare.get(name, usual.rare)
+        facts = (serving, ready.get(name, usual.ready), replicas, odd)
+        rank = (known.granted.get(name), name not in known.lingering, name in known.turns)
         one, part = before.models.get(name), before.parts.get(name)
         if one is None or one.entry is not entry or one.facts != facts:
-            one, part = _decide(entry, facts), None
-        if part is None or part[:3] != rank:
-            part = _part(one, *rank)
+            one, part = _decide(entry, Facts(*facts)), None
+        if part is None or part.rank != rank:
+            part = _part(one, Rank(*rank))
         decision.models[name], decision.parts[name] = one, part
         decision.wants.extend(part.wants)
         if part.holds:
             decision.holds.update(part.holds)
     return decision
+
+
+def _rare(known: Knowledge) -> dict[str, Rare]:
+    stuck, failed = _by_model(known.stuck), _by_model(known.failed)
+    revisions: dict[str, dict[int, int]] = {}
+    for (model, version), revision in known.revisions.items():
+        revisions.setdefault(model, {})[version] = revision
+    none = Rare()
+    return {
+        name: Rare(
+            known.rejected.get(name, none.rejected),
+            revisions.get(name, none.revisions),
+            stuck.get(name, none.stuck),
+            failed.get(name, none.failed),
+        )
+        for name in {*known.rejected, *revisions, *stuck, *failed}
+    }
 
 
 def _by_model(keys: Collection[Key]) -> dict[str, frozenset[Target]]:
@@ -138,7 +155,8 @@ def _by_model(keys: Collection[Key]) -> dict[str, frozenset[Target]]:
     return {model: frozenset(targets) for model, targets in found.items()}
 
 
-def _part(one: ModelDecision, places: int | None, firm: bool, turn: bool) -> Part:
+def _part(one: ModelDecision, rank: Rank) -> Part:
+    places, firm, turn = rank
     entry, replicas = one.entry, one.situation.replicas
     name, wanted = entry.name, one.situation.wanted
     wants: tuple[Want, ...] = ()
@@ -161,7 +179,7 @@ def _part(one: ModelDecision, places: int | None, firm: bool, turn: bool) -> Par
     holds = {} if firm else {Key(name, *target): Hold.YIELD for target in wanted}
     holds |= {Key(name, *target): Hold.YIELD for target in one.rollout.spare}
     holds |= {Key(name, *target): Hold.KEEP for target in one.rollout.keep}
-    return Part(places, firm, turn, wants, holds)
+    return Part(rank, wants, holds)
 
 
 def _granted(one: ModelDecision, places: int) -> dict[Target, int]:
@@ -184,9 +202,10 @@ def _granted(one: ModelDecision, places: int) -> dict[Target, int]:
 
 
 def _decide(entry: CatalogEntry, facts: Facts) -> ModelDecision:
-    config, rejected = entry.config, facts.rejected
+    config, rare = entry.config, facts.rare
+    rejected = rare.rejected
     wanted = tuple(
-        (version, facts.revisions.get(version, 0))
+        (version, rare.revisions.get(version, 0))
         for version in wanted_versions(config, entry.versions, rejected)
     )
     concerned = {*wanted, *facts.serving}
@@ -196,8 +215,8 @@ def _decide(entry: CatalogEntry, facts: Facts) -> ModelDecision:
         ready=facts.ready,
         serving=facts.serving,
         replicas=facts.replicas,
-        stuck=facts.stuck & concerned,
-        failed=facts.failed & concerned,
+        stuck=rare.stuck & concerned,
+        failed=rare.failed & concerned,
         stored=frozenset(entry.versions),
     )
     if not entry.known:

@@ -181,15 +181,15 @@ class Economy:
         leaving: Mapping[str, int],
     ) -> list[Need]:
         """The wishes with what they take of a slot; one that is as before is the same object."""
-        room, wishes, before = self.room, self.wishes, self._before
+        sizes, wishes, before = self.room.sizes, self.wishes, self._before
         self._before = {}
         for entry in entries:
             name, slot_class = entry.name, entry.slot_class
             if slot_class not in self.slots:
                 continue
-            wish, size = wishes[name], room.size(name, slot_class)
+            wish = wishes[name]
             wished = (wish.slots, wish.lingering, wish.learning)
-            counts = (versions.get(name, 1), size, held.get(name, 0), leaving.get(name, 0))
+            counts = (versions.get(name, 1), sizes[name], held.get(name, 0), leaving.get(name, 0))
             facts = (entry.config, slot_class, wished, counts)
             found = before.get(name)
             if found is None or found[0] != facts:

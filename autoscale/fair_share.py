@@ -78,13 +78,21 @@ class Shares:
     granted: Mapping[str, int] = field(default_factory=dict)
     guaranteed: Mapping[str, int] = field(default_factory=dict)
     own: Mapping[str, int] = field(default_factory=dict)
-    borrowed: Mapping[str, int] = field(default_factory=dict)
-    unmet: Mapping[str, int] = field(default_factory=dict)
     entitled: Mapping[str, float] = field(default_factory=dict)
     short: Mapping[str, int] = field(default_factory=dict)
     turns: Collection[str] = frozenset()
     free: float = 0.0
     accounts: Sequence[Account] = ()
+
+    @cached_property
+    def borrowed(self) -> dict[str, int]:
+        """By account, the places beyond its own share."""
+        return {n: got - self.guaranteed[n] - self.own[n] for n, got in self.granted.items()}
+
+    @cached_property
+    def unmet(self) -> dict[str, int]:
+        """By account, the places that it wants and may have, and does not get."""
+        return {a.name: a.most - self.granted[a.name] for a in self.accounts}
 
     @cached_property
     def loans(self) -> dict[str, tuple[Loan, ...]]:
@@ -391,20 +399,22 @@ def _give_rest(groups: Sequence[_Group], free: float) -> None:
 def _report(accounts: Sequence[Account], table: _Table) -> Shares:
     members = table.members
     none = dict.fromkeys([account.name for account in accounts], 0)
-    own = {m.name: min(m.count, max(m.guaranteed, m.own)) - m.guaranteed for m in members}
-    entitled: dict[str, float] = dict.fromkeys(none, 0.0)
-    for group in table.groups:
-        entitled.update(zip([a.name for a in group.accounts], group.parts, strict=True))
-    short = {m.name: min(m.account.minimum, m.cap) - m.guaranteed for m in members}
+    guaranteed = {m.name: m.guaranteed for m in members if m.guaranteed}
+    own = {m.name: min(m.count, m.own) - m.guaranteed for m in members if m.own > m.guaranteed}
+    lacking = [
+        (m.name, min(m.account.minimum, m.cap) - m.guaranteed) for m in members if m.account.minimum
+    ]
     return Shares(
         capacity=table.capacity,
         granted=none | {m.name: m.count for m in members},
-        guaranteed=none | {m.name: m.guaranteed for m in members},
+        guaranteed=none | guaranteed,
         own=none | own,
-        borrowed=none | {m.name: m.count - m.guaranteed - own[m.name] for m in members},
-        unmet=none | {m.name: m.cap - m.count for m in members},
-        entitled=entitled,
-        short={name: places for name, places in short.items() if places},
+        entitled={
+            account.name: part
+            for group in table.groups
+            for account, part in zip(group.accounts, group.parts, strict=True)
+        },
+        short={name: places for name, places in lacking if places},
         turns=frozenset([m.name for m in members if m.turn]),
         free=max(0.0, table.capacity - sum([m.used for m in members])),
         accounts=accounts,

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from heapq import heapify, heappop, heapreplace
 from types import MappingProxyType
 
-from autoscale.orders import HELD, Hold, Key, Load, Plan, Room, Unload, Want
+from autoscale.orders import Hold, Key, Load, Plan, Room, Unload, Want
 from autoscale.slot_book import SlotBook
 from gateway.snapshot import Placement, SlotView, State
 
@@ -43,7 +43,7 @@ def plan(
     for lack in lacks:
         lack.count(book)
     _seat_rest(lacks, book, loads, unloads)
-    waiting = {lack.key: lack.reason() for lack in lacks if min(lack.short, lack.lacking) > 0}
+    waiting = {lack.key: lack.reason() for lack in lacks if lack.lacking > 0 and lack.short > 0}
     crowded: Counter[str] = Counter()
     for lack in lacks:
         if lack.want.firm and lack.missing > 0 and not lack.late:
@@ -190,18 +190,9 @@ def within_limits(
 
 def _surplus(lacks: Sequence[_Lack], book: SlotBook, holds: Mapping[Key, Hold]) -> list[Unload]:
     """Unloads of what nobody wants, or wants fewer of: first not READY, then the newest slot."""
-    kept: set[tuple[str, Key]] = set()
-    for lack in lacks:
-        kept.update(book.worthiest(lack.key, lack.want.slot_class, lack.missing))
     loose = {lack.key for lack in lacks if not lack.want.firm}
-    unloads = []
-    for slot_id, present in book.present.items():
-        surplus = [
-            key
-            for key, state in present.items()
-            if state in HELD and (slot_id, key) not in kept and (key not in holds or key in loose)
-        ]
-        unloads += [(slot_id, key) for key in sorted(surplus)]
+    surplus = book.surplus({(lack.key, lack.want.slot_class): lack.target for lack in lacks})
+    unloads = [(slot_id, key) for slot_id, key in surplus if key not in holds or key in loose]
     for slot_id, key in unloads:
         book.unload(slot_id, key)
     return [Unload(slot_id, *key) for slot_id, key in unloads]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
 from typing import NamedTuple
 
 from gateway.snapshot import State
@@ -29,7 +30,7 @@ class Hold(Enum):
     YIELD = "it stays while nobody needs its slot"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Want:
     """A model version that `replicas` slots of a class should hold.
 
@@ -48,17 +49,17 @@ class Want:
     guaranteed: int = 0
     turn: bool = False
 
-    @property
+    @cached_property
     def key(self) -> Key:
         """What its placements hold."""
         return Key(self.model, self.version, self.revision)
 
-    @property
+    @cached_property
     def target(self) -> int:
         """How many slots it may have now."""
         return min(self.replicas, self.granted)
 
-    @property
+    @cached_property
     def sure(self) -> int:
         """Places for which others must leave where none is free."""
         return min(self.target, max(self.guaranteed, int(self.turn))) if self.firm else 0
@@ -96,7 +97,7 @@ class Plan:
     crowded: Mapping[str, int] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Room:
     """What fits into a slot, and what should stay free.
 
@@ -115,4 +116,9 @@ class Room:
 
     def size(self, model: str, slot_class: str) -> float:
         """The part of a slot of this class that the model takes."""
-        return max(self.sizes.get(model, 0.0), 1.0 / self.max_models.get(slot_class, 1))
+        size, least = self.sizes.get(model, 0.0), self._least.get(slot_class, 1.0)
+        return size if size > least else least
+
+    @cached_property
+    def _least(self) -> dict[str, float]:
+        return {slot_class: 1.0 / models for slot_class, models in self.max_models.items()}

@@ -14,19 +14,13 @@ def slots_filled(places: Iterable[tuple[float, int]]) -> int:
     Copies need slots of their own. Given by falling size this is best fit decreasing, which needs
     at most 11/9 of the fewest slots, and 4 more (Johnson et al. 1974).
     """
-    left: list[float] = []
+    left: list[float] = []  # of each slot, ascending
     for size, copies in places:
-        _put(left, size, copies)
+        if copies:
+            first = bisect_left(left, size - TOLERANCE)
+            chosen = left[first : first + copies]
+            del left[first : first + copies]
+            chosen += [1.0] * (copies - len(chosen))
+            for each in chosen:
+                insort(left, each - size)
     return len(left)
-
-
-def _put(left: list[float], size: float, copies: int) -> None:
-    """`left` is what is left of each slot, ascending."""
-    if not copies:
-        return
-    first = bisect_left(left, size - TOLERANCE)
-    chosen = left[first : first + copies]
-    del left[first : first + copies]
-    chosen += [1.0] * (copies - len(chosen))
-    for each in chosen:
-        insort(left, each - size)

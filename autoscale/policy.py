@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple, Protocol
 
@@ -87,8 +86,7 @@ def mean(history: Sequence[Sample], start_s: float, end_s: float) -> float:
     return total / (end_s - start_s)
 
 
-@dataclass(frozen=True, slots=True)
-class Signals:
+class Signals(NamedTuple):
     """What is known of a model now.
 
     `load` requests were in flight at last, which counts in `expected` only as time goes by. `held`
@@ -113,8 +111,7 @@ class Want(NamedTuple):
     slots: int
 
 
-@dataclass(frozen=True, slots=True)
-class ScalerState:
+class ScalerState(NamedTuple):
     """`wants` covers the longest delay; `since_s` and `base` are those of the running second."""
 
     slots: int = 0
@@ -123,8 +120,7 @@ class ScalerState:
     base: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Wish:
+class Wish(NamedTuple):
     """Slots a model should have. A `lingering` one may go as soon as another model needs its slot.
 
     `again_s` is how many seconds from now time alone may change the answer (infinite: never). A
@@ -155,8 +151,10 @@ def step(
     # Before the first step the load is taken to have asked for what was there.
     before = state.wants or (Want(now_s, state.slots),)
     wants = _noted(before, Want(now_s, raw), max(scaling.up_delay_s, scaling.down_delay_s))
-    low = min(_within(wants, now_s - scaling.up_delay_s))
-    high = max(_within(wants, now_s - scaling.down_delay_s))
+    low = high = raw
+    if len(wants) > 1:
+        low = min(_within(wants, now_s - scaling.up_delay_s))
+        high = max(_within(wants, now_s - scaling.down_delay_s))
     slots = state.slots
     if signals.held and not slots:
         slots = max(1, low)  # somebody waits: no delay for the first
@@ -234,4 +232,4 @@ def _again_s(scaling: Scaling, replicas: Replicas, state: ScalerState, now: Sign
 
 def settled(state: ScalerState, slots: int) -> ScalerState:
     """The state of a model that has `slots` already, as a restarted pool finds it."""
-    return replace(state, slots=slots)
+    return state._replace(slots=slots)

@@ -104,7 +104,7 @@ class Rounds:
             keys = one.keys if one is not None and same else _keys(entry, found)
             # What will not be tried again needs no slot, and nothing can be learned of it.
             versions[name] = len(keys) - len(hopeless.intersection(keys) if hopeless else ())
-            if keys and all(key in told for key in keys):
+            if keys and all(map(told.__contains__, keys)):
                 known.add(name)
         self.economy.settle(
             found.config,

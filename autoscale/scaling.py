@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
 import structlog
@@ -59,8 +58,8 @@ class _Change(NamedTuple):
             "model": self.name,
             "replicas": self.model.replicas.model_dump(),
             "scaling": self.model.scaling.model_dump(),
-            "state": asdict(self.state),
-            "signals": asdict(self.signals),
+            "state": self.state._asdict(),
+            "signals": self.signals._asdict(),
         }
         wish = self.wish
         return inputs, {"slots": wish.slots, "lingering": wish.lingering}, wish.why
@@ -172,7 +171,7 @@ def replay_step(inputs: Mapping[str, Any]) -> dict[str, Any]:
     _, wish = step(
         Replicas.model_validate(inputs["replicas"]),
         Scaling.model_validate(inputs["scaling"]),
-        replace(ScalerState(), **state),
+        ScalerState(**state),
         Signals(**signals),
     )
     return {"slots": wish.slots, "lingering": wish.lingering}

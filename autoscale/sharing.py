@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from types import MappingProxyType
 from typing import Any
 
@@ -148,14 +149,16 @@ def slots_needed(needs: Sequence[Need], grants: Mapping[str, int], warm: int = 0
     """
     learners = 0
     places: list[tuple[float, int]] = []
-    some = [need for need in needs if grants[need.name] or need.leaving]
-    for need in sorted(some, key=lambda need: -need.size):
-        granted = grants[need.name]
+    for need in sorted(needs, key=attrgetter("size"), reverse=True):
+        granted, size = grants[need.name], need.size
         if need.learning:
             learners += granted
-            granted = 0
-        places += [(need.size, count) for count in split(granted, need.versions)]
-        places.append((need.size, need.leaving))
+        elif need.versions == 1:
+            places.append((size, granted))
+        else:
+            places += [(size, count) for count in split(granted, need.versions)]
+        if need.leaving:
+            places.append((size, need.leaving))
     return slots_filled(places) + (learners > 0 and not warm)
 
 

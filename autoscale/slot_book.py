@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from autoscale.open_slots import FULL, OpenSlots, Spare
@@ -31,7 +32,7 @@ class SlotBook:
         for slot_id, slot_class in self._slot_class.items():
             self._of_class.setdefault(slot_class, []).append(slot_id)
         self._used: dict[str, float] = dict.fromkeys(self._age, 0.0)
-        self._holders: dict[tuple[Key, str], set[str]] = {}
+        self._holders: defaultdict[tuple[Key, str], set[str]] = defaultdict(set)
         self.present: dict[str, dict[Key, State]] = {slot_id: {} for slot_id in self._age}
         self._failed: set[tuple[str, Key]] = set()
         self._reserved: dict[str, float] = {}
@@ -39,19 +40,28 @@ class SlotBook:
         self._promised: dict[str, float] = {}
         self._open: dict[str, OpenSlots] = {}
         self._spare: dict[str, Spare[Key]] = {}
-        for placement in placements:
-            self._enter(placement)
+        self._enter(placements)
 
     def count(self, key: Key, slot_class: str) -> int:
         """How many slots of the class hold the version."""
         return len(self._holders.get((key, slot_class), ()))
 
-    def worthiest(self, key: Key, slot_class: str, most: int) -> list[tuple[str, Key]]:
-        """Which placements to keep: READY first, then in the oldest slot."""
-        holders = list(self._holders.get((key, slot_class), ()))
-        if len(holders) > most:
-            holders.sort(key=lambda s: (self.present[s][key] is not State.READY, self._age[s]))
-        return [(slot_id, key) for slot_id in holders[:most]]
+    def surplus(self, most: Mapping[tuple[Key, str], int]) -> list[tuple[str, Key]]:
+        """Placements beyond so many of a version in a class (absent: 0), the oldest slot first.
+
+        READY ones stay rather than others, then those in the oldest slots.
+        """
+        found = []
+        for held, holders in self._holders.items():
+            stay = most.get(held, 0)
+            if len(holders) > stay:
+                key, _ = held
+                worthy = [
+                    (self.present[slot_id][key] is not State.READY, self._age[slot_id], slot_id)
+                    for slot_id in holders
+                ]
+                found += [(age, key, slot_id) for _, age, slot_id in sorted(worthy)[stay:]]
+        return [(slot_id, key) for _, key, slot_id in sorted(found)]
 
     def best_slot(self, want: Want) -> str | None:
         """The slot with room that holds fewest models, one where it has not failed, then by id.
@@ -244,22 +254,27 @@ class SlotBook:
         present, slot_class = self.present[slot_id], self._slot_class[slot_id]
         before = present.get(key)
         present[key] = state
-        if before is None or before is State.DRAINING or state is State.DRAINING:
-            size = self._room.size(key.model, slot_class)
-            if before is None:
-                self._used[slot_id] += size
-            came = (state is State.DRAINING) - (before is State.DRAINING)
-            self._coming[slot_class] = self._coming.get(slot_class, 0.0) + came * size
-        holders = self._holders.setdefault((key, slot_class), set())
-        (holders.add if state in HELD else holders.discard)(slot_id)
+        if before is None:
+            self._used[slot_id] += self._room.size(key.model, slot_class)
+        came = (state is State.DRAINING) - (before is State.DRAINING)
+        if came:
+            coming = self._coming.get(slot_class, 0.0)
+            self._coming[slot_class] = coming + came * self._room.size(key.model, slot_class)
+        if state in HELD:
+            self._holders[key, slot_class].add(slot_id)
+        else:
+            self._holders[key, slot_class].discard(slot_id)
 
-    def _enter(self, placement: Placement) -> None:
-        key = Key(placement.model, placement.version, placement.revision)
-        if placement.state is State.FAILED:
-            self._failed.add((placement.slot_id, key))
-        present = self.present.get(placement.slot_id)
-        if present is None or placement.state not in PRESENT:
-            return
-        # Two entries of one version: an old one may still drain while another is READY.
-        if present.get(key) not in HELD or placement.state is State.READY:
-            self._put(placement.slot_id, key, placement.state)
+    def _enter(self, placements: Sequence[Placement]) -> None:
+        put, of_slot = self._put, self.present
+        for placement in placements:
+            slot_id, state = placement.slot_id, placement.state
+            key = Key(placement.model, placement.version, placement.revision)
+            if state is State.FAILED:
+                self._failed.add((slot_id, key))
+            present = of_slot.get(slot_id)
+            if present is None or state not in PRESENT:
+                continue
+            # Two entries of one version: an old one may still drain while another is READY.
+            if key not in present or state is State.READY or present[key] not in HELD:
+                put(slot_id, key, state)

@@ -25,26 +25,29 @@ def water_fill(vessels: Sequence[Vessel], total: float) -> list[float]:
         return [floor for _, floor, _ in vessels]
     if sum([cap for _, _, cap in vessels]) <= total:
         return [cap for _, _, cap in vessels]
-    events = []
+    level = rate = 0.0
+    bends = []  # where the pace at which all vessels together fill changes, and by how much
     for weight, floor, cap in vessels:
         if cap > floor:
-            events += [(floor / weight, weight), (cap / weight, -weight)]
-    events.sort()
-    level = rate = 0.0
-    for at, change in events:
+            if floor > 0:
+                bends.append((floor / weight, weight))
+            else:
+                rate += weight
+            bends.append((cap / weight, -weight))
+    heapq.heapify(bends)  # most lie above the level, and need no order
+    while bends:
+        at, change = bends[0]
         rising = poured + rate * (at - level) if rate > 0 else poured
         if rising >= total:
             break
+        heapq.heappop(bends)
         poured, level, rate = rising, at, rate + change
     if rate > 0:
         level += (total - poured) / rate
-    return [_amount(level * weight, floor, cap) for weight, floor, cap in vessels]
-
-
-def _amount(wanted: float, floor: float, cap: float) -> float:
-    if wanted <= floor or cap <= floor:
-        return floor
-    return min(wanted, cap)
+    return [
+        floor if level * weight <= floor or cap <= floor else min(level * weight, cap)
+        for weight, floor, cap in vessels
+    ]
 
 
 @dataclass(slots=True)
