@@ -283,6 +283,7 @@ class Controller:
 
     def _look(self) -> Findings:
         entries = self.lookout.entries
+        rejected = {entry.name: self.overrides.rejected(entry.name) for entry in entries}
         return Findings(
             config=self.config,
             entries=entries,
@@ -291,7 +292,7 @@ class Controller:
             failed=self.fleet.failed(),
             told=self.fleet.specs.keys(),
             retry_at=self.failures.retry_at(),
-            rejected={entry.name: self.overrides.rejected(entry.name) for entry in entries},
+            rejected={name: versions for name, versions in rejected.items() if versions},
             revisions=self.lookout.revisions,
         )
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from heapq import heapify, heappop, heapreplace
 from types import MappingProxyType
 
+from autoscale.handover import handed_over
 from autoscale.orders import Hold, Key, Load, Plan, Room, Unload, Want
 from autoscale.slot_book import SlotBook
 from gateway.snapshot import Placement, SlotView, State
@@ -35,7 +36,7 @@ def plan(
     """
     book = SlotBook(slots, placements, room, holds)
     lacks = [_Lack(want) for want in wanted]
-    unloads = _surplus(lacks, book, holds)
+    unloads = handed_over(wanted, slots, placements, holds) + _surplus(lacks, book, holds)
     lacks = [lack for lack in lacks if lack.want.replicas]  # of many models most may sleep
     for lack in lacks:
         lack.late = retry_at.get(lack.key, now_s) > now_s

@@ -12,7 +12,7 @@ from gateway.snapshot import Placement, SlotView, State
 
 
 class SlotBook:
-    """Who holds what on the slots that stay; a slot that drains unloads by itself.
+    """Who holds what on the slots that stay; of the others see `handover`.
 
     `present` are the placements by slot, the oldest slot first.
     """

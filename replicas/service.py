@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ from replicas.repository import Repository
 
 LINGER_S = 1.5
 """How long a slot that leaves still takes what comes; gateways stop asking unless all leave."""
+HANDOVER_S = 10.0
+"""And how long it does so for versions that no other slot serves yet, while a pool places them."""
+POLL_S = 0.05
 
 
 class SlotService:
@@ -45,19 +49,29 @@ class SlotService:
         )
         self.server = LinkServer(self, hello, secret, max_body_bytes)
         self._epoch = 0
-        self._draining = False
+        self._draining = self._leaving = False
 
     async def start(self, unix_path: Path, host: str, port: int) -> None:
         """Listen for gateways and for the pool."""
         await self.server.start(unix_path, host, port)
 
-    async def drain(self) -> None:
-        """Take nothing more, and wait until everything is answered."""
+    async def drain(self, hand_over_s: float = HANDOVER_S) -> None:
+        """Serve on until others do so, take nothing more, and wait until everything is answered.
+
+        The pool unloads what others serve; after `hand_over_s` nothing waits for it any more.
+        """
         self._draining = True
         self.server.draining()
         self.server.event("draining")
+        until_s = time.monotonic() + hand_over_s
         # Gateways that end at the same time say goodbye first, and have nobody else to ask.
         await asyncio.sleep(LINGER_S)
+        while self.server.pool_connected and self._placements.credits():
+            if time.monotonic() >= until_s:
+                break
+            await asyncio.sleep(POLL_S)
+        self._leaving = True
+        self.server.set_capacity({})
         await self._placements.drain()
 
     async def close(self) -> None:
@@ -123,7 +137,7 @@ class SlotService:
         }
 
     def _changed(self, loaded: Loaded) -> None:
-        self.server.set_capacity({} if self._draining else self._placements.credits())
+        self.server.set_capacity({} if self._leaving else self._placements.credits())
         if self._words is not None:
             # Before the pool hears of it: it may have no other chance.
             held = [(each.order, each.state) for each in self._placements]

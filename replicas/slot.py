@@ -28,7 +28,7 @@ from replicas.affinity import pin
 from replicas.memory_watch import MemoryWatch
 from replicas.placements import import_runtime
 from replicas.repository import Repository
-from replicas.service import SlotService
+from replicas.service import HANDOVER_S, SlotService
 
 ANNOUNCE_S = 0.5
 
@@ -137,12 +137,12 @@ class ModelServer:
 
     async def __del__(self) -> None:
         """Serve awaits this before it ends the process: answer what is there, take no more."""
-        self._draining = True
+        self._draining, drain_s = True, self._settings.limits.drain_s
         if not self._tasks:
             return  # told to stop while it was starting: nobody has heard of it
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._settings.limits.drain_s):
-                await self._service.drain()
+            async with asyncio.timeout(drain_s):
+                await self._service.drain(min(HANDOVER_S, drain_s / 2))
         for task in self._tasks:
             task.cancel()
         await self._service.close()

@@ -12,19 +12,24 @@ from autoscale.orders import Key, Load, Unload
 from gateway.snapshot import Placement, SlotView, State
 from loadtests.pool_simulation.clock import Clock
 from loadtests.pool_simulation.setting import Setting
+from replicas.service import HANDOVER_S
 
 Answer = Callable[[], None]
 
 
 @dataclass(slots=True)
 class SimulatedSlot:
-    """A slot process. `queue` holds (model, work in s, what its end calls) of waiting requests."""
+    """A slot process. `queue` holds (model, work in s, what its end calls) of waiting requests.
+
+    One that drains `waits` for a while for what nobody else serves.
+    """
 
     view: SlotView
     placements: dict[Key, Placement] = field(default_factory=dict)
     queue: deque[tuple[str, float, Answer]] = field(default_factory=deque)
     in_flight: Counter[str] = field(default_factory=Counter)
     busy: bool = False
+    waits: bool = True
 
 
 class SimulatedFleet:
@@ -60,8 +65,9 @@ class SimulatedFleet:
         return [p for slot in self.slots.values() for p in slot.placements.values()]
 
     def holders(self, model: str) -> tuple[str, ...]:
-        """Slots that stay where the model is READY, oldest first."""
-        return tuple(sorted(s for s in self._holders[model] if not self.slots[s].view.draining))
+        """Slots where the model is READY, oldest first: of those that stay, or else of others."""
+        ready = sorted(self._holders[model])
+        return tuple([s for s in ready if not self.slots[s].view.draining] or ready)
 
     # -- Serve
 
@@ -119,9 +125,20 @@ class SimulatedFleet:
             self.ready(key.model)
         self._end_if_idle(slot)
 
+        def wait_no_more() -> None:
+            slot.waits = False
+            for key, placement in list(slot.placements.items()):
+                if placement.state is State.READY:
+                    self._let_go(slot, key)
+            self._end_if_idle(slot)
+
+        self._clock.after(HANDOVER_S, wait_no_more)
+
     def _end_if_idle(self, slot: SimulatedSlot) -> None:
         if not slot.view.draining or slot.busy or slot.queue:
             return
+        if slot.waits and State.READY in [p.state for p in slot.placements.values()]:
+            return  # nobody else serves it yet
 
         def gone() -> None:
             if self.slots.pop(slot.view.slot_id, None) is not None:
@@ -154,9 +171,13 @@ class SimulatedFleet:
         if isinstance(move, Load):
             self._load(slot, key)
         elif key in slot.placements:
-            self._put(slot, key, State.DRAINING)
-            self.ready(key.model)
-            self._forget_if_idle(slot, key)
+            self._let_go(slot, key)
+
+    def _let_go(self, slot: SimulatedSlot, key: Key) -> None:
+        self._put(slot, key, State.DRAINING)
+        self.ready(key.model)
+        self._forget_if_idle(slot, key)
+        self._end_if_idle(slot)
 
     def _load(self, slot: SimulatedSlot, key: Key) -> None:
         self.loads += 1

@@ -63,7 +63,7 @@ def check_plan(
             if move.slot_id not in staying:
                 raise Broken(f"{move.model} is to be loaded into {move.slot_id}, which leaves")
             left[_key(move)] += 1
-        else:
+        elif move.slot_id in staying:
             left[_key(move)] -= 1
     for model in decision.models.values():
         minimum = model.entry.config.replicas.min

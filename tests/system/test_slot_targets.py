@@ -46,7 +46,8 @@ def test_slots_follow_the_targets_from_zero_up_and_back(seen: dict[str, Any]) ->
     steps = seen["up_and_down"]
     assert list(steps) == ["1", "4", "2", "0"]
     assert all(step["s"] is not None and step["s"] < 8 for step in steps.values()), steps
-    assert all(step["call_s"] < 0.5 for step in steps.values()), steps
+    # The first call makes an actor; none waits until the slots are there.
+    assert all(step["call_s"] < 2 for step in steps.values()), steps
 
 
 def test_a_class_keeps_its_bounds_whatever_the_target_is(seen: dict[str, Any]) -> None:
