@@ -17,12 +17,13 @@ import structlog
 from autoscale.catalog import Catalog
 from autoscale.decision import Decision
 from autoscale.decision_log import DecisionLog, Writer
+from autoscale.dispatch import Dispatcher
 from autoscale.economy import Economy
 from autoscale.failures import Failures
 from autoscale.fleet import Fleet, states_of
 from autoscale.lending import Lending
 from autoscale.lookout import Lookout
-from autoscale.orders import Key, Load, Plan, Unload
+from autoscale.orders import Key, Plan
 from autoscale.overrides import Overrides
 from autoscale.pool_view import PoolFacts, gauges, render_pool
 from autoscale.rounds import Findings, Rounds
@@ -30,7 +31,6 @@ from autoscale.statistics import StatisticsBook
 from autoscale.views import model_view
 from gateway.access.caller import Access
 from gateway.config import ModelConfig, PoolConfig, SlotClass
-from gateway.errors import HeadraceError
 from gateway.failure import Evidence
 from gateway.link import Identity
 from gateway.metrics import Recorder
@@ -73,6 +73,7 @@ class Controller:
         self.overrides = Overrides()
         self.failures = Failures(slots)
         self.lookout = Lookout(catalog, self.failures, self.models, self._wake_up)
+        self._dispatcher = Dispatcher(self.fleet, self.lookout, self.failures, self._wake_later)
         self._log = DecisionLog(journal)
         self.lending = Lending(slots, recorder, self._log, self._wake_up)
         self.economy = Economy(slots, self.lending)
@@ -277,7 +278,7 @@ class Controller:
         self._carry_out(found, now_s)
         # Traffic moves before what it leaves is unloaded.
         await self._publish(found.placements, said, now_s)
-        await asyncio.gather(*(self._move(move) for move in self.rounds.moves))
+        await self._dispatcher.give(self.rounds.moves, self.decision.models)
         self._wake_later(self.economy.again_s(now_s))
         return again
 
@@ -288,7 +289,7 @@ class Controller:
             config=self.config,
             entries=entries,
             slots=self.fleet.views(),
-            placements=self.fleet.placements(),
+            placements=self._dispatcher.as_ordered(self.fleet.placements()),
             failed=self.fleet.failed(),
             told=self.fleet.specs.keys(),
             retry_at=self.failures.retry_at(),
@@ -359,21 +360,6 @@ class Controller:
                 decisions=self._log.recent(),
             )
         )
-
-    async def _move(self, move: Load | Unload) -> None:
-        key = Key(move.model, move.version, move.revision)
-        try:
-            if isinstance(move, Unload):
-                await self.fleet.unload(move.slot_id, key)
-                return
-            entry = self.decision.models[move.model].entry
-            self.lookout.loading(key, entry.stamps[move.version], again=key in self.failures)
-            config = entry.config
-            order = {"runtime": config.runtime, "batching": config.batching.model_dump()}
-            await self.fleet.load(move.slot_id, key, order)
-        except HeadraceError as error:
-            log.warning("move_failed", move=str(move), reason=error.message)
-            self._wake_later()
 
     def _wake_up(self) -> None:
         self._wake.set()

@@ -1,0 +1,88 @@
+"""Orders that slots are slow to answer."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from autoscale.dispatch import Dispatcher
+from autoscale.fleet import key_of
+from autoscale.orders import Unload
+from gateway.config import SlotClass
+from gateway.snapshot import Placement, State
+from tests.autoscale.plant import CONFIG, Plant, open_plant
+from tests.autoscale.workshop import open_workshop
+from tests.house import until
+
+
+async def test_a_slot_that_hangs_keeps_nobody_else_waiting(tmp_path: Path) -> None:
+    async with open_workshop(tmp_path, {"cpu": SlotClass(max=2, max_models=1)}) as plant:
+        plant.write(1)
+        plant.write(1, "other")
+        async with plant.process("a", "cpu") as about, plant.process("b", "cpu"):
+            await plant.configure({})
+            os.kill(about["pid"], signal.SIGSTOP)
+            try:
+                start_s = time.monotonic()
+                await plant.configure({"m": CONFIG, "other": CONFIG})
+                await plant.serves(1, "other")
+                took_s = time.monotonic() - start_s
+                states = {
+                    p.slot_id: (p.model, p.state) for p in plant.controller.snapshot.placements
+                }
+            finally:
+                os.kill(about["pid"], signal.SIGCONT)
+    assert took_s < 2, "the hanging slot is given up after 3 s"
+    assert states == {"a": ("m", "PENDING"), "b": ("other", "READY")}
+
+
+def deaf(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Slots hear nothing any more; gives the orders that they miss."""
+    orders: list[str] = []
+
+    async def call(name: str, **arguments: object) -> None:
+        orders.append(name)
+        await asyncio.Event().wait()
+
+    for slot in plant.controller.fleet._slots.values():
+        monkeypatch.setattr(slot.control, "call", call)
+    return orders
+
+
+@pytest.mark.parametrize("asked", ["load", "unload"])
+async def test_no_order_is_given_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str
+) -> None:
+    models = {"m": CONFIG} if asked == "unload" else {}
+    async with open_plant(tmp_path, "a", models=models) as plant:
+        if models:
+            await plant.serves(1)
+        orders = deaf(plant, monkeypatch)
+        await plant.configure({} if models else {"m": CONFIG})
+        await until(lambda: asked in orders)
+        for _ in range(5):
+            plant.controller.changed()
+            await asyncio.sleep(0.15)
+        placements = plant.controller.snapshot.placements
+    assert orders.count(asked) == 1
+    expected = State.DRAINING if asked == "unload" else State.PENDING
+    assert [(p.slot_id, p.model, p.state) for p in placements] == [("a", "m", expected)]
+
+
+async def test_what_a_slot_has_not_answered_counts_as_done(tmp_path: Path) -> None:
+    async with open_plant(tmp_path, "a", "b") as plant:
+        await plant.serves(1)
+        dispatcher: Dispatcher = plant.controller._dispatcher
+        (ready,) = plant.controller.fleet.placements()
+        stays = Placement("other", "m", 1, State.READY)
+        old = Placement(ready.slot_id, "m", 1, State.END)
+        assert dispatcher.as_ordered([ready, stays]) == [ready, stays]
+        dispatcher._under_way[ready.slot_id, key_of(ready)] = Unload(ready.slot_id, "m", 1)
+        left, *others = dispatcher.as_ordered([ready, stays, old])
+        assert left.state is State.DRAINING and others == [stays, old]
+        dispatcher._under_way.clear()
