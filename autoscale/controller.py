@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -242,7 +243,9 @@ class Controller:
     async def _tick(self, tick: Callable[[], object]) -> None:
         while True:
             await asyncio.sleep(TICK_S)
-            await self.fleet.refresh()
+            with suppress(TimeoutError):  # a slot that hangs
+                async with asyncio.timeout(TICK_S):
+                    await self.fleet.refresh()
             self._recorder.pool(*gauges(self.pool_view()))
             tick()
             self._wake.set()

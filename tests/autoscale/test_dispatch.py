@@ -86,3 +86,12 @@ async def test_what_a_slot_has_not_answered_counts_as_done(tmp_path: Path) -> No
         left, *others = dispatcher.as_ordered([ready, stays, old])
         assert left.state is State.DRAINING and others == [stays, old]
         dispatcher._under_way.clear()
+
+
+async def test_reports_are_asked_for_again_where_none_came(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_plant(tmp_path, "a") as plant:
+        await plant.serves(1)
+        orders = deaf(plant, monkeypatch)
+        await until(lambda: orders.count("report") >= 3)
