@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -74,7 +73,9 @@ class Controller:
         self.overrides = Overrides()
         self.failures = Failures(slots)
         self.lookout = Lookout(catalog, self.failures, self.models, self._wake_up)
-        self._dispatcher = Dispatcher(self.fleet, self.lookout, self.failures, self._wake_later)
+        self._dispatcher = Dispatcher(
+            self.fleet, self.lookout, self.failures, self._wake_up, self._wake_later
+        )
         self._log = DecisionLog(journal)
         self.lending = Lending(slots, recorder, self._log, self._wake_up)
         self.economy = Economy(slots, self.lending)
@@ -132,6 +133,10 @@ class Controller:
     def plan(self) -> Plan:
         """What must move, of the last round."""
         return self.rounds.plan
+
+    def placements(self) -> list[Placement]:
+        """What slots hold, and what they are told to."""
+        return self._dispatcher.as_ordered(self.fleet.placements())
 
     def models(self) -> dict[str, ModelConfig]:
         """The models to serve."""
@@ -243,9 +248,7 @@ class Controller:
     async def _tick(self, tick: Callable[[], object]) -> None:
         while True:
             await asyncio.sleep(TICK_S)
-            with suppress(TimeoutError):  # a slot that hangs
-                async with asyncio.timeout(TICK_S):
-                    await self.fleet.refresh()
+            await self.fleet.refresh(TICK_S / 2)
             self._recorder.pool(*gauges(self.pool_view()))
             tick()
             self._wake.set()
@@ -292,7 +295,7 @@ class Controller:
             config=self.config,
             entries=entries,
             slots=self.fleet.views(),
-            placements=self._dispatcher.as_ordered(self.fleet.placements()),
+            placements=self.placements(),
             failed=self.fleet.failed(),
             told=self.fleet.specs.keys(),
             retry_at=self.failures.retry_at(),
@@ -352,7 +355,7 @@ class Controller:
             PoolFacts(
                 classes=economy.slots,
                 slots=self.fleet.views(),
-                placements=self.fleet.placements(),
+                placements=self.placements(),
                 entries=self.lookout.entries,
                 wishes=economy.wishes,
                 division=economy.division,

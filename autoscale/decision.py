@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import NamedTuple
@@ -21,7 +21,8 @@ class Knowledge:
     wanted keys that found no slot the last time. `serving` is by model, see `Rollout`.
     `replicas` says how many slots each version of a model should have (absent: its least number),
     `granted` how many all of them may have together (absent: all); those of a `lingering` one go
-    to whoever needs them. Those in `turns` have starved, see `Want.turn`.
+    to whoever needs them. Those in `turns` have starved, see `Want.turn`. Slots that are `stopping`
+    serve for a while still.
     """
 
     entries: Sequence[CatalogEntry]
@@ -35,6 +36,7 @@ class Knowledge:
     granted: Mapping[str, int] = field(default_factory=dict)
     lingering: Collection[str] = ()
     turns: Collection[str] = ()
+    stopping: Collection[str] = ()
 
 
 class Rare(NamedTuple):
@@ -44,6 +46,7 @@ class Rare(NamedTuple):
     revisions: Mapping[int, int] = MappingProxyType({})
     stuck: frozenset[Target] = frozenset()
     failed: frozenset[Target] = frozenset()
+    stopping: Mapping[Target, int] = MappingProxyType({})
 
 
 class Facts(NamedTuple):
@@ -103,13 +106,7 @@ def decide(known: Knowledge, before: Decision | None = None) -> Decision:
     """See the module. What nothing has changed for is taken over from the decision `before`."""
     before = before or Decision()
     decision, usual = Decision(), Facts()
-    ready: dict[str, dict[Target, int]] = {}
-    for placement in known.placements:
-        if placement.state is State.READY:
-            counts = ready.setdefault(placement.model, {})
-            target = (placement.version, placement.revision)
-            counts[target] = counts.get(target, 0) + 1
-    rare = _rare(known)
+    ready, rare = _ready(known.placements), _rare(known)
     # Plain tuples, of which most are as before: the named ones take longer to make.
     for entry in known.entries:
         name = entry.name
@@ -131,7 +128,20 @@ def decide(known: Knowledge, before: Decision | None = None) -> Decision:
     return decision
 
 
+def _ready(placements: Iterable[Placement]) -> dict[str, dict[Target, int]]:
+    ready: dict[str, dict[Target, int]] = {}
+    for placement in placements:
+        if placement.state is State.READY:
+            counts = ready.setdefault(placement.model, {})
+            target = (placement.version, placement.revision)
+            counts[target] = counts.get(target, 0) + 1
+    return ready
+
+
 def _rare(known: Knowledge) -> dict[str, Rare]:
+    stopping = {}
+    if known.stopping:
+        stopping = _ready(p for p in known.placements if p.slot_id in known.stopping)
     stuck, failed = _by_model(known.stuck), _by_model(known.failed)
     revisions: dict[str, dict[int, int]] = {}
     for (model, version), revision in known.revisions.items():
@@ -143,8 +153,9 @@ def _rare(known: Knowledge) -> dict[str, Rare]:
             revisions.get(name, none.revisions),
             stuck.get(name, none.stuck),
             failed.get(name, none.failed),
+            stopping.get(name, none.stopping),
         )
-        for name in {*known.rejected, *revisions, *stuck, *failed}
+        for name in {*known.rejected, *revisions, *stuck, *failed, *stopping}
     }
 
 
@@ -218,6 +229,7 @@ def _decide(entry: CatalogEntry, facts: Facts) -> ModelDecision:
         stuck=rare.stuck & concerned,
         failed=rare.failed & concerned,
         stored=frozenset(entry.versions),
+        stopping=rare.stopping,
     )
     if not entry.known:
         rollout = _as_it_is(situation, facts.ready)

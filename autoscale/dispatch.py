@@ -23,27 +23,44 @@ log = structlog.get_logger()
 
 
 class Dispatcher:
-    """Gives slots their orders. `again` is called where one was not taken."""
+    """Gives slots their orders, one at a time for each placement.
+
+    `late` is called when a slot has answered that was slow to, `again` where an order was not
+    taken.
+    """
 
     def __init__(
-        self, fleet: Fleet, lookout: Lookout, failures: Failures, again: Callable[[], None]
+        self,
+        fleet: Fleet,
+        lookout: Lookout,
+        failures: Failures,
+        late: Callable[[], None],
+        again: Callable[[], None],
     ) -> None:
         self._fleet, self._lookout, self._failures = fleet, lookout, failures
-        self._again = again
+        self._late, self._again = late, again
         self._under_way: dict[tuple[str, Key], Load | Unload] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def give(
         self, moves: Sequence[Load | Unload], models: Mapping[str, ModelDecision]
     ) -> None:
-        """Returns once the slots have answered, or are slow to."""
+        """Returns once the slots have answered, or are slow to.
+
+        A placement whose last order is not answered yet gets no other one.
+        """
         loop = asyncio.get_running_loop()
-        tasks = [loop.create_task(self._give(move, models)) for move in moves]
+        free = [move for move in moves if _place(move) not in self._under_way]
+        self._under_way |= {_place(move): move for move in free}
+        tasks = [loop.create_task(self._give(move, models)) for move in free]
+        if not tasks:
+            return
         for task in tasks:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-        if tasks:
-            await asyncio.wait(tasks, timeout=PATIENCE_S)
+        _, slow = await asyncio.wait(tasks, timeout=PATIENCE_S)
+        for task in slow:
+            task.add_done_callback(lambda task: self._late())
 
     def as_ordered(self, placements: Sequence[Placement]) -> list[Placement]:
         """What slots hold, were all orders answered: none of them is to be given twice."""
@@ -64,14 +81,12 @@ class Dispatcher:
         ] + coming
 
     async def _give(self, move: Load | Unload, models: Mapping[str, ModelDecision]) -> None:
-        key = Key(move.model, move.version, move.revision)
-        place = (move.slot_id, key)
-        self._under_way[place] = move
+        slot_id, key = place = _place(move)
         try:
             if isinstance(move, Unload):
-                await self._fleet.unload(move.slot_id, key)
+                await self._fleet.unload(slot_id, key)
             else:
-                await self._load(move.slot_id, key, models[move.model])
+                await self._load(slot_id, key, models[move.model])
         except HeadraceError as error:
             log.warning("move_failed", move=str(move), reason=error.message)
             self._again()
@@ -79,7 +94,7 @@ class Dispatcher:
             log.exception("move_failed", move=str(move))
             self._again()
         finally:
-            self._under_way.pop(place, None)
+            del self._under_way[place]
 
     async def _load(self, slot_id: str, key: Key, decided: ModelDecision) -> None:
         entry = decided.entry
@@ -87,3 +102,7 @@ class Dispatcher:
         config = entry.config
         order = {"runtime": config.runtime, "batching": config.batching.model_dump()}
         await self._fleet.load(slot_id, key, order)
+
+
+def _place(move: Load | Unload) -> tuple[str, Key]:
+    return move.slot_id, Key(move.model, move.version, move.revision)

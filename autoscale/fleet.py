@@ -23,6 +23,7 @@ from replicas.last_words import IN_THE_MAKING, Words
 
 MAX_FAILED = 64
 """So many failures of a slot are remembered."""
+REPORT_S = 2.0
 
 log = structlog.get_logger()
 
@@ -55,6 +56,7 @@ class _Slot:
     failed: dict[Key, Placement] = field(default_factory=dict)
     memory_bytes: int = 0
     in_flight: int = 0
+    late: asyncio.Task[None] | None = None
 
 
 class Fleet:
@@ -106,9 +108,18 @@ class Fleet:
         self._events.changed()
         return report
 
-    async def refresh(self) -> None:
-        """Ask every slot for its report."""
-        await asyncio.gather(*(self._refresh(slot) for slot in list(self._slots.values())))
+    async def refresh(self, patience_s: float = REPORT_S) -> None:
+        """Ask every slot for its report; one that is slow is waited for no longer than this."""
+        loop = asyncio.get_running_loop()
+        asked = {
+            loop.create_task(self._refresh(slot)): slot
+            for slot in self._slots.values()
+            if slot.late is None or slot.late.done()
+        }
+        if asked:
+            _, slow = await asyncio.wait(asked, timeout=patience_s)
+            for task in slow:
+                asked[task].late = task
 
     async def load(self, slot_id: str, key: Key, order: dict[str, Any]) -> None:
         """Order a slot to load; raises `Unavailable`. `order` is the rest of the slot's `Order`."""

@@ -20,8 +20,8 @@ def handed_over(
     the slots that stop, and may pick the only one of a model while others are empty.
     """
     stopping = {slot.slot_id for slot in slots if slot.draining}
-    if not stopping:
-        return []
+    if not stopping or len(stopping) == len(slots):
+        return []  # where all stop, gateways that end with them have nobody else to ask
     needed = {want.key for want in wanted if want.firm and want.target}
     needed.update(key for key, hold in holds.items() if hold is Hold.KEEP)
     there: list[tuple[str, Key]] = []

@@ -264,7 +264,7 @@ class Operations:
 
     def _has_slot(self, key: Key) -> bool:
         """Whether some slot holds it, or is about to: then it will take what traffic there is."""
-        if any(key == key_of(each) for each in self._controller.fleet.placements()):
+        if any(key == key_of(each) for each in self._controller.placements()):
             return True
         coming = (move for move in self._controller.plan.moves if isinstance(move, Load))
         return any(key == (move.model, move.version, move.revision) for move in coming)

@@ -18,7 +18,8 @@ class Situation:
     """What is known of a model.
 
     `wanted` are the versions to be held, ascending; of them only `candidates` may become the
-    default (the others are there because a label names them). `ready` counts READY placements.
+    default (the others are there because a label names them). `ready` counts READY placements,
+    `stopping` those of them that go with their slots.
     `serving` took the traffic so far, the default last. `stuck` are wanted targets for which no
     slot is free, `failed` those whose last try to load failed. `stored` versions are in the store.
     """
@@ -31,13 +32,14 @@ class Situation:
     stuck: frozenset[Target] = frozenset()
     failed: frozenset[Target] = frozenset()
     stored: frozenset[int] = frozenset()
+    stopping: Mapping[Target, int] = field(default_factory=dict)
 
     def done(self, target: Target) -> bool:
         """Whether it can take the traffic: all of its replicas are ready, or as many as fit.
 
         One that sleeps can, unless it has failed.
         """
-        count = self.ready.get(target, 0)
+        count = self.ready.get(target, 0) - self.stopping.get(target, 0)
         if not count and target in self.failed:
             return False
         return count >= self.replicas or (count > 0 and target in self.stuck)

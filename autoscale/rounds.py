@@ -144,6 +144,7 @@ class Rounds:
             granted=economy.division.grants,
             lingering=economy.lingering(),
             turns=economy.turns,
+            stopping={slot.slot_id for slot in found.slots if slot.draining},
         )
 
     def _note_serving(self, before: Decision) -> None:

@@ -84,7 +84,7 @@ class SlotLink:
         self._data: Channel | None = None
         self._control: Channel | None = None
         self._broken = asyncio.Event()
-        self._up = False
+        self._up = self._draining = False
         self._demand: dict[int, int] = {}
 
     @property
@@ -124,7 +124,7 @@ class SlotLink:
 
     async def _connect(self) -> None:
         link_id = secrets.token_hex(8)
-        ready = asyncio.Event()
+        ready, self._draining = asyncio.Event(), False
         owners = (_Owner(self, ready), _Owner(self, ready))
         roles = ("data", "control")
         # Memory is shared only where the slot is on this node.
@@ -145,6 +145,8 @@ class SlotLink:
                 raise LinkError(self.last_error or "the slot closed the connection")
         self._up = True
         self._events.link_up(self)
+        if self._draining:
+            self._events.link_draining(self)
 
     async def _keep_alive(self) -> None:
         loop = asyncio.get_running_loop()
@@ -204,7 +206,9 @@ class SlotLink:
         if frame.kind == Kind.CREDIT and len(frame.payload) == STREAM.size:
             self._events.link_credit(self, *decode_numbers(frame))
         elif frame.kind == Kind.DRAINING:
-            self._events.link_draining(self)
+            self._draining = True
+            if self._up:
+                self._events.link_draining(self)
         elif frame.kind != Kind.PONG:
             raise LinkError(f"a frame of kind {frame.kind} from a slot")
 

@@ -60,7 +60,7 @@ class LinkServer:
         self._demand: dict[int, dict[str, int]] = {}
         self._capacity: dict[int, int] = {}
         self._told: dict[tuple[Channel, int], int] = {}
-        self._closing = False
+        self._draining = self._closing = False
         self.tcp_address = ""
 
     async def start(self, unix_path: Path, host: str, port: int) -> None:
@@ -103,7 +103,8 @@ class LinkServer:
             self._share_out(placement_id)
 
     def draining(self) -> None:
-        """Tell the gateways to send nothing more."""
+        """Tell the gateways, also those that come later, to ask others if they can."""
+        self._draining = True
         for channel in self._controls():
             channel.send_frame(Kind.DRAINING)
 
@@ -140,6 +141,8 @@ class LinkServer:
         self._shaking.discard(channel)
         self._open[channel] = session
         if session.peer.role == "control":
+            if self._draining:
+                channel.send_frame(Kind.DRAINING)
             for placement_id in self._capacity:
                 self._demand.setdefault(placement_id, {})[session.peer.link_id] = 0
                 self._share_out(placement_id)

@@ -98,19 +98,23 @@ class Shards:
         return Edition(found.version, found.revision) if found is not None else None
 
     def members(self, model: str, edition: Edition | None, node_id: str) -> list[str]:
-        """Slots of a node ("": of any) that are ready for it and can be reached, sorted."""
+        """Slots of a node ("": of any) that are ready for it and can be reached, sorted.
+
+        Those that stop are asked where there are no others.
+        """
         snapshot = self._plane.snapshot
-        nodes = {s.slot_id: s.node_id for s in snapshot.slots if not s.draining}
-        return sorted(
+        slots = {slot.slot_id: slot for slot in snapshot.slots}
+        ready = sorted(
             placement.slot_id
             for placement in snapshot.placements
             if placement.model == model
             and (placement.version, placement.revision) == edition
             and placement.state is State.READY
-            and placement.slot_id in nodes
+            and placement.slot_id in slots
             and self._plane.reaches(placement.slot_id)
-            and node_id in ("", nodes[placement.slot_id])
+            and node_id in ("", slots[placement.slot_id].node_id)
         )
+        return [slot_id for slot_id in ready if not slots[slot_id].draining] or ready
 
     @contextmanager
     def waiting(self, model: str) -> Iterator[None]:

@@ -10,7 +10,7 @@ from autoscale.open_slots import FULL
 from autoscale.orders import HELD, PRESENT, Key, Load, Plan, Room, Unload
 from autoscale.sharing import Division
 from autoscale.water_filling import TOLERANCE
-from gateway.snapshot import Placement, SlotView
+from gateway.snapshot import Placement, SlotView, State
 
 
 class Broken(Exception):
@@ -51,12 +51,20 @@ def check_plan(
     placements: Sequence[Placement],
     division: Division,
 ) -> None:
-    """No unload takes a place that is guaranteed but to move it; loads go to slots that stay."""
+    """No unload takes a place that is guaranteed but to move it; loads go to slots that stay.
+
+    Slots that stop let go of nothing that is needed and that nobody else serves.
+    """
     staying = {slot.slot_id for slot in slots if not slot.draining}
     held: Counter[Key] = Counter()
+    served: set[Key] = set()
     for p in placements:
         if p.state in HELD and p.slot_id in staying:
-            held[Key(p.model, p.version, p.revision)] += 1
+            key = Key(p.model, p.version, p.revision)
+            held[key] += 1
+            if p.state is State.READY:
+                served.add(key)
+    needed = {want.key for want in decision.wants if want.firm and want.target}
     left = held.copy()
     for move in made.moves:
         if isinstance(move, Load):
@@ -65,6 +73,8 @@ def check_plan(
             left[_key(move)] += 1
         elif move.slot_id in staying:
             left[_key(move)] -= 1
+        elif _key(move) in needed - served:
+            raise Broken(f"nobody but {move.slot_id}, which stops, serves {move.model}")
     for model in decision.models.values():
         minimum = model.entry.config.replicas.min
         short = division.shares[model.entry.slot_class].short

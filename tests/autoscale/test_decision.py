@@ -39,6 +39,15 @@ def test_after_the_swap_the_old_version_may_stay() -> None:
     assert decision.models["m"].rollout.default == 2 and decision.models["m"].settled()
 
 
+def test_a_version_whose_only_slot_stops_does_not_take_over() -> None:
+    both = (placed(1), placed(2))
+    decision = decided(entry(1, 2), *both, serving={"m": ((1, 0),)}, stopping={"slot-2"})
+    assert decision.holds == {Key("m", 1): Hold.KEEP}
+    assert decision.models["m"].rollout.default == 1
+    alone = decided(entry(2), placed(2), serving={"m": ((2, 0),)}, stopping={"slot-2"})
+    assert alone.models["m"].rollout.serving == ((2, 0),), "it answers until its slot ends"
+
+
 def test_a_rejected_version_is_not_wanted() -> None:
     decision = decided(entry(1, 2), placed(2), rejected={"m": frozenset({2})})
     assert [want.version for want in decision.wants] == [1]

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,16 +42,15 @@ async def test_a_slot_that_hangs_keeps_nobody_else_waiting(tmp_path: Path) -> No
     assert states == {"a": ("m", "PENDING"), "b": ("other", "READY")}
 
 
-def deaf(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Slots hear nothing any more; gives the orders that they miss."""
+def deaf(plant: Plant, monkeypatch: pytest.MonkeyPatch, slot_id: str) -> list[str]:
+    """The slot hears nothing any more; gives the orders that it misses."""
     orders: list[str] = []
 
     async def call(name: str, **arguments: object) -> None:
         orders.append(name)
         await asyncio.Event().wait()
 
-    for slot in plant.controller.fleet._slots.values():
-        monkeypatch.setattr(slot.control, "call", call)
+    monkeypatch.setattr(plant.controller.fleet._slots[slot_id].control, "call", call)
     return orders
 
 
@@ -62,7 +62,7 @@ async def test_no_order_is_given_twice(
     async with open_plant(tmp_path, "a", models=models) as plant:
         if models:
             await plant.serves(1)
-        orders = deaf(plant, monkeypatch)
+        orders = deaf(plant, monkeypatch, "a")
         await plant.configure({} if models else {"m": CONFIG})
         await until(lambda: asked in orders)
         for _ in range(5):
@@ -88,10 +88,43 @@ async def test_what_a_slot_has_not_answered_counts_as_done(tmp_path: Path) -> No
         dispatcher._under_way.clear()
 
 
-async def test_reports_are_asked_for_again_where_none_came(
+async def test_a_slot_that_does_not_report_is_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with open_plant(tmp_path, "a") as plant:
+    async with open_plant(tmp_path, "a", "b") as plant:
         await plant.serves(1)
-        orders = deaf(plant, monkeypatch)
-        await until(lambda: orders.count("report") >= 3)
+        fleet = plant.controller.fleet
+        orders = deaf(plant, monkeypatch, "a")
+        await until(lambda: fleet._slots["a"].late is not None)
+        start_s = time.monotonic()
+        for _ in range(3):
+            await fleet.refresh(0.1)
+        took_s = time.monotonic() - start_s
+        fleet._slots["b"].memory_bytes = 0
+        await until(lambda: fleet.figures()["b"]["memory_bytes"] > 0)
+    assert took_s < 1 and orders == ["report"]
+
+
+async def test_the_next_order_for_a_placement_waits_for_the_answer_to_the_last_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_plant(tmp_path, "a", models={}) as plant:
+        control = plant.controller.fleet._slots["a"].control
+        go_on, call = asyncio.Event(), control.call
+        orders: list[str] = []
+
+        async def slow(name: str, **arguments: Any) -> dict[str, Any]:
+            if name != "report":
+                orders.append(name)
+                await go_on.wait()
+            return await call(name, **arguments)
+
+        monkeypatch.setattr(control, "call", slow)
+        await plant.configure({"m": CONFIG})
+        await until(lambda: orders)
+        await plant.configure({})
+        await asyncio.sleep(0.4)
+        assert orders == ["load"]
+        assert [p.state for p in plant.controller.placements()] == [State.PENDING]
+        go_on.set()
+        await until(lambda: orders == ["load", "unload"] and not plant.controller.placements())

@@ -19,7 +19,7 @@ from replicas import service
 from replicas.service import SlotService
 from tests.autoscale.plant import Plant
 from tests.autoscale.waking import open_waking
-from tests.house import client
+from tests.house import House, client, until
 
 ALWAYS = ModelConfig(runtime="onnx", replicas=Replicas(min=1, max=1))
 BODY = {"instances": [[1.0, 2.0, 3.0, 4.0]]}
@@ -68,13 +68,18 @@ def test_a_second_slot_that_stops_is_nobody_to_hand_over_to() -> None:
     ],
 )
 def test_what_nobody_needs_goes_at_once(wanted: Sequence[Want]) -> None:
-    assert handed_over(wanted, [STOPPING], [HERE], {}) == LET_GO
+    assert handed_over(wanted, [STOPPING, OTHER], [HERE], {}) == LET_GO
+
+
+def test_where_all_slots_stop_nothing_is_unloaded() -> None:
+    assert handed_over([], [STOPPING], [HERE], {}) == []
 
 
 def test_a_version_that_serves_until_the_next_one_can_stays() -> None:
     next_one = [Want("m", 2, 1, "cpu")]
-    assert handed_over(next_one, [STOPPING], [HERE], {Key("m", 1): Hold.KEEP}) == []
-    assert handed_over(next_one, [STOPPING], [HERE], {Key("m", 1): Hold.YIELD}) == LET_GO
+    both = [STOPPING, OTHER]
+    assert handed_over(next_one, both, [HERE], {Key("m", 1): Hold.KEEP}) == []
+    assert handed_over(next_one, both, [HERE], {Key("m", 1): Hold.YIELD}) == LET_GO
 
 
 def test_slots_that_stay_keep_what_they_have() -> None:
@@ -143,18 +148,38 @@ async def without_pool(plant: Plant) -> None:
     await plant.stop_controller()
 
 
-async def without_models(plant: Plant) -> None:
-    await plant.configure({})
+async def without_model(plant: Plant) -> None:
+    await plant.configure({"n": ALWAYS})
 
 
-@pytest.mark.parametrize("change", [without_pool, without_models])
+@pytest.mark.parametrize("change", [without_pool, without_model])
 async def test_it_waits_for_nobody(
     tmp_path: Path, brief: None, change: Callable[[Plant], Awaitable[None]]
 ) -> None:
-    async with open_waking(tmp_path, "a", models={"m": ALWAYS}) as (plant, _, _):
+    models = {"m": ALWAYS, "n": ALWAYS}
+    async with open_waking(tmp_path, "a", "b", models=models) as (plant, _, _):
+        plant.write(1, "n")
         await plant.serves(1)
+        await plant.serves(1, "n")
         stopped = asyncio.create_task(stop(plant.slots.pop("a")))
         await asyncio.sleep(0.3)
         assert not stopped.done()
         await change(plant)
         assert await stopped < 3
+
+
+async def test_a_gateway_that_comes_late_hears_that_the_slot_leaves(
+    tmp_path: Path, brief: None
+) -> None:
+    async with open_waking(tmp_path, "a", models={"m": ALWAYS}) as (plant, _, _):
+        await plant.serves(1)
+        stopped = asyncio.create_task(stop(plant.slots.pop("a"), hand_over_s=1.5))
+        await until(lambda: plant.controller.fleet.views()[0].draining)
+        late = House(plant.store, tmp_path)
+        await late.start()
+        late.publish(plant.controller.snapshot)
+        await until(lambda: [lane.draining for lane in late.plane.router._lanes.values()] == [True])
+        async with client(late) as http:
+            assert (await http.post(PREDICT, json=BODY)).status_code == 200
+        await late.stop()
+        await stopped

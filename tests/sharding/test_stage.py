@@ -397,3 +397,18 @@ def clip(names: tuple[str, ...], seconds: float = 3.0, fps: int = 12) -> bytes:
                 container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return buffer.getvalue()
+
+
+async def test_a_shard_that_stops_is_asked_while_there_is_no_other(tmp_path: Path) -> None:
+    async with open_stage(tmp_path, "a", "b") as house:
+        shards, snapshot = Shards(house.plane), house.plane.snapshot
+        edition = shards.edition("faces", None)
+
+        def members(*stopping: str) -> list[str]:
+            slots = [replace(s, draining=s.slot_id in stopping) for s in snapshot.slots]
+            house.plane.apply(replace(snapshot, slots=tuple(slots), number=snapshot.number + 1))
+            return shards.members("faces", edition, "node")
+
+        assert members() == ["a", "b"]
+        assert members("a") == ["b"]
+        assert members("a", "b") == ["a", "b"]

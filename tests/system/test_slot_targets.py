@@ -46,8 +46,9 @@ def test_slots_follow_the_targets_from_zero_up_and_back(seen: dict[str, Any]) ->
     steps = seen["up_and_down"]
     assert list(steps) == ["1", "4", "2", "0"]
     assert all(step["s"] is not None and step["s"] < 8 for step in steps.values()), steps
-    # The first call makes an actor; none waits until the slots are there.
-    assert all(step["call_s"] < 2 for step in steps.values()), steps
+    first, *later = (step["call_s"] for step in steps.values())
+    # It makes an actor; no call waits until the slots are there.
+    assert first < 2 and max(later) < 0.5, steps
 
 
 def test_a_class_keeps_its_bounds_whatever_the_target_is(seen: dict[str, Any]) -> None:
