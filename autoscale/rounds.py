@@ -8,8 +8,7 @@ from __future__ import annotations
 import gc
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from autoscale.catalog import CatalogEntry, wanted_versions
@@ -62,9 +61,18 @@ class Rounds:
         self._stuck: frozenset[Key] = frozenset()
 
     def run(self, found: Findings, now_s: float) -> bool:
-        """Decide anew; True if what came of it lets another round decide more, at once."""
-        with _collecting_later():
+        """Decide anew; True if what came of it lets another round decide more, at once.
+
+        No garbage is collected meanwhile: a round makes so many objects that it would fall into it,
+        and those for a thousand models would last up to twice as long.
+        """
+        collecting = gc.isenabled()
+        gc.disable()
+        try:
             return self._run(found, now_s)
+        finally:
+            if collecting:
+                gc.enable()
 
     def _run(self, found: Findings, now_s: float) -> bool:
         self._share_out(found, now_s)
@@ -157,21 +165,6 @@ class Rounds:
                 self.serving[name] = serving
         for name in self.serving.keys() - self.decision.models.keys():
             del self.serving[name]
-
-
-@contextmanager
-def _collecting_later() -> Iterator[None]:
-    """No garbage is collected meanwhile: a round makes so many objects that it would fall into it.
-
-    It made rounds for a thousand models last up to twice as long.
-    """
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collecting:
-            gc.enable()
 
 
 def _keys(entry: CatalogEntry, found: Findings) -> list[Key]:

@@ -84,10 +84,11 @@ class SimulatedPool:
         )
         real_s, began_s = time.perf_counter(), time.thread_time()
         self._noted_s = began_s
-        if rounds.run(found, self._clock.now_s):
-            self.wake()
+        again = rounds.run(found, self._clock.now_s)
         self.worked_s.append(time.thread_time() - began_s)
         self.took_s.append(time.perf_counter() - real_s)
+        if again:
+            self.wake()
         economy.scaling.drain_changes()
         check_shares(economy.division)
         check_slots(found.slots, found.placements, economy.room)

@@ -76,7 +76,7 @@ def measured(values: tuple[float, ...]) -> Draw:
     return lambda rng: values[int(rng.random() * len(values))]
 
 
-def lognormal(median_s: float, sigma: float) -> Draw:
-    """Draws from a lognormal distribution."""
+def lognormal(median_s: float, sigma: float, most_s: float) -> Draw:
+    """Draws from a lognormal distribution; what is more than `most_s` counts as that."""
     mu = math.log(median_s)
-    return lambda rng: rng.lognormvariate(mu, sigma)
+    return lambda rng: min(rng.lognormvariate(mu, sigma), most_s)
