@@ -81,7 +81,8 @@ def sentence(models: int, found: Simulated) -> str:
     shown = ", ".join(f"{1000 * seconds:.1f}" for seconds in times)
     alone = ", ".join(f"{1000 * seconds:.1f}" for seconds in worked)
     parts = ", ".join(f"{name} {1000 * each:.1f}" for name, each in made.parts_s.items())
-    met = "met" if max(worked) <= GOAL_S else "missed"
+    over = made.over(GOAL_S)
+    met = f"missed by {over}" if over else "met"
     return (
         f"{models:,} models, {found.seconds / 3600:g} h: {found.requests:,} requests, "
         f"{found.lost} lost, {found.cold:,} cold, p99 {found.p99_s:.1f} s; at most "

@@ -21,7 +21,7 @@ GATEWAY = "gateway"
 
 
 class SimulatedPool:
-    """See the module. `took_s` holds how long each decision took, in real seconds.
+    """See the module. `took_s` holds how long each decision took, in real seconds, `at_s` when.
 
     `worked_s` is the same in seconds of the processor, in which other programs do not count;
     `parts_s` are its parts.
@@ -38,7 +38,7 @@ class SimulatedPool:
         self.economy = Economy(setting.slots, borrowers)
         self.entries = setting.entries()
         self.rounds = Rounds(self.economy, setting.max_loads, self._note)
-        self.took_s, self.worked_s = array("d"), array("d")
+        self.at_s, self.took_s, self.worked_s = array("d"), array("d"), array("d")
         self.parts_s: dict[str, array[float]] = {}
         self._noted_s = 0.0
         self._resized: Mapping[str, int] = {}
@@ -48,7 +48,8 @@ class SimulatedPool:
 
     def forget_times(self) -> None:
         """Measure from now on."""
-        self.took_s, self.worked_s, self.parts_s = array("d"), array("d"), {}
+        self.at_s, self.took_s, self.worked_s = array("d"), array("d"), array("d")
+        self.parts_s = {}
 
     def report(self, loads: Loads) -> None:
         """A gateway's load."""
@@ -87,6 +88,7 @@ class SimulatedPool:
         again = rounds.run(found, self._clock.now_s)
         self.worked_s.append(time.thread_time() - began_s)
         self.took_s.append(time.perf_counter() - real_s)
+        self.at_s.append(self._clock.now_s)
         if again:
             self.wake()
         economy.scaling.drain_changes()

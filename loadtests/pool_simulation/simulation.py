@@ -6,6 +6,7 @@ import gc
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from heapq import nlargest
 from random import Random
 from typing import Any
 
@@ -18,13 +19,18 @@ from loadtests.pool_simulation.setting import Setting
 from loadtests.pool_trace import Arrival
 from loadtests.samples import percentile
 
+SLOWEST = 100
 DRAIN_S = 120.0
 """So long after the last request all have their answers, or are lost."""
 
 
 @dataclass(frozen=True, slots=True)
 class Decisions:
-    """How long decisions took; `worked` in seconds of the processor, `parts_s` are its medians."""
+    """How long decisions took; `worked` in seconds of the processor, `parts_s` are its medians.
+
+    `slowest` are the slowest ones as (simulated time, worked), in s. The same command decides the
+    same, so what is slow in one run alone was the machine.
+    """
 
     count: int
     median_s: float
@@ -34,6 +40,11 @@ class Decisions:
     worked_p99_s: float
     worked_max_s: float
     parts_s: dict[str, float]
+    slowest: tuple[tuple[float, float], ...] = ()
+
+    def over(self, limit_s: float) -> int:
+        """How many of the slowest took longer."""
+        return sum(worked_s > limit_s for _, worked_s in self.slowest)
 
     @classmethod
     def of(cls, pool: SimulatedPool) -> Decisions:
@@ -48,6 +59,7 @@ class Decisions:
             percentile(worked, 0.99),
             max(worked, default=math.nan),
             {name: percentile(values, 0.50) for name, values in pool.parts_s.items()},
+            tuple(nlargest(SLOWEST, zip(pool.at_s, worked, strict=True), key=lambda one: one[1])),
         )
 
 
