@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from gateway.command.exit_codes import exit_codes
+from gateway.command.orphans import ends_with_us
 
 if TYPE_CHECKING:
     from autoscale.lease_client import GrantedLease
@@ -168,7 +169,12 @@ class Job:
         # A terminal belongs to one process group at a time: reading from it would stop the command.
         stdin = asyncio.subprocess.DEVNULL if sys.stdin and sys.stdin.isatty() else None
         self._process = await asyncio.create_subprocess_exec(
-            *self._command, env=environment, stdin=stdin, process_group=0
+            *self._command,
+            env=environment,
+            stdin=stdin,
+            process_group=0,
+            # Killed outright, we could not tell it that its slots are no longer its own.
+            preexec_fn=ends_with_us(),
         )
 
     async def end(self) -> int:

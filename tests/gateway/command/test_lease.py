@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 from structlog.testing import capture_logs
 
@@ -28,6 +29,7 @@ def leave(number, frame):
     sys.exit(int(sys.argv[2]))
 for number in (signal.SIGTERM, signal.SIGINT):
     signal.signal(number, leave if sys.argv[2] else signal.SIG_IGN)
+log.with_suffix(".pid").write_text(str(os.getpid()))
 note("begins with " + os.environ["HEADRACE_LEASE_SLOTS"] + " " + os.environ["HEADRACE_LEASE_CLASS"])
 beats = 0
 while not log.with_suffix(".end").exists():
@@ -61,6 +63,14 @@ class Job:
     def beats(self) -> str:
         file = self.log.with_suffix(".beats")
         return file.read_text() if file.exists() else ""
+
+    @property
+    def runs(self) -> bool:
+        try:
+            process = psutil.Process(int(self.log.with_suffix(".pid").read_text()))
+            return bool(process.status() != psutil.STATUS_ZOMBIE)
+        except psutil.NoSuchProcess:
+            return False
 
     def finish(self) -> None:
         self.log.with_suffix(".end").touch()
@@ -132,6 +142,23 @@ async def test_who_does_not_listen_is_killed_at_the_deadline(
         beats = job.beats
         await asyncio.sleep(0.1)
         assert job.notes == ["begins with 2 cpu"] and job.beats == beats and desk.states == []
+
+
+@pytest.mark.parametrize("paused", [False, True])
+async def test_killed_outright_it_takes_the_command_along(
+    desk: LeaseDesk, tmp_path: Path, paused: bool
+) -> None:
+    desk.offer(2)
+    async with started(desk, tmp_path, "--on-preempt", "pause", leaves_with="") as job:
+        await soon(lambda: job.beats)
+        if paused:
+            desk.offer(0)
+            await soon(lambda: desk.states == ["WAITING"])
+        assert job.runs
+        job.process.kill()
+        await job.code()
+        await soon(lambda: not job.runs)
+        assert job.notes == ["begins with 2 cpu"]
 
 
 async def test_a_paused_one_stands_still_and_goes_on(desk: LeaseDesk, tmp_path: Path) -> None:
