@@ -59,6 +59,10 @@ class SteadyLoad:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Ask no more; returns once all that was asked is answered."""
         self._stop.set()
         for thread in self._threads:
             thread.join()
