@@ -40,11 +40,11 @@ OLD = ModelView(
 )
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Desk(FixedView):
     """Operations with a fixed view; remembers what it was told to do."""
 
-    metrics_folder: Path = Path()
+    metrics_folder: Path
     audit_folder: Path | None = None
     away: bool = False
     snapshot: Snapshot = field(

@@ -56,11 +56,11 @@ def test_a_key_is_the_last_word_and_is_shown_once(tmp_path: Path, address: str) 
     assert key not in listed.stdout and key[3:11] in listed.stdout
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Desk(admin.Desk):
     """The admin API's operations, with keys that are real."""
 
-    made: KeyDesk | None = None
+    made: KeyDesk
 
     async def keys(self, order: str, **arguments: Any) -> Any:
         return await getattr(self.made, order)(**arguments)
@@ -74,7 +74,8 @@ def test_a_key_for_a_model_that_is_not_served_is_made_with_a_warning(
     made = KeyDesk(KeyFile(tmp_path / "keys.jsonl"), b"pepper")
     made.tiers = frozenset({"premium"})
     as_premium = ("--tier", "premium")
-    with capture_logs(), served(create_admin_app(Desk(made=made), TOKEN)) as where:
+    desk = Desk(made=made, metrics_folder=tmp_path)
+    with capture_logs(), served(create_admin_app(desk, TOKEN)) as where:
         both = run(tmp_path, where, "create", "a", *as_premium, "--model", "m", "--model", "nope")
         known = run(tmp_path, where, "create", "b", *as_premium, "--model", "old", "--json")
         free = run(tmp_path, where, "create", "c", *as_premium)
