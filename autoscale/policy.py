@@ -170,6 +170,8 @@ def step(
     # A load that is under way makes it no more wanted than it was before.
     unneeded = slots == 1 and signals.loading and not (high or signals.held or replicas.min)
     why = f"{signals.expected:.2f} requests in flight, {scaling.target_in_flight:g} for each slot"
+    if signals.held:
+        why = f"{signals.held} waiting for a slot, {why}"
     lingering = learning = False
     unused = (
         not (raw or signals.held or replicas.min) and now_s - signals.active_s >= scaling.idle_s

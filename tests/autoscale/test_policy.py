@@ -69,6 +69,7 @@ def test_a_load_that_has_just_come_is_looked_at_again_soon() -> None:
 def test_the_first_request_needs_no_look_back() -> None:
     run = Run(FIVE, Scaling(target_in_flight=10, look_back_s=30, up_delay_s=20))
     assert run.go(0.05, 1.0, held=1) == [1]
+    assert run.wish.why.startswith("1 waiting for a slot, 0.00 requests in flight")
 
 
 def test_never_fewer_while_a_placement_is_loading_or_a_request_is_held() -> None:
