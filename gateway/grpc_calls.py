@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from gateway.errors import Unimplemented
 from gateway.grpc_prediction import Context
@@ -37,7 +38,7 @@ class TaskMethod:
 
     def start(self, call: Call, message: bytes) -> None:
         """See `Method`."""
-        call.run(self.run(message, call))
+        call.run(partial(self.run, message, call))
 
 
 def unary(method: Unary, gate: Gate | None = None) -> Method:

@@ -110,7 +110,11 @@ class Call:
         self.on_end: Callable[[HeadraceError | None], None] | None = None
         self.state: object = None
         self._since_s = exchange.now_s
-        self._deadline_s = None if head.timeout_s is None else self._since_s + head.timeout_s
+        self._deadline_s = None
+        if head.timeout_s is not None:
+            self._deadline_s = self._since_s + head.timeout_s
+            # The caller's clock is ahead by the way here, and what it sent was rounded up.
+            stream.held_from_s = min(stream.held_from_s, self._since_s + head.timeout_s / 2)
         self._trailing: Metadata = ()
         self._reader: MessageReader | None = None
         self._message: bytes | None = None
@@ -318,7 +322,7 @@ class Call:
 
     # -- methods that run as a task -----------------------------------------------------------
 
-    def run(self, method: Awaitable[bytes | None]) -> None:
+    def run(self, method: Callable[[], Awaitable[bytes | None]]) -> None:
         """Await the method in a task of its own: its answer, or None after a stream of answers."""
         self.arm()
         tasks = self.exchange.tasks
@@ -326,9 +330,9 @@ class Call:
         tasks.add(self._task)
         self._task.add_done_callback(tasks.discard)
 
-    async def _await(self, method: Awaitable[bytes | None]) -> None:
+    async def _await(self, method: Callable[[], Awaitable[bytes | None]]) -> None:
         try:
-            message = await method
+            message = await method()
         except HeadraceError as error:
             self.refuse(error)
         except Exception as error:  # the boundary: what is not ours stays inside

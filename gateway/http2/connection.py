@@ -43,14 +43,26 @@ WINDOW_BYTES = 16 * 1024 * 1024
 MAX_CONTINUATIONS = 64
 """Parts of a header block beyond any that an honest client needs for what we accept."""
 RESETS = (1000.0, 100.0)
+"""Burst and rate per second of resets. Each answer earns one more; those that come after the call's
+own deadline, or after it was held for `HELD_S`, are no flood."""
+HELD_S = 0.05
+"""Streams that are held so long are bounded by how many there may be at once."""
 IDLE_FRAMES = (1000.0, 100.0)
-"""Burst and rate per second of resets, and of frames that bring nothing: pings, settings, empty
-DATA and the like. Each answer earns one more of both, each piece of a body one more of the latter,
-because some clients measure the bandwidth with pings while they send."""
+"""Burst and rate per second of frames that bring nothing: pings, settings, small window updates,
+empty DATA and the like. Earned beyond that is what flow control needs; see `EARNED`."""
+EARNED = 4
+"""What one frame of ours may be answered with: a window for its stream and one for the connection
+(grpc-core sends both for each answer, however small), a ping that measures the round trip, and one
+to spare. A piece of a body earns one, because some clients measure while they send."""
+MOST_EARNED = 100_000.0
+"""A peer that was held up may answer what we sent long after; more is no honest debt."""
 LARGEST_SENT_BYTES = 64 * 1024
 """Our frames are no longer, whatever the peer would take, so that streams can take turns."""
 SMALL_UPDATE_BYTES = 256
-"""A window that opens by less is no help."""
+"""A window that opens by less is no help to what it holds back."""
+MAX_CUT = 1024
+MAX_SKIPPED = 64
+"""So many streams that we ended early, and gaps between streams, are remembered."""
 LEAVING_PING = b"headrace"
 
 Head = TypeVar("Head")
@@ -67,17 +79,20 @@ class ConnectionLimits:
 class Connection(Generic[Head]):
     """See the module. `opened` is called with each new stream and sets its receiver.
 
-    `decoder` reads header blocks. Times are seconds of any steady clock.
+    `decoder` reads header blocks, and `may_trail` says of one whether it may end a request. Times
+    are seconds of any steady clock.
     """
 
     def __init__(
         self,
         limits: ConnectionLimits,
         decoder: HeaderDecoder[Head],
+        may_trail: Callable[[Head], bool],
         opened: Callable[[Stream, Head], None],
         wake: Callable[[], None],
     ) -> None:
         self._limits, self._decoder, self._opened = limits, decoder, opened
+        self._may_trail = may_trail
         self.outbox = Outbox(wake, self._answered)
         self.streams: dict[int, Stream] = {}
         self.closed = False
@@ -90,7 +105,12 @@ class Connection(Generic[Head]):
         self._preface = b""
         self._reader = FrameReader()
         self._receive_window, self._owed = WINDOW_BYTES, 0
-        self._resets, self._idle = Allowance(*RESETS), Allowance(*IDLE_FRAMES)
+        self._resets, self._idle = Allowance(*RESETS), Allowance(*IDLE_FRAMES, MOST_EARNED)
+        self._pieces = self._earned = 0
+        # Streams whose last frames may still be on their way, as we ended them early; and ids that
+        # were passed over and can never be used, as (first, last).
+        self._cut: dict[int, None] = {}
+        self._skipped: list[tuple[int, int]] = []
         self._block: list[bytes] = []
         self._block_id = self._block_bytes = 0
         self._block_ends = False
@@ -153,7 +173,9 @@ class Connection(Generic[Head]):
         stream = self.streams.get(stream_id)
         if stream is None or stream.ended:
             self._credit_connection(length)
-            self._stray(stream_id, stream, free=length > 0)
+            if not length:
+                self._spend_idle()
+            self._stray(stream_id, stream, ended=bool(flags & 1))
             return
         stream.receive_window -= length
         if stream.receive_window < 0:
@@ -165,10 +187,12 @@ class Connection(Generic[Head]):
         ended = bool(flags & 1)
         if ended:
             stream.ended = True
-        elif not payload:
+        if payload:
+            self._pieces += 1
+        elif not ended:
             self._spend_idle()
-        else:
-            self._idle.earn()
+        if stream.missing is not None and not self._fits(stream, len(payload)):
+            return
         if stream.paced:
             stream.owed += len(payload)
             self.credit(stream, length - len(payload), owed=False)
@@ -214,47 +238,76 @@ class Connection(Generic[Head]):
     def _head(self, stream_id: int, block: bytes, ended: bool) -> None:
         head = self._decoder.decode(block)
         if stream_id <= self.last_stream_id:
-            self._trailers(stream_id, ended)
+            self._trailers(stream_id, head, ended)
             return
         if stream_id > self._last_allowed:
             return  # It came after our last GOAWAY; the client will try it elsewhere.
+        if stream_id > self.last_stream_id + 2:
+            self._skipped.append((self.last_stream_id + 1, stream_id - 1))
+            del self._skipped[:-MAX_SKIPPED]
         self.last_stream_id = stream_id
         if len(self.streams) >= self._limits.streams:
             self._spend_reset()
+            if not ended:
+                self._remember_cut(stream_id)
             self.outbox.send(encode_reset(stream_id, ErrorCode.REFUSED_STREAM))
             return
         stream = Stream(stream_id, self.outbox.initial_window, STREAM_WINDOW_BYTES)
         self.streams[stream_id] = stream
-        stream.ended = ended
+        stream.ended, stream.held_from_s = ended, self._now_s + HELD_S
         self._opened(stream, head)
-        if ended and not stream.closed:
+        if ended and not stream.closed and (stream.missing is None or self._fits(stream, 0)):
             assert stream.receiver is not None
             stream.receiver.received(b"", ended=True)
 
-    def _trailers(self, stream_id: int, ended: bool) -> None:
+    def _trailers(self, stream_id: int, head: Head, ended: bool) -> None:
         stream = self.streams.get(stream_id)
         if stream is None or stream.ended:
-            self._stray(stream_id, stream)
-        elif not ended:
+            self._spend_idle()
+            self._stray(stream_id, stream, ended=ended)
+        elif not ended or not self._may_trail(head):
             self.abandon(stream, ErrorCode.PROTOCOL_ERROR)
         else:
             stream.ended = True
-            assert stream.receiver is not None
-            stream.receiver.received(b"", ended=True)
+            if stream.missing is None or self._fits(stream, 0):
+                assert stream.receiver is not None
+                stream.receiver.received(b"", ended=True)
 
-    def _stray(self, stream_id: int, stream: Stream | None, *, free: bool = False) -> None:
-        """A frame on a stream that is over: it may have been under way when we ended it.
+    def _fits(self, stream: Stream, length: int) -> bool:
+        """Whether the body is as long as its `content-length` says; else the stream is ended."""
+        assert stream.missing is not None
+        stream.missing -= length
+        right = stream.missing == 0 if stream.ended else stream.missing >= 0
+        if not right:
+            self.abandon(stream, ErrorCode.PROTOCOL_ERROR)
+        return right
 
-        It is `free` where a window bounds how much of it there can be.
+    def _stray(self, stream_id: int, stream: Stream | None, *, ended: bool) -> None:
+        """A frame on a stream that its sender has ended, or that is over.
+
+        It may have been under way when we ended the stream early; else it breaks the protocol.
         """
-        if stream_id > self.last_stream_id or not stream_id & 1:
-            if stream_id > self._last_allowed:
-                return
-            raise _broken(f"a frame on stream {stream_id}, which was not opened")
-        if not free:
-            self._spend_idle()
         if stream is not None:
             self.abandon(stream, ErrorCode.STREAM_CLOSED)
+        elif stream_id > self._last_allowed:
+            return
+        elif stream_id > self.last_stream_id or not stream_id & 1:
+            raise _broken(f"a frame on stream {stream_id}, which was not opened")
+        elif stream_id in self._cut:
+            if ended:
+                del self._cut[stream_id]
+        elif any(first <= stream_id <= last for first, last in self._skipped):
+            raise _broken(f"a frame on stream {stream_id}, which was passed over")
+        else:
+            message = f"a frame on stream {stream_id}, which has ended"
+            raise Http2Error(ErrorCode.STREAM_CLOSED, message)
+
+    def _remember_cut(self, stream_id: int) -> None:
+        """The peer may not know yet that this stream, which it has not ended, is over."""
+        cut = self._cut
+        cut[stream_id] = None
+        if len(cut) > MAX_CUT:
+            del cut[next(iter(cut))]
 
     def _on_priority(self, flags: int, stream_id: int, payload: bytes) -> None:
         if len(payload) != 5:
@@ -267,12 +320,15 @@ class Connection(Generic[Head]):
         decode_number(payload, FrameType.RST_STREAM)
         if not stream_id or (stream_id > self.last_stream_id and stream_id <= self._last_allowed):
             raise _broken("a reset of a stream that was not opened")
-        # Open and reset, open and reset costs a client nothing and us a request: CVE-2023-44487.
-        self._spend_reset()
         stream = self.streams.pop(stream_id, None)
-        if stream is not None:
+        if stream is None:
+            self._cut.pop(stream_id, None)
+        else:
             self._drop(stream)
             self._lost(stream)
+        # Open and reset, open and reset costs a client nothing and us a request: CVE-2023-44487.
+        if stream is None or self._now_s < stream.held_from_s:
+            self._spend_reset()
 
     def _on_settings(self, flags: int, stream_id: int, payload: bytes) -> None:
         if stream_id:
@@ -343,6 +399,9 @@ class Connection(Generic[Head]):
             self.abandon(stream, code)
 
     def _spend_idle(self) -> None:
+        earned = EARNED * self.outbox.useful_frames + self._pieces
+        self._idle.earn(earned - self._earned)
+        self._earned = earned
         if not self._idle.spend(self._now_s):
             raise Http2Error(ErrorCode.ENHANCE_YOUR_CALM, "too many frames that bring nothing")
 
@@ -380,6 +439,8 @@ class Connection(Generic[Head]):
         """End a stream in both directions; its receiver is not told."""
         if self.streams.pop(stream.id, None) is not None:
             self._drop(stream)
+            if not stream.ended:
+                self._remember_cut(stream.id)
             self.outbox.send(encode_reset(stream.id, code))
 
     def abandon(self, stream: Stream, code: ErrorCode) -> None:
@@ -392,9 +453,9 @@ class Connection(Generic[Head]):
         if self.streams.pop(stream.id, None) is None:
             return
         self._resets.earn()
-        self._idle.earn()
         stream.receiver = None  # or the two would keep each other from being freed at once
         if not stream.ended:
+            self._remember_cut(stream.id)
             # The client need not send the rest of what was refused (RFC 9113, 8.1).
             self.outbox.send(encode_reset(stream.id, ErrorCode.NO_ERROR))
         self._drop(stream)

@@ -43,6 +43,7 @@ OF_A_CONNECTION = frozenset(
 )
 """Headers that HTTP/2 forbids (RFC 9113, 8.2.2)."""
 UPPER = re.compile(rb"[A-Z]")
+DIGITS = re.compile(rb"[0-9]{1,18}")
 
 Metadata = tuple[tuple[str, str | bytes], ...]
 
@@ -52,7 +53,9 @@ class CallHead:
     """What the headers of a call say; shared by all calls with the same header block.
 
     `malformed` is why the stream must be reset, `http_status` the answer to what is no gRPC call,
-    `error` what refuses it; `timeout_s` is None where the caller waits for ever.
+    `error` what refuses it; `timeout_s` is None where the caller waits for ever, and
+    `content_length` where the headers do not tell it. `may_trail` is of blocks that open no call,
+    and may end the request of one.
     """
 
     path: bytes = b""
@@ -62,6 +65,8 @@ class CallHead:
     malformed: str = ""
     http_status: int = 200
     error: HeadraceError | None = None
+    content_length: int | None = None
+    may_trail: bool = False
 
 
 def read_head(fields: Sequence[Field], max_headers: int, max_bytes: int) -> CallHead:
@@ -79,18 +84,22 @@ def read_head(fields: Sequence[Field], max_headers: int, max_bytes: int) -> Call
             return CallHead(malformed=f"the header {quoted(name.decode('latin-1'))}")
         else:
             lines.append((name, value))
-    if not pseudo.keys() >= REQUIRED:
-        return CallHead(malformed="a pseudo-header is missing")
+    if not pseudo.keys() >= REQUIRED or not pseudo[b":path"]:
+        return CallHead(malformed="a pseudo-header is missing", may_trail=not pseudo)
     headers = combined(lines)
+    length = headers.get(b"content-length")
+    if length is not None and DIGITS.fullmatch(length) is None:
+        return CallHead(malformed="the header 'content-length'")
+    content_length = None if length is None else int(length)
     for name in [name for name in headers if name.endswith(b"-bin")]:
         headers[name] = _unpacked(headers[name])
     if headers.get(b"te", b"trailers") != b"trailers":
         return CallHead(malformed="`te` may only be `trailers`")
     path = pseudo[b":path"]
     if pseudo[b":method"] != b"POST":
-        return CallHead(path, http_status=405)
+        return CallHead(path, http_status=405, content_length=content_length)
     if CONTENT_TYPE.fullmatch(headers.get(b"content-type", b"")) is None:
-        return CallHead(path, http_status=415)
+        return CallHead(path, http_status=415, content_length=content_length)
     encoding = headers.get(b"grpc-encoding", IDENTITY)
     try:
         if len(fields) > max_headers or size > max_bytes:
@@ -102,8 +111,8 @@ def read_head(fields: Sequence[Field], max_headers: int, max_bytes: int) -> Call
             raise Unimplemented(f"the message encoding {text} is unknown; use gzip or deflate")
         timeout_s = parse_timeout_s(headers.get(b"grpc-timeout"))
     except HeadraceError as error:
-        return CallHead(path, headers, error=error)
-    return CallHead(path, headers, timeout_s, encoding)
+        return CallHead(path, headers, error=error, content_length=content_length)
+    return CallHead(path, headers, timeout_s, encoding, content_length=content_length)
 
 
 class HeadersTooLarge(InvalidArgument):

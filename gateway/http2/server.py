@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Mapping
 from functools import partial
+from operator import attrgetter
 from typing import cast
 
 from gateway.errors import Unimplemented
@@ -46,6 +47,7 @@ class GrpcConnection(asyncio.Protocol):
             ConnectionLimits(limits.streams_per_connection, limits.max_header_bytes),
             # What is a little too large is refused as a call; only more ends the connection.
             HeaderDecoder(read, 2 * limits.max_header_bytes),
+            attrgetter("may_trail"),
             self._open,
             self._wake,
         )
@@ -209,6 +211,7 @@ class GrpcConnection(asyncio.Protocol):
 
     def _open(self, stream: Stream, head: CallHead) -> None:
         """A new call."""
+        stream.missing = head.content_length
         if head.malformed:
             self._connection.reset(stream, ErrorCode.PROTOCOL_ERROR)
         elif head.http_status != 200:

@@ -22,6 +22,8 @@ from gateway.http2.frames import (
 
 QUANTUM_BYTES = 256 * 1024
 """So much DATA is taken at once; then other connections get their turn of the loop."""
+SMALL_FRAME_BYTES = 256
+"""A peer whose window cuts an answer into pieces below this makes us work for little."""
 
 
 class Receiver(Protocol):
@@ -45,14 +47,17 @@ class Stream:
 
     `paced` leaves it to the receiver to give credit for what it has consumed; otherwise credit is
     given for all that comes. `owed` is what came and was not consumed, `credit` what was consumed
-    and not yet told to the peer.
+    and not yet told to the peer. `missing` is what has yet to come of a body whose length is known.
+    From `held_from_s` on nobody is at fault who resets it.
     """
 
     __slots__ = (
         "closed",
         "credit",
         "ended",
+        "held_from_s",
         "id",
+        "missing",
         "on_drained",
         "owed",
         "paced",
@@ -73,6 +78,8 @@ class Stream:
         self.closed = False
         self.paced = False
         self.owed = self.credit = 0
+        self.missing: int | None = None
+        self.held_from_s = 0.0
         self.pending: deque[memoryview] | None = None
         self.pending_bytes = 0
         self.trailers: bytes | None = None
@@ -83,7 +90,8 @@ class Stream:
 class Outbox:
     """See the module. `wake` is called when there is something to take, once until it is taken.
 
-    `finished` hears of each stream whose last byte was taken.
+    `finished` hears of each stream whose last byte was taken. `useful_frames` counts frames that
+    bring something, not those that a small window makes small.
     """
 
     def __init__(self, wake: Callable[[], None], finished: Callable[[Stream], None]) -> None:
@@ -96,6 +104,7 @@ class Outbox:
         self.initial_window = DEFAULT_WINDOW_BYTES
         self.frame_bytes = DEFAULT_FRAME_BYTES
         self.paused = False
+        self.useful_frames = 0
 
     # -- what goes out ------------------------------------------------------------------------
 
@@ -136,6 +145,7 @@ class Outbox:
             self.end(stream, end)
             return
         self.window -= total
+        self.useful_frames += 1
         frames = self._frames
         frames.append(layout.encode(stream.id, total, prefix))
         if isinstance(body, tuple):
@@ -163,6 +173,7 @@ class Outbox:
         if stream.pending:
             stream.trailers = block
             return
+        self.useful_frames += 1
         self.send(encode_headers(stream.id, block, end=True, limit_bytes=self.frame_bytes))
         self._finished(stream)
 
@@ -233,6 +244,8 @@ class Outbox:
         stream.send_window -= size
         stream.pending_bytes -= size
         stream.stalled_s = 0.0
+        if size >= SMALL_FRAME_BYTES or not pending:
+            self.useful_frames += 1  # see CVE-2019-9511 for what would let a peer dribble
         self._frames.append(HEAD.pack(size << 8, 0, stream.id))
         self._frames += parts
         self._size += size + HEAD.size

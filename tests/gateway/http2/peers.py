@@ -73,7 +73,7 @@ class Server:
         self.now_s = 1.0
         self.opened: list[Echo] = []
         decoder = HeaderDecoder(tuple[Field, ...], 2 * limits.header_bytes)
-        self.connection = Connection(limits, decoder, self._open, self._wake)
+        self.connection = Connection(limits, decoder, may_trail, self._open, self._wake)
 
     def _wake(self) -> None:
         self.wakes += 1
@@ -97,6 +97,11 @@ class Server:
         """The preface and settings of a client that is written by hand."""
         self.receive(PREFACE + encode_settings([]))
         self.sent()
+
+
+def may_trail(fields: tuple[Field, ...]) -> bool:
+    """Trailers have no pseudo-headers."""
+    return not any(name.startswith(b":") for name, _ in fields)
 
 
 def goaway_code(data: bytes) -> int | None:

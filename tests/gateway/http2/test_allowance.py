@@ -22,6 +22,14 @@ def test_what_is_earned_can_be_spent_but_not_hoarded() -> None:
     assert allowance.spend(0.0)
 
 
+def test_what_is_earned_is_kept_up_to_the_most() -> None:
+    allowance = Allowance(burst=2, per_second=1, most=4)
+    allowance.earn(100)
+    assert [allowance.spend(9.0) for _ in range(5)] == [True, True, True, True, False]
+    allowance.earn(1)
+    assert [allowance.spend(99.0) for _ in range(3)] == [True, True, False]
+
+
 def test_an_allowance_of_nothing_makes_no_sense() -> None:
     with pytest.raises(ValueError, match="positive"):
         Allowance(0, 1)

@@ -12,8 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.http2.connection import (
+    EARNED,
+    HELD_S,
     IDLE_FRAMES,
     MAX_CONTINUATIONS,
+    MAX_CUT,
     RESETS,
     STREAM_WINDOW_BYTES,
     WINDOW_BYTES,
@@ -32,6 +35,8 @@ from gateway.http2.frames import (
     encode_settings,
     encode_window_update,
 )
+from gateway.http2.header_blocks import Field
+from gateway.http2.streams import Stream
 from tests.gateway.http2.peers import REQUEST_BLOCK, Client, Server, goaway_code
 
 PATTERN = bytes(range(251)) * 300
@@ -317,6 +322,16 @@ STREAM_ERRORS: list[tuple[str, bytes, ErrorCode]] = [
         encode_frame(DATA, flags=1, stream_id=1) + encode_frame(DATA, b"x", stream_id=1),
         ErrorCode.STREAM_CLOSED,
     ),
+    (
+        "headers after the end",
+        encode_frame(DATA, flags=1, stream_id=1) + encode_headers(1, b"", end=True),
+        ErrorCode.STREAM_CLOSED,
+    ),
+    (
+        "a pseudo-header that ends a request",
+        encode_headers(1, REQUEST_BLOCK, end=True),
+        ErrorCode.PROTOCOL_ERROR,
+    ),
 ]
 
 
@@ -331,6 +346,85 @@ def test_an_error_of_one_stream_leaves_the_others_alone(data: bytes, code: Error
     assert codes(server.sent()) == [(1, code)]
     assert server.opened[0].left and not server.opened[1].left
     assert list(server.connection.streams) == [3]
+
+
+@pytest.mark.parametrize(
+    ("frames", "fits"),
+    [
+        ([encode_frame(DATA, b"12345", flags=1, stream_id=1)], True),
+        ([encode_frame(DATA, b"\x02123\0\0", flags=8, stream_id=1)], True),
+        ([encode_frame(DATA, b"1234", flags=1, stream_id=1)], False),
+        ([encode_frame(DATA, b"123456", stream_id=1)], False),
+        ([encode_frame(DATA, b"12345", stream_id=1), encode_headers(1, b"", end=True)], True),
+        ([encode_frame(DATA, b"1234", stream_id=1), encode_headers(1, b"", end=True)], False),
+    ],
+)
+def test_a_body_is_as_long_as_its_length_says(frames: list[bytes], fits: bool) -> None:
+    server = Server(answers=False)
+    server.begin()
+    server.receive(HEAD)
+    server.opened[0].stream.missing = 5
+    for frame in frames:
+        server.receive(frame)
+    assert codes(server.sent()) == ([] if fits else [(1, ErrorCode.PROTOCOL_ERROR)])
+    assert server.opened[0].left == (not fits) and not server.connection.closed
+
+
+def test_a_head_without_a_body_has_no_length() -> None:
+    server = Server(answers=False)
+    opened = server.connection._opened
+
+    def open_with_length(stream: Stream, fields: tuple[Field, ...]) -> None:
+        stream.missing = 5
+        opened(stream, fields)
+
+    server.connection._opened = open_with_length
+    server.begin()
+    server.receive(encode_headers(1, REQUEST_BLOCK, end=True))
+    assert codes(server.sent()) == [(1, ErrorCode.PROTOCOL_ERROR)]
+
+
+@pytest.mark.parametrize(
+    ("frame", "code"),
+    [
+        (encode_frame(DATA, b"x", stream_id=5), ErrorCode.STREAM_CLOSED),
+        (encode_headers(5, b"", end=True), ErrorCode.STREAM_CLOSED),
+        (encode_headers(3, REQUEST_BLOCK, end=True), ErrorCode.PROTOCOL_ERROR),
+        (encode_frame(DATA, b"x", stream_id=3), ErrorCode.PROTOCOL_ERROR),
+        (encode_window_update(5, 1000), None),
+        (encode_reset(5, ErrorCode.CANCEL), None),
+        (encode_frame(FrameType.PRIORITY, bytes(5), stream_id=5), None),
+    ],
+)
+def test_a_stream_that_both_have_ended_takes_no_more(frame: bytes, code: ErrorCode | None) -> None:
+    server = Server()
+    server.begin()
+    server.receive(encode_headers(1, REQUEST_BLOCK, end=True))
+    server.receive(encode_headers(5, REQUEST_BLOCK, end=True))
+    server.receive(frame)
+    assert goaway_code(server.sent()) == code
+
+
+def test_frames_that_were_under_way_when_we_ended_a_stream_are_ignored() -> None:
+    server = Server(answers=False)
+    server.begin()
+    server.receive(HEAD)
+    server.opened[0].answer(b"enough")
+    server.receive(encode_frame(DATA, b"more", stream_id=1))
+    server.receive(encode_frame(DATA, b"all", flags=1, stream_id=1))
+    assert not server.connection.closed
+    server.receive(encode_frame(DATA, b"too much", stream_id=1))
+    assert goaway_code(server.sent()) == ErrorCode.STREAM_CLOSED
+
+
+def test_streams_that_we_ended_are_remembered_only_for_a_while() -> None:
+    server = Server(answers=False)
+    server.begin()
+    for number in range(MAX_CUT + 100):
+        server.receive(encode_headers(2 * number + 1, REQUEST_BLOCK, end=False))
+        server.opened.pop().answer(b"")
+        server.sent()
+    assert len(server.connection._cut) == MAX_CUT and not server.connection.closed
 
 
 def test_more_than_the_window_of_a_stream_ends_it() -> None:
@@ -395,6 +489,78 @@ def test_what_comes_slowly_is_no_flood() -> None:
     for _ in range(3000):
         server.now_s += 0.011
         server.receive(encode_frame(6, bytes(8)))
+    assert not server.connection.closed
+
+
+def test_a_window_that_opens_byte_by_byte_ends_its_connection() -> None:
+    server = Server(answers=False)
+    server.begin()
+    server.receive(encode_settings([(4, 0)]))
+    for number in range(8):
+        server.receive(encode_headers(2 * number + 1, REQUEST_BLOCK, end=True))
+        server.opened[-1].answer(PATTERN)
+    count = 0
+    while not server.connection.closed:
+        count += 1
+        server.receive(encode_window_update(2 * (count % 8) + 1, 1))
+        server.sent()
+    assert IDLE_FRAMES[0] <= count <= IDLE_FRAMES[0] + 8 * EARNED
+
+
+@pytest.mark.parametrize("size", [0, 100, 20_000, 70_000])
+@pytest.mark.parametrize("in_flight", [1, 8])
+def test_what_flow_control_says_of_answers_is_no_flood(size: int, in_flight: int) -> None:
+    """As grpc-core does it: two small windows for each answer, and at times a ping."""
+    server = Server(answers=False)
+    server.begin()
+    server.receive(encode_settings([(4, 1_000_000)]) + encode_window_update(0, 1_000_000_000))
+    for first in range(1, 20_000, 2 * in_flight):
+        ids = range(first, first + 2 * in_flight, 2)
+        for stream_id in ids:
+            server.receive(encode_headers(stream_id, REQUEST_BLOCK, end=False))
+            server.receive(encode_window_update(stream_id, 5))
+            server.receive(encode_frame(DATA, b"x" * 9, flags=1, stream_id=stream_id))
+        for _ in ids:
+            server.opened.pop(0).answer(PATTERN[:size])
+        server.sent()
+        for _ in ids:
+            server.receive(encode_window_update(0, 105))
+        server.receive(encode_frame(FrameType.PING, bytes(8)))
+    assert not server.connection.closed
+
+
+def test_messages_that_are_acknowledged_late_are_no_flood() -> None:
+    server = Server(answers=False)
+    server.begin()
+    server.receive(encode_settings([(4, 2**31 - 1)]) + encode_window_update(0, 2**31 - 70_000))
+    server.receive(encode_headers(1, REQUEST_BLOCK, end=True))
+    outbox, stream = server.connection.outbox, server.opened[0].stream
+    for _ in range(20_000):
+        outbox.data(stream, b"message")
+        server.sent()
+    for _ in range(20_000):
+        server.receive(encode_window_update(0, 7))
+        server.receive(encode_window_update(1, 7))
+    assert not server.connection.closed
+
+
+def test_resets_of_streams_that_were_held_are_no_flood() -> None:
+    server = Server(answers=False)
+    server.begin()
+    for number in range(3000):
+        stream_id = 2 * number + 1
+        server.receive(encode_headers(stream_id, REQUEST_BLOCK, end=True))
+        server.now_s += HELD_S / 1000
+        server.opened[-1].stream.held_from_s = server.now_s  # as a call does with its deadline
+        server.receive(encode_reset(stream_id, ErrorCode.CANCEL))
+    assert not server.connection.closed
+    for number in range(3000, 4000, 8):
+        ids = [2 * each + 1 for each in range(number, number + 8)]
+        for stream_id in ids:
+            server.receive(encode_headers(stream_id, REQUEST_BLOCK, end=True))
+        server.now_s += HELD_S
+        for stream_id in ids:
+            server.receive(encode_reset(stream_id, ErrorCode.CANCEL))
     assert not server.connection.closed
 
 
@@ -477,6 +643,7 @@ def test_mutated_frames_end_the_connection_or_do_no_harm(
         ErrorCode.PROTOCOL_ERROR,
         ErrorCode.FRAME_SIZE_ERROR,
         ErrorCode.FLOW_CONTROL_ERROR,
+        ErrorCode.STREAM_CLOSED,
         ErrorCode.COMPRESSION_ERROR,
         ErrorCode.ENHANCE_YOUR_CALM,
     )

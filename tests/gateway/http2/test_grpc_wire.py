@@ -72,10 +72,27 @@ def test_other_methods_are_not_allowed() -> None:
         {"grpc": [*GRPC, (b"connection", b"close")]},
         {"grpc": [(b"te", b"gzip")]},
         {"grpc": [*GRPC, (b"", b"nameless")]},
+        {"pseudo": [*PSEUDO[:2], (b":path", b"")]},
+        {"grpc": [*GRPC, (b"content-length", b"five")]},
+        {"grpc": [*GRPC, (b"content-length", b"5"), (b"content-length", b"6")]},
+        {"grpc": [*GRPC, (b"content-length", b"-5")]},
     ],
 )
 def test_malformed_heads_are_known(change: dict[str, Any]) -> None:
     assert head(**change).malformed
+
+
+def test_only_a_block_without_pseudo_headers_may_trail() -> None:
+    trailers = read_head([(b"x-sum", b"7")], max_headers=20, max_bytes=4096)
+    assert trailers.may_trail and read_head([], max_headers=20, max_bytes=4096).may_trail
+    assert not head().may_trail and not head(pseudo=PSEUDO[:1]).may_trail
+    assert not read_head([(b"te", b"x"), (b":path", b"/")], 20, 4096).may_trail
+
+
+def test_a_head_tells_how_long_the_body_is() -> None:
+    assert head((b"content-length", b"17")).content_length == 17
+    assert head().content_length is None
+    assert head((b"content-length", b"17"), grpc=[]).content_length == 17
 
 
 def test_a_head_that_asks_too_much_is_refused_as_a_call() -> None:

@@ -1,0 +1,259 @@
+"""Drive a gRPC server with real grpcio clients for long, and count what is lost.
+
+As lively, honest clients do it: over one channel, with answers of all sizes, deadlines that pass
+and calls that are cancelled in between. `python -m loadtests.grpc_soak` does it with the gateway.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import random
+import tempfile
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+import grpc
+import numpy as np
+import onnx
+import uvloop
+from onnx import TensorProto, helper
+from tritonclient.grpc import service_pb2
+
+from loadtests.grpc_exchange import INFER, ask
+from loadtests.headrace import ANSWER_S, headrace
+
+STREAM_INFER = "/inference.GRPCInferenceService/ModelStreamInfer"
+NAME = "zeros"
+SIZES = (25, 25, 25, 250, 2500, 25_000)
+"""Numbers in an answer: 100 B to 100 KB of float32."""
+IN_FLIGHT = (1, 8, 64)
+CALL_S = 30.0
+LATEST_S = 0.004
+"""Deadlines and cancellations come within so long: before the answer, with it, and after it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A request message, and the length of a right answer."""
+
+    message: bytes
+    answer_bytes: int
+
+
+@dataclass(slots=True)
+class Tally:
+    """What became of the calls or messages; `reconnected` counts connections beyond the first."""
+
+    in_flight: int
+    answered: int = 0
+    expired: int = 0
+    cancelled: int = 0
+    reconnected: int = 0
+    seconds: float = 0.0
+    lost: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def failed(self) -> int:
+        """What was lost."""
+        return sum(self.lost.values())
+
+    def line(self, what: str) -> str:
+        """For a person."""
+        done = self.answered + self.expired + self.cancelled + self.failed
+        return (
+            f"{what}, {self.in_flight} in flight: {done} in {self.seconds:.1f} s, "
+            f"{self.answered} answered, {self.expired} expired, {self.cancelled} cancelled, "
+            f"{self.failed} lost, {self.reconnected} reconnections"
+        )
+
+
+@asynccontextmanager
+async def watched_channel(address: str, tally: Tally) -> AsyncIterator[Any]:
+    """One channel that is connected, with one connection as long as the server keeps it."""
+    async with grpc.aio.insecure_channel(address) as channel:
+        await channel.channel_ready()
+        watch = asyncio.create_task(_watch(channel, tally))
+        try:
+            yield channel
+        finally:
+            watch.cancel()
+
+
+async def _watch(channel: Any, tally: Tally) -> None:
+    state = grpc.ChannelConnectivity.READY
+    while True:
+        await channel.wait_for_state_change(state)
+        state = channel.get_state()
+        tally.reconnected += state is not grpc.ChannelConnectivity.READY
+
+
+async def call_often(
+    address: str, method: str, questions: Sequence[Question], calls: int, in_flight: int
+) -> Tally:
+    """Unary calls; of 20 one has a deadline that may pass, and one is cancelled."""
+    tally = Tally(in_flight)
+    numbers = iter(range(calls))
+    began_s = time.monotonic()
+    async with watched_channel(address, tally) as channel:
+        caller = _Caller(channel.unary_unary(method), questions, tally)
+        async with asyncio.TaskGroup() as group:
+            for _ in range(in_flight):
+                group.create_task(caller.run(numbers))
+    tally.seconds = time.monotonic() - began_s
+    return tally
+
+
+class _Caller:
+    def __init__(self, method: Any, questions: Sequence[Question], tally: Tally) -> None:
+        self._method, self._questions, self._tally = method, questions, tally
+        self._random = random.Random(tally.in_flight)
+
+    async def run(self, numbers: Iterator[int]) -> None:
+        for number in numbers:
+            await self._one(number)
+
+    async def _one(self, number: int) -> None:
+        tally, question = self._tally, self._random.choice(self._questions)
+        soon_s = self._random.uniform(0.0, LATEST_S)
+        hurried, fickle = number % 20 == 7, number % 20 == 13
+        call = self._method(question.message, timeout=soon_s if hurried else CALL_S)
+        if fickle:
+            asyncio.get_running_loop().call_later(soon_s, call.cancel)
+        try:
+            answer = await call
+        except asyncio.CancelledError:
+            if not fickle:
+                raise
+            tally.cancelled += 1
+        except grpc.RpcError as error:
+            if hurried and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                tally.expired += 1
+            else:
+                tally.lost[f"{error.code().name}: {error.details()}"] += 1
+        else:
+            if len(answer) == question.answer_bytes:
+                tally.answered += 1
+            else:
+                tally.lost[f"{len(answer)} bytes, not {question.answer_bytes}"] += 1
+
+
+async def stream_often(
+    address: str, method: str, questions: Sequence[Question], messages: int, in_flight: int
+) -> Tally:
+    """One stream of messages, of which so many are not answered yet at any time."""
+    tally = Tally(in_flight)
+    source = random.Random(in_flight)
+    asked = [source.choice(questions) for _ in range(messages)]
+    began_s = time.monotonic()
+    async with watched_channel(address, tally) as channel:
+        call = channel.stream_stream(method)()
+        unsent = iter(asked)
+        try:
+            for question in itertools.islice(unsent, in_flight):
+                await call.write(question.message)
+            async for answer, question in _pairs(call, asked):
+                if len(answer) == question.answer_bytes:
+                    tally.answered += 1
+                else:
+                    tally.lost[f"{len(answer)} bytes, not {question.answer_bytes}"] += 1
+                following = next(unsent, None)
+                if following is not None:
+                    await call.write(following.message)
+            await call.done_writing()
+        except grpc.RpcError as error:
+            tally.lost[f"{error.code().name}: {error.details()}"] += messages - tally.answered
+    tally.seconds = time.monotonic() - began_s
+    return tally
+
+
+async def _pairs(call: Any, asked: Sequence[Question]) -> AsyncIterator[tuple[bytes, Question]]:
+    for question in asked:
+        answer = await call.read()
+        if answer is grpc.aio.EOF:
+            raise grpc.aio.AioRpcError(
+                await call.code(), None, None, details=f"the stream ended: {await call.details()}"
+            )
+        yield answer, question
+
+
+def write_model(store: Path) -> None:
+    """Write an ONNX model that answers `length` [1] with so many zeros, [length]."""
+    graph = helper.make_graph(
+        [helper.make_node("ConstantOfShape", ["length"], ["zeros"])],
+        NAME,
+        [helper.make_tensor_value_info("length", TensorProto.INT64, [1])],
+        [helper.make_tensor_value_info("zeros", TensorProto.FLOAT, ["length"])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    model.ir_version = 9
+    path = store / NAME / "1" / "model.onnx"
+    path.parent.mkdir(parents=True)
+    onnx.save(model, str(path))
+
+
+def infer_messages(address: str) -> list[Question]:
+    """A request for each of `SIZES`, with the length of the answer that the gateway gives now."""
+    questions = []
+    for size in SIZES:
+        tensor = service_pb2.ModelInferRequest.InferInputTensor(
+            name="length", datatype="INT64", shape=[1]
+        )
+        raw = [np.array([size], "<i8").tobytes()]
+        request = service_pb2.ModelInferRequest(
+            model_name=NAME, inputs=[tensor], raw_input_contents=raw
+        ).SerializeToString()
+        questions.append(Question(request, len(ask(address, request, ANSWER_S))))
+    return questions
+
+
+def streamed(question: Question) -> Question:
+    """The same over a stream, where the answer is a field of another message."""
+    answer = service_pb2.ModelInferResponse.FromString(b"")
+    empty = service_pb2.ModelStreamInferResponse(infer_response=answer).ByteSize()
+    length, varint = question.answer_bytes, 1
+    while length > 127:
+        length, varint = length >> 7, varint + 1
+    return Question(question.message, empty + varint - 1 + question.answer_bytes)
+
+
+@click.command(help=__doc__)
+@click.option("--calls", default=200_000, show_default=True, help="Unary calls in all.")
+@click.option("--messages", default=50_000, show_default=True, help="Messages of a stream in all.")
+@click.option("--json", "as_json", is_flag=True, help="Print the figures for programs.")
+def main(calls: int, messages: int, as_json: bool) -> None:
+    tallies: dict[str, list[Tally]] = {"calls": [], "messages": []}
+    with tempfile.TemporaryDirectory(prefix="soak-") as folder:
+        store = Path(folder) / "store"
+        write_model(store)
+        with headrace(Path(folder), store, {NAME: {}}) as server:
+            questions = infer_messages(server.grpc)
+            ahead = [streamed(question) for question in questions]
+            for in_flight in IN_FLIGHT:
+                part = calls // len(IN_FLIGHT) + 1
+                tally = uvloop.run(call_often(server.grpc, INFER, questions, part, in_flight))
+                tallies["calls"].append(tally)
+                click.echo(tally.line("calls"), err=as_json)
+            for in_flight in IN_FLIGHT:
+                part = messages // len(IN_FLIGHT) + 1
+                tally = uvloop.run(stream_often(server.grpc, STREAM_INFER, ahead, part, in_flight))
+                tallies["messages"].append(tally)
+                click.echo(tally.line("messages of one stream"), err=as_json)
+    if as_json:
+        click.echo(json.dumps({kind: [asdict(t) for t in each] for kind, each in tallies.items()}))
+    every = [tally for each in tallies.values() for tally in each]
+    for reason, count in sum((tally.lost for tally in every), Counter[str]()).items():
+        click.echo(f"lost {count}: {reason}", err=True)
+    if any(tally.failed or tally.reconnected for tally in every):
+        raise click.ClickException("calls were lost")
+
+
+if __name__ == "__main__":
+    main()
