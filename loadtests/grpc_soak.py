@@ -36,6 +36,8 @@ SIZES = (25, 25, 25, 250, 2500, 25_000)
 """Numbers in an answer: 100 B to 100 KB of float32."""
 IN_FLIGHT = (1, 8, 64)
 CALL_S = 30.0
+TOO_LATE = ("DEADLINE_EXCEEDED", "UNAVAILABLE: the deadline would pass")
+"""What a call with a short deadline may be told."""
 LATEST_S = 0.004
 """Deadlines and cancellations come within so long: before the answer, with it, and after it."""
 
@@ -134,10 +136,11 @@ class _Caller:
                 raise
             tally.cancelled += 1
         except grpc.RpcError as error:
-            if hurried and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+            reason = f"{error.code().name}: {error.details()}"
+            if hurried and reason.startswith(TOO_LATE):
                 tally.expired += 1
             else:
-                tally.lost[f"{error.code().name}: {error.details()}"] += 1
+                tally.lost[reason] += 1
         else:
             if len(answer) == question.answer_bytes:
                 tally.answered += 1

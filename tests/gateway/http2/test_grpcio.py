@@ -30,7 +30,7 @@ async def test_no_call_of_many_is_lost(tmp_path: Path, in_flight: int) -> None:
 
 @pytest.mark.parametrize("in_flight", IN_FLIGHT)
 async def test_no_message_of_a_long_stream_is_lost(tmp_path: Path, in_flight: int) -> None:
-    questions = [Question(bytes(size), size) for size in (*[100] * 20, 10_000, 100_000)]
+    questions = [Question(bytes(size), size) for size in (*[100] * 200, 10_000, 100_000)]
     async with open_site(tmp_path) as site:
         address = "{}:{}".format(*site.address)
         tally = await stream_often(address, "/both", questions, 4000, in_flight)
