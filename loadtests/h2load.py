@@ -37,8 +37,8 @@ class GrpcTarget:
 
 
 @dataclass(frozen=True, slots=True)
-class H2loadResult:
-    """One run of h2load: `connections` with `streams` requests in flight on each.
+class GrpcResult:
+    """One run of a load generator: `connections` with `streams` requests in flight on each.
 
     `errors` counts broken requests and answers without the content of a right one.
     """
@@ -68,7 +68,7 @@ def require_h2load() -> str:
     return path
 
 
-def run_h2load(target: GrpcTarget, connections: int, streams: int, seconds: int) -> H2loadResult:
+def run_h2load(target: GrpcTarget, connections: int, streams: int, seconds: int) -> GrpcResult:
     """Keep `connections` times `streams` calls in flight for `seconds` from one thread."""
     with tempfile.TemporaryDirectory(prefix="h2load-") as folder:
         log = Path(folder) / "requests.tsv"
@@ -99,7 +99,7 @@ def read_latencies(lines: Iterable[str]) -> list[float]:
 
 def parse_h2load(
     output: str, latencies_ms: list[float], answer_bytes: int, connections: int, streams: int
-) -> H2loadResult:
+) -> GrpcResult:
     """The figures that h2load printed; raises `H2loadFailed` if there are none.
 
     To h2load a refused gRPC call is a good answer (its status stands in the trailers), but one
@@ -111,7 +111,7 @@ def parse_h2load(
         raise H2loadFailed(f"h2load printed no figures, but: {output.strip()[-200:]!r}")
     requests, failed = int(figures["done"]), int(figures["failed"])
     right = int(figures["data_bytes"]) // answer_bytes
-    return H2loadResult(
+    return GrpcResult(
         connections,
         streams,
         requests,

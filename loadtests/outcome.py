@@ -15,10 +15,12 @@ HEADRACE = "headrace"
 MOSEC = "mosec"
 PYTRITON = "pytriton"
 EMPTY = "empty grpc.aio"
+GRPCIO = "grpcio"
+"""How bodies are marked that grpcio's client sent, and not h2load."""
 
 
 class Result(Protocol):
-    """What wrk and h2load both tell."""
+    """What every load generator tells."""
 
     @property
     def in_flight(self) -> int: ...
@@ -34,7 +36,7 @@ class Result(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One run of wrk or h2load, and of what."""
+    """One run of a load generator, and of what."""
 
     server: str
     body: str
@@ -122,11 +124,11 @@ class Outcome:
         return ratio(row.per_second, max(peers, default=0.0))
 
     def ratio_over_grpc(self, row: Row, server: str) -> float:
-        """A gRPC row's rate as a multiple of a server's at as many streams."""
+        """A gRPC row's rate as a multiple of a server's with the same client and streams."""
         others = [
             other.per_second
             for other in self.grpc
-            if (other.server, other.in_flight) == (server, row.in_flight)
+            if (other.server, other.body, other.in_flight) == (server, row.body, row.in_flight)
         ]
         return ratio(row.per_second, max(others, default=0.0))
 

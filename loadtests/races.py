@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from loadtests.grpc_servers import started_grpc
+from loadtests.grpcio_load import run_grpcio
 from loadtests.h2load import GrpcTarget, run_h2load
 from loadtests.headrace import BadAnswer, Running
 from loadtests.memory import bare_runtime_memory, process_memory
-from loadtests.outcome import EMPTY, HEADRACE, MOSEC, PYTRITON, Measured, SlotMemory
+from loadtests.outcome import EMPTY, GRPCIO, HEADRACE, MOSEC, PYTRITON, Measured, SlotMemory
 from loadtests.servers import ROWS, Contender, Site, started
 from loadtests.wrk import run_wrk
 
@@ -55,7 +56,7 @@ def http_race(
 def grpc_race(
     names: Sequence[str], site: Site, pace: Pace, tell: Callable[[str], None]
 ) -> list[Measured]:
-    """One inference over gRPC at every number of streams."""
+    """One inference over gRPC at every number of streams, by h2load and by grpcio's client."""
     measured: list[Measured] = []
     for number in range(1, pace.rounds + 1):
         for name in names:
@@ -87,6 +88,10 @@ def _drive_http(
 
 def _drive_grpc(name: str, target: GrpcTarget, site: Site, pace: Pace) -> Iterator[Measured]:
     run_h2load(target, *WARM_UP_STREAMS, pace.warm_up)
+    label = site.grpc.label
     for connections, streams in STREAMS:
         result = run_h2load(target, connections, streams, pace.seconds)
-        yield Measured(name, site.grpc.label, result)
+        yield Measured(name, label, result)
+    for connections, streams in STREAMS:
+        result = run_grpcio(target, connections, streams, pace.seconds)
+        yield Measured(name, f"{label}, {GRPCIO}", result)

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from rich.table import Table
 
-from loadtests.outcome import EMPTY, HEADRACE, PYTRITON, Outcome, Row
+from loadtests.outcome import EMPTY, GRPCIO, HEADRACE, PYTRITON, Outcome, Row
 
 BEGIN = "<!-- bench:begin -->"
 END = "<!-- bench:end -->"
 RATES = ("server", "body", "conns", "req/s", "p50 ms", "p99 ms", "err", "ratio")
-STREAMS = ("server", "streams", "req/s", "p50 ms", "p99 ms", "err", "ratio", "of empty")
+STREAMS = ("server", "client", "streams", "req/s", "p50 ms", "p99 ms", "err", "ratio", "of empty")
 PARTS = ("body", "decode µs", "run µs", "encode µs", "direct call µs", "gateway adds µs")
 MIB = 2**20
 GOALS = {16: 3.0, 64: 1.5}
@@ -27,7 +27,7 @@ def rich_tables(outcome: Outcome) -> list[Table]:
     medians = "medians over the rounds"
     tables = [
         (f"HTTP, {medians}", RATES, _rate_cells(outcome), 2),
-        (f"gRPC, {medians}", STREAMS, _stream_cells(outcome), 1),
+        (f"gRPC, {medians}", STREAMS, _stream_cells(outcome), 2),
         ("One request without a server, medians", PARTS, _direct_cells(outcome), 1),
     ]
     return [_rich(title, heads, rows, texts) for title, heads, rows, texts in tables if rows]
@@ -63,7 +63,7 @@ def markdown(outcome: Outcome) -> str:
     )
     tables = [
         ("", RATES, _rate_cells(outcome), 2),
-        ("gRPC:", STREAMS, _stream_cells(outcome), 1),
+        ("gRPC:", STREAMS, _stream_cells(outcome), 2),
         ("One request at a time:", PARTS, _direct_cells(outcome), 1),
     ]
     parts = [head]
@@ -103,6 +103,7 @@ def _stream_cells(outcome: Outcome) -> list[list[str]]:
     return [
         [
             row.server,
+            GRPCIO if row.body.endswith(GRPCIO) else "h2load",
             str(row.in_flight),
             f"{row.per_second:,.0f}",
             f"{row.p50_ms:.2f}",
@@ -116,7 +117,11 @@ def _stream_cells(outcome: Outcome) -> list[list[str]]:
 
 
 def _grpc_sentences(outcome: Outcome) -> list[str]:
-    ours = {row.in_flight: row for row in outcome.grpc if row.server == HEADRACE}
+    ours = {
+        row.in_flight: row
+        for row in outcome.grpc
+        if row.server == HEADRACE and not row.body.endswith(GRPCIO)
+    }
     servers = {row.server for row in outcome.grpc}
     if not ours:
         return []

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from loadtests.h2load import H2loadFailed, H2loadResult, parse_h2load, read_latencies
+from loadtests.h2load import GrpcResult, H2loadFailed, parse_h2load, read_latencies
 
 OUTPUT = """starting benchmark...
 spawning thread #0: 4 total client(s). Timing-based test with 0s of warm-up time and 3s of main
@@ -20,7 +20,7 @@ time for request:     2.43ms     12.09ms      5.07ms      1.08ms    70.94%
 req/s           :      781.12      784.84      783.15        1.41    75.00%
 """
 LATENCIES = [4.0, 5.0, 12.0]
-RIGHT = H2loadResult(4, 4, 9399, 3133.0, 5.0, 12.0, 0)
+RIGHT = GrpcResult(4, 4, 9399, 3133.0, 5.0, 12.0, 0)
 
 
 def test_figures_are_read_and_in_flight_counts_all_streams() -> None:

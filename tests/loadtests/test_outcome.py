@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from loadtests.h2load import H2loadResult
+from loadtests.h2load import GrpcResult
 from loadtests.machine import Machine
 from loadtests.memory import Memory, parse_rollup
 from loadtests.outcome import DirectCall, Measured, Outcome, SlotMemory, Startup, medians
@@ -27,10 +27,10 @@ def measured(server: str, connections: int, rate: float, errors: int = 0) -> Mea
     return Measured(server, "TFS JSON", result)
 
 
-def streamed(server: str, streams: int, rate: float) -> Measured:
+def streamed(server: str, streams: int, rate: float, body: str = "v2 gRPC") -> Measured:
     connections = min(streams, 4)
-    result = H2loadResult(connections, streams, int(rate * 6), rate, 0.4, 3.0, 0)
-    return Measured(server, "v2 gRPC", result)
+    result = GrpcResult(connections, streams, int(rate * 6), rate, 0.4, 3.0, 0)
+    return Measured(server, body, result)
 
 
 @pytest.fixture
@@ -49,6 +49,8 @@ def outcome() -> Outcome:
         streamed("pytriton", 1, 500),
         streamed("pytriton", 4, 4_000),
         streamed("empty grpc.aio", 4, 12_000),
+        streamed("headrace", 4, 3_000, "v2 gRPC, grpcio"),
+        streamed("empty grpc.aio", 4, 6_000, "v2 gRPC, grpcio"),
     ]
     memory = SlotMemory(Memory(200 * 2**20, 150 * 2**20), Memory(80 * 2**20, 60 * 2**20))
     return Outcome(
@@ -103,9 +105,10 @@ def test_grpc_is_compared_with_pytriton_and_with_a_server_that_does_nothing(
 
 def test_what_was_not_measured_has_no_table(outcome: Outcome) -> None:
     http_only = markdown(replace(outcome, grpc=()))
-    assert "| server | streams |" not in http_only and "| server | body |" in http_only
+    assert "| server | client | streams |" not in http_only and "| server | body |" in http_only
     grpc_only = markdown(replace(outcome, rows=()))
-    assert "| headrace | 16 | 9,000 | 0.40 | 3.00 | 0 | 2.25 | 0.75 |" in grpc_only
+    assert "| headrace | h2load | 16 | 9,000 | 0.40 | 3.00 | 0 | 2.25 | 0.75 |" in grpc_only
+    assert "| headrace | grpcio | 16 | 3,000 | 0.40 | 3.00 | 0 | - | 0.50 |" in grpc_only
     assert "| server | body |" not in grpc_only
 
 
