@@ -6,7 +6,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from gateway.errors import Unimplemented
 from gateway.grpc_prediction import Context
 from gateway.http2.calls import Call, Method
 
@@ -59,12 +58,3 @@ def client_stream(method: ClientStream, gate: Gate | None = None) -> Method:
 def stream(method: Stream, gate: Gate | None = None) -> Method:
     """A method with a stream of requests, which it reads, and one of answers, which it writes."""
     return TaskMethod(lambda _, call: method(call), streamed=True, gate=gate)
-
-
-def unimplemented(sentence: str) -> Method:
-    """A method that Headrace does not offer."""
-
-    async def refused(body: bytes, context: Context) -> bytes:
-        raise Unimplemented(sentence)
-
-    return unary(refused)

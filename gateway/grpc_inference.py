@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from functools import partial
 
+import structlog
+
 from gateway.errors import NotFound, Unimplemented
-from gateway.grpc_calls import Handlers, stream, unary, unimplemented
+from gateway.grpc_calls import Handlers, stream, unary
 from gateway.grpc_prediction import Context, PredictionMethod, visit, visits_of
+from gateway.grpc_shared_memory import SharedMemoryMethods
 from gateway.grpc_stream import InferStream
 from gateway.model_lookup import find_model, known_spec
 from gateway.prediction import FrontState
-from gateway.protocols import metadata_proto
+from gateway.protocols import metadata_proto, settings
 from gateway.protocols.grpc_targets import infer_target, parse
 from gateway.protocols.paths import InferPath
 from gateway.protocols.statistics import statistics_document
@@ -19,18 +22,6 @@ from gateway.snapshot import ANSWERING, State
 from gateway.view import GatewayView
 
 SERVICE = "inference.GRPCInferenceService"
-SHARED_MEMORY = "shared memory regions are not supported; send tensors in the request"
-SETTINGS = "logging and tracing are set by the configuration, not by requests"
-NOT_OFFERED = {
-    "SystemSharedMemoryStatus": SHARED_MEMORY,
-    "SystemSharedMemoryRegister": SHARED_MEMORY,
-    "SystemSharedMemoryUnregister": SHARED_MEMORY,
-    "CudaSharedMemoryStatus": SHARED_MEMORY,
-    "CudaSharedMemoryRegister": SHARED_MEMORY,
-    "CudaSharedMemoryUnregister": SHARED_MEMORY,
-    "TraceSetting": SETTINGS,
-    "LogSettings": SETTINGS,
-}
 
 
 class InferenceService:
@@ -56,7 +47,9 @@ class InferenceService:
             "RepositoryIndex": unary(self.index, gate),
             "RepositoryModelLoad": unary(self.load, gate),
             "RepositoryModelUnload": unary(self.unload, gate),
-            **{name: unimplemented(sentence) for name, sentence in NOT_OFFERED.items()},
+            "TraceSetting": unary(self.trace_setting, gate),
+            "LogSettings": unary(self.log_settings, gate),
+            **SharedMemoryMethods().handlers(gate),
         }
         return {f"/{SERVICE}/{name}": handler for name, handler in offered.items()}
 
@@ -140,6 +133,24 @@ class InferenceService:
         _only_repository(request.repository_name)
         await self._view.unload(request.model_name)
         return b""
+
+    # -- settings -----------------------------------------------------------------------------
+
+    async def trace_setting(self, body: bytes, context: Context) -> bytes:
+        """What is traced: nothing."""
+        request = parse("inference.TraceSettingRequest", body)
+        if request.model_name:
+            find_model(self._view.snapshot, request.model_name)
+        given = {name: list(setting.value) for name, setting in request.settings.items()}
+        settings.check_trace_settings(given)
+        return settings.encode_trace_settings()
+
+    async def log_settings(self, body: bytes, context: Context) -> bytes:
+        """What is logged."""
+        found = settings.log_settings(structlog.get_logger().get_effective_level())
+        given = settings.read_log_settings(parse("inference.LogSettingsRequest", body))
+        settings.check_log_settings(given, found)
+        return settings.encode_log_settings(found)
 
 
 def _infer_path(body: bytes) -> InferPath:

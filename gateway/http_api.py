@@ -20,6 +20,8 @@ from gateway.protocols import metadata
 from gateway.protocols.paths import parse_infer_path, parse_version
 from gateway.protocols.statistics import statistics_document
 from gateway.repository_api import repository
+from gateway.settings_api import settings
+from gateway.shared_memory_api import shared_memory
 from gateway.snapshot import ANSWERING
 from gateway.view import GatewayView
 
@@ -36,7 +38,8 @@ def create_app(view: GatewayView, media: MediaDesk | None = None) -> FastAPI:
     app.include_router(jobs)
     app.include_router(tfserving)
     app.include_router(repository)
-    app.include_router(unsupported)
+    app.include_router(shared_memory)
+    app.include_router(settings)
     app.include_router(openinference)
     answer_errors(app)
     app.add_middleware(Envelope, view=view)
@@ -52,7 +55,6 @@ View = Annotated[GatewayView, Depends(_view)]
 
 health = APIRouter()
 tfserving = APIRouter()
-unsupported = APIRouter()
 openinference = APIRouter()
 
 
@@ -104,21 +106,6 @@ async def tfserving_malformed(request: Request) -> Response:
     """Every other path of TensorFlow Serving's API."""
     _refuse_prediction(request)
     raise _malformed(request)
-
-
-@unsupported.api_route("/v2/logging", methods=ALL_METHODS)
-@unsupported.api_route("/v2/trace/setting", methods=ALL_METHODS)
-@unsupported.api_route("/v2/models/{name}/trace/setting", methods=ALL_METHODS)
-async def log_settings() -> Response:
-    """Triton's logging and trace extensions."""
-    raise Unimplemented("logging and tracing are set by the configuration, not by requests")
-
-
-@unsupported.api_route("/v2/systemsharedmemory/{rest:path}", methods=ALL_METHODS)
-@unsupported.api_route("/v2/cudasharedmemory/{rest:path}", methods=ALL_METHODS)
-async def shared_memory() -> Response:
-    """Triton's shared memory extensions."""
-    raise Unimplemented("shared memory regions are not supported; send tensors in the request")
 
 
 @openinference.get("/v2")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from gateway.errors import InvalidArgument, PermissionDenied, Unimplemented
+from gateway.protocols.json_text import read_json
 from gateway.protocols.quoting import quoted
 from gateway.view import GatewayView
 
@@ -34,10 +34,11 @@ def read_load_parameters(parameters: Mapping[str, Any]) -> dict[str, Any] | None
     config = parameters.get("config", "")
     if config == "":
         return None
-    try:
-        document = json.loads(config) if isinstance(config, str) else config
-    except ValueError:
-        document = None
-    if not isinstance(document, dict):
+    if isinstance(config, str):
+        try:
+            config = read_json(config.encode())
+        except InvalidArgument:
+            config = None
+    if not isinstance(config, dict):
         raise InvalidArgument("the parameter 'config' must be the JSON text of a model config")
-    return document
+    return config

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway.errors import Cancelled, InvalidArgument, Unimplemented
+from gateway.errors import InvalidArgument, Unimplemented
 from gateway.http_answers import json_answer
+from gateway.http_documents import flag_of, read_document
 from gateway.repository_access import read_load_parameters, require_public
 from gateway.view import GatewayView
-
-MAX_DOCUMENT_BYTES = 1024 * 1024
 
 
 def _view(request: Request) -> GatewayView:
@@ -38,15 +36,15 @@ repository = APIRouter()
 @repository.post("/v2/repository/index")
 async def index(request: Request, view: View) -> Response:
     """The models of the store and those that are served; `{"ready": true}` asks for these alone."""
-    document = await _document(request)
+    only_ready = flag_of(await read_document(request), "ready")
     rows = await view.index()
-    return json_answer([row for row in rows if not document.get("ready") or _is_ready(row)])
+    return json_answer([row for row in rows if not only_ready or _is_ready(row)])
 
 
 @repository.post("/v2/repository/models/{name}/load")
 async def load(request: Request, view: Control, name: str) -> Response:
     """Load a model, or load it anew; answers when it is ready."""
-    parameters = _parameters(await _document(request))
+    parameters = _parameters(await read_document(request))
     await view.load(name, read_load_parameters(parameters))
     return Response()
 
@@ -54,7 +52,7 @@ async def load(request: Request, view: Control, name: str) -> Response:
 @repository.post("/v2/repository/models/{name}/unload")
 async def unload(request: Request, view: Control, name: str) -> Response:
     """Serve a model no more."""
-    _parameters(await _document(request))
+    _parameters(await read_document(request))
     await view.unload(name)
     return Response()
 
@@ -68,25 +66,6 @@ async def named_repository(repository_name: str) -> Response:
 
 def _is_ready(row: Mapping[str, str]) -> bool:
     return row["state"] == "READY"
-
-
-async def _document(request: Request) -> dict[str, Any]:
-    """The JSON object of the body; an empty body is an empty object."""
-    body = bytearray()
-    try:
-        async for piece in request.stream():
-            body += piece
-            if len(body) > MAX_DOCUMENT_BYTES:
-                raise InvalidArgument(f"the body is over {MAX_DOCUMENT_BYTES} bytes")
-    except ClientDisconnect:
-        raise Cancelled("the client has left") from None
-    try:
-        document = json.loads(body) if body.strip() else {}
-    except ValueError:
-        document = None
-    if not isinstance(document, dict):
-        raise InvalidArgument("the body must be a JSON object")
-    return document
 
 
 def _parameters(document: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -175,18 +175,6 @@ async def test_models_are_loaded_and_unloaded_where_it_is_open(tmp_path: Path) -
     assert wrong[0] == "INVALID_ARGUMENT" and files[0] == "UNIMPLEMENTED"
 
 
-async def test_what_is_not_offered_says_so(tmp_path: Path) -> None:
-    async with open_house(tmp_path, "a") as house, triton(house) as client:
-        refused = [
-            await code_of(client.get_system_shared_memory_status()),
-            await code_of(client.unregister_cuda_shared_memory()),
-            await code_of(client.get_trace_settings()),
-            await code_of(client.update_log_settings({"log_info": True})),
-        ]
-    assert {code for code, _ in refused} == {"UNIMPLEMENTED"}
-    assert "shared memory" in refused[0][1] and "configuration" in refused[2][1]
-
-
 async def test_errors_are_a_status_with_details(tmp_path: Path) -> None:
     async with open_house(tmp_path, "a") as house, triton(house) as client:
         unknown = await code_of(client.infer("nobody", rows()))

@@ -157,10 +157,9 @@ async def test_tfserving_metadata(path: str) -> None:
         ("POST", "/v2/repository/models/m/unload", 403, "admin listener"),
         ("POST", "/v2/repository/other/index", 501, "one repository"),
         ("POST", "/v2/repository/other/models/m/load", 501, "one repository"),
-        ("GET", "/v2/logging", 501, "configuration"),
-        ("GET", "/v2/models/m/trace/setting", 501, "configuration"),
-        ("POST", "/v2/cudasharedmemory/unregister", 501, "shared memory"),
-        ("GET", "/v2/systemsharedmemory/status", 501, "shared memory"),
+        ("DELETE", "/v2/logging", 405, "DELETE is not allowed"),
+        ("POST", "/v2/systemsharedmemory/status", 405, "POST is not allowed"),
+        ("GET", "/v2/cudasharedmemory/unregister", 405, "GET is not allowed"),
     ],
 )
 async def test_errors_are_json(method: str, path: str, status: int, text: str) -> None:
@@ -184,6 +183,45 @@ async def test_the_repository_index_can_leave_out_what_is_not_ready() -> None:
     assert (await ask("/v2/repository/index", "POST")).json() == INDEX
     ready = await ask("/v2/repository/index", "POST", json={"ready": True})
     assert ready.json() == INDEX[1:]
+
+
+DEEP = b"[" * 250_000
+
+
+@pytest.mark.parametrize("ready", ["5", '"true"', "null", "NaN", "1.5", "[]", "{}"])
+async def test_the_index_takes_ready_as_true_or_false_only(ready: str) -> None:
+    answer = await ask("/v2/repository/index", "POST", content=b'{"ready": %b}' % ready.encode())
+    assert answer.status_code == 400
+    assert answer.json()["error"].startswith("'ready' must be true or false, not ")
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        (DEEP, "JSON Parse error"),
+        (b'{"ready": ' + DEEP, "JSON Parse error"),
+        (b"[NaN, " + DEEP, "JSON Parse error"),
+        (b'{"ready": ' + b"9" * 5000 + b"}", "JSON Parse error"),
+        (b'{"\\ud800": true}', "JSON Parse error"),
+        (b'{"ready": "\xff"}', "JSON Parse error"),
+        (b"true", "must be a JSON object"),
+    ],
+)
+@pytest.mark.parametrize(
+    "path",
+    [
+        "repository/index",
+        "repository/models/m/load",
+        "repository/models/m/unload",
+        "logging",
+        "trace/setting",
+    ],
+)
+async def test_a_body_that_is_no_json_object_is_refused(path: str, body: bytes, text: str) -> None:
+    view = FixedView(SNAPSHOT, repository_control="public")
+    answer = await ask(f"/v2/{path}", "POST", view, content=body)
+    assert answer.status_code == 400 and text in answer.json()["error"]
+    assert view.told == []
 
 
 async def test_models_are_loaded_and_unloaded_where_the_config_opens_it() -> None:
