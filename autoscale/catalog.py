@@ -14,6 +14,8 @@ from replicas.listing import VersionFiles
 from replicas.repository import Repository, StoreAway
 
 SETTLE_S = 1.0
+TOLD = 5
+"""Of what is passed over so much is named in a model's reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +135,7 @@ class Catalog:
                 continue
             versions.append(version)
         self.unsettled |= bool(changing)
+        reason = "" if changing else _reason(name, config, versions)
         entry = CatalogEntry(
             name,
             config,
@@ -140,10 +143,19 @@ class Catalog:
             tuple(versions),
             stamps,
             incomplete,
-            _reason(name, config, versions) if not changing else "",
+            reason + self._passed_over(name, incomplete) if reason else "",
             known=before.known or not changing,
         )
         return replace(entry, slot_class=_slot_class(entry, found))
+
+    def _passed_over(self, name: str, incomplete: Mapping[int, str]) -> str:
+        """What lies there and is not served, for who wonders why; looked up only when needed."""
+        others = {f"version {version}": why for version, why in incomplete.items()}
+        others |= {f"'{other}'": why for other, why in self._repository.passed_over(name).items()}
+        told = [f"{other} ({why})" for other, why in others.items()]
+        if len(told) > TOLD:
+            told[TOLD:] = [f"and {len(told) - TOLD} more"]
+        return f"; passed over: {', '.join(told)}" if told else ""
 
     def _changing(self, name: str, found: Mapping[int, VersionFiles]) -> set[int]:
         """The versions that have not been left alone for long enough.

@@ -19,6 +19,7 @@ from gateway.config import (
     SlotClass,
     split_address,
 )
+from gateway.version_folders import version_folders
 from gateway.yaml_source import KeyPath
 
 LEASES = "leases"
@@ -68,25 +69,21 @@ def cross_check(args: Args, pool: PoolConfig) -> list[Finding]:
     return findings
 
 
-def stored_versions(store: Path, model: str) -> list[int]:
-    """The version folders of a model in a local store, ascending."""
+def stored_versions(store: Path, model: str) -> dict[int, str]:
+    """The version folders of a model in a local store by their numbers, ascending."""
     try:
-        return sorted(int(entry.name) for entry in (store / model).iterdir() if _version(entry))
+        return version_folders(entry.name for entry in (store / model).iterdir())
     except OSError:
-        return []
+        return {}
 
 
 def stored_runtime(store: Path, model: str) -> RuntimeName | None:
     """The runtime that the newest version's files ask for, None when they do not say."""
-    for version in reversed(stored_versions(store, model)):
+    for name in reversed(stored_versions(store, model).values()):
         for runtime, file in _FILES:
-            if (store / model / str(version) / file).is_file():
+            if (store / model / name / file).is_file():
                 return runtime
     return None
-
-
-def _version(entry: Path) -> bool:
-    return entry.name.isascii() and entry.name.isdigit()
 
 
 def _addresses(args: Args) -> Iterator[Finding]:
@@ -151,7 +148,7 @@ def _slots_of_models(args: Args, pool: PoolConfig, store: Path | None) -> Iterat
 
 def _versions(name: str, model: ModelConfig, store: Path | None) -> int:
     """How many versions a model holds at least, as far as config and store tell."""
-    stored = stored_versions(store, name) if store is not None else []
+    stored = list(stored_versions(store, name)) if store is not None else []
     if isinstance(model.versions, tuple):
         kept = set(model.versions)
     elif model.versions == "all":

@@ -19,6 +19,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from gateway.errors import HeadraceError, ModelLoadError
+from gateway.version_folders import is_version, version_folders
 from replicas.listing import (
     Row,
     VersionFiles,
@@ -34,9 +35,10 @@ from replicas.verification import SUMS, Verifier, files_below
 logger = logging.getLogger(__name__)
 
 _MODEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}")
-_VERSION = re.compile(r"0|[1-9][0-9]{0,17}")
 _CREDENTIALS = re.compile(r"(?<=://)[^/@\s]*@|[?#]\S*")
 _REASON_CHARS = 200
+_BESIDE = {"config.pbtxt", "labels.txt"}
+"""What belongs beside the version folders: Triton's configuration, and labels for all of them."""
 _UNUSED_S = 86_400.0
 """What nobody fetched for so long, and the store has no more, leaves the cache."""
 
@@ -95,6 +97,31 @@ class Repository:
 
     def versions(self, model: str) -> list[int]:
         """Versions of `model` in ascending order; empty if the store has no such model."""
+        return sorted(self._version_folders(model))
+
+    def passed_over(self, model: str) -> dict[str, str]:
+        """What lies in a model's folder and is no version of it, and why, by name."""
+        self._check_name(model)
+        with self._store_errors():
+            folder = f"{self._root}/{model}"
+            try:
+                folders = self._folders(folder)
+                entries = self._fs.ls(folder, detail=False)
+            except (FileNotFoundError, NotADirectoryError):
+                return {}
+        versions = version_folders(folders)
+        others = {}
+        for name in folders:
+            if not is_version(name):
+                others[name] = "its name is not a number"
+            elif versions[int(name)] != name:
+                others[name] = f"{versions[int(name)]} is the same version"
+        for name in {PurePosixPath(entry).name for entry in entries} - {*_BESIDE, *folders}:
+            others[name] = "it is not in a version folder"
+        return {name: why for name, why in sorted(others.items()) if not name.startswith(".")}
+
+    def _version_folders(self, model: str) -> dict[int, str]:
+        """The version folders' names by what they mean."""
         self._check_name(model)
         with self._store_errors():
             self._fs.invalidate_cache()
@@ -102,8 +129,8 @@ class Repository:
                 names = self._folders(f"{self._root}/{model}")
             except (FileNotFoundError, NotADirectoryError):
                 self._require_store()
-                return []
-        return _version_numbers(names)
+                return {}
+        return version_folders(names)
 
     def inspect(self, model: str) -> dict[int, VersionFiles]:
         """Every version folder of a model by its listing; empty if the store has no such model.
@@ -113,16 +140,16 @@ class Repository:
         self._check_name(model)
         with self._store_errors():
             found = self._inspect_remote(model) if self._local is None else self._inspect(model)
-        seen = {f"{self._root}/{model}/{version}" for version in found}
-        for gone in [source for source in self._sums if source not in seen]:
-            if gone.startswith(f"{self._root}/{model}/"):
-                del self._sums[gone]
+        for source in list(self._sums):
+            folder, _, name = source.rpartition("/")
+            if folder == f"{self._root}/{model}" and int(name) not in found:
+                del self._sums[source]
         return found
 
     def _inspect(self, model: str) -> dict[int, VersionFiles]:
         found = {}
-        for version in self.versions(model):
-            source = f"{self._root}/{model}/{version}"
+        for version, name in self._version_folders(model).items():
+            source = f"{self._root}/{model}/{name}"
             try:
                 files, changed_s = list_local(Path(source))
             except (FileNotFoundError, NotADirectoryError):
@@ -147,8 +174,8 @@ class Repository:
             if name:
                 trees[folder][name] = row_of(info)
         return {
-            version: self._describe(f"{self._root}/{model}/{version}", trees[str(version)], None)
-            for version in _version_numbers(trees)
+            version: self._describe(f"{self._root}/{model}/{name}", trees[name], None)
+            for version, name in version_folders(trees).items()
         }
 
     def _describe(
@@ -174,15 +201,17 @@ class Repository:
         """
         where = f"model {model} version {version}"
         try:
-            known = self.versions(model)
+            known = self._version_folders(model)
             if version not in known:
                 listing = ", ".join(map(str, known)) or "none"
                 raise ModelLoadError(f"{where} is not in {self._shown} (versions there: {listing})")
             if self._local is not None:
                 with self._store_errors():
-                    return self._check_local(self._local / model / str(version), where)
+                    return self._check_local(self._local / model / known[version], where)
+            source = f"{self._root}/{model}/{known[version]}"
             with self._store_errors():
-                files, contents = self._listed(model, version, where)
+                files = self._files(source, where)
+                contents = self._contents(source, files)
         except StoreAway as error:
             copy = self._copy(model, version, where)
             if copy is None:
@@ -192,7 +221,7 @@ class Repository:
         with self._store_errors():
             # The folder's name changes with its contents: nothing that a slot reads is replaced.
             target = self._cache / model / f"{version}-{contents}"
-            self._download(target, f"{self._root}/{model}/{version}", files, contents, where)
+            self._download(target, source, files, contents, where)
             self._sweep(target, known)
             return target
 
@@ -206,14 +235,6 @@ class Repository:
                 )
         self._verifier.verify(folder, where)
         return folder
-
-    def _listed(
-        self, model: str, version: int, where: str
-    ) -> tuple[dict[str, dict[str, Any]], str]:
-        """The files of a version in a remote store, and what tells their contents from others."""
-        source = f"{self._root}/{model}/{version}"
-        files = self._files(source, where)
-        return files, self._contents(source, files)
 
     def _copy(self, model: str, version: int, where: str) -> Path | None:
         """The version's copy in the cache that was used last; None if that is damaged."""
@@ -262,7 +283,7 @@ class Repository:
                     raise
                 self._verifier.verify(target, where)
 
-    def _sweep(self, target: Path, known: list[int]) -> None:
+    def _sweep(self, target: Path, known: Iterable[int]) -> None:
         """Remove what was left of broken downloads, of other files of this version, and of
         versions that the store has no more.
 
@@ -362,7 +383,3 @@ def detect_runtime(path: Path) -> Literal["onnx", "tensorflow"]:
             f"saved_model.pb (TensorFlow); it holds {which}"
         )
     return found[0]
-
-
-def _version_numbers(names: Iterable[str]) -> list[int]:
-    return sorted(int(name) for name in names if _VERSION.fullmatch(name))

@@ -22,6 +22,7 @@ from gateway.errors import (
     Unauthenticated,
     Unavailable,
 )
+from gateway.version_folders import version_folders
 
 STEP = 32
 """Fully convolutional models take sides that are multiples of this."""
@@ -171,7 +172,10 @@ def describe(answer: Answer, labels: Sequence[str], top: int) -> list[Output]:
 
 def read_labels(store: str, model: str, version: str) -> list[str]:
     """`labels.txt` of a version, or of the model, in a local store; empty when there is none."""
-    for folder in (Path(store, model, version), Path(store, model)):
+    top = Path(store, model)
+    names = version_folders(entry.name for entry in top.iterdir()) if top.is_dir() else {}
+    name = names.get(int(version), version) if version.isdigit() else version
+    for folder in (top / name, top):
         file = folder / "labels.txt"
         if file.is_file():
             return file.read_text(encoding="utf-8").splitlines()

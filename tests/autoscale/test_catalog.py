@@ -167,8 +167,22 @@ def test_a_problem_is_told_and_keeps_the_version_out(tmp_path: Path) -> None:
     repository.found = {1: files_of(changed_s=clock() - 60, problem="it is empty")}
     entry = one(catalog)
     assert (entry.versions, entry.incomplete) == ((), {1: "it is empty"})
-    assert entry.reason == "the store has no complete version folder of model 'm'"
+    nothing = "the store has no complete version folder of model 'm'"
+    assert entry.reason == f"{nothing}; passed over: version 1 (it is empty)"
     assert not catalog.unsettled
+
+
+def test_the_reason_names_what_is_passed_over(store: Path, shelf: Shelf) -> None:
+    write(store / "m", {"v1/model.onnx": b"", "model.onnx": b"", "config.pbtxt": b"", ".x/1": b""})
+    start = "the store has no complete version folder of model 'm'; passed over: "
+    assert shelf.look().reason == (
+        start + "'model.onnx' (it is not in a version folder), 'v1' (its name is not a number)"
+    )
+    write(store / "m", {f"v{number}/model.onnx": b"" for number in range(2, 9)})
+    assert shelf.look().reason.endswith("'v4' (its name is not a number), and 4 more")
+    write(store / "m", {"00000123/model.onnx": b"weights"})
+    entry = shelf.look()
+    assert (entry.versions, entry.reason) == ((123,), "")
 
 
 def test_what_was_complete_stays_while_its_files_change(tmp_path: Path) -> None:

@@ -74,6 +74,32 @@ def test_local_store_lists_models_and_versions_in_order(tmp_path: Path) -> None:
     assert repository.versions("absent") == []
 
 
+def test_zeros_in_front_of_a_version_count_for_nothing(tmp_path: Path) -> None:
+    folder = write(tmp_path / "store" / "tagger" / "00000123", signed(TAGGER))
+    write(tmp_path / "store" / "zero" / "000", TAGGER)
+    repository = local(tmp_path)
+    assert repository.models() == ["tagger", "zero"]
+    assert (repository.versions("tagger"), repository.versions("zero")) == ([123], [0])
+    assert repository.fetch("tagger", 123) == folder
+    assert list(repository.inspect("tagger")) == [123]
+    with pytest.raises(ModelLoadError, match=r"version 12 is not in .*: 123\)$"):
+        repository.fetch("tagger", 12)
+
+
+def test_of_two_folders_for_one_version_that_with_fewer_zeros_counts(tmp_path: Path) -> None:
+    store = tmp_path / "store" / "tagger"
+    write(store / "0012", {"model.onnx": b"old"})
+    plain = write(store / "12", {"model.onnx": b"new"})
+    write(store / "012", {"model.onnx": b"older"})
+    repository = local(tmp_path)
+    assert repository.versions("tagger") == [12] and repository.fetch("tagger", 12) == plain
+    assert repository.passed_over("tagger") == {
+        "0012": "12 is the same version",
+        "012": "12 is the same version",
+    }
+    assert repository.passed_over("absent") == {}
+
+
 def test_local_version_is_used_in_place(tmp_path: Path) -> None:
     folder = write(tmp_path / "store" / "tagger" / "1", signed(TAGGER))
     assert local(tmp_path).fetch("tagger", 1) == folder
@@ -204,6 +230,22 @@ def test_remote_version_is_downloaded_whole(
         folder = repository.fetch("tagger", version)
         assert folder.is_relative_to(tmp_path / "cache")
         assert {name: (folder / name).read_bytes() for name in TAGGER} == TAGGER
+
+
+def test_a_remote_version_with_zeros_in_front_has_one_copy_whatever_their_number(
+    tmp_path: Path, memory: fsspec.AbstractFileSystem
+) -> None:
+    upload(memory, "/models/tagger/00000123", signed(TAGGER))
+    upload(memory, "/models/tagger/v1", TAGGER)
+    repository = Repository("memory://models", tmp_path / "cache")
+    found = repository.inspect("tagger")
+    assert (repository.versions("tagger"), list(found), found[123].problem) == ([123], [123], "")
+    assert repository.passed_over("tagger") == {"v1": "its name is not a number"}
+    folder = repository.fetch("tagger", 123)
+    assert folder.name.startswith("123-") and (folder / "model.onnx").read_bytes() == b"weights"
+    memory.mv("/models/tagger/00000123", "/models/tagger/123", recursive=True)
+    assert repository.fetch("tagger", 123) == folder
+    assert list(repository.inspect("tagger")) == [123]
 
 
 def test_remote_version_is_downloaded_once(

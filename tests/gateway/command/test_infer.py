@@ -314,3 +314,6 @@ def test_labels_stand_with_the_version_or_the_model(tmp_path: Path) -> None:
     assert read_labels(str(tmp_path), "m", "1") == ["a", "b"]
     (tmp_path / "m" / "1" / "labels.txt").write_text("ä\n", encoding="utf-8")
     assert read_labels(str(tmp_path), "m", "1") == ["ä"]
+    (tmp_path / "m" / "002").mkdir()
+    (tmp_path / "m" / "002" / "labels.txt").write_text("c\n")
+    assert read_labels(str(tmp_path), "m", "2") == ["c"]
