@@ -17,6 +17,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as state
 from gateway.errors import InternalError, InvalidArgument, ModelLoadError, NotFound
 from gateway.protocols.tensors import BYTES, ModelSpec, Signature, Tensor, TensorSpec
 from replicas.external_data import check_external_data
+from replicas.foreign_errors import without_places
 from replicas.runtime import Runtime, RuntimeSettings
 
 SIGNATURE = "serving_default"
@@ -291,6 +292,6 @@ def _from_text(value: Tensor) -> Tensor:
 
 
 def _reason(error: Exception) -> str:
-    """What ONNX Runtime says, on one line, without its status, source lines and signatures."""
+    """What ONNX Runtime says, on one line, without its status, places and signatures."""
     text = " ".join(str(error).rpartition("Status Message: ")[2].split())
-    return _NOISE.sub("", text).strip()[:_REASON_CHARS]
+    return without_places(_NOISE.sub("", text))[:_REASON_CHARS]

@@ -24,6 +24,7 @@ from gateway.snapshot import State
 from replicas.batcher import Batcher
 from replicas.compute_thread import ComputeThread
 from replicas.engine import Engine
+from replicas.foreign_errors import without_places
 from replicas.media_codec import MediaCodec
 from replicas.repository import Interrupted, Repository, StoreAway, detect_runtime
 from replicas.runtime import Runtime, RuntimeSettings
@@ -37,6 +38,7 @@ RUNTIME_MODULES: dict[str, str] = {
 MIN_CREDITS = 4
 REMEMBERED = 16
 """How many versions that are not here any more are still reported: the pool then keeps the sums."""
+_REASON_CHARS = 300
 
 _OUR_FAULT = re.compile(r"failed to allocate|bad_alloc|out of memory|OOM|cuda|cudnn|cublas", re.I)
 """What runtimes say when it is the machine, not the file, that a model does not load."""
@@ -215,7 +217,8 @@ class Placements:
             return
         except (OSError, RuntimeError, ValueError, MemoryError) as error:
             log.exception("load_failed", model=order.model, version=order.version)
-            self._fail(loaded, f"{type(error).__name__}: {str(error)[:300]}")
+            said = without_places(str(error))[:_REASON_CHARS]
+            self._fail(loaded, f"{type(error).__name__}: {said}")
             return
         if self._unwanted(loaded):
             runtime.close()

@@ -6,14 +6,16 @@ import logging
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gateway.errors import InternalError, InvalidArgument, ModelLoadError, NotFound
-from gateway.protocols.tensors import BYTES, ModelSpec, Signature, Tensor, TensorSpec
+from gateway.protocols.tensors import BYTES, TENSORFLOW, ModelSpec, Signature, Tensor, TensorSpec
+from replicas.foreign_errors import without_places
 from replicas.runtime import Runtime, RuntimeSettings
 
 # TensorFlow reads this while it is imported: 2 keeps its errors and drops the rest.
@@ -21,7 +23,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import tensorflow as tf
 from google.protobuf.message import DecodeError
-from tensorflow.core.protobuf import saved_model_pb2
+from tensorflow.core.protobuf import config_pb2, saved_model_pb2
+
+# The same for what it logs from Python: advice to who exports models, which nobody here does.
+tf.get_logger().setLevel(logging.ERROR)
 
 logger = logging.getLogger(__name__)
 
@@ -30,11 +35,18 @@ _DEFAULT = "serving_default"
 _PREDICT = "tensorflow/serving/predict"
 _OWN = "__saved_model"  # signatures that initialise and train, not for callers
 _REASON_CHARS = 200
-_NOISE = re.compile(
-    r"Graph execution error:|Detected at node .*|<stack traces unavailable>|\[\[\{\{.*|\[Op:.*"
-    r"|^\d+ root error\(s\) found\.|\(\d+\) \w+: |Cannot parse file b'.*?': ",
-    re.MULTILINE,
+_CALLABLES = 64
+"""Combinations of a TensorFlow 1 signature's outputs whose calls stay prepared."""
+_STACK_TRACE = re.compile(
+    r"\n\s*(?:Original stack trace for|Errors may have originated from|Function call stack:)"
 )
+_ROOT_ERROR = re.compile(r"^\s*\(\d+\) [A-Za-z_ ]+: +", re.MULTILINE)
+_NOISE = re.compile(r"\{\{function_node [^}]*\}\}|\[Op:[^\]]*\](?: name: ?\S*)?|\[\[\{\{.*")
+_NO_REASON = re.compile(
+    r"\s|$|Graph execution error:|Detected at node |Node: '|<stack traces unavailable>|File "
+    r"|Hint: |\d+ root error\(s\) found|\d+ successful operations|\d+ derived errors|Traceback "
+)
+"""Lines that tell where in the graph, or in whose source, and not what."""
 # A damaged SavedModel fails wherever the loader first stumbles over it.
 _LOAD_ERRORS = (
     tf.errors.OpError,
@@ -53,15 +65,20 @@ def load(path: Path, name: str, version: int, settings: RuntimeSettings) -> Runt
     _configure_process(settings)
     graph = _serving_graph(path, where)
     spec = _model_spec(graph, name, version, settings, where)
+    # What TensorFlow 2 exports holds objects. Only a session runs all graphs of TensorFlow 1.
+    open_model = _open_objects if graph.HasField("object_graph_def") else _open_graph
     try:
-        model = tf.saved_model.load(os.fspath(path), tags=list(graph.meta_info_def.tags))
-        functions = {signature: model.signatures[signature] for signature in spec.signatures}
+        model, functions = open_model(path, graph, spec, settings)
     except _LOAD_ERRORS as error:
-        reason = _reason(error).replace(f"{path}/", "")
         raise ModelLoadError(
-            f"{where}: the SavedModel is damaged, incomplete or not supported: {reason}"
+            f"{where}: the SavedModel is damaged, incomplete or not supported: "
+            f"{_reason(error, path)}"
         ) from error
-    return TensorFlowRuntime(model, functions, spec)
+    return TensorFlowRuntime(model, functions, spec, path)
+
+
+Function = Callable[[Mapping[str, Tensor], Sequence[str]], dict[str, Tensor]]
+"""A signature that can be run: inputs and wanted outputs in, outputs out."""
 
 
 class TensorFlowRuntime:
@@ -69,10 +86,13 @@ class TensorFlowRuntime:
 
     single_threaded = False
 
-    def __init__(self, model: Any, functions: Mapping[str, Any], spec: ModelSpec) -> None:
+    def __init__(
+        self, model: Any, functions: Mapping[str, Function], spec: ModelSpec, folder: Path
+    ) -> None:
         self._model = model
         self._functions = dict(functions)
         self._spec = spec
+        self._folder = folder
 
     @property
     def spec(self) -> ModelSpec:
@@ -97,19 +117,85 @@ class TensorFlowRuntime:
                 f"{where} takes the inputs {sorted(wanted)}, not {sorted(inputs)}"
             )
         try:
-            results = function(**{name: _to_tensor(value) for name, value in inputs.items()})
-            return {name: _to_array(results[name]) for name in outputs}
+            return function(inputs, outputs)
         except KeyError as error:
             raise InvalidArgument(f"{where} has no output {error}") from error
         except (tf.errors.InvalidArgumentError, ValueError, TypeError) as error:
-            raise InvalidArgument(f"{where} refused the inputs: {_reason(error)}") from error
+            reason = _reason(error, self._folder)
+            raise InvalidArgument(f"{where} refused the inputs: {reason}") from error
         except tf.errors.OpError as error:
-            raise InternalError(f"{where} failed: {_reason(error)}") from error
+            raise InternalError(f"{where} failed: {_reason(error, self._folder)}") from error
 
     def close(self) -> None:
         """Drop the model; TensorFlow keeps part of the memory until the process ends."""
         self._functions.clear()
+        if isinstance(self._model, tf.compat.v1.Session):
+            self._model.close()
         self._model = None
+
+
+def _open_objects(
+    path: Path, graph: Any, spec: ModelSpec, settings: RuntimeSettings
+) -> tuple[Any, dict[str, Function]]:
+    """The object of a TensorFlow 2 export, and its signatures."""
+    model = tf.saved_model.load(os.fspath(path), tags=list(graph.meta_info_def.tags))
+    return model, {name: _object_function(model.signatures[name]) for name in spec.signatures}
+
+
+def _object_function(concrete: Any) -> Function:
+    def run(inputs: Mapping[str, Tensor], outputs: Sequence[str]) -> dict[str, Tensor]:
+        results = concrete(**{name: _to_tensor(value) for name, value in inputs.items()})
+        return {name: _to_array(results[name].numpy()) for name in outputs}
+
+    return run
+
+
+def _open_graph(
+    path: Path, graph: Any, spec: ModelSpec, settings: RuntimeSettings
+) -> tuple[Any, dict[str, Function]]:
+    """A session with the graph of a TensorFlow 1 export, and its signatures."""
+    config = tf.compat.v1.ConfigProto(
+        intra_op_parallelism_threads=max(1, math.floor(settings.cores)),
+        inter_op_parallelism_threads=1,
+        # Many a graph names the device that it was trained on.
+        allow_soft_placement=True,
+    )
+    if settings.device == "cuda":
+        config.gpu_options.allow_growth = True
+    else:
+        config.device_count["GPU"] = 0
+    session = tf.compat.v1.Session(graph=tf.Graph(), config=config)
+    try:
+        with session.graph.as_default():
+            tf.compat.v1.saved_model.load(session, graph.meta_info_def.tags, os.fspath(path))
+        return session, {
+            name: _graph_function(session, signature) for name, signature in spec.signatures.items()
+        }
+    except BaseException:
+        session.close()
+        raise
+
+
+def _graph_function(session: Any, signature: Signature) -> Function:
+    fed = [spec.name for spec in signature.inputs]
+    tensors = {spec.name: spec.graph_name for spec in signature.outputs}
+
+    @lru_cache(_CALLABLES)
+    def prepared(outputs: tuple[str, ...]) -> Any:
+        # Unlike `Session.run` this leaves shapes to the graph, and takes a sixth of the time.
+        return session._make_callable_from_options(
+            config_pb2.CallableOptions(
+                feed=[spec.graph_name for spec in signature.inputs],
+                fetch=[tensors[name] for name in outputs],
+            )
+        )
+
+    def run(inputs: Mapping[str, Tensor], outputs: Sequence[str]) -> dict[str, Tensor]:
+        results = prepared(tuple(outputs))(*[inputs[name] for name in fed])
+        return {name: _to_array(value) for name, value in zip(outputs, results, strict=True)}
+
+    prepared(tuple(tensors))  # a graph without these tensors is refused now
+    return run
 
 
 def _configure_process(settings: RuntimeSettings) -> None:
@@ -147,9 +233,10 @@ def _serving_graph(path: Path, where: str) -> Any:
         saved.ParseFromString(file.read_bytes())
     except DecodeError as error:
         raise ModelLoadError(f"{where}: {file.name} is truncated or not a SavedModel") from error
-    for graph in saved.meta_graphs:
-        if _SERVE in graph.meta_info_def.tags:
-            return graph
+    graphs = [graph for graph in saved.meta_graphs if _SERVE in graph.meta_info_def.tags]
+    if graphs:
+        # Others are for a device too, as with the tags `serve` and `tpu`.
+        return min(graphs, key=lambda graph: len(graph.meta_info_def.tags))
     raise ModelLoadError(
         f"{where}: {file.name} has no graph tagged {_SERVE!r}; export it for serving"
     )
@@ -169,10 +256,15 @@ def _model_spec(
     return ModelSpec(
         name=name,
         version=version,
-        platform="tensorflow_savedmodel",
+        platform=TENSORFLOW,
         signatures=signatures,
         default_signature=_DEFAULT if _DEFAULT in signatures else next(iter(signatures)),
         max_rows=settings.max_rows if batchable else 0,
+        operations={
+            key: definition.outputs[key].name
+            for key, definition in sorted(graph.signature_def.items())
+            if key.startswith(_OWN) and key in definition.outputs
+        },
     )
 
 
@@ -187,11 +279,12 @@ def _signature(name: str, definition: Any, where: str) -> Signature:
             _tensor_spec(key, info, label) for key, info in sorted(definition.outputs.items())
         ),
         method=definition.method_name or _PREDICT,
+        shapes_bind=False,
     )
 
 
 def _tensor_spec(name: str, info: Any, label: str) -> TensorSpec:
-    dtype = tf.dtypes.as_dtype(info.dtype)
+    dtype = tf.dtypes.as_dtype(info.dtype).base_dtype  # a reference to a variable is read
     servable = dtype == tf.string or dtype.is_integer or dtype.is_bool or dtype.is_floating
     plain = BYTES if dtype == tf.string else np.dtype(dtype.as_numpy_dtype) if servable else None
     if info.WhichOneof("encoding") != "name" or plain is None or plain.kind not in "biufO":
@@ -201,7 +294,7 @@ def _tensor_spec(name: str, info: Any, label: str) -> TensorSpec:
         )
     shape = info.tensor_shape
     sizes = tuple(None if dim.size < 0 else int(dim.size) for dim in shape.dim)
-    return TensorSpec(name, plain, None if shape.unknown_rank else sizes)
+    return TensorSpec(name, plain, None if shape.unknown_rank else sizes, info.name)
 
 
 def _rows_are_free(signature: Signature) -> bool:
@@ -213,9 +306,8 @@ def _to_tensor(value: Tensor) -> Any:
     return tf.constant(value, tf.string) if value.dtype == BYTES else tf.constant(value)
 
 
-def _to_array(tensor: Any) -> Tensor:
+def _to_array(value: Any) -> Tensor:
     # A scalar string comes as bare bytes.
-    value = tensor.numpy()
     return np.array(value, dtype=object) if isinstance(value, bytes) else np.asarray(value)
 
 
@@ -223,6 +315,9 @@ def _list(spec: ModelSpec) -> str:
     return ", ".join(repr(name) for name in spec.signatures)
 
 
-def _reason(error: Exception) -> str:
-    """What TensorFlow says, on one line, without graph positions."""
-    return " ".join(_NOISE.sub("", str(error)).split())[:_REASON_CHARS]
+def _reason(error: Exception, folder: Path) -> str:
+    """The last line that TensorFlow says itself, without places in graphs and file systems."""
+    text = _ROOT_ERROR.sub("", _STACK_TRACE.split(str(error), maxsplit=1)[0])
+    lines = [each for each in text.splitlines() if not _NO_REASON.match(each)]
+    said = _NOISE.sub("", lines[-1]) if lines else type(error).__name__
+    return without_places(said, folder)[:_REASON_CHARS]

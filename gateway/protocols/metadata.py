@@ -62,6 +62,14 @@ def tfserving_metadata(spec: ModelSpec) -> dict[str, Any]:
                     }
                     for name, signature in spec.signatures.items()
                 }
+                | {
+                    name: {
+                        "inputs": {},
+                        "outputs": {name: _operation_info(operation)},
+                        "method_name": "",
+                    }
+                    for name, operation in spec.operations.items()
+                }
             }
         },
     }
@@ -136,8 +144,13 @@ def _tensor_info(tensor: TensorSpec) -> dict[str, Any]:
             "dim": [{"size": str(size), "name": ""} for size in sizes],
             "unknown_rank": unknown,
         },
-        "name": f"{tensor.name}:0",
+        "name": tensor.graph_name or f"{tensor.name}:0",
     }
+
+
+def _operation_info(operation: str) -> dict[str, Any]:
+    shape = {"dim": [], "unknown_rank": True}
+    return {"dtype": "DT_INVALID", "tensor_shape": shape, "name": operation}
 
 
 def _tensor_metadata(tensor: TensorSpec) -> dict[str, Any]:

@@ -38,17 +38,18 @@ def match_signature(model: ModelSpec, inputs: Collection[str]) -> Signature:
 
 
 def check_inputs(signature: Signature, inputs: Mapping[str, Tensor]) -> int | None:
-    """Checks names, dtypes and shapes; gives the rows that all inputs share.
+    """Checks names, dtypes and, where they bind, shapes; gives the rows that all inputs share.
 
-    None means that the request runs alone: a first dimension is fixed, differs or is 0.
+    None means that the request runs alone: a first dimension is fixed, differs or is 0, or a shape
+    is not the signature's, so that its first dimension need not be rows.
     """
     if len(inputs) != len(signature.inputs) or any(s.name not in inputs for s in signature.inputs):
         check_names(signature, inputs)
     rows: set[int | None] = set()
     for spec in signature.inputs:
         tensor = inputs[spec.name]
-        check_tensor(spec, tensor)
-        free = bool(spec.shape) and spec.shape is not None and spec.shape[0] is None
+        fits = check_tensor(spec, tensor, signature.shapes_bind)
+        free = fits and bool(spec.shape) and spec.shape is not None and spec.shape[0] is None
         rows.add(tensor.shape[0] if free else None)
     return (rows.pop() or None) if len(rows) == 1 else None
 
@@ -71,23 +72,25 @@ def check_names(signature: Signature, names: Iterable[str]) -> None:
         )
 
 
-def check_tensor(spec: TensorSpec, tensor: Tensor) -> None:
-    """Raises `InvalidArgument` unless dtype and shape fit the spec."""
+def check_tensor(spec: TensorSpec, tensor: Tensor, shapes_bind: bool = True) -> bool:
+    """Whether the shape fits; raises `InvalidArgument` for a dtype or a shape that binds."""
     if tensor.dtype != spec.dtype:
         raise InvalidArgument(
             f"input '{spec.name}' must be {datatype_name(spec.dtype)}, "
             f"not {datatype_name(tensor.dtype)}"
         )
     if spec.shape is None or tensor.shape == spec.shape:
-        return
-    if len(tensor.shape) != len(spec.shape) or any(
-        want is not None and want != have
-        for want, have in zip(spec.shape, tensor.shape, strict=True)
+        return True
+    if len(tensor.shape) == len(spec.shape) and all(
+        want is None or want == have for want, have in zip(spec.shape, tensor.shape, strict=True)
     ):
+        return True
+    if shapes_bind:
         wanted = ", ".join("-1" if size is None else str(size) for size in spec.shape)
         raise InvalidArgument(
             f"input '{spec.name}' has shape {list(tensor.shape)}, but the model takes [{wanted}]"
         )
+    return False
 
 
 def find_output(signature: Signature, name: object) -> TensorSpec:

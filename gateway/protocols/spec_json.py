@@ -17,10 +17,12 @@ def encode_spec(spec: ModelSpec) -> dict[str, Any]:
         "platform": spec.platform,
         "default_signature": spec.default_signature,
         "max_rows": spec.max_rows,
+        "operations": dict(spec.operations),
         "signatures": [
             {
                 "name": signature.name,
                 "method": signature.method,
+                "shapes_bind": signature.shapes_bind,
                 "inputs": [_encode_tensor(tensor) for tensor in signature.inputs],
                 "outputs": [_encode_tensor(tensor) for tensor in signature.outputs],
             }
@@ -37,6 +39,7 @@ def decode_spec(data: dict[str, Any]) -> ModelSpec:
             tuple(map(_decode_tensor, each["inputs"])),
             tuple(map(_decode_tensor, each["outputs"])),
             each["method"],
+            each.get("shapes_bind", True),
         )
         for each in data["signatures"]
     ]
@@ -47,15 +50,22 @@ def decode_spec(data: dict[str, Any]) -> ModelSpec:
         {signature.name: signature for signature in signatures},
         data["default_signature"],
         data["max_rows"],
+        data.get("operations", {}),
     )
 
 
 def _encode_tensor(tensor: TensorSpec) -> dict[str, Any]:
     dtype = "bytes" if tensor.dtype == BYTES else tensor.dtype.name
-    return {"name": tensor.name, "dtype": dtype, "shape": tensor.shape}
+    return {
+        "name": tensor.name,
+        "dtype": dtype,
+        "shape": tensor.shape,
+        "graph_name": tensor.graph_name,
+    }
 
 
 def _decode_tensor(data: dict[str, Any]) -> TensorSpec:
     dtype = BYTES if data["dtype"] == "bytes" else np.dtype(data["dtype"])
     shape = data["shape"]
-    return TensorSpec(data["name"], dtype, None if shape is None else tuple(shape))
+    sizes = None if shape is None else tuple(shape)
+    return TensorSpec(data["name"], dtype, sizes, data.get("graph_name", ""))

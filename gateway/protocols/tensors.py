@@ -14,27 +14,37 @@ Tensor = NDArray[Any]
 BYTES = np.dtype(object)
 """The dtype of string tensors: object arrays whose elements are `bytes`."""
 
+TENSORFLOW = "tensorflow_savedmodel"
+"""The platform of what TensorFlow runs, in Triton's word."""
+
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
     """A named input or output; `shape` has None where a dimension is free, first the rows.
 
     `shape=None` means that the rank is unknown. `dtype == BYTES` is a string tensor.
+    `graph_name` is what the model's own graph calls it, "" where it has no other name.
     """
 
     name: str
     dtype: np.dtype[Any]
     shape: tuple[int | None, ...] | None
+    graph_name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """One way to call a model. `method` is TensorFlow Serving's method name."""
+    """One way to call a model. `method` is TensorFlow Serving's method name.
+
+    Where `shapes_bind`, inputs of another shape are refused; else the model itself decides on
+    them, and what fits no spec is run alone.
+    """
 
     name: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     method: str = "tensorflow/serving/predict"
+    shapes_bind: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +53,8 @@ class ModelSpec:
 
     `platform` is Triton's word: `onnxruntime_onnx` or `tensorflow_savedmodel`.
     `max_rows` is the largest batch that one run takes (0: rows are not batched).
+    `operations` are signatures that only name an operation of the graph, as what initialises a
+    SavedModel: callers cannot run them, TensorFlow Serving's metadata lists them.
     """
 
     name: str
@@ -51,6 +63,7 @@ class ModelSpec:
     signatures: Mapping[str, Signature]
     default_signature: str = "serving_default"
     max_rows: int = 0
+    operations: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

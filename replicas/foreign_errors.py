@@ -1,0 +1,25 @@
+"""What a foreign library said when it failed, fit for callers: it shows no place of a file."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+_LONGEST = 2000
+"""Characters that are looked at; what is shown is much shorter."""
+_SOURCE = re.compile(r"[\w./\-]*\w\.(?:cc|cpp|cu|h|hpp|py):\d+:?\s*")
+# A scheme, or a slash that does not follow a word, as it does in `and/or` and in names of nodes.
+_FOLDERS = re.compile(
+    r"""(?:\b[A-Za-z][\w+.\-]*://|(?<![\w.)\]}*\-])~?/(?=[\w./\-]))(?:[^\s'"`()\[\]<>,;]*/)?"""
+)
+
+
+def without_places(text: str, folder: Path | None = None) -> str:
+    """The text in one line, with files by their last names and without positions in a source.
+
+    Files below `folder` are named as they lie in it.
+    """
+    if folder is not None:
+        text = text.replace(f"{folder}/", "").replace(str(folder), folder.name)
+    line = " ".join(text.split())[:_LONGEST]
+    return _FOLDERS.sub("", _SOURCE.sub("", line)).strip()
