@@ -1,6 +1,7 @@
 """What classify and regress have in common in every protocol: features in, results out.
 
 A signature that takes serialized `tf.Example` gets them built; others get features by name.
+Errors about results begin as TensorFlow Serving's do.
 """
 
 from __future__ import annotations
@@ -11,11 +12,20 @@ from typing import Any
 import numpy as np
 
 from gateway.errors import InvalidArgument
+from gateway.protocols.datatypes import tensorflow_name
 from gateway.protocols.json_arrays import leaves_to_array
 from gateway.protocols.json_text import text_of
 from gateway.protocols.quoting import listed
 from gateway.protocols.request_checks import check_names
-from gateway.protocols.tensors import BYTES, Signature, Tensor, TensorSpec
+from gateway.protocols.tensors import (
+    BYTES,
+    TENSORFLOW,
+    InferenceRequest,
+    ModelSpec,
+    Signature,
+    Tensor,
+    TensorSpec,
+)
 
 Features = dict[str, list[Any]]
 """By name, values that are all `int` (64 bit), all `float` or all `bytes`."""
@@ -39,13 +49,16 @@ def check_context_size(context_bytes: int, examples: int, max_bytes: int) -> Non
         )
 
 
-def takes_serialized(signature: Signature) -> bool:
-    """Whether the model parses the examples itself."""
-    return (
-        signature.method.endswith(("/classify", "/regress"))
-        and len(signature.inputs) == 1
-        and signature.inputs[0].dtype == BYTES
-    )
+def takes_serialized(model: ModelSpec, signature: Signature) -> bool:
+    """Whether the model parses the examples itself.
+
+    What TensorFlow 2 exports has no method but `predict`; so the one input tells, whatever its
+    name. An ONNX graph cannot parse them.
+    """
+    if model.platform != TENSORFLOW or len(signature.inputs) != 1:
+        return False
+    [spec] = signature.inputs
+    return spec.dtype == BYTES and (spec.shape is None or len(spec.shape) < 2)
 
 
 def serialized_inputs(examples: Sequence[bytes], signature: Signature) -> dict[str, Tensor]:
@@ -76,16 +89,26 @@ def result_outputs(signature: Signature, method: str) -> tuple[str, ...]:
     return found
 
 
-def classes_of(outputs: Mapping[str, Tensor]) -> list[Any]:
+def classes_of(outputs: Mapping[str, Tensor], examples: int) -> list[Any]:
     """For each example a list of `[label, score]` pairs.
 
     Without classes the labels are empty; without scores these are 0, as TensorFlow Serving does.
     """
     for name, tensor in outputs.items():
         if tensor.ndim != 2:
-            raise InvalidArgument(f"output '{name}' must be of shape [examples, classes]")
+            raise InvalidArgument(
+                "Expected Tensor shape: [batch_size num_classes] but got "
+                f"{list(tensor.shape)} in output '{name}'"
+            )
+        _check_results(name, tensor, examples)
+        if name in ("classes", "scores") and (tensor.dtype == BYTES) != (name == "classes"):
+            wanted = "DT_STRING" if name == "classes" else "DT_FLOAT"
+            raise InvalidArgument(
+                f"Expected {name} Tensor of {wanted}. Got: {tensorflow_name(tensor.dtype)}"
+            )
     if len({tensor.shape for tensor in outputs.values()}) != 1:
-        raise InvalidArgument("classes and scores must have the same shape")
+        sizes = " vs. ".join(str(tensor.shape[1]) for tensor in outputs.values())
+        raise InvalidArgument(f"Tensors class and score should match in dim_size(1). Got {sizes}")
     shape = next(iter(outputs.values())).shape
     labels: Any = np.full(shape, "").tolist()
     scores: Any = np.zeros(shape, dtype=np.float32)
@@ -99,14 +122,32 @@ def classes_of(outputs: Mapping[str, Tensor]) -> list[Any]:
     ]
 
 
-def regressions_of(outputs: Mapping[str, Tensor]) -> list[Any]:
+def regressions_of(outputs: Mapping[str, Tensor], examples: int) -> list[Any]:
     """For each example its number."""
-    tensor = next(iter(outputs.values()))
+    [(name, tensor)] = outputs.items()
     if tensor.ndim == 2 and tensor.shape[1] == 1:
         tensor = tensor[:, 0]
-    if tensor.ndim != 1 or tensor.dtype == BYTES:
-        raise InvalidArgument("the regression output must hold one number for each example")
+    if tensor.ndim != 1:
+        raise InvalidArgument(
+            "Expected output Tensor shape to be either [batch_size] or [batch_size, 1] but got "
+            f"{list(tensor.shape)} in output '{name}'"
+        )
+    if tensor.dtype == BYTES:
+        raise InvalidArgument("Expected output Tensor of DT_FLOAT. Got: DT_STRING")
+    _check_results(name, tensor, examples)
     return list(tensor)
+
+
+def example_count(request: InferenceRequest) -> int:
+    """How many examples a request has: each is a row of its tensors."""
+    return len(next(iter(request.inputs.values())))
+
+
+def _check_results(name: str, tensor: Tensor, examples: int) -> None:
+    if len(tensor) != examples:
+        raise InvalidArgument(
+            f"Expected {name} output batch size of {examples}. Got: {len(tensor)}"
+        )
 
 
 def _stack(values: list[list[Any]], spec: TensorSpec) -> Tensor:

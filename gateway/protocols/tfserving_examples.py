@@ -15,6 +15,7 @@ from gateway.protocols.examples import (
     check_context,
     check_context_size,
     classes_of,
+    example_count,
     named_inputs,
     regressions_of,
     result_outputs,
@@ -73,8 +74,9 @@ class ExamplesCodec:
         wanted = {name: outputs[name] for name in wanted_names(request.signature, request.outputs)}
         for tensor in wanted.values():
             check_supported(tensor.dtype)
-        pairs = regressions_of(wanted) if reply.method == "regress" else classes_of(wanted)
-        body = deflate(write_json({"results": pairs}), reply.coding)
+        results = regressions_of if reply.method == "regress" else classes_of
+        answer = {"results": results(wanted, example_count(request))}
+        body = deflate(write_json(answer), reply.coding)
         return Encoded(body, content_encoding=reply.coding)
 
 
@@ -93,7 +95,7 @@ def _decode_inputs(
         features = _features(example, f"example {index}")
         check_context(context, features, index)
         rows.append({**context, **features})
-    if takes_serialized(signature):
+    if takes_serialized(model, signature):
         return signature, serialized_inputs([encode_example(row) for row in rows], signature)
     return signature, named_inputs(rows, signature)
 

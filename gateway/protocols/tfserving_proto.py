@@ -15,6 +15,7 @@ from gateway.protocols.examples import (
     check_context,
     check_context_size,
     classes_of,
+    example_count,
     named_inputs,
     regressions_of,
     result_outputs,
@@ -83,7 +84,7 @@ class ExamplesProtoCodec:
         """Read a ClassificationRequest or RegressionRequest; raises `InvalidArgument`."""
         request = parse(f"{_PACKAGE}.{_REQUESTS[call.method]}", body)
         signature = find_signature(model, request.model_spec.signature_name)
-        inputs = _example_inputs(_examples(request.input, self._max_bytes), signature)
+        inputs = _example_inputs(_examples(request.input, self._max_bytes), model, signature)
         outputs = result_outputs(signature, call.method)
         rows = check_inputs(signature, inputs)
         return InferenceRequest(signature, inputs, rows, outputs, reply=call.method)
@@ -98,11 +99,12 @@ class ExamplesProtoCodec:
             check_supported(tensor.dtype)
         answer = message(f"{_PACKAGE}.{_RESPONSES[method]}")()
         answer.result.SetInParent()
+        count = example_count(request)
         if method == "regress":
-            for value in regressions_of(wanted):
+            for value in regressions_of(wanted, count):
                 answer.result.regressions.add(value=value)
         else:
-            for pairs in classes_of(wanted):
+            for pairs in classes_of(wanted, count):
                 found = answer.result.classifications.add()
                 for label, score in pairs:
                     found.classes.add(label=label, score=score)
@@ -141,8 +143,10 @@ def _examples(given: Any, max_bytes: int) -> list[Any]:
     return examples
 
 
-def _example_inputs(examples: Sequence[Any], signature: Signature) -> dict[str, Tensor]:
-    if takes_serialized(signature):
+def _example_inputs(
+    examples: Sequence[Any], model: ModelSpec, signature: Signature
+) -> dict[str, Tensor]:
+    if takes_serialized(model, signature):
         return serialized_inputs([each.SerializeToString() for each in examples], signature)
     return named_inputs([_features(each) for each in examples], signature)
 

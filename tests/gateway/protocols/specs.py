@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from gateway.protocols.tensors import BYTES, ModelSpec, Signature, TensorSpec
+from gateway.protocols.tensors import BYTES, TENSORFLOW, ModelSpec, Signature, TensorSpec
 
 F4, F8, I8 = np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.int64)
 
@@ -26,6 +27,12 @@ def signature(
 def model(*signatures: Signature) -> ModelSpec:
     """Version 3 of the model `m`."""
     return ModelSpec("m", 3, "onnxruntime_onnx", {s.name: s for s in signatures}, max_rows=8)
+
+
+def saved_model(*signatures: Signature) -> ModelSpec:
+    """The same as TensorFlow runs it: it decides on shapes itself."""
+    own = {s.name: replace(s, shapes_bind=False) for s in signatures}
+    return ModelSpec("m", 3, TENSORFLOW, own, max_rows=8)
 
 
 def one_input(dtype: np.dtype[Any] = F4, *shape: int | None) -> ModelSpec:

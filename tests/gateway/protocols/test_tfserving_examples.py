@@ -6,23 +6,16 @@ import numpy as np
 import pytest
 
 from gateway.errors import InvalidArgument
-from gateway.protocols.tensors import BYTES, Call, InferenceRequest, ModelSpec, Signature, Tensor
+from gateway.protocols.tensors import BYTES, Call, InferenceRequest, ModelSpec, Tensor
 from gateway.protocols.tf_example import encode_example
 from gateway.protocols.tfserving_examples import ExamplesCodec
-from tests.gateway.protocols.specs import F4, I8, model, signature, spec
+from tests.gateway.protocols.specs import F4, I8, model, saved_model, signature, spec
 
 CODEC = ExamplesCodec()
 CLASSES, SCORES = spec("classes", BYTES, None, 2), spec("scores", F4, None, 2)
 FEATURES = [spec("size", F4, None, 1), spec("rooms", I8, None), spec("word", BYTES, None, 2)]
 NAMED = model(signature(FEATURES, [SCORES, spec("features", F4, None, 9), CLASSES]))
-SERIALIZED = model(
-    Signature(
-        "serving_default",
-        (spec("examples", BYTES, None),),
-        (spec("outputs", F4, None, 1),),
-        "tensorflow/serving/regress",
-    )
-)
+SERIALIZED = saved_model(signature([spec("examples", BYTES, None)], [spec("outputs", F4, None, 1)]))
 TWO_SCORES = np.array([[0.25, 0.75]], dtype=F4)
 
 
@@ -124,9 +117,42 @@ def test_regress_reply(shape: tuple[int, ...]) -> None:
 
 def test_reply_of_wrong_shape_is_refused() -> None:
     request = decode(b'{"examples":[{"a":1}]}', SERIALIZED, "regress")
-    with pytest.raises(InvalidArgument, match="one number for each example"):
+    with pytest.raises(InvalidArgument, match=r"^Expected output Tensor shape to be either"):
         CODEC.encode(request, {"outputs": np.zeros((1, 2), dtype=F4)}, SERIALIZED)
     given = model(signature([spec("x", F4, None)], [SCORES]))
     request = decode(b'{"examples":[{"x":1}]}', given)
-    with pytest.raises(InvalidArgument, match=r"shape \[examples, classes\]"):
+    with pytest.raises(
+        InvalidArgument, match=r"^Expected Tensor shape: \[batch_size num_classes\] but got"
+    ):
         CODEC.encode(request, {"scores": np.zeros(1, dtype=F4)}, given)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "said"),
+    [
+        ({"classes": np.zeros((1, 2), F4)}, "Expected classes Tensor of DT_STRING. Got: DT_FLOAT"),
+        ({"scores": np.array([[b"a"]], BYTES)}, "Expected scores Tensor of DT_FLOAT. Got: DT_STRI"),
+        ({"scores": np.zeros((2, 2), F4)}, "Expected scores output batch size of 1. Got: 2"),
+        (
+            {"classes": np.array([[b"a"]], BYTES), "scores": np.zeros((1, 2), F4)},
+            "Tensors class and score should match in dim_size(1). Got 1 vs. 2",
+        ),
+    ],
+)
+def test_results_that_are_no_classes_are_refused(outputs: dict[str, Tensor], said: str) -> None:
+    given = model(
+        signature([spec("x", F4, None)], [s for s in (CLASSES, SCORES) if s.name in outputs])
+    )
+    request = decode(b'{"examples":[{"x":1}]}', given)
+    with pytest.raises(InvalidArgument) as caught:
+        CODEC.encode(request, outputs, given)
+    assert caught.value.message.startswith(said)
+
+
+def test_only_a_tensorflow_model_with_one_string_per_row_gets_serialized_examples() -> None:
+    body = b'{"examples":[{"words":["a","b"]}]}'
+    pairs = signature([spec("words", BYTES, None, 2)], [SCORES])
+    for named in (saved_model(pairs), model(pairs)):
+        assert decode(body, named).inputs["words"].tolist() == [[b"a", b"b"]]
+    single = model(signature([spec("words", BYTES, None)], [SCORES]))
+    assert decode(b'{"examples":[{"words":"a"}]}', single).inputs["words"].tolist() == [b"a"]
