@@ -306,7 +306,8 @@ class Connection(Generic[Head]):
         """The peer may not know yet that this stream, which it has not ended, is over."""
         cut = self._cut
         cut[stream_id] = None
-        if len(cut) > MAX_CUT:
+        # Frames are on their way for no more streams than may be open at once.
+        if len(cut) > max(MAX_CUT, self._limits.streams):
             del cut[next(iter(cut))]
 
     def _on_priority(self, flags: int, stream_id: int, payload: bytes) -> None:
