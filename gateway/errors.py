@@ -33,6 +33,12 @@ class InvalidArgument(HeadraceError):
     grpc_status = "INVALID_ARGUMENT"
 
 
+class FilesRefused(InvalidArgument):
+    """Raised when a load request brings files of its own; over gRPC it has Triton's code."""
+
+    grpc_status = "INTERNAL"
+
+
 class Unauthenticated(HeadraceError):
     """Raised when credentials are missing or wrong."""
 

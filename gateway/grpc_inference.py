@@ -6,7 +6,7 @@ from functools import partial
 
 import structlog
 
-from gateway.errors import NotFound, Unimplemented
+from gateway.errors import NotFound, Unavailable, Unimplemented
 from gateway.grpc_calls import Handlers, stream, unary
 from gateway.grpc_prediction import Context, PredictionMethod, visit, visits_of
 from gateway.grpc_shared_memory import SharedMemoryMethods
@@ -17,7 +17,7 @@ from gateway.protocols import metadata_proto, settings
 from gateway.protocols.grpc_targets import infer_target, parse
 from gateway.protocols.paths import InferPath
 from gateway.protocols.statistics import statistics_document
-from gateway.repository_access import read_load_parameters, require_public
+from gateway.repository_access import load_model, require_public
 from gateway.snapshot import ANSWERING, State
 from gateway.view import GatewayView
 
@@ -74,11 +74,11 @@ class InferenceService:
     # -- a model ------------------------------------------------------------------------------
 
     async def model_ready(self, body: bytes, context: Context) -> bytes:
-        """Whether this model (version) can infer; an unknown one is not ready."""
+        """Whether this model (version) can infer; without a version there is none that can."""
         request = parse("inference.ModelReadyRequest", body)
         try:
             _, found = find_model(self._view.snapshot, request.name, request.version)
-        except NotFound:
+        except (NotFound, Unavailable):
             return metadata_proto.model_ready(False)
         return metadata_proto.model_ready(found.state in ANSWERING)
 
@@ -123,7 +123,7 @@ class InferenceService:
         request = parse("inference.RepositoryModelLoadRequest", body)
         _only_repository(request.repository_name)
         parameters = {name: value.string_param for name, value in request.parameters.items()}
-        await self._view.load(request.model_name, read_load_parameters(parameters))
+        await load_model(self._view, request.model_name, parameters)
         return b""
 
     async def unload(self, body: bytes, context: Context) -> bytes:

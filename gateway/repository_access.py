@@ -1,11 +1,11 @@
-"""Who may load and unload models by request, and what a load request may say."""
+"""Loading models by request: who may, what the request may say, and how errors begin."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from gateway.errors import InvalidArgument, PermissionDenied, Unimplemented
+from gateway.errors import FilesRefused, HeadraceError, InvalidArgument, PermissionDenied
 from gateway.protocols.json_text import read_json
 from gateway.protocols.quoting import quoted
 from gateway.view import GatewayView
@@ -20,12 +20,22 @@ def require_public(view: GatewayView) -> None:
         )
 
 
+async def load_model(view: GatewayView, name: str, parameters: Mapping[str, Any]) -> None:
+    """Load a model of the store; errors begin as Triton's do, which its clients compare."""
+    try:
+        await view.load(name, read_load_parameters(parameters))
+    except HeadraceError as error:
+        text = f"failed to load {quoted(name)}, {error.message}"
+        raise type(error)(text, retry_after_s=error.retry_after_s) from None
+
+
 def read_load_parameters(parameters: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The overriding ModelConfig of a load request; raises `InvalidArgument`, `Unimplemented`."""
+    """The overriding ModelConfig of a load request; raises `InvalidArgument`, `FilesRefused`."""
     for key in parameters:
         if key.startswith("file:"):
-            raise Unimplemented(
-                "models are loaded from the store only; 'file:' parameters are not taken"
+            raise FilesRefused(
+                "failed to poll from model repository: 'file:' parameters are not taken, since a "
+                "caller's files would be run as a model; put them into the store and load it"
             )
         if key != "config":
             raise InvalidArgument(

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from gateway.errors import InvalidArgument, Unimplemented
 from gateway.http_answers import json_answer
 from gateway.http_documents import flag_of, read_document
-from gateway.repository_access import read_load_parameters, require_public
+from gateway.repository_access import load_model, require_public
 from gateway.view import GatewayView
 
 
@@ -44,8 +44,7 @@ async def index(request: Request, view: View) -> Response:
 @repository.post("/v2/repository/models/{name}/load")
 async def load(request: Request, view: Control, name: str) -> Response:
     """Load a model, or load it anew; answers when it is ready."""
-    parameters = _parameters(await read_document(request))
-    await view.load(name, read_load_parameters(parameters))
+    await load_model(view, name, _parameters(await read_document(request)))
     return Response()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import orjson
 
 from gateway.errors import HeadraceError, NotFound
+from gateway.protocols.quoting import quoted
 from gateway.protocols.tensors import Encoded
 
 
@@ -24,7 +25,9 @@ def servable_not_found(name: str, version: int | None = None, label: str | None 
 
 
 def model_not_found(name: str, version: int | None = None) -> NotFound:
-    """The Open Inference Protocol's answer when there is no such model or version."""
-    if version is None:
-        return NotFound(f"unknown model: '{name}' is not served here")
-    return NotFound(f"unknown model: '{name}' has no version {version}")
+    """The Open Inference Protocol's answer when there is no such model or version.
+
+    Triton's clients and examples compare how it begins.
+    """
+    which = quoted(name) if version is None else f"{quoted(name)} version {version}"
+    return NotFound(f"Request for unknown model: {which} is not found")

@@ -76,8 +76,8 @@ def tfserving_metadata(spec: ModelSpec) -> dict[str, Any]:
 
 
 def openinference_server(version: str) -> dict[str, Any]:
-    """The server metadata body."""
-    return {"name": "headrace", "version": version, "extensions": list(EXTENSIONS)}
+    """The server metadata body; the name is what Triton's examples compare (decision 017)."""
+    return {"name": "triton", "version": version, "extensions": list(EXTENSIONS)}
 
 
 def openinference_model(model: ModelView, spec: ModelSpec) -> dict[str, Any]:

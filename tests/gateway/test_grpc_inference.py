@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tritonclient.utils import InferenceServerException
 from gateway.config import Batching, Limits, ModelConfig, Routing
 from gateway.grpc_stream import MAX_IN_FLIGHT
 from gateway.protocols.messages import message
+from gateway.snapshot import ModelView
 from tests.house import MAX_BODY_BYTES, House, grpc_channel, open_house, until
 
 ROW = np.array([[1, 2, 3, 4]], np.float32)
@@ -112,17 +114,20 @@ async def test_strings_pass(tmp_path: Path) -> None:
 
 async def test_what_a_client_asks_before_it_infers(tmp_path: Path) -> None:
     async with open_house(tmp_path, "a") as house, triton(house) as client:
+        empty = ModelView("empty", ModelConfig(), ())
+        house.publish(replace(house.snapshot, models={**house.snapshot.models, "empty": empty}))
         ready = [
             await client.is_model_ready("affine"),
             await client.is_model_ready("affine", "1"),
             await client.is_model_ready("affine", "9"),
             await client.is_model_ready("nobody"),
+            await client.is_model_ready("empty"),
         ]
         server = await client.get_server_metadata()
         metadata = await client.get_model_metadata("affine")
         config = (await client.get_model_config("affine")).config
-    assert ready == [True, True, False, False]
-    assert (server.name, server.version) == ("headrace", "test") and server.extensions
+    assert ready == [True, True, False, False, False]
+    assert (server.name, server.version) == ("triton", "test") and server.extensions
     assert (metadata.name, list(metadata.versions)) == ("affine", ["1"])
     (tensor,) = metadata.inputs
     assert (tensor.name, tensor.datatype, list(tensor.shape)) == ("x", "FP32", [-1, 4])
@@ -172,7 +177,8 @@ async def test_models_are_loaded_and_unloaded_where_it_is_open(tmp_path: Path) -
         ("load", "affine", {"max_batch_size": 4}),
         ("unload", "affine"),
     ]
-    assert wrong[0] == "INVALID_ARGUMENT" and files[0] == "UNIMPLEMENTED"
+    assert wrong[0] == "INVALID_ARGUMENT" and wrong[1].startswith("failed to load 'affine', ")
+    assert files[0] == "INTERNAL" and "failed to poll from model repository" in files[1]
 
 
 async def test_errors_are_a_status_with_details(tmp_path: Path) -> None:
@@ -183,7 +189,8 @@ async def test_errors_are_a_status_with_details(tmp_path: Path) -> None:
         shape = await code_of(client.infer("affine", rows(ROW[:, :3])))
         large = await code_of(client.infer("affine", rows(np.zeros((70_000, 4), np.float32))))
         fine = await client.infer("affine", rows())
-    assert unknown[0] == version[0] == "NOT_FOUND" and "nobody" in unknown[1]
+    assert unknown == ("NOT_FOUND", "Request for unknown model: 'nobody' is not found")
+    assert version == ("NOT_FOUND", "Request for unknown model: 'affine' version 9 is not found")
     assert number[0] == shape[0] == "INVALID_ARGUMENT"
     assert large[0] == "RESOURCE_EXHAUSTED" and str(MAX_BODY_BYTES) in large[1]
     assert fine.as_numpy("y").tolist() == DOUBLED

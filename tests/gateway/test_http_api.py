@@ -69,7 +69,7 @@ async def test_ready_when_gateway_is_not(path: str) -> None:
 
 async def test_server_metadata() -> None:
     body = (await ask("/v2")).json()
-    assert body["name"] == "headrace" and body["version"] == "1.2.3"
+    assert body["name"] == "triton" and body["version"] == "1.2.3"
     assert {"binary_tensor_data", "model_repository", "statistics"} <= set(body["extensions"])
 
 
@@ -137,9 +137,14 @@ async def test_tfserving_metadata(path: str) -> None:
         ("GET", "/v2/models/m/infer", 405, "GET is not allowed"),
         ("POST", "/v2/health/live", 405, "POST is not allowed"),
         ("POST", "/v2/models/m", 405, "POST is not allowed"),
-        ("GET", "/v2/models/zzz", 404, "unknown model: 'zzz'"),
-        ("GET", "/v2/models/zzz/ready", 404, "unknown model: 'zzz'"),
-        ("GET", "/v2/models/m/versions/9/config", 404, "'m' has no version 9"),
+        ("GET", "/v2/models/zzz", 404, "Request for unknown model: 'zzz' is not found"),
+        ("GET", "/v2/models/zzz/ready", 404, "Request for unknown model: 'zzz' is not found"),
+        (
+            "GET",
+            "/v2/models/m/versions/9/config",
+            404,
+            "Request for unknown model: 'm' version 9 is not found",
+        ),
         ("GET", "/v2/models/m/versions/x", 400, "must be a number, not 'x'"),
         ("GET", "/v2/models/m/versions/2", 503, "version 2 is FAILED: no file"),
         ("GET", "/v2/models/m/versions/2/ready", 503, "version 2 is FAILED: no file"),
@@ -148,10 +153,20 @@ async def test_tfserving_metadata(path: str) -> None:
         ("GET", "/v2/other", 404, "nothing at this path"),
         ("GET", "/other", 404, "nothing at this path"),
         ("GET", "/docs", 404, "nothing at this path"),
-        ("GET", "/v2/models/zzz/stats", 404, "unknown model: 'zzz'"),
-        ("GET", "/v2/models/m/versions/9/stats", 404, "'m' has no version 9"),
+        ("GET", "/v2/models/zzz/stats", 404, "Request for unknown model: 'zzz' is not found"),
+        (
+            "GET",
+            "/v2/models/m/versions/9/stats",
+            404,
+            "Request for unknown model: 'm' version 9 is not found",
+        ),
         ("GET", "/v1/models/m/versions/1", 404, "Could not find version 1 of model m"),
-        ("GET", "/v2/models/m/versions/1", 404, "'m' has no version 1"),
+        (
+            "GET",
+            "/v2/models/m/versions/1",
+            404,
+            "Request for unknown model: 'm' version 1 is not found",
+        ),
         ("GET", "/v2/repository/index", 405, "GET is not allowed"),
         ("POST", "/v2/repository/models/m/load", 403, "repository.control: public"),
         ("POST", "/v2/repository/models/m/unload", 403, "admin listener"),
@@ -236,9 +251,14 @@ async def test_models_are_loaded_and_unloaded_where_the_config_opens_it() -> Non
 @pytest.mark.parametrize(
     ("name", "body", "status", "text"),
     [
-        ("absent", {}, 404, "no model 'absent' in the store"),
-        ("m", {"parameters": {"file:1/model.onnx": "AAAA"}}, 501, "from the store only"),
-        ("m", {"parameters": {"config": "{"}}, 400, "JSON text of a model config"),
+        ("absent", {}, 404, "failed to load 'absent', there is no model 'absent' in the store"),
+        ("m", {"parameters": {"file:1/model.onnx": "AAAA"}}, 400, "would be run as a model"),
+        (
+            "m",
+            {"parameters": {"config": "{"}},
+            400,
+            "failed to load 'm', the parameter 'config' must be the",
+        ),
         ("m", {"parameters": 3}, 400, "'parameters' must be an object"),
         ("m", [], 400, "must be a JSON object"),
     ],

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gateway.errors import InvalidArgument, Unimplemented
+from gateway.errors import FilesRefused, InvalidArgument
 from gateway.repository_access import read_load_parameters
 
 
@@ -27,7 +27,11 @@ def test_the_config_is_json_text_or_an_object(parameters: dict[str, Any], docume
 @pytest.mark.parametrize(
     ("parameters", "error", "words"),
     [
-        ({"file:1/model.onnx": "AAAA"}, Unimplemented, "from the store only"),
+        (
+            {"file:1/model.onnx": "AAAA"},
+            FilesRefused,
+            "failed to poll from model repository: .* store",
+        ),
         ({"confg": "{}"}, InvalidArgument, "no parameter 'confg'; it takes 'config'"),
         ({"config": "{"}, InvalidArgument, "must be the JSON text"),
         ({"config": "[]"}, InvalidArgument, "must be the JSON text"),

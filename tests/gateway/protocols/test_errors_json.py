@@ -20,8 +20,8 @@ def test_encode_error_has_one_key() -> None:
         (servable_not_found("m"), "Servable not found for request: Latest(m)"),
         (servable_not_found("m", 7), "Servable not found for request: Specific(m, 7)"),
         (servable_not_found("m", label="new"), "Unrecognized servable version label: new"),
-        (model_not_found("m"), "unknown model: 'm' is not served here"),
-        (model_not_found("m", 7), "unknown model: 'm' has no version 7"),
+        (model_not_found("m"), "Request for unknown model: 'm' is not found"),
+        (model_not_found("m", 7), "Request for unknown model: 'm' version 7 is not found"),
     ],
 )
 def test_not_found_texts(error: NotFound, text: str) -> None:

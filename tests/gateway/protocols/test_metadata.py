@@ -110,7 +110,7 @@ def test_openinference_config_when_rows_are_fixed() -> None:
 
 def test_openinference_server_lists_only_what_is_supported() -> None:
     assert metadata.openinference_server("1.2") == {
-        "name": "headrace",
+        "name": "triton",
         "version": "1.2",
         "extensions": [
             "model_repository",

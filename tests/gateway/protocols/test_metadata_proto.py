@@ -46,7 +46,7 @@ def test_flags(flag: bool) -> None:
 
 def test_server_metadata() -> None:
     read = service_pb2.ServerMetadataResponse.FromString(metadata_proto.server_metadata("1.2"))
-    assert (read.name, read.version) == ("headrace", "1.2")
+    assert (read.name, read.version) == ("triton", "1.2")
     assert tuple(read.extensions) == metadata.EXTENSIONS
 
 
