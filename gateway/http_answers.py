@@ -80,7 +80,8 @@ class Envelope:
 
         try:
             # What is uploaded has a way in of its own: it may have to wait for its turn.
-            if not (path.startswith(OPEN_PATHS) or is_upload(scope["method"], path)):
+            probed = path == "/" or path.startswith(OPEN_PATHS)
+            if not (probed or is_upload(scope["method"], path)):
                 client = scope.get("client")
                 ticket = self._view.visit(headers, client[0] if client else "")
                 state["ticket"] = ticket

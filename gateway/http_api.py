@@ -17,7 +17,7 @@ from gateway.media_api import jobs, uploads
 from gateway.media_exchange import MediaDesk
 from gateway.model_lookup import find_model, find_servable, known_spec, servable_versions
 from gateway.protocols import metadata
-from gateway.protocols.paths import parse_infer_path, parse_version
+from gateway.protocols.paths import parse_infer_path, parse_serving_version
 from gateway.protocols.statistics import statistics_document
 from gateway.repository_api import repository
 from gateway.settings_api import settings
@@ -56,6 +56,12 @@ View = Annotated[GatewayView, Depends(_view)]
 health = APIRouter()
 tfserving = APIRouter()
 openinference = APIRouter()
+
+
+@health.get("/")
+async def alive() -> Response:
+    """The process answers, in the words of KServe's first protocol."""
+    return json_answer({"status": "alive"})
 
 
 @health.get("/healthz")
@@ -97,7 +103,16 @@ async def tfserving_status(
     """The states of all versions of a model, or of one."""
     number = _tfserving_version(request, name, version)
     versions = servable_versions(view.snapshot, name, number, label)
-    return json_answer(metadata.tfserving_status(versions))
+    answer = metadata.tfserving_status(versions)
+    if number is None and label is None:
+        answer |= metadata.kserve_status(name, versions)
+    return json_answer(answer)
+
+
+@tfserving.get("/v1/models")
+async def tfserving_nameless() -> Response:
+    """TensorFlow Serving tells the status of one model at a time."""
+    raise InvalidArgument("Missing model name in request.")
 
 
 @tfserving.api_route("/v1", methods=ALL_METHODS)
@@ -177,9 +192,7 @@ def _malformed(request: Request) -> InvalidArgument:
 
 
 def _tfserving_version(request: Request, name: str, version: str | None) -> int | None:
-    try:
-        if ":" in name:
-            raise _malformed(request)
-        return None if version is None else parse_version(version)
-    except InvalidArgument:
-        raise _malformed(request) from None
+    digits = version is None or (version.isascii() and version.isdigit())
+    if ":" in name or not digits:
+        raise _malformed(request)
+    return None if version is None else parse_serving_version(version)

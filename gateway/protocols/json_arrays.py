@@ -25,6 +25,7 @@ _KINDS: dict[np.dtype[Any], Literal["d", "i", "u"]] = {
     **{np.dtype(t): "i" for t in (np.uint8, np.uint16, np.uint32)},
     np.dtype(np.uint64): "u",
 }
+_WHITE_SPACE = b" \t\n\v\f\r"
 _WIDE = {"d": np.dtype(np.float64), "i": np.dtype(np.int64), "u": np.dtype(np.uint64)}
 _LARGEST_EXACT: dict[np.dtype[Any], int] = {
     np.dtype(np.float16): 2**11 - 1,
@@ -124,14 +125,31 @@ def leaves_to_array(
 
 
 def decode_b64(text: Any, where: str) -> bytes:
-    """Bytes of base64 text with or without padding."""
+    """The bytes of the value of `b64`; raises `InvalidArgument`."""
     if not isinstance(text, str):
         raise InvalidArgument(f"{where}: the value of 'b64' must be a string")
-    unpadded = text.rstrip("=")
     try:
-        return binascii.a2b_base64(unpadded + "=" * (-len(unpadded) % 4), strict_mode=True)
-    except ValueError:
-        raise InvalidArgument(f"{where}: the value of 'b64' is not base64") from None
+        return decode_base64(text)
+    except ValueError as error:
+        raise InvalidArgument(f"{where}: the value of 'b64' is not base64: {error}") from None
+
+
+def decode_base64(text: str) -> bytes:
+    """Bytes of base64 with white space anywhere, and its whole padding or none.
+
+    So TensorFlow Serving reads it, for which `.` pads as well as `=`. Raises `ValueError`.
+    """
+    dense = text.encode(errors="replace").translate(None, _WHITE_SPACE)
+    bare = dense.rstrip(b"=.")
+    missing = b"=" * (-len(bare) % 4)
+    if len(dense) - len(bare) not in (0, len(missing)):
+        raise ValueError(f"it ends with {len(dense) - len(bare)} padding characters")
+    try:
+        return binascii.a2b_base64(bare + missing, strict_mode=True)
+    except binascii.Error:
+        raise ValueError(
+            "it takes A to Z, a to z, 0 to 9, '+' and '/', and more than one for a byte"
+        ) from None
 
 
 def _to_bytes(leaf: Any, where: str, b64: bool) -> bytes:

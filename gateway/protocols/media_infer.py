@@ -7,8 +7,6 @@ also gets `shards`, BYTES [1], which holds JSON.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from gateway.errors import InvalidArgument
 from gateway.frames import Body, pieces
 from gateway.protocols.compression import inflate, reply_coding
 from gateway.protocols.grpc_targets import parse
+from gateway.protocols.json_arrays import decode_base64
 from gateway.protocols.json_text import read_object
 from gateway.protocols.openinference_binary import (
     OpenInferenceCodec,
@@ -181,8 +180,8 @@ def _from_base64(data: Any, where: str) -> bytes:
     if not isinstance(data, str):
         raise InvalidArgument(f"{where}: 'data' should hold one string, the file in base64")
     try:
-        return base64.b64decode(data, validate=True)
-    except (binascii.Error, ValueError):
+        return decode_base64(data)
+    except ValueError:
         raise InvalidArgument(
             f"{where}: the string is not base64; bytes as they are go behind the JSON part, with "
             "'binary_data_size'"

@@ -48,6 +48,11 @@ def tfserving_status(versions: Iterable[VersionView]) -> dict[str, Any]:
     }
 
 
+def kserve_status(name: str, versions: Iterable[VersionView]) -> dict[str, Any]:
+    """What KServe's first protocol tells at the same path: whether some version can be called."""
+    return {"name": name, "ready": any(view.state in ANSWERING for view in versions)}
+
+
 def tfserving_metadata(spec: ModelSpec) -> dict[str, Any]:
     """The metadata body: protobuf's JSON of a SignatureDefMap, default values printed."""
     return {

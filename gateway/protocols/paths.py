@@ -14,13 +14,13 @@ _CACHED_PATHS = 4096
 _CACHED_PATH_BYTES = 512
 """Longer targets are not worth their place in the cache: names have at most 128 characters."""
 
-_VERSION_DIGITS = 19
-"""As many as the largest 64 bit integer has."""
+_LARGEST_VERSION = 2**63 - 1
+_VERSION_DIGITS = len(str(_LARGEST_VERSION))
 
 _TFSERVING = re.compile(
     rb"/v1/models/(?P<model>[^/:]+)"
-    rb"(?:/versions/(?P<version>[^/:]+))?(?:/labels/(?P<label>[^/:]+))?"
-    rb":(?P<method>predict|classify|regress)",
+    rb"(?:/versions/(?P<version>\d+)|/labels/(?P<label>[^/:]+))?"
+    rb":(?-i:(?P<method>predict|classify|regress))",
     re.IGNORECASE,
 )
 _OPENINFERENCE = re.compile(
@@ -50,8 +50,9 @@ class InferPath:
 def parse_infer_path(path: bytes) -> InferPath | None:
     """Reads the target of a POST; None if it is no prediction.
 
-    A query is ignored, and so is a base path before `/v2`. Raises `InvalidArgument` if version
-    and label come together or the version is not a number.
+    A query is ignored, and so is a base path before `/v2`. Raises `InvalidArgument` if the version
+    is no number of 64 bits. As in TensorFlow Serving the method is the one word of `/v1` that must
+    be lower case.
     """
     return _parse_cached(path) if len(path) <= _CACHED_PATH_BYTES else _parse(path)
 
@@ -75,36 +76,49 @@ def is_upload(method: str, path: str) -> bool:
 
 def parse_version(text: str) -> int:
     """A model version; raises `InvalidArgument` unless it is a number of digits."""
-    if not (text.isascii() and text.isdigit() and len(text) <= _VERSION_DIGITS):
-        raise InvalidArgument(f"the model version must be a number, not {quoted(text)}")
-    return int(text)
+    if is_version(text):
+        return int(text)
+    raise InvalidArgument(f"the model version must be a number, not {quoted(text)}")
+
+
+def parse_serving_version(digits: str) -> int:
+    """A version, refused in TensorFlow Serving's words: `InvalidArgument` if it is too large."""
+    if is_version(digits):
+        return int(digits)
+    raise InvalidArgument(f"Failed to convert version: {quoted(digits)} to numeric.")
+
+
+def is_version(text: str) -> bool:
+    """Whether the text is a number of digits that fits into 64 bits."""
+    short = text.isascii() and text.isdigit() and len(text) <= _VERSION_DIGITS
+    return short and int(text) <= _LARGEST_VERSION
 
 
 def _parse(path: bytes) -> InferPath | None:
     path = path.partition(b"?")[0]
     found = _TFSERVING.fullmatch(path)
     if found is not None:
-        label = found["label"]
-        if label is not None and found["version"] is not None:
-            raise InvalidArgument("a request names a version or a label, not both")
+        version, label = found["version"], found["label"]
         return InferPath(
             "tfserving",
-            found["method"].decode().lower(),
+            found["method"].decode(),
             _decoded(found["model"]),
-            _version(found["version"]),
+            None if version is None else parse_serving_version(version.decode()),
             None if label is None else _decoded(label),
         )
     found = _OPENINFERENCE.fullmatch(path)
     if found is None or _TFSERVING_PREFIX.match(path.decode("latin-1")):
         return None
-    return InferPath("openinference", "infer", _decoded(found["model"]), _version(found["version"]))
+    version = found["version"]
+    return InferPath(
+        "openinference",
+        "infer",
+        _decoded(found["model"]),
+        None if version is None else parse_version(_decoded(version)),
+    )
 
 
 _parse_cached = lru_cache(maxsize=_CACHED_PATHS)(_parse)
-
-
-def _version(raw: bytes | None) -> int | None:
-    return None if raw is None else parse_version(_decoded(raw))
 
 
 def _decoded(raw: bytes) -> str:

@@ -43,6 +43,7 @@ async def ask(
 @pytest.mark.parametrize(
     ("path", "expected"),
     [
+        ("/", {"status": "alive"}),
         ("/healthz", {"live": True}),
         ("/v2/health/live", {"live": True}),
         ("/base/path/v2/health/live?query", {"live": True}),
@@ -97,6 +98,13 @@ async def test_tfserving_status(path: str, versions: list[str]) -> None:
     assert [v["version"] for v in answer.json()["model_version_status"]] == versions
 
 
+async def test_the_status_of_a_model_tells_kserve_whether_it_is_ready() -> None:
+    ready, loading = (await ask("/v1/models/m")).json(), (await ask("/v1/models/a%20b")).json()
+    assert (ready["name"], ready["ready"]) == ("m", True)
+    assert (loading["name"], loading["ready"]) == ("a b", False)
+    assert (await ask("/v1/models/m/versions/3")).json().keys() == {"model_version_status"}
+
+
 @pytest.mark.parametrize(
     "path",
     [
@@ -122,7 +130,8 @@ async def test_tfserving_metadata(path: str) -> None:
         ("GET", "/v1/models/m/labels/new", 404, "Unrecognized servable version label: new"),
         ("GET", "/v1/models/m/labels/new/metadata", 404, "version label: new"),
         ("GET", "/v1", 400, "Malformed request: GET /v1"),
-        ("GET", "/v1/models", 400, "Malformed request: GET /v1/models"),
+        ("GET", "/v1/models", 400, "Missing model name in request."),
+        ("POST", "/v1/models", 400, "Malformed request: POST /v1/models"),
         ("GET", "/v1/models/", 400, "Malformed request: GET /v1/models/"),
         ("GET", "/v1/models/m/versions/x", 400, "Malformed request: GET /v1/models/m/versions/x"),
         ("GET", "/v1/models/m:predict", 400, "Malformed request: GET /v1/models/m:predict"),
@@ -130,7 +139,11 @@ async def test_tfserving_metadata(path: str) -> None:
         ("POST", "/v1/models/m", 400, "Malformed request: POST /v1/models/m"),
         ("POST", "/v1/models/m:other", 400, "Malformed request: POST /v1/models/m:other"),
         ("GET", "/v1/models/m/versions/3/labels/x", 400, "Malformed request"),
-        ("POST", "/v1/models/m/versions/3/labels/x:predict", 400, "not both"),
+        ("POST", "/v1/models/m/versions/3/labels/x:predict", 400, "Malformed request: POST"),
+        ("POST", "/v1/models/m:Predict", 400, "Malformed request: POST /v1/models/m:Predict"),
+        ("POST", "/v1/models/m/versions/x:predict", 400, "Malformed request: POST"),
+        ("GET", f"/v1/models/m/versions/{2**63}", 400, "Failed to convert version: "),
+        ("POST", f"/v1/models/m/versions/{2**63}:predict", 400, "Failed to convert version: "),
         ("POST", "/v1/models/m:predict", 501, "predictions are not answered"),
         ("POST", "/v2/models/m/infer", 501, "predictions are not answered"),
         ("POST", "/v2/models/m/versions/x/infer", 400, "must be a number, not 'x'"),

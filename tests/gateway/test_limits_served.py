@@ -166,6 +166,7 @@ async def test_probes_meet_no_limit(tmp_path: Path) -> None:
     async with open_house(tmp_path, "a", access=tiers()) as house, client(house) as http:
         for _ in range(20):
             assert (await http.get("/v2/health/live")).status_code == 200
+            assert (await http.get("/")).status_code == 200
         statuses = [(await http.get("/v2/models/affine")).status_code for _ in range(8)]
         assert statuses.count(429) >= 1
 

@@ -62,6 +62,9 @@ def test_json_and_binary_carry_the_same_file() -> None:
     plain = decode_media("openinference", text, CALL, "boxes", 10**6)
     raw = decode_media("openinference", body, Call("infer", json_length), "boxes", 10**6)
     assert plain.content == raw.content == SMALL
+    lines = base64.encodebytes(SMALL).decode().rstrip("=\n")
+    text = json.dumps({"inputs": [json_body()["inputs"][0] | {"data": [lines]}]}).encode()
+    assert decode_media("openinference", text, CALL, "boxes", 10**6).content == SMALL
     assert plain.parameters == {"threshold": 0.5}
 
 

@@ -17,7 +17,7 @@ from gateway.protocols.paths import InferPath, canonical_path, parse_infer_path
         (b"/v1/models/m:classify?a=/b", InferPath("tfserving", "classify", "m")),
         (b"/v1/models/m/versions/12:regress", InferPath("tfserving", "regress", "m", 12)),
         (
-            b"/V1/Models/M/Labels/St%C3%A9:Predict",
+            b"/V1/Models/M/Labels/St%C3%A9:predict",
             InferPath("tfserving", "predict", "M", None, "Sté"),
         ),
         (b"/v2/models/m/infer", InferPath("openinference", "infer", "m")),
@@ -26,6 +26,10 @@ from gateway.protocols.paths import InferPath, canonical_path, parse_infer_path
         (b"/v2/models/v2/infer", InferPath("openinference", "infer", "v2")),
         (b"/v1/models/m", None),
         (b"/v1/models/m:other", None),
+        (b"/v1/models/m:Predict", None),
+        (b"/v1/models/m/versions/latest:predict", None),
+        (b"/v1/models/m/versions/%31:predict", None),
+        (b"/v1/models/m/versions/1/labels/x:predict", None),
         (b"/v1/models/:predict", None),
         (b"/v1/v2/models/m/infer", None),
         (b"/v2/models/m/ready", None),
@@ -42,9 +46,8 @@ def test_parse_infer_path(path: bytes, expected: InferPath | None) -> None:
 @pytest.mark.parametrize(
     "path",
     [
-        b"/v1/models/m/versions/1/labels/x:predict",
-        b"/v1/models/m/versions/latest:predict",
-        b"/v1/models/m/versions/%31x:predict",
+        b"/v1/models/m/versions/9223372036854775808:predict",
+        b"/v2/models/m/versions/9223372036854775808/infer",
         b"/v2/models/m/versions/-1/infer",
         b"/v2/models/m/versions/12345678901234567890/infer",
         "/v2/models/m/versions/\N{ARABIC-INDIC DIGIT ONE}/infer".encode(),

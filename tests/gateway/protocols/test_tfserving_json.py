@@ -160,6 +160,12 @@ def test_decode_refuses(body: bytes, text: str) -> None:
         (np.float64, "9007199254740992", "cannot hold exactly"),
         (object, "1", 'takes strings or {"b64": ...} objects, not 1'),
         (object, '{"b64":"a"}', "is not base64"),
+        (object, '{"b64":"aGVsbG8=="}', "is not base64: it ends with 2 padding characters"),
+        (object, '{"b64":"aGk=a"}', "is not base64"),
+        (object, '{"b64":"a_-k"}', "is not base64"),
+        (object, '{"b64":"aGk\\u0000"}', "is not base64"),
+        (object, '{"b64":"aG\u00e9k"}', "is not base64"),
+        (object, '{"b64":"===="}', "is not base64"),
         (object, '{"b64":1}', "must be a string"),
     ],
 )
@@ -179,6 +185,10 @@ def test_decode_refuses_values(dtype: Any, value: str, text: str) -> None:
         (np.bool_, "true", True),
         (np.float16, "0.5", 0.5),
         (object, '{"b64":"aGk"}', b"hi"),
+        (object, '{"b64":" aGVs\\r\\nbG8\\t=\\n"}', b"hello"),
+        (object, '{"b64":"aA.."}', b"h"),
+        (object, '{"b64":"aGl="}', b"hi"),
+        (object, '{"b64":" "}', b""),
     ],
 )
 def test_decode_accepts_values(dtype: Any, value: str, expected: Any) -> None:
