@@ -123,8 +123,8 @@ def _decode_json(body: bytes, call: Call, findings: Findings, max_bytes: int) ->
         content = _from_base64(entry.get("data"), where)
     tail.check_end()
     signature = _signature(name, findings)
-    names, binary = wanted_outputs(document, parameters, signature)
-    reply = Reply(id_of(document), binary, reply_coding(call.accept_encoding))
+    names, binary, classes = wanted_outputs(document, parameters, signature)
+    reply = Reply(id_of(document), binary, reply_coding(call.accept_encoding), classes)
     request = InferenceRequest(signature, {}, 1, names or _usual(findings), reply=reply)
     return MediaInput(content, parameters, request)
 

@@ -10,6 +10,7 @@ from gateway.protocols.tensors import ModelSpec, Signature, TensorSpec
 from gateway.snapshot import ANSWERING, ModelView, State, VersionView
 
 EXTENSIONS = (
+    "classification",
     "model_repository",
     "model_configuration",
     "binary_tensor_data",
@@ -103,10 +104,7 @@ def openinference_config(spec: ModelSpec) -> dict[str, Any]:
     With a `max_batch_size` above 0 the first dimension is left out of `dims`.
     """
     signature = default_signature(spec)
-    batched = spec.max_rows > 0 and all(
-        tensor.shape and tensor.shape[0] is None
-        for tensor in (*signature.inputs, *signature.outputs)
-    )
+    batched = spec.batches(signature)
     config: dict[str, Any] = {
         "name": spec.name,
         "platform": spec.platform,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from gateway.errors import InvalidArgument, Unimplemented
+from gateway.protocols.classification import check_classes, top_classes
 from gateway.protocols.compression import MAX_INFLATED_BYTES, deflate, inflate, reply_coding
 from gateway.protocols.datatypes import check_supported, datatype_name, dtype_of
 from gateway.protocols.json_text import read_object, write_json
@@ -49,11 +50,15 @@ _FP16 = np.dtype(np.float16)
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """How to answer: the request's id ("" for none), binary outputs, content coding."""
+    """How to answer: the request's id ("" for none), binary outputs, content coding.
+
+    `classes` says of which outputs so many classes are wanted in place of the tensor.
+    """
 
     id: str
     binary: frozenset[str]
     coding: str
+    classes: Mapping[str, int] = field(default_factory=dict)
 
 
 class OpenInferenceCodec:
@@ -81,8 +86,8 @@ class OpenInferenceCodec:
         }
         tail.check_end()
         rows = check_inputs(signature, inputs)
-        outputs, binary = wanted_outputs(document, parameters, signature)
-        reply = Reply(id_of(document), binary, reply_coding(call.accept_encoding))
+        outputs, binary, classes = wanted_outputs(document, parameters, signature)
+        reply = Reply(id_of(document), binary, reply_coding(call.accept_encoding), classes)
         return InferenceRequest(signature, inputs, rows, outputs, timeout_s_of(parameters), reply)
 
     def encode(
@@ -94,6 +99,9 @@ class OpenInferenceCodec:
         tail: list[bytes] = []
         for name in wanted_names(request.signature, request.outputs):
             tensor = np.asarray(outputs[name], order="C")
+            if name in reply.classes:
+                labels, batched = model.labels.get(name, ()), model.batches(request.signature)
+                tensor = top_classes(tensor, reply.classes[name], labels, batched=batched)
             check_supported(tensor.dtype)
             entry: dict[str, Any] = {
                 "name": name,
@@ -140,26 +148,40 @@ def _decode_input(name: str, entry: dict[str, Any], tail: RawTail | None) -> Ten
 
 def wanted_outputs(
     document: Mapping[str, Any], parameters: Mapping[str, Any], signature: Signature
-) -> tuple[tuple[str, ...] | None, frozenset[str]]:
-    """The names of the wanted outputs (None: all) and those among them to be sent binary."""
+) -> tuple[tuple[str, ...] | None, frozenset[str], dict[str, int]]:
+    """The names of the wanted outputs (None: all), those among them to be sent binary, and how
+    many classes are wanted of those that are to be classified."""
     default = flag_of(parameters, "binary_data_output", False)
-    if not document.get("outputs"):
-        names = None
-        flags = {spec.name: default for spec in signature.outputs}
-    else:
+    names: tuple[str, ...] | None = None
+    flags = {spec.name: default for spec in signature.outputs}
+    classes: dict[str, int] = {}
+    if document.get("outputs"):
         entries = named_entries(document, "outputs")
-        names = tuple(entries)
-        flags = {name: _output_flag(name, entry, default) for name, entry in entries.items()}
+        names, flags = tuple(entries), {}
+        for name, entry in entries.items():
+            where = f"output {quoted(name)}"
+            own = parameters_of(entry, where)
+            refuse_unsupported(own, where)
+            flags[name] = flag_of(own, "binary_data", default)
+            if count := _class_count(own, where):
+                classes[name] = count
     for name, binary in flags.items():
-        _check_json_form(find_output(signature, name), binary)
-    return names, frozenset(name for name, binary in flags.items() if binary)
+        spec = find_output(signature, name)
+        if name in classes:
+            check_classes(spec)
+        else:
+            _check_json_form(spec, binary)
+    return names, frozenset(name for name, binary in flags.items() if binary), classes
 
 
-def _output_flag(name: str, entry: dict[str, Any], default: bool) -> bool:
-    where = f"output {quoted(name)}"
-    parameters = parameters_of(entry, where)
-    refuse_unsupported(parameters, where)
-    return flag_of(parameters, "binary_data", default)
+def _class_count(parameters: Mapping[str, Any], where: str) -> int:
+    count = parameters.get("classification", 0)
+    if type(count) is not int or count < 0:
+        raise InvalidArgument(
+            f"Unable to set 'classification': {where} needs an integer of at least 0, "
+            f"not {quoted(count)}"
+        )
+    return count
 
 
 def _check_json_form(spec: TensorSpec, binary: bool) -> None:

@@ -31,8 +31,6 @@ def refuse_unsupported(parameters: Mapping[str, Any], where: str) -> None:
     """Raises `Unimplemented` for what an input or output asks for that nobody answers."""
     if "shared_memory_region" in parameters:
         raise Unimplemented(f"{where}: shared memory regions are not supported; send the data")
-    if parameters.get("classification"):
-        raise Unimplemented(f"{where}: 'classification' is not supported; rank the scores yourself")
 
 
 def timeout_s_of(parameters: Mapping[str, Any]) -> float | None:

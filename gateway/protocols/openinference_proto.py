@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from gateway.errors import InvalidArgument
+from gateway.protocols.classification import check_classes, top_classes
 from gateway.protocols.datatypes import check_supported, datatype_name, dtype_of
 from gateway.protocols.grpc_targets import parse
 from gateway.protocols.messages import message
@@ -53,10 +54,14 @@ _CONTENTS = {
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """How to answer: the request's id, and whether a final answer is to be marked as such."""
+    """How to answer: the request's id, and whether a final answer is to be marked as such.
+
+    `classes` says of which outputs so many classes are wanted in place of the tensor.
+    """
 
     id: str
     final: bool
+    classes: Mapping[str, int] = field(default_factory=dict)
 
 
 class OpenInferenceProtoCodec:
@@ -69,11 +74,10 @@ class OpenInferenceProtoCodec:
         signature = signature_of(model, parameters, [each.name for each in request.inputs])
         inputs = _decode_inputs(request)
         rows = check_inputs(signature, inputs)
-        reply = Reply(request.id, bool(parameters.get("triton_enable_empty_final_response")))
-        timeout_s = timeout_s_of(parameters)
-        return InferenceRequest(
-            signature, inputs, rows, _wanted(request, signature), timeout_s, reply
-        )
+        outputs, classes = _wanted(request, signature)
+        final = bool(parameters.get("triton_enable_empty_final_response"))
+        reply = Reply(request.id, final, classes)
+        return InferenceRequest(signature, inputs, rows, outputs, timeout_s_of(parameters), reply)
 
     def encode(
         self, request: InferenceRequest, outputs: Mapping[str, Tensor], model: ModelSpec
@@ -87,6 +91,9 @@ class OpenInferenceProtoCodec:
             answer.parameters["triton_final_response"].bool_param = True
         for name in wanted_names(request.signature, request.outputs):
             tensor = np.asarray(outputs[name], order="C")
+            if name in reply.classes:
+                labels, batched = model.labels.get(name, ()), model.batches(request.signature)
+                tensor = top_classes(tensor, reply.classes[name], labels, batched=batched)
             check_supported(tensor.dtype)
             answer.outputs.add(name=name, datatype=datatype_name(tensor.dtype), shape=tensor.shape)
             answer.raw_output_contents.append(encode_raw(tensor))
@@ -149,16 +156,36 @@ def _typed(each: Any, dtype: np.dtype[Any], shape: tuple[int, ...], where: str) 
     return read_list(each.contents, field, dtype, where).reshape(shape)
 
 
-def _wanted(request: Any, signature: Signature) -> tuple[str, ...] | None:
-    """The names of the wanted outputs; None: all."""
-    if not request.outputs:
-        return None
+def _wanted(request: Any, signature: Signature) -> tuple[tuple[str, ...] | None, dict[str, int]]:
+    """The names of the wanted outputs (None: all), and how many classes of those by classes."""
     names: list[str] = []
+    classes: dict[str, int] = {}
     for each in request.outputs:
-        find_output(signature, each.name)
+        spec = find_output(signature, each.name)
         if each.name in names:
             raise InvalidArgument(f"'outputs' names {quoted(each.name)} twice")
-        if each.parameters:
-            refuse_unsupported(_parameters(each.parameters), f"output {quoted(each.name)}")
         names.append(each.name)
-    return tuple(names)
+        if each.parameters:
+            where = f"output {quoted(each.name)}"
+            refuse_unsupported(_parameters(each.parameters), where)
+            if count := _class_count(each.parameters, where):
+                check_classes(spec)
+                classes[each.name] = count
+    return tuple(names) or None, classes
+
+
+def _class_count(parameters: Any, where: str) -> int:
+    """0: the tensor itself is wanted."""
+    if "classification" not in parameters:
+        return 0
+    parameter = parameters["classification"]
+    if parameter.WhichOneof("parameter_choice") != "int64_param":
+        raise InvalidArgument(
+            f"invalid value type for 'classification' parameter, expected int64_param: {where}"
+        )
+    count: int = parameter.int64_param
+    if count < 1:
+        raise InvalidArgument(
+            f"invalid value for 'classification' parameter, expected >= 1: {where} has {count}"
+        )
+    return count

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -55,6 +55,7 @@ class ModelSpec:
     `max_rows` is the largest batch that one run takes (0: rows are not batched).
     `operations` are signatures that only name an operation of the graph, as what initialises a
     SavedModel: callers cannot run them, TensorFlow Serving's metadata lists them.
+    `labels` are the names of an output's classes by the output's name; only the slot knows them.
     """
 
     name: str
@@ -64,6 +65,14 @@ class ModelSpec:
     default_signature: str = "serving_default"
     max_rows: int = 0
     operations: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    def batches(self, signature: Signature) -> bool:
+        """Whether the first dimension of each of its tensors is the rows of a batch."""
+        return self.max_rows > 0 and all(
+            tensor.shape and tensor.shape[0] is None
+            for tensor in (*signature.inputs, *signature.outputs)
+        )
 
 
 @dataclass(frozen=True, slots=True)

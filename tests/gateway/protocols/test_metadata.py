@@ -113,6 +113,7 @@ def test_openinference_server_lists_only_what_is_supported() -> None:
         "name": "triton",
         "version": "1.2",
         "extensions": [
+            "classification",
             "model_repository",
             "model_configuration",
             "binary_tensor_data",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -152,6 +153,31 @@ def x_with(**more: Any) -> dict[str, Any]:
     return {"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1, 2.5], **more}
 
 
+def classified(name: str, count: Any) -> dict[str, Any]:
+    """A request for the highest values of an output."""
+    wanted = {"name": name, "parameters": {"classification": count}}
+    return {"inputs": [x_with()], "outputs": [wanted]}
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_triton_classifies(binary: bool) -> None:
+    model_ = replace(one_input(), labels={"y": ("cat", "dog")})
+    wanted = [triton.InferRequestedOutput("y", binary_data=binary, class_count=1)]
+    request = from_triton(model_, [triton_input("x", X, binary=True)], outputs=wanted)
+    encoded = CODEC.encode(request, {"y": X}, model_)
+    result = to_triton(encoded)
+    assert result.get_output("y")["datatype"] == "BYTES"
+    found = [e if isinstance(e, str) else e.decode() for e in result.as_numpy("y").flat]
+    assert found == ["2.000000:1:dog", "4.000000:1:dog"]
+    assert result.as_numpy("y").shape == (2, 1)
+
+
+def test_no_classes_are_the_tensor_itself() -> None:
+    request = decode(classified("y", 0))
+    answer = json.loads(CODEC.encode(request, OUTPUTS, MODEL).body)
+    assert answer["outputs"][0]["datatype"] == "FP32"
+
+
 def test_body_without_id_is_answered_without_id() -> None:
     request = decode({"inputs": [x_with()]})
     assert request.timeout_s is None and request.outputs is None
@@ -234,6 +260,10 @@ def test_signature_is_chosen_by_parameter_or_by_input_names() -> None:
         ({"inputs": [x_with()], "outputs": {"y": 1}}, "'outputs' must be an array"),
         ({"inputs": [x_with()], "outputs": [{"name": "z"}]}, "unknown output 'z'"),
         ({"inputs": [x_with()], "outputs": [{"name": "y"}, {"name": "y"}]}, "'y' twice"),
+        (classified("y", -1), "Unable to set 'classification': output 'y' needs"),
+        (classified("y", "3"), "at least 0, not '3'"),
+        (classified("y", True), "at least 0, not true"),
+        (classified("text", 1), "unsupported type 'BYTES'"),
     ],
 )
 def test_decode_refuses(document: Any, text: str) -> None:
@@ -245,7 +275,6 @@ def test_decode_refuses(document: Any, text: str) -> None:
 @pytest.mark.parametrize(
     ("more", "text"),
     [
-        ({"outputs": [{"name": "y", "parameters": {"classification": 2}}]}, "'classification'"),
         ({"outputs": [{"name": "y", "parameters": {"shared_memory_region": "r"}}]}, "output 'y'"),
         ({"inputs": [x_with(parameters={"shared_memory_region": "r"})]}, "input 'x'"),
         ({"inputs": [x_with(datatype="BF16")]}, "BF16"),

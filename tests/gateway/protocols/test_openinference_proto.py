@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,11 @@ def x_request(**more: Any) -> Any:
     return request({}, raw=(X.tobytes(),), **more)
 
 
+def classified(count: dict[str, int]) -> Any:
+    """A request for the highest values of `y`."""
+    return x_request(outputs=[{"name": "y", "parameters": {"classification": count}}])
+
+
 def decode(message: Any, model_: ModelSpec | None = None) -> InferenceRequest:
     return CODEC.decode(message.SerializeToString(), INFER, model_ or one_input())
 
@@ -60,6 +66,19 @@ def test_reads_and_writes_what_tritonclient_does() -> None:
     assert (found.rows, found.timeout_s, found.outputs) == (2, 2.5, ("y",))
     encoded = CODEC.encode(found, {"y": Y}, one_input())
     assert encoded == Encoded(ANSWER, "application/grpc")
+
+
+def test_triton_classifies() -> None:
+    model_ = replace(one_input(), labels={"y": ("cat", "dog")})
+    found = decode(classified({"int64_param": 5}), model_)
+    result = read(CODEC.encode(found, {"y": Y}, model_))
+    assert result.as_numpy("y").tolist() == [
+        [b"1.000000:1:dog", b"0.500000:0:cat"],
+        [b"2.000000:0:cat", b"-1.000000:1:dog"],
+    ]
+    alone = replace(model_, max_rows=0)
+    result = read(CODEC.encode(found, {"y": Y[:1]}, alone))
+    assert result.as_numpy("y").tolist() == [b"1.000000:1:dog", b"0.500000:0:cat"]
 
 
 def test_strings_travel_with_their_lengths() -> None:
@@ -204,6 +223,9 @@ FOUR = {"fp32_contents": [1, 2, 3, 4]}
         (request({"shape": [4, 1]}, raw=(X.tobytes(),)), "but the model takes .-1, 2."),
         (x_request(outputs=[{"name": "z"}]), "unknown output 'z'"),
         (x_request(outputs=[{"name": "y"}, {"name": "y"}]), "'outputs' names 'y' twice"),
+        (classified({"int64_param": 0}), "invalid value for 'classification' parameter"),
+        (classified({"uint64_param": 2}), "parameter, expected int64_param"),
+        (classified({}), "parameter, expected int64_param"),
         (x_request(parameters={"timeout": {"int64_param": -1}}), "at least 0, not -1"),
         (x_request(parameters={"timeout": {"string_param": "1"}}), "microseconds"),
         (x_request(parameters={"signature_name": {"int64_param": 1}}), "must be a string"),
@@ -222,12 +244,6 @@ def test_refuses(message: Any, text: str) -> None:
         (x_request(parameters={"sequence_id": {"string_param": "s"}}), "sequences"),
         (request(SHARED), "input 'x': shared memory regions are not supported"),
         (x_request(outputs=[{"name": "y", **SHARED}]), "output 'y': shared memory"),
-        (
-            x_request(
-                outputs=[{"name": "y", "parameters": {"classification": {"int64_param": 3}}}]
-            ),
-            "'classification' is not supported",
-        ),
         (request({"datatype": "BF16"}, raw=(bytes(8),)), "BF16 is not supported"),
     ],
 )
