@@ -85,15 +85,17 @@ def to_array(
     return leaves_to_array(leaves, dtype, where, lossless=lossless, b64=b64).reshape(shape)
 
 
-def flatten(value: Any, where: str) -> tuple[list[Any], tuple[int, ...]]:
+def flatten(
+    value: Any, where: str, max_levels: int = MAX_RANK
+) -> tuple[list[Any], tuple[int, ...]]:
     """The scalars of nested lists in row-major order, and the shape; raises when ragged."""
     if type(value) is not list:
         return [value], ()
     shape = [len(value)]
     level = value
     while level and type(level[0]) is list:
-        if len(shape) == MAX_RANK:
-            raise InvalidArgument(f"{where} has more than {MAX_RANK} dimensions")
+        if len(shape) == max_levels:
+            raise InvalidArgument(f"{where} has more than {max_levels} dimensions")
         if set(map(type, level)) != {list} or len(set(map(len, level))) > 1:
             raise _ragged(where)
         shape.append(len(level[0]))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from gateway.errors import InvalidArgument, Unimplemented
+from gateway.errors import InvalidArgument
 from gateway.protocols.classification import check_classes, top_classes
 from gateway.protocols.compression import MAX_INFLATED_BYTES, deflate, inflate, reply_coding
 from gateway.protocols.datatypes import check_supported, datatype_name, dtype_of
@@ -28,14 +29,16 @@ from gateway.protocols.openinference_parameters import (
     timeout_s_of,
 )
 from gateway.protocols.openinference_quick import read_quickly
-from gateway.protocols.quoting import quoted
+from gateway.protocols.quoting import listed, quoted
 from gateway.protocols.raw_tensors import RawTail, decode_raw, encode_raw
 from gateway.protocols.request_checks import (
     check_inputs,
     find_output,
+    find_signature,
     wanted_names,
 )
 from gateway.protocols.tensors import (
+    BYTES,
     Call,
     Encoded,
     InferenceRequest,
@@ -73,6 +76,8 @@ class OpenInferenceCodec:
         Binary inputs may share the body's memory, which must not change afterwards.
         """
         plain = inflate(body, call.content_encoding, self._max_inflated_bytes)
+        if call.json_length == 0:
+            return _raw_request(memoryview(plain), call, model)
         text, raw = split_body(plain, call.json_length)
         document = (None if raw else read_quickly(text)) or read_object(text)
         parameters = parameters_of(document, "the request")
@@ -123,6 +128,44 @@ class OpenInferenceCodec:
         if not reply.binary:
             return Encoded(body, content_encoding=reply.coding)
         return Encoded(body, "application/octet-stream", len(text), reply.coding)
+
+
+def _raw_request(raw: memoryview, call: Call, model: ModelSpec) -> InferenceRequest:
+    """A body without a JSON part: the one input's bytes, as one row where rows are batched."""
+    signature = find_signature(model, "")
+    if len(signature.inputs) != 1:
+        raise InvalidArgument(
+            "a request without a JSON part (Inference-Header-Content-Length: 0) is for models with "
+            f"one input; this one takes {listed(spec.name for spec in signature.inputs)}"
+        )
+    [spec] = signature.inputs
+    shape = _raw_shape(spec, len(raw), batched=model.max_rows > 0)
+    if spec.dtype == BYTES:
+        tensor = np.array([bytes(raw)], dtype=BYTES).reshape(shape)
+    else:
+        tensor = decode_raw(raw, spec.dtype, shape, f"input '{spec.name}'")
+    inputs = {spec.name: tensor}
+    binary = frozenset(each.name for each in signature.outputs)
+    reply = Reply("", binary, reply_coding(call.accept_encoding))
+    return InferenceRequest(signature, inputs, check_inputs(signature, inputs), reply=reply)
+
+
+def _raw_shape(spec: TensorSpec, size: int, *, batched: bool) -> tuple[int, ...]:
+    """The shape that `size` bytes have; BYTES are one string, without its length in front."""
+    sizes: list[int | None] = [None] * 3 if spec.shape is None else list(spec.shape)
+    if batched and sizes and sizes[0] is None:
+        sizes[0] = 1
+    known = math.prod(each for each in sizes if each is not None)
+    free = sizes.count(None)
+    if free > 1 or (spec.dtype == BYTES and (free or known != 1)):
+        what = "one string" if spec.dtype == BYTES else "a shape with one free dimension at most"
+        raise InvalidArgument(
+            f"a request without a JSON part is for inputs of {what}; name the shape of input "
+            f"'{spec.name}' in one"
+        )
+    row_bytes = known * spec.dtype.itemsize
+    deduced = size // row_bytes if row_bytes else 0
+    return tuple(deduced if each is None else each for each in sizes)
 
 
 def _decode_input(name: str, entry: dict[str, Any], tail: RawTail | None) -> Tensor:
@@ -195,11 +238,10 @@ def split_body(body: bytes | memoryview, json_length: int | None) -> tuple[bytes
     """The JSON text and the raw tail of a body; without a length all of it is JSON."""
     if json_length is None:
         return bytes(body), memoryview(b"")
-    if json_length == 0:
-        raise Unimplemented("raw requests without a JSON part are not supported")
     if not 0 < json_length <= len(body):
         raise InvalidArgument(
-            f"Inference-Header-Content-Length is {json_length}, but the body has {len(body)} bytes"
+            f"Inference-Header-Content-Length is {json_length}, but the JSON part has at least 1 "
+            f"byte and the body has {len(body)} bytes"
         )
     view = memoryview(body)
     return bytes(view[:json_length]), view[json_length:]

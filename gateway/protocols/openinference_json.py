@@ -13,14 +13,23 @@ from gateway.protocols.json_arrays import MAX_RANK, flatten, leaves_to_array
 from gateway.protocols.quoting import quoted
 from gateway.protocols.tensors import BYTES, Tensor
 
+MAX_NESTING = 100
+"""Levels of lists in `data`: Triton's limit for JSON."""
 _MAX_ELEMENTS = 2**40
 """No tensor is as long; numpy overflows on larger shapes, even if one dimension is 0."""
 
 
 def parameters_of(holder: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """By name, strings, numbers and booleans: all that gRPC has as well."""
     parameters = holder.get("parameters", {})
     if not isinstance(parameters, dict):
         raise InvalidArgument(f"'parameters' of {where} must be an object")
+    for name, value in parameters.items():
+        if not isinstance(value, str | int | float):
+            raise InvalidArgument(
+                f"parameter {quoted(name)} of {where} must be a string, a number, true or false, "
+                f"not {quoted(value)}"
+            )
     return parameters
 
 
@@ -41,12 +50,15 @@ def named_entries(document: Mapping[str, Any], key: str) -> dict[str, dict[str, 
 
 
 def decode_data(data: Any, dtype: np.dtype[Any], shape: tuple[int, ...], where: str) -> Tensor:
-    """`data` is flat or nested like the shape; or it is an array that was read quickly."""
+    """`data` is flat or nested like the shape; or it is an array that was read quickly.
+
+    Lists of one element may stand anywhere, as they change neither number nor order.
+    """
     if isinstance(data, np.ndarray):
         flat: Tensor = data
     elif isinstance(data, list):
-        leaves, nesting = flatten(data, f"{where}: 'data'")
-        if len(nesting) > 1 and nesting != shape:
+        leaves, nesting = flatten(data, f"{where}: 'data'", MAX_NESTING)
+        if len(nesting) > 1 and nesting != shape and not _same_order(nesting, shape):
             raise InvalidArgument(
                 f"{where}: 'data' is nested as {list(nesting)}, but 'shape' is {list(shape)}"
             )
@@ -58,6 +70,11 @@ def decode_data(data: Any, dtype: np.dtype[Any], shape: tuple[int, ...], where: 
             f"{where} needs {math.prod(shape)} values for its shape {list(shape)}, not {flat.size}"
         )
     return flat.reshape(shape)
+
+
+def _same_order(nesting: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    lists = [size for size in nesting if size != 1]
+    return len(lists) < 2 or lists == [size for size in shape if size != 1]
 
 
 def shape_of(value: Any, where: str) -> tuple[int, ...]:

@@ -33,11 +33,15 @@ async def test_both_protocols_answer(tmp_path: Path, force_tcp: bool) -> None:
     async with open_house(tmp_path, "a", force_tcp=force_tcp) as house, client(house) as http:
         rows = await http.post(PREDICT, json={"instances": [ROW, ROW]})
         infer = await http.post(INFER, json=infer_body() | {"id": "mine"})
+        content, no_json = np.array(ROW, "<f4").tobytes(), {"Inference-Header-Content-Length": "0"}
+        raw = await http.post(INFER, content=content, headers=no_json)
         assert house.plane.links() == {"a": "tcp" if force_tcp else "unix"}
     assert rows.status_code == 200 and rows.json() == {"predictions": [DOUBLED, DOUBLED]}
     answer = infer.json()
     assert answer["id"] == "mine" and answer["model_version"] == "1"
     assert answer["outputs"][0]["data"] == DOUBLED
+    at = int(raw.headers["inference-header-content-length"])
+    assert np.frombuffer(raw.content[at:], "<f4").tolist() == DOUBLED
 
 
 async def test_request_ids_are_kept_or_made(tmp_path: Path) -> None:

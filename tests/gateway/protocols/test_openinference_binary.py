@@ -17,8 +17,16 @@ from tritonclient.utils import np_to_triton_dtype
 from gateway.errors import InvalidArgument, PayloadTooLarge, Unimplemented
 from gateway.protocols.compression import deflate
 from gateway.protocols.openinference_binary import OpenInferenceCodec
-from gateway.protocols.tensors import BYTES, Call, Encoded, InferenceRequest, ModelSpec, Tensor
-from tests.gateway.protocols.specs import F4, I8, model, one_input, signature, spec
+from gateway.protocols.tensors import (
+    BYTES,
+    Call,
+    Encoded,
+    InferenceRequest,
+    ModelSpec,
+    Tensor,
+    TensorSpec,
+)
+from tests.gateway.protocols.specs import F4, I8, TWO_INPUTS, model, one_input, signature, spec
 
 CODEC = OpenInferenceCodec()
 MODEL = model(
@@ -202,8 +210,16 @@ def test_output_flag_wins_over_request_flag() -> None:
     assert answer["outputs"][1]["parameters"] == {"binary_data_size": 10}
 
 
+def nested(value: Any, levels: int) -> Any:
+    """A list in so many levels of lists of one, itself included."""
+    for _ in range(levels - 1):
+        value = [value]
+    return value
+
+
 def test_nested_data_and_zero_sizes() -> None:
-    assert decode({"inputs": [x_with(data=[[1, 2]])]}).inputs["x"].tolist() == [[1.0, 2.0]]
+    for data in ([[1, 2]], [[1], [2]], nested([1, 2], 100), [[[[1]]], [[[2]]]]):
+        assert decode({"inputs": [x_with(data=data)]}).inputs["x"].tolist() == [[1.0, 2.0]]
     empty = decode({"inputs": [x_with(shape=[0, 2], data=[])]})
     assert empty.inputs["x"].shape == (0, 2) and empty.rows is None
 
@@ -243,7 +259,16 @@ def test_signature_is_chosen_by_parameter_or_by_input_names() -> None:
         ({"inputs": [x_with(shape=[1] * 33)]}, "at most 32 dimensions"),
         ({"inputs": [x_with(shape=[2, 2])]}, "needs 4 values for its shape [2, 2], not 2"),
         ({"inputs": [x_with(shape=[2])]}, "has shape [2], but the model takes [-1, 2]"),
-        ({"inputs": [x_with(data=[[1], [2]])]}, "nested as [2, 1], but 'shape' is [1, 2]"),
+        ({"inputs": [x_with(data=[[1, 2, 3], [4, 5, 6]], shape=[3, 2])]}, "nested as [2, 3], but"),
+        ({"inputs": [x_with(data=nested([1, 2], 101))]}, "has more than 100 dimensions"),
+        ({"inputs": [x_with(data=nested([1, 2], 900))]}, "has more than 100 dimensions"),
+        ({"inputs": [x_with(parameters={"mine": [1]})]}, "parameter 'mine' of input 'x' must be a"),
+        ({"inputs": [x_with()], "parameters": {"mine": {}}}, "of the request must be a string, a"),
+        ({"inputs": [x_with()], "parameters": {"mine": None}}, "true or false, not null"),
+        (
+            {"inputs": [x_with()], "outputs": [{"name": "y", "parameters": {"a": []}}]},
+            "parameter 'a' of output 'y' must be",
+        ),
         ({"inputs": [x_with(data=[[1, 2], [3]])]}, "ragged"),
         ({"inputs": [x_with(data=[1, [2]])]}, "ragged"),
         ({"inputs": [x_with(data=1)]}, "'data' must be an array"),
@@ -298,7 +323,7 @@ def test_tokens_are_read() -> None:
     [
         (-1, 0, "only 7 bytes are left"),
         (1, 0, "1 bytes of the body belong to no input"),
-        (0, 10**6, "but the body has"),
+        (0, 10**6, "and the body has"),
         (0, -1, "JSON Parse error"),
         (0, 1, "JSON Parse error"),
     ],
@@ -323,9 +348,64 @@ def test_binary_input_with_data_or_wrong_size_is_refused() -> None:
             CODEC.decode(head + bytes(8), Call("infer", len(head)), MODEL)
 
 
-def test_header_length_of_zero_and_below() -> None:
-    with pytest.raises(Unimplemented, match="without a JSON part"):
-        CODEC.decode(bytes(8), Call("infer", 0), MODEL)
+RAW = Call("infer", 0)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "batched", "size", "shape", "rows"),
+    [
+        ((None, 2), True, 8, (1, 2), 1),
+        ((None, None), True, 12, (1, 3), 1),
+        ((None, None), True, 0, (1, 0), 1),
+        ((None, 2), False, 24, (3, 2), 3),
+        ((2, 3), False, 24, (2, 3), None),
+        ((None, 0), False, 0, (0, 0), None),
+        ((), False, 4, (), None),
+    ],
+)
+def test_a_body_without_json_is_the_one_input(
+    sizes: tuple[int | None, ...], batched: bool, size: int, shape: tuple[int, ...], rows: int
+) -> None:
+    model_ = replace(model(signature([spec("x", F4, *sizes)])), max_rows=8 * batched)
+    given = np.arange(size // 4, dtype=F4)
+    request = CODEC.decode(given.tobytes(), RAW, model_)
+    np.testing.assert_array_equal(request.inputs["x"], given.reshape(shape))
+    assert request.rows == rows
+    encoded = CODEC.encode(request, {"y": np.ones((1, 2), F4)}, model_)
+    assert to_triton(encoded).as_numpy("y").tolist() == [[1.0, 1.0]]
+    assert encoded.json_length is not None and len(encoded.body) == encoded.json_length + 8
+
+
+def test_a_body_without_json_may_be_one_string_and_compressed() -> None:
+    for batched, sizes in ((True, (None,)), (False, (1,)), (True, (None, 1))):
+        model_ = replace(model(signature([spec("x", BYTES, *sizes)])), max_rows=8 * batched)
+        call = Call("infer", 0, content_encoding="gzip")
+        x = CODEC.decode(deflate(b"\xff\x00a", "gzip"), call, model_).inputs["x"]
+        assert x.reshape(-1).tolist() == [b"\xff\x00a"] and x.ndim == len(sizes)
+
+
+@pytest.mark.parametrize(
+    ("model_", "size", "text"),
+    [
+        (TWO_INPUTS, 8, "is for models with one input; this one takes 'a', 'b'"),
+        (one_input(F4, None, 2), 12, "needs 8 bytes for its shape [1, 2], not 12"),
+        (one_input(F4, None, None), 7, "needs 4 bytes for its shape [1, 1], not 7"),
+        (one_input(F4, None, None, None), 8, "a shape with one free dimension at most"),
+        (model(signature([TensorSpec("x", F4, None)])), 8, "name the shape of input 'x'"),
+        (one_input(BYTES, None, 2), 8, "inputs of one string"),
+        (one_input(BYTES, None, None), 8, "inputs of one string"),
+        (model(signature([TensorSpec("x", BYTES, None)])), 8, "inputs of one string"),
+    ],
+)
+def test_a_body_without_json_is_refused_where_its_shape_is_unclear(
+    model_: ModelSpec, size: int, text: str
+) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        CODEC.decode(bytes(size), RAW, model_)
+    assert text in caught.value.message
+
+
+def test_header_length_below_zero() -> None:
     with pytest.raises(InvalidArgument, match="-1"):
         CODEC.decode(bytes(8), Call("infer", -1), MODEL)
 
