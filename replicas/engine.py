@@ -35,6 +35,8 @@ BRIEF_S = 0.2e-3
 """To wake a thread for shorter runs, and the loop after each, costs more than they do."""
 LATEST = 32
 """So many runs count for the mean that is compared with it."""
+TELL_S = 1.0
+"""At most so often the log tells what a runtime said of a run that it refused."""
 MEDIA_THREADS = 2
 """A stage sends a shard the next part while it computes one."""
 log = structlog.get_logger()
@@ -98,6 +100,7 @@ class Engine:
         self._idle.set()
         self._outbox: dict[Channel, list[Reply]] = {}
         self._run_s = 10 * BRIEF_S
+        self._told_s = -TELL_S
 
     def __len__(self) -> int:
         """Requests that are not answered yet."""
@@ -267,6 +270,7 @@ class Engine:
     def _failed(self, batch: Batch, error: BaseException) -> None:
         if isinstance(error, HeadraceError):
             shown = error
+            self._tell_cause(error)
         else:
             for pending in batch.pendings:
                 trace = trace_of(pending.token.meta)
@@ -278,6 +282,15 @@ class Engine:
                 self._again(pending)
             else:
                 self._answer(pending.token, shown)
+
+    def _tell_cause(self, error: HeadraceError) -> None:
+        """Log all that the runtime said; callers cause what is refused, so only now and then."""
+        now_s = time.monotonic()
+        if error.__cause__ is None or now_s - self._told_s < TELL_S:
+            return
+        self._told_s = now_s
+        tell = log.warning if error.http_status >= 500 else log.info
+        tell("run_failed", model=self.spec.name, reason=error.message, said=str(error.__cause__))
 
     def _again(self, pending: Pending) -> None:
         """Its batch failed, so run it by itself: neighbours must not share one's mistake."""

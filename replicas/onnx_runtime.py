@@ -61,7 +61,7 @@ _NOISE = re.compile(
     r"^.* was false\. "  # the condition of an assertion, which a sentence follows
     r"|\[ONNXRuntimeError\] : \d+ : \w+ : "  # the status, which the type of the error says too
     r"|Load model from .*? failed:"
-    r"|\S+\.(?:cc|h|hpp|cpp|cu):\d+ "  # where in its source
+    r"|[\w/\-]+\.(?:cc|h|hpp|cpp|cu):\d+ "  # where in its source
     r"|[\w:*&<>, ]*\bonnxruntime::[^()]*\([^()]*\)(?: const)? "
     r"|Error in execution: "
     r"| Please fix either the inputs/outputs or the model\."

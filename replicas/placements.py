@@ -212,6 +212,9 @@ class Placements:
             self._move(loaded, State.WARMING)
             await loop.run_in_executor(None, warm_up, runtime, path)
         except HeadraceError as error:
+            if error.__cause__ is not None:
+                said = str(error.__cause__)
+                log.warning("load_failed", model=order.model, version=order.version, said=said)
             loaded.broken = refuses_files(error)
             self._fail(loaded, error.message)
             return

@@ -41,7 +41,10 @@ _STACK_TRACE = re.compile(
     r"\n\s*(?:Original stack trace for|Errors may have originated from|Function call stack:)"
 )
 _ROOT_ERROR = re.compile(r"^\s*\(\d+\) [A-Za-z_ ]+: +", re.MULTILINE)
-_NOISE = re.compile(r"\{\{function_node [^}]*\}\}|\[Op:[^\]]*\](?: name: ?\S*)?|\[\[\{\{.*")
+_NOISE = re.compile(
+    r"\{\{function_node [^}]*\}\}|\[Op:[^\]]*\](?: name: ?\S*)?|\[\[\{\{.*"
+    r"| in binary running on \S+(?=\.)"  # the name of this host
+)
 _NO_REASON = re.compile(
     r"\s|$|Graph execution error:|Detected at node |Node: '|<stack traces unavailable>|File "
     r"|Hint: |\d+ root error\(s\) found|\d+ successful operations|\d+ derived errors|Traceback "
@@ -182,7 +185,8 @@ def _graph_function(session: Any, signature: Signature) -> Function:
 
     @lru_cache(_CALLABLES)
     def prepared(outputs: tuple[str, ...]) -> Any:
-        # Unlike `Session.run` this leaves shapes to the graph, and takes a sixth of the time.
+        # Unlike `Session.run`, which the public `make_callable` is as soon as something is fed,
+        # this leaves shapes to the graph and takes a sixth of the time.
         return session._make_callable_from_options(
             config_pb2.CallableOptions(
                 feed=[spec.graph_name for spec in signature.inputs],
@@ -316,8 +320,11 @@ def _list(spec: ModelSpec) -> str:
 
 
 def _reason(error: Exception, folder: Path) -> str:
-    """The last line that TensorFlow says itself, without places in graphs and file systems."""
+    """The line in which TensorFlow itself says what, without places in graphs and file systems.
+
+    It is the first: what more it says of that, as the tensor that it could not read, is indented.
+    """
     text = _ROOT_ERROR.sub("", _STACK_TRACE.split(str(error), maxsplit=1)[0])
     lines = [each for each in text.splitlines() if not _NO_REASON.match(each)]
-    said = _NOISE.sub("", lines[-1]) if lines else type(error).__name__
+    said = _NOISE.sub("", lines[0]) if lines else type(error).__name__
     return without_places(said, folder)[:_REASON_CHARS]
