@@ -6,6 +6,7 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ SIGNATURE = "serving_default"
 # for such a tile with it and 143 ms without, as every page had to be had from the kernel again.
 _SHRINK_ABOVE_BYTES = 8 << 20
 _REASON_CHARS = 200
+_PADDED_BYTES = 16 << 20
+"""Strings of bytes that are padded to the longest one take at most so much."""
 _FATAL = 4
 
 _DTYPES = {
@@ -148,6 +151,10 @@ class OnnxRuntime:
                 results = self._bound_run(feed, outputs)
             else:
                 results = self._run(feed, outputs, more)
+        except UnicodeDecodeError as error:
+            raise InvalidArgument(
+                f"{where} gave a string that is not UTF-8, which ONNX Runtime cannot hand over"
+            ) from error
         except _ERRORS as error:
             reason = _reason(error)
             if _OUR_FAULT.search(reason):
@@ -239,9 +246,14 @@ def _model_spec(
     session: Any, name: str, version: int, settings: RuntimeSettings, where: str
 ) -> ModelSpec:
     inputs, outputs = session.get_inputs(), session.get_outputs()
+    # Inputs that have an initializer; callers do without those whose dtype they cannot send.
+    optional = [each for each in session.get_overridable_initializers() if each.type in _DTYPES]
     signature = Signature(
         name=SIGNATURE,
-        inputs=tuple(_tensor_spec(each, f"{where}: input") for each in inputs),
+        inputs=(
+            *(_tensor_spec(each, f"{where}: input") for each in inputs),
+            *(replace(_tensor_spec(each, where), optional=True) for each in optional),
+        ),
         outputs=tuple(_tensor_spec(each, f"{where}: output") for each in outputs),
     )
     return ModelSpec(
@@ -250,7 +262,7 @@ def _model_spec(
         platform="onnxruntime_onnx",
         signatures={SIGNATURE: signature},
         default_signature=SIGNATURE,
-        max_rows=settings.max_rows if _rows_are_free(inputs, outputs) else 0,
+        max_rows=settings.max_rows if _rows_are_free(inputs, outputs, optional) else 0,
     )
 
 
@@ -266,25 +278,41 @@ def _tensor_spec(argument: Any, where: str) -> TensorSpec:
     return TensorSpec(argument.name, dtype, shape)
 
 
-def _rows_are_free(inputs: Sequence[Any], outputs: Sequence[Any]) -> bool:
-    """Whether every tensor begins with one and the same free dimension."""
+def _rows_are_free(inputs: Sequence[Any], outputs: Sequence[Any], optional: Sequence[Any]) -> bool:
+    """Whether every tensor begins with one and the same free dimension.
+
+    Optional inputs need not have it, but another one of theirs would be taken for the rows.
+    """
     if not inputs or not all(argument.shape for argument in (*inputs, *outputs)):
         return False
-    leading = {argument.shape[0] for argument in (*inputs, *outputs)} - {None}
+    free = [each for each in optional if each.shape and not isinstance(each.shape[0], int)]
+    leading = {argument.shape[0] for argument in (*inputs, *outputs, *free)} - {None}
     return len(leading) <= 1 and all(isinstance(size, str) for size in leading)
 
 
 def _to_text(name: str, value: Tensor) -> Tensor:
-    """ONNX strings are text: `bytes` become `str`, other dtypes stay as they are."""
+    """Strings as ONNX Runtime reads them; other dtypes stay as they are.
+
+    Its Python layer wants text. It takes other bytes of equal length as they are, and of any length
+    up to the first NUL.
+    """
     if value.dtype != BYTES:
         return value
+    elements: list[bytes] = value.reshape(-1).tolist()
     try:
-        texts = [element.decode() for element in value.flat]
-    except UnicodeDecodeError as error:
+        text = np.array([element.decode() for element in elements], dtype=object)
+        return text.reshape(value.shape)
+    except UnicodeDecodeError:
+        lengths = {len(element) for element in elements}
+    if len(lengths) == 1:
+        return np.array(elements, np.dtype((np.void, lengths.pop()))).reshape(value.shape)
+    padded = max(lengths) + 1
+    if padded * len(elements) > _PADDED_BYTES or any(b"\0" in element for element in elements):
         raise InvalidArgument(
-            f"input {name} holds bytes that are not UTF-8; this model takes text"
-        ) from error
-    return np.array(texts, dtype=object).reshape(value.shape)
+            f"input {name} holds bytes that are not UTF-8 text; ONNX Runtime takes such strings "
+            "only if all of a request have the same length, or are short and without NUL bytes"
+        )
+    return np.array(elements, np.dtype((np.bytes_, padded))).reshape(value.shape)
 
 
 def _from_text(value: Tensor) -> Tensor:

@@ -79,7 +79,7 @@ def synthetic_inputs(signature: Signature, rows: int) -> dict[str, Tensor] | Non
     None when an input's rank is unknown: nothing can be made up for it.
     """
     tensors = {}
-    for spec in signature.inputs:
+    for spec in signature.required:
         shape = _shape(spec, rows)
         if shape is None:
             return None

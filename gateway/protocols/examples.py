@@ -16,7 +16,7 @@ from gateway.protocols.datatypes import tensorflow_name
 from gateway.protocols.json_arrays import leaves_to_array
 from gateway.protocols.json_text import text_of
 from gateway.protocols.quoting import listed
-from gateway.protocols.request_checks import check_names
+from gateway.protocols.request_checks import check_names, given_inputs
 from gateway.protocols.tensors import (
     BYTES,
     TENSORFLOW,
@@ -72,7 +72,10 @@ def named_inputs(rows: Sequence[Features], signature: Signature) -> dict[str, Te
     """The input tensors by feature name, one row for each example; raises `InvalidArgument`."""
     for row in rows:
         check_names(signature, row)
-    return {spec.name: _stack([row[spec.name] for row in rows], spec) for spec in signature.inputs}
+    return {
+        spec.name: _stack([row[spec.name] for row in rows], spec)
+        for spec in given_inputs(rows, signature)
+    }
 
 
 def result_outputs(signature: Signature, method: str) -> tuple[str, ...]:

@@ -111,7 +111,11 @@ def openinference_config(spec: ModelSpec) -> dict[str, Any]:
         "backend": _BACKENDS.get(spec.platform, ""),
         "max_batch_size": spec.max_rows if batched else 0,
         "input": [
-            {**_tensor_config(tensor, batched), "is_shape_tensor": False, "optional": False}
+            {
+                **_tensor_config(tensor, batched),
+                "is_shape_tensor": False,
+                "optional": tensor.optional,
+            }
             for tensor in signature.inputs
         ],
         "output": [

@@ -133,13 +133,13 @@ class OpenInferenceCodec:
 def _raw_request(raw: memoryview, call: Call, model: ModelSpec) -> InferenceRequest:
     """A body without a JSON part: the one input's bytes, as one row where rows are batched."""
     signature = find_signature(model, "")
-    if len(signature.inputs) != 1:
+    if len(signature.required) != 1:
         raise InvalidArgument(
             "a request without a JSON part (Inference-Header-Content-Length: 0) is for models with "
-            f"one input; this one takes {listed(spec.name for spec in signature.inputs)}"
+            f"one input; this one takes {listed(spec.name for spec in signature.required)}"
         )
-    [spec] = signature.inputs
-    shape = _raw_shape(spec, len(raw), batched=model.max_rows > 0)
+    [spec] = signature.required
+    shape = _raw_shape(spec, len(raw), batched=model.batches(signature))
     if spec.dtype == BYTES:
         tensor = np.array([bytes(raw)], dtype=BYTES).reshape(shape)
     else:

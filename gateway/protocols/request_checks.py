@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from typing import Any
 
 from gateway.errors import InvalidArgument
 from gateway.protocols.datatypes import datatype_name
@@ -27,38 +29,43 @@ def match_signature(model: ModelSpec, inputs: Collection[str]) -> Signature:
     """The default signature, unless exactly one other takes these inputs and it does not."""
     default = find_signature(model, "")
     names = set(inputs)
-    if names == {spec.name for spec in default.inputs}:
+    if _takes(default, names):
         return default
-    others = [
-        signature
-        for signature in model.signatures.values()
-        if names == {spec.name for spec in signature.inputs}
-    ]
+    others = [signature for signature in model.signatures.values() if _takes(signature, names)]
     return others[0] if len(others) == 1 else default
+
+
+def _takes(signature: Signature, names: AbstractSet[str]) -> bool:
+    required = {spec.name for spec in signature.required}
+    return required <= names <= {spec.name for spec in signature.inputs}
 
 
 def check_inputs(signature: Signature, inputs: Mapping[str, Tensor]) -> int | None:
     """Checks names, dtypes and, where they bind, shapes; gives the rows that all inputs share.
 
-    None means that the request runs alone: a first dimension is fixed, differs or is 0, or a shape
-    is not the signature's, so that its first dimension need not be rows.
+    None means that the request runs alone: a first dimension is fixed, differs or is 0, a shape
+    is not the signature's, so that its first dimension need not be rows, or an input with rows is
+    left out, as the model's own value for it may have any number of them.
     """
     if len(inputs) != len(signature.inputs) or any(s.name not in inputs for s in signature.inputs):
         check_names(signature, inputs)
     rows: set[int | None] = set()
     for spec in signature.inputs:
-        tensor = inputs[spec.name]
-        fits = check_tensor(spec, tensor, signature.shapes_bind)
-        free = fits and bool(spec.shape) and spec.shape is not None and spec.shape[0] is None
-        rows.add(tensor.shape[0] if free else None)
+        free = bool(spec.shape) and spec.shape is not None and spec.shape[0] is None
+        tensor = inputs.get(spec.name)
+        if tensor is not None:
+            fits = check_tensor(spec, tensor, signature.shapes_bind)
+            rows.add(tensor.shape[0] if fits and free else None)
+        elif free:
+            rows.add(None)
     return (rows.pop() or None) if len(rows) == 1 else None
 
 
 def check_names(signature: Signature, names: Iterable[str]) -> None:
-    """Raises `InvalidArgument` unless the names are exactly those of the signature's inputs."""
+    """Raises `InvalidArgument` unless all names are inputs, and none but optional ones lack."""
     given = set(names)
     wanted = [spec.name for spec in signature.inputs]
-    missing = [name for name in wanted if name not in given]
+    missing = [spec.name for spec in signature.required if spec.name not in given]
     if missing:
         raise InvalidArgument(
             f"missing inputs: {listed(missing)}; "
@@ -70,6 +77,15 @@ def check_names(signature: Signature, names: Iterable[str]) -> None:
             f"unknown inputs: {listed(unknown)}; "
             f"signature '{signature.name}' takes {listed(wanted)}"
         )
+
+
+def given_inputs(rows: Sequence[Mapping[str, Any]], signature: Signature) -> tuple[TensorSpec, ...]:
+    """The inputs that all rows name; raises `InvalidArgument` for one that only some name."""
+    given = tuple(spec for spec in signature.inputs if spec.name in rows[0])
+    for spec in signature.inputs:
+        if sum(spec.name in row for row in rows) not in (0, len(rows)):
+            raise InvalidArgument(f"input '{spec.name}' must be in all rows or in none")
+    return given
 
 
 def check_tensor(spec: TensorSpec, tensor: Tensor, shapes_bind: bool = True) -> bool:

@@ -61,6 +61,7 @@ def _encode_tensor(tensor: TensorSpec) -> dict[str, Any]:
         "dtype": dtype,
         "shape": tensor.shape,
         "graph_name": tensor.graph_name,
+        "optional": tensor.optional,
     }
 
 
@@ -68,4 +69,6 @@ def _decode_tensor(data: dict[str, Any]) -> TensorSpec:
     dtype = BYTES if data["dtype"] == "bytes" else np.dtype(data["dtype"])
     shape = data["shape"]
     sizes = None if shape is None else tuple(shape)
-    return TensorSpec(data["name"], dtype, sizes, data.get("graph_name", ""))
+    return TensorSpec(
+        data["name"], dtype, sizes, data.get("graph_name", ""), data.get("optional", False)
+    )

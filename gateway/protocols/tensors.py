@@ -24,12 +24,14 @@ class TensorSpec:
 
     `shape=None` means that the rank is unknown. `dtype == BYTES` is a string tensor.
     `graph_name` is what the model's own graph calls it, "" where it has no other name.
+    An `optional` input may be left out: the model has a value of its own for it.
     """
 
     name: str
     dtype: np.dtype[Any]
     shape: tuple[int | None, ...] | None
     graph_name: str = ""
+    optional: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,11 @@ class Signature:
     outputs: tuple[TensorSpec, ...]
     method: str = "tensorflow/serving/predict"
     shapes_bind: bool = True
+
+    @property
+    def required(self) -> tuple[TensorSpec, ...]:
+        """The inputs that no request may leave out."""
+        return tuple(spec for spec in self.inputs if not spec.optional)
 
 
 @dataclass(frozen=True, slots=True)

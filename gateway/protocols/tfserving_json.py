@@ -19,6 +19,7 @@ from gateway.protocols.request_checks import (
     check_inputs,
     check_names,
     find_signature,
+    given_inputs,
     wanted_names,
 )
 from gateway.protocols.tensors import (
@@ -127,7 +128,7 @@ def _decode_rows(instances: Any, signature: Signature) -> dict[str, Tensor]:
         spec.name: to_array(
             [instance[spec.name] for instance in instances], spec.dtype, f"input '{spec.name}'"
         )
-        for spec in signature.inputs
+        for spec in given_inputs(instances, signature)
     }
 
 
@@ -140,6 +141,7 @@ def _decode_columns(value: Any, signature: Signature) -> dict[str, Tensor]:
     return {
         spec.name: to_array(known[spec.name], spec.dtype, f"input '{spec.name}'")
         for spec in signature.inputs
+        if spec.name in known
     }
 
 
@@ -149,12 +151,12 @@ def _is_named(value: Any) -> bool:
 
 
 def _only_input(signature: Signature, where: str) -> Any:
-    if len(signature.inputs) != 1:
+    if len(signature.required) != 1:
         raise InvalidArgument(
             f"{where} must be an object with a tensor for each input, because signature "
             f"'{signature.name}' has {len(signature.inputs)} inputs"
         )
-    return signature.inputs[0]
+    return signature.required[0]
 
 
 def _rows(outputs: Mapping[str, Tensor]) -> Any:

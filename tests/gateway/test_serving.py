@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from gateway import shared_memory
 from gateway.config import Batching, Limits, ModelConfig, Routing
@@ -23,7 +25,7 @@ PREDICT = "/v1/models/affine:predict"
 INFER = "/v2/models/affine/infer"
 
 
-def infer_body(rows: int = 1) -> dict[str, object]:
+def infer_body(rows: int = 1) -> dict[str, Any]:
     data = ROW * rows
     return {"inputs": [{"name": "x", "shape": [rows, 4], "datatype": "FP32", "data": data}]}
 
@@ -42,6 +44,48 @@ async def test_both_protocols_answer(tmp_path: Path, force_tcp: bool) -> None:
     assert answer["outputs"][0]["data"] == DOUBLED
     at = int(raw.headers["inference-header-content-length"])
     assert np.frombuffer(raw.content[at:], "<f4").tolist() == DOUBLED
+
+
+def scaled_model(path: Path) -> None:
+    """Write `y = x * w` with float32 `x` [rows, 4] and an optional `w` [4], by default 2."""
+    graph = helper.make_graph(
+        [helper.make_node("Mul", ["x", "w"], ["y"])],
+        "scaled",
+        [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", 4]),
+            helper.make_tensor_value_info("w", TensorProto.FLOAT, [4]),
+        ],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["rows", 4])],
+        [numpy_helper.from_array(np.full(4, 2, np.float32), "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    path.parent.mkdir(parents=True)
+    onnx.save(model, str(path))
+
+
+async def test_requests_with_and_without_an_optional_input_do_not_share_a_batch(
+    tmp_path: Path,
+) -> None:
+    scaled_model(tmp_path / "store" / "scaled" / "1" / "model.onnx")
+    plain = infer_body()["inputs"]
+    bodies = [
+        {"inputs": [*plain, {"name": "w", "shape": [4], "datatype": "FP32", "data": [scale] * 4}]}
+        if scale
+        else {"inputs": plain}
+        for scale in (0, 3, 0, 5, 0, 7)
+    ]
+    config = ModelConfig(batching=Batching(max_rows=3, max_wait_s=20))
+    async with open_house(tmp_path, "a") as house, client(house) as http:
+        await house.place("a", "scaled", 1, config)
+        sent = [http.post("/v2/models/scaled/infer", json=body) for body in bodies]
+        answers = await asyncio.gather(*sent)
+        described = (await http.get("/v2/models/scaled/config")).json()["input"]
+        batches = house.services["a"]._recorder.snapshot().samples["headrace_batch_rows"]
+    data = [answer.json()["outputs"][0]["data"] for answer in answers]
+    assert data == [[each * scale for each in ROW] for scale in (2, 3, 2, 5, 2, 7)]
+    assert [(each["name"], each["optional"]) for each in described] == [("x", False), ("w", True)]
+    ((*counts, rows),) = batches.values()
+    assert (rows, sum(counts)) == (6, 4)
 
 
 async def test_request_ids_are_kept_or_made(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from gateway.errors import InternalError, InvalidArgument, ModelLoadError, NotFound
 from gateway.protocols.tensors import BYTES
@@ -25,10 +25,15 @@ def value(name: str, kind: int, shape: Shape) -> Any:
 
 
 def write(
-    folder: Path, nodes: list[Any], inputs: list[Any], outputs: list[Any], *held: Any
+    folder: Path,
+    nodes: list[Any],
+    inputs: list[Any],
+    outputs: list[Any],
+    *held: Any,
+    opset: int = 17,
 ) -> Path:
     graph = helper.make_graph(nodes, "graph", inputs, outputs, list(held))
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "model.onnx").write_bytes(model.SerializeToString())
     return folder
@@ -84,10 +89,78 @@ def test_run_takes_and_gives_bytes_for_strings(tmp_path: Path) -> None:
     assert answer.tolist() == given.tolist()
 
 
-def test_run_refuses_strings_that_are_not_text(tmp_path: Path) -> None:
+def write_equals(folder: Path) -> Path:
+    """y [N] = whether x [N] and z [N], both strings, are equal."""
+    inputs = [value("x", STRING, ["N"]), value("z", STRING, ["N"])]
+    node = helper.make_node("Equal", ["x", "z"], ["y"])
+    outputs = [value("y", TensorProto.BOOL, ["N"])]
+    return write(folder, [node], inputs, outputs, opset=19)
+
+
+@pytest.mark.parametrize(
+    ("given", "others"),
+    [
+        ([b"\x89PNG\0", b"\xff\0\0\0\0"], [b"\x89PNG\1", b"\xff\0\0\0\1"]),
+        ([b"\xff", b"", b"ab\xfe", b"abc"], [b"\xfe", b"a", b"ab\xfd", b"abd"]),
+        ([b"\0\xff"], [b"\0\xfe"]),
+    ],
+)
+def test_bytes_that_are_not_text_pass_unchanged(
+    tmp_path: Path, given: list[bytes], others: list[bytes]
+) -> None:
+    runtime = opened(write_equals(tmp_path))
+    x, z = np.array(given, object), np.array(others, object)
+    assert runtime.run("serving_default", {"x": x, "z": x}, ["y"])["y"].all()
+    assert not runtime.run("serving_default", {"x": x, "z": z}, ["y"])["y"].any()
+
+
+@pytest.mark.parametrize("given", [[b"\xff\0", b"a"], [b"\xff" * (1 << 20), *[b""] * 20]])
+def test_bytes_that_onnx_runtime_would_change_are_refused(
+    tmp_path: Path, given: list[bytes]
+) -> None:
+    runtime = opened(write_equals(tmp_path))
+    x = np.array(given, object)
+    with pytest.raises(InvalidArgument, match="input x holds bytes that are not UTF-8 text; ONNX"):
+        runtime.run("serving_default", {"x": x, "z": x}, ["y"])
+
+
+def test_a_string_output_that_is_not_text_is_an_error_that_says_so(tmp_path: Path) -> None:
     runtime = opened(write_identity(tmp_path, STRING, ["N"], ["N"]))
-    with pytest.raises(InvalidArgument, match="input x holds bytes that are not UTF-8"):
+    with pytest.raises(InvalidArgument, match="gave a string that is not UTF-8"):
         runtime.run("serving_default", {"x": np.array([b"\x89PNG"], dtype=object)}, ["y"])
+
+
+def write_scaled(folder: Path, default: Any, shape: Shape) -> Path:
+    """y [N, 2] = x [N, 2] * w, where w is optional."""
+    node = helper.make_node("Mul", ["x", "w"], ["y"])
+    inputs = [value("x", FLOAT, ["N", 2]), value("w", FLOAT, shape)]
+    held = numpy_helper.from_array(np.array(default, np.float32), "w")
+    return write(folder, [node], inputs, [value("y", FLOAT, ["N", 2])], held)
+
+
+@pytest.mark.parametrize(
+    ("default", "shape", "max_rows"),
+    [
+        (3, [], 32),
+        ([3, 3], [2], 32),
+        ([[3, 3]], ["N", 2], 32),
+        ([3, 3], ["K"], 0),
+        ([[3, 3]], [1, 2], 32),
+    ],
+)
+def test_an_input_with_an_initializer_is_optional(
+    tmp_path: Path, default: Any, shape: Shape, max_rows: int
+) -> None:
+    runtime = opened(write_scaled(tmp_path, default, shape))
+    x = np.ones((1, 2), np.float32)
+    signature = runtime.spec.signatures["serving_default"]
+    assert [(each.name, each.optional) for each in signature.inputs] == [("x", False), ("w", True)]
+    assert [each.name for each in signature.required] == ["x"]
+    assert runtime.spec.max_rows == max_rows
+    assert runtime.run("serving_default", {"x": x}, ["y"])["y"].tolist() == [[3.0, 3.0]]
+    w = np.full(np.shape(default), 5, np.float32)
+    assert runtime.run("serving_default", {"x": x, "w": w}, ["y"])["y"].tolist() == [[5.0, 5.0]]
+    warm_up(runtime)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64, np.bool_, np.uint8, np.int16, np.uint64])

@@ -6,7 +6,8 @@ import numpy as np
 
 from gateway.config import ModelConfig
 from gateway.protocols import metadata
-from gateway.protocols.tensors import BYTES, TensorSpec
+from gateway.protocols.spec_json import decode_spec, encode_spec
+from gateway.protocols.tensors import BYTES, Signature, TensorSpec
 from gateway.snapshot import ModelView, State, VersionView
 from tests.gateway.protocols.specs import F4, model, signature, spec
 
@@ -106,6 +107,16 @@ def test_openinference_config_when_rows_are_fixed() -> None:
     assert config["max_batch_size"] == 0
     assert config["input"][0]["dims"] == [1, 4]
     assert "dynamic_batching" not in config
+
+
+def test_optional_inputs_are_listed_as_such() -> None:
+    inputs = (spec("x", F4, None), TensorSpec("w", F4, (), optional=True))
+    taken = model(Signature("serving_default", inputs, (spec("y", F4, None),)))
+    assert decode_spec(encode_spec(taken)) == taken
+    listed = metadata.openinference_model(ModelView("m", ModelConfig(), ()), taken)["inputs"]
+    assert [each["name"] for each in listed] == ["x", "w"]
+    config = metadata.openinference_config(taken)
+    assert [each["optional"] for each in config["input"]] == [False, True]
 
 
 def test_openinference_server_lists_only_what_is_supported() -> None:

@@ -23,6 +23,7 @@ from gateway.protocols.tensors import (
     Encoded,
     InferenceRequest,
     ModelSpec,
+    Signature,
     Tensor,
     TensorSpec,
 )
@@ -428,3 +429,24 @@ def test_integers_of_64_bits_are_exact() -> None:
     value = 2**63 - 1
     document = {"inputs": [{"name": "x", "shape": [1], "datatype": "INT64", "data": [value]}]}
     assert decode(document, big).inputs["x"].tolist() == [value]
+
+
+OPTIONAL = model(
+    Signature(
+        "serving_default",
+        (spec("x", F4, None), TensorSpec("w", F4, (None,), optional=True)),
+        (spec("y", F4, None),),
+    )
+)
+
+
+def test_an_optional_input_may_be_left_out_and_the_request_then_runs_alone() -> None:
+    x = {"name": "x", "shape": [2], "datatype": "FP32", "data": [1, 2]}
+    assert decode({"inputs": [x, {**x, "name": "w"}]}, OPTIONAL).rows == 2
+    alone = decode({"inputs": [x]}, OPTIONAL)
+    # The model's own value for `w` may have any number of rows.
+    assert list(alone.inputs) == ["x"] and alone.rows is None
+    for lacking in ([], [{**x, "name": "w"}]):
+        with pytest.raises(InvalidArgument, match="missing inputs: 'x'"):
+            decode({"inputs": lacking}, OPTIONAL)
+    assert list(CODEC.decode(bytes(4), RAW, OPTIONAL).inputs) == ["x"]

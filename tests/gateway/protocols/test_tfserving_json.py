@@ -19,6 +19,7 @@ from gateway.protocols.tensors import (
     Call,
     InferenceRequest,
     ModelSpec,
+    Signature,
     Tensor,
     TensorSpec,
 )
@@ -310,3 +311,18 @@ def test_quick_way_agrees_with_thorough_way(layout: str, value: Any, kind: Any) 
         except HeadraceError as error:
             results.append(error.message)
     assert results[0] == results[1]
+
+
+def test_an_optional_input_is_in_all_rows_or_in_none() -> None:
+    inputs = (spec("x", F4, None), TensorSpec("w", F4, (None,), optional=True))
+    taken = model(Signature("serving_default", inputs, (spec("y", F4, None),)))
+    for body in (b'{"instances":[1.0,2.0]}', b'{"inputs":[1.0,2.0]}', b'{"inputs":{"x":[1,2]}}'):
+        assert {name: t.tolist() for name, t in decode(body, taken).inputs.items()} == {"x": [1, 2]}
+    both = decode(b'{"instances":[{"x":1,"w":3},{"w":4,"x":2}]}', taken)
+    assert both.rows == 2 and both.inputs["w"].tolist() == [3, 4]
+    for body in (
+        b'{"instances":[{"x":1},{"x":2,"w":4}]}',
+        b'{"instances":[{"x":1,"w":4},{"x":2}]}',
+    ):
+        with pytest.raises(InvalidArgument, match="'w' must be in all rows or in none"):
+            decode(body, taken)
