@@ -135,6 +135,7 @@ def _gateways(
         budgets=args.budgets,
         audit=args.audit,
         media=args.media,
+        shared_memory=args.shared_memory,
         log_level=args.log_level,
     )
     deployment = serve.deployment(

@@ -223,6 +223,16 @@ class RepositoryAccess(Strict):
     poll_s: Annotated[float, Field(ge=0.2, le=86_400)] = 5.0
 
 
+class SharedMemory(Strict):
+    """Which files below /dev/shm clients of this machine may register as regions.
+
+    Their names begin with `prefix`, and they belong to `user`, by number (default: ours).
+    """
+
+    prefix: Annotated[str, Field(pattern=r"^[^/]{0,200}$")] = ""
+    user: Annotated[int, Field(ge=0, lt=2**32)] | None = None
+
+
 class Args(Strict):
     """The application's `args:`; a change restarts every replica."""
 
@@ -236,9 +246,16 @@ class Args(Strict):
     budgets: Budgets = Budgets()
     audit: Audit = Audit()
     media: MediaConfig = MediaConfig()
+    shared_memory: SharedMemory | None = None
     secret: SecretRef | None = None
     admin_token: SecretRef | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @field_validator("shared_memory", mode="before")
+    @classmethod
+    def _shared_memory_in_short(cls, data: Any) -> Any:
+        """`true` allows it with the defaults, `false` not at all."""
+        return {True: {}, False: None}[data] if isinstance(data, bool) else data
 
 
 class Batching(Strict):

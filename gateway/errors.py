@@ -85,6 +85,12 @@ class FailedPrecondition(HeadraceError):
     grpc_status = "FAILED_PRECONDITION"
 
 
+class AlreadyExists(FailedPrecondition):
+    """Raised when what is to be made has a name that is taken."""
+
+    grpc_status = "ALREADY_EXISTS"
+
+
 class PayloadTooLarge(HeadraceError):
     """Raised when the body, or the picture or video in it, is larger than a limit."""
 

@@ -24,7 +24,15 @@ from gateway.access.keys import key_pepper
 from gateway.access.ticket import Ticket
 from gateway.access.visits import Visits
 from gateway.admin_api import create_admin_app
-from gateway.config import Audit, Budgets, Limits, Listen, ModelConfig, split_address
+from gateway.config import (
+    Audit,
+    Budgets,
+    Limits,
+    Listen,
+    ModelConfig,
+    SharedMemory,
+    split_address,
+)
 from gateway.config_file import check_document
 from gateway.config_media import MediaConfig
 from gateway.config_types import SecretRef
@@ -45,6 +53,8 @@ from gateway.node import Node
 from gateway.pool_client import PoolClient
 from gateway.port_lock import PortLock
 from gateway.prediction import FrontState
+from gateway.region_prediction import RegionInference
+from gateway.regions import Regions
 from gateway.secrets import admin_token, cluster_secret, headrace_home
 from gateway.snapshot import Snapshot
 from gateway.stage_client import StageClient
@@ -71,6 +81,7 @@ class GatewaySettings:
     budgets: Budgets = field(default_factory=Budgets)
     audit: Audit = field(default_factory=Audit)
     media: MediaConfig = field(default_factory=MediaConfig)
+    shared_memory: SharedMemory | None = None
     log_level: str = "info"
     force_tcp: bool = False
 
@@ -110,6 +121,10 @@ class Gateway:
         self._media = MediaDesk(self._front, StageClient(stage), spool, settings.media)
         if stage is not None:
             self._front.media = MediaInference(self._media)
+        self.regions: Regions | None = None
+        if settings.shared_memory is not None:
+            self.regions = Regions(settings.shared_memory, self._node.regions, self._node.ip)
+            self._front.regions = RegionInference(self._front, self.regions)
         self._exporter = Exporter(self._recorder, self.metrics_folder)
         self._informed = asyncio.Event()
         self._prepare_listeners()

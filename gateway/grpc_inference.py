@@ -49,7 +49,7 @@ class InferenceService:
             "RepositoryModelUnload": unary(self.unload, gate),
             "TraceSetting": unary(self.trace_setting, gate),
             "LogSettings": unary(self.log_settings, gate),
-            **SharedMemoryMethods().handlers(gate),
+            **SharedMemoryMethods(self._view, self._front.admission).handlers(gate),
         }
         return {f"/{SERVICE}/{name}": handler for name, handler in offered.items()}
 
@@ -69,7 +69,8 @@ class InferenceService:
 
     async def server_metadata(self, body: bytes, context: Context) -> bytes:
         """Name, release and extensions."""
-        return metadata_proto.server_metadata(self._view.version)
+        shared_memory = self._view.regions is not None
+        return metadata_proto.server_metadata(self._view.version, shared_memory=shared_memory)
 
     # -- a model ------------------------------------------------------------------------------
 

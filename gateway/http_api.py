@@ -127,7 +127,8 @@ async def tfserving_malformed(request: Request) -> Response:
 @openinference.get("/v2/")
 async def server_metadata(view: View) -> Response:
     """Name, release and extensions."""
-    return json_answer(metadata.openinference_server(view.version))
+    shared_memory = view.regions is not None
+    return json_answer(metadata.openinference_server(view.version, shared_memory=shared_memory))
 
 
 @openinference.get("/v2/models/stats")

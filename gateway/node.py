@@ -49,6 +49,11 @@ class Node:
         """Where uploads lie while parts of them are worked on."""
         return self.folder / "spool"
 
+    @property
+    def regions(self) -> Path:
+        """Where the node's gateways keep what clients have registered of shared memory."""
+        return self.folder / "regions"
+
     def address(self, host: str) -> str:
         """The host to listen on: `node` stands for this node's own address."""
         return self.ip if host == "node" else host

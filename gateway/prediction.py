@@ -43,6 +43,16 @@ class MediaRoute(Destination, Protocol):
         ...
 
 
+class RegionRoute(Protocol):
+    """Who answers predictions whose tensors lie in shared memory regions."""
+
+    def destination(
+        self, prediction: Prediction, request: Request, ticket: Ticket
+    ) -> Destination | None:
+        """Who answers this one; None if it is none of these."""
+        ...
+
+
 class FrontState:
     """What all connections of a gateway share; `addresses` counts open connections by address."""
 
@@ -57,6 +67,7 @@ class FrontState:
         self.plane, self.limits, self.recorder = plane, limits, recorder
         self.admission, self.audit = admission, audit
         self.media: MediaRoute | None = None
+        self.regions: RegionRoute | None = None
         self.connections: set[Connection] = set()
         self.addresses: Counter[str] = Counter()
         self.refused_connections = RefusedConnections(
@@ -128,8 +139,10 @@ class Prediction:
             meta=self._meta(),
             hash_key=self._hash_key(plane, path.model, body),
         )
-        if front.media is not None and front.media.takes(path, body):
-            ticket.destination = front.media
+        if front.regions is not None:
+            ticket.destination = front.regions.destination(self, self.request, ticket)
+        if ticket.destination is None and front.media is not None:
+            ticket.destination = front.media if front.media.takes(path, body) else None
         front.admission.submit(ticket, self.request)
 
     def cancel(self, front: FrontState) -> None:

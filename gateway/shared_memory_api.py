@@ -1,35 +1,65 @@
-"""Triton's shared memory extensions over HTTP: no region exists, so none is listed or removed."""
+"""Triton's shared memory extensions over HTTP; of CUDA regions there are none."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from fastapi import APIRouter
+from starlette.requests import Request
 from starlette.responses import Response
 
+from gateway.errors import InvalidArgument
 from gateway.http_answers import json_answer
+from gateway.http_documents import read_document
+from gateway.protocols.quoting import quoted
 from gateway.protocols.regions import cuda_is_refused, registration_is_off, unknown_region
+from gateway.regions import Region, Regions, caller_of
 
 shared_memory = APIRouter()
 
 
 @shared_memory.get("/v2/systemsharedmemory/status")
 @shared_memory.get("/v2/systemsharedmemory/region/{region}/status")
-async def system_status(region: str = "") -> Response:
-    """The regions that are registered, or that one."""
-    if region:
-        raise unknown_region("system", region)
-    return json_answer([])
+async def system_status(request: Request, region: str = "") -> Response:
+    """The regions that the caller has registered, or that one."""
+    regions, caller = _regions(request)
+    if regions is None:
+        if region:
+            raise unknown_region(region, "system ")
+        return json_answer([])
+    found = [regions.find(caller, region, "system ")] if region else regions.listed(caller)
+    return json_answer([asdict(each) for each in found])
 
 
 @shared_memory.post("/v2/systemsharedmemory/region/{region}/register")
-async def system_register(region: str) -> Response:
+async def system_register(request: Request, region: str) -> Response:
     """Make a region of this machine known by a name."""
-    raise registration_is_off(region)
+    regions, caller = _regions(request)
+    if regions is None:
+        raise registration_is_off(region)
+    address = request.client.host if request.client else ""
+    regions.require_local(address, dict(request.scope["headers"]))
+    document = await read_document(request)
+    for field in ("key", "byte_size"):
+        if field not in document:
+            raise InvalidArgument(f"Shared memory register request has no '{field}' field")
+    key, offset, byte_size = document["key"], document.get("offset", 0), document["byte_size"]
+    if not isinstance(key, str):
+        raise InvalidArgument(f"'key' must be a string, not {quoted(key)}")
+    for field, value in (("offset", offset), ("byte_size", byte_size)):
+        if type(value) is not int or not 0 <= value < 2**63:
+            raise InvalidArgument(f"'{field}' must be a number of bytes, not {quoted(value)}")
+    regions.register(caller, Region(region, key, offset, byte_size))
+    return Response()
 
 
 @shared_memory.post("/v2/systemsharedmemory/unregister")
 @shared_memory.post("/v2/systemsharedmemory/region/{region}/unregister")
-async def system_unregister(region: str = "") -> Response:
-    """Forget a region, or all; one that is unknown is forgotten already."""
+async def system_unregister(request: Request, region: str = "") -> Response:
+    """Forget a region of the caller, or all; one that is unknown is forgotten already."""
+    regions, caller = _regions(request)
+    if regions is not None:
+        regions.unregister(caller, region)
     return Response()
 
 
@@ -38,7 +68,7 @@ async def system_unregister(region: str = "") -> Response:
 async def cuda_status(region: str = "") -> Response:
     """The same for regions of a GPU's memory."""
     if region:
-        raise unknown_region("cuda", region)
+        raise unknown_region(region, "cuda ")
     return json_answer([])
 
 
@@ -53,3 +83,8 @@ async def cuda_register(region: str) -> Response:
 async def cuda_unregister(region: str = "") -> Response:
     """Nothing to do, as for system regions."""
     return Response()
+
+
+def _regions(request: Request) -> tuple[Regions | None, str]:
+    """The gateway's regions, and whose the caller's are."""
+    return request.app.state.view.regions, caller_of(getattr(request.state, "ticket", None))

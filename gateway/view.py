@@ -7,6 +7,7 @@ from typing import Any, Literal, Protocol
 
 from gateway.access.ticket import Ticket
 from gateway.config import ModelConfig
+from gateway.regions import Regions
 from gateway.snapshot import Snapshot
 
 
@@ -26,6 +27,11 @@ class GatewayView(Protocol):
     @property
     def repository_control(self) -> Literal["admin", "public"]:
         """On which listener models may be loaded and unloaded."""
+        ...
+
+    @property
+    def regions(self) -> Regions | None:
+        """The shared memory regions of clients; None where there can be none."""
         ...
 
     def visit(self, headers: Mapping[bytes, bytes], address: str) -> Ticket:

@@ -41,6 +41,8 @@ from gateway.media_infer import MediaInference
 from gateway.metrics import Recorder
 from gateway.prediction import FrontState
 from gateway.protocols.spec_json import decode_spec
+from gateway.region_prediction import RegionInference
+from gateway.regions import Regions
 from gateway.snapshot import ModelView, Placement, SlotView, Snapshot, State, VersionView
 from gateway.stage_client import StageCalls
 from replicas.repository import Repository
@@ -113,6 +115,7 @@ class House:
     stage: StageCalls | None = None
     media: MediaConfig = field(default_factory=MediaConfig)
     audit: AuditLog | None = None
+    regions: Regions | None = None
 
     async def start(self) -> None:
         identity = Identity("gateway", "node", SECRET, self.limits.max_body_bytes, self.force_tcp)
@@ -126,6 +129,8 @@ class House:
         if self.stage is not None:
             desk = MediaDesk(self.front, self.stage, self.folder / "spool", self.media)
             self.front.media = MediaInference(desk)
+        if self.regions is not None:
+            self.front.regions = RegionInference(self.front, self.regions)
         app = create_app(self, desk)
         self.http = HttpListener(app, "127.0.0.1:0", 60, fast_lane(self.front))
         await self.http.start()

@@ -81,9 +81,10 @@ def tfserving_metadata(spec: ModelSpec) -> dict[str, Any]:
     }
 
 
-def openinference_server(version: str) -> dict[str, Any]:
+def openinference_server(version: str, *, shared_memory: bool = False) -> dict[str, Any]:
     """The server metadata body; the name is what Triton's examples compare (decision 017)."""
-    return {"name": "triton", "version": version, "extensions": list(EXTENSIONS)}
+    more = ["system_shared_memory"] if shared_memory else []
+    return {"name": "triton", "version": version, "extensions": [*EXTENSIONS, *more]}
 
 
 def openinference_model(model: ModelView, spec: ModelSpec) -> dict[str, Any]:

@@ -32,9 +32,9 @@ def model_ready(is_ready: bool) -> bytes:
     return _encoded("inference.ModelReadyResponse", ready=is_ready)
 
 
-def server_metadata(version: str) -> bytes:
+def server_metadata(version: str, *, shared_memory: bool = False) -> bytes:
     """ServerMetadataResponse."""
-    document = metadata.openinference_server(version)
+    document = metadata.openinference_server(version, shared_memory=shared_memory)
     return _from_json("inference.ServerMetadataResponse", document)
 
 

@@ -30,7 +30,7 @@ def signature_of(
 def refuse_unsupported(parameters: Mapping[str, Any], where: str) -> None:
     """Raises `Unimplemented` for what an input or output asks for that nobody answers."""
     if "shared_memory_region" in parameters:
-        raise Unimplemented(f"{where}: shared memory regions are not supported; send the data")
+        raise Unimplemented(f"{where}: shared memory is off here; send the data")
 
 
 def timeout_s_of(parameters: Mapping[str, Any]) -> float | None:

@@ -137,6 +137,13 @@ def _decode_inputs(request: Any) -> dict[str, Tensor]:
     return inputs
 
 
+def raw_contents(each: Any) -> bytes:
+    """The bytes of an input's typed contents; raises `InvalidArgument`."""
+    where = f"input {quoted(each.name)}"
+    shape = shape_of(list(each.shape), where)
+    return encode_raw(_typed(each, dtype_of(each.datatype), shape, where))
+
+
 def _typed(each: Any, dtype: np.dtype[Any], shape: tuple[int, ...], where: str) -> Tensor:
     """A tensor of the contents field of its datatype."""
     field = _CONTENTS.get(each.datatype)

@@ -1,21 +1,59 @@
-"""What is answered about Triton's shared memory regions while there can be none."""
+"""Triton's shared memory in a request: tensors that lie in regions, taken out and put back.
+
+A slot knows of no regions. Inputs that lie in one are put into the body as raw tensors, outputs
+that are to go to one are asked for as raw tensors and taken out of the answer.
+"""
 
 from __future__ import annotations
 
-from gateway.errors import InvalidArgument, NotFound, Unimplemented
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import orjson
+
+from gateway.errors import AlreadyExists, InvalidArgument, NotFound, Unimplemented
+from gateway.frames import Body, Buffer
+from gateway.protocols.compression import inflate
+from gateway.protocols.grpc_targets import parse
+from gateway.protocols.json_text import read_object, write_json
+from gateway.protocols.openinference_binary import split_body
+from gateway.protocols.openinference_json import named_entries, parameters_of
+from gateway.protocols.openinference_proto import raw_contents
 from gateway.protocols.quoting import quoted
+from gateway.protocols.raw_tensors import RawTail
+from gateway.protocols.tensors import Call
+
+MARK = b"shared_memory_"
+"""What every request has that names a region."""
+MAX_PARTS = 1024
+"""Tensors in regions of one request: each costs a look at files."""
+_REGION, _OFFSET, _SIZE = (MARK.decode() + word for word in ("region", "offset", "byte_size"))
 
 
-def unknown_region(kind: str, name: str) -> NotFound:
-    """Nobody has registered a region of this name; `kind` is `system` or `cuda`."""
-    return NotFound(f"Unable to find {kind} shared memory region: {quoted(name)}")
+# -- errors ---------------------------------------------------------------------------------------
+
+
+def unknown_region(name: str, kind: str = "") -> NotFound:
+    """Nobody has registered it; `kind` is `system ` or `cuda ` where its status was asked for."""
+    return NotFound(f"Unable to find {kind}shared memory region: {quoted(name)}")
+
+
+def region_exists(name: str) -> AlreadyExists:
+    """Its name is taken."""
+    return AlreadyExists(f"shared memory region {quoted(name)} already in manager")
+
+
+def registration_failed(name: str, reason: str) -> InvalidArgument:
+    """What was wrong with a region that was to be registered."""
+    return InvalidArgument(f"failed to register shared memory region {quoted(name)}: {reason}")
 
 
 def registration_is_off(name: str) -> Unimplemented:
     """System regions need the config's consent."""
     return Unimplemented(
-        f"failed to register shared memory region {quoted(name)}: "
-        "shared memory is off here; send tensors in the request"
+        f"failed to register shared memory region {quoted(name)}: shared memory is off here "
+        "(`shared_memory: true` under `args` allows it); send tensors in the request"
     )
 
 
@@ -25,3 +63,254 @@ def cuda_is_refused(name: str) -> InvalidArgument:
         f"failed to register CUDA shared memory region: {quoted(name)}, GPUs not supported: "
         "a GPU's memory is not taken from clients; send tensors in the request"
     )
+
+
+# -- requests -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The part of a region that holds a tensor: `byte_size` bytes from `offset` on."""
+
+    tensor: str
+    region: str
+    offset: int
+    byte_size: int
+
+
+class RegionRequest(Protocol):
+    """A request of which some tensors lie in regions; `outputs` has theirs by name."""
+
+    inputs: list[Part]
+    outputs: dict[str, Part]
+
+    def filled(self, contents: Iterable[Buffer]) -> tuple[Body, int | None]:
+        """The request with the inputs' bytes in it, and the length of its JSON part."""
+        ...
+
+    def split(
+        self, body: bytes, json_length: int | None
+    ) -> tuple[Sequence[tuple[Part, Buffer]], Body, int | None]:
+        """What an answer has for regions; the rest of it, and the length of its JSON part.
+
+        Raises `InvalidArgument` when an output does not fit into its part of a region.
+        """
+        ...
+
+
+def read_regions(
+    protocol: str, body: bytes, call: Call, max_inflated_bytes: int
+) -> RegionRequest | None:
+    """Finds them in an Open Inference request, None if it has none; raises `InvalidArgument`."""
+    if protocol == "openinference_grpc":
+        return ProtoRegions(parse("inference.ModelInferRequest", body)) if MARK in body else None
+    plain = inflate(body, call.content_encoding, max_inflated_bytes)
+    if call.json_length == 0:
+        return None
+    text, raw = split_body(plain, call.json_length)
+    return JsonRegions(text, raw) if MARK in text else None
+
+
+class JsonRegions:
+    """See `RegionRequest`: the REST form."""
+
+    def __init__(self, text: bytes, raw: memoryview) -> None:
+        self._document = read_object(text)
+        self._tail: list[memoryview | None] = []  # None: the next input's bytes
+        self.inputs: list[Part] = []
+        tail = RawTail(raw)
+        for name, entry in named_entries(self._document, "inputs").items():
+            self._read_input(name, entry, tail)
+        tail.check_end()
+        self.outputs: dict[str, Part] = {}
+        if self._document.get("outputs"):
+            for name, entry in named_entries(self._document, "outputs").items():
+                self._read_output(name, entry)
+        _check_count(self)
+
+    def _read_input(self, name: str, entry: dict[str, Any], tail: RawTail) -> None:
+        where = f"input {quoted(name)}"
+        parameters = parameters_of(entry, where)
+        part = _part(name, parameters)
+        raw_size = parameters.get("binary_data_size")
+        if part is None:
+            if raw_size is not None:
+                self._tail.append(tail.take(raw_size, where))
+            return
+        if "data" in entry or raw_size is not None:
+            raise InvalidArgument(
+                "Input must set only one of the following fields: 'data', 'binary_data_size' in "
+                "'parameters', 'shared_memory_region' in 'parameters'. But several are set: "
+                f"{where}"
+            )
+        self.inputs.append(part)
+        self._tail.append(None)
+        entry["parameters"] = _without(parameters) | {"binary_data_size": part.byte_size}
+
+    def _read_output(self, name: str, entry: dict[str, Any]) -> None:
+        parameters = parameters_of(entry, f"output {quoted(name)}")
+        part = _part(name, parameters)
+        if part is None:
+            return
+        for other in ("classification", "binary_data"):
+            if parameters.get(other):
+                raise InvalidArgument(
+                    f"Output can't set both 'shared_memory_region' and '{other}': {quoted(name)}"
+                )
+        self.outputs[name] = part
+        entry["parameters"] = _without(parameters) | {"binary_data": True}
+
+    def filled(self, contents: Iterable[Buffer]) -> tuple[Body, int | None]:
+        """See `RegionRequest`."""
+        try:
+            text = write_json(self._document)
+        except TypeError:
+            raise InvalidArgument("an integer in the body has more than 64 bits") from None
+        given = iter(contents)
+        tail = [next(given) if each is None else each for each in self._tail]
+        return (text, *(each for each in tail if len(each))), len(text)
+
+    def split(
+        self, body: bytes, json_length: int | None
+    ) -> tuple[Sequence[tuple[Part, Buffer]], Body, int | None]:
+        """See `RegionRequest`."""
+        text, raw = split_body(body, json_length)
+        document = orjson.loads(text)
+        tail, taken, rest = RawTail(raw), [], []
+        for entry in document["outputs"]:
+            size = entry.get("parameters", {}).get("binary_data_size")
+            if size is None:
+                continue
+            content = tail.take(size, entry["name"])
+            if (part := self.outputs.get(entry["name"])) is None:
+                rest.append(content)
+                continue
+            taken.append((_fitting(part, len(content)), content))
+            del entry["parameters"]["binary_data_size"]
+            if not entry["parameters"]:
+                del entry["parameters"]
+        text = write_json(document)
+        return taken, b"".join((text, *rest)), len(text) if rest else None
+
+
+class ProtoRegions:
+    """See `RegionRequest`: the gRPC form, a ModelInferRequest."""
+
+    def __init__(self, request: Any) -> None:
+        self._request = request
+        self.inputs: list[Part] = []
+        self.outputs: dict[str, Part] = {}
+        raws = list(request.raw_input_contents)
+        self._raws: list[bytes | None] = []  # None: the next input's bytes
+        typed = not raws
+        for each in request.inputs:
+            if (part := _proto_part(each)) is not None:
+                if each.HasField("contents"):
+                    raise InvalidArgument(
+                        "unexpected 'content' provided when using shared memory for input tensor "
+                        f"{quoted(each.name)} for model {quoted(request.model_name)}"
+                    )
+                self.inputs.append(part)
+                self._raws.append(None)
+            elif typed:
+                self._raws.append(raw_contents(each))
+                each.ClearField("contents")
+            elif raws:
+                self._raws.append(raws.pop(0))
+            else:
+                raise InvalidArgument(f"raw_input_contents has no tensor for {quoted(each.name)}")
+        if raws:
+            raise InvalidArgument(f"{len(raws)} of raw_input_contents belong to no input")
+        for each in request.outputs:
+            if (part := _proto_part(each)) is None:
+                continue
+            if "classification" in each.parameters:
+                raise InvalidArgument(
+                    "output can't set both 'shared_memory_region' and 'classification': "
+                    f"{quoted(each.name)}"
+                )
+            self.outputs[each.name] = part
+        _check_count(self)
+
+    def filled(self, contents: Iterable[Buffer]) -> tuple[Body, int | None]:
+        """See `RegionRequest`."""
+        given = iter(contents)
+        raws = [bytes(next(given)) if each is None else each for each in self._raws]
+        del self._request.raw_input_contents[:]
+        self._request.raw_input_contents.extend(raws)
+        return self._request.SerializeToString(), None
+
+    def split(
+        self, body: bytes, json_length: int | None
+    ) -> tuple[Sequence[tuple[Part, Buffer]], Body, int | None]:
+        """See `RegionRequest`."""
+        answer = parse("inference.ModelInferResponse", body)
+        taken = []
+        for index, each in enumerate(answer.outputs):
+            if (part := self.outputs.get(each.name)) is not None:
+                content = answer.raw_output_contents[index]
+                taken.append((_fitting(part, len(content)), content))
+                answer.raw_output_contents[index] = b""
+        return taken, answer.SerializeToString(), None
+
+
+def _part(name: str, parameters: Mapping[str, Any]) -> Part | None:
+    """Where a tensor lies by its parameters; raises `InvalidArgument`."""
+    region = parameters.get(_REGION)
+    if region is None:
+        for other in (_OFFSET, _SIZE):
+            if other in parameters:
+                raise InvalidArgument(
+                    f"'{other}' can not be specified without '{_REGION}' parameter for tensor "
+                    f"{quoted(name)}"
+                )
+        return None
+    if not isinstance(region, str):
+        raise InvalidArgument(
+            f"invalid value type for '{_REGION}' parameter for tensor {quoted(name)}, "
+            "expected a string"
+        )
+    if _SIZE not in parameters:
+        raise InvalidArgument(
+            f"'{_SIZE}' must be specified along with '{_REGION}' parameter for tensor "
+            f"{quoted(name)}"
+        )
+    offset, byte_size = parameters.get(_OFFSET, 0), parameters[_SIZE]
+    for parameter, value in ((_OFFSET, offset), (_SIZE, byte_size)):
+        if type(value) is not int or not 0 <= value < 2**63:
+            raise InvalidArgument(
+                f"'{parameter}' of tensor {quoted(name)} must be a number of bytes of at least 0, "
+                f"not {quoted(value)}"
+            )
+    return Part(name, region, offset, byte_size)
+
+
+def _proto_part(tensor: Any) -> Part | None:
+    """The same of a gRPC tensor; what says so is taken out of its parameters."""
+    values: dict[str, Any] = {}
+    for parameter in (_REGION, _OFFSET, _SIZE):
+        if parameter in tensor.parameters:
+            found = tensor.parameters[parameter]
+            kind = found.WhichOneof("parameter_choice")
+            values[parameter] = "" if kind is None else getattr(found, kind)
+            del tensor.parameters[parameter]
+    return _part(tensor.name, values)
+
+
+def _without(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: each for name, each in parameters.items() if not name.startswith(MARK.decode())}
+
+
+def _fitting(part: Part, length: int) -> Part:
+    if length > part.byte_size:
+        raise InvalidArgument(
+            f"shared memory size specified with the request for output {quoted(part.tensor)} "
+            f"({part.byte_size} bytes) should be at least {length} bytes to hold the results"
+        )
+    return part
+
+
+def _check_count(found: RegionRequest) -> None:
+    count = len(found.inputs) + len(found.outputs)
+    if count > MAX_PARTS:
+        raise InvalidArgument(f"{count} tensors lie in shared memory; there may be {MAX_PARTS}")

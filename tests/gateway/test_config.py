@@ -399,3 +399,15 @@ def test_keys_that_stand_twice_are_told_with_both_lines(tmp_path: Path) -> None:
     found = read_source(tmp_path / "f.yaml").duplicates
     assert [(each.line, each.path) for each in found] == [(4, "b[0].c"), (5, "a")]
     assert "first on line 3" in found[0].message and "first on line 1" in found[1].message
+
+
+def test_shared_memory_is_allowed_in_short_or_with_a_prefix(tmp_path: Path) -> None:
+    allowed = Args.model_validate({"schema": 1, "shared_memory": True}).shared_memory
+    assert allowed is not None and (allowed.prefix, allowed.user) == ("", None)
+    assert Args.model_validate({"schema": 1, "shared_memory": False}).shared_memory is None
+    narrow = Args.model_validate({"schema": 1, "shared_memory": {"prefix": "triton_", "user": 7}})
+    assert narrow.shared_memory is not None and narrow.shared_memory.prefix == "triton_"
+    (problem,) = problems_of("schema: 1\nshared_memory: {prefix: a/b}\n", tmp_path, Args)
+    assert problem.path == "shared_memory.prefix"
+    (problem,) = problems_of("schema: 1\nshared_memory: some\n", tmp_path, Args)
+    assert problem.path == "shared_memory"

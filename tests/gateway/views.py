@@ -9,6 +9,7 @@ from typing import Any, Literal
 from gateway.access.ticket import Ticket
 from gateway.config import ModelConfig
 from gateway.errors import NotFound, Unauthenticated
+from gateway.regions import Regions
 from gateway.snapshot import Snapshot
 
 INDEX = [
@@ -27,6 +28,7 @@ class FixedView:
     repository_control: Literal["admin", "public"] = "admin"
     totals: Sequence[Mapping[str, Any]] = ()
     told: list[Any] = field(default_factory=list)
+    regions: Regions | None = None
 
     def visit(self, headers: Mapping[bytes, bytes], address: str) -> Ticket:
         if headers.get(b"x-api-key") == b"wrong":

@@ -242,7 +242,7 @@ def test_refuses(message: Any, text: str) -> None:
     [
         (x_request(parameters={"sequence_id": {"int64_param": 7}}), "sequences are not supported"),
         (x_request(parameters={"sequence_id": {"string_param": "s"}}), "sequences"),
-        (request(SHARED), "input 'x': shared memory regions are not supported"),
+        (request(SHARED), "input 'x': shared memory is off here"),
         (x_request(outputs=[{"name": "y", **SHARED}]), "output 'y': shared memory"),
         (request({"datatype": "BF16"}, raw=(bytes(8),)), "BF16 is not supported"),
     ],
