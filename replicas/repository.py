@@ -20,6 +20,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from gateway.errors import HeadraceError, ModelLoadError
 from gateway.version_folders import is_version, version_folders
+from replicas.foreign_errors import without_places
 from replicas.listing import (
     Row,
     VersionFiles,
@@ -54,7 +55,8 @@ class Interrupted(ModelLoadError):
 class Repository:
     """Finds, fetches and verifies versions; blocking, so call it in a thread.
 
-    Everything that goes wrong is a `ModelLoadError` of one sentence. A local store is used in
+    Everything that goes wrong is a `ModelLoadError` of one sentence, which callers may get to see:
+    it does not say where the store is. A local store is used in
     place; from another one a version is downloaded into `cache_dir`, whole or not at all.
     """
 
@@ -204,7 +206,7 @@ class Repository:
             known = self._version_folders(model)
             if version not in known:
                 listing = ", ".join(map(str, known)) or "none"
-                raise ModelLoadError(f"{where} is not in {self._shown} (versions there: {listing})")
+                raise ModelLoadError(f"{where} is not in the store (versions there: {listing})")
             if self._local is not None:
                 with self._store_errors():
                     return self._check_local(self._local / model / known[version], where)
@@ -230,7 +232,7 @@ class Repository:
         for path in (folder, *(folder / name for name in files_below(folder, where))):
             if not path.resolve().is_relative_to(self._local):
                 raise ModelLoadError(
-                    f"{where}: {path.name} is a link that leaves {self._shown}; "
+                    f"{where}: {path.name} is a link that leaves the store; "
                     "put the file itself there"
                 )
         self._verifier.verify(folder, where)
@@ -309,7 +311,7 @@ class Repository:
             if ".." in PurePosixPath(name).parts:
                 raise ModelLoadError(f"{where}: {name} points out of the version folder")
         if not found:
-            raise ModelLoadError(f"{where} is empty in {self._shown}")
+            raise ModelLoadError(f"{where} is empty in the store")
         return found
 
     def _contents(self, source: str, files: dict[str, dict[str, Any]]) -> str:
@@ -326,7 +328,7 @@ class Repository:
         got = target.stat().st_size
         if size is not None and got != size:
             raise Interrupted(
-                f"{where}: {target.name} arrived with {got} of {size} bytes from {self._shown}"
+                f"{where}: {target.name} arrived with {got} of {size} bytes from the store"
             )
 
     def _folders(self, path: str) -> list[str]:
@@ -338,7 +340,9 @@ class Repository:
 
     def _require_store(self) -> None:
         if not self._fs.isdir(self._root):
-            raise StoreAway(f"model store {self._shown} does not exist or is not a folder")
+            raise StoreAway(
+                "the model store does not exist or is not a folder; check 'store' in the config"
+            )
 
     def _check_name(self, model: str) -> None:
         if not _MODEL.fullmatch(model):
@@ -346,7 +350,7 @@ class Repository:
                 f"model name {model!r} is not allowed; use letters, digits, '_', '-' and '.'"
             )
         if self._leaves(model):
-            raise ModelLoadError(f"model {model} is a link that leaves {self._shown}")
+            raise ModelLoadError(f"model {model} is a link that leaves the store")
 
     def _leaves(self, model: str) -> bool:
         local = self._local
@@ -364,8 +368,8 @@ class Repository:
             text = _CREDENTIALS.sub("", " ".join(str(error).split()))[:_REASON_CHARS]
             logger.warning("model store %s: %s: %s", self._shown, type(error).__name__, text)
             raise StoreAway(
-                f"model store {self._shown} cannot be read; check its address, credentials and "
-                f"client library ({type(error).__name__}: {text})"
+                "the model store cannot be read; check its address, credentials and client library "
+                f"({type(error).__name__}: {without_places(text)})"
             ) from None
 
 

@@ -1,4 +1,4 @@
-"""SavedModels as the quick starts of TensorFlow Serving have them, made by TensorFlow itself."""
+"""SavedModels as the examples of TensorFlow Serving and KServe have them, made by TensorFlow."""
 
 from __future__ import annotations
 
@@ -73,13 +73,11 @@ def half_plus_three(path: Path) -> None:
         asset.write_text("asset-file-contents")
         v1.add_to_collection(v1.GraphKeys.ASSET_FILEPATHS, tf.constant(str(asset)))
         name = v1.Variable("", name="name", trainable=False, collections=[], use_resource=False)
-        contents = tf.identity(tf.io.read_file(v1.placeholder(tf.string, [], "file")), "contents")
         session.run(v1.global_variables_initializer())
         info, definition = v1.saved_model.build_tensor_info, v1.saved_model.build_signature_def
         regressed = {"outputs": info(y)}, "tensorflow/serving/regress"
         classified = {"scores": info(y)}, "tensorflow/serving/classify"
         examples = {"inputs": info(serialized)}
-        file = {"file": info(session.graph.get_tensor_by_name("file:0"))}
         predict = "tensorflow/serving/predict"
         builder = v1.saved_model.builder.SavedModelBuilder(str(path))
         builder.add_meta_graph_and_variables(
@@ -88,7 +86,6 @@ def half_plus_three(path: Path) -> None:
             {
                 "serving_default": definition({"x": info(x)}, {"y": info(y)}, predict),
                 "asset": definition({"x": info(x)}, {"name": info(name)}, predict),
-                "read": definition(file, {"contents": info(contents)}, predict),
                 "regress_x_to_y": definition(examples, *regressed),
                 "classify_x_to_y": definition(examples, *classified),
             },
@@ -96,3 +93,62 @@ def half_plus_three(path: Path) -> None:
             main_op=tf.group(name.assign(ASSET), name="init_all"),
         )
         builder.save()
+
+
+def mnist(path: Path) -> None:
+    """Ten `scores` of float32 `images` [rows, 784], as TensorFlow 1 exports them.
+
+    The digit is the column, counted from the left, of the brightest pixel in the first row.
+    """
+    import tensorflow as tf
+
+    v1 = tf.compat.v1
+    with tf.Graph().as_default(), v1.Session() as session:
+        images = v1.placeholder(tf.float32, [None, 784], name="x")
+        weights = v1.get_variable("w", initializer=tf.eye(784, 10), use_resource=False)
+        scores = tf.nn.softmax(tf.matmul(images, weights), name="y")
+        session.run(v1.global_variables_initializer())
+        info = v1.saved_model.build_tensor_info
+        signature = v1.saved_model.build_signature_def(
+            {"images": info(images)}, {"scores": info(scores)}, "tensorflow/serving/predict"
+        )
+        builder = v1.saved_model.builder.SavedModelBuilder(str(path))
+        builder.add_meta_graph_and_variables(session, ["serve"], {"predict_images": signature})
+        builder.save()
+
+
+def resnet(folder: Path) -> None:
+    """Three models that tell how much of a picture is red, green and blue.
+
+    `resnet` takes float32 `input_1` [rows, height, width, 3], `resnet_jpg` files as the one input
+    `image_bytes` and `flowers` files as `image_bytes` with a `key` for each.
+    """
+    import tensorflow as tf
+
+    def shares(picture: Any) -> Any:
+        return tf.reduce_mean(picture, axis=(-3, -2))
+
+    def of_files(files: Any) -> Any:
+        def of_file(file: Any) -> Any:
+            return shares(tf.cast(tf.io.decode_jpeg(file, 3), tf.float32) / 255)
+
+        return tf.map_fn(of_file, files, fn_output_signature=tf.float32)
+
+    files = tf.TensorSpec([None], tf.string)
+
+    @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.float32)])  # type: ignore[untyped-decorator]
+    def of_pixels(input_1: Any) -> Any:
+        return {"activation_49": shares(input_1)}
+
+    @tf.function(input_signature=[files])  # type: ignore[untyped-decorator]
+    def of_pictures(image_bytes: Any) -> Any:
+        return {"scores": of_files(image_bytes)}
+
+    @tf.function(input_signature=[files, files])  # type: ignore[untyped-decorator]
+    def of_keyed_pictures(image_bytes: Any, key: Any) -> Any:
+        scores = of_files(image_bytes)
+        return {"scores": scores, "prediction": tf.argmax(scores, axis=1), "key": key}
+
+    signatures = {"resnet": of_pixels, "resnet_jpg": of_pictures, "flowers": of_keyed_pictures}
+    for name, signature in signatures.items():
+        tf.saved_model.save(tf.Module(), str(folder / name / "1"), signatures=signature)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from collections.abc import Awaitable
 from typing import Any
 
 import httpx
@@ -46,20 +47,31 @@ def told(answer: Any) -> dict[str, Any]:
     }
 
 
+async def refused(call: Awaitable[Any]) -> str:
+    """What the client says of a call that must fail."""
+    try:
+        await call
+    except httpx.HTTPStatusError as error:
+        return str(error)
+    return ""
+
+
 async def ask_v1(base: str) -> dict[str, Any]:
     """TensorFlow Serving's REST protocol, KServe's v1."""
+    rows = {"instances": [ROW]}
     async with InferenceRESTClient(RESTConfig(protocol="v1")) as client:
-        return {"predict": await client.infer(base, {"instances": [ROW]}, model_name="affine")}
+        return {
+            "live": await client.is_server_live(base),
+            "model_ready": await client.is_model_ready(base, "affine"),
+            "nobody_ready": await refused(client.is_model_ready(base, "nobody")),
+            "predict": await client.infer(base, rows, model_name="affine"),
+            "refused": await refused(client.infer(base, rows, model_name="nobody")),
+        }
 
 
 async def ask_v2(base: str) -> dict[str, Any]:
     """Open Inference Protocol over HTTP."""
     async with InferenceRESTClient(RESTConfig(protocol="v2")) as client:
-        try:
-            await client.infer(base, request(binary=True), model_name="nobody")
-            refused = ""
-        except httpx.HTTPStatusError as error:
-            refused = str(error)
         return {
             "live": await client.is_server_live(base),
             "ready": await client.is_server_ready(base),
@@ -67,7 +79,7 @@ async def ask_v2(base: str) -> dict[str, Any]:
             "nobody_ready": await client.is_model_ready(base, "nobody"),
             "binary": told(await client.infer(base, request(binary=True), model_name="affine")),
             "json": told(await client.infer(base, request(binary=False), model_name="affine")),
-            "refused": refused,
+            "refused": await refused(client.infer(base, request(binary=True), model_name="nobody")),
         }
 
 

@@ -11,7 +11,7 @@ from tests.clients.conftest import Addresses
 from tests.clients.packages import run_with
 from tests.system.running import DOUBLED
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
 
 ANSWER = {"id": "seven", "model": "affine", "version": "2", "values": [DOUBLED]}
 REST_ANSWER = ANSWER | {"version": None}
@@ -27,8 +27,12 @@ def told(gateway: Addresses) -> dict[str, Any]:
     return answers
 
 
-def test_v1_predicts(told: dict[str, Any]) -> None:
-    assert told["v1"]["predict"] == {"predictions": [DOUBLED]}
+def test_v1_predicts_and_tells_who_is_ready(told: dict[str, Any]) -> None:
+    answers = told["v1"]
+    assert answers["predict"] == {"predictions": [DOUBLED]}
+    assert (answers["live"], answers["model_ready"]) == (True, True)
+    assert "Servable not found for request: Latest(nobody), '404" in answers["refused"]
+    assert "Could not find any versions of model nobody, '404" in answers["nobody_ready"]
 
 
 def test_v2_infers_with_raw_and_json_tensors(told: dict[str, Any]) -> None:

@@ -11,7 +11,12 @@ from tests.clients.conftest import Addresses
 from tests.clients.packages import run_with
 from tests.system.running import DOUBLED
 
-pytestmark = [pytest.mark.ray, pytest.mark.tensorflow, pytest.mark.timeout(400)]
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.slow,
+    pytest.mark.tensorflow,
+    pytest.mark.timeout(400),
+]
 
 
 @pytest.fixture(scope="module")

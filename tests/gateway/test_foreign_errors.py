@@ -53,6 +53,9 @@ LOADS: Mapping[str, str] = {
     "short_weights": "size to read: 1200 given file_length: 3 are out of bounds",
     "no_operator": "my.domain:NoSuch(-1) is not a registered function/op",
     "far_opset": "Opset 99 is under development",
+    "link": "model link is a link that leaves the store",
+    "hollow": "hollow/1 must hold model.onnx (ONNX Runtime) or ",
+    "absent": "model absent version 1 is not in the store",
 }
 
 
@@ -253,6 +256,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (store / "short_weights" / "1" / "weights.bin").write_bytes(b"123")
     save_onnx(store / "no_operator" / "1", "NoSuch", [one], domain="my.domain")
     save_onnx(store / "far_opset" / "1", "Add", [one], opset=99)
+    (store / "hollow" / "1").mkdir(parents=True)
+    (store / "link").symlink_to(store.parent)
     yield store
     del scripts
 
@@ -279,7 +284,7 @@ async def over_grpc(house: House, model: str, signature: str, values: list[Any])
 
 
 async def test_a_run_that_fails_tells_why_and_shows_no_file(store: Path, tmp_path: Path) -> None:
-    shutil.copytree(store, tmp_path / "store")
+    shutil.copytree(store, tmp_path / "store", symlinks=True)
     with capture_logs() as logs:
         async with open_house(tmp_path, "a") as house, client(house) as http:
             cases = [
@@ -303,7 +308,7 @@ async def test_a_run_that_fails_tells_why_and_shows_no_file(store: Path, tmp_pat
 async def test_a_model_that_does_not_load_tells_why_and_shows_no_file(
     store: Path, tmp_path: Path
 ) -> None:
-    shutil.copytree(store, tmp_path / "store")
+    shutil.copytree(store, tmp_path / "store", symlinks=True)
     with capture_logs() as logs:
         async with open_house(tmp_path, "a") as house, client(house) as http:
             for model, useful in LOADS.items():

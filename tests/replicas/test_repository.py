@@ -454,7 +454,7 @@ def test_download_that_breaks_off_leaves_nothing_and_tells_no_secret(
 
 @pytest.mark.parametrize("uri", ["nonsense://models", "memory://absent?key=secret"])
 def test_store_that_cannot_be_read_is_one_sentence(tmp_path: Path, uri: str) -> None:
-    with pytest.raises(ModelLoadError, match=r"^model store ") as caught:
+    with pytest.raises(ModelLoadError, match=r"^the model store ") as caught:
         Repository(uri, tmp_path).models()
     assert "secret" not in caught.value.message
     assert "\n" not in caught.value.message
