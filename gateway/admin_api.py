@@ -216,6 +216,7 @@ def _version(model: ModelView, version: VersionView, snapshot: Snapshot) -> dict
         "version": version.version,
         "state": "STANDBY" if warm else version.state,
         "reason": version.reason,
+        "ignored": list(version.spec.ignored) if version.spec is not None else [],
         "load_s": max((p.load_s for p in placements), default=0.0),
         "slots": [p.slot_id for p in placements],
     }

@@ -93,7 +93,7 @@ class InferenceService:
         """Triton's model configuration."""
         request = parse("inference.ModelConfigRequest", body)
         model, found = find_model(self._view.snapshot, request.name, request.version)
-        return metadata_proto.model_config(known_spec(model.name, found))
+        return metadata_proto.model_config(model.config, known_spec(model.name, found))
 
     async def statistics(self, body: bytes, context: Context) -> bytes:
         """What a model, or every model, has counted."""

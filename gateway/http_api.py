@@ -17,6 +17,7 @@ from gateway.media_api import jobs, uploads
 from gateway.media_exchange import MediaDesk
 from gateway.model_lookup import find_model, find_servable, known_spec, servable_versions
 from gateway.protocols import metadata
+from gateway.protocols.model_config import shown
 from gateway.protocols.paths import parse_infer_path, parse_serving_version
 from gateway.protocols.statistics import statistics_document
 from gateway.repository_api import repository
@@ -156,8 +157,8 @@ async def model_metadata(view: View, name: str, version: str = "") -> Response:
 @openinference.get("/v2/models/{name}/versions/{version}/config")
 async def model_config(view: View, name: str, version: str = "") -> Response:
     """Triton's model configuration."""
-    _, found = find_model(view.snapshot, name, version)
-    return json_answer(metadata.openinference_config(known_spec(name, found)))
+    model, found = find_model(view.snapshot, name, version)
+    return json_answer(shown(model.config, known_spec(name, found)))
 
 
 @openinference.get("/v2/models/{name}/ready")

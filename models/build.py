@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from sources import BuildError, NpmMissingError
-from targets import PHASES, Report, is_built, make, write_readmes
+from targets import PHASES, Report, is_built, make, write_beside
 
 BASE = Path(__file__).resolve().parent
 LOG = BASE / "cache" / "build.log"
@@ -35,7 +35,7 @@ def main(names: Sequence[str], force: bool) -> None:
     with _alone(console):
         chosen = _with_needs(names or NAMES)
         failed = _build_all(chosen, force, console)
-        write_readmes(TARGETS, BASE)
+        write_beside(TARGETS, BASE)
     sys.exit(1 if failed else 0)
 
 

@@ -21,7 +21,8 @@ class Job:
 @dataclass(frozen=True, slots=True)
 class Target:
     """One folder to build. `code` lists the files beside this one whose change rebuilds it;
-    the first is the module whose `build(job)` does the work."""
+    the first is the module whose `build(job)` does the work. `config` is Triton's configuration of
+    the model, which goes beside its versions."""
 
     name: str
     version: str | None
@@ -29,6 +30,7 @@ class Target:
     sources: tuple[Source, ...]
     about: str
     needs: tuple[str, ...] = ()
+    config: str = ""
 
     @property
     def label(self) -> str:
@@ -138,6 +140,24 @@ PICTURES = Source(
 
 _NETWORK = ("efficientnet.py", "torch_weights.py")
 _DIGITS = ("digits.py", "digit_data.py", "digit_networks.py")
+_TAGGER_CONFIG = """\
+# As Triton's image clients want it: a picture in, scores out. `features` are in the graph as well,
+# for whoever lists them here.
+name: "tagger"
+platform: "onnxruntime_onnx"
+input {
+  name: "images"
+  data_type: TYPE_UINT8
+  format: FORMAT_NHWC
+  dims: [ 224, 224, 3 ]
+}
+output {
+  name: "scores"
+  data_type: TYPE_FP32
+  dims: [ 1000 ]
+  label_filename: "labels.txt"
+}
+"""
 TARGETS = (
     Target(
         "pictures",
@@ -160,6 +180,7 @@ TARGETS = (
         ("tagger.py", "onnx_graph.py", *_NETWORK),
         (LITE0, IMAGENET_LABELS),
         "EfficientNet-Lite0: what is in the picture, 1000 ImageNet classes. ONNX.",
+        config=_TAGGER_CONFIG,
     ),
     Target(
         "faces",

@@ -71,16 +71,18 @@ def _load_builder(target: Target) -> Builder:
     return builder
 
 
-def write_readmes(targets: Sequence[Target], base: Path) -> None:
-    """Write repository/NAME/README.md for every model of which a version is built."""
+def write_beside(targets: Sequence[Target], base: Path) -> None:
+    """Write repository/NAME/README.md, and its config.pbtxt if it has one, for every model of which
+    a version is built."""
     for name in dict.fromkeys(target.name for target in targets if target.version):
         versions = [target for target in targets if target.name == name]
         built = [target for target in versions if (base / target.folder).is_dir()]
         if built:
-            path = base / "repository" / name / "README.md"
-            text = _readme(built, base)
-            if not path.is_file() or path.read_text(encoding="utf-8") != text:
-                path.write_text(text, encoding="utf-8")
+            texts = {"README.md": _readme(built, base), "config.pbtxt": built[0].config}
+            for file, text in texts.items():
+                path = base / "repository" / name / file
+                if text and (not path.is_file() or path.read_text(encoding="utf-8") != text):
+                    path.write_text(text, encoding="utf-8")
 
 
 def _readme(versions: Sequence[Target], base: Path) -> str:

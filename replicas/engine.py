@@ -17,7 +17,13 @@ import structlog
 from gateway.channel import Channel
 from gateway.config import Batching
 from gateway.deadline import Deadline
-from gateway.errors import DeadlineExceeded, HeadraceError, InternalError, Unimplemented
+from gateway.errors import (
+    DeadlineExceeded,
+    HeadraceError,
+    InternalError,
+    InvalidArgument,
+    Unimplemented,
+)
 from gateway.frames import Buffer, Flag, Item, Reply, pieces
 from gateway.metrics import Recorder
 from gateway.niceness import be_nice
@@ -109,8 +115,9 @@ class Engine:
     def configure(self, batching: Batching) -> None:
         """Batch so from now on; a model whose rows cannot be batched stays as it is."""
         if self.spec.max_rows:
-            self.spec = replace(self.spec, max_rows=batching.max_rows)
-            self._batcher.configure(batching.max_rows, batching.max_wait_s)
+            max_rows = min(batching.max_rows, self.spec.row_limit or batching.max_rows)
+            self.spec = replace(self.spec, max_rows=max_rows)
+            self._batcher.configure(max_rows, batching.max_wait_s)
 
     async def drained(self) -> None:
         """Wait until nothing is left to answer."""
@@ -154,7 +161,10 @@ class Engine:
             call = call_of(item.call, item.json_length, item.encodings)
             if caller.codec is self._media and (kept := self._media.kept(body, call)) is not None:
                 return kept
-            return caller.codec.decode(body, call, self.spec)
+            decoded = caller.codec.decode(body, call, self.spec)
+            if caller.codec is not self._media:
+                self._check_rows(decoded)
+            return decoded
         except HeadraceError as error:
             return error
         except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
@@ -163,6 +173,13 @@ class Engine:
             return InternalError(f"internal error ({type(error).__name__})")
         finally:
             caller.decode_s = time.monotonic() - started_s
+
+    def _check_rows(self, request: InferenceRequest) -> None:
+        limit = self.spec.row_limit
+        if limit and request.rows is not None and request.rows > limit:
+            raise InvalidArgument(
+                f"inference request batch-size must be <= {limit} for '{self.spec.name}'"
+            )
 
     def _decoded(self, caller: Caller, item: Item, decoded: Decoded) -> None:
         channel = caller.channel

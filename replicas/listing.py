@@ -8,6 +8,7 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from fsspec import AbstractFileSystem
@@ -50,9 +51,15 @@ class VersionFiles:
 
 
 def describe(
-    files: Mapping[str, Row], listed: Collection[str], changed_s: float | None = None
+    files: Mapping[str, Row],
+    listed: Collection[str],
+    changed_s: float | None = None,
+    beside: Mapping[str, Row] = MappingProxyType({}),
 ) -> VersionFiles:
-    """Of files by their paths in the folder, and of the paths that its SHA256SUMS lists."""
+    """Of files by their paths in the folder, and of the paths that its SHA256SUMS lists.
+
+    What lies `beside` the version folders belongs to each of them.
+    """
     missing = sorted(set(listed) - files.keys())
     runtimes = [name for name, file in MODEL_FILES.items() if file in files]
     problem = ""
@@ -62,7 +69,8 @@ def describe(
         problem = f"{missing[0]} is missing, but {SUMS} lists it"
     elif not runtimes:
         problem = "it must hold model.onnx or saved_model.pb, and holds neither"
-    stamp = hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest()[:16]
+    rows = [*files.items(), *((f"../{name}", row) for name, row in beside.items())]
+    stamp = hashlib.sha256(repr(sorted(rows)).encode()).hexdigest()[:16]
     return VersionFiles(stamp, changed_s, problem, runtimes[0] if len(runtimes) == 1 else None)
 
 
@@ -89,9 +97,32 @@ def list_local(folder: Path) -> tuple[dict[str, Row], float]:
                 continue
             changed_s = max(changed_s, stat.st_ctime)
             if name not in folders:
-                identity = f"{stat.st_ino}:{stat.st_mtime_ns}:{stat.st_ctime_ns}"
-                files[path.relative_to(folder).as_posix()] = Row(stat.st_size, identity)
+                files[path.relative_to(folder).as_posix()] = _local_row(stat)
     return files, changed_s
+
+
+def belongs_beside(name: str) -> bool:
+    """Whether a file beside the version folders is for all of them: Triton's configuration, and
+    labels."""
+    return name == "config.pbtxt" or name.endswith(".txt")
+
+
+def list_beside(folder: Path) -> tuple[dict[str, Row], float]:
+    """Such files of a model's local folder, and when one of them changed last (0 without any)."""
+    files, changed_s = {}, 0.0
+    for path in folder.iterdir():
+        try:
+            if belongs_beside(path.name) and path.is_file():
+                stat = path.stat()
+                files[path.name] = _local_row(stat)
+                changed_s = max(changed_s, stat.st_ctime)
+        except FileNotFoundError:
+            continue
+    return files, changed_s
+
+
+def _local_row(stat: os.stat_result) -> Row:
+    return Row(stat.st_size, f"{stat.st_ino}:{stat.st_mtime_ns}:{stat.st_ctime_ns}")
 
 
 def _raise_unless_gone(error: OSError) -> None:

@@ -29,6 +29,7 @@ from replicas.media_codec import MediaCodec
 from replicas.repository import Interrupted, Repository, StoreAway, detect_runtime
 from replicas.runtime import Runtime, RuntimeSettings
 from replicas.statistics import ModelStatistics
+from replicas.triton_config import CONFIG, MAX_FILE_BYTES, configured, own_file
 from replicas.warmup import warm_up
 
 RUNTIME_MODULES: dict[str, str] = {
@@ -251,6 +252,26 @@ class Placements:
         name = order.runtime or detect_runtime(path)
         settings = RuntimeSettings(self._cores, self._device, order.batching.max_rows)
         runtime: Runtime = import_runtime(name).load(path, order.model, order.version, settings)
+
+        def read(file: str) -> bytes | None:
+            own = own_file(path, file)
+            if own is not None:
+                return own
+            return self._repository.beside(order.model, file, MAX_FILE_BYTES)
+
+        try:
+            config = self._repository.beside(order.model, CONFIG, MAX_FILE_BYTES)
+            runtime = configured(runtime, config, read)
+        except BaseException:
+            runtime.close()
+            raise
+        if runtime.spec.ignored:
+            log.warning(
+                "config_ignored",
+                model=order.model,
+                version=order.version,
+                fields=runtime.spec.ignored,
+            )
         return runtime, path
 
     async def _unload(self, loaded: Loaded) -> None:

@@ -24,7 +24,9 @@ from replicas.foreign_errors import without_places
 from replicas.listing import (
     Row,
     VersionFiles,
+    belongs_beside,
     describe,
+    list_beside,
     list_local,
     list_remote,
     lists_flat,
@@ -38,8 +40,6 @@ logger = logging.getLogger(__name__)
 _MODEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}")
 _CREDENTIALS = re.compile(r"(?<=://)[^/@\s]*@|[?#]\S*")
 _REASON_CHARS = 200
-_BESIDE = {"config.pbtxt", "labels.txt"}
-"""What belongs beside the version folders: Triton's configuration, and labels for all of them."""
 _UNUSED_S = 86_400.0
 """What nobody fetched for so long, and the store has no more, leaves the cache."""
 
@@ -118,8 +118,9 @@ class Repository:
                 others[name] = "its name is not a number"
             elif versions[int(name)] != name:
                 others[name] = f"{versions[int(name)]} is the same version"
-        for name in {PurePosixPath(entry).name for entry in entries} - {*_BESIDE, *folders}:
-            others[name] = "it is not in a version folder"
+        for name in {PurePosixPath(entry).name for entry in entries} - set(folders):
+            if not belongs_beside(name):
+                others[name] = "it is not in a version folder"
         return {name: why for name, why in sorted(others.items()) if not name.startswith(".")}
 
     def _version_folders(self, model: str) -> dict[int, str]:
@@ -150,7 +151,9 @@ class Repository:
 
     def _inspect(self, model: str) -> dict[int, VersionFiles]:
         found = {}
-        for version, name in self._version_folders(model).items():
+        folders = self._version_folders(model)
+        beside, beside_s = list_beside(Path(self._root, model)) if folders else ({}, 0.0)
+        for version, name in folders.items():
             source = f"{self._root}/{model}/{name}"
             try:
                 files, changed_s = list_local(Path(source))
@@ -160,7 +163,7 @@ class Repository:
                 problem = f"it cannot be read: {error.strerror}"
                 found[version] = VersionFiles("", None, problem, None)
                 continue
-            found[version] = self._describe(source, files, changed_s)
+            found[version] = self._describe(source, files, beside, max(changed_s, beside_s))
         return found
 
     def _inspect_remote(self, model: str) -> dict[int, VersionFiles]:
@@ -171,30 +174,37 @@ class Repository:
             self._require_store()
             return {}
         trees: dict[str, dict[str, Row]] = {name: {} for name in folders}
+        beside: dict[str, Row] = {}
         for path, info in infos.items():
             folder, _, name = path.partition("/")
             if name:
                 trees[folder][name] = row_of(info)
+            elif belongs_beside(folder):
+                beside[folder] = row_of(info)
         return {
-            version: self._describe(f"{self._root}/{model}/{name}", trees[name], None)
+            version: self._describe(f"{self._root}/{model}/{name}", trees[name], beside, None)
             for version, name in version_folders(trees).items()
         }
 
     def _describe(
-        self, source: str, files: dict[str, Row], changed_s: float | None
+        self,
+        source: str,
+        files: dict[str, Row],
+        beside: Mapping[str, Row],
+        changed_s: float | None,
     ) -> VersionFiles:
         sums = files.get(SUMS)
         if sums is None:
-            return describe(files, (), changed_s)
+            return describe(files, (), changed_s, beside)
         row, listed = self._sums.get(source, (None, frozenset()))
         if row != sums or not sums.identity:
             try:
                 listed = sums_names(self._fs.cat_file(f"{source}/{SUMS}"))
             except FileNotFoundError:
                 del files[SUMS]  # it vanished meanwhile
-                return describe(files, listed, changed_s)
+                return describe(files, listed, changed_s, beside)
             self._sums[source] = (sums, listed)
-        return describe(files, listed, changed_s)
+        return describe(files, listed, changed_s, beside)
 
     def fetch(self, model: str, version: int) -> Path:
         """A local folder with the version's files, checked against its SHA256SUMS if it has one.
@@ -226,6 +236,51 @@ class Repository:
             self._download(target, source, files, contents, where)
             self._sweep(target, known)
             return target
+
+    def beside(self, model: str, name: str, most_bytes: int) -> bytes | None:
+        """A file beside the model's version folders, None if there is none.
+
+        While a remote store is away this is what the file held when it was read last.
+        """
+        self._check_name(model)
+        where = f"model {model}: {name}"
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts:
+            raise ModelLoadError(f"{where} is outside of the model's folder")
+        if self._local is not None:
+            with self._store_errors():
+                return self._read_local(self._local / model / name, most_bytes, where)
+        copy = self._cache / ".beside" / model / name
+        try:
+            with self._store_errors():
+                content = self._read_remote(f"{self._root}/{model}/{name}", most_bytes, where)
+        except StoreAway:
+            return copy.read_bytes() if copy.is_file() else None
+        if content is None:
+            copy.unlink(missing_ok=True)
+        else:
+            copy.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with tempfile.NamedTemporaryFile(dir=copy.parent, delete=False) as partial:
+                partial.write(content)
+            os.replace(partial.name, copy)
+        return content
+
+    def _read_local(self, path: Path, most_bytes: int, where: str) -> bytes | None:
+        assert self._local is not None
+        if not path.is_file():
+            return None
+        if not path.resolve().is_relative_to(self._local):
+            raise ModelLoadError(f"{where} is a link that leaves {self._shown}")
+        with path.open("rb") as file:
+            return _at_most(file.read(most_bytes + 1), most_bytes, where)
+
+    def _read_remote(self, source: str, most_bytes: int, where: str) -> bytes | None:
+        self._fs.invalidate_cache()
+        try:
+            content = self._fs.cat_file(source, 0, most_bytes + 1)
+        except FileNotFoundError:
+            return None
+        return _at_most(content, most_bytes, where)
 
     def _check_local(self, folder: Path, where: str) -> Path:
         assert self._local is not None
@@ -371,6 +426,12 @@ class Repository:
                 "the model store cannot be read; check its address, credentials and client library "
                 f"({type(error).__name__}: {without_places(text)})"
             ) from None
+
+
+def _at_most(content: bytes, most_bytes: int, where: str) -> bytes:
+    if len(content) > most_bytes:
+        raise ModelLoadError(f"{where} is larger than {most_bytes} bytes")
+    return content
 
 
 def detect_runtime(path: Path) -> Literal["onnx", "tensorflow"]:

@@ -206,6 +206,15 @@ def reasons(status: Mapping[str, Any]) -> Sequence[Text]:
             if version["reason"]
         ]
         lines += [
+            Text(
+                f"{model['name']}/{version['version']}: config.pbtxt: ignored are "
+                + ", ".join(version["ignored"]),
+                style="yellow",
+            )
+            for version in model["versions"]
+            if version.get("ignored")
+        ]
+        lines += [
             Text(f"{model['name']}/{number}: not taken up: {reason}", style="yellow")
             for number, reason in model["incomplete"].items()
         ]

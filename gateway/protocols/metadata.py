@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from gateway.protocols.datatypes import config_name, datatype_name, tensorflow_name
+from gateway.protocols.datatypes import datatype_name, tensorflow_name
 from gateway.protocols.tensors import ModelSpec, Signature, TensorSpec
 from gateway.snapshot import ANSWERING, ModelView, State, VersionView
 
@@ -29,7 +29,6 @@ _TFSERVING_STATES = {
     State.FAILED: "END",
     State.END: "END",
 }
-_BACKENDS = {"onnxruntime_onnx": "onnxruntime", "tensorflow_savedmodel": "tensorflow"}
 
 
 def tfserving_status(versions: Iterable[VersionView]) -> dict[str, Any]:
@@ -99,45 +98,13 @@ def openinference_model(model: ModelView, spec: ModelSpec) -> dict[str, Any]:
     }
 
 
-def openinference_config(spec: ModelSpec) -> dict[str, Any]:
-    """As much of Triton's ModelConfig as perf_analyzer and its users read.
-
-    With a `max_batch_size` above 0 the first dimension is left out of `dims`.
-    """
-    signature = default_signature(spec)
-    batched = spec.batches(signature)
-    config: dict[str, Any] = {
-        "name": spec.name,
-        "platform": spec.platform,
-        "backend": _BACKENDS.get(spec.platform, ""),
-        "max_batch_size": spec.max_rows if batched else 0,
-        "input": [
-            {
-                **_tensor_config(tensor, batched),
-                "is_shape_tensor": False,
-                "optional": tensor.optional,
-            }
-            for tensor in signature.inputs
-        ],
-        "output": [
-            {**_tensor_config(tensor, batched), "is_shape_tensor": False}
-            for tensor in signature.outputs
-        ],
-        "model_transaction_policy": {"decoupled": False},
-        "response_cache": {"enable": False},
-    }
-    if batched:
-        config["dynamic_batching"] = {"preferred_batch_size": [spec.max_rows]}
-    return config
-
-
 def default_signature(spec: ModelSpec) -> Signature:
     """The default signature, or the first one if the model has none of that name."""
     found = spec.signatures.get(spec.default_signature)
     return found or next(iter(spec.signatures.values()), Signature("", (), ()))
 
 
-def _sizes(tensor: TensorSpec) -> list[int]:
+def shown_shape(tensor: TensorSpec) -> list[int]:
     """The shape with -1 for free dimensions; an unknown rank is one free dimension."""
     shape = (None,) if tensor.shape is None else tensor.shape
     return [-1 if size is None else size for size in shape]
@@ -145,7 +112,7 @@ def _sizes(tensor: TensorSpec) -> list[int]:
 
 def _tensor_info(tensor: TensorSpec) -> dict[str, Any]:
     unknown = tensor.shape is None
-    sizes = [] if unknown else _sizes(tensor)
+    sizes = [] if unknown else shown_shape(tensor)
     return {
         "dtype": tensorflow_name(tensor.dtype),
         "tensor_shape": {
@@ -165,14 +132,5 @@ def _tensor_metadata(tensor: TensorSpec) -> dict[str, Any]:
     return {
         "name": tensor.name,
         "datatype": datatype_name(tensor.dtype),
-        "shape": _sizes(tensor),
-    }
-
-
-def _tensor_config(tensor: TensorSpec, batched: bool) -> dict[str, Any]:
-    sizes = _sizes(tensor)
-    return {
-        "name": tensor.name,
-        "data_type": config_name(tensor.dtype),
-        "dims": sizes[1:] if batched else sizes,
+        "shape": shown_shape(tensor),
     }

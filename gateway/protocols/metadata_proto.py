@@ -7,8 +7,10 @@ from typing import Any
 
 from google.protobuf import json_format
 
+from gateway.config import ModelConfig
 from gateway.protocols import metadata
 from gateway.protocols.messages import POOL, message
+from gateway.protocols.model_config import shown
 from gateway.protocols.tensors import ModelSpec
 from gateway.protocols.wire import delimited
 from gateway.snapshot import ModelView, VersionView
@@ -44,10 +46,9 @@ def model_metadata(model: ModelView, spec: ModelSpec) -> bytes:
     return _from_json("inference.ModelMetadataResponse", document)
 
 
-def model_config(spec: ModelSpec) -> bytes:
+def model_config(config: ModelConfig, spec: ModelSpec) -> bytes:
     """ModelConfigResponse."""
-    document = {"config": metadata.openinference_config(spec)}
-    return _from_json("inference.ModelConfigResponse", document)
+    return _from_json("inference.ModelConfigResponse", {"config": shown(config, spec)})
 
 
 def model_statistics(document: Mapping[str, Any]) -> bytes:

@@ -10,7 +10,7 @@ from gateway.protocols.tensors import BYTES, ModelSpec, Signature, TensorSpec
 
 
 def encode_spec(spec: ModelSpec) -> dict[str, Any]:
-    """Plain JSON values; dtypes by numpy's names, strings as `bytes`."""
+    """Plain JSON values; dtypes by numpy's names, strings as `bytes`. Labels stay in the slot."""
     return {
         "name": spec.name,
         "version": spec.version,
@@ -18,6 +18,8 @@ def encode_spec(spec: ModelSpec) -> dict[str, Any]:
         "default_signature": spec.default_signature,
         "max_rows": spec.max_rows,
         "operations": dict(spec.operations),
+        "row_limit": spec.row_limit,
+        "ignored": spec.ignored,
         "signatures": [
             {
                 "name": signature.name,
@@ -32,7 +34,7 @@ def encode_spec(spec: ModelSpec) -> dict[str, Any]:
 
 
 def decode_spec(data: dict[str, Any]) -> ModelSpec:
-    """The inverse of `encode_spec`."""
+    """The inverse of `encode_spec`, but for labels."""
     signatures = [
         Signature(
             each["name"],
@@ -51,6 +53,8 @@ def decode_spec(data: dict[str, Any]) -> ModelSpec:
         data["default_signature"],
         data["max_rows"],
         data.get("operations", {}),
+        row_limit=data.get("row_limit"),
+        ignored=tuple(data.get("ignored", ())),
     )
 
 
@@ -62,13 +66,22 @@ def _encode_tensor(tensor: TensorSpec) -> dict[str, Any]:
         "shape": tensor.shape,
         "graph_name": tensor.graph_name,
         "optional": tensor.optional,
+        "format": tensor.format,
+        "reshape": tensor.reshape,
+        "label_filename": tensor.label_filename,
     }
 
 
 def _decode_tensor(data: dict[str, Any]) -> TensorSpec:
     dtype = BYTES if data["dtype"] == "bytes" else np.dtype(data["dtype"])
-    shape = data["shape"]
-    sizes = None if shape is None else tuple(shape)
+    shape, reshape = data["shape"], data.get("reshape")
     return TensorSpec(
-        data["name"], dtype, sizes, data.get("graph_name", ""), data.get("optional", False)
+        data["name"],
+        dtype,
+        None if shape is None else tuple(shape),
+        data.get("graph_name", ""),
+        data.get("optional", False),
+        data.get("format", "FORMAT_NONE"),
+        None if reshape is None else tuple(reshape),
+        data.get("label_filename", ""),
     )

@@ -25,6 +25,8 @@ class TensorSpec:
     `shape=None` means that the rank is unknown. `dtype == BYTES` is a string tensor.
     `graph_name` is what the model's own graph calls it, "" where it has no other name.
     An `optional` input may be left out: the model has a value of its own for it.
+    The rest is what the model's configuration says: the order of a picture's dimensions in Triton's
+    word, the shape without rows that the model's graph has in place of this one, a file of labels.
     """
 
     name: str
@@ -32,6 +34,9 @@ class TensorSpec:
     shape: tuple[int | None, ...] | None
     graph_name: str = ""
     optional: bool = False
+    format: str = "FORMAT_NONE"
+    reshape: tuple[int | None, ...] | None = None
+    label_filename: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +64,12 @@ class ModelSpec:
     """What a loaded model version takes and gives.
 
     `platform` is Triton's word: `onnxruntime_onnx` or `tensorflow_savedmodel`.
-    `max_rows` is the largest batch that one run takes (0: rows are not batched).
+    `max_rows` is the largest batch that one run takes (0: rows are not batched). Requests of more
+    than `row_limit` rows are refused (None: they are cut, 0: there are no rows).
     `operations` are signatures that only name an operation of the graph, as what initialises a
     SavedModel: callers cannot run them, TensorFlow Serving's metadata lists them.
     `labels` are the names of an output's classes by the output's name; only the slot knows them.
+    `ignored` are the fields of the model's configuration that mean nothing here.
     """
 
     name: str
@@ -73,6 +80,8 @@ class ModelSpec:
     max_rows: int = 0
     operations: Mapping[str, str] = field(default_factory=dict)
     labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    row_limit: int | None = None
+    ignored: tuple[str, ...] = ()
 
     def batches(self, signature: Signature) -> bool:
         """Whether the first dimension of each of its tensors is the rows of a batch."""

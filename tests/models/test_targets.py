@@ -1,10 +1,11 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from catalog import Job, Target
 from sources import BuildError
-from targets import is_built, make, write_readmes
+from targets import is_built, make, write_beside
 
 TARGET = Target("toy", "1", ("toy.py",), (), "A toy.")
 DEPENDENT = Target("leaf", None, ("toy.py",), (), "Needs a root.", needs=("root",))
@@ -73,9 +74,10 @@ def test_is_built_when_what_it_needs_was_built_anew(tmp_path: Path) -> None:
     assert not is_built(DEPENDENT, base)
 
 
-def test_write_readmes_states_what_was_measured(tmp_path: Path) -> None:
+def test_write_beside_states_what_was_measured(tmp_path: Path) -> None:
     base = _base(tmp_path)
     make(TARGET, base, _ignore, _build)
-    write_readmes([TARGET, ROOT], base)
+    write_beside([replace(TARGET, config='name: "toy"'), ROOT], base)
     assert "- accuracy: 0.5" in (base / "repository/toy/README.md").read_text()
+    assert (base / "repository/toy/config.pbtxt").read_text() == 'name: "toy"'
     assert not (base / "repository/root").exists()

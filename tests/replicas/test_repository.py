@@ -403,6 +403,22 @@ def test_while_the_store_is_away_its_cached_copy_is_used(
         another.fetch("digits", 1)
 
 
+def test_while_the_store_is_away_what_lay_beside_the_versions_is_known(
+    tmp_path: Path, memory: fsspec.AbstractFileSystem, leaving: type[LeavingStore]
+) -> None:
+    upload(memory, "/models/tagger", {"config.pbtxt": b"1", "1/model.onnx": b""})
+    repository = Repository("leaving://models", tmp_path)
+    assert repository.beside("tagger", "config.pbtxt", 5) == b"1"
+    leaving.away = True
+    assert repository.beside("tagger", "config.pbtxt", 5) == b"1"
+    assert repository.beside("tagger", "labels.txt", 5) is None
+    leaving.away = False
+    memory.rm_file("/models/tagger/config.pbtxt")
+    assert repository.beside("tagger", "config.pbtxt", 5) is None
+    leaving.away = True
+    assert repository.beside("tagger", "config.pbtxt", 5) is None
+
+
 def test_while_the_store_is_away_the_copy_that_was_used_last_counts(
     tmp_path: Path, memory: fsspec.AbstractFileSystem, leaving: type[LeavingStore]
 ) -> None:
@@ -476,6 +492,44 @@ def test_inspect_tells_every_version_by_its_listing(tmp_path: Path) -> None:
     assert "holds neither" in found[3].problem
     assert found[4].problem == "it is empty"
     assert local(tmp_path).inspect("absent") == {}
+
+
+def test_inspect_sees_what_lies_beside_the_versions(
+    tmp_path: Path, memory: fsspec.AbstractFileSystem
+) -> None:
+    write(tmp_path / "store" / "tagger" / "1", TAGGER)
+    upload(memory, "/models/tagger/1", TAGGER)
+    repositories = (local(tmp_path), Repository("memory://models", tmp_path))
+    stamps = [each.inspect("tagger")[1].stamp for each in repositories]
+    write(tmp_path / "store" / "tagger", {"README.md": b"says nothing"})
+    upload(memory, "/models/tagger", {"README.md": b"says nothing"})
+    assert [each.inspect("tagger")[1].stamp for each in repositories] == stamps
+    before_s = repositories[0].inspect("tagger")[1].changed_s
+    write(tmp_path / "store" / "tagger", {"config.pbtxt": b"max_batch_size: 8"})
+    upload(memory, "/models/tagger", {"config.pbtxt": b"max_batch_size: 8"})
+    for each, stamp in zip(repositories, stamps, strict=True):
+        assert each.inspect("tagger")[1].stamp != stamp
+    after_s = repositories[0].inspect("tagger")[1].changed_s
+    assert before_s is not None and after_s is not None and before_s <= after_s
+
+
+def test_a_file_beside_the_versions_is_read_and_bounded(
+    tmp_path: Path, memory: fsspec.AbstractFileSystem
+) -> None:
+    write(tmp_path / "store" / "tagger", {"config.pbtxt": b"12345"})
+    upload(memory, "/models/tagger", {"config.pbtxt": b"12345"})
+    (tmp_path / "secret").write_bytes(b"!")
+    (tmp_path / "store" / "tagger" / "link.txt").symlink_to(tmp_path / "secret")
+    for repository in (local(tmp_path), Repository("memory://models", tmp_path)):
+        assert repository.beside("tagger", "config.pbtxt", 5) == b"12345"
+        assert repository.beside("tagger", "labels.txt", 5) is None
+        with pytest.raises(ModelLoadError, match="larger than 4 bytes"):
+            repository.beside("tagger", "config.pbtxt", 4)
+        for name in ("../../secret", "/etc/passwd"):
+            with pytest.raises(ModelLoadError, match="outside of the model's folder"):
+                repository.beside("tagger", name, 5)
+    with pytest.raises(ModelLoadError, match="link that leaves"):
+        local(tmp_path).beside("tagger", "link.txt", 5)
 
 
 def test_inspect_reads_no_model_file_and_sums_once(tmp_path: Path) -> None:

@@ -119,6 +119,7 @@ def test_versions_labels_and_what_is_not_taken_up_are_told() -> None:
         {"version": number, "state": state, "reason": "", "load_s": 1.0, "slots": ["s"]}
         for number, state in ((1, "READY"), (2, "STANDBY"))
     ]
+    versions[0]["ignored"] = ["instance_group", "parameters"]
     more = {"incomplete": {"3": "model.onnx is missing"}, "rejected": [2]}
     answer = status([model("m", versions=versions, labels={"stable": 1}, **more)], [])
     lines = shown({**answer, "store_problem": "cannot be read since 10:00:00"}, 140)
@@ -127,6 +128,7 @@ def test_versions_labels_and_what_is_not_taken_up_are_told() -> None:
     assert "store: cannot be read since 10:00:00" in lines
     assert "m/3: not taken up: model.onnx is missing" in lines
     assert "m: rolled back from 2" in lines
+    assert "m/1: config.pbtxt: ignored are instance_group, parameters" in lines
 
 
 def test_figures_of_a_model_stand_once() -> None:

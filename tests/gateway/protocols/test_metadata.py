@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from gateway.config import ModelConfig
 from gateway.protocols import metadata
+from gateway.protocols.model_config import shown
 from gateway.protocols.spec_json import decode_spec, encode_spec
 from gateway.protocols.tensors import BYTES, Signature, TensorSpec
 from gateway.snapshot import ModelView, State, VersionView
@@ -88,34 +87,13 @@ def test_openinference_model() -> None:
     }
 
 
-def test_openinference_config_leaves_out_the_batch_dimension() -> None:
-    config = metadata.openinference_config(SPEC)
-    assert config["max_batch_size"] == 8
-    assert config["input"][0]["dims"] == [28, 28]
-    assert config["input"][0]["data_type"] == "TYPE_FP32"
-    assert config["output"][0] == {
-        "name": "label",
-        "data_type": "TYPE_STRING",
-        "dims": [],
-        "is_shape_tensor": False,
-    }
-    assert config["dynamic_batching"] == {"preferred_batch_size": [8]}
-
-
-def test_openinference_config_when_rows_are_fixed() -> None:
-    config = metadata.openinference_config(model(signature([spec("x", np.dtype(np.int8), 1, 4)])))
-    assert config["max_batch_size"] == 0
-    assert config["input"][0]["dims"] == [1, 4]
-    assert "dynamic_batching" not in config
-
-
 def test_optional_inputs_are_listed_as_such() -> None:
     inputs = (spec("x", F4, None), TensorSpec("w", F4, (), optional=True))
     taken = model(Signature("serving_default", inputs, (spec("y", F4, None),)))
     assert decode_spec(encode_spec(taken)) == taken
     listed = metadata.openinference_model(ModelView("m", ModelConfig(), ()), taken)["inputs"]
     assert [each["name"] for each in listed] == ["x", "w"]
-    config = metadata.openinference_config(taken)
+    config = shown(ModelConfig(), taken)
     assert [each["optional"] for each in config["input"]] == [False, True]
 
 

@@ -1,16 +1,89 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from google.protobuf import json_format
+from tritonclient.grpc import model_config_pb2
 
 from gateway.config import Batching, Latest, ModelConfig
 from gateway.errors import InvalidArgument, Unimplemented
-from gateway.protocols.metadata import openinference_config
-from gateway.protocols.model_config import overridden
-from tests.gateway.protocols.specs import one_input
+from gateway.protocols.model_config import overridden, shown
+from gateway.protocols.tensors import BYTES
+from tests.gateway.protocols.specs import F4, model, one_input, signature, spec
 
 BASE = ModelConfig(batching=Batching(max_rows=8, max_wait_s=0.5), labels={"stable": 1})
+
+
+SEEN = replace(
+    model(signature([spec("x", F4, None, 28, 28, 1)], [spec("label", BYTES, None, 1)])),
+    row_limit=64,
+)
+
+
+def test_every_field_is_shown_with_its_default() -> None:
+    seen = shown(BASE, SEEN)
+    assert seen["max_batch_size"] == 64
+    assert seen["input"] == [
+        {
+            "name": "x",
+            "data_type": "TYPE_FP32",
+            "format": "FORMAT_NONE",
+            "dims": [28, 28, 1],
+            "is_shape_tensor": False,
+            "allow_ragged_batch": False,
+            "optional": False,
+            "is_non_linear_format_io": False,
+        }
+    ]
+    assert seen["output"] == [
+        {
+            "name": "label",
+            "data_type": "TYPE_STRING",
+            "dims": [1],
+            "label_filename": "",
+            "is_shape_tensor": False,
+            "is_non_linear_format_io": False,
+        }
+    ]
+    assert seen["version_policy"] == {"latest": {"num_versions": 1}}
+    assert seen["dynamic_batching"]["preferred_batch_size"] == [8]
+    assert seen["dynamic_batching"]["max_queue_delay_microseconds"] == 500_000
+    assert seen["default_model_filename"] == "model.onnx"
+
+
+@pytest.mark.parametrize("max_rows", [0, 8])
+def test_no_field_of_tritons_message_is_left_out(max_rows: int) -> None:
+    [given], [result] = SEEN.signatures["serving_default"].inputs, [spec("y", F4, None, 2)]
+    given = replace(given, format="FORMAT_NHWC", reshape=(None, 784))
+    result = replace(result, reshape=(1, 2), label_filename="labels.txt")
+    config = BASE.model_copy(update={"versions": (1, 3)})
+    seen = shown(config, replace(model(signature([given], [result])), max_rows=max_rows))
+    read = json_format.ParseDict(seen, model_config_pb2.ModelConfig())
+    printed = json_format.MessageToDict(
+        read, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
+    assert as_numbers(printed) == seen
+    assert seen["input"][0]["reshape"] == {"shape": [-1, 784]}
+
+
+def as_numbers(value: Any) -> Any:
+    """Protobuf's JSON has integers of 64 bits as strings, Triton's has numbers."""
+    if isinstance(value, dict):
+        return {key: as_numbers(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [as_numbers(each) for each in value]
+    return int(value) if isinstance(value, str) and value.lstrip("-").isdigit() else value
+
+
+@pytest.mark.parametrize(
+    ("versions", "policy"),
+    [("all", {"all": {}}), (Latest(latest=2), {"latest": {"num_versions": 2}})],
+)
+def test_the_version_policy_is_the_models(versions: Any, policy: Any) -> None:
+    config = BASE.model_copy(update={"versions": versions})
+    assert shown(config, SEEN)["version_policy"] == policy
 
 
 @pytest.mark.parametrize(
@@ -40,15 +113,17 @@ def test_batching_is_taken_over_and_the_rest_stays() -> None:
 
 
 def test_what_the_configuration_endpoint_says_may_be_sent_back() -> None:
-    shown = openinference_config(one_input())
-    assert {"dynamic_batching", "model_transaction_policy", "response_cache"} <= shown.keys()
-    assert overridden(BASE, shown).batching.max_rows == shown["max_batch_size"]
+    config = BASE.model_copy(update={"versions": Latest(latest=1)})
+    for seen in (one_input(), replace(one_input(), max_rows=0)):
+        assert overridden(config, shown(config, seen)) == config
 
 
 @pytest.mark.parametrize(
     ("document", "error", "words"),
     [
-        ({"instance_group": []}, Unimplemented, "instance_group"),
+        ({"instance_group": [{"count": 2}]}, Unimplemented, "instance_group"),
+        ({"optimization": {"graph": {"level": 1}}}, Unimplemented, "optimization"),
+        ({"dynamic_batching": {"preserve_ordering": True}}, Unimplemented, "preserve_ordering"),
         ({"versions": [1]}, Unimplemented, "versions"),
         ({"response_cache": {"enable": True}}, Unimplemented, "response_cache"),
         ({"dynamic_batching": {"delay": 3}}, Unimplemented, "dynamic_batching.delay"),

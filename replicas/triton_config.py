@@ -1,0 +1,362 @@
+"""Triton's `config.pbtxt` beside a model's version folders, and the labels of its classes.
+
+Read are the names, formats, dims, reshapes and label files of inputs and outputs, and
+`max_batch_size`; what says the same as the model's own files is checked, the rest is named as
+ignored. Outputs that the configuration does not list are not served.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from google.protobuf import text_format
+
+from gateway.errors import ModelLoadError
+from gateway.protocols.datatypes import config_name
+from gateway.protocols.messages import POOL, message
+from gateway.protocols.metadata import default_signature
+from gateway.protocols.model_config import backend_of
+from gateway.protocols.quoting import listed, quoted
+from gateway.protocols.tensors import ModelSpec, Signature, Tensor, TensorSpec
+from replicas.runtime import Runtime
+
+CONFIG = "config.pbtxt"
+LABELS = "labels.txt"
+"""Holds the labels of the output with as many classes where the configuration names no file."""
+MAX_FILE_BYTES = 4 << 20
+"""Of a configuration or of labels; a million labels of ImageNet's length are no more."""
+
+_READ = frozenset({"name", "platform", "backend", "max_batch_size", "input", "output"})
+_TENSOR_READ = frozenset({"name", "data_type", "format", "dims", "reshape", "label_filename"})
+_STRINGS_AND_COMMENTS = re.compile(r"\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])*'|#[^\n]*")
+_REASON_CHARS = 200
+
+Files = Callable[[str], bytes | None]
+"""A file by its name beside the model or in its version's folder; None where neither has it."""
+Shape = tuple[int | None, ...]
+
+
+def own_file(folder: Path, name: str) -> bytes | None:
+    """A file of the version's folder, whose links were checked; None if it has none."""
+    path = folder / name
+    if not path.is_file():
+        return None
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise ModelLoadError(f"{name} is larger than {MAX_FILE_BYTES} bytes")
+    return path.read_bytes()
+
+
+def configured(runtime: Runtime, text: bytes | None, files: Files) -> Runtime:
+    """The runtime as its `config.pbtxt` (None: it has none) wants it served.
+
+    Raises `ModelLoadError` for a configuration that is broken or does not fit the model.
+    """
+    spec, config = runtime.spec, None
+    if text is not None:
+        config = _read(text)
+        spec = _Configuration(config, _says_max_batch_size(text)).applied(spec)
+    spec = _with_labels(spec, files)
+    return runtime if spec == runtime.spec else ConfiguredRuntime(runtime, spec)
+
+
+class ConfiguredRuntime:
+    """A runtime behind the shapes of its configuration: tensors are reshaped on their way."""
+
+    def __init__(self, runtime: Runtime, spec: ModelSpec) -> None:
+        self._runtime = runtime
+        self.spec = spec
+        self.single_threaded = runtime.single_threaded
+        # By signature; those of the model itself take what comes.
+        self._reshaped = {
+            name: {each.name: each for each in (*signature.inputs, *signature.outputs)}
+            for name, signature in spec.signatures.items()
+            if any(each.reshape is not None for each in (*signature.inputs, *signature.outputs))
+        }
+
+    def run(
+        self,
+        signature: str,
+        inputs: Mapping[str, Tensor],
+        outputs: Sequence[str],
+        more: bool = False,
+    ) -> dict[str, Tensor]:
+        """Compute the named outputs, in the shapes that callers see."""
+        reshaped = self._reshaped.get(signature)
+        if reshaped is None:
+            return self._runtime.run(signature, inputs, outputs, more)
+        batched = self.spec.batches(self.spec.signatures[signature])
+        given = {
+            name: _reshape(tensor, reshaped[name], batched, inward=True)
+            for name, tensor in inputs.items()
+        }
+        return {
+            name: _reshape(tensor, reshaped[name], batched, inward=False)
+            for name, tensor in self._runtime.run(signature, given, outputs, more).items()
+        }
+
+    def close(self) -> None:
+        """Free the model's memory."""
+        self._runtime.close()
+
+
+def _reshape(tensor: Tensor, spec: TensorSpec, batched: bool, *, inward: bool) -> Tensor:
+    """From dims to the model's own shape, or back; free sizes go over in their order."""
+    if spec.reshape is None or spec.shape is None:
+        return tensor
+    leading = tensor.shape[:1] if batched else ()
+    outside, inside = spec.shape[len(leading) :], spec.reshape
+    source, target = (outside, inside) if inward else (inside, outside)
+    sizes = tensor.shape[len(leading) :]
+    free = iter([size for size, known in zip(sizes, source, strict=True) if known is None])
+    return tensor.reshape((*leading, *(next(free) if s is None else s for s in target)))
+
+
+def _read(text: bytes) -> Any:
+    try:
+        found = text_format.Parse(
+            text.decode("utf-8"), message("inference.ModelConfig")(), descriptor_pool=POOL
+        )
+    except UnicodeDecodeError as error:
+        raise ModelLoadError(f"{CONFIG} is not UTF-8 text") from error
+    except text_format.ParseError as error:
+        said = " ".join(str(error).split())[:_REASON_CHARS]
+        raise ModelLoadError(f"{CONFIG} is not a model configuration: {said}") from error
+    return found
+
+
+def _says_max_batch_size(text: bytes) -> bool:
+    """Protobuf does not tell 0 from nothing, and nothing leaves it to the model."""
+    return b"max_batch_size" in _STRINGS_AND_COMMENTS.sub("", text.decode()).encode()
+
+
+class _Configuration:
+    """A parsed configuration; `states_rows` says whether it has a `max_batch_size`."""
+
+    def __init__(self, config: Any, states_rows: bool) -> None:
+        self._config, self._states_rows = config, states_rows
+
+    def applied(self, spec: ModelSpec) -> ModelSpec:
+        """The spec with what the configuration says of it; raises `ModelLoadError`."""
+        config = self._config
+        for field, own in (
+            ("name", spec.name),
+            ("platform", spec.platform),
+            ("backend", backend_of(spec)),
+        ):
+            said = getattr(config, field)
+            if said not in ("", own):
+                raise ModelLoadError(f"{CONFIG}: {field} is {quoted(said)}, but this is '{own}'")
+        known = default_signature(spec)
+        # What is not listed is not served, so that it need not have the rows either.
+        served = replace(
+            known,
+            inputs=_served(config.input, known.inputs),
+            outputs=_served(config.output, known.outputs),
+        )
+        limit = self._row_limit(spec, served)
+        if limit is not None:
+            spec = replace(spec, max_rows=min(limit, spec.max_rows), row_limit=limit)
+        batched = spec.batches(served)
+        signature = replace(
+            known,
+            inputs=_tensors("input", config.input, known.inputs, batched),
+            outputs=_tensors("output", config.output, known.outputs, batched),
+        )
+        missing = {each.name for each in known.required} - {each.name for each in signature.inputs}
+        if missing:
+            raise ModelLoadError(f"{CONFIG} lists inputs, but not {listed(sorted(missing))}")
+        return replace(
+            spec,
+            signatures={
+                name: signature if each is known else each for name, each in spec.signatures.items()
+            },
+            ignored=tuple(_ignored(config)),
+        )
+
+    def _row_limit(self, spec: ModelSpec, signature: Signature) -> int | None:
+        limit: int = self._config.max_batch_size
+        if not self._states_rows:
+            return None
+        if limit < 0:
+            raise ModelLoadError(f"{CONFIG}: max_batch_size must be at least 0, not {limit}")
+        if limit and not spec.batches(signature):
+            raise ModelLoadError(
+                f"{CONFIG}: max_batch_size is {limit}, but not all inputs and outputs of the model "
+                "begin with the same free dimension; it must be 0"
+            )
+        return limit
+
+
+def _served(entries: Any, known: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+    names = {entry.name for entry in entries}
+    return tuple(each for each in known if not names or each.name in names)
+
+
+def _tensors(
+    kind: str, entries: Any, known: tuple[TensorSpec, ...], batched: bool
+) -> tuple[TensorSpec, ...]:
+    """The tensors as they are listed; all that the model has where none is."""
+    by_name = {each.name: each for each in known}
+    found: dict[str, TensorSpec] = {}
+    for entry in entries:
+        where = f"{CONFIG}: {kind} {quoted(entry.name)}"
+        if entry.name not in by_name:
+            raise ModelLoadError(
+                f"{where} is none of the model's, which has {listed(sorted(by_name))}"
+            )
+        if entry.name in found:
+            raise ModelLoadError(f"{where} is listed twice")
+        found[entry.name] = _tensor(entry, by_name[entry.name], batched, where)
+    return tuple(found.values()) or known
+
+
+def _tensor(entry: Any, spec: TensorSpec, batched: bool, where: str) -> TensorSpec:
+    fields = type(entry).DESCRIPTOR.fields_by_name
+    data_type = fields["data_type"].enum_type.values_by_number[entry.data_type].name
+    if data_type not in ("TYPE_INVALID", config_name(spec.dtype)):
+        raise ModelLoadError(
+            f"{where} is {data_type}, but the model's is {config_name(spec.dtype)}"
+        )
+    spec = _shaped(entry, spec, batched, where)
+    if "format" not in fields:
+        return replace(spec, label_filename=entry.label_filename)
+    order = fields["format"].enum_type.values_by_number[entry.format].name
+    if entry.format and len(spec.shape or ()) != 3 + batched:
+        raise ModelLoadError(f"{where} is {order}, which needs three dims")
+    return replace(spec, format=order)
+
+
+def _shaped(entry: Any, spec: TensorSpec, batched: bool, where: str) -> TensorSpec:
+    """The spec with the entry's dims and reshape."""
+    dims, reshape = _sizes(entry.dims, f"{where}: dims"), None
+    if entry.HasField("reshape"):
+        reshape = _sizes(entry.reshape.shape, f"{where}: reshape")
+        if not dims:
+            raise ModelLoadError(f"{where} has a reshape, which needs dims")
+        if not batched and not reshape:
+            raise ModelLoadError(f"{where}: reshape must not be empty without a batch dimension")
+        if _chunks(dims) != _chunks(reshape):
+            raise ModelLoadError(
+                f"{where} has different size for dims {_shown(dims)} and reshape {_shown(reshape)}"
+            )
+    if not dims:
+        return spec
+    leading: Shape = (None,) if batched else ()
+    inside = _fitting(dims if reshape is None else reshape, spec, len(leading), where)
+    outside = inside if reshape is None else dims
+    return replace(spec, shape=(*leading, *outside), reshape=reshape)
+
+
+def _sizes(values: Any, where: str) -> Shape:
+    for size in values:
+        if size < 1 and size != -1:
+            raise ModelLoadError(f"{where} must hold integers of at least 1, or -1, not {size}")
+    return tuple(None if size == -1 else size for size in values)
+
+
+def _chunks(shape: Shape) -> list[int]:
+    """Elements between the free sizes: they must be as many before a reshape as after it."""
+    chunks = [1]
+    for size in shape:
+        if size is None:
+            chunks.append(1)
+        else:
+            chunks[-1] *= size
+    return chunks
+
+
+def _fitting(dims: Shape, spec: TensorSpec, leading: int, where: str) -> Shape:
+    """The dims, with the model's own sizes where they are free; they may not contradict it."""
+    if spec.shape is None:
+        return dims
+    own = spec.shape[leading:]
+    if len(own) != len(dims) or any(
+        want != have for want, have in zip(dims, own, strict=True) if None not in (want, have)
+    ):
+        raise ModelLoadError(
+            f"{where} has the shape {_shown(dims)}, but the model's is {_shown(own)}"
+            + (" without the batch dimension" if leading else "")
+        )
+    return tuple(have if want is None else want for want, have in zip(dims, own, strict=True))
+
+
+def _shown(shape: Shape) -> list[int]:
+    return [-1 if size is None else size for size in shape]
+
+
+def _ignored(config: Any) -> Iterator[str]:
+    """The fields that are set to something and not read."""
+    for field, value in config.ListFields():
+        if field.name in ("input", "output"):
+            unread = {
+                each.name
+                for entry in value
+                for each, _ in entry.ListFields()
+                if each.name not in _TENSOR_READ
+            }
+            yield from (f"{field.name}.{name}" for name in sorted(unread))
+        elif field.name not in _READ and not _is_empty(field, value):
+            yield field.name
+
+
+def _is_empty(field: Any, value: Any) -> bool:
+    """Whether it is a message that says nothing, as `dynamic_batching { }`."""
+    single = field.message_type is not None and not field.is_repeated
+    return single and value.ByteSize() == 0
+
+
+def _with_labels(spec: ModelSpec, files: Files) -> ModelSpec:
+    """The spec with the labels of its outputs, from the files that they name or from `LABELS`."""
+    common = files(LABELS)
+    common_labels = [] if common is None else _labels(common, LABELS)
+    labels: dict[str, Sequence[str]] = {}
+    signatures = {}
+    for name, signature in spec.signatures.items():
+        outputs = []
+        for output in signature.outputs:
+            if output.label_filename:
+                labels[output.name] = _named_labels(output, files)
+            elif common_labels and _classes(spec, signature, output) == len(common_labels):
+                labels[output.name] = common_labels
+                output = replace(output, label_filename=LABELS)
+            outputs.append(output)
+        signatures[name] = replace(signature, outputs=tuple(outputs))
+    return replace(spec, signatures=signatures, labels=labels) if labels else spec
+
+
+def _classes(spec: ModelSpec, signature: Signature, output: TensorSpec) -> int | None:
+    """How many values a row of the output has; None where that is not known."""
+    shape = output.shape or (None,)
+    sizes = shape[1:] if spec.batches(signature) else shape
+    return None if None in sizes else math.prod(size or 0 for size in sizes)
+
+
+def _named_labels(output: TensorSpec, files: Files) -> list[str]:
+    name = output.label_filename
+    where = f"{CONFIG}: output {quoted(output.name)} has its labels in {quoted(name)}"
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\0" in name:
+        raise ModelLoadError(f"{where}, which is outside of the model's folder")
+    content = files(name)
+    if content is None:
+        raise ModelLoadError(
+            f"{where}, which is neither beside the version folders nor in this one"
+        )
+    return _labels(content, name)
+
+
+def _labels(content: bytes, name: str) -> list[str]:
+    """A label on each line."""
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ModelLoadError(f"{name} is not UTF-8 text") from error
+    lines = text.split("\n")
+    if not lines[-1]:
+        lines.pop()
+    return [line.removesuffix("\r") for line in lines]
