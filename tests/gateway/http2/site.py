@@ -91,6 +91,7 @@ class Peer:
         self.ended: set[int] = set()
         self.resets: dict[int, int] = {}
         self.goaway: int | None = None
+        self.pongs = 0
         self.closed = False
         self.credit = True
         self.late: list[RawFrame] = []
@@ -157,6 +158,8 @@ class Peer:
             self.ended.add(event.stream_id)
         elif isinstance(event, h2.events.StreamReset):
             self.resets[event.stream_id] = int(event.error_code)
+        elif isinstance(event, h2.events.PingAckReceived):
+            self.pongs += 1
         elif isinstance(event, h2.events.ConnectionTerminated):
             self.goaway = int(event.error_code)
 
@@ -165,6 +168,14 @@ class Peer:
         while stream_id not in self.ended:
             assert await self.read(), "the connection ended first"
         return self.trailers.get(stream_id) or self.heads[stream_id]
+
+    async def pong(self) -> None:
+        """Everything that was sent is taken in."""
+        wanted = self.pongs + 1
+        self.h2.ping(b"are-here")
+        self.flush()
+        while self.pongs < wanted:
+            assert await self.read(), "the connection ended first"
 
     async def end(self) -> None:
         while await self.read():

@@ -175,9 +175,7 @@ async def test_a_stream_of_requests_is_read_as_far_as_it_is_used(tmp_path: Path)
         while peer.h2.local_flow_control_window(stream_id) >= len(piece):
             peer.send(stream_id, piece)
             sent += 1
-        peer.h2.ping(b"are-here")
-        peer.flush()
-        await peer.read()
+        await peer.pong()
         stuck = peer.h2.local_flow_control_window(stream_id)
         assert sent == STREAM_WINDOW_BYTES // len(piece) and stuck < len(piece)
         assert not site.methods.seen and site.house.admission.held_bytes == sent * 99_995
