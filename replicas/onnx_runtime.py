@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import re
@@ -16,7 +17,7 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from gateway.errors import InternalError, InvalidArgument, ModelLoadError, NotFound
-from gateway.protocols.tensors import BYTES, ModelSpec, Signature, Tensor, TensorSpec
+from gateway.protocols.tensors import BFLOAT16, BYTES, ModelSpec, Signature, Tensor, TensorSpec
 from replicas.external_data import check_external_data
 from replicas.foreign_errors import without_places
 from replicas.runtime import Runtime, RuntimeSettings
@@ -32,6 +33,8 @@ _REASON_CHARS = 200
 _PADDED_BYTES = 16 << 20
 """Strings of bytes that are padded to the longest one take at most so much."""
 _FATAL = 4
+_ONNX_BFLOAT16 = 16
+"""Its number in ONNX's TensorProto."""
 
 _DTYPES = {
     "tensor(bool)": np.dtype(np.bool_),
@@ -46,6 +49,7 @@ _DTYPES = {
     "tensor(float16)": np.dtype(np.float16),
     "tensor(float)": np.dtype(np.float32),
     "tensor(double)": np.dtype(np.float64),
+    "tensor(bfloat16)": BFLOAT16,
     "tensor(string)": BYTES,
 }
 
@@ -122,9 +126,10 @@ class OnnxRuntime:
         self._spec = spec
         signature = spec.signatures[SIGNATURE]
         self._text_outputs = {each.name for each in signature.outputs if each.dtype == BYTES}
+        dtypes = {each.dtype for each in signature.inputs + signature.outputs}
+        self._has_bfloat16 = BFLOAT16 in dtypes
         # IO binding knows no strings; the plain run copies numeric tensors to the device as well.
-        has_text = any(each.dtype == BYTES for each in signature.inputs + signature.outputs)
-        self._bound_to = None if has_text else bound_to
+        self._bound_to = None if dtypes & {BYTES, BFLOAT16} else bound_to
         self._shrinking = ort.RunOptions()
         if bound_to is None:
             self._shrinking.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
@@ -172,7 +177,13 @@ class OnnxRuntime:
     def _run(self, feed: dict[str, Tensor], outputs: Sequence[str], more: bool) -> list[Tensor]:
         large = sum(value.nbytes for value in feed.values()) > _SHRINK_ABOVE_BYTES
         options = self._shrinking if large and not more else None
-        results: list[Tensor] = self._session.run(list(outputs), feed, options)
+        results: list[Tensor]
+        if self._has_bfloat16:
+            held = {name: _held(value) for name, value in feed.items()}
+            answers = self._session.run_with_ort_values(list(outputs), held, options)
+            results = [_array(answer) for answer in answers]
+        else:
+            results = self._session.run(list(outputs), feed, options)
         return results
 
     def _bound_run(self, feed: dict[str, Tensor], outputs: Sequence[str]) -> list[Tensor]:
@@ -271,7 +282,7 @@ def _tensor_spec(argument: Any, where: str) -> TensorSpec:
     if dtype is None:
         raise ModelLoadError(
             f"{where} {argument.name} is a {argument.type}; only tensors of bool, integers, "
-            "float16, float32, float64 and string can be served"
+            "float16, bfloat16, float32, float64 and string can be served"
         )
     # ONNX Runtime shows a scalar and an unknown rank alike: the careful reading is "unknown".
     shape = tuple(size if isinstance(size, int) else None for size in argument.shape) or None
@@ -288,6 +299,23 @@ def _rows_are_free(inputs: Sequence[Any], outputs: Sequence[Any], optional: Sequ
     free = [each for each in optional if each.shape and not isinstance(each.shape[0], int)]
     leading = {argument.shape[0] for argument in (*inputs, *outputs, *free)} - {None}
     return len(leading) <= 1 and all(isinstance(size, str) for size in leading)
+
+
+def _held(value: Tensor) -> Any:
+    """A tensor as ONNX Runtime holds it; bfloat16 is what it takes in no other way."""
+    if value.dtype != BFLOAT16:
+        return ort.OrtValue.ortvalue_from_numpy(value)
+    bits = np.ascontiguousarray(value).view(np.uint16)
+    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, _ONNX_BFLOAT16)
+
+
+def _array(value: Any) -> Tensor:
+    """The inverse; of bfloat16 only the address of its memory is to be had."""
+    if value.data_type() != "tensor(bfloat16)":
+        array: Tensor = value.numpy()
+        return array
+    held = ctypes.string_at(value.data_ptr(), value.tensor_size_in_bytes())
+    return np.frombuffer(held, BFLOAT16).reshape(value.shape())
 
 
 def _to_text(name: str, value: Tensor) -> Tensor:

@@ -14,7 +14,15 @@ from typing import Any
 import numpy as np
 
 from gateway.errors import InternalError, InvalidArgument, ModelLoadError, NotFound
-from gateway.protocols.tensors import BYTES, TENSORFLOW, ModelSpec, Signature, Tensor, TensorSpec
+from gateway.protocols.tensors import (
+    BFLOAT16,
+    BYTES,
+    TENSORFLOW,
+    ModelSpec,
+    Signature,
+    Tensor,
+    TensorSpec,
+)
 from replicas.foreign_errors import without_places
 from replicas.runtime import Runtime, RuntimeSettings
 
@@ -291,10 +299,11 @@ def _tensor_spec(name: str, info: Any, label: str) -> TensorSpec:
     dtype = tf.dtypes.as_dtype(info.dtype).base_dtype  # a reference to a variable is read
     servable = dtype == tf.string or dtype.is_integer or dtype.is_bool or dtype.is_floating
     plain = BYTES if dtype == tf.string else np.dtype(dtype.as_numpy_dtype) if servable else None
-    if info.WhichOneof("encoding") != "name" or plain is None or plain.kind not in "biufO":
+    known = plain is not None and (plain.kind in "biufO" or plain == BFLOAT16)
+    if info.WhichOneof("encoding") != "name" or plain is None or not known:
         raise ModelLoadError(
             f"{label} has {name} of {dtype.name}; only dense tensors of bool, integers, "
-            "float16, float32, float64 and string can be served"
+            "float16, bfloat16, float32, float64 and string can be served"
         )
     shape = info.tensor_shape
     sizes = tuple(None if dim.size < 0 else int(dim.size) for dim in shape.dim)

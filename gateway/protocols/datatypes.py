@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from gateway.errors import HeadraceError, InvalidArgument, Unimplemented
+from gateway.errors import InvalidArgument
 from gateway.protocols.quoting import quoted
-from gateway.protocols.tensors import BYTES
+from gateway.protocols.tensors import BFLOAT16, BYTES
 
 _DTYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype(np.bool_),
@@ -23,6 +23,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "FP16": np.dtype(np.float16),
     "FP32": np.dtype(np.float32),
     "FP64": np.dtype(np.float64),
+    "BF16": BFLOAT16,
     "BYTES": BYTES,
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
@@ -48,16 +49,16 @@ _FROM_TENSORFLOW = {theirs: ours for ours, theirs in _TENSORFLOW.items()}
 
 
 def dtype_of(name: object) -> np.dtype[Any]:
-    """The dtype of an Open Inference Protocol name; raises for BF16 and for unknown names."""
+    """The dtype of an Open Inference Protocol name; raises `InvalidArgument` for unknown ones."""
     dtype = _DTYPES.get(name) if isinstance(name, str) else None
     if dtype is None:
-        raise _unsupported(name)
+        raise InvalidArgument(f"unknown datatype {quoted(name)}; known are {', '.join(_DTYPES)}")
     return dtype
 
 
 def datatype_name(dtype: np.dtype[Any]) -> str:
     """The Open Inference Protocol name, for example `FP32`; unsupported dtypes give their own."""
-    return _NAMES.get(dtype) or ("BF16" if dtype.name == "bfloat16" else dtype.name)
+    return _NAMES.get(dtype, dtype.name)
 
 
 def tensorflow_name(dtype: np.dtype[Any]) -> str:
@@ -78,13 +79,12 @@ def config_name(dtype: np.dtype[Any]) -> str:
     return "TYPE_STRING" if name == "BYTES" else f"TYPE_{name}"
 
 
+def is_supported(dtype: np.dtype[Any]) -> bool:
+    """Whether codecs can carry it."""
+    return dtype in _NAMES
+
+
 def check_supported(dtype: np.dtype[Any]) -> None:
-    """Raises `Unimplemented` for dtypes that no codec can carry."""
+    """Raises `InvalidArgument` for dtypes that no codec can carry."""
     if dtype not in _NAMES:
-        raise _unsupported(datatype_name(dtype))
-
-
-def _unsupported(name: object) -> HeadraceError:
-    if name == "BF16":
-        return Unimplemented("datatype BF16 is not supported; send FP32 or FP16")
-    return InvalidArgument(f"unknown datatype {quoted(name)}; known are {', '.join(_DTYPES)}")
+        dtype_of(dtype.name)

@@ -38,6 +38,7 @@ from gateway.protocols.request_checks import (
     wanted_names,
 )
 from gateway.protocols.tensors import (
+    BFLOAT16,
     BYTES,
     Call,
     Encoded,
@@ -48,7 +49,7 @@ from gateway.protocols.tensors import (
     TensorSpec,
 )
 
-_FP16 = np.dtype(np.float16)
+_WITHOUT_JSON = (np.dtype(np.float16), BFLOAT16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,8 +185,9 @@ def _decode_input(name: str, entry: dict[str, Any], tail: RawTail | None) -> Ten
         return decode_raw(tail.take(parameters["binary_data_size"], where), dtype, shape, where)
     if "data" not in entry:
         raise InvalidArgument(f"{where} has no 'data'")
-    if dtype == _FP16:
-        raise InvalidArgument(f"{where}: FP16 has no JSON form; send it as binary data")
+    if dtype in _WITHOUT_JSON:
+        kind = datatype_name(dtype)
+        raise InvalidArgument(f"{where}: {kind} has no JSON form; send it as binary data")
     return decode_data(entry["data"], dtype, shape, where)
 
 
@@ -228,9 +230,10 @@ def _class_count(parameters: Mapping[str, Any], where: str) -> int:
 
 
 def _check_json_form(spec: TensorSpec, binary: bool) -> None:
-    if spec.dtype == _FP16 and not binary:
+    if spec.dtype in _WITHOUT_JSON and not binary:
         raise InvalidArgument(
-            f"output '{spec.name}' is FP16, which has no JSON form; ask for binary data"
+            f"output '{spec.name}' is {datatype_name(spec.dtype)}, which has no JSON form; "
+            "ask for binary data"
         )
 
 

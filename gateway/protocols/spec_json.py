@@ -73,6 +73,7 @@ def _encode_tensor(tensor: TensorSpec) -> dict[str, Any]:
 
 
 def _decode_tensor(data: dict[str, Any]) -> TensorSpec:
+    # NumPy knows `bfloat16` by its name as well: `tensors` has imported it.
     dtype = BYTES if data["dtype"] == "bytes" else np.dtype(data["dtype"])
     shape, reshape = data["shape"], data.get("reshape")
     return TensorSpec(

@@ -12,11 +12,13 @@ from gateway.protocols.datatypes import check_supported, dtype_of, tensorflow_na
 from gateway.protocols.messages import POOL
 from gateway.protocols.openinference_json import shape_of
 from gateway.protocols.raw_tensors import decode_raw
-from gateway.protocols.tensors import BYTES, Tensor
+from gateway.protocols.tensors import BFLOAT16, BYTES, Tensor
 from gateway.protocols.typed_lists import append_list, read_list
 
 _TYPES = POOL.FindEnumTypeByName("tensorflow.DataType")
-_FP16, _UINT16 = np.dtype(np.float16), np.dtype(np.uint16)
+_UINT16 = np.dtype(np.uint16)
+_HALVES = (np.dtype(np.float16), BFLOAT16)
+"""Their bits travel as integers."""
 
 _LISTS: dict[np.dtype[Any], str] = {
     np.dtype(np.bool_): "bool_val",
@@ -28,7 +30,7 @@ _LISTS: dict[np.dtype[Any], str] = {
     _UINT16: "int_val",
     np.dtype(np.uint32): "uint32_val",
     np.dtype(np.uint64): "uint64_val",
-    _FP16: "half_val",
+    **dict.fromkeys(_HALVES, "half_val"),
     np.dtype(np.float32): "float_val",
     np.dtype(np.float64): "double_val",
     BYTES: "string_val",
@@ -75,7 +77,7 @@ def encode_tensor(tensor: Tensor, proto: Any) -> None:
     for size in tensor.shape:
         proto.tensor_shape.dim.add(size=size)
     flat = np.ascontiguousarray(tensor).reshape(-1)
-    bits = flat.view(_UINT16) if tensor.dtype == _FP16 else flat
+    bits = flat.view(_UINT16) if tensor.dtype in _HALVES else flat
     append_list(proto, _LISTS[tensor.dtype], bits)
 
 
@@ -107,8 +109,8 @@ def _listed_values(
             f"{where} has {len(getattr(proto, field))} values in '{field}', "
             f"but its shape takes {count}"
         )
-    if dtype == _FP16:
-        flat = read_list(proto, field, _UINT16, where).view(_FP16)
+    if dtype in _HALVES:
+        flat = read_list(proto, field, _UINT16, where).view(dtype)
     else:
         flat = read_list(proto, field, dtype, where)
     missing = count - len(flat)

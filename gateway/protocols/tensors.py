@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,6 +14,9 @@ Tensor = NDArray[Any]
 
 BYTES = np.dtype(object)
 """The dtype of string tensors: object arrays whose elements are `bytes`."""
+
+BFLOAT16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+"""NumPy has none of its own. Its kind is `V`, and it has no form in JSON."""
 
 TENSORFLOW = "tensorflow_savedmodel"
 """The platform of what TensorFlow runs, in Triton's word."""

@@ -23,6 +23,7 @@ from gateway.protocols.request_checks import (
     wanted_names,
 )
 from gateway.protocols.tensors import (
+    BFLOAT16,
     BYTES,
     Call,
     Encoded,
@@ -179,6 +180,8 @@ def _columns(outputs: Mapping[str, Tensor]) -> Any:
 
 def _json_value(name: str, tensor: Tensor) -> Any:
     """What `write_json` takes: the array itself, for strings nested lists, at rank 0 a scalar."""
+    if tensor.dtype == BFLOAT16:
+        raise InvalidArgument(f"output '{name}' is DT_BFLOAT16, which has no JSON form; use gRPC")
     if tensor.dtype != BYTES:
         return tensor if tensor.ndim else tensor[()]
     return _strings(tensor.tolist(), name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from gateway.errors import InternalError, InvalidArgument, ModelLoadError, NotFound
-from gateway.protocols.tensors import BYTES
+from gateway.protocols.tensors import BFLOAT16, BYTES
 from replicas.onnx_runtime import OnnxRuntime, load
 from replicas.runtime import Runtime, RuntimeSettings
 from replicas.warmup import warm_up
@@ -39,9 +40,10 @@ def write(
     return folder
 
 
-def write_identity(folder: Path, kind: int, taken: Shape, given: Shape) -> Path:
+def write_identity(folder: Path, kind: int, taken: Shape, given: Shape, opset: int = 17) -> Path:
     node = helper.make_node("Identity", ["x"], ["y"])
-    return write(folder, [node], [value("x", kind, taken)], [value("y", kind, given)])
+    ends = [value("x", kind, taken)], [value("y", kind, given)]
+    return write(folder, [node], *ends, opset=opset)
 
 
 def write_linear(folder: Path) -> Path:
@@ -202,10 +204,32 @@ def test_a_rank_that_cannot_be_known_is_unknown(tmp_path: Path) -> None:
     assert runtime.spec.max_rows == 0
 
 
-def test_load_refuses_a_dtype_that_numpy_lacks(tmp_path: Path) -> None:
-    folder = write_identity(tmp_path, TensorProto.BFLOAT16, ["N"], ["N"])
-    with pytest.raises(ModelLoadError, match=r"^model demo version 3: input x is a .*bfloat16"):
+def test_load_refuses_a_dtype_that_no_protocol_has(tmp_path: Path) -> None:
+    folder = write_identity(tmp_path, TensorProto.FLOAT8E4M3FN, ["N"], ["N"], opset=19)
+    with pytest.raises(ModelLoadError, match=r"^model demo version 3: input x is a .*float8"):
         opened(folder)
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (0, 3)])
+def test_bfloat16_passes_beside_other_dtypes(tmp_path: Path, shape: tuple[int, int]) -> None:
+    nodes = [
+        helper.make_node("Identity", ["x"], ["y"]),
+        helper.make_node("Cast", ["x"], ["wide"], to=FLOAT),
+        helper.make_node("Cast", ["z"], ["narrow"], to=TensorProto.BFLOAT16),
+    ]
+    half = TensorProto.BFLOAT16
+    inputs = [value("x", half, ["N", 3]), value("z", FLOAT, ["N", 3])]
+    outputs = [value("y", half, ["N", 3]), value("wide", FLOAT, ["N", 3])]
+    runtime = opened(write(tmp_path, nodes, inputs, [*outputs, value("narrow", half, ["N", 3])]))
+    x = np.arange(math.prod(shape)).reshape(shape[::-1]).T.astype(BFLOAT16)
+    feed = {"x": x, "z": np.ones(shape, np.float32)}
+    answer = runtime.run("serving_default", feed, ["y", "wide", "narrow"])
+    assert [each.dtype.name for each in answer.values()] == ["bfloat16", "float32", "bfloat16"]
+    assert answer["y"].tolist() == answer["wide"].tolist() == x.tolist()
+    assert answer["narrow"].tolist() == np.ones(shape).tolist()
+    with pytest.raises(InvalidArgument, match="Required inputs"):
+        runtime.run("serving_default", {"x": x}, ["y"])
+    warm_up(runtime)
 
 
 def test_load_refuses_an_output_that_is_no_tensor(tmp_path: Path) -> None:

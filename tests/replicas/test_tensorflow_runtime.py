@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from gateway.errors import InvalidArgument, ModelLoadError, NotFound
-from gateway.protocols.tensors import BYTES
+from gateway.protocols.tensors import BFLOAT16, BYTES
 from replicas.runtime import Runtime, RuntimeSettings
 from replicas.warmup import warm_up
 
@@ -60,8 +60,17 @@ def saved(load: Load, tmp_path_factory: pytest.TempPathFactory) -> Path:
     def total(values: Any) -> Any:
         return {"sum": tf.reduce_sum(values), "name": tf.constant(b"sum")}
 
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.bfloat16)])  # type: ignore[untyped-decorator]
+    def halves(x: Any) -> Any:
+        return {"y": x + x}
+
     path = tmp_path_factory.mktemp("saved") / "1"
-    signatures = {"serving_default": multiply, "pictures": pictures, "total": total}
+    signatures = {
+        "serving_default": multiply,
+        "pictures": pictures,
+        "total": total,
+        "halves": halves,
+    }
     tf.saved_model.save(module, str(path), signatures=signatures)
     return path
 
@@ -95,7 +104,7 @@ def picture(red: int) -> bytes:
 def test_spec_lists_the_signatures_for_callers(runtime: Runtime) -> None:
     spec = runtime.spec
     assert (spec.name, spec.version, spec.platform) == ("demo", 3, "tensorflow_savedmodel")
-    assert sorted(spec.signatures) == ["pictures", "serving_default", "total"]
+    assert sorted(spec.signatures) == ["halves", "pictures", "serving_default", "total"]
     pictures = spec.signatures["pictures"]
     assert [(each.name, each.dtype, each.shape) for each in pictures.inputs] == [
         ("image_bytes", BYTES, (None,))
@@ -155,7 +164,7 @@ def test_run_refuses_wrong_inputs(
 
 
 def test_run_names_the_signatures_when_one_is_unknown(runtime: Runtime) -> None:
-    with pytest.raises(NotFound, match="it has 'pictures', 'serving_default', 'total'"):
+    with pytest.raises(NotFound, match="it has 'halves', 'pictures', 'serving_default', 'total'"):
         runtime.run("other", {}, [])
 
 
@@ -171,7 +180,7 @@ def test_max_rows_needs_free_rows_in_all_signatures(
     path = edited(saved, tmp_path, lambda graph: graph.signature_def.pop("total"))
     batchable = load(path, "demo", 1, RuntimeSettings(max_rows=8)).spec
     assert (runtime.spec.max_rows, batchable.max_rows) == (0, 8)
-    assert sorted(batchable.signatures) == ["pictures", "serving_default"]
+    assert sorted(batchable.signatures) == ["halves", "pictures", "serving_default"]
 
 
 def test_method_names_come_from_the_file(load: Load, saved: Path, tmp_path: Path) -> None:
@@ -183,11 +192,17 @@ def test_method_names_come_from_the_file(load: Load, saved: Path, tmp_path: Path
 
 
 def test_load_refuses_a_dtype_that_numpy_lacks(load: Load, saved: Path, tmp_path: Path) -> None:
-    def bfloat16(graph: Any) -> None:
-        graph.signature_def["total"].outputs["sum"].dtype = 14
+    def float8(graph: Any) -> None:
+        graph.signature_def["total"].outputs["sum"].dtype = 24
 
-    with pytest.raises(ModelLoadError, match="signature total has sum of bfloat16"):
-        load(edited(saved, tmp_path, bfloat16), "demo", 1, RuntimeSettings())
+    with pytest.raises(ModelLoadError, match="signature total has sum of float8"):
+        load(edited(saved, tmp_path, float8), "demo", 1, RuntimeSettings())
+
+
+def test_bfloat16_passes(runtime: Runtime) -> None:
+    x = np.array([0.5, -3], BFLOAT16)
+    doubled = runtime.run("halves", {"x": x}, ["y"])["y"]
+    assert doubled.dtype == BFLOAT16 and doubled.tolist() == [1, -6]
 
 
 def test_load_refuses_a_graph_that_is_not_for_serving(

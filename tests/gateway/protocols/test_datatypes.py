@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gateway.errors import InvalidArgument, Unimplemented
+from gateway.errors import InvalidArgument
 from gateway.protocols.datatypes import (
     check_supported,
     config_name,
@@ -13,7 +13,7 @@ from gateway.protocols.datatypes import (
     dtype_of,
     tensorflow_name,
 )
-from gateway.protocols.tensors import BYTES
+from gateway.protocols.tensors import BFLOAT16, BYTES
 
 
 @pytest.mark.parametrize(
@@ -23,6 +23,7 @@ from gateway.protocols.tensors import BYTES
         (np.dtype(np.uint8), ("UINT8", "DT_UINT8", "TYPE_UINT8")),
         (np.dtype(np.float16), ("FP16", "DT_HALF", "TYPE_FP16")),
         (np.dtype(np.float64), ("FP64", "DT_DOUBLE", "TYPE_FP64")),
+        (BFLOAT16, ("BF16", "DT_BFLOAT16", "TYPE_BF16")),
         (BYTES, ("BYTES", "DT_STRING", "TYPE_STRING")),
     ],
 )
@@ -32,8 +33,6 @@ def test_names(dtype: np.dtype[np.generic], names: tuple[str, str, str]) -> None
 
 
 def test_unknown_names_are_refused() -> None:
-    with pytest.raises(Unimplemented, match="BF16 is not supported"):
-        dtype_of("BF16")
     for name in ("float32", None, 5, ["FP32"]):
         with pytest.raises(InvalidArgument, match="unknown datatype"):
             dtype_of(name)

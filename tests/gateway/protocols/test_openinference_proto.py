@@ -14,7 +14,15 @@ from tritonclient.utils import serialize_byte_tensor
 from gateway.errors import HeadraceError, InvalidArgument, Unimplemented
 from gateway.protocols.datatypes import dtype_of
 from gateway.protocols.openinference_proto import OpenInferenceProtoCodec
-from gateway.protocols.tensors import BYTES, Call, Encoded, InferenceRequest, ModelSpec, Tensor
+from gateway.protocols.tensors import (
+    BFLOAT16,
+    BYTES,
+    Call,
+    Encoded,
+    InferenceRequest,
+    ModelSpec,
+    Tensor,
+)
 from tests.gateway.protocols.specs import F4, TWO_INPUTS, model, one_input, signature, spec
 
 CODEC = OpenInferenceProtoCodec()
@@ -117,6 +125,16 @@ def test_typed_contents(datatype: str, field: str, values: list[Any]) -> None:
     assert tensor.tolist() == values
 
 
+def test_bfloat16_travels_raw() -> None:
+    echo = model(signature([spec("x", BFLOAT16, None)], [spec("y", BFLOAT16, None)]))
+    body = request({"datatype": "BF16", "shape": [2]}, raw=(b"\x00\x3f\x40\xc0",))
+    found = decode(body, echo)
+    assert found.inputs["x"].tolist() == [0.5, -3]
+    answer = read(CODEC.encode(found, {"y": found.inputs["x"]}, echo))
+    assert answer.as_numpy("y").tolist() == [0.5, -3]
+    assert answer.get_output("y").datatype == "BF16"
+
+
 def test_outputs_and_rows_of_several_inputs() -> None:
     body = request(
         {
@@ -209,6 +227,10 @@ FOUR = {"fp32_contents": [1, 2, 3, 4]}
             request({"datatype": "UINT8", "shape": [1], "contents": {"uint_contents": [256]}}),
             "does not fit UINT8",
         ),
+        (
+            request({"datatype": "BF16", "contents": FOUR}),
+            "BF16 has no typed contents; send it raw",
+        ),
         (request({"datatype": "FP31"}), "unknown datatype 'FP31'"),
         (request({"shape": [-1, 2]}, raw=(b"",)), "integers of at least 0, not -1"),
         (request({"shape": [0, 2**40, 2**40]}, raw=(b"",)), "larger than any tensor"),
@@ -244,7 +266,6 @@ def test_refuses(message: Any, text: str) -> None:
         (x_request(parameters={"sequence_id": {"string_param": "s"}}), "sequences"),
         (request(SHARED), "input 'x': shared memory is off here"),
         (x_request(outputs=[{"name": "y", **SHARED}]), "output 'y': shared memory"),
-        (request({"datatype": "BF16"}, raw=(bytes(8),)), "BF16 is not supported"),
     ],
 )
 def test_does_not_implement(message: Any, text: str) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from gateway.errors import InvalidArgument, Unimplemented
+from gateway.errors import InvalidArgument
 from gateway.protocols.messages import message
 from gateway.protocols.tensor_proto import decode_tensor, encode_tensor
 from gateway.protocols.tensors import BYTES, Tensor
@@ -147,12 +147,10 @@ def test_refuses(sent: Any, text: str) -> None:
         decode_tensor(sent, LIMIT_BYTES, "input")
 
 
-def test_refuses_an_unknown_rank_and_bfloat16() -> None:
+def test_refuses_an_unknown_rank_and_dtype() -> None:
     unknown = message("tensorflow.TensorProto")(dtype=FLOAT, tensor_shape={"unknown_rank": True})
     with pytest.raises(InvalidArgument, match="input has no known rank; give its shape"):
         decode_tensor(unknown, LIMIT_BYTES, "input")
-    with pytest.raises(Unimplemented, match="BF16"):
-        decode_tensor(proto(14, 1), LIMIT_BYTES, "input")
     with pytest.raises(InvalidArgument, match="complex64"):
         encode_tensor(np.zeros(1, np.complex64), message("tensorflow.TensorProto")())
 
@@ -162,7 +160,8 @@ def test_refuses_an_unknown_rank_and_bfloat16() -> None:
 def test_tensorflow_writes_what_we_read_and_reads_what_we_write(shape: tuple[int, ...]) -> None:
     import tensorflow as tf
 
-    for name in ("bool", "int8", "uint16", "int64", "uint64", "float16", "float32", "float64"):
+    names = "bool int8 uint16 int64 uint64 float16 bfloat16 float32 float64"
+    for name in names.split():
         tensor = np.arange(math.prod(shape)).reshape(shape).astype(name)
         theirs = tf.make_tensor_proto(tensor).SerializeToString()
         sent = message("tensorflow.TensorProto").FromString(theirs)

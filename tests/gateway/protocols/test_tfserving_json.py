@@ -15,6 +15,7 @@ from hypothesis.extra import numpy as hnp
 
 from gateway.errors import HeadraceError, InvalidArgument
 from gateway.protocols.tensors import (
+    BFLOAT16,
     BYTES,
     Call,
     InferenceRequest,
@@ -255,6 +256,16 @@ def test_row_reply_when_output_has_no_rows_is_refused() -> None:
 def test_reply_when_text_is_not_utf8_is_refused() -> None:
     with pytest.raises(InvalidArgument, match="not UTF-8"):
         reply(b'{"inputs":[[1,2]]}', one_input(), {"y": np.array([b"\xff"], dtype=BYTES)})
+
+
+def test_bfloat16_has_no_json_form() -> None:
+    halves = model(signature([spec("x", BFLOAT16, None)], [spec("y", BFLOAT16, None)]))
+    with pytest.raises(InvalidArgument, match="input 'x' of type bfloat16 cannot be sent as JSON"):
+        decode(b'{"instances":[1.0]}', halves)
+    given = model(signature([spec("x", F4, None)], [spec("y", BFLOAT16, None)]))
+    for layout in (b"instances", b"inputs"):
+        with pytest.raises(InvalidArgument, match="output 'y' is DT_BFLOAT16, which has no JSON"):
+            reply(b'{"%b":[1.0]}' % layout, given, {"y": np.ones(1, BFLOAT16)})
 
 
 def test_decode_from_two_threads() -> None:
