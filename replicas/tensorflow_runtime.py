@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from gateway.errors import InternalError, InvalidArgument, ModelLoadError, NotFound
+from gateway.protocols.datatypes import is_supported
 from gateway.protocols.tensors import (
-    BFLOAT16,
     BYTES,
     TENSORFLOW,
     ModelSpec,
@@ -299,8 +299,7 @@ def _tensor_spec(name: str, info: Any, label: str) -> TensorSpec:
     dtype = tf.dtypes.as_dtype(info.dtype).base_dtype  # a reference to a variable is read
     servable = dtype == tf.string or dtype.is_integer or dtype.is_bool or dtype.is_floating
     plain = BYTES if dtype == tf.string else np.dtype(dtype.as_numpy_dtype) if servable else None
-    known = plain is not None and (plain.kind in "biufO" or plain == BFLOAT16)
-    if info.WhichOneof("encoding") != "name" or plain is None or not known:
+    if info.WhichOneof("encoding") != "name" or plain is None or not is_supported(plain):
         raise ModelLoadError(
             f"{label} has {name} of {dtype.name}; only dense tensors of bool, integers, "
             "float16, bfloat16, float32, float64 and string can be served"

@@ -141,7 +141,7 @@ def test_half_precision_goes_as_binary_only() -> None:
 def test_bfloat16_goes_as_binary_only() -> None:
     echo = model(signature([spec("x", BFLOAT16, None)], [spec("y", BFLOAT16, None)]))
     x = triton.InferInput("x", [2], "BF16")
-    x.set_data_from_numpy(np.array([0.5, -3], F4))
+    x.set_data_from_numpy(np.array([0.5, -3], BFLOAT16))
     request = from_triton(echo, [x])
     assert request.inputs["x"].tolist() == [0.5, -3] and request.rows == 2
     encoded = CODEC.encode(request, {"y": request.inputs["x"]}, echo)
