@@ -102,13 +102,20 @@ def read_regions(
     protocol: str, body: bytes, call: Call, max_inflated_bytes: int
 ) -> RegionRequest | None:
     """Finds them in an Open Inference request, None if it has none; raises `InvalidArgument`."""
+    found: RegionRequest
     if protocol == "openinference_grpc":
-        return ProtoRegions(parse("inference.ModelInferRequest", body)) if MARK in body else None
-    plain = inflate(body, call.content_encoding, max_inflated_bytes)
-    if call.json_length == 0:
-        return None
-    text, raw = split_body(plain, call.json_length)
-    return JsonRegions(text, raw) if MARK in text else None
+        if MARK not in body:
+            return None
+        found = ProtoRegions(parse("inference.ModelInferRequest", body))
+    else:
+        plain = inflate(body, call.content_encoding, max_inflated_bytes)
+        if call.json_length == 0:
+            return None
+        text, raw = split_body(plain, call.json_length)
+        if MARK not in text:
+            return None
+        found = JsonRegions(text, raw)
+    return found if found.inputs or found.outputs else None
 
 
 class JsonRegions:
