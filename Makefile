@@ -13,7 +13,7 @@ STAMP := $(VENV)/.installed
 PACKAGES := gateway replicas sharding autoscale
 CODE := $(PACKAGES) models loadtests tests
 
-.PHONY: help setup models media serve test redis format check-format lint types pytest bench bench-reload bench-limits bench-pool bench-sharding loadtest loadtest-tiers protos lock image-check clean
+.PHONY: help setup models media serve test redis perf-analyzer format check-format lint types pytest bench bench-reload bench-limits bench-pool bench-sharding loadtest loadtest-tiers protos lock image-check clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -40,15 +40,21 @@ media: setup ## Build large pictures and clips into models/media, to try `headra
 serve: models ## Start the demo and serve until Ctrl-C
 	@exec $(BIN)/headrace up examples/demo.yaml
 
-test: setup models redis check-format lint types pytest ## Format check, lint, types and all tests
+test: setup models redis perf-analyzer check-format lint types pytest ## Format check, lint, types and all tests
 
-redis: # Some tests want a real one; RUNLEVEL keeps the package from starting it as a service.
-	@command -v redis-server >/dev/null || { \
-	  echo "installing redis-server for the tests"; \
+# RUNLEVEL keeps a package from starting its service.
+install = { \
+	  echo "installing $(1) for the tests"; \
 	  sudo=$$([ "$$(id -u)" = 0 ] || echo sudo -n); \
 	  { $$sudo timeout 60 apt-get update -qq && $$sudo env RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive \
-	    timeout 120 apt-get install -y -qq --no-install-recommends redis-server; } >/dev/null 2>&1 \
-	  || echo "it cannot be installed here: the tests with Redis are skipped"; }
+	    timeout 120 apt-get install -y -qq --no-install-recommends $(1); } >/dev/null 2>&1 \
+	  || echo "it cannot be installed here: the tests that want it are skipped"; }
+
+redis: # Some tests want a real one.
+	@command -v redis-server >/dev/null || $(call install,redis-server)
+
+perf-analyzer: # Its test wants a library that is in no wheel.
+	@PATH="$$PATH:/sbin" ldconfig -p | grep -c 'libb64\.so\.0d' >/dev/null || $(call install,libb64-0d)
 
 check-format: setup
 	@$(BIN)/ruff format --check $(CODE)

@@ -20,7 +20,8 @@ echo "pandas>=3,<4" >"$tools/pandas.in"
 printf '%s\n' kserve==0.21.0 'cloudevents<2' deprecation durationpy grpc-interceptor kubernetes \
   oauthlib 'pandas<3' pytz requests-oauthlib tabulate timing-asgi >"$tools/kserve.in"
 echo "tensorflow-serving-api==2.21.0" >"$tools/tensorflow-serving-api.in"
-for name in kserve tensorflow-serving-api; do
+printf '%s\n' tritonclient==2.47.0 nvidia-cuda-runtime-cu12==12.9.79 >"$tools/perf-analyzer.in"
+for name in kserve tensorflow-serving-api perf-analyzer; do
   "${uv[@]}" "$tools/$name.in" --no-deps -o "lock/$name.txt"
 done
 # The same with the GPU builds in place of the CPU builds, never beside them.
