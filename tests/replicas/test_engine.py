@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from structlog.testing import capture_logs
 
 from gateway.channel import Channel
 from gateway.errors import InvalidArgument
@@ -89,7 +90,7 @@ class Doubler:
         while time.thread_time() < end_s:
             pass
         if (inputs["x"] < 0).any():
-            raise InvalidArgument("below zero")
+            raise InvalidArgument("below zero") from ValueError("below zero at /source.cc:3")
         if (inputs["x"] == 0).any():
             raise RuntimeError("broken")
         return {"y": inputs["x"] * 2}
@@ -197,6 +198,18 @@ async def test_requests_rows_and_runs_are_counted() -> None:
     computed = ("success", "queue", "compute_input", "compute_infer", "compute_output")
     assert {name: stats[name]["count"] for name in computed} == dict.fromkeys(computed, 3)
     assert {stats[name]["count"] for name in ("fail", "cache_hit", "cache_miss")} == {0}
+
+
+async def test_all_that_a_runtime_said_is_logged_now_and_then() -> None:
+    async with bench() as b:
+        with capture_logs() as logs:
+            for count, later_s in enumerate((0, 60, -120), 1):
+                b.engine._told_s += later_s
+                b.send(-1.0)
+                b.engine.flush()
+                await b.gateway.wait_for(count)
+    told = [(each["event"], each["reason"], each["said"]) for each in logs]
+    assert told == [("run_failed", "below zero", "below zero at /source.cc:3")] * 2
 
 
 async def test_times_add_up_to_less_than_the_whole_and_hold_the_wait_in_the_gateway() -> None:
