@@ -255,11 +255,13 @@ class Repository:
             with self._store_errors():
                 content = self._read_remote(f"{self._root}/{model}/{name}", most_bytes, where)
         except StoreAway:
+            if not copy.parent.is_dir():  # nothing is known of this model
+                raise
             return copy.read_bytes() if copy.is_file() else None
+        copy.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         if content is None:
             copy.unlink(missing_ok=True)
         else:
-            copy.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             with tempfile.NamedTemporaryFile(dir=copy.parent, delete=False) as partial:
                 partial.write(content)
             os.replace(partial.name, copy)

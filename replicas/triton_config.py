@@ -143,14 +143,10 @@ class _Configuration:
     def applied(self, spec: ModelSpec) -> ModelSpec:
         """The spec with what the configuration says of it; raises `ModelLoadError`."""
         config = self._config
-        for field, own in (
-            ("name", spec.name),
-            ("platform", spec.platform),
-            ("backend", backend_of(spec)),
-        ):
-            said = getattr(config, field)
-            if said not in ("", own):
-                raise ModelLoadError(f"{CONFIG}: {field} is {quoted(said)}, but this is '{own}'")
+        if config.name not in ("", spec.name):
+            raise ModelLoadError(
+                f"{CONFIG}: name is {quoted(config.name)}, but the folder is '{spec.name}'"
+            )
         known = default_signature(spec)
         # What is not listed is not served, so that it need not have the rows either.
         served = replace(
@@ -175,7 +171,7 @@ class _Configuration:
             signatures={
                 name: signature if each is known else each for name, each in spec.signatures.items()
             },
-            ignored=tuple(_ignored(config)),
+            ignored=tuple(_ignored(config, spec)),
         )
 
     def _row_limit(self, spec: ModelSpec, signature: Signature) -> int | None:
@@ -289,8 +285,12 @@ def _shown(shape: Shape) -> list[int]:
     return [-1 if size is None else size for size in shape]
 
 
-def _ignored(config: Any) -> Iterator[str]:
-    """The fields that are set to something and not read."""
+def _ignored(config: Any, spec: ModelSpec) -> Iterator[str]:
+    """The fields that are set to something and not read; what runs a model is told by its files."""
+    if config.platform not in ("", spec.platform):
+        yield "platform"
+    if config.backend not in ("", backend_of(spec)):
+        yield "backend"
     for field, value in config.ListFields():
         if field.name in ("input", "output"):
             unread = {

@@ -417,6 +417,8 @@ def test_while_the_store_is_away_what_lay_beside_the_versions_is_known(
     assert repository.beside("tagger", "config.pbtxt", 5) is None
     leaving.away = True
     assert repository.beside("tagger", "config.pbtxt", 5) is None
+    with pytest.raises(StoreAway):
+        repository.beside("digits", "config.pbtxt", 5)
 
 
 def test_while_the_store_is_away_the_copy_that_was_used_last_counts(
