@@ -365,6 +365,10 @@ class LeavingStore(MemoryFileSystem):  # type: ignore[misc]
         self._answer()
         return super().info(*arguments, **options)
 
+    def cat_file(self, *arguments: Any, **options: Any) -> Any:
+        self._answer()
+        return super().cat_file(*arguments, **options)
+
     def get_file(self, *arguments: Any, **options: Any) -> Any:
         if self.torn:
             raise ConnectionResetError("the store went away")
