@@ -85,8 +85,8 @@ class FailedPrecondition(HeadraceError):
     grpc_status = "FAILED_PRECONDITION"
 
 
-class AlreadyExists(FailedPrecondition):
-    """Raised when what is to be made has a name that is taken."""
+class AlreadyExists(InvalidArgument):
+    """Raised when what is to be made has a name that is taken; over HTTP it is 400, as Triton's."""
 
     grpc_status = "ALREADY_EXISTS"
 

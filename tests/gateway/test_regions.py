@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import threading
 import zlib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -22,13 +24,19 @@ from tritonclient.utils import serialize_byte_tensor
 from tritonclient.utils import shared_memory as shm
 
 from gateway import shared_memory
+from gateway.access.caller import Access
+from gateway.access.keys import new_key
+from gateway.access.tiers import AuthConfig, Tier
 from gateway.config import Limits, ModelConfig, SharedMemory
 from gateway.errors import InvalidArgument, NotFound, PermissionDenied, Unavailable
 from gateway.protocols.grpc_targets import parse
 from gateway.protocols.messages import message
 from gateway.regions import MAX_REGIONS_OF_CALLER, Region, Regions
+from sharding.upload import MediaJob
+from tests.gateway.media_house import Events, open_scripted, png
+from tests.gateway.test_media_infer import BOX
 from tests.gateway.test_shared_memory_api import both, refusal, triton
-from tests.house import House, client, grpc_channel, open_house, until
+from tests.house import PEPPER, House, client, grpc_channel, open_house, until
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 ROWS = np.arange(8, dtype=np.float32).reshape(2, 4)
@@ -80,7 +88,8 @@ def module(protocol: str) -> Any:
 
 
 def x(protocol: str, *region: Any, rows: int = 2) -> Any:
-    return tensor(module(protocol).InferInput("x", [rows, 4], "FP32"), *region)
+    given = module(protocol).InferInput("x", [rows, 4], "FP32")
+    return tensor(given, *region) if region else given
 
 
 def y(protocol: str, *region: Any) -> Any:
@@ -394,7 +403,7 @@ async def test_a_region_lies_within_its_object_and_has_its_name_alone(
             assert found[1].startswith("failed to register shared memory region 'r': invalid args")
         await c.register_system_shared_memory("r", key, 64)
         taken = await refusal(c.register_system_shared_memory("r", key, 64))
-    code = {"http": "409", "grpc": "StatusCode.ALREADY_EXISTS"}[protocol]
+    code = {"http": "400", "grpc": "StatusCode.ALREADY_EXISTS"}[protocol]
     assert taken == (code, "shared memory region 'r' already in manager")
 
 
@@ -606,6 +615,100 @@ async def test_a_caller_that_leaves_frees_its_place(tmp_path: Path, memory: Memo
         await until(lambda: len(house.plane.router))
         call.cancel()
         await until(lambda: not len(house.plane.router) and not house.admission.held_bytes)
+
+
+class SlowRegions(Regions):
+    """Reads and writes wait until they may go on."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(SharedMemory(), folder)
+        self.begun, self.go_on = threading.Event(), threading.Event()
+
+    def read(self, place: Region) -> bytearray:
+        return self._wait(super().read(place))
+
+    def write(self, place: Region, content: Any) -> None:
+        self._wait(bytearray())
+        super().write(place, content)
+
+    def _wait(self, result: bytearray) -> bytearray:
+        self.begun.set()
+        assert self.go_on.wait(30)
+        return result
+
+
+@pytest.mark.parametrize("step", ["reading", "writing"])
+@both
+async def test_a_caller_that_leaves_while_a_region_is_copied(
+    tmp_path: Path, memory: Memory, step: str, protocol: str
+) -> None:
+    rows = np.ones((20_000, 4), np.float32)
+    key = memory(rows.nbytes, rows.tobytes())
+    regions = SlowRegions(tmp_path / "regions")
+    async with open_house(tmp_path, "a", regions=regions) as house, triton(house, protocol) as c:
+        await c.register_system_shared_memory("r", key, rows.nbytes)
+        given, outputs = x(protocol, rows=20_000), None
+        if step == "reading":
+            given.set_shared_memory("r", rows.nbytes)
+        else:
+            given.set_data_from_numpy(rows)
+            outputs = [y(protocol, "r", rows.nbytes)]
+        asking = asyncio.create_task(c.infer("affine", [given], outputs=outputs))
+        await until(regions.begun.is_set)
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+        await until(lambda: not house.admission.held_bytes)
+        regions.go_on.set()
+        again = await c.infer("affine", [given], outputs=outputs)
+        assert not len(house.plane.router)
+    assert again.get_output("y") is not None
+
+
+async def test_callers_with_keys_have_regions_of_their_own(tmp_path: Path, memory: Memory) -> None:
+    keys = [new_key(PEPPER, name=name, tier="all", now_s=1.0) for name in ("alice", "bob")]
+    every = {"anonymous": Tier(), "all": Tier()}
+    access = Access(1, every, AuthConfig(), {record.id: record for _, record in keys})
+    (alice, _), (bob, _) = keys
+    region = {"shared_memory_region": "r", "shared_memory_byte_size": 32}
+    entry = {"name": "x", "datatype": "FP32", "shape": [2, 4], "parameters": region}
+    key = memory(32, ROWS.tobytes())
+    async with sharing(tmp_path, access=access) as house, client(house) as http:
+        async with triton(house, "grpc") as g:
+            await g.register_system_shared_memory("r", key, 32, headers={"x-api-key": alice})
+            seen = await g.get_system_shared_memory_status(headers={"x-api-key": alice})
+            unseen = await g.get_system_shared_memory_status(headers={"x-api-key": bob})
+        codes, listed = [], []
+        for secret in (alice, bob):
+            http.headers["X-API-Key"] = secret
+            answer = await http.post("/v2/models/affine/infer", json={"inputs": [entry]})
+            codes.append(answer.status_code)
+            listed.append((await http.get("/v2/systemsharedmemory/status")).json())
+        await http.post("/v2/systemsharedmemory/unregister")
+        http.headers["X-API-Key"] = alice
+        kept = await http.get("/v2/systemsharedmemory/region/r/status")
+    assert (list(seen.regions), list(unseen.regions)) == (["r"], [])
+    assert codes == [200, 404]
+    assert [len(each) for each in listed] == [1, 0]
+    assert kept.json() == [{"name": "r", "key": key, "offset": 0, "byte_size": 32}]
+
+
+async def test_a_picture_in_a_region_is_split(tmp_path: Path, memory: Memory) -> None:
+    async def find(job: MediaJob) -> Events:
+        result = {"model": "affine", "version": 1, "boxes": [BOX], "shards": []}
+        yield {"event": "result", "result": result}
+
+    picture = png()
+    raw = serialize_byte_tensor(np.array([picture], dtype=object)).item()
+    key, result_key = memory(len(raw), raw), memory(16)
+    regions = Regions(SharedMemory(), tmp_path / "regions")
+    async with open_scripted(tmp_path, find, regions=regions) as house, triton(house, "http") as c:
+        await c.register_system_shared_memory("in", key, len(raw))
+        await c.register_system_shared_memory("out", result_key, 16)
+        image = tensor(tritonclient.http.InferInput("image", [1], "BYTES"), "in", len(raw))
+        boxes = tensor(tritonclient.http.InferRequestedOutput("boxes"), "out", 16)
+        await c.infer("affine", [image], outputs=[boxes])
+        assert house.local.seen[0][1] == picture
+    assert np.frombuffer(memory.read(result_key), np.float32).tolist() == BOX["box"]
 
 
 def test_bodies_of_the_link_are_no_regions(tmp_path: Path) -> None:
