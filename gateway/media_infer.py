@@ -109,8 +109,8 @@ class MediaInference:
     def _decode(self, request: Request, findings: Findings) -> MediaInput:
         body = b"".join(pieces(request.body))
         call = call_of(request.call, request.json_length, request.encodings)
-        limit_bytes = self._desk.front.limits.max_body_bytes
-        return decode_media(CALLS[request.call].protocol, body, call, findings, limit_bytes)
+        limits = self._desk.front.limits
+        return decode_media(CALLS[request.call].protocol, body, call, findings, limits)
 
     async def _processed(
         self,

@@ -136,9 +136,7 @@ class RegionPrediction:
     def _read(self, request: Request) -> RegionRequest | None:
         call = call_of(request.call, request.json_length, request.encodings)
         body = b"".join(pieces(request.body))
-        return read_regions(
-            CALLS[request.call].protocol, body, call, self._front.limits.max_body_bytes
-        )
+        return read_regions(CALLS[request.call].protocol, body, call, self._front.limits)
 
     def _places(
         self, caller: str, found: RegionRequest

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import structlog
 
 from gateway.channel import Channel
-from gateway.config import Batching
+from gateway.config import Batching, Limits
 from gateway.deadline import Deadline
 from gateway.errors import (
     DeadlineExceeded,
@@ -86,11 +86,11 @@ class Engine:
         batcher: Batcher,
         compute: ComputeThread,
         recorder: Recorder,
-        max_body_bytes: int,
+        limits: Limits,
         statistics: ModelStatistics,
         media: MediaCodec | None = None,
     ) -> None:
-        self._codecs: tuple[Codec, ...] = codecs(max_body_bytes)
+        self._codecs: tuple[Codec, ...] = codecs(limits.max_body_bytes, limits.max_elements)
         if media is not None:
             self._codecs = (*self._codecs, media)
         self._media = media

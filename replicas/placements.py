@@ -15,7 +15,7 @@ from typing import Any
 
 import structlog
 
-from gateway.config import Batching, RuntimeName
+from gateway.config import Batching, Limits, RuntimeName
 from gateway.errors import HeadraceError, ModelLoadError
 from gateway.logs import recent_lines
 from gateway.metrics import Recorder
@@ -121,13 +121,13 @@ class Placements:
         recorder: Recorder,
         cores: float,
         device: str,
-        max_body_bytes: int,
+        limits: Limits,
         spool: Path,
         changed: Callable[[Loaded], None],
     ) -> None:
         self._repository, self._compute, self._recorder = repository, compute, recorder
         self._cores, self._device, self._changed = cores, device, changed
-        self._max_body_bytes, self._spool = max_body_bytes, spool
+        self._limits, self._spool = limits, spool
         self._numbers = itertools.count(1)
         self._loaded: dict[int, Loaded] = {}
         self._statistics: dict[tuple[str, int], ModelStatistics] = {}
@@ -234,7 +234,7 @@ class Placements:
             batcher,
             self._compute,
             self._recorder,
-            self._max_body_bytes,
+            self._limits,
             self._statistics_of(order),
             MediaCodec(path, self._spool),
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway.channel import Channel
-from gateway.config import Batching
+from gateway.config import Batching, Limits
 from gateway.errors import InvalidArgument, Unavailable
 from gateway.frames import Flag, Item, Reply
 from gateway.handshake import Hello
@@ -34,7 +34,7 @@ class SlotService:
         repository: Repository,
         hello: Hello,
         secret: bytes,
-        max_body_bytes: int,
+        limits: Limits,
         recorder: Recorder,
         cores: float = 1.0,
         device: str = "cpu",
@@ -45,9 +45,9 @@ class SlotService:
         self._recorder, self._words = recorder, words
         self._compute = ComputeThread()
         self._placements = Placements(
-            repository, self._compute, recorder, cores, device, max_body_bytes, spool, self._changed
+            repository, self._compute, recorder, cores, device, limits, spool, self._changed
         )
-        self.server = LinkServer(self, hello, secret, max_body_bytes)
+        self.server = LinkServer(self, hello, secret, limits.max_body_bytes)
         self._epoch = 0
         self._draining = self._leaving = False
 

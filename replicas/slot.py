@@ -87,7 +87,7 @@ class ModelServer:
             Repository(settings.store, node.folder / "store"),
             Hello(self._slot_id, node_id=node.id, features=features),
             cluster_secret(settings.secret),
-            settings.limits.max_body_bytes,
+            settings.limits,
             self._recorder,
             settings.slot_class.cpus,
             "cuda" if settings.slot_class.gpus else "cpu",

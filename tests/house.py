@@ -181,7 +181,7 @@ class House:
             Repository(str(self.store), self.folder / "cache"),
             Hello(name, node_id="node"),
             SECRET,
-            self.limits.max_body_bytes,
+            self.limits,
             Recorder("slot"),
             spool=self.folder / "spool",
         )

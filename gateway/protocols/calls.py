@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from gateway.errors import InvalidArgument
 from gateway.protocols.compression import MAX_INFLATED_BYTES, reply_coding
+from gateway.protocols.elements import MAX_ELEMENTS
 from gateway.protocols.openinference_binary import OpenInferenceCodec
 from gateway.protocols.openinference_proto import OpenInferenceProtoCodec
 from gateway.protocols.tensors import Call, Codec, Encoded
@@ -37,14 +38,19 @@ CALLS: tuple[CallKind, ...] = (
 codec of the slot's own."""
 
 
-def codecs(max_inflated_bytes: int = MAX_INFLATED_BYTES) -> tuple[Codec, ...]:
-    """The codec of each call, by its number; the limit is on a body once it is inflated."""
-    examples = ExamplesCodec(max_inflated_bytes)
-    predict = PredictCodec(max_inflated_bytes)
-    examples_proto = ExamplesProtoCodec(max_inflated_bytes)
+def codecs(
+    max_bytes: int = MAX_INFLATED_BYTES, max_elements: int = MAX_ELEMENTS
+) -> tuple[Codec, ...]:
+    """The codec of each call, by its number.
+
+    The limits are on a body once it is inflated, and on what it holds, see `elements`.
+    """
+    examples = ExamplesCodec(max_bytes, max_elements)
+    predict = PredictCodec(max_bytes, max_elements)
+    examples_proto = ExamplesProtoCodec(max_bytes, max_elements)
     return (
-        *(predict, examples, examples, OpenInferenceCodec(max_inflated_bytes)),
-        *(OpenInferenceProtoCodec(), PredictProtoCodec(max_inflated_bytes)),
+        *(predict, examples, examples, OpenInferenceCodec(max_bytes, max_elements)),
+        *(OpenInferenceProtoCodec(max_elements), PredictProtoCodec(max_bytes, max_elements)),
         *(examples_proto, examples_proto),
     )
 

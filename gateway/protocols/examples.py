@@ -7,12 +7,14 @@ Errors about results begin as TensorFlow Serving's do.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from gateway.errors import InvalidArgument
 from gateway.protocols.datatypes import tensorflow_name
+from gateway.protocols.elements import too_many
 from gateway.protocols.json_arrays import leaves_to_array
 from gateway.protocols.json_text import text_of
 from gateway.protocols.quoting import listed
@@ -40,13 +42,22 @@ def check_context(context: Collection[str], features: Collection[str], index: in
         )
 
 
-def check_context_size(context_bytes: int, examples: int, max_bytes: int) -> None:
-    """Raises `InvalidArgument` if a copy of the context for each example would be too much."""
-    if context_bytes * examples > max_bytes:
-        raise InvalidArgument(
-            f"a context of {context_bytes} bytes for each of {examples} examples is more than "
-            f"{max_bytes} bytes"
-        )
+@dataclass(frozen=True, slots=True)
+class ContextLimits:
+    """What the copies of a context, one for each example, may take together."""
+
+    max_bytes: int
+    max_elements: int
+
+    def check(self, context_bytes: int, elements: int, examples: int) -> None:
+        """Raises `InvalidArgument`, or `PayloadTooLarge` if these are too many elements."""
+        if context_bytes * examples > self.max_bytes:
+            raise InvalidArgument(
+                f"a context of {context_bytes} bytes for each of {examples} examples is more than "
+                f"{self.max_bytes} bytes"
+            )
+        if elements * examples > self.max_elements:
+            raise too_many(self.max_elements)
 
 
 def takes_serialized(model: ModelSpec, signature: Signature) -> bool:

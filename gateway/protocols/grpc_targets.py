@@ -10,6 +10,7 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from gateway.errors import InvalidArgument
+from gateway.protocols.elements import MAX_ELEMENTS, check_message
 from gateway.protocols.messages import message
 from gateway.protocols.paths import InferPath, parse_version
 from gateway.protocols.quoting import listed, quoted
@@ -80,12 +81,14 @@ def _serving_path(spec_bytes: bytes, method: str) -> InferPath:
 _serving_path_cached = lru_cache(_CACHED_TARGETS)(_serving_path)
 
 
-def multi_inference_tasks(body: bytes) -> tuple[tuple[InferPath, bytes], ...]:
+def multi_inference_tasks(
+    body: bytes, max_elements: int = MAX_ELEMENTS
+) -> tuple[tuple[InferPath, bytes], ...]:
     """The tasks of a MultiInferenceRequest, each as a Classification- or RegressionRequest.
 
     Raises `InvalidArgument` unless all tasks name one model.
     """
-    request = parse("tensorflow.serving.MultiInferenceRequest", body)
+    request = parse("tensorflow.serving.MultiInferenceRequest", body, max_elements)
     if not 0 < len(request.tasks) <= _MAX_TASKS:
         raise InvalidArgument(
             f"the request has {len(request.tasks)} tasks; it may have 1 to {_MAX_TASKS}"
@@ -118,10 +121,15 @@ def multi_inference_answer(parts: Sequence[tuple[str, bytes]]) -> bytes:
     return encoded
 
 
-def parse(full_name: str, body: bytes | memoryview) -> Any:
-    """A whole message; raises `InvalidArgument` when the bytes are not one."""
+def parse(full_name: str, body: bytes | memoryview, max_elements: int = MAX_ELEMENTS) -> Any:
+    """A whole message; raises `InvalidArgument` when the bytes are not one.
+
+    With more than about `max_elements` fields and numbers it is a `PayloadTooLarge`.
+    """
+    plain = bytes(body)
+    check_message(plain, full_name, max_elements)
     try:
-        return message(full_name).FromString(bytes(body))
+        return message(full_name).FromString(plain)
     except DecodeError:
         name = full_name.rpartition(".")[2]
         raise InvalidArgument(f"the message is not a {name}") from None

@@ -15,9 +15,11 @@ from typing import Any, Literal
 import numpy as np
 import orjson
 
+from gateway.config import Limits
 from gateway.errors import InvalidArgument
 from gateway.frames import Body, pieces
 from gateway.protocols.compression import inflate, reply_coding
+from gateway.protocols.elements import check_json
 from gateway.protocols.grpc_targets import parse
 from gateway.protocols.json_arrays import decode_base64
 from gateway.protocols.json_text import read_object
@@ -88,12 +90,15 @@ def may_hold_media(protocol: str, body: Body) -> bool:
 
 
 def decode_media(
-    protocol: str, body: bytes, call: Call, findings: Findings, max_bytes: int
+    protocol: str, body: bytes, call: Call, findings: Findings, limits: Limits
 ) -> MediaInput:
-    """The file in a request; in JSON it is base64. Raises `InvalidArgument`."""
+    """The file in a request; in JSON it is base64.
+
+    Raises `InvalidArgument` or `PayloadTooLarge`.
+    """
     if protocol == "openinference_grpc":
-        return _decode_proto(body, findings)
-    return _decode_json(body, call, findings, max_bytes)
+        return _decode_proto(body, findings, limits.max_elements)
+    return _decode_json(body, call, findings, limits)
 
 
 def encode_findings(
@@ -105,9 +110,10 @@ def encode_findings(
     return codec.encode(given.request, _tensors(result, findings), model)
 
 
-def _decode_json(body: bytes, call: Call, findings: Findings, max_bytes: int) -> MediaInput:
-    plain = inflate(body, call.content_encoding, max_bytes)
+def _decode_json(body: bytes, call: Call, findings: Findings, limits: Limits) -> MediaInput:
+    plain = inflate(body, call.content_encoding, limits.max_body_bytes)
     text, raw = split_body(plain, call.json_length)
+    check_json(text, limits.max_elements)
     document = read_object(text)
     parameters = parameters_of(document, "the request")
     entries = named_entries(document, "inputs")
@@ -129,8 +135,8 @@ def _decode_json(body: bytes, call: Call, findings: Findings, max_bytes: int) ->
     return MediaInput(content, parameters, request)
 
 
-def _decode_proto(body: bytes, findings: Findings) -> MediaInput:
-    message = parse("inference.ModelInferRequest", body)
+def _decode_proto(body: bytes, findings: Findings, max_elements: int) -> MediaInput:
+    message = parse("inference.ModelInferRequest", body, max_elements)
     name, entry = _only([(each.name, each) for each in message.inputs])
     where = f"input {quoted(name)}"
     _check_element(entry.datatype, tuple(entry.shape), where)

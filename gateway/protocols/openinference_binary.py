@@ -13,6 +13,7 @@ from gateway.errors import InvalidArgument
 from gateway.protocols.classification import check_classes, top_classes
 from gateway.protocols.compression import MAX_INFLATED_BYTES, deflate, inflate, reply_coding
 from gateway.protocols.datatypes import check_supported, datatype_name, dtype_of
+from gateway.protocols.elements import MAX_ELEMENTS, Elements, check_json
 from gateway.protocols.json_text import read_object, write_json
 from gateway.protocols.openinference_json import (
     decode_data,
@@ -68,11 +69,13 @@ class Reply:
 class OpenInferenceCodec:
     """The codec of `/v2/models/.../infer`, JSON and binary in any mixture."""
 
-    def __init__(self, max_inflated_bytes: int = MAX_INFLATED_BYTES) -> None:
-        self._max_inflated_bytes = max_inflated_bytes
+    def __init__(
+        self, max_inflated_bytes: int = MAX_INFLATED_BYTES, max_elements: int = MAX_ELEMENTS
+    ) -> None:
+        self._max_inflated_bytes, self._max_elements = max_inflated_bytes, max_elements
 
     def decode(self, body: bytes | memoryview, call: Call, model: ModelSpec) -> InferenceRequest:
-        """Read a request body; raises `InvalidArgument` or `Unimplemented`.
+        """Read a request body; raises `InvalidArgument`, `PayloadTooLarge` or `Unimplemented`.
 
         Binary inputs may share the body's memory, which must not change afterwards.
         """
@@ -80,14 +83,15 @@ class OpenInferenceCodec:
         if call.json_length == 0:
             return _raw_request(memoryview(plain), call, model)
         text, raw = split_body(plain, call.json_length)
+        check_json(text, self._max_elements)
         document = (None if raw else read_quickly(text)) or read_object(text)
         parameters = parameters_of(document, "the request")
         entries = named_entries(document, "inputs")
         signature = signature_of(model, parameters, entries)
-        tail = RawTail(raw)
+        tail, elements = RawTail(raw), Elements(self._max_elements)
         has_tail = call.json_length is not None
         inputs = {
-            name: _decode_input(name, entry, tail if has_tail else None)
+            name: _decode_input(name, entry, tail if has_tail else None, elements)
             for name, entry in entries.items()
         }
         tail.check_end()
@@ -169,7 +173,9 @@ def _raw_shape(spec: TensorSpec, size: int, *, batched: bool) -> tuple[int, ...]
     return tuple(deduced if each is None else each for each in sizes)
 
 
-def _decode_input(name: str, entry: dict[str, Any], tail: RawTail | None) -> Tensor:
+def _decode_input(
+    name: str, entry: dict[str, Any], tail: RawTail | None, elements: Elements
+) -> Tensor:
     where = f"input {quoted(name)}"
     dtype = dtype_of(entry.get("datatype"))
     shape = shape_of(entry.get("shape"), where)
@@ -182,7 +188,8 @@ def _decode_input(name: str, entry: dict[str, Any], tail: RawTail | None) -> Ten
             )
         if "data" in entry:
             raise InvalidArgument(f"{where} must not have both 'data' and 'binary_data_size'")
-        return decode_raw(tail.take(parameters["binary_data_size"], where), dtype, shape, where)
+        raw = tail.take(parameters["binary_data_size"], where)
+        return decode_raw(raw, dtype, shape, where, elements)
     if "data" not in entry:
         raise InvalidArgument(f"{where} has no 'data'")
     if dtype in _WITHOUT_JSON:

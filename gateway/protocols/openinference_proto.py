@@ -12,6 +12,7 @@ import numpy as np
 from gateway.errors import InvalidArgument
 from gateway.protocols.classification import check_classes, top_classes
 from gateway.protocols.datatypes import check_supported, datatype_name, dtype_of
+from gateway.protocols.elements import MAX_ELEMENTS, Elements
 from gateway.protocols.grpc_targets import parse
 from gateway.protocols.messages import message
 from gateway.protocols.openinference_json import shape_of
@@ -67,12 +68,15 @@ class Reply:
 class OpenInferenceProtoCodec:
     """The codec of ModelInfer. Answers are raw, since clients read nothing else."""
 
+    def __init__(self, max_elements: int = MAX_ELEMENTS) -> None:
+        self._max_elements = max_elements
+
     def decode(self, body: bytes | memoryview, call: Call, model: ModelSpec) -> InferenceRequest:
-        """Read a request; raises `InvalidArgument` or `Unimplemented`."""
-        request = parse(_REQUEST, body)
+        """Read a request; raises `InvalidArgument`, `PayloadTooLarge` or `Unimplemented`."""
+        request = parse(_REQUEST, body, self._max_elements)
         parameters = _parameters(request.parameters)
         signature = signature_of(model, parameters, [each.name for each in request.inputs])
-        inputs = _decode_inputs(request)
+        inputs = _decode_inputs(request, Elements(self._max_elements))
         rows = check_inputs(signature, inputs)
         outputs, classes = _wanted(request, signature)
         final = bool(parameters.get("triton_enable_empty_final_response"))
@@ -110,7 +114,7 @@ def _parameters(entries: Any) -> dict[str, Any]:
     return found
 
 
-def _decode_inputs(request: Any) -> dict[str, Tensor]:
+def _decode_inputs(request: Any, elements: Elements) -> dict[str, Tensor]:
     raws = request.raw_input_contents
     if raws and len(raws) != len(request.inputs):
         raise InvalidArgument(
@@ -133,7 +137,8 @@ def _decode_inputs(request: Any) -> dict[str, Tensor]:
                 f"{where}: 'contents' must not be set when raw_input_contents is used"
             )
         else:
-            inputs[each.name] = decode_raw(memoryview(raws[index]), dtype, shape, where)
+            raw = memoryview(raws[index])
+            inputs[each.name] = decode_raw(raw, dtype, shape, where, elements)
     return inputs
 
 

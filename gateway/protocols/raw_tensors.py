@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from gateway.errors import InvalidArgument
+from gateway.protocols.elements import Elements
 from gateway.protocols.quoting import quoted
 from gateway.protocols.tensors import BYTES, Tensor
 
@@ -48,9 +49,20 @@ class RawTail:
             raise InvalidArgument(f"{left} bytes of the body belong to no input")
 
 
-def decode_raw(raw: memoryview, dtype: np.dtype[Any], shape: tuple[int, ...], where: str) -> Tensor:
-    """A tensor over the bytes, read-only and without a copy where their alignment allows it."""
+def decode_raw(
+    raw: memoryview,
+    dtype: np.dtype[Any],
+    shape: tuple[int, ...],
+    where: str,
+    elements: Elements | None = None,
+) -> Tensor:
+    """A tensor over the bytes, read-only and without a copy where their alignment allows it.
+
+    Strings are counted in `elements`: `PayloadTooLarge` if these are too many.
+    """
     if dtype == BYTES:
+        if elements is not None:
+            elements.take(math.prod(shape))
         return _decode_strings(raw, math.prod(shape), where).reshape(shape)
     wanted = math.prod(shape) * dtype.itemsize
     if len(raw) != wanted:

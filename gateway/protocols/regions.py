@@ -12,9 +12,11 @@ from typing import Any, Protocol
 
 import orjson
 
+from gateway.config import Limits
 from gateway.errors import AlreadyExists, InvalidArgument, NotFound, Unimplemented
 from gateway.frames import Body, Buffer
 from gateway.protocols.compression import inflate
+from gateway.protocols.elements import check_json
 from gateway.protocols.grpc_targets import parse
 from gateway.protocols.json_text import read_object, write_json
 from gateway.protocols.openinference_binary import split_body
@@ -98,22 +100,25 @@ class RegionRequest(Protocol):
         ...
 
 
-def read_regions(
-    protocol: str, body: bytes, call: Call, max_inflated_bytes: int
-) -> RegionRequest | None:
-    """Finds them in an Open Inference request, None if it has none; raises `InvalidArgument`."""
+def read_regions(protocol: str, body: bytes, call: Call, limits: Limits) -> RegionRequest | None:
+    """Finds them in an Open Inference request, None if it has none.
+
+    Raises `InvalidArgument` or `PayloadTooLarge`.
+    """
     found: RegionRequest
     if protocol == "openinference_grpc":
         if MARK not in body:
             return None
-        found = ProtoRegions(parse("inference.ModelInferRequest", body))
+        request = parse("inference.ModelInferRequest", body, limits.max_elements)
+        found = ProtoRegions(request)
     else:
-        plain = inflate(body, call.content_encoding, max_inflated_bytes)
+        plain = inflate(body, call.content_encoding, limits.max_body_bytes)
         if call.json_length == 0:
             return None
         text, raw = split_body(plain, call.json_length)
         if MARK not in text:
             return None
+        check_json(text, limits.max_elements)
         found = JsonRegions(text, raw)
     return found if found.inputs or found.outputs else None
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from gateway.errors import InvalidArgument
 from gateway.protocols.datatypes import check_supported, dtype_of, tensorflow_name, v2_name
+from gateway.protocols.elements import Elements
 from gateway.protocols.messages import POOL
 from gateway.protocols.openinference_json import shape_of
 from gateway.protocols.raw_tensors import decode_raw
@@ -43,11 +44,14 @@ _VALUES = frozenset(
 """The fields of a TensorProto that hold values."""
 
 
-def decode_tensor(proto: Any, max_bytes: int, where: str) -> Tensor:
+def decode_tensor(
+    proto: Any, max_bytes: int, where: str, elements: Elements | None = None
+) -> Tensor:
     """A tensor of `tensor_content` or of its list, whose last value fills what is missing.
 
     Clears fields of the proto. Raises `InvalidArgument`, also for values in two places, and for a
-    shape that would take more than `max_bytes`: a single value can fill any shape.
+    shape that would take more than `max_bytes`: a single value can fill any shape. Strings are
+    counted in `elements`, too.
     """
     dtype = _dtype(proto.dtype, where)
     _check_one_list(proto, _LISTS[dtype], where)
@@ -55,6 +59,8 @@ def decode_tensor(proto: Any, max_bytes: int, where: str) -> Tensor:
         raise InvalidArgument(f"{where} has no known rank; give its shape")
     shape = shape_of([each.size for each in proto.tensor_shape.dim], where)
     count = math.prod(shape)
+    if dtype == BYTES and elements is not None:
+        elements.take(count)
     if count * dtype.itemsize > max_bytes:
         raise InvalidArgument(
             f"{where}: shape {list(shape)} takes more than the {max_bytes} bytes that are left"

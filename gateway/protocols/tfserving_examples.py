@@ -11,9 +11,10 @@ import numpy as np
 from gateway.errors import InvalidArgument
 from gateway.protocols.compression import MAX_INFLATED_BYTES, deflate, inflate, reply_coding
 from gateway.protocols.datatypes import check_supported
+from gateway.protocols.elements import MAX_ELEMENTS, check_json
 from gateway.protocols.examples import (
+    ContextLimits,
     check_context,
-    check_context_size,
     classes_of,
     example_count,
     named_inputs,
@@ -54,13 +55,17 @@ class Reply:
 class ExamplesCodec:
     """The codec of `:classify` and `:regress`."""
 
-    def __init__(self, max_inflated_bytes: int = MAX_INFLATED_BYTES) -> None:
-        self._max_inflated_bytes = max_inflated_bytes
+    def __init__(
+        self, max_inflated_bytes: int = MAX_INFLATED_BYTES, max_elements: int = MAX_ELEMENTS
+    ) -> None:
+        self._max_inflated_bytes, self._max_elements = max_inflated_bytes, max_elements
 
     def decode(self, body: bytes | memoryview, call: Call, model: ModelSpec) -> InferenceRequest:
-        """Read a request body; raises `InvalidArgument`."""
+        """Read a request body; raises `InvalidArgument` or `PayloadTooLarge`."""
         text = bytes(inflate(body, call.content_encoding, self._max_inflated_bytes))
-        signature, inputs = _decode_inputs(read_object(text), model, self._max_inflated_bytes)
+        check_json(text, self._max_elements)
+        most = ContextLimits(self._max_inflated_bytes, self._max_elements)
+        signature, inputs = _decode_inputs(read_object(text), model, most)
         outputs = result_outputs(signature, call.method)
         rows = check_inputs(signature, inputs)
         reply = Reply(call.method, reply_coding(call.accept_encoding))
@@ -81,7 +86,7 @@ class ExamplesCodec:
 
 
 def _decode_inputs(
-    document: dict[str, Any], model: ModelSpec, max_bytes: int
+    document: dict[str, Any], model: ModelSpec, most: ContextLimits
 ) -> tuple[Signature, dict[str, Tensor]]:
     """The signature and its input tensors, one row for each example."""
     signature = find_signature(model, document.get("signature_name", ""))
@@ -89,7 +94,7 @@ def _decode_inputs(
     if not isinstance(examples, list) or not examples:
         raise InvalidArgument("'examples' must be an array with at least one example")
     context = _features(document.get("context", {}), "'context'")
-    check_context_size(len(encode_example(context)), len(examples), max_bytes)
+    most.check(len(encode_example(context)), sum(map(len, context.values())), len(examples))
     rows = []
     for index, example in enumerate(examples):
         features = _features(example, f"example {index}")

@@ -13,6 +13,7 @@ import simdjson
 from gateway.errors import InvalidArgument
 from gateway.protocols.compression import MAX_INFLATED_BYTES, deflate, inflate, reply_coding
 from gateway.protocols.datatypes import check_supported
+from gateway.protocols.elements import MAX_ELEMENTS, check_json
 from gateway.protocols.json_arrays import quick_flat, quick_shape, to_array
 from gateway.protocols.json_text import parse_lazily, read_object, text_of, write_json
 from gateway.protocols.request_checks import (
@@ -45,12 +46,15 @@ class Reply:
 class PredictCodec:
     """The codec of `/v1/models/...:predict`."""
 
-    def __init__(self, max_inflated_bytes: int = MAX_INFLATED_BYTES) -> None:
-        self._max_inflated_bytes = max_inflated_bytes
+    def __init__(
+        self, max_inflated_bytes: int = MAX_INFLATED_BYTES, max_elements: int = MAX_ELEMENTS
+    ) -> None:
+        self._max_inflated_bytes, self._max_elements = max_inflated_bytes, max_elements
 
     def decode(self, body: bytes | memoryview, call: Call, model: ModelSpec) -> InferenceRequest:
-        """Read a request body; raises `InvalidArgument`."""
+        """Read a request body; raises `InvalidArgument` or `PayloadTooLarge`."""
         text = bytes(inflate(body, call.content_encoding, self._max_inflated_bytes))
+        check_json(text, self._max_elements)
         quick = _predict_quickly(text, model)
         signature, layout, inputs = quick or _predict(read_object(text), model)
         rows = check_inputs(signature, inputs)

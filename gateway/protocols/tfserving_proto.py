@@ -10,10 +10,11 @@ import numpy as np
 from gateway.errors import InvalidArgument
 from gateway.protocols.compression import MAX_INFLATED_BYTES
 from gateway.protocols.datatypes import check_supported
+from gateway.protocols.elements import MAX_ELEMENTS, Elements
 from gateway.protocols.examples import (
+    ContextLimits,
     Features,
     check_context,
-    check_context_size,
     classes_of,
     example_count,
     named_inputs,
@@ -41,21 +42,23 @@ _RESPONSES = {"classify": "ClassificationResponse", "regress": "RegressionRespon
 
 
 class PredictProtoCodec:
-    """The codec of Predict. `max_bytes` bounds what the shapes of a request may claim."""
+    """The codec of Predict. The limits bound what the shapes of a request may claim, too."""
 
-    def __init__(self, max_bytes: int = MAX_INFLATED_BYTES) -> None:
-        self._max_bytes = max_bytes
+    def __init__(
+        self, max_bytes: int = MAX_INFLATED_BYTES, max_elements: int = MAX_ELEMENTS
+    ) -> None:
+        self._max_bytes, self._max_elements = max_bytes, max_elements
 
     def decode(self, body: bytes | memoryview, call: Call, model: ModelSpec) -> InferenceRequest:
-        """Read a PredictRequest; raises `InvalidArgument`."""
-        request = parse(f"{_PACKAGE}.PredictRequest", body)
+        """Read a PredictRequest; raises `InvalidArgument` or `PayloadTooLarge`."""
+        request = parse(f"{_PACKAGE}.PredictRequest", body, self._max_elements)
         signature = find_signature(model, request.model_spec.signature_name)
         # First the names: an error about an input that nobody knows would mislead.
         check_names(signature, request.inputs)
         inputs: dict[str, Tensor] = {}
-        left_bytes = self._max_bytes
+        left_bytes, elements = self._max_bytes, Elements(self._max_elements)
         for name, tensor in request.inputs.items():
-            inputs[name] = decode_tensor(tensor, left_bytes, f"input {quoted(name)}")
+            inputs[name] = decode_tensor(tensor, left_bytes, f"input {quoted(name)}", elements)
             left_bytes -= inputs[name].nbytes
         rows = check_inputs(signature, inputs)
         return InferenceRequest(signature, inputs, rows, _wanted(request, signature))
@@ -74,17 +77,21 @@ class PredictProtoCodec:
 class ExamplesProtoCodec:
     """The codec of Classify and Regress; which of them is in the call.
 
-    `max_bytes` bounds what copies of a context may take.
+    The limits bound what copies of a context may take, too.
     """
 
-    def __init__(self, max_bytes: int = MAX_INFLATED_BYTES) -> None:
-        self._max_bytes = max_bytes
+    def __init__(
+        self, max_bytes: int = MAX_INFLATED_BYTES, max_elements: int = MAX_ELEMENTS
+    ) -> None:
+        self._limits = ContextLimits(max_bytes, max_elements)
 
     def decode(self, body: bytes | memoryview, call: Call, model: ModelSpec) -> InferenceRequest:
-        """Read a ClassificationRequest or RegressionRequest; raises `InvalidArgument`."""
-        request = parse(f"{_PACKAGE}.{_REQUESTS[call.method]}", body)
+        """Read a ClassificationRequest or RegressionRequest; raises `InvalidArgument`, or
+        `PayloadTooLarge`."""
+        name = f"{_PACKAGE}.{_REQUESTS[call.method]}"
+        request = parse(name, body, self._limits.max_elements)
         signature = find_signature(model, request.model_spec.signature_name)
-        inputs = _example_inputs(_examples(request.input, self._max_bytes), model, signature)
+        inputs = _example_inputs(_examples(request.input, self._limits), model, signature)
         outputs = result_outputs(signature, call.method)
         rows = check_inputs(signature, inputs)
         return InferenceRequest(signature, inputs, rows, outputs, reply=call.method)
@@ -128,7 +135,7 @@ def _fill_spec(answer: Any, request: InferenceRequest, model: ModelSpec) -> None
     answer.model_spec.signature_name = request.signature.name
 
 
-def _examples(given: Any, max_bytes: int) -> list[Any]:
+def _examples(given: Any, most: ContextLimits) -> list[Any]:
     """The Example messages of an Input, each with the context's features."""
     kind = given.WhichOneof("kind")
     examples = list(getattr(given, kind).examples) if kind is not None else []
@@ -136,7 +143,8 @@ def _examples(given: Any, max_bytes: int) -> list[Any]:
         raise InvalidArgument("'input' must hold at least one example")
     if kind == "example_list_with_context":
         context = given.example_list_with_context.context
-        check_context_size(context.ByteSize(), len(examples), max_bytes)
+        elements = sum(map(len, _features(context).values()))
+        most.check(context.ByteSize(), elements, len(examples))
         for index, example in enumerate(examples):
             check_context(context.features.feature, example.features.feature, index)
             example.MergeFrom(context)

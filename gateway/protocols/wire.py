@@ -28,18 +28,18 @@ def read_delimited(body: bytes, highest: int) -> dict[int, bytes]:
             key = body[at]
             at += 1
             if key > 0x7F:
-                key, at = _varint(body, at - 1)
+                key, at = read_varint(body, at - 1)
             kind = key & 7
             if kind == 2:
                 size = body[at]
                 at += 1
                 if size > 0x7F:
-                    size, at = _varint(body, at - 1)
+                    size, at = read_varint(body, at - 1)
                 if key >> 3 <= highest:
                     found[key >> 3] = body[at : at + size]
                 at += size
             elif kind == 0:
-                _, at = _varint(body, at)
+                _, at = read_varint(body, at)
             elif kind in _FIXED:
                 at += _FIXED[kind]
             else:
@@ -66,7 +66,8 @@ def varint(value: int) -> bytes:
     return bytes(out)
 
 
-def _varint(body: bytes, at: int) -> tuple[int, int]:
+def read_varint(body: bytes, at: int) -> tuple[int, int]:
+    """An unsigned integer and where it ends; raises `InvalidArgument` or `IndexError`."""
     value = shift = 0
     while True:
         byte = body[at]

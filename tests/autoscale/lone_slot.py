@@ -12,6 +12,7 @@ import os
 import sys
 from pathlib import Path
 
+from gateway.config import Limits
 from gateway.handshake import Hello
 from gateway.logs import configure
 from gateway.metrics import Recorder
@@ -33,7 +34,7 @@ async def main(folder: Path, name: str, growth_mb: int) -> None:
         Repository(str(folder / "store"), folder / "cache"),
         Hello(name, node_id="node"),
         SECRET,
-        MAX_BODY_BYTES,
+        Limits(max_body_bytes=MAX_BODY_BYTES),
         Recorder("slot"),
         words=words,
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 from autoscale.catalog import Catalog
 from autoscale.controller import Controller
 from autoscale.operations import Operations
-from gateway.config import ModelConfig, PoolConfig, SlotClass
+from gateway.config import Limits, ModelConfig, PoolConfig, SlotClass
 from gateway.handshake import Hello
 from gateway.link import Identity
 from gateway.metrics import Recorder
@@ -81,7 +81,7 @@ class Plant:
             Repository(str(self.store), self.folder / "cache"),
             Hello(name, node_id="node"),
             SECRET,
-            MAX_BODY_BYTES,
+            Limits(max_body_bytes=MAX_BODY_BYTES),
             Recorder("slot"),
         )
         path = self.folder / f"{name}.sock"

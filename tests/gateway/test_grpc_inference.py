@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import httpx
 import numpy as np
 import onnx
 import pytest
@@ -110,6 +111,23 @@ async def test_strings_pass(tmp_path: Path) -> None:
         await house.place("a", "echo", 1, ModelConfig())
         answer = await client.infer("echo", [tensor])
     assert answer.as_numpy("y").tolist() == words.tolist()
+
+
+async def test_too_many_strings_are_refused_with_the_limit(tmp_path: Path) -> None:
+    echo_model(tmp_path / "store" / "echo" / "1" / "model.onnx")
+    tensor = tritonclient.grpc.InferInput("x", [1025], "BYTES")
+    tensor.set_data_from_numpy(np.full(1025, b"a", object))
+    body = {"inputs": ["a"] * 1025}
+    limits = Limits(max_body_bytes=MAX_BODY_BYTES, max_elements=1024)
+    async with open_house(tmp_path, "a", limits=limits) as house, triton(house) as client:
+        await house.place("a", "echo", 1, ModelConfig())
+        with pytest.raises(InferenceServerException, match=r"RESOURCE_EXHAUSTED.*1024 elements"):
+            await client.infer("echo", [tensor])
+        async with httpx.AsyncClient(base_url=house.url) as http:
+            answer = await http.post("/v1/models/echo:predict", json=body)
+            body["inputs"] = body["inputs"][:1000]
+            assert (await http.post("/v1/models/echo:predict", json=body)).status_code == 200
+    assert answer.status_code == 413 and "max_elements" in answer.json()["error"]
 
 
 async def test_what_a_client_asks_before_it_infers(tmp_path: Path) -> None:

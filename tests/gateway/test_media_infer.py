@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from tritonclient import http as triton
 
-from gateway.config import Batching, ModelConfig
+from gateway.config import Batching, Limits, ModelConfig
 from gateway.config_sharding import ShardingConfig
 from gateway.errors import InvalidArgument
 from gateway.media_exchange import MediaDesk
@@ -28,7 +28,7 @@ from tests.gateway.media_house import Events, astronauts, open_faces, open_scrip
 from tests.house import client, open_house, until
 
 INFER = "/v2/models/affine/infer"
-CALL = Call("infer")
+CALL, LIMITS = Call("infer"), Limits(max_body_bytes=10**6)
 SMALL = png()
 BOX = {"box": [1.0, 2.0, 30.5, 40.0], "score": 0.75, "class": 3, "label": "cat"}
 FOUND = {"model": "affine", "version": 1, "boxes": [BOX, BOX], "shards": [{"part": 0}]}
@@ -59,17 +59,17 @@ async def find(job: MediaJob) -> Events:
 def test_json_and_binary_carry_the_same_file() -> None:
     text = json.dumps(json_body(parameters={"threshold": 0.5}, id="mine")).encode()
     body, json_length = binary_body(SMALL)
-    plain = decode_media("openinference", text, CALL, "boxes", 10**6)
-    raw = decode_media("openinference", body, Call("infer", json_length), "boxes", 10**6)
+    plain = decode_media("openinference", text, CALL, "boxes", LIMITS)
+    raw = decode_media("openinference", body, Call("infer", json_length), "boxes", LIMITS)
     assert plain.content == raw.content == SMALL
     lines = base64.encodebytes(SMALL).decode().rstrip("=\n")
     text = json.dumps({"inputs": [json_body()["inputs"][0] | {"data": [lines]}]}).encode()
-    assert decode_media("openinference", text, CALL, "boxes", 10**6).content == SMALL
+    assert decode_media("openinference", text, CALL, "boxes", LIMITS).content == SMALL
     assert plain.parameters == {"threshold": 0.5}
 
 
 def test_outputs_are_tensors() -> None:
-    given = decode_media("openinference", json.dumps(json_body()).encode(), CALL, "boxes", 10**6)
+    given = decode_media("openinference", json.dumps(json_body()).encode(), CALL, "boxes", LIMITS)
     answer = json.loads(encode_findings("openinference", given, FOUND, "boxes").body)
     outputs = {each["name"]: each for each in answer["outputs"]}
     assert list(outputs) == ["boxes", "scores", "classes", "labels"]
@@ -82,7 +82,7 @@ def test_outputs_are_tensors() -> None:
 
 
 def test_no_box_is_an_empty_tensor() -> None:
-    given = decode_media("openinference", json.dumps(json_body()).encode(), CALL, "boxes", 10**6)
+    given = decode_media("openinference", json.dumps(json_body()).encode(), CALL, "boxes", LIMITS)
     answer = json.loads(
         encode_findings("openinference", given, FOUND | {"boxes": []}, "boxes").body
     )
@@ -92,7 +92,7 @@ def test_no_box_is_an_empty_tensor() -> None:
 def test_tags_and_the_shards_where_they_are_asked_for() -> None:
     wanted = [{"name": "labels"}, {"name": "end_s"}, {"name": "shards"}]
     text = json.dumps(json_body(outputs=wanted)).encode()
-    given = decode_media("openinference", text, CALL, "tags", 10**6)
+    given = decode_media("openinference", text, CALL, "tags", LIMITS)
     result = {"model": "tagger", "version": 2, "tags": [TAG], "shards": [{"part": 0}]}
     answer = json.loads(encode_findings("openinference", given, result, "tags").body)
     assert answer["model_version"] == "2"
@@ -117,7 +117,7 @@ def test_grpc_carries_it_too(raw: bool) -> None:
     request.parameters["threshold"].double_param = 0.5
     body = request.SerializeToString()
     assert may_hold_media("openinference_grpc", body)
-    given = decode_media("openinference_grpc", body, CALL, "boxes", 10**6)
+    given = decode_media("openinference_grpc", body, CALL, "boxes", LIMITS)
     assert given.content == SMALL and given.parameters == {"threshold": 0.5}
     encoded = encode_findings("openinference_grpc", given, FOUND, "boxes").body
     answer = message("inference.ModelInferResponse").FromString(encoded)
@@ -144,7 +144,7 @@ def test_grpc_carries_it_too(raw: bool) -> None:
 def test_what_is_no_such_request(change: dict[str, Any], words: str) -> None:
     text = json.dumps(json_body() | change).encode()
     with pytest.raises(InvalidArgument) as caught:
-        decode_media("openinference", text, CALL, "boxes", 10**6)
+        decode_media("openinference", text, CALL, "boxes", LIMITS)
     assert words in caught.value.message
 
 

@@ -17,6 +17,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from gateway.channel import Channel
+from gateway.config import Limits
 from gateway.errors import InvalidArgument
 from gateway.frames import Item, Reply
 from gateway.metrics import Recorder
@@ -170,7 +171,7 @@ class SlowVideo(MediaCodec):
 async def bench(max_wait_s: float = 0.0, media: MediaCodec | None = None) -> AsyncIterator[Bench]:
     compute, statistics, runtime = ComputeThread(), ModelStatistics(), Doubler()
     batcher = Batcher(4, max_wait_s)
-    engine = Engine(runtime, batcher, compute, Recorder("slot"), 1_000_000, statistics, media)
+    engine = Engine(runtime, batcher, compute, Recorder("slot"), Limits(), statistics, media)
     try:
         yield Bench(engine, statistics, runtime, Gateway())
     finally:

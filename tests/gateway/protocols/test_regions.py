@@ -8,6 +8,7 @@ from typing import Any
 import orjson
 import pytest
 
+from gateway.config import Limits
 from gateway.errors import InvalidArgument
 from gateway.frames import pieces
 from gateway.protocols.messages import message
@@ -15,7 +16,7 @@ from gateway.protocols.regions import MAX_PARTS, Part, read_regions
 from gateway.protocols.tensors import Call
 
 PLAIN = Call("infer")
-LIMIT = 1024 * 1024
+LIMITS = Limits(max_body_bytes=1024 * 1024)
 
 
 def region(name: str = "r", size: int = 4, **more: Any) -> dict[str, Any]:
@@ -32,11 +33,11 @@ def joined(body: Any) -> bytes:
 
 def test_a_request_that_only_speaks_of_regions_has_none() -> None:
     body = orjson.dumps({"id": "shared_memory_", "inputs": [x(data=[1.0])]})
-    assert read_regions("openinference", body, PLAIN, LIMIT) is None
+    assert read_regions("openinference", body, PLAIN, LIMITS) is None
     request = message("inference.ModelInferRequest")(id="shared_memory_")
     body = request.SerializeToString()
-    assert read_regions("openinference_grpc", body, PLAIN, LIMIT) is None
-    assert read_regions("openinference", b"shared_memory_", Call("infer", 0), LIMIT) is None
+    assert read_regions("openinference_grpc", body, PLAIN, LIMITS) is None
+    assert read_regions("openinference", b"shared_memory_", Call("infer", 0), LIMITS) is None
 
 
 def test_what_else_is_in_the_json_stays() -> None:
@@ -44,7 +45,7 @@ def test_what_else_is_in_the_json_stays() -> None:
     text = b'{"id": "7", "inputs": [{"name": "a", "data": [NaN, 18446744073709551615, 0.1]}, %b]}'
     body = text % orjson.dumps(x(parameters=region(more=1)))
     found = read_regions(
-        "openinference", zlib.compress(body), Call("infer", None, "deflate"), LIMIT
+        "openinference", zlib.compress(body), Call("infer", None, "deflate"), LIMITS
     )
     assert found is not None
     assert found.inputs == [Part("x", "r", 0, 4)]
@@ -58,7 +59,7 @@ def test_what_else_is_in_the_json_stays() -> None:
 def test_only_what_is_for_regions_is_taken_out_of_an_answer() -> None:
     outputs = [{"name": "y", "parameters": region("out", 8)}, {"name": "z"}]
     body = orjson.dumps({"inputs": [x(data=[1.0])], "outputs": outputs})
-    found = read_regions("openinference", body, PLAIN, LIMIT)
+    found = read_regions("openinference", body, PLAIN, LIMITS)
     assert found is not None
     asked = orjson.loads(joined(found.filled([])[0]))
     assert asked["outputs"] == [{"name": "y", "parameters": {"binary_data": True}}, {"name": "z"}]
@@ -75,13 +76,13 @@ def test_only_what_is_for_regions_is_taken_out_of_an_answer() -> None:
 def test_a_request_names_so_many_regions() -> None:
     inputs = [x(name=str(n), parameters=region()) for n in range(MAX_PARTS + 1)]
     with pytest.raises(InvalidArgument, match="1025 tensors lie in shared memory"):
-        read_regions("openinference", orjson.dumps({"inputs": inputs}), PLAIN, LIMIT)
+        read_regions("openinference", orjson.dumps({"inputs": inputs}), PLAIN, LIMITS)
 
 
 def test_an_integer_that_nobody_can_read_is_refused() -> None:
     body = b'{"inputs": [{"name": "a", "data": [NaN, %b]}, %b]}'
     body %= b"9" * 30, orjson.dumps(x(parameters=region()))
-    found = read_regions("openinference", body, PLAIN, LIMIT)
+    found = read_regions("openinference", body, PLAIN, LIMITS)
     assert found is not None
     with pytest.raises(InvalidArgument, match="more than 64 bits"):
         found.filled([b"four"])
