@@ -15,8 +15,8 @@ from gateway.errors import InvalidArgument
 from gateway.protocols.datatypes import datatype_name
 from gateway.protocols.tensors import BYTES, Tensor, TensorSpec
 
-_MAX_CLASSES = 1_000_000
-"""Triton's limit as well: every value of a row is sorted for a few of them."""
+_MAX_ELEMENTS = 1_000_000
+"""Values of a row, as in Triton: all are sorted for a few of them; and strings of an answer."""
 
 
 def check_classes(spec: TensorSpec) -> None:
@@ -36,9 +36,10 @@ def top_classes(tensor: Tensor, count: int, labels: Sequence[str], *, batched: b
     """
     rows = tensor.shape[0] if batched and tensor.ndim else 1
     classes = tensor.size // rows if rows else 0
-    if classes > _MAX_CLASSES:
+    if classes > _MAX_ELEMENTS or rows * min(count, classes) > _MAX_ELEMENTS:
         raise InvalidArgument(
-            f"classification output tensor too large: {classes} classes, at most {_MAX_CLASSES}"
+            f"classification output tensor too large: {min(count, classes)} of {classes} classes "
+            f"for {rows} rows; at most {_MAX_ELEMENTS} are ranked, and as many given"
         )
     found = np.empty((rows, min(count, classes)), BYTES)
     for row, values in enumerate(tensor.reshape(rows, classes)):

@@ -82,3 +82,5 @@ def test_what_has_no_classes_is_refused(dtype: Any, name: str) -> None:
 def test_an_output_of_too_many_classes_is_refused() -> None:
     with pytest.raises(InvalidArgument, match="classification output tensor too large"):
         top_classes(np.zeros(1_000_001, np.int8), 1, (), batched=False)
+    with pytest.raises(InvalidArgument, match="2 of 3 classes for 500001 rows"):
+        top_classes(np.zeros((500_001, 3), np.int8), 2, (), batched=True)
