@@ -48,7 +48,9 @@ class Catalog:
 
     A version is complete when nothing is missing and nothing has changed for `settle_s`, so that a
     folder that is being copied is never taken up. While the store cannot be read, what was known
-    stays; `problem` says since when and why. While `unsettled`, another look soon is worth it.
+    stays; `problem` says since when and why. While there are models in `changing`, another look
+    soon is worth it. `lacking` says by model and version what folders lack, also of versions that
+    were complete before and stay for that.
     """
 
     def __init__(
@@ -62,17 +64,20 @@ class Catalog:
         self._clock, self._monotonic = clock, monotonic
         self._entries: dict[str, CatalogEntry] = {}
         self._seen: dict[str, dict[int, tuple[str, float]]] = {}
-        self.unsettled = False
+        self.changing: frozenset[str] = frozenset()
+        self.lacking: dict[str, dict[int, str]] = {}
         self.problem = ""
 
     def read(self, models: Mapping[str, ModelConfig]) -> list[CatalogEntry]:
         """Look every model up; one broken model does not hide the others."""
-        self.unsettled = False
         away = []
+        changing = set()
         entries = {}
         for name, config in models.items():
             try:
-                entries[name] = self._read(name, config)
+                entries[name], still = self._read(name, config)
+                if still:
+                    changing.add(name)
             except ModelLoadError as error:
                 entries[name] = self._as_before(name, config, error.message)
                 if isinstance(error, StoreAway):
@@ -82,8 +87,9 @@ class Catalog:
             self.problem = f"since {since:%Y-%m-%d %H:%M:%S}: {away[0]}"
         elif not away:
             self.problem = ""
-        self._entries = entries
+        self._entries, self.changing = entries, frozenset(changing)
         self._seen = {name: seen for name, seen in self._seen.items() if name in models}
+        self.lacking = {name: lack for name, lack in self.lacking.items() if name in models}
         return list(entries.values())
 
     def names(self) -> list[str]:
@@ -118,13 +124,16 @@ class Catalog:
         entry = replace(before, config=config)
         return replace(entry, slot_class=_slot_class(entry, {}))
 
-    def _read(self, name: str, config: ModelConfig) -> CatalogEntry:
+    def _read(self, name: str, config: ModelConfig) -> tuple[CatalogEntry, bool]:
+        """The model's entry, and whether it is still changing."""
         before = self._entries.get(name) or CatalogEntry(name, config, known=False)
         found = self._inspect(name)
         changing = self._changing(name, found)
-        versions, stamps, incomplete = [], {}, {}
+        versions, stamps, incomplete, lacking = [], {}, {}, {}
         for version, files in sorted(found.items()):
             problem = _problem(files, config)
+            if problem:
+                lacking[version] = problem
             if not problem and version not in changing:
                 stamps[version] = files.stamp
             elif version in before.stamps:
@@ -134,7 +143,7 @@ class Catalog:
                 incomplete[version] = problem or "it is still changing"
                 continue
             versions.append(version)
-        self.unsettled |= bool(changing)
+        self.lacking[name] = lacking
         reason = "" if changing else _reason(name, config, versions)
         entry = CatalogEntry(
             name,
@@ -146,7 +155,7 @@ class Catalog:
             reason + self._passed_over(name, incomplete) if reason else "",
             known=before.known or not changing,
         )
-        return replace(entry, slot_class=_slot_class(entry, found))
+        return replace(entry, slot_class=_slot_class(entry, found)), bool(changing)
 
     def _passed_over(self, name: str, incomplete: Mapping[int, str]) -> str:
         """What lies there and is not served, for who wonders why; looked up only when needed."""

@@ -56,7 +56,7 @@ class Lookout:
     async def run(self) -> None:
         """Look whenever there is reason to, until cancelled."""
         while True:
-            if not self.catalog.unsettled:
+            if not self.catalog.changing:
                 await self._soon.wait()
             self._soon.clear()
             await self.look()
@@ -94,7 +94,10 @@ class Lookout:
     def loaded(self, key: Key) -> None:
         """A slot has them. A pool that has just started learns of revisions so."""
         version = (key.model, key.version)
-        self.revisions[version] = max(key.revision, self.revisions.get(version, 0))
+        if key.revision >= self.revisions.get(version, 0):
+            self.revisions[version] = key.revision
+            # Which files an earlier pool had it load is not known: no stamp is like theirs.
+            self._stamps.setdefault(version, "")
 
     def renew(self, model: str) -> dict[Key, str]:
         """Load versions of a model anew whose files have changed since they were loaded.

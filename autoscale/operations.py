@@ -27,6 +27,8 @@ from replicas.repository import StoreAway
 
 READY_S = 120.0
 """How long a request to load waits for the model to be ready."""
+QUIET_S = 20.0
+"""And before that for its folder to be left alone."""
 
 _INDEX_STATES = {
     State.READY: "READY",
@@ -59,6 +61,7 @@ class Operations:
     async def load(self, name: str, config: Mapping[str, Any] | None = None) -> None:
         """Load a model of the store; again, if its files or `config` (Triton's) have changed.
 
+        Waits until its folder is left alone, so that what is there serves in the end.
         Without a `config` the order stays, as the model is tried again. Raises `NotFound`,
         `InvalidArgument`, `Unimplemented` or, with the reason, `Unavailable`.
         """
@@ -69,6 +72,7 @@ class Operations:
         override = model if config or known is None else None
 
         async def loaded() -> None:
+            await self._until_settled(name)
             renewed = controller.lookout.renew(name)
             try:
                 await self._until_ready(name)
@@ -148,6 +152,7 @@ class Operations:
 
         async def loaded() -> None:
             for name in models:
+                await self._until_settled(name)
                 await self._until_ready(name)
 
         await self._carry_out(
@@ -210,15 +215,41 @@ class Operations:
     async def _stored(self) -> list[str]:
         return await self._controller.lookout.ask(self._controller.lookout.catalog.names)
 
-    async def _until(self, true: Callable[[], bool], what: str) -> None:
+    async def _until(
+        self, true: Callable[[], bool], what: str = "", within_s: float | None = None
+    ) -> None:
         """Wait for a round of the controller after which it is true; raises `StillUnderWay`."""
         controller = self._controller
-        said = controller.say()
+        said, within_s = controller.say(), READY_S if within_s is None else within_s
         try:
-            async with asyncio.timeout(READY_S), controller.decided:
+            async with asyncio.timeout(within_s), controller.decided:
                 await controller.decided.wait_for(lambda: controller.heard >= said and true())
         except TimeoutError:
-            raise StillUnderWay(f"{what} after {READY_S:.0f} s; the work goes on") from None
+            raise StillUnderWay(f"{what} after {within_s:.0f} s; the work goes on") from None
+
+    async def _until_settled(self, name: str) -> None:
+        """Wait for a look after which the model's folder is left alone.
+
+        Raises `Unavailable` if it then lacks something that a wanted version needs.
+        """
+        controller = self._controller
+        catalog = controller.lookout.catalog
+        try:
+            await self._until(lambda: name not in catalog.changing, within_s=QUIET_S)
+        except StillUnderWay:
+            text = (
+                f"model {name!r} is still changing in the store; load it once its files are there"
+            )
+            raise Unavailable(text) from None
+        lacking, config = catalog.lacking.get(name, {}), controller.models().get(name)
+        one = next((each for each in controller.lookout.entries if each.name == name), None)
+        if not lacking or config is None or one is None:
+            return
+        rejected = controller.overrides.rejected(name)
+        for version in wanted_versions(config, {*one.versions, *lacking}, rejected):
+            if version in lacking:
+                what = f"model {name!r} version {version} is not complete"
+                raise Unavailable(f"{what}: {lacking[version]}")
 
     async def _until_ready(self, name: str) -> None:
         await self._until(lambda: self._is_ready(name), f"model {name!r} is not ready")

@@ -53,8 +53,10 @@ SECRET = b"secret of the test house"
 MAX_BODY_BYTES = 1024 * 1024
 
 
-def affine_model(path: Path, features: int = 4, *, fixed_rows: bool = False) -> None:
-    """Write an ONNX model `y = 2x + 1` with float32 `x` [rows, features]."""
+def affine_model(
+    path: Path, features: int = 4, *, fixed_rows: bool = False, factor: float = 2
+) -> None:
+    """Write an ONNX model `y = factor * x + 1` with float32 `x` [rows, features]."""
     rows: str | int = 2 if fixed_rows else "rows"
     graph = helper.make_graph(
         [
@@ -65,7 +67,7 @@ def affine_model(path: Path, features: int = 4, *, fixed_rows: bool = False) -> 
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, [rows, features])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, [rows, features])],
         [
-            numpy_helper.from_array(np.float32(2), "two"),
+            numpy_helper.from_array(np.float32(factor), "two"),
             numpy_helper.from_array(np.float32(1), "one"),
         ],
     )

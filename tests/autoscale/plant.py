@@ -30,6 +30,7 @@ class Plant:
     folder: Path
     max_models: int = 1
     max_slots: int = 100
+    settle_s: float = 0.0
     slots: dict[str, SlotService] = field(default_factory=dict)
     epoch: int = 1
     fresh: bool = True
@@ -42,7 +43,7 @@ class Plant:
     def start_controller(self) -> None:
         """A new pool, as after a restart."""
         identity = Identity("pool", "node", SECRET, MAX_BODY_BYTES)
-        catalog = Catalog(Repository(str(self.store), self.folder / "cache"), settle_s=0.0)
+        catalog = Catalog(Repository(str(self.store), self.folder / "cache"), self.settle_s)
         self.controller = Controller(
             catalog,
             identity,
@@ -127,9 +128,10 @@ async def open_plant(
     versions: tuple[int, ...] = (1,),
     max_models: int = 1,
     max_slots: int = 100,
+    settle_s: float = 0.0,
 ) -> AsyncIterator[Plant]:
     """A plant whose slots hold what `models` (by default `m`, its latest version) asks for."""
-    plant = Plant(tmp_path, max_models, max_slots)
+    plant = Plant(tmp_path, max_models, max_slots, settle_s)
     try:
         for version in versions:
             plant.write(version)

@@ -112,11 +112,11 @@ def test_a_version_is_complete_once_it_is_left_alone(tmp_path: Path) -> None:
     repository.found = {1: files_of(changed_s=clock() - 0.9)}
     entry = one(catalog)
     assert (entry.versions, entry.incomplete) == ((), {1: "it is still changing"})
-    assert catalog.unsettled and not entry.known
+    assert catalog.changing and not entry.known
     clock.now_s += 0.2
     entry = one(catalog)
     assert (entry.versions, entry.stamps, entry.incomplete) == ((1,), {1: "a"}, {})
-    assert not catalog.unsettled and entry.known
+    assert not catalog.changing and entry.known
 
 
 def test_what_was_there_long_before_is_complete_at_the_first_look(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_without_times_the_same_files_must_be_seen_twice(tmp_path: Path) -> None
     catalog, clock = timed(repository)
     repository.found = {1: files_of("a")}
     entry = one(catalog)
-    assert (entry.versions, entry.reason) == ((), "") and catalog.unsettled
+    assert (entry.versions, entry.reason) == ((), "") and catalog.changing
     clock.now_s += 0.9
     repository.found = {1: files_of("b")}
     assert one(catalog).versions == ()
@@ -169,7 +169,7 @@ def test_a_problem_is_told_and_keeps_the_version_out(tmp_path: Path) -> None:
     assert (entry.versions, entry.incomplete) == ((), {1: "it is empty"})
     nothing = "the store has no complete version folder of model 'm'"
     assert entry.reason == f"{nothing}; passed over: version 1 (it is empty)"
-    assert not catalog.unsettled
+    assert not catalog.changing
 
 
 def test_the_reason_names_what_is_passed_over(store: Path, shelf: Shelf) -> None:
@@ -197,7 +197,7 @@ def test_what_was_complete_stays_while_its_files_change(tmp_path: Path) -> None:
     clock.now_s += 10
     assert one(catalog).stamps == {1: "a"}
     repository.found = {1: files_of("c", clock())}
-    assert one(catalog).stamps == {1: "a"} and catalog.unsettled
+    assert one(catalog).stamps == {1: "a"} and catalog.changing
     clock.now_s += 1.1
     assert one(catalog).stamps == {1: "c"}
 
@@ -335,7 +335,7 @@ def test_what_the_store_has_now_can_be_asked_for_without_taking_it_up(
     assert shelf.catalog.find("m", CONFIG) == {1: ""}
     assert "holds neither" in shelf.catalog.find("other", CONFIG)[2]
     assert shelf.catalog.find("absent", CONFIG) == {}
-    assert not shelf.catalog.unsettled
+    assert not shelf.catalog.changing
     with pytest.raises(ModelLoadError, match="not allowed"):
         shelf.catalog.find("..", CONFIG)
 

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
+import httpx
 import pytest
 
+from autoscale import operations
 from gateway.config import ModelConfig
 from gateway.errors import FailedPrecondition, NotFound, Unavailable
 from tests.autoscale.plant import CONFIG, Plant, open_plant
-from tests.house import affine_model, until
+from tests.autoscale.waking import open_waking
+from tests.house import affine_model, client, until
 
 
 async def warm(plant: Plant) -> None:
@@ -94,6 +98,90 @@ async def test_loading_again_takes_up_files_that_have_changed(tmp_path: Path) ->
         assert found is not None and found.revision == 1
         assert found.spec is not None
         assert found.spec.signatures["serving_default"].inputs[0].shape == (None, 5)
+
+
+async def test_a_load_right_after_a_copy_serves_what_was_copied(tmp_path: Path) -> None:
+    answers: list[httpx.Response] = []
+
+    async def ask(http: httpx.AsyncClient) -> list[float]:
+        answer = await http.post("/v1/models/m:predict", json={"instances": [[1, 1, 1, 1]]})
+        answers.append(answer)
+        return answer.json()["predictions"][0][:1] if answer.status_code == 200 else []
+
+    async def keep_asking(http: httpx.AsyncClient) -> None:
+        while True:
+            await ask(http)
+
+    waking = open_waking(tmp_path, "a", "b", models={"m": CONFIG}, settle_s=0.3)
+    async with waking as (plant, house, _), client(house) as http:
+        await until(lambda: bool(house.snapshot.placements) and plant.states() == {1: "READY"})
+        asking = asyncio.create_task(keep_asking(http))
+        first = await ask(http)
+        affine_model(plant.store / "m" / "1" / "model.onnx", factor=4)
+        await plant.operations.load("m")
+        house.publish(plant.controller.snapshot)
+        second = await ask(http)
+        affine_model(plant.store / "m" / "2" / "model.onnx", factor=6)
+        await plant.operations.load("m")
+        house.publish(plant.controller.snapshot)
+        third = await ask(http)
+        asking.cancel()
+    assert (first, second, third) == ([3.0], [5.0], [7.0])
+    assert len(answers) > 10 and {answer.status_code for answer in answers} == {200}
+
+
+async def test_a_broken_copy_is_an_error_and_the_old_files_serve_on(tmp_path: Path) -> None:
+    async with open_plant(tmp_path, "a", "b", settle_s=0.2) as plant:
+        await plant.serves(1)
+        file = plant.store / "m" / "1" / "model.onnx"
+        good = file.read_bytes()
+        file.write_bytes(b"not a model")
+        with pytest.raises(Unavailable, match="model 'm' version 1 failed: "):
+            await plant.operations.load("m")
+        assert plant.states() == {1: "READY"}
+        file.unlink()
+        (file.parent / "labels.txt").write_bytes(b"cat")
+        with pytest.raises(Unavailable, match="version 1 is not complete: it must hold"):
+            await plant.operations.load("m")
+        assert plant.states() == {1: "READY"}
+        file.write_bytes(good)
+        (plant.store / "m" / "2").mkdir()
+        with pytest.raises(Unavailable, match="version 2 is not complete: it is empty"):
+            await plant.operations.load("m")
+        (plant.store / "m" / "2").rmdir()
+        await plant.operations.load("m")
+        model = plant.model()
+        found = model.version(1) if model is not None else None
+        assert found is not None and (found.state, found.revision) == ("READY", 1)
+
+
+async def test_a_load_of_files_that_go_on_changing_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(operations, "QUIET_S", 0.1)
+    async with open_plant(tmp_path, "a", settle_s=0.5) as plant:
+        await plant.serves(1)
+        affine_model(plant.store / "m" / "1" / "model.onnx", factor=4)
+        with pytest.raises(Unavailable, match="model 'm' is still changing in the store"):
+            await plant.operations.load("m")
+        assert plant.states() == {1: "READY"}
+
+
+async def test_a_restarted_pool_loads_files_anew_that_it_cannot_know(tmp_path: Path) -> None:
+    async with open_plant(tmp_path, "a", "b") as plant:
+        await plant.serves(1)
+        await plant.stop_controller()
+        affine_model(plant.store / "m" / "1" / "model.onnx", features=5)
+        plant.epoch, plant.fresh = 2, False
+        plant.start_controller()
+        await plant.configure({"m": CONFIG})
+        for name in plant.slots:
+            await plant.announce(name)
+        await until(lambda: plant.states() == {1: "READY"})
+        await plant.operations.load("m")
+        model = plant.model()
+        found = model.version(1) if model is not None else None
+        assert found is not None and found.revision == 1
 
 
 async def test_what_cannot_be_loaded_says_why(tmp_path: Path) -> None:

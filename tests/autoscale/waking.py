@@ -36,13 +36,10 @@ async def open_waking(
     tmp_path: Path,
     *slots: str,
     models: Mapping[str, ModelConfig],
-    max_models: int = 1,
-    max_slots: int = 100,
+    **more: Any,
 ) -> AsyncIterator[tuple[Plant, House, DirectPool]]:
     """Plant and gateway; version 1 of `m` is in the store."""
-    async with open_plant(
-        tmp_path, *slots, models=models, max_models=max_models, max_slots=max_slots
-    ) as plant:
+    async with open_plant(tmp_path, *slots, models=models, **more) as plant:
         house = House(plant.store, tmp_path, Limits(max_body_bytes=MAX_BODY_BYTES))
         await house.start()
         pool = DirectPool(plant.controller)
