@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from gateway.access.caller import Access
+from gateway.access.keys import new_key
+from gateway.access.tiers import AuthConfig, Tier
 from gateway.config import SharedMemory
 from gateway.regions import Regions
 from tests.clients.packages import side_packages
-from tests.house import House, open_house
+from tests.house import PEPPER, House, open_house
 
 pytestmark = pytest.mark.timeout(400)
 REQUESTS = 30
@@ -59,9 +62,13 @@ async def analyze(house: House, environment: Mapping[str, str], *more: str) -> s
 async def test_it_measures_with_and_without_shared_memory(
     tmp_path: Path, environment: Mapping[str, str]
 ) -> None:
+    key, record = new_key(PEPPER, name="alice", tier="all", now_s=1.0)
+    tiers = {"anonymous": Tier(rate="1/s", burst=1), "all": Tier()}
+    access = Access(1, tiers, AuthConfig(), {record.id: record})
     regions = Regions(SharedMemory(), tmp_path / "regions")
-    async with open_house(tmp_path, "a", regions=regions) as house:
-        http, grpc = ["-u", house.http.address], ["-u", house.grpc.address, "-i", "grpc"]
+    async with open_house(tmp_path, "a", regions=regions, access=access) as house:
+        http = ["-u", house.http.address, "-H", f"x-api-key:{key}"]
+        grpc = ["-u", house.grpc.address, "-i", "grpc", "-H", f"x-api-key:{key}"]
         runs = [
             await analyze(house, environment, *http),
             await analyze(house, environment, *grpc),
@@ -70,7 +77,7 @@ async def test_it_measures_with_and_without_shared_memory(
         ]
         # It has registered regions, which makes the folder, and unregistered them all.
         assert (tmp_path / "regions").is_dir()
-        assert regions.listed("") == []
+        assert regions.listed(f"key:{record.id}") == []
     for output in runs:
         # It counts what it sent, and reads what the server has counted.
         assert f"Request count: {REQUESTS}" in output, output
