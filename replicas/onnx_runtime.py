@@ -267,6 +267,11 @@ def _model_spec(
         ),
         outputs=tuple(_tensor_spec(each, f"{where}: output") for each in outputs),
     )
+    taken = {each.dtype for each in signature.inputs}
+    if BYTES in taken and BFLOAT16 in {*taken, *(each.dtype for each in signature.outputs)}:
+        raise ModelLoadError(
+            f"{where} takes strings beside bfloat16, which ONNX Runtime's Python layer cannot run"
+        )
     return ModelSpec(
         name=name,
         version=version,

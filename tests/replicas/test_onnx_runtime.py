@@ -232,6 +232,15 @@ def test_bfloat16_passes_beside_other_dtypes(tmp_path: Path, shape: tuple[int, i
     warm_up(runtime)
 
 
+def test_load_refuses_strings_beside_bfloat16(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Identity", [x], [y]) for x, y in (("x", "y"), ("text", "same"))]
+    half = TensorProto.BFLOAT16
+    inputs = [value("x", half, ["N"]), value("text", STRING, ["N"])]
+    outputs = [value("y", half, ["N"]), value("same", STRING, ["N"])]
+    with pytest.raises(ModelLoadError, match="takes strings beside bfloat16"):
+        opened(write(tmp_path, nodes, inputs, outputs))
+
+
 def test_load_refuses_an_output_that_is_no_tensor(tmp_path: Path) -> None:
     node = helper.make_node("SequenceConstruct", ["x"], ["y"])
     result = helper.make_tensor_sequence_value_info("y", FLOAT, ["N"])
