@@ -7,7 +7,6 @@ six digits behind the point, integers as they are. Equal values go by their inde
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -41,24 +40,31 @@ def top_classes(tensor: Tensor, count: int, labels: Sequence[str], *, batched: b
             f"classification output tensor too large: {min(count, classes)} of {classes} classes "
             f"for {rows} rows; at most {_MAX_ELEMENTS} are ranked, and as many given"
         )
-    found = np.empty((rows, min(count, classes)), BYTES)
-    for row, values in enumerate(tensor.reshape(rows, classes)):
-        for place, index in enumerate(_highest(values, found.shape[1]).tolist()):
-            label = labels[index] if index < len(labels) else ""
-            text = f"{_number(values[index])}:{index}" + (f":{label}" if label else "")
-            found[row, place] = text.encode()
-    return found if batched and tensor.ndim else found[0]
+    table = tensor.reshape(rows, classes)
+    highest = _highest(table)[:, :count]
+    number = "{:f}" if table.dtype.kind == "f" else "{}"
+    labelled = len(labels)
+    found = np.empty(highest.size, BYTES)
+    found[:] = [
+        (
+            f"{number.format(value)}:{index}:{labels[index]}"
+            if index < labelled and labels[index]
+            else f"{number.format(value)}:{index}"
+        ).encode()
+        for value, index in zip(
+            np.take_along_axis(table, highest, 1).ravel().tolist(),
+            highest.ravel().tolist(),
+            strict=True,
+        )
+    ]
+    return found.reshape(highest.shape if batched and tensor.ndim else highest.shape[1:])
 
 
-def _highest(values: Tensor, count: int) -> Tensor:
-    """The indices of the highest values, in order."""
-    if values.dtype.kind == "f":
-        values = np.where(np.isnan(values), -np.inf, values)
+def _highest(table: Tensor) -> Tensor:
+    """Of each row the indices of its values, the highest first."""
+    if table.dtype.kind == "f":
+        table = np.where(np.isnan(table), -np.inf, table)
     # Backwards twice: a stable sort keeps the later one of two equal values first.
-    ascending = np.argsort(values[::-1], kind="stable")
-    highest: Tensor = len(values) - 1 - ascending[::-1][:count]
+    ascending = np.argsort(table[:, ::-1], axis=1, kind="stable")
+    highest: Tensor = table.shape[1] - 1 - ascending[:, ::-1]
     return highest
-
-
-def _number(value: Any) -> str:
-    return f"{value:f}" if isinstance(value, np.floating) else str(value)
