@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import orjson
 
 from gateway.config import Limits
-from gateway.errors import AlreadyExists, InvalidArgument, NotFound, Unimplemented
+from gateway.errors import AlreadyExists, InvalidArgument, NotFound, PayloadTooLarge, Unimplemented
 from gateway.frames import Body, Buffer
 from gateway.protocols.compression import inflate
 from gateway.protocols.elements import check_json
@@ -119,14 +119,15 @@ def read_regions(protocol: str, body: bytes, call: Call, limits: Limits) -> Regi
         if MARK not in text:
             return None
         check_json(text, limits.max_elements)
-        found = JsonRegions(text, raw)
+        found = JsonRegions(text, raw, limits.max_elements)
     return found if found.inputs or found.outputs else None
 
 
 class JsonRegions:
     """See `RegionRequest`: the REST form."""
 
-    def __init__(self, text: bytes, raw: memoryview) -> None:
+    def __init__(self, text: bytes, raw: memoryview, max_elements: int) -> None:
+        self._max_elements = max_elements
         self._document = read_object(text)
         self._tail: list[memoryview | None] = []  # None: the next input's bytes
         self.inputs: list[Part] = []
@@ -187,6 +188,13 @@ class JsonRegions:
     ) -> tuple[Sequence[tuple[Part, Buffer]], Body, int | None]:
         """See `RegionRequest`."""
         text, raw = split_body(body, json_length)
+        try:
+            check_json(text, self._max_elements)
+        except PayloadTooLarge:
+            raise PayloadTooLarge(
+                f"the answer holds more than {self._max_elements} JSON values beside what goes to "
+                "shared memory: ask for its other outputs as binary data"
+            ) from None
         document = orjson.loads(text)
         tail, taken, rest = RawTail(raw), [], []
         for entry in document["outputs"]:

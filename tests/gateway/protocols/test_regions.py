@@ -9,7 +9,7 @@ import orjson
 import pytest
 
 from gateway.config import Limits
-from gateway.errors import InvalidArgument
+from gateway.errors import InvalidArgument, PayloadTooLarge
 from gateway.frames import pieces
 from gateway.protocols.messages import message
 from gateway.protocols.regions import MAX_PARTS, Part, read_regions
@@ -86,3 +86,22 @@ def test_an_integer_that_nobody_can_read_is_refused() -> None:
     assert found is not None
     with pytest.raises(InvalidArgument, match="more than 64 bits"):
         found.filled([b"four"])
+
+
+def test_values_are_counted_before_they_are_objects() -> None:
+    """Those beside a region, of a request and of its answer."""
+    few, many = Limits(max_elements=1024), [0] * 2000
+    body = orjson.dumps({"inputs": [{"name": "a", "data": many}, x(parameters=region())]})
+    with pytest.raises(PayloadTooLarge, match="more than 1024 elements"):
+        read_regions("openinference", body, PLAIN, few)
+    request = message("inference.ModelInferRequest")()
+    request.inputs.add(name="shared_memory_").contents.bytes_contents.extend([b"1"] * 2000)
+    with pytest.raises(PayloadTooLarge, match="more than 1024 elements"):
+        read_regions("openinference_grpc", request.SerializeToString(), PLAIN, few)
+    outputs = [{"name": "y", "parameters": region("out")}, {"name": "z"}]
+    body = orjson.dumps({"inputs": [x(data=[1.0])], "outputs": outputs})
+    found = read_regions("openinference", body, PLAIN, few)
+    assert found is not None
+    answer = orjson.dumps({"outputs": [{"name": "z", "data": many}]})
+    with pytest.raises(PayloadTooLarge, match="ask for its other outputs as binary data"):
+        found.split(answer, None)
