@@ -260,10 +260,15 @@ class Args(Strict):
 
 
 class Batching(Strict):
-    """How a slot joins rows: at most `max_rows` a run, waiting `max_wait_s` for more."""
+    """How a slot joins rows: at most `max_rows` a run, waiting `max_wait_s` for more.
+
+    Requests of more than `row_limit` rows are refused. It replaces the `max_batch_size` of the
+    model's `config.pbtxt`; without either they are cut.
+    """
 
     max_rows: int = Field(default=32, ge=1, le=65_536)
     max_wait_s: Seconds = 0.0
+    row_limit: Annotated[int, Field(ge=1, le=65_536)] | None = None
 
 
 class Routing(Strict):

@@ -115,8 +115,9 @@ class Engine:
     def configure(self, batching: Batching) -> None:
         """Batch so from now on; a model whose rows cannot be batched stays as it is."""
         if self.spec.max_rows:
-            max_rows = min(batching.max_rows, self.spec.row_limit or batching.max_rows)
-            self.spec = replace(self.spec, max_rows=max_rows)
+            limit = batching.row_limit or self.runtime.spec.row_limit
+            max_rows = min(batching.max_rows, limit or batching.max_rows)
+            self.spec = replace(self.spec, max_rows=max_rows, row_limit=limit)
             self._batcher.configure(max_rows, batching.max_wait_s)
 
     async def drained(self) -> None:

@@ -71,7 +71,7 @@ def shown(config: ModelConfig, spec: ModelSpec) -> dict[str, Any]:
         "backend": backend_of(spec),
         "runtime": "",
         "version_policy": _version_policy(config.versions),
-        "max_batch_size": (spec.row_limit or spec.max_rows) if batched else 0,
+        "max_batch_size": _row_limit(config, spec) if batched else 0,
         "input": [_input(tensor, batched) for tensor in signature.inputs],
         "output": [_output(tensor, batched) for tensor in signature.outputs],
         **_BEFORE,
@@ -108,6 +108,10 @@ def _input(tensor: TensorSpec, batched: bool) -> dict[str, Any]:
     }
 
 
+def _row_limit(config: ModelConfig, spec: ModelSpec) -> int:
+    return config.batching.row_limit or spec.row_limit or config.batching.max_rows
+
+
 def _output(tensor: TensorSpec, batched: bool) -> dict[str, Any]:
     return {
         "name": tensor.name,
@@ -138,7 +142,8 @@ def overridden(config: ModelConfig, document: Mapping[str, Any]) -> ModelConfig:
     changes: dict[str, Any] = {}
     batching = dict(config.batching.model_dump())
     if document.get("max_batch_size"):
-        batching["max_rows"] = _number(document["max_batch_size"], "max_batch_size")
+        rows = _number(document["max_batch_size"], "max_batch_size")
+        batching |= {"max_rows": rows, "row_limit": rows}
     dynamic = document.get("dynamic_batching") or {}
     if not isinstance(dynamic, Mapping):
         raise InvalidArgument("'dynamic_batching' must be an object")

@@ -30,13 +30,17 @@ TOP = [[b"9.000000:1:b", b"7.000000:2:c"], [b"11.000000:3", b"1.000000:0:a"]]
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
-async def place_letters(house: House, config: str = CONFIG) -> State:
+async def place_letters(
+    house: House, config: str = CONFIG, batching: Batching | None = None
+) -> State:
     """Serve `letters`, which is y = 2x + 1 behind a configuration."""
     folder = house.store / "letters"
     affine_model(folder / "1" / "model.onnx")
     (folder / "config.pbtxt").write_text(config)
     (folder / "letters.txt").write_text("a\nb\nc\n")
-    return await house.place("a", "letters", 1, ModelConfig(batching=Batching(max_rows=8)))
+    return await house.place(
+        "a", "letters", 1, ModelConfig(batching=batching or Batching(max_rows=8))
+    )
 
 
 def tensors(kind: Any, values: Any = ROWS) -> list[Any]:
@@ -94,6 +98,21 @@ async def test_the_configuration_is_shown_and_its_batch_size_is_a_limit(tmp_path
     text = "inference request batch-size must be <= 2 for 'letters'"
     assert (refused.status_code, refused.json()["error"]) == (400, text)
     assert caught.value.message() == text
+
+
+async def test_a_row_limit_replaces_the_batch_size_of_the_file(tmp_path: Path) -> None:
+    async with open_house(tmp_path, "a") as house, client(house) as http:
+        await place_letters(house, batching=Batching(max_rows=8, row_limit=3))
+        answers = [
+            await http.post(
+                "/v1/models/letters:predict", json={"instances": np.zeros((rows, 2, 2)).tolist()}
+            )
+            for rows in (3, 4)
+        ]
+        config = (await http.get("/v2/models/letters/config")).json()
+    assert [answer.status_code for answer in answers] == [200, 400]
+    assert "batch-size must be <= 3" in answers[1].json()["error"]
+    assert config["max_batch_size"] == 3
 
 
 async def test_a_broken_configuration_is_the_reason_of_the_failure(tmp_path: Path) -> None:

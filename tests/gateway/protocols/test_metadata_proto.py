@@ -9,7 +9,7 @@ import pytest
 from google.protobuf import json_format
 from tritonclient.grpc import service_pb2
 
-from gateway.config import ModelConfig
+from gateway.config import Batching, ModelConfig
 from gateway.protocols import metadata, metadata_proto
 from gateway.protocols.grpc_targets import parse
 from gateway.protocols.messages import POOL
@@ -62,7 +62,7 @@ def test_model_metadata() -> None:
 
 def test_model_config() -> None:
     read = service_pb2.ModelConfigResponse.FromString(
-        metadata_proto.model_config(ModelConfig(), SPEC)
+        metadata_proto.model_config(ModelConfig(batching=Batching(max_rows=8)), SPEC)
     ).config
     assert (read.name, read.backend, read.max_batch_size) == ("m", "onnxruntime", 8)
     assert read.HasField("dynamic_batching")

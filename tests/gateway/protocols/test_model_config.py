@@ -107,15 +107,24 @@ def test_batching_is_taken_over_and_the_rest_stays() -> None:
         "dynamic_batching": {"max_queue_delay_microseconds": "2000"},
     }
     new = overridden(BASE, document)
-    assert new.batching == Batching(max_rows=16, max_wait_s=0.002)
+    assert new.batching == Batching(max_rows=16, max_wait_s=0.002, row_limit=16)
     assert new.labels == BASE.labels and new.versions == BASE.versions
     assert overridden(BASE, {"dynamic_batching": {}}) == BASE
 
 
 def test_what_the_configuration_endpoint_says_may_be_sent_back() -> None:
     config = BASE.model_copy(update={"versions": Latest(latest=1)})
-    for seen in (one_input(), replace(one_input(), max_rows=0)):
-        assert overridden(config, shown(config, seen)) == config
+    assert overridden(config, shown(config, replace(one_input(), max_rows=0))) == config
+    again = overridden(config, shown(config, one_input()))
+    # What was shown as a limit is one then.
+    batching = config.batching.model_copy(update={"row_limit": 8})
+    assert again == config.model_copy(update={"batching": batching})
+
+
+def test_an_overriding_row_limit_replaces_the_one_of_the_files() -> None:
+    new = overridden(BASE, {"max_batch_size": 16})
+    assert shown(BASE, SEEN)["max_batch_size"] == 64
+    assert shown(new, SEEN)["max_batch_size"] == 16
 
 
 @pytest.mark.parametrize(
