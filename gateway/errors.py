@@ -143,6 +143,13 @@ class Unavailable(HeadraceError):
     retryable = True
 
 
+class OutOfMemory(HeadraceError):
+    """Raised when a slot ran out of memory while it worked on the request, the cause or not."""
+
+    http_status = 507
+    grpc_status = "RESOURCE_EXHAUSTED"
+
+
 class DeadlineExceeded(HeadraceError):
     """Raised when the request's deadline passed before its answer was ready."""
 
@@ -184,6 +191,7 @@ _BY_STATUS: dict[int, type[HeadraceError]] = {
         InternalError,
         Unimplemented,
         Unavailable,
+        OutOfMemory,
         DeadlineExceeded,
     )
 }

@@ -75,6 +75,7 @@ class Caller:
     compute_s: float = 0.0
     run: Run | None = None
     encode_s: float = 0.0
+    large: bool = False
 
 
 class Engine:
@@ -99,8 +100,8 @@ class Engine:
         self._batcher, self._compute, self._recorder = batcher, compute, recorder
         self._statistics = statistics
         self._loop = asyncio.get_running_loop()
-        self._waiting: dict[tuple[Channel, int], Pending | None] = {}
-        self._running = False
+        self._waiting: dict[tuple[Channel, int], Pending | Caller] = {}
+        self._batch: Batch | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._idle = asyncio.Event()
         self._idle.set()
@@ -130,11 +131,11 @@ class Engine:
 
     def accept(self, channel: Channel, item: Item) -> None:
         """Take a request; `flush` must follow the last one of a bundle."""
-        self._waiting[channel, item.id] = None
         known = item.call < len(self._codecs)
         codec = self._codecs[item.call if known else 0]
         now_s = time.monotonic()
         caller = Caller(channel, item.id, codec, item.meta, now_s, item.waited_s, now_s)
+        self._waiting[channel, item.id] = caller
         if not known:
             # A newer gateway's call: refused alone, the link goes on.
             self._answer(caller, Unimplemented("this slot's release does not know that call"))
@@ -202,6 +203,7 @@ class Engine:
             priority=item.priority,
         )
         caller.rows, caller.megapixels = pending.rows, megapixels(decoded)
+        caller.large = sum(each.nbytes for each in decoded.inputs.values()) > INLINE_BYTES
         self._waiting[channel, item.id] = pending
         self._batcher.add(pending)
 
@@ -210,7 +212,7 @@ class Engine:
         if (channel, item_id) not in self._waiting:
             return False
         pending = self._waiting.pop((channel, item_id))
-        if pending is not None:
+        if isinstance(pending, Pending):
             self._batcher.cancel(pending)
         self._check_idle()
         return True
@@ -220,11 +222,24 @@ class Engine:
         for other, item_id in [key for key in self._waiting if key[0] is channel]:
             self.cancel(other, item_id)
 
+    def out_of_memory(self, error: HeadraceError) -> None:
+        """Answer what is being decoded, run or encoded: one of it is the cause.
+
+        What waits for its turn is left to be tried elsewhere.
+        """
+        running = self._batch.pendings if self._batch is not None else ()
+        for found in list(self._waiting.values()):
+            if not isinstance(found, Pending):
+                self._answer(found, error)
+            elif found.token.run is not None or any(found is each for each in running):
+                self._answer(found.token, error)
+        self._send()
+
     # -- compute ------------------------------------------------------------------------------
 
     def flush(self) -> None:
         """Start the next batch if none is running, and send what has been answered."""
-        if not self._running:
+        if self._batch is None:
             self._start()
         self._send()
 
@@ -242,7 +257,7 @@ class Engine:
             self._timer = self._loop.call_later(max(0.0, due_s - now_s), self.flush)
 
     def _run(self, batch: Batch, now_s: float) -> None:
-        self._running = True
+        self._batch = batch
         request = batch.parts[0].pending.request
         names = request.outputs or tuple(spec.name for spec in request.signature.outputs)
         for part in batch.parts:
@@ -261,10 +276,11 @@ class Engine:
             return finished, time.perf_counter() - started, time.thread_time() - worked
 
         brief = self.runtime.single_threaded and self._run_s < BRIEF_S
+        brief = brief and not any(part.pending.token.large for part in batch.parts)
         self._compute.submit(Ticket(job, lambda result: self._ran(batch, result), nice, brief))
 
     def _ran(self, batch: Batch, result: Outputs | BaseException) -> None:
-        self._running = False
+        self._batch = None
         if isinstance(result, BaseException):
             self._failed(batch, result)
         else:

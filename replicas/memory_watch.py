@@ -27,6 +27,8 @@ log = structlog.get_logger()
 class MemoryWatch:
     """See the module. Without a limit it only keeps the last words fresh while something loads.
 
+    `farewell` is called before the process ends, in the watch's thread.
+
     A runtime that allocates without ever releasing the interpreter's lock is noticed late.
     """
 
@@ -35,10 +37,12 @@ class MemoryWatch:
         limit_bytes: int | None,
         words: LastWords,
         *,
+        farewell: Callable[[], object] = lambda: None,
         resident_bytes: Callable[[], int] | None = None,
         end: Callable[[int], object] = os._exit,
     ) -> None:
-        self._limit_bytes, self._words, self._end = limit_bytes, words, end
+        self._limit_bytes, self._words = limit_bytes, words
+        self._farewell, self._end = farewell, end
         self._resident_bytes = resident_bytes or _reader()
         self._refreshed_s = 0.0
         self._stopped = threading.Event()
@@ -57,6 +61,7 @@ class MemoryWatch:
         memory_bytes = self._resident_bytes()
         if self._limit_bytes is not None and memory_bytes > self._limit_bytes:
             log.error("out_of_memory", memory_bytes=memory_bytes, limit_bytes=self._limit_bytes)
+            self._farewell()
             self._words.finish(EXIT_CODE, memory_bytes)
             self._end(EXIT_CODE)
         elif now_s - self._refreshed_s >= REFRESH_S and self._words.loading:

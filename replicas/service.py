@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 from gateway.channel import Channel
 from gateway.config import Batching, Limits
-from gateway.errors import InvalidArgument, Unavailable
+from gateway.errors import InvalidArgument, OutOfMemory, Unavailable
 from gateway.frames import Flag, Item, Reply
 from gateway.handshake import Hello
 from gateway.metrics import Recorder
@@ -24,6 +26,8 @@ LINGER_S = 1.5
 HANDOVER_S = 10.0
 """And how long it does so for versions that no other slot serves yet, while a pool places them."""
 POLL_S = 0.05
+FAREWELL_S = 0.1
+"""How long a slot that is out of memory waits until its loop has said so."""
 
 
 class SlotService:
@@ -53,6 +57,7 @@ class SlotService:
 
     async def start(self, unix_path: Path, host: str, port: int) -> None:
         """Listen for gateways and for the pool."""
+        self._loop = asyncio.get_running_loop()
         await self.server.start(unix_path, host, port)
 
     async def drain(self, hand_over_s: float = HANDOVER_S) -> None:
@@ -73,6 +78,27 @@ class SlotService:
         self._leaving = True
         self.server.set_capacity({})
         await self._placements.drain()
+
+    def out_of_memory(self) -> None:
+        """Answer what may be the cause before the process ends, for a thread of its own.
+
+        Else gateways would try it in the next slot.
+        """
+        said = threading.Event()
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._tell_cause, said)
+            said.wait(FAREWELL_S)
+
+    def _tell_cause(self, said: threading.Event) -> None:
+        error = OutOfMemory(
+            "the slot ran out of memory while it worked on this request and on what ran with it, "
+            "so it is not tried in another one; send less at once, or give slots more `memory`"
+        )
+        self.server.set_capacity({})
+        for loaded in self._placements:
+            if loaded.engine is not None:
+                loaded.engine.out_of_memory(error)
+        self._loop.call_soon(said.set)  # uvloop writes at the end of a round
 
     async def close(self) -> None:
         """Stop listening."""

@@ -71,7 +71,9 @@ class ModelServer:
             await loop.run_in_executor(None, import_runtime, runtime)
         self._slot_id = f"{settings.name}-{os.getpid()}-{os.urandom(3).hex()}"
         await self._listen()
-        self._watch = MemoryWatch(settings.slot_class.memory, self._words)
+        self._watch = MemoryWatch(
+            settings.slot_class.memory, self._words, farewell=self._service.out_of_memory
+        )
         self._watch.start()
         self._tasks = [
             watched(loop.create_task(self._announce())),

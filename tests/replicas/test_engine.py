@@ -18,7 +18,7 @@ from structlog.testing import capture_logs
 
 from gateway.channel import Channel
 from gateway.config import Limits
-from gateway.errors import InvalidArgument
+from gateway.errors import InvalidArgument, OutOfMemory
 from gateway.frames import Item, Reply
 from gateway.metrics import Recorder
 from gateway.protocols.calls import call_number
@@ -366,3 +366,32 @@ async def test_a_run_knows_whether_more_parts_of_the_input_follow() -> None:
         answers = await b.gateway.wait_for(3)
     assert [answer.status for answer in answers] == [200] * 3
     assert b.runtime.more == [True, False, False]
+
+
+async def test_out_of_memory_answers_what_runs_and_leaves_what_waits() -> None:
+    async with bench() as all_:
+        all_.runtime.go.clear()
+        running = [all_.send(1.0, 2.0), all_.send(3.0, 4.0)]
+        all_.engine.flush()
+        waiting = all_.send(5.0)
+        all_.engine.flush()
+        decoding = all_.send(6.0, padding=INLINE_BYTES)
+        all_.engine.out_of_memory(OutOfMemory("the slot ran out of memory"))
+        answered = {reply.id: reply.status for reply in all_.gateway.answers}
+        assert answered == {**dict.fromkeys(running, 507), decoding: 507}
+        assert len(all_.engine) == 1
+        all_.runtime.go.set()
+        replies = await all_.gateway.wait_for(4)
+    assert (replies[3].id, replies[3].status) == (waiting, 200)
+
+
+async def test_large_tensors_never_run_on_the_loop() -> None:
+    async with bench() as all_:
+        all_.engine._run_s = 0.0
+        all_.send(1.0)
+        all_.engine.flush()
+        await all_.gateway.wait_for(1)
+        assert all_.runtime.on_loop
+        all_.send(*[1.0] * (INLINE_BYTES // 4 + 1))
+        await all_.gateway.wait_for(2)
+    assert not all_.runtime.on_loop

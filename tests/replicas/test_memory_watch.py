@@ -56,6 +56,24 @@ def watch(
     return looking, ended
 
 
+def test_what_there_is_to_say_is_said_before_the_end(tmp_path: Path) -> None:
+    order: list[str] = []
+
+    def lines() -> list[str]:
+        order.append("words")
+        return []
+
+    looking = MemoryWatch(
+        100,
+        LastWords(tmp_path / "a.sock", 100, lines),
+        farewell=lambda: order.append("farewell"),
+        resident_bytes=lambda: 101,
+        end=lambda _: order.append("end"),
+    )
+    looking.look(1.0)
+    assert order == ["farewell", "words", "end"]
+
+
 def test_as_much_as_the_limit_is_allowed(tmp_path: Path) -> None:
     looking, ended = watch(tmp_path, 100, [100, 101])
     looking.look(10.0)
