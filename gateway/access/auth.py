@@ -68,7 +68,8 @@ class Authenticator:
             return self._stranger(headers.get(b"x-forwarded-for"), address)
         if authorization is None:
             assert key is not None
-            return self._key_holder(key)
+            # gRPC clients send what stands behind the colon, blanks and all.
+            return self._key_holder(key.strip())
         scheme, _, bearer = authorization.partition(b" ")
         bearer = bearer.strip()
         if scheme.lower() != b"bearer" or not bearer:

@@ -181,7 +181,12 @@ TENSORFLOW_REST = Section(
             "which gets the serialized examples; else 400 tells what the signature lacks",
             Http("POST", f"{V1}:classify", {"examples": [{"x": 1.0}]}, 400, "error"),
         ),
-        Row("status", "yes", "of all versions, or of one", Http("GET", V1, says="AVAILABLE")),
+        Row(
+            "status",
+            "yes",
+            "of all versions, with KServe's `name` and `ready`; or of one",
+            Http("GET", V1, says="AVAILABLE"),
+        ),
         Row(
             "`/metadata`",
             "yes",
@@ -309,10 +314,15 @@ TRITON_HTTP = Section(
         Row(
             "`/infer` with JSON",
             "yes",
-            "numbers flat or nested; FP16 and BF16 have no JSON form",
+            "numbers flat or nested; FP16 and BF16 have no JSON form; BYTES are text",
             Http("POST", f"{V2}/infer", tensors(), says='"data":[3.0,5.0,7.0,9.0]'),
         ),
-        Row("`/infer` with binary tensors", "yes", "", binary_request()),
+        Row(
+            "`/infer` with binary tensors",
+            "yes",
+            "all data types, BF16 where the model takes it; BYTES that are not UTF-8 as well",
+            binary_request(),
+        ),
         Row(
             "`/infer` with a raw body",
             "yes",
@@ -359,11 +369,16 @@ TRITON_HTTP = Section(
         Row(
             "`/config`",
             "yes",
-            "every field with its default; of `config.pbtxt` hold `format`, labels, `reshape` and "
-            "`max_batch_size`",
+            "every field with its default; `config.pbtxt` says `dims`, `format`, `reshape`, "
+            "labels, `max_batch_size` and which outputs are served; the rest is named as ignored",
             Http("GET", f"{V2}/config", says='"max_batch_size"'),
         ),
-        Row("`/v2/repository/index`", "yes", "", Http("POST", "/v2/repository/index", {})),
+        Row(
+            "`/v2/repository/index`",
+            "yes",
+            "the models of the store and those that are served; `ready` leaves these alone",
+            Http("POST", "/v2/repository/index", {"ready": True}, says='"affine"'),
+        ),
         Row(
             "`/v2/repository/models/{name}/load` and `/unload`",
             "config",
@@ -373,7 +388,8 @@ TRITON_HTTP = Section(
         Row(
             "system shared memory",
             "config",
-            "without `shared_memory: true` no region is listed, and registering one is refused",
+            "`shared_memory: true` offers it to clients on the gateway's machine; without it no "
+            "region is listed, and registering one is 501",
             Http("GET", "/v2/systemsharedmemory/status", says="[]"),
         ),
         Row(

@@ -18,7 +18,7 @@ from gateway.regions import Regions
 from tests.clients.packages import side_packages
 from tests.house import PEPPER, House, open_house
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 REQUESTS = 30
 RUN_S = 60.0
 SHARED = ("--shared-memory", "system", "--output-shared-memory-size", "64")

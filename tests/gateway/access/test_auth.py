@@ -55,6 +55,7 @@ def refused(at: Authenticator, headers: dict[bytes, bytes]) -> str:
     "headers",
     [
         {b"x-api-key": KEY},
+        {b"x-api-key": b" " + KEY},
         {b"authorization": b"Bearer " + KEY},
         {b"authorization": b"bearer  " + KEY + b" "},
         {b"authorization": b"Bearer " + KEY, b"x-api-key": KEY},
