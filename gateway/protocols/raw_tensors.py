@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 import struct
+from contextlib import suppress
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from gateway.protocols.quoting import quoted
 from gateway.protocols.tensors import BYTES, Tensor
 
 _LENGTH = struct.Struct("<I")
+_SHORT_BYTES = 1024
 
 
 class RawTail:
@@ -80,23 +83,31 @@ def encode_raw(tensor: Tensor) -> bytes:
     """The bytes of a tensor, row-major."""
     if tensor.dtype != BYTES:
         return tensor.astype(tensor.dtype.newbyteorder("<"), copy=False).tobytes()
-    elements = [_as_bytes(element) for element in tensor.reshape(-1).tolist()]
-    return b"".join(part for e in elements for part in (_LENGTH.pack(len(e)), e))
+    elements = tensor.reshape(-1).tolist()
+    if set(map(type, elements)) - {bytes}:
+        elements = [_as_bytes(element) for element in elements]
+    # As items of four bytes, so that numpy makes all of them at once.
+    lengths = np.array(list(map(len, elements)), "<u4").view("V4").tolist()
+    return b"".join(chain.from_iterable(zip(lengths, elements, strict=True)))
 
 
 def _decode_strings(raw: memoryview, count: int, where: str) -> Tensor:
-    strings: list[bytes] = []
-    at = 0
-    while at < len(raw) and len(strings) < count:
-        if at + _LENGTH.size > len(raw):
-            break
-        start = at + _LENGTH.size
-        at = start + _LENGTH.unpack_from(raw, at)[0]
-        if at > len(raw):
-            raise InvalidArgument(f"{where}: string {len(strings)} is longer than the data")
-        strings.append(bytes(raw[start:at]))
-    if at != len(raw) or len(strings) != count:
+    # Of short strings a copy is made first: its slices take a third of the time of a view's.
+    data, at = bytes(raw) if len(raw) < _SHORT_BYTES * count else raw, 0
+    strings: list[Any] = []
+    add, length_at = strings.append, _LENGTH.unpack_from
+    with suppress(struct.error):
+        # What is too short for the lengths alone ends in the first round.
+        for _ in range(count if _LENGTH.size * count <= len(data) else 1):
+            start = at + _LENGTH.size
+            at = start + length_at(data, at)[0]
+            add(data[start:at])
+    if at > len(data):
+        raise InvalidArgument(f"{where}: string {len(strings) - 1} is longer than the data")
+    if at != len(data) or len(strings) != count:
         raise InvalidArgument(f"{where} must hold exactly {count} strings with their lengths")
+    if data is raw:
+        strings = [bytes(each) for each in strings]
     array = np.empty(count, dtype=BYTES)
     array[:] = strings
     return array

@@ -31,11 +31,16 @@ def test_numbers_round_trip_at_any_offset(tensor: Tensor, offset: int) -> None:
     assert again.dtype == tensor.dtype
 
 
-@given(st.lists(st.binary(max_size=9), max_size=6))
+@given(st.lists(st.binary(max_size=9) | st.sampled_from([b"long" * 999]), max_size=6))
 def test_strings_round_trip(strings: list[bytes]) -> None:
     tensor = np.array(strings, dtype=BYTES)
     raw = memoryview(encode_raw(tensor))
-    assert decode_raw(raw, BYTES, tensor.shape, "input").tolist() == strings
+    again = decode_raw(raw, BYTES, tensor.shape, "input").tolist()
+    assert again == strings and set(map(type, again)) <= {bytes}
+
+
+def test_text_is_encoded_as_utf_8() -> None:
+    assert encode_raw(np.array(["ö", b"a"], dtype=BYTES)) == b"\x02\0\0\0\xc3\xb6\x01\0\0\0a"
 
 
 def test_aligned_numbers_are_not_copied() -> None:
@@ -49,6 +54,9 @@ def test_aligned_numbers_are_not_copied() -> None:
         (b"", (1,), "exactly 1 strings"),
         (b"\x01\x00\x00", (1,), "exactly 1 strings"),
         (b"\x05\x00\x00\x00ab", (1,), "string 0 is longer than the data"),
+        (b"\x00\x00\x00\x00\x05\x00\x00\x00ab", (2,), "string 1 is longer than the data"),
+        (b"\x00\x08\x00\x00" + bytes(2000), (1,), "string 0 is longer than the data"),
+        (b"\x00\x00\x00\x00" * 3 + b"\x01\x00", (4,), "exactly 4 strings"),
         (b"\x00\x00\x00\x00" * 3, (2,), "exactly 2 strings"),
         (b"\x00\x00\x00\x00", (10**9,), "exactly 1000000000 strings"),
     ],
