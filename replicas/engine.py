@@ -2,7 +2,7 @@
 
 Decoding and encoding happen on the loop, so that they overlap with the run in the compute thread;
 bodies over `INLINE_BYTES` are decoded and encoded in threads, and so are parts of media, so that
-the link always answers.
+the link always answers. Of those that may be heavy the slot decodes one at a time.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from gateway.metrics import Recorder
 from gateway.niceness import be_nice
 from gateway.protocols.calls import call_of, codecs, form_of
 from gateway.protocols.errors_json import encode_error
-from gateway.protocols.tensors import Codec, Encoded, InferenceRequest, Tensor
+from gateway.protocols.tensors import BYTES, Codec, Encoded, InferenceRequest, Tensor
 from replicas.batcher import Batch, Batcher, Pending
 from replicas.compute_thread import ComputeThread, Ticket
 from replicas.media_codec import MediaCodec
@@ -37,6 +37,10 @@ from replicas.runtime import Runtime
 from replicas.statistics import ModelStatistics, Run
 
 INLINE_BYTES = 256 * 1024
+HEAVY_BYTES = 1024 * 1024
+"""A body of so much, or a compressed one, may hold enough elements to fill the slot's memory."""
+HEAVY_SHARE = 8
+"""A request of more strings than this part of `max_elements` is held alone until it is answered."""
 BRIEF_S = 0.2e-3
 """To wake a thread for shorter runs, and the loop after each, costs more than they do."""
 LATEST = 32
@@ -75,11 +79,16 @@ class Caller:
     compute_s: float = 0.0
     run: Run | None = None
     encode_s: float = 0.0
+    strings: int = 0
     large: bool = False
+    holds: bool = False
 
 
 class Engine:
-    """See the module. `run` of the runtime is called from the slot's one compute thread."""
+    """See the module. `run` of the runtime is called from the slot's one compute thread.
+
+    Who decodes what may be heavy, or has it, holds the slot's `heavy`.
+    """
 
     def __init__(
         self,
@@ -88,12 +97,14 @@ class Engine:
         compute: ComputeThread,
         recorder: Recorder,
         limits: Limits,
+        heavy: asyncio.Semaphore,
         statistics: ModelStatistics,
         media: MediaCodec | None = None,
     ) -> None:
         self._codecs: tuple[Codec, ...] = codecs(limits.max_body_bytes, limits.max_elements)
         if media is not None:
             self._codecs = (*self._codecs, media)
+        self._heavy, self._heavy_strings = heavy, limits.max_elements // HEAVY_SHARE
         self._media = media
         self._media_threads = ThreadPoolExecutor(MEDIA_THREADS, "media", initializer=be_nice)
         self.runtime, self.spec = runtime, runtime.spec
@@ -149,9 +160,24 @@ class Engine:
 
     async def _accept_large(self, caller: Caller, item: Item) -> None:
         threads = self._media_threads if caller.codec is self._media else None
-        decoded = await self._loop.run_in_executor(threads, self._decode, caller, item)
-        self._decoded(caller, item, decoded)
-        self.flush()
+        compressed = call_of(item.call, None, item.encodings).content_encoding
+        if threads is None and (item.length > HEAVY_BYTES or compressed):
+            await self._heavy.acquire()
+            caller.holds = True
+        try:
+            if (caller.channel, item.id) in self._waiting:
+                decoded = await self._loop.run_in_executor(threads, self._decode, caller, item)
+                self._decoded(caller, item, decoded)
+                self.flush()
+        finally:
+            kept = (caller.channel, item.id) in self._waiting
+            if not kept or caller.strings <= self._heavy_strings:
+                self._let_go(caller)
+
+    def _let_go(self, caller: Caller) -> None:
+        if caller.holds:
+            caller.holds = False
+            self._heavy.release()
 
     def _decode(self, caller: Caller, item: Item) -> Decoded:
         started_s = time.monotonic()
@@ -203,6 +229,7 @@ class Engine:
             priority=item.priority,
         )
         caller.rows, caller.megapixels = pending.rows, megapixels(decoded)
+        caller.strings = sum(t.size for t in decoded.inputs.values() if t.dtype == BYTES)
         caller.large = sum(each.nbytes for each in decoded.inputs.values()) > INLINE_BYTES
         self._waiting[channel, item.id] = pending
         self._batcher.add(pending)
@@ -214,6 +241,7 @@ class Engine:
         pending = self._waiting.pop((channel, item_id))
         if isinstance(pending, Pending):
             self._batcher.cancel(pending)
+            self._let_go(pending.token)
         self._check_idle()
         return True
 
@@ -375,6 +403,7 @@ class Engine:
         if (caller.channel, caller.item_id) not in self._waiting:
             return
         del self._waiting[caller.channel, caller.item_id]
+        self._let_go(caller)
         now_s = time.monotonic()
         slot_s = now_s - caller.arrived_s
         wait_s = slot_s if caller.batch_wait_s is None else caller.batch_wait_s

@@ -128,6 +128,7 @@ class Placements:
         self._repository, self._compute, self._recorder = repository, compute, recorder
         self._cores, self._device, self._changed = cores, device, changed
         self._limits, self._spool = limits, spool
+        self._heavy = asyncio.Semaphore(1)
         self._numbers = itertools.count(1)
         self._loaded: dict[int, Loaded] = {}
         self._statistics: dict[tuple[str, int], ModelStatistics] = {}
@@ -235,6 +236,7 @@ class Placements:
             self._compute,
             self._recorder,
             self._limits,
+            self._heavy,
             self._statistics_of(order),
             MediaCodec(path, self._spool),
         )

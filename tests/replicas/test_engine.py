@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from gateway.frames import Item, Reply
 from gateway.metrics import Recorder
 from gateway.protocols.calls import call_number
 from gateway.protocols.tensors import (
+    BYTES,
     Call,
     InferenceRequest,
     ModelSpec,
@@ -30,17 +31,19 @@ from gateway.protocols.tensors import (
     Tensor,
     TensorSpec,
 )
-from replicas.batcher import Batcher
+from replicas.batcher import Batcher, Pending
 from replicas.compute_thread import ComputeThread
-from replicas.engine import BRIEF_S, INLINE_BYTES, LATEST, Engine
+from replicas.engine import BRIEF_S, HEAVY_BYTES, HEAVY_SHARE, INLINE_BYTES, LATEST, Engine
 from replicas.media_codec import MediaCodec
 from replicas.statistics import ModelStatistics
 from sharding.parts import Box
+from tests.house import until
 
 FLOAT = np.dtype(np.float32)
 PREDICT = call_number("tfserving", "predict")
 PART = call_number("media", "part")
 WAITED_S = 0.5
+LIMITS = Limits(max_elements=2**18)
 
 
 class Gateway(Channel):
@@ -98,6 +101,27 @@ class Doubler:
 
     def close(self) -> None:
         pass
+
+
+class Measurer(Doubler):
+    """Gives the lengths of strings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        x, y = TensorSpec("x", BYTES, (None,)), TensorSpec("y", FLOAT, (None,))
+        self.spec = replace(
+            self.spec, signatures={"serving_default": Signature("serving_default", (x,), (y,))}
+        )
+
+    def run(
+        self,
+        signature: str,
+        inputs: Mapping[str, Tensor],
+        outputs: Sequence[str],
+        more: bool = False,
+    ) -> dict[str, Tensor]:
+        self.go.wait(10)
+        return {"y": np.array([len(each) for each in inputs["x"]], np.float32)}
 
 
 @dataclass
@@ -168,10 +192,14 @@ class SlowVideo(MediaCodec):
 
 
 @asynccontextmanager
-async def bench(max_wait_s: float = 0.0, media: MediaCodec | None = None) -> AsyncIterator[Bench]:
-    compute, statistics, runtime = ComputeThread(), ModelStatistics(), Doubler()
+async def bench(
+    max_wait_s: float = 0.0, media: MediaCodec | None = None, runtime: Doubler | None = None
+) -> AsyncIterator[Bench]:
+    compute, statistics, runtime = ComputeThread(), ModelStatistics(), runtime or Doubler()
     batcher = Batcher(4, max_wait_s)
-    engine = Engine(runtime, batcher, compute, Recorder("slot"), Limits(), statistics, media)
+    engine = Engine(
+        runtime, batcher, compute, Recorder("slot"), LIMITS, asyncio.Semaphore(1), statistics, media
+    )
     try:
         yield Bench(engine, statistics, runtime, Gateway())
     finally:
@@ -388,6 +416,7 @@ async def test_out_of_memory_answers_what_runs_and_leaves_what_waits() -> None:
 async def test_large_tensors_never_run_on_the_loop() -> None:
     async with bench() as all_:
         all_.engine._run_s = 0.0
+        all_.engine._batcher.configure(INLINE_BYTES, 0.0)
         all_.send(1.0)
         all_.engine.flush()
         await all_.gateway.wait_for(1)
@@ -395,3 +424,31 @@ async def test_large_tensors_never_run_on_the_loop() -> None:
         all_.send(*[1.0] * (INLINE_BYTES // 4 + 1))
         await all_.gateway.wait_for(2)
     assert not all_.runtime.on_loop
+
+
+async def test_of_many_strings_a_slot_holds_one_request_at_a_time() -> None:
+    def heavy(strings: int) -> bytes:
+        body = json.dumps({"instances": ["a"] * strings}).encode()
+        return body + b" " * HEAVY_BYTES
+
+    most = LIMITS.max_elements // HEAVY_SHARE
+    async with bench(runtime=Measurer()) as all_:
+        engine, waiting = all_.engine, all_.engine._waiting
+        engine._batcher.configure(LIMITS.max_elements, 0.0)
+        all_.runtime.go.clear()
+        first, second = all_.send_body(heavy(most + 1)), all_.send_body(heavy(most + 2))
+        third = all_.send_body(heavy(most + 3))
+        await until(lambda: isinstance(waiting[all_.gateway, first], Pending))
+        light = all_.send_body(b'{"instances": ["a"]}' + b" " * INLINE_BYTES)
+        await until(lambda: isinstance(waiting[all_.gateway, light], Pending))
+        assert not isinstance(waiting[all_.gateway, second], Pending)
+        engine.cancel(all_.gateway, second)
+        engine.cancel(all_.gateway, first)
+        await until(lambda: isinstance(waiting[all_.gateway, third], Pending))
+        fourth = all_.send_body(heavy(LIMITS.max_elements + 1))
+        fifth = all_.send_body(heavy(most))
+        sixth = all_.send_body(heavy(most))
+        all_.runtime.go.set()
+        replies = {reply.id: reply.status for reply in await all_.gateway.wait_for(5)}
+    assert replies == {light: 200, third: 200, fourth: 413, fifth: 200, sixth: 200}
+    assert not engine._heavy.locked()
