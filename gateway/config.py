@@ -90,7 +90,7 @@ class Limits(Strict):
     """What one connection or request may take; `max_elements` see `gateway.protocols.elements`."""
 
     max_body_bytes: int = Field(default=128 * 1024 * 1024, ge=1024)
-    max_elements: int = Field(default=2**21, ge=1024)
+    max_elements: int = Field(default=2**20, ge=1024)
     max_header_bytes: int = Field(default=64 * 1024, ge=1024, le=16 * 1024 * 1024)
     max_headers: int = Field(default=128, ge=8, le=10_000)
     max_buffered_bytes: int = Field(default=2 * 1024**3, ge=1024 * 1024)

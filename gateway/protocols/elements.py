@@ -1,7 +1,9 @@
 """How many elements a request holds, counted before any of them is decoded into an object.
 
-A string of one byte, or a number sent as text, takes some hundred bytes once it is decoded, so a
-limit on the size of a body bounds nothing. Numbers in binary form stay as large as they are.
+A string of one byte takes some hundred bytes once it is decoded, and as much again in the runtime
+and in the answer, so a limit on the size of a body bounds nothing. Lists, objects and fields of
+messages are like strings. A number that is text, or packed in as few bytes as it needs, takes a
+quarter of that; in binary form numbers stay as large as they are and do not count.
 """
 
 from __future__ import annotations
@@ -9,7 +11,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from functools import cache
-from itertools import islice
 
 import numpy as np
 from google.protobuf.descriptor import FieldDescriptor
@@ -18,13 +19,14 @@ from gateway.errors import InvalidArgument, PayloadTooLarge
 from gateway.protocols.messages import POOL
 from gateway.protocols.wire import read_varint
 
-MAX_ELEMENTS = 2**21
+MAX_ELEMENTS = 2**20
 """The default of `limits.max_elements`."""
 
-_STRING_OR_SIGN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[,:\[{]', re.DOTALL)
-"""A string, or a sign that a value or a key follows."""
-
-_QUOTE = ord(b'"')
+_STRING_OR_SIGN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[,\[{]', re.DOTALL)
+"""A string, a list or an object, or the comma between values."""
+_COMMA = ord(b",")
+NUMBERS_EACH = 4
+"""So many numbers count as one element."""
 _NUMBERS = "packed numbers"
 _AS_LARGE = {
     FieldDescriptor.TYPE_STRING,
@@ -55,28 +57,33 @@ class Elements:
 def too_many(most: int) -> PayloadTooLarge:
     """The error of a request that holds more than that."""
     return PayloadTooLarge(
-        f"the request holds more than {most} elements (`limits.max_elements`): strings, and values "
-        "that are not sent as packed bytes"
+        f"the request holds more than {most} elements (`limits.max_elements`): strings, lists, "
+        f"objects, and for each {NUMBERS_EACH} one of the numbers that are not in binary form"
     )
 
 
 def check_json(text: bytes, most: int) -> None:
-    """Raises `PayloadTooLarge` if a JSON text has more than about `most` values and keys."""
+    """Raises `PayloadTooLarge` if a JSON text has more than `most` elements."""
     if len(text) // 2 < most:
-        return  # a value takes two bytes: itself and what separates it from the one before
-    if sum(map(text.count, (b",", b":", b"[", b"{"))) < most:
+        return  # each has two bytes: its quotes or brackets
+    elements = text.count(b'"') // 2 + text.count(b"[") + text.count(b"{")
+    if elements <= most and text.count(b",") <= NUMBERS_EACH * most:
         return
     # Those in strings do not count: a table in one string is no table of values.
-    signs = (1 for found in _STRING_OR_SIGN.finditer(text) if text[found.start()] != _QUOTE)
-    if sum(islice(signs, most)) == most:
-        raise too_many(most)
+    elements = numbers = 0
+    for found in _STRING_OR_SIGN.finditer(text):
+        if text[found.start()] == _COMMA:
+            numbers += 1
+        else:
+            elements += 1
+        if elements > most or numbers > NUMBERS_EACH * most:
+            raise too_many(most)
 
 
 def check_message(body: bytes, full_name: str, most: int) -> None:
-    """Raises `PayloadTooLarge` if a protobuf message has more than `most` fields and numbers.
+    """Raises `PayloadTooLarge` if a protobuf message has more than `most` elements.
 
-    Fields of the messages in it count, and the numbers of packed lists unless they take as much
-    there as in memory. What is broken is left for the parser to refuse.
+    Fields count, those of the messages in it too. What is broken is left for the parser to refuse.
     """
     if len(body) <= most:
         return
@@ -105,7 +112,8 @@ def check_message(body: bytes, full_name: str, most: int) -> None:
                     at += size
                 elif inner == _NUMBERS:
                     # The last byte of each has no high bit.
-                    found += int(np.count_nonzero(octets[at : at + size] < 0x80))
+                    count = int(np.count_nonzero(octets[at : at + size] < 0x80))
+                    found += count // NUMBERS_EACH
                     at += size
                 elif len(outer) < _DEPTH:
                     outer.append((end, fields))

@@ -124,7 +124,7 @@ def multi_inference_answer(parts: Sequence[tuple[str, bytes]]) -> bytes:
 def parse(full_name: str, body: bytes | memoryview, max_elements: int = MAX_ELEMENTS) -> Any:
     """A whole message; raises `InvalidArgument` when the bytes are not one.
 
-    With more than about `max_elements` fields and numbers it is a `PayloadTooLarge`.
+    With more than `max_elements` elements it is a `PayloadTooLarge`.
     """
     plain = bytes(body)
     check_message(plain, full_name, max_elements)
