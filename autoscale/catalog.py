@@ -152,12 +152,12 @@ class Catalog:
             tuple(versions),
             stamps,
             incomplete,
-            reason + self._passed_over(name, incomplete) if reason else "",
+            reason + self.passed_over(name, incomplete) if reason else "",
             known=before.known or not changing,
         )
         return replace(entry, slot_class=_slot_class(entry, found)), bool(changing)
 
-    def _passed_over(self, name: str, incomplete: Mapping[int, str]) -> str:
+    def passed_over(self, name: str, incomplete: Mapping[int, str]) -> str:
         """What lies there and is not served, for who wonders why; looked up only when needed."""
         others = {f"version {version}": why for version, why in incomplete.items()}
         others |= {f"'{other}'": why for other, why in self._repository.passed_over(name).items()}

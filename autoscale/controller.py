@@ -148,7 +148,7 @@ class Controller:
             if name in before and before[name].batching != model.batching:
                 await self.fleet.configure(name, model.batching.model_dump())
         await self.lookout.look()
-        if self.lookout.catalog.changing:
+        if self.lookout.changing:
             self.lookout.soon()
 
     def say(self) -> int:

@@ -20,7 +20,9 @@ Answer = TypeVar("Answer")
 class Lookout:
     """See the module. `models` gives those to serve; `changed` is called after every look.
 
-    `revisions` holds the revision of each (model, version) that has one above 0.
+    `revisions` holds the revision of each (model, version) that has one above 0. `changing` and
+    `lacking` are the catalog's of the same look as the entries: its own are ahead of these while
+    a thread reads.
     """
 
     def __init__(
@@ -33,6 +35,8 @@ class Lookout:
         self.catalog, self._failures, self._models = catalog, failures, models
         self._changed = changed
         self._entries: list[CatalogEntry] = []
+        self.changing: frozenset[str] = frozenset()
+        self.lacking: Mapping[str, Mapping[int, str]] = {}
         self.revisions: dict[tuple[str, int], int] = {}
         self._stamps: dict[tuple[str, int], str] = {}
         self._soon = asyncio.Event()
@@ -56,7 +60,7 @@ class Lookout:
     async def run(self) -> None:
         """Look whenever there is reason to, until cancelled."""
         while True:
-            if not self.catalog.changing:
+            if not self.changing:
                 await self._soon.wait()
             self._soon.clear()
             await self.look()
@@ -68,6 +72,7 @@ class Lookout:
             models = self._models()
             loop = asyncio.get_running_loop()
             self._entries = await loop.run_in_executor(None, self.catalog.read, models)
+            self.changing, self.lacking = self.catalog.changing, dict(self.catalog.lacking)
         for entry in self.entries:
             for version, stamp in entry.stamps.items():
                 known = self._stamps.get((entry.name, version))

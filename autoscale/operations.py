@@ -173,14 +173,19 @@ class Operations:
         Versions that are `known` to be asked for already are no reason to refuse.
         """
         catalog = self._controller.lookout.catalog
+
+        def look() -> tuple[dict[int, str], str]:
+            found = catalog.find(name, config)
+            return found, "" if found else catalog.passed_over(name, {})
+
         try:
-            found = await self._controller.lookout.ask(lambda: catalog.find(name, config))
+            found, passed_over = await self._controller.lookout.ask(look)
         except StoreAway as error:
             raise Unavailable(error.message) from None
         except ModelLoadError as error:
             raise NotFound(error.message) from None
         if not found:
-            raise NotFound(f"there is no model {name!r} in the store")
+            raise NotFound(f"there is no model {name!r} in the store{passed_over}")
         good = [version for version, problem in found.items() if not problem]
         lacking = sorted(_named(config) - _named(known) - set(good))
         if lacking or not good:
@@ -233,16 +238,16 @@ class Operations:
         Raises `Unavailable` if it then lacks something that a wanted version needs.
         """
         controller = self._controller
-        catalog = controller.lookout.catalog
+        lookout = controller.lookout
         try:
-            await self._until(lambda: name not in catalog.changing, within_s=QUIET_S)
+            await self._until(lambda: name not in lookout.changing, within_s=QUIET_S)
         except StillUnderWay:
             text = (
                 f"model {name!r} is still changing in the store; load it once its files are there"
             )
             raise Unavailable(text) from None
-        lacking, config = catalog.lacking.get(name, {}), controller.models().get(name)
-        one = next((each for each in controller.lookout.entries if each.name == name), None)
+        lacking, config = lookout.lacking.get(name, {}), controller.models().get(name)
+        one = next((each for each in lookout.entries if each.name == name), None)
         if not lacking or config is None or one is None:
             return
         rejected = controller.overrides.rejected(name)

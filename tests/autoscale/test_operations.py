@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from pathlib import Path
 
 import httpx
 import pytest
 
 from autoscale import operations
+from autoscale.catalog import CatalogEntry
 from gateway.config import ModelConfig
 from gateway.errors import FailedPrecondition, NotFound, Unavailable
 from tests.autoscale.plant import CONFIG, Plant, open_plant
@@ -73,8 +75,12 @@ async def test_a_model_of_the_store_can_be_loaded_without_the_config(tmp_path: P
         assert plant.states("extra") == {4: "READY"}
         model = plant.model("extra")
         assert model is not None and model.config.batching.max_rows == 5
-        with pytest.raises(NotFound, match="no model 'absent'"):
+        with pytest.raises(NotFound, match="no model 'absent' in the store$"):
             await plant.operations.load("absent")
+        (tmp_path / "store" / "named" / "v1").mkdir(parents=True)
+        over = r"no model 'named' in the store; passed over: 'v1' \(its name is not a number\)"
+        with pytest.raises(NotFound, match=over):
+            await plant.operations.load("named")
 
 
 async def test_a_change_of_config_outdoes_what_was_said_before(tmp_path: Path) -> None:
@@ -128,6 +134,29 @@ async def test_a_load_right_after_a_copy_serves_what_was_copied(tmp_path: Path) 
         asking.cancel()
     assert (first, second, third) == ([3.0], [5.0], [7.0])
     assert len(answers) > 10 and {answer.status_code for answer in answers} == {200}
+
+
+async def test_a_load_waits_until_what_a_look_has_found_is_known_to_the_controller(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_plant(tmp_path, "a", "b", settle_s=0.1) as plant:
+        await plant.serves(1)
+        catalog, loop = plant.controller.lookout.catalog, asyncio.get_running_loop()
+        read = catalog.read
+
+        def read_while_a_round_passes(models: Mapping[str, ModelConfig]) -> list[CatalogEntry]:
+            before, entries = catalog.changing, read(models)
+            if before and not catalog.changing:
+                a_round = plant.operations._until(lambda: True)
+                asyncio.run_coroutine_threadsafe(a_round, loop).result(10)
+            return entries
+
+        monkeypatch.setattr(catalog, "read", read_while_a_round_passes)
+        affine_model(plant.store / "m" / "1" / "model.onnx", factor=4)
+        await plant.operations.load("m")
+        model = plant.model()
+        found = model.version(1) if model is not None else None
+        assert found is not None and found.revision == 1
 
 
 async def test_a_broken_copy_is_an_error_and_the_old_files_serve_on(tmp_path: Path) -> None:
