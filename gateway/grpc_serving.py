@@ -58,7 +58,8 @@ class ServingService:
 
     async def multi_inference(self, body: bytes, context: Context) -> bytes:
         """Several classifications and regressions of one input by one version of one model."""
-        tasks = multi_inference_tasks(body, self._front.limits.max_elements)
+        limits = self._front.limits
+        tasks = multi_inference_tasks(body, limits.max_body_bytes, limits.max_elements)
         path, plane = tasks[0][0], self._front.plane
         key = plane.require(path.protocol, path.model, path.version, path.label)
         version = key[1] if isinstance(key[1], int) else plane.version_of(key)

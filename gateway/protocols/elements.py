@@ -80,12 +80,13 @@ def check_json(text: bytes, most: int) -> None:
             raise too_many(most)
 
 
-def check_message(body: bytes, full_name: str, most: int) -> None:
-    """Raises `PayloadTooLarge` if a protobuf message has more than `most` elements.
+def check_message(body: bytes, full_name: str, most: int, copies: int = 1) -> None:
+    """Raises `PayloadTooLarge` if `copies` of a protobuf message have more than `most` elements.
 
     Fields count, those of the messages in it too. What is broken is left for the parser to refuse.
     """
-    if len(body) <= most:
+    limit = most // copies
+    if len(body) <= limit:
         return
     octets = np.frombuffer(body, np.uint8)
     at, end, fields, found = 0, len(body), _delimited_fields(full_name), 0
@@ -124,7 +125,7 @@ def check_message(body: bytes, full_name: str, most: int) -> None:
                 _, at = read_varint(body, at)
             else:
                 at += _FIXED[key & 7]
-            if found > most:
+            if found > limit:
                 raise too_many(most)
             if at > end:
                 return

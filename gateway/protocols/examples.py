@@ -6,7 +6,7 @@ Errors about results begin as TensorFlow Serving's do.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,14 +49,17 @@ class ContextLimits:
     max_bytes: int
     max_elements: int
 
-    def check(self, context_bytes: int, elements: int, examples: int) -> None:
-        """Raises `InvalidArgument`, or `PayloadTooLarge` if these are too many elements."""
+    def check(self, context_bytes: int, features: Iterable[Sized], examples: int) -> None:
+        """Raises `InvalidArgument`, or `PayloadTooLarge` if these are too many elements.
+
+        A feature without values is an object as well.
+        """
         if context_bytes * examples > self.max_bytes:
             raise InvalidArgument(
                 f"a context of {context_bytes} bytes for each of {examples} examples is more than "
                 f"{self.max_bytes} bytes"
             )
-        if elements * examples > self.max_elements:
+        if sum(1 + len(values) for values in features) * examples > self.max_elements:
             raise too_many(self.max_elements)
 
 

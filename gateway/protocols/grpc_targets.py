@@ -9,7 +9,8 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from gateway.errors import InvalidArgument
+from gateway.errors import InvalidArgument, PayloadTooLarge
+from gateway.protocols.compression import MAX_INFLATED_BYTES
 from gateway.protocols.elements import MAX_ELEMENTS, check_message
 from gateway.protocols.messages import message
 from gateway.protocols.paths import InferPath, parse_version
@@ -82,18 +83,26 @@ _serving_path_cached = lru_cache(_CACHED_TARGETS)(_serving_path)
 
 
 def multi_inference_tasks(
-    body: bytes, max_elements: int = MAX_ELEMENTS
+    body: bytes, max_bytes: int = MAX_INFLATED_BYTES, max_elements: int = MAX_ELEMENTS
 ) -> tuple[tuple[InferPath, bytes], ...]:
     """The tasks of a MultiInferenceRequest, each as a Classification- or RegressionRequest.
 
-    Raises `InvalidArgument` unless all tasks name one model.
+    Raises `InvalidArgument` unless all tasks name one model, and `PayloadTooLarge` if the inputs of
+    all of them are together larger than one may be.
     """
     request = parse("tensorflow.serving.MultiInferenceRequest", body, max_elements)
     if not 0 < len(request.tasks) <= _MAX_TASKS:
         raise InvalidArgument(
             f"the request has {len(request.tasks)} tasks; it may have 1 to {_MAX_TASKS}"
         )
-    shared = delimited(2, request.input.SerializeToString())
+    given, copies = request.input.SerializeToString(), len(request.tasks)
+    if len(given) * copies > max_bytes:
+        raise PayloadTooLarge(
+            f"an input of {len(given)} bytes for each of {copies} tasks is more than {max_bytes} "
+            "bytes (`max_body_bytes`)"
+        )
+    check_message(given, "tensorflow.serving.Input", max_elements, copies)
+    shared = delimited(2, given)
     tasks = []
     for task in request.tasks:
         method = _METHODS.get(task.method_name)

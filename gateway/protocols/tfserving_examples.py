@@ -94,7 +94,7 @@ def _decode_inputs(
     if not isinstance(examples, list) or not examples:
         raise InvalidArgument("'examples' must be an array with at least one example")
     context = _features(document.get("context", {}), "'context'")
-    most.check(len(encode_example(context)), sum(map(len, context.values())), len(examples))
+    most.check(len(encode_example(context)), context.values(), len(examples))
     rows = []
     for index, example in enumerate(examples):
         features = _features(example, f"example {index}")

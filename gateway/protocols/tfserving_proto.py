@@ -143,8 +143,7 @@ def _examples(given: Any, most: ContextLimits) -> list[Any]:
         raise InvalidArgument("'input' must hold at least one example")
     if kind == "example_list_with_context":
         context = given.example_list_with_context.context
-        elements = sum(map(len, _features(context).values()))
-        most.check(context.ByteSize(), elements, len(examples))
+        most.check(context.ByteSize(), _features(context).values(), len(examples))
         for index, example in enumerate(examples):
             check_context(context.features.feature, example.features.feature, index)
             example.MergeFrom(context)

@@ -75,7 +75,7 @@ async def test_a_model_of_the_store_can_be_loaded_without_the_config(tmp_path: P
         assert plant.states("extra") == {4: "READY"}
         model = plant.model("extra")
         assert model is not None and model.config.batching.max_rows == 5
-        with pytest.raises(NotFound, match="no model 'absent' in the store$"):
+        with pytest.raises(NotFound, match=r"no model 'absent' in the store$"):
             await plant.operations.load("absent")
         (tmp_path / "store" / "named" / "v1").mkdir(parents=True)
         over = r"no model 'named' in the store; passed over: 'v1' \(its name is not a number\)"

@@ -72,12 +72,14 @@ def tensor_proto(count: int, **values: Any) -> bytes:
     return encoded
 
 
-def examples_proto(count: int, context: int = 0) -> bytes:
+def examples_proto(count: int, context: int = 0, features: str = "") -> bytes:
     request = message("tensorflow.serving.ClassificationRequest")()
     for _ in range(count):
         request.input.example_list_with_context.examples.add()
     shared = request.input.example_list_with_context.context.features.feature
     shared["c"].bytes_list.value.extend([b"a"] * context)
+    for name in features:
+        shared[name].SetInParent()
     encoded: bytes = request.SerializeToString()
     return encoded
 
@@ -115,11 +117,19 @@ def test_as_many_elements_as_allowed_are_decoded_in_every_form() -> None:
             "classify",
             json.dumps({"examples": [{}] * 20, "context": {"c": [1] * 20}}).encode(),
         ),
+        (
+            "tfserving",
+            "classify",
+            json.dumps(
+                {"examples": [{}] * 20, "context": {name: [] for name in "abcdef"}}
+            ).encode(),
+        ),
         ("tfserving_grpc", "predict", tensor_proto(MOST + 1, string_val=[b"a"])),
         ("tfserving_grpc", "predict", tensor_proto(MOST + 1, string_val=[b"a"] * (MOST + 1))),
         ("tfserving_grpc", "predict", tensor_proto(2**40, string_val=[b""])),
         ("tfserving_grpc", "classify", examples_proto(MOST + 1)),
         ("tfserving_grpc", "classify", examples_proto(20, context=20)),
+        ("tfserving_grpc", "classify", examples_proto(20, features="abcdef")),
     ],
 )
 def test_too_many_elements_are_refused_with_the_limit(

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
 
-from gateway.errors import InvalidArgument
+from gateway.errors import InvalidArgument, PayloadTooLarge
 from gateway.protocols.grpc_targets import (
     infer_target,
     multi_inference_answer,
@@ -152,6 +152,20 @@ def test_multi_inference_becomes_one_request_for_each_task() -> None:
 def test_multi_inference_refuses(body: bytes, text: str) -> None:
     with pytest.raises(InvalidArgument, match=text):
         multi_inference_tasks(body)
+
+
+def test_the_inputs_of_all_tasks_are_together_no_larger_than_one_may_be() -> None:
+    tasks = {"name": "m"}, {"name": "m"}
+    request = message("tensorflow.serving.MultiInferenceRequest")
+    given = request.FromString(multi(*tasks))
+    for _ in range(60):
+        given.input.example_list.examples.add()
+    body, size = given.SerializeToString(), given.input.ByteSize()
+    assert len(multi_inference_tasks(body, 2 * size, 200)) == 2
+    with pytest.raises(PayloadTooLarge, match=f"{size} bytes for each of 2 tasks"):
+        multi_inference_tasks(body, 2 * size - 1, 200)
+    with pytest.raises(PayloadTooLarge, match="more than 100 elements"):
+        multi_inference_tasks(body, 2 * size, 100)
 
 
 def test_multi_inference_answers_in_the_order_of_the_tasks() -> None:
