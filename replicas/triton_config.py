@@ -44,11 +44,14 @@ Shape = tuple[int | None, ...]
 def own_file(folder: Path, name: str) -> bytes | None:
     """A file of the version's folder, whose links were checked; None if it has none."""
     path = folder / name
-    if not path.is_file():
-        return None
-    if path.stat().st_size > MAX_FILE_BYTES:
-        raise ModelLoadError(f"{name} is larger than {MAX_FILE_BYTES} bytes")
-    return path.read_bytes()
+    try:
+        if not path.is_file():
+            return None
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise ModelLoadError(f"{name} is larger than {MAX_FILE_BYTES} bytes")
+        return path.read_bytes()
+    except OSError as error:
+        raise ModelLoadError(f"{quoted(name)} cannot be read: {error.strerror}") from error
 
 
 def configured(runtime: Runtime, text: bytes | None, files: Files) -> Runtime:

@@ -248,3 +248,9 @@ def test_a_file_of_the_version_that_is_too_large_is_refused(tmp_path: Any) -> No
         file.truncate(MAX_FILE_BYTES + 1)
     with pytest.raises(ModelLoadError, match="larger than"):
         own_file(tmp_path, "labels.txt")
+
+
+def test_a_name_that_no_file_can_have_is_refused_without_a_path(tmp_path: Any) -> None:
+    with pytest.raises(ModelLoadError, match="cannot be read: File name too long") as caught:
+        own_file(tmp_path, "x" * 300)
+    assert str(tmp_path) not in caught.value.message
