@@ -120,7 +120,8 @@ async def test_a_load_right_after_a_copy_serves_what_was_copied(tmp_path: Path) 
 
     waking = open_waking(tmp_path, "a", "b", models={"m": CONFIG}, settle_s=0.3)
     async with waking as (plant, house, _), client(house) as http:
-        await until(lambda: bool(house.snapshot.placements) and plant.states() == {1: "READY"})
+        await plant.serves(1)
+        house.publish(plant.controller.snapshot)
         asking = asyncio.create_task(keep_asking(http))
         first = await ask(http)
         affine_model(plant.store / "m" / "1" / "model.onnx", factor=4)
@@ -133,7 +134,8 @@ async def test_a_load_right_after_a_copy_serves_what_was_copied(tmp_path: Path) 
         third = await ask(http)
         asking.cancel()
     assert (first, second, third) == ([3.0], [5.0], [7.0])
-    assert len(answers) > 10 and {answer.status_code for answer in answers} == {200}
+    assert len(answers) > 3
+    assert [answer.text for answer in answers if answer.status_code != 200] == []
 
 
 async def test_a_load_waits_until_what_a_look_has_found_is_known_to_the_controller(
