@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from gateway.config import ModelConfig
+from gateway.config import Batching, ModelConfig
 from gateway.http_api import create_app
 from gateway.snapshot import ModelView, Snapshot, State, VersionView
 from tests.gateway.protocols.specs import F4, model, signature, spec
@@ -18,7 +18,7 @@ SNAPSHOT = Snapshot(
     models={
         "m": ModelView(
             "m",
-            ModelConfig(),
+            ModelConfig(batching=Batching(max_rows=8)),
             (
                 VersionView(1, State.READY, SPEC, served=False),
                 VersionView(2, State.FAILED, None, "no file"),
