@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import mmap
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from gateway.errors import ModelLoadError
+from gateway.protocols.quoting import quoted
 
 # The way from ModelProto to every TensorProto, as {message: {field number: message}} of onnx.proto.
 # We read the wire format ourselves because `onnx` is no dependency of a server, and because ONNX
@@ -50,15 +52,18 @@ def check_external_data(model_file: Path, where: str) -> None:
             f"{where}: {model_file.name} is truncated or not an ONNX model ({error})"
         ) from error
     for location in sorted(locations):
+        shown = quoted(location)
+        if "\0" in location:
+            raise ModelLoadError(f"{where}: external data {shown} has a NUL byte in its name")
         target = (folder / location).resolve()
         # ONNX Runtime reads a location that begins with */ as an address in memory.
         if location.startswith("*/") or not target.is_relative_to(folder):
             raise ModelLoadError(
-                f"{where}: external data {location!r} points out of the version folder; "
+                f"{where}: external data {shown} points out of the version folder; "
                 f"it must lie beside {model_file.name}"
             )
-        if not target.is_file():
-            raise ModelLoadError(f"{where}: external data {location!r} is missing")
+        if not os.path.isfile(target):  # a name that is too long is an error to Path
+            raise ModelLoadError(f"{where}: external data {shown} is missing")
 
 
 def external_locations(model_file: Path) -> set[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
+from pathlib import Path, PurePath
 
 _LONGEST = 2000
 """Characters that are looked at; what is shown is much shorter."""
@@ -12,6 +12,13 @@ _SOURCE = re.compile(r"[\w./\-]*\w\.(?:cc|cpp|cu|h|hpp|py):\d+:?\s*")
 _FOLDERS = re.compile(
     r"""(?:\b[A-Za-z][\w+.\-]*://|(?<![\w.)\]}*\-])~?/(?=[\w./\-]))(?:[^\s'"`()\[\]<>,;]*/)?"""
 )
+
+
+def said_by(error: Exception) -> str:
+    """What an error says, with the last name alone of the file that an `OSError` is about."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.strerror}: {PurePath(str(error.filename)).name!r}"
+    return str(error)
 
 
 def without_places(text: str, folder: Path | None = None) -> str:

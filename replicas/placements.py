@@ -24,7 +24,7 @@ from gateway.snapshot import State
 from replicas.batcher import Batcher
 from replicas.compute_thread import ComputeThread
 from replicas.engine import Engine
-from replicas.foreign_errors import without_places
+from replicas.foreign_errors import said_by, without_places
 from replicas.media_codec import MediaCodec
 from replicas.repository import Interrupted, Repository, StoreAway, detect_runtime
 from replicas.runtime import Runtime, RuntimeSettings
@@ -222,7 +222,7 @@ class Placements:
             return
         except (OSError, RuntimeError, ValueError, MemoryError) as error:
             log.exception("load_failed", model=order.model, version=order.version)
-            said = without_places(str(error))[:_REASON_CHARS]
+            said = without_places(said_by(error))[:_REASON_CHARS]
             self._fail(loaded, f"{type(error).__name__}: {said}")
             return
         if self._unwanted(loaded):

@@ -20,7 +20,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from gateway.errors import HeadraceError, ModelLoadError
 from gateway.version_folders import is_version, version_folders
-from replicas.foreign_errors import without_places
+from replicas.foreign_errors import said_by, without_places
 from replicas.listing import (
     Row,
     VersionFiles,
@@ -424,9 +424,10 @@ class Repository:
             # Neither the traceback nor the chain goes on: both can show an address with its key.
             text = _CREDENTIALS.sub("", " ".join(str(error).split()))[:_REASON_CHARS]
             logger.warning("model store %s: %s: %s", self._shown, type(error).__name__, text)
+            said = without_places(_CREDENTIALS.sub("", said_by(error)))[:_REASON_CHARS]
             raise StoreAway(
                 "the model store cannot be read; check its address, credentials and client library "
-                f"({type(error).__name__}: {without_places(text)})"
+                f"({type(error).__name__}: {said})"
             ) from None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import socket
@@ -16,8 +17,11 @@ from onnx import TensorProto, helper, numpy_helper
 from structlog.testing import capture_logs
 
 from gateway.config import ModelConfig
+from gateway.errors import ModelLoadError
 from gateway.protocols.messages import message
 from gateway.snapshot import State
+from replicas.foreign_errors import said_by
+from replicas.repository import Repository
 from tests.house import House, client, grpc_channel, open_house
 
 pytestmark = [pytest.mark.tensorflow, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
@@ -324,6 +328,21 @@ async def test_a_model_that_does_not_load_tells_why_and_shows_no_file(
                 check(await over_grpc(house, model, "", [1.0]), useful)
     said = {each["model"]: each["said"] for each in logs if each["event"] == "load_failed"}
     assert str(tmp_path) in said["no_vocabulary"] and "model.onnx" in said["cut_off"]
+
+
+def test_of_a_file_that_cannot_be_read_only_its_last_name_is_told(tmp_path: Path) -> None:
+    folder = tmp_path / "my secret, (old) store"
+    with pytest.raises(OSError, match="secret") as caught:
+        (folder / "a").read_bytes()
+    assert said_by(caught.value) == "No such file or directory: 'a'"
+    assert said_by(ValueError("as it is")) == "as it is"
+    folder.mkdir()
+    file = folder / "model"
+    file.write_text("no folder")
+    repository = Repository(str(folder), tmp_path)
+    with pytest.raises(ModelLoadError, match="NotADir") as refused, repository._store_errors():
+        os.listdir(file)
+    assert "secret" not in refused.value.message and "old" not in refused.value.message
 
 
 def test_a_list_of_where_nodes_are_defined_is_left_out(store: Path) -> None:

@@ -111,6 +111,16 @@ def test_check_names_data_that_is_missing(tmp_path: Path) -> None:
         check_external_data(path, WHERE)
 
 
+@pytest.mark.parametrize(("location", "reason"), [("a\0b", "NUL byte"), ("x" * 300, "is missing")])
+def test_check_refuses_names_that_no_file_can_have(
+    tmp_path: Path, location: str, reason: str
+) -> None:
+    path = write(tmp_path / "model.onnx", helper.make_model(graph_with(location)))
+    with pytest.raises(ModelLoadError, match=reason) as caught:
+        check_external_data(path, WHERE)
+    assert len(caught.value.message) < 200
+
+
 def test_check_refuses_a_truncated_model(tmp_path: Path) -> None:
     model = helper.make_model(graph_with("weights.bin")).SerializeToString()
     path = tmp_path / "model.onnx"
