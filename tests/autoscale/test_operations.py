@@ -108,6 +108,7 @@ async def test_loading_again_takes_up_files_that_have_changed(tmp_path: Path) ->
 
 async def test_a_load_right_after_a_copy_serves_what_was_copied(tmp_path: Path) -> None:
     answers: list[httpx.Response] = []
+    enough = asyncio.Event()
 
     async def ask(http: httpx.AsyncClient) -> list[float]:
         answer = await http.post("/v1/models/m:predict", json={"instances": [[1, 1, 1, 1]]})
@@ -115,7 +116,7 @@ async def test_a_load_right_after_a_copy_serves_what_was_copied(tmp_path: Path) 
         return answer.json()["predictions"][0][:1] if answer.status_code == 200 else []
 
     async def keep_asking(http: httpx.AsyncClient) -> None:
-        while True:
+        while not enough.is_set():
             await ask(http)
 
     waking = open_waking(tmp_path, "a", "b", models={"m": CONFIG}, settle_s=0.3)
@@ -132,7 +133,8 @@ async def test_a_load_right_after_a_copy_serves_what_was_copied(tmp_path: Path) 
         await plant.operations.load("m")
         house.publish(plant.controller.snapshot)
         third = await ask(http)
-        asking.cancel()
+        enough.set()
+        await asking
     assert (first, second, third) == ([3.0], [5.0], [7.0])
     assert len(answers) > 3
     assert [answer.text for answer in answers if answer.status_code != 200] == []
