@@ -8,6 +8,7 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from stat import S_ISREG
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -19,6 +20,9 @@ from gateway.config import RuntimeName
 from replicas.verification import SUMS
 
 MODEL_FILES: dict[RuntimeName, str] = {"onnx": "model.onnx", "tensorflow": "saved_model.pb"}
+
+MAX_BESIDE_BYTES = 4 << 20
+"""Of a configuration or of labels; a million labels of ImageNet's length are no more."""
 
 # What stores call the identity of a file's contents, best first.
 _IDENTITY = (
@@ -102,18 +106,23 @@ def list_local(folder: Path) -> tuple[dict[str, Row], float]:
 
 
 def belongs_beside(name: str) -> bool:
-    """Whether a file beside the version folders is for all of them: Triton's configuration, and
-    labels."""
+    """Whether a file is by its name for all versions: Triton's configuration, and labels."""
     return name == "config.pbtxt" or name.endswith(".txt")
 
 
+def may_say_more(name: str, size: int | None) -> bool:
+    """Whether versions may depend on a file beside them: the configuration names labels at will."""
+    notes = name.startswith(".") or name.lower().endswith(".md")
+    return not notes and (size is None or size <= MAX_BESIDE_BYTES)
+
+
 def list_beside(folder: Path) -> tuple[dict[str, Row], float]:
-    """Such files of a model's local folder, and when one of them changed last (0 without any)."""
+    """Such files of a local folder, and when one of them changed last (0 without any)."""
     files, changed_s = {}, 0.0
     for path in folder.iterdir():
         try:
-            if belongs_beside(path.name) and path.is_file():
-                stat = path.stat()
+            stat = path.stat()
+            if S_ISREG(stat.st_mode) and may_say_more(path.name, stat.st_size):
                 files[path.name] = _local_row(stat)
                 changed_s = max(changed_s, stat.st_ctime)
         except FileNotFoundError:

@@ -25,11 +25,12 @@ from replicas.batcher import Batcher
 from replicas.compute_thread import ComputeThread
 from replicas.engine import Engine
 from replicas.foreign_errors import said_by, without_places
+from replicas.listing import MAX_BESIDE_BYTES
 from replicas.media_codec import MediaCodec
 from replicas.repository import Interrupted, Repository, StoreAway, detect_runtime
 from replicas.runtime import Runtime, RuntimeSettings
 from replicas.statistics import ModelStatistics
-from replicas.triton_config import CONFIG, MAX_FILE_BYTES, configured, own_file
+from replicas.triton_config import CONFIG, configured, own_file
 from replicas.warmup import warm_up
 
 RUNTIME_MODULES: dict[str, str] = {
@@ -259,10 +260,10 @@ class Placements:
             own = own_file(path, file)
             if own is not None:
                 return own
-            return self._repository.beside(order.model, file, MAX_FILE_BYTES)
+            return self._repository.beside(order.model, file, MAX_BESIDE_BYTES)
 
         try:
-            config = self._repository.beside(order.model, CONFIG, MAX_FILE_BYTES)
+            config = self._repository.beside(order.model, CONFIG, MAX_BESIDE_BYTES)
             runtime = configured(runtime, config, read)
         except BaseException:
             runtime.close()

@@ -30,6 +30,7 @@ from replicas.listing import (
     list_local,
     list_remote,
     lists_flat,
+    may_say_more,
     row_of,
     sums_names,
 )
@@ -179,8 +180,8 @@ class Repository:
             folder, _, name = path.partition("/")
             if name:
                 trees[folder][name] = row_of(info)
-            elif belongs_beside(folder):
-                beside[folder] = row_of(info)
+            elif may_say_more(folder, (row := row_of(info)).size):
+                beside[folder] = row
         return {
             version: self._describe(f"{self._root}/{model}/{name}", trees[name], beside, None)
             for version, name in version_folders(trees).items()

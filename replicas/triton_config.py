@@ -23,13 +23,12 @@ from gateway.protocols.metadata import default_signature
 from gateway.protocols.model_config import backend_of
 from gateway.protocols.quoting import listed, quoted
 from gateway.protocols.tensors import ModelSpec, Signature, Tensor, TensorSpec
+from replicas.listing import MAX_BESIDE_BYTES
 from replicas.runtime import Runtime
 
 CONFIG = "config.pbtxt"
 LABELS = "labels.txt"
 """Holds the labels of the output with as many classes where the configuration names no file."""
-MAX_FILE_BYTES = 4 << 20
-"""Of a configuration or of labels; a million labels of ImageNet's length are no more."""
 
 _READ = frozenset({"name", "platform", "backend", "max_batch_size", "input", "output"})
 _TENSOR_READ = frozenset({"name", "data_type", "format", "dims", "reshape", "label_filename"})
@@ -47,8 +46,8 @@ def own_file(folder: Path, name: str) -> bytes | None:
     try:
         if not path.is_file():
             return None
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise ModelLoadError(f"{name} is larger than {MAX_FILE_BYTES} bytes")
+        if path.stat().st_size > MAX_BESIDE_BYTES:
+            raise ModelLoadError(f"{name} is larger than {MAX_BESIDE_BYTES} bytes")
         return path.read_bytes()
     except OSError as error:
         raise ModelLoadError(f"{quoted(name)} cannot be read: {error.strerror}") from error

@@ -511,10 +511,11 @@ def test_inspect_sees_what_lies_beside_the_versions(
     upload(memory, "/models/tagger", {"README.md": b"says nothing"})
     assert [each.inspect("tagger")[1].stamp for each in repositories] == stamps
     before_s = repositories[0].inspect("tagger")[1].changed_s
-    write(tmp_path / "store" / "tagger", {"config.pbtxt": b"max_batch_size: 8"})
-    upload(memory, "/models/tagger", {"config.pbtxt": b"max_batch_size: 8"})
-    for each, stamp in zip(repositories, stamps, strict=True):
-        assert each.inspect("tagger")[1].stamp != stamp
+    for name in ("config.pbtxt", "names.lab"):
+        write(tmp_path / "store" / "tagger", {name: b"max_batch_size: 8"})
+        upload(memory, "/models/tagger", {name: b"max_batch_size: 8"})
+        before, stamps = stamps, [each.inspect("tagger")[1].stamp for each in repositories]
+        assert all(new != old for new, old in zip(stamps, before, strict=True))
     after_s = repositories[0].inspect("tagger")[1].changed_s
     assert before_s is not None and after_s is not None and before_s <= after_s
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from gateway.errors import ModelLoadError
 from gateway.protocols.tensors import ModelSpec, Tensor
-from replicas.triton_config import MAX_FILE_BYTES, configured, own_file
+from replicas.listing import MAX_BESIDE_BYTES
+from replicas.triton_config import configured, own_file
 from tests.gateway.protocols.specs import F4, model, signature, spec
 
 PICTURES = model(
@@ -245,7 +246,7 @@ def test_any_text_is_read_or_refused(text: str) -> None:
 def test_a_file_of_the_version_that_is_too_large_is_refused(tmp_path: Any) -> None:
     assert own_file(tmp_path, "labels.txt") is None
     with (tmp_path / "labels.txt").open("wb") as file:
-        file.truncate(MAX_FILE_BYTES + 1)
+        file.truncate(MAX_BESIDE_BYTES + 1)
     with pytest.raises(ModelLoadError, match="larger than"):
         own_file(tmp_path, "labels.txt")
 

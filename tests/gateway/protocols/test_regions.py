@@ -90,7 +90,7 @@ def test_an_integer_that_nobody_can_read_is_refused() -> None:
 
 def test_values_are_counted_before_they_are_objects() -> None:
     """Those beside a region, of a request and of its answer."""
-    few, many = Limits(max_elements=1024), [0] * 5000
+    few, many = Limits(max_elements=1024), [0] * 9000
     body = orjson.dumps({"inputs": [{"name": "a", "data": many}, x(parameters=region())]})
     with pytest.raises(PayloadTooLarge, match="more than 1024 elements"):
         read_regions("openinference", body, PLAIN, few)
