@@ -221,7 +221,7 @@ class Placements:
             loaded.broken = refuses_files(error)
             self._fail(loaded, error.message)
             return
-        except (OSError, RuntimeError, ValueError, MemoryError) as error:
+        except Exception as error:
             log.exception("load_failed", model=order.model, version=order.version)
             said = without_places(said_by(error))[:_REASON_CHARS]
             self._fail(loaded, f"{type(error).__name__}: {said}")
