@@ -190,8 +190,12 @@ class Engine:
             if caller.codec is self._media and (kept := self._media.kept(body, call)) is not None:
                 return kept
             decoded = caller.codec.decode(body, call, self.spec)
-            if caller.codec is not self._media:
-                self._check_rows(decoded)
+            limit = self.spec.row_limit
+            own = caller.codec is not self._media
+            if limit and own and decoded.rows is not None and decoded.rows > limit:
+                raise InvalidArgument(
+                    f"inference request batch-size must be <= {limit} for '{self.spec.name}'"
+                )
             return decoded
         except HeadraceError as error:
             return error
@@ -201,13 +205,6 @@ class Engine:
             return InternalError(f"internal error ({type(error).__name__})")
         finally:
             caller.decode_s = time.monotonic() - started_s
-
-    def _check_rows(self, request: InferenceRequest) -> None:
-        limit = self.spec.row_limit
-        if limit and request.rows is not None and request.rows > limit:
-            raise InvalidArgument(
-                f"inference request batch-size must be <= {limit} for '{self.spec.name}'"
-            )
 
     def _decoded(self, caller: Caller, item: Item, decoded: Decoded) -> None:
         channel = caller.channel
@@ -229,8 +226,12 @@ class Engine:
             priority=item.priority,
         )
         caller.rows, caller.megapixels = pending.rows, megapixels(decoded)
-        caller.strings = sum(t.size for t in decoded.inputs.values() if t.dtype == BYTES)
-        caller.large = sum(each.nbytes for each in decoded.inputs.values()) > INLINE_BYTES
+        size = 0
+        for tensor in decoded.inputs.values():
+            size += tensor.nbytes
+            if tensor.dtype == BYTES:
+                caller.strings += tensor.size
+        caller.large = size > INLINE_BYTES
         self._waiting[channel, item.id] = pending
         self._batcher.add(pending)
 
@@ -288,8 +289,11 @@ class Engine:
         self._batch = batch
         request = batch.parts[0].pending.request
         names = request.outputs or tuple(spec.name for spec in request.signature.outputs)
+        # A slot whose memory a run fills must be able to say so, so its loop stays free.
+        brief = self.runtime.single_threaded and self._run_s < BRIEF_S
         for part in batch.parts:
             caller: Caller = part.pending.token
+            brief = brief and not caller.large
             caller.batch_wait_s = now_s - caller.arrived_s - caller.compute_s
         self._recorder.batch(self.spec.name, str(self.spec.version), batch.rows)
 
@@ -303,8 +307,6 @@ class Engine:
             finished = batch.deliver(outputs)
             return finished, time.perf_counter() - started, time.thread_time() - worked
 
-        brief = self.runtime.single_threaded and self._run_s < BRIEF_S
-        brief = brief and not any(part.pending.token.large for part in batch.parts)
         self._compute.submit(Ticket(job, lambda result: self._ran(batch, result), nice, brief))
 
     def _ran(self, batch: Batch, result: Outputs | BaseException) -> None:
@@ -403,7 +405,8 @@ class Engine:
         if (caller.channel, caller.item_id) not in self._waiting:
             return
         del self._waiting[caller.channel, caller.item_id]
-        self._let_go(caller)
+        if caller.holds:
+            self._let_go(caller)
         now_s = time.monotonic()
         slot_s = now_s - caller.arrived_s
         wait_s = slot_s if caller.batch_wait_s is None else caller.batch_wait_s

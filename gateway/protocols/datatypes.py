@@ -58,7 +58,7 @@ def dtype_of(name: object) -> np.dtype[Any]:
 
 def datatype_name(dtype: np.dtype[Any]) -> str:
     """The Open Inference Protocol name, for example `FP32`; unsupported dtypes give their own."""
-    return _NAMES.get(dtype, dtype.name)
+    return _NAMES.get(dtype) or dtype.name  # which numpy makes up each time
 
 
 def tensorflow_name(dtype: np.dtype[Any]) -> str:

@@ -36,8 +36,9 @@ def match_signature(model: ModelSpec, inputs: Collection[str]) -> Signature:
 
 
 def _takes(signature: Signature, names: AbstractSet[str]) -> bool:
-    required = {spec.name for spec in signature.required}
-    return required <= names <= {spec.name for spec in signature.inputs}
+    if names == signature.input_names:
+        return True
+    return {spec.name for spec in signature.required} <= names <= signature.input_names
 
 
 def check_inputs(signature: Signature, inputs: Mapping[str, Tensor]) -> int | None:
@@ -47,7 +48,7 @@ def check_inputs(signature: Signature, inputs: Mapping[str, Tensor]) -> int | No
     is not the signature's, so that its first dimension need not be rows, or an input with rows is
     left out, as the model's own value for it may have any number of them.
     """
-    if len(inputs) != len(signature.inputs) or any(s.name not in inputs for s in signature.inputs):
+    if inputs.keys() != signature.input_names:
         check_names(signature, inputs)
     rows: set[int | None] = set()
     for spec in signature.inputs:

@@ -48,7 +48,7 @@ class Signature:
     """One way to call a model. `method` is TensorFlow Serving's method name.
 
     Where `shapes_bind`, inputs of another shape are refused; else the model itself decides on
-    them, and what fits no spec is run alone.
+    them, and what fits no spec is run alone. No request may leave out a `required` input.
     """
 
     name: str
@@ -56,11 +56,13 @@ class Signature:
     outputs: tuple[TensorSpec, ...]
     method: str = "tensorflow/serving/predict"
     shapes_bind: bool = True
+    required: tuple[TensorSpec, ...] = field(init=False, repr=False, compare=False)
+    input_names: frozenset[str] = field(init=False, repr=False, compare=False)
 
-    @property
-    def required(self) -> tuple[TensorSpec, ...]:
-        """The inputs that no request may leave out."""
-        return tuple(spec for spec in self.inputs if not spec.optional)
+    def __post_init__(self) -> None:
+        required = tuple(spec for spec in self.inputs if not spec.optional)
+        object.__setattr__(self, "required", required)
+        object.__setattr__(self, "input_names", frozenset(spec.name for spec in self.inputs))
 
 
 @dataclass(frozen=True, slots=True)
