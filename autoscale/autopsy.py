@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from gateway.failure import Evidence, FailureKind
-from gateway.snapshot import State
+from headrace.failure import Evidence, FailureKind
+from headrace.snapshot import State
 from replicas.last_words import Words
 from replicas.memory_watch import EXIT_CODE
 

@@ -9,11 +9,11 @@ from contextlib import suppress
 from typing import Any
 
 from gateway.access.budget_ledger import BudgetLedger
-from gateway.access.budget_store import Claim, Grant
-from gateway.access.caller import Access
 from gateway.access.key_desk import KeyDesk
-from gateway.config import PoolConfig
-from gateway.errors import HeadraceError, InvalidArgument, Unavailable
+from headrace.access import Access
+from headrace.budget_store import Claim, Grant
+from headrace.config.args import PoolConfig
+from headrace.errors import HeadraceError, InvalidArgument, Unavailable
 
 REFRESH_S = 0.3
 """How often keys that other clusters may change are looked at."""

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-from gateway.config import Latest, ModelConfig
-from gateway.errors import ModelLoadError
+from headrace.config.args import Latest, ModelConfig
+from headrace.errors import ModelLoadError
 from replicas.listing import VersionFiles
 from replicas.repository import Repository, StoreAway
 

@@ -29,12 +29,12 @@ from autoscale.pool_view import PoolFacts, gauges, render_pool
 from autoscale.rounds import Findings, Rounds
 from autoscale.statistics import StatisticsBook
 from autoscale.views import model_view
-from gateway.access.caller import Access
-from gateway.config import ModelConfig, PoolConfig, SlotClass
-from gateway.failure import Evidence
 from gateway.link import Identity
-from gateway.metrics import Recorder
-from gateway.snapshot import Memory, Placement, SlotView, Snapshot, State
+from headrace.access import Access
+from headrace.config.args import ModelConfig, PoolConfig, SlotClass
+from headrace.failure import Evidence
+from headrace.metrics import Recorder
+from headrace.snapshot import Memory, Placement, SlotView, Snapshot, State
 
 SETTLE_S = 3.0
 TICK_S = 1.0

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from autoscale.catalog import CatalogEntry, by_policy, wanted_versions
 from autoscale.orders import MANY, Hold, Key, Want
 from autoscale.rollout import Rollout, Situation, Target, roll_out
-from gateway.snapshot import Placement, State
+from headrace.snapshot import Placement, State
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from autoscale.ledger import plan
 from autoscale.orders import Hold, Key, Load, Plan, Room, Unload, Want
 from autoscale.scaling import replay_step
 from autoscale.sharing import Division
-from gateway.snapshot import Placement, SlotView, State
+from headrace.snapshot import Placement, SlotView, State
 
 SCALE, SHARE, LEND, PLACE, RESIZE = "scale", "share", "lend", "place", "resize"
 RECENT = 30

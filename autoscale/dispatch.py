@@ -13,8 +13,8 @@ from autoscale.failures import Failures
 from autoscale.fleet import Fleet, key_of
 from autoscale.lookout import Lookout
 from autoscale.orders import HELD, Key, Load, Unload
-from gateway.errors import HeadraceError
-from gateway.snapshot import Placement, State
+from headrace.errors import HeadraceError
+from headrace.snapshot import Placement, State
 
 PATIENCE_S = 0.1
 """A slot that has not answered an order by then does not keep the others waiting."""

@@ -26,8 +26,8 @@ from autoscale.sharing import (
     room_of,
     sizes_of,
 )
-from gateway.config import PoolConfig, SlotClass
-from gateway.snapshot import Placement, SlotView, State
+from headrace.config.args import PoolConfig, SlotClass
+from headrace.snapshot import Placement, SlotView, State
 
 
 class Borrowers(Protocol):

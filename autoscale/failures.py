@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from autoscale.orders import Key
-from gateway.config import SlotClass
-from gateway.failure import Evidence, FailureKind
+from headrace.config.args import SlotClass
+from headrace.failure import Evidence, FailureKind
 
 FIRST_BACKOFF_S = 2.0
 LONGEST_BACKOFF_S = 60.0

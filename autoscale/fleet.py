@@ -12,12 +12,12 @@ import structlog
 from autoscale.autopsy import autopsy
 from autoscale.orders import Key
 from autoscale.slot_control import SlotControl
-from gateway.errors import HeadraceError
-from gateway.failure import Evidence, FailureKind
 from gateway.link import Identity
-from gateway.protocols.spec_json import decode_spec
 from gateway.protocols.tensors import ModelSpec
-from gateway.snapshot import Placement, SlotView, State
+from headrace.errors import HeadraceError
+from headrace.failure import Evidence, FailureKind
+from headrace.snapshot import Placement, SlotView, State
+from headrace.spec import decode_spec
 from replicas import last_words
 from replicas.last_words import IN_THE_MAKING, Words
 

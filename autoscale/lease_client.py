@@ -22,13 +22,7 @@ from urllib.parse import quote
 import httpx
 import structlog
 
-from gateway.errors import (
-    HeadraceError,
-    NotFound,
-    Unauthenticated,
-    Unavailable,
-    error_for_status,
-)
+from headrace.errors import HeadraceError, NotFound, Unauthenticated, Unavailable, error_for_status
 
 WATCH_S = 15.0
 """The pool answers a question for a lease's state long before this."""
@@ -290,7 +284,7 @@ async def lease(
 
 def _target(address: str | None) -> tuple[str, str]:
     from gateway.command.target import find_target  # only who gives no address needs the command
-    from gateway.secrets import admin_token
+    from headrace.secrets import admin_token
 
     target = find_target(address, None)
     return target.admin, admin_token(target.token)

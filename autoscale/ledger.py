@@ -14,7 +14,7 @@ from types import MappingProxyType
 from autoscale.handover import handed_over
 from autoscale.orders import Hold, Key, Load, Plan, Room, Unload, Want
 from autoscale.slot_book import SlotBook
-from gateway.snapshot import Placement, SlotView, State
+from headrace.snapshot import Placement, SlotView, State
 
 
 def plan(

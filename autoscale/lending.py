@@ -19,10 +19,10 @@ import structlog
 from autoscale.decision_log import DecisionLog
 from autoscale.leases import HOLDING, Lease, LeaseBook, LeaseEvent, LeaseState
 from autoscale.sharing import Division
-from gateway.config import SlotClass
-from gateway.config_scaling import Leases
-from gateway.errors import InvalidArgument, NotFound
-from gateway.metrics import Recorder
+from headrace.config.args import SlotClass
+from headrace.config.scaling import Leases
+from headrace.errors import InvalidArgument, NotFound
+from headrace.metrics import Recorder
 
 WATCH_S = 5.0
 """A question for a lease's state is answered after so long though nothing has changed."""

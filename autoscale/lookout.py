@@ -10,7 +10,7 @@ from typing import TypeVar
 from autoscale.catalog import Catalog, CatalogEntry
 from autoscale.failures import Failures
 from autoscale.orders import Key
-from gateway.config import ModelConfig
+from headrace.config.args import ModelConfig
 
 LOOK_AGAIN_S = 0.5
 

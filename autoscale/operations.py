@@ -13,16 +13,10 @@ from autoscale.decision import ModelDecision
 from autoscale.fleet import key_of
 from autoscale.orders import Key, Load
 from autoscale.rollout import Target
-from gateway.config import ModelConfig
-from gateway.errors import (
-    FailedPrecondition,
-    HeadraceError,
-    ModelLoadError,
-    NotFound,
-    Unavailable,
-)
 from gateway.protocols.model_config import overridden
-from gateway.snapshot import ModelView, State, VersionView
+from headrace.config.args import ModelConfig
+from headrace.errors import FailedPrecondition, HeadraceError, ModelLoadError, NotFound, Unavailable
+from headrace.snapshot import ModelView, State, VersionView
 from replicas.repository import StoreAway
 
 READY_S = 120.0

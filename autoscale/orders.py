@@ -8,7 +8,7 @@ from enum import Enum
 from functools import cached_property
 from typing import NamedTuple
 
-from gateway.snapshot import State
+from headrace.snapshot import State
 
 MANY = 1 << 30
 HELD = frozenset({State.PENDING, State.LOADING, State.WARMING, State.READY})

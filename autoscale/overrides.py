@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from gateway.config import ModelConfig
-from gateway.snapshot import Override
+from headrace.config.args import ModelConfig
+from headrace.snapshot import Override
 
 
 class Overrides:

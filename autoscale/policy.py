@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple, Protocol
 
-from gateway.config_scaling import Replicas, Scaling
+from headrace.config.scaling import Replicas, Scaling
 
 EPSILON = 1e-6
 STEP_S = 1.0

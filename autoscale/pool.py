@@ -26,19 +26,19 @@ from autoscale.lease_client import lease as lease
 from autoscale.operations import Operations
 from autoscale.slot_targets import SlotTargets
 from autoscale.store_watch import StoreWatch
-from gateway.access.budget_store import Claim, Grant
-from gateway.access.caller import Access
 from gateway.access.key_desk import KeyDesk
-from gateway.config import Budgets, ModelConfig, PoolConfig, SlotClass
-from gateway.config_types import SecretRef
-from gateway.errors import HeadraceError, InvalidArgument, Unavailable
 from gateway.link import Identity
-from gateway.logs import configure, watched
-from gateway.metrics import Recorder
-from gateway.metrics_export import Exporter
-from gateway.node import Node
-from gateway.secrets import cluster_secret, headrace_home
-from gateway.snapshot import SlotView, Snapshot
+from headrace.access import Access
+from headrace.budget_store import Claim, Grant
+from headrace.config.args import Budgets, ModelConfig, PoolConfig, SlotClass
+from headrace.config.types import SecretRef
+from headrace.errors import HeadraceError, InvalidArgument, Unavailable
+from headrace.logs import configure, watched
+from headrace.metrics import Recorder
+from headrace.metrics_export import Exporter
+from headrace.node import Node
+from headrace.secrets import cluster_secret, headrace_home
+from headrace.snapshot import SlotView, Snapshot
 from replicas.repository import Repository
 
 WATCH_S = 5.0

@@ -15,8 +15,8 @@ from autoscale.loans import lent_by
 from autoscale.orders import HELD, Key
 from autoscale.policy import Wish
 from autoscale.sharing import LEASES, Division
-from gateway.config import SlotClass
-from gateway.snapshot import Placement, SlotView
+from headrace.config.args import SlotClass
+from headrace.snapshot import Placement, SlotView
 
 Document = dict[str, Any]
 

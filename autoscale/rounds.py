@@ -17,8 +17,8 @@ from autoscale.economy import Economy
 from autoscale.ledger import plan, within_limits
 from autoscale.orders import HELD, Key, Load, Plan, Unload
 from autoscale.rollout import Target
-from gateway.config import PoolConfig
-from gateway.snapshot import Placement, SlotView
+from headrace.config.args import PoolConfig
+from headrace.snapshot import Placement, SlotView
 
 
 @dataclass(frozen=True, slots=True)

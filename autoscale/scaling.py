@@ -20,8 +20,8 @@ from autoscale.policy import (
     settled,
     step,
 )
-from gateway.config import ModelConfig
-from gateway.config_scaling import Replicas, Scaling
+from headrace.config.args import ModelConfig
+from headrace.config.scaling import Replicas, Scaling
 
 SILENT_S = 10.0
 """A gateway that has said nothing for so long is gone, and its load with it."""

@@ -17,7 +17,7 @@ from autoscale.fair_share import Account, Shares, fair_shares
 from autoscale.orders import Room
 from autoscale.packing import slots_filled
 from autoscale.policy import Wish
-from gateway.config import ModelConfig, PoolConfig, SlotClass
+from headrace.config.args import ModelConfig, PoolConfig, SlotClass
 
 LEASES = "leases"
 START_S = 30.0

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from autoscale.open_slots import FULL, OpenSlots, Spare
 from autoscale.orders import HELD, PRESENT, Hold, Key, Room, Want
-from gateway.snapshot import Placement, SlotView, State
+from headrace.snapshot import Placement, SlotView, State
 
 
 class SlotBook:

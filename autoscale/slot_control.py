@@ -8,11 +8,11 @@ import json
 from typing import Any, Protocol
 
 from gateway.channel import Channel
-from gateway.errors import LinkError, Unavailable
 from gateway.frames import Frame, Item, Kind, Reply
 from gateway.handshake import ClientHandshake, Session
 from gateway.link import Identity, connect, hello_for
-from gateway.snapshot import SlotView
+from headrace.errors import LinkError, Unavailable
+from headrace.snapshot import SlotView
 
 CALL_TIMEOUT_S = 10.0
 PING_S = 1.0

@@ -9,7 +9,7 @@ from autoscale.failures import Failures
 from autoscale.orders import Key
 from autoscale.rollout import Target, labels_now
 from gateway.protocols.tensors import ModelSpec
-from gateway.snapshot import ModelView, State, VersionView
+from headrace.snapshot import ModelView, State, VersionView
 
 _PROGRESS = (State.READY, State.WARMING, State.LOADING, State.DRAINING)
 

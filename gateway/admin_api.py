@@ -12,16 +12,16 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.concurrency import run_in_threadpool
 
 from gateway.audit_api import audit
-from gateway.errors import ConfigError
 from gateway.http_answers import answer_errors
 from gateway.keys_api import keys
 from gateway.media_api import jobs
 from gateway.media_exchange import MediaDesk
-from gateway.metrics_export import ModelSummary, merge, summaries
 from gateway.pool_api import PoolOperations, pool
 from gateway.repository_api import repository
-from gateway.snapshot import ModelView, Snapshot, State, VersionView
 from gateway.view import GatewayView
+from headrace.errors import ConfigError
+from headrace.metrics_export import ModelSummary, merge, summaries
+from headrace.snapshot import ModelView, Snapshot, State, VersionView
 
 NO_SUMMARY: ModelSummary = {
     "requests": 0,

@@ -10,8 +10,8 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from autoscale.pool import Pool, PoolSettings
 from autoscale.serve_policy import SlotPolicy
-from gateway.config import Args, SlotClass
 from gateway.frontdoor import Gateway, GatewaySettings
+from headrace.config.args import Args, SlotClass
 from replicas.slot import ModelServer, SlotSettings
 from sharding.deployment import ShardStage, StageSettings
 

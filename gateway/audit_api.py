@@ -15,8 +15,8 @@ from starlette.responses import Response
 
 from gateway.access.audit import DECISIONS
 from gateway.access.audit_reader import Query, find, parse_since, summarize
-from gateway.errors import FailedPrecondition, InvalidArgument
 from gateway.http_answers import json_answer
+from headrace.errors import FailedPrecondition, InvalidArgument
 
 DEFAULT_LIMIT = 100
 DEFAULT_CALLERS = 20

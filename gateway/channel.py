@@ -13,7 +13,6 @@ from dataclasses import replace
 from typing import Protocol, cast
 
 from gateway import shared_memory
-from gateway.errors import LinkError
 from gateway.frames import (
     PART_BYTES,
     Buffer,
@@ -36,6 +35,7 @@ from gateway.frames import (
 )
 from gateway.handshake import ClientHandshake, ServerHandshake, Session
 from gateway.streams import WINDOW_BYTES, Incoming, Message, Outgoing
+from headrace.errors import LinkError
 
 BUNDLE_BYTES = 256 * 1024
 """A bundle is cut here, so that no frame comes near the peer's limit."""

@@ -25,14 +25,14 @@ from gateway.command.keys import key_commands
 from gateway.command.lease import lease
 from gateway.command.pool import pool_commands
 from gateway.command.process import commands as media_commands
-from gateway.errors import ConfigError, InvalidArgument
+from headrace.errors import ConfigError, InvalidArgument
 
 DEFAULT_FILES = ("headrace.yaml", "examples/demo.yaml")
 
 
 def checked_address(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
     """`HOST:PORT`, refused as wrong usage before anything is asked."""
-    from gateway.config import split_address
+    from headrace.config.args import split_address
 
     try:
         if value is not None:

@@ -10,7 +10,8 @@ from pathlib import Path
 from autoscale.fair_share import Account, check_guarantees
 from autoscale.policy import BUILT_IN, policy_named
 from autoscale.water_filling import TOLERANCE
-from gateway.config import (
+from gateway.yaml_source import KeyPath
+from headrace.config.args import (
     Args,
     Latest,
     ModelConfig,
@@ -19,8 +20,7 @@ from gateway.config import (
     SlotClass,
     split_address,
 )
-from gateway.version_folders import version_folders
-from gateway.yaml_source import KeyPath
+from headrace.version_folders import version_folders
 
 LEASES = "leases"
 """The name of their account in the fair share: see `autoscale.sharing`."""

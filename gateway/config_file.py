@@ -9,11 +9,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from gateway.config import Args, PoolConfig
 from gateway.config_checks import cross_check, did_you_mean
 from gateway.config_problems import explain, unknown_keys, validate, value_at
-from gateway.errors import ConfigError
 from gateway.yaml_source import ConfigFileError, KeyPath, Problem, Source, read_source
+from headrace.config.args import Args, PoolConfig
+from headrace.errors import ConfigError
 
 IMPORT_PATH = "gateway.app:build"
 _OWN_SIZE = ("num_replicas", "autoscaling_config", "ray_actor_options")

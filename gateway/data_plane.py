@@ -10,16 +10,16 @@ from dataclasses import replace
 
 import structlog
 
-from gateway.config import ModelConfig, Routing
-from gateway.errors import Unavailable
 from gateway.frames import Flag, Reply
 from gateway.lanes import Route
 from gateway.link import Identity, LinkEvents, SlotLink
-from gateway.metrics import Recorder
 from gateway.protocols.errors_json import model_not_found, servable_not_found
 from gateway.request import Key, Request
 from gateway.router import Router
-from gateway.snapshot import Snapshot, State
+from headrace.config.args import ModelConfig, Routing
+from headrace.errors import Unavailable
+from headrace.metrics import Recorder
+from headrace.snapshot import Snapshot, State
 
 TICK_S = 0.025
 """How late a deadline may be noticed, and how often a slot hears of changed demand."""

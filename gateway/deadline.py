@@ -6,7 +6,7 @@ import math
 import time
 from dataclasses import dataclass
 
-from gateway.errors import InvalidArgument
+from headrace.errors import InvalidArgument
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 
-from gateway.errors import LinkError
+from headrace.errors import LinkError
 
 Buffer = bytes | bytearray | memoryview
 Body = Buffer | tuple[Buffer, ...]

@@ -19,12 +19,26 @@ from gateway.access.admission import Admission
 from gateway.access.audit import AuditLog
 from gateway.access.auth import Authenticator
 from gateway.access.budget_pool import PoolBudgets
-from gateway.access.budget_store import BudgetStore
-from gateway.access.keys import key_pepper
 from gateway.access.ticket import Ticket
 from gateway.access.visits import Visits
 from gateway.admin_api import create_admin_app
-from gateway.config import (
+from gateway.config_file import check_document
+from gateway.data_plane import DataPlane
+from gateway.grpc_api import GrpcListener
+from gateway.http_api import create_app
+from gateway.http_fastlane import fast_lane, sweep
+from gateway.link import Identity
+from gateway.listeners import HttpListener
+from gateway.load_report import LoadReport
+from gateway.media_exchange import MediaDesk
+from gateway.media_infer import MediaInference
+from gateway.pool_client import PoolClient
+from gateway.prediction import FrontState
+from gateway.region_prediction import RegionInference
+from gateway.regions import Regions
+from gateway.stage_client import StageClient
+from headrace.budget_store import BudgetStore
+from headrace.config.args import (
     Audit,
     Budgets,
     Limits,
@@ -33,31 +47,17 @@ from gateway.config import (
     SharedMemory,
     split_address,
 )
-from gateway.config_file import check_document
-from gateway.config_media import MediaConfig
-from gateway.config_types import SecretRef
-from gateway.data_plane import DataPlane
-from gateway.errors import Unavailable
-from gateway.grpc_api import GrpcListener
-from gateway.http_api import create_app
-from gateway.http_fastlane import fast_lane, sweep
-from gateway.link import Identity
-from gateway.listeners import HttpListener
-from gateway.load_report import LoadReport
-from gateway.logs import configure, watched
-from gateway.media_exchange import MediaDesk
-from gateway.media_infer import MediaInference
-from gateway.metrics import Recorder
-from gateway.metrics_export import Exporter
-from gateway.node import Node
-from gateway.pool_client import PoolClient
-from gateway.port_lock import PortLock
-from gateway.prediction import FrontState
-from gateway.region_prediction import RegionInference
-from gateway.regions import Regions
-from gateway.secrets import admin_token, cluster_secret, headrace_home
-from gateway.snapshot import Snapshot
-from gateway.stage_client import StageClient
+from headrace.config.media import MediaConfig
+from headrace.config.types import SecretRef
+from headrace.errors import Unavailable
+from headrace.keys import key_pepper
+from headrace.logs import configure, watched
+from headrace.metrics import Recorder
+from headrace.metrics_export import Exporter
+from headrace.node import Node
+from headrace.port_lock import PortLock
+from headrace.secrets import admin_token, cluster_secret, headrace_home
+from headrace.snapshot import Snapshot
 
 BUSIEST_SHOWN = 10
 GOODBYE_S = 1.0

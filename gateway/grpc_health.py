@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2
 
-from gateway.errors import InvalidArgument, NotFound, Unavailable
 from gateway.grpc_calls import Handlers, server_stream, unary
 from gateway.grpc_prediction import Context
+from headrace.errors import InvalidArgument, NotFound, Unavailable
 
 SERVICE = "grpc.health.v1.Health"
 SERVER = ""

@@ -6,7 +6,6 @@ from functools import partial
 
 import structlog
 
-from gateway.errors import NotFound, Unavailable, Unimplemented
 from gateway.grpc_calls import Handlers, stream, unary
 from gateway.grpc_prediction import Context, PredictionMethod, visit, visits_of
 from gateway.grpc_shared_memory import SharedMemoryMethods
@@ -18,8 +17,9 @@ from gateway.protocols.grpc_targets import infer_target, parse
 from gateway.protocols.paths import InferPath
 from gateway.protocols.statistics import statistics_document
 from gateway.repository_access import load_model, require_public
-from gateway.snapshot import ANSWERING, State
 from gateway.view import GatewayView
+from headrace.errors import NotFound, Unavailable, Unimplemented
+from headrace.snapshot import ANSWERING, State
 
 SERVICE = "inference.GRPCInferenceService"
 

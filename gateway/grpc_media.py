@@ -10,19 +10,9 @@ from typing import Any
 
 from starlette.types import Message
 
-from gateway.errors import (
-    DeadlineExceeded,
-    HeadraceError,
-    InternalError,
-    InvalidArgument,
-    RequestTimeout,
-    Unimplemented,
-    UnsupportedMedia,
-)
 from gateway.frames import Reply
 from gateway.grpc_calls import Handlers, stream
 from gateway.grpc_prediction import DEADLINE_SLACK_S, Context, limits_of, timeout_s
-from gateway.logs import valid_traceparent
 from gateway.media_body import MediaBody
 from gateway.media_exchange import MediaDesk, events_of, medium_of
 from gateway.media_options import check_tiling
@@ -31,6 +21,16 @@ from gateway.media_upload import FORM, Declared, take
 from gateway.prediction import FrontState
 from gateway.protocols.media_proto import ProcessHead, encode_event, read_chunk, read_head
 from gateway.protocols.paths import InferPath
+from headrace.errors import (
+    DeadlineExceeded,
+    HeadraceError,
+    InternalError,
+    InvalidArgument,
+    RequestTimeout,
+    Unimplemented,
+    UnsupportedMedia,
+)
+from headrace.logs import valid_traceparent
 from sharding.spool import BATCH_BYTES
 from sharding.upload import MediaJob, Upload
 

@@ -17,13 +17,13 @@ from gateway.access.account import OverBudget
 from gateway.access.limit_headers import account_headers, limit_headers
 from gateway.access.ticket import Ticket
 from gateway.access.visits import Visits
-from gateway.errors import DeadlineExceeded, HeadraceError, error_for_status
 from gateway.frames import Body, Reply
 from gateway.http2.calls import Call
 from gateway.http2.grpc_wire import OK_BLOCK, Metadata, metadata_block
 from gateway.prediction import FrontState, Prediction
 from gateway.protocols.paths import InferPath
 from gateway.request import Answer, Request
+from headrace.errors import DeadlineExceeded, HeadraceError, error_for_status
 
 OK = 200
 DEADLINE_SLACK_S = 0.05

@@ -12,10 +12,10 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 from grpc_reflection.v1alpha.reflection import aio
 
-from gateway.errors import InvalidArgument
 from gateway.grpc_calls import Handlers, stream
 from gateway.grpc_prediction import Context
 from gateway.protocols.messages import load_pool
+from headrace.errors import InvalidArgument
 
 ALPHA_SERVICE = "grpc.reflection.v1alpha.ServerReflection"
 SERVICE = "grpc.reflection.v1.ServerReflection"

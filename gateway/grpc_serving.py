@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
-from gateway.errors import InvalidArgument
 from gateway.grpc_calls import Handlers, unary
 from gateway.grpc_prediction import (
     AwaitedPrediction,
@@ -28,6 +27,7 @@ from gateway.protocols.grpc_targets import (
 from gateway.reload_config import reloaded_models
 from gateway.repository_access import require_public
 from gateway.view import GatewayView
+from headrace.errors import InvalidArgument
 
 PREDICTION_SERVICE = "tensorflow.serving.PredictionService"
 MODEL_SERVICE = "tensorflow.serving.ModelService"

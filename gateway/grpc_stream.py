@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from gateway.errors import HeadraceError, Unavailable
 from gateway.grpc_prediction import AwaitedPrediction, Context, timeout_s
 from gateway.prediction import FrontState
 from gateway.protocols.grpc_targets import InferTarget, infer_target
 from gateway.protocols.metadata_proto import stream_answer, stream_error
+from headrace.errors import HeadraceError, Unavailable
 
 MAX_IN_FLIGHT = 64
 """Predictions of one stream that are not answered yet; then the stream is not read."""

@@ -13,8 +13,8 @@ import secrets
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-from gateway.errors import LinkError
 from gateway.frames import MAX_FRAME_BYTES, PART_BYTES, Buffer, Frame, Kind, encode_frame
+from headrace.errors import LinkError
 
 MAGIC = "headrace-link"
 VERSIONS = (2, 2)

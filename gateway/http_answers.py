@@ -18,7 +18,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from gateway.access.account import OverBudget
 from gateway.access.header_lines import combined
 from gateway.access.limit_headers import account_headers, limit_headers
-from gateway.errors import (
+from gateway.http_prediction import whole_seconds
+from gateway.protocols.errors_json import encode_error
+from gateway.protocols.paths import canonical_path, is_upload
+from gateway.view import GatewayView
+from headrace.errors import (
     HeadraceError,
     InternalError,
     InvalidArgument,
@@ -26,11 +30,7 @@ from gateway.errors import (
     NotFound,
     Unauthenticated,
 )
-from gateway.http_prediction import whole_seconds
-from gateway.logs import request_id, valid_request_id
-from gateway.protocols.errors_json import encode_error
-from gateway.protocols.paths import canonical_path, is_upload
-from gateway.view import GatewayView
+from headrace.logs import request_id, valid_request_id
 
 OPEN_PATHS = ("/healthz", "/readyz", "/v2/health/")
 """Whoever asks for these gets an answer: a probe has no credential and must not meet a limit."""

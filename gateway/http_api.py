@@ -11,7 +11,6 @@ from fastapi import APIRouter, Depends, FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway.errors import InvalidArgument, Unavailable, Unimplemented
 from gateway.http_answers import Envelope, answer_errors, json_answer
 from gateway.media_api import jobs, uploads
 from gateway.media_exchange import MediaDesk
@@ -23,8 +22,9 @@ from gateway.protocols.statistics import statistics_document
 from gateway.repository_api import repository
 from gateway.settings_api import settings
 from gateway.shared_memory_api import shared_memory
-from gateway.snapshot import ANSWERING
 from gateway.view import GatewayView
+from headrace.errors import InvalidArgument, Unavailable, Unimplemented
+from headrace.snapshot import ANSWERING
 
 ALL_METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 
-from gateway.errors import Cancelled, InvalidArgument, PayloadTooLarge
 from gateway.protocols.json_text import read_object
-from gateway.protocols.quoting import quoted
+from headrace.errors import Cancelled, InvalidArgument, PayloadTooLarge
+from headrace.quoting import quoted
 
 MAX_DOCUMENT_BYTES = 1024 * 1024
 

@@ -17,17 +17,12 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from gateway.errors import (
-    HeadraceError,
-    InvalidArgument,
-    MethodNotAllowed,
-    RequestTimeout,
-)
 from gateway.frames import PART_BYTES, Body, Buffer
 from gateway.http_prediction import HttpPrediction, content_length
 from gateway.prediction import FrontState
 from gateway.protocols.paths import InferPath, parse_infer_path
 from gateway.request import Answer
+from headrace.errors import HeadraceError, InvalidArgument, MethodNotAllowed, RequestTimeout
 
 SWEEP_S = 1.0
 UPLOAD = b":process"

@@ -9,8 +9,8 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway.config_types import Name, Strict
 from gateway.http_answers import json_answer
+from headrace.config.types import Name, Strict
 
 keys = APIRouter()
 

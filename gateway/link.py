@@ -12,11 +12,11 @@ from typing import Protocol
 import structlog
 
 from gateway.channel import Channel
-from gateway.errors import LinkError
 from gateway.frames import STREAM, Flag, Frame, Item, Kind, Reply, decode_numbers
 from gateway.handshake import ClientHandshake, Hello, Session
 from gateway.request import Request
-from gateway.snapshot import SlotView
+from headrace.errors import LinkError
+from headrace.snapshot import SlotView
 
 PING_S = 1.0
 MISSED_PINGS = 3

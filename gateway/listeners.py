@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 import uvicorn
 
-from gateway.config import split_address
-from gateway.errors import ConfigError
+from headrace.config.args import split_address
+from headrace.errors import ConfigError
 
 BACKLOG = 2048
 

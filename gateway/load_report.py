@@ -6,8 +6,8 @@ import asyncio
 from collections import Counter
 
 from gateway.data_plane import DataPlane
-from gateway.errors import Unavailable
 from gateway.pool_client import Loads, PoolClient
+from headrace.errors import Unavailable
 
 SAMPLE_S = 0.025
 INTERVAL_S = 0.1

@@ -8,10 +8,10 @@ from fastapi import APIRouter, Depends
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway.errors import Unimplemented
 from gateway.http_answers import json_answer
 from gateway.media_exchange import MediaDesk, MediaExchange, owner_of
 from gateway.protocols.paths import InferPath, parse_version
+from headrace.errors import Unimplemented
 
 
 def _desk(request: Request) -> MediaDesk:

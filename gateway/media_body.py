@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 from starlette.types import Receive
 
-from gateway.errors import Cancelled, RequestTimeout
+from headrace.errors import Cancelled, RequestTimeout
 
 MIN_BYTES_PER_S = 16 * 1024
 """Slower senders hold a place that somebody else could use."""

@@ -21,18 +21,9 @@ from gateway.access.account import OverBudget
 from gateway.access.header_lines import combined
 from gateway.access.limit_headers import account_headers, limit_headers
 from gateway.access.ticket import Ticket
-from gateway.config_media import MediaConfig
-from gateway.config_sharding import ProcessOptions, ShardingConfig
 from gateway.deadline import parse_timeout_s
-from gateway.errors import (
-    Cancelled,
-    DeadlineExceeded,
-    HeadraceError,
-    InternalError,
-)
 from gateway.frames import Reply
 from gateway.http_answers import error_answer, told_limits
-from gateway.logs import valid_traceparent
 from gateway.media_body import MediaBody
 from gateway.media_options import HEADER, check_tiling, json_options, query_options, read_options
 from gateway.media_prediction import MediaPrediction, megapixels_of
@@ -40,6 +31,10 @@ from gateway.media_upload import Declared, take
 from gateway.prediction import FrontState
 from gateway.protocols.paths import InferPath
 from gateway.stage_client import Event, StageCalls
+from headrace.config.media import MediaConfig
+from headrace.config.sharding import ProcessOptions, ShardingConfig
+from headrace.errors import Cancelled, DeadlineExceeded, HeadraceError, InternalError
+from headrace.logs import valid_traceparent
 from sharding.sniff import Medium
 from sharding.spool import Spool
 from sharding.upload import MediaJob, Upload

@@ -13,8 +13,6 @@ from typing import Any
 
 import structlog
 
-from gateway.config_sharding import ProcessOptions, ShardingConfig
-from gateway.errors import DeadlineExceeded, HeadraceError, InternalError
 from gateway.frames import Body, Reply, pieces
 from gateway.media_exchange import MediaDesk, events_of, medium_of
 from gateway.media_options import check_tiling, parameter_options, read_options
@@ -31,6 +29,8 @@ from gateway.protocols.media_infer import (
 from gateway.protocols.paths import InferPath
 from gateway.protocols.tensors import BYTES
 from gateway.request import Answer, Request
+from headrace.config.sharding import ProcessOptions, ShardingConfig
+from headrace.errors import DeadlineExceeded, HeadraceError, InternalError
 from sharding.spool import BATCH_BYTES
 from sharding.upload import MediaJob
 

@@ -9,9 +9,9 @@ from typing import Any
 import orjson
 from pydantic import ValidationError
 
-from gateway.config_sharding import ProcessOptions, ShardingConfig
-from gateway.errors import InvalidArgument
-from gateway.protocols.quoting import quoted
+from headrace.config.sharding import ProcessOptions, ShardingConfig
+from headrace.errors import InvalidArgument
+from headrace.quoting import quoted
 
 HEADER = "x-headrace-options"
 LISTS = ("classes", "scales")

@@ -10,12 +10,12 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from gateway.config_sharding import ShardingConfig
-from gateway.errors import HeadraceError, InvalidArgument
 from gateway.frames import Reply
 from gateway.prediction import FrontState, Prediction
 from gateway.protocols.calls import call_number
 from gateway.request import Answer, Request
+from headrace.config.sharding import ShardingConfig
+from headrace.errors import HeadraceError, InvalidArgument
 
 PART = call_number("media", "part")
 MEGA = 1e6

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from gateway.errors import InvalidArgument, Unimplemented, UnsupportedMedia
 from gateway.media_body import MediaBody
 from gateway.media_options import json_options
-from gateway.protocols.quoting import quoted
+from headrace.errors import InvalidArgument, Unimplemented, UnsupportedMedia
+from headrace.quoting import quoted
 from sharding.sniff import HEAD_BYTES, TAIL_BYTES, Medium, identify
 from sharding.spool import Spool
 from sharding.upload import Upload

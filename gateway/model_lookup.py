@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from gateway.errors import NotFound, Unavailable
 from gateway.protocols.errors_json import model_not_found, servable_not_found
 from gateway.protocols.paths import parse_version
 from gateway.protocols.tensors import ModelSpec
-from gateway.snapshot import ModelView, Snapshot, State, VersionView
+from headrace.errors import NotFound, Unavailable
+from headrace.snapshot import ModelView, Snapshot, State, VersionView
 
 
 def find_model(snapshot: Snapshot, name: str, version: str = "") -> tuple[ModelView, VersionView]:

@@ -9,9 +9,9 @@ from typing import Any
 
 import structlog
 
-from gateway.access.caller import Access
-from gateway.errors import Unavailable, error_for_status
-from gateway.snapshot import Snapshot
+from headrace.access import Access
+from headrace.errors import Unavailable, error_for_status
+from headrace.snapshot import Snapshot
 
 WATCH_TIMEOUT_S = 15.0
 ASK_TIMEOUT_S = 3.0

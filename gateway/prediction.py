@@ -13,15 +13,15 @@ from gateway.access.admission import Admission
 from gateway.access.audit import AuditLog, AuditRecord, Decision
 from gateway.access.refused_connections import RefusedConnections
 from gateway.access.ticket import Destination, Ticket
-from gateway.config import Limits
 from gateway.data_plane import DataPlane
-from gateway.errors import Cancelled, HeadraceError
 from gateway.frames import Body, Reply, pieces
-from gateway.logs import request_id, valid_request_id, valid_traceparent
-from gateway.metrics import Recorder, Stage
 from gateway.protocols.calls import call_number
 from gateway.protocols.paths import InferPath
 from gateway.request import Answer, Request
+from headrace.config.args import Limits
+from headrace.errors import Cancelled, HeadraceError
+from headrace.logs import request_id, valid_request_id, valid_traceparent
+from headrace.metrics import Recorder, Stage
 
 NO_TIER = "none"
 

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gateway.config import Args
-from gateway.errors import ConfigError, Unavailable
-from gateway.secrets import own_secret, ray_token_file
+from headrace.config.args import Args
+from headrace.errors import ConfigError, Unavailable
+from headrace.secrets import own_secret, ray_token_file
 
 SETTINGS: Mapping[str, str] = {
     "RAY_worker_niceness": "0",  # the default 15 makes slots yield to everything else

@@ -13,7 +13,6 @@ from typing import Any, ParamSpec, TypeVar
 import structlog
 
 from gateway.access.ticket import Destination, Ticket
-from gateway.errors import HeadraceError, InternalError
 from gateway.frames import PART_BYTES, Buffer, Reply, pieces
 from gateway.prediction import FrontState, Prediction
 from gateway.protocols.calls import CALLS, call_of
@@ -21,6 +20,7 @@ from gateway.protocols.paths import InferPath
 from gateway.protocols.regions import MARK, Part, RegionRequest, read_regions
 from gateway.regions import Region, Regions, caller_of
 from gateway.request import Answer, Request
+from headrace.errors import HeadraceError, InternalError
 
 PROTOCOLS = ("openinference", "openinference_grpc")
 OK = 200

@@ -21,16 +21,16 @@ from pathlib import Path
 import orjson
 
 from gateway.access.ticket import Ticket
-from gateway.config import SharedMemory
-from gateway.errors import HeadraceError, InvalidArgument, PermissionDenied, Unavailable
 from gateway.frames import Buffer
-from gateway.protocols.quoting import quoted
 from gateway.protocols.regions import (
     Part,
     region_exists,
     registration_failed,
     unknown_region,
 )
+from headrace.config.args import SharedMemory
+from headrace.errors import HeadraceError, InvalidArgument, PermissionDenied, Unavailable
+from headrace.quoting import quoted
 
 MEMORY = Path("/dev/shm")
 MAX_REGIONS = 4096

@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from gateway.config import Latest, ModelConfig
-from gateway.errors import InvalidArgument, Unimplemented
+from headrace.config.args import Latest, ModelConfig
+from headrace.errors import InvalidArgument, Unimplemented
 
 Versions = Any
 """What `ModelConfig.versions` takes."""

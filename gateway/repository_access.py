@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gateway.errors import FilesRefused, HeadraceError, InvalidArgument, PermissionDenied
 from gateway.protocols.json_text import read_json
-from gateway.protocols.quoting import quoted
 from gateway.view import GatewayView
+from headrace.errors import FilesRefused, HeadraceError, InvalidArgument, PermissionDenied
+from headrace.quoting import quoted
 
 
 def require_public(view: GatewayView) -> None:

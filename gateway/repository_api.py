@@ -9,11 +9,11 @@ from fastapi import APIRouter, Depends
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway.errors import InvalidArgument, Unimplemented
 from gateway.http_answers import json_answer
 from gateway.http_documents import flag_of, read_document
 from gateway.repository_access import load_model, require_public
 from gateway.view import GatewayView
+from headrace.errors import InvalidArgument, Unimplemented
 
 
 def _view(request: Request) -> GatewayView:

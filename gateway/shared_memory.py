@@ -9,8 +9,8 @@ import secrets
 from collections.abc import Callable
 from pathlib import Path
 
-from gateway.errors import LinkError
 from gateway.frames import Body, pieces
+from headrace.errors import LinkError
 
 FOLDER = Path("/dev/shm")
 THRESHOLD_BYTES = 1024 * 1024

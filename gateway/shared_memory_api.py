@@ -8,12 +8,12 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway.errors import InvalidArgument
 from gateway.http_answers import json_answer
 from gateway.http_documents import read_document
-from gateway.protocols.quoting import quoted
 from gateway.protocols.regions import cuda_is_refused, registration_is_off, unknown_region
 from gateway.regions import Region, Regions, caller_of
+from headrace.errors import InvalidArgument
+from headrace.quoting import quoted
 
 shared_memory = APIRouter()
 

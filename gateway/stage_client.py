@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import structlog
 
-from gateway.errors import HeadraceError, Unavailable, Unimplemented, error_for_status
+from headrace.errors import HeadraceError, Unavailable, Unimplemented, error_for_status
 from sharding.upload import MediaJob
 
 ASK_TIMEOUT_S = 5.0

@@ -6,9 +6,9 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from gateway.access.fair_queue import FairQueue
-from gateway.config import Routing
-from gateway.errors import Unavailable
 from gateway.request import Request, Seat
+from headrace.config.args import Routing
+from headrace.errors import Unavailable
 
 MANY = 1 << 30
 PRESENCE_S = 5.0

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from gateway.access.ticket import Ticket
-from gateway.config import ModelConfig
 from gateway.regions import Regions
-from gateway.snapshot import Snapshot
+from headrace.config.args import ModelConfig
+from headrace.snapshot import Snapshot
 
 
 class GatewayView(Protocol):

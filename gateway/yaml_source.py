@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from gateway.errors import ConfigError
+from headrace.errors import ConfigError
 
 KeyPath = tuple[str | int, ...]
 

@@ -26,7 +26,7 @@ import httpx
 import orjson
 from rich.console import Console
 
-from gateway.access.tiers import DEFAULT_TIERS
+from headrace.config.tiers import DEFAULT_TIERS
 from loadtests.admin import Admin, wait_for_key
 from loadtests.closed_loop import closed_capacity
 from loadtests.headrace import BadAnswer, headrace

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from gateway.config import ModelConfig, PoolConfig, SlotClass
+from headrace.config.args import ModelConfig, PoolConfig, SlotClass
 from loadtests.pool_day import Plan
 from loadtests.pool_figures import PREDICTION, Day, plain
 from loadtests.pool_goals import Goal, missed

@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 from gateway.command.target import find_target
-from gateway.errors import HeadraceError
-from gateway.secrets import admin_token
+from headrace.errors import HeadraceError
+from headrace.secrets import admin_token
 from loadtests import light
 from loadtests.admin import Admin
 from loadtests.headrace import BadAnswer

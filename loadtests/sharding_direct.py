@@ -21,7 +21,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from gateway.config_sharding import ShardingConfig
+from headrace.config.sharding import ShardingConfig
 from loadtests.reload import REPOSITORY
 from loadtests.sharding_inputs import pixels_of
 from loadtests.sharding_models import SHARDING

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from gateway.config_sharding import ShardingConfig
+from headrace.config.sharding import ShardingConfig
 from loadtests.headrace import BadAnswer
 from loadtests.sharding_calls import Processed, process
 from loadtests.sharding_ceiling import bare_processes, ceiling

@@ -22,8 +22,8 @@ import httpx
 from rich.console import Console
 
 from gateway.command.target import find_target
-from gateway.errors import ConfigError
-from gateway.secrets import admin_token
+from headrace.errors import ConfigError
+from headrace.secrets import admin_token
 from loadtests import light
 from loadtests.admin import Admin, wait_for_key
 from loadtests.headrace import BadAnswer

@@ -15,21 +15,21 @@ from dataclasses import dataclass, replace
 import structlog
 
 from gateway.channel import Channel
-from gateway.config import Batching, Limits
 from gateway.deadline import Deadline
-from gateway.errors import (
+from gateway.frames import Buffer, Flag, Item, Reply, pieces
+from gateway.protocols.calls import call_of, codecs, form_of
+from gateway.protocols.errors_json import encode_error
+from gateway.protocols.tensors import BYTES, Codec, Encoded, InferenceRequest, Tensor
+from headrace.config.args import Batching, Limits
+from headrace.errors import (
     DeadlineExceeded,
     HeadraceError,
     InternalError,
     InvalidArgument,
     Unimplemented,
 )
-from gateway.frames import Buffer, Flag, Item, Reply, pieces
-from gateway.metrics import Recorder
-from gateway.niceness import be_nice
-from gateway.protocols.calls import call_of, codecs, form_of
-from gateway.protocols.errors_json import encode_error
-from gateway.protocols.tensors import BYTES, Codec, Encoded, InferenceRequest, Tensor
+from headrace.metrics import Recorder
+from headrace.niceness import be_nice
 from replicas.batcher import Batch, Batcher, Pending
 from replicas.compute_thread import ComputeThread, Ticket
 from replicas.media_codec import MediaCodec

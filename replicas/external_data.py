@@ -7,8 +7,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from gateway.errors import ModelLoadError
-from gateway.protocols.quoting import quoted
+from headrace.errors import ModelLoadError
+from headrace.quoting import quoted
 
 # The way from ModelProto to every TensorProto, as {message: {field number: message}} of onnx.proto.
 # We read the wire format ourselves because `onnx` is no dependency of a server, and because ONNX

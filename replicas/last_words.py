@@ -18,8 +18,8 @@ from typing import Self
 
 import structlog
 
-from gateway.logs import recent_lines
-from gateway.snapshot import State
+from headrace.logs import recent_lines
+from headrace.snapshot import State
 
 SUFFIX = ".last"
 STALE_S = 86_400.0

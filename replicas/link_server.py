@@ -13,9 +13,9 @@ import structlog
 
 from gateway import shared_memory
 from gateway.channel import Channel
-from gateway.errors import HeadraceError, LinkError
 from gateway.frames import Frame, Item, Kind, Reply, decode_numbers
 from gateway.handshake import Hello, ServerHandshake, Session
+from headrace.errors import HeadraceError, LinkError
 from replicas.credits import share
 
 HANDSHAKE_TIMEOUT_S = 5.0

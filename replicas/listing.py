@@ -16,7 +16,7 @@ from fsspec import AbstractFileSystem
 from fsspec.asyn import AsyncFileSystem
 from fsspec.implementations.dirfs import DirFileSystem
 
-from gateway.config import RuntimeName
+from headrace.config.args import RuntimeName
 from replicas.verification import SUMS
 
 MODEL_FILES: dict[RuntimeName, str] = {"onnx": "model.onnx", "tensorflow": "saved_model.pb"}

@@ -15,12 +15,12 @@ from typing import Any
 
 import structlog
 
-from gateway.config import Batching, Limits, RuntimeName
-from gateway.errors import HeadraceError, ModelLoadError
-from gateway.logs import recent_lines
-from gateway.metrics import Recorder
-from gateway.protocols.spec_json import encode_spec
-from gateway.snapshot import State
+from headrace.config.args import Batching, Limits, RuntimeName
+from headrace.errors import HeadraceError, ModelLoadError
+from headrace.logs import recent_lines
+from headrace.metrics import Recorder
+from headrace.snapshot import State
+from headrace.spec import encode_spec
 from replicas.batcher import Batcher
 from replicas.compute_thread import ComputeThread
 from replicas.engine import Engine

@@ -18,8 +18,8 @@ from typing import Any, Literal
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from gateway.errors import HeadraceError, ModelLoadError
-from gateway.version_folders import is_version, version_folders
+from headrace.errors import HeadraceError, ModelLoadError
+from headrace.version_folders import is_version, version_folders
 from replicas.foreign_errors import said_by, without_places
 from replicas.listing import (
     Row,

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from gateway.channel import Channel
-from gateway.config import Batching, Limits
-from gateway.errors import InvalidArgument, OutOfMemory, Unavailable
 from gateway.frames import Flag, Item, Reply
 from gateway.handshake import Hello
-from gateway.metrics import Recorder
+from headrace.config.args import Batching, Limits
+from headrace.errors import InvalidArgument, OutOfMemory, Unavailable
+from headrace.metrics import Recorder
 from replicas.compute_thread import ComputeThread
 from replicas.last_words import Held, LastWords
 from replicas.link_server import LinkServer

@@ -14,15 +14,15 @@ import structlog
 from ray import serve
 
 from gateway import shared_memory
-from gateway.config import Limits, SlotClass
-from gateway.config_types import SecretRef
 from gateway.handshake import FEATURES, Hello
-from gateway.logs import configure, watched
-from gateway.metrics import Recorder
-from gateway.metrics_export import Exporter
-from gateway.node import WILDCARDS, Node
-from gateway.secrets import cluster_secret
-from gateway.snapshot import SlotView
+from headrace.config.args import Limits, SlotClass
+from headrace.config.types import SecretRef
+from headrace.logs import configure, watched
+from headrace.metrics import Recorder
+from headrace.metrics_export import Exporter
+from headrace.node import WILDCARDS, Node
+from headrace.secrets import cluster_secret
+from headrace.snapshot import SlotView
 from replicas import last_words
 from replicas.affinity import pin
 from replicas.memory_watch import MemoryWatch

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from gateway.errors import InternalError, InvalidArgument, ModelLoadError, NotFound
 from gateway.protocols.datatypes import is_supported
 from gateway.protocols.tensors import (
     BYTES,
@@ -23,6 +22,7 @@ from gateway.protocols.tensors import (
     Tensor,
     TensorSpec,
 )
+from headrace.errors import InternalError, InvalidArgument, ModelLoadError, NotFound
 from replicas.foreign_errors import without_places
 from replicas.runtime import Runtime, RuntimeSettings
 

@@ -16,13 +16,13 @@ from typing import Any
 
 from google.protobuf import text_format
 
-from gateway.errors import ModelLoadError
 from gateway.protocols.datatypes import config_name
 from gateway.protocols.messages import POOL, message
 from gateway.protocols.metadata import default_signature
 from gateway.protocols.model_config import backend_of
-from gateway.protocols.quoting import listed, quoted
 from gateway.protocols.tensors import ModelSpec, Signature, Tensor, TensorSpec
+from headrace.errors import ModelLoadError
+from headrace.quoting import listed, quoted
 from replicas.listing import MAX_BESIDE_BYTES
 from replicas.runtime import Runtime
 

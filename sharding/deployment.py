@@ -13,18 +13,18 @@ from typing import Any, TypeVar
 import structlog
 
 from gateway import shared_memory
-from gateway.config_media import MediaConfig
-from gateway.config_types import SecretRef
-from gateway.errors import HeadraceError, Unavailable
 from gateway.link import Identity
 from gateway.load_report import LoadReport
-from gateway.logs import configure, watched
-from gateway.metrics import Recorder
-from gateway.metrics_export import Exporter
-from gateway.niceness import be_nice
-from gateway.node import Node
 from gateway.pool_client import PoolClient
-from gateway.secrets import cluster_secret, headrace_home
+from headrace.config.media import MediaConfig
+from headrace.config.types import SecretRef
+from headrace.errors import HeadraceError, Unavailable
+from headrace.logs import configure, watched
+from headrace.metrics import Recorder
+from headrace.metrics_export import Exporter
+from headrace.niceness import be_nice
+from headrace.node import Node
+from headrace.secrets import cluster_secret, headrace_home
 from sharding.job_store import JobStore
 from sharding.jobs import JobRunner
 from sharding.shards import Shards, StagePlane

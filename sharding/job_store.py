@@ -20,8 +20,8 @@ from typing import Any
 
 import orjson
 
-from gateway.config_sharding import ProcessOptions
-from gateway.errors import NotFound, TooManyRequests, Unavailable
+from headrace.config.sharding import ProcessOptions
+from headrace.errors import NotFound, TooManyRequests, Unavailable
 from sharding.spool import disk_error
 from sharding.upload import MediaJob, Upload
 

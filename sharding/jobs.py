@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import structlog
 
-from gateway.errors import HeadraceError, InternalError, Unavailable
+from headrace.errors import HeadraceError, InternalError, Unavailable
 from sharding.borrowed import borrowed
 from sharding.job_store import JobStore
 from sharding.upload import MediaJob

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Protocol, runtime_checkable
 
-from gateway.config_sharding import ProcessOptions, ShardingConfig
+from headrace.config.sharding import ProcessOptions, ShardingConfig
 from sharding.merge_boxes import merge_boxes
 from sharding.merge_tags import merge_tags
 from sharding.options import box_rules, tag_rules

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.config_sharding import ProcessOptions, ShardingConfig
+from headrace.config.sharding import ProcessOptions, ShardingConfig
 from sharding.merge_boxes import BoxRules
 from sharding.merge_tags import TagRules
 

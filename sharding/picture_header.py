@@ -12,7 +12,7 @@ from typing import Any
 
 import pyvips
 
-from gateway.errors import InvalidArgument, PayloadTooLarge, UnsupportedMedia
+from headrace.errors import InvalidArgument, PayloadTooLarge, UnsupportedMedia
 from sharding.sniff import AVIF, GIF, JPEG, PNG, TIFF, WEBP, MediaKind
 
 _MIB = 1024 * 1024

@@ -8,7 +8,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from gateway.config_sharding import MAX_PARTS, MAX_SCALE
+from headrace.config.sharding import MAX_PARTS, MAX_SCALE
 from sharding.parts import Edges, Segment, Tile
 
 

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from gateway.errors import ConfigError, InternalError
+from headrace.errors import ConfigError, InternalError
 from sharding.parts import Box, TagScore
 from sharding.preprocess import import_named
 from sharding.suppression import suppress

@@ -18,7 +18,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from gateway.errors import ConfigError
+from headrace.errors import ConfigError
 
 PAD_VALUE = 0
 """What lies beside a picture: black, as the zeros that convolutions pad with."""

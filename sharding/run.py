@@ -17,8 +17,8 @@ from typing import Any
 
 import structlog
 
-from gateway.config_sharding import ShardingConfig
-from gateway.errors import (
+from headrace.config.sharding import ShardingConfig
+from headrace.errors import (
     Cancelled,
     DeadlineExceeded,
     HeadraceError,

@@ -9,10 +9,15 @@ from typing import NamedTuple
 
 import orjson
 
-from gateway.config import ModelConfig
-from gateway.config_sharding import ShardingConfig
 from gateway.data_plane import DataPlane, routes_of
-from gateway.errors import (
+from gateway.frames import Buffer, Reply, pieces
+from gateway.lanes import Route
+from gateway.link import SlotLink
+from gateway.protocols.calls import call_number
+from gateway.request import Answer, Key, Request
+from headrace.config.args import ModelConfig
+from headrace.config.sharding import ShardingConfig
+from headrace.errors import (
     DeadlineExceeded,
     HeadraceError,
     InvalidArgument,
@@ -21,12 +26,7 @@ from gateway.errors import (
     Unavailable,
     error_for_status,
 )
-from gateway.frames import Buffer, Reply, pieces
-from gateway.lanes import Route
-from gateway.link import SlotLink
-from gateway.protocols.calls import call_number
-from gateway.request import Answer, Key, Request
-from gateway.snapshot import Snapshot, State
+from headrace.snapshot import Snapshot, State
 from sharding.upload import MediaJob
 
 PART = call_number("media", "part")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from gateway.errors import InvalidArgument, UnsupportedMedia
+from headrace.errors import InvalidArgument, UnsupportedMedia
 
 HEAD_BYTES = 4096
 """How much of an upload's beginning `sniff` wants."""

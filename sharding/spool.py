@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
-from gateway.errors import InternalError, PayloadTooLarge, Unavailable
+from headrace.errors import InternalError, PayloadTooLarge, Unavailable
 
 BATCH_BYTES = 1024 * 1024
 """Written and hashed at once, in a thread: a thread for every piece of 64 KiB costs more."""

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gateway.config_sharding import ProcessOptions
-from gateway.errors import Unavailable
+from headrace.config.sharding import ProcessOptions
+from headrace.errors import Unavailable
 from sharding.sniff import HEAD_BYTES, TAIL_BYTES, MediaKind, Medium, identify
 
 Check = Callable[[], None]

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 import av
 
-from gateway.errors import HeadraceError, InvalidArgument, PayloadTooLarge, UnsupportedMedia
+from headrace.errors import HeadraceError, InvalidArgument, PayloadTooLarge, UnsupportedMedia
 from sharding.sniff import MediaKind
 
 # FFmpeg writes to stderr what a damaged file looks like to it; we report in our own words.

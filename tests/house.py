@@ -24,11 +24,7 @@ from gateway.access.admission import Admission
 from gateway.access.audit import AuditLog
 from gateway.access.auth import Authenticator
 from gateway.access.budget_ledger import BudgetLedger
-from gateway.access.budget_store import BudgetStore, Claim, Grant
-from gateway.access.caller import Access
 from gateway.access.ticket import Ticket
-from gateway.config import Batching, Limits, ModelConfig
-from gateway.config_media import MediaConfig
 from gateway.data_plane import DataPlane
 from gateway.grpc_api import GrpcListener
 from gateway.handshake import Hello
@@ -38,13 +34,17 @@ from gateway.link import Identity
 from gateway.listeners import HttpListener
 from gateway.media_exchange import MediaDesk
 from gateway.media_infer import MediaInference
-from gateway.metrics import Recorder
 from gateway.prediction import FrontState
-from gateway.protocols.spec_json import decode_spec
 from gateway.region_prediction import RegionInference
 from gateway.regions import Regions
-from gateway.snapshot import ModelView, Placement, SlotView, Snapshot, State, VersionView
 from gateway.stage_client import StageCalls
+from headrace.access import Access
+from headrace.budget_store import BudgetStore, Claim, Grant
+from headrace.config.args import Batching, Limits, ModelConfig
+from headrace.config.media import MediaConfig
+from headrace.metrics import Recorder
+from headrace.snapshot import ModelView, Placement, SlotView, Snapshot, State, VersionView
+from headrace.spec import decode_spec
 from replicas.repository import Repository
 from replicas.service import SlotService
 

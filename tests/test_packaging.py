@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = {"gateway", "replicas", "sharding", "autoscale"}
+PACKAGES = {"headrace", "sharding", "replicas", "autoscale", "gateway"}
 
 
-def test_the_wheel_holds_exactly_the_four_packages(tmp_path: Path) -> None:
+def test_the_wheel_holds_exactly_our_packages(tmp_path: Path) -> None:
     for name in (*PACKAGES, "pyproject.toml", "README.md", "tests", "models"):
         source = ROOT / name
         skip = shutil.ignore_patterns("__pycache__", "repository", "cache")
@@ -32,7 +32,7 @@ def test_the_wheel_holds_exactly_the_four_packages(tmp_path: Path) -> None:
         scripts = archive.read(entry_points).decode()
     tops = {name.split("/")[0] for name in names if ".dist-info" not in name}
     assert tops == PACKAGES and "headrace = gateway.cli:main" in scripts
-    assert "gateway/protocols/tensors.py" in names
+    assert "headrace/errors.py" in names
 
 
 @pytest.mark.parametrize(

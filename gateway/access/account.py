@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from gateway.access.budget_store import Claim, Grant
-from gateway.access.caller import Caller
-from gateway.access.tiers import ANONYMOUS, UNLIMITED, Quota, Tier
-from gateway.errors import TooManyRequests
+from headrace.access import Caller
+from headrace.budget_store import Claim, Grant
+from headrace.config.tiers import ANONYMOUS, UNLIMITED, Quota, Tier
+from headrace.errors import TooManyRequests
 
 DAY_S = 86_400
 IDLE_S = 2.0

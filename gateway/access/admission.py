@@ -15,9 +15,7 @@ from collections.abc import Mapping
 
 from gateway.access.account import Account, OverBudget
 from gateway.access.budget_exchange import BudgetExchange
-from gateway.access.budget_store import BudgetStore
 from gateway.access.busy_callers import BusyCallers
-from gateway.access.caller import Access, Identifier
 from gateway.access.limits import Limiter
 from gateway.access.refusals import (
     check_permission,
@@ -27,12 +25,14 @@ from gateway.access.refusals import (
     refused_guess,
 )
 from gateway.access.ticket import Plane, Ticket
-from gateway.access.tiers import ANONYMOUS
-from gateway.config import Limits
-from gateway.errors import HeadraceError, PayloadTooLarge, Unauthenticated, Unavailable
 from gateway.frames import Reply
-from gateway.metrics import Recorder
 from gateway.request import Answer, Request
+from headrace.access import Access, Identifier
+from headrace.budget_store import BudgetStore
+from headrace.config.args import Limits
+from headrace.config.tiers import ANONYMOUS
+from headrace.errors import HeadraceError, PayloadTooLarge, Unauthenticated, Unavailable
+from headrace.metrics import Recorder
 
 TICK_S = 0.025
 SWEEP = 1000

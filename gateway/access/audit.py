@@ -28,7 +28,7 @@ import orjson
 import structlog
 
 from gateway.access.audit_files import AuditWriter
-from gateway.config import Audit
+from headrace.config.args import Audit
 
 Decision = Literal["allowed", "refused", "cancelled", "failed"]
 DECISIONS: tuple[Decision, ...] = get_args(Decision)

@@ -9,12 +9,12 @@ import time
 from collections.abc import Callable, Mapping
 
 from gateway.access.addresses import Network, name_of, origin
-from gateway.access.caller import Access, Caller
 from gateway.access.jwks import Jwks
 from gateway.access.jwt_tokens import JwtVerifier
-from gateway.access.keys import PREFIX, ends_s, find_record
-from gateway.access.tiers import ANONYMOUS, Jwt
-from gateway.errors import Unauthenticated
+from headrace.access import Access, Caller
+from headrace.config.tiers import ANONYMOUS, Jwt
+from headrace.errors import Unauthenticated
+from headrace.keys import PREFIX, ends_s, find_record
 
 MAX_REMEMBERED = 50_000
 """Addresses whose callers need not be worked out again; then they all are."""

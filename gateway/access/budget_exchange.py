@@ -9,8 +9,8 @@ from collections.abc import Callable, Collection
 import structlog
 
 from gateway.access.account import Account
-from gateway.access.budget_store import BudgetStore, StoreAway
 from gateway.access.limits import Limiter
+from headrace.budget_store import BudgetStore, StoreAway
 
 EXCHANGE_S = 0.05
 """How often the store hears of what was spent; at once when a request waits for its answer."""

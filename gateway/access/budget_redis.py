@@ -21,11 +21,11 @@ from redis.exceptions import (
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from gateway.access.budget_ledger import GATEWAYS_S, KEEP_S
-from gateway.access.budget_store import ACTIVE_S, Claim, Grant, StoreAway
-from gateway.access.tiers import UNLIMITED
-from gateway.config import Budgets
-from gateway.errors import ConfigError
-from gateway.secrets import resolve
+from headrace.budget_store import ACTIVE_S, Claim, Grant, StoreAway
+from headrace.config.args import Budgets
+from headrace.config.tiers import UNLIMITED
+from headrace.errors import ConfigError
+from headrace.secrets import resolve
 
 TIMEOUT_S = 0.25
 """For a connection, and for each answer on it; an exchange with both may take twice as long."""

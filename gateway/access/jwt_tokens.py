@@ -14,9 +14,9 @@ from typing import Any
 import jwt
 from cryptography.exceptions import UnsupportedAlgorithm
 
-from gateway.access.caller import Caller
-from gateway.access.tiers import Jwt
-from gateway.errors import Unauthenticated, Unavailable
+from headrace.access import Caller
+from headrace.config.tiers import Jwt
+from headrace.errors import Unauthenticated, Unavailable
 
 MAX_TOKEN_BYTES = 8192
 MAX_ID = 128

@@ -12,12 +12,12 @@ from typing import Any, Self
 
 import structlog
 
-from gateway.access.caller import KeyRecord
 from gateway.access.key_file import KeyFile
-from gateway.access.keys import KeyStore, key_pepper, new_key
-from gateway.config import Budgets
-from gateway.errors import ConfigError, FailedPrecondition, InvalidArgument, NotFound, Unavailable
-from gateway.secrets import headrace_home
+from headrace.access import KeyRecord
+from headrace.config.args import Budgets
+from headrace.errors import ConfigError, FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from headrace.keys import KeyStore, key_pepper, new_key
+from headrace.secrets import headrace_home
 
 log = structlog.get_logger()
 

@@ -19,9 +19,9 @@ from pathlib import Path
 import orjson
 import structlog
 
-from gateway.access.caller import KeyRecord
-from gateway.access.keys import decode_record, encode_record, kept
-from gateway.errors import ConfigError, Unavailable
+from headrace.access import KeyRecord
+from headrace.errors import ConfigError, Unavailable
+from headrace.keys import decode_record, encode_record, kept
 
 SPARE_LINES = 200
 """The file is written anew when it has so many lines that do not count any more."""

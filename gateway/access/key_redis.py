@@ -11,11 +11,11 @@ import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from gateway.access.caller import KeyRecord
-from gateway.access.keys import decode_record, encode_record, kept
-from gateway.config import Budgets
-from gateway.errors import ConfigError, Unavailable
-from gateway.secrets import resolve
+from headrace.access import KeyRecord
+from headrace.config.args import Budgets
+from headrace.errors import ConfigError, Unavailable
+from headrace.keys import decode_record, encode_record, kept
+from headrace.secrets import resolve
 
 TIMEOUT_S = 1.0
 

@@ -25,9 +25,9 @@ from gateway.access.account import (
     hint,
     rate_error,
 )
-from gateway.access.budget_store import Claim
-from gateway.access.caller import Caller
-from gateway.access.tiers import UNLIMITED, Tier
+from headrace.access import Caller
+from headrace.budget_store import Claim
+from headrace.config.tiers import UNLIMITED, Tier
 
 
 class Limiter:

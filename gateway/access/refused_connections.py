@@ -13,8 +13,8 @@ import structlog
 
 from gateway.access.audit import AuditLog, AuditRecord
 from gateway.access.visits import NO_TIER
-from gateway.errors import TooManyRequests
-from gateway.metrics import Recorder
+from headrace.errors import TooManyRequests
+from headrace.metrics import Recorder
 
 AGAIN_S = 60.0
 REMEMBERED = 1000

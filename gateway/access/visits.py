@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from gateway.access.admission import Admission
 from gateway.access.audit import AuditLog, AuditRecord, Decision
 from gateway.access.ticket import Ticket
-from gateway.errors import HeadraceError
-from gateway.metrics import Recorder
+from headrace.errors import HeadraceError
+from headrace.metrics import Recorder
 
 NO_TIER = "none"
 

@@ -9,7 +9,7 @@ from urllib.parse import quote, urlencode
 
 import httpx
 
-from gateway.errors import HeadraceError, Unauthenticated, Unavailable
+from headrace.errors import HeadraceError, Unauthenticated, Unavailable
 
 Status = dict[str, Any]
 

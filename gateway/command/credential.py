@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from gateway.errors import ConfigError
+from headrace.errors import ConfigError
 
 KEY_VARIABLE = "HEADRACE_KEY"
 
@@ -23,8 +23,8 @@ def with_key(command: Any) -> Any:
 
 def read_key(key_file: str | None) -> str:
     """The key of the file, else of the environment, else ""; raises `ConfigError`."""
-    from gateway.config_types import SecretRef
-    from gateway.secrets import resolve
+    from headrace.config.types import SecretRef
+    from headrace.secrets import resolve
 
     key = (
         resolve(SecretRef(file=key_file)) if key_file else os.environ.get(KEY_VARIABLE, "").strip()

@@ -14,7 +14,7 @@ from gateway.command.launch import Options, Ready, check_startable, end_abandone
 from gateway.command.progress import Progress
 from gateway.command.readiness import StartFailed
 from gateway.config_file import Config
-from gateway.secrets import headrace_home
+from headrace.secrets import headrace_home
 
 TAIL_LINES = 5
 

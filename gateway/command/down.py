@@ -13,8 +13,8 @@ from gateway.command import instance
 from gateway.command.exit_codes import TimedOut
 from gateway.command.launch import end_abandoned
 from gateway.command.target import Target
-from gateway.config import split_address
-from gateway.errors import Unavailable
+from headrace.config.args import split_address
+from headrace.errors import Unavailable
 
 
 class Outcome(Enum):

@@ -8,7 +8,7 @@ from enum import IntEnum
 
 import click
 
-from gateway.errors import ConfigError, HeadraceError, Unauthenticated, Unavailable
+from headrace.errors import ConfigError, HeadraceError, Unauthenticated, Unavailable
 
 
 class Exit(IntEnum):

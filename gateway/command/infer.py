@@ -15,14 +15,14 @@ import numpy as np
 
 from gateway.command.credential import key_headers
 from gateway.command.readiness import request_path
-from gateway.errors import (
+from headrace.errors import (
     ConfigError,
     HeadraceError,
     InvalidArgument,
     Unauthenticated,
     Unavailable,
 )
-from gateway.version_folders import version_folders
+from headrace.version_folders import version_folders
 
 STEP = 32
 """Fully convolutional models take sides that are multiples of this."""

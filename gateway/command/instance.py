@@ -13,10 +13,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from gateway.command.processes import ProcessId
-from gateway.config import Args, split_address
-from gateway.config_types import SecretRef
-from gateway.errors import ConfigError, HeadraceError
-from gateway.secrets import headrace_home
+from headrace.config.args import Args, split_address
+from headrace.config.types import SecretRef
+from headrace.errors import ConfigError, HeadraceError
+from headrace.secrets import headrace_home
 
 _ATTEMPTS = 10
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gateway.command.exit_codes import exit_codes
-from gateway.errors import HeadraceError
+from headrace.errors import HeadraceError
 
 if TYPE_CHECKING:
     from gateway.command.admin_client import AdminClient

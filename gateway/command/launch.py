@@ -25,8 +25,8 @@ from gateway.command.readiness import (
 )
 from gateway.command.stop_signals import Hurry, StopSignals
 from gateway.config_file import Config
-from gateway.errors import Unavailable
-from gateway.secrets import admin_token
+from headrace.errors import Unavailable
+from headrace.secrets import admin_token
 
 FAILED_STATES = frozenset({"DEPLOY_FAILED", "UNHEALTHY"})
 LOST_AFTER = 30

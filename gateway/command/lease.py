@@ -61,7 +61,7 @@ def lease(
     import shutil
 
     from gateway.command.target import find_target
-    from gateway.secrets import admin_token
+    from headrace.secrets import admin_token
 
     if shutil.which(command[0]) is None:
         click.echo(f"Error: there is no command {command[0]!r}", err=True)

@@ -15,7 +15,7 @@ import httpx
 
 from gateway.command.credential import key_headers
 from gateway.command.exit_codes import TimedOut
-from gateway.errors import (
+from headrace.errors import (
     DeadlineExceeded,
     HeadraceError,
     InvalidArgument,

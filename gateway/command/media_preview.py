@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from gateway.command.drawing import Picture
-from gateway.errors import HeadraceError, InvalidArgument
+from headrace.errors import HeadraceError, InvalidArgument
 from sharding.sniff import HEAD_BYTES, sniff
 
 LARGEST_SIDE = 4096

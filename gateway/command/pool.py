@@ -17,7 +17,7 @@ from rich.text import Text
 
 from gateway.command.exit_codes import Exit, exit_codes
 from gateway.command.status import Column, FittingTable
-from gateway.errors import ConfigError
+from headrace.errors import ConfigError
 
 if TYPE_CHECKING:
     from autoscale.journal import Difference
@@ -133,7 +133,7 @@ def replay(log: Path | None, as_json: bool) -> None:
     from autoscale.decision_log import REPLAYED
     from autoscale.journal import read
     from autoscale.journal import replay as decide_anew
-    from gateway.secrets import headrace_home
+    from headrace.secrets import headrace_home
 
     with exit_codes():
         file = log or headrace_home() / JOURNAL_FILE

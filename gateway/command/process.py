@@ -12,7 +12,7 @@ import click
 
 from gateway.command.credential import read_key
 from gateway.command.exit_codes import exit_codes
-from gateway.errors import ConfigError, HeadraceError, InvalidArgument
+from headrace.errors import ConfigError, HeadraceError, InvalidArgument
 
 if TYPE_CHECKING:
     from gateway.command.media_client import MediaClient

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gateway.config import Args, PoolConfig
-from gateway.errors import HeadraceError
+from headrace.config.args import Args, PoolConfig
+from headrace.errors import HeadraceError
 
 SETTLED = frozenset({"READY", "SLEEPING", "FAILED", "END"})
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gateway.command.failure_report import report
-from gateway.errors import NotFound
+from headrace.errors import NotFound
 
 COLOURS = {
     "READY": "green",

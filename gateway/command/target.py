@@ -9,9 +9,9 @@ import click
 
 from gateway.command import instance
 from gateway.command.admin_client import AdminClient
-from gateway.config import Listen
-from gateway.config_types import SecretRef
-from gateway.secrets import admin_token
+from headrace.config.args import Listen
+from headrace.config.types import SecretRef
+from headrace.secrets import admin_token
 
 DEFAULTS = Listen()
 

@@ -15,13 +15,6 @@ from typing import Protocol
 import structlog
 
 from gateway.access.ticket import Ticket
-from gateway.errors import (
-    DeadlineExceeded,
-    HeadraceError,
-    InternalError,
-    RequestTimeout,
-    Unimplemented,
-)
 from gateway.frames import Body
 from gateway.http2.connection import Connection
 from gateway.http2.grpc_wire import (
@@ -37,6 +30,13 @@ from gateway.http2.grpc_wire import (
 from gateway.http2.status import status_of
 from gateway.http2.streams import AnswerLayout, Stream
 from gateway.prediction import FrontState
+from headrace.errors import (
+    DeadlineExceeded,
+    HeadraceError,
+    InternalError,
+    RequestTimeout,
+    Unimplemented,
+)
 
 ANSWER = AnswerLayout(ANSWER_BLOCK, PREFIX_BYTES)
 WRITE_AHEAD_BYTES = 64 * 1024

@@ -16,16 +16,16 @@ from types import MappingProxyType
 from urllib.parse import quote_from_bytes
 
 from gateway.access.header_lines import combined
-from gateway.errors import (
+from gateway.http2.header_blocks import Field, encode_block, encode_status
+from gateway.protocols.compression import inflate
+from headrace.errors import (
     HeadraceError,
     InternalError,
     InvalidArgument,
     PayloadTooLarge,
     Unimplemented,
 )
-from gateway.http2.header_blocks import Field, encode_block, encode_status
-from gateway.protocols.compression import inflate
-from gateway.protocols.quoting import quoted
+from headrace.quoting import quoted
 
 PREFIX_BYTES = 5
 IDENTITY = b"identity"

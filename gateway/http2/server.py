@@ -9,7 +9,6 @@ from functools import partial
 from operator import attrgetter
 from typing import cast
 
-from gateway.errors import Unimplemented
 from gateway.http2.calls import Call, Exchange, Method
 from gateway.http2.connection import Connection, ConnectionLimits
 from gateway.http2.frames import ErrorCode
@@ -18,6 +17,7 @@ from gateway.http2.header_blocks import HeaderDecoder
 from gateway.http2.streamed_calls import StreamedCall
 from gateway.http2.streams import Stream
 from gateway.prediction import FrontState
+from headrace.errors import Unimplemented
 
 JOIN_BYTES = 64 * 1024
 """Up to here one buffer is quicker to make and write than many are to write."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from enum import IntEnum
 
-from gateway.errors import HeadraceError
 from gateway.http2.grpc_wire import Metadata
 from gateway.http_prediction import RETRY_MARGIN_S
 from gateway.protocols.retry_info import status_with_retry
+from headrace.errors import HeadraceError
 
 MAX_DETAILS = 2000
 """Longer details may not fit into the headers that a client accepts."""

@@ -6,10 +6,10 @@ import asyncio
 from collections import deque
 
 from gateway.access.ticket import Ticket
-from gateway.errors import InternalError, RequestTimeout
 from gateway.http2.calls import Call, Exchange, Method, wake
 from gateway.http2.grpc_wire import PREFIX_BYTES, CallHead, MessageReader, plain
 from gateway.http2.streams import Stream
+from headrace.errors import InternalError, RequestTimeout
 
 
 class StreamedCall(Call):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gateway.errors import InvalidArgument
 from gateway.protocols.compression import MAX_INFLATED_BYTES, reply_coding
 from gateway.protocols.elements import MAX_ELEMENTS
 from gateway.protocols.openinference_binary import OpenInferenceCodec
@@ -13,6 +12,7 @@ from gateway.protocols.tensors import Call, Codec, Encoded
 from gateway.protocols.tfserving_examples import ExamplesCodec
 from gateway.protocols.tfserving_json import PredictCodec
 from gateway.protocols.tfserving_proto import ExamplesProtoCodec, PredictProtoCodec
+from headrace.errors import InvalidArgument
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gateway.errors import InvalidArgument
 from gateway.protocols.datatypes import datatype_name
 from gateway.protocols.tensors import BYTES, Tensor, TensorSpec
+from headrace.errors import InvalidArgument
 
 _MAX_ELEMENTS = 1_000_000
 """Values of a row, as in Triton: all are sorted for a few of them; and strings of an answer."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import zlib
 
-from gateway.errors import InvalidArgument, PayloadTooLarge
-from gateway.protocols.quoting import quoted
+from headrace.errors import InvalidArgument, PayloadTooLarge
+from headrace.quoting import quoted
 
 MAX_INFLATED_BYTES = 128 * 1024 * 1024
 """The default of `max_body_bytes`: what may not come plain may not come compressed either.

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from gateway.errors import InvalidArgument
-from gateway.protocols.quoting import quoted
 from gateway.protocols.tensors import BFLOAT16, BYTES
+from headrace.errors import InvalidArgument
+from headrace.quoting import quoted
 
 _DTYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype(np.bool_),

@@ -15,9 +15,9 @@ from functools import cache
 import numpy as np
 from google.protobuf.descriptor import FieldDescriptor
 
-from gateway.errors import InvalidArgument, PayloadTooLarge
 from gateway.protocols.messages import POOL
 from gateway.protocols.wire import read_varint
+from headrace.errors import InvalidArgument, PayloadTooLarge
 
 MAX_ELEMENTS = 2**20
 """The default of `limits.max_elements`."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import orjson
 
-from gateway.errors import HeadraceError, NotFound
-from gateway.protocols.quoting import quoted
 from gateway.protocols.tensors import Encoded
+from headrace.errors import HeadraceError, NotFound
+from headrace.quoting import quoted
 
 
 def encode_error(error: HeadraceError) -> Encoded:

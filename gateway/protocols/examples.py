@@ -12,12 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from gateway.errors import InvalidArgument
 from gateway.protocols.datatypes import tensorflow_name
 from gateway.protocols.elements import too_many
 from gateway.protocols.json_arrays import leaves_to_array
 from gateway.protocols.json_text import text_of
-from gateway.protocols.quoting import listed
 from gateway.protocols.request_checks import check_names, given_inputs
 from gateway.protocols.tensors import (
     BYTES,
@@ -28,6 +26,8 @@ from gateway.protocols.tensors import (
     Tensor,
     TensorSpec,
 )
+from headrace.errors import InvalidArgument
+from headrace.quoting import listed
 
 Features = dict[str, list[Any]]
 """By name, values that are all `int` (64 bit), all `float` or all `bytes`."""

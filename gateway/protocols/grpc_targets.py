@@ -9,13 +9,13 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from gateway.errors import InvalidArgument, PayloadTooLarge
 from gateway.protocols.compression import MAX_INFLATED_BYTES
 from gateway.protocols.elements import MAX_ELEMENTS, check_message
 from gateway.protocols.messages import message
 from gateway.protocols.paths import InferPath, parse_version
-from gateway.protocols.quoting import listed, quoted
 from gateway.protocols.wire import delimited, read_delimited
+from headrace.errors import InvalidArgument, PayloadTooLarge
+from headrace.quoting import listed, quoted
 
 INFER = "openinference_grpc"
 SERVING = "tfserving_grpc"

@@ -12,9 +12,9 @@ from typing import Any, Literal
 import numpy as np
 import simdjson
 
-from gateway.errors import InvalidArgument
-from gateway.protocols.quoting import quoted
 from gateway.protocols.tensors import BYTES, Tensor
+from headrace.errors import InvalidArgument
+from headrace.quoting import quoted
 
 MAX_RANK = 32
 """More dimensions than any model has; numpy itself stops at 64."""

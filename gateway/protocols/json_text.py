@@ -10,7 +10,7 @@ import numpy as np
 import orjson
 import simdjson
 
-from gateway.errors import InvalidArgument
+from headrace.errors import InvalidArgument
 
 _KEPT_PARSER_BYTES = 1024 * 1024
 """A simdjson parser keeps buffers as large as its largest text; larger texts get their own."""

@@ -15,8 +15,6 @@ from typing import Any, Literal
 import numpy as np
 import orjson
 
-from gateway.config import Limits
-from gateway.errors import InvalidArgument
 from gateway.frames import Body, pieces
 from gateway.protocols.compression import inflate, reply_coding
 from gateway.protocols.elements import check_json
@@ -33,7 +31,6 @@ from gateway.protocols.openinference_json import id_of, named_entries, parameter
 from gateway.protocols.openinference_parameters import refuse_unsupported
 from gateway.protocols.openinference_proto import OpenInferenceProtoCodec
 from gateway.protocols.openinference_proto import Reply as ProtoReply
-from gateway.protocols.quoting import quoted
 from gateway.protocols.raw_tensors import RawTail, decode_raw
 from gateway.protocols.request_checks import find_output
 from gateway.protocols.tensors import (
@@ -46,6 +43,9 @@ from gateway.protocols.tensors import (
     Tensor,
     TensorSpec,
 )
+from headrace.config.args import Limits
+from headrace.errors import InvalidArgument
+from headrace.quoting import quoted
 
 Findings = Literal["boxes", "tags"]
 PROTOCOLS = {"openinference": b'"BYTES"', "openinference_grpc": b"BYTES"}

@@ -7,7 +7,7 @@ from typing import Any
 
 from gateway.protocols.datatypes import datatype_name, tensorflow_name
 from gateway.protocols.tensors import ModelSpec, Signature, TensorSpec
-from gateway.snapshot import ANSWERING, ModelView, State, VersionView
+from headrace.snapshot import ANSWERING, ModelView, State, VersionView
 
 EXTENSIONS = (
     "classification",

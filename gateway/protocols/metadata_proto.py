@@ -7,13 +7,13 @@ from typing import Any
 
 from google.protobuf import json_format
 
-from gateway.config import ModelConfig
 from gateway.protocols import metadata
 from gateway.protocols.messages import POOL, message
 from gateway.protocols.model_config import shown
 from gateway.protocols.tensors import ModelSpec
 from gateway.protocols.wire import delimited
-from gateway.snapshot import ModelView, VersionView
+from headrace.config.args import ModelConfig
+from headrace.snapshot import ModelView, VersionView
 
 _MAP_URL = "type.googleapis.com/tensorflow.serving.SignatureDefMap"
 _ERROR_CODES = {"OK": "OK", "UNKNOWN": "UNKNOWN_ERROR"}

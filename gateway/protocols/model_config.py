@@ -7,12 +7,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from gateway.config import ModelConfig
-from gateway.errors import InvalidArgument, Unimplemented
 from gateway.protocols.datatypes import config_name
 from gateway.protocols.metadata import default_signature, shown_shape
-from gateway.protocols.quoting import listed
 from gateway.protocols.tensors import TENSORFLOW, ModelSpec, TensorSpec
+from headrace.config.args import ModelConfig
+from headrace.errors import InvalidArgument, Unimplemented
+from headrace.quoting import listed
 
 _BACKENDS = {"onnxruntime_onnx": "onnxruntime", TENSORFLOW: "tensorflow"}
 _FILES = {"onnxruntime_onnx": "model.onnx", TENSORFLOW: "saved_model.pb"}

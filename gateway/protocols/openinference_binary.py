@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from gateway.errors import InvalidArgument
 from gateway.protocols.classification import check_classes, top_classes
 from gateway.protocols.compression import MAX_INFLATED_BYTES, deflate, inflate, reply_coding
 from gateway.protocols.datatypes import check_supported, datatype_name, dtype_of
@@ -30,7 +29,6 @@ from gateway.protocols.openinference_parameters import (
     timeout_s_of,
 )
 from gateway.protocols.openinference_quick import read_quickly
-from gateway.protocols.quoting import listed, quoted
 from gateway.protocols.raw_tensors import RawTail, decode_raw, encode_raw
 from gateway.protocols.request_checks import (
     check_inputs,
@@ -49,6 +47,8 @@ from gateway.protocols.tensors import (
     Tensor,
     TensorSpec,
 )
+from headrace.errors import InvalidArgument
+from headrace.quoting import listed, quoted
 
 _WITHOUT_JSON = (np.dtype(np.float16), BFLOAT16)
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from gateway.errors import InvalidArgument
 from gateway.protocols.json_arrays import MAX_RANK, flatten, leaves_to_array
-from gateway.protocols.quoting import quoted
 from gateway.protocols.tensors import BYTES, Tensor
+from headrace.errors import InvalidArgument
+from headrace.quoting import quoted
 
 MAX_NESTING = 100
 """Levels of lists in `data`: Triton's limit for JSON."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from gateway.errors import InvalidArgument, Unimplemented
-from gateway.protocols.quoting import quoted
 from gateway.protocols.request_checks import find_signature, match_signature
 from gateway.protocols.tensors import ModelSpec, Signature
+from headrace.errors import InvalidArgument, Unimplemented
+from headrace.quoting import quoted
 
 _SEQUENCE = ("sequence_id", "sequence_start", "sequence_end")
 

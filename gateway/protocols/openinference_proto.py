@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from gateway.errors import InvalidArgument
 from gateway.protocols.classification import check_classes, top_classes
 from gateway.protocols.datatypes import check_supported, datatype_name, dtype_of
 from gateway.protocols.elements import MAX_ELEMENTS, Elements
@@ -21,7 +20,6 @@ from gateway.protocols.openinference_parameters import (
     signature_of,
     timeout_s_of,
 )
-from gateway.protocols.quoting import quoted
 from gateway.protocols.raw_tensors import decode_raw, encode_raw
 from gateway.protocols.request_checks import check_inputs, find_output, wanted_names
 from gateway.protocols.tensors import (
@@ -33,6 +31,8 @@ from gateway.protocols.tensors import (
     Tensor,
 )
 from gateway.protocols.typed_lists import read_list
+from headrace.errors import InvalidArgument
+from headrace.quoting import quoted
 
 _REQUEST = "inference.ModelInferRequest"
 _RESPONSE = "inference.ModelInferResponse"

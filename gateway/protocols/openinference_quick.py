@@ -6,10 +6,10 @@ from typing import Any
 
 import simdjson
 
-from gateway.errors import HeadraceError
 from gateway.protocols.datatypes import dtype_of
 from gateway.protocols.json_arrays import quick_flat
 from gateway.protocols.json_text import parse_lazily
+from headrace.errors import HeadraceError
 
 
 def read_quickly(text: bytes) -> dict[str, Any] | None:

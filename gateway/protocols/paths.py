@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from urllib.parse import unquote_to_bytes
 
-from gateway.errors import InvalidArgument
-from gateway.protocols.quoting import quoted
+from headrace.errors import InvalidArgument
+from headrace.quoting import quoted
 
 _CACHED_PATHS = 4096
 _CACHED_PATH_BYTES = 512

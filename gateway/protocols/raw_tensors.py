@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from gateway.errors import InvalidArgument
 from gateway.protocols.elements import Elements
-from gateway.protocols.quoting import quoted
 from gateway.protocols.tensors import BYTES, Tensor
+from headrace.errors import InvalidArgument
+from headrace.quoting import quoted
 
 _LENGTH = struct.Struct("<I")
 _SHORT_BYTES = 1024

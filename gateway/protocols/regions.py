@@ -12,8 +12,6 @@ from typing import Any, Protocol
 
 import orjson
 
-from gateway.config import Limits
-from gateway.errors import AlreadyExists, InvalidArgument, NotFound, PayloadTooLarge, Unimplemented
 from gateway.frames import Body, Buffer
 from gateway.protocols.compression import inflate
 from gateway.protocols.elements import check_json
@@ -22,9 +20,11 @@ from gateway.protocols.json_text import read_object, write_json
 from gateway.protocols.openinference_binary import split_body
 from gateway.protocols.openinference_json import named_entries, parameters_of
 from gateway.protocols.openinference_proto import raw_contents
-from gateway.protocols.quoting import quoted
 from gateway.protocols.raw_tensors import RawTail
 from gateway.protocols.tensors import Call
+from headrace.config.args import Limits
+from headrace.errors import AlreadyExists, InvalidArgument, NotFound, PayloadTooLarge, Unimplemented
+from headrace.quoting import quoted
 
 MARK = b"shared_memory_"
 """What every request has that names a region."""

@@ -6,10 +6,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
-from gateway.errors import InvalidArgument
 from gateway.protocols.datatypes import datatype_name
-from gateway.protocols.quoting import listed, quoted
 from gateway.protocols.tensors import ModelSpec, Signature, Tensor, TensorSpec
+from headrace.errors import InvalidArgument
+from headrace.quoting import listed, quoted
 
 
 def find_signature(model: ModelSpec, name: object) -> Signature:

@@ -6,9 +6,9 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from gateway.errors import InvalidArgument, Unimplemented
 from gateway.protocols.messages import message
-from gateway.protocols.quoting import quoted
+from headrace.errors import InvalidArgument, Unimplemented
+from headrace.quoting import quoted
 
 TRACE_SETTINGS: Mapping[str, Any] = {
     "trace_level": ["OFF"],

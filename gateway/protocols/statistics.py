@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from gateway.snapshot import Snapshot
+from headrace.snapshot import Snapshot
 
 PAIRS = (
     "success",

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from gateway.errors import InvalidArgument
 from gateway.protocols.datatypes import check_supported, dtype_of, tensorflow_name, v2_name
 from gateway.protocols.elements import Elements
 from gateway.protocols.messages import POOL
@@ -15,6 +14,7 @@ from gateway.protocols.openinference_json import shape_of
 from gateway.protocols.raw_tensors import decode_raw
 from gateway.protocols.tensors import BFLOAT16, BYTES, Tensor
 from gateway.protocols.typed_lists import append_list, read_list
+from headrace.errors import InvalidArgument
 
 _TYPES = POOL.FindEnumTypeByName("tensorflow.DataType")
 _UINT16 = np.dtype(np.uint16)

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from gateway.errors import InvalidArgument
 from gateway.protocols.compression import MAX_INFLATED_BYTES, deflate, inflate, reply_coding
 from gateway.protocols.datatypes import check_supported
 from gateway.protocols.elements import MAX_ELEMENTS, check_json
@@ -25,7 +24,6 @@ from gateway.protocols.examples import (
 )
 from gateway.protocols.json_arrays import decode_b64
 from gateway.protocols.json_text import read_object, write_json
-from gateway.protocols.quoting import quoted
 from gateway.protocols.request_checks import (
     check_inputs,
     find_signature,
@@ -40,6 +38,8 @@ from gateway.protocols.tensors import (
     Tensor,
 )
 from gateway.protocols.tf_example import encode_example
+from headrace.errors import InvalidArgument
+from headrace.quoting import quoted
 
 _LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import simdjson
 
-from gateway.errors import InvalidArgument
 from gateway.protocols.compression import MAX_INFLATED_BYTES, deflate, inflate, reply_coding
 from gateway.protocols.datatypes import check_supported
 from gateway.protocols.elements import MAX_ELEMENTS, check_json
@@ -33,6 +32,7 @@ from gateway.protocols.tensors import (
     Signature,
     Tensor,
 )
+from headrace.errors import InvalidArgument
 
 
 @dataclass(frozen=True, slots=True)

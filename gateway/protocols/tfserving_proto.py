@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from gateway.errors import InvalidArgument
 from gateway.protocols.compression import MAX_INFLATED_BYTES
 from gateway.protocols.datatypes import check_supported
 from gateway.protocols.elements import MAX_ELEMENTS, Elements
@@ -25,7 +24,6 @@ from gateway.protocols.examples import (
 )
 from gateway.protocols.grpc_targets import parse
 from gateway.protocols.messages import message
-from gateway.protocols.quoting import quoted
 from gateway.protocols.request_checks import (
     check_inputs,
     check_names,
@@ -35,6 +33,8 @@ from gateway.protocols.request_checks import (
 )
 from gateway.protocols.tensor_proto import decode_tensor, encode_tensor
 from gateway.protocols.tensors import Call, Encoded, InferenceRequest, ModelSpec, Signature, Tensor
+from headrace.errors import InvalidArgument
+from headrace.quoting import quoted
 
 _PACKAGE = "tensorflow.serving"
 _REQUESTS = {"classify": "ClassificationRequest", "regress": "RegressionRequest"}

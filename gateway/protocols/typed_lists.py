@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from gateway.errors import InvalidArgument
 from gateway.protocols.datatypes import datatype_name
 from gateway.protocols.tensors import BYTES, Tensor
 from gateway.protocols.wire import delimited, read_delimited
+from headrace.errors import InvalidArgument
 
 _MEMORY = {np.dtype(np.bool_): "?", np.dtype(np.float32): "<f4", np.dtype(np.float64): "<f8"}
 """The dtypes whose packed lists are arrays, and how these are written."""

@@ -6,7 +6,7 @@ length and as many bytes (2) or 4 bytes (5); groups (3, 4) are long out of use.
 
 from __future__ import annotations
 
-from gateway.errors import InvalidArgument
+from headrace.errors import InvalidArgument
 
 MAX_FIELDS = 4096
 """A body of millions of tiny fields must not keep the loop busy; names come first in real ones."""

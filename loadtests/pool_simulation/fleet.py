@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from random import Random
 
 from autoscale.orders import Key, Load, Unload
-from gateway.snapshot import Placement, SlotView, State
+from headrace.snapshot import Placement, SlotView, State
 from loadtests.pool_simulation.clock import Clock
 from loadtests.pool_simulation.setting import Setting
 from replicas.service import HANDOVER_S

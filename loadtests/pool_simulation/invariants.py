@@ -10,7 +10,7 @@ from autoscale.open_slots import FULL
 from autoscale.orders import HELD, PRESENT, Key, Load, Plan, Room, Unload
 from autoscale.sharing import Division
 from autoscale.water_filling import TOLERANCE
-from gateway.snapshot import Placement, SlotView, State
+from headrace.snapshot import Placement, SlotView, State
 
 
 class Broken(Exception):

@@ -8,8 +8,8 @@ from random import Random
 import numpy as np
 from pydantic import ByteSize
 
-from gateway.config import ModelConfig, PoolConfig, SlotClass
-from gateway.config_scaling import Replicas, Scaling, Share
+from headrace.config.args import ModelConfig, PoolConfig, SlotClass
+from headrace.config.scaling import Replicas, Scaling, Share
 from loadtests.pool_simulation.setting import Pace, Setting, lognormal
 from loadtests.pool_trace import Rates, day_rates, split
 

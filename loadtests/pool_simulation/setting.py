@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from random import Random
 
 from autoscale.catalog import CatalogEntry
-from gateway.config import ModelConfig, PoolConfig, SlotClass
+from headrace.config.args import ModelConfig, PoolConfig, SlotClass
 
 VERSION = 1
 Draw = Callable[[Random], float]

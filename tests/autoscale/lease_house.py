@@ -12,11 +12,11 @@ from autoscale.decision_log import DecisionLog
 from autoscale.lending import Lending
 from autoscale.sharing import Division
 from gateway.admin_api import create_admin_app
-from gateway.config import SlotClass
-from gateway.config_scaling import Leases
-from gateway.errors import Unavailable
 from gateway.listeners import HttpListener
-from gateway.metrics import Recorder
+from headrace.config.args import SlotClass
+from headrace.config.scaling import Leases
+from headrace.errors import Unavailable
+from headrace.metrics import Recorder
 from tests.gateway.test_admin_api import TOKEN, Desk
 
 SLOTS = {"cpu": SlotClass(min=1, max=5)}

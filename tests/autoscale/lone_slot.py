@@ -12,10 +12,10 @@ import os
 import sys
 from pathlib import Path
 
-from gateway.config import Limits
 from gateway.handshake import Hello
-from gateway.logs import configure
-from gateway.metrics import Recorder
+from headrace.config.args import Limits
+from headrace.logs import configure
+from headrace.metrics import Recorder
 from replicas.last_words import LastWords
 from replicas.memory_watch import MemoryWatch
 from replicas.placements import import_runtime, resident_bytes

@@ -11,11 +11,11 @@ from pathlib import Path
 from autoscale.catalog import Catalog
 from autoscale.controller import Controller
 from autoscale.operations import Operations
-from gateway.config import Limits, ModelConfig, PoolConfig, SlotClass
 from gateway.handshake import Hello
 from gateway.link import Identity
-from gateway.metrics import Recorder
-from gateway.snapshot import ModelView, SlotView, State
+from headrace.config.args import Limits, ModelConfig, PoolConfig, SlotClass
+from headrace.metrics import Recorder
+from headrace.snapshot import ModelView, SlotView, State
 from replicas.repository import Repository
 from replicas.service import SlotService
 from tests.house import MAX_BODY_BYTES, SECRET, affine_model, until

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from autoscale.autopsy import autopsy
-from gateway.failure import FailureKind
-from gateway.snapshot import State
+from headrace.failure import FailureKind
+from headrace.snapshot import State
 from replicas.last_words import Words
 
 MB = 2**20

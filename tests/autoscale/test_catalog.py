@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoscale.catalog import Catalog, CatalogEntry, wanted_versions
-from gateway.config import Latest, ModelConfig
-from gateway.errors import ModelLoadError
+from headrace.config.args import Latest, ModelConfig
+from headrace.errors import ModelLoadError
 from replicas.listing import VersionFiles
 from replicas.repository import Repository, StoreAway
 

@@ -7,9 +7,9 @@ import pytest
 
 from autoscale import controller
 from autoscale.rounds import Findings
-from gateway.config import Batching, ModelConfig
-from gateway.config_scaling import Replicas
-from gateway.snapshot import State
+from headrace.config.args import Batching, ModelConfig
+from headrace.config.scaling import Replicas
+from headrace.snapshot import State
 from tests.autoscale.plant import CONFIG, open_plant
 from tests.house import until
 

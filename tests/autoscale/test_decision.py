@@ -9,9 +9,9 @@ from autoscale.failures import Failures
 from autoscale.fleet import states_of
 from autoscale.orders import Hold, Key, Want
 from autoscale.views import model_view
-from gateway.config import ModelConfig
-from gateway.config_scaling import Replicas
-from gateway.snapshot import Placement, State
+from headrace.config.args import ModelConfig
+from headrace.config.scaling import Replicas
+from headrace.snapshot import Placement, State
 
 
 def entry(*versions: int, **config: Any) -> CatalogEntry:

@@ -14,8 +14,8 @@ import pytest
 from autoscale.dispatch import Dispatcher
 from autoscale.fleet import key_of
 from autoscale.orders import Unload
-from gateway.config import SlotClass
-from gateway.snapshot import Placement, State
+from headrace.config.args import SlotClass
+from headrace.snapshot import Placement, State
 from tests.autoscale.plant import CONFIG, Plant, open_plant
 from tests.autoscale.workshop import open_workshop
 from tests.house import until

@@ -13,7 +13,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from pydantic import ByteSize
 
-from gateway.config import ModelConfig, SlotClass
+from headrace.config.args import ModelConfig, SlotClass
 from replicas import last_words
 from tests.autoscale.plant import CONFIG, open_plant
 from tests.autoscale.workshop import open_workshop

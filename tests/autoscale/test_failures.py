@@ -6,8 +6,8 @@ from pydantic import ByteSize
 
 from autoscale.failures import Failures, backoff_s, largest_above
 from autoscale.orders import Key
-from gateway.config import SlotClass
-from gateway.failure import Evidence, FailureKind
+from headrace.config.args import SlotClass
+from headrace.failure import Evidence, FailureKind
 
 KEY = Key("m", 1)
 BROKEN = Evidence(FailureKind.BROKEN, "cpu")

@@ -12,9 +12,9 @@ import pytest
 
 from autoscale.handover import handed_over
 from autoscale.orders import Hold, Key, Unload, Want
-from gateway.config import ModelConfig
-from gateway.config_scaling import Replicas
-from gateway.snapshot import Placement, SlotView, State
+from headrace.config.args import ModelConfig
+from headrace.config.scaling import Replicas
+from headrace.snapshot import Placement, SlotView, State
 from replicas import service
 from replicas.service import SlotService
 from tests.autoscale.plant import Plant

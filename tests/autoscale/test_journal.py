@@ -16,7 +16,7 @@ from autoscale.decision_log import REPLAYED, DecisionLog, replay_place
 from autoscale.journal import QUEUE_BYTES, Entry, Journal, older, read, replay
 from autoscale.ledger import plan
 from autoscale.orders import Hold, Key, Load, Room, Unload, Want
-from gateway.snapshot import Placement, SlotView, State
+from headrace.snapshot import Placement, SlotView, State
 
 
 @contextmanager

@@ -10,9 +10,9 @@ import pytest
 
 from autoscale import operations
 from autoscale.orders import Key
-from gateway.config_scaling import Replicas
-from gateway.errors import NotFound, Unavailable
-from gateway.failure import Evidence
+from headrace.config.scaling import Replicas
+from headrace.errors import NotFound, Unavailable
+from headrace.failure import Evidence
 from tests.autoscale.plant import CONFIG, Plant, open_plant
 from tests.house import affine_model, until
 

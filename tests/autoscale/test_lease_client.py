@@ -11,7 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from autoscale.pool import GrantedLease, lease
-from gateway.errors import InvalidArgument, Unauthenticated, Unavailable
+from headrace.errors import InvalidArgument, Unauthenticated, Unavailable
 from loadtests.processes import free_ports
 from tests.autoscale.lease_house import LeaseDesk, open_desk, soon, within
 from tests.gateway.test_admin_api import TOKEN

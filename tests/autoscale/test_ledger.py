@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from autoscale.ledger import plan
 from autoscale.orders import HELD, PRESENT, Hold, Key, Load, Room, Unload, Want
-from gateway.snapshot import Placement, SlotView, State
+from headrace.snapshot import Placement, SlotView, State
 
 
 def slots(*names: str, slot_class: str = "cpu", draining: Sequence[str] = ()) -> list[SlotView]:

@@ -7,10 +7,10 @@ import pytest
 from autoscale.decision_log import REPLAYED, DecisionLog
 from autoscale.lending import Lending
 from autoscale.sharing import Division
-from gateway.config import SlotClass
-from gateway.config_scaling import Leases
-from gateway.errors import InvalidArgument, NotFound
-from gateway.metrics import PREEMPTIONS, Recorder
+from headrace.config.args import SlotClass
+from headrace.config.scaling import Leases
+from headrace.errors import InvalidArgument, NotFound
+from headrace.metrics import PREEMPTIONS, Recorder
 from tests.autoscale.test_waking import Kept
 
 

@@ -11,9 +11,9 @@ from autoscale import sharing
 from autoscale.catalog import CatalogEntry
 from autoscale.economy import Economy
 from autoscale.sharing import START_S
-from gateway.config import ModelConfig, PoolConfig, SlotClass
-from gateway.config_scaling import Replicas, Share
-from gateway.snapshot import SlotView
+from headrace.config.args import ModelConfig, PoolConfig, SlotClass
+from headrace.config.scaling import Replicas, Share
+from headrace.snapshot import SlotView
 from tests.autoscale.waking import open_waking
 from tests.house import client, until
 

@@ -9,8 +9,8 @@ import pytest
 
 from autoscale import operations
 from autoscale.catalog import CatalogEntry
-from gateway.config import ModelConfig
-from gateway.errors import FailedPrecondition, NotFound, Unavailable
+from headrace.config.args import ModelConfig
+from headrace.errors import FailedPrecondition, NotFound, Unavailable
 from tests.autoscale.plant import CONFIG, Plant, open_plant
 from tests.autoscale.waking import open_waking
 from tests.house import affine_model, client, until

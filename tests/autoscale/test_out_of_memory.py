@@ -11,8 +11,8 @@ import httpx
 import onnx
 from onnx import TensorProto, helper
 
-from gateway.config import Limits, ModelConfig, SlotClass
-from gateway.config_scaling import Replicas
+from headrace.config.args import Limits, ModelConfig, SlotClass
+from headrace.config.scaling import Replicas
 from tests.autoscale.waking import follow
 from tests.autoscale.workshop import open_workshop
 from tests.house import MAX_BODY_BYTES, House, client, until

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 from autoscale.overrides import Overrides
-from gateway.config import Batching, ModelConfig
-from gateway.snapshot import Override
+from headrace.config.args import Batching, ModelConfig
+from headrace.snapshot import Override
 
 BASE = ModelConfig()
 OTHER = ModelConfig(batching=Batching(max_rows=5))

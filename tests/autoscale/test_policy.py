@@ -18,7 +18,7 @@ from autoscale.policy import (
     policy_named,
     step,
 )
-from gateway.config_scaling import Replicas, Scaling
+from headrace.config.scaling import Replicas, Scaling
 
 FIVE = Replicas(min=0, max=5)
 ONE_EACH = Scaling(target_in_flight=1, look_back_s=0.5, down_delay_s=2, idle_s=10)

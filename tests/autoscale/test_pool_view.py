@@ -10,9 +10,9 @@ from autoscale.orders import Key, Load, Plan, Room, Unload
 from autoscale.policy import Wish
 from autoscale.pool_view import PoolFacts, gauges, render_pool
 from autoscale.sharing import Need, divide
-from gateway.config import ModelConfig, PoolConfig, SlotClass
-from gateway.metrics import POOL_PLACES, POOL_SLOTS, POOL_UTILISATION, Recorder
-from gateway.snapshot import Placement, SlotView, State
+from headrace.config.args import ModelConfig, PoolConfig, SlotClass
+from headrace.metrics import POOL_PLACES, POOL_SLOTS, POOL_UTILISATION, Recorder
+from headrace.snapshot import Placement, SlotView, State
 
 CLASSES = {"cpu": SlotClass(min=1, warm=1, max=6)}
 LEASE = {

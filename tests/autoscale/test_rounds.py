@@ -14,9 +14,9 @@ from autoscale.economy import Economy
 from autoscale.orders import Key, Load, Plan, Unload
 from autoscale.rounds import Findings, Rounds
 from autoscale.sharing import divide
-from gateway.config import ModelConfig, PoolConfig, SlotClass
-from gateway.config_scaling import Replicas, Scaling, Share
-from gateway.snapshot import Placement, SlotView, State
+from headrace.config.args import ModelConfig, PoolConfig, SlotClass
+from headrace.config.scaling import Replicas, Scaling, Share
+from headrace.snapshot import Placement, SlotView, State
 
 CLASSES = {"cpu": SlotClass(min=0, warm=1, max=6, max_models=3)}
 QUICK = Scaling(target_in_flight=1, look_back_s=0.5, down_delay_s=1.0, idle_s=4.0)

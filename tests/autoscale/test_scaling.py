@@ -8,8 +8,8 @@ from structlog.testing import capture_logs
 
 from autoscale.policy import Sample, Wish
 from autoscale.scaling import ScalingBook
-from gateway.config import ModelConfig
-from gateway.config_scaling import Replicas, Scaling
+from headrace.config.args import ModelConfig
+from headrace.config.scaling import Replicas, Scaling
 
 HERE = "tests.autoscale.test_scaling"
 

@@ -23,8 +23,8 @@ from autoscale.sharing import (
     sizes_of,
     slots_needed,
 )
-from gateway.config import ModelConfig, PoolConfig, SlotClass
-from gateway.config_scaling import Leases, Replicas, Share
+from headrace.config.args import ModelConfig, PoolConfig, SlotClass
+from headrace.config.scaling import Leases, Replicas, Share
 
 
 def need(

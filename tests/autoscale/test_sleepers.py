@@ -10,8 +10,8 @@ import pytest
 
 from autoscale import controller
 from autoscale.orders import Key
-from gateway.config import ModelConfig
-from gateway.config_scaling import Replicas, Scaling
+from headrace.config.args import ModelConfig
+from headrace.config.scaling import Replicas, Scaling
 from tests.autoscale.plant import open_plant
 from tests.house import until
 

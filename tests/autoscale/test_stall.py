@@ -10,8 +10,8 @@ import httpx
 import pytest
 
 from autoscale import controller, slot_control
-from gateway.config import ModelConfig
-from gateway.config_scaling import Replicas
+from headrace.config.args import ModelConfig
+from headrace.config.scaling import Replicas
 from tests.autoscale.waking import open_waking
 from tests.house import client, until
 

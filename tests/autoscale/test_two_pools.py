@@ -9,8 +9,8 @@ from pathlib import Path
 
 from structlog.testing import capture_logs
 
-from gateway.config import PoolConfig
-from gateway.config_scaling import Replicas
+from headrace.config.args import PoolConfig
+from headrace.config.scaling import Replicas
 from tests.autoscale.plant import CONFIG, open_plant
 from tests.house import until
 

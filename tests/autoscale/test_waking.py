@@ -9,8 +9,8 @@ from pathlib import Path
 import httpx
 
 from autoscale.decision_log import REPLAYED
-from gateway.config import ModelConfig
-from gateway.config_scaling import Replicas, Scaling, Share
+from headrace.config.args import ModelConfig
+from headrace.config.scaling import Replicas, Scaling, Share
 from tests.autoscale.waking import open_waking
 from tests.house import House, client, until
 

@@ -6,7 +6,7 @@ import pytest
 
 from autoscale.ledger import within_limits
 from autoscale.orders import Load, Unload
-from gateway.snapshot import Placement, SlotView, State
+from headrace.snapshot import Placement, SlotView, State
 
 SLOTS = [SlotView(f"{node}{n}", "cpu", node, "", "") for node in "xyz" for n in range(4)]
 """Four slots on each of the nodes x, y and z, named after them."""

@@ -15,10 +15,10 @@ from typing import Any
 from autoscale.catalog import Catalog
 from autoscale.controller import Controller
 from autoscale.operations import Operations
-from gateway.config import SlotClass
 from gateway.link import Identity
-from gateway.metrics import Recorder
-from gateway.snapshot import SlotView
+from headrace.config.args import SlotClass
+from headrace.metrics import Recorder
+from headrace.snapshot import SlotView
 from replicas.repository import Repository
 from tests.autoscale.plant import Plant
 from tests.house import MAX_BODY_BYTES, SECRET

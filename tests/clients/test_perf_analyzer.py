@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from gateway.access.caller import Access
-from gateway.access.keys import new_key
-from gateway.access.tiers import AuthConfig, Tier
-from gateway.config import SharedMemory
 from gateway.regions import Regions
+from headrace.access import Access
+from headrace.config.args import SharedMemory
+from headrace.config.tiers import AuthConfig, Tier
+from headrace.keys import new_key
 from tests.clients.packages import side_packages
 from tests.house import PEPPER, House, open_house
 

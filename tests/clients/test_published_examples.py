@@ -16,9 +16,9 @@ import httpx
 import pytest
 from PIL import Image
 
-from gateway.config import Batching, ModelConfig
-from gateway.errors import ModelLoadError
-from gateway.snapshot import State
+from headrace.config.args import Batching, ModelConfig
+from headrace.errors import ModelLoadError
+from headrace.snapshot import State
 from tests.clients.packages import run_with
 from tests.house import House, client, open_house
 from tests.saved_models import half_plus_three, half_plus_two, mnist, resnet

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from gateway.config import Batching, Limits, ModelConfig
-from gateway.config_sharding import ShardingConfig, ShardingLimits
 from gateway.link import Identity
-from gateway.metrics import Recorder
-from gateway.snapshot import State
+from headrace.config.args import Batching, Limits, ModelConfig
+from headrace.config.sharding import ShardingConfig, ShardingLimits
+from headrace.metrics import Recorder
+from headrace.snapshot import State
 from sharding.jobs import JobRunner, JobStore
 from sharding.shards import Shards, StagePlane
 from sharding.stage import Stage

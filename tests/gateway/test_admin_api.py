@@ -11,11 +11,11 @@ import httpx
 import pytest
 
 from gateway.admin_api import create_admin_app
-from gateway.config import ModelConfig
-from gateway.errors import ConfigError, FailedPrecondition, NotFound
-from gateway.metrics import Recorder
-from gateway.metrics_export import Exporter
-from gateway.snapshot import (
+from headrace.config.args import ModelConfig
+from headrace.errors import ConfigError, FailedPrecondition, NotFound
+from headrace.metrics import Recorder
+from headrace.metrics_export import Exporter
+from headrace.snapshot import (
     Memory,
     ModelView,
     Override,

@@ -10,8 +10,8 @@ import pytest
 from fastapi import FastAPI
 
 from gateway.audit_api import audit
-from gateway.config import Audit
 from gateway.http_answers import answer_errors
+from headrace.config.args import Audit
 from tests.gateway.access.test_audit import ByHand, record
 
 

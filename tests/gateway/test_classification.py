@@ -13,8 +13,8 @@ import tritonclient.http
 import tritonclient.http.aio
 from tritonclient.utils import InferenceServerException
 
-from gateway.config import Batching, ModelConfig
-from gateway.snapshot import State
+from headrace.config.args import Batching, ModelConfig
+from headrace.snapshot import State
 from tests.house import House, affine_model, client, open_house
 
 CONFIG = """

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from gateway.config_file import check_document, load_config
-from gateway.errors import ConfigError
 from gateway.yaml_source import ConfigFileError
+from headrace.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent.parent
 

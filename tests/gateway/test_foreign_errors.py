@@ -16,10 +16,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from structlog.testing import capture_logs
 
-from gateway.config import ModelConfig
-from gateway.errors import ModelLoadError
 from gateway.protocols.messages import message
-from gateway.snapshot import State
+from headrace.config.args import ModelConfig
+from headrace.errors import ModelLoadError
+from headrace.snapshot import State
 from replicas.foreign_errors import said_by
 from replicas.repository import Repository
 from tests.house import House, client, grpc_channel, open_house

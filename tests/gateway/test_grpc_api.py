@@ -16,8 +16,8 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
 
-from gateway.errors import ConfigError
 from gateway.grpc_api import SERVICES, GrpcListener
+from headrace.errors import ConfigError
 from tests.house import House, grpc_channel, open_house
 
 RESPONSE = health_pb2.HealthCheckResponse

@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from tritonclient.utils import InferenceServerException
 
-from gateway.config import Batching, Limits, ModelConfig, Routing
 from gateway.grpc_stream import MAX_IN_FLIGHT
 from gateway.protocols.messages import message
-from gateway.snapshot import ModelView
+from headrace.config.args import Batching, Limits, ModelConfig, Routing
+from headrace.snapshot import ModelView
 from tests.house import MAX_BODY_BYTES, House, grpc_channel, open_house, until
 
 ROW = np.array([[1, 2, 3, 4]], np.float32)

@@ -13,18 +13,18 @@ import grpc
 import pytest
 from pydantic import ByteSize
 
-from gateway.access.caller import Access
-from gateway.access.keys import new_key
-from gateway.access.tiers import Tier
-from gateway.config import Batching, Limits, ModelConfig
-from gateway.config_media import MediaConfig
-from gateway.config_sharding import ProcessOptions, ShardingConfig, ShardingLimits
-from gateway.errors import HeadraceError, Unavailable
 from gateway.grpc_media import SERVICE, MediaService
 from gateway.media_exchange import MediaDesk
-from gateway.metrics import REQUESTS
 from gateway.protocols.messages import message
 from gateway.stage_client import Event
+from headrace.access import Access
+from headrace.config.args import Batching, Limits, ModelConfig
+from headrace.config.media import MediaConfig
+from headrace.config.sharding import ProcessOptions, ShardingConfig, ShardingLimits
+from headrace.config.tiers import Tier
+from headrace.errors import HeadraceError, Unavailable
+from headrace.keys import new_key
+from headrace.metrics import REQUESTS
 from sharding.upload import MediaJob
 from tests.house import PEPPER, House, open_house, until
 from tests.sharding.media_files import PICTURES

@@ -12,7 +12,6 @@ import httpx
 import pytest
 
 from gateway.admin_api import create_admin_app
-from gateway.errors import HeadraceError, InvalidArgument
 from gateway.http_api import create_app
 from gateway.media_options import json_options, read_options
 from gateway.protocols.calls import CALLS, codecs
@@ -24,6 +23,7 @@ from gateway.protocols.grpc_targets import (
 )
 from gateway.protocols.messages import message
 from gateway.protocols.tensors import BYTES, Call, ModelSpec
+from headrace.errors import HeadraceError, InvalidArgument
 from tests.gateway.protocols.specs import F4, I8, model, signature, spec
 from tests.gateway.test_admin_api import TOKEN, Desk
 from tests.gateway.test_http_api import SNAPSHOT

@@ -8,12 +8,12 @@ import httpx
 from fastapi import FastAPI
 
 from gateway.access.account import OverBudget
-from gateway.access.caller import Caller
 from gateway.access.limits import Limiter
 from gateway.access.ticket import Ticket
-from gateway.access.tiers import Tier
-from gateway.errors import Unavailable
 from gateway.http_answers import Envelope, answer_errors
+from headrace.access import Caller
+from headrace.config.tiers import Tier
+from headrace.errors import Unavailable
 from tests.gateway.views import FixedView
 
 

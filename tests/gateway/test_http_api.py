@@ -7,9 +7,9 @@ from typing import Any
 import httpx
 import pytest
 
-from gateway.config import Batching, ModelConfig
 from gateway.http_api import create_app
-from gateway.snapshot import ModelView, Snapshot, State, VersionView
+from headrace.config.args import Batching, ModelConfig
+from headrace.snapshot import ModelView, Snapshot, State, VersionView
 from tests.gateway.protocols.specs import F4, model, signature, spec
 from tests.gateway.views import INDEX, FixedView
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.config import Limits
 from gateway.http_fastlane import FastCycle, FastLane
+from headrace.config.args import Limits
 from tests.house import House, open_house, until
 
 MAX_HEADER_BYTES, MAX_HEADERS = Limits().max_header_bytes, Limits().max_headers

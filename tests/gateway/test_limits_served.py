@@ -17,11 +17,11 @@ from structlog.testing import capture_logs
 from tritonclient.utils import InferenceServerException
 
 from gateway.access.audit import AuditLog
-from gateway.access.caller import Access
-from gateway.access.keys import new_key
-from gateway.access.tiers import AuthConfig, Queue, Tier
-from gateway.config import Audit, Batching, Limits, ModelConfig
-from gateway.metrics import REFUSALS, REQUESTS
+from headrace.access import Access
+from headrace.config.args import Audit, Batching, Limits, ModelConfig
+from headrace.config.tiers import AuthConfig, Queue, Tier
+from headrace.keys import new_key
+from headrace.metrics import REFUSALS, REQUESTS
 from tests.gateway.test_grpc_inference import ROW, rows
 from tests.house import MAX_BODY_BYTES, PEPPER, House, open_house, until
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from itertools import pairwise
 from types import SimpleNamespace
 
-from gateway.config import ModelConfig
 from gateway.load_report import LoadReport
 from gateway.pool_client import Loads
+from headrace.config.args import ModelConfig
 
 REQUEST_S, PAUSE_S = 0.03, 0.33
 REQUESTS = 8

@@ -16,15 +16,15 @@ import httpx
 import pytest
 
 from gateway.access.audit import AuditLog
-from gateway.access.caller import Access
-from gateway.access.keys import new_key
-from gateway.access.tiers import Tier
 from gateway.admin_api import create_admin_app
-from gateway.config import Audit, Cost, Limits, ModelConfig
-from gateway.errors import Unavailable
 from gateway.media_body import MediaBody
 from gateway.media_exchange import MediaDesk
 from gateway.media_upload import Declared, take
+from headrace.access import Access
+from headrace.config.args import Audit, Cost, Limits, ModelConfig
+from headrace.config.tiers import Tier
+from headrace.errors import Unavailable
+from headrace.keys import new_key
 from sharding import spool
 from sharding.job_store import decode_job
 from sharding.upload import MediaJob

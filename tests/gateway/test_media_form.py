@@ -8,9 +8,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.config_media import JobsConfig, MediaConfig
-from gateway.config_sharding import ProcessOptions
-from gateway.errors import InvalidArgument
 from gateway.media_form import MAX_OPTIONS_BYTES, FormReader
 from gateway.media_options import (
     encode_options,
@@ -19,6 +16,9 @@ from gateway.media_options import (
     query_options,
     read_options,
 )
+from headrace.config.media import JobsConfig, MediaConfig
+from headrace.config.sharding import ProcessOptions
+from headrace.errors import InvalidArgument
 
 TYPE = "multipart/form-data; boundary=line"
 OPTIONS = b'Content-Disposition: form-data; name="options"\r\n\r\n{"top_k": 3}\r\n'

@@ -13,9 +13,6 @@ import numpy as np
 import pytest
 from tritonclient import http as triton
 
-from gateway.config import Batching, Limits, ModelConfig
-from gateway.config_sharding import ShardingConfig
-from gateway.errors import InvalidArgument
 from gateway.media_exchange import MediaDesk
 from gateway.media_infer import MediaInference
 from gateway.protocols.media_infer import decode_media, encode_findings, may_hold_media
@@ -23,6 +20,9 @@ from gateway.protocols.messages import message
 from gateway.protocols.raw_tensors import decode_raw
 from gateway.protocols.tensors import BYTES, Call
 from gateway.request import Request
+from headrace.config.args import Batching, Limits, ModelConfig
+from headrace.config.sharding import ShardingConfig
+from headrace.errors import InvalidArgument
 from sharding.upload import MediaJob
 from tests.gateway.media_house import Events, astronauts, open_faces, open_scripted, png
 from tests.house import client, open_house, until

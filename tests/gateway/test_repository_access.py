@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from gateway.errors import FilesRefused, InvalidArgument
 from gateway.repository_access import read_load_parameters
+from headrace.errors import FilesRefused, InvalidArgument
 
 
 @pytest.mark.parametrize(

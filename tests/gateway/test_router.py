@@ -10,12 +10,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from gateway.config import Routing
-from gateway.errors import DeadlineExceeded, HeadraceError, NotFound, Unavailable
 from gateway.frames import Reply
 from gateway.request import Answer, Key, Request
 from gateway.router import DEPTH_S, MAX_MOVES, RETRY_RESERVE, Router
 from gateway.target import PRESENCE_S
+from headrace.config.args import Routing
+from headrace.errors import DeadlineExceeded, HeadraceError, NotFound, Unavailable
 
 ANY: Key = ("m", None)
 LEAST = Routing()

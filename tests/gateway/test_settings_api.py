@@ -9,8 +9,8 @@ import httpx
 import pytest
 import structlog
 
-from gateway.errors import InvalidArgument
 from gateway.protocols.settings import check_log_settings
+from headrace.errors import InvalidArgument
 from tests.gateway.test_shared_memory_api import both, refusal, triton
 from tests.house import open_house
 

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from gateway import shared_memory
-from gateway.errors import LinkError
+from headrace.errors import LinkError
 
 
 def test_a_body_is_read_once_and_its_file_is_gone() -> None:

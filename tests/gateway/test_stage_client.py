@@ -8,8 +8,8 @@ from typing import Any, Self
 
 import pytest
 
-from gateway.errors import NotFound, Unavailable, Unimplemented, UnsupportedMedia
 from gateway.stage_client import StageClient
+from headrace.errors import NotFound, Unavailable, Unimplemented, UnsupportedMedia
 from sharding.upload import MediaJob, Upload
 
 JOB = MediaJob("faces", Upload("/spool/x", 1, "d1"))

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from gateway.access.ticket import Ticket
-from gateway.config import ModelConfig
-from gateway.errors import NotFound, Unauthenticated
 from gateway.regions import Regions
-from gateway.snapshot import Snapshot
+from headrace.config.args import ModelConfig
+from headrace.errors import NotFound, Unauthenticated
+from headrace.snapshot import Snapshot
 
 INDEX = [
     {"name": "idle", "version": "", "state": "UNAVAILABLE", "reason": "not loaded"},

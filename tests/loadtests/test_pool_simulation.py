@@ -12,9 +12,9 @@ from autoscale.decision import Decision
 from autoscale.fair_share import Account, fair_shares
 from autoscale.orders import Plan, Room
 from autoscale.sharing import Division
-from gateway.config import ModelConfig, PoolConfig, SlotClass
-from gateway.config_scaling import Replicas, Scaling
-from gateway.snapshot import Placement, SlotView, State
+from headrace.config.args import ModelConfig, PoolConfig, SlotClass
+from headrace.config.scaling import Replicas, Scaling
+from headrace.snapshot import Placement, SlotView, State
 from loadtests.pool_day import Plan as DayPlan
 from loadtests.pool_figures import Day
 from loadtests.pool_log import Steps

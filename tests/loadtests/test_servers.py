@@ -11,7 +11,7 @@ import orjson
 import pytest
 import yaml
 
-from gateway.config import Args, PoolConfig
+from headrace.config.args import Args, PoolConfig
 from loadtests.exchange import LENGTH_HEADER
 from loadtests.headrace import BadAnswer, Running, headrace_config
 from loadtests.mlp import one_row, right_answer, write_bodies, write_grpc_body, write_store

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gateway.config_sharding import ShardingConfig
+from headrace.config.sharding import ShardingConfig
 from loadtests.sharding_inputs import PATCH, Scene, jpeg, lighter, patched, pixels_of, scenes_of
 from loadtests.sharding_models import SHARDING, model_config
 from loadtests.sharding_peak import largest_peak, parse_peak, reset_peaks

@@ -12,8 +12,8 @@ import tritonclient.http
 import tritonclient.http.aio
 from PIL import Image
 
-from gateway.config import ModelConfig
-from gateway.snapshot import State
+from headrace.config.args import ModelConfig
+from headrace.snapshot import State
 from tests.house import House, open_house
 
 KINDS = {"http": tritonclient.http, "grpc": tritonclient.grpc}

@@ -4,7 +4,7 @@ import asyncio
 import os
 import threading
 
-from gateway.niceness import NICE
+from headrace.niceness import NICE
 from replicas.compute_thread import ComputeThread, Ticket
 
 

@@ -17,10 +17,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from gateway.channel import Channel
-from gateway.config import Limits
-from gateway.errors import InvalidArgument, OutOfMemory
 from gateway.frames import Item, Reply
-from gateway.metrics import Recorder
 from gateway.protocols.calls import call_number
 from gateway.protocols.tensors import (
     BYTES,
@@ -31,6 +28,9 @@ from gateway.protocols.tensors import (
     Tensor,
     TensorSpec,
 )
+from headrace.config.args import Limits
+from headrace.errors import InvalidArgument, OutOfMemory
+from headrace.metrics import Recorder
 from replicas.batcher import Batcher, Pending
 from replicas.compute_thread import ComputeThread
 from replicas.engine import BRIEF_S, HEAVY_BYTES, HEAVY_SHARE, INLINE_BYTES, LATEST, Engine

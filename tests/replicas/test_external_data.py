@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from gateway.errors import ModelLoadError
+from headrace.errors import ModelLoadError
 from replicas.external_data import (
     CONTAINERS,
     MalformedModel,

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.snapshot import State
+from headrace.snapshot import State
 from replicas.last_words import STALE_S, Held, LastWords, Words, path_of, sweep, take
 
 LOADING = Held("m", 3, 1, State.LOADING)

@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from gateway.snapshot import State
+from headrace.snapshot import State
 from replicas.last_words import Held, LastWords, take
 from replicas.memory_watch import EXIT_CODE, REFRESH_S, MemoryWatch
 
@@ -13,8 +13,8 @@ LOADING = Held("m", 1, 0, State.LOADING)
 ALLOCATE = """
 import sys, time
 from pathlib import Path
-from gateway.logs import configure
-from gateway.snapshot import State
+from headrace.logs import configure
+from headrace.snapshot import State
 from replicas.last_words import Held, LastWords
 from replicas.memory_watch import MemoryWatch
 from replicas.placements import resident_bytes

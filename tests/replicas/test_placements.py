@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.errors import HeadraceError, InternalError, ModelLoadError
+from headrace.errors import HeadraceError, InternalError, ModelLoadError
 from replicas.placements import refuses_files
 from replicas.repository import Interrupted, StoreAway
 

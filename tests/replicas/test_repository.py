@@ -12,7 +12,7 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from gateway.errors import ModelLoadError
+from headrace.errors import ModelLoadError
 from replicas.repository import Repository, StoreAway, detect_runtime
 
 Files = dict[str, bytes]

@@ -14,8 +14,8 @@ import httpx
 import pytest
 
 from gateway import shared_memory
-from gateway.config import Batching, Limits, ModelConfig
-from gateway.errors import Unavailable
+from headrace.config.args import Batching, Limits, ModelConfig
+from headrace.errors import Unavailable
 from replicas.placements import REMEMBERED
 from tests.house import House, affine_model, client, open_house, until
 

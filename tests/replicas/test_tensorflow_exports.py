@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gateway.errors import InvalidArgument, ModelLoadError, NotFound
-from gateway.protocols.spec_json import decode_spec, encode_spec
 from gateway.protocols.tensors import BYTES
 from gateway.protocols.tf_example import encode_example
+from headrace.errors import InvalidArgument, ModelLoadError, NotFound
+from headrace.spec import decode_spec, encode_spec
 from replicas.runtime import Runtime, RuntimeSettings
 from tests.saved_models import ASSET, half_plus_three, half_plus_two
 

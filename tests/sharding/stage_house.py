@@ -10,11 +10,11 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from gateway.config import Batching, Limits, ModelConfig
-from gateway.config_sharding import BoxMerging, ProcessOptions, ShardingConfig
 from gateway.link import Identity
-from gateway.metrics import Recorder
-from gateway.snapshot import State
+from headrace.config.args import Batching, Limits, ModelConfig
+from headrace.config.sharding import BoxMerging, ProcessOptions, ShardingConfig
+from headrace.metrics import Recorder
+from headrace.snapshot import State
 from sharding.shards import Shards, StagePlane
 from sharding.stage import Stage
 from sharding.upload import MediaJob, Upload

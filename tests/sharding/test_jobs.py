@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from gateway.config_sharding import ProcessOptions
-from gateway.errors import HeadraceError, NotFound, TooManyRequests, Unavailable, UnsupportedMedia
+from headrace.config.sharding import ProcessOptions
+from headrace.errors import HeadraceError, NotFound, TooManyRequests, Unavailable, UnsupportedMedia
 from sharding import job_store, jobs
 from sharding.job_store import DEAD_S, TRIES, JobStore, decode_job, encode_job
 from sharding.jobs import MAX_PARTIAL, JobRunner

@@ -20,7 +20,7 @@ ROUNDS = int(os.environ.get("HEADRACE_FUZZ_ROUNDS", "25"))
 RUN = """
 import sys
 from pathlib import Path
-from gateway.errors import HeadraceError
+from headrace.errors import HeadraceError
 from sharding.picture_header import PictureLimits
 from sharding.pictures import Picture
 from sharding.plan import plan_segments

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from gateway.config_sharding import ProcessOptions, ShardingConfig
+from headrace.config.sharding import ProcessOptions, ShardingConfig
 from sharding.merge import Merger, MergerError, Whole, find_merger
 from sharding.parts import Box, PartResult, TagScore, TimedTags, find_missing
 from sharding.plan import plan_segments, plan_tiles

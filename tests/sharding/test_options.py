@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from gateway.config_sharding import ProcessOptions, ShardingConfig
+from headrace.config.sharding import ProcessOptions, ShardingConfig
 from sharding.options import box_rules, tag_rules
 
 TILES = {"kind": "image-tiles"}

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import pyvips
 
-from gateway.errors import InvalidArgument, PayloadTooLarge, Unavailable, UnsupportedMedia
+from headrace.errors import InvalidArgument, PayloadTooLarge, Unavailable, UnsupportedMedia
 from sharding.picture_header import PictureLimits, inspect
 from sharding.pictures import Picture
 from sharding.plan import plan_tiles
@@ -235,7 +235,7 @@ def test_no_room_for_the_pixels_is_a_clear_error(tmp_path: Path) -> None:
     code = f"""
 import resource, signal
 from pathlib import Path
-from gateway.errors import Unavailable
+from headrace.errors import Unavailable
 from sharding.pictures import Picture, PictureLimits
 from sharding.sniff import JPEG
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

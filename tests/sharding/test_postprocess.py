@@ -7,7 +7,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from gateway.errors import ConfigError, InternalError
+from headrace.errors import ConfigError, InternalError
 from sharding.parts import Box, TagScore
 from sharding.postprocess import Outputs, load_postprocessor
 from sharding.preprocess import load_preprocessor

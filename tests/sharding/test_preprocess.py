@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gateway.errors import ConfigError
+from headrace.errors import ConfigError
 from sharding.preprocess import PREPROCESSORS, CentreCrop, load_preprocessor, pad
 from tests.sharding.media_files import array, photograph
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.errors import InvalidArgument, UnsupportedMedia
+from headrace.errors import InvalidArgument, UnsupportedMedia
 from sharding.sniff import AVIF, GIF, JPEG, PNG, TIFF, WEBP, MediaKind, identify, sniff
 from tests.sharding.media_files import clip, kind_of, photograph
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.config_sharding import ProcessOptions, ShardingConfig
-from gateway.errors import PayloadTooLarge, Unavailable
+from headrace.config.sharding import ProcessOptions, ShardingConfig
+from headrace.errors import PayloadTooLarge, Unavailable
 from sharding.parts import Segment
 from sharding.plan import plan_segments
 from sharding.segment_wire import segment_document, segment_of, video_document, video_of

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.errors import PayloadTooLarge, Unavailable
+from headrace.errors import PayloadTooLarge, Unavailable
 from sharding.spool import BATCH_BYTES, Spool, create_private, sweep
 from tests.house import until
 
@@ -111,7 +111,7 @@ def test_full_disk_is_a_clear_error_and_leaves_nothing(tmp_path: Path) -> None:
     code = f"""
 import asyncio, resource, signal
 from pathlib import Path
-from gateway.errors import Unavailable
+from headrace.errors import Unavailable
 from sharding.spool import Spool
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -18,7 +18,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from gateway.errors import (
+from headrace.errors import (
     DeadlineExceeded,
     HeadraceError,
     InvalidArgument,
@@ -27,7 +27,7 @@ from gateway.errors import (
     Unavailable,
     UnsupportedMedia,
 )
-from gateway.snapshot import State
+from headrace.snapshot import State
 from sharding.shards import Edition, ShardDied, Shards, StagePlane
 from sharding.split import PictureSource
 from sharding.stage import MAX_OPEN

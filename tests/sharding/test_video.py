@@ -12,7 +12,7 @@ import av
 import numpy as np
 import pytest
 
-from gateway.errors import InvalidArgument, PayloadTooLarge, UnsupportedMedia
+from headrace.errors import InvalidArgument, PayloadTooLarge, UnsupportedMedia
 from sharding.parts import Segment
 from sharding.plan import plan_segments
 from sharding.sniff import MP4

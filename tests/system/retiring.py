@@ -20,7 +20,7 @@ import yaml
 
 from autoscale.serve_policy import NAMESPACE, actor_name
 from gateway import ray_cluster
-from gateway.secrets import admin_token
+from headrace.secrets import admin_token
 from tests.system.load import Load
 from tests.system.running import wait_for
 

@@ -25,7 +25,7 @@ from autoscale.serve_policy import NAMESPACE, SlotPolicy, actor_name
 from autoscale.slot_targets import SlotTargets
 from gateway import ray_cluster
 from gateway.app import COMMON, slot_scaling
-from gateway.config import SlotClass
+from headrace.config.args import SlotClass
 
 APPLICATION = "targets"
 CLASSES = {

@@ -17,7 +17,7 @@ from ray import serve
 from ray.cluster_utils import Cluster
 
 from gateway import ray_cluster
-from gateway.secrets import admin_token
+from headrace.secrets import admin_token
 from tests.system.running import ROW
 
 START_S = 60.0

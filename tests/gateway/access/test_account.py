@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 from gateway.access.account import IDLE_S, Account, Allowance
-from gateway.access.budget_store import Grant
-from gateway.access.caller import Caller
-from gateway.access.tiers import Quota, Tier
+from headrace.access import Caller
+from headrace.budget_store import Grant
+from headrace.config.tiers import Quota, Tier
 
 TIER = Tier(rate="10/s", burst=100, concurrency=8)
 

@@ -11,13 +11,15 @@ import pytest
 from gateway.access.account import OverBudget
 from gateway.access.admission import Admission
 from gateway.access.budget_ledger import BudgetLedger
-from gateway.access.budget_store import Claim, Grant, StoreAway
-from gateway.access.caller import Access, Caller
 from gateway.access.limit_headers import limit_headers
 from gateway.access.ticket import Ticket
-from gateway.access.tiers import Queue, Tier
-from gateway.config import Cost, Limits, ModelConfig
-from gateway.errors import (
+from gateway.frames import Reply
+from gateway.request import Answer, Request
+from headrace.access import Access, Caller
+from headrace.budget_store import Claim, Grant, StoreAway
+from headrace.config.args import Cost, Limits, ModelConfig
+from headrace.config.tiers import Queue, Tier
+from headrace.errors import (
     DeadlineExceeded,
     HeadraceError,
     PayloadTooLarge,
@@ -26,9 +28,7 @@ from gateway.errors import (
     Unauthenticated,
     Unavailable,
 )
-from gateway.frames import Reply
-from gateway.metrics import REFUSALS, Recorder
-from gateway.request import Answer, Request
+from headrace.metrics import REFUSALS, Recorder
 
 TIERS = {
     "anonymous": Tier(rate="10/s", burst=100, concurrency=2, queue=Queue(size=2, wait_s=5)),

@@ -18,7 +18,7 @@ from structlog.testing import capture_logs
 from gateway.access import audit
 from gateway.access.audit import MAX_TEXT, AuditLog, AuditRecord, encode_line, fold, iso_time
 from gateway.access.audit_files import PROCESSES, AuditWriter, audit_files
-from gateway.config import Audit
+from headrace.config.args import Audit
 
 NOW_S = 1_800_000_000.25
 BASE = AuditRecord(

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from gateway.access import auth
 from gateway.access.auth import MAX_PATH, Authenticator
-from gateway.access.caller import Access, Caller
-from gateway.access.keys import key_pepper, new_key
-from gateway.access.tiers import AuthConfig, Tier
-from gateway.errors import Unauthenticated, Unavailable
+from headrace.access import Access, Caller
+from headrace.config.tiers import AuthConfig, Tier
+from headrace.errors import Unauthenticated, Unavailable
+from headrace.keys import key_pepper, new_key
 from tests.gateway.access.tokens import RSA_KEY, config, key_set, token
 
 PEPPER = key_pepper(b"secret of the cluster")

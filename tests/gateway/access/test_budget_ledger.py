@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.access.budget_ledger import GATEWAYS_S, KEEP_S, BudgetLedger
-from gateway.access.budget_store import ACTIVE_S, Claim, Grant
-from gateway.access.tiers import UNLIMITED
+from headrace.budget_store import ACTIVE_S, Claim, Grant
+from headrace.config.tiers import UNLIMITED
 
 DAY = 20_000
 RATE, BURST = 2.0, 10.0

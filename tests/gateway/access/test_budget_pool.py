@@ -11,7 +11,7 @@ import pytest
 from gateway.access import budget_pool
 from gateway.access.budget_ledger import BudgetLedger
 from gateway.access.budget_pool import PoolBudgets
-from gateway.access.budget_store import BudgetStore, Claim, Grant, StoreAway
+from headrace.budget_store import BudgetStore, Claim, Grant, StoreAway
 
 Answer = tuple[list[Grant], int]
 

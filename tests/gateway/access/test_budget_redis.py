@@ -17,10 +17,10 @@ from redis import Redis
 from gateway.access import budget_redis
 from gateway.access.budget_ledger import KEEP_S, BudgetLedger
 from gateway.access.budget_redis import SCRIPT, TIMEOUT_S, RedisBudgets
-from gateway.access.budget_store import BudgetStore, Claim, Grant, StoreAway
-from gateway.access.tiers import UNLIMITED
-from gateway.config import Budgets
-from gateway.errors import ConfigError
+from headrace.budget_store import BudgetStore, Claim, Grant, StoreAway
+from headrace.config.args import Budgets
+from headrace.config.tiers import UNLIMITED
+from headrace.errors import ConfigError
 from tests.redis_server import RedisServer, redis_server
 
 PASSWORD = "secret-of-redis"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from gateway.access.busy_callers import BUSIEST, BUSY_HALF_LIFE_S, BusyCallers
-from gateway.access.caller import Caller
 from gateway.access.limits import Limiter
-from gateway.access.tiers import Tier
+from headrace.access import Caller
+from headrace.config.tiers import Tier
 
 
 class Place:

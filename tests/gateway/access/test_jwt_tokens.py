@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 
 from gateway.access import jwt_tokens
-from gateway.access.caller import Caller
 from gateway.access.jwt_tokens import MAX_TOKEN_BYTES, JwtVerifier
-from gateway.errors import Unauthenticated, Unavailable
+from headrace.access import Caller
+from headrace.errors import Unauthenticated, Unavailable
 from tests.gateway.access.tokens import EC_KEY, OTHER_KEY, RSA_KEY, config, key_set, public, token
 
 TIERS = ("anonymous", "standard", "premium")

@@ -12,19 +12,19 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from gateway.access.caller import KeyRecord
 from gateway.access.key_desk import KeyDesk
 from gateway.access.key_file import KeyFile
-from gateway.access.keys import KeyStore, find_record, key_pepper
-from gateway.config import Budgets
-from gateway.errors import (
+from headrace.access import KeyRecord
+from headrace.config.args import Budgets
+from headrace.errors import (
     ConfigError,
     FailedPrecondition,
     InvalidArgument,
     NotFound,
     Unauthenticated,
 )
-from gateway.errors import Unavailable as Away
+from headrace.errors import Unavailable as Away
+from headrace.keys import KeyStore, find_record, key_pepper
 
 SECRET = b"secret of the cluster"
 NOW_S = time.time()

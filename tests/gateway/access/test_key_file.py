@@ -18,10 +18,10 @@ import pytest
 from structlog.testing import capture_logs
 
 from gateway.access import key_file
-from gateway.access.caller import KeyRecord
 from gateway.access.key_file import KeyFile
-from gateway.access.keys import KEPT_S, encode_record, new_key
-from gateway.errors import ConfigError, Unavailable
+from headrace.access import KeyRecord
+from headrace.errors import ConfigError, Unavailable
+from headrace.keys import KEPT_S, encode_record, new_key
 
 
 def record(name: str = "alice", **changed: float) -> KeyRecord:

@@ -15,11 +15,11 @@ from redis import Redis
 from structlog.testing import capture_logs
 
 from gateway.access import key_redis
-from gateway.access.caller import KeyRecord
 from gateway.access.key_redis import KeyRedis
-from gateway.access.keys import KEPT_S, encode_record, new_key
-from gateway.config import Budgets
-from gateway.errors import ConfigError, Unavailable
+from headrace.access import KeyRecord
+from headrace.config.args import Budgets
+from headrace.errors import ConfigError, Unavailable
+from headrace.keys import KEPT_S, encode_record, new_key
 from tests.redis_server import RedisServer, redis_server
 
 RECORDS = "headrace:{keys}:records"

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from gateway.access.account import DAY_S, Account, Allowance
 from gateway.access.budget_ledger import BudgetLedger
-from gateway.access.caller import Caller
 from gateway.access.limits import Limiter
-from gateway.access.tiers import Quota, Tier
-from gateway.errors import TooManyRequests
+from headrace.access import Caller
+from headrace.config.tiers import Quota, Tier
+from headrace.errors import TooManyRequests
 
 ANON = Tier(rate="10/s", burst=100, concurrency=8)
 

@@ -11,8 +11,8 @@ from structlog.testing import capture_logs
 
 from gateway.access.audit import AuditLog
 from gateway.access.refused_connections import AGAIN_S, REMEMBERED, RefusedConnections, Spaced
-from gateway.config import Audit
-from gateway.metrics import REFUSALS, Recorder
+from headrace.config.args import Audit
+from headrace.metrics import REFUSALS, Recorder
 
 
 def test_a_flood_is_one_line_a_minute_and_counted_in_full(tmp_path: Path) -> None:

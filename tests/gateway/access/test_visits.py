@@ -11,10 +11,10 @@ import pytest
 
 from gateway.access.account import OverBudget
 from gateway.access.audit import AuditLog
-from gateway.access.tiers import Quota, Tier
 from gateway.access.visits import Visits
-from gateway.config import Audit
-from gateway.metrics import REFUSALS
+from headrace.config.args import Audit
+from headrace.config.tiers import Quota, Tier
+from headrace.metrics import REFUSALS
 from tests.gateway.access.test_admission import House
 
 HEADERS = {b"caller": b"ip:192.0.2.7", b"x-request-id": b"one"}

@@ -11,7 +11,7 @@ import jwt
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 
-from gateway.access.tiers import Jwt
+from headrace.config.tiers import Jwt
 
 ISSUER, AUDIENCE = "https://issuer.example", "headrace"
 RSA_KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048)

@@ -13,8 +13,8 @@ from fastapi import FastAPI
 
 from gateway.audit_api import audit
 from gateway.cli import main
-from gateway.config import Audit
 from gateway.http_answers import answer_errors
+from headrace.config.args import Audit
 from tests.gateway.access.test_audit import ByHand, record
 from tests.gateway.command.served import served
 

@@ -23,7 +23,7 @@ from gateway.command.drawing import (
 )
 from gateway.command.media_preview import LARGEST_SIDE, read_frames, read_picture
 from gateway.command.timeline import MOST_ROWS, WIDTH, clock, draw_timeline, moments, rows_of
-from gateway.errors import InvalidArgument
+from headrace.errors import InvalidArgument
 from tests.sharding.media_files import PICTURES, clip
 
 ORANGE = (230, 159, 0)

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from gateway.command.status import model_of, render_model
-from gateway.errors import NotFound
+from headrace.errors import NotFound
 from tests.gateway.command.test_status import model, slot, status
 
 MB = 2**20

@@ -26,7 +26,7 @@ from gateway.command.infer import (
     image_request,
     read_labels,
 )
-from gateway.errors import ConfigError, HeadraceError, InvalidArgument, Unavailable
+from headrace.errors import ConfigError, HeadraceError, InvalidArgument, Unavailable
 
 SCORES = {"name": "scores", "datatype": "FP32", "shape": [1, 3], "data": [0.1, 0.7, 0.2]}
 ANSWER = {"model_name": "m", "model_version": "1", "outputs": [SCORES]}

@@ -29,10 +29,10 @@ from gateway.command.processes import ProcessId, process_id
 from gateway.command.progress import Progress
 from gateway.command.readiness import StartFailed
 from gateway.command.target import Target, find_target
-from gateway.config import Args, PoolConfig
 from gateway.config_file import Config
-from gateway.config_types import SecretRef
-from gateway.errors import ConfigError, Unavailable
+from headrace.config.args import Args, PoolConfig
+from headrace.config.types import SecretRef
+from headrace.errors import ConfigError, Unavailable
 from loadtests.processes import free_ports
 
 SUPERVISOR = """

@@ -22,7 +22,7 @@ from gateway.command.exit_codes import TimedOut
 from gateway.command.media_client import MediaClient
 from gateway.command.process import POLLS_S, follow
 from gateway.command.work_progress import WorkProgress
-from gateway.errors import HeadraceError, Unavailable
+from headrace.errors import HeadraceError, Unavailable
 from tests.sharding.media_files import clip
 
 CUP = {"box": [10.0, 20.0, 110.0, 90.5], "score": 0.87654, "class": 41, "label": "cup"}

@@ -15,7 +15,7 @@ from gateway.command.readiness import (
     unsettled,
     version_states,
 )
-from gateway.config import Args, PoolConfig
+from headrace.config.args import Args, PoolConfig
 
 ROW = b'{"instances": [[1.0]]}'
 TENSOR = b'{"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [1]}]}'

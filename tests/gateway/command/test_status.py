@@ -12,7 +12,7 @@ from rich.console import Console
 
 from gateway.command.admin_client import AdminClient
 from gateway.command.status import render
-from gateway.errors import HeadraceError, Unauthenticated, Unavailable
+from headrace.errors import HeadraceError, Unauthenticated, Unavailable
 
 DEMO = ("tagger", "tagger_tf", "digits", "price", "faces")
 

@@ -13,7 +13,6 @@ import h2.config
 import h2.connection
 import h2.events
 
-from gateway.errors import InvalidArgument, NotFound
 from gateway.grpc_calls import client_stream, server_stream, stream, unary
 from gateway.grpc_prediction import Context
 from gateway.http2.calls import Method
@@ -21,6 +20,7 @@ from gateway.http2.frames import FrameReader, RawFrame, encode_frame
 from gateway.http2.grpc_wire import prefix
 from gateway.http2.server import GrpcConnection
 from gateway.prediction import FrontState
+from headrace.errors import InvalidArgument, NotFound
 from tests.house import House, open_house
 
 

@@ -12,7 +12,6 @@ from hpack import Decoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.errors import InternalError, InvalidArgument, PayloadTooLarge, Unimplemented
 from gateway.http2.grpc_wire import (
     CallHead,
     MessageReader,
@@ -25,6 +24,7 @@ from gateway.http2.grpc_wire import (
     status_block,
 )
 from gateway.http2.header_blocks import Field
+from headrace.errors import InternalError, InvalidArgument, PayloadTooLarge, Unimplemented
 
 PSEUDO: list[Field] = [
     (b":method", b"POST"),

@@ -15,9 +15,6 @@ import h2.events
 import h2.settings
 import pytest
 
-from gateway.access.caller import Access
-from gateway.access.tiers import AuthConfig, Tier
-from gateway.config import Limits
 from gateway.http2.calls import WRITE_AHEAD_BYTES
 from gateway.http2.connection import STREAM_WINDOW_BYTES
 from gateway.http2.frames import (
@@ -30,6 +27,9 @@ from gateway.http2.frames import (
     encode_settings,
 )
 from gateway.http2.grpc_wire import prefix
+from headrace.access import Access
+from headrace.config.args import Limits
+from headrace.config.tiers import AuthConfig, Tier
 from tests.gateway.http2.peers import REQUEST_BLOCK, goaway_code
 from tests.gateway.http2.site import Peer, open_site
 from tests.house import open_house, until

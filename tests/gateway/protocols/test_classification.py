@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from gateway.errors import InvalidArgument
 from gateway.protocols.classification import check_classes, top_classes
 from gateway.protocols.tensors import BYTES, TensorSpec
+from headrace.errors import InvalidArgument
 
 
 def classes(values: Any, count: int, *labels: str, batched: bool = False) -> Any:

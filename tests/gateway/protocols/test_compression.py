@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.errors import InvalidArgument, PayloadTooLarge
 from gateway.protocols.compression import deflate, inflate, reply_coding
+from headrace.errors import InvalidArgument, PayloadTooLarge
 
 
 @given(st.binary(max_size=300), st.sampled_from(["", "gzip", "deflate"]))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gateway.errors import InvalidArgument
 from gateway.protocols.datatypes import (
     check_supported,
     config_name,
@@ -14,6 +13,7 @@ from gateway.protocols.datatypes import (
     tensorflow_name,
 )
 from gateway.protocols.tensors import BFLOAT16, BYTES
+from headrace.errors import InvalidArgument
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gateway.errors import HeadraceError, InvalidArgument, PayloadTooLarge
 from gateway.protocols.calls import call_number, codecs
 from gateway.protocols.elements import check_json, check_message
 from gateway.protocols.messages import message
 from gateway.protocols.tensors import BYTES, TENSORFLOW, Call, ModelSpec, Signature, TensorSpec
 from gateway.protocols.wire import delimited, varint
+from headrace.errors import HeadraceError, InvalidArgument, PayloadTooLarge
 
 MOST = 100
 INFER, PREDICT = "inference.ModelInferRequest", "tensorflow.serving.PredictRequest"

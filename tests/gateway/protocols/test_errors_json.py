@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.errors import InvalidArgument, NotFound
 from gateway.protocols.errors_json import encode_error, model_not_found, servable_not_found
+from headrace.errors import InvalidArgument, NotFound
 
 
 def test_encode_error_has_one_key() -> None:

@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
 
-from gateway.errors import InvalidArgument, PayloadTooLarge
 from gateway.protocols.grpc_targets import (
     infer_target,
     multi_inference_answer,
@@ -21,6 +20,7 @@ from gateway.protocols.grpc_targets import (
 from gateway.protocols.messages import message
 from gateway.protocols.paths import InferPath
 from gateway.protocols.wire import delimited
+from headrace.errors import InvalidArgument, PayloadTooLarge
 
 MULTI = bytes.fromhex(
     "0a2e0a0f0a016d1a0a735f636c617373696679121b74656e736f72666c6f772f73657276696e672f636c617373696679"

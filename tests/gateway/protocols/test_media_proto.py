@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.errors import InternalError, InvalidArgument
 from gateway.protocols.media_proto import encode_event, read_chunk, read_head
 from gateway.protocols.messages import POOL, message
+from headrace.errors import InternalError, InvalidArgument
 
 SIDE = st.floats(-1e6, 1e6)
 SECOND = st.floats(0, 1e6)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from gateway.config import ModelConfig
 from gateway.protocols import metadata
 from gateway.protocols.model_config import shown
-from gateway.protocols.spec_json import decode_spec, encode_spec
 from gateway.protocols.tensors import BYTES, Signature, TensorSpec
-from gateway.snapshot import ModelView, State, VersionView
+from headrace.config.args import ModelConfig
+from headrace.snapshot import ModelView, State, VersionView
+from headrace.spec import decode_spec, encode_spec
 from tests.gateway.protocols.specs import F4, model, signature, spec
 
 SPEC = model(signature([spec("x", F4, None, 28, 28)], [spec("label", BYTES, None)]))

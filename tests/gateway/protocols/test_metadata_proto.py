@@ -9,14 +9,14 @@ import pytest
 from google.protobuf import json_format
 from tritonclient.grpc import service_pb2
 
-from gateway.config import Batching, ModelConfig
 from gateway.protocols import metadata, metadata_proto
 from gateway.protocols.grpc_targets import parse
 from gateway.protocols.messages import POOL
 from gateway.protocols.model_config import shown
 from gateway.protocols.statistics import blank
 from gateway.protocols.tensors import BYTES, ModelSpec, TensorSpec
-from gateway.snapshot import ModelView, State, VersionView
+from headrace.config.args import Batching, ModelConfig
+from headrace.snapshot import ModelView, State, VersionView
 from tests.gateway.protocols.specs import F4, model, signature, spec
 
 SPEC = model(signature([spec("x", F4, None, 28, 28)], [spec("label", BYTES, None)]))

@@ -7,10 +7,10 @@ import pytest
 from google.protobuf import json_format
 from tritonclient.grpc import model_config_pb2
 
-from gateway.config import Batching, Latest, ModelConfig
-from gateway.errors import InvalidArgument, Unimplemented
 from gateway.protocols.model_config import overridden, shown
 from gateway.protocols.tensors import BYTES
+from headrace.config.args import Batching, Latest, ModelConfig
+from headrace.errors import InvalidArgument, Unimplemented
 from tests.gateway.protocols.specs import F4, model, one_input, signature, spec
 
 BASE = ModelConfig(batching=Batching(max_rows=8, max_wait_s=0.5), labels={"stable": 1})

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from tritonclient.utils import np_to_triton_dtype
 
-from gateway.errors import InvalidArgument, PayloadTooLarge, Unimplemented
 from gateway.protocols.compression import deflate
 from gateway.protocols.openinference_binary import OpenInferenceCodec
 from gateway.protocols.tensors import (
@@ -28,6 +27,7 @@ from gateway.protocols.tensors import (
     Tensor,
     TensorSpec,
 )
+from headrace.errors import InvalidArgument, PayloadTooLarge, Unimplemented
 from tests.gateway.protocols.specs import F4, I8, TWO_INPUTS, model, one_input, signature, spec
 
 CODEC = OpenInferenceCodec()

@@ -11,7 +11,6 @@ import tritonclient.grpc as triton
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import serialize_byte_tensor
 
-from gateway.errors import HeadraceError, InvalidArgument, Unimplemented
 from gateway.protocols.datatypes import dtype_of
 from gateway.protocols.openinference_proto import OpenInferenceProtoCodec
 from gateway.protocols.tensors import (
@@ -23,6 +22,7 @@ from gateway.protocols.tensors import (
     ModelSpec,
     Tensor,
 )
+from headrace.errors import HeadraceError, InvalidArgument, Unimplemented
 from tests.gateway.protocols.specs import F4, TWO_INPUTS, model, one_input, signature, spec
 
 CODEC = OpenInferenceProtoCodec()

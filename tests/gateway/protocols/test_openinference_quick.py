@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.errors import HeadraceError
 from gateway.protocols.openinference_binary import OpenInferenceCodec
 from gateway.protocols.openinference_quick import read_quickly
 from gateway.protocols.tensors import Call, TensorSpec
+from headrace.errors import HeadraceError
 from tests.gateway.protocols.specs import model, signature
 
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.errors import InvalidArgument
 from gateway.protocols.paths import InferPath, canonical_path, parse_infer_path
+from headrace.errors import InvalidArgument
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from gateway.errors import InvalidArgument
 from gateway.protocols.raw_tensors import RawTail, decode_raw, encode_raw
 from gateway.protocols.tensors import BYTES, Tensor
+from headrace.errors import InvalidArgument
 from tests.gateway.protocols.specs import F4
 
 DTYPES = st.one_of(

@@ -8,12 +8,12 @@ from typing import Any
 import orjson
 import pytest
 
-from gateway.config import Limits
-from gateway.errors import InvalidArgument, PayloadTooLarge
 from gateway.frames import pieces
 from gateway.protocols.messages import message
 from gateway.protocols.regions import MAX_PARTS, Part, read_regions
 from gateway.protocols.tensors import Call
+from headrace.config.args import Limits
+from headrace.errors import InvalidArgument, PayloadTooLarge
 
 PLAIN = Call("infer")
 LIMITS = Limits(max_body_bytes=1024 * 1024)

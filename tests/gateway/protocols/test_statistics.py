@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from gateway.config import ModelConfig
 from gateway.protocols.statistics import PAIRS, blank, statistics_document
-from gateway.snapshot import ModelView, Snapshot, State, VersionView
+from headrace.config.args import ModelConfig
+from headrace.snapshot import ModelView, Snapshot, State, VersionView
 
 SNAPSHOT = Snapshot(
     models={

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from gateway.errors import InvalidArgument
 from gateway.protocols.messages import message
 from gateway.protocols.tensor_proto import decode_tensor, encode_tensor
 from gateway.protocols.tensors import BYTES, Tensor
+from headrace.errors import InvalidArgument
 from tests.gateway.protocols.specs import F4
 from tests.gateway.protocols.test_raw_tensors import DTYPES, SHAPES
 

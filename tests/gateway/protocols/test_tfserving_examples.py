@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gateway.errors import InvalidArgument
 from gateway.protocols.tensors import BYTES, Call, InferenceRequest, ModelSpec, Tensor
 from gateway.protocols.tf_example import encode_example
 from gateway.protocols.tfserving_examples import ExamplesCodec
+from headrace.errors import InvalidArgument
 from tests.gateway.protocols.specs import F4, I8, model, saved_model, signature, spec
 
 CODEC = ExamplesCodec()

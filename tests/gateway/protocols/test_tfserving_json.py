@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from gateway.errors import HeadraceError, InvalidArgument
 from gateway.protocols.tensors import (
     BFLOAT16,
     BYTES,
@@ -25,6 +24,7 @@ from gateway.protocols.tensors import (
     TensorSpec,
 )
 from gateway.protocols.tfserving_json import PredictCodec
+from headrace.errors import HeadraceError, InvalidArgument
 from tests.gateway.protocols.specs import F4, F8, I8, TWO_INPUTS, model, one_input, signature, spec
 
 CODEC = PredictCodec()

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gateway.errors import HeadraceError, InvalidArgument
 from gateway.protocols.grpc_targets import parse
 from gateway.protocols.messages import message
 from gateway.protocols.tensor_proto import decode_tensor
 from gateway.protocols.tensors import BYTES, Call, Encoded, InferenceRequest, ModelSpec, Tensor
 from gateway.protocols.tf_example import encode_example
 from gateway.protocols.tfserving_proto import ExamplesProtoCodec, PredictProtoCodec
+from headrace.errors import HeadraceError, InvalidArgument
 from tests.gateway.protocols.specs import F4, TWO_INPUTS, model, one_input, signature
 from tests.gateway.protocols.test_tfserving_examples import (
     CLASSES,

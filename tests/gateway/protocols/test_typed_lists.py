@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gateway.errors import InvalidArgument
 from gateway.protocols.messages import message
 from gateway.protocols.typed_lists import append_list, read_list
+from headrace.errors import InvalidArgument
 from tests.gateway.protocols.specs import F4
 
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.errors import InvalidArgument
 from gateway.protocols.wire import MAX_FIELDS, delimited, read_delimited, varint
+from headrace.errors import InvalidArgument
 
 NUMBERS = st.integers(1, 40)
 FIELDS = st.one_of(

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from gateway.config_types import Name, Seconds, Strict
+from headrace.config.types import Name, Seconds, Strict
 
 ANONYMOUS = "anonymous"
 """The tier of callers without a credential."""

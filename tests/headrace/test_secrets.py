@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from gateway.config_types import SecretRef
-from gateway.errors import ConfigError
-from gateway.secrets import admin_token, cluster_secret, own_secret, resolve
+from headrace.config.types import SecretRef
+from headrace.errors import ConfigError
+from headrace.secrets import admin_token, cluster_secret, own_secret, resolve
 
 VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "HEADRACE_HOME")
 

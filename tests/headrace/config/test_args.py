@@ -8,7 +8,11 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from gateway.config import (
+from gateway.config_checks import Finding, cross_check
+from gateway.config_file import check_document
+from gateway.config_problems import validate
+from gateway.yaml_source import ConfigFileError, Problem, read_source
+from headrace.config.args import (
     MAX_SLOTS,
     Args,
     Listen,
@@ -17,12 +21,8 @@ from gateway.config import (
     SlotClass,
     split_address,
 )
-from gateway.config_checks import Finding, cross_check
-from gateway.config_file import check_document
-from gateway.config_problems import validate
-from gateway.config_types import SecretRef
-from gateway.errors import ConfigError
-from gateway.yaml_source import ConfigFileError, Problem, read_source
+from headrace.config.types import SecretRef
+from headrace.errors import ConfigError
 
 
 def args(**values: Any) -> Args:
@@ -226,7 +226,7 @@ def test_a_model_that_sleeps_is_guaranteed_nothing() -> None:
     [
         ("no_such_module:Policy", "No module named 'no_such_module'"),
         ("autoscale.policy:Absent", "has no attribute 'Absent'"),
-        ("gateway.config:Listen", "has no method `expected`"),
+        ("headrace.config.args:Listen", "has no method `expected`"),
         ("tests.gateway.broken_policy:Policy", "SyntaxError"),
     ],
 )

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from gateway.access.caller import Access
-from gateway.config import ModelConfig
 from gateway.protocols.tensors import ModelSpec
+from headrace.access import Access
+from headrace.config.args import ModelConfig
 
 
 class State(StrEnum):

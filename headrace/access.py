@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from gateway.access.tiers import AuthConfig, Tier
+from headrace.config.tiers import AuthConfig, Tier
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.metrics import (
+from headrace.metrics import (
     BATCH_ROWS,
     FAMILIES,
     IN_FLIGHT,

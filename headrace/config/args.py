@@ -17,11 +17,11 @@ from pydantic import (
     model_validator,
 )
 
-from gateway.access.tiers import ANONYMOUS, AuthConfig, Tier, with_defaults
-from gateway.config_media import MediaConfig
-from gateway.config_scaling import Leases, Replicas, Scaling, Share
-from gateway.config_sharding import ShardingConfig
-from gateway.config_types import Amount, Name, Seconds, SecretRef, Strict
+from headrace.config.media import MediaConfig
+from headrace.config.scaling import Leases, Replicas, Scaling, Share
+from headrace.config.sharding import ShardingConfig
+from headrace.config.tiers import ANONYMOUS, AuthConfig, Tier, with_defaults
+from headrace.config.types import Amount, Name, Seconds, SecretRef, Strict
 
 RuntimeName = Literal["onnx", "tensorflow"]
 

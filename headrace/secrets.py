@@ -9,8 +9,8 @@ import secrets
 import time
 from pathlib import Path
 
-from gateway.config_types import SecretRef
-from gateway.errors import ConfigError
+from headrace.config.types import SecretRef
+from headrace.errors import ConfigError
 
 MAX_SECRET_BYTES = 64 * 1024
 """Larger files are not secrets: somebody named the wrong file."""

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.access.caller import KeyRecord
-from gateway.access.keys import (
+from headrace.access import KeyRecord
+from headrace.errors import InvalidArgument, Unauthenticated
+from headrace.keys import (
     KEPT_S,
     MAX_KEY_BYTES,
     checked_name,
@@ -23,7 +24,6 @@ from gateway.access.keys import (
     key_pepper,
     new_key,
 )
-from gateway.errors import InvalidArgument, Unauthenticated
 
 PEPPER = key_pepper(b"secret of the cluster")
 NOW_S = 1_800_000_000.0

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.logs import (
+from headrace.logs import (
     MAX_TEXT,
     REDACTED,
     redact,
@@ -27,7 +27,7 @@ PARENT = b"00f067aa0ba902b7"
 
 def log_lines(script: str) -> list[dict[str, Any]]:
     """What a fresh process writes to stderr, line by line."""
-    head = "import logging, structlog\nfrom gateway.logs import configure\n"
+    head = "import logging, structlog\nfrom headrace.logs import configure\n"
     result = subprocess.run(
         [sys.executable, "-c", head + script], capture_output=True, text=True, check=True
     )
@@ -49,7 +49,7 @@ def test_lines_are_json_with_the_fixed_fields_first() -> None:
 
 def test_the_last_lines_are_kept_without_secrets_and_cut_short() -> None:
     lines = log_lines(
-        "from gateway.logs import KEPT_CHARACTERS, KEPT_LINES, recent_lines\n"
+        "from headrace.logs import KEPT_CHARACTERS, KEPT_LINES, recent_lines\n"
         "configure('info', 'slot')\n"
         "log = structlog.get_logger()\n"
         "for number in range(KEPT_LINES + 5):\n"
@@ -124,7 +124,7 @@ def test_request_ids_are_distinct_and_valid() -> None:
 
 def test_a_forked_process_makes_other_ids() -> None:
     script = (
-        "import os\nfrom gateway.logs import request_id\n"
+        "import os\nfrom headrace.logs import request_id\n"
         "child = os.fork()\n"
         "if child: os.waitpid(child, 0)\n"
         "os.write(1, request_id().encode() + b'\\n')\n"

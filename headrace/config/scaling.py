@@ -6,7 +6,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
-from gateway.config_types import Name, Seconds, Strict
+from headrace.config.types import Name, Seconds, Strict
 
 DEFAULT_GROUP = "default"
 

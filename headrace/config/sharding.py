@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from gateway.config_types import Strict
+from headrace.config.types import Strict
 
 MAX_PARTS = 4096
 """What one request may be split into where the config says nothing: a plan stays under 1 MB."""

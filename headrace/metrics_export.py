@@ -20,7 +20,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from gateway.metrics import (
+from headrace.metrics import (
     FAMILIES,
     IN_FLIGHT,
     QUEUE_LENGTH,

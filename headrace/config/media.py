@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import ByteSize, Field
 
-from gateway.config_types import Seconds, Strict
+from headrace.config.types import Seconds, Strict
 
 
 class JobsConfig(Strict):

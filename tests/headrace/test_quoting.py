@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gateway.protocols.quoting import listed, quoted
+from headrace.quoting import listed, quoted
 
 
 @pytest.mark.parametrize(

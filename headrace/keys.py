@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, Protocol
 
-from gateway.access.caller import KeyRecord
-from gateway.errors import InvalidArgument, Unauthenticated
+from headrace.access import KeyRecord
+from headrace.errors import InvalidArgument, Unauthenticated
 
 PREFIX = "hr_"
 MAX_KEY_BYTES = 256

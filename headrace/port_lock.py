@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import TextIO
 
-from gateway.errors import ConfigError
+from headrace.errors import ConfigError
 
 
 class PortLock:

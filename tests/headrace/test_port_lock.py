@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.errors import ConfigError
-from gateway.port_lock import PortLock
+from headrace.errors import ConfigError
+from headrace.port_lock import PortLock
 
 PORT = 1
 """No listener is opened here, so any number does; nothing real uses this one."""

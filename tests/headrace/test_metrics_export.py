@@ -8,14 +8,14 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway.metrics import Recorder
-from gateway.metrics_export import RETIRED, Exporter, merge, summaries
+from headrace.metrics import Recorder
+from headrace.metrics_export import RETIRED, Exporter, merge, summaries
 
 CHILD = """
 import sys
 from pathlib import Path
-from gateway.metrics import Recorder
-from gateway.metrics_export import Exporter
+from headrace.metrics import Recorder
+from headrace.metrics_export import Exporter
 
 recorder = Recorder("gateway")
 for _ in range(int(sys.argv[2])):

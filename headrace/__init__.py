@@ -1,0 +1,1 @@
+"""What every part says: errors, configuration, snapshot, keys, logs, metrics."""
