@@ -95,8 +95,8 @@ bench-sharding: setup models ## Measure large pictures and videos over shards
 loadtest-tiers: setup ## Load a started system with callers of all tiers: who got what
 	@$(BIN)/python -m loadtests.tiers $(ARGS)
 
-protos: setup ## Compile gateway/protocols/proto/*.proto
-	@cd gateway/protocols/proto && ../../../$(BIN)/python -m grpc_tools.protoc --proto_path=. --include_imports --descriptor_set_out=descriptors.binpb *.proto
+protos: setup ## Compile headrace/protocols/proto/*.proto
+	@cd headrace/protocols/proto && ../../../$(BIN)/python -m grpc_tools.protoc --proto_path=. --include_imports --descriptor_set_out=descriptors.binpb *.proto
 
 lock: ## Compile lock/*.txt from pyproject.toml
 	@deploy/lock.sh

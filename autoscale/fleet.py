@@ -13,9 +13,9 @@ from autoscale.autopsy import autopsy
 from autoscale.orders import Key
 from autoscale.slot_control import SlotControl
 from gateway.link import Identity
-from gateway.protocols.tensors import ModelSpec
 from headrace.errors import HeadraceError
 from headrace.failure import Evidence, FailureKind
+from headrace.protocols.tensors import ModelSpec
 from headrace.snapshot import Placement, SlotView, State
 from headrace.spec import decode_spec
 from replicas import last_words

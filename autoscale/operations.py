@@ -13,9 +13,9 @@ from autoscale.decision import ModelDecision
 from autoscale.fleet import key_of
 from autoscale.orders import Key, Load
 from autoscale.rollout import Target
-from gateway.protocols.model_config import overridden
 from headrace.config.args import ModelConfig
 from headrace.errors import FailedPrecondition, HeadraceError, ModelLoadError, NotFound, Unavailable
+from headrace.protocols.model_config import overridden
 from headrace.snapshot import ModelView, State, VersionView
 from replicas.repository import StoreAway
 

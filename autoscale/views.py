@@ -8,7 +8,7 @@ from autoscale.decision import ModelDecision
 from autoscale.failures import Failures
 from autoscale.orders import Key
 from autoscale.rollout import Target, labels_now
-from gateway.protocols.tensors import ModelSpec
+from headrace.protocols.tensors import ModelSpec
 from headrace.snapshot import ModelView, State, VersionView
 
 _PROGRESS = (State.READY, State.WARMING, State.LOADING, State.DRAINING)

@@ -13,12 +13,12 @@ import structlog
 from gateway.frames import Flag, Reply
 from gateway.lanes import Route
 from gateway.link import Identity, LinkEvents, SlotLink
-from gateway.protocols.errors_json import model_not_found, servable_not_found
 from gateway.request import Key, Request
 from gateway.router import Router
 from headrace.config.args import ModelConfig, Routing
 from headrace.errors import Unavailable
 from headrace.metrics import Recorder
+from headrace.protocols.errors_json import model_not_found, servable_not_found
 from headrace.snapshot import Snapshot, State
 
 TICK_S = 0.025

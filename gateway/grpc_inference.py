@@ -12,13 +12,14 @@ from gateway.grpc_shared_memory import SharedMemoryMethods
 from gateway.grpc_stream import InferStream
 from gateway.model_lookup import find_model, known_spec
 from gateway.prediction import FrontState
-from gateway.protocols import metadata_proto, settings
-from gateway.protocols.grpc_targets import infer_target, parse
-from gateway.protocols.paths import InferPath
-from gateway.protocols.statistics import statistics_document
+from gateway.protocols import settings
 from gateway.repository_access import load_model, require_public
 from gateway.view import GatewayView
 from headrace.errors import NotFound, Unavailable, Unimplemented
+from headrace.protocols import metadata_proto
+from headrace.protocols.grpc_targets import infer_target, parse
+from headrace.protocols.statistics import statistics_document
+from headrace.protocols.targets import InferPath
 from headrace.snapshot import ANSWERING, State
 
 SERVICE = "inference.GRPCInferenceService"

@@ -20,7 +20,6 @@ from gateway.media_prediction import MediaPrediction, megapixels_of
 from gateway.media_upload import FORM, Declared, take
 from gateway.prediction import FrontState
 from gateway.protocols.media_proto import ProcessHead, encode_event, read_chunk, read_head
-from gateway.protocols.paths import InferPath
 from headrace.errors import (
     DeadlineExceeded,
     HeadraceError,
@@ -31,6 +30,7 @@ from headrace.errors import (
     UnsupportedMedia,
 )
 from headrace.logs import valid_traceparent
+from headrace.protocols.targets import InferPath
 from sharding.spool import BATCH_BYTES
 from sharding.upload import MediaJob, Upload
 

@@ -21,9 +21,9 @@ from gateway.frames import Body, Reply
 from gateway.http2.calls import Call
 from gateway.http2.grpc_wire import OK_BLOCK, Metadata, metadata_block
 from gateway.prediction import FrontState, Prediction
-from gateway.protocols.paths import InferPath
 from gateway.request import Answer, Request
 from headrace.errors import DeadlineExceeded, HeadraceError, error_for_status
+from headrace.protocols.targets import InferPath
 
 OK = 200
 DEADLINE_SLACK_S = 0.05

@@ -14,8 +14,8 @@ from grpc_reflection.v1alpha.reflection import aio
 
 from gateway.grpc_calls import Handlers, stream
 from gateway.grpc_prediction import Context
-from gateway.protocols.messages import load_pool
 from headrace.errors import InvalidArgument
+from headrace.protocols.messages import load_pool
 
 ALPHA_SERVICE = "grpc.reflection.v1alpha.ServerReflection"
 SERVICE = "grpc.reflection.v1.ServerReflection"

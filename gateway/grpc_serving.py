@@ -17,17 +17,17 @@ from gateway.grpc_prediction import (
 from gateway.http2.calls import Method
 from gateway.model_lookup import find_servable, servable_versions
 from gateway.prediction import FrontState
-from gateway.protocols import metadata_proto
-from gateway.protocols.grpc_targets import (
+from gateway.reload_config import reloaded_models
+from gateway.repository_access import require_public
+from gateway.view import GatewayView
+from headrace.errors import InvalidArgument
+from headrace.protocols import metadata_proto
+from headrace.protocols.grpc_targets import (
     multi_inference_answer,
     multi_inference_tasks,
     parse,
     serving_target,
 )
-from gateway.reload_config import reloaded_models
-from gateway.repository_access import require_public
-from gateway.view import GatewayView
-from headrace.errors import InvalidArgument
 
 PREDICTION_SERVICE = "tensorflow.serving.PredictionService"
 MODEL_SERVICE = "tensorflow.serving.ModelService"

@@ -8,11 +8,11 @@ from gateway.access.admission import Admission
 from gateway.grpc_calls import Gate, unary
 from gateway.grpc_prediction import Context
 from gateway.http2.calls import Method
-from gateway.protocols.grpc_targets import parse
-from gateway.protocols.messages import message
 from gateway.protocols.regions import cuda_is_refused, registration_is_off, unknown_region
 from gateway.regions import Region, caller_of
 from gateway.view import GatewayView
+from headrace.protocols.grpc_targets import parse
+from headrace.protocols.messages import message
 
 
 class SharedMemoryMethods:

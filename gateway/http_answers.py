@@ -19,8 +19,6 @@ from gateway.access.account import OverBudget
 from gateway.access.header_lines import combined
 from gateway.access.limit_headers import account_headers, limit_headers
 from gateway.http_prediction import whole_seconds
-from gateway.protocols.errors_json import encode_error
-from gateway.protocols.paths import canonical_path, is_upload
 from gateway.view import GatewayView
 from headrace.errors import (
     HeadraceError,
@@ -31,6 +29,8 @@ from headrace.errors import (
     Unauthenticated,
 )
 from headrace.logs import request_id, valid_request_id
+from headrace.protocols.errors_json import encode_error
+from headrace.protocols.targets import canonical_path, is_upload
 
 OPEN_PATHS = ("/healthz", "/readyz", "/v2/health/")
 """Whoever asks for these gets an answer: a probe has no credential and must not meet a limit."""

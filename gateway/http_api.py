@@ -15,15 +15,15 @@ from gateway.http_answers import Envelope, answer_errors, json_answer
 from gateway.media_api import jobs, uploads
 from gateway.media_exchange import MediaDesk
 from gateway.model_lookup import find_model, find_servable, known_spec, servable_versions
-from gateway.protocols import metadata
-from gateway.protocols.model_config import shown
-from gateway.protocols.paths import parse_infer_path, parse_serving_version
-from gateway.protocols.statistics import statistics_document
 from gateway.repository_api import repository
 from gateway.settings_api import settings
 from gateway.shared_memory_api import shared_memory
 from gateway.view import GatewayView
 from headrace.errors import InvalidArgument, Unavailable, Unimplemented
+from headrace.protocols import metadata
+from headrace.protocols.model_config import shown
+from headrace.protocols.statistics import statistics_document
+from headrace.protocols.targets import parse_infer_path, parse_serving_version
 from headrace.snapshot import ANSWERING
 
 ALL_METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]

@@ -20,9 +20,9 @@ from uvicorn.server import ServerState
 from gateway.frames import PART_BYTES, Body, Buffer
 from gateway.http_prediction import HttpPrediction, content_length
 from gateway.prediction import FrontState
-from gateway.protocols.paths import InferPath, parse_infer_path
 from gateway.request import Answer
 from headrace.errors import HeadraceError, InvalidArgument, MethodNotAllowed, RequestTimeout
+from headrace.protocols.targets import InferPath, parse_infer_path
 
 SWEEP_S = 1.0
 UPLOAD = b":process"

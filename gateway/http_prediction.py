@@ -12,12 +12,12 @@ from gateway.access.limit_headers import account_headers, limit_headers
 from gateway.deadline import parse_timeout_s
 from gateway.frames import Body, Buffer, Reply, pieces
 from gateway.prediction import FrontState, Prediction
-from gateway.protocols.calls import encodings_of, headers_of
-from gateway.protocols.errors_json import encode_error
-from gateway.protocols.paths import InferPath
 from gateway.request import Answer, Request
 from headrace.config.args import Limits
 from headrace.errors import InvalidArgument, Unauthenticated
+from headrace.protocols.calls import encodings_of, headers_of
+from headrace.protocols.errors_json import encode_error
+from headrace.protocols.targets import InferPath
 
 RETRY_MARGIN_S = 0.05
 """A retry must find the token that it was promised, though clocks and stores are not exact."""

@@ -10,8 +10,8 @@ from starlette.responses import Response
 
 from gateway.http_answers import json_answer
 from gateway.media_exchange import MediaDesk, MediaExchange, owner_of
-from gateway.protocols.paths import InferPath, parse_version
 from headrace.errors import Unimplemented
+from headrace.protocols.targets import InferPath, parse_version
 
 
 def _desk(request: Request) -> MediaDesk:

@@ -29,12 +29,12 @@ from gateway.media_options import HEADER, check_tiling, json_options, query_opti
 from gateway.media_prediction import MediaPrediction, megapixels_of
 from gateway.media_upload import Declared, take
 from gateway.prediction import FrontState
-from gateway.protocols.paths import InferPath
 from gateway.stage_client import Event, StageCalls
 from headrace.config.media import MediaConfig
 from headrace.config.sharding import ProcessOptions, ShardingConfig
 from headrace.errors import Cancelled, DeadlineExceeded, HeadraceError, InternalError
 from headrace.logs import valid_traceparent
+from headrace.protocols.targets import InferPath
 from sharding.sniff import Medium
 from sharding.spool import Spool
 from sharding.upload import MediaJob, Upload

@@ -18,7 +18,6 @@ from gateway.media_exchange import MediaDesk, events_of, medium_of
 from gateway.media_options import check_tiling, parameter_options, read_options
 from gateway.media_prediction import media_reply, megapixels_of, sharding_of
 from gateway.media_upload import complete
-from gateway.protocols.calls import CALLS, call_of, form_of
 from gateway.protocols.media_infer import (
     Findings,
     MediaInput,
@@ -26,11 +25,12 @@ from gateway.protocols.media_infer import (
     encode_findings,
     may_hold_media,
 )
-from gateway.protocols.paths import InferPath
-from gateway.protocols.tensors import BYTES
 from gateway.request import Answer, Request
 from headrace.config.sharding import ProcessOptions, ShardingConfig
 from headrace.errors import DeadlineExceeded, HeadraceError, InternalError
+from headrace.protocols.calls import CALLS, call_of, form_of
+from headrace.protocols.targets import InferPath
+from headrace.protocols.tensors import BYTES
 from sharding.spool import BATCH_BYTES
 from sharding.upload import MediaJob
 

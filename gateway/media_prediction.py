@@ -12,10 +12,10 @@ from typing import Any, ClassVar
 
 from gateway.frames import Reply
 from gateway.prediction import FrontState, Prediction
-from gateway.protocols.calls import call_number
 from gateway.request import Answer, Request
 from headrace.config.sharding import ShardingConfig
 from headrace.errors import HeadraceError, InvalidArgument
+from headrace.protocols.calls import call_number
 
 PART = call_number("media", "part")
 MEGA = 1e6

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from gateway.protocols.errors_json import model_not_found, servable_not_found
-from gateway.protocols.paths import parse_version
-from gateway.protocols.tensors import ModelSpec
 from headrace.errors import NotFound, Unavailable
+from headrace.protocols.errors_json import model_not_found, servable_not_found
+from headrace.protocols.targets import parse_version
+from headrace.protocols.tensors import ModelSpec
 from headrace.snapshot import ModelView, Snapshot, State, VersionView
 
 

@@ -15,13 +15,13 @@ from gateway.access.refused_connections import RefusedConnections
 from gateway.access.ticket import Destination, Ticket
 from gateway.data_plane import DataPlane
 from gateway.frames import Body, Reply, pieces
-from gateway.protocols.calls import call_number
-from gateway.protocols.paths import InferPath
 from gateway.request import Answer, Request
 from headrace.config.args import Limits
 from headrace.errors import Cancelled, HeadraceError
 from headrace.logs import request_id, valid_request_id, valid_traceparent
 from headrace.metrics import Recorder, Stage
+from headrace.protocols.calls import call_number
+from headrace.protocols.targets import InferPath
 
 NO_TIER = "none"
 

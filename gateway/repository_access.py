@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gateway.protocols.json_text import read_json
 from gateway.view import GatewayView
 from headrace.errors import FilesRefused, HeadraceError, InvalidArgument, PermissionDenied
+from headrace.protocols.json_bodies import read_json
 from headrace.quoting import quoted
 
 

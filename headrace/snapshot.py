@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from gateway.protocols.tensors import ModelSpec
 from headrace.access import Access
 from headrace.config.args import ModelConfig
+from headrace.protocols.tensors import ModelSpec
 
 
 class State(StrEnum):

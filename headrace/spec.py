@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from gateway.protocols.tensors import BYTES, ModelSpec, Signature, TensorSpec
+from headrace.protocols.tensors import BYTES, ModelSpec, Signature, TensorSpec
 
 
 def encode_spec(spec: ModelSpec) -> dict[str, Any]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from gateway.protocols.calls import call_number, codecs
-from gateway.protocols.tensors import Call, Codec
+from headrace.protocols.calls import call_number, codecs
+from headrace.protocols.tensors import Call, Codec
 from loadtests.exchange import LENGTH_HEADER
 from loadtests.grpc_exchange import unframed
 from loadtests.mlp import NAME, V2_GRPC, Body

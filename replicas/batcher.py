@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gateway.deadline import Deadline
-from gateway.protocols.tensors import InferenceRequest, Tensor
 from headrace.errors import HeadraceError, InternalError
+from headrace.protocols.tensors import InferenceRequest, Tensor
 
 
 @dataclass(slots=True, eq=False)

@@ -17,9 +17,6 @@ import structlog
 from gateway.channel import Channel
 from gateway.deadline import Deadline
 from gateway.frames import Buffer, Flag, Item, Reply, pieces
-from gateway.protocols.calls import call_of, codecs, form_of
-from gateway.protocols.errors_json import encode_error
-from gateway.protocols.tensors import BYTES, Codec, Encoded, InferenceRequest, Tensor
 from headrace.config.args import Batching, Limits
 from headrace.errors import (
     DeadlineExceeded,
@@ -30,6 +27,9 @@ from headrace.errors import (
 )
 from headrace.metrics import Recorder
 from headrace.niceness import be_nice
+from headrace.protocols.calls import call_of, codecs, form_of
+from headrace.protocols.errors_json import encode_error
+from headrace.protocols.tensors import BYTES, Codec, Encoded, InferenceRequest, Tensor
 from replicas.batcher import Batch, Batcher, Pending
 from replicas.compute_thread import ComputeThread, Ticket
 from replicas.media_codec import MediaCodec

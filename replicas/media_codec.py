@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gateway.protocols.tensors import Call, Encoded, InferenceRequest, ModelSpec, Tensor
 from headrace.errors import DeadlineExceeded, InternalError, InvalidArgument
+from headrace.protocols.tensors import Call, Encoded, InferenceRequest, ModelSpec, Tensor
 
 if TYPE_CHECKING:
     from replicas.batcher import Pending

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import structlog
 
-from gateway.protocols.calls import CALLS, call_number, codecs
-from gateway.protocols.grpc_targets import SERVING, multi_inference_tasks
-from gateway.protocols.json_text import read_object
-from gateway.protocols.tensors import Call, InferenceRequest, ModelSpec
-from gateway.protocols.wire import read_delimited
 from headrace.errors import HeadraceError, InvalidArgument, ModelLoadError
+from headrace.protocols.calls import CALLS, call_number, codecs
+from headrace.protocols.grpc_targets import SERVING, multi_inference_tasks
+from headrace.protocols.json_bodies import read_object
+from headrace.protocols.tensors import Call, InferenceRequest, ModelSpec
+from headrace.protocols.wire import read_delimited
 
 JSON_FOLDER = "warmup"
 RECORDS = "assets.extra/tf_serving_warmup_requests"

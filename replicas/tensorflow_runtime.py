@@ -13,16 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from gateway.protocols.datatypes import is_supported
-from gateway.protocols.tensors import (
-    BYTES,
-    TENSORFLOW,
-    ModelSpec,
-    Signature,
-    Tensor,
-    TensorSpec,
-)
 from headrace.errors import InternalError, InvalidArgument, ModelLoadError, NotFound
+from headrace.protocols.datatypes import is_supported
+from headrace.protocols.tensors import BYTES, TENSORFLOW, ModelSpec, Signature, Tensor, TensorSpec
 from replicas.foreign_errors import without_places
 from replicas.runtime import Runtime, RuntimeSettings
 

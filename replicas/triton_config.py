@@ -16,12 +16,12 @@ from typing import Any
 
 from google.protobuf import text_format
 
-from gateway.protocols.datatypes import config_name
-from gateway.protocols.messages import POOL, message
-from gateway.protocols.metadata import default_signature
-from gateway.protocols.model_config import backend_of
-from gateway.protocols.tensors import ModelSpec, Signature, Tensor, TensorSpec
 from headrace.errors import ModelLoadError
+from headrace.protocols.datatypes import config_name
+from headrace.protocols.messages import POOL, message
+from headrace.protocols.metadata import default_signature
+from headrace.protocols.model_config import backend_of
+from headrace.protocols.tensors import ModelSpec, Signature, Tensor, TensorSpec
 from headrace.quoting import listed, quoted
 from replicas.listing import MAX_BESIDE_BYTES
 from replicas.runtime import Runtime

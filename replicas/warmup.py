@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from gateway.protocols.request_checks import wanted_names
-from gateway.protocols.tensors import BYTES, Signature, Tensor, TensorSpec
 from headrace.errors import HeadraceError, InvalidArgument, ModelLoadError
+from headrace.protocols.checks import wanted_names
+from headrace.protocols.tensors import BYTES, Signature, Tensor, TensorSpec
 from replicas.recorded import Recorded, recorded_requests
 from replicas.runtime import Runtime
 

@@ -13,7 +13,6 @@ from gateway.data_plane import DataPlane, routes_of
 from gateway.frames import Buffer, Reply, pieces
 from gateway.lanes import Route
 from gateway.link import SlotLink
-from gateway.protocols.calls import call_number
 from gateway.request import Answer, Key, Request
 from headrace.config.args import ModelConfig
 from headrace.config.sharding import ShardingConfig
@@ -26,6 +25,7 @@ from headrace.errors import (
     Unavailable,
     error_for_status,
 )
+from headrace.protocols.calls import call_number
 from headrace.snapshot import Snapshot, State
 from sharding.upload import MediaJob
 

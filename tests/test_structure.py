@@ -70,7 +70,7 @@ def test_nobody_imports_the_folders_that_are_not_installed() -> None:
 
 def test_pure_modules_load_without_heavy_libraries() -> None:
     pure = [
-        *("gateway.frames", "gateway.handshake", "gateway.router", "gateway.protocols.calls"),
+        *("gateway.frames", "gateway.handshake", "gateway.router", "headrace.protocols.calls"),
         *("sharding.hashing", "autoscale.ledger", "autoscale.policy", "replicas.batcher"),
     ]
     code = (

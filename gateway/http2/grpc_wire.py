@@ -17,7 +17,6 @@ from urllib.parse import quote_from_bytes
 
 from gateway.access.header_lines import combined
 from gateway.http2.header_blocks import Field, encode_block, encode_status
-from gateway.protocols.compression import inflate
 from headrace.errors import (
     HeadraceError,
     InternalError,
@@ -25,6 +24,7 @@ from headrace.errors import (
     PayloadTooLarge,
     Unimplemented,
 )
+from headrace.protocols.compression import inflate
 from headrace.quoting import quoted
 
 PREFIX_BYTES = 5

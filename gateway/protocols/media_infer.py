@@ -16,24 +16,26 @@ import numpy as np
 import orjson
 
 from gateway.frames import Body, pieces
-from gateway.protocols.compression import inflate, reply_coding
-from gateway.protocols.elements import check_json
-from gateway.protocols.grpc_targets import parse
-from gateway.protocols.json_arrays import decode_base64
-from gateway.protocols.json_text import read_object
-from gateway.protocols.openinference_binary import (
+from headrace.config.args import Limits
+from headrace.errors import InvalidArgument
+from headrace.protocols.checks import find_output
+from headrace.protocols.compression import inflate, reply_coding
+from headrace.protocols.elements import check_json
+from headrace.protocols.grpc_targets import parse
+from headrace.protocols.json_arrays import decode_base64
+from headrace.protocols.json_bodies import read_object
+from headrace.protocols.openinference_binary import (
     OpenInferenceCodec,
     Reply,
     split_body,
     wanted_outputs,
 )
-from gateway.protocols.openinference_json import id_of, named_entries, parameters_of, shape_of
-from gateway.protocols.openinference_parameters import refuse_unsupported
-from gateway.protocols.openinference_proto import OpenInferenceProtoCodec
-from gateway.protocols.openinference_proto import Reply as ProtoReply
-from gateway.protocols.raw_tensors import RawTail, decode_raw
-from gateway.protocols.request_checks import find_output
-from gateway.protocols.tensors import (
+from headrace.protocols.openinference_json import id_of, named_entries, parameters_of, shape_of
+from headrace.protocols.openinference_parameters import refuse_unsupported
+from headrace.protocols.openinference_proto import OpenInferenceProtoCodec
+from headrace.protocols.openinference_proto import Reply as ProtoReply
+from headrace.protocols.raw_tensors import RawTail, decode_raw
+from headrace.protocols.tensors import (
     BYTES,
     Call,
     Encoded,
@@ -43,8 +45,6 @@ from gateway.protocols.tensors import (
     Tensor,
     TensorSpec,
 )
-from headrace.config.args import Limits
-from headrace.errors import InvalidArgument
 from headrace.quoting import quoted
 
 Findings = Literal["boxes", "tags"]

@@ -13,9 +13,9 @@ import orjson
 from google.protobuf.message import DecodeError
 from pydantic import ValidationError
 
-from gateway.protocols.messages import message
 from headrace.config.sharding import ProcessOptions
 from headrace.errors import InternalError, InvalidArgument
+from headrace.protocols.messages import message
 
 _PACKAGE = "headrace.v1"
 _OPTIONAL = ("threshold", "top_k", "tile", "overlap", "fps", "start_s", "end_s")

@@ -13,17 +13,17 @@ from typing import Any, Protocol
 import orjson
 
 from gateway.frames import Body, Buffer
-from gateway.protocols.compression import inflate
-from gateway.protocols.elements import check_json
-from gateway.protocols.grpc_targets import parse
-from gateway.protocols.json_text import read_object, write_json
-from gateway.protocols.openinference_binary import split_body
-from gateway.protocols.openinference_json import named_entries, parameters_of
-from gateway.protocols.openinference_proto import raw_contents
-from gateway.protocols.raw_tensors import RawTail
-from gateway.protocols.tensors import Call
 from headrace.config.args import Limits
 from headrace.errors import AlreadyExists, InvalidArgument, NotFound, PayloadTooLarge, Unimplemented
+from headrace.protocols.compression import inflate
+from headrace.protocols.elements import check_json
+from headrace.protocols.grpc_targets import parse
+from headrace.protocols.json_bodies import read_object, write_json
+from headrace.protocols.openinference_binary import split_body
+from headrace.protocols.openinference_json import named_entries, parameters_of
+from headrace.protocols.openinference_proto import raw_contents
+from headrace.protocols.raw_tensors import RawTail
+from headrace.protocols.tensors import Call
 from headrace.quoting import quoted
 
 MARK = b"shared_memory_"

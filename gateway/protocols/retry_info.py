@@ -6,7 +6,7 @@ value}, RetryInfo {Duration {seconds, nanos}}.
 
 from __future__ import annotations
 
-from gateway.protocols.wire import delimited, varint
+from headrace.protocols.wire import delimited, varint
 
 RETRY_INFO_URL = b"type.googleapis.com/google.rpc.RetryInfo"
 

@@ -6,8 +6,8 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from gateway.protocols.messages import message
 from headrace.errors import InvalidArgument, Unimplemented
+from headrace.protocols.messages import message
 from headrace.quoting import quoted
 
 TRACE_SETTINGS: Mapping[str, Any] = {

@@ -87,7 +87,7 @@ class Listen(Strict):
 
 
 class Limits(Strict):
-    """What one connection or request may take; `max_elements` see `gateway.protocols.elements`."""
+    """What one connection or request may take; `max_elements` see `headrace.protocols.elements`."""
 
     max_body_bytes: int = Field(default=128 * 1024 * 1024, ge=1024)
     max_elements: int = Field(default=2**20, ge=1024)

@@ -16,9 +16,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from structlog.testing import capture_logs
 
-from gateway.protocols.messages import message
 from headrace.config.args import ModelConfig
 from headrace.errors import ModelLoadError
+from headrace.protocols.messages import message
 from headrace.snapshot import State
 from replicas.foreign_errors import said_by
 from replicas.repository import Repository

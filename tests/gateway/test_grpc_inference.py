@@ -22,8 +22,8 @@ from onnx import TensorProto, helper
 from tritonclient.utils import InferenceServerException
 
 from gateway.grpc_stream import MAX_IN_FLIGHT
-from gateway.protocols.messages import message
 from headrace.config.args import Batching, Limits, ModelConfig, Routing
+from headrace.protocols.messages import message
 from headrace.snapshot import ModelView
 from tests.house import MAX_BODY_BYTES, House, grpc_channel, open_house, until
 

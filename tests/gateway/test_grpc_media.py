@@ -15,7 +15,6 @@ from pydantic import ByteSize
 
 from gateway.grpc_media import SERVICE, MediaService
 from gateway.media_exchange import MediaDesk
-from gateway.protocols.messages import message
 from gateway.stage_client import Event
 from headrace.access import Access
 from headrace.config.args import Batching, Limits, ModelConfig
@@ -25,6 +24,7 @@ from headrace.config.tiers import Tier
 from headrace.errors import HeadraceError, Unavailable
 from headrace.keys import new_key
 from headrace.metrics import REQUESTS
+from headrace.protocols.messages import message
 from sharding.upload import MediaJob
 from tests.house import PEPPER, House, open_house, until
 from tests.sharding.media_files import PICTURES

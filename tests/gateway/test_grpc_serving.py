@@ -13,8 +13,8 @@ import grpc
 import numpy as np
 import pytest
 
-from gateway.protocols.messages import message
 from headrace.config.args import Batching, Latest, ModelConfig
+from headrace.protocols.messages import message
 from tests.house import House, affine_model, grpc_channel, open_house
 
 PACKAGE = "tensorflow.serving"

@@ -14,20 +14,20 @@ import pytest
 from gateway.admin_api import create_admin_app
 from gateway.http_api import create_app
 from gateway.media_options import json_options, read_options
-from gateway.protocols.calls import CALLS, codecs
-from gateway.protocols.grpc_targets import (
+from headrace.errors import HeadraceError, InvalidArgument
+from headrace.protocols.calls import CALLS, codecs
+from headrace.protocols.grpc_targets import (
     infer_target,
     multi_inference_tasks,
     parse,
     serving_target,
 )
-from gateway.protocols.messages import message
-from gateway.protocols.tensors import BYTES, Call, ModelSpec
-from headrace.errors import HeadraceError, InvalidArgument
-from tests.gateway.protocols.specs import F4, I8, model, signature, spec
+from headrace.protocols.messages import message
+from headrace.protocols.tensors import BYTES, Call, ModelSpec
 from tests.gateway.test_admin_api import TOKEN, Desk
 from tests.gateway.test_http_api import SNAPSHOT
 from tests.gateway.views import FixedView
+from tests.headrace.protocols.specs import F4, I8, model, signature, spec
 
 VALUES = (
     *(b"null", b"true", b"-1", b"1.5", b"1e999", b"NaN", b'"x"', b'""', b"[]", b"{}"),

@@ -10,8 +10,8 @@ import pytest
 from gateway.http_api import create_app
 from headrace.config.args import Batching, ModelConfig
 from headrace.snapshot import ModelView, Snapshot, State, VersionView
-from tests.gateway.protocols.specs import F4, model, signature, spec
 from tests.gateway.views import INDEX, FixedView
+from tests.headrace.protocols.specs import F4, model, signature, spec
 
 SPEC = model(signature([spec("x", F4, None, 2)]))
 SNAPSHOT = Snapshot(

@@ -16,13 +16,13 @@ from tritonclient import http as triton
 from gateway.media_exchange import MediaDesk
 from gateway.media_infer import MediaInference
 from gateway.protocols.media_infer import decode_media, encode_findings, may_hold_media
-from gateway.protocols.messages import message
-from gateway.protocols.raw_tensors import decode_raw
-from gateway.protocols.tensors import BYTES, Call
 from gateway.request import Request
 from headrace.config.args import Batching, Limits, ModelConfig
 from headrace.config.sharding import ShardingConfig
 from headrace.errors import InvalidArgument
+from headrace.protocols.messages import message
+from headrace.protocols.raw_tensors import decode_raw
+from headrace.protocols.tensors import BYTES, Call
 from sharding.upload import MediaJob
 from tests.gateway.media_house import Events, astronauts, open_faces, open_scripted, png
 from tests.house import client, open_house, until

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.deadline import Deadline
-from gateway.protocols.tensors import InferenceRequest, Signature
 from headrace.errors import InternalError, InvalidArgument
+from headrace.protocols.tensors import InferenceRequest, Signature
 from replicas.batcher import PRESENCE_S, Batch, Batcher, Pending, batch_key
 
 SIGNATURE = Signature("serving_default", (), ())

@@ -18,8 +18,11 @@ from structlog.testing import capture_logs
 
 from gateway.channel import Channel
 from gateway.frames import Item, Reply
-from gateway.protocols.calls import call_number
-from gateway.protocols.tensors import (
+from headrace.config.args import Limits
+from headrace.errors import InvalidArgument, OutOfMemory
+from headrace.metrics import Recorder
+from headrace.protocols.calls import call_number
+from headrace.protocols.tensors import (
     BYTES,
     Call,
     InferenceRequest,
@@ -28,9 +31,6 @@ from gateway.protocols.tensors import (
     Tensor,
     TensorSpec,
 )
-from headrace.config.args import Limits
-from headrace.errors import InvalidArgument, OutOfMemory
-from headrace.metrics import Recorder
 from replicas.batcher import Batcher, Pending
 from replicas.compute_thread import ComputeThread
 from replicas.engine import BRIEF_S, HEAVY_BYTES, HEAVY_SHARE, INLINE_BYTES, LATEST, Engine

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gateway.protocols.tensors import Call, InferenceRequest, ModelSpec, Signature, TensorSpec
 from headrace.errors import DeadlineExceeded, InternalError
+from headrace.protocols.tensors import Call, InferenceRequest, ModelSpec, Signature, TensorSpec
 from replicas import media_codec
 from replicas.media_codec import MediaCodec
 from sharding.parts import Segment

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.protocols.calls import CALLS
-from gateway.protocols.messages import message
-from gateway.protocols.tensors import ModelSpec, Signature, TensorSpec
-from gateway.protocols.wire import delimited
 from headrace.errors import ModelLoadError
+from headrace.protocols.calls import CALLS
+from headrace.protocols.messages import message
+from headrace.protocols.tensors import ModelSpec, Signature, TensorSpec
+from headrace.protocols.wire import delimited
 from replicas.recorded import (
     MAX_BYTES,
     MAX_FILES,

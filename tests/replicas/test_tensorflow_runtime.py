@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gateway.protocols.tensors import BFLOAT16, BYTES
 from headrace.errors import InvalidArgument, ModelLoadError, NotFound
+from headrace.protocols.tensors import BFLOAT16, BYTES
 from replicas.runtime import Runtime, RuntimeSettings
 from replicas.warmup import warm_up
 

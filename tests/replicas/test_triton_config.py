@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.protocols.tensors import ModelSpec, Tensor
 from headrace.errors import ModelLoadError
+from headrace.protocols.tensors import ModelSpec, Tensor
 from replicas.listing import MAX_BESIDE_BYTES
 from replicas.triton_config import configured, own_file
-from tests.gateway.protocols.specs import F4, model, signature, spec
+from tests.headrace.protocols.specs import F4, model, signature, spec
 
 PICTURES = model(
     signature(

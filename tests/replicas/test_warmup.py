@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gateway.protocols.tensors import BYTES, ModelSpec, Signature, Tensor, TensorSpec
 from headrace.errors import InternalError, InvalidArgument, ModelLoadError
+from headrace.protocols.tensors import BYTES, ModelSpec, Signature, Tensor, TensorSpec
 from replicas.warmup import PICTURE_PNG, synthetic_inputs, warm_up
 
 FLOAT = np.dtype(np.float32)

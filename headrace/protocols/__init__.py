@@ -1,0 +1,1 @@
+"""Codecs between bytes and tensors; they do no I/O."""

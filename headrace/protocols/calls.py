@@ -1,0 +1,94 @@
+"""The calls that clients make, numbered for the link: a protocol and a method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from headrace.errors import InvalidArgument
+from headrace.protocols.compression import MAX_INFLATED_BYTES, reply_coding
+from headrace.protocols.elements import MAX_ELEMENTS
+from headrace.protocols.openinference_binary import OpenInferenceCodec
+from headrace.protocols.openinference_proto import OpenInferenceProtoCodec
+from headrace.protocols.tensors import Call, Codec, Encoded
+from headrace.protocols.tfserving_examples import ExamplesCodec
+from headrace.protocols.tfserving_json import PredictCodec
+from headrace.protocols.tfserving_proto import ExamplesProtoCodec, PredictProtoCodec
+
+
+@dataclass(frozen=True, slots=True)
+class CallKind:
+    """A protocol's method."""
+
+    protocol: str
+    method: str
+
+
+CALLS: tuple[CallKind, ...] = (
+    CallKind("tfserving", "predict"),
+    CallKind("tfserving", "classify"),
+    CallKind("tfserving", "regress"),
+    CallKind("openinference", "infer"),
+    CallKind("openinference_grpc", "infer"),
+    CallKind("tfserving_grpc", "predict"),
+    CallKind("tfserving_grpc", "classify"),
+    CallKind("tfserving_grpc", "regress"),
+    CallKind("media", "part"),
+)
+"""The index is the number on the link: only append. A part of a picture or video is answered by a
+codec of the slot's own."""
+
+
+def codecs(
+    max_bytes: int = MAX_INFLATED_BYTES, max_elements: int = MAX_ELEMENTS
+) -> tuple[Codec, ...]:
+    """The codec of each call, by its number.
+
+    The limits are on a body once it is inflated, and on what it holds, see `elements`.
+    """
+    examples = ExamplesCodec(max_bytes, max_elements)
+    predict = PredictCodec(max_bytes, max_elements)
+    examples_proto = ExamplesProtoCodec(max_bytes, max_elements)
+    return (
+        *(predict, examples, examples, OpenInferenceCodec(max_bytes, max_elements)),
+        *(OpenInferenceProtoCodec(max_elements), PredictProtoCodec(max_bytes, max_elements)),
+        *(examples_proto, examples_proto),
+    )
+
+
+_NUMBERS = {(kind.protocol, kind.method): number for number, kind in enumerate(CALLS)}
+ENCODINGS = ("", "gzip", "deflate")
+CONTENT_TYPES = ("application/json", "application/octet-stream", "application/grpc")
+
+
+def call_number(protocol: str, method: str) -> int:
+    """The number of a call."""
+    return _NUMBERS[protocol, method]
+
+
+def encodings_of(content: bytes, accept: bytes) -> int:
+    """Both codings in one number; raises `InvalidArgument` for a body we cannot inflate."""
+    coding = content.decode("latin-1").strip().lower()
+    if coding in {"", "identity"}:
+        coding = ""
+    if coding not in ENCODINGS:
+        raise InvalidArgument(f"Content-Encoding {coding[:40]!r} is not gzip or deflate")
+    return ENCODINGS.index(coding) | ENCODINGS.index(reply_coding(accept.decode("latin-1"))) << 4
+
+
+def call_of(number: int, json_length: int | None, encodings: int) -> Call:
+    """What the codec needs to know besides the body."""
+    return Call(
+        CALLS[number].method, json_length, ENCODINGS[encodings & 15], ENCODINGS[encodings >> 4]
+    )
+
+
+def form_of(encoded: Encoded) -> int:
+    """Content type and coding of an answer in one number."""
+    return CONTENT_TYPES.index(encoded.content_type) | (
+        ENCODINGS.index(encoded.content_encoding) << 4
+    )
+
+
+def headers_of(form: int) -> tuple[str, str]:
+    """Content type and coding of that number."""
+    return CONTENT_TYPES[form & 15], ENCODINGS[form >> 4]

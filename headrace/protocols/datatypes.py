@@ -1,0 +1,90 @@
+"""Names of tensor dtypes in the Open Inference Protocol, TensorFlow and Triton's model config."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from headrace.errors import InvalidArgument
+from headrace.protocols.tensors import BFLOAT16, BYTES
+from headrace.quoting import quoted
+
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "BOOL": np.dtype(np.bool_),
+    "UINT8": np.dtype(np.uint8),
+    "UINT16": np.dtype(np.uint16),
+    "UINT32": np.dtype(np.uint32),
+    "UINT64": np.dtype(np.uint64),
+    "INT8": np.dtype(np.int8),
+    "INT16": np.dtype(np.int16),
+    "INT32": np.dtype(np.int32),
+    "INT64": np.dtype(np.int64),
+    "FP16": np.dtype(np.float16),
+    "FP32": np.dtype(np.float32),
+    "FP64": np.dtype(np.float64),
+    "BF16": BFLOAT16,
+    "BYTES": BYTES,
+}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+_TENSORFLOW = {
+    "BOOL": "DT_BOOL",
+    "UINT8": "DT_UINT8",
+    "UINT16": "DT_UINT16",
+    "UINT32": "DT_UINT32",
+    "UINT64": "DT_UINT64",
+    "INT8": "DT_INT8",
+    "INT16": "DT_INT16",
+    "INT32": "DT_INT32",
+    "INT64": "DT_INT64",
+    "FP16": "DT_HALF",
+    "FP32": "DT_FLOAT",
+    "FP64": "DT_DOUBLE",
+    "BYTES": "DT_STRING",
+    "BF16": "DT_BFLOAT16",
+}
+
+_FROM_TENSORFLOW = {theirs: ours for ours, theirs in _TENSORFLOW.items()}
+
+
+def dtype_of(name: object) -> np.dtype[Any]:
+    """The dtype of an Open Inference Protocol name; raises `InvalidArgument` for unknown ones."""
+    dtype = _DTYPES.get(name) if isinstance(name, str) else None
+    if dtype is None:
+        raise InvalidArgument(f"unknown datatype {quoted(name)}; known are {', '.join(_DTYPES)}")
+    return dtype
+
+
+def datatype_name(dtype: np.dtype[Any]) -> str:
+    """The Open Inference Protocol name, for example `FP32`; unsupported dtypes give their own."""
+    return _NAMES.get(dtype) or dtype.name  # which numpy makes up each time
+
+
+def tensorflow_name(dtype: np.dtype[Any]) -> str:
+    """TensorFlow's name, for example `DT_FLOAT`."""
+    return _TENSORFLOW.get(datatype_name(dtype), "DT_INVALID")
+
+
+def v2_name(type_: str | np.dtype[Any]) -> str:
+    """The Open Inference Protocol name of TensorFlow's name, or of a dtype."""
+    if isinstance(type_, str):
+        return _FROM_TENSORFLOW.get(type_, type_)
+    return datatype_name(type_)
+
+
+def config_name(dtype: np.dtype[Any]) -> str:
+    """The name in Triton's model configuration, for example `TYPE_FP32`."""
+    name = datatype_name(dtype)
+    return "TYPE_STRING" if name == "BYTES" else f"TYPE_{name}"
+
+
+def is_supported(dtype: np.dtype[Any]) -> bool:
+    """Whether codecs can carry it."""
+    return dtype in _NAMES
+
+
+def check_supported(dtype: np.dtype[Any]) -> None:
+    """Raises `InvalidArgument` for dtypes that no codec can carry."""
+    if dtype not in _NAMES:
+        dtype_of(dtype.name)

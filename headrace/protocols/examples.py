@@ -1,0 +1,195 @@
+"""What classify and regress have in common in every protocol: features in, results out.
+
+A signature that takes serialized `tf.Example` gets them built; others get features by name.
+Errors about results begin as TensorFlow Serving's do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence, Sized
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from headrace.errors import InvalidArgument
+from headrace.protocols.checks import check_names, given_inputs
+from headrace.protocols.datatypes import tensorflow_name
+from headrace.protocols.elements import too_many
+from headrace.protocols.json_arrays import leaves_to_array
+from headrace.protocols.json_bodies import text_of
+from headrace.protocols.tensors import (
+    BYTES,
+    TENSORFLOW,
+    InferenceRequest,
+    ModelSpec,
+    Signature,
+    Tensor,
+    TensorSpec,
+)
+from headrace.quoting import listed
+
+Features = dict[str, list[Any]]
+"""By name, values that are all `int` (64 bit), all `float` or all `bytes`."""
+
+
+def check_context(context: Collection[str], features: Collection[str], index: int) -> None:
+    """Raises `InvalidArgument` if an example has a feature that all examples share."""
+    repeated = set(context) & set(features)
+    if repeated:
+        raise InvalidArgument(
+            f"example {index} repeats context features: {listed(sorted(repeated))}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ContextLimits:
+    """What the copies of a context, one for each example, may take together."""
+
+    max_bytes: int
+    max_elements: int
+
+    def check(self, context_bytes: int, features: Iterable[Sized], examples: int) -> None:
+        """Raises `InvalidArgument`, or `PayloadTooLarge` if these are too many elements.
+
+        A feature without values is an object as well.
+        """
+        if context_bytes * examples > self.max_bytes:
+            raise InvalidArgument(
+                f"a context of {context_bytes} bytes for each of {examples} examples is more than "
+                f"{self.max_bytes} bytes"
+            )
+        if sum(1 + len(values) for values in features) * examples > self.max_elements:
+            raise too_many(self.max_elements)
+
+
+def takes_serialized(model: ModelSpec, signature: Signature) -> bool:
+    """Whether the model parses the examples itself.
+
+    What TensorFlow 2 exports has no method but `predict`; so the one input tells, whatever its
+    name. An ONNX graph cannot parse them.
+    """
+    if model.platform != TENSORFLOW or len(signature.inputs) != 1:
+        return False
+    [spec] = signature.inputs
+    return spec.dtype == BYTES and (spec.shape is None or len(spec.shape) < 2)
+
+
+def serialized_inputs(examples: Sequence[bytes], signature: Signature) -> dict[str, Tensor]:
+    """The one input of a signature that takes serialized examples."""
+    strings = np.empty(len(examples), dtype=BYTES)
+    strings[:] = examples
+    return {signature.inputs[0].name: strings}
+
+
+def named_inputs(rows: Sequence[Features], signature: Signature) -> dict[str, Tensor]:
+    """The input tensors by feature name, one row for each example; raises `InvalidArgument`."""
+    for row in rows:
+        check_names(signature, row)
+    return {
+        spec.name: _stack([row[spec.name] for row in rows], spec)
+        for spec in given_inputs(rows, signature)
+    }
+
+
+def result_outputs(signature: Signature, method: str) -> tuple[str, ...]:
+    """The outputs that the results are made of; raises `InvalidArgument` if there are none."""
+    by_name = {spec.name: spec for spec in signature.outputs}
+    usual = ("classes", "scores") if method == "classify" else ("outputs",)
+    found = tuple(name for name in usual if name in by_name)
+    if not found and len(by_name) == 1:
+        found = tuple(by_name)
+    if not found:
+        raise InvalidArgument(
+            f"signature '{signature.name}' has no output {listed(usual)}, so it cannot {method}"
+        )
+    return found
+
+
+def classes_of(outputs: Mapping[str, Tensor], examples: int) -> list[Any]:
+    """For each example a list of `[label, score]` pairs.
+
+    Without classes the labels are empty; without scores these are 0, as TensorFlow Serving does.
+    """
+    for name, tensor in outputs.items():
+        if tensor.ndim != 2:
+            raise InvalidArgument(
+                "Expected Tensor shape: [batch_size num_classes] but got "
+                f"{list(tensor.shape)} in output '{name}'"
+            )
+        _check_results(name, tensor, examples)
+        if name in ("classes", "scores") and (tensor.dtype == BYTES) != (name == "classes"):
+            wanted = "DT_STRING" if name == "classes" else "DT_FLOAT"
+            raise InvalidArgument(
+                f"Expected {name} Tensor of {wanted}. Got: {tensorflow_name(tensor.dtype)}"
+            )
+    if len({tensor.shape for tensor in outputs.values()}) != 1:
+        sizes = " vs. ".join(str(tensor.shape[1]) for tensor in outputs.values())
+        raise InvalidArgument(f"Tensors class and score should match in dim_size(1). Got {sizes}")
+    shape = next(iter(outputs.values())).shape
+    labels: Any = np.full(shape, "").tolist()
+    scores: Any = np.zeros(shape, dtype=np.float32)
+    for name, tensor in outputs.items():
+        if tensor.dtype == BYTES:
+            labels = [[text_of(label, name) for label in row] for row in tensor.tolist()]
+        else:
+            scores = tensor
+    return [
+        [list(pair) for pair in zip(*row, strict=True)] for row in zip(labels, scores, strict=True)
+    ]
+
+
+def regressions_of(outputs: Mapping[str, Tensor], examples: int) -> list[Any]:
+    """For each example its number."""
+    [(name, tensor)] = outputs.items()
+    if tensor.ndim == 2 and tensor.shape[1] == 1:
+        tensor = tensor[:, 0]
+    if tensor.ndim != 1:
+        raise InvalidArgument(
+            "Expected output Tensor shape to be either [batch_size] or [batch_size, 1] but got "
+            f"{list(tensor.shape)} in output '{name}'"
+        )
+    if tensor.dtype == BYTES:
+        raise InvalidArgument("Expected output Tensor of DT_FLOAT. Got: DT_STRING")
+    _check_results(name, tensor, examples)
+    return list(tensor)
+
+
+def example_count(request: InferenceRequest) -> int:
+    """How many examples a request has: each is a row of its tensors."""
+    return len(next(iter(request.inputs.values())))
+
+
+def _check_results(name: str, tensor: Tensor, examples: int) -> None:
+    if len(tensor) != examples:
+        raise InvalidArgument(
+            f"Expected {name} output batch size of {examples}. Got: {len(tensor)}"
+        )
+
+
+def _stack(values: list[list[Any]], spec: TensorSpec) -> Tensor:
+    try:
+        return np.stack([_row(row, spec) for row in values])
+    except ValueError:
+        raise InvalidArgument(
+            f"feature '{spec.name}' must have as many values in every example"
+        ) from None
+
+
+def _row(values: list[Any], spec: TensorSpec) -> Tensor:
+    where = f"feature '{spec.name}'"
+    if spec.dtype == BYTES and not all(isinstance(value, bytes) for value in values):
+        raise InvalidArgument(f"{where} takes strings")
+    if spec.dtype == BYTES:
+        array = np.empty(len(values), dtype=BYTES)
+        array[:] = values
+    else:
+        array = leaves_to_array(values, spec.dtype, where, lossless=True, b64=False)
+    shape = (None,) if spec.shape is None else spec.shape[1:]
+    try:
+        return array.reshape([-1 if size is None else size for size in shape])
+    except ValueError:
+        wanted = ", ".join("-1" if size is None else str(size) for size in shape)
+        raise InvalidArgument(
+            f"{where} has {len(values)} values, but an example takes [{wanted}]"
+        ) from None

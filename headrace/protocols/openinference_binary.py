@@ -1,0 +1,252 @@
+"""The Open Inference Protocol's REST codec: JSON, and raw tensors behind it where asked for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from headrace.errors import InvalidArgument
+from headrace.protocols.checks import check_inputs, find_output, find_signature, wanted_names
+from headrace.protocols.classification import check_classes, top_classes
+from headrace.protocols.compression import MAX_INFLATED_BYTES, deflate, inflate, reply_coding
+from headrace.protocols.datatypes import check_supported, datatype_name, dtype_of
+from headrace.protocols.elements import MAX_ELEMENTS, Elements, check_json
+from headrace.protocols.json_bodies import read_object, write_json
+from headrace.protocols.openinference_json import (
+    decode_data,
+    flag_of,
+    id_of,
+    json_data,
+    named_entries,
+    parameters_of,
+    shape_of,
+)
+from headrace.protocols.openinference_parameters import (
+    refuse_unsupported,
+    signature_of,
+    timeout_s_of,
+)
+from headrace.protocols.openinference_quick import read_quickly
+from headrace.protocols.raw_tensors import RawTail, decode_raw, encode_raw
+from headrace.protocols.tensors import (
+    BFLOAT16,
+    BYTES,
+    Call,
+    Encoded,
+    InferenceRequest,
+    ModelSpec,
+    Signature,
+    Tensor,
+    TensorSpec,
+)
+from headrace.quoting import listed, quoted
+
+_WITHOUT_JSON = (np.dtype(np.float16), BFLOAT16)
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """How to answer: the request's id ("" for none), binary outputs, content coding.
+
+    `classes` says of which outputs so many classes are wanted in place of the tensor.
+    """
+
+    id: str
+    binary: frozenset[str]
+    coding: str
+    classes: Mapping[str, int] = field(default_factory=dict)
+
+
+class OpenInferenceCodec:
+    """The codec of `/v2/models/.../infer`, JSON and binary in any mixture."""
+
+    def __init__(
+        self, max_inflated_bytes: int = MAX_INFLATED_BYTES, max_elements: int = MAX_ELEMENTS
+    ) -> None:
+        self._max_inflated_bytes, self._max_elements = max_inflated_bytes, max_elements
+
+    def decode(self, body: bytes | memoryview, call: Call, model: ModelSpec) -> InferenceRequest:
+        """Read a request body; raises `InvalidArgument`, `PayloadTooLarge` or `Unimplemented`.
+
+        Binary inputs may share the body's memory, which must not change afterwards.
+        """
+        plain = inflate(body, call.content_encoding, self._max_inflated_bytes)
+        if call.json_length == 0:
+            return _raw_request(memoryview(plain), call, model)
+        text, raw = split_body(plain, call.json_length)
+        check_json(text, self._max_elements)
+        document = (None if raw else read_quickly(text)) or read_object(text)
+        parameters = parameters_of(document, "the request")
+        entries = named_entries(document, "inputs")
+        signature = signature_of(model, parameters, entries)
+        tail, elements = RawTail(raw), Elements(self._max_elements)
+        has_tail = call.json_length is not None
+        inputs = {
+            name: _decode_input(name, entry, tail if has_tail else None, elements)
+            for name, entry in entries.items()
+        }
+        tail.check_end()
+        rows = check_inputs(signature, inputs)
+        outputs, binary, classes = wanted_outputs(document, parameters, signature)
+        reply = Reply(id_of(document), binary, reply_coding(call.accept_encoding), classes)
+        return InferenceRequest(signature, inputs, rows, outputs, timeout_s_of(parameters), reply)
+
+    def encode(
+        self, request: InferenceRequest, outputs: Mapping[str, Tensor], model: ModelSpec
+    ) -> Encoded:
+        """Write the answer of one request; raises `InvalidArgument` for text that is not UTF-8."""
+        reply: Reply = request.reply
+        entries: list[dict[str, Any]] = []
+        tail: list[bytes] = []
+        for name in wanted_names(request.signature, request.outputs):
+            tensor = np.asarray(outputs[name], order="C")
+            if name in reply.classes:
+                labels, batched = model.labels.get(name, ()), model.batches(request.signature)
+                tensor = top_classes(tensor, reply.classes[name], labels, batched=batched)
+            check_supported(tensor.dtype)
+            entry: dict[str, Any] = {
+                "name": name,
+                "datatype": datatype_name(tensor.dtype),
+                "shape": tensor.shape,
+            }
+            if name in reply.binary:
+                tail.append(encode_raw(tensor))
+                entry["parameters"] = {"binary_data_size": len(tail[-1])}
+            else:
+                entry["data"] = json_data(name, tensor)
+            entries.append(entry)
+        answer: dict[str, Any] = {"id": reply.id} if reply.id else {}
+        answer["model_name"] = model.name
+        answer["model_version"] = str(model.version)
+        answer["outputs"] = entries
+        text = write_json(answer)
+        body = deflate(b"".join((text, *tail)), reply.coding)
+        if not reply.binary:
+            return Encoded(body, content_encoding=reply.coding)
+        return Encoded(body, "application/octet-stream", len(text), reply.coding)
+
+
+def _raw_request(raw: memoryview, call: Call, model: ModelSpec) -> InferenceRequest:
+    """A body without a JSON part: the one input's bytes, as one row where rows are batched."""
+    signature = find_signature(model, "")
+    if len(signature.required) != 1:
+        raise InvalidArgument(
+            "a request without a JSON part (Inference-Header-Content-Length: 0) is for models with "
+            f"one input; this one takes {listed(spec.name for spec in signature.required)}"
+        )
+    [spec] = signature.required
+    shape = _raw_shape(spec, len(raw), batched=model.batches(signature))
+    if spec.dtype == BYTES:
+        tensor = np.array([bytes(raw)], dtype=BYTES).reshape(shape)
+    else:
+        tensor = decode_raw(raw, spec.dtype, shape, f"input '{spec.name}'")
+    inputs = {spec.name: tensor}
+    binary = frozenset(each.name for each in signature.outputs)
+    reply = Reply("", binary, reply_coding(call.accept_encoding))
+    return InferenceRequest(signature, inputs, check_inputs(signature, inputs), reply=reply)
+
+
+def _raw_shape(spec: TensorSpec, size: int, *, batched: bool) -> tuple[int, ...]:
+    """The shape that `size` bytes have; BYTES are one string, without its length in front."""
+    sizes: list[int | None] = [None] * 3 if spec.shape is None else list(spec.shape)
+    if batched and sizes and sizes[0] is None:
+        sizes[0] = 1
+    known = math.prod(each for each in sizes if each is not None)
+    free = sizes.count(None)
+    if free > 1 or (spec.dtype == BYTES and (free or known != 1)):
+        what = "one string" if spec.dtype == BYTES else "a shape with one free dimension at most"
+        raise InvalidArgument(
+            f"a request without a JSON part is for inputs of {what}; name the shape of input "
+            f"'{spec.name}' in one"
+        )
+    row_bytes = known * spec.dtype.itemsize
+    deduced = size // row_bytes if row_bytes else 0
+    return tuple(deduced if each is None else each for each in sizes)
+
+
+def _decode_input(
+    name: str, entry: dict[str, Any], tail: RawTail | None, elements: Elements
+) -> Tensor:
+    where = f"input {quoted(name)}"
+    dtype = dtype_of(entry.get("datatype"))
+    shape = shape_of(entry.get("shape"), where)
+    parameters = parameters_of(entry, where)
+    refuse_unsupported(parameters, where)
+    if "binary_data_size" in parameters:
+        if tail is None:
+            raise InvalidArgument(
+                f"{where} is binary, which needs the header Inference-Header-Content-Length"
+            )
+        if "data" in entry:
+            raise InvalidArgument(f"{where} must not have both 'data' and 'binary_data_size'")
+        raw = tail.take(parameters["binary_data_size"], where)
+        return decode_raw(raw, dtype, shape, where, elements)
+    if "data" not in entry:
+        raise InvalidArgument(f"{where} has no 'data'")
+    if dtype in _WITHOUT_JSON:
+        kind = datatype_name(dtype)
+        raise InvalidArgument(f"{where}: {kind} has no JSON form; send it as binary data")
+    return decode_data(entry["data"], dtype, shape, where)
+
+
+def wanted_outputs(
+    document: Mapping[str, Any], parameters: Mapping[str, Any], signature: Signature
+) -> tuple[tuple[str, ...] | None, frozenset[str], dict[str, int]]:
+    """The names of the wanted outputs (None: all), those among them to be sent binary, and how
+    many classes are wanted of those that are to be classified."""
+    default = flag_of(parameters, "binary_data_output", False)
+    names: tuple[str, ...] | None = None
+    flags = {spec.name: default for spec in signature.outputs}
+    classes: dict[str, int] = {}
+    if document.get("outputs"):
+        entries = named_entries(document, "outputs")
+        names, flags = tuple(entries), {}
+        for name, entry in entries.items():
+            where = f"output {quoted(name)}"
+            own = parameters_of(entry, where)
+            refuse_unsupported(own, where)
+            flags[name] = flag_of(own, "binary_data", default)
+            if count := _class_count(own, where):
+                classes[name] = count
+    for name, binary in flags.items():
+        spec = find_output(signature, name)
+        if name in classes:
+            check_classes(spec)
+        else:
+            _check_json_form(spec, binary)
+    return names, frozenset(name for name, binary in flags.items() if binary), classes
+
+
+def _class_count(parameters: Mapping[str, Any], where: str) -> int:
+    count = parameters.get("classification", 0)
+    if type(count) is not int or count < 0:
+        raise InvalidArgument(
+            f"Unable to set 'classification': {where} needs an integer of at least 0, "
+            f"not {quoted(count)}"
+        )
+    return count
+
+
+def _check_json_form(spec: TensorSpec, binary: bool) -> None:
+    if spec.dtype in _WITHOUT_JSON and not binary:
+        raise InvalidArgument(
+            f"output '{spec.name}' is {datatype_name(spec.dtype)}, which has no JSON form; "
+            "ask for binary data"
+        )
+
+
+def split_body(body: bytes | memoryview, json_length: int | None) -> tuple[bytes, memoryview]:
+    """The JSON text and the raw tail of a body; without a length all of it is JSON."""
+    if json_length is None:
+        return bytes(body), memoryview(b"")
+    if not 0 < json_length <= len(body):
+        raise InvalidArgument(
+            f"Inference-Header-Content-Length is {json_length}, but the JSON part has at least 1 "
+            f"byte and the body has {len(body)} bytes"
+        )
+    view = memoryview(body)
+    return bytes(view[:json_length]), view[json_length:]

@@ -1,0 +1,196 @@
+"""The Open Inference Protocol's gRPC codec: ModelInferRequest in, ModelInferResponse out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from headrace.errors import InvalidArgument
+from headrace.protocols.checks import check_inputs, find_output, wanted_names
+from headrace.protocols.classification import check_classes, top_classes
+from headrace.protocols.datatypes import check_supported, datatype_name, dtype_of
+from headrace.protocols.elements import MAX_ELEMENTS, Elements
+from headrace.protocols.grpc_targets import parse
+from headrace.protocols.messages import message
+from headrace.protocols.openinference_json import shape_of
+from headrace.protocols.openinference_parameters import (
+    refuse_unsupported,
+    signature_of,
+    timeout_s_of,
+)
+from headrace.protocols.raw_tensors import decode_raw, encode_raw
+from headrace.protocols.tensors import Call, Encoded, InferenceRequest, ModelSpec, Signature, Tensor
+from headrace.protocols.typed_lists import read_list
+from headrace.quoting import quoted
+
+_REQUEST = "inference.ModelInferRequest"
+_RESPONSE = "inference.ModelInferResponse"
+
+_CONTENTS = {
+    "BOOL": "bool_contents",
+    "INT8": "int_contents",
+    "INT16": "int_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+    "UINT8": "uint_contents",
+    "UINT16": "uint_contents",
+    "UINT32": "uint_contents",
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    "BYTES": "bytes_contents",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """How to answer: the request's id, and whether a final answer is to be marked as such.
+
+    `classes` says of which outputs so many classes are wanted in place of the tensor.
+    """
+
+    id: str
+    final: bool
+    classes: Mapping[str, int] = field(default_factory=dict)
+
+
+class OpenInferenceProtoCodec:
+    """The codec of ModelInfer. Answers are raw, since clients read nothing else."""
+
+    def __init__(self, max_elements: int = MAX_ELEMENTS) -> None:
+        self._max_elements = max_elements
+
+    def decode(self, body: bytes | memoryview, call: Call, model: ModelSpec) -> InferenceRequest:
+        """Read a request; raises `InvalidArgument`, `PayloadTooLarge` or `Unimplemented`."""
+        request = parse(_REQUEST, body, self._max_elements)
+        parameters = _parameters(request.parameters)
+        signature = signature_of(model, parameters, [each.name for each in request.inputs])
+        inputs = _decode_inputs(request, Elements(self._max_elements))
+        rows = check_inputs(signature, inputs)
+        outputs, classes = _wanted(request, signature)
+        final = bool(parameters.get("triton_enable_empty_final_response"))
+        reply = Reply(request.id, final, classes)
+        return InferenceRequest(signature, inputs, rows, outputs, timeout_s_of(parameters), reply)
+
+    def encode(
+        self, request: InferenceRequest, outputs: Mapping[str, Tensor], model: ModelSpec
+    ) -> Encoded:
+        """Write the answer of one request."""
+        reply: Reply = request.reply
+        answer = message(_RESPONSE)(
+            model_name=model.name, model_version=str(model.version), id=reply.id
+        )
+        if reply.final:
+            answer.parameters["triton_final_response"].bool_param = True
+        for name in wanted_names(request.signature, request.outputs):
+            tensor = np.asarray(outputs[name], order="C")
+            if name in reply.classes:
+                labels, batched = model.labels.get(name, ()), model.batches(request.signature)
+                tensor = top_classes(tensor, reply.classes[name], labels, batched=batched)
+            check_supported(tensor.dtype)
+            answer.outputs.add(name=name, datatype=datatype_name(tensor.dtype), shape=tensor.shape)
+            answer.raw_output_contents.append(encode_raw(tensor))
+        return Encoded(answer.SerializeToString(), "application/grpc")
+
+
+def _parameters(entries: Any) -> dict[str, Any]:
+    """Plain values of a map of InferParameter; one that is not set counts as absent."""
+    found = {}
+    for name, parameter in entries.items():
+        kind = parameter.WhichOneof("parameter_choice")
+        if kind is not None:
+            found[name] = getattr(parameter, kind)
+    return found
+
+
+def _decode_inputs(request: Any, elements: Elements) -> dict[str, Tensor]:
+    raws = request.raw_input_contents
+    if raws and len(raws) != len(request.inputs):
+        raise InvalidArgument(
+            f"raw_input_contents holds {len(raws)} tensors, but there are "
+            f"{len(request.inputs)} inputs; it needs one for each, in their order"
+        )
+    inputs: dict[str, Tensor] = {}
+    for index, each in enumerate(request.inputs):
+        if each.name in inputs:
+            raise InvalidArgument(f"'inputs' names {quoted(each.name)} twice")
+        where = f"input {quoted(each.name)}"
+        if each.parameters:
+            refuse_unsupported(_parameters(each.parameters), where)
+        dtype = dtype_of(each.datatype)
+        shape = shape_of(list(each.shape), where)
+        if not raws:
+            inputs[each.name] = _typed(each, dtype, shape, where)
+        elif each.HasField("contents"):
+            raise InvalidArgument(
+                f"{where}: 'contents' must not be set when raw_input_contents is used"
+            )
+        else:
+            raw = memoryview(raws[index])
+            inputs[each.name] = decode_raw(raw, dtype, shape, where, elements)
+    return inputs
+
+
+def raw_contents(each: Any) -> bytes:
+    """The bytes of an input's typed contents; raises `InvalidArgument`."""
+    where = f"input {quoted(each.name)}"
+    shape = shape_of(list(each.shape), where)
+    return encode_raw(_typed(each, dtype_of(each.datatype), shape, where))
+
+
+def _typed(each: Any, dtype: np.dtype[Any], shape: tuple[int, ...], where: str) -> Tensor:
+    """A tensor of the contents field of its datatype."""
+    field = _CONTENTS.get(each.datatype)
+    if field is None:
+        raise InvalidArgument(f"{where}: {each.datatype} has no typed contents; send it raw")
+    for other, _ in each.contents.ListFields():
+        if other.name != field:
+            raise InvalidArgument(
+                f"{where} has values in {other.name!r}, but {each.datatype} takes {field!r}"
+            )
+    count = len(getattr(each.contents, field))
+    if count != math.prod(shape):
+        raise InvalidArgument(
+            f"{where} needs {math.prod(shape)} values in '{field}' for its shape {list(shape)}, "
+            f"not {count}"
+        )
+    return read_list(each.contents, field, dtype, where).reshape(shape)
+
+
+def _wanted(request: Any, signature: Signature) -> tuple[tuple[str, ...] | None, dict[str, int]]:
+    """The names of the wanted outputs (None: all), and how many classes of those by classes."""
+    names: list[str] = []
+    classes: dict[str, int] = {}
+    for each in request.outputs:
+        spec = find_output(signature, each.name)
+        if each.name in names:
+            raise InvalidArgument(f"'outputs' names {quoted(each.name)} twice")
+        names.append(each.name)
+        if each.parameters:
+            where = f"output {quoted(each.name)}"
+            refuse_unsupported(_parameters(each.parameters), where)
+            if count := _class_count(each.parameters, where):
+                check_classes(spec)
+                classes[each.name] = count
+    return tuple(names) or None, classes
+
+
+def _class_count(parameters: Any, where: str) -> int:
+    """0: the tensor itself is wanted."""
+    if "classification" not in parameters:
+        return 0
+    parameter = parameters["classification"]
+    if parameter.WhichOneof("parameter_choice") != "int64_param":
+        raise InvalidArgument(
+            f"invalid value type for 'classification' parameter, expected int64_param: {where}"
+        )
+    count: int = parameter.int64_param
+    if count < 1:
+        raise InvalidArgument(
+            f"invalid value for 'classification' parameter, expected >= 1: {where} has {count}"
+        )
+    return count

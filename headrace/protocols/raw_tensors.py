@@ -1,0 +1,117 @@
+"""Raw tensors as the Open Inference Protocol sends them: little-endian, row-major, unpadded.
+
+A `BYTES` element is its length (4 bytes, unsigned) and then its bytes.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from contextlib import suppress
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from headrace.errors import InvalidArgument
+from headrace.protocols.elements import Elements
+from headrace.protocols.tensors import BYTES, Tensor
+from headrace.quoting import quoted
+
+_LENGTH = struct.Struct("<I")
+_SHORT_BYTES = 1024
+
+
+class RawTail:
+    """Hands out the raw tensors of a request in the order of its inputs."""
+
+    def __init__(self, tail: memoryview) -> None:
+        self._tail = tail
+        self._taken_bytes = 0
+
+    def take(self, size: object, where: str) -> memoryview:
+        """The next `size` bytes; raises `InvalidArgument` if there are fewer."""
+        if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+            raise InvalidArgument(
+                f"{where}: 'binary_data_size' must be an integer of at least 0, not {quoted(size)}"
+            )
+        left = len(self._tail) - self._taken_bytes
+        if size > left:
+            raise InvalidArgument(
+                f"{where}: 'binary_data_size' is {size}, but only {left} bytes are left behind "
+                "the JSON part (its length stands in Inference-Header-Content-Length)"
+            )
+        start = self._taken_bytes
+        self._taken_bytes += size
+        return self._tail[start : self._taken_bytes]
+
+    def check_end(self) -> None:
+        """Raises `InvalidArgument` if bytes are left that no input has claimed."""
+        left = len(self._tail) - self._taken_bytes
+        if left:
+            raise InvalidArgument(f"{left} bytes of the body belong to no input")
+
+
+def decode_raw(
+    raw: memoryview,
+    dtype: np.dtype[Any],
+    shape: tuple[int, ...],
+    where: str,
+    elements: Elements | None = None,
+) -> Tensor:
+    """A tensor over the bytes, read-only and without a copy where their alignment allows it.
+
+    Strings are counted in `elements`: `PayloadTooLarge` if these are too many.
+    """
+    if dtype == BYTES:
+        if elements is not None:
+            elements.take(math.prod(shape))
+        return _decode_strings(raw, math.prod(shape), where).reshape(shape)
+    wanted = math.prod(shape) * dtype.itemsize
+    if len(raw) != wanted:
+        raise InvalidArgument(
+            f"{where} needs {wanted} bytes for its shape {list(shape)}, not {len(raw)}"
+        )
+    array = np.frombuffer(raw, dtype=dtype.newbyteorder("<"))
+    if dtype.kind == "b" and array.size and array.view(np.uint8).max() > 1:
+        raise InvalidArgument(f"{where} holds a BOOL byte that is neither 0 nor 1")
+    native = array.astype(dtype, copy=not array.flags.aligned)
+    return native.reshape(shape)
+
+
+def encode_raw(tensor: Tensor) -> bytes:
+    """The bytes of a tensor, row-major."""
+    if tensor.dtype != BYTES:
+        return tensor.astype(tensor.dtype.newbyteorder("<"), copy=False).tobytes()
+    elements = tensor.reshape(-1).tolist()
+    if set(map(type, elements)) - {bytes}:
+        elements = [_as_bytes(element) for element in elements]
+    # As items of four bytes, so that numpy makes all of them at once.
+    lengths = np.array(list(map(len, elements)), "<u4").view("V4").tolist()
+    return b"".join(chain.from_iterable(zip(lengths, elements, strict=True)))
+
+
+def _decode_strings(raw: memoryview, count: int, where: str) -> Tensor:
+    # Of short strings a copy is made first: its slices take a third of the time of a view's.
+    data, at = bytes(raw) if len(raw) < _SHORT_BYTES * count else raw, 0
+    strings: list[Any] = []
+    add, length_at = strings.append, _LENGTH.unpack_from
+    with suppress(struct.error):
+        # What is too short for the lengths alone ends in the first round.
+        for _ in range(count if _LENGTH.size * count <= len(data) else 1):
+            start = at + _LENGTH.size
+            at = start + length_at(data, at)[0]
+            add(data[start:at])
+    if at > len(data):
+        raise InvalidArgument(f"{where}: string {len(strings) - 1} is longer than the data")
+    if at != len(data) or len(strings) != count:
+        raise InvalidArgument(f"{where} must hold exactly {count} strings with their lengths")
+    if data is raw:
+        strings = [bytes(each) for each in strings]
+    array = np.empty(count, dtype=BYTES)
+    array[:] = strings
+    return array
+
+
+def _as_bytes(element: Any) -> bytes:
+    return element if isinstance(element, bytes) else str(element).encode()

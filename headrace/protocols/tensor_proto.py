@@ -1,0 +1,135 @@
+"""TensorFlow's TensorProto as numpy tensors and back."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from headrace.errors import InvalidArgument
+from headrace.protocols.datatypes import check_supported, dtype_of, tensorflow_name, v2_name
+from headrace.protocols.elements import Elements
+from headrace.protocols.messages import POOL
+from headrace.protocols.openinference_json import shape_of
+from headrace.protocols.raw_tensors import decode_raw
+from headrace.protocols.tensors import BFLOAT16, BYTES, Tensor
+from headrace.protocols.typed_lists import append_list, read_list
+
+_TYPES = POOL.FindEnumTypeByName("tensorflow.DataType")
+_UINT16 = np.dtype(np.uint16)
+_HALVES = (np.dtype(np.float16), BFLOAT16)
+"""Their bits travel as integers."""
+
+_LISTS: dict[np.dtype[Any], str] = {
+    np.dtype(np.bool_): "bool_val",
+    np.dtype(np.int8): "int_val",
+    np.dtype(np.int16): "int_val",
+    np.dtype(np.int32): "int_val",
+    np.dtype(np.int64): "int64_val",
+    np.dtype(np.uint8): "int_val",
+    _UINT16: "int_val",
+    np.dtype(np.uint32): "uint32_val",
+    np.dtype(np.uint64): "uint64_val",
+    **dict.fromkeys(_HALVES, "half_val"),
+    np.dtype(np.float32): "float_val",
+    np.dtype(np.float64): "double_val",
+    BYTES: "string_val",
+}
+_VALUES = frozenset(
+    name
+    for name in POOL.FindMessageTypeByName("tensorflow.TensorProto").fields_by_name
+    if name == "tensor_content" or name.endswith("_val")
+)
+"""The fields of a TensorProto that hold values."""
+
+
+def decode_tensor(
+    proto: Any, max_bytes: int, where: str, elements: Elements | None = None
+) -> Tensor:
+    """A tensor of `tensor_content` or of its list, whose last value fills what is missing.
+
+    Clears fields of the proto. Raises `InvalidArgument`, also for values in two places, and for a
+    shape that would take more than `max_bytes`: a single value can fill any shape. Strings are
+    counted in `elements`, too.
+    """
+    dtype = _dtype(proto.dtype, where)
+    _check_one_list(proto, _LISTS[dtype], where)
+    if proto.tensor_shape.unknown_rank:
+        raise InvalidArgument(f"{where} has no known rank; give its shape")
+    shape = shape_of([each.size for each in proto.tensor_shape.dim], where)
+    count = math.prod(shape)
+    if dtype == BYTES and elements is not None:
+        elements.take(count)
+    if count * dtype.itemsize > max_bytes:
+        raise InvalidArgument(
+            f"{where}: shape {list(shape)} takes more than the {max_bytes} bytes that are left"
+        )
+    if proto.tensor_content:
+        if dtype == BYTES:
+            raise InvalidArgument(f"{where}: strings belong into 'string_val'")
+        return decode_raw(memoryview(proto.tensor_content), dtype, shape, where)
+    return _listed_values(proto, dtype, count, max_bytes, where).reshape(shape)
+
+
+def encode_tensor(tensor: Tensor, proto: Any) -> None:
+    """Fill an empty TensorProto in the typed form, as TensorFlow Serving does.
+
+    Many clients read `float_val` and never `tensor_content`.
+    """
+    check_supported(tensor.dtype)
+    proto.dtype = _TYPES.values_by_name[tensorflow_name(tensor.dtype)].number
+    proto.tensor_shape.SetInParent()
+    for size in tensor.shape:
+        proto.tensor_shape.dim.add(size=size)
+    flat = np.ascontiguousarray(tensor).reshape(-1)
+    bits = flat.view(_UINT16) if tensor.dtype in _HALVES else flat
+    append_list(proto, _LISTS[tensor.dtype], bits)
+
+
+def _dtype(number: int, where: str) -> np.dtype[Any]:
+    known = _TYPES.values_by_number.get(number)
+    if known is None or known.name == "DT_INVALID":
+        raise InvalidArgument(f"{where} has the unknown dtype {number}")
+    return dtype_of(v2_name(known.name))
+
+
+def _check_one_list(proto: Any, own: str, where: str) -> None:
+    """Values beside those that are read would be dropped without a word."""
+    found = {field.name for field, _ in proto.ListFields()} & _VALUES
+    for other in sorted(found - {own, "tensor_content"}):
+        raise InvalidArgument(f"{where} has values in {other!r}, but its dtype takes {own!r}")
+    if len(found) > 1:
+        raise InvalidArgument(
+            f"{where} has values in 'tensor_content' and in {own!r}; give one of them"
+        )
+
+
+def _listed_values(
+    proto: Any, dtype: np.dtype[Any], count: int, max_bytes: int, where: str
+) -> Tensor:
+    """A tensor [count] of the typed list."""
+    field = _LISTS[dtype]
+    if len(getattr(proto, field)) > count:
+        raise InvalidArgument(
+            f"{where} has {len(getattr(proto, field))} values in '{field}', "
+            f"but its shape takes {count}"
+        )
+    if dtype in _HALVES:
+        flat = read_list(proto, field, _UINT16, where).view(dtype)
+    else:
+        flat = read_list(proto, field, dtype, where)
+    missing = count - len(flat)
+    if not missing:
+        return flat
+    empty: Any = b"" if dtype == BYTES else 0
+    last = flat[-1] if len(flat) else empty
+    if dtype == BYTES:
+        # Here all of them are one object, but a runtime copies each.
+        filled_bytes = sum(map(len, flat.tolist())) + missing * len(last) + count * dtype.itemsize
+        if filled_bytes > max_bytes:
+            raise InvalidArgument(
+                f"{where}: its strings, with the last one repeated {missing} times, take more than "
+                f"the {max_bytes} bytes that are left"
+            )
+    return np.concatenate([flat, np.full(missing, last, dtype=dtype)])

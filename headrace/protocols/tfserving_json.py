@@ -1,0 +1,199 @@
+"""TensorFlow Serving's REST bodies of `:predict`, in row and column format."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import simdjson
+
+from headrace.errors import InvalidArgument
+from headrace.protocols.checks import (
+    check_inputs,
+    check_names,
+    find_signature,
+    given_inputs,
+    wanted_names,
+)
+from headrace.protocols.compression import MAX_INFLATED_BYTES, deflate, inflate, reply_coding
+from headrace.protocols.datatypes import check_supported
+from headrace.protocols.elements import MAX_ELEMENTS, check_json
+from headrace.protocols.json_arrays import quick_flat, quick_shape, to_array
+from headrace.protocols.json_bodies import parse_lazily, read_object, text_of, write_json
+from headrace.protocols.tensors import (
+    BFLOAT16,
+    BYTES,
+    Call,
+    Encoded,
+    InferenceRequest,
+    ModelSpec,
+    Signature,
+    Tensor,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """How to answer: `layout` is `instances` or `inputs`."""
+
+    layout: str
+    coding: str
+
+
+class PredictCodec:
+    """The codec of `/v1/models/...:predict`."""
+
+    def __init__(
+        self, max_inflated_bytes: int = MAX_INFLATED_BYTES, max_elements: int = MAX_ELEMENTS
+    ) -> None:
+        self._max_inflated_bytes, self._max_elements = max_inflated_bytes, max_elements
+
+    def decode(self, body: bytes | memoryview, call: Call, model: ModelSpec) -> InferenceRequest:
+        """Read a request body; raises `InvalidArgument` or `PayloadTooLarge`."""
+        text = bytes(inflate(body, call.content_encoding, self._max_inflated_bytes))
+        check_json(text, self._max_elements)
+        quick = _predict_quickly(text, model)
+        signature, layout, inputs = quick or _predict(read_object(text), model)
+        rows = check_inputs(signature, inputs)
+        reply = Reply(layout, reply_coding(call.accept_encoding))
+        return InferenceRequest(signature, inputs, rows, reply=reply)
+
+    def encode(
+        self, request: InferenceRequest, outputs: Mapping[str, Tensor], model: ModelSpec
+    ) -> Encoded:
+        """Write the answer of one request; raises `InvalidArgument` if it has no row form."""
+        reply: Reply = request.reply
+        names = wanted_names(request.signature, request.outputs)
+        wanted = {name: np.asarray(outputs[name], order="C") for name in names}
+        for tensor in wanted.values():
+            check_supported(tensor.dtype)
+        if reply.layout == "instances":
+            answer = {"predictions": _rows(wanted)}
+        else:
+            answer = {"outputs": _columns(wanted)}
+        body = deflate(write_json(answer), reply.coding)
+        return Encoded(body, content_encoding=reply.coding)
+
+
+def _predict_quickly(
+    text: bytes, model: ModelSpec
+) -> tuple[Signature, str, dict[str, Tensor]] | None:
+    """The common request: one input of plain numbers. None for every other and for errors."""
+    document = parse_lazily(text)
+    if type(document) is not simdjson.Object:
+        return None
+    keys = list(document.keys())
+    layout = "instances" if "instances" in keys else "inputs"
+    if keys == [layout]:
+        signature = model.signatures.get(model.default_signature)
+    elif len(keys) == 2 and layout in keys and "signature_name" in keys:
+        name = document["signature_name"]
+        signature = model.signatures.get(name) if isinstance(name, str) else None
+    else:
+        return None
+    if signature is None or len(signature.inputs) != 1:
+        return None
+    spec = signature.inputs[0]
+    array: Any = document[layout]
+    flat = quick_flat(array, spec.dtype)
+    if flat is None or (layout == "instances" and not len(array)):
+        return None
+    shape = quick_shape(array, text.count(b"["))
+    return None if shape is None else (signature, layout, {spec.name: flat.reshape(shape)})
+
+
+def _predict(
+    document: dict[str, Any], model: ModelSpec
+) -> tuple[Signature, str, dict[str, Tensor]]:
+    signature = find_signature(model, document.get("signature_name", ""))
+    if "instances" in document and "inputs" in document:
+        raise InvalidArgument("give 'instances' (row format) or 'inputs' (columnar), not both")
+    if "instances" in document:
+        return signature, "instances", _decode_rows(document["instances"], signature)
+    if "inputs" in document:
+        return signature, "inputs", _decode_columns(document["inputs"], signature)
+    raise InvalidArgument("Missing 'inputs' or 'instances' key")
+
+
+def _decode_rows(instances: Any, signature: Signature) -> dict[str, Tensor]:
+    if not isinstance(instances, list) or not instances:
+        raise InvalidArgument("'instances' must be an array with at least one element")
+    named = [_is_named(instance) for instance in instances]
+    if not any(named):
+        spec = _only_input(signature, "an instance")
+        return {spec.name: to_array(instances, spec.dtype, f"input '{spec.name}'")}
+    if not all(named):
+        raise InvalidArgument("'instances' must be all plain values or all objects, not both")
+    for instance in instances:
+        check_names(signature, instance)
+    return {
+        spec.name: to_array(
+            [instance[spec.name] for instance in instances], spec.dtype, f"input '{spec.name}'"
+        )
+        for spec in given_inputs(instances, signature)
+    }
+
+
+def _decode_columns(value: Any, signature: Signature) -> dict[str, Tensor]:
+    if not _is_named(value):
+        spec = _only_input(signature, "'inputs'")
+        return {spec.name: to_array(value, spec.dtype, f"input '{spec.name}'")}
+    known = {spec.name: value[spec.name] for spec in signature.inputs if spec.name in value}
+    check_names(signature, known)
+    return {
+        spec.name: to_array(known[spec.name], spec.dtype, f"input '{spec.name}'")
+        for spec in signature.inputs
+        if spec.name in known
+    }
+
+
+def _is_named(value: Any) -> bool:
+    """True for an object with tensors by name; `{"b64": text}` is a plain value."""
+    return isinstance(value, dict) and value.keys() != {"b64"}
+
+
+def _only_input(signature: Signature, where: str) -> Any:
+    if len(signature.required) != 1:
+        raise InvalidArgument(
+            f"{where} must be an object with a tensor for each input, because signature "
+            f"'{signature.name}' has {len(signature.inputs)} inputs"
+        )
+    return signature.required[0]
+
+
+def _rows(outputs: Mapping[str, Tensor]) -> Any:
+    lengths = {tensor.shape[0] if tensor.ndim else None for tensor in outputs.values()}
+    if len(lengths) != 1 or None in lengths:
+        raise InvalidArgument(
+            "the outputs do not share a first dimension, so they have no row form; "
+            "send 'inputs' in place of 'instances'"
+        )
+    values = {name: _json_value(name, tensor) for name, tensor in outputs.items()}
+    if len(values) == 1:
+        return next(iter(values.values()))
+    return [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
+
+
+def _columns(outputs: Mapping[str, Tensor]) -> Any:
+    values = {name: _json_value(name, tensor) for name, tensor in outputs.items()}
+    return next(iter(values.values())) if len(values) == 1 else values
+
+
+def _json_value(name: str, tensor: Tensor) -> Any:
+    """What `write_json` takes: the array itself, for strings nested lists, at rank 0 a scalar."""
+    if tensor.dtype == BFLOAT16:
+        raise InvalidArgument(f"output '{name}' is DT_BFLOAT16, which has no JSON form; use gRPC")
+    if tensor.dtype != BYTES:
+        return tensor if tensor.ndim else tensor[()]
+    return _strings(tensor.tolist(), name)
+
+
+def _strings(value: Any, name: str) -> Any:
+    if isinstance(value, list):
+        return [_strings(item, name) for item in value]
+    if name.endswith("_bytes"):
+        return {"b64": base64.b64encode(value).decode()}
+    return text_of(value, name)

@@ -1,0 +1,165 @@
+"""TensorFlow Serving's gRPC codecs: Predict, and Classify and Regress of examples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from headrace.errors import InvalidArgument
+from headrace.protocols.checks import (
+    check_inputs,
+    check_names,
+    find_output,
+    find_signature,
+    wanted_names,
+)
+from headrace.protocols.compression import MAX_INFLATED_BYTES
+from headrace.protocols.datatypes import check_supported
+from headrace.protocols.elements import MAX_ELEMENTS, Elements
+from headrace.protocols.examples import (
+    ContextLimits,
+    Features,
+    check_context,
+    classes_of,
+    example_count,
+    named_inputs,
+    regressions_of,
+    result_outputs,
+    serialized_inputs,
+    takes_serialized,
+)
+from headrace.protocols.grpc_targets import parse
+from headrace.protocols.messages import message
+from headrace.protocols.tensor_proto import decode_tensor, encode_tensor
+from headrace.protocols.tensors import Call, Encoded, InferenceRequest, ModelSpec, Signature, Tensor
+from headrace.quoting import quoted
+
+_PACKAGE = "tensorflow.serving"
+_REQUESTS = {"classify": "ClassificationRequest", "regress": "RegressionRequest"}
+_RESPONSES = {"classify": "ClassificationResponse", "regress": "RegressionResponse"}
+
+
+class PredictProtoCodec:
+    """The codec of Predict. The limits bound what the shapes of a request may claim, too."""
+
+    def __init__(
+        self, max_bytes: int = MAX_INFLATED_BYTES, max_elements: int = MAX_ELEMENTS
+    ) -> None:
+        self._max_bytes, self._max_elements = max_bytes, max_elements
+
+    def decode(self, body: bytes | memoryview, call: Call, model: ModelSpec) -> InferenceRequest:
+        """Read a PredictRequest; raises `InvalidArgument` or `PayloadTooLarge`."""
+        request = parse(f"{_PACKAGE}.PredictRequest", body, self._max_elements)
+        signature = find_signature(model, request.model_spec.signature_name)
+        # First the names: an error about an input that nobody knows would mislead.
+        check_names(signature, request.inputs)
+        inputs: dict[str, Tensor] = {}
+        left_bytes, elements = self._max_bytes, Elements(self._max_elements)
+        for name, tensor in request.inputs.items():
+            inputs[name] = decode_tensor(tensor, left_bytes, f"input {quoted(name)}", elements)
+            left_bytes -= inputs[name].nbytes
+        rows = check_inputs(signature, inputs)
+        return InferenceRequest(signature, inputs, rows, _wanted(request, signature))
+
+    def encode(
+        self, request: InferenceRequest, outputs: Mapping[str, Tensor], model: ModelSpec
+    ) -> Encoded:
+        """Write the PredictResponse of one request."""
+        answer = message(f"{_PACKAGE}.PredictResponse")()
+        for name in wanted_names(request.signature, request.outputs):
+            encode_tensor(np.asarray(outputs[name]), answer.outputs[name])
+        _fill_spec(answer, request, model)
+        return Encoded(answer.SerializeToString(), "application/grpc")
+
+
+class ExamplesProtoCodec:
+    """The codec of Classify and Regress; which of them is in the call.
+
+    The limits bound what copies of a context may take, too.
+    """
+
+    def __init__(
+        self, max_bytes: int = MAX_INFLATED_BYTES, max_elements: int = MAX_ELEMENTS
+    ) -> None:
+        self._limits = ContextLimits(max_bytes, max_elements)
+
+    def decode(self, body: bytes | memoryview, call: Call, model: ModelSpec) -> InferenceRequest:
+        """Read a ClassificationRequest or RegressionRequest; raises `InvalidArgument`, or
+        `PayloadTooLarge`."""
+        name = f"{_PACKAGE}.{_REQUESTS[call.method]}"
+        request = parse(name, body, self._limits.max_elements)
+        signature = find_signature(model, request.model_spec.signature_name)
+        inputs = _example_inputs(_examples(request.input, self._limits), model, signature)
+        outputs = result_outputs(signature, call.method)
+        rows = check_inputs(signature, inputs)
+        return InferenceRequest(signature, inputs, rows, outputs, reply=call.method)
+
+    def encode(
+        self, request: InferenceRequest, outputs: Mapping[str, Tensor], model: ModelSpec
+    ) -> Encoded:
+        """Write the answer of one request; raises `InvalidArgument` if the shapes do not fit."""
+        method: str = request.reply
+        wanted = {name: outputs[name] for name in wanted_names(request.signature, request.outputs)}
+        for tensor in wanted.values():
+            check_supported(tensor.dtype)
+        answer = message(f"{_PACKAGE}.{_RESPONSES[method]}")()
+        answer.result.SetInParent()
+        count = example_count(request)
+        if method == "regress":
+            for value in regressions_of(wanted, count):
+                answer.result.regressions.add(value=value)
+        else:
+            for pairs in classes_of(wanted, count):
+                found = answer.result.classifications.add()
+                for label, score in pairs:
+                    found.classes.add(label=label, score=score)
+        _fill_spec(answer, request, model)
+        return Encoded(answer.SerializeToString(), "application/grpc")
+
+
+def _wanted(request: Any, signature: Signature) -> tuple[str, ...] | None:
+    names = tuple(request.output_filter)
+    for name in names:
+        find_output(signature, name)
+    if len(set(names)) != len(names):
+        raise InvalidArgument("'output_filter' names an output twice")
+    return names or None
+
+
+def _fill_spec(answer: Any, request: InferenceRequest, model: ModelSpec) -> None:
+    """The model, version and signature that really answered."""
+    answer.model_spec.name = model.name
+    answer.model_spec.version.value = model.version
+    answer.model_spec.signature_name = request.signature.name
+
+
+def _examples(given: Any, most: ContextLimits) -> list[Any]:
+    """The Example messages of an Input, each with the context's features."""
+    kind = given.WhichOneof("kind")
+    examples = list(getattr(given, kind).examples) if kind is not None else []
+    if not examples:
+        raise InvalidArgument("'input' must hold at least one example")
+    if kind == "example_list_with_context":
+        context = given.example_list_with_context.context
+        most.check(context.ByteSize(), _features(context).values(), len(examples))
+        for index, example in enumerate(examples):
+            check_context(context.features.feature, example.features.feature, index)
+            example.MergeFrom(context)
+    return examples
+
+
+def _example_inputs(
+    examples: Sequence[Any], model: ModelSpec, signature: Signature
+) -> dict[str, Tensor]:
+    if takes_serialized(model, signature):
+        return serialized_inputs([each.SerializeToString() for each in examples], signature)
+    return named_inputs([_features(each) for each in examples], signature)
+
+
+def _features(example: Any) -> Features:
+    return {
+        name: list(getattr(feature, kind).value) if (kind := feature.WhichOneof("kind")) else []
+        for name, feature in example.features.feature.items()
+    }

@@ -1,0 +1,163 @@
+"""Answers that describe models, read with tritonclient's messages or with our own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from google.protobuf import json_format
+from tritonclient.grpc import service_pb2
+
+from headrace.config.args import Batching, ModelConfig
+from headrace.protocols import metadata, metadata_proto
+from headrace.protocols.grpc_targets import parse
+from headrace.protocols.messages import POOL
+from headrace.protocols.model_config import shown
+from headrace.protocols.statistics import blank
+from headrace.protocols.tensors import BYTES, ModelSpec, TensorSpec
+from headrace.snapshot import ModelView, State, VersionView
+from tests.headrace.protocols.specs import F4, model, signature, spec
+
+SPEC = model(signature([spec("x", F4, None, 28, 28)], [spec("label", BYTES, None)]))
+VIEW = ModelView(
+    "m",
+    ModelConfig(),
+    (VersionView(2, State.FAILED, None, "no file"), VersionView(3, State.READY, SPEC)),
+)
+
+
+def plain(read: Any) -> Any:
+    """A message as protobuf's JSON, default values printed, in the words of the `.proto`."""
+    return json_format.MessageToDict(
+        read,
+        preserving_proto_field_name=True,
+        always_print_fields_with_no_presence=True,
+        descriptor_pool=POOL,
+    )
+
+
+@pytest.mark.parametrize("flag", [True, False])
+def test_flags(flag: bool) -> None:
+    live = service_pb2.ServerLiveResponse.FromString(metadata_proto.live(flag))
+    ready = service_pb2.ServerReadyResponse.FromString(metadata_proto.ready(flag))
+    model_ready = service_pb2.ModelReadyResponse.FromString(metadata_proto.model_ready(flag))
+    assert (live.live, ready.ready, model_ready.ready) == (flag, flag, flag)
+
+
+def test_server_metadata() -> None:
+    read = service_pb2.ServerMetadataResponse.FromString(metadata_proto.server_metadata("1.2"))
+    assert (read.name, read.version) == ("triton", "1.2")
+    assert tuple(read.extensions) == metadata.EXTENSIONS
+
+
+def test_model_metadata() -> None:
+    body = metadata_proto.model_metadata(VIEW, SPEC)
+    read = service_pb2.ModelMetadataResponse.FromString(body)
+    assert (read.name, read.platform, list(read.versions)) == ("m", "onnxruntime_onnx", ["3"])
+    [given], [result] = read.inputs, read.outputs
+    assert (given.name, given.datatype, list(given.shape)) == ("x", "FP32", [-1, 28, 28])
+    assert (result.name, result.datatype, list(result.shape)) == ("label", "BYTES", [-1])
+
+
+def test_model_config() -> None:
+    read = service_pb2.ModelConfigResponse.FromString(
+        metadata_proto.model_config(ModelConfig(batching=Batching(max_rows=8)), SPEC)
+    ).config
+    assert (read.name, read.backend, read.max_batch_size) == ("m", "onnxruntime", 8)
+    assert read.HasField("dynamic_batching")
+    assert not read.model_transaction_policy.decoupled
+    [given], [result] = read.input, read.output
+    assert (given.name, given.data_type, list(given.dims)) == ("x", 11, [28, 28])
+    assert (result.name, result.data_type, list(result.dims)) == ("label", 13, [])
+
+
+@pytest.mark.parametrize("rows", [0, 8])
+@pytest.mark.parametrize("dtype", [F4, BYTES, np.dtype(np.float16), np.dtype(np.uint8)])
+def test_model_config_says_what_the_rest_api_does(rows: int, dtype: np.dtype[Any]) -> None:
+    spec_ = ModelSpec(
+        "m",
+        3,
+        "tensorflow_savedmodel",
+        {"s": signature([spec("x", dtype, 2)], name="s")},
+        "s",
+        rows,
+    )
+    body = metadata_proto.model_config(ModelConfig(), spec_)
+    config = service_pb2.ModelConfigResponse.FromString(body).config
+    assert json_format.ParseDict(shown(ModelConfig(), spec_), type(config)()) == config
+
+
+def test_model_statistics() -> None:
+    stats = blank() | {"inference_count": 2**40, "last_inference": 1_700_000_000_000}
+    stats["inference_stats"]["success"] = {"count": 3, "ns": 2**50}
+    times = {"count": 1, "ns": 5}
+    batch = {
+        "batch_size": 4,
+        "compute_input": times,
+        "compute_infer": times,
+        "compute_output": times,
+    }
+    stats["batch_stats"] = [batch]
+    document = {"model_stats": [{"name": "m", "version": "3", **stats}]}
+    body = metadata_proto.model_statistics(document)
+    [read] = service_pb2.ModelStatisticsResponse.FromString(body).model_stats
+    assert (read.name, read.version, read.inference_count) == ("m", "3", 2**40)
+    assert read.last_inference == 1_700_000_000_000
+    assert (read.inference_stats.success.count, read.inference_stats.success.ns) == (3, 2**50)
+    assert read.inference_stats.HasField("cache_miss")
+    assert (read.batch_stats[0].batch_size, read.batch_stats[0].compute_infer.ns) == (4, 5)
+
+
+def test_repository_index() -> None:
+    entry = {"name": "m", "version": "3", "state": "UNAVAILABLE", "reason": "unloaded"}
+    body = metadata_proto.repository_index([entry, {"name": "n"}])
+    read = service_pb2.RepositoryIndexResponse.FromString(body)
+    assert plain(read)["models"][0] == entry
+    assert read.models[1].name == "n"
+
+
+def test_stream_messages() -> None:
+    answer = service_pb2.ModelInferResponse(model_name="m", id="7", raw_output_contents=[b"1234"])
+    body = metadata_proto.stream_answer(answer.SerializeToString())
+    read = service_pb2.ModelStreamInferResponse.FromString(body)
+    assert read.infer_response == answer
+    assert read.error_message == ""
+    failed = service_pb2.ModelStreamInferResponse.FromString(
+        metadata_proto.stream_error("too late", "7", "m")
+    )
+    assert failed.error_message == "too late"
+    assert (failed.infer_response.id, failed.infer_response.model_name) == ("7", "m")
+
+
+def test_serving_status_of_every_state() -> None:
+    views = [VersionView(number, state, None, "why") for number, state in enumerate(State, 1)]
+    body = metadata_proto.serving_status(views)
+    read = parse("tensorflow.serving.GetModelStatusResponse", body).model_version_status
+    found = {each["version"]: each for each in map(plain, read)}
+    document = metadata.tfserving_status(views)["model_version_status"]
+    assert {row["version"]: row["state"] for row in document} == {
+        version: each["state"] for version, each in found.items()
+    }
+    failed = found[str(list(State).index(State.FAILED) + 1)]["status"]
+    assert failed == {"error_code": "UNKNOWN_ERROR", "error_message": "why"}
+    assert found["1"]["status"] == {"error_code": "OK", "error_message": ""}
+
+
+def test_serving_metadata_packs_the_signatures() -> None:
+    spec_ = model(
+        signature([spec("x", F4, None, 2)]),
+        signature([TensorSpec("any", BYTES, None)], name="other"),
+    )
+    body = metadata_proto.serving_metadata(spec_)
+    read = parse("tensorflow.serving.GetModelMetadataResponse", body)
+    assert (read.model_spec.name, read.model_spec.version.value) == ("m", 3)
+    packed = read.metadata["signature_def"]
+    assert packed.type_url == "type.googleapis.com/tensorflow.serving.SignatureDefMap"
+    signatures = parse("tensorflow.serving.SignatureDefMap", packed.value)
+    assert plain(signatures) == metadata.tfserving_metadata(spec_)["metadata"]["signature_def"]
+
+
+def test_reload_answer() -> None:
+    read = parse("tensorflow.serving.ReloadConfigResponse", metadata_proto.reload_answer(3, "no"))
+    assert (read.status.error_code, read.status.error_message) == (3, "no")
