@@ -29,10 +29,10 @@ from autoscale.pool_view import PoolFacts, gauges, render_pool
 from autoscale.rounds import Findings, Rounds
 from autoscale.statistics import StatisticsBook
 from autoscale.views import model_view
-from gateway.link import Identity
 from headrace.access import Access
 from headrace.config.args import ModelConfig, PoolConfig, SlotClass
 from headrace.failure import Evidence
+from headrace.link.client import Identity
 from headrace.metrics import Recorder
 from headrace.snapshot import Memory, Placement, SlotView, Snapshot, State
 

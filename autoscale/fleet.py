@@ -11,10 +11,10 @@ import structlog
 
 from autoscale.autopsy import autopsy
 from autoscale.orders import Key
-from autoscale.slot_control import SlotControl
-from gateway.link import Identity
 from headrace.errors import HeadraceError
 from headrace.failure import Evidence, FailureKind
+from headrace.link.client import Identity
+from headrace.link.control import SlotControl
 from headrace.protocols.tensors import ModelSpec
 from headrace.snapshot import Placement, SlotView, State
 from headrace.spec import decode_spec

@@ -27,12 +27,12 @@ from autoscale.operations import Operations
 from autoscale.slot_targets import SlotTargets
 from autoscale.store_watch import StoreWatch
 from gateway.access.key_desk import KeyDesk
-from gateway.link import Identity
 from headrace.access import Access
 from headrace.budget_store import Claim, Grant
 from headrace.config.args import Budgets, ModelConfig, PoolConfig, SlotClass
 from headrace.config.types import SecretRef
 from headrace.errors import HeadraceError, InvalidArgument, Unavailable
+from headrace.link.client import Identity
 from headrace.logs import configure, watched
 from headrace.metrics import Recorder
 from headrace.metrics_export import Exporter

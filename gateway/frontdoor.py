@@ -14,7 +14,7 @@ from typing import Any, Literal
 import structlog
 from ray import serve
 
-from gateway import ray_cluster, shared_memory
+from gateway import ray_cluster
 from gateway.access.admission import Admission
 from gateway.access.audit import AuditLog
 from gateway.access.auth import Authenticator
@@ -23,16 +23,12 @@ from gateway.access.ticket import Ticket
 from gateway.access.visits import Visits
 from gateway.admin_api import create_admin_app
 from gateway.config_file import check_document
-from gateway.data_plane import DataPlane
 from gateway.grpc_api import GrpcListener
 from gateway.http_api import create_app
 from gateway.http_fastlane import fast_lane, sweep
-from gateway.link import Identity
 from gateway.listeners import HttpListener
-from gateway.load_report import LoadReport
 from gateway.media_exchange import MediaDesk
 from gateway.media_infer import MediaInference
-from gateway.pool_client import PoolClient
 from gateway.prediction import FrontState
 from gateway.region_prediction import RegionInference
 from gateway.regions import Regions
@@ -51,6 +47,11 @@ from headrace.config.media import MediaConfig
 from headrace.config.types import SecretRef
 from headrace.errors import Unavailable
 from headrace.keys import key_pepper
+from headrace.link import shared_memory
+from headrace.link.client import Identity
+from headrace.link.load_report import LoadReport
+from headrace.link.plane import DataPlane
+from headrace.link.pool import PoolClient
 from headrace.logs import configure, watched
 from headrace.metrics import Recorder
 from headrace.metrics_export import Exporter

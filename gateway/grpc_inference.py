@@ -10,12 +10,12 @@ from gateway.grpc_calls import Handlers, stream, unary
 from gateway.grpc_prediction import Context, PredictionMethod, visit, visits_of
 from gateway.grpc_shared_memory import SharedMemoryMethods
 from gateway.grpc_stream import InferStream
-from gateway.model_lookup import find_model, known_spec
 from gateway.prediction import FrontState
 from gateway.protocols import settings
 from gateway.repository_access import load_model, require_public
 from gateway.view import GatewayView
 from headrace.errors import NotFound, Unavailable, Unimplemented
+from headrace.link.model_lookup import find_model, known_spec
 from headrace.protocols import metadata_proto
 from headrace.protocols.grpc_targets import infer_target, parse
 from headrace.protocols.statistics import statistics_document

@@ -10,7 +10,6 @@ from typing import Any
 
 from starlette.types import Message
 
-from gateway.frames import Reply
 from gateway.grpc_calls import Handlers, stream
 from gateway.grpc_prediction import DEADLINE_SLACK_S, Context, limits_of, timeout_s
 from gateway.media_body import MediaBody
@@ -29,6 +28,7 @@ from headrace.errors import (
     Unimplemented,
     UnsupportedMedia,
 )
+from headrace.link.frames import Reply
 from headrace.logs import valid_traceparent
 from headrace.protocols.targets import InferPath
 from sharding.spool import BATCH_BYTES

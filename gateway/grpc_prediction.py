@@ -17,12 +17,12 @@ from gateway.access.account import OverBudget
 from gateway.access.limit_headers import account_headers, limit_headers
 from gateway.access.ticket import Ticket
 from gateway.access.visits import Visits
-from gateway.frames import Body, Reply
 from gateway.http2.calls import Call
 from gateway.http2.grpc_wire import OK_BLOCK, Metadata, metadata_block
 from gateway.prediction import FrontState, Prediction
-from gateway.request import Answer, Request
 from headrace.errors import DeadlineExceeded, HeadraceError, error_for_status
+from headrace.link.frames import Body, Reply
+from headrace.link.request import Answer, Request
 from headrace.protocols.targets import InferPath
 
 OK = 200

@@ -15,12 +15,12 @@ from gateway.grpc_prediction import (
     visits_of,
 )
 from gateway.http2.calls import Method
-from gateway.model_lookup import find_servable, servable_versions
 from gateway.prediction import FrontState
 from gateway.reload_config import reloaded_models
 from gateway.repository_access import require_public
 from gateway.view import GatewayView
 from headrace.errors import InvalidArgument
+from headrace.link.model_lookup import find_servable, servable_versions
 from headrace.protocols import metadata_proto
 from headrace.protocols.grpc_targets import (
     multi_inference_answer,

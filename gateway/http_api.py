@@ -14,12 +14,12 @@ from starlette.responses import Response
 from gateway.http_answers import Envelope, answer_errors, json_answer
 from gateway.media_api import jobs, uploads
 from gateway.media_exchange import MediaDesk
-from gateway.model_lookup import find_model, find_servable, known_spec, servable_versions
 from gateway.repository_api import repository
 from gateway.settings_api import settings
 from gateway.shared_memory_api import shared_memory
 from gateway.view import GatewayView
 from headrace.errors import InvalidArgument, Unavailable, Unimplemented
+from headrace.link.model_lookup import find_model, find_servable, known_spec, servable_versions
 from headrace.protocols import metadata
 from headrace.protocols.model_config import shown
 from headrace.protocols.statistics import statistics_document

@@ -17,11 +17,11 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from gateway.frames import PART_BYTES, Body, Buffer
 from gateway.http_prediction import HttpPrediction, content_length
 from gateway.prediction import FrontState
-from gateway.request import Answer
 from headrace.errors import HeadraceError, InvalidArgument, MethodNotAllowed, RequestTimeout
+from headrace.link.frames import PART_BYTES, Body, Buffer
+from headrace.link.request import Answer
 from headrace.protocols.targets import InferPath, parse_infer_path
 
 SWEEP_S = 1.0

@@ -9,12 +9,12 @@ from http import HTTPStatus
 from gateway.access.account import OverBudget
 from gateway.access.header_lines import combined
 from gateway.access.limit_headers import account_headers, limit_headers
-from gateway.deadline import parse_timeout_s
-from gateway.frames import Body, Buffer, Reply, pieces
 from gateway.prediction import FrontState, Prediction
-from gateway.request import Answer, Request
 from headrace.config.args import Limits
+from headrace.deadline import parse_timeout_s
 from headrace.errors import InvalidArgument, Unauthenticated
+from headrace.link.frames import Body, Buffer, Reply, pieces
+from headrace.link.request import Answer, Request
 from headrace.protocols.calls import encodings_of, headers_of
 from headrace.protocols.errors_json import encode_error
 from headrace.protocols.targets import InferPath

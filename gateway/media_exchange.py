@@ -21,8 +21,6 @@ from gateway.access.account import OverBudget
 from gateway.access.header_lines import combined
 from gateway.access.limit_headers import account_headers, limit_headers
 from gateway.access.ticket import Ticket
-from gateway.deadline import parse_timeout_s
-from gateway.frames import Reply
 from gateway.http_answers import error_answer, told_limits
 from gateway.media_body import MediaBody
 from gateway.media_options import HEADER, check_tiling, json_options, query_options, read_options
@@ -32,7 +30,9 @@ from gateway.prediction import FrontState
 from gateway.stage_client import Event, StageCalls
 from headrace.config.media import MediaConfig
 from headrace.config.sharding import ProcessOptions, ShardingConfig
+from headrace.deadline import parse_timeout_s
 from headrace.errors import Cancelled, DeadlineExceeded, HeadraceError, InternalError
+from headrace.link.frames import Reply
 from headrace.logs import valid_traceparent
 from headrace.protocols.targets import InferPath
 from sharding.sniff import Medium

@@ -13,7 +13,6 @@ from typing import Any
 
 import structlog
 
-from gateway.frames import Body, Reply, pieces
 from gateway.media_exchange import MediaDesk, events_of, medium_of
 from gateway.media_options import check_tiling, parameter_options, read_options
 from gateway.media_prediction import media_reply, megapixels_of, sharding_of
@@ -25,9 +24,10 @@ from gateway.protocols.media_infer import (
     encode_findings,
     may_hold_media,
 )
-from gateway.request import Answer, Request
 from headrace.config.sharding import ProcessOptions, ShardingConfig
 from headrace.errors import DeadlineExceeded, HeadraceError, InternalError
+from headrace.link.frames import Body, Reply, pieces
+from headrace.link.request import Answer, Request
 from headrace.protocols.calls import CALLS, call_of, form_of
 from headrace.protocols.targets import InferPath
 from headrace.protocols.tensors import BYTES

@@ -10,11 +10,11 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from gateway.frames import Reply
 from gateway.prediction import FrontState, Prediction
-from gateway.request import Answer, Request
 from headrace.config.sharding import ShardingConfig
 from headrace.errors import HeadraceError, InvalidArgument
+from headrace.link.frames import Reply
+from headrace.link.request import Answer, Request
 from headrace.protocols.calls import call_number
 
 PART = call_number("media", "part")

@@ -13,11 +13,11 @@ from gateway.access.admission import Admission
 from gateway.access.audit import AuditLog, AuditRecord, Decision
 from gateway.access.refused_connections import RefusedConnections
 from gateway.access.ticket import Destination, Ticket
-from gateway.data_plane import DataPlane
-from gateway.frames import Body, Reply, pieces
-from gateway.request import Answer, Request
 from headrace.config.args import Limits
 from headrace.errors import Cancelled, HeadraceError
+from headrace.link.frames import Body, Reply, pieces
+from headrace.link.plane import DataPlane
+from headrace.link.request import Answer, Request
 from headrace.logs import request_id, valid_request_id, valid_traceparent
 from headrace.metrics import Recorder, Stage
 from headrace.protocols.calls import call_number

@@ -13,12 +13,12 @@ from typing import Any, ParamSpec, TypeVar
 import structlog
 
 from gateway.access.ticket import Destination, Ticket
-from gateway.frames import PART_BYTES, Buffer, Reply, pieces
 from gateway.prediction import FrontState, Prediction
 from gateway.protocols.regions import MARK, Part, RegionRequest, read_regions
 from gateway.regions import Region, Regions, caller_of
-from gateway.request import Answer, Request
 from headrace.errors import HeadraceError, InternalError
+from headrace.link.frames import PART_BYTES, Buffer, Reply, pieces
+from headrace.link.request import Answer, Request
 from headrace.protocols.calls import CALLS, call_of
 from headrace.protocols.targets import InferPath
 

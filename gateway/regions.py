@@ -21,7 +21,6 @@ from pathlib import Path
 import orjson
 
 from gateway.access.ticket import Ticket
-from gateway.frames import Buffer
 from gateway.protocols.regions import (
     Part,
     region_exists,
@@ -30,6 +29,7 @@ from gateway.protocols.regions import (
 )
 from headrace.config.args import SharedMemory
 from headrace.errors import HeadraceError, InvalidArgument, PermissionDenied, Unavailable
+from headrace.link.frames import Buffer
 from headrace.quoting import quoted
 
 MEMORY = Path("/dev/shm")

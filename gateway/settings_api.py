@@ -9,13 +9,13 @@ from starlette.responses import Response
 
 from gateway.http_answers import json_answer
 from gateway.http_documents import read_document
-from gateway.model_lookup import find_model
 from gateway.protocols.settings import (
     TRACE_SETTINGS,
     check_log_settings,
     check_trace_settings,
     log_settings,
 )
+from headrace.link.model_lookup import find_model
 
 settings = APIRouter()
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gateway.deadline import Deadline
+from headrace.deadline import Deadline
 from headrace.errors import HeadraceError, InternalError
 from headrace.protocols.tensors import InferenceRequest, Tensor
 

@@ -14,10 +14,8 @@ from dataclasses import dataclass, replace
 
 import structlog
 
-from gateway.channel import Channel
-from gateway.deadline import Deadline
-from gateway.frames import Buffer, Flag, Item, Reply, pieces
 from headrace.config.args import Batching, Limits
+from headrace.deadline import Deadline
 from headrace.errors import (
     DeadlineExceeded,
     HeadraceError,
@@ -25,6 +23,8 @@ from headrace.errors import (
     InvalidArgument,
     Unimplemented,
 )
+from headrace.link.channel import Channel
+from headrace.link.frames import Buffer, Flag, Item, Reply, pieces
 from headrace.metrics import Recorder
 from headrace.niceness import be_nice
 from headrace.protocols.calls import call_of, codecs, form_of

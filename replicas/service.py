@@ -9,15 +9,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gateway.channel import Channel
-from gateway.frames import Flag, Item, Reply
-from gateway.handshake import Hello
 from headrace.config.args import Batching, Limits
 from headrace.errors import InvalidArgument, OutOfMemory, Unavailable
+from headrace.link.channel import Channel
+from headrace.link.frames import Flag, Item, Reply
+from headrace.link.handshake import Hello
+from headrace.link.server import LinkServer
 from headrace.metrics import Recorder
 from replicas.compute_thread import ComputeThread
 from replicas.last_words import Held, LastWords
-from replicas.link_server import LinkServer
 from replicas.placements import Loaded, Order, Placements, resident_bytes
 from replicas.repository import Repository
 

@@ -13,10 +13,10 @@ from typing import Any
 import structlog
 from ray import serve
 
-from gateway import shared_memory
-from gateway.handshake import FEATURES, Hello
 from headrace.config.args import Limits, SlotClass
 from headrace.config.types import SecretRef
+from headrace.link import shared_memory
+from headrace.link.handshake import FEATURES, Hello
 from headrace.logs import configure, watched
 from headrace.metrics import Recorder
 from headrace.metrics_export import Exporter

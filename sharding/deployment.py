@@ -12,13 +12,13 @@ from typing import Any, TypeVar
 
 import structlog
 
-from gateway import shared_memory
-from gateway.link import Identity
-from gateway.load_report import LoadReport
-from gateway.pool_client import PoolClient
 from headrace.config.media import MediaConfig
 from headrace.config.types import SecretRef
 from headrace.errors import HeadraceError, Unavailable
+from headrace.link import shared_memory
+from headrace.link.client import Identity
+from headrace.link.load_report import LoadReport
+from headrace.link.pool import PoolClient
 from headrace.logs import configure, watched
 from headrace.metrics import Recorder
 from headrace.metrics_export import Exporter

@@ -9,11 +9,6 @@ from typing import NamedTuple
 
 import orjson
 
-from gateway.data_plane import DataPlane, routes_of
-from gateway.frames import Buffer, Reply, pieces
-from gateway.lanes import Route
-from gateway.link import SlotLink
-from gateway.request import Answer, Key, Request
 from headrace.config.args import ModelConfig
 from headrace.config.sharding import ShardingConfig
 from headrace.errors import (
@@ -25,6 +20,11 @@ from headrace.errors import (
     Unavailable,
     error_for_status,
 )
+from headrace.link.client import SlotLink
+from headrace.link.frames import Buffer, Reply, pieces
+from headrace.link.plane import DataPlane, routes_of
+from headrace.link.request import Answer, Key, Request
+from headrace.link.seats import Route
 from headrace.protocols.calls import call_number
 from headrace.snapshot import Snapshot, State
 from sharding.upload import MediaJob

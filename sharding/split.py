@@ -11,9 +11,9 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, Protocol
 
-from gateway.frames import Buffer
 from headrace.config.sharding import ShardingConfig
 from headrace.errors import ConfigError, InvalidArgument, PayloadTooLarge
+from headrace.link.frames import Buffer
 from sharding.merge import Whole
 from sharding.parts import Part, Segment, Tile
 from sharding.picture_header import PictureLimits

@@ -19,18 +19,14 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from autoscale.slot_control import SlotControl
 from gateway.access.admission import Admission
 from gateway.access.audit import AuditLog
 from gateway.access.auth import Authenticator
 from gateway.access.budget_ledger import BudgetLedger
 from gateway.access.ticket import Ticket
-from gateway.data_plane import DataPlane
 from gateway.grpc_api import GrpcListener
-from gateway.handshake import Hello
 from gateway.http_api import create_app
 from gateway.http_fastlane import fast_lane, sweep
-from gateway.link import Identity
 from gateway.listeners import HttpListener
 from gateway.media_exchange import MediaDesk
 from gateway.media_infer import MediaInference
@@ -42,6 +38,10 @@ from headrace.access import Access
 from headrace.budget_store import BudgetStore, Claim, Grant
 from headrace.config.args import Batching, Limits, ModelConfig
 from headrace.config.media import MediaConfig
+from headrace.link.client import Identity
+from headrace.link.control import SlotControl
+from headrace.link.handshake import Hello
+from headrace.link.plane import DataPlane
 from headrace.metrics import Recorder
 from headrace.snapshot import ModelView, Placement, SlotView, Snapshot, State, VersionView
 from headrace.spec import decode_spec

@@ -70,7 +70,8 @@ def test_nobody_imports_the_folders_that_are_not_installed() -> None:
 
 def test_pure_modules_load_without_heavy_libraries() -> None:
     pure = [
-        *("gateway.frames", "gateway.handshake", "gateway.router", "headrace.protocols.calls"),
+        *("headrace.link.frames", "headrace.link.handshake", "headrace.link.router"),
+        "headrace.protocols.calls",
         *("sharding.hashing", "autoscale.ledger", "autoscale.policy", "replicas.batcher"),
     ]
     code = (

@@ -25,13 +25,13 @@ from gateway.access.refusals import (
     refused_guess,
 )
 from gateway.access.ticket import Plane, Ticket
-from gateway.frames import Reply
-from gateway.request import Answer, Request
 from headrace.access import Access, Identifier
 from headrace.budget_store import BudgetStore
 from headrace.config.args import Limits
 from headrace.config.tiers import ANONYMOUS
 from headrace.errors import HeadraceError, PayloadTooLarge, Unauthenticated, Unavailable
+from headrace.link.frames import Reply
+from headrace.link.request import Answer, Request
 from headrace.metrics import Recorder
 
 TICK_S = 0.025

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from gateway.access.account import Account, OverBudget, hint
 from gateway.access.ticket import Ticket
-from gateway.request import Request
 from headrace.errors import DeadlineExceeded, HeadraceError, PermissionDenied, TooManyRequests
+from headrace.link.request import Request
 
 PARKED = 32
 """So many requests of a caller may wait for the store's answer even where the tier has no queue."""

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from gateway.access.account import Account
-from gateway.request import Request
 from headrace.config.args import ModelConfig
+from headrace.link.request import Request
 
 
 class Destination(Protocol):

@@ -15,7 +15,6 @@ from typing import Protocol
 import structlog
 
 from gateway.access.ticket import Ticket
-from gateway.frames import Body
 from gateway.http2.connection import Connection
 from gateway.http2.grpc_wire import (
     ANSWER_BLOCK,
@@ -37,6 +36,7 @@ from headrace.errors import (
     RequestTimeout,
     Unimplemented,
 )
+from headrace.link.frames import Body
 
 ANSWER = AnswerLayout(ANSWER_BLOCK, PREFIX_BYTES)
 WRITE_AHEAD_BYTES = 64 * 1024

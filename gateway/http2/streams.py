@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from gateway.frames import Body, Buffer, pieces
 from gateway.http2.frames import (
     DEFAULT_FRAME_BYTES,
     DEFAULT_WINDOW_BYTES,
@@ -19,6 +18,7 @@ from gateway.http2.frames import (
     MAX_WINDOW_BYTES,
     encode_headers,
 )
+from headrace.link.frames import Body, Buffer, pieces
 
 QUANTUM_BYTES = 256 * 1024
 """So much DATA is taken at once; then other connections get their turn of the loop."""

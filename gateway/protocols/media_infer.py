@@ -15,9 +15,9 @@ from typing import Any, Literal
 import numpy as np
 import orjson
 
-from gateway.frames import Body, pieces
 from headrace.config.args import Limits
 from headrace.errors import InvalidArgument
+from headrace.link.frames import Body, pieces
 from headrace.protocols.checks import find_output
 from headrace.protocols.compression import inflate, reply_coding
 from headrace.protocols.elements import check_json

@@ -12,9 +12,9 @@ from typing import Any, Protocol
 
 import orjson
 
-from gateway.frames import Body, Buffer
 from headrace.config.args import Limits
 from headrace.errors import AlreadyExists, InvalidArgument, NotFound, PayloadTooLarge, Unimplemented
+from headrace.link.frames import Body, Buffer
 from headrace.protocols.compression import inflate
 from headrace.protocols.elements import check_json
 from headrace.protocols.grpc_targets import parse

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
 
-from gateway.pool_client import Loads
+from headrace.link.pool import Loads
 from loadtests.pool_simulation.clock import Clock
 from loadtests.pool_simulation.fleet import SimulatedFleet
 from loadtests.pool_simulation.setting import Setting
@@ -114,7 +114,7 @@ class SimulatedGateway:
 
         self._fleet.run(slot_id, name, self._setting.service_s[name](self._rng), answered)
 
-    # -- the report of load: see `gateway.load_report`
+    # -- the report of load: see `headrace.link.load_report`
 
     def _tick(self) -> None:
         if not self._ticking:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from autoscale.economy import Borrowers, Economy
 from autoscale.rounds import Findings, Rounds
-from gateway.pool_client import Loads
+from headrace.link.pool import Loads
 from loadtests.pool_simulation.clock import Clock
 from loadtests.pool_simulation.fleet import SimulatedFleet
 from loadtests.pool_simulation.invariants import check_plan, check_shares, check_slots

@@ -12,8 +12,8 @@ import os
 import sys
 from pathlib import Path
 
-from gateway.handshake import Hello
 from headrace.config.args import Limits
+from headrace.link.handshake import Hello
 from headrace.logs import configure
 from headrace.metrics import Recorder
 from replicas.last_words import LastWords

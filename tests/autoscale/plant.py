@@ -11,9 +11,9 @@ from pathlib import Path
 from autoscale.catalog import Catalog
 from autoscale.controller import Controller
 from autoscale.operations import Operations
-from gateway.handshake import Hello
-from gateway.link import Identity
 from headrace.config.args import Limits, ModelConfig, PoolConfig, SlotClass
+from headrace.link.client import Identity
+from headrace.link.handshake import Hello
 from headrace.metrics import Recorder
 from headrace.snapshot import ModelView, SlotView, State
 from replicas.repository import Repository

@@ -9,9 +9,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from autoscale import controller, slot_control
+from autoscale import controller
 from headrace.config.args import ModelConfig
 from headrace.config.scaling import Replicas
+from headrace.link import control as slot_control
 from tests.autoscale.waking import open_waking
 from tests.house import client, until
 

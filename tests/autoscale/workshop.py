@@ -15,8 +15,8 @@ from typing import Any
 from autoscale.catalog import Catalog
 from autoscale.controller import Controller
 from autoscale.operations import Operations
-from gateway.link import Identity
 from headrace.config.args import SlotClass
+from headrace.link.client import Identity
 from headrace.metrics import Recorder
 from headrace.snapshot import SlotView
 from replicas.repository import Repository

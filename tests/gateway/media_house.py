@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from gateway.link import Identity
 from headrace.config.args import Batching, Limits, ModelConfig
 from headrace.config.sharding import ShardingConfig, ShardingLimits
+from headrace.link.client import Identity
 from headrace.metrics import Recorder
 from headrace.snapshot import State
 from sharding.jobs import JobRunner, JobStore

@@ -16,10 +16,10 @@ from tritonclient import http as triton
 from gateway.media_exchange import MediaDesk
 from gateway.media_infer import MediaInference
 from gateway.protocols.media_infer import decode_media, encode_findings, may_hold_media
-from gateway.request import Request
 from headrace.config.args import Batching, Limits, ModelConfig
 from headrace.config.sharding import ShardingConfig
 from headrace.errors import InvalidArgument
+from headrace.link.request import Request
 from headrace.protocols.messages import message
 from headrace.protocols.raw_tensors import decode_raw
 from headrace.protocols.tensors import BYTES, Call

@@ -23,13 +23,13 @@ from onnx import TensorProto, helper
 from tritonclient.utils import serialize_byte_tensor
 from tritonclient.utils import shared_memory as shm
 
-from gateway import shared_memory
 from gateway.regions import MAX_REGIONS_OF_CALLER, Region, Regions
 from headrace.access import Access
 from headrace.config.args import Limits, ModelConfig, SharedMemory
 from headrace.config.tiers import AuthConfig, Tier
 from headrace.errors import InvalidArgument, NotFound, PermissionDenied, Unavailable
 from headrace.keys import new_key
+from headrace.link import shared_memory
 from headrace.protocols.grpc_targets import parse
 from headrace.protocols.messages import message
 from sharding.upload import MediaJob

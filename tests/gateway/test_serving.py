@@ -15,8 +15,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from gateway import shared_memory
 from headrace.config.args import Batching, Limits, ModelConfig, Routing
+from headrace.link import shared_memory
 from tests.house import MAX_BODY_BYTES, affine_model, client, open_house, until
 
 ROW = [1.0, 2.0, 3.0, 4.0]

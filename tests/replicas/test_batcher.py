@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.deadline import Deadline
+from headrace.deadline import Deadline
 from headrace.errors import InternalError, InvalidArgument
 from headrace.protocols.tensors import InferenceRequest, Signature
 from replicas.batcher import PRESENCE_S, Batch, Batcher, Pending, batch_key

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
-from gateway.channel import Channel
-from gateway.frames import Item, Reply
 from headrace.config.args import Limits
 from headrace.errors import InvalidArgument, OutOfMemory
+from headrace.link.channel import Channel
+from headrace.link.frames import Item, Reply
 from headrace.metrics import Recorder
 from headrace.protocols.calls import call_number
 from headrace.protocols.tensors import (

@@ -13,9 +13,9 @@ from typing import Any
 import httpx
 import pytest
 
-from gateway import shared_memory
 from headrace.config.args import Batching, Limits, ModelConfig
 from headrace.errors import Unavailable
+from headrace.link import shared_memory
 from replicas.placements import REMEMBERED
 from tests.house import House, affine_model, client, open_house, until
 

@@ -10,9 +10,9 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from gateway.link import Identity
 from headrace.config.args import Batching, Limits, ModelConfig
 from headrace.config.sharding import BoxMerging, ProcessOptions, ShardingConfig
+from headrace.link.client import Identity
 from headrace.metrics import Recorder
 from headrace.snapshot import State
 from sharding.shards import Shards, StagePlane

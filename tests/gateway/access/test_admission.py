@@ -13,8 +13,6 @@ from gateway.access.admission import Admission
 from gateway.access.budget_ledger import BudgetLedger
 from gateway.access.limit_headers import limit_headers
 from gateway.access.ticket import Ticket
-from gateway.frames import Reply
-from gateway.request import Answer, Request
 from headrace.access import Access, Caller
 from headrace.budget_store import Claim, Grant, StoreAway
 from headrace.config.args import Cost, Limits, ModelConfig
@@ -28,6 +26,8 @@ from headrace.errors import (
     Unauthenticated,
     Unavailable,
 )
+from headrace.link.frames import Reply
+from headrace.link.request import Answer, Request
 from headrace.metrics import REFUSALS, Recorder
 
 TIERS = {

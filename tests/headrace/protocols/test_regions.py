@@ -8,10 +8,10 @@ from typing import Any
 import orjson
 import pytest
 
-from gateway.frames import pieces
 from gateway.protocols.regions import MAX_PARTS, Part, read_regions
 from headrace.config.args import Limits
 from headrace.errors import InvalidArgument, PayloadTooLarge
+from headrace.link.frames import pieces
 from headrace.protocols.messages import message
 from headrace.protocols.tensors import Call
 

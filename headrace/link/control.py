@@ -7,11 +7,11 @@ import itertools
 import json
 from typing import Any, Protocol
 
-from gateway.channel import Channel
-from gateway.frames import Frame, Item, Kind, Reply
-from gateway.handshake import ClientHandshake, Session
-from gateway.link import Identity, connect, hello_for
 from headrace.errors import LinkError, Unavailable
+from headrace.link.channel import Channel
+from headrace.link.client import Identity, connect, hello_for
+from headrace.link.frames import Frame, Item, Kind, Reply
+from headrace.link.handshake import ClientHandshake, Session
 from headrace.snapshot import SlotView
 
 CALL_TIMEOUT_S = 10.0

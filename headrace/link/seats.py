@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from gateway.request import Request, Seat
-from gateway.target import Target
 from headrace.config.args import Routing
+from headrace.link.request import Request, Seat
+from headrace.link.target import Target
 from sharding.hashing import choose
 
 Route = tuple[Routing, Sequence[tuple[str, int]]]

@@ -6,8 +6,8 @@ from collections import deque
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
-from gateway.frames import PART_BYTES, Buffer, Item, Reply
 from headrace.errors import LinkError
+from headrace.link.frames import PART_BYTES, Buffer, Item, Reply
 
 WINDOW_BYTES = 1024 * 1024
 """How far a stream may run ahead of its receiver."""

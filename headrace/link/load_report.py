@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 
-from gateway.data_plane import DataPlane
-from gateway.pool_client import Loads, PoolClient
 from headrace.errors import Unavailable
+from headrace.link.plane import DataPlane
+from headrace.link.pool import Loads, PoolClient
 
 SAMPLE_S = 0.025
 INTERVAL_S = 0.1

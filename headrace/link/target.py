@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-from gateway.access.fair_queue import FairQueue
-from gateway.request import Request, Seat
 from headrace.config.args import Routing
 from headrace.errors import Unavailable
+from headrace.link.queue import FairQueue
+from headrace.link.request import Request, Seat
 
 MANY = 1 << 30
 PRESENCE_S = 5.0

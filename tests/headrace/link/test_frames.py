@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.frames import (
+from headrace.errors import LinkError
+from headrace.link.frames import (
     HEAD,
     MAX_FRAME_BYTES,
     Flag,
@@ -27,7 +28,6 @@ from gateway.frames import (
     encode_part,
     encode_replies,
 )
-from headrace.errors import LinkError
 
 U16, U32 = st.integers(0, 0xFFFF), st.integers(0, 0xFFFFFFFF)
 BODIES = st.binary(max_size=200)

@@ -12,8 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Protocol, cast
 
-from gateway import shared_memory
-from gateway.frames import (
+from headrace.errors import LinkError
+from headrace.link import shared_memory
+from headrace.link.bodies import WINDOW_BYTES, Incoming, Message, Outgoing
+from headrace.link.frames import (
     PART_BYTES,
     Buffer,
     Flag,
@@ -33,9 +35,7 @@ from gateway.frames import (
     encode_replies,
     pieces,
 )
-from gateway.handshake import ClientHandshake, ServerHandshake, Session
-from gateway.streams import WINDOW_BYTES, Incoming, Message, Outgoing
-from headrace.errors import LinkError
+from headrace.link.handshake import ClientHandshake, ServerHandshake, Session
 
 BUNDLE_BYTES = 256 * 1024
 """A bundle is cut here, so that no frame comes near the peer's limit."""

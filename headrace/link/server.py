@@ -11,12 +11,12 @@ from typing import Any, Protocol
 
 import structlog
 
-from gateway import shared_memory
-from gateway.channel import Channel
-from gateway.frames import Frame, Item, Kind, Reply, decode_numbers
-from gateway.handshake import Hello, ServerHandshake, Session
 from headrace.errors import HeadraceError, LinkError
-from replicas.credits import share
+from headrace.link import shared_memory
+from headrace.link.channel import Channel
+from headrace.link.credits import share
+from headrace.link.frames import Frame, Item, Kind, Reply, decode_numbers
+from headrace.link.handshake import Hello, ServerHandshake, Session
 
 HANDSHAKE_TIMEOUT_S = 5.0
 SILENCE_S = 4.0

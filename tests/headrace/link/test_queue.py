@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.access.fair_queue import FairQueue
+from headrace.link.queue import FairQueue
 
 
 @dataclass(eq=False)

@@ -9,8 +9,8 @@ import secrets
 from collections.abc import Callable
 from pathlib import Path
 
-from gateway.frames import Body, pieces
 from headrace.errors import LinkError
+from headrace.link.frames import Body, pieces
 
 FOLDER = Path("/dev/shm")
 THRESHOLD_BYTES = 1024 * 1024

@@ -10,12 +10,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from gateway.frames import Reply
-from gateway.request import Answer, Key, Request
-from gateway.router import DEPTH_S, MAX_MOVES, RETRY_RESERVE, Router
-from gateway.target import PRESENCE_S
 from headrace.config.args import Routing
 from headrace.errors import DeadlineExceeded, HeadraceError, NotFound, Unavailable
+from headrace.link.frames import Reply
+from headrace.link.request import Answer, Key, Request
+from headrace.link.router import DEPTH_S, MAX_MOVES, RETRY_RESERVE, Router
+from headrace.link.target import PRESENCE_S
 
 ANY: Key = ("m", None)
 LEAST = Routing()

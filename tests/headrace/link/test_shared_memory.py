@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from gateway import shared_memory
 from headrace.errors import LinkError
+from headrace.link import shared_memory
 
 
 def test_a_body_is_read_once_and_its_file_is_gone() -> None:
@@ -45,7 +45,8 @@ def test_a_link_in_place_of_the_file_is_refused() -> None:
 
 def test_files_of_dead_processes_are_swept_and_those_of_living_ones_kept() -> None:
     code = (
-        "from gateway import shared_memory; import sys; sys.stdout.write(shared_memory.write(b'x'))"
+        "import sys; from headrace.link import shared_memory;"
+        "sys.stdout.write(shared_memory.write(b'x'))"
     )
     dead = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     living = shared_memory.write(b"y")

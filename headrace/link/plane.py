@@ -10,13 +10,13 @@ from dataclasses import replace
 
 import structlog
 
-from gateway.frames import Flag, Reply
-from gateway.lanes import Route
-from gateway.link import Identity, LinkEvents, SlotLink
-from gateway.request import Key, Request
-from gateway.router import Router
 from headrace.config.args import ModelConfig, Routing
 from headrace.errors import Unavailable
+from headrace.link.client import Identity, LinkEvents, SlotLink
+from headrace.link.frames import Flag, Reply
+from headrace.link.request import Key, Request
+from headrace.link.router import Router
+from headrace.link.seats import Route
 from headrace.metrics import Recorder
 from headrace.protocols.errors_json import model_not_found, servable_not_found
 from headrace.snapshot import Snapshot, State

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from gateway.frames import Body, Reply
 from headrace.errors import HeadraceError
+from headrace.link.frames import Body, Reply
 
 Key = tuple[str, int | str | None]
 """A model and its version (None: the default one), or as text which slot is to answer."""

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from gateway import shared_memory
-from gateway.channel import MAX_SHARED_NAMES, Channel
-from gateway.frames import Frame, Item, Kind, Reply, encode_frame, pieces
-from gateway.handshake import FEATURES, ClientHandshake, Hello, ServerHandshake, Session
-from gateway.streams import WINDOW_BYTES
+from headrace.link import shared_memory
+from headrace.link.bodies import WINDOW_BYTES
+from headrace.link.channel import MAX_SHARED_NAMES, Channel
+from headrace.link.frames import Frame, Item, Kind, Reply, encode_frame, pieces
+from headrace.link.handshake import FEATURES, ClientHandshake, Hello, ServerHandshake, Session
 
 SECRET = b"secret"
 LIMIT_BYTES = 128 * 1024 * 1024

@@ -13,8 +13,8 @@ import secrets
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-from gateway.frames import MAX_FRAME_BYTES, PART_BYTES, Buffer, Frame, Kind, encode_frame
 from headrace.errors import LinkError
+from headrace.link.frames import MAX_FRAME_BYTES, PART_BYTES, Buffer, Frame, Kind, encode_frame
 
 MAGIC = "headrace-link"
 VERSIONS = (2, 2)

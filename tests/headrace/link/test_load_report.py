@@ -7,9 +7,9 @@ from collections.abc import Callable
 from itertools import pairwise
 from types import SimpleNamespace
 
-from gateway.load_report import LoadReport
-from gateway.pool_client import Loads
 from headrace.config.args import ModelConfig
+from headrace.link.load_report import LoadReport
+from headrace.link.pool import Loads
 
 REQUEST_S, PAUSE_S = 0.03, 0.33
 REQUESTS = 8

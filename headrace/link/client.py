@@ -11,11 +11,11 @@ from typing import Protocol
 
 import structlog
 
-from gateway.channel import Channel
-from gateway.frames import STREAM, Flag, Frame, Item, Kind, Reply, decode_numbers
-from gateway.handshake import ClientHandshake, Hello, Session
-from gateway.request import Request
 from headrace.errors import LinkError
+from headrace.link.channel import Channel
+from headrace.link.frames import STREAM, Flag, Frame, Item, Kind, Reply, decode_numbers
+from headrace.link.handshake import ClientHandshake, Hello, Session
+from headrace.link.request import Request
 from headrace.snapshot import SlotView
 
 PING_S = 1.0

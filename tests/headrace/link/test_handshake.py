@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from gateway.frames import Frame, FrameReader, Kind, encode_frame
-from gateway.handshake import VERSIONS, ClientHandshake, Hello, ServerHandshake, Session
 from headrace.errors import LinkError
+from headrace.link.frames import Frame, FrameReader, Kind, encode_frame
+from headrace.link.handshake import VERSIONS, ClientHandshake, Hello, ServerHandshake, Session
 
 SECRET = b"the cluster's secret"
 

@@ -11,12 +11,12 @@ import random
 from collections import Counter, deque
 from collections.abc import Mapping
 
-from gateway.access.fair_queue import FairQueue
-from gateway.frames import Reply
-from gateway.lanes import Lane, Route, Sender, choose_seat, reserve_seat
-from gateway.request import Answer, Key, Request, Seat
-from gateway.target import Target
 from headrace.errors import DeadlineExceeded, HeadraceError, NotFound, Unavailable
+from headrace.link.frames import Reply
+from headrace.link.queue import FairQueue
+from headrace.link.request import Answer, Key, Request, Seat
+from headrace.link.seats import Lane, Route, Sender, choose_seat, reserve_seat
+from headrace.link.target import Target
 
 MAX_DEATHS = 2
 """A request in flight on so many dying slots is taken for their cause."""
