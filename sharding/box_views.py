@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from sharding.boxes import Indices, Mask, Numbers
 from sharding.parts import Box, PartResult, Tile
-from sharding.suppression import Indices, Mask, Numbers
 
 _INWARD = np.array([1, 1, -1, -1])
 

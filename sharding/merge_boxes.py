@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sharding.box_views import Views, order
+from sharding.boxes import Indices, Mask, Numbers, alike, around, is_apart, is_part, suppress
 from sharding.parts import Box, PartResult
-from sharding.suppression import Indices, Mask, Numbers, alike, around, is_apart, is_part, suppress
 
 ALIKE = 0.6
 """Pieces of one object have extents along the cut with at least this intersection over union."""

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.errors import ConfigError, InternalError
+from sharding.boxes import suppress
 from sharding.parts import Box, TagScore
 from sharding.preprocess import import_named
-from sharding.suppression import suppress
 
 FLOOR = 0.05
 """Boxes below it are not told: a request's own threshold comes later, at the merge."""

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from loadtests.sharding_simulation import Fleet, SimulatedPart, simulate
 from sharding.hashing import assign
-from sharding.simulate import Fleet, SimulatedPart, simulate
 
 PARTS = [SimulatedPart(number.to_bytes(4, "big"), 0.1) for number in range(120)]
 WORK = st.lists(st.floats(0.01, 1), min_size=1, max_size=40)
