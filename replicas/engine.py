@@ -31,7 +31,7 @@ from headrace.protocols.calls import call_of, codecs, form_of
 from headrace.protocols.errors_json import encode_error
 from headrace.protocols.tensors import BYTES, Codec, Encoded, InferenceRequest, Tensor
 from replicas.batcher import Batch, Batcher, Pending
-from replicas.compute_thread import ComputeThread, Ticket
+from replicas.compute import ComputeThread, Ticket
 from replicas.media_codec import MediaCodec
 from replicas.runtime import Runtime
 from replicas.statistics import ModelStatistics, Run

@@ -22,7 +22,7 @@ from headrace.metrics import Recorder
 from headrace.snapshot import State
 from headrace.spec import encode_spec
 from replicas.batcher import Batcher
-from replicas.compute_thread import ComputeThread
+from replicas.compute import ComputeThread
 from replicas.engine import Engine
 from replicas.foreign_errors import said_by, without_places
 from replicas.listing import MAX_BESIDE_BYTES

@@ -16,7 +16,7 @@ from headrace.link.frames import Flag, Item, Reply
 from headrace.link.handshake import Hello
 from headrace.link.server import LinkServer
 from headrace.metrics import Recorder
-from replicas.compute_thread import ComputeThread
+from replicas.compute import ComputeThread
 from replicas.last_words import Held, LastWords
 from replicas.placements import Loaded, Order, Placements, resident_bytes
 from replicas.repository import Repository

@@ -32,7 +32,7 @@ from headrace.protocols.tensors import (
     TensorSpec,
 )
 from replicas.batcher import Batcher, Pending
-from replicas.compute_thread import ComputeThread
+from replicas.compute import ComputeThread
 from replicas.engine import BRIEF_S, HEAVY_BYTES, HEAVY_SHARE, INLINE_BYTES, LATEST, Engine
 from replicas.media_codec import MediaCodec
 from replicas.statistics import ModelStatistics

@@ -5,7 +5,7 @@ import os
 import threading
 
 from headrace.niceness import NICE
-from replicas.compute_thread import ComputeThread, Ticket
+from replicas.compute import ComputeThread, Ticket
 
 
 def niceness() -> int:
