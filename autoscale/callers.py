@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from gateway.access.budget_ledger import BudgetLedger
-from gateway.access.key_desk import KeyDesk
+from autoscale.budget_ledger import BudgetLedger
+from autoscale.key_desk import KeyDesk
 from headrace.access import Access
 from headrace.budget_store import Claim, Grant
 from headrace.config.args import PoolConfig

@@ -19,10 +19,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from autoscale.budget_ledger import BudgetLedger
 from gateway.access.admission import Admission
 from gateway.access.audit import AuditLog
 from gateway.access.auth import Authenticator
-from gateway.access.budget_ledger import BudgetLedger
 from gateway.access.ticket import Ticket
 from gateway.grpc_api import GrpcListener
 from gateway.http_api import create_app

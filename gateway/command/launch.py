@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from autoscale.key_desk import KeyDesk
 from gateway import ray_cluster
-from gateway.access.key_desk import KeyDesk
 from gateway.command import instance
 from gateway.command.admin_client import AdminClient
 from gateway.command.processes import ProcessId, descendants, end

@@ -10,8 +10,8 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from gateway.access.key_desk import KeyDesk
-from gateway.access.key_file import KeyFile
+from autoscale.key_desk import KeyDesk
+from autoscale.key_store import KeyFile
 from gateway.http_answers import MAX_PLACE, answer_errors
 from gateway.keys_api import keys
 from tests.gateway import test_admin_api as admin

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from autoscale.budget_ledger import BudgetLedger
 from gateway.access.account import OverBudget
 from gateway.access.admission import Admission
-from gateway.access.budget_ledger import BudgetLedger
 from gateway.access.limit_headers import limit_headers
 from gateway.access.ticket import Ticket
 from headrace.access import Access, Caller

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from autoscale.budget_ledger import BudgetLedger
 from gateway.access import budget_pool
-from gateway.access.budget_ledger import BudgetLedger
 from gateway.access.budget_pool import PoolBudgets
 from headrace.budget_store import BudgetStore, Claim, Grant, StoreAway
 

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from redis import Redis
 
+from autoscale.budget_ledger import KEEP_S, BudgetLedger
 from gateway.access import budget_redis
-from gateway.access.budget_ledger import KEEP_S, BudgetLedger
 from gateway.access.budget_redis import SCRIPT, TIMEOUT_S, RedisBudgets
 from headrace.budget_store import BudgetStore, Claim, Grant, StoreAway
 from headrace.config.args import Budgets

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autoscale.budget_ledger import BudgetLedger
 from gateway.access.account import DAY_S, Account, Allowance
-from gateway.access.budget_ledger import BudgetLedger
 from gateway.access.limits import Limiter
 from headrace.access import Caller
 from headrace.config.tiers import Quota, Tier

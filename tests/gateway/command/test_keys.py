@@ -16,8 +16,8 @@ import pytest
 from click.testing import CliRunner, Result
 from structlog.testing import capture_logs
 
-from gateway.access.key_desk import KeyDesk
-from gateway.access.key_file import KeyFile
+from autoscale.key_desk import KeyDesk
+from autoscale.key_store import KeyFile
 from gateway.admin_api import create_admin_app
 from gateway.cli import main
 from gateway.command.keys import duration_s

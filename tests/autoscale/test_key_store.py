@@ -17,8 +17,8 @@ import orjson
 import pytest
 from structlog.testing import capture_logs
 
-from gateway.access import key_file
-from gateway.access.key_file import KeyFile
+from autoscale import key_store as key_file
+from autoscale.key_store import KeyFile
 from headrace.access import KeyRecord
 from headrace.errors import ConfigError, Unavailable
 from headrace.keys import KEPT_S, encode_record, new_key

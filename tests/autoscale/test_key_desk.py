@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from gateway.access.key_desk import KeyDesk
-from gateway.access.key_file import KeyFile
+from autoscale.key_desk import KeyDesk
+from autoscale.key_store import KeyFile
 from headrace.access import KeyRecord
 from headrace.config.args import Budgets
 from headrace.errors import (

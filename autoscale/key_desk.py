@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import structlog
 
-from gateway.access.key_file import KeyFile
+from autoscale.key_store import KeyFile
 from headrace.access import KeyRecord
 from headrace.config.args import Budgets
 from headrace.errors import ConfigError, FailedPrecondition, InvalidArgument, NotFound, Unavailable
@@ -48,7 +48,7 @@ class KeyDesk:
             given = config.keys
             store = KeyFile(Path(given).expanduser() if given else headrace_home() / "keys.jsonl")
         else:
-            from gateway.access.key_redis import KeyRedis  # redis is an extra
+            from autoscale.key_redis import KeyRedis  # redis is an extra
 
             store = KeyRedis(config)
         return cls(store, key_pepper(secret))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.access.budget_ledger import GATEWAYS_S, KEEP_S, BudgetLedger
+from autoscale.budget_ledger import GATEWAYS_S, KEEP_S, BudgetLedger
 from headrace.budget_store import ACTIVE_S, Claim, Grant
 from headrace.config.tiers import UNLIMITED
 
