@@ -10,7 +10,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from autoscale.pool import Pool, PoolSettings
 from autoscale.serve_policy import SlotPolicy
-from gateway.frontdoor import Gateway, GatewaySettings
+from gateway.deployment import Gateway, GatewaySettings
 from headrace.config.args import Args, SlotClass
 from replicas.slot import ModelServer, SlotSettings
 from sharding.deployment import ShardStage, StageSettings

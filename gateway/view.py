@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from gateway.access.ticket import Ticket
-from gateway.regions import Regions
+from gateway.shared_memory.regions import Regions
 from headrace.config.args import ModelConfig
 from headrace.snapshot import Snapshot
 

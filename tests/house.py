@@ -24,16 +24,16 @@ from gateway.access.admission import Admission
 from gateway.access.audit import AuditLog
 from gateway.access.auth import Authenticator
 from gateway.access.ticket import Ticket
-from gateway.grpc_api import GrpcListener
-from gateway.http_api import create_app
-from gateway.http_fastlane import fast_lane, sweep
-from gateway.listeners import HttpListener
-from gateway.media_exchange import MediaDesk
-from gateway.media_infer import MediaInference
+from gateway.grpc.api import GrpcListener
+from gateway.http.api import create_app
+from gateway.http.lane import fast_lane, sweep
+from gateway.http.listener import HttpListener
+from gateway.http.media import MediaDesk
+from gateway.media.inference import MediaInference
+from gateway.media.stage_client import StageCalls
 from gateway.prediction import FrontState
-from gateway.region_prediction import RegionInference
-from gateway.regions import Regions
-from gateway.stage_client import StageCalls
+from gateway.shared_memory.prediction import RegionInference
+from gateway.shared_memory.regions import Regions
 from headrace.access import Access
 from headrace.budget_store import BudgetStore, Claim, Grant
 from headrace.config.args import Batching, Limits, ModelConfig

@@ -41,7 +41,7 @@ def test_rooms_other_than_the_composition_root_do_not_import_the_front_door() ->
     for name, path in modules().items():
         if name.split(".")[0] in ("replicas", "sharding", "autoscale"):
             strays = {
-                m for m in imports(path) if m.startswith(("gateway.frontdoor", "gateway.app"))
+                m for m in imports(path) if m.startswith(("gateway.deployment", "gateway.app"))
             }
             assert not strays, f"{name} imports {sorted(strays)}"
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping
 
 from gateway.access.account import Account, OverBudget
-from gateway.access.budget_exchange import BudgetExchange
+from gateway.access.budgets import BudgetExchange
 from gateway.access.busy_callers import BusyCallers
 from gateway.access.limits import Limiter
 from gateway.access.refusals import (

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 
 from gateway.access.addresses import Network, name_of, origin
 from gateway.access.jwks import Jwks
-from gateway.access.jwt_tokens import JwtVerifier
+from gateway.access.tokens import JwtVerifier
 from headrace.access import Access, Caller
 from headrace.config.tiers import ANONYMOUS, Jwt
 from headrace.errors import Unauthenticated

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import structlog
 
-from gateway.access.jwt_tokens import SOONEST_S, JwtVerifier
+from gateway.access.tokens import SOONEST_S, JwtVerifier
 
 MAX_JWKS_BYTES = 1024 * 1024
 FETCH_S = 10.0

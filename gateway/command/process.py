@@ -189,7 +189,7 @@ def _last(events: Iterator[Document], shown: Callable[[Document], None]) -> Docu
 
 def _options(asked: Mapping[str, Any]) -> str:
     """The options as the server takes them, checked here first: wrong ones are wrong usage."""
-    from gateway.media_options import encode_options, query_options, read_options
+    from gateway.media.options import encode_options, query_options, read_options
 
     given = {name: value for name, value in asked.items() if value is not None}
     if given.pop("partial"):

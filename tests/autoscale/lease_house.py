@@ -11,13 +11,13 @@ from typing import Any
 from autoscale.decision_log import DecisionLog
 from autoscale.lending import Lending
 from autoscale.sharing import Division
-from gateway.admin_api import create_admin_app
-from gateway.listeners import HttpListener
+from gateway.http.admin import create_admin_app
+from gateway.http.listener import HttpListener
 from headrace.config.args import SlotClass
 from headrace.config.scaling import Leases
 from headrace.errors import Unavailable
 from headrace.metrics import Recorder
-from tests.gateway.test_admin_api import TOKEN, Desk
+from tests.gateway.http.test_admin import TOKEN, Desk
 
 SLOTS = {"cpu": SlotClass(min=1, max=5)}
 

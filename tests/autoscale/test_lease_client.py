@@ -14,7 +14,7 @@ from autoscale.pool import GrantedLease, lease
 from headrace.errors import InvalidArgument, Unauthenticated, Unavailable
 from loadtests.processes import free_ports
 from tests.autoscale.lease_house import LeaseDesk, open_desk, soon, within
-from tests.gateway.test_admin_api import TOKEN
+from tests.gateway.http.test_admin import TOKEN
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.regions import Regions
+from gateway.shared_memory.regions import Regions
 from headrace.access import Access
 from headrace.config.args import SharedMemory
 from headrace.config.tiers import AuthConfig, Tier

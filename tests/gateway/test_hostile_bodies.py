@@ -11,9 +11,9 @@ from typing import Any
 import httpx
 import pytest
 
-from gateway.admin_api import create_admin_app
-from gateway.http_api import create_app
-from gateway.media_options import json_options, read_options
+from gateway.http.admin import create_admin_app
+from gateway.http.api import create_app
+from gateway.media.options import json_options, read_options
 from headrace.errors import HeadraceError, InvalidArgument
 from headrace.protocols.calls import CALLS, codecs
 from headrace.protocols.grpc_targets import (
@@ -24,8 +24,8 @@ from headrace.protocols.grpc_targets import (
 )
 from headrace.protocols.messages import message
 from headrace.protocols.tensors import BYTES, Call, ModelSpec
-from tests.gateway.test_admin_api import TOKEN, Desk
-from tests.gateway.test_http_api import SNAPSHOT
+from tests.gateway.http.test_admin import TOKEN, Desk
+from tests.gateway.http.test_api import SNAPSHOT
 from tests.gateway.views import FixedView
 from tests.headrace.protocols.specs import F4, I8, model, signature, spec
 

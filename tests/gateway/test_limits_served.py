@@ -22,7 +22,7 @@ from headrace.config.args import Audit, Batching, Limits, ModelConfig
 from headrace.config.tiers import AuthConfig, Queue, Tier
 from headrace.keys import new_key
 from headrace.metrics import REFUSALS, REQUESTS
-from tests.gateway.test_grpc_inference import ROW, rows
+from tests.gateway.grpc.test_openinference import ROW, rows
 from tests.house import MAX_BODY_BYTES, PEPPER, House, open_house, until
 
 PREDICT = "/v1/models/affine:predict"

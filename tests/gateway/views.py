@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from gateway.access.ticket import Ticket
-from gateway.regions import Regions
+from gateway.shared_memory.regions import Regions
 from headrace.config.args import ModelConfig
 from headrace.errors import NotFound, Unauthenticated
 from headrace.snapshot import Snapshot

@@ -8,7 +8,7 @@ import pytest
 from loadtests.grpc_exchange import framed
 from loadtests.grpcio_load import run_grpcio
 from loadtests.h2load import GrpcTarget
-from tests.gateway.http2.site import open_site
+from tests.gateway.grpc.site import open_site
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 

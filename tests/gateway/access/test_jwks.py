@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 
 from gateway.access import jwks
 from gateway.access.jwks import MAX_JWKS_BYTES, Jwks
-from gateway.access.jwt_tokens import JwtVerifier
+from gateway.access.tokens import JwtVerifier
 from headrace.errors import Unauthenticated, Unavailable
 from loadtests.processes import free_ports
 from tests.gateway.access.tokens import OTHER_KEY, RSA_KEY, config, key_set, token

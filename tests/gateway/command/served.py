@@ -9,7 +9,7 @@ from threading import Event, Thread
 
 from fastapi import FastAPI
 
-from gateway.listeners import HttpListener
+from gateway.http.listener import HttpListener
 
 
 @contextmanager

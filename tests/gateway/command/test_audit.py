@@ -11,9 +11,9 @@ import pytest
 from click.testing import CliRunner, Result
 from fastapi import FastAPI
 
-from gateway.audit_api import audit
 from gateway.cli import main
-from gateway.http_answers import answer_errors
+from gateway.http.answers import answer_errors
+from gateway.http.audit_api import audit
 from headrace.config.args import Audit
 from tests.gateway.access.test_audit import ByHand, record
 from tests.gateway.command.served import served

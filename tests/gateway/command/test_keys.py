@@ -18,12 +18,12 @@ from structlog.testing import capture_logs
 
 from autoscale.key_desk import KeyDesk
 from autoscale.key_store import KeyFile
-from gateway.admin_api import create_admin_app
 from gateway.cli import main
 from gateway.command.keys import duration_s
-from tests.gateway import test_admin_api as admin
+from gateway.http.admin import create_admin_app
 from tests.gateway.command.served import served
-from tests.gateway.test_keys_api import keys_app
+from tests.gateway.http import test_admin as admin
+from tests.gateway.http.test_keys_api import keys_app
 
 TOKEN = "t" * 32
 

@@ -15,7 +15,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from tests.autoscale.lease_house import LeaseDesk, open_desk, soon, within
-from tests.gateway.test_admin_api import TOKEN
+from tests.gateway.http.test_admin import TOKEN
 
 JOB = """
 import os, signal, sys, time

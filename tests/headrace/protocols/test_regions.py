@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 import pytest
 
-from gateway.protocols.regions import MAX_PARTS, Part, read_regions
+from gateway.shared_memory.codec import MAX_PARTS, Part, read_regions
 from headrace.config.args import Limits
 from headrace.errors import InvalidArgument, PayloadTooLarge
 from headrace.link.frames import pieces

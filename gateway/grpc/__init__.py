@@ -1,0 +1,1 @@
+"""The gRPC listener: HTTP/2, calls, services."""

@@ -1,0 +1,350 @@
+"""A gRPC call on a stream: its message or messages in, its answer or status out.
+
+A method gets the call itself as its context. A call ends once, whoever is first: the method with an
+answer or an error, the deadline, a limit, or the caller, who may leave at any time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from typing import Protocol
+
+import structlog
+
+from gateway.access.ticket import Ticket
+from gateway.grpc.connection import Connection
+from gateway.grpc.status import status_of
+from gateway.grpc.streams import AnswerLayout, Stream
+from gateway.grpc.wire import (
+    ANSWER_BLOCK,
+    PREFIX_BYTES,
+    CallHead,
+    MessageReader,
+    Metadata,
+    plain,
+    prefix,
+    status_block,
+)
+from gateway.prediction import FrontState
+from headrace.errors import (
+    DeadlineExceeded,
+    HeadraceError,
+    InternalError,
+    RequestTimeout,
+    Unimplemented,
+)
+from headrace.link.frames import Body
+
+ANSWER = AnswerLayout(ANSWER_BLOCK, PREFIX_BYTES)
+WRITE_AHEAD_BYTES = 64 * 1024
+"""A method that writes more than this waits until it is on its way."""
+
+log = structlog.get_logger()
+
+
+class Method(Protocol):
+    """How a method is served. What its functions raise becomes the call's status."""
+
+    @property
+    def streamed(self) -> bool:
+        """Whether its requests are a stream; then it starts with the head, without a message."""
+        ...
+
+    def check(self, call: Call) -> None:
+        """The head is here: raises what refuses the call already."""
+        ...
+
+    def reserve(self, call: Call, length: int) -> None:
+        """A message of `length` bytes is coming, in pieces: raises what refuses it."""
+        ...
+
+    def start(self, call: Call, message: bytes) -> None:
+        """The message is whole."""
+        ...
+
+
+class Exchange:
+    """What the calls of a connection share. `now_s` is when the bytes now read have come."""
+
+    __slots__ = ("address", "connection", "front", "now_s", "tasks")
+
+    def __init__(self, connection: Connection[CallHead], front: FrontState, address: str) -> None:
+        self.connection, self.front, self.address = connection, front, address
+        self.now_s = 0.0
+        self.tasks: set[asyncio.Task[None]] = set()
+
+
+class Call:
+    """See the module. This one has a single request message.
+
+    A method may keep something in `state`, and hears through `on_end` of an end that is not its
+    own: with the error that the caller is told, or with None when the caller has left.
+    """
+
+    __slots__ = (
+        "_deadline_s",
+        "_message",
+        "_method",
+        "_reader",
+        "_since_s",
+        "_started",
+        "_task",
+        "_ticket",
+        "_timer",
+        "_trailing",
+        "_writing",
+        "done",
+        "exchange",
+        "head",
+        "on_end",
+        "state",
+        "stream",
+    )
+
+    def __init__(self, exchange: Exchange, stream: Stream, head: CallHead, method: Method) -> None:
+        self.exchange, self.stream, self.head, self._method = exchange, stream, head, method
+        self.done = self._started = self._writing = False
+        self.on_end: Callable[[HeadraceError | None], None] | None = None
+        self.state: object = None
+        self._since_s = exchange.now_s
+        self._deadline_s = None
+        if head.timeout_s is not None:
+            self._deadline_s = self._since_s + head.timeout_s
+            # The caller's clock is ahead by the way here, and what it sent was rounded up.
+            stream.held_from_s = min(stream.held_from_s, self._since_s + head.timeout_s / 2)
+        self._trailing: Metadata = ()
+        self._reader: MessageReader | None = None
+        self._message: bytes | None = None
+        self._ticket: Ticket | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    # -- what a method uses -------------------------------------------------------------------
+
+    @property
+    def headers(self) -> Mapping[bytes, bytes]:
+        """The caller's metadata; names in lower case."""
+        return self.head.headers
+
+    @property
+    def address(self) -> str:
+        """The caller's address, "" if it has none."""
+        return self.exchange.address
+
+    def time_remaining(self) -> float | None:
+        """Seconds to the call's deadline, None if it has none."""
+        return None if self._deadline_s is None else self._deadline_s - time.monotonic()
+
+    def set_trailing_metadata(self, metadata: Metadata) -> None:
+        """What goes out with the status."""
+        self._trailing = metadata
+
+    def trailing_metadata(self) -> Metadata:
+        """What was set."""
+        return self._trailing
+
+    async def read(self) -> bytes | None:
+        """The next message of a stream of requests, None after the last."""
+        raise InternalError("this call has one message")
+
+    async def write(self, message: bytes) -> None:
+        """Send a message of a stream of answers; waits while the caller does not read."""
+        if self.done:
+            return
+        outbox, stream = self.exchange.connection.outbox, self.stream
+        self._begin()
+        outbox.data(stream, prefix(len(message)), message)
+        if stream.pending_bytes > WRITE_AHEAD_BYTES:
+            drained = asyncio.get_running_loop().create_future()
+            stream.on_drained = partial(wake, drained)
+            try:
+                await drained
+            finally:
+                stream.on_drained = None
+
+    # -- how it ends --------------------------------------------------------------------------
+
+    def answer(self, body: Body, length: int, trailing: Metadata | bytes = ()) -> None:
+        """End with one message of `length` bytes; `trailing` may be a whole block."""
+        if self.done:
+            return
+        self._end()
+        block = trailing if isinstance(trailing, bytes) else status_block(0, "", trailing)
+        outbox = self.exchange.connection.outbox
+        outbox.answer(self.stream, ANSWER, prefix(length), body, length, block)
+
+    def finish(self) -> None:
+        """End a stream of answers."""
+        if not self.done:
+            self._begin()
+            self._end()
+            self.exchange.connection.outbox.end(self.stream, status_block(0, "", self._trailing))
+
+    def refuse(self, error: HeadraceError) -> None:
+        """End with the status of this error, after the metadata that was set."""
+        if self.done:
+            return
+        on_end = self.on_end
+        self._end()
+        if on_end is not None:
+            on_end(error)
+        code, details, more = status_of(error)
+        block = status_block(code, details, (*self._trailing, *more))
+        if not self._writing:
+            block = ANSWER_BLOCK + block
+        self.exchange.connection.outbox.end(self.stream, block)
+
+    def lost(self) -> None:
+        """Nobody waits for it any more."""
+        if not self.done:
+            on_end = self.on_end
+            self._end()
+            if on_end is not None:
+                on_end(None)
+
+    def _begin(self) -> None:
+        if not self._writing:
+            self._writing = True
+            self.exchange.connection.outbox.headers(self.stream, ANSWER_BLOCK)
+
+    def _end(self) -> None:
+        """Let go of all it holds, and of what holds it."""
+        self.done = True
+        self.on_end = self.state = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        task, self._task = self._task, None
+        if task is not None and task is not asyncio.current_task():
+            task.cancel()
+        if self._ticket is not None:
+            self.exchange.front.admission.cancel(self._ticket)
+            self._ticket = None
+        self._reader = self._message = None
+
+    # -- the request --------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """The head is here."""
+        if self.head.error is not None:
+            self.refuse(self.head.error)
+            return
+        self._guard(self._method.check, self)
+
+    def received(self, data: bytes, *, ended: bool) -> None:
+        """A piece of the message; see `Receiver`."""
+        if self.done:
+            return
+        if (
+            ended
+            and self._reader is None
+            and len(data) >= PREFIX_BYTES
+            and not data[0]
+            and int.from_bytes(data[1:PREFIX_BYTES], "big") == len(data) - PREFIX_BYTES
+        ):
+            self._start(data[PREFIX_BYTES:])
+        else:
+            self._guard(self._collect, data, ended)
+
+    def _collect(self, data: bytes, ended: bool) -> None:
+        reader = self._reader
+        if reader is None:
+            reader = self._reader = MessageReader(self.exchange.front.limits.max_body_bytes)
+            self.arm()
+        reserved = reader.length is not None
+        for compressed, message in reader.feed(data):
+            if self._message is not None:
+                raise Unimplemented("the method takes one message, and the call has more")
+            if compressed:
+                self._method.reserve(self, len(message))
+            limit_bytes = self.exchange.front.limits.max_body_bytes
+            self._message = plain(compressed, message, self.head.encoding, limit_bytes)
+        if reader.length is not None and not reserved:
+            self._method.reserve(self, reader.length)
+        if ended:
+            if reader.partial:
+                raise InternalError("the call ends in the middle of a message")
+            if self._message is None:
+                raise Unimplemented("the method takes one message, and the call has none")
+            message, self._message = self._message, None
+            self._start(message)
+
+    def _start(self, message: bytes) -> None:
+        self._started = True
+        self._guard(self._method.start, self, message)
+
+    def _guard(self, step: Callable[..., None], *arguments: object) -> None:
+        """Take a step; what it raises is the call's status."""
+        try:
+            step(*arguments)
+        except HeadraceError as error:
+            self.refuse(error)
+        except Exception as error:  # the boundary: what is not ours stays inside
+            self.refuse(self._unexpected(error))
+
+    def _unexpected(self, error: Exception) -> InternalError:
+        log.error("request_failed", path=self.head.path.decode("latin-1"), exc_info=error)
+        return InternalError("internal error")
+
+    def hold(self, length: int) -> None:
+        """Count the message's bytes among those held, until the call ends; raises `Unavailable`."""
+        front = self.exchange.front
+        if self._ticket is None:
+            self._ticket = Ticket(None, front.limits.max_body_bytes)
+        front.admission.hold(self._ticket, length)
+
+    # -- time ---------------------------------------------------------------------------------
+
+    def arm(self) -> None:
+        """Have the deadline noticed here, from now on."""
+        if self._deadline_s is not None and self._timer is None:
+            wait_s = max(0.0, self._deadline_s - time.monotonic())
+            self._timer = asyncio.get_running_loop().call_later(wait_s, self._expire)
+
+    def disarm(self) -> None:
+        """Somebody else notices the deadline from now on."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _expire(self) -> None:
+        self._timer = None
+        self.refuse(DeadlineExceeded("the deadline passed before the answer was ready"))
+
+    def check_time(self, now_s: float) -> None:
+        """See `Receiver`."""
+        limit_s = self.exchange.front.limits.body_timeout_s
+        if not self._started and now_s - self._since_s > limit_s:
+            self.refuse(RequestTimeout("the body took too long"))
+
+    # -- methods that run as a task -----------------------------------------------------------
+
+    def run(self, method: Callable[[], Awaitable[bytes | None]]) -> None:
+        """Await the method in a task of its own: its answer, or None after a stream of answers."""
+        self.arm()
+        tasks = self.exchange.tasks
+        self._task = asyncio.get_running_loop().create_task(self._await(method))
+        tasks.add(self._task)
+        self._task.add_done_callback(tasks.discard)
+
+    async def _await(self, method: Callable[[], Awaitable[bytes | None]]) -> None:
+        try:
+            message = await method()
+        except HeadraceError as error:
+            self.refuse(error)
+        except Exception as error:  # the boundary: what is not ours stays inside
+            self.refuse(self._unexpected(error))
+        else:
+            if message is None:
+                self.finish()
+            else:
+                self.answer(message, len(message), self._trailing)
+
+
+def wake(waiter: asyncio.Future[None]) -> None:
+    """What it waits for has come."""
+    if not waiter.done():
+        waiter.set_result(None)

@@ -1,0 +1,514 @@
+"""The server's side of an HTTP/2 connection (RFC 9113) without I/O: frames in, calls of a handler.
+
+What breaks the protocol, and what floods, raises `Http2Error` inside and ends the connection with a
+GOAWAY that says why; what only a stream did wrong resets that stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from gateway.grpc.allowance import Allowance
+from gateway.grpc.frames import (
+    DEFAULT_FRAME_BYTES,
+    DEFAULT_WINDOW_BYTES,
+    MAX_FRAME_BYTES,
+    MAX_STREAM_ID,
+    MAX_WINDOW_BYTES,
+    PREFACE,
+    ErrorCode,
+    Flag,
+    FrameReader,
+    FrameType,
+    Http2Error,
+    Setting,
+    decode_number,
+    decode_settings,
+    encode_frame,
+    encode_goaway,
+    encode_reset,
+    encode_settings,
+    encode_window_update,
+    unpadded,
+)
+from gateway.grpc.headers import HeaderDecoder
+from gateway.grpc.streams import Outbox, Stream
+
+STREAM_WINDOW_BYTES = 1024 * 1024
+"""So much of one request may be on its way to us."""
+WINDOW_BYTES = 16 * 1024 * 1024
+"""So much of all requests of a connection; it bounds what calls that do not read make us hold."""
+MAX_CONTINUATIONS = 64
+"""Parts of a header block beyond any that an honest client needs for what we accept."""
+RESETS = (1000.0, 100.0)
+"""Burst and rate per second of resets. Each answer earns one more; those that come after the call's
+own deadline, or after it was held for `HELD_S`, are no flood."""
+HELD_S = 0.05
+"""Streams that are held so long are bounded by how many there may be at once."""
+IDLE_FRAMES = (1000.0, 100.0)
+"""Burst and rate per second of frames that bring nothing: pings, settings, small window updates,
+empty DATA and the like. Earned beyond that is what flow control needs; see `EARNED`."""
+EARNED = 4
+"""What one frame of ours may be answered with: a window for its stream and one for the connection
+(grpc-core sends both for each answer, however small), a ping that measures the round trip, and one
+to spare. A piece of a body earns one, because some clients measure while they send."""
+MOST_EARNED = 100_000.0
+"""A peer that was held up may answer what we sent long after; more is no honest debt."""
+LARGEST_SENT_BYTES = 64 * 1024
+"""Our frames are no longer, whatever the peer would take, so that streams can take turns."""
+SMALL_UPDATE_BYTES = 256
+"""A window that opens by less is no help to what it holds back."""
+MAX_CUT = 1024
+MAX_SKIPPED = 64
+"""So many streams that we ended early, and gaps between streams, are remembered."""
+LEAVING_PING = b"headrace"
+
+Head = TypeVar("Head")
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionLimits:
+    """What a connection may take: streams at once, and bytes of a request's headers."""
+
+    streams: int
+    header_bytes: int
+
+
+class Connection(Generic[Head]):
+    """See the module. `opened` is called with each new stream and sets its receiver.
+
+    `decoder` reads header blocks, and `may_trail` says of one whether it may end a request. Times
+    are seconds of any steady clock.
+    """
+
+    def __init__(
+        self,
+        limits: ConnectionLimits,
+        decoder: HeaderDecoder[Head],
+        may_trail: Callable[[Head], bool],
+        opened: Callable[[Stream, Head], None],
+        wake: Callable[[], None],
+    ) -> None:
+        self._limits, self._decoder, self._opened = limits, decoder, opened
+        self._may_trail = may_trail
+        self.outbox = Outbox(wake, self._answered)
+        self.streams: dict[int, Stream] = {}
+        self.closed = False
+        self.leaving = False
+        self.last_stream_id = 0
+        self.begun = False
+        self.block_since_s: float | None = None
+        self._last_allowed = MAX_STREAM_ID
+        self._now_s = 0.0
+        self._preface = b""
+        self._reader = FrameReader()
+        self._receive_window, self._owed = WINDOW_BYTES, 0
+        self._resets, self._idle = Allowance(*RESETS), Allowance(*IDLE_FRAMES, MOST_EARNED)
+        self._pieces = self._earned = 0
+        # Streams whose last frames may still be on their way, as we ended them early; and ids that
+        # were passed over and can never be used, as (first, last).
+        self._cut: dict[int, None] = {}
+        self._skipped: list[tuple[int, int]] = []
+        self._block: list[bytes] = []
+        self._block_id = self._block_bytes = 0
+        self._block_ends = False
+        self._handlers: tuple[Callable[[int, int, bytes], None], ...] = (
+            self._on_data,
+            self._on_headers,
+            self._on_priority,
+            self._on_reset,
+            self._on_settings,
+            self._on_push,
+            self._on_ping,
+            self._on_goaway,
+            self._on_window_update,
+            self._on_continuation,
+        )
+        settings = (
+            (Setting.MAX_CONCURRENT_STREAMS, limits.streams),
+            (Setting.INITIAL_WINDOW_SIZE, STREAM_WINDOW_BYTES),
+            (Setting.MAX_HEADER_LIST_SIZE, limits.header_bytes),
+        )
+        more = WINDOW_BYTES - DEFAULT_WINDOW_BYTES
+        self.outbox.send(encode_settings(settings) + encode_window_update(0, more))
+
+    # -- what comes ---------------------------------------------------------------------------
+
+    def receive(self, data: bytes, now_s: float) -> None:
+        """Act on what came; never raises for what the peer did."""
+        if self.closed:
+            return
+        self._now_s = now_s
+        try:
+            if len(self._preface) < len(PREFACE):
+                data = self._read_preface(data)
+            for kind, flags, stream_id, payload in self._reader.feed(data):
+                if self._block_id and (kind != 9 or stream_id != self._block_id):
+                    raise _broken("another frame in the middle of a header block")
+                if not self.begun and kind != FrameType.SETTINGS:
+                    raise _broken("the first frame is not SETTINGS")
+                if kind < 10:
+                    self._handlers[kind](flags, stream_id, payload)
+                else:
+                    self._spend_idle()
+                if self.closed:
+                    return
+        except Http2Error as error:
+            self.fail(error.code, error.message)
+
+    def _read_preface(self, data: bytes) -> bytes:
+        missing = len(PREFACE) - len(self._preface)
+        self._preface += data[:missing]
+        if not PREFACE.startswith(self._preface):
+            raise _broken("this is not HTTP/2")
+        return data[missing:]
+
+    def _on_data(self, flags: int, stream_id: int, payload: bytes) -> None:
+        length = len(payload)
+        self._receive_window -= length
+        if self._receive_window < 0:
+            raise Http2Error(ErrorCode.FLOW_CONTROL_ERROR, "more DATA than the connection's window")
+        stream = self.streams.get(stream_id)
+        if stream is None or stream.ended:
+            self._credit_connection(length)
+            if not length:
+                self._spend_idle()
+            self._stray(stream_id, stream, ended=bool(flags & 1))
+            return
+        stream.receive_window -= length
+        if stream.receive_window < 0:
+            self._credit_connection(length)
+            self.abandon(stream, ErrorCode.FLOW_CONTROL_ERROR)
+            return
+        if flags & 8:
+            payload = unpadded(flags, payload)
+        ended = bool(flags & 1)
+        if ended:
+            stream.ended = True
+        if payload:
+            self._pieces += 1
+        elif not ended:
+            self._spend_idle()
+        if stream.missing is not None and not self._fits(stream, len(payload)):
+            return
+        if stream.paced:
+            stream.owed += len(payload)
+            self.credit(stream, length - len(payload), owed=False)
+        else:
+            self.credit(stream, length, owed=False)
+        receiver = stream.receiver
+        assert receiver is not None
+        receiver.received(payload, ended=ended)
+
+    def _on_headers(self, flags: int, stream_id: int, payload: bytes) -> None:
+        if flags & 8:
+            payload = unpadded(flags, payload)
+        if flags & 32:
+            if len(payload) < 5:
+                raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, "a priority that is cut short")
+            payload = payload[5:]
+        if not stream_id & 1:
+            raise _broken(f"headers on stream {stream_id}")
+        if flags & 4:
+            self._head(stream_id, payload, bool(flags & 1))
+            return
+        self._block_id, self._block, self._block_bytes = stream_id, [payload], len(payload)
+        self._block_ends, self.block_since_s = bool(flags & 1), self._now_s
+        self._check_block()
+
+    def _on_continuation(self, flags: int, stream_id: int, payload: bytes) -> None:
+        if not self._block_id:
+            raise _broken("a continuation of nothing")
+        self._block.append(payload)
+        self._block_bytes += len(payload)
+        self._check_block()
+        if flags & 4:
+            block, self._block = b"".join(self._block), []
+            self._block_id, self.block_since_s = 0, None
+            self._head(stream_id, block, self._block_ends)
+
+    def _check_block(self) -> None:
+        """A block is bounded before it is whole: see CVE-2024-27316 and its kin."""
+        parts, most = len(self._block), 2 * self._limits.header_bytes
+        if parts > MAX_CONTINUATIONS or self._block_bytes > most:
+            raise Http2Error(ErrorCode.ENHANCE_YOUR_CALM, "the headers are too large")
+
+    def _head(self, stream_id: int, block: bytes, ended: bool) -> None:
+        head = self._decoder.decode(block)
+        if stream_id <= self.last_stream_id:
+            self._trailers(stream_id, head, ended)
+            return
+        if stream_id > self._last_allowed:
+            return  # It came after our last GOAWAY; the client will try it elsewhere.
+        if stream_id > self.last_stream_id + 2:
+            self._skipped.append((self.last_stream_id + 1, stream_id - 1))
+            del self._skipped[:-MAX_SKIPPED]
+        self.last_stream_id = stream_id
+        if len(self.streams) >= self._limits.streams:
+            self._spend_reset()
+            if not ended:
+                self._remember_cut(stream_id)
+            self.outbox.send(encode_reset(stream_id, ErrorCode.REFUSED_STREAM))
+            return
+        stream = Stream(stream_id, self.outbox.initial_window, STREAM_WINDOW_BYTES)
+        self.streams[stream_id] = stream
+        stream.ended, stream.held_from_s = ended, self._now_s + HELD_S
+        self._opened(stream, head)
+        if ended and not stream.closed and (stream.missing is None or self._fits(stream, 0)):
+            assert stream.receiver is not None
+            stream.receiver.received(b"", ended=True)
+
+    def _trailers(self, stream_id: int, head: Head, ended: bool) -> None:
+        stream = self.streams.get(stream_id)
+        if stream is None or stream.ended:
+            self._spend_idle()
+            self._stray(stream_id, stream, ended=ended)
+        elif not ended or not self._may_trail(head):
+            self.abandon(stream, ErrorCode.PROTOCOL_ERROR)
+        else:
+            stream.ended = True
+            if stream.missing is None or self._fits(stream, 0):
+                assert stream.receiver is not None
+                stream.receiver.received(b"", ended=True)
+
+    def _fits(self, stream: Stream, length: int) -> bool:
+        """Whether the body is as long as its `content-length` says; else the stream is ended."""
+        assert stream.missing is not None
+        stream.missing -= length
+        right = stream.missing == 0 if stream.ended else stream.missing >= 0
+        if not right:
+            self.abandon(stream, ErrorCode.PROTOCOL_ERROR)
+        return right
+
+    def _stray(self, stream_id: int, stream: Stream | None, *, ended: bool) -> None:
+        """A frame on a stream that its sender has ended, or that is over.
+
+        It may have been under way when we ended the stream early; else it breaks the protocol.
+        """
+        if stream is not None:
+            self.abandon(stream, ErrorCode.STREAM_CLOSED)
+        elif stream_id > self._last_allowed:
+            return
+        elif stream_id > self.last_stream_id or not stream_id & 1:
+            raise _broken(f"a frame on stream {stream_id}, which was not opened")
+        elif stream_id in self._cut:
+            if ended:
+                del self._cut[stream_id]
+        elif any(first <= stream_id <= last for first, last in self._skipped):
+            raise _broken(f"a frame on stream {stream_id}, which was passed over")
+        else:
+            message = f"a frame on stream {stream_id}, which has ended"
+            raise Http2Error(ErrorCode.STREAM_CLOSED, message)
+
+    def _remember_cut(self, stream_id: int) -> None:
+        """The peer may not know yet that this stream, which it has not ended, is over."""
+        cut = self._cut
+        cut[stream_id] = None
+        # Frames are on their way for no more streams than may be open at once.
+        if len(cut) > max(MAX_CUT, self._limits.streams):
+            del cut[next(iter(cut))]
+
+    def _on_priority(self, flags: int, stream_id: int, payload: bytes) -> None:
+        if len(payload) != 5:
+            raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, "PRIORITY has 5 bytes")
+        if not stream_id:
+            raise _broken("PRIORITY of no stream")
+        self._spend_idle()
+
+    def _on_reset(self, flags: int, stream_id: int, payload: bytes) -> None:
+        decode_number(payload, FrameType.RST_STREAM)
+        if not stream_id or (stream_id > self.last_stream_id and stream_id <= self._last_allowed):
+            raise _broken("a reset of a stream that was not opened")
+        stream = self.streams.pop(stream_id, None)
+        if stream is None:
+            self._cut.pop(stream_id, None)
+        else:
+            self._drop(stream)
+            self._lost(stream)
+        # Open and reset, open and reset costs a client nothing and us a request: CVE-2023-44487.
+        if stream is None or self._now_s < stream.held_from_s:
+            self._spend_reset()
+
+    def _on_settings(self, flags: int, stream_id: int, payload: bytes) -> None:
+        if stream_id:
+            raise _broken("SETTINGS on a stream")
+        if flags & Flag.ACK and self.begun:
+            if payload:
+                raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, "an acknowledgement with settings")
+            return
+        if self.begun:
+            self._spend_idle()
+        self.begun = True
+        for name, value in decode_settings(payload):
+            self._apply(name, value)
+        self.outbox.send(encode_frame(FrameType.SETTINGS, flags=Flag.ACK))
+
+    def _apply(self, name: int, value: int) -> None:
+        outbox = self.outbox
+        if name == Setting.INITIAL_WINDOW_SIZE:
+            if value > MAX_WINDOW_BYTES:
+                raise Http2Error(ErrorCode.FLOW_CONTROL_ERROR, f"a window of {value} bytes")
+            more, outbox.initial_window = value - outbox.initial_window, value
+            for stream in self.streams.values():
+                if not outbox.widen(stream, more):
+                    raise Http2Error(ErrorCode.FLOW_CONTROL_ERROR, "a stream's window is too wide")
+        elif name == Setting.MAX_FRAME_SIZE:
+            if not DEFAULT_FRAME_BYTES <= value <= MAX_FRAME_BYTES:
+                raise _broken(f"frames of {value} bytes")
+            outbox.frame_bytes = min(value, LARGEST_SENT_BYTES)
+        elif name == Setting.ENABLE_PUSH and value > 1:
+            raise _broken("ENABLE_PUSH is 0 or 1")
+
+    def _on_push(self, flags: int, stream_id: int, payload: bytes) -> None:
+        raise _broken("a client cannot push")
+
+    def _on_ping(self, flags: int, stream_id: int, payload: bytes) -> None:
+        if len(payload) != 8:
+            raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, "PING has 8 bytes")
+        if stream_id:
+            raise _broken("PING on a stream")
+        if flags & Flag.ACK:
+            if payload == LEAVING_PING and self.leaving:
+                self.finish_leaving()
+            return
+        self._spend_idle()
+        self.outbox.send(encode_frame(FrameType.PING, payload, flags=Flag.ACK))
+
+    def _on_goaway(self, flags: int, stream_id: int, payload: bytes) -> None:
+        if stream_id or len(payload) < 8:
+            raise _broken("a broken GOAWAY")
+        self._spend_idle()
+
+    def _on_window_update(self, flags: int, stream_id: int, payload: bytes) -> None:
+        more = decode_number(payload, FrameType.WINDOW_UPDATE) & MAX_WINDOW_BYTES
+        if more < SMALL_UPDATE_BYTES:
+            self._spend_idle()  # Answers in pieces of a byte are dear: CVE-2019-9511.
+        if not stream_id:
+            if not more:
+                raise _broken("a window update of 0 bytes")
+            if not self.outbox.widen(None, more):
+                raise Http2Error(ErrorCode.FLOW_CONTROL_ERROR, "the window is too wide")
+            return
+        stream = self.streams.get(stream_id)
+        if stream is None:
+            if stream_id > self.last_stream_id and stream_id <= self._last_allowed:
+                raise _broken("a window update of a stream that was not opened")
+        elif not more or not self.outbox.widen(stream, more):
+            code = ErrorCode.FLOW_CONTROL_ERROR if more else ErrorCode.PROTOCOL_ERROR
+            self.abandon(stream, code)
+
+    def _spend_idle(self) -> None:
+        earned = EARNED * self.outbox.useful_frames + self._pieces
+        self._idle.earn(earned - self._earned)
+        self._earned = earned
+        if not self._idle.spend(self._now_s):
+            raise Http2Error(ErrorCode.ENHANCE_YOUR_CALM, "too many frames that bring nothing")
+
+    def _spend_reset(self) -> None:
+        if not self._resets.spend(self._now_s):
+            raise Http2Error(ErrorCode.ENHANCE_YOUR_CALM, "too many streams reset")
+
+    # -- what our side does -------------------------------------------------------------------
+
+    def credit(self, stream: Stream, length: int, *, owed: bool = True) -> None:
+        """The peer may send so many bytes more: they were consumed. `owed`, of a paced stream."""
+        if not length:
+            return
+        if owed:
+            length = min(length, stream.owed)
+            stream.owed -= length
+        self._credit_connection(length)
+        if stream.ended or stream.closed:
+            return
+        stream.credit += length
+        # The peer hears of it in steps of half a window.
+        if stream.credit >= STREAM_WINDOW_BYTES // 2:
+            self.outbox.send(encode_window_update(stream.id, stream.credit))
+            stream.receive_window += stream.credit
+            stream.credit = 0
+
+    def _credit_connection(self, length: int) -> None:
+        self._owed += length
+        if self._owed >= WINDOW_BYTES // 2:
+            self.outbox.send(encode_window_update(0, self._owed))
+            self._receive_window += self._owed
+            self._owed = 0
+
+    def reset(self, stream: Stream, code: ErrorCode) -> None:
+        """End a stream in both directions; its receiver is not told."""
+        if self.streams.pop(stream.id, None) is not None:
+            self._drop(stream)
+            if not stream.ended:
+                self._remember_cut(stream.id)
+            self.outbox.send(encode_reset(stream.id, code))
+
+    def abandon(self, stream: Stream, code: ErrorCode) -> None:
+        """End a stream in both directions; its receiver is told."""
+        self.reset(stream, code)
+        self._lost(stream)
+
+    def _answered(self, stream: Stream) -> None:
+        """The last of its answer is on its way."""
+        if self.streams.pop(stream.id, None) is None:
+            return
+        self._resets.earn()
+        stream.receiver = None  # or the two would keep each other from being freed at once
+        if not stream.ended:
+            self._remember_cut(stream.id)
+            # The client need not send the rest of what was refused (RFC 9113, 8.1).
+            self.outbox.send(encode_reset(stream.id, ErrorCode.NO_ERROR))
+        self._drop(stream)
+
+    def _drop(self, stream: Stream) -> None:
+        stream.closed = True
+        self.outbox.forget(stream)
+        if stream.owed:
+            self._credit_connection(stream.owed)
+            stream.owed = 0
+
+    @staticmethod
+    def _lost(stream: Stream) -> None:
+        receiver, stream.receiver = stream.receiver, None
+        if receiver is not None:
+            receiver.lost()
+
+    def leave(self) -> None:
+        """Take no more streams, in two steps so that none under way is lost (RFC 9113, 6.8)."""
+        if not self.leaving and not self.closed:
+            self.leaving = True
+            self.outbox.send(
+                encode_goaway(MAX_STREAM_ID, ErrorCode.NO_ERROR)
+                + encode_frame(FrameType.PING, LEAVING_PING)
+            )
+
+    def finish_leaving(self) -> None:
+        """The peer knows by now, or had its time to: what comes later is not answered."""
+        if self._last_allowed == MAX_STREAM_ID and not self.closed:
+            self._last_allowed = self.last_stream_id
+            self.outbox.send(encode_goaway(self.last_stream_id, ErrorCode.NO_ERROR))
+
+    @property
+    def left(self) -> bool:
+        """Whether nothing more will happen: it may be closed."""
+        return self._last_allowed != MAX_STREAM_ID and not self.streams
+
+    def fail(self, code: ErrorCode, message: str = "") -> None:
+        """End the connection, saying why; its streams are lost."""
+        if not self.closed:
+            self.outbox.send(encode_goaway(self.last_stream_id, code, message))
+            self.lose()
+
+    def lose(self) -> None:
+        """The connection is gone."""
+        self.closed = True
+        streams, self.streams = self.streams, {}
+        for stream in streams.values():
+            stream.closed = True
+            self.outbox.forget(stream)
+            self._lost(stream)
+
+
+def _broken(message: str) -> Http2Error:
+    return Http2Error(ErrorCode.PROTOCOL_ERROR, message)

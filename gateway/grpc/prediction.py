@@ -1,0 +1,304 @@
+"""One prediction over gRPC: a call of its own, answered from the data plane without a task.
+
+Predictions that are part of a longer call, as in streams, are awaited: see `AwaitedPrediction`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import orjson
+
+from gateway.access.account import OverBudget
+from gateway.access.limit_headers import account_headers, limit_headers
+from gateway.access.ticket import Ticket
+from gateway.access.visits import Visits
+from gateway.grpc.calls import Call
+from gateway.grpc.wire import OK_BLOCK, Metadata, metadata_block
+from gateway.prediction import FrontState, Prediction
+from headrace.errors import DeadlineExceeded, HeadraceError, error_for_status
+from headrace.link.frames import Body, Reply
+from headrace.link.request import Answer, Request
+from headrace.protocols.targets import InferPath
+
+OK = 200
+DEADLINE_SLACK_S = 0.05
+"""A call that is cancelled so shortly before its deadline was cancelled by it: the caller's clock
+started when it sent the call, ours when the call came."""
+
+
+class Context(Protocol):
+    """What a method knows of its call."""
+
+    @property
+    def headers(self) -> Mapping[bytes, bytes]:
+        """The caller's metadata; names in lower case."""
+
+    @property
+    def address(self) -> str:
+        """The caller's address, "" if it has none."""
+
+    def time_remaining(self) -> float | None:
+        """Seconds to the call's deadline."""
+
+    def set_trailing_metadata(self, metadata: Metadata) -> None:
+        """What goes out with the status."""
+
+    def trailing_metadata(self) -> Metadata:
+        """What was set."""
+
+    async def read(self) -> bytes | None:
+        """The next message of a stream, None after the last."""
+
+    async def write(self, message: bytes) -> None:
+        """Send a message of a stream."""
+
+
+class GrpcPrediction(Prediction):
+    """See the module. `finished` hears its answer once, unless it is given up."""
+
+    __slots__ = ("_ended", "_front")
+
+    family: ClassVar[str] = "grpc"
+
+    def __init__(
+        self,
+        path: InferPath | None,
+        headers: Mapping[bytes, bytes],
+        front: FrontState,
+        address: str,
+    ) -> None:
+        super().__init__(path, headers)
+        self._front, self.address = front, address
+        self._ended = False
+
+    def reserve(self, length: int) -> None:
+        """A message of `length` bytes is coming: raises what refuses it before it is read."""
+        admission = self._front.admission
+        if self.ticket is None:
+            self.ticket = admission.identify(self.headers, self.address)
+            account = self.ticket.account
+            if account is not None:
+                # Its model is not known yet, its caller's budget is.
+                admission.limiter.check(account, self._front.plane.now_s())
+        admission.hold(self.ticket, length)
+
+    def start(self, body: bytes, timeout_s: float) -> None:
+        """Let it in; it may have finished, with a refusal, before this returns."""
+        front = self._front
+        try:
+            if self.ticket is None:
+                self.enter(front, self.address, len(body))
+            elif self.path is not None:
+                front.admission.admit(self.ticket, self.path.model, len(body))
+            self.send(front, body, len(body), self._done, timeout_s)
+        except HeadraceError as error:
+            self.end(error)
+
+    def _done(self, _: Request, answer: Answer) -> None:
+        self.end(answer)
+
+    def end(self, answer: Answer) -> None:
+        """Its answer, or why there is none."""
+        if self._ended:
+            return
+        self._ended = True
+        self.record(self._front, answer)
+        self.finished(answer)
+        self._forget()
+
+    def finished(self, answer: Answer) -> None:
+        """It is answered and counted."""
+        raise NotImplementedError
+
+    def give_up(self) -> None:
+        """Nobody waits for it any more; the deadline, if it was that, is counted as an answer."""
+        request, plane = self.request, self._front.plane
+        if self._ended:
+            return
+        self._ended = True
+        if request is not None and plane.now_s() >= request.deadline_s - DEADLINE_SLACK_S:
+            if self.ticket is not None:
+                self._front.admission.cancel(self.ticket)
+            self.record(self._front, DeadlineExceeded("the deadline passed before the answer"))
+        else:
+            self.cancel(self._front)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Let go of the body."""
+        self.request = None
+        if self.ticket is not None:
+            self.ticket.request = None
+
+
+class AwaitedPrediction(GrpcPrediction):
+    """A prediction as part of a longer call. Every one started must be awaited or given up."""
+
+    __slots__ = ("_answer",)
+
+    def __init__(
+        self,
+        path: InferPath | None,
+        headers: Mapping[bytes, bytes],
+        front: FrontState,
+        address: str,
+    ) -> None:
+        super().__init__(path, headers, front, address)
+        self._answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+
+    def finished(self, answer: Answer) -> None:
+        """See `GrpcPrediction`."""
+        if not self._answer.done():
+            self._answer.set_result(answer)
+
+    async def result(self) -> bytes:
+        """The answer's message; raises its error. Cancelling the wait cancels the prediction."""
+        try:
+            answer = await self._answer
+        except asyncio.CancelledError:
+            self.give_up()
+            raise
+        if isinstance(answer, Reply):
+            if answer.status == OK:
+                return joined(answer.body)
+            raise error_of(answer)
+        raise answer
+
+
+class UnaryPrediction(GrpcPrediction):
+    """A prediction that is a call of its own."""
+
+    __slots__ = ("_call",)
+
+    def __init__(self, path: InferPath | None, call: Call, front: FrontState) -> None:
+        super().__init__(path, call.headers, front, call.address)
+        self._call = call
+        call.on_end = self.call_ended
+
+    def call_ended(self, error: HeadraceError | None) -> None:
+        """The caller left, or the call was refused without asking us."""
+        if error is None:
+            self.give_up()
+        elif not self._ended:
+            self._ended = True
+            if self.request is not None and self.ticket is not None:
+                self._front.admission.cancel(self.ticket)
+            self.record(self._front, error)
+            self._call.set_trailing_metadata(self._trailing(error))
+            self._forget()
+
+    def finished(self, answer: Answer) -> None:
+        """See `GrpcPrediction`."""
+        call = self._call
+        call.on_end = None
+        if isinstance(answer, Reply):
+            if answer.status == OK:
+                block = OK_BLOCK + metadata_block(self._trailing())
+                call.answer(answer.body, answer.length, block)
+                return
+            answer = error_of(answer)
+        call.set_trailing_metadata(self._trailing(answer))
+        call.refuse(answer)
+
+    def _trailing(self, error: HeadraceError | None = None) -> Metadata:
+        more = limits_of(self.ticket, self._front, error)
+        if self.cold_start_ms:
+            more = (("x-headrace-cold-start-ms", str(self.cold_start_ms)), *more)
+        return (("x-request-id", self.request_id), *more)
+
+
+@dataclass(frozen=True, slots=True)
+class PredictionMethod:
+    """A unary method; `find` reads the prediction's target from its message."""
+
+    front: FrontState
+    find: Callable[[bytes], InferPath]
+    streamed: bool = False
+
+    def check(self, call: Call) -> None:
+        """See `Method`. With a short message, which is here as well, all is checked at once."""
+
+    def reserve(self, call: Call, length: int) -> None:
+        """See `Method`."""
+        prediction = call.state
+        if not isinstance(prediction, UnaryPrediction):
+            prediction = call.state = UnaryPrediction(None, call, self.front)
+        prediction.reserve(length)
+
+    def start(self, call: Call, message: bytes) -> None:
+        """See `Method`."""
+        prediction = call.state
+        try:
+            path = self.find(message)
+        except HeadraceError as error:
+            if not isinstance(prediction, UnaryPrediction):
+                UnaryPrediction(None, call, self.front)
+            call.refuse(error)
+            return
+        if isinstance(prediction, UnaryPrediction):
+            prediction.path = path
+        else:
+            prediction = UnaryPrediction(path, call, self.front)
+        call.disarm()  # The data plane keeps its deadline from here on.
+        prediction.start(message, timeout_s(self.front, call))
+
+
+def visit(visits: Visits, context: Context) -> None:
+    """Let in a call that is no prediction; raises what refuses it."""
+    try:
+        visits.enter(context.headers, context.address, GrpcPrediction.family)
+    except OverBudget as error:
+        limit = account_headers(error.account, time.monotonic())
+        context.set_trailing_metadata(_limits(limit))
+        raise
+
+
+def visits_of(front: FrontState) -> Visits:
+    """The way in for calls that are no predictions."""
+    return Visits(front.admission, front.recorder, front.audit)
+
+
+def limits_of(
+    ticket: Ticket | None, front: FrontState, error: HeadraceError | None = None
+) -> Metadata:
+    """The RateLimit headers as metadata; with no ticket those that the error tells of."""
+    if ticket is None:
+        if isinstance(error, OverBudget):
+            return _limits(account_headers(error.account, front.plane.now_s()))
+        return ()
+    if ticket.account is None:
+        return ()
+    return _limits(limit_headers(ticket, front.plane.now_s()))
+
+
+def _limits(limit: tuple[bytes, bytes] | None) -> Metadata:
+    if limit is None:
+        return ()
+    return (("ratelimit-policy", limit[0].decode()), ("ratelimit", limit[1].decode()))
+
+
+def timeout_s(front: FrontState, context: Context) -> float:
+    """Seconds that a prediction of this call may take: the caller's deadline, within the limits."""
+    remaining_s = context.time_remaining()
+    if remaining_s is None:
+        return front.limits.default_deadline_s
+    return min(remaining_s, front.limits.max_deadline_s)
+
+
+def joined(body: Body) -> bytes:
+    """The body as one `bytes` object."""
+    return b"".join(body) if isinstance(body, tuple) else bytes(body)
+
+
+def error_of(reply: Reply) -> HeadraceError:
+    """The error that a slot answered with: an HTTP status and a JSON body."""
+    try:
+        message = str(orjson.loads(joined(reply.body))["error"])
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        message = f"the slot answered with status {reply.status}"
+    return error_for_status(reply.status, message)

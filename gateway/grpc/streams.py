@@ -1,0 +1,274 @@
+"""A stream's state, and the outbox: what goes out on a connection, as far as the peer lets it.
+
+Headers and control frames go out at once. DATA waits for the peer's windows, of its stream and of
+the connection, and for the socket; streams that wait take turns, a frame each.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from gateway.grpc.frames import (
+    DEFAULT_FRAME_BYTES,
+    DEFAULT_WINDOW_BYTES,
+    HEAD,
+    MAX_WINDOW_BYTES,
+    encode_headers,
+)
+from headrace.link.frames import Body, Buffer, pieces
+
+QUANTUM_BYTES = 256 * 1024
+"""So much DATA is taken at once; then other connections get their turn of the loop."""
+SMALL_FRAME_BYTES = 256
+"""A peer whose window cuts an answer into pieces below this makes us work for little."""
+
+
+class Receiver(Protocol):
+    """Whose stream it is."""
+
+    def received(self, data: bytes, *, ended: bool) -> None:
+        """A piece of the request; `ended` with the last one, which may be empty."""
+        ...
+
+    def lost(self) -> None:
+        """The peer has reset the stream, or the connection is gone: nobody waits for an answer."""
+        ...
+
+    def check_time(self, now_s: float) -> None:
+        """Refuse what came too slowly; asked about once a second."""
+        ...
+
+
+class Stream:
+    """One request and its answer. Windows are in bytes, as HTTP/2 counts them.
+
+    `paced` leaves it to the receiver to give credit for what it has consumed; otherwise credit is
+    given for all that comes. `owed` is what came and was not consumed, `credit` what was consumed
+    and not yet told to the peer. `missing` is what has yet to come of a body whose length is known.
+    From `held_from_s` on nobody is at fault who resets it.
+    """
+
+    __slots__ = (
+        "closed",
+        "credit",
+        "ended",
+        "held_from_s",
+        "id",
+        "missing",
+        "on_drained",
+        "owed",
+        "paced",
+        "pending",
+        "pending_bytes",
+        "receive_window",
+        "receiver",
+        "send_window",
+        "stalled_s",
+        "trailers",
+    )
+
+    def __init__(self, stream_id: int, send_window: int, receive_window: int) -> None:
+        self.id = stream_id
+        self.send_window, self.receive_window = send_window, receive_window
+        self.receiver: Receiver | None = None
+        self.ended = False
+        self.closed = False
+        self.paced = False
+        self.owed = self.credit = 0
+        self.missing: int | None = None
+        self.held_from_s = 0.0
+        self.pending: deque[memoryview] | None = None
+        self.pending_bytes = 0
+        self.trailers: bytes | None = None
+        self.on_drained: Callable[[], None] | None = None
+        self.stalled_s = 0.0
+
+
+class Outbox:
+    """See the module. `wake` is called when there is something to take, once until it is taken.
+
+    `finished` hears of each stream whose last byte was taken. `useful_frames` counts frames that
+    bring something, not those that a small window makes small.
+    """
+
+    def __init__(self, wake: Callable[[], None], finished: Callable[[Stream], None]) -> None:
+        self._wake, self._finished = wake, finished
+        self._frames: list[Buffer] = []
+        self._size = 0
+        self._woken = False
+        self._turns: dict[Stream, None] = {}
+        self.window = DEFAULT_WINDOW_BYTES
+        self.initial_window = DEFAULT_WINDOW_BYTES
+        self.frame_bytes = DEFAULT_FRAME_BYTES
+        self.paused = False
+        self.useful_frames = 0
+
+    # -- what goes out ------------------------------------------------------------------------
+
+    def send(self, frames: bytes) -> None:
+        """Whole frames that no window holds back."""
+        self._frames.append(frames)
+        self._size += len(frames)
+        if not self._woken:
+            self._woken = True
+            self._wake()
+
+    def headers(self, stream: Stream, block: bytes) -> None:
+        """The header block before a stream's DATA."""
+        self.send(encode_headers(stream.id, block, end=False, limit_bytes=self.frame_bytes))
+
+    def answer(
+        self,
+        stream: Stream,
+        layout: AnswerLayout,
+        prefix: bytes,
+        body: Body,
+        length: int,
+        end: bytes,
+    ) -> None:
+        """A whole answer: header block, `prefix` and `length` bytes of body, trailing block."""
+        total = len(prefix) + length
+        at_once = (
+            total <= stream.send_window
+            and total <= self.window
+            and total <= self.frame_bytes
+            and len(end) <= self.frame_bytes
+            and not self.paused
+            and not stream.pending
+        )
+        if not at_once:
+            self.headers(stream, layout.block)
+            self.data(stream, prefix, *pieces(body))
+            self.end(stream, end)
+            return
+        self.window -= total
+        self.useful_frames += 1
+        frames = self._frames
+        frames.append(layout.encode(stream.id, total, prefix))
+        if isinstance(body, tuple):
+            frames += body
+        else:
+            frames.append(body)
+        frames.append(HEAD.pack(len(end) << 8 | 1, 5, stream.id) + end)
+        self._size += total + len(end)
+        if not self._woken:
+            self._woken = True
+            self._wake()
+        self._finished(stream)
+
+    def data(self, stream: Stream, *buffers: Buffer) -> None:
+        """More of a stream's DATA."""
+        if stream.pending is None:
+            stream.pending = deque()
+        views = [memoryview(buffer) for buffer in buffers if len(buffer)]
+        stream.pending.extend(views)
+        stream.pending_bytes += sum(map(len, views))
+        self.turn(stream)
+
+    def end(self, stream: Stream, block: bytes) -> None:
+        """The trailing block, which goes out after all of the stream's DATA."""
+        if stream.pending:
+            stream.trailers = block
+            return
+        self.useful_frames += 1
+        self.send(encode_headers(stream.id, block, end=True, limit_bytes=self.frame_bytes))
+        self._finished(stream)
+
+    def forget(self, stream: Stream) -> None:
+        """Nothing more goes out on this stream."""
+        self._turns.pop(stream, None)
+        stream.pending = stream.trailers = None
+
+    # -- what holds it back -------------------------------------------------------------------
+
+    def turn(self, stream: Stream) -> None:
+        """The stream may have something to send and room for it."""
+        if stream.pending and stream.send_window > 0:
+            self._turns[stream] = None
+            if self.window > 0 and not self.paused and not self._woken:
+                self._woken = True
+                self._wake()
+
+    def widen(self, stream: Stream | None, more: int) -> bool:
+        """The peer opens the window of a stream, or of the connection; False if it is too wide."""
+        if stream is None:
+            self.window += more
+            if self.window > MAX_WINDOW_BYTES:
+                return False
+            self.resume()
+            return True
+        stream.send_window += more
+        if stream.send_window > MAX_WINDOW_BYTES:
+            return False
+        self.turn(stream)
+        return True
+
+    def resume(self) -> None:
+        """The connection, or the socket, may have room again."""
+        if self._turns and self.window > 0 and not self.paused and not self._woken:
+            self._woken = True
+            self._wake()
+
+    # -- taking it ----------------------------------------------------------------------------
+
+    def take(self) -> list[Buffer]:
+        """What can be written now, about `QUANTUM_BYTES` of it at most; wakes again for more."""
+        self._woken = False
+        while self._turns and self.window > 0 and not self.paused and self._size < QUANTUM_BYTES:
+            stream = next(iter(self._turns))
+            del self._turns[stream]
+            self._one_frame(stream)
+        taken, self._frames, self._size = self._frames, [], 0
+        self._woken = False
+        self.resume()
+        return taken
+
+    def _one_frame(self, stream: Stream) -> None:
+        pending = stream.pending
+        assert pending
+        room = min(self.frame_bytes, self.window, stream.send_window)
+        size, parts = 0, []
+        while pending and size < room:
+            part = pending[0]
+            if len(part) > room - size:
+                pending[0] = part[room - size :]
+                part = part[: room - size]
+            else:
+                pending.popleft()
+            parts.append(part)
+            size += len(part)
+        self.window -= size
+        stream.send_window -= size
+        stream.pending_bytes -= size
+        stream.stalled_s = 0.0
+        if size >= SMALL_FRAME_BYTES or not pending:
+            self.useful_frames += 1  # see CVE-2019-9511 for what would let a peer dribble
+        self._frames.append(HEAD.pack(size << 8, 0, stream.id))
+        self._frames += parts
+        self._size += size + HEAD.size
+        if pending:
+            if stream.send_window > 0:
+                self._turns[stream] = None
+            return
+        if stream.trailers is not None:
+            self.end(stream, stream.trailers)
+        elif stream.on_drained is not None:
+            stream.on_drained()
+
+
+class AnswerLayout:
+    """Everything before a body, in one piece: HEADERS, the head of the DATA frame, a prefix."""
+
+    def __init__(self, block: bytes, prefix_bytes: int) -> None:
+        self.block = block
+        self._head = len(block) << 8 | 1
+        self._struct = struct.Struct(f">IBI{len(block)}sIBI{prefix_bytes}s")
+
+    def encode(self, stream_id: int, length: int, prefix: bytes) -> bytes:
+        """The frames' start for a DATA frame of `length` bytes, `prefix` included."""
+        return self._struct.pack(
+            self._head, 4, stream_id, self.block, length << 8, 0, stream_id, prefix
+        )

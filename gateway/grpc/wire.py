@@ -1,0 +1,256 @@
+"""gRPC on HTTP/2: heads of calls, length-prefixed messages, status in trailers. Pure.
+
+As in gRPC's "PROTOCOL-HTTP2": a message is a flag (1: compressed), its length (u32, big-endian) and
+its bytes; how a call ended stands in `grpc-status` and `grpc-message`; headers whose name ends in
+`-bin` hold base64.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from urllib.parse import quote_from_bytes
+
+from gateway.grpc.headers import Field, encode_block, encode_status
+from gateway.headers import combined
+from headrace.errors import (
+    HeadraceError,
+    InternalError,
+    InvalidArgument,
+    PayloadTooLarge,
+    Unimplemented,
+)
+from headrace.protocols.compression import inflate
+from headrace.quoting import quoted
+
+PREFIX_BYTES = 5
+IDENTITY = b"identity"
+ENCODINGS = (IDENTITY, b"deflate", b"gzip")
+"""Message encodings that we read; our answers are sent as they are."""
+CONTENT_TYPE = re.compile(rb"application/grpc(?:[+;].*)?", re.DOTALL)
+UNITS_S = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
+TIMEOUT = re.compile(rb"([0-9]{1,8})([HMSmun])")
+PRINTABLE = " !\"#$&'()*+,/:;<=>?@[\\]^`{|}~"
+"""What `grpc-message` holds as it is, besides what is never quoted; not the percent sign."""
+PSEUDO = frozenset((b":method", b":scheme", b":path", b":authority"))
+REQUIRED = frozenset((b":method", b":scheme", b":path"))
+OF_A_CONNECTION = frozenset(
+    (b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade")
+)
+"""Headers that HTTP/2 forbids (RFC 9113, 8.2.2)."""
+UPPER = re.compile(rb"[A-Z]")
+DIGITS = re.compile(rb"[0-9]{1,18}")
+
+Metadata = tuple[tuple[str, str | bytes], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CallHead:
+    """What the headers of a call say; shared by all calls with the same header block.
+
+    `malformed` is why the stream must be reset, `http_status` the answer to what is no gRPC call,
+    `error` what refuses it; `timeout_s` is None where the caller waits for ever, and
+    `content_length` where the headers do not tell it. `may_trail` is of blocks that open no call,
+    and may end the request of one.
+    """
+
+    path: bytes = b""
+    headers: Mapping[bytes, bytes] = field(default_factory=lambda: MappingProxyType({}))
+    timeout_s: float | None = None
+    encoding: bytes = IDENTITY
+    malformed: str = ""
+    http_status: int = 200
+    error: HeadraceError | None = None
+    content_length: int | None = None
+    may_trail: bool = False
+
+
+def read_head(fields: Sequence[Field], max_headers: int, max_bytes: int) -> CallHead:
+    """The head of a call from its decoded header fields."""
+    pseudo: dict[bytes, bytes] = {}
+    lines: list[Field] = []
+    size = 0
+    for name, value in fields:
+        size += len(name) + len(value) + 32  # as RFC 9113, 6.5.2 counts them
+        if name[:1] == b":":
+            if lines or name in pseudo or name not in PSEUDO:
+                return CallHead(malformed=f"the pseudo-header {quoted(name.decode('latin-1'))}")
+            pseudo[name] = value
+        elif UPPER.search(name) or not name or name in OF_A_CONNECTION:
+            return CallHead(malformed=f"the header {quoted(name.decode('latin-1'))}")
+        else:
+            lines.append((name, value))
+    if not pseudo.keys() >= REQUIRED or not pseudo[b":path"]:
+        return CallHead(malformed="a pseudo-header is missing", may_trail=not pseudo)
+    headers = combined(lines)
+    length = headers.get(b"content-length")
+    if length is not None and DIGITS.fullmatch(length) is None:
+        return CallHead(malformed="the header 'content-length'")
+    content_length = None if length is None else int(length)
+    for name in [name for name in headers if name.endswith(b"-bin")]:
+        headers[name] = _unpacked(headers[name])
+    if headers.get(b"te", b"trailers") != b"trailers":
+        return CallHead(malformed="`te` may only be `trailers`")
+    path = pseudo[b":path"]
+    if pseudo[b":method"] != b"POST":
+        return CallHead(path, http_status=405, content_length=content_length)
+    if CONTENT_TYPE.fullmatch(headers.get(b"content-type", b"")) is None:
+        return CallHead(path, http_status=415, content_length=content_length)
+    encoding = headers.get(b"grpc-encoding", IDENTITY)
+    try:
+        if len(fields) > max_headers or size > max_bytes:
+            raise HeadersTooLarge(
+                f"a call may have {max_headers} headers, and {max_bytes} bytes of them"
+            )
+        if encoding not in ENCODINGS:
+            text = quoted(encoding.decode("latin-1"))
+            raise Unimplemented(f"the message encoding {text} is unknown; use gzip or deflate")
+        timeout_s = parse_timeout_s(headers.get(b"grpc-timeout"))
+    except HeadraceError as error:
+        return CallHead(path, headers, error=error, content_length=content_length)
+    return CallHead(path, headers, timeout_s, encoding, content_length=content_length)
+
+
+class HeadersTooLarge(InvalidArgument):
+    """Raised when a call has more headers than we are ready to hold."""
+
+    grpc_status = "RESOURCE_EXHAUSTED"
+
+
+def parse_timeout_s(value: bytes | None) -> float | None:
+    """Seconds of a `grpc-timeout`, None for none; raises `InvalidArgument`."""
+    if value is None:
+        return None
+    match = TIMEOUT.fullmatch(value)
+    if match is None:
+        raise InvalidArgument(f"grpc-timeout {quoted(value.decode('latin-1'))} is not valid")
+    return int(match[1]) * UNITS_S[match[2]]
+
+
+def _unpacked(value: bytes) -> bytes:
+    """A binary header's bytes; what is no base64 stays as it is."""
+    try:
+        return base64.b64decode(value + b"=" * (-len(value) % 4), validate=True)
+    except binascii.Error:
+        return value
+
+
+class MessageReader:
+    """Cuts the DATA of a call into messages of at most `limit_bytes`, whatever way it is cut.
+
+    `length` is that of the message which is not whole yet, None before its prefix is.
+    """
+
+    __slots__ = ("_have", "_limit_bytes", "_parts", "_prefix", "length")
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit_bytes = limit_bytes
+        self._prefix = b""
+        self._parts: list[bytes] = []
+        self._have = 0
+        self.length: int | None = None
+
+    def feed(self, data: bytes) -> list[tuple[bool, bytes]]:
+        """Messages that `data` completes, each with whether it is compressed.
+
+        Raises `PayloadTooLarge` as soon as a prefix says so, `InternalError` for a wrong flag.
+        """
+        whole: list[tuple[bool, bytes]] = []
+        at, end = 0, len(data)
+        while at < end:
+            if self.length is None:
+                at = self._read_prefix(data, at)
+                if self.length is None:
+                    break
+            piece = data[at : at + self.length - self._have]
+            at += len(piece)
+            self._have += len(piece)
+            self._parts.append(piece)
+            if self._have == self.length:
+                message = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+                whole.append((self._prefix[0] == 1, message))
+                self._prefix, self._parts, self._have, self.length = b"", [], 0, None
+        return whole
+
+    def _read_prefix(self, data: bytes, at: int) -> int:
+        piece = data[at : at + PREFIX_BYTES - len(self._prefix)]
+        self._prefix += piece
+        if len(self._prefix) == PREFIX_BYTES:
+            if self._prefix[0] > 1:
+                raise InternalError(f"a message with the flag {self._prefix[0]}, not 0 or 1")
+            length = int.from_bytes(self._prefix[1:], "big")
+            if length > self._limit_bytes:
+                raise PayloadTooLarge(too_large(self._limit_bytes))
+            self.length = length
+        return at + len(piece)
+
+    @property
+    def partial(self) -> bool:
+        """Whether the bytes so far end inside a message."""
+        return bool(self._prefix)
+
+
+def too_large(limit_bytes: int) -> str:
+    """What is said of a message over the limit."""
+    return f"the body is over {limit_bytes} bytes (`max_body_bytes`)"
+
+
+def plain(compressed: bool, message: bytes, encoding: bytes, limit_bytes: int) -> bytes:
+    """The message as it was before it was compressed; raises what is wrong with it."""
+    if not compressed:
+        return message
+    if encoding == IDENTITY:
+        raise InternalError("a compressed message in a call that names no grpc-encoding")
+    return bytes(inflate(message, encoding.decode(), limit_bytes))
+
+
+def prefix(length: int) -> bytes:
+    """What stands before a message of so many bytes."""
+    return b"\x00" + length.to_bytes(4, "big")
+
+
+ANSWER_FIELDS: tuple[Field, ...] = (
+    (b"content-type", b"application/grpc"),
+    (b"grpc-accept-encoding", b",".join(ENCODINGS)),
+)
+ANSWER_BLOCK = encode_status(200) + encode_block(ANSWER_FIELDS)
+OK_BLOCK = encode_block([(b"grpc-status", b"0")])
+
+
+def status_block(code: int, details: str, metadata: Iterable[tuple[str, str | bytes]]) -> bytes:
+    """The trailing block of a call that ended so."""
+    if code == 0:
+        return OK_BLOCK + metadata_block(metadata)
+    fields = [(b"grpc-status", b"%d" % code)]
+    if details:
+        fields.append((b"grpc-message", percent_encoded(details)))
+    return encode_block(fields) + metadata_block(metadata)
+
+
+def metadata_block(metadata: Iterable[tuple[str, str | bytes]]) -> bytes:
+    """Metadata as header fields; bytes are for names that end in `-bin`."""
+    return encode_block(
+        [
+            (name.encode(), value.encode() if isinstance(value, str) else _packed(value))
+            for name, value in metadata
+        ]
+    )
+
+
+def _packed(value: bytes) -> bytes:
+    return base64.b64encode(value).rstrip(b"=")
+
+
+def percent_encoded(text: str) -> bytes:
+    """A `grpc-message`: UTF-8 with all but printable ASCII in percent notation."""
+    return quote_from_bytes(text.encode(), PRINTABLE).encode()
+
+
+def http_block(status: int) -> bytes:
+    """The header block that answers what is no gRPC call."""
+    allow = [(b"allow", b"POST")] if status == 405 else []
+    return encode_status(status) + encode_block([*allow, (b"content-length", b"0")])

@@ -1,0 +1,145 @@
+"""What every HTTP answer outside of the fast lane has: JSON, error bodies and a request id."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import orjson
+import structlog
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gateway.access.account import OverBudget
+from gateway.access.limit_headers import account_headers, limit_headers
+from gateway.headers import combined
+from gateway.http.prediction import whole_seconds
+from gateway.view import GatewayView
+from headrace.errors import (
+    HeadraceError,
+    InternalError,
+    InvalidArgument,
+    MethodNotAllowed,
+    NotFound,
+    Unauthenticated,
+)
+from headrace.logs import request_id, valid_request_id
+from headrace.protocols.errors_json import encode_error
+from headrace.protocols.targets import canonical_path, is_upload
+
+OPEN_PATHS = ("/healthz", "/readyz", "/v2/health/")
+"""Whoever asks for these gets an answer: a probe has no credential and must not meet a limit."""
+
+MAX_PLACE = 128
+"""The name of a field that should not be there is the sender's own: so much of it is said."""
+
+log = structlog.get_logger()
+
+
+def json_answer(value: Any, status: int = 200) -> Response:
+    """A JSON answer from plain Python values."""
+    return Response(orjson.dumps(value), status, media_type="application/json")
+
+
+def answer_errors(app: FastAPI) -> None:
+    """Every error of the application becomes `{"error": text}`."""
+    app.add_exception_handler(HeadraceError, _answer_error)
+    app.add_exception_handler(HTTPException, _answer_routing)
+    app.add_exception_handler(RequestValidationError, _answer_unfit)
+    app.add_exception_handler(Exception, _answer_unexpected)
+
+
+class Envelope:
+    """Lets callers in; gives each request its canonical path, each answer its `X-Request-Id`."""
+
+    def __init__(self, app: ASGIApp, view: GatewayView) -> None:
+        self._app, self._view = app, view
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI entry."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = combined(scope["headers"])
+        given = headers.get(b"x-request-id", b"")
+        identity = given.decode("latin-1") if valid_request_id(given) else request_id()
+        path = canonical_path(scope["path"])
+        headers[b"x-request-id"] = identity.encode("latin-1")
+        more = {"x-request-id": identity}
+        state = {**scope.get("state", {}), "request_id": identity}
+
+        async def send_with_more(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(more)
+            await send(message)
+
+        try:
+            # What is uploaded has a way in of its own: it may have to wait for its turn.
+            probed = path == "/" or path.startswith(OPEN_PATHS)
+            if not (probed or is_upload(scope["method"], path)):
+                client = scope.get("client")
+                ticket = self._view.visit(headers, client[0] if client else "")
+                state["ticket"] = ticket
+                more |= told_limits(limit_headers(ticket, time.monotonic()))
+        except HeadraceError as error:
+            if isinstance(error, OverBudget):
+                more |= told_limits(account_headers(error.account, time.monotonic()))
+            await error_answer(error)(scope, receive, send_with_more)
+            return
+        await self._app({**scope, "path": path, "state": state}, receive, send_with_more)
+
+
+def told_limits(limit: tuple[bytes, bytes] | None) -> dict[str, str]:
+    """The headers that tell what is left of a caller's limits."""
+    if limit is None:
+        return {}
+    return {"ratelimit-policy": limit[0].decode(), "ratelimit": limit[1].decode()}
+
+
+def error_answer(error: HeadraceError) -> Response:
+    """The answer that says what was wrong, and when to come back."""
+    answer = Response(encode_error(error).body, error.http_status, media_type="application/json")
+    if error.retry_after_s is not None:
+        answer.headers["retry-after"] = str(whole_seconds(error.retry_after_s))
+    if isinstance(error, Unauthenticated):
+        answer.headers["www-authenticate"] = "Bearer"
+    return answer
+
+
+async def _answer_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HeadraceError)
+    return error_answer(error)
+
+
+async def _answer_routing(request: Request, error: Exception) -> Response:
+    """Starlette's own 404 and 405 in the protocols' form."""
+    assert isinstance(error, HTTPException)
+    if error.status_code == MethodNotAllowed.http_status:
+        text = f"{request.method} is not allowed on this path"
+    elif error.status_code == NotFound.http_status:
+        text = "there is nothing at this path"
+    else:
+        text = str(error.detail)
+    body = encode_error(HeadraceError(text)).body
+    headers = dict(error.headers or {})
+    return Response(body, error.status_code, headers, media_type="application/json")
+
+
+async def _answer_unfit(_: Request, error: Exception) -> Response:
+    """FastAPI's 422 shows the input, which may hold a secret; this names the field alone."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        return error_answer(InvalidArgument("the body is not valid JSON"))
+    place = ".".join(map(str, first["loc"][1:])) or "the body"
+    return error_answer(InvalidArgument(f"{place[:MAX_PLACE]}: {first['msg']}"))
+
+
+async def _answer_unexpected(request: Request, error: Exception) -> Response:
+    log.error("request_failed", path=request.url.path, exc_info=error)
+    return await _answer_error(request, InternalError("internal error"))

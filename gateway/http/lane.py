@@ -1,0 +1,408 @@
+"""The hot HTTP path: uvicorn's httptools protocol, with predictions taken out before ASGI.
+
+A prediction's body is forwarded as it came; path and headers are all that is read here. Every
+other request goes on to the FastAPI application on the same port. One sweep per second, in place
+of a timer per request, enforces the time limits on headers, bodies, slow readers and idleness.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import Any
+
+import httptools
+from uvicorn.config import Config
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from gateway.http.prediction import HttpPrediction, content_length
+from gateway.prediction import FrontState
+from headrace.errors import HeadraceError, InvalidArgument, MethodNotAllowed, RequestTimeout
+from headrace.link.frames import PART_BYTES, Body, Buffer
+from headrace.link.request import Answer
+from headrace.protocols.targets import InferPath, parse_infer_path
+
+SWEEP_S = 1.0
+UPLOAD = b":process"
+"""In the target of a request that keeps the time of its body itself, as that may be gigabytes."""
+LINGER_S = 2.0
+"""After refusing a body half-way we read on for so long, or the reset would overtake the answer."""
+DISCARD_BYTES = 1024 * 1024
+"""A refused body that is no longer is read and dropped, so that its connection can stay."""
+
+
+class HeadersTooLarge(InvalidArgument):
+    """Raised when a request has more headers, or trailers, than we are ready to hold."""
+
+    http_status = 431
+
+
+class FastCycle:
+    """One prediction on a connection; looks to uvicorn like its own request cycle."""
+
+    __slots__ = (
+        "body",
+        "disconnected",
+        "failed",
+        "keep_alive",
+        "lane",
+        "length",
+        "message_event",
+        "more_body",
+        "prediction",
+        "response_complete",
+        "started",
+    )
+
+    def __init__(self, lane: FastLane, prediction: HttpPrediction, keep_alive: bool) -> None:
+        self.lane, self.prediction, self.keep_alive = lane, prediction, keep_alive
+        self.body: list[bytes] = []
+        self.length = 0
+        self.more_body = True
+        self.started = False
+        self.failed: HeadraceError | None = None
+        self.response_complete = False
+        self.disconnected = False
+        self.message_event = self
+
+    def set(self) -> None:
+        """uvicorn wakes a cycle by its event when the connection is lost."""
+
+    async def run_asgi(self, app: object) -> None:
+        """uvicorn starts a pipelined cycle so, once those before it are answered."""
+        if not self.lane.transport.is_closing():
+            self.start()
+
+    def start(self) -> None:
+        """All earlier requests of the connection are answered: go as far as possible."""
+        self.started = True
+        if not self.more_body:
+            self.lane.dispatch(self)
+
+    def add(self, data: bytes, front: FrontState) -> None:
+        """A piece of the body."""
+        self.length += len(data)
+        if self.failed is not None:
+            if self.length > DISCARD_BYTES:
+                self.fail(self.failed)
+            return
+        ticket = self.prediction.ticket
+        if ticket is not None and self.length > ticket.held_bytes:
+            try:
+                front.admission.hold(ticket, self.length)
+            except HeadraceError as error:
+                self.fail(error)
+                return
+        self.body.append(data)
+
+    def refuse(self, error: HeadraceError) -> None:
+        """Answer with an error once the body, which is not kept, has passed."""
+        self.failed = error
+
+    def fail(self, error: HeadraceError) -> None:
+        """Answer with an error without waiting for the rest of the body."""
+        self.failed, self.keep_alive, self.more_body = error, False, False
+        self.body.clear()
+        if self.started:
+            self.lane.dispatch(self)
+
+    def joined(self) -> Body:
+        """The body: one buffer where it is small, else its pieces."""
+        if len(self.body) == 1:
+            return self.body[0]
+        return b"".join(self.body) if self.length <= PART_BYTES else tuple(self.body)
+
+
+class FastLane(HttpToolsProtocol):
+    """See the module. Made by `fast_lane`, which sets `front`."""
+
+    front: FrontState
+    flow: FlowControl
+    # uvicorn keeps its own cycles here; ours have what it uses of them.
+    cycle: Any
+    pipeline: deque[tuple[Any, Any]]
+    transport: asyncio.Transport
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._since_s = self.loop.time()
+        self._reading = ""
+        self._header_bytes = 0
+        self._write_blocked_s = 0.0
+        self._running: FastCycle | None = None
+
+    # -- the connection -----------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Count the connection among those that the sweep checks, and those of its address."""
+        super().connection_made(transport)  # type: ignore[arg-type]
+        self.front.connections.add(self)
+        peer = transport.get_extra_info("peername")
+        self._address = peer[0] if peer else ""
+        addresses = self.front.addresses
+        addresses[self._address] += 1
+        if addresses[self._address] > self.front.limits.connections_per_address:
+            self._refuse(self.front.refused_connections.refuse(self._address, "http"))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client left: nobody waits for its requests any more."""
+        front = self.front
+        front.connections.discard(self)
+        front.addresses[self._address] -= 1
+        if not front.addresses[self._address]:
+            del front.addresses[self._address]
+        # Requests that wait behind it are with nobody yet; `cycle` may be the last of them.
+        for cycle in dict.fromkeys((self._running, self.cycle, *(one for one, _ in self.pipeline))):
+            if isinstance(cycle, FastCycle) and not cycle.response_complete:
+                cycle.prediction.cancel(front)
+        self.pipeline.clear()
+        self._running = None
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Count bytes that are no body, headers and trailers: the parser itself has no limit."""
+        if self._reading == "lingering":
+            return
+        self._header_bytes += len(data)
+        self._reading = self._reading or "headers"
+        if self.timeout_keep_alive_task is not None:
+            self._unset_keepalive_if_required()
+        self._parse(data)
+        if self._header_bytes > self.front.limits.max_header_bytes:
+            self._refuse_headers()
+
+    def _parse(self, data: Buffer) -> None:
+        try:
+            while True:
+                try:
+                    self.parser.feed_data(data)
+                    return
+                except httptools.HttpParserUpgrade as upgrade:
+                    data = memoryview(data)[upgrade.args[0] :]
+                self._ignore_upgrade()
+        except httptools.HttpParserError:
+            self._refuse(InvalidArgument("this is no valid HTTP request"))
+
+    def _ignore_upgrade(self) -> None:
+        """Read a request that asks for another protocol as one that does not (RFC 9110, 7.8).
+
+        The parser has passed over its body, so its head is given to a new one.
+        """
+        if self._reading != "headers" or self.transport.is_closing():
+            return  # It is a trailer that is called so.
+        method, version = self.parser.get_method(), self.parser.get_http_version().encode()
+        if method == b"CONNECT":
+            self._refuse(MethodNotAllowed("CONNECT is not allowed"))
+            return
+        lines = [b"%b %b HTTP/%b" % (method, self.url, version)]
+        lines += [name + b": " + value for name, value in self.headers if name != b"upgrade"]
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self.parser.feed_data(b"\r\n".join([*lines, b"", b""]))
+
+    def check_time(self, now_s: float) -> None:
+        """Cut off who is too slow in sending or reading, or idle for too long."""
+        limits = self.front.limits
+        age_s = now_s - self._since_s
+        if self.flow is not None and self.flow.write_paused:
+            self._write_blocked_s = self._write_blocked_s or now_s
+            if now_s - self._write_blocked_s > limits.write_timeout_s:
+                self.transport.abort()
+            return
+        self._write_blocked_s = 0.0
+        if self._reading == "headers" and age_s > limits.header_timeout_s:
+            self._refuse(RequestTimeout("the headers took too long"))
+        elif self._reading == "body" and age_s > limits.body_timeout_s:
+            self._refuse_body(RequestTimeout("the body took too long"))
+        elif not self._reading and age_s > limits.idle_timeout_s and self._answered:
+            self.transport.close()
+        elif self._reading == "lingering" and age_s > LINGER_S:
+            self.transport.abort()
+
+    def _refuse(self, error: HeadraceError) -> None:
+        """Close; say why if the answers to all earlier requests are written."""
+        if self.transport.is_closing():
+            return
+        if self._answered:
+            refused = HttpPrediction(None, self.headers or ())
+            now_s = self.front.plane.now_s()
+            self.transport.writelines(refused.response(error, now_s, keep_alive=False))
+        self.transport.close()
+
+    def _refuse_body(self, error: HeadraceError) -> None:
+        if not isinstance(self.cycle, FastCycle):
+            self.transport.close()  # The application may have answered already.
+        elif not self.transport.is_closing():
+            self.cycle.fail(error)
+
+    def _refuse_headers(self) -> None:
+        limits = self.front.limits
+        error = HeadersTooLarge(
+            f"a request may have {limits.max_headers} headers and trailers, and "
+            f"{limits.max_header_bytes} bytes of them"
+        )
+        if self._reading == "headers":
+            self._refuse(error)
+        elif self._reading in ("body", "upload"):
+            self._refuse_body(error)
+
+    @property
+    def _answered(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    # -- the parser's callbacks ---------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        """A request begins; the ASGI scope is only made for those that need it."""
+        self.url = b""
+        self.headers = []
+        self.expect_100_continue = False
+        self._since_s = self.loop.time()
+        self._reading = "headers"
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Collect headers, within a limit."""
+        super().on_header(name, value)
+        if len(self.headers) > self.front.limits.max_headers:
+            self._refuse_headers()
+
+    def on_headers_complete(self) -> None:
+        """Choose the lane."""
+        if self.parser.should_upgrade():
+            return  # `_ignore_upgrade` comes next.
+        self._header_bytes, self._reading, self._since_s = 0, "body", self.loop.time()
+        if self.transport.is_closing():
+            return
+        path, failed = None, None
+        if self.parser.get_method() == b"POST":
+            try:
+                path = parse_infer_path(self.url)
+            except HeadraceError as error:
+                failed = error
+        if path is None and failed is None:
+            self._to_asgi()
+        else:
+            self._to_fast_lane(path, failed)
+
+    def _to_asgi(self) -> None:
+        if UPLOAD in self.url:
+            self._reading = "upload"
+        url, headers, expect = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()
+        self.url, self.expect_100_continue = url, expect
+        self.headers.extend(headers)
+        super().on_headers_complete()
+
+    def _to_fast_lane(self, path: InferPath | None, failed: HeadraceError | None) -> None:
+        keep_alive = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
+        cycle = FastCycle(self, HttpPrediction(path, self.headers), keep_alive)
+        cycle.started, self.cycle = self._answered, cycle
+        if not cycle.started:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((cycle, self.app))
+        length = content_length(self.headers)
+        if failed is not None:
+            cycle.fail(failed)
+            return
+        try:
+            cycle.prediction.enter(self.front, self._address, length)
+        except HeadraceError as error:
+            if length <= DISCARD_BYTES and not self.expect_100_continue:
+                cycle.refuse(error)
+            else:
+                cycle.fail(error)
+            return
+        if self.expect_100_continue and cycle.started:
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def on_body(self, body: bytes) -> None:
+        """Keep a piece of a prediction's body."""
+        self._header_bytes = 0
+        if isinstance(self.cycle, FastCycle):
+            if self.cycle.more_body:
+                self.cycle.add(body, self.front)
+        elif self.cycle is not None:
+            super().on_body(body)
+
+    def on_chunk_complete(self) -> None:
+        """A piece of a chunked body, or its trailers, are complete."""
+        self._header_bytes = 0
+
+    def on_message_complete(self) -> None:
+        """The body is complete."""
+        if self._reading not in ("body", "upload"):
+            if self._reading == "lingering":
+                self.transport.close()
+            return
+        self._reading, self._since_s = "", self.loop.time()
+        cycle = self.cycle
+        if not isinstance(cycle, FastCycle):
+            if cycle is not None:
+                super().on_message_complete()
+        elif cycle.more_body:
+            cycle.more_body = False
+            if cycle.started:
+                self.dispatch(cycle)
+
+    # -- the prediction -----------------------------------------------------------------------
+
+    def dispatch(self, cycle: FastCycle) -> None:
+        """Hand a complete prediction to the data plane."""
+        self._running, prediction = cycle, cycle.prediction
+        try:
+            if cycle.failed is not None:
+                raise cycle.failed
+            prediction.submit(
+                self.front,
+                cycle.joined(),
+                cycle.length,
+                lambda _, answer: self._respond(cycle, answer),
+            )
+        except HeadraceError as error:
+            self._respond(cycle, error)
+
+    def _respond(self, cycle: FastCycle, answer: Answer) -> None:
+        cycle.prediction.record(self.front, answer)
+        cycle.response_complete = True
+        # Its body must not stay in memory for as long as the connection is idle.
+        self._running = None
+        cycle.prediction.forget()
+        cycle.body.clear()
+        if self.transport.is_closing():
+            return
+        keep_alive = cycle.keep_alive and not self.front.draining
+        now_s = self.front.plane.now_s()
+        self.transport.writelines(cycle.prediction.response(answer, now_s, keep_alive=keep_alive))
+        self._since_s = self.loop.time()
+        self.server_state.total_requests += 1
+        if keep_alive:
+            if self.pipeline:
+                super().on_response_complete()
+        elif self._reading == "body" and self.transport.can_write_eof():
+            self._reading = "lingering"
+            self.transport.write_eof()
+        else:
+            self.transport.close()
+
+
+def fast_lane(front: FrontState) -> type[FastLane]:
+    """The protocol class of one gateway, as uvicorn wants it."""
+    return type("FastLane", (FastLane,), {"front": front})
+
+
+async def sweep(front: FrontState) -> None:
+    """Enforce the time limits of all connections until cancelled."""
+    loop = asyncio.get_running_loop()
+    while True:
+        await asyncio.sleep(SWEEP_S)
+        now_s = loop.time()
+        for connection in tuple(front.connections):
+            connection.check_time(now_s)

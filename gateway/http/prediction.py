@@ -1,0 +1,121 @@
+"""One prediction over HTTP: what its headers say, and its answer as bytes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from http import HTTPStatus
+
+from gateway.access.account import OverBudget
+from gateway.access.limit_headers import account_headers, limit_headers
+from gateway.headers import combined
+from gateway.prediction import FrontState, Prediction
+from headrace.config.args import Limits
+from headrace.deadline import parse_timeout_s
+from headrace.errors import InvalidArgument, Unauthenticated
+from headrace.link.frames import Body, Buffer, Reply, pieces
+from headrace.link.request import Answer, Request
+from headrace.protocols.calls import encodings_of, headers_of
+from headrace.protocols.errors_json import encode_error
+from headrace.protocols.targets import InferPath
+
+RETRY_MARGIN_S = 0.05
+"""A retry must find the token that it was promised, though clocks and stores are not exact."""
+CRLF = b"\r\n"
+STATUS_LINES = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
+STATUS_LINES[499] = b"HTTP/1.1 499 Client Closed Request\r\n"
+
+
+class HttpPrediction(Prediction):
+    """A prediction that came over HTTP."""
+
+    __slots__ = ()
+
+    def __init__(self, path: InferPath | None, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        super().__init__(path, combined(headers))
+
+    def submit(
+        self, front: FrontState, body: Body, length: int, done: Callable[[Request, Answer], None]
+    ) -> None:
+        """Let it in, with its body; raises what is wrong with path, headers or model."""
+        found = self.headers
+        self.send(
+            front,
+            body,
+            length,
+            done,
+            self._timeout_s(front.limits),
+            _json_length(found.get(b"inference-header-content-length")),
+            encodings_of(found.get(b"content-encoding", b""), found.get(b"accept-encoding", b"")),
+        )
+
+    def _timeout_s(self, limits: Limits) -> float:
+        given = self.headers.get(b"x-request-timeout-seconds")
+        if given is None:
+            return limits.default_deadline_s
+        return min(parse_timeout_s(given.decode("latin-1")), limits.max_deadline_s)
+
+    def forget(self) -> None:
+        """It is answered: let go of the body."""
+        if (ticket := self.ticket) is not None:
+            ticket.request = None
+        self.request = None
+
+    def response(self, answer: Answer, now_s: float, *, keep_alive: bool) -> list[Buffer]:
+        """Head and body of the HTTP answer."""
+        more = b"x-request-id: " + self.request_id.encode() + CRLF
+        if self.ticket is not None:
+            limit = limit_headers(self.ticket, now_s)
+        elif isinstance(answer, OverBudget):
+            # Its credential was refused, so its address pays.
+            limit = account_headers(answer.account, now_s)
+        else:
+            limit = None
+        if limit is not None:
+            more += b"ratelimit-policy: %b\r\nratelimit: %b\r\n" % limit
+        if isinstance(answer, Reply):
+            content_type, coding = headers_of(answer.form)
+            more += b"content-type: " + content_type.encode() + CRLF
+            if coding:
+                more += b"content-encoding: " + coding.encode() + CRLF
+            if self.cold_start_ms:
+                more += b"x-headrace-cold-start-ms: %d\r\n" % self.cold_start_ms
+            if answer.json_length is not None:
+                more += b"inference-header-content-length: %d\r\n" % answer.json_length
+            start = head(answer.status, answer.length, more, keep_alive=keep_alive)
+            return [start, *pieces(answer.body)]
+        body = encode_error(answer).body
+        more += b"content-type: application/json\r\n"
+        if answer.retry_after_s is not None:
+            more += b"retry-after: %d\r\n" % whole_seconds(answer.retry_after_s)
+        if isinstance(answer, Unauthenticated):
+            more += b"www-authenticate: Bearer\r\n"
+        return [head(answer.http_status, len(body), more, keep_alive=keep_alive), body]
+
+
+def head(status: int, length: int, more: bytes, *, keep_alive: bool) -> bytes:
+    """Status line and headers of an answer whose body has `length` bytes."""
+    connection = b"" if keep_alive else b"connection: close\r\n"
+    line = STATUS_LINES.get(status) or b"HTTP/1.1 %d Error\r\n" % status
+    return line + more + b"content-length: %d\r\n" % length + connection + CRLF
+
+
+def whole_seconds(retry_after_s: float) -> int:
+    """The value of Retry-After, which must not be too early."""
+    return max(1, math.ceil(retry_after_s + RETRY_MARGIN_S))
+
+
+def content_length(headers: Iterable[tuple[bytes, bytes]]) -> int:
+    """What the client says that the body's length will be; 0 if it does not say."""
+    for name, value in headers:
+        if name == b"content-length" and value.isdigit():
+            return int(value)
+    return 0
+
+
+def _json_length(given: bytes | None) -> int | None:
+    if given is None:
+        return None
+    if not given.isdigit() or len(given) > 10:
+        raise InvalidArgument("Inference-Header-Content-Length must be a number of bytes")
+    return int(given)

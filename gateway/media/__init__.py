@@ -1,0 +1,1 @@
+"""Large pictures and videos at the front door."""

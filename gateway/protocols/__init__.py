@@ -1,1 +1,0 @@
-"""Wire formats of prediction clients, as pure codecs without I/O."""

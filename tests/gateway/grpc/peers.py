@@ -1,0 +1,181 @@
+"""An HTTP/2 client (the `h2` library) and our connection, face to face in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import h2.config
+import h2.connection
+import h2.events
+
+from gateway.grpc.connection import Connection, ConnectionLimits
+from gateway.grpc.frames import MAX_FRAME_BYTES, PREFACE, FrameReader, FrameType, encode_settings
+from gateway.grpc.headers import Field, HeaderDecoder, encode_block, encode_status
+from gateway.grpc.streams import AnswerLayout, Stream
+from gateway.grpc.wire import ANSWER_BLOCK, OK_BLOCK
+
+HEADERS = [
+    (":method", "POST"),
+    (":scheme", "http"),
+    (":authority", "test"),
+    (":path", "/echo"),
+    ("content-type", "application/grpc"),
+    ("te", "trailers"),
+]
+REQUEST_BLOCK = encode_block([(name.encode(), value.encode()) for name, value in HEADERS])
+LAYOUT = AnswerLayout(ANSWER_BLOCK, 0)
+LIMITS = ConnectionLimits(streams=8, header_bytes=16 * 1024)
+
+
+@dataclass
+class Echo:
+    """A receiver that answers with what it got; it may leave that to the test."""
+
+    house: Server
+    stream: Stream
+    fields: Sequence[Field]
+    body: bytearray = field(default_factory=bytearray)
+    ended: bool = False
+    left: bool = False
+
+    def received(self, data: bytes, *, ended: bool) -> None:
+        assert not self.left and not self.ended
+        self.body += data
+        self.ended = ended
+        if ended and self.house.answers:
+            self.answer()
+
+    def answer(self, body: bytes | None = None) -> None:
+        body = bytes(self.body) if body is None else body
+        outbox = self.house.connection.outbox
+        outbox.answer(self.stream, LAYOUT, b"", body, len(body), OK_BLOCK)
+
+    def lost(self) -> None:
+        self.left = True
+
+    def check_time(self, now_s: float) -> None:
+        """Nothing is late here."""
+
+
+class Server:
+    """Our connection, with an `Echo` for each stream; `paced` streams are not read by themselves.
+
+    `answers` says whether streams are answered when their request ends.
+    """
+
+    def __init__(
+        self, *, answers: bool = True, paced: bool = False, limits: ConnectionLimits = LIMITS
+    ) -> None:
+        self.answers, self.paced = answers, paced
+        self.wakes = 0
+        self.now_s = 1.0
+        self.opened: list[Echo] = []
+        decoder = HeaderDecoder(tuple[Field, ...], 2 * limits.header_bytes)
+        self.connection = Connection(limits, decoder, may_trail, self._open, self._wake)
+
+    def _wake(self) -> None:
+        self.wakes += 1
+
+    def _open(self, stream: Stream, fields: tuple[Field, ...]) -> None:
+        echo = Echo(self, stream, fields)
+        stream.receiver, stream.paced = echo, self.paced
+        self.opened.append(echo)
+
+    def receive(self, data: bytes) -> None:
+        self.connection.receive(data, self.now_s)
+
+    def sent(self) -> bytes:
+        """All that can go out now."""
+        out = bytearray()
+        while frames := self.connection.outbox.take():
+            out += b"".join(frames)
+        return bytes(out)
+
+    def begin(self) -> None:
+        """The preface and settings of a client that is written by hand."""
+        self.receive(PREFACE + encode_settings([]))
+        self.sent()
+
+
+def may_trail(fields: tuple[Field, ...]) -> bool:
+    """Trailers have no pseudo-headers."""
+    return not any(name.startswith(b":") for name, _ in fields)
+
+
+def goaway_code(data: bytes) -> int | None:
+    """The code of the last GOAWAY in these frames, None if there is none."""
+    code = None
+    for kind, _, _, payload in FrameReader(MAX_FRAME_BYTES).feed(data):
+        if kind == FrameType.GOAWAY:
+            code = int.from_bytes(payload[4:8], "big")
+    return code
+
+
+class Client:
+    """The `h2` library's side; `talk` exchanges bytes until both are silent."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        config = h2.config.H2Configuration(client_side=True, header_encoding=None)
+        self.h2 = h2.connection.H2Connection(config)
+        self.h2.initiate_connection()
+        self.events: list[Any] = []
+        self.bodies: dict[int, bytearray] = {}
+        self.credit = True
+
+    def talk(self) -> list[Any]:
+        """Exchange bytes; gives the events of it."""
+        events: list[Any] = []
+        while True:
+            data = self.h2.data_to_send()
+            if data:
+                self.server.receive(data)
+            answer = self.server.sent()
+            if answer:
+                events += self._take(answer)
+            elif not data:
+                self.events += events
+                return events
+
+    def _take(self, data: bytes) -> list[Any]:
+        events = self.h2.receive_data(data)
+        for event in events:
+            if isinstance(event, h2.events.DataReceived):
+                self.bodies.setdefault(event.stream_id, bytearray()).extend(event.data)
+                if self.credit and event.flow_controlled_length:
+                    length, stream_id = event.flow_controlled_length, event.stream_id
+                    self.h2.acknowledge_received_data(length, stream_id)
+        return list(events)
+
+    def request(self, body: bytes = b"", *, end: bool = True) -> int:
+        """Send a request as far as windows let it; gives its stream."""
+        stream_id = int(self.h2.get_next_available_stream_id())
+        self.h2.send_headers(stream_id, HEADERS, end_stream=end and not body)
+        self.send(stream_id, body, end=end)
+        return stream_id
+
+    def send(self, stream_id: int, body: bytes, *, end: bool = False) -> int:
+        """Send more, talking whenever a window is used up; gives what could not be sent."""
+        view = memoryview(body)
+        while view:
+            room = self.h2.local_flow_control_window(stream_id)
+            if not room:
+                self.talk()
+                room = self.h2.local_flow_control_window(stream_id)
+                if not room:
+                    return len(view)
+            piece = view[: min(room, self.h2.max_outbound_frame_size)]
+            view = view[len(piece) :]
+            self.h2.send_data(stream_id, bytes(piece), end_stream=end and not view)
+        return 0
+
+    def of(self, kind: type) -> list[Any]:
+        """The events of a kind so far."""
+        return [event for event in self.events if isinstance(event, kind)]
+
+
+def response(status: int) -> bytes:
+    """The block of a bare response."""
+    return encode_status(status)

@@ -1,0 +1,193 @@
+"""gRPC's own layer: heads, messages, status."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hpack import Decoder
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.grpc.headers import Field
+from gateway.grpc.wire import (
+    CallHead,
+    MessageReader,
+    http_block,
+    parse_timeout_s,
+    percent_encoded,
+    plain,
+    prefix,
+    read_head,
+    status_block,
+)
+from headrace.errors import InternalError, InvalidArgument, PayloadTooLarge, Unimplemented
+
+PSEUDO: list[Field] = [
+    (b":method", b"POST"),
+    (b":scheme", b"http"),
+    (b":path", b"/a.Service/Method"),
+    (b":authority", b"host"),
+]
+GRPC: list[Field] = [(b"content-type", b"application/grpc"), (b"te", b"trailers")]
+
+
+def head(*more: Field, pseudo: list[Field] = PSEUDO, grpc: list[Field] = GRPC) -> CallHead:
+    return read_head([*pseudo, *grpc, *more], max_headers=20, max_bytes=4096)
+
+
+def test_a_head_says_where_the_call_goes_and_how_long_it_may_take() -> None:
+    found = head((b"grpc-timeout", b"250m"), (b"x-key", b"k"), (b"grpc-encoding", b"gzip"))
+    assert (found.path, found.timeout_s, found.encoding) == (b"/a.Service/Method", 0.25, b"gzip")
+    assert found.headers[b"x-key"] == b"k"
+    assert not found.malformed and found.http_status == 200 and found.error is None
+
+
+@pytest.mark.parametrize("kind", [b"application/grpc", b"application/grpc+proto"])
+def test_grpc_content_types_are_taken(kind: bytes) -> None:
+    assert head(grpc=[(b"content-type", kind)]).http_status == 200
+
+
+@pytest.mark.parametrize("kind", [b"", b"application/json", b"application/grpc-web"])
+def test_other_content_types_are_unsupported(kind: bytes) -> None:
+    assert head(grpc=[(b"content-type", kind)]).http_status == 415
+    assert head(grpc=[]).http_status == 415
+
+
+def test_other_methods_are_not_allowed() -> None:
+    assert head(pseudo=[(b":method", b"GET"), *PSEUDO[1:]]).http_status == 405
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pseudo": PSEUDO[:2]},
+        {"pseudo": [*PSEUDO, (b":path", b"/twice")]},
+        {"pseudo": [*PSEUDO, (b":status", b"200")]},
+        {"pseudo": [(b"early", b""), *PSEUDO]},
+        {"grpc": [(b"Content-Type", b"application/grpc")]},
+        {"grpc": [*GRPC, (b"connection", b"close")]},
+        {"grpc": [(b"te", b"gzip")]},
+        {"grpc": [*GRPC, (b"", b"nameless")]},
+        {"pseudo": [*PSEUDO[:2], (b":path", b"")]},
+        {"grpc": [*GRPC, (b"content-length", b"five")]},
+        {"grpc": [*GRPC, (b"content-length", b"5"), (b"content-length", b"6")]},
+        {"grpc": [*GRPC, (b"content-length", b"-5")]},
+    ],
+)
+def test_malformed_heads_are_known(change: dict[str, Any]) -> None:
+    assert head(**change).malformed
+
+
+def test_only_a_block_without_pseudo_headers_may_trail() -> None:
+    trailers = read_head([(b"x-sum", b"7")], max_headers=20, max_bytes=4096)
+    assert trailers.may_trail and read_head([], max_headers=20, max_bytes=4096).may_trail
+    assert not head().may_trail and not head(pseudo=PSEUDO[:1]).may_trail
+    assert not read_head([(b"te", b"x"), (b":path", b"/")], 20, 4096).may_trail
+
+
+def test_a_head_tells_how_long_the_body_is() -> None:
+    assert head((b"content-length", b"17")).content_length == 17
+    assert head().content_length is None
+    assert head((b"content-length", b"17"), grpc=[]).content_length == 17
+
+
+def test_a_head_that_asks_too_much_is_refused_as_a_call() -> None:
+    unknown = head((b"grpc-encoding", b"snappy")).error
+    late = head((b"grpc-timeout", b"soon")).error
+    large = head((b"x-large", b"x" * 4096)).error
+    many = head(*[(b"x-%d" % number, b"") for number in range(20)]).error
+    assert isinstance(unknown, Unimplemented) and isinstance(late, InvalidArgument)
+    assert large is not None and large.grpc_status == "RESOURCE_EXHAUSTED"
+    assert many is not None and many.grpc_status == "RESOURCE_EXHAUSTED"
+
+
+def test_binary_headers_are_decoded_with_or_without_padding() -> None:
+    found = head((b"a-bin", b"AAE"), (b"b-bin", b"AAE="), (b"c-bin", b"not base64!"))
+    assert found.headers[b"a-bin"] == found.headers[b"b-bin"] == b"\x00\x01"
+    assert found.headers[b"c-bin"] == b"not base64!"
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [(b"1H", 3600), (b"2M", 120), (b"3S", 3), (b"4m", 0.004), (b"5u", 5e-6), (b"99999999n", 0.1)],
+)
+def test_timeouts_have_six_units(value: bytes, seconds: float) -> None:
+    assert parse_timeout_s(value) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("value", [b"", b"S", b"1", b"1s", b"-1S", b"123456789S", b"1.5S", b"1S\n"])
+def test_other_timeouts_are_refused(value: bytes) -> None:
+    with pytest.raises(InvalidArgument):
+        parse_timeout_s(value)
+
+
+MESSAGES = st.lists(st.tuples(st.booleans(), st.binary(max_size=30)), max_size=8)
+
+
+@given(MESSAGES, st.lists(st.integers(0, 1000), max_size=12))
+@settings(max_examples=100, deadline=None)
+def test_messages_pass_whatever_way_they_are_cut(
+    messages: list[tuple[bool, bytes]], cuts: list[int]
+) -> None:
+    data = b"".join(bytes([flag]) + prefix(len(body))[1:] + body for flag, body in messages)
+    places = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
+    reader = MessageReader(30)
+    found = []
+    for start, end in pairwise(places):
+        found += reader.feed(data[start:end])
+    assert found == messages and not reader.partial
+
+
+def test_a_message_too_long_is_refused_by_its_prefix() -> None:
+    reader = MessageReader(100)
+    reader.feed(prefix(101)[:4])
+    with pytest.raises(PayloadTooLarge, match="100 bytes"):
+        reader.feed(prefix(101)[4:])
+
+
+def test_a_wrong_flag_is_refused() -> None:
+    with pytest.raises(InternalError, match="flag 2"):
+        MessageReader(100).feed(b"\x02\0\0\0\0")
+
+
+def test_a_reader_knows_that_it_is_inside_a_message() -> None:
+    reader = MessageReader(100)
+    assert reader.feed(b"\0\0") == [] and reader.partial and reader.length is None
+    assert reader.feed(b"\0\0\x03a") == [] and reader.length == 3
+    assert reader.feed(b"bc") == [(False, b"abc")] and not reader.partial
+
+
+def test_compressed_messages_are_inflated_within_a_limit() -> None:
+    body = bytes(1000)
+    assert plain(True, gzip.compress(body), b"gzip", 1000) == body
+    assert plain(True, zlib.compress(body), b"deflate", 1000) == body
+    assert plain(False, body, b"gzip", 1000) == body
+    with pytest.raises(PayloadTooLarge):
+        plain(True, gzip.compress(body), b"gzip", 999)
+    with pytest.raises(InternalError):
+        plain(True, body, b"identity", 1000)
+    with pytest.raises(InvalidArgument):
+        plain(True, b"no gzip", b"gzip", 1000)
+
+
+def test_details_are_percent_encoded() -> None:
+    assert percent_encoded("100 % \u00fc\n~") == b"100 %25 %C3%BC%0A~"
+
+
+def test_a_status_is_a_block_of_trailers() -> None:
+    block = status_block(5, "no \u2603", [("x-id", "7"), ("details-bin", b"\x00\x01")])
+    assert list(Decoder().decode(block, raw=True)) == [
+        (b"grpc-status", b"5"),
+        (b"grpc-message", b"no %E2%98%83"),
+        (b"x-id", b"7"),
+        (b"details-bin", b"AAE"),
+    ]
+    assert list(Decoder().decode(status_block(0, "", ()), raw=True)) == [(b"grpc-status", b"0")]
+
+
+def test_what_is_no_call_gets_a_status_of_http() -> None:
+    assert (b":status", b"405") in list(Decoder().decode(http_block(405), raw=True))

@@ -1,0 +1,194 @@
+"""The HTTP connection itself: upgrades, trailers, refusals, clients that leave."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+
+from gateway.http.lane import FastCycle, FastLane
+from headrace.config.args import Limits
+from tests.house import House, open_house, until
+
+MAX_HEADER_BYTES, MAX_HEADERS = Limits().max_header_bytes, Limits().max_headers
+PREDICT = b"/v1/models/affine:predict"
+BODY = json.dumps({"instances": [[1.0, 2.0, 3.0, 4.0]]}).encode()
+UPGRADE = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAA\r\n"
+LAST = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+
+
+def post(path: bytes = PREDICT, more: bytes = b"", body: bytes = BODY) -> bytes:
+    return b"POST %b HTTP/1.1\r\n%bContent-Length: %d\r\n\r\n%b" % (path, more, len(body), body)
+
+
+def chunked(trailers: bytes, path: bytes = PREDICT) -> bytes:
+    """A chunked request up to its trailers."""
+    start = b"POST %b HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n" % path
+    return start + b"%x\r\n%b\r\n0\r\n%b" % (len(BODY), BODY, trailers)
+
+
+async def connect(house: House) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    return await asyncio.open_connection(*house.http.address.split(":"))
+
+
+def the_lane(house: House) -> FastLane:
+    (lane,) = house.front.connections
+    assert isinstance(lane, FastLane)
+    return lane
+
+
+async def exchange(house: House, first: bytes, *rest: bytes) -> bytes:
+    """Send what begins a request, then, once that is read, the rest; give all that comes back."""
+    reader, writer = await connect(house)
+    writer.write(first)
+    for piece in rest:
+        await until(lambda: house.front.connections and the_lane(house)._reading == "body")
+        writer.write(piece)
+    answer = await asyncio.wait_for(reader.read(), 10)
+    writer.close()
+    await until(lambda: not house.front.connections)
+    return answer
+
+
+# -- upgrades ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", [PREDICT, b"/v2/repository/index"], ids=["prediction", "asgi"])
+@pytest.mark.parametrize("split", [False, True], ids=["at once", "in two"])
+async def test_a_request_that_asks_for_an_upgrade_is_answered_as_it_is(
+    tmp_path: Path, path: bytes, split: bool
+) -> None:
+    body = BODY if path == PREDICT else b'{"ready": true}'
+    sent = post(path, UPGRADE, body)
+    cut = len(sent) - len(body) if split else len(sent)
+    async with open_house(tmp_path, "a") as house:
+        pieces = [sent[:cut], sent[cut:] + LAST] if split else [sent + LAST]
+        answer = await exchange(house, *pieces)
+    assert answer.count(b"HTTP/1.1 200 ") == 2 == answer.count(b"HTTP/1.1 ")
+    assert (b'"predictions"' if path == PREDICT else b'"affine"') in answer
+
+
+async def test_many_upgrades_in_one_piece_are_answered_in_order(tmp_path: Path) -> None:
+    get = b"GET /v2/models/affine HTTP/1.1\r\n" + UPGRADE + b"\r\n"
+    async with open_house(tmp_path, "a") as house:
+        answer = await exchange(house, (get + post(more=UPGRADE)) * 20 + LAST)
+    assert answer.count(b"HTTP/1.1 200 ") == 41
+    assert answer.index(b'"platform"') < answer.index(b'"predictions"')
+
+
+async def test_a_trailer_cannot_ask_for_an_upgrade(tmp_path: Path) -> None:
+    async with open_house(tmp_path, "a") as house:
+        answer = await exchange(house, chunked(b"Upgrade: h2c\r\n\r\n") + post() + LAST)
+    assert answer.count(b"HTTP/1.1 200 ") == 3 == answer.count(b"HTTP/1.1 ")
+
+
+async def test_connect_is_refused(tmp_path: Path) -> None:
+    async with open_house(tmp_path, "a") as house:
+        answer = await exchange(house, b"CONNECT example.com:443 HTTP/1.1\r\n\r\n" + LAST)
+    assert answer.startswith(b"HTTP/1.1 405 ") and b"CONNECT" in answer
+    assert answer.count(b"HTTP/1.1 ") == 1
+
+
+# -- limits on headers and trailers -----------------------------------------------------------
+
+
+async def test_trailers_are_read_and_left_out(tmp_path: Path) -> None:
+    async with open_house(tmp_path, "a") as house:
+        answer = await exchange(house, chunked(b"X-Sum: 1\r\n\r\n") + LAST)
+    assert answer.count(b"HTTP/1.1 200 ") == 2 and b"predictions" in answer
+
+
+@pytest.mark.parametrize(
+    "trailers",
+    [b"X: " + b"y" * (MAX_HEADER_BYTES + 1), b"X: y\r\n" * (MAX_HEADERS + 1)],
+    ids=["long", "many"],
+)
+async def test_endless_trailers_are_refused(tmp_path: Path, trailers: bytes) -> None:
+    async with open_house(tmp_path, "a") as house:
+        answer = await exchange(house, chunked(b""), trailers)
+        asgi = await exchange(house, chunked(b"", b"/v2/health/live"), trailers)
+    assert answer.startswith(b"HTTP/1.1 431 ") and b"trailers" in answer
+    assert b"HTTP/1.1 431 " not in asgi and asgi.count(b"HTTP/1.1 ") <= 1
+
+
+async def test_trailers_do_not_count_for_the_next_request(tmp_path: Path) -> None:
+    trailer = b"X: " + b"y" * (MAX_HEADER_BYTES * 3 // 4) + b"\r\n\r\n"
+    async with open_house(tmp_path, "a") as house:
+        answer = await exchange(house, chunked(b""), trailer + chunked(b""), trailer + LAST)
+    assert answer.count(b"HTTP/1.1 200 ") == 3
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"nonsense\r\n\r\n", b"400"),
+        (b"GET / HTTP/1.1\r\nX-Request-Id: mine\r\nX", b"408"),
+        (b"GET / HTTP/1.1\r\nX-Request-Id: mine\r\n" + b"X: y\r\n" * (MAX_HEADERS + 1), b"431"),
+    ],
+    ids=["400", "408", "431"],
+)
+async def test_a_refusal_has_a_content_type_and_a_request_id(
+    tmp_path: Path, sent: bytes, status: bytes
+) -> None:
+    limits = Limits(header_timeout_s=0.1)
+    async with open_house(tmp_path, "a", limits=limits) as house:
+        answer = await exchange(house, sent)
+    head, _, body = answer.partition(b"\r\n\r\n")
+    line, *fields = head.split(b"\r\n")
+    headers = dict(field.split(b": ", 1) for field in fields)
+    assert line.split()[1] == status and json.loads(body)["error"]
+    assert headers[b"content-type"] == b"application/json"
+    assert headers[b"x-request-id"] == b"mine" or (status == b"400" and headers[b"x-request-id"])
+
+
+# -- clients that leave -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("last", [post(), LAST], ids=["prediction", "asgi"])
+async def test_a_client_that_leaves_takes_its_pipelined_requests_along(
+    tmp_path: Path, last: bytes
+) -> None:
+    async with open_house(tmp_path, "a") as house:
+        await house.hold("a")
+        reader, writer = await connect(house)
+        # While the first is awaited nothing is read from the client, so it must end by itself.
+        writer.write(post(more=b"X-Request-Timeout-Seconds: 0.05\r\n") + post() + last)
+        assert (await reader.readuntil(b"}")).startswith(b"HTTP/1.1 504 ")
+        await until(lambda: len(house.plane.router) == 1)
+        assert len(the_lane(house).pipeline) == 1
+        writer.close()
+        await until(lambda: not house.front.connections)
+        assert len(house.plane.router) == 0
+        counted = house.recorder.snapshot().samples["headrace_cancellations_total"]
+    assert counted == {("affine",): (1,)}
+
+
+async def test_a_request_whose_turn_comes_after_its_client_left_is_not_sent(
+    tmp_path: Path,
+) -> None:
+    async with open_house(tmp_path, "a") as house:
+        await house.hold("a")
+        _, writer = await connect(house)
+        writer.write(post() + post())
+        await until(lambda: house.front.connections and the_lane(house).pipeline)
+        lane = the_lane(house)
+        cycle, app = lane.pipeline[-1]
+        lane.transport.abort()
+        await cycle.run_asgi(app)
+        assert cycle.prediction.request is None and len(house.plane.router) == 1
+        writer.close()
+        await until(lambda: not house.front.connections)
+        assert len(house.plane.router) == 0
+
+
+async def test_an_idle_connection_holds_no_body(tmp_path: Path) -> None:
+    async with open_house(tmp_path, "a") as house:
+        reader, writer = await connect(house)
+        writer.write(post())
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+        cycle = the_lane(house).cycle
+        assert isinstance(cycle, FastCycle)
+        assert not cycle.body and cycle.prediction.request is None
+        writer.close()

@@ -1,0 +1,119 @@
+"""What a gateway makes of the stage's answers, and of a stage that is not there."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any, Self
+
+import pytest
+
+from gateway.media.stage_client import StageClient
+from headrace.errors import NotFound, Unavailable, Unimplemented, UnsupportedMedia
+from sharding.upload import MediaJob, Upload
+
+JOB = MediaJob("faces", Upload("/spool/x", 1, "d1"))
+PLAN = {"event": "plan", "parts": 1}
+
+
+class Stream:
+    """A streaming answer as Serve gives it; an exception in `items` is raised in its place."""
+
+    def __init__(self, items: list[Any]) -> None:
+        self.items, self.cancelled = iter(items), False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Any:
+        try:
+            item = next(self.items)
+        except StopIteration:
+            raise StopAsyncIteration from None
+        if isinstance(item, Exception):
+            raise item
+        return item
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+class Handle:
+    """A handle whose every method gives the same answer."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer, self.asked = answer, list[Any]()
+
+    def options(self, *, stream: bool) -> Self:
+        assert stream
+        return self
+
+    def __getattr__(self, name: str) -> Self:
+        self.asked.append(name)
+        return self
+
+    def remote(self, *arguments: Any) -> Any:
+        self.asked.append(arguments)
+        return self.answer if isinstance(self.answer, Stream) else self._later()
+
+    async def _later(self) -> Any:
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+async def collect(events: AsyncGenerator[Any, None], into: list[Any]) -> None:
+    async with aclosing(events):
+        async for event in events:
+            into += [event]
+
+
+async def test_events_come_as_they_are_and_the_stream_is_given_up_in_the_end() -> None:
+    stream, seen = Stream([PLAN, {"event": "result", "result": {}}]), list[Any]()
+    await collect(StageClient(Handle(stream)).process(JOB), seen)
+    assert [each["event"] for each in seen] == ["plan", "result"] and stream.cancelled
+
+
+async def test_closing_the_events_cancels_the_call() -> None:
+    stream = Stream([PLAN, PLAN])
+    events = StageClient(Handle(stream)).process(JOB)
+    assert await anext(events) == PLAN and not stream.cancelled
+    await events.aclose()
+    assert stream.cancelled
+
+
+async def test_an_error_event_is_raised() -> None:
+    stream, seen = Stream([PLAN, {"event": "error", "status": 415, "error": "bad"}]), list[Any]()
+    with pytest.raises(UnsupportedMedia, match="bad"):
+        await collect(StageClient(Handle(stream)).process(JOB), seen)
+    assert seen == [PLAN]
+
+
+async def test_rays_own_errors_mean_that_the_stage_is_away() -> None:
+    with pytest.raises(Unavailable, match="away"):
+        await collect(StageClient(Handle(Stream([RuntimeError("ray")]))).process(JOB), [])
+    with pytest.raises(Unavailable, match="away"):
+        await StageClient(Handle(RuntimeError("ray"))).job("1", None)
+
+
+async def test_a_job_that_failed_is_no_failed_call() -> None:
+    document = {"id": "1", "state": "failed", "error": {"status": 415, "error": "bad"}}
+    handle = Handle(document)
+    assert await StageClient(handle).job("1", "me") == document
+    assert handle.asked == ["job", ("1", "me")]
+
+
+async def test_an_answer_with_a_status_is_an_error() -> None:
+    client = StageClient(Handle({"status": 404, "error": "no job"}))
+    for call in (client.job("1", ""), client.cancel("1", ""), client.submit(JOB, "")):
+        with pytest.raises(NotFound, match="no job"):
+            await call
+
+
+async def test_without_a_stage_every_call_says_so() -> None:
+    client = StageClient(None)
+    for call in (client.job("1", ""), client.jobs(""), client.submit(JOB, "")):
+        with pytest.raises(Unimplemented, match=r"media\.replicas: 0"):
+            await call
+    with pytest.raises(Unimplemented):
+        await anext(client.process(JOB))
