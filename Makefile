@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 # onnxruntime and onnxruntime-gpu share a folder, so each kind of machine has a lock of its own.
 LOCK ?= $(if $(shell nvidia-smi -L 2>/dev/null),lock/gpu.txt,lock/cpu.txt)
 STAMP := $(VENV)/.installed
-PACKAGES := headrace sharding replicas autoscale gateway
+PACKAGES := headrace sharding replicas autoscale gateway command
 CODE := $(PACKAGES) models loadtests tests
 
 .PHONY: help setup models media serve test redis perf-analyzer format check-format lint types pytest bench bench-reload bench-limits bench-pool bench-sharding loadtest loadtest-tiers protos lock image-check clean

@@ -22,11 +22,11 @@ from autoscale.catalog import Catalog
 from autoscale.controller import Controller
 from autoscale.journal import Journal
 from autoscale.key_desk import KeyDesk
-from autoscale.lease_client import GrantedLease as GrantedLease
-from autoscale.lease_client import lease as lease
 from autoscale.operations import Operations
 from autoscale.slot_targets import SlotTargets
 from autoscale.store_watch import StoreWatch
+from command.leasing import GrantedLease as GrantedLease
+from command.leasing import lease as lease
 from headrace.access import Access
 from headrace.budget_store import Claim, Grant
 from headrace.config.args import Budgets, ModelConfig, PoolConfig, SlotClass

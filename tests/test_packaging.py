@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = {"headrace", "sharding", "replicas", "autoscale", "gateway"}
+PACKAGES = {"headrace", "sharding", "replicas", "autoscale", "gateway", "command"}
 
 
 def test_the_wheel_holds_exactly_our_packages(tmp_path: Path) -> None:
@@ -31,7 +31,7 @@ def test_the_wheel_holds_exactly_our_packages(tmp_path: Path) -> None:
         (entry_points,) = [n for n in names if n.endswith("entry_points.txt")]
         scripts = archive.read(entry_points).decode()
     tops = {name.split("/")[0] for name in names if ".dist-info" not in name}
-    assert tops == PACKAGES and "headrace = gateway.cli:main" in scripts
+    assert tops == PACKAGES and "headrace = command.cli:main" in scripts
     assert "headrace/errors.py" in names
 
 

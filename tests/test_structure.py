@@ -34,7 +34,7 @@ def modules() -> dict[str, Path]:
 
 def test_only_the_command_line_imports_the_composition_root() -> None:
     users = {name for name, path in modules().items() if "gateway.app" in imports(path)}
-    assert users <= {"gateway.cli", "gateway.command.launch", "gateway.ray_cluster"}
+    assert users <= {"command.cli", "command.launch", "gateway.ray_cluster"}
 
 
 def test_rooms_other_than_the_composition_root_do_not_import_the_front_door() -> None:

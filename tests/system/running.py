@@ -23,7 +23,7 @@ from tests.house import affine_model
 START_S = 90.0
 ROW = [1.0, 2.0, 3.0, 4.0]
 DOUBLED = [3.0, 5.0, 7.0, 9.0]
-HEADRACE = (sys.executable, "-m", "gateway.cli")
+HEADRACE = (sys.executable, "-m", "command.cli")
 
 
 def wait_for(condition: Callable[[], Any], what: str, seconds: float = 30.0) -> Any:

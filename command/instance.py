@@ -1,0 +1,169 @@
+"""A running Headrace as its state file tells: who holds which port, and where to ask it."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from command.processes import ProcessId
+from headrace.config.args import Args, split_address
+from headrace.config.types import SecretRef
+from headrace.errors import ConfigError, HeadraceError
+from headrace.secrets import headrace_home
+
+_ATTEMPTS = 10
+
+
+class PortInUse(HeadraceError):
+    """Raised when an address of the config is taken; the message says by whom."""
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """What other commands need to know of a supervisor; holds no secret, only where it is.
+
+    `processes` are Ray's: should the supervisor be killed, whoever comes next ends them.
+    """
+
+    pid: int
+    config: str
+    application: str
+    http: str
+    grpc: str
+    admin: str
+    store: str
+    admin_token: SecretRef | None = None
+    log: str = ""
+    processes: tuple[ProcessId, ...] = ()
+
+
+@dataclass(slots=True)
+class Claim:
+    """The lock of a port, held while this process lives; the system frees it at death."""
+
+    path: Path
+    descriptor: int
+
+    def write(self, instance: Instance) -> None:
+        """Tell others about this instance."""
+        record = asdict(instance)
+        record["admin_token"] = instance.admin_token and instance.admin_token.model_dump()
+        content = json.dumps(record).encode()
+        os.pwrite(self.descriptor, content, 0)
+        os.ftruncate(self.descriptor, len(content))
+
+    def release(self) -> None:
+        """Forget the instance and free the port's lock."""
+        self.path.unlink(missing_ok=True)
+        os.close(self.descriptor)
+
+
+def state_file(http: str) -> Path:
+    """The state file of the instance that listens on this HTTP address."""
+    port = split_address(http)[1]
+    return headrace_home() / f"up-{port or f'any-{os.getpid()}'}.json"
+
+
+def claim(http: str) -> Claim:
+    """Take the lock of an HTTP port; raises `PortInUse` when another Headrace has it."""
+    path = state_file(http)
+    for _ in range(_ATTEMPTS):
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise ConfigError(f"cannot write {path}: {error.strerror}") from None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.stat().st_ino == os.fstat(descriptor).st_ino:
+                return Claim(path, descriptor)
+        except (BlockingIOError, FileNotFoundError):
+            time.sleep(0.02)  # somebody looks at the lock, or removed the file just now
+        os.close(descriptor)
+    other = read(path)
+    who = f" (process {other.pid}, {other.config})" if other else ""
+    raise PortInUse(
+        f"another Headrace{who} already listens on {http}; stop it with `headrace down` "
+        "or give this one other ports under `args.listen`"
+    )
+
+
+def alive(path: Path) -> bool:
+    """True while a supervisor holds the lock of this state file."""
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def read(path: Path) -> Instance | None:
+    """The instance of a state file, None when the file is gone, empty or not ours."""
+    try:
+        record = json.loads(path.read_bytes())
+        record["processes"] = tuple(ProcessId(**process) for process in record["processes"])
+        reference = record["admin_token"]
+        record["admin_token"] = SecretRef.model_validate(reference) if reference else None
+        return Instance(**record)
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def running() -> Iterator[tuple[Path, Instance]]:
+    """The instances of this user that live, by port."""
+    for path in sorted(headrace_home().glob("up-*.json")):
+        instance = read(path)
+        if instance is not None and alive(path):
+            yield path, instance
+
+
+def abandoned() -> Iterator[tuple[Path, Instance]]:
+    """The instances whose supervisor was killed before it could tidy up."""
+    for path in sorted(headrace_home().glob("up-*.json")):
+        instance = read(path)
+        if instance is not None and not alive(path):
+            yield path, instance
+
+
+def check_ports(args: Args) -> None:
+    """Raise `PortInUse` when another program listens on an address of the config."""
+    for name in ("http", "grpc", "admin", "link"):
+        address = getattr(args.listen, name)
+        host, port = split_address(address)
+        if port == 0 and name == "admin":
+            raise ConfigError("args.listen.admin needs a port of its own here: 0 cannot be found")
+        if port == 0:
+            continue
+        try:
+            family, kind, protocol, _, target = socket.getaddrinfo(
+                host, port, type=socket.SOCK_STREAM
+            )[0]
+        except socket.gaierror:
+            raise ConfigError(f"args.listen.{name}: the host of {address} is not known") from None
+        with socket.socket(family, kind, protocol) as probe:
+            # Without this, connections in TIME_WAIT would look like a listener.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(target)
+            except OSError as error:
+                raise PortInUse(_why(name, address, error)) from None
+
+
+def _why(name: str, address: str, error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"{address} is in use by another program; stop it or change args.listen.{name}"
+    if error.errno == errno.EACCES:
+        return f"no permission to listen on {address}; choose a port above 1023 for listen.{name}"
+    return f"cannot listen on {address} (args.listen.{name}): {error.strerror}"

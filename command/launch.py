@@ -1,0 +1,265 @@
+"""`headrace up`: starts Ray and the application, stays until told to stop, leaves nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autoscale.key_desk import KeyDesk
+from command import instance
+from command.client import AdminClient
+from command.processes import ProcessId, descendants, end
+from command.progress import Progress
+from command.readiness import StartFailed, VersionState, example_request, unsettled, version_states
+from command.stop_signals import Hurry, StopSignals
+from gateway import ray_cluster
+from gateway.config_file import Config
+from headrace.errors import Unavailable
+from headrace.secrets import admin_token
+
+FAILED_STATES = frozenset({"DEPLOY_FAILED", "UNHEALTHY"})
+LOST_AFTER = 30
+"""So many unanswered questions to Serve in a row, one a second, and Ray is taken for dead."""
+
+_LEAVE_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """What was reached: `late` names the models that were still loading when time was over."""
+
+    addresses: Mapping[str, str]
+    models: tuple[VersionState, ...]
+    example: str
+    late: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """`address` joins a Ray cluster; `timeout_s` is the patience with the start."""
+
+    address: str | None = None
+    timeout_s: float = 300.0
+    log: str = ""
+
+
+def check_startable(config: Config, options: Options) -> None:
+    """Raise one sentence for whatever would keep the start from succeeding here."""
+    ray_cluster.check_installed(config.args)
+    admin_token(config.args.admin_token)
+    if config.args.budgets.store == "pool":
+        asyncio.run(KeyDesk.open(config.args.budgets, b"").refresh())
+    if options.address is None:
+        instance.check_ports(config.args)
+
+
+def up(
+    config: Config,
+    options: Options,
+    progress: Progress,
+    announce: Callable[[Ready], None],
+) -> None:
+    """Run the application until a signal or `headrace down`; raises `HeadraceError`."""
+    end_abandoned()  # before our claim, which would hide what was left on the same port
+    claim = instance.claim(config.args.listen.http)
+    stop = StopSignals()
+    supervisor = _Supervisor(config, options, progress, stop, claim)
+    try:
+        check_startable(config, options)
+        stop.install()
+        try:
+            supervisor.start(announce)
+            supervisor.watch()
+        except Hurry:
+            progress.say("stopping at once")
+        finally:
+            supervisor.leave()
+    finally:
+        claim.release()
+
+
+def end_abandoned() -> int:
+    """End what supervisors left that were killed themselves; returns how many there were."""
+    count = 0
+    for path, left in instance.abandoned():
+        end(left.processes, wait_s=0)
+        path.unlink(missing_ok=True)
+        count += 1
+    return count
+
+
+def wait_ready(
+    config: Config,
+    timeout_s: float,
+    progress: Progress,
+    check: Callable[[], str],
+    wait: Callable[[float], bool],
+) -> Ready | None:
+    """Watch until all models are READY or FAILED; None as soon as `wait` says to stop.
+
+    `check` tells in a few words how far the processes are and raises `StartFailed`.
+    """
+    status: Mapping[str, Any] | None = None
+    states: list[VersionState] = []
+    late = [name for name, model in config.pool.models.items() if model.replicas.min > 0]
+    with AdminClient(config.args.listen.admin, admin_token(config.args.admin_token)) as admin:
+        while not wait(0.25):
+            processes = check()
+            with contextlib.suppress(Unavailable):  # not listening yet
+                status = admin.status()
+                states = version_states(status)
+                late = unsettled(states, config.pool)
+            progress.models(states)
+            ready = sum(state.state == "READY" for state in states)
+            progress.now(f"{processes}, {ready} model versions ready")
+            if status is not None and status["ready"] and not late:
+                return _ready(config, status, states)
+            if progress.elapsed_s > timeout_s:
+                late = late or ["no slot" if status is not None else "no answer on the admin port"]
+                progress.warn(f"not ready after {timeout_s:.0f} s: {', '.join(late)}")
+                return _ready(config, status or {}, states, late)
+    return None
+
+
+def _ready(
+    config: Config, status: Mapping[str, Any], states: list[VersionState], late: Iterable[str] = ()
+) -> Ready:
+    listen = config.args.listen
+    addresses = status.get("addresses") or {
+        "http": listen.http,
+        "grpc": listen.grpc,
+        "admin": listen.admin,
+    }
+    example = example_request(config.args, states, addresses["http"])
+    return Ready(addresses, tuple(states), example, tuple(late))
+
+
+class _Supervisor:
+    """The life of one start, in the main thread: Ray's processes die with their thread."""
+
+    def __init__(
+        self,
+        config: Config,
+        options: Options,
+        progress: Progress,
+        stop: StopSignals,
+        claim: instance.Claim,
+    ) -> None:
+        self._config = config
+        self._options = options
+        self._progress = progress
+        self._stop = stop
+        self._claim = claim
+        self._private = options.address is None
+        self._joined = False
+        self._deployed = False
+        self._processes: tuple[ProcessId, ...] = ()
+
+    def start(self, announce: Callable[[Ready], None]) -> None:
+        """Bring everything up; returns early when asked to stop."""
+        self._write_state()
+        with self._progress:
+            self._progress.now("starting Ray" if self._private else "joining the Ray cluster")
+            self._joined = True
+            ray_cluster.start(self._options.address)
+            self._stop.install()
+            self._write_state()
+            self._progress.done("Ray is up")
+            if self._stop.asked:
+                return
+            self._progress.now("starting Ray Serve")
+            self._deployed = True
+            ray_cluster.deploy(self._config.document)
+            self._progress.done("Ray Serve is up")
+            ready = wait_ready(
+                self._config,
+                self._options.timeout_s,
+                self._progress,
+                self._check_application,
+                self._stop.wait,
+            )
+        self._write_state()
+        if ready is not None:
+            announce(ready)
+
+    def watch(self) -> None:
+        """Stay while the application exists; raises `Unavailable` when Ray is gone."""
+        missing = unanswered = 0
+        told = ""
+        while missing < 2 and not self._stop.wait(1.0):
+            try:
+                status = ray_cluster.application_status(self._config.application)
+            except Exception as error:  # Ray's errors have no common base; one may pass
+                unanswered += 1
+                if unanswered >= LOST_AFTER:
+                    raise Unavailable("Ray is gone; see its logs in /tmp/ray") from error
+                continue
+            unanswered = 0
+            gone = status is None or status.status == "DELETING"
+            missing = missing + 1 if gone else 0
+            if status is not None and status.status != told:
+                told = status.status
+                if told in FAILED_STATES:
+                    self._progress.warn(f"Ray Serve says {told}: {_last_line(status.message)}")
+
+    def leave(self) -> None:
+        """Drain, end Ray, and make sure that nothing of it stays; a second signal cuts it short."""
+        if not self._joined:
+            return
+        self._progress.say("draining; once more to stop at once")
+        try:
+            if self._private:
+                self._processes = descendants(os.getpid())
+            if self._deployed:
+                wait_s = self._config.args.limits.drain_s + _LEAVE_S
+                ray_cluster.delete(self._config.applications, wait_s)
+            ray_cluster.stop(self._private)
+        except Hurry:
+            self._progress.say("stopping at once")
+        except Exception as error:  # Ray may be half dead: its processes are ended below
+            self._progress.warn(f"Ray did not stop by itself: {type(error).__name__}")
+        finally:
+            if self._private:
+                end(self._processes, wait_s=_LEAVE_S)
+        self._progress.say("stopped")
+
+    def _check_application(self) -> str:
+        """A few words on how many processes run; raises `StartFailed`."""
+        status = ray_cluster.application_status(self._config.application)
+        if status is None:
+            return "waiting for the application"
+        if status.status == "DEPLOY_FAILED":
+            raise StartFailed(f"Ray Serve could not start it: {_last_line(status.message)}")
+        slots = [name for name in status.wanted if name.startswith("Slot-")]
+        running = sum(status.running[name] for name in slots)
+        return f"{running} of {sum(status.wanted[name] for name in slots)} slots up"
+
+    def _write_state(self) -> None:
+        if self._private:
+            self._processes = descendants(os.getpid())
+        listen, store = self._config.args.listen, self._config.args.store
+        self._claim.write(
+            instance.Instance(
+                pid=os.getpid(),
+                config=self._config.file,
+                application=self._config.application,
+                http=listen.http,
+                grpc=listen.grpc,
+                admin=listen.admin,
+                store=store if "://" in store else str(Path(store).absolute()),
+                admin_token=self._config.args.admin_token,
+                log=self._options.log,
+                processes=self._processes,
+            )
+        )
+
+
+def _last_line(message: str) -> str:
+    """The sentence at the end of a traceback."""
+    lines = [line.strip() for line in message.strip().splitlines() if line.strip()]
+    return lines[-1] if lines else "no reason given"

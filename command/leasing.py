@@ -1,0 +1,290 @@
+"""Slots of the pool for other work, from the outside: `async with lease(slots=2) as granted:`.
+
+Asks the admin API, keeps the lease alive, and hears when the slots must be back. A pool or a
+gateway that restarts interrupts nothing: the lease is kept, or asked for again under its id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import math
+import os
+import random
+import secrets
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import quote
+
+import httpx
+import structlog
+
+from headrace.errors import HeadraceError, NotFound, Unauthenticated, Unavailable, error_for_status
+
+WATCH_S = 15.0
+"""The pool answers a question for a lease's state long before this."""
+ASK_S = 5.0
+FIRST_PAUSE_S = 0.1
+LAST_PAUSE_S = 2.0
+LEAVE_S = 3.0
+
+log = structlog.get_logger()
+
+Document = Mapping[str, Any]
+
+
+class NothingAnswers(Unavailable):
+    """Raised when no gateway is there at all."""
+
+
+def pauses_s() -> Iterator[float]:
+    """How long to wait before each further attempt: longer and longer, and never all at once."""
+    for number in itertools.count():
+        longest_s = min(FIRST_PAUSE_S * 2.0 ** min(number, 10), LAST_PAUSE_S)
+        yield longest_s * random.uniform(0.5, 1.0)
+
+
+class LeaseApi:
+    """The routes of `/admin/v1/leases`.
+
+    Every call raises `HeadraceError`, `Unavailable` where trying again can help.
+    """
+
+    def __init__(self, address: str, token: str) -> None:
+        self.address = address
+        self._http = httpx.AsyncClient(
+            base_url=f"http://{address}",
+            headers={"Authorization": f"Bearer {token}"},
+            timeout=ASK_S,
+            trust_env=False,
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._http.aclose()
+
+    async def request(self, lease_id: str, wanted: Document) -> Document:
+        """Ask for slots under an id of our own."""
+        return await self._ask("POST", "", json={"id": lease_id, **wanted})
+
+    async def watch(self, lease_id: str, known: str) -> Document:
+        """The lease once its state is not `known`, or after some seconds; raises `NotFound`."""
+        return await self._ask("GET", f"/{quote(lease_id)}?known={quote(known)}", timeout_s=WATCH_S)
+
+    async def give_back(self, lease_id: str) -> Document:
+        """After a notice: the slots are free now."""
+        return await self._ask("POST", f"/{quote(lease_id)}/return")
+
+    async def release(self, lease_id: str) -> None:
+        """End the lease."""
+        await self._ask("DELETE", f"/{quote(lease_id)}")
+
+    async def _ask(
+        self, method: str, path: str, json: Any = None, timeout_s: float = ASK_S
+    ) -> Document:
+        try:
+            response = await self._http.request(
+                method, f"/admin/v1/leases{path}", json=json, timeout=timeout_s
+            )
+            answer = response.json()
+        except httpx.HTTPError as error:
+            reason = f"nothing answers on {self.address} ({type(error).__name__}); is Headrace up?"
+            raise NothingAnswers(reason) from error
+        except ValueError as error:
+            raise Unavailable(f"{self.address} answered {response.status_code}") from error
+        if response.status_code == Unauthenticated.http_status:
+            raise Unauthenticated(f"{self.address} refused the admin token")
+        if response.is_error:
+            said = str(answer.get("error", "")) if isinstance(answer, dict) else ""
+            if response.is_server_error:
+                raise Unavailable(said or f"{self.address} answered {response.status_code}")
+            raise error_for_status(response.status_code, said)
+        found: Document = answer
+        return found
+
+
+class GrantedLease:
+    """A lease whose slots are held, until `notice` says that they are wanted back.
+
+    `notice` is set while they must be back within `due_in_s`, and `lost` once they are gone; both
+    stay set until `again` has brought them back, except that a notice may be withdrawn.
+    """
+
+    def __init__(self, api: LeaseApi, wanted: Document) -> None:
+        self.id = secrets.token_hex(8)
+        self.holder, self.slot_class = str(wanted["holder"]), str(wanted["slot_class"])
+        self.slots = int(wanted["slots"])
+        self.notice, self.lost = asyncio.Event(), asyncio.Event()
+        self.preemptions = 0
+        self._api, self._wanted = api, wanted
+        self._state = ""
+        self._held = asyncio.Event()
+        self._due_s = math.inf
+        self._in_use = False
+        self._failure: HeadraceError | None = None
+
+    @property
+    def due_in_s(self) -> float:
+        """In how many seconds the slots are taken; infinite without a notice."""
+        return max(0.0, self._due_s - time.monotonic())
+
+    async def noticed(self) -> float:
+        """Wait until the slots are wanted back, or gone: in how many seconds they must be.
+
+        Raises `HeadraceError` when the lease cannot be kept, nor asked for again.
+        """
+        await self.notice.wait()
+        self._check()
+        return self.due_in_s
+
+    async def again(self) -> None:
+        """Wait until the slots are held (again); raises like `noticed`."""
+        self._in_use = False
+        while not self._held.is_set():
+            await self._held.wait()
+        self._check()
+        self._in_use = True
+        self.lost.clear()
+        if self._state != "NOTICED":
+            self.notice.clear()
+
+    async def give_back(self) -> None:
+        """The slots are not used any more, before they must be back; `again` waits for others.
+
+        Where nothing answers, they are taken when their time is over.
+        """
+        self._in_use = False
+        with contextlib.suppress(Unavailable, NotFound):
+            self._take(await self._api.give_back(self.id))
+
+    async def begin(self) -> None:
+        """Ask for the slots; raises `HeadraceError` where they can never be had."""
+        for pause_s in pauses_s():
+            try:
+                self._take(await self._api.request(self.id, self._wanted))
+                return
+            except NothingAnswers:
+                raise
+            except Unavailable:  # the pool is starting
+                await asyncio.sleep(pause_s)
+
+    async def follow(self) -> None:
+        """Ask for the lease's state over and over; ends when that is no use any more."""
+        pauses = pauses_s()
+        while True:
+            try:
+                self._take(await self._hear())
+                pauses = pauses_s()
+            except Unavailable as error:
+                log.debug("lease_not_heard", reason=error.message)
+                await asyncio.sleep(next(pauses))
+            except HeadraceError as error:
+                self._fail(error)
+                return
+
+    async def _hear(self) -> Document:
+        try:
+            return await self._api.watch(self.id, self._state)
+        except NotFound:
+            self._forget()
+            return await self._api.request(self.id, self._wanted)
+
+    def _take(self, document: Document) -> None:
+        self._state = str(document["state"])
+        granted, preemptions = bool(document["granted"]), int(document["preemptions"])
+        # It may have been taken and granted again before anybody asked.
+        if self._in_use and (not granted or preemptions > self.preemptions):
+            self._lose()
+        self.preemptions = preemptions
+        if granted:
+            self._held.set()
+        else:
+            self._held.clear()
+        if self._state == "NOTICED":
+            self._due_s = time.monotonic() + float(document["due_in_s"])
+            self.notice.set()
+        elif granted and not self.lost.is_set():
+            self._due_s = math.inf
+            self.notice.clear()
+
+    def _forget(self) -> None:
+        """The pool does not know of this lease (any more)."""
+        self._state, self.preemptions = "", 0
+        self._held.clear()
+        if self._in_use:
+            self._lose()
+
+    def _lose(self) -> None:
+        self._in_use = False
+        self._due_s = time.monotonic()
+        self.lost.set()
+        self.notice.set()
+
+    def _fail(self, error: HeadraceError) -> None:
+        self._failure = error
+        self._lose()
+        self._held.set()
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+
+@contextlib.asynccontextmanager
+async def lease(
+    slots: int = 1,
+    slot_class: str = "cpu",
+    grace_s: float | None = None,
+    holder: str = "",
+    *,
+    address: str | None = None,
+    token: str | None = None,
+) -> AsyncIterator[GrantedLease]:
+    """Wait until the slots are granted, all of them at once; leaving gives them back.
+
+    Without `address` and `token` they are found as the `headrace` command does. Raises
+    `InvalidArgument` where that many can never be had, `Unauthenticated`, and `Unavailable` where
+    nothing answers at the first attempt.
+    """
+    if address is None or token is None:
+        address, token = _target(address)
+    wanted: dict[str, Any] = {
+        "holder": holder or f"process {os.getpid()}",
+        "slots": slots,
+        "slot_class": slot_class,
+    }
+    if grace_s is not None:
+        wanted["grace_s"] = grace_s
+    async with LeaseApi(address, token) as api:
+        granted = GrantedLease(api, wanted)
+        heartbeat = None
+        try:
+            await granted.begin()
+            heartbeat = asyncio.create_task(granted.follow())
+            await granted.again()
+            yield granted
+        finally:
+            if heartbeat is not None:
+                heartbeat.cancel()
+                await asyncio.gather(heartbeat, return_exceptions=True)
+            with contextlib.suppress(HeadraceError, TimeoutError):
+                async with asyncio.timeout(LEAVE_S):
+                    await api.release(granted.id)
+
+
+def _target(address: str | None) -> tuple[str, str]:
+    from command.target import find_target  # only who gives no address needs the command
+    from headrace.secrets import admin_token
+
+    target = find_target(address, None)
+    return target.admin, admin_token(target.token)

@@ -1,0 +1,283 @@
+"""`headrace pool`: who holds, wants, lends and borrows slots, and why; and decisions replayed."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.text import Text
+
+from command.options import Exit, exit_codes
+from command.status import Column, FittingTable
+from headrace.errors import ConfigError
+
+if TYPE_CHECKING:
+    from autoscale.journal import Difference
+
+Document = Mapping[str, Any]
+Option = Callable[[Any], Any]
+
+JOURNAL_FILE = "pool.log"
+DIFFERENCES_SHOWN = 20
+COLOURS = {
+    **dict.fromkeys(("served", "GRANTED"), "green"),
+    **dict.fromkeys(("waiting", "WAITING", "lingering"), "yellow"),
+    **dict.fromkeys(("hungry", "NOTICED"), "red"),
+    "asleep": "cyan",
+}
+
+CLASS_COLUMNS = (
+    Column("class"),
+    Column("capacity", right=True),
+    Column("live", right=True),
+    Column("target", right=True),
+    Column("needed", rank=2, right=True),
+    Column("held", right=True),
+    Column("leased", right=True),
+    Column("free", rank=1, right=True),
+    Column("used", rank=3, right=True),
+)
+ACCOUNT_COLUMNS = (
+    Column("account", flexible=True),
+    Column("class", rank=6),
+    Column("state"),
+    Column("group", rank=7),
+    Column("weight", rank=9, right=True),
+    Column("priority", rank=8, right=True),
+    Column("min-max", rank=4, right=True),
+    Column("wants", right=True),
+    Column("may have", right=True),
+    Column("holds", right=True),
+    Column("lends", rank=3, right=True),
+    Column("borrows from", rank=2, flexible=True),
+    Column("why", rank=1, flexible=True),
+)
+LEASE_COLUMNS = (
+    Column("lease", rank=2),
+    Column("holder", flexible=True),
+    Column("state"),
+    Column("slots", right=True),
+    Column("class"),
+    Column("grace s", rank=3, right=True),
+    Column("back in s", rank=1, right=True),
+    Column("preempted", right=True),
+)
+DECISION_COLUMNS = (
+    Column("time"),
+    Column("kind", rank=1),
+    Column("what", flexible=True),
+    Column("why", flexible=True),
+)
+
+
+def pool_commands(options: Option, as_json: Option) -> click.Group:
+    """The group; `options` adds those of every command that asks a running Headrace."""
+
+    @click.group(invoke_without_command=True)
+    @click.option("--watch", is_flag=True, help="Show it again each second until Ctrl-C.")
+    @options
+    @as_json
+    @click.pass_context
+    def pool(
+        ctx: click.Context,
+        watch: bool,
+        admin: str | None,
+        token_file: str | None,
+        as_json: bool,
+    ) -> None:
+        """Show who holds, wants, lends and borrows slots, and why the last moves were made."""
+        if ctx.invoked_subcommand is None:
+            show(watch, admin, token_file, as_json)
+
+    pool.add_command(as_json(replay))
+    return pool
+
+
+def show(watch: bool, admin: str | None, token_file: str | None, as_json: bool) -> None:
+    """Ask once, or each second, and print."""
+    from command.target import find_target
+
+    with exit_codes(), find_target(admin, token_file).client() as client:
+        answer = client.pool()
+        if as_json:
+            click.echo(json.dumps(answer))
+            while watch:
+                time.sleep(1.0)
+                click.echo(json.dumps(client.pool()))
+            return
+        console = Console()
+        if not watch:
+            console.print(render(answer))
+            return
+        with Live(render(answer), console=console, auto_refresh=False) as live:
+            while True:
+                time.sleep(1.0)
+                live.update(render(client.pool()), refresh=True)
+
+
+@click.command()
+@click.argument("log", required=False, type=click.Path(dir_okay=False, path_type=Path))
+def replay(log: Path | None, as_json: bool) -> None:
+    """Decide anew what LOG tells of, and report where that differs; asks nobody.
+
+    LOG is pool.log in the state folder when it is left out; what is in LOG.1 comes first.
+    """
+    from autoscale.decision_log import REPLAYED
+    from autoscale.journal import read
+    from autoscale.journal import replay as decide_anew
+    from headrace.secrets import headrace_home
+
+    with exit_codes():
+        file = log or headrace_home() / JOURNAL_FILE
+        try:
+            entries = list(read(file))
+        except OSError as error:
+            raise ConfigError(f"cannot read {file}: {error.strerror}") from None
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+    differences = decide_anew(entries, REPLAYED)
+    told = Counter(entry.kind for entry in entries if entry.kind not in REPLAYED)
+    same = Counter(entry.kind for entry in entries if entry.kind in REPLAYED)
+    same.subtract(difference.entry.kind for difference in differences)
+    if as_json:
+        found = [_as_document(each) for each in differences]
+        click.echo(json.dumps({"same": dict(same), "told": dict(told), "differences": found}))
+    else:
+        for kind, count in sorted(same.items()):
+            click.echo(f"{kind}: {count} decided the same")
+        for kind, count in sorted(told.items()):
+            click.echo(f"{kind}: {count} follow from those")
+        for difference in differences[:DIFFERENCES_SHOWN]:
+            click.echo(_as_text(difference), err=True)
+        if len(differences) > DIFFERENCES_SHOWN:
+            click.echo(f"{len(differences) - DIFFERENCES_SHOWN} more differ", err=True)
+    if differences:
+        raise SystemExit(Exit.FAILED)
+
+
+def _as_document(difference: Difference) -> Document:
+    entry = difference.entry
+    return {
+        "n": entry.n,
+        "kind": entry.kind,
+        "decision": entry.decision,
+        "replayed": difference.replayed,
+        "error": difference.error,
+    }
+
+
+def _as_text(difference: Difference) -> str:
+    entry = difference.entry
+    now = difference.error or json.dumps(difference.replayed)
+    return f"{entry.kind} {entry.n}: was {json.dumps(entry.decision)}, is now {now}"
+
+
+# -- tables -----------------------------------------------------------------------------------
+
+
+def render(view: Document) -> RenderableType:
+    """Classes, accounts, leases, the latest decisions; and what guarantees lack."""
+    parts: list[RenderableType] = [_classes(view["classes"])]
+    warnings = [each["warning"] for each in view["classes"] if each["warning"]]
+    parts += [Text(warning, style="red") for warning in warnings]
+    parts += [Text(), _accounts(view["accounts"])]
+    parts += list(_group_lines(view["groups"]))
+    if view["leases"]:
+        parts += [Text(), _leases(view["leases"])]
+    if view["decisions"]:
+        parts += [Text(), _decisions(view["decisions"])]
+    return Group(*parts)
+
+
+def _classes(classes: Sequence[Document]) -> FittingTable:
+    figures = ("capacity", "live", "target", "needed", "held", "leased", "free")
+    rows = [
+        _row(
+            each["slot_class"],
+            *(str(each[figure]) for figure in figures),
+            f"{100 * each['utilisation']:.0f} %",
+        )
+        for each in classes
+    ]
+    return FittingTable(CLASS_COLUMNS, tuple(rows))
+
+
+def _accounts(accounts: Sequence[Document]) -> FittingTable:
+    rows = [
+        _row(
+            each["name"],
+            each["slot_class"],
+            each["state"],
+            each["group"],
+            f"{each['weight']:g}",
+            str(each["priority"]),
+            f"{each['min']}-{each['max']}",
+            str(each["wanted"]),
+            str(each["granted"]),
+            str(each["held"]),
+            f"{each['lends']:g}" if each["lends"] else "-",
+            _lenders(each["borrows_from"]) or "-",
+            _why(each),
+        )
+        for each in accounts
+    ]
+    return FittingTable(ACCOUNT_COLUMNS, tuple(rows))
+
+
+def _lenders(loans: Sequence[Document]) -> str:
+    return ", ".join(
+        f"{'group ' if loan['group'] else ''}{loan['lender']} {loan['slots']:g}" for loan in loans
+    )
+
+
+def _why(account: Document) -> str:
+    hungry = f"has had none for {account['hungry_s']:.0f} s" if account["hungry_s"] else ""
+    turn = "it is its turn" if account["turn"] else ""
+    return "; ".join(filter(None, (account["why"], account["waiting"], hungry, turn)))
+
+
+def _group_lines(groups: Sequence[Document]) -> Iterator[Text]:
+    for each in groups:
+        if each["lends"]:
+            text = f"group {each['group']} lends {each['lends']:g} of {each['slot_class']}"
+            yield Text(f"{text}: entitled to {each['entitled']:g}, uses {each['used']:g}")
+
+
+def _leases(leases: Sequence[Document]) -> FittingTable:
+    rows = [
+        _row(
+            each["id"],
+            each["holder"],
+            each["state"],
+            str(each["slots"]),
+            each["slot_class"],
+            f"{each['grace_s']:g}",
+            "-" if each["due_in_s"] is None else f"{each['due_in_s']:.1f}",
+            str(each["preemptions"]),
+        )
+        for each in leases
+    ]
+    return FittingTable(LEASE_COLUMNS, tuple(rows))
+
+
+def _decisions(decisions: Sequence[Document]) -> FittingTable:
+    rows = [
+        _row(_local_time(each["at"]), each["kind"], each["what"], each["why"]) for each in decisions
+    ]
+    return FittingTable(DECISION_COLUMNS, tuple(rows))
+
+
+def _local_time(at: str) -> str:
+    return datetime.fromisoformat(at).astimezone().strftime("%H:%M:%S")
+
+
+def _row(*cells: str) -> tuple[Text, ...]:
+    return tuple(Text(cell, style=COLOURS.get(cell, "")) for cell in cells)

@@ -1,0 +1,223 @@
+"""`headrace process` and `headrace jobs`: large pictures and videos, now or later."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from command.credential import read_key
+from command.options import exit_codes
+from headrace.errors import ConfigError, HeadraceError, InvalidArgument
+
+if TYPE_CHECKING:
+    from command.media_client import MediaClient
+
+POLLS_S = (0.1, 0.2, 0.5, 1.0, 2.0)
+"""How long to wait before a job is asked for again; the last one for ever."""
+OPEN_STATES = frozenset(("queued", "running"))
+
+Document = Mapping[str, Any]
+Option = Callable[[Any], Any]
+
+
+def commands(options: Option) -> Iterator[click.Command]:
+    """Both commands; `options` adds what finds a running Headrace and its key."""
+    yield options(process)
+    yield options(jobs)
+
+
+def drawable(ctx: click.Context, param: click.Parameter, value: str | None) -> Path | None:
+    """A file to draw to, refused as wrong usage before anything is sent."""
+    if value is None:
+        return None
+    path = Path(value)
+    if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise click.BadParameter(f"{value!r} should end in .png, .jpg or .webp")
+    if not path.parent.is_dir():
+        raise click.BadParameter(f"there is no folder {str(path.parent)!r}")
+    return path
+
+
+@click.command()
+@click.argument("model")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--version", "model_version", type=click.IntRange(min=1), help="A model version.")
+@click.option("--threshold", type=float, help="Least score, 0 to 1.")
+@click.option("--top-k", type=int, help="So many boxes or labels at most.")
+@click.option("--classes", metavar="LIST", help="Only these: labels or class ids, with commas.")
+@click.option("--tile", type=int, help="Side of a tile, pixels.")
+@click.option("--overlap", type=int, help="Overlap of two tiles, pixels.")
+@click.option("--scales", metavar="LIST", help="Look at the picture in these scales: 1,0.5.")
+@click.option("--fps", type=float, help="Frames of a video to look at, per second.")
+@click.option("--start", "start_s", type=float, help="From this moment of a video on, s.")
+@click.option("--end", "end_s", type=float, help="Up to this moment of a video, s.")
+@click.option("--partial", is_flag=True, help="Take what is there if parts fail.")
+@click.option("--draw", callback=drawable, metavar="OUT.png", help="Draw what is found.")
+@click.option("--async", "later", is_flag=True, help="As a job, which goes on without us.")
+@click.option("--timeout", default=600.0, show_default=True, help="Deadline, s.")
+def process(
+    model: str,
+    file: Path,
+    model_version: int | None,
+    draw: Path | None,
+    later: bool,
+    timeout: float,
+    http: str | None,
+    key_file: str | None,
+    as_json: bool,
+    **asked: Any,
+) -> None:
+    """Find what is in FILE, a picture or video of any size, with MODEL.
+
+    Shows boxes in the picture's pixels, or labels with their times in seconds.
+    """
+    from rich.console import Console
+
+    from command.findings import render
+    from command.work_progress import WorkProgress
+
+    options = _options(asked)
+    with exit_codes():
+        if draw is not None:
+            _need_drawing()
+        with (
+            _client(http, key_file, timeout) as client,
+            WorkProgress(Console(stderr=True), file) as progress,
+        ):
+            send = client.submit if later else client.process
+            begun: Any = send(model, model_version, file, options, progress.sent)
+            result = follow(client, begun, progress.job) if later else _last(begun, progress.event)
+        if as_json:
+            click.echo(json.dumps(result))
+        else:
+            Console().print(render(result))
+        if draw is not None:
+            save_drawing(file, result, draw)
+            click.echo(f"drawn to {draw}", err=True)
+
+
+@click.command()
+@click.argument("job", required=False)
+@click.option("--cancel", is_flag=True, help="Cancel JOB unless it has ended.")
+def jobs(
+    job: str | None, cancel: bool, http: str | None, key_file: str | None, as_json: bool
+) -> None:
+    """List your jobs, or show JOB: how far it is, or what it has found."""
+    from rich.console import Console
+
+    from command.findings import render, render_job, render_jobs
+
+    if cancel and job is None:
+        raise click.UsageError("name the JOB to cancel")
+    with exit_codes(), _client(http, key_file, 30.0) as client:
+        if job is None:
+            found = client.jobs()
+            if as_json:
+                click.echo(json.dumps({"jobs": found}))
+            else:
+                none = "no jobs are listed; those that were made without a key want their id"
+                Console().print(render_jobs(found) if found else none)
+            return
+        document = client.cancel(job) if cancel else client.job(job)
+    if as_json:
+        click.echo(json.dumps(document))
+        return
+    Console().print(render_job(document), soft_wrap=True)
+    if result := document.get("result"):
+        Console().print(render(result))
+
+
+def follow(
+    client: MediaClient,
+    document: Document,
+    shown: Callable[[Document], None],
+    sleep: Callable[[float], None] = time.sleep,
+) -> Document:
+    """Wait for a job; its result. Raises what it failed with; Ctrl-C leaves the job alone."""
+    job_id = str(document["id"])
+    polls = 0
+    try:
+        while document["state"] in OPEN_STATES:
+            shown(document)
+            sleep(POLLS_S[min(polls, len(POLLS_S) - 1)])
+            polls += 1
+            document = client.job(job_id)
+    except KeyboardInterrupt:
+        raise HeadraceError(f"the job goes on; see it with: headrace jobs {job_id}") from None
+    shown(document)
+    result: Document | None = document.get("result")
+    if result is None:
+        error = document.get("error")
+        why = f": {error['error']}" if error else ""
+        raise HeadraceError(f"job {job_id} is {document['state']}{why}")
+    return result
+
+
+def save_drawing(file: Path, result: Document, target: Path) -> None:
+    """Draw a result over its picture or video; raises `HeadraceError`."""
+    from command.drawing import draw_boxes
+    from command.media_preview import read_frames, read_picture
+    from command.timeline import draw_timeline, moments
+
+    if "tags" in result:
+        times_s = moments(float(result.get("duration_s") or 0.0))
+        drawn = draw_timeline(result, read_frames(file, times_s))
+    elif "boxes" in result:
+        drawn = draw_boxes(read_picture(file), result)
+    else:
+        raise HeadraceError("the answer has neither boxes nor tags to draw")
+    try:
+        drawn.save(target)
+    except OSError as error:
+        raise HeadraceError(f"cannot write {target}: {error.strerror or error}") from None
+
+
+def _last(events: Iterator[Document], shown: Callable[[Document], None]) -> Document:
+    """The result that the events end with."""
+    for event in events:
+        shown(event)
+        if event.get("event") == "result":
+            result: Document = event["result"]
+            return result
+    raise HeadraceError("the answer ended before the result: the connection was cut")
+
+
+def _options(asked: Mapping[str, Any]) -> str:
+    """The options as the server takes them, checked here first: wrong ones are wrong usage."""
+    from gateway.media.options import encode_options, query_options, read_options
+
+    given = {name: value for name, value in asked.items() if value is not None}
+    if given.pop("partial"):
+        given["partial"] = "allow"
+    try:
+        pairs: Sequence[tuple[str, str]] = [(name, str(value)) for name, value in given.items()]
+        return encode_options(read_options(query_options(pairs)))
+    except InvalidArgument as error:
+        raise click.UsageError(error.message) from None
+
+
+def _client(http: str | None, key_file: str | None, timeout_s: float) -> MediaClient:
+    from command.media_client import MediaClient
+    from command.target import find_target
+
+    key = read_key(key_file)
+    address = http or find_target(None, None).http
+    return MediaClient(address, key, timeout_s=timeout_s)
+
+
+def _need_drawing() -> None:
+    """Before anything is sent: drawing is in an extra."""
+    try:
+        import av
+        import PIL
+        import pyvips
+    except ImportError:
+        raise ConfigError("drawing needs libraries: pip install 'headrace[media]'") from None
+    assert av
+    assert PIL
+    assert pyvips

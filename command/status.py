@@ -1,0 +1,276 @@
+"""The tables of `headrace status`; pure: from the status answer to rich renderables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console, ConsoleOptions, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from command.failure_report import report
+from headrace.errors import NotFound
+
+COLOURS = {
+    "READY": "green",
+    "UP": "green",
+    "STANDBY": "cyan",
+    "FAILED": "red",
+    "DRAINING": "yellow",
+}
+
+GAP = 2
+"""Blanks between two columns."""
+
+WIDEST = 32
+"""No column is left out for longer names; these continue on a second line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """On a narrow terminal the highest `rank` is left out first, 0 never; `flexible` ones wrap."""
+
+    name: str
+    rank: int = 0
+    right: bool = False
+    flexible: bool = False
+
+
+MODEL_COLUMNS = (
+    Column("model", flexible=True),
+    Column("state"),
+    Column("serves", rank=7, flexible=True),
+    Column("slots", rank=2, right=True),
+    Column("load s", rank=6, right=True),
+    Column("requests", rank=4, right=True),
+    Column("errors", rank=3, right=True),
+    Column("in flight", right=True),
+    Column("queued", rank=5, right=True),
+    Column("p50 ms", rank=1, right=True),
+    Column("p99 ms", right=True),
+)
+
+# A slot's name begins with its class and its process number.
+SLOT_COLUMNS = (
+    Column("slot"),
+    Column("class", rank=3),
+    Column("state"),
+    Column("models", flexible=True),
+    Column("pid", rank=2, right=True),
+    Column("MB", rank=1, right=True),
+    Column("in flight", right=True),
+)
+
+CALLER_COLUMNS = (
+    Column("busiest callers", flexible=True),
+    Column("name", rank=1, flexible=True),
+    Column("tier"),
+    Column("per s", right=True),
+    Column("in flight", rank=2, right=True),
+    Column("waiting", rank=3, right=True),
+    Column("allowed", right=True),
+    Column("refused", right=True),
+)
+SUMMED = ("per_s", "in_flight", "waiting", "allowed", "refused")
+CALLERS_SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True)
+class FittingTable:
+    """A table that leaves columns out rather than cut names or break figures."""
+
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Text, ...], ...]
+
+    def fitting(self, width: int) -> tuple[int, ...]:
+        """The numbers of the columns that are shown in this width."""
+        widths = [self._width(number) + GAP for number in range(len(self.columns))]
+        kept = list(range(len(self.columns)))
+        while sum(widths[number] for number in kept) > width + GAP:
+            last = max(kept, key=lambda number: self.columns[number].rank)
+            if self.columns[last].rank == 0:
+                break
+            kept.remove(last)
+        return tuple(kept)
+
+    def _width(self, number: int) -> int:
+        """What a column needs: its longest cell, or a part of it where it may wrap."""
+        column = self.columns[number]
+        longest = max((row[number].cell_len for row in self.rows), default=0)
+        return max(len(column.name), min(longest, WIDEST) if column.flexible else longest)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
+        table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0))
+        kept = self.fitting(options.max_width)
+        for column in (self.columns[number] for number in kept):
+            table.add_column(
+                column.name,
+                justify="right" if column.right else "left",
+                no_wrap=not column.flexible,
+                overflow="fold",
+            )
+        for row in self.rows:
+            table.add_row(*(row[number] for number in kept))
+        yield table
+
+
+def render(status: Mapping[str, Any]) -> RenderableType:
+    """A headline, models with their versions, what is wrong with them, slots, busiest callers."""
+    parts: list[RenderableType] = [headline(status), Text(), models(status), *reasons(status)]
+    parts += [Text(), slots(status)]
+    if any(gateway.get("busiest") for gateway in status["gateways"]):
+        parts += [Text(), callers(status)]
+    return Group(*parts)
+
+
+def render_model(status: Mapping[str, Any], name: str) -> RenderableType:
+    """One model: its versions, the slots that hold it, and what is known of failures."""
+    model = model_of(status, name)
+    holders = {slot_id for version in model["versions"] for slot_id in version["slots"]}
+    part = {
+        **status,
+        "models": [model],
+        "slots": [slot for slot in status["slots"] if slot["slot_id"] in holders],
+    }
+    parts: list[RenderableType] = [models(part), *reasons(part)]
+    if part["slots"]:
+        parts += [Text(), slots(part)]
+    return Group(*parts, *report(name, model["failures"]))
+
+
+def model_of(status: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """What the status says of a model; raises `NotFound`."""
+    for model in status["models"]:
+        if model["name"] == name:
+            found: Mapping[str, Any] = model
+            return found
+    known = ", ".join(sorted(model["name"] for model in status["models"])) or "none"
+    raise NotFound(f"model {name!r} is not served; served are: {known}")
+
+
+def headline(status: Mapping[str, Any]) -> Text:
+    """Ready or not, the pool, and where it listens."""
+    ready = ("ready", "bold green") if status["ready"] else ("not ready", "bold red")
+    pool = "" if status["pool"] == "connected" else ", the pool is away"
+    addresses = "  ".join(f"{name} {where}" for name, where in status["addresses"].items())
+    figures = f"{pool}  generation {status['generation']}  gateways {len(status['gateways'])}\n"
+    return Text.assemble("Headrace ", status["version"], " is ", ready, figures, addresses)
+
+
+def models(status: Mapping[str, Any]) -> FittingTable:
+    """One row for each version; the figures of a model stand in its first row."""
+    rows: list[tuple[Text, ...]] = []
+    for model in status["models"]:
+        first = [
+            str(model["requests"]),
+            str(model["errors"]),
+            str(model["in_flight"]),
+            str(model["queued"]),
+            _milliseconds(model["p50_ms"]),
+            _milliseconds(model["p99_ms"]),
+        ]
+        if not model["versions"]:
+            rows.append(_row(model["name"], "-", "-", "0", "-", *first))
+        for number, version in enumerate(model["versions"]):
+            name = f"{model['name']}/{version['version']}"
+            load = f"{version['load_s']:.2f}" if version["load_s"] else "-"
+            figures = first if number == 0 else [""] * len(first)
+            slots = str(len(version["slots"]))
+            serves = _serves(model, version["version"])
+            rows.append(_row(name, version["state"], serves, slots, load, *figures))
+    return FittingTable(MODEL_COLUMNS, tuple(rows))
+
+
+def _serves(model: Mapping[str, Any], version: int) -> str:
+    """For whom a version answers: who names none, and the labels that point to it."""
+    labels = [label for label, number in model["labels"].items() if number == version]
+    return ", ".join((["default"] if model["default"] == version else []) + labels) or "-"
+
+
+def reasons(status: Mapping[str, Any]) -> Sequence[Text]:
+    """One line for each thing that has something to explain: store, models, versions."""
+    lines: list[Text] = []
+    if any(gateway.get("budget_store") == "away" for gateway in status["gateways"]):
+        text = "the store of budgets is away: each gateway goes on with its share of the limits"
+        lines.append(Text(text, style="yellow"))
+    if status["store_problem"]:
+        lines.append(Text(f"store: {status['store_problem']}", style="red"))
+    for model in status["models"]:
+        if model["reason"]:
+            lines.append(Text(f"{model['name']}: {model['reason']}", style="red"))
+        lines += [
+            Text(f"{model['name']}/{version['version']}: {version['reason']}", style="red")
+            for version in model["versions"]
+            if version["reason"]
+        ]
+        lines += [
+            Text(
+                f"{model['name']}/{version['version']}: config.pbtxt: ignored are "
+                + ", ".join(version["ignored"]),
+                style="yellow",
+            )
+            for version in model["versions"]
+            if version.get("ignored")
+        ]
+        lines += [
+            Text(f"{model['name']}/{number}: not taken up: {reason}", style="yellow")
+            for number, reason in model["incomplete"].items()
+        ]
+        if model["rejected"]:
+            left = ", ".join(map(str, model["rejected"]))
+            lines.append(Text(f"{model['name']}: rolled back from {left}", style="yellow"))
+    return [Text(), *lines] if lines else []
+
+
+def slots(status: Mapping[str, Any]) -> FittingTable:
+    """One row for each slot process."""
+    rows = [
+        _row(
+            slot["slot_id"],
+            slot["slot_class"],
+            slot["state"],
+            ", ".join(slot["models"]) or "-",
+            str(slot["pid"]),
+            _megabytes(slot["memory_bytes"]),
+            str(slot["in_flight"]),
+        )
+        for slot in status["slots"]
+    ]
+    return FittingTable(SLOT_COLUMNS, tuple(rows))
+
+
+def callers(status: Mapping[str, Any]) -> FittingTable:
+    """One row for each of the busiest callers of all gateways."""
+    found: dict[str, dict[str, Any]] = {}
+    for gateway in status["gateways"]:
+        for caller in gateway.get("busiest", ()):
+            known = found.setdefault(caller["caller"], {**caller, **dict.fromkeys(SUMMED, 0)})
+            for figure in SUMMED:
+                known[figure] += caller[figure]
+    ranked = sorted(found.values(), key=lambda caller: caller["per_s"], reverse=True)
+    rows = [
+        _row(
+            caller["caller"],
+            caller["name"] or "-",
+            caller["tier"],
+            f"{caller['per_s']:.1f}",
+            *(str(caller[figure]) for figure in SUMMED[1:]),
+        )
+        for caller in ranked[:CALLERS_SHOWN]
+    ]
+    return FittingTable(CALLER_COLUMNS, tuple(rows))
+
+
+def _row(*cells: str) -> tuple[Text, ...]:
+    return tuple(Text(cell, style=COLOURS.get(cell, "")) for cell in cells)
+
+
+def _milliseconds(value: float | None) -> str:
+    """One decimal as long as it means something: `0.8`, `12.3`, `1235`."""
+    return "-" if value is None else f"{value:.1f}" if value < 1000 else f"{value:.0f}"
+
+
+def _megabytes(value: int) -> str:
+    return f"{value / 2**20:.0f}" if value else "-"

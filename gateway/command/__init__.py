@@ -1,1 +1,0 @@
-"""What the `headrace` command does: start, watch, ask and stop a system, from outside of it."""
