@@ -15,9 +15,8 @@ from headrace.errors import HeadraceError
 from headrace.failure import Evidence, FailureKind
 from headrace.link.client import Identity
 from headrace.link.control import SlotControl
-from headrace.protocols.tensors import ModelSpec
 from headrace.snapshot import Placement, SlotView, State
-from headrace.spec import decode_spec
+from headrace.spec import ModelSpec, decode_spec
 from replicas import last_words
 from replicas.last_words import IN_THE_MAKING, Words
 

@@ -8,8 +8,8 @@ from autoscale.decision import ModelDecision
 from autoscale.failures import Failures
 from autoscale.orders import Key
 from autoscale.rollout import Target, labels_now
-from headrace.protocols.tensors import ModelSpec
 from headrace.snapshot import ModelView, State, VersionView
+from headrace.spec import ModelSpec
 
 _PROGRESS = (State.READY, State.WARMING, State.LOADING, State.DRAINING)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from headrace.access import Access
 from headrace.config.args import ModelConfig
-from headrace.protocols.tensors import ModelSpec
+from headrace.spec import ModelSpec
 
 
 class State(StrEnum):

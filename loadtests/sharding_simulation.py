@@ -11,7 +11,8 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sharding.hashing import assign, rank
+from headrace.link.hashing import rank
+from sharding.hashing import assign
 
 PER_SHARD = 2
 """Parts on their way to one shard: the one it works on and the one it takes next."""

@@ -17,7 +17,8 @@ import numpy as np
 
 from headrace.deadline import Deadline
 from headrace.errors import HeadraceError, InternalError
-from headrace.protocols.tensors import InferenceRequest, Tensor
+from headrace.protocols.tensors import InferenceRequest
+from headrace.spec import Tensor
 
 
 @dataclass(slots=True, eq=False)

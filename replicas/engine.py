@@ -29,7 +29,8 @@ from headrace.metrics import Recorder
 from headrace.niceness import be_nice
 from headrace.protocols.calls import call_of, codecs, form_of
 from headrace.protocols.errors_json import encode_error
-from headrace.protocols.tensors import BYTES, Codec, Encoded, InferenceRequest, Tensor
+from headrace.protocols.tensors import Codec, Encoded, InferenceRequest
+from headrace.spec import BYTES, Tensor
 from replicas.batcher import Batch, Batcher, Pending
 from replicas.compute import ComputeThread, Ticket
 from replicas.media_codec import MediaCodec

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from headrace.errors import DeadlineExceeded, InternalError, InvalidArgument
-from headrace.protocols.tensors import Call, Encoded, InferenceRequest, ModelSpec, Tensor
+from headrace.protocols.tensors import Call, Encoded, InferenceRequest
+from headrace.spec import ModelSpec, Tensor
 
 if TYPE_CHECKING:
     from replicas.batcher import Pending

@@ -17,7 +17,7 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from headrace.errors import InternalError, InvalidArgument, ModelLoadError, NotFound
-from headrace.protocols.tensors import BFLOAT16, BYTES, ModelSpec, Signature, Tensor, TensorSpec
+from headrace.spec import BFLOAT16, BYTES, ModelSpec, Signature, Tensor, TensorSpec
 from replicas.external_data import check_external_data
 from replicas.foreign_errors import without_places
 from replicas.runtime import Runtime, RuntimeSettings

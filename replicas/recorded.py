@@ -17,8 +17,9 @@ from headrace.errors import HeadraceError, InvalidArgument, ModelLoadError
 from headrace.protocols.calls import CALLS, call_number, codecs
 from headrace.protocols.grpc_targets import SERVING, multi_inference_tasks
 from headrace.protocols.json_bodies import read_object
-from headrace.protocols.tensors import Call, InferenceRequest, ModelSpec
+from headrace.protocols.tensors import Call, InferenceRequest
 from headrace.protocols.wire import read_delimited
+from headrace.spec import ModelSpec
 
 JSON_FOLDER = "warmup"
 RECORDS = "assets.extra/tf_serving_warmup_requests"

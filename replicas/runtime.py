@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from headrace.protocols.tensors import ModelSpec, Tensor
+from headrace.spec import ModelSpec, Tensor
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ import numpy as np
 
 from headrace.errors import InternalError, InvalidArgument, ModelLoadError, NotFound
 from headrace.protocols.datatypes import is_supported
-from headrace.protocols.tensors import BYTES, TENSORFLOW, ModelSpec, Signature, Tensor, TensorSpec
+from headrace.spec import BYTES, TENSORFLOW, ModelSpec, Signature, Tensor, TensorSpec
 from replicas.foreign_errors import without_places
 from replicas.runtime import Runtime, RuntimeSettings
 

@@ -21,8 +21,8 @@ from headrace.protocols.datatypes import config_name
 from headrace.protocols.messages import POOL, message
 from headrace.protocols.metadata import default_signature
 from headrace.protocols.model_config import backend_of
-from headrace.protocols.tensors import ModelSpec, Signature, Tensor, TensorSpec
 from headrace.quoting import listed, quoted
+from headrace.spec import ModelSpec, Signature, Tensor, TensorSpec
 from replicas.listing import MAX_BESIDE_BYTES
 from replicas.runtime import Runtime
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from headrace.errors import HeadraceError, InvalidArgument, ModelLoadError
 from headrace.protocols.checks import wanted_names
-from headrace.protocols.tensors import BYTES, Signature, Tensor, TensorSpec
+from headrace.spec import BYTES, Signature, Tensor, TensorSpec
 from replicas.recorded import Recorded, recorded_requests
 from replicas.runtime import Runtime
 

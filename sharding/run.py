@@ -27,8 +27,8 @@ from headrace.errors import (
     PayloadTooLarge,
     Unavailable,
 )
+from headrace.link.hashing import rank
 from sharding.gang import GangLease
-from sharding.hashing import rank
 from sharding.merge import find_merger
 from sharding.parts import Box, Part, PartResult, Segment, Tile, find_missing
 from sharding.places import IN_FLIGHT, Places

@@ -35,17 +35,9 @@ from headrace.protocols.openinference_parameters import refuse_unsupported
 from headrace.protocols.openinference_proto import OpenInferenceProtoCodec
 from headrace.protocols.openinference_proto import Reply as ProtoReply
 from headrace.protocols.raw_tensors import RawTail, decode_raw
-from headrace.protocols.tensors import (
-    BYTES,
-    Call,
-    Encoded,
-    InferenceRequest,
-    ModelSpec,
-    Signature,
-    Tensor,
-    TensorSpec,
-)
+from headrace.protocols.tensors import Call, Encoded, InferenceRequest
 from headrace.quoting import quoted
+from headrace.spec import BYTES, ModelSpec, Signature, Tensor, TensorSpec
 
 Findings = Literal["boxes", "tags"]
 PROTOCOLS = {"openinference": b'"BYTES"', "openinference_grpc": b"BYTES"}

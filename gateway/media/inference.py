@@ -24,7 +24,7 @@ from headrace.link.frames import Body, Reply, pieces
 from headrace.link.request import Answer, Request
 from headrace.protocols.calls import CALLS, call_of, form_of
 from headrace.protocols.targets import InferPath
-from headrace.protocols.tensors import BYTES
+from headrace.spec import BYTES
 from sharding.spool import BATCH_BYTES
 from sharding.upload import MediaJob
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from headrace.errors import NotFound, Unavailable
 from headrace.protocols.errors_json import model_not_found, servable_not_found
 from headrace.protocols.targets import parse_version
-from headrace.protocols.tensors import ModelSpec
 from headrace.snapshot import ModelView, Snapshot, State, VersionView
+from headrace.spec import ModelSpec
 
 
 def find_model(snapshot: Snapshot, name: str, version: str = "") -> tuple[ModelView, VersionView]:

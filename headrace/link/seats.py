@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from headrace.config.args import Routing
+from headrace.link.hashing import choose
 from headrace.link.request import Request, Seat
 from headrace.link.target import Target
-from sharding.hashing import choose
 
 Route = tuple[Routing, Sequence[tuple[str, int]]]
 """How to route, and (slot id, placement id) of the placements that are READY."""

@@ -8,8 +8,8 @@ from typing import Any
 
 from headrace.errors import InvalidArgument
 from headrace.protocols.datatypes import datatype_name
-from headrace.protocols.tensors import ModelSpec, Signature, Tensor, TensorSpec
 from headrace.quoting import listed, quoted
+from headrace.spec import ModelSpec, Signature, Tensor, TensorSpec
 
 
 def find_signature(model: ModelSpec, name: object) -> Signature:

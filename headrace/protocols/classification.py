@@ -12,7 +12,7 @@ import numpy as np
 
 from headrace.errors import InvalidArgument
 from headrace.protocols.datatypes import datatype_name
-from headrace.protocols.tensors import BYTES, Tensor, TensorSpec
+from headrace.spec import BYTES, Tensor, TensorSpec
 
 _MAX_ELEMENTS = 1_000_000
 """Values of a row, as in Triton: all are sorted for a few of them; and strings of an answer."""

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from headrace.errors import InvalidArgument
-from headrace.protocols.tensors import BFLOAT16, BYTES
 from headrace.quoting import quoted
+from headrace.spec import BFLOAT16, BYTES
 
 _DTYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype(np.bool_),

@@ -18,16 +18,9 @@ from headrace.protocols.datatypes import tensorflow_name
 from headrace.protocols.elements import too_many
 from headrace.protocols.json_arrays import leaves_to_array
 from headrace.protocols.json_bodies import text_of
-from headrace.protocols.tensors import (
-    BYTES,
-    TENSORFLOW,
-    InferenceRequest,
-    ModelSpec,
-    Signature,
-    Tensor,
-    TensorSpec,
-)
+from headrace.protocols.tensors import InferenceRequest
 from headrace.quoting import listed
+from headrace.spec import BYTES, TENSORFLOW, ModelSpec, Signature, Tensor, TensorSpec
 
 Features = dict[str, list[Any]]
 """By name, values that are all `int` (64 bit), all `float` or all `bytes`."""

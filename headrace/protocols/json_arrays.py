@@ -13,8 +13,8 @@ import numpy as np
 import simdjson
 
 from headrace.errors import InvalidArgument
-from headrace.protocols.tensors import BYTES, Tensor
 from headrace.quoting import quoted
+from headrace.spec import BYTES, Tensor
 
 MAX_RANK = 32
 """More dimensions than any model has; numpy itself stops at 64."""

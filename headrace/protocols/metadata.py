@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from headrace.protocols.datatypes import datatype_name, tensorflow_name
-from headrace.protocols.tensors import ModelSpec, Signature, TensorSpec
 from headrace.snapshot import ANSWERING, ModelView, State, VersionView
+from headrace.spec import ModelSpec, Signature, TensorSpec
 
 EXTENSIONS = (
     "classification",

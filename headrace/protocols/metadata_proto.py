@@ -11,9 +11,9 @@ from headrace.config.args import ModelConfig
 from headrace.protocols import metadata
 from headrace.protocols.messages import POOL, message
 from headrace.protocols.model_config import shown
-from headrace.protocols.tensors import ModelSpec
 from headrace.protocols.wire import delimited
 from headrace.snapshot import ModelView, VersionView
+from headrace.spec import ModelSpec
 
 _MAP_URL = "type.googleapis.com/tensorflow.serving.SignatureDefMap"
 _ERROR_CODES = {"OK": "OK", "UNKNOWN": "UNKNOWN_ERROR"}

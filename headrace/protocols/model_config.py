@@ -11,8 +11,8 @@ from headrace.config.args import ModelConfig
 from headrace.errors import InvalidArgument, Unimplemented
 from headrace.protocols.datatypes import config_name
 from headrace.protocols.metadata import default_signature, shown_shape
-from headrace.protocols.tensors import TENSORFLOW, ModelSpec, TensorSpec
 from headrace.quoting import listed
+from headrace.spec import TENSORFLOW, ModelSpec, TensorSpec
 
 _BACKENDS = {"onnxruntime_onnx": "onnxruntime", TENSORFLOW: "tensorflow"}
 _FILES = {"onnxruntime_onnx": "model.onnx", TENSORFLOW: "saved_model.pb"}

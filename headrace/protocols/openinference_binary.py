@@ -32,18 +32,9 @@ from headrace.protocols.openinference_parameters import (
 )
 from headrace.protocols.openinference_quick import read_quickly
 from headrace.protocols.raw_tensors import RawTail, decode_raw, encode_raw
-from headrace.protocols.tensors import (
-    BFLOAT16,
-    BYTES,
-    Call,
-    Encoded,
-    InferenceRequest,
-    ModelSpec,
-    Signature,
-    Tensor,
-    TensorSpec,
-)
+from headrace.protocols.tensors import Call, Encoded, InferenceRequest
 from headrace.quoting import listed, quoted
+from headrace.spec import BFLOAT16, BYTES, ModelSpec, Signature, Tensor, TensorSpec
 
 _WITHOUT_JSON = (np.dtype(np.float16), BFLOAT16)
 

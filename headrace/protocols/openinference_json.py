@@ -10,8 +10,8 @@ import numpy as np
 
 from headrace.errors import InvalidArgument
 from headrace.protocols.json_arrays import MAX_RANK, flatten, leaves_to_array
-from headrace.protocols.tensors import BYTES, Tensor
 from headrace.quoting import quoted
+from headrace.spec import BYTES, Tensor
 
 MAX_NESTING = 100
 """Levels of lists in `data`: Triton's limit for JSON."""

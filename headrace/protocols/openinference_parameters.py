@@ -7,8 +7,8 @@ from typing import Any
 
 from headrace.errors import InvalidArgument, Unimplemented
 from headrace.protocols.checks import find_signature, match_signature
-from headrace.protocols.tensors import ModelSpec, Signature
 from headrace.quoting import quoted
+from headrace.spec import ModelSpec, Signature
 
 _SEQUENCE = ("sequence_id", "sequence_start", "sequence_end")
 

@@ -23,9 +23,10 @@ from headrace.protocols.openinference_parameters import (
     timeout_s_of,
 )
 from headrace.protocols.raw_tensors import decode_raw, encode_raw
-from headrace.protocols.tensors import Call, Encoded, InferenceRequest, ModelSpec, Signature, Tensor
+from headrace.protocols.tensors import Call, Encoded, InferenceRequest
 from headrace.protocols.typed_lists import read_list
 from headrace.quoting import quoted
+from headrace.spec import ModelSpec, Signature, Tensor
 
 _REQUEST = "inference.ModelInferRequest"
 _RESPONSE = "inference.ModelInferResponse"

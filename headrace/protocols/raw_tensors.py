@@ -15,8 +15,8 @@ import numpy as np
 
 from headrace.errors import InvalidArgument
 from headrace.protocols.elements import Elements
-from headrace.protocols.tensors import BYTES, Tensor
 from headrace.quoting import quoted
+from headrace.spec import BYTES, Tensor
 
 _LENGTH = struct.Struct("<I")
 _SHORT_BYTES = 1024

@@ -13,8 +13,8 @@ from headrace.protocols.elements import Elements
 from headrace.protocols.messages import POOL
 from headrace.protocols.openinference_json import shape_of
 from headrace.protocols.raw_tensors import decode_raw
-from headrace.protocols.tensors import BFLOAT16, BYTES, Tensor
 from headrace.protocols.typed_lists import append_list, read_list
+from headrace.spec import BFLOAT16, BYTES, Tensor
 
 _TYPES = POOL.FindEnumTypeByName("tensorflow.DataType")
 _UINT16 = np.dtype(np.uint16)

@@ -26,9 +26,10 @@ from headrace.protocols.examples import (
 )
 from headrace.protocols.json_arrays import decode_b64
 from headrace.protocols.json_bodies import read_object, write_json
-from headrace.protocols.tensors import Call, Encoded, InferenceRequest, ModelSpec, Signature, Tensor
+from headrace.protocols.tensors import Call, Encoded, InferenceRequest
 from headrace.protocols.tf_example import encode_example
 from headrace.quoting import quoted
+from headrace.spec import ModelSpec, Signature, Tensor
 
 _LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 

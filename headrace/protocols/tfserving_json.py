@@ -23,16 +23,8 @@ from headrace.protocols.datatypes import check_supported
 from headrace.protocols.elements import MAX_ELEMENTS, check_json
 from headrace.protocols.json_arrays import quick_flat, quick_shape, to_array
 from headrace.protocols.json_bodies import parse_lazily, read_object, text_of, write_json
-from headrace.protocols.tensors import (
-    BFLOAT16,
-    BYTES,
-    Call,
-    Encoded,
-    InferenceRequest,
-    ModelSpec,
-    Signature,
-    Tensor,
-)
+from headrace.protocols.tensors import Call, Encoded, InferenceRequest
+from headrace.spec import BFLOAT16, BYTES, ModelSpec, Signature, Tensor
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,8 +33,9 @@ from headrace.protocols.examples import (
 from headrace.protocols.grpc_targets import parse
 from headrace.protocols.messages import message
 from headrace.protocols.tensor_proto import decode_tensor, encode_tensor
-from headrace.protocols.tensors import Call, Encoded, InferenceRequest, ModelSpec, Signature, Tensor
+from headrace.protocols.tensors import Call, Encoded, InferenceRequest
 from headrace.quoting import quoted
+from headrace.spec import ModelSpec, Signature, Tensor
 
 _PACKAGE = "tensorflow.serving"
 _REQUESTS = {"classify": "ClassificationRequest", "regress": "RegressionRequest"}

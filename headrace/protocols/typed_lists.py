@@ -12,8 +12,8 @@ import numpy as np
 
 from headrace.errors import InvalidArgument
 from headrace.protocols.datatypes import datatype_name
-from headrace.protocols.tensors import BYTES, Tensor
 from headrace.protocols.wire import delimited, read_delimited
+from headrace.spec import BYTES, Tensor
 
 _MEMORY = {np.dtype(np.bool_): "?", np.dtype(np.float32): "<f4", np.dtype(np.float64): "<f8"}
 """The dtypes whose packed lists are arrays, and how these are written."""

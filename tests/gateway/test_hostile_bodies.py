@@ -23,7 +23,8 @@ from headrace.protocols.grpc_targets import (
     serving_target,
 )
 from headrace.protocols.messages import message
-from headrace.protocols.tensors import BYTES, Call, ModelSpec
+from headrace.protocols.tensors import Call
+from headrace.spec import BYTES, ModelSpec
 from tests.gateway.http.test_admin import TOKEN, Desk
 from tests.gateway.http.test_api import SNAPSHOT
 from tests.gateway.views import FixedView

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from headrace.deadline import Deadline
 from headrace.errors import InternalError, InvalidArgument
-from headrace.protocols.tensors import InferenceRequest, Signature
+from headrace.protocols.tensors import InferenceRequest
+from headrace.spec import Signature
 from replicas.batcher import PRESENCE_S, Batch, Batcher, Pending, batch_key
 
 SIGNATURE = Signature("serving_default", (), ())

@@ -22,15 +22,8 @@ from headrace.link.channel import Channel
 from headrace.link.frames import Item, Reply
 from headrace.metrics import Recorder
 from headrace.protocols.calls import call_number
-from headrace.protocols.tensors import (
-    BYTES,
-    Call,
-    InferenceRequest,
-    ModelSpec,
-    Signature,
-    Tensor,
-    TensorSpec,
-)
+from headrace.protocols.tensors import Call, InferenceRequest
+from headrace.spec import BYTES, ModelSpec, Signature, Tensor, TensorSpec
 from replicas.batcher import Batcher, Pending
 from replicas.compute import ComputeThread
 from replicas.engine import BRIEF_S, HEAVY_BYTES, HEAVY_SHARE, INLINE_BYTES, LATEST, Engine

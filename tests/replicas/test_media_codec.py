@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from headrace.errors import DeadlineExceeded, InternalError
-from headrace.protocols.tensors import Call, InferenceRequest, ModelSpec, Signature, TensorSpec
+from headrace.protocols.tensors import Call, InferenceRequest
+from headrace.spec import ModelSpec, Signature, TensorSpec
 from replicas import media_codec
 from replicas.media_codec import MediaCodec
 from sharding.parts import Segment

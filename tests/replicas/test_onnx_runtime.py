@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from headrace.errors import InternalError, InvalidArgument, ModelLoadError, NotFound
-from headrace.protocols.tensors import BFLOAT16, BYTES
+from headrace.spec import BFLOAT16, BYTES
 from replicas.onnx_runtime import OnnxRuntime, load
 from replicas.runtime import Runtime, RuntimeSettings
 from replicas.warmup import warm_up

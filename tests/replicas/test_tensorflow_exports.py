@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 
 from headrace.errors import InvalidArgument, ModelLoadError, NotFound
-from headrace.protocols.tensors import BYTES
 from headrace.protocols.tf_example import encode_example
-from headrace.spec import decode_spec, encode_spec
+from headrace.spec import BYTES, decode_spec, encode_spec
 from replicas.runtime import Runtime, RuntimeSettings
 from tests.saved_models import ASSET, half_plus_three, half_plus_two
 

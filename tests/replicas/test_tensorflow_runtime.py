@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from headrace.errors import InvalidArgument, ModelLoadError, NotFound
-from headrace.protocols.tensors import BFLOAT16, BYTES
+from headrace.spec import BFLOAT16, BYTES
 from replicas.runtime import Runtime, RuntimeSettings
 from replicas.warmup import warm_up
 

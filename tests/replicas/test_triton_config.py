@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.errors import ModelLoadError
-from headrace.protocols.tensors import ModelSpec, Tensor
+from headrace.spec import ModelSpec, Tensor
 from replicas.listing import MAX_BESIDE_BYTES
 from replicas.triton_config import configured, own_file
 from tests.headrace.protocols.specs import F4, model, signature, spec

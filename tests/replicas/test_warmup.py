@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from headrace.errors import InternalError, InvalidArgument, ModelLoadError
-from headrace.protocols.tensors import BYTES, ModelSpec, Signature, Tensor, TensorSpec
+from headrace.spec import BYTES, ModelSpec, Signature, Tensor, TensorSpec
 from replicas.warmup import PICTURE_PNG, synthetic_inputs, warm_up
 
 FLOAT = np.dtype(np.float32)

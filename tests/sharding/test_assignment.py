@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sharding.hashing import Homes, assign, choose, load_bound
+from headrace.link.hashing import choose
+from sharding.hashing import Homes, assign, load_bound
 
 KEYS = [blake2b(number.to_bytes(4, "big")).digest() for number in range(600)]
 KEY_LISTS = st.lists(st.binary(max_size=4), max_size=60)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sharding.hashing import choose, rank
+from headrace.link.hashing import choose, rank
 
 KEYS = [number.to_bytes(4, "big") for number in range(2000)]
 MEMBERS = st.lists(st.text(max_size=8), min_size=1, max_size=12, unique=True)

@@ -22,7 +22,8 @@ from headrace.errors import InvalidArgument
 from headrace.link.request import Request
 from headrace.protocols.messages import message
 from headrace.protocols.raw_tensors import decode_raw
-from headrace.protocols.tensors import BYTES, Call
+from headrace.protocols.tensors import Call
+from headrace.spec import BYTES
 from sharding.upload import MediaJob
 from tests.gateway.media_house import Events, astronauts, open_faces, open_scripted, png
 from tests.house import client, open_house, until

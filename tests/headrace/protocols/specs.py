@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from headrace.protocols.tensors import BYTES, TENSORFLOW, ModelSpec, Signature, TensorSpec
+from headrace.spec import BYTES, TENSORFLOW, ModelSpec, Signature, TensorSpec
 
 F4, F8, I8 = np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.int64)
 

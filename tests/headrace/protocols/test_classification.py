@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 
 from headrace.errors import InvalidArgument
 from headrace.protocols.classification import check_classes, top_classes
-from headrace.protocols.tensors import BYTES, TensorSpec
+from headrace.spec import BYTES, TensorSpec
 
 
 def classes(values: Any, count: int, *labels: str, batched: bool = False) -> Any:

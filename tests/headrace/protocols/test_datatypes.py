@@ -13,7 +13,7 @@ from headrace.protocols.datatypes import (
     dtype_of,
     tensorflow_name,
 )
-from headrace.protocols.tensors import BFLOAT16, BYTES
+from headrace.spec import BFLOAT16, BYTES
 
 
 @pytest.mark.parametrize(

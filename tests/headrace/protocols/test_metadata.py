@@ -5,9 +5,8 @@ from __future__ import annotations
 from headrace.config.args import ModelConfig
 from headrace.protocols import metadata
 from headrace.protocols.model_config import shown
-from headrace.protocols.tensors import BYTES, Signature, TensorSpec
 from headrace.snapshot import ModelView, State, VersionView
-from headrace.spec import decode_spec, encode_spec
+from headrace.spec import BYTES, Signature, TensorSpec, decode_spec, encode_spec
 from tests.headrace.protocols.specs import F4, model, signature, spec
 
 SPEC = model(signature([spec("x", F4, None, 28, 28)], [spec("label", BYTES, None)]))

@@ -15,8 +15,8 @@ from headrace.protocols.grpc_targets import parse
 from headrace.protocols.messages import POOL
 from headrace.protocols.model_config import shown
 from headrace.protocols.statistics import blank
-from headrace.protocols.tensors import BYTES, ModelSpec, TensorSpec
 from headrace.snapshot import ModelView, State, VersionView
+from headrace.spec import BYTES, ModelSpec, TensorSpec
 from tests.headrace.protocols.specs import F4, model, signature, spec
 
 SPEC = model(signature([spec("x", F4, None, 28, 28)], [spec("label", BYTES, None)]))

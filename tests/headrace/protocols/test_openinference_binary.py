@@ -17,17 +17,8 @@ from tritonclient.utils import np_to_triton_dtype
 from headrace.errors import InvalidArgument, PayloadTooLarge, Unimplemented
 from headrace.protocols.compression import deflate
 from headrace.protocols.openinference_binary import OpenInferenceCodec
-from headrace.protocols.tensors import (
-    BFLOAT16,
-    BYTES,
-    Call,
-    Encoded,
-    InferenceRequest,
-    ModelSpec,
-    Signature,
-    Tensor,
-    TensorSpec,
-)
+from headrace.protocols.tensors import Call, Encoded, InferenceRequest
+from headrace.spec import BFLOAT16, BYTES, ModelSpec, Signature, Tensor, TensorSpec
 from tests.headrace.protocols.specs import F4, I8, TWO_INPUTS, model, one_input, signature, spec
 
 CODEC = OpenInferenceCodec()

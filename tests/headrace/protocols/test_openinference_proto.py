@@ -14,15 +14,8 @@ from tritonclient.utils import serialize_byte_tensor
 from headrace.errors import HeadraceError, InvalidArgument, Unimplemented
 from headrace.protocols.datatypes import dtype_of
 from headrace.protocols.openinference_proto import OpenInferenceProtoCodec
-from headrace.protocols.tensors import (
-    BFLOAT16,
-    BYTES,
-    Call,
-    Encoded,
-    InferenceRequest,
-    ModelSpec,
-    Tensor,
-)
+from headrace.protocols.tensors import Call, Encoded, InferenceRequest
+from headrace.spec import BFLOAT16, BYTES, ModelSpec, Tensor
 from tests.headrace.protocols.specs import F4, TWO_INPUTS, model, one_input, signature, spec
 
 CODEC = OpenInferenceProtoCodec()

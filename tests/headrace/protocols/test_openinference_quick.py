@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from headrace.errors import HeadraceError
 from headrace.protocols.openinference_binary import OpenInferenceCodec
 from headrace.protocols.openinference_quick import read_quickly
-from headrace.protocols.tensors import Call, TensorSpec
+from headrace.protocols.tensors import Call
+from headrace.spec import TensorSpec
 from tests.headrace.protocols.specs import model, signature
 
 

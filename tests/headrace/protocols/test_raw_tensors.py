@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 
 from headrace.errors import InvalidArgument
 from headrace.protocols.raw_tensors import RawTail, decode_raw, encode_raw
-from headrace.protocols.tensors import BYTES, Tensor
+from headrace.spec import BYTES, Tensor
 from tests.headrace.protocols.specs import F4
 
 DTYPES = st.one_of(

@@ -22,9 +22,10 @@ from headrace.protocols.grpc_targets import parse
 from headrace.protocols.messages import message
 from headrace.protocols.openinference_binary import OpenInferenceCodec
 from headrace.protocols.openinference_proto import OpenInferenceProtoCodec
-from headrace.protocols.tensors import BYTES, Call, Codec, Encoded, ModelSpec, Tensor, TensorSpec
+from headrace.protocols.tensors import Call, Codec, Encoded
 from headrace.protocols.tfserving_json import PredictCodec
 from headrace.protocols.tfserving_proto import PredictProtoCodec
+from headrace.spec import BYTES, ModelSpec, Tensor, TensorSpec
 from tests.headrace.protocols.specs import model, signature
 
 DATATYPES = (

@@ -14,17 +14,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from headrace.errors import HeadraceError, InvalidArgument
-from headrace.protocols.tensors import (
-    BFLOAT16,
-    BYTES,
-    Call,
-    InferenceRequest,
-    ModelSpec,
-    Signature,
-    Tensor,
-    TensorSpec,
-)
+from headrace.protocols.tensors import Call, InferenceRequest
 from headrace.protocols.tfserving_json import PredictCodec
+from headrace.spec import BFLOAT16, BYTES, ModelSpec, Signature, Tensor, TensorSpec
 from tests.headrace.protocols.specs import F4, F8, I8, TWO_INPUTS, model, one_input, signature, spec
 
 CODEC = PredictCodec()
