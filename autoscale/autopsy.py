@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from headrace.failure import Evidence, FailureKind
-from headrace.snapshot import State
+from headrace.snapshot import Evidence, FailureKind, State
 from replicas.last_words import Words
 from replicas.memory_watch import EXIT_CODE
 

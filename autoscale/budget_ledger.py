@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from headrace.budget_store import ACTIVE_S, Claim, Grant
+from headrace.access import ACTIVE_S, Claim, Grant
 
 GATEWAYS_S = 3 * ACTIVE_S
 """A gateway that exchanged nothing for so long is not counted any more."""

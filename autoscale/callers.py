@@ -10,8 +10,7 @@ from typing import Any
 
 from autoscale.budget_ledger import BudgetLedger
 from autoscale.key_desk import KeyDesk
-from headrace.access import Access
-from headrace.budget_store import Claim, Grant
+from headrace.access import Access, Claim, Grant
 from headrace.config.args import PoolConfig
 from headrace.errors import HeadraceError, InvalidArgument, Unavailable
 

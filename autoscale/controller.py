@@ -31,10 +31,9 @@ from autoscale.statistics import StatisticsBook
 from autoscale.views import model_view
 from headrace.access import Access
 from headrace.config.args import ModelConfig, PoolConfig, SlotClass
-from headrace.failure import Evidence
 from headrace.link.client import Identity
 from headrace.metrics import Recorder
-from headrace.snapshot import Memory, Placement, SlotView, Snapshot, State
+from headrace.snapshot import Evidence, Memory, Placement, SlotView, Snapshot, State
 
 SETTLE_S = 3.0
 TICK_S = 1.0

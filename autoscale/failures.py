@@ -15,7 +15,7 @@ from typing import Any
 
 from autoscale.orders import Key
 from headrace.config.args import SlotClass
-from headrace.failure import Evidence, FailureKind
+from headrace.snapshot import Evidence, FailureKind
 
 FIRST_BACKOFF_S = 2.0
 LONGEST_BACKOFF_S = 60.0

@@ -12,10 +12,9 @@ import structlog
 from autoscale.autopsy import autopsy
 from autoscale.orders import Key
 from headrace.errors import HeadraceError
-from headrace.failure import Evidence, FailureKind
 from headrace.link.client import Identity
 from headrace.link.control import SlotControl
-from headrace.snapshot import Placement, SlotView, State
+from headrace.snapshot import Evidence, FailureKind, Placement, SlotView, State
 from headrace.spec import ModelSpec, decode_spec
 from replicas import last_words
 from replicas.last_words import IN_THE_MAKING, Words

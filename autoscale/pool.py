@@ -27,8 +27,7 @@ from autoscale.slot_targets import SlotTargets
 from autoscale.store_watch import StoreWatch
 from command.leasing import GrantedLease as GrantedLease
 from command.leasing import lease as lease
-from headrace.access import Access
-from headrace.budget_store import Claim, Grant
+from headrace.access import Access, Claim, Grant
 from headrace.config.args import Budgets, ModelConfig, PoolConfig, SlotClass
 from headrace.config.types import SecretRef
 from headrace.errors import HeadraceError, InvalidArgument, Unavailable

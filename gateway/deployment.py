@@ -33,17 +33,17 @@ from gateway.media.stage_client import StageClient
 from gateway.prediction import FrontState
 from gateway.shared_memory.prediction import RegionInference
 from gateway.shared_memory.regions import Regions
-from headrace.budget_store import BudgetStore
+from headrace.access import BudgetStore
 from headrace.config.args import (
     Audit,
     Budgets,
     Limits,
     Listen,
+    MediaConfig,
     ModelConfig,
     SharedMemory,
     split_address,
 )
-from headrace.config.media import MediaConfig
 from headrace.config.types import SecretRef
 from headrace.errors import Unavailable
 from headrace.keys import key_pepper
@@ -55,8 +55,7 @@ from headrace.link.pool import PoolClient
 from headrace.logs import configure, watched
 from headrace.metrics import Recorder
 from headrace.metrics_export import Exporter
-from headrace.node import Node
-from headrace.port_lock import PortLock
+from headrace.node import Node, PortLock
 from headrace.secrets import admin_token, cluster_secret, headrace_home
 from headrace.snapshot import Snapshot
 

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from gateway.view import GatewayView
-from headrace.errors import FilesRefused, HeadraceError, InvalidArgument, PermissionDenied
+from headrace.errors import FilesRefused, HeadraceError, InvalidArgument, PermissionDenied, quoted
 from headrace.protocols.json_bodies import read_json
-from headrace.quoting import quoted
 
 
 def require_public(view: GatewayView) -> None:

@@ -6,9 +6,8 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from headrace.errors import InvalidArgument, Unimplemented
+from headrace.errors import InvalidArgument, Unimplemented, quoted
 from headrace.protocols.messages import message
-from headrace.quoting import quoted
 
 TRACE_SETTINGS: Mapping[str, Any] = {
     "trace_level": ["OFF"],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -65,4 +65,69 @@ class Identifier(Protocol):
 
     def stranger(self, headers: Mapping[bytes, bytes], address: str) -> Caller:
         """The anonymous caller of that address, whatever its credential."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a gateway tells and asks for one caller. Amounts are in units of cost.
+
+    `charge` is what the gateway let through without having leased it, less the leased rest that
+    it gives back; `want` is what it would like to lease now, of which less is welcome too.
+    `rate` (per second) and `burst` are those of the caller's tier. `level` is what the gateway
+    believes the bucket to hold before this claim: a store that does not know the caller (it has
+    restarted) starts from there, None from a full bucket. `quota` is the day's limit (None: there
+    is none), `used` what the gateway counted against it since its last claim, `used_before` the
+    day's total that it was last told, of `day` (days since 1970, UTC).
+    """
+
+    caller: str
+    rate: float
+    burst: float
+    charge: float = 0.0
+    want: float = 0.0
+    level: float | None = None
+    quota: float | None = None
+    used: float = 0.0
+    used_before: float = 0.0
+    day: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """The store's answer to a claim.
+
+    `tokens` are leased to the gateway and off the bucket already; `level` is what the bucket
+    holds now, negative when more was charged than there was; `wait_s` is the time until it holds
+    one token (0: it does). `active` counts the gateways with a claim for this caller in the last
+    `ACTIVE_S` seconds; `used` is the day's total against the quota.
+    """
+
+    tokens: float
+    level: float
+    wait_s: float
+    active: int = 1
+    used: float = 0.0
+
+
+ACTIVE_S = 5.0
+"""A gateway that claimed nothing for a caller for so long has no part in its limits."""
+
+
+class StoreAway(Exception):
+    """Raised when the store does not answer in time or not as it should."""
+
+
+class BudgetStore(Protocol):
+    """Where budgets are counted."""
+
+    async def exchange(self, claims: Sequence[Claim]) -> tuple[Sequence[Grant], int]:
+        """A grant for each claim, in order, and how many gateways there are in all.
+
+        Raises `StoreAway`; then nothing may be assumed about what was counted.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Give up connections."""
         ...

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import click
 
-from headrace.niceness import be_nice
+from headrace.node import be_nice
 from loadtests.processes import NotStarted
 from loadtests.reload import ROOT
 from loadtests.sharding_inputs import pixels_of

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from headrace.niceness import be_nice
+from headrace.node import be_nice
 
 Result = TypeVar("Result")
 

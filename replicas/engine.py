@@ -26,7 +26,7 @@ from headrace.errors import (
 from headrace.link.channel import Channel
 from headrace.link.frames import Buffer, Flag, Item, Reply, pieces
 from headrace.metrics import Recorder
-from headrace.niceness import be_nice
+from headrace.node import be_nice
 from headrace.protocols.calls import call_of, codecs, form_of
 from headrace.protocols.errors_json import encode_error
 from headrace.protocols.tensors import Codec, Encoded, InferenceRequest

@@ -7,8 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from headrace.errors import ModelLoadError
-from headrace.quoting import quoted
+from headrace.errors import ModelLoadError, quoted
 
 # The way from ModelProto to every TensorProto, as {message: {field number: message}} of onnx.proto.
 # We read the wire format ourselves because `onnx` is no dependency of a server, and because ONNX

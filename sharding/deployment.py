@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import structlog
 
-from headrace.config.media import MediaConfig
+from headrace.config.args import MediaConfig
 from headrace.config.types import SecretRef
 from headrace.errors import HeadraceError, Unavailable
 from headrace.link import shared_memory
@@ -22,8 +22,7 @@ from headrace.link.pool import PoolClient
 from headrace.logs import configure, watched
 from headrace.metrics import Recorder
 from headrace.metrics_export import Exporter
-from headrace.niceness import be_nice
-from headrace.node import Node
+from headrace.node import Node, be_nice
 from headrace.secrets import cluster_secret, headrace_home
 from sharding.job_store import JobStore
 from sharding.jobs import JobRunner

@@ -34,10 +34,8 @@ from gateway.media.stage_client import StageCalls
 from gateway.prediction import FrontState
 from gateway.shared_memory.prediction import RegionInference
 from gateway.shared_memory.regions import Regions
-from headrace.access import Access
-from headrace.budget_store import BudgetStore, Claim, Grant
-from headrace.config.args import Batching, Limits, ModelConfig
-from headrace.config.media import MediaConfig
+from headrace.access import Access, BudgetStore, Claim, Grant
+from headrace.config.args import Batching, Limits, MediaConfig, ModelConfig
 from headrace.link.client import Identity
 from headrace.link.control import SlotControl
 from headrace.link.handshake import Hello

@@ -6,8 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from headrace.access import Caller
-from headrace.budget_store import Claim, Grant
+from headrace.access import Caller, Claim, Grant
 from headrace.config.tiers import ANONYMOUS, UNLIMITED, Quota, Tier
 from headrace.errors import TooManyRequests
 

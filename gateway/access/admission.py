@@ -25,8 +25,7 @@ from gateway.access.refusals import (
     refused_guess,
 )
 from gateway.access.ticket import Plane, Ticket
-from headrace.access import Access, Identifier
-from headrace.budget_store import BudgetStore
+from headrace.access import Access, BudgetStore, Identifier
 from headrace.config.args import Limits
 from headrace.config.tiers import ANONYMOUS
 from headrace.errors import HeadraceError, PayloadTooLarge, Unauthenticated, Unavailable

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from headrace.budget_store import Claim, Grant, StoreAway
+from headrace.access import Claim, Grant, StoreAway
 
 TIMEOUT_S = 1.0
 

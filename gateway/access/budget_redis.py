@@ -21,7 +21,7 @@ from redis.exceptions import (
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from autoscale.budget_ledger import GATEWAYS_S, KEEP_S
-from headrace.budget_store import ACTIVE_S, Claim, Grant, StoreAway
+from headrace.access import ACTIVE_S, Claim, Grant, StoreAway
 from headrace.config.args import Budgets
 from headrace.config.tiers import UNLIMITED
 from headrace.errors import ConfigError

@@ -10,7 +10,7 @@ import structlog
 
 from gateway.access.account import Account
 from gateway.access.limits import Limiter
-from headrace.budget_store import BudgetStore, StoreAway
+from headrace.access import BudgetStore, StoreAway
 
 EXCHANGE_S = 0.05
 """How often the store hears of what was spent; at once when a request waits for its answer."""

@@ -25,8 +25,7 @@ from gateway.access.account import (
     hint,
     rate_error,
 )
-from headrace.access import Caller
-from headrace.budget_store import Claim
+from headrace.access import Caller, Claim
 from headrace.config.tiers import UNLIMITED, Tier
 
 

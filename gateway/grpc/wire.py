@@ -23,9 +23,9 @@ from headrace.errors import (
     InvalidArgument,
     PayloadTooLarge,
     Unimplemented,
+    quoted,
 )
 from headrace.protocols.compression import inflate
-from headrace.quoting import quoted
 
 PREFIX_BYTES = 5
 IDENTITY = b"identity"

@@ -7,9 +7,8 @@ from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 
-from headrace.errors import Cancelled, InvalidArgument, PayloadTooLarge
+from headrace.errors import Cancelled, InvalidArgument, PayloadTooLarge, quoted
 from headrace.protocols.json_bodies import read_object
-from headrace.quoting import quoted
 
 MAX_DOCUMENT_BYTES = 1024 * 1024
 

@@ -28,7 +28,7 @@ from gateway.media.options import HEADER, check_tiling, json_options, query_opti
 from gateway.media.stage_client import Event, StageCalls
 from gateway.media.upload import Declared, take
 from gateway.prediction import FrontState
-from headrace.config.media import MediaConfig
+from headrace.config.args import MediaConfig
 from headrace.config.sharding import ProcessOptions, ShardingConfig
 from headrace.deadline import parse_timeout_s
 from headrace.errors import Cancelled, DeadlineExceeded, HeadraceError, InternalError

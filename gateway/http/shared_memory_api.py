@@ -12,8 +12,7 @@ from gateway.http.answers import json_answer
 from gateway.http.documents import read_document
 from gateway.shared_memory.codec import cuda_is_refused, registration_is_off, unknown_region
 from gateway.shared_memory.regions import Region, Regions, caller_of
-from headrace.errors import InvalidArgument
-from headrace.quoting import quoted
+from headrace.errors import InvalidArgument, quoted
 
 shared_memory = APIRouter()
 

@@ -16,7 +16,7 @@ import numpy as np
 import orjson
 
 from headrace.config.args import Limits
-from headrace.errors import InvalidArgument
+from headrace.errors import InvalidArgument, quoted
 from headrace.link.frames import Body, pieces
 from headrace.protocols.checks import find_output
 from headrace.protocols.compression import inflate, reply_coding
@@ -36,7 +36,6 @@ from headrace.protocols.openinference_proto import OpenInferenceProtoCodec
 from headrace.protocols.openinference_proto import Reply as ProtoReply
 from headrace.protocols.raw_tensors import RawTail, decode_raw
 from headrace.protocols.tensors import Call, Encoded, InferenceRequest
-from headrace.quoting import quoted
 from headrace.spec import BYTES, ModelSpec, Signature, Tensor, TensorSpec
 
 Findings = Literal["boxes", "tags"]

@@ -5,8 +5,7 @@ from __future__ import annotations
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from headrace.errors import InvalidArgument
-from headrace.quoting import quoted
+from headrace.errors import InvalidArgument, quoted
 
 MAX_OPTIONS_BYTES = 64 * 1024
 MAX_HEADERS = 8

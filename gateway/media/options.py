@@ -10,8 +10,7 @@ import orjson
 from pydantic import ValidationError
 
 from headrace.config.sharding import ProcessOptions, ShardingConfig
-from headrace.errors import InvalidArgument
-from headrace.quoting import quoted
+from headrace.errors import InvalidArgument, quoted
 
 HEADER = "x-headrace-options"
 LISTS = ("classes", "scales")

@@ -7,8 +7,7 @@ from typing import Any
 
 from gateway.media.body import MediaBody
 from gateway.media.options import json_options
-from headrace.errors import InvalidArgument, Unimplemented, UnsupportedMedia
-from headrace.quoting import quoted
+from headrace.errors import InvalidArgument, Unimplemented, UnsupportedMedia, quoted
 from sharding.sniff import HEAD_BYTES, TAIL_BYTES, Medium, identify
 from sharding.spool import Spool
 from sharding.upload import Upload

@@ -13,7 +13,14 @@ from typing import Any, Protocol
 import orjson
 
 from headrace.config.args import Limits
-from headrace.errors import AlreadyExists, InvalidArgument, NotFound, PayloadTooLarge, Unimplemented
+from headrace.errors import (
+    AlreadyExists,
+    InvalidArgument,
+    NotFound,
+    PayloadTooLarge,
+    Unimplemented,
+    quoted,
+)
 from headrace.link.frames import Body, Buffer
 from headrace.protocols.compression import inflate
 from headrace.protocols.elements import check_json
@@ -24,7 +31,6 @@ from headrace.protocols.openinference_json import named_entries, parameters_of
 from headrace.protocols.openinference_proto import raw_contents
 from headrace.protocols.raw_tensors import RawTail
 from headrace.protocols.tensors import Call
-from headrace.quoting import quoted
 
 MARK = b"shared_memory_"
 """What every request has that names a region."""

@@ -23,9 +23,8 @@ import orjson
 from gateway.access.ticket import Ticket
 from gateway.shared_memory.codec import Part, region_exists, registration_failed, unknown_region
 from headrace.config.args import SharedMemory
-from headrace.errors import HeadraceError, InvalidArgument, PermissionDenied, Unavailable
+from headrace.errors import HeadraceError, InvalidArgument, PermissionDenied, Unavailable, quoted
 from headrace.link.frames import Buffer
-from headrace.quoting import quoted
 
 MEMORY = Path("/dev/shm")
 MAX_REGIONS = 4096

@@ -6,9 +6,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
-from headrace.errors import InvalidArgument
+from headrace.errors import InvalidArgument, listed, quoted
 from headrace.protocols.datatypes import datatype_name
-from headrace.quoting import listed, quoted
 from headrace.spec import ModelSpec, Signature, Tensor, TensorSpec
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import zlib
 
-from headrace.errors import InvalidArgument, PayloadTooLarge
-from headrace.quoting import quoted
+from headrace.errors import InvalidArgument, PayloadTooLarge, quoted
 
 MAX_INFLATED_BYTES = 128 * 1024 * 1024
 """The default of `max_body_bytes`: what may not come plain may not come compressed either.

@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from headrace.errors import InvalidArgument
-from headrace.quoting import quoted
+from headrace.errors import InvalidArgument, quoted
 from headrace.spec import BFLOAT16, BYTES
 
 _DTYPES: dict[str, np.dtype[Any]] = {

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import orjson
 
-from headrace.errors import HeadraceError, NotFound
+from headrace.errors import HeadraceError, NotFound, quoted
 from headrace.protocols.tensors import Encoded
-from headrace.quoting import quoted
 
 
 def encode_error(error: HeadraceError) -> Encoded:

@@ -12,14 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from headrace.errors import InvalidArgument
+from headrace.errors import InvalidArgument, listed
 from headrace.protocols.checks import check_names, given_inputs
 from headrace.protocols.datatypes import tensorflow_name
 from headrace.protocols.elements import too_many
 from headrace.protocols.json_arrays import leaves_to_array
 from headrace.protocols.json_bodies import text_of
 from headrace.protocols.tensors import InferenceRequest
-from headrace.quoting import listed
 from headrace.spec import BYTES, TENSORFLOW, ModelSpec, Signature, Tensor, TensorSpec
 
 Features = dict[str, list[Any]]

@@ -9,13 +9,12 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from headrace.errors import InvalidArgument, PayloadTooLarge
+from headrace.errors import InvalidArgument, PayloadTooLarge, listed, quoted
 from headrace.protocols.compression import MAX_INFLATED_BYTES
 from headrace.protocols.elements import MAX_ELEMENTS, check_message
 from headrace.protocols.messages import message
 from headrace.protocols.targets import InferPath, parse_version
 from headrace.protocols.wire import delimited, read_delimited
-from headrace.quoting import listed, quoted
 
 INFER = "openinference_grpc"
 SERVING = "tfserving_grpc"

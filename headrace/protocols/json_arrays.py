@@ -12,8 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import simdjson
 
-from headrace.errors import InvalidArgument
-from headrace.quoting import quoted
+from headrace.errors import InvalidArgument, quoted
 from headrace.spec import BYTES, Tensor
 
 MAX_RANK = 32

@@ -8,10 +8,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from headrace.config.args import ModelConfig
-from headrace.errors import InvalidArgument, Unimplemented
+from headrace.errors import InvalidArgument, Unimplemented, listed
 from headrace.protocols.datatypes import config_name
 from headrace.protocols.metadata import default_signature, shown_shape
-from headrace.quoting import listed
 from headrace.spec import TENSORFLOW, ModelSpec, TensorSpec
 
 _BACKENDS = {"onnxruntime_onnx": "onnxruntime", TENSORFLOW: "tensorflow"}

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from headrace.errors import InvalidArgument
+from headrace.errors import InvalidArgument, listed, quoted
 from headrace.protocols.checks import check_inputs, find_output, find_signature, wanted_names
 from headrace.protocols.classification import check_classes, top_classes
 from headrace.protocols.compression import MAX_INFLATED_BYTES, deflate, inflate, reply_coding
@@ -33,7 +33,6 @@ from headrace.protocols.openinference_parameters import (
 from headrace.protocols.openinference_quick import read_quickly
 from headrace.protocols.raw_tensors import RawTail, decode_raw, encode_raw
 from headrace.protocols.tensors import Call, Encoded, InferenceRequest
-from headrace.quoting import listed, quoted
 from headrace.spec import BFLOAT16, BYTES, ModelSpec, Signature, Tensor, TensorSpec
 
 _WITHOUT_JSON = (np.dtype(np.float16), BFLOAT16)

@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from headrace.errors import InvalidArgument
+from headrace.errors import InvalidArgument, quoted
 from headrace.protocols.json_arrays import MAX_RANK, flatten, leaves_to_array
-from headrace.quoting import quoted
 from headrace.spec import BYTES, Tensor
 
 MAX_NESTING = 100

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from headrace.errors import InvalidArgument, Unimplemented
+from headrace.errors import InvalidArgument, Unimplemented, quoted
 from headrace.protocols.checks import find_signature, match_signature
-from headrace.quoting import quoted
 from headrace.spec import ModelSpec, Signature
 
 _SEQUENCE = ("sequence_id", "sequence_start", "sequence_end")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from headrace.errors import InvalidArgument
+from headrace.errors import InvalidArgument, quoted
 from headrace.protocols.checks import check_inputs, find_output, wanted_names
 from headrace.protocols.classification import check_classes, top_classes
 from headrace.protocols.datatypes import check_supported, datatype_name, dtype_of
@@ -25,7 +25,6 @@ from headrace.protocols.openinference_parameters import (
 from headrace.protocols.raw_tensors import decode_raw, encode_raw
 from headrace.protocols.tensors import Call, Encoded, InferenceRequest
 from headrace.protocols.typed_lists import read_list
-from headrace.quoting import quoted
 from headrace.spec import ModelSpec, Signature, Tensor
 
 _REQUEST = "inference.ModelInferRequest"

@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from headrace.errors import InvalidArgument
+from headrace.errors import InvalidArgument, quoted
 from headrace.protocols.elements import Elements
-from headrace.quoting import quoted
 from headrace.spec import BYTES, Tensor
 
 _LENGTH = struct.Struct("<I")

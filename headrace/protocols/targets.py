@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from urllib.parse import unquote_to_bytes
 
-from headrace.errors import InvalidArgument
-from headrace.quoting import quoted
+from headrace.errors import InvalidArgument, quoted
 
 _CACHED_PATHS = 4096
 _CACHED_PATH_BYTES = 512

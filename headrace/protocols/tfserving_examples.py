@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from headrace.errors import InvalidArgument
+from headrace.errors import InvalidArgument, quoted
 from headrace.protocols.checks import check_inputs, find_signature, wanted_names
 from headrace.protocols.compression import MAX_INFLATED_BYTES, deflate, inflate, reply_coding
 from headrace.protocols.datatypes import check_supported
@@ -28,7 +28,6 @@ from headrace.protocols.json_arrays import decode_b64
 from headrace.protocols.json_bodies import read_object, write_json
 from headrace.protocols.tensors import Call, Encoded, InferenceRequest
 from headrace.protocols.tf_example import encode_example
-from headrace.quoting import quoted
 from headrace.spec import ModelSpec, Signature, Tensor
 
 _LARGEST_FLOAT32 = float(np.finfo(np.float32).max)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from headrace.errors import InvalidArgument
+from headrace.errors import InvalidArgument, quoted
 from headrace.protocols.checks import (
     check_inputs,
     check_names,
@@ -34,7 +34,6 @@ from headrace.protocols.grpc_targets import parse
 from headrace.protocols.messages import message
 from headrace.protocols.tensor_proto import decode_tensor, encode_tensor
 from headrace.protocols.tensors import Call, Encoded, InferenceRequest
-from headrace.quoting import quoted
 from headrace.spec import ModelSpec, Signature, Tensor
 
 _PACKAGE = "tensorflow.serving"

@@ -3,8 +3,7 @@ from __future__ import annotations
 import pytest
 
 from autoscale.autopsy import autopsy
-from headrace.failure import FailureKind
-from headrace.snapshot import State
+from headrace.snapshot import FailureKind, State
 from replicas.last_words import Words
 
 MB = 2**20

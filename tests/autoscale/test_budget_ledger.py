@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoscale.budget_ledger import GATEWAYS_S, KEEP_S, BudgetLedger
-from headrace.budget_store import ACTIVE_S, Claim, Grant
+from headrace.access import ACTIVE_S, Claim, Grant
 from headrace.config.tiers import UNLIMITED
 
 DAY = 20_000

@@ -7,7 +7,7 @@ from pydantic import ByteSize
 from autoscale.failures import Failures, backoff_s, largest_above
 from autoscale.orders import Key
 from headrace.config.args import SlotClass
-from headrace.failure import Evidence, FailureKind
+from headrace.snapshot import Evidence, FailureKind
 
 KEY = Key("m", 1)
 BROKEN = Evidence(FailureKind.BROKEN, "cpu")

@@ -12,7 +12,7 @@ from autoscale import operations
 from autoscale.orders import Key
 from headrace.config.scaling import Replicas
 from headrace.errors import NotFound, Unavailable
-from headrace.failure import Evidence
+from headrace.snapshot import Evidence
 from tests.autoscale.plant import CONFIG, Plant, open_plant
 from tests.house import affine_model, until
 

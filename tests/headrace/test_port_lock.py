@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from headrace.errors import ConfigError
-from headrace.port_lock import PortLock
+from headrace.node import PortLock
 
 PORT = 1
 """No listener is opened here, so any number does; nothing real uses this one."""

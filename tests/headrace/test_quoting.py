@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from headrace.quoting import listed, quoted
+from headrace.errors import listed, quoted
 
 
 @pytest.mark.parametrize(

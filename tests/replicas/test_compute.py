@@ -4,7 +4,7 @@ import asyncio
 import os
 import threading
 
-from headrace.niceness import NICE
+from headrace.node import NICE
 from replicas.compute import ComputeThread, Ticket
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 
 from gateway.access.account import IDLE_S, Account, Allowance
-from headrace.access import Caller
-from headrace.budget_store import Grant
+from headrace.access import Caller, Grant
 from headrace.config.tiers import Quota, Tier
 
 TIER = Tier(rate="10/s", burst=100, concurrency=8)

@@ -13,8 +13,7 @@ from gateway.access.account import OverBudget
 from gateway.access.admission import Admission
 from gateway.access.limit_headers import limit_headers
 from gateway.access.ticket import Ticket
-from headrace.access import Access, Caller
-from headrace.budget_store import Claim, Grant, StoreAway
+from headrace.access import Access, Caller, Claim, Grant, StoreAway
 from headrace.config.args import Cost, Limits, ModelConfig
 from headrace.config.tiers import Queue, Tier
 from headrace.errors import (

@@ -11,7 +11,7 @@ import pytest
 from autoscale.budget_ledger import BudgetLedger
 from gateway.access import budget_pool
 from gateway.access.budget_pool import PoolBudgets
-from headrace.budget_store import BudgetStore, Claim, Grant, StoreAway
+from headrace.access import BudgetStore, Claim, Grant, StoreAway
 
 Answer = tuple[list[Grant], int]
 

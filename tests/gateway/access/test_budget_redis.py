@@ -17,7 +17,7 @@ from redis import Redis
 from autoscale.budget_ledger import KEEP_S, BudgetLedger
 from gateway.access import budget_redis
 from gateway.access.budget_redis import SCRIPT, TIMEOUT_S, RedisBudgets
-from headrace.budget_store import BudgetStore, Claim, Grant, StoreAway
+from headrace.access import BudgetStore, Claim, Grant, StoreAway
 from headrace.config.args import Budgets
 from headrace.config.tiers import UNLIMITED
 from headrace.errors import ConfigError

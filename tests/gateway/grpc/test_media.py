@@ -17,8 +17,7 @@ from gateway.grpc.media import SERVICE, MediaService
 from gateway.http.media import MediaDesk
 from gateway.media.stage_client import Event
 from headrace.access import Access
-from headrace.config.args import Batching, Limits, ModelConfig
-from headrace.config.media import MediaConfig
+from headrace.config.args import Batching, Limits, MediaConfig, ModelConfig
 from headrace.config.sharding import ProcessOptions, ShardingConfig, ShardingLimits
 from headrace.config.tiers import Tier
 from headrace.errors import HeadraceError, Unavailable

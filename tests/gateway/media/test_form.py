@@ -16,7 +16,7 @@ from gateway.media.options import (
     query_options,
     read_options,
 )
-from headrace.config.media import JobsConfig, MediaConfig
+from headrace.config.args import JobsConfig, MediaConfig
 from headrace.config.sharding import ProcessOptions
 from headrace.errors import InvalidArgument
 
