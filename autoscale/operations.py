@@ -15,7 +15,7 @@ from autoscale.orders import Key, Load
 from autoscale.rollout import Target
 from headrace.config.args import ModelConfig
 from headrace.errors import FailedPrecondition, HeadraceError, ModelLoadError, NotFound, Unavailable
-from headrace.protocols.model_config import overridden
+from headrace.protocols.metadata import overridden
 from headrace.snapshot import ModelView, State, VersionView
 from replicas.repository import StoreAway
 

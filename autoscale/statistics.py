@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from headrace.protocols.statistics import BATCH_PAIRS, PAIRS, SCALARS
+from headrace.protocols.metadata import BATCH_PAIRS, PAIRS, SCALARS
 
 GONE_KEPT = 64
 """How many of the slots that were lost may come back: their process lives, only the link broke."""

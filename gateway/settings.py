@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from headrace.errors import InvalidArgument, Unimplemented, quoted
-from headrace.protocols.messages import message
+from headrace.protocols.wire import message
 
 TRACE_SETTINGS: Mapping[str, Any] = {
     "trace_level": ["OFF"],

@@ -43,7 +43,7 @@ class GatewayView(Protocol):
         ...
 
     async def statistics(self) -> Sequence[Mapping[str, Any]]:
-        """What all slots have counted, by model version: see `headrace.protocols.statistics`."""
+        """What all slots have counted, by model version: see `headrace.protocols.metadata`."""
         ...
 
     async def index(self) -> list[dict[str, str]]:

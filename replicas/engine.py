@@ -28,7 +28,7 @@ from headrace.link.frames import Buffer, Flag, Item, Reply, pieces
 from headrace.metrics import Recorder
 from headrace.node import be_nice
 from headrace.protocols.calls import call_of, codecs, form_of
-from headrace.protocols.errors_json import encode_error
+from headrace.protocols.targets import encode_error
 from headrace.protocols.tensors import Codec, Encoded, InferenceRequest
 from headrace.spec import BYTES, Tensor
 from replicas.batcher import Batch, Batcher, Pending

@@ -15,8 +15,8 @@ import structlog
 
 from headrace.errors import HeadraceError, InvalidArgument, ModelLoadError
 from headrace.protocols.calls import CALLS, call_number, codecs
-from headrace.protocols.grpc_targets import SERVING, multi_inference_tasks
 from headrace.protocols.json_bodies import read_object
+from headrace.protocols.targets import SERVING, multi_inference_tasks
 from headrace.protocols.tensors import Call, InferenceRequest
 from headrace.protocols.wire import read_delimited
 from headrace.spec import ModelSpec

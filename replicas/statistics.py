@@ -80,7 +80,7 @@ class ModelStatistics:
         self._fail_ns += int(whole_s * 1e9)
 
     def document(self) -> dict[str, Any]:
-        """The counts so far: see `headrace.protocols.statistics`."""
+        """The counts so far: see `headrace.protocols.metadata`."""
         done = self._success_count
         return {
             "last_inference": int(self._last_s * 1e3),

@@ -18,9 +18,8 @@ from google.protobuf import text_format
 
 from headrace.errors import ModelLoadError, listed, quoted
 from headrace.protocols.datatypes import config_name
-from headrace.protocols.messages import POOL, message
-from headrace.protocols.metadata import default_signature
-from headrace.protocols.model_config import backend_of
+from headrace.protocols.metadata import backend_of, default_signature
+from headrace.protocols.wire import POOL, message
 from headrace.spec import ModelSpec, Signature, Tensor, TensorSpec
 from replicas.listing import MAX_BESIDE_BYTES
 from replicas.runtime import Runtime

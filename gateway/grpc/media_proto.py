@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from headrace.config.sharding import ProcessOptions
 from headrace.errors import InternalError, InvalidArgument
-from headrace.protocols.messages import message
+from headrace.protocols.wire import message
 
 _PACKAGE = "headrace.v1"
 _OPTIONAL = ("threshold", "top_k", "tile", "overlap", "fps", "start_s", "end_s")

@@ -17,9 +17,8 @@ from gateway.view import GatewayView
 from headrace.errors import NotFound, Unavailable, Unimplemented
 from headrace.link.model_lookup import find_model, known_spec
 from headrace.protocols import metadata_proto
-from headrace.protocols.grpc_targets import infer_target, parse
-from headrace.protocols.statistics import statistics_document
-from headrace.protocols.targets import InferPath
+from headrace.protocols.metadata import statistics_document
+from headrace.protocols.targets import InferPath, infer_target, parse
 from headrace.snapshot import ANSWERING, State
 
 SERVICE = "inference.GRPCInferenceService"

@@ -15,7 +15,7 @@ from grpc_reflection.v1alpha.reflection import aio
 from gateway.grpc.methods import Handlers, stream
 from gateway.grpc.prediction import Context
 from headrace.errors import InvalidArgument
-from headrace.protocols.messages import load_pool
+from headrace.protocols.wire import load_pool
 
 ALPHA_SERVICE = "grpc.reflection.v1alpha.ServerReflection"
 SERVICE = "grpc.reflection.v1.ServerReflection"

@@ -11,8 +11,8 @@ from gateway.grpc.prediction import Context
 from gateway.shared_memory.codec import cuda_is_refused, registration_is_off, unknown_region
 from gateway.shared_memory.regions import Region, caller_of
 from gateway.view import GatewayView
-from headrace.protocols.grpc_targets import parse
-from headrace.protocols.messages import message
+from headrace.protocols.targets import parse
+from headrace.protocols.wire import message
 
 
 class SharedMemoryMethods:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from gateway.grpc.prediction import AwaitedPrediction, Context, timeout_s
 from gateway.prediction import FrontState
 from headrace.errors import HeadraceError, Unavailable
-from headrace.protocols.grpc_targets import InferTarget, infer_target
 from headrace.protocols.metadata_proto import stream_answer, stream_error
+from headrace.protocols.targets import InferTarget, infer_target
 
 MAX_IN_FLIGHT = 64
 """Predictions of one stream that are not answered yet; then the stream is not read."""

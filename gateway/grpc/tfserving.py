@@ -22,7 +22,7 @@ from gateway.view import GatewayView
 from headrace.errors import InvalidArgument
 from headrace.link.model_lookup import find_servable, servable_versions
 from headrace.protocols import metadata_proto
-from headrace.protocols.grpc_targets import (
+from headrace.protocols.targets import (
     multi_inference_answer,
     multi_inference_tasks,
     parse,

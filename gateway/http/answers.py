@@ -29,8 +29,7 @@ from headrace.errors import (
     Unauthenticated,
 )
 from headrace.logs import request_id, valid_request_id
-from headrace.protocols.errors_json import encode_error
-from headrace.protocols.targets import canonical_path, is_upload
+from headrace.protocols.targets import canonical_path, encode_error, is_upload
 
 OPEN_PATHS = ("/healthz", "/readyz", "/v2/health/")
 """Whoever asks for these gets an answer: a probe has no credential and must not meet a limit."""

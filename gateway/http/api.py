@@ -21,8 +21,7 @@ from gateway.view import GatewayView
 from headrace.errors import InvalidArgument, Unavailable, Unimplemented
 from headrace.link.model_lookup import find_model, find_servable, known_spec, servable_versions
 from headrace.protocols import metadata
-from headrace.protocols.model_config import shown
-from headrace.protocols.statistics import statistics_document
+from headrace.protocols.metadata import shown, statistics_document
 from headrace.protocols.targets import parse_infer_path, parse_serving_version
 from headrace.snapshot import ANSWERING
 

@@ -16,8 +16,7 @@ from headrace.errors import InvalidArgument, Unauthenticated
 from headrace.link.frames import Body, Buffer, Reply, pieces
 from headrace.link.request import Answer, Request
 from headrace.protocols.calls import encodings_of, headers_of
-from headrace.protocols.errors_json import encode_error
-from headrace.protocols.targets import InferPath
+from headrace.protocols.targets import InferPath, encode_error
 
 RETRY_MARGIN_S = 0.05
 """A retry must find the token that it was promised, though clocks and stores are not exact."""

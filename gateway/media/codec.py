@@ -21,20 +21,22 @@ from headrace.link.frames import Body, pieces
 from headrace.protocols.checks import find_output
 from headrace.protocols.compression import inflate, reply_coding
 from headrace.protocols.elements import check_json
-from headrace.protocols.grpc_targets import parse
-from headrace.protocols.json_arrays import decode_base64
-from headrace.protocols.json_bodies import read_object
-from headrace.protocols.openinference_binary import (
+from headrace.protocols.json_bodies import decode_base64, read_object
+from headrace.protocols.openinference_json import (
     OpenInferenceCodec,
     Reply,
+    id_of,
+    named_entries,
+    parameters_of,
+    refuse_unsupported,
+    shape_of,
     split_body,
     wanted_outputs,
 )
-from headrace.protocols.openinference_json import id_of, named_entries, parameters_of, shape_of
-from headrace.protocols.openinference_parameters import refuse_unsupported
 from headrace.protocols.openinference_proto import OpenInferenceProtoCodec
 from headrace.protocols.openinference_proto import Reply as ProtoReply
 from headrace.protocols.raw_tensors import RawTail, decode_raw
+from headrace.protocols.targets import parse
 from headrace.protocols.tensors import Call, Encoded, InferenceRequest
 from headrace.spec import BYTES, ModelSpec, Signature, Tensor, TensorSpec
 

@@ -24,12 +24,11 @@ from headrace.errors import (
 from headrace.link.frames import Body, Buffer
 from headrace.protocols.compression import inflate
 from headrace.protocols.elements import check_json
-from headrace.protocols.grpc_targets import parse
 from headrace.protocols.json_bodies import read_object, write_json
-from headrace.protocols.openinference_binary import split_body
-from headrace.protocols.openinference_json import named_entries, parameters_of
+from headrace.protocols.openinference_json import named_entries, parameters_of, split_body
 from headrace.protocols.openinference_proto import raw_contents
 from headrace.protocols.raw_tensors import RawTail
+from headrace.protocols.targets import parse
 from headrace.protocols.tensors import Call
 
 MARK = b"shared_memory_"

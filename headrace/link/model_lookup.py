@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from headrace.errors import NotFound, Unavailable
-from headrace.protocols.errors_json import model_not_found, servable_not_found
-from headrace.protocols.targets import parse_version
+from headrace.protocols.targets import model_not_found, parse_version, servable_not_found
 from headrace.snapshot import ModelView, Snapshot, State, VersionView
 from headrace.spec import ModelSpec
 

@@ -18,7 +18,7 @@ from headrace.link.request import Key, Request
 from headrace.link.router import Router
 from headrace.link.seats import Route
 from headrace.metrics import Recorder
-from headrace.protocols.errors_json import model_not_found, servable_not_found
+from headrace.protocols.targets import model_not_found, servable_not_found
 from headrace.snapshot import Snapshot, State
 
 TICK_S = 0.025

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from headrace.errors import InvalidArgument
 from headrace.protocols.compression import MAX_INFLATED_BYTES, reply_coding
 from headrace.protocols.elements import MAX_ELEMENTS
-from headrace.protocols.openinference_binary import OpenInferenceCodec
+from headrace.protocols.openinference_json import OpenInferenceCodec
 from headrace.protocols.openinference_proto import OpenInferenceProtoCodec
 from headrace.protocols.tensors import Call, Codec, Encoded
-from headrace.protocols.tfserving_examples import ExamplesCodec
-from headrace.protocols.tfserving_json import PredictCodec
+from headrace.protocols.tfserving_json import ExamplesCodec, PredictCodec
 from headrace.protocols.tfserving_proto import ExamplesProtoCodec, PredictProtoCodec
 
 

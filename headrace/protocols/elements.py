@@ -16,8 +16,7 @@ import numpy as np
 from google.protobuf.descriptor import FieldDescriptor
 
 from headrace.errors import InvalidArgument, PayloadTooLarge
-from headrace.protocols.messages import POOL
-from headrace.protocols.wire import read_varint
+from headrace.protocols.wire import POOL, read_varint
 
 MAX_ELEMENTS = 2**20
 """The default of `limits.max_elements`."""

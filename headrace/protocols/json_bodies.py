@@ -1,16 +1,24 @@
-"""JSON text to Python values and back, with the NaN and Infinity tokens that clients use."""
+"""JSON text to Python values and back, with the NaN and Infinity tokens that clients use.
+
+JSON arrays to tensors: a quick way for plain numbers, a thorough one for everything else.
+
+The quick way gives None where anything is unusual; then the thorough one decides and explains.
+"""
 
 from __future__ import annotations
 
+import binascii
 import json
 import threading
-from typing import Any
+from itertools import chain
+from typing import Any, Literal
 
 import numpy as np
 import orjson
 import simdjson
 
-from headrace.errors import InvalidArgument
+from headrace.errors import InvalidArgument, quoted
+from headrace.spec import BYTES, Tensor
 
 _KEPT_PARSER_BYTES = 1024 * 1024
 """A simdjson parser keeps buffers as large as its largest text; larger texts get their own."""
@@ -97,3 +105,190 @@ def _plain(value: Any) -> Any:
     if array.dtype.kind == "f":
         array = array.astype(np.str_).astype(np.float64)
     return array.tolist()
+
+
+MAX_RANK = 32
+"""More dimensions than any model has; numpy itself stops at 64."""
+
+_KINDS: dict[np.dtype[Any], Literal["d", "i", "u"]] = {
+    **{np.dtype(t): "d" for t in (np.float16, np.float32, np.float64)},
+    **{np.dtype(t): "i" for t in (np.int8, np.int16, np.int32, np.int64)},
+    **{np.dtype(t): "i" for t in (np.uint8, np.uint16, np.uint32)},
+    np.dtype(np.uint64): "u",
+}
+_WHITE_SPACE = b" \t\n\v\f\r"
+_WIDE = {"d": np.dtype(np.float64), "i": np.dtype(np.int64), "u": np.dtype(np.uint64)}
+_LARGEST_EXACT: dict[np.dtype[Any], int] = {
+    np.dtype(np.float16): 2**11 - 1,
+    np.dtype(np.float32): 2**24 - 1,
+    np.dtype(np.float64): 2**53 - 1,
+}
+_LIMITS: dict[np.dtype[Any], tuple[int, int]] = {
+    **{dtype: (-limit, limit) for dtype, limit in _LARGEST_EXACT.items()},
+    **{
+        np.dtype(t): (int(np.iinfo(t).min), int(np.iinfo(t).max))
+        for t in (np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16, np.uint32, np.uint64)
+    },
+}
+
+
+def quick_flat(array: Any, dtype: np.dtype[Any]) -> Tensor | None:
+    """All numbers below a simdjson array, in order, or None; their nesting is not looked at."""
+    kind = _KINDS.get(dtype)
+    if kind is None or type(array) is not simdjson.Array:
+        return None
+    try:
+        wide = np.frombuffer(array.as_buffer(of_type=kind), dtype=_WIDE[kind])
+    except (TypeError, ValueError):
+        return None
+    if wide.size and (kind == "d" or dtype.itemsize < 8):
+        low, high = _LIMITS[dtype]
+        if wide.min() < low or wide.max() > high:
+            return None
+    return wide.astype(dtype, copy=False)
+
+
+def quick_shape(array: Any, arrays: int) -> tuple[int, ...] | None:
+    """The shape of a simdjson array that consists of exactly `arrays` arrays, itself included.
+
+    None if it is ragged. When the arrays seen, level by level, are all there are, then what lies
+    below them are scalars; so not every number has to be looked at.
+    """
+    shape = [len(array)]
+    level = [array]
+    seen = 1
+    while seen < arrays:
+        level = [child for parent in level for child in parent]
+        if not level or any(type(child) is not simdjson.Array for child in level):
+            return None
+        shape.append(len(level[0]))
+        if any(len(child) != shape[-1] for child in level):
+            return None
+        seen += len(level)
+    return tuple(shape) if seen == arrays and len(shape) <= MAX_RANK else None
+
+
+def to_array(
+    value: Any, dtype: np.dtype[Any], where: str, *, lossless: bool = True, b64: bool = True
+) -> Tensor:
+    """A tensor whose shape is read from the nesting of Python lists; a bare scalar has rank 0."""
+    leaves, shape = flatten(value, where)
+    return leaves_to_array(leaves, dtype, where, lossless=lossless, b64=b64).reshape(shape)
+
+
+def flatten(
+    value: Any, where: str, max_levels: int = MAX_RANK
+) -> tuple[list[Any], tuple[int, ...]]:
+    """The scalars of nested lists in row-major order, and the shape; raises when ragged."""
+    if type(value) is not list:
+        return [value], ()
+    shape = [len(value)]
+    level = value
+    while level and type(level[0]) is list:
+        if len(shape) == max_levels:
+            raise InvalidArgument(f"{where} has more than {max_levels} dimensions")
+        if set(map(type, level)) != {list} or len(set(map(len, level))) > 1:
+            raise _ragged(where)
+        shape.append(len(level[0]))
+        level = list(chain.from_iterable(level))
+    if list in set(map(type, level)):
+        raise _ragged(where)
+    return level, tuple(shape)
+
+
+def leaves_to_array(
+    leaves: list[Any], dtype: np.dtype[Any], where: str, *, lossless: bool, b64: bool
+) -> Tensor:
+    """A rank 1 tensor of JSON scalars; `lossless` refuses integers that a float cannot hold.
+
+    `b64` allows `{"b64": text}` in place of a string.
+    """
+    if dtype == BYTES:
+        strings = np.empty(len(leaves), dtype=BYTES)
+        strings[:] = [_to_bytes(leaf, where, b64) for leaf in leaves]
+        return strings
+    if dtype.kind == "b":
+        _check_types(leaves, {bool}, "true or false", where)
+        return np.array(leaves, dtype=dtype)
+    if dtype.kind in "iu":
+        return _to_integers(leaves, dtype, where)
+    if dtype.kind == "f":
+        return _to_floats(leaves, dtype, where, lossless)
+    raise InvalidArgument(f"{where} of type {dtype.name} cannot be sent as JSON")
+
+
+def decode_b64(text: Any, where: str) -> bytes:
+    """The bytes of the value of `b64`; raises `InvalidArgument`."""
+    if not isinstance(text, str):
+        raise InvalidArgument(f"{where}: the value of 'b64' must be a string")
+    try:
+        return decode_base64(text)
+    except ValueError as error:
+        raise InvalidArgument(f"{where}: the value of 'b64' is not base64: {error}") from None
+
+
+def decode_base64(text: str) -> bytes:
+    """Bytes of base64 with white space anywhere, and its whole padding or none.
+
+    So TensorFlow Serving reads it, for which `.` pads as well as `=`. Raises `ValueError`.
+    """
+    dense = text.encode(errors="replace").translate(None, _WHITE_SPACE)
+    bare = dense.rstrip(b"=.")
+    missing = b"=" * (-len(bare) % 4)
+    if len(dense) - len(bare) not in (0, len(missing)):
+        raise ValueError(f"it ends with {len(dense) - len(bare)} padding characters")
+    try:
+        return binascii.a2b_base64(bare + missing, strict_mode=True)
+    except binascii.Error:
+        raise ValueError(
+            "it takes A to Z, a to z, 0 to 9, '+' and '/', and more than one for a byte"
+        ) from None
+
+
+def _to_bytes(leaf: Any, where: str, b64: bool) -> bytes:
+    if isinstance(leaf, str):
+        return leaf.encode()
+    if b64 and isinstance(leaf, dict) and leaf.keys() == {"b64"}:
+        return decode_b64(leaf["b64"], where)
+    allowed = 'strings or {"b64": ...} objects' if b64 else "strings"
+    raise InvalidArgument(f"{where} takes {allowed}, not {quoted(leaf)}")
+
+
+def _to_integers(leaves: list[Any], dtype: np.dtype[Any], where: str) -> Tensor:
+    _check_types(leaves, {int}, "integers", where)
+    low, high = _LIMITS[dtype]
+    if leaves and (min(leaves) < low or max(leaves) > high):
+        raise InvalidArgument(f"{where} holds an integer outside of {low} to {high} ({dtype.name})")
+    return np.array(leaves, dtype=dtype)
+
+
+def _to_floats(leaves: list[Any], dtype: np.dtype[Any], where: str, lossless: bool) -> Tensor:
+    kinds = _check_types(leaves, {int, float}, "numbers", where)
+    if lossless and int in kinds:
+        limit = _LARGEST_EXACT[dtype]
+        if any(type(leaf) is int and abs(leaf) > limit for leaf in leaves):
+            raise InvalidArgument(
+                f"{where} holds an integer beyond {limit}, which {dtype.name} cannot hold exactly"
+            )
+    try:
+        wide = np.array(leaves, dtype=np.float64)
+    except OverflowError:
+        raise InvalidArgument(f"{where} holds a number too large for {dtype.name}") from None
+    with np.errstate(over="ignore"):
+        array = wide.astype(dtype)
+    if not np.array_equal(np.isinf(wide), np.isinf(array)):
+        raise InvalidArgument(f"{where} holds a number too large for {dtype.name}")
+    return array
+
+
+def _check_types(leaves: list[Any], allowed: set[type], words: str, where: str) -> set[type]:
+    """The exact types of the leaves (True is an `int` to Python, but not to JSON)."""
+    kinds = set(map(type, leaves))
+    if not kinds <= allowed:
+        wrong = next(leaf for leaf in leaves if type(leaf) not in allowed)
+        raise InvalidArgument(f"{where} takes {words}, not {quoted(wrong)}")
+    return kinds
+
+
+def _ragged(where: str) -> InvalidArgument:
+    return InvalidArgument(f"{where} is ragged: lists at the same level must have the same length")

@@ -9,9 +9,8 @@ from google.protobuf import json_format
 
 from headrace.config.args import ModelConfig
 from headrace.protocols import metadata
-from headrace.protocols.messages import POOL, message
-from headrace.protocols.model_config import shown
-from headrace.protocols.wire import delimited
+from headrace.protocols.metadata import shown
+from headrace.protocols.wire import POOL, delimited, message
 from headrace.snapshot import ModelView, VersionView
 from headrace.spec import ModelSpec
 

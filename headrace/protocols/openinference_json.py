@@ -3,14 +3,37 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import simdjson
 
-from headrace.errors import InvalidArgument, quoted
-from headrace.protocols.json_arrays import MAX_RANK, flatten, leaves_to_array
-from headrace.spec import BYTES, Tensor
+from headrace.errors import HeadraceError, InvalidArgument, Unimplemented, listed, quoted
+from headrace.protocols.checks import (
+    check_inputs,
+    find_output,
+    find_signature,
+    match_signature,
+    wanted_names,
+)
+from headrace.protocols.classification import check_classes, top_classes
+from headrace.protocols.compression import MAX_INFLATED_BYTES, deflate, inflate, reply_coding
+from headrace.protocols.datatypes import check_supported, datatype_name, dtype_of
+from headrace.protocols.elements import MAX_ELEMENTS, Elements, check_json
+from headrace.protocols.json_bodies import (
+    MAX_RANK,
+    flatten,
+    leaves_to_array,
+    parse_lazily,
+    quick_flat,
+    read_object,
+    write_json,
+)
+from headrace.protocols.raw_tensors import RawTail, decode_raw, encode_raw
+from headrace.protocols.tensors import Call, Encoded, InferenceRequest
+from headrace.spec import BFLOAT16, BYTES, ModelSpec, Signature, Tensor, TensorSpec
 
 MAX_NESTING = 100
 """Levels of lists in `data`: Triton's limit for JSON."""
@@ -113,3 +136,298 @@ def json_data(name: str, tensor: Tensor) -> Any:
         raise InvalidArgument(
             f"output '{name}' holds bytes that are not UTF-8 text; ask for it as binary data"
         ) from None
+
+
+_SEQUENCE = ("sequence_id", "sequence_start", "sequence_end")
+
+
+def signature_of(
+    model: ModelSpec, parameters: Mapping[str, Any], inputs: Collection[str]
+) -> Signature:
+    """The signature that the parameters name, else the one that takes these inputs.
+
+    Raises `InvalidArgument`, and `Unimplemented` for a request that belongs to a sequence.
+    """
+    if any(parameters.get(name) for name in _SEQUENCE):
+        raise Unimplemented("sequences are not supported: requests are answered one by one")
+    if "signature_name" in parameters:
+        return find_signature(model, parameters["signature_name"])
+    return match_signature(model, inputs)
+
+
+def refuse_unsupported(parameters: Mapping[str, Any], where: str) -> None:
+    """Raises `Unimplemented` for what an input or output asks for that nobody answers."""
+    if "shared_memory_region" in parameters:
+        raise Unimplemented(f"{where}: shared memory is off here; send the data")
+
+
+def timeout_s_of(parameters: Mapping[str, Any]) -> float | None:
+    """The `timeout` parameter in seconds; it comes in microseconds, 0 meaning none."""
+    timeout = parameters.get("timeout", 0)
+    if type(timeout) is not int or not 0 <= timeout < 2**63:
+        raise InvalidArgument(
+            f"'timeout' must be a number of microseconds of at least 0, not {quoted(timeout)}"
+        )
+    return timeout / 1e6 or None
+
+
+def read_quickly(text: bytes) -> dict[str, Any] | None:
+    """The document with rank 1 numpy arrays of the right dtype for each input's `data`.
+
+    None if it is anything but that: nested data, strings, tokens, errors. Brackets are counted
+    to find nested data: each array that may be there has one, and a string has none or more.
+    """
+    document = parse_lazily(text)
+    if type(document) is not simdjson.Object or "inputs" not in document:
+        return None
+    inputs = document["inputs"]
+    if type(inputs) is not simdjson.Array:
+        return None
+    plain = _plain_members(document, "inputs")
+    arrays = 1 + isinstance(plain.get("outputs"), list)
+    entries = []
+    for tensor in inputs:
+        entry = _read_tensor(tensor)
+        if entry is None:
+            return None
+        arrays += 1 + isinstance(entry.get("shape"), list)
+        entries.append(entry)
+    if text.count(b"[") != arrays:
+        return None
+    plain["inputs"] = entries
+    return plain
+
+
+def _read_tensor(tensor: Any) -> dict[str, Any] | None:
+    if type(tensor) is not simdjson.Object or "data" not in tensor:
+        return None
+    entry = _plain_members(tensor, "data")
+    try:
+        flat = quick_flat(tensor["data"], dtype_of(entry.get("datatype")))
+    except HeadraceError:
+        return None
+    if flat is None:
+        return None
+    entry["data"] = flat
+    return entry
+
+
+def _plain_members(proxy: Any, left_out: str) -> dict[str, Any]:
+    """All members but one as Python values (`items()` would convert that one too)."""
+    plain = {}
+    for key in proxy:
+        if key != left_out:
+            value = proxy[key]
+            if type(value) is simdjson.Array:
+                value = value.as_list()
+            elif type(value) is simdjson.Object:
+                value = value.as_dict()
+            plain[key] = value
+    return plain
+
+
+_WITHOUT_JSON = (np.dtype(np.float16), BFLOAT16)
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """How to answer: the request's id ("" for none), binary outputs, content coding.
+
+    `classes` says of which outputs so many classes are wanted in place of the tensor.
+    """
+
+    id: str
+    binary: frozenset[str]
+    coding: str
+    classes: Mapping[str, int] = field(default_factory=dict)
+
+
+class OpenInferenceCodec:
+    """The codec of `/v2/models/.../infer`, JSON and binary in any mixture."""
+
+    def __init__(
+        self, max_inflated_bytes: int = MAX_INFLATED_BYTES, max_elements: int = MAX_ELEMENTS
+    ) -> None:
+        self._max_inflated_bytes, self._max_elements = max_inflated_bytes, max_elements
+
+    def decode(self, body: bytes | memoryview, call: Call, model: ModelSpec) -> InferenceRequest:
+        """Read a request body; raises `InvalidArgument`, `PayloadTooLarge` or `Unimplemented`.
+
+        Binary inputs may share the body's memory, which must not change afterwards.
+        """
+        plain = inflate(body, call.content_encoding, self._max_inflated_bytes)
+        if call.json_length == 0:
+            return _raw_request(memoryview(plain), call, model)
+        text, raw = split_body(plain, call.json_length)
+        check_json(text, self._max_elements)
+        document = (None if raw else read_quickly(text)) or read_object(text)
+        parameters = parameters_of(document, "the request")
+        entries = named_entries(document, "inputs")
+        signature = signature_of(model, parameters, entries)
+        tail, elements = RawTail(raw), Elements(self._max_elements)
+        has_tail = call.json_length is not None
+        inputs = {
+            name: _decode_input(name, entry, tail if has_tail else None, elements)
+            for name, entry in entries.items()
+        }
+        tail.check_end()
+        rows = check_inputs(signature, inputs)
+        outputs, binary, classes = wanted_outputs(document, parameters, signature)
+        reply = Reply(id_of(document), binary, reply_coding(call.accept_encoding), classes)
+        return InferenceRequest(signature, inputs, rows, outputs, timeout_s_of(parameters), reply)
+
+    def encode(
+        self, request: InferenceRequest, outputs: Mapping[str, Tensor], model: ModelSpec
+    ) -> Encoded:
+        """Write the answer of one request; raises `InvalidArgument` for text that is not UTF-8."""
+        reply: Reply = request.reply
+        entries: list[dict[str, Any]] = []
+        tail: list[bytes] = []
+        for name in wanted_names(request.signature, request.outputs):
+            tensor = np.asarray(outputs[name], order="C")
+            if name in reply.classes:
+                labels, batched = model.labels.get(name, ()), model.batches(request.signature)
+                tensor = top_classes(tensor, reply.classes[name], labels, batched=batched)
+            check_supported(tensor.dtype)
+            entry: dict[str, Any] = {
+                "name": name,
+                "datatype": datatype_name(tensor.dtype),
+                "shape": tensor.shape,
+            }
+            if name in reply.binary:
+                tail.append(encode_raw(tensor))
+                entry["parameters"] = {"binary_data_size": len(tail[-1])}
+            else:
+                entry["data"] = json_data(name, tensor)
+            entries.append(entry)
+        answer: dict[str, Any] = {"id": reply.id} if reply.id else {}
+        answer["model_name"] = model.name
+        answer["model_version"] = str(model.version)
+        answer["outputs"] = entries
+        text = write_json(answer)
+        body = deflate(b"".join((text, *tail)), reply.coding)
+        if not reply.binary:
+            return Encoded(body, content_encoding=reply.coding)
+        return Encoded(body, "application/octet-stream", len(text), reply.coding)
+
+
+def _raw_request(raw: memoryview, call: Call, model: ModelSpec) -> InferenceRequest:
+    """A body without a JSON part: the one input's bytes, as one row where rows are batched."""
+    signature = find_signature(model, "")
+    if len(signature.required) != 1:
+        raise InvalidArgument(
+            "a request without a JSON part (Inference-Header-Content-Length: 0) is for models with "
+            f"one input; this one takes {listed(spec.name for spec in signature.required)}"
+        )
+    [spec] = signature.required
+    shape = _raw_shape(spec, len(raw), batched=model.batches(signature))
+    if spec.dtype == BYTES:
+        tensor = np.array([bytes(raw)], dtype=BYTES).reshape(shape)
+    else:
+        tensor = decode_raw(raw, spec.dtype, shape, f"input '{spec.name}'")
+    inputs = {spec.name: tensor}
+    binary = frozenset(each.name for each in signature.outputs)
+    reply = Reply("", binary, reply_coding(call.accept_encoding))
+    return InferenceRequest(signature, inputs, check_inputs(signature, inputs), reply=reply)
+
+
+def _raw_shape(spec: TensorSpec, size: int, *, batched: bool) -> tuple[int, ...]:
+    """The shape that `size` bytes have; BYTES are one string, without its length in front."""
+    sizes: list[int | None] = [None] * 3 if spec.shape is None else list(spec.shape)
+    if batched and sizes and sizes[0] is None:
+        sizes[0] = 1
+    known = math.prod(each for each in sizes if each is not None)
+    free = sizes.count(None)
+    if free > 1 or (spec.dtype == BYTES and (free or known != 1)):
+        what = "one string" if spec.dtype == BYTES else "a shape with one free dimension at most"
+        raise InvalidArgument(
+            f"a request without a JSON part is for inputs of {what}; name the shape of input "
+            f"'{spec.name}' in one"
+        )
+    row_bytes = known * spec.dtype.itemsize
+    deduced = size // row_bytes if row_bytes else 0
+    return tuple(deduced if each is None else each for each in sizes)
+
+
+def _decode_input(
+    name: str, entry: dict[str, Any], tail: RawTail | None, elements: Elements
+) -> Tensor:
+    where = f"input {quoted(name)}"
+    dtype = dtype_of(entry.get("datatype"))
+    shape = shape_of(entry.get("shape"), where)
+    parameters = parameters_of(entry, where)
+    refuse_unsupported(parameters, where)
+    if "binary_data_size" in parameters:
+        if tail is None:
+            raise InvalidArgument(
+                f"{where} is binary, which needs the header Inference-Header-Content-Length"
+            )
+        if "data" in entry:
+            raise InvalidArgument(f"{where} must not have both 'data' and 'binary_data_size'")
+        raw = tail.take(parameters["binary_data_size"], where)
+        return decode_raw(raw, dtype, shape, where, elements)
+    if "data" not in entry:
+        raise InvalidArgument(f"{where} has no 'data'")
+    if dtype in _WITHOUT_JSON:
+        kind = datatype_name(dtype)
+        raise InvalidArgument(f"{where}: {kind} has no JSON form; send it as binary data")
+    return decode_data(entry["data"], dtype, shape, where)
+
+
+def wanted_outputs(
+    document: Mapping[str, Any], parameters: Mapping[str, Any], signature: Signature
+) -> tuple[tuple[str, ...] | None, frozenset[str], dict[str, int]]:
+    """The names of the wanted outputs (None: all), those among them to be sent binary, and how
+    many classes are wanted of those that are to be classified."""
+    default = flag_of(parameters, "binary_data_output", False)
+    names: tuple[str, ...] | None = None
+    flags = {spec.name: default for spec in signature.outputs}
+    classes: dict[str, int] = {}
+    if document.get("outputs"):
+        entries = named_entries(document, "outputs")
+        names, flags = tuple(entries), {}
+        for name, entry in entries.items():
+            where = f"output {quoted(name)}"
+            own = parameters_of(entry, where)
+            refuse_unsupported(own, where)
+            flags[name] = flag_of(own, "binary_data", default)
+            if count := _class_count(own, where):
+                classes[name] = count
+    for name, binary in flags.items():
+        spec = find_output(signature, name)
+        if name in classes:
+            check_classes(spec)
+        else:
+            _check_json_form(spec, binary)
+    return names, frozenset(name for name, binary in flags.items() if binary), classes
+
+
+def _class_count(parameters: Mapping[str, Any], where: str) -> int:
+    count = parameters.get("classification", 0)
+    if type(count) is not int or count < 0:
+        raise InvalidArgument(
+            f"Unable to set 'classification': {where} needs an integer of at least 0, "
+            f"not {quoted(count)}"
+        )
+    return count
+
+
+def _check_json_form(spec: TensorSpec, binary: bool) -> None:
+    if spec.dtype in _WITHOUT_JSON and not binary:
+        raise InvalidArgument(
+            f"output '{spec.name}' is {datatype_name(spec.dtype)}, which has no JSON form; "
+            "ask for binary data"
+        )
+
+
+def split_body(body: bytes | memoryview, json_length: int | None) -> tuple[bytes, memoryview]:
+    """The JSON text and the raw tail of a body; without a length all of it is JSON."""
+    if json_length is None:
+        return bytes(body), memoryview(b"")
+    if not 0 < json_length <= len(body):
+        raise InvalidArgument(
+            f"Inference-Header-Content-Length is {json_length}, but the JSON part has at least 1 "
+            f"byte and the body has {len(body)} bytes"
+        )
+    view = memoryview(body)
+    return bytes(view[:json_length]), view[json_length:]

@@ -14,17 +14,17 @@ from headrace.protocols.checks import check_inputs, find_output, wanted_names
 from headrace.protocols.classification import check_classes, top_classes
 from headrace.protocols.datatypes import check_supported, datatype_name, dtype_of
 from headrace.protocols.elements import MAX_ELEMENTS, Elements
-from headrace.protocols.grpc_targets import parse
-from headrace.protocols.messages import message
-from headrace.protocols.openinference_json import shape_of
-from headrace.protocols.openinference_parameters import (
+from headrace.protocols.openinference_json import (
     refuse_unsupported,
+    shape_of,
     signature_of,
     timeout_s_of,
 )
 from headrace.protocols.raw_tensors import decode_raw, encode_raw
+from headrace.protocols.targets import parse
+from headrace.protocols.tensor_proto import read_list
 from headrace.protocols.tensors import Call, Encoded, InferenceRequest
-from headrace.protocols.typed_lists import read_list
+from headrace.protocols.wire import message
 from headrace.spec import ModelSpec, Signature, Tensor
 
 _REQUEST = "inference.ModelInferRequest"

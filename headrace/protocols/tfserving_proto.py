@@ -30,10 +30,10 @@ from headrace.protocols.examples import (
     serialized_inputs,
     takes_serialized,
 )
-from headrace.protocols.grpc_targets import parse
-from headrace.protocols.messages import message
+from headrace.protocols.targets import parse
 from headrace.protocols.tensor_proto import decode_tensor, encode_tensor
 from headrace.protocols.tensors import Call, Encoded, InferenceRequest
+from headrace.protocols.wire import message
 from headrace.spec import ModelSpec, Signature, Tensor
 
 _PACKAGE = "tensorflow.serving"

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoscale.statistics import GONE_KEPT, StatisticsBook
-from headrace.protocols.statistics import blank
+from headrace.protocols.metadata import blank
 from replicas.statistics import ModelStatistics
 
 

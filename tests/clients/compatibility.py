@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from headrace.protocols.messages import message
+from headrace.protocols.wire import message
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "compatibility.md"
 Offer = Literal["yes", "config", "no"]

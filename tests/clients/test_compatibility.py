@@ -8,7 +8,7 @@ import grpc
 import httpx
 from tritonclient.grpc import service_pb2
 
-from headrace.protocols.messages import POOL
+from headrace.protocols.wire import POOL
 from tests.clients.compatibility import PAGE, SECTIONS, Grpc, Http, render
 from tests.house import House, grpc_channel, open_house
 

@@ -18,7 +18,7 @@ from structlog.testing import capture_logs
 
 from headrace.config.args import ModelConfig
 from headrace.errors import ModelLoadError
-from headrace.protocols.messages import message
+from headrace.protocols.wire import message
 from headrace.snapshot import State
 from replicas.foreign_errors import said_by
 from replicas.repository import Repository

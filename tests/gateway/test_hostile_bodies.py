@@ -16,14 +16,14 @@ from gateway.http.api import create_app
 from gateway.media.options import json_options, read_options
 from headrace.errors import HeadraceError, InvalidArgument
 from headrace.protocols.calls import CALLS, codecs
-from headrace.protocols.grpc_targets import (
+from headrace.protocols.targets import (
     infer_target,
     multi_inference_tasks,
     parse,
     serving_target,
 )
-from headrace.protocols.messages import message
 from headrace.protocols.tensors import Call
+from headrace.protocols.wire import message
 from headrace.spec import BYTES, ModelSpec
 from tests.gateway.http.test_admin import TOKEN, Desk
 from tests.gateway.http.test_api import SNAPSHOT

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 from headrace.errors import ModelLoadError
 from headrace.protocols.calls import CALLS
-from headrace.protocols.messages import message
-from headrace.protocols.wire import delimited
+from headrace.protocols.wire import delimited, message
 from headrace.spec import ModelSpec, Signature, TensorSpec
 from replicas.recorded import (
     MAX_BYTES,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.protocols.statistics import blank
+from headrace.protocols.metadata import blank
 from replicas.statistics import EXACT_ROWS, ModelStatistics
 
 

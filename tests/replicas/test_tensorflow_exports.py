@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from headrace.errors import InvalidArgument, ModelLoadError, NotFound
-from headrace.protocols.tf_example import encode_example
+from headrace.protocols.examples import encode_example
 from headrace.spec import BYTES, decode_spec, encode_spec
 from replicas.runtime import Runtime, RuntimeSettings
 from tests.saved_models import ASSET, half_plus_three, half_plus_two

@@ -13,7 +13,7 @@ import httpx
 import numpy as np
 import pytest
 
-from headrace.protocols.messages import message
+from headrace.protocols.wire import message
 from loadtests.processes import free_ports
 from tests.house import affine_model
 from tests.system.pool_system import elastic, model_state, slot_pids, tell, titled

@@ -23,7 +23,7 @@ from headrace.config.tiers import Tier
 from headrace.errors import HeadraceError, Unavailable
 from headrace.keys import new_key
 from headrace.metrics import REQUESTS
-from headrace.protocols.messages import message
+from headrace.protocols.wire import message
 from sharding.upload import MediaJob
 from tests.house import PEPPER, House, open_house, until
 from tests.sharding.media_files import PICTURES

@@ -23,7 +23,7 @@ from tritonclient.utils import InferenceServerException
 
 from gateway.grpc.stream_prediction import MAX_IN_FLIGHT
 from headrace.config.args import Batching, Limits, ModelConfig, Routing
-from headrace.protocols.messages import message
+from headrace.protocols.wire import message
 from headrace.snapshot import ModelView
 from tests.house import MAX_BODY_BYTES, House, grpc_channel, open_house, until
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from headrace.config.args import Batching, Latest, ModelConfig
-from headrace.protocols.messages import message
+from headrace.protocols.wire import message
 from tests.house import House, affine_model, grpc_channel, open_house
 
 PACKAGE = "tensorflow.serving"

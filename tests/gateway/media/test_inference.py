@@ -20,9 +20,9 @@ from headrace.config.args import Batching, Limits, ModelConfig
 from headrace.config.sharding import ShardingConfig
 from headrace.errors import InvalidArgument
 from headrace.link.request import Request
-from headrace.protocols.messages import message
 from headrace.protocols.raw_tensors import decode_raw
 from headrace.protocols.tensors import Call
+from headrace.protocols.wire import message
 from headrace.spec import BYTES
 from sharding.upload import MediaJob
 from tests.gateway.media_house import Events, astronauts, open_faces, open_scripted, png

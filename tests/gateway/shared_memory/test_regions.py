@@ -30,8 +30,8 @@ from headrace.config.tiers import AuthConfig, Tier
 from headrace.errors import InvalidArgument, NotFound, PermissionDenied, Unavailable
 from headrace.keys import new_key
 from headrace.link import shared_memory
-from headrace.protocols.grpc_targets import parse
-from headrace.protocols.messages import message
+from headrace.protocols.targets import parse
+from headrace.protocols.wire import message
 from sharding.upload import MediaJob
 from tests.gateway.http.test_shared_memory_api import both, refusal, triton
 from tests.gateway.media.test_inference import BOX

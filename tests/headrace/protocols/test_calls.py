@@ -5,11 +5,10 @@ from __future__ import annotations
 import pytest
 
 from headrace.protocols.calls import CALLS, call_number, call_of, codecs, form_of, headers_of
-from headrace.protocols.openinference_binary import OpenInferenceCodec
+from headrace.protocols.openinference_json import OpenInferenceCodec
 from headrace.protocols.openinference_proto import OpenInferenceProtoCodec
 from headrace.protocols.tensors import Encoded
-from headrace.protocols.tfserving_examples import ExamplesCodec
-from headrace.protocols.tfserving_json import PredictCodec
+from headrace.protocols.tfserving_json import ExamplesCodec, PredictCodec
 from headrace.protocols.tfserving_proto import ExamplesProtoCodec, PredictProtoCodec
 
 

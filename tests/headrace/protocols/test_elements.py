@@ -9,9 +9,8 @@ import pytest
 from headrace.errors import HeadraceError, InvalidArgument, PayloadTooLarge
 from headrace.protocols.calls import call_number, codecs
 from headrace.protocols.elements import check_json, check_message
-from headrace.protocols.messages import message
 from headrace.protocols.tensors import Call
-from headrace.protocols.wire import delimited, varint
+from headrace.protocols.wire import delimited, message, varint
 from headrace.spec import BYTES, TENSORFLOW, ModelSpec, Signature, TensorSpec
 
 MOST = 100

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from headrace.errors import InvalidArgument, NotFound
-from headrace.protocols.errors_json import encode_error, model_not_found, servable_not_found
+from headrace.protocols.targets import encode_error, model_not_found, servable_not_found
 
 
 def test_encode_error_has_one_key() -> None:

@@ -11,16 +11,15 @@ from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
 
 from headrace.errors import InvalidArgument, PayloadTooLarge
-from headrace.protocols.grpc_targets import (
+from headrace.protocols.targets import (
+    InferPath,
     infer_target,
     multi_inference_answer,
     multi_inference_tasks,
     parse,
     serving_target,
 )
-from headrace.protocols.messages import message
-from headrace.protocols.targets import InferPath
-from headrace.protocols.wire import delimited
+from headrace.protocols.wire import delimited, message
 
 MULTI = bytes.fromhex(
     "0a2e0a0f0a016d1a0a735f636c617373696679121b74656e736f72666c6f772f73657276696e672f636c617373696679"

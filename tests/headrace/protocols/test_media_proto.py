@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gateway.grpc.media_proto import encode_event, read_chunk, read_head
 from headrace.errors import InternalError, InvalidArgument
-from headrace.protocols.messages import POOL, message
+from headrace.protocols.wire import POOL, message
 
 SIDE = st.floats(-1e6, 1e6)
 SECOND = st.floats(0, 1e6)

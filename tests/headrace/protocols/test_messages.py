@@ -14,7 +14,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool
 from grpc_tools import protoc
 from tritonclient.grpc import model_config_pb2, service_pb2
 
-from headrace.protocols.messages import DESCRIPTORS, POOL, message
+from headrace.protocols.wire import DESCRIPTORS, POOL, message
 
 SOURCES = ("inference.proto", "media.proto", "tensorflow.proto", "tensorflow_serving.proto")
 TENSORFLOW = {"tensorflow.TensorProto", "tensorflow.Example", "tensorflow.SignatureDef"}

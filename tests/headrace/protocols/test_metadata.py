@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from headrace.config.args import ModelConfig
 from headrace.protocols import metadata
-from headrace.protocols.model_config import shown
+from headrace.protocols.metadata import shown
 from headrace.snapshot import ModelView, State, VersionView
 from headrace.spec import BYTES, Signature, TensorSpec, decode_spec, encode_spec
 from tests.headrace.protocols.specs import F4, model, signature, spec

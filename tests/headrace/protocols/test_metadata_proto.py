@@ -11,10 +11,9 @@ from tritonclient.grpc import service_pb2
 
 from headrace.config.args import Batching, ModelConfig
 from headrace.protocols import metadata, metadata_proto
-from headrace.protocols.grpc_targets import parse
-from headrace.protocols.messages import POOL
-from headrace.protocols.model_config import shown
-from headrace.protocols.statistics import blank
+from headrace.protocols.metadata import blank, shown
+from headrace.protocols.targets import parse
+from headrace.protocols.wire import POOL
 from headrace.snapshot import ModelView, State, VersionView
 from headrace.spec import BYTES, ModelSpec, TensorSpec
 from tests.headrace.protocols.specs import F4, model, signature, spec

@@ -9,7 +9,7 @@ from tritonclient.grpc import model_config_pb2
 
 from headrace.config.args import Batching, Latest, ModelConfig
 from headrace.errors import InvalidArgument, Unimplemented
-from headrace.protocols.model_config import overridden, shown
+from headrace.protocols.metadata import overridden, shown
 from headrace.spec import BYTES
 from tests.headrace.protocols.specs import F4, model, one_input, signature, spec
 

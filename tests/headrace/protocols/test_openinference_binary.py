@@ -16,7 +16,7 @@ from tritonclient.utils import np_to_triton_dtype
 
 from headrace.errors import InvalidArgument, PayloadTooLarge, Unimplemented
 from headrace.protocols.compression import deflate
-from headrace.protocols.openinference_binary import OpenInferenceCodec
+from headrace.protocols.openinference_json import OpenInferenceCodec
 from headrace.protocols.tensors import Call, Encoded, InferenceRequest
 from headrace.spec import BFLOAT16, BYTES, ModelSpec, Signature, Tensor, TensorSpec
 from tests.headrace.protocols.specs import F4, I8, TWO_INPUTS, model, one_input, signature, spec

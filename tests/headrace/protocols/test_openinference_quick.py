@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.errors import HeadraceError
-from headrace.protocols.openinference_binary import OpenInferenceCodec
-from headrace.protocols.openinference_quick import read_quickly
+from headrace.protocols.openinference_json import OpenInferenceCodec, read_quickly
 from headrace.protocols.tensors import Call
 from headrace.spec import TensorSpec
 from tests.headrace.protocols.specs import model, signature

@@ -12,8 +12,8 @@ from gateway.shared_memory.codec import MAX_PARTS, Part, read_regions
 from headrace.config.args import Limits
 from headrace.errors import InvalidArgument, PayloadTooLarge
 from headrace.link.frames import pieces
-from headrace.protocols.messages import message
 from headrace.protocols.tensors import Call
+from headrace.protocols.wire import message
 
 PLAIN = Call("infer")
 LIMITS = Limits(max_body_bytes=1024 * 1024)

@@ -18,13 +18,13 @@ from tritonclient.grpc import service_pb2
 from tritonclient.utils import np_to_triton_dtype, serialize_byte_tensor
 
 from headrace.protocols.datatypes import datatype_name, dtype_of, tensorflow_name
-from headrace.protocols.grpc_targets import parse
-from headrace.protocols.messages import message
-from headrace.protocols.openinference_binary import OpenInferenceCodec
+from headrace.protocols.openinference_json import OpenInferenceCodec
 from headrace.protocols.openinference_proto import OpenInferenceProtoCodec
+from headrace.protocols.targets import parse
 from headrace.protocols.tensors import Call, Codec, Encoded
 from headrace.protocols.tfserving_json import PredictCodec
 from headrace.protocols.tfserving_proto import PredictProtoCodec
+from headrace.protocols.wire import message
 from headrace.spec import BYTES, ModelSpec, Tensor, TensorSpec
 from tests.headrace.protocols.specs import model, signature
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from headrace.config.args import ModelConfig
-from headrace.protocols.statistics import PAIRS, blank, statistics_document
+from headrace.protocols.metadata import PAIRS, blank, statistics_document
 from headrace.snapshot import ModelView, Snapshot, State, VersionView
 
 SNAPSHOT = Snapshot(

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from headrace.errors import InvalidArgument
-from headrace.protocols.messages import message
 from headrace.protocols.tensor_proto import decode_tensor, encode_tensor
+from headrace.protocols.wire import message
 from headrace.spec import BYTES, Tensor
 from tests.headrace.protocols.specs import F4
 from tests.headrace.protocols.test_raw_tensors import DTYPES, SHAPES

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from headrace.protocols.tf_example import encode_example
+from headrace.protocols.examples import encode_example
 
 
 def test_encode_example_writes_each_kind() -> None:

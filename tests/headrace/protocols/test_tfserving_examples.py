@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from headrace.errors import InvalidArgument
+from headrace.protocols.examples import encode_example
 from headrace.protocols.tensors import Call, InferenceRequest
-from headrace.protocols.tf_example import encode_example
-from headrace.protocols.tfserving_examples import ExamplesCodec
+from headrace.protocols.tfserving_json import ExamplesCodec
 from headrace.spec import BYTES, ModelSpec, Tensor
 from tests.headrace.protocols.specs import F4, I8, model, saved_model, signature, spec
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from headrace.errors import HeadraceError, InvalidArgument
-from headrace.protocols.grpc_targets import parse
-from headrace.protocols.messages import message
+from headrace.protocols.examples import encode_example
+from headrace.protocols.targets import parse
 from headrace.protocols.tensor_proto import decode_tensor
 from headrace.protocols.tensors import Call, Encoded, InferenceRequest
-from headrace.protocols.tf_example import encode_example
 from headrace.protocols.tfserving_proto import ExamplesProtoCodec, PredictProtoCodec
+from headrace.protocols.wire import message
 from headrace.spec import BYTES, ModelSpec, Tensor
 from tests.headrace.protocols.specs import F4, TWO_INPUTS, model, one_input, signature
 from tests.headrace.protocols.test_tfserving_examples import (

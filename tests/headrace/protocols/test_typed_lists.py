@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from headrace.errors import InvalidArgument
-from headrace.protocols.messages import message
-from headrace.protocols.typed_lists import append_list, read_list
+from headrace.protocols.tensor_proto import append_list, read_list
+from headrace.protocols.wire import message
 from tests.headrace.protocols.specs import F4
 
 
