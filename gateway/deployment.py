@@ -49,9 +49,8 @@ from headrace.errors import Unavailable
 from headrace.keys import key_pepper
 from headrace.link import shared_memory
 from headrace.link.client import Identity
-from headrace.link.load_report import LoadReport
 from headrace.link.plane import DataPlane
-from headrace.link.pool import PoolClient
+from headrace.link.pool import LoadReport, PoolClient
 from headrace.logs import configure, watched
 from headrace.metrics import Recorder
 from headrace.metrics_export import Exporter

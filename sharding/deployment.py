@@ -17,8 +17,7 @@ from headrace.config.types import SecretRef
 from headrace.errors import HeadraceError, Unavailable
 from headrace.link import shared_memory
 from headrace.link.client import Identity
-from headrace.link.load_report import LoadReport
-from headrace.link.pool import PoolClient
+from headrace.link.pool import LoadReport, PoolClient
 from headrace.logs import configure, watched
 from headrace.metrics import Recorder
 from headrace.metrics_export import Exporter

@@ -15,7 +15,7 @@ from gateway.prediction import FrontState
 from gateway.repository_access import load_model, require_public
 from gateway.view import GatewayView
 from headrace.errors import NotFound, Unavailable, Unimplemented
-from headrace.link.model_lookup import find_model, known_spec
+from headrace.link.plane import find_model, known_spec
 from headrace.protocols import metadata_proto
 from headrace.protocols.metadata import statistics_document
 from headrace.protocols.targets import InferPath, infer_target, parse

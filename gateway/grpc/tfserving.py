@@ -20,7 +20,7 @@ from gateway.prediction import FrontState
 from gateway.repository_access import require_public
 from gateway.view import GatewayView
 from headrace.errors import InvalidArgument
-from headrace.link.model_lookup import find_servable, servable_versions
+from headrace.link.plane import find_servable, servable_versions
 from headrace.protocols import metadata_proto
 from headrace.protocols.targets import (
     multi_inference_answer,

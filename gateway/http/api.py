@@ -19,7 +19,7 @@ from gateway.http.settings_api import settings
 from gateway.http.shared_memory_api import shared_memory
 from gateway.view import GatewayView
 from headrace.errors import InvalidArgument, Unavailable, Unimplemented
-from headrace.link.model_lookup import find_model, find_servable, known_spec, servable_versions
+from headrace.link.plane import find_model, find_servable, known_spec, servable_versions
 from headrace.protocols import metadata
 from headrace.protocols.metadata import shown, statistics_document
 from headrace.protocols.targets import parse_infer_path, parse_serving_version

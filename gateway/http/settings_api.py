@@ -10,7 +10,7 @@ from starlette.responses import Response
 from gateway.http.answers import json_answer
 from gateway.http.documents import read_document
 from gateway.settings import TRACE_SETTINGS, check_log_settings, check_trace_settings, log_settings
-from headrace.link.model_lookup import find_model
+from headrace.link.plane import find_model
 
 settings = APIRouter()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -11,6 +12,7 @@ import structlog
 
 from headrace.access import Access
 from headrace.errors import Unavailable, error_for_status
+from headrace.link.plane import DataPlane
 from headrace.snapshot import Snapshot
 
 WATCH_TIMEOUT_S = 15.0
@@ -91,3 +93,85 @@ def _result(answer: Mapping[str, Any]) -> Mapping[str, Any]:
     if "error" in answer:
         raise error_for_status(answer["status"], answer["error"])
     return answer
+
+
+SAMPLE_S = 0.025
+INTERVAL_S = 0.1
+"""Changes are told at most so often, except the first request for a model without a slot."""
+HEARTBEAT_S = 1.0
+RETRY_S = 0.25
+
+
+class LoadReport:
+    """Tells the pool of the load of models whose number of slots follows it.
+
+    Between two reports the load is a mean, so short requests count too.
+    """
+
+    def __init__(self, plane: DataPlane, pool: PoolClient, gateway_id: str) -> None:
+        self._plane, self._pool, self._gateway_id = plane, pool, gateway_id
+        self._urgent = asyncio.Event()
+        plane.on_starved = self._urgent.set
+        self._sums: Counter[str] = Counter()
+        self._samples = 0
+        self._told: Loads = {}
+        self._told_s = self._since_s = 0.0
+
+    async def run(self) -> None:
+        """Until it is cancelled."""
+        while True:
+            elastic = [
+                name
+                for name, model in self._plane.snapshot.models.items()
+                if model.config.replicas.min != model.config.replicas.max
+            ]
+            try:
+                async with asyncio.timeout(SAMPLE_S if elastic else HEARTBEAT_S):
+                    await self._urgent.wait()
+            except TimeoutError:
+                pass
+            if not elastic:
+                self._urgent.clear()
+                continue
+            self._sample(elastic)
+            now_s, urgent = self._plane.now_s(), self._urgent.is_set()
+            if urgent or now_s - self._since_s >= INTERVAL_S:
+                loads = self._loads(elastic, latest=urgent)
+                if urgent or loads != self._told or now_s - self._told_s >= HEARTBEAT_S:
+                    self._urgent.clear()
+                    await self._tell(loads, now_s)
+                # Told or not: the pool takes a mean to hold for as long as the next one is made of.
+                self._since_s = now_s
+                self._sums.clear()
+                self._samples = 0
+
+    def _sample(self, models: list[str]) -> None:
+        router = self._plane.router
+        in_flight, waiting = router.in_flight(), router.waiting()
+        self._samples += 1
+        for name in models:
+            self._sums[name] += in_flight.get(name, 0) + waiting.get(name, 0)
+
+    def _loads(self, models: list[str], *, latest: bool) -> Loads:
+        router = self._plane.router
+        held = router.held()
+        if latest:
+            in_flight, waiting = router.in_flight(), router.waiting()
+            means = {n: float(in_flight.get(n, 0) + waiting.get(n, 0)) for n in models}
+        else:
+            means = {name: self._sums[name] / self._samples for name in models}
+        return {
+            name: (round(means[name], 3), held.get(name, 0), router.arrived[name])
+            for name in models
+            if router.arrived[name]
+        }
+
+    async def _tell(self, loads: Loads, now_s: float) -> None:
+        try:
+            await self._pool.tell_load(self._gateway_id, loads)
+        except Unavailable:
+            # Whoever waits goes on waiting; the next report says it again.
+            self._told = {}
+            await asyncio.sleep(RETRY_S)
+            return
+        self._told, self._told_s = loads, now_s

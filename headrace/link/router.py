@@ -13,10 +13,9 @@ from collections.abc import Mapping
 
 from headrace.errors import DeadlineExceeded, HeadraceError, NotFound, Unavailable
 from headrace.link.frames import Reply
-from headrace.link.queue import FairQueue
+from headrace.link.queue import FairQueue, Target
 from headrace.link.request import Answer, Key, Request, Seat
 from headrace.link.seats import Lane, Route, Sender, choose_seat, reserve_seat
-from headrace.link.target import Target
 
 MAX_DEATHS = 2
 """A request in flight on so many dying slots is taken for their cause."""

@@ -13,8 +13,8 @@ from typing import Protocol
 
 from headrace.config.args import Routing
 from headrace.link.hashing import choose
+from headrace.link.queue import Target
 from headrace.link.request import Request, Seat
-from headrace.link.target import Target
 
 Route = tuple[Routing, Sequence[tuple[str, int]]]
 """How to route, and (slot id, placement id) of the placements that are READY."""

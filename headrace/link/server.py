@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,9 +15,25 @@ import structlog
 from headrace.errors import HeadraceError, LinkError
 from headrace.link import shared_memory
 from headrace.link.channel import Channel
-from headrace.link.credits import share
 from headrace.link.frames import Frame, Item, Kind, Reply, decode_numbers
 from headrace.link.handshake import Hello, ServerHandshake, Session
+
+
+def share(capacity: int, demands: Mapping[str, int]) -> dict[str, int]:
+    """Credits by gateway: proportional to demand, at least one each, else as much as fits.
+
+    `demands` counts each gateway's requests in flight and waiting. Where nobody wants anything
+    the capacity is split evenly, so that the first requests need not ask first. The sum stays
+    within `capacity`, but for the one credit that everybody keeps.
+    """
+    if not demands:
+        return {}
+    total = sum(demands.values())
+    if not total:
+        return dict.fromkeys(demands, max(1, capacity // len(demands)))
+    spare = max(0, capacity - len(demands))
+    return {name: 1 + spare * demand // total for name, demand in demands.items()}
+
 
 HANDSHAKE_TIMEOUT_S = 5.0
 SILENCE_S = 4.0

@@ -114,7 +114,7 @@ class SimulatedGateway:
 
         self._fleet.run(slot_id, name, self._setting.service_s[name](self._rng), answered)
 
-    # -- the report of load: see `headrace.link.load_report`
+    # -- the report of load: see `headrace.link.pool`
 
     def _tick(self) -> None:
         if not self._ticking:

@@ -12,8 +12,7 @@ from typing import Any, cast
 from autoscale.controller import Controller
 from headrace.config.args import Limits, ModelConfig
 from headrace.errors import Unavailable
-from headrace.link.load_report import LoadReport
-from headrace.link.pool import Loads, PoolClient
+from headrace.link.pool import LoadReport, Loads, PoolClient
 from tests.autoscale.plant import Plant, open_plant
 from tests.house import MAX_BODY_BYTES, House
 

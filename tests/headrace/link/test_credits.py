@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.link.credits import share
+from headrace.link.server import share
 
 
 def test_demand_decides() -> None:

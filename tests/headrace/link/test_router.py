@@ -13,9 +13,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from headrace.config.args import Routing
 from headrace.errors import DeadlineExceeded, HeadraceError, NotFound, Unavailable
 from headrace.link.frames import Reply
+from headrace.link.queue import PRESENCE_S
 from headrace.link.request import Answer, Key, Request
 from headrace.link.router import DEPTH_S, MAX_MOVES, RETRY_RESERVE, Router
-from headrace.link.target import PRESENCE_S
 
 ANY: Key = ("m", None)
 LEAST = Routing()
