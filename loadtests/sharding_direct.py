@@ -27,8 +27,8 @@ from loadtests.sharding_inputs import pixels_of
 from loadtests.sharding_models import SHARDING
 from loadtests.sharding_peak import peak_bytes
 from replicas.memory_watch import MemoryWatch
+from sharding.merge import box_rules
 from sharding.merge_boxes import merge_boxes
-from sharding.options import box_rules
 from sharding.parts import Box, Edges, PartResult, Tile
 from sharding.postprocess import load_postprocessor
 from sharding.preprocess import load_preprocessor

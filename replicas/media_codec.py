@@ -113,7 +113,7 @@ class MediaCodec:
         labels: Sequence[str],
         until_s: float,
     ) -> tuple[dict[str, Tensor], _Note]:
-        from sharding.segment_wire import segment_of, video_of
+        from sharding.parts import segment_of, video_of
         from sharding.video_frames import DecodeReport, frames
 
         def check() -> None:
@@ -155,9 +155,8 @@ class MediaCodec:
     def encode(
         self, request: InferenceRequest, outputs: Mapping[str, Tensor], model: ModelSpec
     ) -> Encoded:
-        """What was found, as JSON: see `sharding.segment_wire`."""
-        from sharding.parts import Box, TagScore, TimedTags
-        from sharding.segment_wire import findings_document
+        """What was found, as JSON: see `sharding.parts`."""
+        from sharding.parts import Box, TagScore, TimedTags, findings_document
 
         note: _Note = request.reply
         postprocess = _postprocessor(note.postprocess)

@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 import structlog
 
 from headrace.errors import HeadraceError, InternalError, Unavailable
-from sharding.borrowed import borrowed
 from sharding.job_store import JobStore
+from sharding.spool import borrowed
 from sharding.upload import MediaJob
 
 __all__ = ["JobRunner", "JobStore"]

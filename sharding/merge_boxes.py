@@ -15,8 +15,18 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from sharding.box_views import Views, order
-from sharding.boxes import Indices, Mask, Numbers, alike, around, is_apart, is_part, suppress
+from sharding.boxes import (
+    Indices,
+    Mask,
+    Numbers,
+    Views,
+    alike,
+    around,
+    is_apart,
+    is_part,
+    order,
+    suppress,
+)
 from sharding.parts import Box, PartResult
 
 ALIKE = 0.6

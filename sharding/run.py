@@ -28,11 +28,9 @@ from headrace.errors import (
     Unavailable,
 )
 from headrace.link.hashing import rank
-from sharding.gang import GangLease
+from sharding.gang import IN_FLIGHT, GangLease, Places
 from sharding.merge import find_merger
-from sharding.parts import Box, Part, PartResult, Segment, Tile, find_missing
-from sharding.places import IN_FLIGHT, Places
-from sharding.segment_wire import result_of
+from sharding.parts import Box, Part, PartResult, Segment, Tile, find_missing, result_of
 from sharding.shards import Edition, ShardDied, Shards, is_lost
 from sharding.split import Source, open_source
 from sharding.upload import MediaJob

@@ -15,12 +15,10 @@ from headrace.config.sharding import ShardingConfig
 from headrace.errors import ConfigError, InvalidArgument, PayloadTooLarge
 from headrace.link.frames import Buffer
 from sharding.merge import Whole
-from sharding.parts import Part, Segment, Tile
-from sharding.picture_header import PictureLimits
-from sharding.pictures import Picture
+from sharding.parts import Part, Segment, Tile, segment_document, video_document
+from sharding.pictures import Picture, PictureLimits
 from sharding.plan import TooManyPartsError, plan_segments, plan_tiles
 from sharding.preprocess import load_preprocessor
-from sharding.segment_wire import segment_document, video_document
 from sharding.upload import Check, MediaJob, identify_file
 from sharding.video import VideoInfo, VideoLimits, probe
 

@@ -1,6 +1,7 @@
 """Messages of our own service `headrace.v1.Media`, from and to the plain values of the stage.
 
-The stage speaks in JSON-able events (see `sharding.stage`); here each becomes a `ProcessEvent`.
+The stage speaks in JSON-able events (see `sharding.deployment`);
+here each becomes a `ProcessEvent`.
 """
 
 from __future__ import annotations

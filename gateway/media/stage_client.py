@@ -16,7 +16,7 @@ SUBMIT_TIMEOUT_S = 60.0
 """Taking a job over may copy its upload from one disk to another."""
 
 Event = Mapping[str, Any]
-"""One of a request's events: see `sharding.stage.Stage.process`."""
+"""One of a request's events: see `sharding.deployment.Stage.process`."""
 
 log = structlog.get_logger()
 

@@ -18,9 +18,9 @@ from headrace.config.sharding import ShardingConfig, ShardingLimits
 from headrace.link.client import Identity
 from headrace.metrics import Recorder
 from headrace.snapshot import State
+from sharding.deployment import Stage
 from sharding.jobs import JobRunner, JobStore
 from sharding.shards import Shards, StagePlane
-from sharding.stage import Stage
 from sharding.upload import MediaJob
 from tests.house import SECRET, House, affine_model, until
 from tests.sharding.stage_house import FACES, PICTURES, REPOSITORY

@@ -16,8 +16,7 @@ from headrace.protocols.tensors import Call, InferenceRequest
 from headrace.spec import ModelSpec, Signature, TensorSpec
 from replicas import media_codec
 from replicas.media_codec import MediaCodec
-from sharding.parts import Segment
-from sharding.segment_wire import segment_document, video_document
+from sharding.parts import Segment, segment_document, video_document
 from sharding.video import VideoLimits, probe
 from tests.sharding.media_files import clip, kind_of
 

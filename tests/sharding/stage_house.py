@@ -15,8 +15,8 @@ from headrace.config.sharding import BoxMerging, ProcessOptions, ShardingConfig
 from headrace.link.client import Identity
 from headrace.metrics import Recorder
 from headrace.snapshot import State
+from sharding.deployment import Stage
 from sharding.shards import Shards, StagePlane
-from sharding.stage import Stage
 from sharding.upload import MediaJob, Upload
 from tests.house import SECRET, House, until
 

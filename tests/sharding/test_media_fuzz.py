@@ -21,7 +21,7 @@ RUN = """
 import sys
 from pathlib import Path
 from headrace.errors import HeadraceError
-from sharding.picture_header import PictureLimits
+from sharding.pictures import PictureLimits
 from sharding.pictures import Picture
 from sharding.plan import plan_segments
 from sharding.sniff import identify

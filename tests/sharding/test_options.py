@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from headrace.config.sharding import ProcessOptions, ShardingConfig
-from sharding.options import box_rules, tag_rules
+from sharding.merge import box_rules, tag_rules
 
 TILES = {"kind": "image-tiles"}
 

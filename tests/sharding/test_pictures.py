@@ -13,8 +13,7 @@ import pytest
 import pyvips
 
 from headrace.errors import InvalidArgument, PayloadTooLarge, Unavailable, UnsupportedMedia
-from sharding.picture_header import PictureLimits, inspect
-from sharding.pictures import Picture
+from sharding.pictures import Picture, PictureLimits, inspect
 from sharding.plan import plan_tiles
 from sharding.sniff import AVIF, GIF, JPEG, PNG, TIFF, WEBP
 from tests.sharding.media_files import Pixels, array, kind_of, photograph

@@ -11,9 +11,8 @@ import pytest
 
 from headrace.config.sharding import ProcessOptions, ShardingConfig
 from headrace.errors import PayloadTooLarge, Unavailable
-from sharding.parts import Segment
+from sharding.parts import Segment, segment_document, segment_of, video_document, video_of
 from sharding.plan import plan_segments
-from sharding.segment_wire import segment_document, segment_of, video_document, video_of
 from sharding.split import MAX_FRAMES, VideoSource, held_frames, open_source, shortened
 from sharding.upload import MediaJob, Upload
 from sharding.video_frames import DecodeReport, frames

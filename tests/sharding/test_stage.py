@@ -28,9 +28,9 @@ from headrace.errors import (
     UnsupportedMedia,
 )
 from headrace.snapshot import State
+from sharding.deployment import MAX_OPEN
 from sharding.shards import Edition, ShardDied, Shards, StagePlane
 from sharding.split import PictureSource
-from sharding.stage import MAX_OPEN
 from sharding.upload import MediaJob
 from tests.house import until
 from tests.sharding.stage_house import (
