@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from headrace.snapshot import Evidence, FailureKind, State
-from replicas.last_words import Words
-from replicas.memory_watch import EXIT_CODE
+from replicas.last_words import EXIT_CODE, Words
 
 NEAR = 0.9
 """Memory is sampled: the last sample of a slot that ran out of it is somewhat below the limit."""

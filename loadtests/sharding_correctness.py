@@ -14,7 +14,7 @@ from loadtests.sharding_calls import process_file
 from loadtests.sharding_figures import Check, Match, match_boxes, match_scenes
 from loadtests.sharding_inputs import Inputs, scenes_of
 from loadtests.sharding_models import Fleet
-from replicas.memory_watch import EXIT_CODE
+from replicas.last_words import EXIT_CODE
 from sharding.parts import Box
 
 SURE = 0.5

@@ -26,7 +26,7 @@ from loadtests.reload import REPOSITORY
 from loadtests.sharding_inputs import pixels_of
 from loadtests.sharding_models import SHARDING
 from loadtests.sharding_peak import peak_bytes
-from replicas.memory_watch import MemoryWatch
+from replicas.last_words import MemoryWatch
 from sharding.merge import box_rules
 from sharding.merge_boxes import merge_boxes
 from sharding.parts import Box, Edges, PartResult, Tile

@@ -18,9 +18,8 @@ from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from headrace.errors import InternalError, InvalidArgument, ModelLoadError, NotFound
 from headrace.spec import BFLOAT16, BYTES, ModelSpec, Signature, Tensor, TensorSpec
-from replicas.external_data import check_external_data
-from replicas.foreign_errors import without_places
-from replicas.runtime import Runtime, RuntimeSettings
+from replicas.runtime import Runtime, RuntimeSettings, without_places
+from replicas.verification import check_external_data
 
 SIGNATURE = "serving_default"
 

@@ -24,11 +24,10 @@ from headrace.spec import encode_spec
 from replicas.batcher import Batcher
 from replicas.compute import ComputeThread
 from replicas.engine import Engine
-from replicas.foreign_errors import said_by, without_places
 from replicas.listing import MAX_BESIDE_BYTES
 from replicas.media_codec import MediaCodec
 from replicas.repository import Interrupted, Repository, StoreAway, detect_runtime
-from replicas.runtime import Runtime, RuntimeSettings
+from replicas.runtime import Runtime, RuntimeSettings, said_by, without_places
 from replicas.statistics import ModelStatistics
 from replicas.triton_config import CONFIG, configured, own_file
 from replicas.warmup import warm_up

@@ -20,7 +20,6 @@ from fsspec.implementations.local import LocalFileSystem
 
 from headrace.errors import HeadraceError, ModelLoadError
 from headrace.version_folders import is_version, version_folders
-from replicas.foreign_errors import said_by, without_places
 from replicas.listing import (
     Row,
     VersionFiles,
@@ -34,6 +33,7 @@ from replicas.listing import (
     row_of,
     sums_names,
 )
+from replicas.runtime import said_by, without_places
 from replicas.verification import SUMS, Verifier, files_below
 
 logger = logging.getLogger(__name__)

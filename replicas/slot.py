@@ -24,8 +24,8 @@ from headrace.node import WILDCARDS, Node
 from headrace.secrets import cluster_secret
 from headrace.snapshot import SlotView
 from replicas import last_words
-from replicas.affinity import pin
-from replicas.memory_watch import MemoryWatch
+from replicas.compute import pin
+from replicas.last_words import MemoryWatch
 from replicas.placements import import_runtime
 from replicas.repository import Repository
 from replicas.service import HANDOVER_S, SlotService

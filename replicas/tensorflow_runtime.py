@@ -16,8 +16,7 @@ import numpy as np
 from headrace.errors import InternalError, InvalidArgument, ModelLoadError, NotFound
 from headrace.protocols.datatypes import is_supported
 from headrace.spec import BYTES, TENSORFLOW, ModelSpec, Signature, Tensor, TensorSpec
-from replicas.foreign_errors import without_places
-from replicas.runtime import Runtime, RuntimeSettings
+from replicas.runtime import Runtime, RuntimeSettings, without_places
 
 # TensorFlow reads this while it is imported: 2 keeps its errors and drops the rest.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

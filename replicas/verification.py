@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from headrace.errors import ModelLoadError
+from headrace.errors import ModelLoadError, quoted
 
 SUMS = "SHA256SUMS"
 _LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](.+)")
@@ -92,3 +93,140 @@ def files_below(folder: Path, where: str) -> Iterator[str]:
                 )
         for name in files:
             yield (here / name).relative_to(folder).as_posix()
+
+
+# The way from ModelProto to every TensorProto, as {message: {field number: message}} of onnx.proto.
+# We read the wire format ourselves because `onnx` is no dependency of a server, and because ONNX
+# Runtime's own check came late and differs by release. `location` must be known before it loads.
+CONTAINERS: dict[str, dict[int, str]] = {
+    "ModelProto": {7: "GraphProto", 20: "TrainingInfoProto", 25: "FunctionProto"},
+    "TrainingInfoProto": {1: "GraphProto", 2: "GraphProto"},
+    "FunctionProto": {7: "NodeProto", 11: "AttributeProto"},
+    "GraphProto": {1: "NodeProto", 5: "TensorProto", 15: "SparseTensorProto"},
+    "NodeProto": {5: "AttributeProto"},
+    "AttributeProto": {
+        5: "TensorProto",
+        6: "GraphProto",
+        10: "TensorProto",
+        11: "GraphProto",
+        22: "SparseTensorProto",
+        23: "SparseTensorProto",
+    },
+    "SparseTensorProto": {1: "TensorProto", 2: "TensorProto"},
+    "TensorProto": {13: "StringStringEntryProto"},
+}
+_ENTRY = "StringStringEntryProto"
+_KEY, _VALUE = 1, 2
+_VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
+
+
+class MalformedModel(ValueError):
+    """Raised when the bytes are not a protobuf message."""
+
+
+def check_external_data(model_file: Path, where: str) -> None:
+    """Refuse external data that is not a regular file inside the folder of `model_file`.
+
+    `where` begins the sentence of the `ModelLoadError`. Links are followed before the comparison.
+    """
+    folder = model_file.parent.resolve()
+    try:
+        locations = external_locations(model_file)
+    except MalformedModel as error:
+        raise ModelLoadError(
+            f"{where}: {model_file.name} is truncated or not an ONNX model ({error})"
+        ) from error
+    for location in sorted(locations):
+        shown = quoted(location)
+        if "\0" in location:
+            raise ModelLoadError(f"{where}: external data {shown} has a NUL byte in its name")
+        target = (folder / location).resolve()
+        # ONNX Runtime reads a location that begins with */ as an address in memory.
+        if location.startswith("*/") or not target.is_relative_to(folder):
+            raise ModelLoadError(
+                f"{where}: external data {shown} points out of the version folder; "
+                f"it must lie beside {model_file.name}"
+            )
+        if not os.path.isfile(target):  # a name that is too long is an error to Path
+            raise ModelLoadError(f"{where}: external data {shown} is missing")
+
+
+def external_locations(model_file: Path) -> set[str]:
+    """The `location` of every external tensor in an ONNX file; empty for an empty file."""
+    if model_file.stat().st_size == 0:
+        return set()
+    with (
+        model_file.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+    ):
+        # The key stands in the file as these bytes, so nearly all models need no walk.
+        if data.find(b"location") < 0:
+            return set()
+        return set(_walk(data))
+
+
+def _walk(data: mmap.mmap) -> Iterator[str]:
+    pending = [("ModelProto", 0, len(data))]
+    while pending:
+        message, start, end = pending.pop()
+        if message == _ENTRY:
+            key, value = _entry(data, start, end)
+            if key == b"location":
+                yield _text(value)
+            continue
+        inner = CONTAINERS[message]
+        pending.extend(
+            (inner[number], first, last)
+            for number, first, last in _fields(data, start, end)
+            if number in inner
+        )
+
+
+def _entry(data: mmap.mmap, start: int, end: int) -> tuple[bytes, bytes]:
+    # A field that is given twice counts with its last value.
+    found = {number: data[first:last] for number, first, last in _fields(data, start, end)}
+    return found.get(_KEY, b""), found.get(_VALUE, b"")
+
+
+def _text(value: bytes) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError as error:
+        raise MalformedModel("a location is not UTF-8") from error
+
+
+def _fields(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Number, first and last position of each length-delimited field; the others are skipped."""
+    at = start
+    while at < end:
+        tag, at = _varint(data, at, end)
+        kind = tag & 7
+        if tag >> 32 or tag >> 3 == 0:
+            raise MalformedModel(f"no field number at byte {at}")
+        if kind == _LENGTH:
+            length, at = _varint(data, at, end)
+            if length > end - at:
+                raise MalformedModel(f"a field ends {length - (end - at)} bytes too late")
+            yield tag >> 3, at, at + length
+            at += length
+        elif kind == _VARINT:
+            _, at = _varint(data, at, end)
+        elif kind in (_FIXED32, _FIXED64):
+            at += 4 if kind == _FIXED32 else 8
+        else:
+            raise MalformedModel(f"wire type {kind} at byte {at}")
+    if at != end:
+        raise MalformedModel(f"a field ends {at - end} bytes too late")
+
+
+def _varint(data: mmap.mmap, at: int, end: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 70, 7):
+        if at >= end:
+            raise MalformedModel("a number is cut off")
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+    raise MalformedModel(f"a number is too long at byte {at}")

@@ -1,19 +1,144 @@
-"""Runs on recorded or made-up requests, so that the first real one pays for no set-up."""
+"""Runs on recorded or made-up requests, so that the first real one pays for no set-up.
+
+Requests that lie in a version folder, to warm the model up with what clients really send.
+
+`warmup/*.json` are bodies of TensorFlow Serving's predict or of the Open Inference Protocol;
+`assets.extra/tf_serving_warmup_requests` is TensorFlow Serving's own record of PredictionLogs.
+"""
 
 from __future__ import annotations
 
 import base64
 import logging
 import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import structlog
 
 from headrace.errors import HeadraceError, InvalidArgument, ModelLoadError
+from headrace.protocols.calls import CALLS, call_number, codecs
 from headrace.protocols.checks import wanted_names
-from headrace.spec import BYTES, Signature, Tensor, TensorSpec
-from replicas.recorded import Recorded, recorded_requests
+from headrace.protocols.json_bodies import read_object
+from headrace.protocols.targets import SERVING, multi_inference_tasks
+from headrace.protocols.tensors import Call, InferenceRequest
+from headrace.protocols.wire import read_delimited
+from headrace.spec import BYTES, ModelSpec, Signature, Tensor, TensorSpec
 from replicas.runtime import Runtime
+
+JSON_FOLDER = "warmup"
+RECORDS = "assets.extra/tf_serving_warmup_requests"
+MAX_FILES = 100
+MAX_RECORDS = 1000
+"""TensorFlow Serving's own limit."""
+MAX_BYTES = 64 * 1024 * 1024
+"""Of all recorded requests of a version: they are to warm it up, not to test it."""
+
+_LENGTH = struct.Struct("<Q4x")
+_CRC_BYTES = 4
+# The fields of a PredictionLog; in each of them field 1 is the request.
+_METHODS = {2: "classify", 3: "regress", 6: "predict"}
+_MULTI_INFERENCE = 4
+_HIGHEST = 7
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """A request as it was sent; `where` names its file, `call` is its number on the link."""
+
+    where: str
+    call: int
+    body: bytes
+
+    def decode(self, model: ModelSpec) -> InferenceRequest:
+        """For this model; raises `ModelLoadError` if it is not a request for it."""
+        try:
+            codec = codecs()[self.call]
+            return codec.decode(self.body, Call(CALLS[self.call].method), model)
+        except HeadraceError as error:
+            raise ModelLoadError(f"warm-up request {self.where}: {error.message}") from error
+        except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
+            # A codec's own mistake; the engine takes the same ones for that.
+            log.exception("decode_failed", where=self.where)
+            reason = f"internal error ({type(error).__name__})"
+            raise ModelLoadError(f"warm-up request {self.where}: {reason}") from error
+
+
+def recorded_requests(folder: Path) -> Iterator[Recorded]:
+    """Those of a version folder; raises `ModelLoadError` for what cannot be read."""
+    files = sorted((folder / JSON_FOLDER).glob("*.json"))
+    records = folder / RECORDS
+    present = [*files, records] if records.is_file() else files
+    if len(files) > MAX_FILES:
+        raise ModelLoadError(
+            f"{JSON_FOLDER} holds {len(files)} requests; at most {MAX_FILES} are run, remove some"
+        )
+    total_bytes = sum(file.stat().st_size for file in present)
+    if total_bytes > MAX_BYTES:
+        raise ModelLoadError(
+            f"the warm-up requests have {total_bytes} bytes; at most {MAX_BYTES} are run"
+        )
+    for file in files:
+        yield _of_json(f"{JSON_FOLDER}/{file.name}", file.read_bytes())
+    if records.is_file():
+        yield from _of_records(records.read_bytes())
+
+
+def _of_json(where: str, body: bytes) -> Recorded:
+    try:
+        inputs = read_object(body).get("inputs")
+    except InvalidArgument as error:
+        raise ModelLoadError(f"warm-up request {where}: {error.message}") from error
+    tensors = isinstance(inputs, list) and all(
+        isinstance(each, dict) and "datatype" in each for each in inputs
+    )
+    if tensors and inputs:
+        return Recorded(where, call_number("openinference", "infer"), body)
+    return Recorded(where, call_number("tfserving", "predict"), body)
+
+
+def _of_records(content: bytes) -> Iterator[Recorded]:
+    for number, record in enumerate(read_records(content), 1):
+        where = f"{RECORDS}, record {number}"
+        if number > MAX_RECORDS:
+            raise ModelLoadError(f"{RECORDS} holds more than {MAX_RECORDS} requests, remove some")
+        try:
+            yield from _of_log(where, record)
+        except InvalidArgument as error:
+            raise ModelLoadError(f"warm-up request {where}: {error.message}") from error
+
+
+def _of_log(where: str, record: bytes) -> Iterator[Recorded]:
+    for field, entry in read_delimited(record, _HIGHEST).items():
+        request = read_delimited(entry, 1).get(1, b"") if field > 1 else b""
+        if field in _METHODS:
+            yield Recorded(where, call_number(SERVING, _METHODS[field]), request)
+        elif field == _MULTI_INFERENCE:
+            for path, body in multi_inference_tasks(request):
+                yield Recorded(where, call_number(SERVING, path.method), body)
+        elif field > 1:
+            log.warning("warm_up_request_left_out", where=where, reason="its kind is not served")
+
+
+def read_records(content: bytes) -> Iterator[bytes]:
+    """The records of a TFRecord file: a length and its checksum, then data and its checksum.
+
+    The checksums are not looked at, since SHA256SUMS covers the file.
+    """
+    at = 0
+    while at < len(content):
+        start = at + _LENGTH.size
+        length = _LENGTH.unpack_from(content, at)[0] if start <= len(content) else len(content)
+        at = start + length + _CRC_BYTES
+        if at > len(content):
+            raise ModelLoadError(f"{RECORDS} is not a TFRecord file, or it is cut short")
+        yield content[start : start + length]
+
 
 logger = logging.getLogger(__name__)
 

@@ -16,8 +16,7 @@ from headrace.config.args import Limits
 from headrace.link.handshake import Hello
 from headrace.logs import configure
 from headrace.metrics import Recorder
-from replicas.last_words import LastWords
-from replicas.memory_watch import MemoryWatch
+from replicas.last_words import LastWords, MemoryWatch
 from replicas.placements import import_runtime, resident_bytes
 from replicas.repository import Repository
 from replicas.service import SlotService

@@ -20,8 +20,8 @@ from headrace.config.args import ModelConfig
 from headrace.errors import ModelLoadError
 from headrace.protocols.wire import message
 from headrace.snapshot import State
-from replicas.foreign_errors import said_by
 from replicas.repository import Repository
+from replicas.runtime import said_by
 from tests.house import House, client, grpc_channel, open_house
 
 pytestmark = [pytest.mark.tensorflow, pytest.mark.filterwarnings("ignore::DeprecationWarning")]

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from replicas.affinity import numa_nodes, own_cores, parse_cores, pin
+from replicas.compute import numa_nodes, own_cores, parse_cores, pin
 
 
 @given(st.integers(1, 64), st.integers(1, 8), st.integers(0, 7))

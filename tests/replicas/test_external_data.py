@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from headrace.errors import ModelLoadError
-from replicas.external_data import (
+from replicas.verification import (
     CONTAINERS,
     MalformedModel,
     check_external_data,

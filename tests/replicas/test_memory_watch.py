@@ -5,8 +5,7 @@ import sys
 from pathlib import Path
 
 from headrace.snapshot import State
-from replicas.last_words import Held, LastWords, take
-from replicas.memory_watch import EXIT_CODE, REFRESH_S, MemoryWatch
+from replicas.last_words import EXIT_CODE, REFRESH_S, Held, LastWords, MemoryWatch, take
 
 LOADING = Held("m", 1, 0, State.LOADING)
 
@@ -16,7 +15,7 @@ from pathlib import Path
 from headrace.logs import configure
 from headrace.snapshot import State
 from replicas.last_words import Held, LastWords
-from replicas.memory_watch import MemoryWatch
+from replicas.last_words import MemoryWatch
 from replicas.placements import resident_bytes
 
 configure("info", "slot")

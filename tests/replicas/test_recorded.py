@@ -16,7 +16,7 @@ from headrace.errors import ModelLoadError
 from headrace.protocols.calls import CALLS
 from headrace.protocols.wire import delimited, message
 from headrace.spec import ModelSpec, Signature, TensorSpec
-from replicas.recorded import (
+from replicas.warmup import (
     MAX_BYTES,
     MAX_FILES,
     RECORDS,
