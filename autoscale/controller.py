@@ -25,10 +25,9 @@ from autoscale.lending import Lending
 from autoscale.lookout import Lookout
 from autoscale.orders import Key, Plan
 from autoscale.overrides import Overrides
-from autoscale.pool_view import PoolFacts, gauges, render_pool
+from autoscale.pool_view import PoolFacts, gauges, model_view, render_pool
 from autoscale.rounds import Findings, Rounds
 from autoscale.statistics import StatisticsBook
-from autoscale.views import model_view
 from headrace.access import Access
 from headrace.config.args import ModelConfig, PoolConfig, SlotClass
 from headrace.link.client import Identity

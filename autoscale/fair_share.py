@@ -16,7 +16,7 @@ from functools import cached_property
 from types import MappingProxyType
 
 from autoscale.loans import Loan, Part, loans_between
-from autoscale.packing import slots_filled
+from autoscale.slot_book import slots_filled
 from autoscale.water_filling import TOLERANCE, Filled, Vessel, fill_places, top_up, water_fill
 
 STARVE_S = 20.0

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import structlog
 
-from autoscale.autopsy import autopsy
+from autoscale.failures import autopsy
 from autoscale.orders import Key
 from headrace.errors import HeadraceError
 from headrace.link.client import Identity

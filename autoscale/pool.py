@@ -17,14 +17,13 @@ from typing import Any
 import structlog
 from ray import serve
 
-from autoscale.callers import CallerBook
+from autoscale.callers import CallerBook, KeyDesk
 from autoscale.catalog import Catalog
 from autoscale.controller import Controller
 from autoscale.journal import Journal
-from autoscale.key_desk import KeyDesk
+from autoscale.lookout import StoreWatch
 from autoscale.operations import Operations
 from autoscale.slot_targets import SlotTargets
-from autoscale.store_watch import StoreWatch
 from command.leasing import GrantedLease as GrantedLease
 from command.leasing import lease as lease
 from headrace.access import Access, Claim, Grant

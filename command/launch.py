@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autoscale.key_desk import KeyDesk
+from autoscale.callers import KeyDesk
 from command import instance
 from command.client import AdminClient
 from command.processes import ProcessId, descendants, end

@@ -6,9 +6,9 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from autoscale.decision import Decision
-from autoscale.open_slots import FULL
 from autoscale.orders import HELD, PRESENT, Key, Load, Plan, Room, Unload
 from autoscale.sharing import Division
+from autoscale.slot_book import FULL
 from autoscale.water_filling import TOLERANCE
 from headrace.snapshot import Placement, SlotView, State
 

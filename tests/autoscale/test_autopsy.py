@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from autoscale.autopsy import autopsy
+from autoscale.failures import autopsy
 from headrace.snapshot import FailureKind, State
 from replicas.last_words import Words
 

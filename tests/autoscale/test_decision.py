@@ -8,7 +8,7 @@ from autoscale.decision import Decision, Knowledge, decide
 from autoscale.failures import Failures
 from autoscale.fleet import states_of
 from autoscale.orders import Hold, Key, Want
-from autoscale.views import model_view
+from autoscale.pool_view import model_view
 from headrace.config.args import ModelConfig
 from headrace.config.scaling import Replicas
 from headrace.snapshot import Placement, State

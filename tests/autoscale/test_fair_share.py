@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autoscale.economy import TURN_S, Hunger
 from autoscale.fair_share import STARVE_S, Account, Shares, check_guarantees, fair_shares
-from autoscale.hunger import TURN_S, Hunger
 from autoscale.loans import Loan, Part, lent_by, loans_between
 
 EPSILON = 1e-6

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from autoscale.handover import handed_over
+from autoscale.ledger import handed_over
 from autoscale.orders import Hold, Key, Unload, Want
 from headrace.config.args import ModelConfig
 from headrace.config.scaling import Replicas

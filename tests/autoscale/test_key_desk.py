@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from autoscale.key_desk import KeyDesk
+from autoscale.callers import KeyDesk
 from autoscale.key_store import KeyFile
 from headrace.access import KeyRecord
 from headrace.config.args import Budgets

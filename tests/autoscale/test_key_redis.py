@@ -14,8 +14,8 @@ import pytest
 from redis import Redis
 from structlog.testing import capture_logs
 
-from autoscale import key_redis
-from autoscale.key_redis import KeyRedis
+from autoscale import key_store as key_redis
+from autoscale.key_store import KeyRedis
 from headrace.access import KeyRecord
 from headrace.config.args import Budgets
 from headrace.errors import ConfigError, Unavailable

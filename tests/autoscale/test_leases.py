@@ -9,8 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoscale.leases import HOLDING, Lease, LeaseBook, LeaseEvent, LeaseState
-from autoscale.victims import choose_victims, scores
+from autoscale.leases import (
+    HOLDING,
+    Lease,
+    LeaseBook,
+    LeaseEvent,
+    LeaseState,
+    choose_victims,
+    scores,
+)
 
 WAITING, GRANTED, NOTICED, PREEMPTED, ENDED = LeaseState
 

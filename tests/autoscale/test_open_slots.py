@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoscale.open_slots import FULL, OpenSlots
+from autoscale.slot_book import FULL, OpenSlots
 
 SIZES = (0.1, 0.125, 0.3, 0.35, 0.5, 1.0)
 LOADED = st.lists(st.lists(st.sampled_from(SIZES), max_size=8), max_size=8)

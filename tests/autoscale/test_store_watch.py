@@ -11,7 +11,7 @@ from pathlib import Path
 
 from structlog.testing import capture_logs
 
-from autoscale.store_watch import StoreWatch
+from autoscale.lookout import StoreWatch
 
 NEVER_S = 600.0
 

@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 from structlog.testing import capture_logs
 
-from autoscale.key_desk import KeyDesk
+from autoscale.callers import KeyDesk
 from autoscale.key_store import KeyFile
 from command.cli import main
 from command.keys import duration_s

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from autoscale.key_desk import KeyDesk
+from autoscale.callers import KeyDesk
 from autoscale.key_store import KeyFile
 from gateway.http.answers import MAX_PLACE, answer_errors
 from gateway.http.keys_api import keys
