@@ -18,18 +18,18 @@ from gateway import ray_cluster
 from gateway.access.admission import Admission
 from gateway.access.audit import AuditLog
 from gateway.access.auth import Authenticator
-from gateway.access.budget_pool import PoolBudgets
+from gateway.access.budgets import PoolBudgets
 from gateway.access.ticket import Ticket
 from gateway.access.visits import Visits
 from gateway.config_file import check_document
-from gateway.grpc.api import GrpcListener
+from gateway.grpc.listener import GrpcListener
 from gateway.http.admin import create_admin_app
 from gateway.http.api import create_app
 from gateway.http.lane import fast_lane, sweep
 from gateway.http.listener import HttpListener
 from gateway.http.media import MediaDesk
+from gateway.media.desk import StageClient
 from gateway.media.inference import MediaInference
-from gateway.media.stage_client import StageClient
 from gateway.prediction import FrontState
 from gateway.shared_memory.prediction import RegionInference
 from gateway.shared_memory.regions import Regions

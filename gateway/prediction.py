@@ -11,8 +11,8 @@ import structlog
 
 from gateway.access.admission import Admission
 from gateway.access.audit import AuditLog, AuditRecord, Decision
-from gateway.access.refused_connections import RefusedConnections
 from gateway.access.ticket import Destination, Ticket
+from gateway.access.visits import RefusedConnections
 from headrace.config.args import Limits
 from headrace.errors import Cancelled, HeadraceError
 from headrace.link.frames import Body, Reply, pieces

@@ -24,13 +24,13 @@ from gateway.access.admission import Admission
 from gateway.access.audit import AuditLog
 from gateway.access.auth import Authenticator
 from gateway.access.ticket import Ticket
-from gateway.grpc.api import GrpcListener
+from gateway.grpc.listener import GrpcListener
 from gateway.http.api import create_app
 from gateway.http.lane import fast_lane, sweep
 from gateway.http.listener import HttpListener
 from gateway.http.media import MediaDesk
+from gateway.media.desk import StageCalls
 from gateway.media.inference import MediaInference
-from gateway.media.stage_client import StageCalls
 from gateway.prediction import FrontState
 from gateway.shared_memory.prediction import RegionInference
 from gateway.shared_memory.regions import Regions

@@ -10,28 +10,155 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import math
 import time
 from collections.abc import Mapping
+from typing import Any
 
-from gateway.access.account import Account, OverBudget
+from gateway.access.account import Account, OverBudget, hint
 from gateway.access.budgets import BudgetExchange
-from gateway.access.busy_callers import BusyCallers
 from gateway.access.limits import Limiter
-from gateway.access.refusals import (
-    check_permission,
-    check_queue,
-    check_turn,
-    overdue,
-    refused_guess,
-)
 from gateway.access.ticket import Plane, Ticket
 from headrace.access import Access, BudgetStore, Identifier
 from headrace.config.args import Limits
 from headrace.config.tiers import ANONYMOUS
-from headrace.errors import HeadraceError, PayloadTooLarge, Unauthenticated, Unavailable
+from headrace.errors import (
+    DeadlineExceeded,
+    HeadraceError,
+    PayloadTooLarge,
+    PermissionDenied,
+    TooManyRequests,
+    Unauthenticated,
+    Unavailable,
+)
 from headrace.link.frames import Reply
 from headrace.link.request import Answer, Request
 from headrace.metrics import Recorder
+
+BUSY_HALF_LIFE_S = 30.0
+BUSIEST = 64
+"""So many callers at least are remembered as the busiest ones."""
+
+
+class BusyCallers:
+    """Which callers ask most: a measure for each that fades, and only the foremost remembered.
+    Pure.
+
+    `note` hears of every request.
+    """
+
+    def __init__(self) -> None:
+        self._busiest: dict[Account, None] = {}
+        self._floor = 0.0
+
+    def note(self, account: Account, now_s: float) -> None:
+        """A request came: keep the measure of how busy its caller is."""
+        age_s = now_s - account.busy_s
+        account.busy = 1.0 + account.busy * math.exp2(-age_s / BUSY_HALF_LIFE_S)
+        account.busy_s = account.seen_s = now_s
+        if account.busy > self._floor:
+            self._busiest[account] = None
+            if len(self._busiest) > 4 * BUSIEST:
+                self._prune(now_s)
+
+    def busiest(self, count: int, now_s: float) -> list[dict[str, Any]]:
+        """The callers with the most requests lately: `per_s`, and totals since they were met."""
+        self._prune(now_s)
+        self._floor = 0.0
+        # A steady caller's measure is its rate times the mean life of what it adds up.
+        life_s = BUSY_HALF_LIFE_S / math.log(2)
+        return [
+            {
+                "caller": each.caller.id,
+                "name": each.caller.name,
+                "tier": each.allowance.name,
+                "per_s": round(_business(each, now_s) / life_s, 2),
+                "in_flight": each.running,
+                "waiting": len(each.waiting),
+                "allowed": each.allowed,
+                "refused": each.refused,
+            }
+            for each in list(self._busiest)[:count]
+        ]
+
+    def _prune(self, now_s: float) -> None:
+        ranked = sorted(self._busiest, key=lambda each: _business(each, now_s), reverse=True)
+        self._busiest = dict.fromkeys(ranked[:BUSIEST])
+        self._floor = _business(ranked[BUSIEST], now_s) if len(ranked) > BUSIEST else 0.0
+
+
+def _business(account: Account, now_s: float) -> float:
+    """Requests lately, older ones counting less."""
+    return account.busy * math.exp2((account.busy_s - now_s) / BUSY_HALF_LIFE_S)
+
+
+PARKED = 32
+"""So many requests of a caller may wait for the store's answer even where the tier has no queue."""
+
+
+def check_permission(account: Account, model: str) -> None:
+    """Refuse a model that is not open to the caller's tier or credential."""
+    allowed = account.allowance.tier.models
+    if allowed is not None and model not in allowed:
+        raise PermissionDenied(f"tier {account.allowance.name!r} may not use model {model!r}")
+    if account.caller.models is not None and model not in account.caller.models:
+        raise PermissionDenied(f"this credential may not be used for model {model!r}")
+
+
+def check_queue(account: Account) -> None:
+    """Refuse what finds no place: to run, or to wait for the caller's others or the store."""
+    tier = account.allowance.tier
+    full = account.running >= account.places
+    if len(account.waiting) < (tier.queue.size if full else max(PARKED, tier.queue.size)):
+        return
+    wait_s = (len(account.waiting) + 1) * account.service_s / max(1.0, account.places)
+    raise TooManyRequests(
+        f"tier {account.allowance.name!r} may have {tier.concurrency} requests in flight and "
+        f"{tier.queue.size} waiting{hint(account)}",
+        retry_after_s=wait_s,
+        reason="queue" if tier.queue.size else "concurrency",
+    )
+
+
+def check_turn(account: Account, request: Request) -> None:
+    """Better now than late: refuse what the caller's own requests keep from being in time."""
+    if account.running < account.places:
+        return
+    ahead = sum(1 for each in account.waiting if each.request.deadline_s <= request.deadline_s)
+    wait_s = ahead * account.service_s / account.places
+    if request.arrived_s + wait_s + account.service_s > request.deadline_s:
+        raise TooManyRequests(
+            f"the deadline would pass before its turn: {ahead} of the caller's requests wait, and "
+            f"one takes about {account.service_s:.2g} s{hint(account)}",
+            retry_after_s=wait_s + account.service_s,
+            reason="queue",
+        )
+
+
+def overdue(account: Account, ticket: Ticket, now_s: float) -> HeadraceError | None:
+    """Why a request that waits may wait no longer; None if it may."""
+    assert ticket.request is not None
+    if now_s >= ticket.request.deadline_s:
+        return DeadlineExceeded("the deadline passed before its turn")
+    patience_s = account.allowance.tier.queue.wait_s
+    if now_s - ticket.since_s <= patience_s:
+        return None
+    return TooManyRequests(
+        f"it waited {patience_s:g} s for the caller's earlier requests",
+        retry_after_s=account.service_s,
+        reason="queue",
+    )
+
+
+def refused_guess(error: OverBudget) -> OverBudget:
+    """What a sender of bad credentials hears once its address has no budget left for them."""
+    return OverBudget(
+        f"the credential is refused, and so were others from this address: {error.message}",
+        error.account,
+        retry_after_s=error.retry_after_s or 0.0,
+        reason=error.reason,
+    )
+
 
 TICK_S = 0.025
 SWEEP = 1000

@@ -20,8 +20,7 @@ from typing import Any
 
 import orjson
 
-from gateway.access.audit import DECISIONS, Decision, iso_time
-from gateway.access.audit_files import AuditFile, audit_files
+from gateway.access.audit import DECISIONS, AuditFile, Decision, audit_files, iso_time
 
 BLOCK_BYTES = 64 * 1024
 MAX_LINE_BYTES = 64 * 1024

@@ -6,12 +6,15 @@ has a sender too.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+
+import structlog
 
 from gateway.access.admission import Admission
 from gateway.access.audit import AuditLog, AuditRecord, Decision
 from gateway.access.ticket import Ticket
-from headrace.errors import HeadraceError
+from headrace.errors import HeadraceError, TooManyRequests
 from headrace.metrics import Recorder
 
 NO_TIER = "none"
@@ -65,3 +68,72 @@ class Visits:
                 code=error.http_status if error is not None else 200,
             )
         )
+
+
+AGAIN_S = 60.0
+REMEMBERED = 1000
+"""Addresses that have had their line lately; while there are so many, others get none."""
+REASON = "connections"
+
+log = structlog.get_logger()
+
+
+class Spaced:
+    """Which names may be told of: each once in `AGAIN_S`, so many of them at most. Pure."""
+
+    def __init__(self) -> None:
+        # Oldest first, for a name comes back only after it is dropped.
+        self._told: dict[str, float] = {}
+
+    def due(self, name: str, now_s: float) -> bool:
+        """Whether to tell of this one now; if so, it has been told of."""
+        told = self._told
+        while told and now_s - told[oldest := next(iter(told))] >= AGAIN_S:
+            del told[oldest]
+        if name in told or len(told) >= REMEMBERED:
+            return False
+        told[name] = now_s
+        return True
+
+
+class RefusedConnections:
+    """See the module; `most` connections may an address have. `audit` is None where it is off."""
+
+    def __init__(
+        self,
+        most: int,
+        recorder: Recorder,
+        audit: AuditLog | None,
+        now_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._most, self._recorder, self._audit, self._now_s = most, recorder, audit, now_s
+        self._lines = Spaced()
+
+    def refuse(self, address: str, protocol: str) -> TooManyRequests:
+        """Tell of one that is refused; what its client is told."""
+        error = TooManyRequests(
+            f"this address has {self._most} connections already (`connections_per_address`)",
+            retry_after_s=1.0,
+            reason=REASON,
+        )
+        self._recorder.refusal(NO_TIER, REASON)
+        if self._lines.due(address, self._now_s()):
+            log.warning("connections_refused", address=address, most=self._most, protocol=protocol)
+        if self._audit is not None:
+            self._audit.write(
+                AuditRecord(
+                    request_id="",
+                    caller="",
+                    name="",
+                    tier=NO_TIER,
+                    address=address,
+                    model="",
+                    version=0,
+                    protocol=protocol,
+                    cost=0.0,
+                    decision="refused",
+                    reason=REASON,
+                    code=error.http_status,
+                )
+            )
+        return error

@@ -16,7 +16,6 @@ import structlog
 
 from gateway.access.ticket import Ticket
 from gateway.grpc.connection import Connection
-from gateway.grpc.status import status_of
 from gateway.grpc.streams import AnswerLayout, Stream
 from gateway.grpc.wire import (
     ANSWER_BLOCK,
@@ -27,6 +26,7 @@ from gateway.grpc.wire import (
     plain,
     prefix,
     status_block,
+    status_of,
 )
 from gateway.prediction import FrontState
 from headrace.errors import (

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
+from typing import Any
+
+from pydantic import ValidationError
 
 from gateway.grpc.calls import Method
 from gateway.grpc.methods import Handlers, unary
@@ -15,11 +19,11 @@ from gateway.grpc.prediction import (
     visit,
     visits_of,
 )
-from gateway.grpc.reload_config import reloaded_models
 from gateway.prediction import FrontState
 from gateway.repository_access import require_public
 from gateway.view import GatewayView
-from headrace.errors import InvalidArgument
+from headrace.config.args import Latest, ModelConfig
+from headrace.errors import InvalidArgument, Unimplemented
 from headrace.link.plane import find_servable, servable_versions
 from headrace.protocols import metadata_proto
 from headrace.protocols.targets import (
@@ -28,6 +32,63 @@ from headrace.protocols.targets import (
     parse,
     serving_target,
 )
+
+Versions = Any
+"""What `ModelConfig.versions` takes."""
+
+
+def reloaded_models(config: Any) -> Mapping[str, ModelConfig]:
+    """The models of a ModelServerConfig message.
+
+    Raises `Unimplemented` for a custom config, `InvalidArgument` for what cannot be served.
+    """
+    kind = config.WhichOneof("config")
+    if kind == "custom_model_config":
+        raise Unimplemented("only a `model_config_list` can be loaded")
+    if kind is None:
+        raise InvalidArgument("the request needs a `model_config_list`")
+    models: dict[str, ModelConfig] = {}
+    for entry in config.model_config_list.config:
+        if entry.name in models:
+            raise InvalidArgument(f"model {entry.name!r} is listed twice")
+        models[entry.name] = _model(entry)
+    return models
+
+
+def _model(entry: Any) -> ModelConfig:
+    if not entry.name:
+        raise InvalidArgument("every model of the list needs a name")
+    _check_path(entry.name, entry.base_path)
+    try:
+        return ModelConfig(
+            versions=_versions(entry.model_version_policy), labels=dict(entry.version_labels)
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InvalidArgument(f"model {entry.name!r}: {where}: {first['msg']}") from None
+
+
+def _check_path(name: str, base_path: str) -> None:
+    """The store decides where models lie; of a path only the last part can be compared."""
+    if base_path and base_path.rstrip("/").rpartition("/")[2] != name:
+        raise InvalidArgument(
+            f"`base_path` of model {name!r} must be empty or end with the model's name: "
+            "models are read from the store of the configuration"
+        )
+
+
+def _versions(policy: Any) -> Versions:
+    kind = policy.WhichOneof("policy_choice")
+    if kind == "all":
+        return "all"
+    if kind == "specific":
+        if not policy.specific.versions:
+            raise InvalidArgument("a `specific` version policy needs at least one version")
+        return tuple(policy.specific.versions)
+    count = policy.latest.num_versions if kind == "latest" else 0
+    return Latest(latest=count) if count > 1 else "latest"
+
 
 PREDICTION_SERVICE = "tensorflow.serving.PredictionService"
 MODEL_SERVICE = "tensorflow.serving.ModelService"

@@ -3,20 +3,28 @@
 As in gRPC's "PROTOCOL-HTTP2": a message is a flag (1: compressed), its length (u32, big-endian) and
 its bytes; how a call ended stands in `grpc-status` and `grpc-message`; headers whose name ends in
 `-bin` hold base64.
+
+google.rpc.Status with RetryInfo: how gRPC says when to come back.
+
+Three small messages, so they are written by hand: Status {code, message, details}, Any {type_url,
+value}, RetryInfo {Duration {seconds, nanos}}.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import IntEnum
 from types import MappingProxyType
 from urllib.parse import quote_from_bytes
 
 from gateway.grpc.headers import Field, encode_block, encode_status
 from gateway.headers import combined
+from gateway.http.prediction import RETRY_MARGIN_S
 from headrace.errors import (
     HeadraceError,
     InternalError,
@@ -26,6 +34,7 @@ from headrace.errors import (
     quoted,
 )
 from headrace.protocols.compression import inflate
+from headrace.protocols.wire import delimited, varint
 
 PREFIX_BYTES = 5
 IDENTITY = b"identity"
@@ -254,3 +263,61 @@ def http_block(status: int) -> bytes:
     """The header block that answers what is no gRPC call."""
     allow = [(b"allow", b"POST")] if status == 405 else []
     return encode_status(status) + encode_block([*allow, (b"content-length", b"0")])
+
+
+RETRY_INFO_URL = b"type.googleapis.com/google.rpc.RetryInfo"
+
+
+def status_with_retry(code: int, message: str, retry_s: float) -> bytes:
+    """The value of `grpc-status-details-bin`; `code` is gRPC's number of the status."""
+    seconds, rest_s = divmod(max(0.0, retry_s), 1.0)
+    duration = _number(1, int(seconds)) + _number(2, int(rest_s * 1e9))
+    detail = delimited(1, RETRY_INFO_URL) + delimited(2, delimited(1, duration))
+    return _number(1, code) + delimited(2, message.encode()) + delimited(3, detail)
+
+
+def _number(field: int, value: int) -> bytes:
+    return varint(field << 3) + varint(value)
+
+
+MAX_DETAILS = 2000
+"""Longer details may not fit into the headers that a client accepts."""
+
+
+class StatusCode(IntEnum):
+    """gRPC's status codes."""
+
+    OK = 0
+    CANCELLED = 1
+    UNKNOWN = 2
+    INVALID_ARGUMENT = 3
+    DEADLINE_EXCEEDED = 4
+    NOT_FOUND = 5
+    ALREADY_EXISTS = 6
+    PERMISSION_DENIED = 7
+    RESOURCE_EXHAUSTED = 8
+    FAILED_PRECONDITION = 9
+    ABORTED = 10
+    OUT_OF_RANGE = 11
+    UNIMPLEMENTED = 12
+    INTERNAL = 13
+    UNAVAILABLE = 14
+    DATA_LOSS = 15
+    UNAUTHENTICATED = 16
+
+
+def status_of(error: HeadraceError) -> tuple[int, str, Metadata]:
+    """Code, details and metadata of this error; with RetryInfo where a retry can help."""
+    details = error.message[:MAX_DETAILS].encode(errors="replace").decode()
+    code = StatusCode[error.grpc_status]
+    if error.retry_after_s is None:
+        return code, details, ()
+    wait_s = error.retry_after_s + RETRY_MARGIN_S
+    return (
+        code,
+        details,
+        (
+            ("grpc-retry-pushback-ms", str(math.ceil(wait_s * 1000))),
+            ("grpc-status-details-bin", status_with_retry(code, details, wait_s)),
+        ),
+    )

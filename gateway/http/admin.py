@@ -3,25 +3,208 @@
 from __future__ import annotations
 
 import hmac
+import re
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol, TypeVar
 
-from fastapi import FastAPI, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Query
 from fastapi.responses import JSONResponse, PlainTextResponse
+from pydantic import Field
 from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
 
-from gateway.http.answers import answer_errors
-from gateway.http.audit_api import audit
-from gateway.http.keys_api import keys
-from gateway.http.media import MediaDesk
-from gateway.http.media_api import jobs
-from gateway.http.pool_api import PoolOperations, pool
-from gateway.http.repository_api import repository
+from gateway.access.audit import DECISIONS
+from gateway.access.audit_reader import Query as AuditQuery
+from gateway.access.audit_reader import find, parse_since, summarize
+from gateway.http.answers import answer_errors, json_answer
+from gateway.http.api import repository
+from gateway.http.media import MediaDesk, jobs
 from gateway.view import GatewayView
-from headrace.errors import ConfigError
+from headrace.config.types import Name, Strict
+from headrace.errors import ConfigError, FailedPrecondition, InvalidArgument
 from headrace.metrics_export import ModelSummary, merge, summaries
 from headrace.snapshot import ModelView, Snapshot, State, VersionView
+
+DEFAULT_LIMIT = 100
+DEFAULT_CALLERS = 20
+MAX_LIMIT = 10_000
+FILTERS = ("caller", "since", "until", "decision", "reason", "model")
+
+T = TypeVar("T")
+
+audit = APIRouter()
+"""Its application keeps the folder in `state.audit_folder`, None where the log is off."""
+
+
+@audit.get("/admin/v1/audit")
+async def records(request: Request) -> Response:
+    """`{"records": [...]}`, newest first; `limit` of them at most."""
+    query, limit = _query(request.query_params, DEFAULT_LIMIT)
+    found = await _read(request, lambda folder: find(folder, query, limit))
+    return json_answer({"records": found})
+
+
+@audit.get("/admin/v1/audit/summary")
+async def summary(request: Request) -> Response:
+    """Counts by decision and reason of all, and of the `limit` callers with the most refusals."""
+    query, limit = _query(request.query_params, DEFAULT_CALLERS)
+    return json_answer(await _read(request, lambda folder: summarize(folder, query, limit)))
+
+
+async def _read(request: Request, read: Callable[[Path], T]) -> T:
+    folder: Path | None = request.app.state.audit_folder
+    if folder is None:
+        raise FailedPrecondition("the audit log is off: `audit.enabled` of the config is false")
+    try:
+        return await run_in_threadpool(read, folder)
+    except OSError as error:
+        raise FailedPrecondition(f"cannot read {folder}: {error.strerror or error}") from None
+
+
+def _query(given: Mapping[str, str], limit: int) -> tuple[AuditQuery, int]:
+    for name in given:
+        if name not in (*FILTERS, "limit"):
+            known = ", ".join((*FILTERS, "limit"))
+            raise InvalidArgument(f"there is no parameter {name!r}; these are known: {known}")
+    now_s = time.time()
+    wanted: dict[str, Any] = {name: given.get(name) or None for name in FILTERS}
+    if wanted["decision"] not in (None, *DECISIONS):
+        raise InvalidArgument(f"'decision' should be one of {', '.join(DECISIONS)}")
+    return AuditQuery(
+        caller=wanted["caller"],
+        since_s=_time(given, "since", now_s),
+        until_s=_time(given, "until", now_s),
+        decision=wanted["decision"],
+        reason=wanted["reason"],
+        model=wanted["model"],
+    ), _limit(given.get("limit"), limit)
+
+
+def _time(given: Mapping[str, str], name: str, now_s: float) -> float | None:
+    if not (text := given.get(name)):
+        return None
+    try:
+        return parse_since(text, now_s)
+    except ValueError as error:
+        raise InvalidArgument(f"{name!r} {error}") from None
+
+
+def _limit(text: str | None, default: int) -> int:
+    if not text:
+        return default
+    if not (re.fullmatch(r"[0-9]{1,9}", text) and 1 <= int(text) <= MAX_LIMIT):
+        raise InvalidArgument(f"'limit' should be a number from 1 to {MAX_LIMIT}")
+    return int(text)
+
+
+keys = APIRouter()
+
+
+class NewKey(Strict):
+    """A key that is asked for; without `models` it is good for all that its tier may use."""
+
+    name: Annotated[str, Field(min_length=1, max_length=128)]
+    tier: Name
+    models: tuple[Name, ...] | None = None
+    expires_in_s: Annotated[float, Field(gt=0, le=1e10)] | None = None
+
+
+class Rotation(Strict):
+    """How long the old key still holds."""
+
+    grace_s: Annotated[float, Field(ge=0, le=1e8)] = 0.0
+
+
+@keys.get("/admin/v1/keys")
+async def list_keys(operations: Operations) -> Response:
+    """`{"keys": [...]}`, oldest first."""
+    return json_answer({"keys": await operations.keys("list")})
+
+
+@keys.post("/admin/v1/keys")
+async def create(wanted: NewKey, operations: Operations) -> Response:
+    """A new key: its text is in `key`, this once."""
+    return _secret(await operations.keys("create", **wanted.model_dump()))
+
+
+@keys.post("/admin/v1/keys/{key:path}/revoke")
+async def revoke(key: str, operations: Operations) -> Response:
+    """End a key, named by id or name, now."""
+    return json_answer(await operations.keys("revoke", key=key))
+
+
+@keys.post("/admin/v1/keys/{key:path}/rotate")
+async def rotate(key: str, operations: Operations, rotation: Rotation | None = None) -> Response:
+    """A new key in its place; without a body the old one ends now."""
+    grace_s = (rotation or Rotation()).grace_s
+    return _secret(await operations.keys("rotate", key=key, grace_s=grace_s))
+
+
+def _secret(value: Any) -> Response:
+    answer = json_answer(value)
+    answer.headers["cache-control"] = "no-store"
+    return answer
+
+
+pool = APIRouter()
+
+
+class Wanted(Strict):
+    """A gang of slots that is asked for, all of them or none.
+
+    Who chooses the `id` can ask again when an answer was lost. Without `grace_s` the config says
+    how long the holder has after a notice.
+    """
+
+    holder: Annotated[str, Field(min_length=1, max_length=128)]
+    slots: Annotated[int, Field(ge=1, le=100_000)] = 1
+    slot_class: Name = "cpu"
+    grace_s: Annotated[float, Field(ge=0, le=86_400)] | None = None
+    id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{0,64}$")] = ""
+
+
+@pool.get("/admin/v1/pool")
+async def view(operations: Operations) -> Response:
+    """`{classes, accounts, groups, leases, decisions}`."""
+    return json_answer(await operations.pool_view())
+
+
+@pool.get("/admin/v1/leases")
+async def list_leases(operations: Operations) -> Response:
+    """`{"leases": [...]}`, in the order of the queue."""
+    return json_answer({"leases": (await operations.pool_view())["leases"]})
+
+
+@pool.post("/admin/v1/leases")
+async def request(wanted: Wanted, operations: Operations) -> Response:
+    """Ask for slots; the lease waits in the queue, or is refused with what can never be."""
+    arguments = wanted.model_dump(exclude={"id"})
+    return json_answer(await operations.lease("request", lease_id=wanted.id, **arguments))
+
+
+@pool.get("/admin/v1/leases/{lease_id}")
+async def watch(
+    lease_id: str, operations: Operations, known: Annotated[str, Query(max_length=32)] = ""
+) -> Response:
+    """Its state, as soon as it is not `known`; asking is the heartbeat that keeps it."""
+    return json_answer(await operations.watch_lease(lease_id, known))
+
+
+@pool.post("/admin/v1/leases/{lease_id}/return")
+async def give_back(lease_id: str, operations: Operations) -> Response:
+    """After a notice: the slots are free now; the lease waits to go on."""
+    return json_answer(await operations.lease("return", lease_id=lease_id))
+
+
+@pool.delete("/admin/v1/leases/{lease_id}")
+async def release(lease_id: str, operations: Operations) -> Response:
+    """End it, whatever its state."""
+    await operations.lease("release", lease_id=lease_id)
+    return json_answer({"released": lease_id})
+
 
 NO_SUMMARY: ModelSummary = {
     "requests": 0,
@@ -33,7 +216,7 @@ NO_SUMMARY: ModelSummary = {
 }
 
 
-class Operations(GatewayView, PoolOperations, Protocol):
+class AdminView(GatewayView, Protocol):
     """What the admin API needs of its gateway."""
 
     metrics_folder: Path
@@ -56,7 +239,19 @@ class Operations(GatewayView, PoolOperations, Protocol):
         ...
 
     async def keys(self, order: str, **arguments: Any) -> Any:
-        """An order about API keys."""
+        """Carry out `list`, `create`, `revoke` or `rotate`: see `KeyDesk`."""
+        ...
+
+    async def pool_view(self) -> Mapping[str, Any]:
+        """Classes, accounts, groups, leases and the latest decisions."""
+        ...
+
+    async def lease(self, order: str, **arguments: Any) -> Any:
+        """Carry out `request`, `return` or `release`: see `autoscale.lending`."""
+        ...
+
+    async def watch_lease(self, lease_id: str, known: str) -> Mapping[str, Any]:
+        """A lease once its state is not `known`, or after some seconds; raises `NotFound`."""
         ...
 
     async def shutdown(self) -> None:
@@ -68,7 +263,15 @@ class Operations(GatewayView, PoolOperations, Protocol):
         ...
 
 
-def create_admin_app(operations: Operations, token: str, media: MediaDesk | None = None) -> FastAPI:
+def _operations(request: Request) -> AdminView:
+    operations: AdminView = request.app.state.view
+    return operations
+
+
+Operations = Annotated[AdminView, Depends(_operations)]
+
+
+def create_admin_app(operations: AdminView, token: str, media: MediaDesk | None = None) -> FastAPI:
     """The application; every path needs `Authorization: Bearer <token>`."""
     app = FastAPI(title="Headrace admin", openapi_url=None)
     app.state.view, app.state.admin, app.state.media = operations, True, media
@@ -137,7 +340,7 @@ def render_targets(own: str, details: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def render_status(
-    operations: Operations, details: dict[str, Any] | None, figures: dict[str, ModelSummary]
+    operations: AdminView, details: dict[str, Any] | None, figures: dict[str, ModelSummary]
 ) -> dict[str, Any]:
     """The whole of `GET /admin/v1/status`."""
     snapshot = operations.snapshot

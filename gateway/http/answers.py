@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.access.account import OverBudget
-from gateway.access.limit_headers import account_headers, limit_headers
+from gateway.access.ticket import account_headers, limit_headers
 from gateway.headers import combined
 from gateway.http.prediction import whole_seconds
 from gateway.view import GatewayView

@@ -5,25 +5,216 @@ Predictions never get here: the fast lane takes them from the connection before 
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Annotated, Any
 
+import structlog
 from fastapi import APIRouter, Depends, FastAPI
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from gateway.http.answers import Envelope, answer_errors, json_answer
-from gateway.http.media import MediaDesk
-from gateway.http.media_api import jobs, uploads
-from gateway.http.repository_api import repository
-from gateway.http.settings_api import settings
-from gateway.http.shared_memory_api import shared_memory
+from gateway.http.media import MediaDesk, jobs, uploads
+from gateway.repository_access import load_model, require_public
+from gateway.settings import TRACE_SETTINGS, check_log_settings, check_trace_settings, log_settings
+from gateway.shared_memory.codec import cuda_is_refused, registration_is_off, unknown_region
+from gateway.shared_memory.regions import Region, Regions, caller_of
 from gateway.view import GatewayView
-from headrace.errors import InvalidArgument, Unavailable, Unimplemented
+from headrace.errors import (
+    Cancelled,
+    InvalidArgument,
+    PayloadTooLarge,
+    Unavailable,
+    Unimplemented,
+    quoted,
+)
 from headrace.link.plane import find_model, find_servable, known_spec, servable_versions
 from headrace.protocols import metadata
+from headrace.protocols.json_bodies import read_object
 from headrace.protocols.metadata import shown, statistics_document
 from headrace.protocols.targets import parse_infer_path, parse_serving_version
 from headrace.snapshot import ANSWERING
+
+MAX_DOCUMENT_BYTES = 1024 * 1024
+
+
+async def read_document(request: Request) -> dict[str, Any]:
+    """The JSON object of the body; an empty body is an empty object. Raises `InvalidArgument`."""
+    body = bytearray()
+    try:
+        async for piece in request.stream():
+            body += piece
+            if len(body) > MAX_DOCUMENT_BYTES:
+                raise PayloadTooLarge(f"the body is over {MAX_DOCUMENT_BYTES} bytes")
+    except ClientDisconnect:
+        raise Cancelled("the client has left") from None
+    return read_object(bytes(body)) if body.strip() else {}
+
+
+def flag_of(holder: Mapping[str, Any], name: str) -> bool:
+    """A member that is true or false, false where it is left out; raises `InvalidArgument`."""
+    value = holder.get(name, False)
+    if not isinstance(value, bool):
+        raise InvalidArgument(f"'{name}' must be true or false, not {quoted(value)}")
+    return value
+
+
+def _view(request: Request) -> GatewayView:
+    view: GatewayView = request.app.state.view
+    return view
+
+
+def _control(request: Request, view: Annotated[GatewayView, Depends(_view)]) -> GatewayView:
+    """The gateway, where this listener may load and unload models."""
+    if not request.app.state.admin:
+        require_public(view)
+    return view
+
+
+View = Annotated[GatewayView, Depends(_view)]
+Control = Annotated[GatewayView, Depends(_control)]
+repository = APIRouter()
+
+
+@repository.post("/v2/repository/index")
+async def index(request: Request, view: View) -> Response:
+    """The models of the store and those that are served; `{"ready": true}` asks for these alone."""
+    only_ready = flag_of(await read_document(request), "ready")
+    rows = await view.index()
+    return json_answer([row for row in rows if not only_ready or _is_ready(row)])
+
+
+@repository.post("/v2/repository/models/{name}/load")
+async def load(request: Request, view: Control, name: str) -> Response:
+    """Load a model, or load it anew; answers when it is ready."""
+    await load_model(view, name, _parameters(await read_document(request)))
+    return Response()
+
+
+@repository.post("/v2/repository/models/{name}/unload")
+async def unload(request: Request, view: Control, name: str) -> Response:
+    """Serve a model no more."""
+    _parameters(await read_document(request))
+    await view.unload(name)
+    return Response()
+
+
+@repository.post("/v2/repository/{repository_name}/index")
+@repository.post("/v2/repository/{repository_name}/models/{name}/{operation}")
+async def named_repository(repository_name: str) -> Response:
+    """There is one store, and it has no name."""
+    raise Unimplemented("there is one repository; leave its name out of the path")
+
+
+def _is_ready(row: Mapping[str, str]) -> bool:
+    return row["state"] == "READY"
+
+
+def _parameters(document: Mapping[str, Any]) -> Mapping[str, Any]:
+    parameters = document.get("parameters", {})
+    if not isinstance(parameters, dict):
+        raise InvalidArgument("'parameters' must be an object")
+    return parameters
+
+
+settings = APIRouter()
+
+
+@settings.api_route("/v2/logging", methods=["GET", "POST"])
+async def logs(request: Request) -> Response:
+    """What is logged; a POST that would change it is refused."""
+    found = log_settings(structlog.get_logger().get_effective_level())
+    if request.method == "POST":
+        check_log_settings(await read_document(request), found)
+    return json_answer(found)
+
+
+@settings.api_route("/v2/trace/setting", methods=["GET", "POST"])
+@settings.api_route("/v2/models/{name}/trace/setting", methods=["GET", "POST"])
+async def traces(request: Request, name: str = "") -> Response:
+    """What is traced, of all models or of one: nothing; a POST that would change it is refused."""
+    if name:
+        find_model(request.app.state.view.snapshot, name)
+    if request.method == "POST":
+        check_trace_settings(await read_document(request))
+    return json_answer(TRACE_SETTINGS)
+
+
+shared_memory = APIRouter()
+
+
+@shared_memory.get("/v2/systemsharedmemory/status")
+@shared_memory.get("/v2/systemsharedmemory/region/{region}/status")
+async def system_status(request: Request, region: str = "") -> Response:
+    """The regions that the caller has registered, or that one."""
+    regions, caller = _regions(request)
+    if regions is None:
+        if region:
+            raise unknown_region(region, "system ")
+        return json_answer([])
+    found = [regions.find(caller, region, "system ")] if region else regions.listed(caller)
+    return json_answer([asdict(each) for each in found])
+
+
+@shared_memory.post("/v2/systemsharedmemory/region/{region}/register")
+async def system_register(request: Request, region: str) -> Response:
+    """Make a region of this machine known by a name."""
+    regions, caller = _regions(request)
+    if regions is None:
+        raise registration_is_off(region)
+    address = request.client.host if request.client else ""
+    regions.require_local(address, dict(request.scope["headers"]))
+    document = await read_document(request)
+    for field in ("key", "byte_size"):
+        if field not in document:
+            raise InvalidArgument(f"Shared memory register request has no '{field}' field")
+    key, offset, byte_size = document["key"], document.get("offset", 0), document["byte_size"]
+    if not isinstance(key, str):
+        raise InvalidArgument(f"'key' must be a string, not {quoted(key)}")
+    for field, value in (("offset", offset), ("byte_size", byte_size)):
+        if type(value) is not int or not 0 <= value < 2**63:
+            raise InvalidArgument(f"'{field}' must be a number of bytes, not {quoted(value)}")
+    regions.register(caller, Region(region, key, offset, byte_size))
+    return Response()
+
+
+@shared_memory.post("/v2/systemsharedmemory/unregister")
+@shared_memory.post("/v2/systemsharedmemory/region/{region}/unregister")
+async def system_unregister(request: Request, region: str = "") -> Response:
+    """Forget a region of the caller, or all; one that is unknown is forgotten already."""
+    regions, caller = _regions(request)
+    if regions is not None:
+        regions.unregister(caller, region)
+    return Response()
+
+
+@shared_memory.get("/v2/cudasharedmemory/status")
+@shared_memory.get("/v2/cudasharedmemory/region/{region}/status")
+async def cuda_status(region: str = "") -> Response:
+    """The same for regions of a GPU's memory."""
+    if region:
+        raise unknown_region(region, "cuda ")
+    return json_answer([])
+
+
+@shared_memory.post("/v2/cudasharedmemory/region/{region}/register")
+async def cuda_register(region: str) -> Response:
+    """Always refused."""
+    raise cuda_is_refused(region)
+
+
+@shared_memory.post("/v2/cudasharedmemory/unregister")
+@shared_memory.post("/v2/cudasharedmemory/region/{region}/unregister")
+async def cuda_unregister(region: str = "") -> Response:
+    """Nothing to do, as for system regions."""
+    return Response()
+
+
+def _regions(request: Request) -> tuple[Regions | None, str]:
+    """The gateway's regions, and whose the caller's are."""
+    return request.app.state.view.regions, caller_of(getattr(request.state, "ticket", None))
+
 
 ALL_METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
@@ -45,13 +236,6 @@ def create_app(view: GatewayView, media: MediaDesk | None = None) -> FastAPI:
     app.add_middleware(Envelope, view=view)
     return app
 
-
-def _view(request: Request) -> GatewayView:
-    view: GatewayView = request.app.state.view
-    return view
-
-
-View = Annotated[GatewayView, Depends(_view)]
 
 health = APIRouter()
 tfserving = APIRouter()

@@ -9,32 +9,31 @@ from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import orjson
 import structlog
+from fastapi import APIRouter, Depends
 from starlette.datastructures import QueryParams
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from gateway.access.account import OverBudget
-from gateway.access.limit_headers import account_headers, limit_headers
-from gateway.access.ticket import Ticket
+from gateway.access.ticket import Ticket, account_headers, limit_headers
 from gateway.headers import combined
-from gateway.http.answers import error_answer, told_limits
-from gateway.media.body import MediaBody
-from gateway.media.desk import MediaPrediction, megapixels_of
+from gateway.http.answers import error_answer, json_answer, told_limits
+from gateway.media.desk import Event, MediaPrediction, StageCalls, megapixels_of
 from gateway.media.options import HEADER, check_tiling, json_options, query_options, read_options
-from gateway.media.stage_client import Event, StageCalls
-from gateway.media.upload import Declared, take
+from gateway.media.upload import Declared, MediaBody, take
 from gateway.prediction import FrontState
 from headrace.config.args import MediaConfig
 from headrace.config.sharding import ProcessOptions, ShardingConfig
 from headrace.deadline import parse_timeout_s
-from headrace.errors import Cancelled, DeadlineExceeded, HeadraceError, InternalError
+from headrace.errors import Cancelled, DeadlineExceeded, HeadraceError, InternalError, Unimplemented
 from headrace.link.frames import Reply
 from headrace.logs import valid_traceparent
-from headrace.protocols.targets import InferPath
+from headrace.protocols.targets import InferPath, parse_version
 from sharding.sniff import Medium
 from sharding.spool import Spool
 from sharding.upload import MediaJob, Upload
@@ -309,3 +308,50 @@ async def events_of(stage: StageCalls, job: MediaJob) -> AsyncGenerator[Event, N
     except TimeoutError:
         raise DeadlineExceeded("the deadline passed before the answer") from None
     raise InternalError("the stage ended without a result")
+
+
+def _desk(request: Request) -> MediaDesk:
+    desk: MediaDesk | None = request.app.state.media
+    if desk is None:
+        raise Unimplemented("this server does not split large pictures and videos")
+    return desk
+
+
+def _caller(request: Request) -> str | None:
+    """Whose jobs are asked for; None on the admin's listener, where all are seen."""
+    return None if request.app.state.admin else owner_of(request.state.ticket)
+
+
+Desk = Annotated[MediaDesk, Depends(_desk)]
+Owner = Annotated[str | None, Depends(_caller)]
+uploads = APIRouter()
+jobs = APIRouter()
+
+
+@uploads.post("/v1/models/{model}:process")
+@uploads.post("/v1/models/{model}/versions/{version}:process")
+@uploads.post("/v1/models/{model}/labels/{label}:process")
+async def process(
+    desk: Desk, model: str, version: str | None = None, label: str | None = None
+) -> Response:
+    """Find what a picture or video shows, however large it is: see `docs/media.md`."""
+    number = None if version is None else parse_version(version)
+    return MediaExchange(desk, InferPath("media", "process", model, number, label))
+
+
+@jobs.get("/v1/jobs")
+async def list_jobs(desk: Desk, caller: Owner) -> Response:
+    """`{"jobs": [...]}`: the caller's own, newest first."""
+    return json_answer({"jobs": await desk.stage.jobs(caller)})
+
+
+@jobs.get("/v1/jobs/{job_id}")
+async def read_job(desk: Desk, caller: Owner, job_id: str) -> Response:
+    """A job's state, progress and result."""
+    return json_answer(await desk.stage.job(job_id, caller))
+
+
+@jobs.delete("/v1/jobs/{job_id}")
+async def cancel_job(desk: Desk, caller: Owner, job_id: str) -> Response:
+    """Cancel a job; one that has ended stays as it is."""
+    return json_answer(await desk.stage.cancel(job_id, caller))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from http import HTTPStatus
 
 from gateway.access.account import OverBudget
-from gateway.access.limit_headers import account_headers, limit_headers
+from gateway.access.ticket import account_headers, limit_headers
 from gateway.headers import combined
 from gateway.prediction import FrontState, Prediction
 from headrace.config.args import Limits

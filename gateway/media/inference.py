@@ -1,32 +1,238 @@
 """Predictions whose one input is a whole picture or video: the stage answers them, not a slot.
 
 They come in as every prediction does and are told apart only for models that split their input.
+
+A whole picture or video as the one BYTES element of an Open Inference request, and its answer.
+
+What was found goes out as tensors: `boxes` FP32 [n, 4], `scores` FP32 [n], `classes` INT64 [n] and
+`labels` BYTES [n]; or `labels`, `scores`, `start_s` and `end_s` (FP64 [n]). Who asks for it by name
+also gets `shards`, BYTES [1], which holds JSON.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Mapping
 from contextlib import aclosing
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
+import numpy as np
+import orjson
 import structlog
 
 from gateway.http.media import MediaDesk, events_of, medium_of
-from gateway.media.codec import Findings, MediaInput, decode_media, encode_findings, may_hold_media
 from gateway.media.desk import media_reply, megapixels_of, sharding_of
 from gateway.media.options import check_tiling, parameter_options, read_options
 from gateway.media.upload import complete
+from headrace.config.args import Limits
 from headrace.config.sharding import ProcessOptions, ShardingConfig
-from headrace.errors import DeadlineExceeded, HeadraceError, InternalError
+from headrace.errors import DeadlineExceeded, HeadraceError, InternalError, InvalidArgument, quoted
 from headrace.link.frames import Body, Reply, pieces
 from headrace.link.request import Answer, Request
 from headrace.protocols.calls import CALLS, call_of, form_of
-from headrace.protocols.targets import InferPath
-from headrace.spec import BYTES
+from headrace.protocols.checks import find_output
+from headrace.protocols.compression import inflate, reply_coding
+from headrace.protocols.elements import check_json
+from headrace.protocols.json_bodies import decode_base64, read_object
+from headrace.protocols.openinference_json import (
+    OpenInferenceCodec,
+    id_of,
+    named_entries,
+    parameters_of,
+    refuse_unsupported,
+    shape_of,
+    split_body,
+    wanted_outputs,
+)
+from headrace.protocols.openinference_json import Reply as JsonReply
+from headrace.protocols.openinference_proto import OpenInferenceProtoCodec
+from headrace.protocols.openinference_proto import Reply as ProtoReply
+from headrace.protocols.raw_tensors import RawTail, decode_raw
+from headrace.protocols.targets import InferPath, parse
+from headrace.protocols.tensors import Call, Encoded, InferenceRequest
+from headrace.spec import BYTES, ModelSpec, Signature, Tensor, TensorSpec
 from sharding.spool import BATCH_BYTES
 from sharding.upload import MediaJob
+
+Findings = Literal["boxes", "tags"]
+PROTOCOLS = {"openinference": b'"BYTES"', "openinference_grpc": b"BYTES"}
+"""By protocol, how a datatype of BYTES looks in a request."""
+SIGHT_BYTES = 4096
+"""So much of both ends is looked through: the data of a tensor may stand before its datatype."""
+
+_FP32, _FP64, _INT64 = (np.dtype(each) for each in (np.float32, np.float64, np.int64))
+_SHARDS = TensorSpec("shards", BYTES, (1,))
+_OUTPUTS: Mapping[Findings, tuple[TensorSpec, ...]] = {
+    "boxes": (
+        TensorSpec("boxes", _FP32, (None, 4)),
+        TensorSpec("scores", _FP32, (None,)),
+        TensorSpec("classes", _INT64, (None,)),
+        TensorSpec("labels", BYTES, (None,)),
+    ),
+    "tags": (
+        TensorSpec("labels", BYTES, (None,)),
+        TensorSpec("scores", _FP32, (None,)),
+        TensorSpec("start_s", _FP64, (None,)),
+        TensorSpec("end_s", _FP64, (None,)),
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class MediaInput:
+    """What came: the file, the request's parameters, and how to answer."""
+
+    content: bytes
+    parameters: Mapping[str, Any]
+    request: InferenceRequest
+
+
+def may_hold_media(protocol: str, body: Body) -> bool:
+    """A cheap look at a request: whether it may have an input of BYTES."""
+    mark = PROTOCOLS.get(protocol)
+    if mark is None:
+        return False
+    parts = pieces(body)
+    return mark in bytes(parts[0][:SIGHT_BYTES]) or mark in bytes(parts[-1][-SIGHT_BYTES:])
+
+
+def decode_media(
+    protocol: str, body: bytes, call: Call, findings: Findings, limits: Limits
+) -> MediaInput:
+    """The file in a request; in JSON it is base64.
+
+    Raises `InvalidArgument` or `PayloadTooLarge`.
+    """
+    if protocol == "openinference_grpc":
+        return _decode_proto(body, findings, limits.max_elements)
+    return _decode_json(body, call, findings, limits)
+
+
+def encode_findings(
+    protocol: str, given: MediaInput, result: Mapping[str, Any], findings: Findings
+) -> Encoded:
+    """The answer, from the stage's result."""
+    codec = OpenInferenceProtoCodec() if protocol == "openinference_grpc" else OpenInferenceCodec()
+    model = ModelSpec(str(result["model"]), int(result["version"]), "", {})
+    return codec.encode(given.request, _tensors(result, findings), model)
+
+
+def _decode_json(body: bytes, call: Call, findings: Findings, limits: Limits) -> MediaInput:
+    plain = inflate(body, call.content_encoding, limits.max_body_bytes)
+    text, raw = split_body(plain, call.json_length)
+    check_json(text, limits.max_elements)
+    document = read_object(text)
+    parameters = parameters_of(document, "the request")
+    entries = named_entries(document, "inputs")
+    name, entry = _only(list(entries.items()))
+    where = f"input {quoted(name)}"
+    own = parameters_of(entry, where)
+    refuse_unsupported(own, where)
+    _check_element(entry.get("datatype"), shape_of(entry.get("shape"), where), where)
+    tail = RawTail(raw)
+    if "binary_data_size" in own:
+        content = decode_raw(tail.take(own["binary_data_size"], where), BYTES, (1,), where)[0]
+    else:
+        content = _from_base64(entry.get("data"), where)
+    tail.check_end()
+    signature = _signature(name, findings)
+    names, binary, classes = wanted_outputs(document, parameters, signature)
+    reply = JsonReply(id_of(document), binary, reply_coding(call.accept_encoding), classes)
+    request = InferenceRequest(signature, {}, 1, names or _usual(findings), reply=reply)
+    return MediaInput(content, parameters, request)
+
+
+def _decode_proto(body: bytes, findings: Findings, max_elements: int) -> MediaInput:
+    message = parse("inference.ModelInferRequest", body, max_elements)
+    name, entry = _only([(each.name, each) for each in message.inputs])
+    where = f"input {quoted(name)}"
+    _check_element(entry.datatype, tuple(entry.shape), where)
+    if message.raw_input_contents:
+        if len(message.raw_input_contents) != 1:
+            raise InvalidArgument(
+                "raw_input_contents should hold one tensor, as there is one input"
+            )
+        content = decode_raw(memoryview(message.raw_input_contents[0]), BYTES, (1,), where)[0]
+    elif len(entry.contents.bytes_contents) == 1:
+        content = entry.contents.bytes_contents[0]
+    else:
+        raise InvalidArgument(f"{where} needs one element in 'bytes_contents'")
+    signature = _signature(name, findings)
+    names = tuple(each.name for each in message.outputs)
+    for each in names:
+        find_output(signature, each)
+    parameters = {
+        key: getattr(value, kind)
+        for key, value in message.parameters.items()
+        if (kind := value.WhichOneof("parameter_choice")) is not None
+    }
+    reply = ProtoReply(message.id, bool(parameters.get("triton_enable_empty_final_response")))
+    request = InferenceRequest(signature, {}, 1, names or _usual(findings), reply=reply)
+    return MediaInput(content, parameters, request)
+
+
+def _only(inputs: list[tuple[str, Any]]) -> tuple[str, Any]:
+    if len(inputs) != 1:
+        raise InvalidArgument(
+            f"a picture or video comes as the only input, but there are {len(inputs)}"
+        )
+    return inputs[0]
+
+
+def _check_element(datatype: object, shape: tuple[int, ...], where: str) -> None:
+    if datatype != "BYTES" or math.prod(shape) != 1 or not shape:
+        raise InvalidArgument(
+            f"{where} should be one element of BYTES, shape [1], that holds the file; it is "
+            f"{quoted(datatype)} with the shape {list(shape)}"
+        )
+
+
+def _from_base64(data: Any, where: str) -> bytes:
+    while isinstance(data, list) and len(data) == 1:
+        data = data[0]
+    if not isinstance(data, str):
+        raise InvalidArgument(f"{where}: 'data' should hold one string, the file in base64")
+    try:
+        return decode_base64(data)
+    except ValueError:
+        raise InvalidArgument(
+            f"{where}: the string is not base64; bytes as they are go behind the JSON part, with "
+            "'binary_data_size'"
+        ) from None
+
+
+def _signature(name: str, findings: Findings) -> Signature:
+    given = (TensorSpec(name, BYTES, (1,)),)
+    return Signature("serving_default", given, (*_OUTPUTS[findings], _SHARDS))
+
+
+def _usual(findings: Findings) -> tuple[str, ...]:
+    return tuple(spec.name for spec in _OUTPUTS[findings])
+
+
+def _tensors(result: Mapping[str, Any], findings: Findings) -> dict[str, Tensor]:
+    found = result[findings]
+    tensors: dict[str, Tensor] = {
+        "scores": np.array([each["score"] for each in found], np.float32),
+        "labels": _texts([str(each.get("label") or "").encode() for each in found]),
+        "shards": _texts([orjson.dumps(result.get("shards", []))]),
+    }
+    if findings == "boxes":
+        tensors["boxes"] = np.array([each["box"] for each in found], np.float32).reshape(-1, 4)
+        tensors["classes"] = np.array([each["class"] for each in found], np.int64)
+    else:
+        for name in ("start_s", "end_s"):
+            tensors[name] = np.array([each[name] for each in found], np.float64)
+    return tensors
+
+
+def _texts(texts: list[bytes]) -> Tensor:
+    tensor = np.empty(len(texts), BYTES)
+    tensor[:] = texts
+    return tensor
+
 
 log = structlog.get_logger()
 

@@ -2,15 +2,93 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
-from gateway.media.body import MediaBody
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.types import Receive
+
 from gateway.media.options import json_options
-from headrace.errors import InvalidArgument, Unimplemented, UnsupportedMedia, quoted
+from headrace.errors import (
+    Cancelled,
+    InvalidArgument,
+    RequestTimeout,
+    Unimplemented,
+    UnsupportedMedia,
+    quoted,
+)
 from sharding.sniff import HEAD_BYTES, TAIL_BYTES, Medium, identify
 from sharding.spool import Spool
 from sharding.upload import Upload
+
+MIN_BYTES_PER_S = 16 * 1024
+"""Slower senders hold a place that somebody else could use."""
+LINGER_S = 2.0
+"""After a refusal we read on for so long, or the reset would overtake the answer."""
+
+
+class MediaBody:
+    """The body of an upload as it comes over ASGI: piece by piece, never whole, and not too slowly.
+
+    The server reads no further than what was taken from here.
+
+    `timeout_s` is the client's time in all, and one second more for every `MIN_BYTES_PER_S` that
+    have come. What is spent on writing them down does not count. `left` says that the client is
+    gone.
+    """
+
+    def __init__(self, receive: Receive, timeout_s: float) -> None:
+        self._receive, self._timeout_s = receive, timeout_s
+        self._waited_s = 0.0
+        self.length = 0
+        self.complete = self.left = False
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """The rest of the body. Raises `RequestTimeout`, and `Cancelled` if the client left."""
+        while not self.complete:
+            piece = await self._next()
+            if piece:
+                yield piece
+
+    async def _next(self) -> bytes:
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
+        left_s = self._timeout_s + self.length / MIN_BYTES_PER_S - self._waited_s
+        try:
+            async with asyncio.timeout(max(0.0, left_s)):
+                message = await self._receive()
+        except TimeoutError:
+            raise RequestTimeout(
+                f"the body took too long: {self.length} bytes came in {self._timeout_s:g} s"
+            ) from None
+        self._waited_s += loop.time() - began_s
+        if message["type"] == "http.disconnect":
+            self.left = True
+            raise Cancelled("the caller left before the body was complete")
+        self.complete = not message.get("more_body", False)
+        piece: bytes = message.get("body", b"")
+        self.length += len(piece)
+        return piece
+
+    async def gone(self) -> None:
+        """Returns when the client has left; the body has to be complete."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self.left = True
+
+    async def discard(self) -> None:
+        """Read and drop what still comes, until the client stops or the time is over."""
+        try:
+            async with asyncio.timeout(LINGER_S):
+                while not self.complete:
+                    message = await self._receive()
+                    self.complete = not message.get("more_body", False)
+        except TimeoutError:
+            pass
+
 
 FORM = "multipart/form-data"
 FORM_BYTES = 128 * 1024
@@ -81,7 +159,7 @@ async def _take_form(
     body: MediaBody, spool: Spool, declared: Declared, wanted: Medium
 ) -> tuple[str, str, dict[str, Any]]:
     try:
-        from gateway.media.form import FormReader  # its library is in the extra `media`
+        from gateway.media.upload import FormReader  # its library is in the extra `media`
     except ImportError:
         raise Unimplemented(
             "this server reads no forms: send the picture or video itself as the body"
@@ -121,3 +199,104 @@ class _Head:
                 identify(self._content_type, bytes(self._bytes), wanted=self._wanted)
                 self._bytes = None
         await self._spool.write(piece)
+
+
+MAX_OPTIONS_BYTES = 64 * 1024
+MAX_HEADERS = 8
+MAX_HEADER_BYTES = 4096
+PARTS = ("file", "options")
+
+
+class FormReader:
+    """Reads a body piece by piece; the parts may come in either order. Does no I/O.
+
+    Every method raises `InvalidArgument` for what is no form, or not this one. `file_type` is the
+    content type of the file, "" until it begins; `options` is JSON text once it has come.
+    """
+
+    def __init__(self, content_type: str) -> None:
+        self.file_type, self.file_name, self.options = "", "", b""
+        self._part, self._ended = "", False
+        self._seen: set[str] = set()
+        self._name, self._value = bytearray(), bytearray()
+        self._headers: dict[bytes, bytes] = {}
+        self._pieces: list[bytes] = []
+        self._kept = bytearray()
+        boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
+        if not boundary:
+            raise InvalidArgument("the content type multipart/form-data names no boundary")
+        try:
+            self._parser = MultipartParser(
+                boundary,
+                {
+                    "on_part_begin": self._headers.clear,
+                    "on_header_field": self._on_header_name,
+                    "on_header_value": self._on_header_value,
+                    "on_header_end": self._on_header_end,
+                    "on_headers_finished": self._on_headers,
+                    "on_part_data": self._on_data,
+                    "on_part_end": self._on_part_end,
+                    "on_end": self._on_end,
+                },
+                max_header_count=MAX_HEADERS,
+                max_header_size=MAX_HEADER_BYTES,
+            )
+        except FormParserError as error:
+            raise InvalidArgument(f"the multipart body cannot be read: {error}") from None
+
+    def read(self, piece: bytes) -> list[bytes]:
+        """What of this piece of the body belongs to the file."""
+        try:
+            self._parser.write(piece)
+        except FormParserError as error:
+            raise InvalidArgument(f"the multipart body is malformed: {error}") from None
+        found, self._pieces = self._pieces, []
+        return found
+
+    def finish(self) -> None:
+        """The body is over."""
+        if not self._ended:
+            raise InvalidArgument("the multipart body ends before its last boundary")
+        if "file" not in self._seen:
+            raise InvalidArgument("the multipart body has no part 'file' with the picture or video")
+
+    def _on_header_name(self, data: bytes, start: int, end: int) -> None:
+        self._name += data[start:end]
+
+    def _on_header_value(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+
+    def _on_header_end(self) -> None:
+        self._headers[bytes(self._name).lower()] = bytes(self._value)
+        self._name.clear()
+        self._value.clear()
+
+    def _on_headers(self) -> None:
+        _, fields = parse_options_header(self._headers.get(b"content-disposition"))
+        name = fields.get(b"name", b"").decode("utf-8", "replace")
+        if name not in PARTS:
+            raise InvalidArgument(
+                f"the multipart body has a part {quoted(name)}; it takes 'file' and 'options'"
+            )
+        if name in self._seen:
+            raise InvalidArgument(f"the multipart body has two parts '{name}'")
+        self._part = name
+        self._seen.add(name)
+        if name == "file":
+            self.file_type = self._headers.get(b"content-type", b"").decode("latin-1")
+            self.file_name = fields.get(b"filename", b"").decode("utf-8", "replace")[:256]
+
+    def _on_data(self, data: bytes, start: int, end: int) -> None:
+        if self._part == "file":
+            self._pieces.append(data[start:end])
+            return
+        self._kept += data[start:end]
+        if len(self._kept) > MAX_OPTIONS_BYTES:
+            raise InvalidArgument(f"the part 'options' is over {MAX_OPTIONS_BYTES} bytes")
+
+    def _on_part_end(self) -> None:
+        if self._part == "options":
+            self.options = bytes(self._kept)
+
+    def _on_end(self) -> None:
+        self._ended = True

@@ -12,8 +12,8 @@ from click.testing import CliRunner, Result
 from fastapi import FastAPI
 
 from command.cli import main
+from gateway.http.admin import audit
 from gateway.http.answers import answer_errors
-from gateway.http.audit_api import audit
 from headrace.config.args import Audit
 from tests.command.served import served
 from tests.gateway.access.test_audit import ByHand, record

@@ -7,7 +7,7 @@ import ipaddress
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.access.addresses import name_of, origin
+from gateway.access.auth import name_of, origin
 from gateway.headers import combined
 
 TRUSTED = [ipaddress.ip_network("10.0.0.0/8")]

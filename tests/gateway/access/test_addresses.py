@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.access.addresses import MAX_HOPS, name_of, origin, parse
+from gateway.access.auth import MAX_HOPS, name_of, origin, parse
 
 TRUSTED = tuple(map(ipaddress.ip_network, ("10.0.0.0/8", "fd00::/8")))
 

@@ -11,8 +11,7 @@ import pytest
 from autoscale.budget_ledger import BudgetLedger
 from gateway.access.account import OverBudget
 from gateway.access.admission import Admission
-from gateway.access.limit_headers import limit_headers
-from gateway.access.ticket import Ticket
+from gateway.access.ticket import Ticket, limit_headers
 from headrace.access import Access, Caller, Claim, Grant, StoreAway
 from headrace.config.args import Cost, Limits, ModelConfig
 from headrace.config.tiers import Queue, Tier

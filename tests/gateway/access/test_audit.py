@@ -16,8 +16,17 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from gateway.access import audit
-from gateway.access.audit import MAX_TEXT, AuditLog, AuditRecord, encode_line, fold, iso_time
-from gateway.access.audit_files import PROCESSES, AuditWriter, audit_files
+from gateway.access.audit import (
+    MAX_TEXT,
+    PROCESSES,
+    AuditLog,
+    AuditRecord,
+    AuditWriter,
+    audit_files,
+    encode_line,
+    fold,
+    iso_time,
+)
 from headrace.config.args import Audit
 
 NOW_S = 1_800_000_000.25

@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.access import audit_reader
-from gateway.access.audit import AuditRecord, encode_line
-from gateway.access.audit_files import AuditWriter, audit_files
+from gateway.access.audit import AuditRecord, AuditWriter, audit_files, encode_line
 from gateway.access.audit_reader import Query, find, lines_backwards, parse_since, summarize
 from tests.gateway.access.test_audit import BASE, NOW_S, record
 

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from autoscale.budget_ledger import BudgetLedger
-from gateway.access import budget_pool
-from gateway.access.budget_pool import PoolBudgets
+from gateway.access import budgets as budget_pool
+from gateway.access.budgets import PoolBudgets
 from headrace.access import BudgetStore, Claim, Grant, StoreAway
 
 Answer = tuple[list[Grant], int]

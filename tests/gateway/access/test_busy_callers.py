@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.access.busy_callers import BUSIEST, BUSY_HALF_LIFE_S, BusyCallers
+from gateway.access.admission import BUSIEST, BUSY_HALF_LIFE_S, BusyCallers
 from gateway.access.limits import Limiter
 from headrace.access import Caller
 from headrace.config.tiers import Tier

@@ -14,9 +14,8 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from gateway.access import jwks
-from gateway.access.jwks import MAX_JWKS_BYTES, Jwks
-from gateway.access.tokens import JwtVerifier
+from gateway.access import tokens as jwks
+from gateway.access.tokens import MAX_JWKS_BYTES, Jwks, JwtVerifier
 from headrace.errors import Unauthenticated, Unavailable
 from loadtests.processes import free_ports
 from tests.gateway.access.tokens import OTHER_KEY, RSA_KEY, config, key_set, token

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.grpc.allowance import Allowance
+from gateway.grpc.connection import Allowance
 
 
 def test_a_burst_is_allowed_and_then_the_rate() -> None:

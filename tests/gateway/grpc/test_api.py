@@ -16,7 +16,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
 
-from gateway.grpc.api import SERVICES, GrpcListener
+from gateway.grpc.listener import SERVICES, GrpcListener
 from headrace.errors import ConfigError
 from tests.house import House, grpc_channel, open_house
 

@@ -15,7 +15,7 @@ from pydantic import ByteSize
 
 from gateway.grpc.media import SERVICE, MediaService
 from gateway.http.media import MediaDesk
-from gateway.media.stage_client import Event
+from gateway.media.desk import Event
 from headrace.access import Access
 from headrace.config.args import Batching, Limits, MediaConfig, ModelConfig
 from headrace.config.sharding import ProcessOptions, ShardingConfig, ShardingLimits

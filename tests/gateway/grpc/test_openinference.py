@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from tritonclient.utils import InferenceServerException
 
-from gateway.grpc.stream_prediction import MAX_IN_FLIGHT
+from gateway.grpc.prediction import MAX_IN_FLIGHT
 from headrace.config.args import Batching, Limits, ModelConfig, Routing
 from headrace.protocols.wire import message
 from headrace.snapshot import ModelView

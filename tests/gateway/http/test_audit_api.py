@@ -9,8 +9,8 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from gateway.http.admin import audit
 from gateway.http.answers import answer_errors
-from gateway.http.audit_api import audit
 from headrace.config.args import Audit
 from tests.gateway.access.test_audit import ByHand, record
 

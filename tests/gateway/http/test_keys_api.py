@@ -12,8 +12,8 @@ from fastapi import FastAPI
 
 from autoscale.callers import KeyDesk
 from autoscale.key_store import KeyFile
+from gateway.http.admin import keys
 from gateway.http.answers import MAX_PLACE, answer_errors
-from gateway.http.keys_api import keys
 from tests.gateway.http import test_admin as admin
 
 PATH = "/admin/v1/keys"

@@ -18,8 +18,7 @@ import pytest
 from gateway.access.audit import AuditLog
 from gateway.http.admin import create_admin_app
 from gateway.http.media import MediaDesk
-from gateway.media.body import MediaBody
-from gateway.media.upload import Declared, take
+from gateway.media.upload import Declared, MediaBody, take
 from headrace.access import Access
 from headrace.config.args import Audit, Cost, Limits, ModelConfig
 from headrace.config.tiers import Tier

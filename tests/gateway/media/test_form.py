@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.media.form import MAX_OPTIONS_BYTES, FormReader
 from gateway.media.options import (
     encode_options,
     json_options,
@@ -16,6 +15,7 @@ from gateway.media.options import (
     query_options,
     read_options,
 )
+from gateway.media.upload import MAX_OPTIONS_BYTES, FormReader
 from headrace.config.args import JobsConfig, MediaConfig
 from headrace.config.sharding import ProcessOptions
 from headrace.errors import InvalidArgument

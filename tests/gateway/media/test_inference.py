@@ -14,8 +14,7 @@ import pytest
 from tritonclient import http as triton
 
 from gateway.http.media import MediaDesk
-from gateway.media.codec import decode_media, encode_findings, may_hold_media
-from gateway.media.inference import MediaInference
+from gateway.media.inference import MediaInference, decode_media, encode_findings, may_hold_media
 from headrace.config.args import Batching, Limits, ModelConfig
 from headrace.config.sharding import ShardingConfig
 from headrace.errors import InvalidArgument

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import pytest
 
-from gateway.media.stage_client import StageClient
+from gateway.media.desk import StageClient
 from headrace.errors import NotFound, Unavailable, Unimplemented, UnsupportedMedia
 from sharding.upload import MediaJob, Upload
 

@@ -9,8 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from gateway.config_checks import Finding, cross_check
-from gateway.config_file import check_document
-from gateway.config_problems import validate
+from gateway.config_file import check_document, validate
 from gateway.yaml_source import ConfigFileError, Problem, read_source
 from headrace.config.args import (
     MAX_SLOTS,

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.grpc.media_proto import encode_event, read_chunk, read_head
+from gateway.grpc.media import encode_event, read_chunk, read_head
 from headrace.errors import InternalError, InvalidArgument
 from headrace.protocols.wire import POOL, message
 
