@@ -49,7 +49,7 @@ def audit(
     """Show decisions of the gateways on that machine, newest first."""
     from rich.console import Console
 
-    from command.target import find_target
+    from command.client import find_target
 
     given = {name: value for name, value in filters.items() if value is not None}
     with exit_codes(), find_target(admin, token_file).client(PATIENCE_S) as client:

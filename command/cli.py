@@ -19,10 +19,9 @@ from rich.live import Live
 from rich.text import Text
 
 from command.audit import audit
-from command.credential import read_key, with_key
 from command.keys import key_commands
 from command.lease import lease
-from command.options import Exit, exit_codes
+from command.options import Exit, exit_codes, read_key, with_key
 from command.pool import pool_commands
 from command.process import commands as media_commands
 from headrace.errors import ConfigError, InvalidArgument
@@ -85,7 +84,6 @@ def up(
     file: str | None, detach: bool, address: str | None, timeout: float, log: str, as_json: bool
 ) -> None:
     """Start FILE and serve until Ctrl-C or SIGTERM, which drain."""
-    from command import detach as apart
     from command import instance, launch
     from command.progress import Progress
     from gateway import ray_cluster
@@ -107,9 +105,9 @@ def up(
             return
         path = instance.state_file(config.args.listen.http)
         command = ["up", config.file, "--timeout", str(timeout)]
-        command += ["--log", str(apart.log_file(path))]
+        command += ["--log", str(launch.log_file(path))]
         command += ["--address", address] if address else []
-        ready = apart.up_detached(config, launch.Options(address, timeout), progress, command)
+        ready = launch.up_detached(config, launch.Options(address, timeout), progress, command)
         announce(ready)
     if ready.late:
         raise SystemExit(Exit.TIMED_OUT)
@@ -176,7 +174,7 @@ def apply(file: str | None, admin: str | None, token_file: str | None, as_json: 
     What stands in the Pool's user_config changes live; a change of args restarts the replicas,
     one after the other.
     """
-    from command.target import find_target
+    from command.client import find_target
 
     with exit_codes():
         config = _load(file)
@@ -198,8 +196,8 @@ def status(
     With MODEL only that one, and why it could not be loaded: what its slot left behind, how often
     it failed and when it is tried again.
     """
+    from command.client import find_target
     from command.status import model_of, render, render_model
-    from command.target import find_target
 
     def shown(answer: dict[str, Any]) -> RenderableType:
         return render(answer) if model is None else render_model(answer, model)
@@ -252,8 +250,8 @@ def infer(
     timeout: float,
 ) -> None:
     """Ask MODEL for one prediction, from a picture or a JSON body."""
+    from command.client import find_target
     from command.infer import InferenceClient, describe, read_labels
-    from command.target import find_target
 
     if bool(image) == bool(body):
         raise click.UsageError("give either --image FILE or --json FILE")
@@ -283,7 +281,7 @@ def infer(
 @as_json
 def load(model: str, admin: str | None, token_file: str | None, as_json: bool) -> None:
     """Load MODEL of the store, or load it anew if its files have changed; ends a rollback."""
-    from command.target import find_target
+    from command.client import find_target
 
     with exit_codes(), find_target(admin, token_file).client() as client:
         client.load(model)
@@ -296,7 +294,7 @@ def load(model: str, admin: str | None, token_file: str | None, as_json: bool) -
 @as_json
 def unload(model: str, admin: str | None, token_file: str | None, as_json: bool) -> None:
     """Serve MODEL no more, until it is loaded again or its config changes."""
-    from command.target import find_target
+    from command.client import find_target
 
     with exit_codes(), find_target(admin, token_file).client() as client:
         client.unload(model)
@@ -312,7 +310,7 @@ def rollback(model: str, admin: str | None, token_file: str | None, as_json: boo
 
     The version that is left stays out until the next one, `headrace load` or a change of config.
     """
-    from command.target import find_target
+    from command.client import find_target
 
     with exit_codes(), find_target(admin, token_file).client() as client:
         change = client.roll_back(model)
@@ -329,8 +327,8 @@ def rollback(model: str, admin: str | None, token_file: str | None, as_json: boo
 @as_json
 def down(timeout: float, admin: str | None, token_file: str | None, as_json: bool) -> None:
     """Drain and stop a running Headrace."""
+    from command.client import find_target
     from command.down import take_down
-    from command.target import find_target
 
     with exit_codes():
         outcome = take_down(find_target(admin, token_file), timeout, known=admin is not None)

@@ -10,9 +10,9 @@ import time
 from enum import Enum
 
 from command import instance
+from command.client import Target
 from command.launch import end_abandoned
 from command.options import TimedOut
-from command.target import Target
 from headrace.config.args import split_address
 from headrace.errors import Unavailable
 

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import numpy as np
 
-from command.credential import key_headers
+from command.options import key_headers
 from command.readiness import request_path
 from headrace.errors import (
     ConfigError,

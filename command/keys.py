@@ -56,7 +56,7 @@ def create(
     as_json: bool,
 ) -> None:
     """Make a key for NAME; it is shown once, as the last word."""
-    from command.target import find_target
+    from command.client import find_target
 
     wanted = {"name": name, "tier": tier, "models": models or None, "expires_in_s": expires}
     with exit_codes(), find_target(admin, token_file).client() as client:
@@ -71,7 +71,7 @@ def listed(admin: str | None, token_file: str | None, as_json: bool) -> None:
     """List all keys, also those that ended lately."""
     from rich.console import Console
 
-    from command.target import find_target
+    from command.client import find_target
 
     with exit_codes(), find_target(admin, token_file).client() as client:
         answer = client.keys()
@@ -87,7 +87,7 @@ def listed(admin: str | None, token_file: str | None, as_json: bool) -> None:
 @click.argument("key")
 def revoke(key: str, admin: str | None, token_file: str | None, as_json: bool) -> None:
     """End KEY, an id or a name, at once and everywhere."""
-    from command.target import find_target
+    from command.client import find_target
 
     with exit_codes(), find_target(admin, token_file).client() as client:
         ended = client.revoke_key(key)
@@ -101,7 +101,7 @@ def rotate(
     key: str, grace: float | None, admin: str | None, token_file: str | None, as_json: bool
 ) -> None:
     """Make a new key in place of KEY, an id or a name; it is shown once, as the last word."""
-    from command.target import find_target
+    from command.client import find_target
 
     with exit_codes(), find_target(admin, token_file).client() as client:
         made = client.rotate_key(key, grace or 0.0)

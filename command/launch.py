@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Mapping
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +16,13 @@ from typing import Any
 from autoscale.callers import KeyDesk
 from command import instance
 from command.client import AdminClient
-from command.processes import ProcessId, descendants, end
+from command.processes import Hurry, ProcessId, StopSignals, descendants, end
 from command.progress import Progress
 from command.readiness import StartFailed, VersionState, example_request, unsettled, version_states
-from command.stop_signals import Hurry, StopSignals
 from gateway import ray_cluster
 from gateway.config_file import Config
 from headrace.errors import Unavailable
-from headrace.secrets import admin_token
+from headrace.secrets import admin_token, headrace_home
 
 FAILED_STATES = frozenset({"DEPLOY_FAILED", "UNHEALTHY"})
 LOST_AFTER = 30
@@ -263,3 +265,65 @@ def _last_line(message: str) -> str:
     """The sentence at the end of a traceback."""
     lines = [line.strip() for line in message.strip().splitlines() if line.strip()]
     return lines[-1] if lines else "no reason given"
+
+
+TAIL_LINES = 5
+
+
+def up_detached(
+    config: Config, options: Options, progress: Progress, command: Sequence[str]
+) -> Ready:
+    """Start `command` (a foreground `headrace up`) apart from this terminal; return when ready.
+
+    Raises `PortInUse` before anything starts, and `StartFailed` with the end of the log.
+    """
+    path = instance.state_file(config.args.listen.http)
+    if instance.alive(path):
+        instance.claim(config.args.listen.http).release()  # raises, and says who it is
+    end_abandoned()
+    check_startable(config, options)
+    log = log_file(path)
+    process = _spawn(command, log)
+
+    def check() -> str:
+        if process.poll() is not None:
+            raise StartFailed(f"it stopped again; the end of {log}:\n{tail(log)}")
+        return "starting"
+
+    def wait(seconds: float) -> bool:
+        time.sleep(seconds)
+        return False
+
+    with progress:
+        progress.now(f"starting process {process.pid}, log {log}")
+        ready = wait_ready(config, options.timeout_s, progress, check, wait)
+    assert ready is not None  # our `wait` never asks to stop
+    return ready
+
+
+def log_file(state_file: Path) -> Path:
+    """Where the supervisor of this state file writes what a terminal would show."""
+    return headrace_home() / f"{state_file.stem}.log"
+
+
+def tail(log: Path) -> str:
+    """The last lines of a log, empty when there is none."""
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    return "\n".join(lines[-TAIL_LINES:])
+
+
+def _spawn(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-m", "command.cli", *command],
+            stdin=subprocess.DEVNULL,
+            stdout=descriptor,
+            stderr=descriptor,
+            start_new_session=True,
+        )
+    finally:
+        os.close(descriptor)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from command.options import exit_codes
-from command.orphans import ends_with_us
+from command.processes import ends_with_us
 
 if TYPE_CHECKING:
     from command.leasing import GrantedLease
@@ -60,7 +60,7 @@ def lease(
     """
     import shutil
 
-    from command.target import find_target
+    from command.client import find_target
     from headrace.secrets import admin_token
 
     if shutil.which(command[0]) is None:

@@ -283,7 +283,7 @@ async def lease(
 
 
 def _target(address: str | None) -> tuple[str, str]:
-    from command.target import find_target  # only who gives no address needs the command
+    from command.client import find_target  # only who gives no address needs the command
     from headrace.secrets import admin_token
 
     target = find_target(address, None)

@@ -13,8 +13,7 @@ from urllib.parse import quote
 
 import httpx
 
-from command.credential import key_headers
-from command.options import TimedOut
+from command.options import TimedOut, key_headers
 from headrace.errors import (
     DeadlineExceeded,
     HeadraceError,

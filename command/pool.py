@@ -103,7 +103,7 @@ def pool_commands(options: Option, as_json: Option) -> click.Group:
 
 def show(watch: bool, admin: str | None, token_file: str | None, as_json: bool) -> None:
     """Ask once, or each second, and print."""
-    from command.target import find_target
+    from command.client import find_target
 
     with exit_codes(), find_target(admin, token_file).client() as client:
         answer = client.pool()

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from command.credential import read_key
-from command.options import exit_codes
+from command.options import exit_codes, read_key
 from headrace.errors import ConfigError, HeadraceError, InvalidArgument
 
 if TYPE_CHECKING:
@@ -79,7 +78,7 @@ def process(
     from rich.console import Console
 
     from command.findings import render
-    from command.work_progress import WorkProgress
+    from command.progress import WorkProgress
 
     options = _options(asked)
     with exit_codes():
@@ -160,9 +159,7 @@ def follow(
 
 def save_drawing(file: Path, result: Document, target: Path) -> None:
     """Draw a result over its picture or video; raises `HeadraceError`."""
-    from command.drawing import draw_boxes
-    from command.media_preview import read_frames, read_picture
-    from command.timeline import draw_timeline, moments
+    from command.drawing import draw_boxes, draw_timeline, moments, read_frames, read_picture
 
     if "tags" in result:
         times_s = moments(float(result.get("duration_s") or 0.0))
@@ -202,8 +199,8 @@ def _options(asked: Mapping[str, Any]) -> str:
 
 
 def _client(http: str | None, key_file: str | None, timeout_s: float) -> MediaClient:
+    from command.client import find_target
     from command.media_client import MediaClient
-    from command.target import find_target
 
     key = read_key(key_file)
     address = http or find_target(None, None).http

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
+import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 _PROC = Path("/proc")
 KILLED_S = 2.0
@@ -87,3 +90,56 @@ def _stat(pid: int) -> _Stat | None:
         return None
     fields = text.rpartition(")")[2].split()  # the name in brackets may hold anything
     return _Stat(fields[0], int(fields[1]), int(fields[19]))
+
+
+class Hurry(BaseException):
+    """Raised in the main thread by the second signal; like KeyboardInterrupt, not an error."""
+
+
+class StopSignals:
+    """Handlers of the main thread. Ray sets its own at its start: install again after that."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._hurried = False
+
+    def install(self) -> None:
+        """Take both signals over."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._receive)
+
+    def wait(self, seconds: float) -> bool:
+        """Sleep, or return at once when asked to stop; True when asked."""
+        deadline_s = time.monotonic() + seconds
+        while not self.asked and (left_s := deadline_s - time.monotonic()) > 0:
+            time.sleep(min(0.1, left_s))
+        return self.asked
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.asked and not self._hurried:
+            self._hurried = True
+            raise Hurry
+        self.asked = True
+
+
+PR_SET_PDEATHSIG = 1
+"""linux/prctl.h"""
+
+
+def ends_with_us() -> Callable[[], None] | None:
+    """For `preexec_fn`: SIGKILL to the command when the thread that starts it ends, prctl(2).
+
+    What the command has started in its turn is not reached. None where the kernel has no such call.
+    """
+    if sys.platform != "linux":
+        return None
+    # Looked up here: between fork and exec as little as possible may run.
+    prctl = ctypes.CDLL(None).prctl
+    us = os.getpid()
+
+    def ask() -> None:
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != us:  # we ended before the kernel was asked
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return ask

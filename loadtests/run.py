@@ -17,7 +17,7 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
-from command.target import find_target
+from command.client import find_target
 from headrace.errors import HeadraceError
 from headrace.secrets import admin_token
 from loadtests import light

@@ -21,7 +21,7 @@ import click
 import httpx
 from rich.console import Console
 
-from command.target import find_target
+from command.client import find_target
 from headrace.errors import ConfigError
 from headrace.secrets import admin_token
 from loadtests import light

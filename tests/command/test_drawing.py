@@ -11,9 +11,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from command.drawing import INK, WHITE, Picture, Rect, _place, colours_of, draw_boxes, ink_on
-from command.media_preview import LARGEST_SIDE, read_frames, read_picture
-from command.timeline import MOST_ROWS, WIDTH, clock, draw_timeline, moments, rows_of
+from command.drawing import (
+    INK,
+    LARGEST_SIDE,
+    MOST_ROWS,
+    WHITE,
+    WIDTH,
+    Picture,
+    Rect,
+    _place,
+    clock,
+    colours_of,
+    draw_boxes,
+    draw_timeline,
+    ink_on,
+    moments,
+    read_frames,
+    read_picture,
+    rows_of,
+)
 from headrace.errors import InvalidArgument
 from tests.sharding.media_files import PICTURES, clip
 

@@ -21,14 +21,13 @@ import pytest
 from rich.console import Console
 
 from command import instance
-from command.detach import up_detached
+from command.client import Target, find_target
 from command.down import Outcome, take_down
-from command.launch import Options, Ready, end_abandoned, up, wait_ready
+from command.launch import Options, Ready, end_abandoned, up, up_detached, wait_ready
 from command.options import TimedOut
 from command.processes import ProcessId, process_id
 from command.progress import Progress
 from command.readiness import StartFailed
-from command.target import Target, find_target
 from gateway.config_file import Config
 from headrace.config.args import Args, PoolConfig
 from headrace.config.types import SecretRef

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from command.processes import ProcessId, descendants, end, process_id
-from command.stop_signals import Hurry, StopSignals
+from command.processes import Hurry, ProcessId, StopSignals, descendants, end, process_id
 
 # A child, its child and that one's child; all leave when the pipe to the first is closed.
 TREE = """
