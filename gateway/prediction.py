@@ -120,7 +120,7 @@ class Prediction:
         assert ticket is not None
         front.admission.hold(ticket, length)
         try:
-            key = plane.require(path.protocol, path.model, path.version, path.label)
+            key = plane.resolve(path.protocol, path.model, path.version, path.label)
         except HeadraceError:
             front.admission.visit(ticket)
             raise
@@ -138,6 +138,7 @@ class Prediction:
             encodings=encodings,
             meta=self._meta(),
             hash_key=self._hash_key(plane, path.model, body),
+            follows_default=path.version is None and path.label is None,
         )
         if front.regions is not None:
             ticket.destination = front.regions.destination(self, self.request, ticket)
@@ -197,7 +198,7 @@ class Prediction:
             recorder.request(path.model if path and known else "", 0, protocol, code, tier, 0.0)
             return
         now_s = front.plane.now_s()
-        version = request.key[1] or front.plane.version_of(request.key)
+        version = request.version
         recorder.request(path.model, version, path.protocol, code, tier, now_s - request.arrived_s)
         if isinstance(answer, Reply):
             if request.cold:
@@ -242,7 +243,7 @@ class Prediction:
             tier=account.allowance.name if account is not None else NO_TIER,
             address=self.address,
             model=path.model if path is not None else "",
-            version=front.plane.version_of(request.key) if request is not None else 0,
+            version=request.version if request is not None else 0,
             protocol=path.protocol if path is not None else self.family,
             cost=ticket.cost if ticket is not None and decision == "allowed" else 0.0,
             decision=decision,

@@ -83,7 +83,7 @@ class Shards:
 
     def config(self, model: str, version: int | None) -> tuple[ModelConfig, ShardingConfig]:
         """Raises `NotFound`, `Unavailable` with the reason, or `InvalidArgument` without shards."""
-        self._plane.require("tfserving", model, version)
+        self._plane.resolve("tfserving", model, version)
         config = self._plane.snapshot.models[model].config
         if config.sharding is None:
             raise InvalidArgument(

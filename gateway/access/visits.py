@@ -97,7 +97,12 @@ class Spaced:
 
 
 class RefusedConnections:
-    """See the module; `most` connections may an address have. `audit` is None where it is off."""
+    """Tells of refused connections, of which their address has too many, without a flood of lines.
+
+    Each is counted in the metrics and written to the audit log, which folds equal ones. The
+    service's own log has one line for an address in a while, and for so many addresses at most.
+    `most` connections may an address have. `audit` is None where it is off.
+    """
 
     def __init__(
         self,

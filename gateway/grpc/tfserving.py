@@ -122,8 +122,7 @@ class ServingService:
         limits = self._front.limits
         tasks = multi_inference_tasks(body, limits.max_body_bytes, limits.max_elements)
         path, plane = tasks[0][0], self._front.plane
-        key = plane.require(path.protocol, path.model, path.version, path.label)
-        version = key[1] if isinstance(key[1], int) else plane.version_of(key)
+        _, version = plane.resolve(path.protocol, path.model, path.version, path.label)
         headers, address = context.headers, context.address
         limit_s = timeout_s(self._front, context)
         predictions = []

@@ -174,10 +174,9 @@ class _Work:
     def _job(self, upload: Upload, options: ProcessOptions) -> MediaJob:
         request, trace = self.prediction.request, self._headers.get(b"traceparent", b"")
         assert request is not None
-        model, version = request.key
         return MediaJob(
-            model=model,
-            version=version if isinstance(version, int) else None,
+            model=request.key[0],
+            version=None if request.follows_default else request.version,
             upload=upload,
             options=options,
             # Its tier may have made it shorter.

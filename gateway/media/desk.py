@@ -70,7 +70,7 @@ class MediaPrediction(Prediction):
         ticket = self.ticket
         assert ticket is not None
         try:
-            key = plane.require("tfserving", path.model, path.version, path.label)
+            key = plane.resolve("tfserving", path.model, path.version, path.label)
             sharding = sharding_of(front, path.model)
         except HeadraceError:
             front.admission.visit(ticket)
@@ -85,6 +85,7 @@ class MediaPrediction(Prediction):
             deadline_s=now_s + timeout_s,
             arrived_s=now_s,
             done=turn.refused,
+            follows_default=path.version is None and path.label is None,
         )
         ticket.destination = turn
         front.admission.submit(ticket, self.request)

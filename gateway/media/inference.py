@@ -327,11 +327,10 @@ class MediaInference:
             left_s = request.deadline_s - self._plane.now_s()
             if left_s <= 0:
                 raise DeadlineExceeded("the deadline passed before the stage was asked")
-            model, version = request.key
             request_id, _, trace = request.meta.decode("latin-1").partition("\n")
             job = MediaJob(
-                model=model,
-                version=version if isinstance(version, int) else None,
+                model=request.key[0],
+                version=None if request.follows_default else request.version,
                 upload=upload,
                 options=options,
                 timeout_s=left_s,

@@ -67,7 +67,7 @@ class DataPlane(LinkEvents):
             link = SlotLink(slots[slot_id], self._identity, self)
             self._links[slot_id] = (link, self._loop.create_task(link.run()))
         routes, failed = self.routes(snapshot)
-        self.router.set_routes(routes)
+        self.router.set_routes(routes, defaults_of(snapshot))
         self.router.lacking = lacking_of(snapshot)
         for key, reason in failed.items():
             self.router.refuse(key, Unavailable(reason))
@@ -77,12 +77,12 @@ class DataPlane(LinkEvents):
         """Where requests go, and why some cannot."""
         return routes_of(snapshot)
 
-    def require(
+    def resolve(
         self, protocol: str, name: str, version: int | None, label: str | None = None
-    ) -> Key:
-        """The key that answers this name; raises the protocol's `NotFound`, or `Unavailable`.
+    ) -> tuple[str, int]:
+        """The model version that answers; raises the protocol's `NotFound`, or `Unavailable`.
 
-        A label is resolved here and now, so all requests that came before it moved go one way.
+        Label and default are resolved here and now: what was asked before they moved goes one way.
         """
         view = self.snapshot.models.get(name)
         if view is None and not self.snapshot.number:
@@ -98,7 +98,7 @@ class DataPlane(LinkEvents):
             raise Unavailable(f"model {name!r} cannot be served: {view.reason or 'no version'}")
         if found.state is State.FAILED:
             raise Unavailable(f"model {name!r} version {found.version} failed: {found.reason}")
-        return (name, version)
+        return (name, found.version)
 
     def routing(self, name: str) -> Routing:
         """How requests of a model choose their slot."""
@@ -108,13 +108,6 @@ class DataPlane(LinkEvents):
         """What the config says of a model, None if there is none of this name."""
         view = self.snapshot.models.get(name)
         return None if view is None else view.config
-
-    def version_of(self, key: Key) -> int:
-        """The version number that answers this key (0: not known)."""
-        view = self.snapshot.models.get(key[0])
-        wanted = key[1] if isinstance(key[1], int) else None
-        found = view.version(wanted) if view is not None else None
-        return found.version if found is not None else 0
 
     # -- what clients do ----------------------------------------------------------------------
 
@@ -268,26 +261,24 @@ def routes_of(snapshot: Snapshot) -> tuple[dict[Key, Route], dict[Key, str]]:
             routes[name, version.version] = (model.config.routing, found)
             if version.state is State.FAILED:
                 failed[name, version.version] = f"model {name!r} failed: {version.reason}"
-        default = model.version(None)
-        if default is None:
+        if model.version(None) is None:
             routes[name, None] = (model.config.routing, [])
-        else:
-            routes[name, None] = routes[name, default.version]
-            if (name, default.version) in failed:
-                failed[name, None] = failed[name, default.version]
     return routes, failed
+
+
+def defaults_of(snapshot: Snapshot) -> dict[str, int | None]:
+    """By model, the version that answers requests which name none; None: there is none. Pure."""
+    found = {name: model.version(None) for name, model in snapshot.models.items()}
+    return {name: None if view is None else view.version for name, view in found.items()}
 
 
 def lacking_of(snapshot: Snapshot) -> dict[Key, str]:
     """What versions wait for that no slot holds yet, as far as the pool has told. Pure."""
     lacking: dict[Key, str] = {}
     for name, model in snapshot.models.items():
-        default = model.version(None)
         for version in model.versions:
             if version.served and version.state is State.PENDING and version.reason:
                 lacking[name, version.version] = version.reason
-                if version is default:
-                    lacking[name, None] = version.reason
     return lacking
 
 

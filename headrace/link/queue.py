@@ -231,7 +231,7 @@ SMOOTHING = 0.1
 
 @dataclass(slots=True, eq=False)
 class Target:
-    """What clients may ask for: a model, with a version or, as None, the newest ready one.
+    """What clients may ask for: a version of a model, or a model that has none yet.
 
     `service_s` is how long a slot lately took for a request, `pace_s` how long after one answer
     the next one came; 0 before the first. `peak` is the highest priority that is expected.

@@ -9,7 +9,7 @@ from headrace.errors import HeadraceError
 from headrace.link.frames import Body, Reply
 
 Key = tuple[str, int | str | None]
-"""A model and its version (None: the default one), or as text which slot is to answer."""
+"""A model and its version (None: it has none yet), or as text which slot is to answer."""
 Answer = Reply | HeadraceError
 
 
@@ -28,6 +28,7 @@ class Request:
     """One prediction on its way. `deadline_s` is on the monotonic clock; `done` is called once.
 
     `hash_key` is what hash routing keys on; `caller`, `priority` and `cost` order the queue.
+    One that named no version `follows_default`: it waits for what the model's default version is.
     A `cold` one came while no slot held its model.
     `deaths`, `moves`, `seat`, `queued` and `sent_s` are the router's own notes.
     """
@@ -47,6 +48,7 @@ class Request:
     caller: str = ""
     priority: int = 0
     cost: float = 1.0
+    follows_default: bool = False
     cold: bool = False
     deaths: int = 0
     moves: int = 0
@@ -54,6 +56,11 @@ class Request:
     queued: bool = False
     sent_s: float = 0.0
     finished: bool = False
+
+    @property
+    def version(self) -> int:
+        """The number of the model version that answers; 0 where there is none yet."""
+        return self.key[1] if isinstance(self.key[1], int) else 0
 
     @property
     def alone(self) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections import Counter, deque
 from collections.abc import Mapping
+from dataclasses import replace
 
 from headrace.errors import DeadlineExceeded, HeadraceError, NotFound, Unavailable
 from headrace.link.frames import Reply
@@ -35,6 +36,7 @@ class Router:
     def __init__(self, rng: random.Random, max_waiting: int = 4096) -> None:
         self._rng, self._max_waiting = rng, max_waiting
         self._targets: dict[Key, Target] = {}
+        self._defaults: Mapping[str, int | None] = {}
         self._lanes: dict[str, Lane] = {}
         self._seats: dict[tuple[str, int], Seat] = {}
         self._retry_budget = RETRY_RESERVE
@@ -53,20 +55,58 @@ class Router:
 
     # -- what the pool and the links say ------------------------------------------------------
 
-    def set_routes(self, routes: Mapping[Key, Route]) -> None:
-        """Replace the routes; requests for what is gone are answered NOT_FOUND."""
+    def set_routes(
+        self, routes: Mapping[Key, Route], defaults: Mapping[str, int | None] | None = None
+    ) -> None:
+        """Replace the routes and, by model, the default version (None: there is none yet).
+
+        Waiting requests that named no version go to the new default; others for what is gone are
+        answered NOT_FOUND.
+        """
+        defaults = defaults or {}
+        moved = {
+            (model, version)
+            for model, version in self._defaults.items()
+            if defaults.get(model, version) != version
+        }
+        self._defaults = defaults
         wanted = {place for _, places in routes.values() for place in places}
         # A slot's credit may come before the pool has told of its placement: keep it.
         known = {place for place in self._seats if place[0] in self._lanes}
         self._seats = {p: self._seats.get(p) or Seat(*p) for p in sorted(wanted | known)}
-        for key in self._targets.keys() - routes.keys():
-            target = self._targets.pop(key)
-            for request in (*target.suspects, *target.waiting):
-                self._finish(request, NotFound(f"model {key[0]!r} has been removed"))
+        gone = [self._targets.pop(key) for key in self._targets.keys() - routes.keys()]
         for key, (routing, places) in routes.items():
             target = self._targets.setdefault(key, Target(routing))
             target.routing = routing
             target.seats = [self._seats[place] for place in places]
+        # In new queues, as a queue passes over only what is finished.
+        for target in [self._targets[key] for key in moved if key in self._targets]:
+            gone.append(replace(target))
+            target.waiting, target.suspects = FairQueue(), deque()
+        for target in gone:
+            for request in (*target.suspects, *target.waiting):
+                self._follow(request)
+
+    def _follow(self, request: Request) -> None:
+        """Let a request wait again: for the default version, where it named none; or refuse it."""
+        model = request.key[0]
+        if request.follows_default:
+            request.key = (model, self._defaults.get(model))
+        target = self._targets.get(request.key)
+        if target is None:
+            self._finish(request, NotFound(f"model {model!r} has been removed"))
+        elif request.alone:
+            target.suspects.append(request)
+        else:
+            target.waiting.push(request)
+
+    def _target(self, request: Request) -> Target | None:
+        """Where it belongs: the default may be another one since it came."""
+        target = self._targets.get(request.key)
+        if target is None and request.follows_default:
+            request.key = (request.key[0], self._defaults.get(request.key[0]))
+            target = self._targets.get(request.key)
+        return target
 
     def refuse(self, key: Key, error: HeadraceError) -> None:
         """Answer everything that waits for this key with an error."""
@@ -115,7 +155,7 @@ class Router:
         seat.credit = credit
 
     def _requeue(self, request: Request) -> None:
-        target = self._targets.get(request.key)
+        target = self._target(request)
         request.moves += 1
         if target is None or request.moves > MAX_MOVES:
             self._finish(request, Unavailable(f"no slot is ready for model {request.key[0]!r}"))
@@ -127,7 +167,7 @@ class Router:
                 target.waiting.push_back(request)
 
     def _retry(self, request: Request, now_s: float) -> None:
-        target = self._targets.get(request.key)
+        target = self._target(request)
         if request.deaths >= MAX_DEATHS:
             error: HeadraceError = Unavailable(
                 f"{request.deaths} slots died while they worked on this request, the last one on "
@@ -158,7 +198,7 @@ class Router:
 
         Raises `NotFound`, or `Unavailable` when the queue is full or the deadline would pass in it.
         """
-        target = self._targets.get(request.key)
+        target = self._target(request)
         if target is None:
             raise NotFound(f"there is no model {request.key[0]!r}")
         if target.waiting:

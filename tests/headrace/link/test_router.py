@@ -17,7 +17,7 @@ from headrace.link.queue import PRESENCE_S
 from headrace.link.request import Answer, Key, Request
 from headrace.link.router import DEPTH_S, MAX_MOVES, RETRY_RESERVE, Router
 
-ANY: Key = ("m", None)
+ANY: Key = ("m", 1)
 LEAST = Routing()
 
 
@@ -58,10 +58,12 @@ class House:
         hash_key: bytes = b"",
         priority: int = 0,
         at_s: float = 0.0,
+        follows_default: bool = False,
     ) -> Request:
         self.number += 1
         request = Request(self.number, key, 0, b"", 0, deadline_s, at_s, self.done)
         request.hash_key, request.priority = hash_key, priority
+        request.follows_default = follows_default
         self.router.submit(request)
         return request
 
@@ -184,6 +186,70 @@ def test_a_deadline_that_passes_before_any_slot_is_there_tells_what_the_model_la
     assert house.error(1).message == (
         f"the deadline passed while model {name!r} waited: needs 1 slot of class cpu, 0 free"
     )
+
+
+def test_what_names_the_version_waits_in_the_same_queue_as_what_does_not() -> None:
+    """A flood that names it would get around the priorities otherwise."""
+    house = House()
+    house.router.set_routes({ANY: (LEAST, [("a", 1)])}, {"m": 1})
+    house.up("a", credit=64)
+    house.ask(priority=20, follows_default=True)
+    house.assign()
+    house.answer("a", 1)
+    for _ in range(100):
+        house.ask(at_s=0.1)
+    assert len(house.assign(0.1)["a"]) == 2
+    house.ask(priority=20, at_s=0.2, follows_default=True)
+    assert house.assign(0.2) == {"a": [102]}
+
+
+def test_what_named_no_version_follows_the_default_and_the_rest_is_refused() -> None:
+    house = House()
+    house.router.set_routes({("m", 1): (LEAST, [])}, {"m": 1})
+    house.ask(follows_default=True)
+    house.ask()
+    house.up("a")
+    house.router.set_routes({("m", 2): (LEAST, [("a", 1)])}, {"m": 2})
+    assert house.assign() == {"a": [1]}
+    assert isinstance(house.error(2), NotFound)
+
+
+def test_what_named_no_version_follows_a_default_that_moves_beside_the_old_one() -> None:
+    house = House()
+    one, two = ("m", 1), ("m", 2)
+    house.router.set_routes({one: (LEAST, []), two: (LEAST, [])}, {"m": 1})
+    followers = [house.ask(key=one, follows_default=True) for _ in range(2)]
+    house.ask(key=one)
+    house.up("a")
+    house.router.set_routes({one: (LEAST, []), two: (LEAST, [("a", 1)])}, {"m": 2})
+    assert house.assign() == {"a": [1, 2]}
+    assert {request.version for request in followers} == {2} and not house.answers
+    house.router.set_routes({one: (LEAST, [("b", 1)]), two: (LEAST, [("a", 1)])}, {"m": 2})
+    house.up("b")
+    assert house.assign() == {"b": [3]} and house.router.waiting() == {"m": 0}
+
+
+def test_what_named_no_version_waits_while_a_model_has_none() -> None:
+    house = House()
+    house.router.set_routes({("m", 1): (LEAST, [])}, {"m": 1})
+    house.ask(follows_default=True)
+    house.router.set_routes({("m", None): (LEAST, [])}, {"m": None})
+    assert house.assign() == {} and not house.answers
+    house.up("a")
+    house.router.set_routes({("m", 3): (LEAST, [("a", 1)])}, {"m": 3})
+    assert house.assign() == {"a": [1]}
+
+
+def test_a_retry_of_what_named_no_version_follows_the_default() -> None:
+    house = House()
+    house.router.set_routes({("m", 1): (LEAST, [("a", 1)])}, {"m": 1})
+    house.up("a")
+    house.ask(follows_default=True)
+    house.assign()
+    house.router.set_routes({("m", 2): (LEAST, [("b", 1)])}, {"m": 2})
+    house.up("b")
+    house.router.lane_down("a", 0.0)
+    assert house.assign() == {"b": [1]}
 
 
 def test_a_cancelled_request_frees_its_place_and_hears_nothing() -> None:
