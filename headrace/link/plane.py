@@ -162,8 +162,9 @@ class DataPlane(LinkEvents):
                 await asyncio.sleep(TICK_S)
                 if self.router.expire(self.now_s()):
                     self._flush_soon()
-                for slot_id, (link, _) in self._links.items():
-                    link.tell_demand(self.router.demand(slot_id))
+                for slot_id, demand in self.router.changed_demand().items():
+                    if slot_id in self._links:
+                        self._links[slot_id][0].tell_demand(demand)
         finally:
             for _, task in self._links.values():
                 task.cancel()

@@ -112,6 +112,8 @@ class LoadReport:
         self._plane, self._pool, self._gateway_id = plane, pool, gateway_id
         self._urgent = asyncio.Event()
         plane.on_starved = self._urgent.set
+        self._snapshot = Snapshot()
+        self._elastic: frozenset[str] = frozenset()
         self._sums: Counter[str] = Counter()
         self._samples = 0
         self._told: Loads = {}
@@ -120,11 +122,7 @@ class LoadReport:
     async def run(self) -> None:
         """Until it is cancelled."""
         while True:
-            elastic = [
-                name
-                for name, model in self._plane.snapshot.models.items()
-                if model.config.replicas.min != model.config.replicas.max
-            ]
+            elastic = self._follow()
             try:
                 async with asyncio.timeout(SAMPLE_S if elastic else HEARTBEAT_S):
                     await self._urgent.wait()
@@ -145,25 +143,31 @@ class LoadReport:
                 self._sums.clear()
                 self._samples = 0
 
-    def _sample(self, models: list[str]) -> None:
-        router = self._plane.router
-        in_flight, waiting = router.in_flight(), router.waiting()
-        self._samples += 1
-        for name in models:
-            self._sums[name] += in_flight.get(name, 0) + waiting.get(name, 0)
+    def _follow(self) -> frozenset[str]:
+        """The models whose number of slots follows their load."""
+        if self._snapshot is not self._plane.snapshot:
+            self._snapshot = self._plane.snapshot
+            self._elastic = frozenset(
+                name
+                for name, model in self._snapshot.models.items()
+                if model.config.replicas.min != model.config.replicas.max
+            )
+        return self._elastic
 
-    def _loads(self, models: list[str], *, latest: bool) -> Loads:
+    def _sample(self, models: frozenset[str]) -> None:
+        self._samples += 1
+        for name, count in self._plane.router.load().items():
+            if name in models:
+                self._sums[name] += count
+
+    def _loads(self, models: frozenset[str], *, latest: bool) -> Loads:
         router = self._plane.router
-        held = router.held()
-        if latest:
-            in_flight, waiting = router.in_flight(), router.waiting()
-            means = {n: float(in_flight.get(n, 0) + waiting.get(n, 0)) for n in models}
-        else:
-            means = {name: self._sums[name] / self._samples for name in models}
+        held, load = router.held(), router.load() if latest else self._sums
+        samples = 1 if latest else self._samples
         return {
-            name: (round(means[name], 3), held.get(name, 0), router.arrived[name])
-            for name in models
-            if router.arrived[name]
+            name: (round(load.get(name, 0) / samples, 3), held.get(name, 0), count)
+            for name, count in router.arrived.items()
+            if name in models
         }
 
     async def _tell(self, loads: Loads, now_s: float) -> None:

@@ -3,6 +3,9 @@
 All state is in `_targets` (what waits, by model and version) and `_lanes` (what is in flight, by
 slot). `assign` moves requests from the first to the second and returns what must be sent; nothing
 else sends, so a request is always in exactly one of the two, or answered.
+
+Work follows events: `_busy` are the targets in which something waits, `_loaded` the lanes that hold
+requests and `_changed` the targets whose demand is to be told; the others cost nothing.
 """
 
 from __future__ import annotations
@@ -36,8 +39,14 @@ class Router:
     def __init__(self, rng: random.Random, max_waiting: int = 4096) -> None:
         self._rng, self._max_waiting = rng, max_waiting
         self._targets: dict[Key, Target] = {}
+        self._busy: dict[Key, Target] = {}
+        self._changed: set[Key] = set()
+        self._by_slot: dict[str, list[tuple[Target, Seat]]] = {}
+        self._untold: set[str] = set()
         self._defaults: Mapping[str, int | None] = {}
         self._lanes: dict[str, Lane] = {}
+        self._loaded: dict[str, Lane] = {}
+        self._reserving = False
         self._seats: dict[tuple[str, int], Seat] = {}
         self._retry_budget = RETRY_RESERVE
         # By model, since the start; and requests that slots hold now.
@@ -75,10 +84,15 @@ class Router:
         known = {place for place in self._seats if place[0] in self._lanes}
         self._seats = {p: self._seats.get(p) or Seat(*p) for p in sorted(wanted | known)}
         gone = [self._targets.pop(key) for key in self._targets.keys() - routes.keys()]
+        self._by_slot = {}
         for key, (routing, places) in routes.items():
             target = self._targets.setdefault(key, Target(routing))
             target.routing = routing
             target.seats = [self._seats[place] for place in places]
+            for seat in target.seats:
+                self._by_slot.setdefault(seat.slot_id, []).append((target, seat))
+        self._busy = {key: target for key, target in self._targets.items() if len(target)}
+        self._untold.update(self._lanes)
         # In new queues, as a queue passes over only what is finished.
         for target in [self._targets[key] for key in moved if key in self._targets]:
             gone.append(replace(target))
@@ -95,10 +109,17 @@ class Router:
         target = self._targets.get(request.key)
         if target is None:
             self._finish(request, NotFound(f"model {model!r} has been removed"))
-        elif request.alone:
+            return
+        if request.alone:
             target.suspects.append(request)
         else:
             target.waiting.push(request)
+        self._waits(request.key, target)
+
+    def _waits(self, key: Key, target: Target) -> None:
+        """Something waits there from now on."""
+        self._busy[key] = target
+        self._changed.add(key)
 
     def _target(self, request: Request) -> Target | None:
         """Where it belongs: the default may be another one since it came."""
@@ -120,10 +141,12 @@ class Router:
             for request in waiting:
                 request.queued = False
                 self._finish(request, error)
+            self._changed.add(key)
 
     def lane_up(self, slot_id: str, sender: Sender) -> None:
         """A link is ready; credits follow."""
         self._lanes[slot_id] = Lane(slot_id, sender)
+        self._untold.add(slot_id)
 
     def lane_draining(self, slot_id: str) -> None:
         """The slot is leaving: what it holds it still answers, more it does not take."""
@@ -133,6 +156,7 @@ class Router:
     def lane_down(self, slot_id: str, now_s: float) -> None:
         """The link is gone: its requests are tried again, alone, or refused."""
         lane = self._lanes.pop(slot_id, None)
+        self._loaded.pop(slot_id, None)
         if lane is None:
             return
         for place, seat in self._seats.items():
@@ -165,6 +189,7 @@ class Router:
                 target.suspects.appendleft(request)
             else:
                 target.waiting.push_back(request)
+            self._waits(request.key, target)
 
     def _retry(self, request: Request, now_s: float) -> None:
         target = self._target(request)
@@ -184,6 +209,7 @@ class Router:
             self.retries[request.key[0]] += 1
             request.queued = True
             target.suspects.append(request)
+            self._waits(request.key, target)
             return
         self._finish(request, error)
 
@@ -211,6 +237,7 @@ class Router:
             self.starved = self.starved or not target.waiting
         target.note(request)
         target.waiting.push(request)
+        self._waits(request.key, target)
 
     def cancel(self, request: Request) -> None:
         """The client left: drop the request wherever it is; `done` is not called."""
@@ -221,9 +248,9 @@ class Router:
 
     def expire(self, now_s: float) -> int:
         """Answer everything whose deadline has passed; gives how many."""
-        late = [r for t in self._targets.values() for r in t.waiting if now_s >= r.deadline_s]
-        late += [r for t in self._targets.values() for r in t.suspects if now_s >= r.deadline_s]
-        for lane in self._lanes.values():
+        late = [r for t in self._busy.values() for r in t.waiting if now_s >= r.deadline_s]
+        late += [r for t in self._busy.values() for r in t.suspects if now_s >= r.deadline_s]
+        for lane in self._loaded.values():
             late += [r for r in lane.in_flight.values() if now_s >= r.deadline_s]
         for request in late:
             self._withdraw(request)
@@ -247,6 +274,7 @@ class Router:
         target = self._targets.get(request.key)
         if target is None or not request.queued:
             return
+        self._changed.add(request.key)
         request.queued = False
         if request.alone:
             target.suspects.remove(request)
@@ -275,6 +303,9 @@ class Router:
     def _leave(self, lane: Lane, request: Request) -> None:
         if lane.in_flight.pop(request.id, None) is not None:
             self.sent -= 1
+            if not lane.in_flight:
+                self._loaded.pop(lane.slot_id, None)
+        self._changed.add(request.key)
         if request.seat is not None:
             request.seat.used -= 1
             request.seat = None
@@ -292,11 +323,16 @@ class Router:
         """Give waiting requests to slots with credit; what to send to which slot, in order."""
         sends: dict[str, list[Request]] = {}
         lanes, rng = self._lanes, self._rng
-        for lane in lanes.values():
-            # A reservation is made anew each time: its suspect may have left, or its model moved.
-            if lane.exclusive is not None and lane.exclusive.id not in lane.in_flight:
-                lane.exclusive = None
-        for target in self._targets.values():
+        if self._reserving:
+            self._reserving = False
+            for lane in lanes.values():
+                # It is made anew each time: its suspect may have left, or its model moved.
+                if lane.exclusive is not None and lane.exclusive.id not in lane.in_flight:
+                    lane.exclusive = None
+                self._reserving = self._reserving or lane.exclusive is not None
+        idle = []
+        for key, target in self._busy.items():
+            self._reserving = self._reserving or bool(target.suspects)
             while target.suspects and (seat := reserve_seat(target, lanes, now_s)) is not None:
                 self._place(target.suspects.popleft(), seat, now_s, sends)
             while (request := target.waiting.head()) is not None:
@@ -305,6 +341,10 @@ class Router:
                     break
                 target.waiting.remove_head(request)
                 self._place(request, seat, now_s, sends)
+            if not len(target):
+                idle.append(key)
+        for key in idle:
+            del self._busy[key]
         return sends
 
     def _place(
@@ -314,7 +354,9 @@ class Router:
         self.sent += 1
         request.queued = False
         request.seat, request.sent_s = seat, now_s
-        self._lanes[seat.slot_id].in_flight[request.id] = request
+        lane = self._loaded[seat.slot_id] = self._lanes[seat.slot_id]
+        lane.in_flight[request.id] = request
+        self._changed.add(request.key)
         sends.setdefault(seat.slot_id, []).append(request)
 
     # -- figures ------------------------------------------------------------------------------
@@ -329,34 +371,48 @@ class Router:
     def held(self) -> dict[str, int]:
         """Requests that wait while no slot holds their model, by model."""
         counts = {model: count for model, count in self.outside.items() if count}
-        for (model, _), target in self._targets.items():
+        for (model, _), target in self._busy.items():
             if len(target) and not target.seats:
                 counts[model] = counts.get(model, 0) + len(target)
+        return counts
+
+    def load(self) -> Counter[str]:
+        """Requests that wait or that slots hold, by model; models without any are left out."""
+        counts = self.outside + self.backlog
+        counts.update(self.in_flight())
+        for (model, _), target in self._busy.items():
+            if len(target):
+                counts[model] += len(target)
         return counts
 
     def demand(self, slot_id: str) -> dict[int, int]:
         """By placement of this slot: our requests it holds and those that wait for it."""
         demand: dict[int, int] = {}
-        for target in self._targets.values():
-            for seat in target.seats:
-                if seat.slot_id == slot_id:
-                    demand[seat.placement_id] = demand.get(seat.placement_id, seat.used) + len(
-                        target
-                    )
+        for target, seat in self._by_slot.get(slot_id, ()):
+            demand[seat.placement_id] = demand.get(seat.placement_id, seat.used) + len(target)
         return demand
+
+    def changed_demand(self) -> dict[str, dict[int, int]]:
+        """The demand of the slots for which it may have changed since the last call."""
+        slots, self._untold = self._untold, set()
+        for key in self._changed:
+            if (target := self._targets.get(key)) is not None:
+                slots.update(seat.slot_id for seat in target.seats)
+        self._changed.clear()
+        return {slot_id: self.demand(slot_id) for slot_id in slots}
 
     def in_flight(self) -> dict[str, int]:
         """Requests that slots hold, by model."""
         counts: dict[str, int] = {}
-        for lane in self._lanes.values():
+        for lane in self._loaded.values():
             for request in lane.in_flight.values():
                 counts[request.key[0]] = counts.get(request.key[0], 0) + 1
         return counts
 
     def __len__(self) -> int:
         """Requests that are not answered yet."""
-        held = sum(len(lane.in_flight) for lane in self._lanes.values())
-        return held + sum(map(len, self._targets.values()))
+        held = sum(len(lane.in_flight) for lane in self._loaded.values())
+        return held + sum(map(len, self._busy.values()))
 
 
 def _late() -> DeadlineExceeded:

@@ -22,11 +22,8 @@ class Router:
         self.now = 0
         self.without_slot = 0
 
-    def in_flight(self) -> dict[str, int]:
-        return {"a": self.now}
-
-    def waiting(self) -> dict[str, int]:
-        return {"a": self.without_slot}
+    def load(self) -> Counter[str]:
+        return Counter(a=self.now + self.without_slot)
 
     def held(self) -> dict[str, int]:
         return {"a": self.without_slot}

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import random
+import sys
 from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -92,6 +95,61 @@ def test_requests_beyond_the_credit_wait_in_the_gateway() -> None:
     assert house.router.waiting() == {"m": 3} and house.router.demand("a") == {1: 5}
     house.answer("a", 1)
     assert house.assign() == {"a": [3]}
+
+
+def test_demand_is_told_where_it_changed_and_nowhere_else() -> None:
+    house = House()
+    models = {("m", 1): "ab", ("n", 1): "c"}
+    house.router.set_routes({k: (LEAST, [(s, 1) for s in slots]) for k, slots in models.items()})
+    for name in "abc":
+        house.up(name, credit=1)
+    assert house.router.changed_demand() == {"a": {1: 0}, "b": {1: 0}, "c": {1: 0}}
+    assert house.router.changed_demand() == {}
+    for _ in range(3):
+        house.ask()
+    house.assign()
+    assert house.router.changed_demand() == {"a": {1: 2}, "b": {1: 2}}
+    house.answer("a", next(iter(house.router._lanes["a"].in_flight)))
+    house.assign()
+    assert house.router.changed_demand() == {"a": {1: 1}, "b": {1: 1}}
+    house.router.lane_down("c", 0.0)
+    house.up("c")
+    assert house.router.changed_demand() == {"c": {1: 0}}
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_work_does_not_grow_with_models_and_slots_that_are_idle(waits: bool) -> None:
+    def steps(models: int, slots: int) -> int:
+        """Lines of the product that a turn and a tick run."""
+        house, count = House(), 0
+        places = {("m", n): (LEAST, [(f"s{n % slots}", n)]) for n in range(models)}
+        house.router.set_routes(places)
+        for n in range(slots):
+            house.router.lane_up(f"s{n}", Wire())
+        house.router.credit("s0", 0, 1)
+        house.router.changed_demand()
+        for _ in range(3 if waits else 0):
+            house.ask(key=("m", 0))
+
+        def note(frame: FrameType, event: str, _: object) -> Any:
+            nonlocal count
+            count += event == "line"
+            return note
+
+        before = sys.gettrace()
+        sys.settrace(note)
+        try:
+            house.router.assign(0.0)
+            house.router.expire(0.0)
+            house.router.changed_demand()
+            house.router.load()
+            house.router.held()
+        finally:
+            sys.settrace(before)
+        return count
+
+    # All models of the first slot are in its demand.
+    assert steps(1000, 1000) == steps(10, 10)
 
 
 def test_the_slot_with_fewer_in_flight_is_chosen() -> None:
