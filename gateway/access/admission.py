@@ -366,6 +366,7 @@ class Admission:
         cost = config.cost.of(reply.rows, reply.megapixels)
         if cost != ticket.cost:
             self.limiter.settle(account, cost - ticket.cost)
+            self._plane.charge(request, cost - ticket.cost)
             request.cost, ticket.cost = cost, cost
 
     def _withdraw(self, ticket: Ticket) -> None:

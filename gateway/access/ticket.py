@@ -30,6 +30,9 @@ class Destination(Protocol):
 class Plane(Destination, Protocol):
     """Where they go unless their ticket says otherwise: to a slot."""
 
+    def charge(self, request: Request, extra: float) -> None:
+        """An answered request cost so much more than was paid (below 0: less)."""
+
     def now_s(self) -> float:
         """The clock of deadlines."""
         ...

@@ -136,6 +136,10 @@ class DataPlane(LinkEvents):
         else:
             self._flush_soon()
 
+    def charge(self, request: Request, extra: float) -> None:
+        """An answered request cost so much more than was paid (below 0: less)."""
+        self.router.charge(request, extra)
+
     def cancel(self, request: Request) -> None:
         """The client left."""
         if not request.finished:

@@ -239,6 +239,11 @@ class Router:
         target.waiting.push(request)
         self._waits(request.key, target)
 
+    def charge(self, request: Request, extra: float) -> None:
+        """An answered request cost so much more (below 0: less): its caller's turn comes later."""
+        if (target := self._targets.get(request.key)) is not None:
+            target.waiting.charge(request.caller, request.priority, extra)
+
     def cancel(self, request: Request) -> None:
         """The client left: drop the request wherever it is; `done` is not called."""
         if request.finished:

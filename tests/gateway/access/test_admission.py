@@ -44,6 +44,7 @@ class Plane:
     cancelled: list[Request] = field(default_factory=list)
     error: HeadraceError | None = None
     models: dict[str, ModelConfig] = field(default_factory=dict)
+    charged: list[float] = field(default_factory=list)
 
     def now_s(self) -> float:
         return self.clock_s
@@ -56,6 +57,9 @@ class Plane:
     def cancel(self, request: Request) -> None:
         request.finished = True
         self.cancelled.append(request)
+
+    def charge(self, request: Request, extra: float) -> None:
+        self.charged.append(extra)
 
     def config(self, model: str) -> ModelConfig | None:
         return self.models.get(model)
@@ -352,6 +356,7 @@ async def test_rows_are_paid_when_they_are_known(house: House) -> None:
     before = account.tokens
     house.answer(0, rows=8)
     assert before - account.tokens == 0.5 * 8 - 1
+    assert house.plane.charged == [0.5 * 8 - 1]
 
 
 async def test_headers_tell_what_is_left(house: House) -> None:

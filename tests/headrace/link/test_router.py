@@ -19,6 +19,7 @@ from headrace.link.frames import Reply
 from headrace.link.queue import PRESENCE_S
 from headrace.link.request import Answer, Key, Request
 from headrace.link.router import DEPTH_S, MAX_MOVES, RETRY_RESERVE, Router
+from headrace.link.seats import Route
 
 ANY: Key = ("m", 1)
 LEAST = Routing()
@@ -62,11 +63,12 @@ class House:
         priority: int = 0,
         at_s: float = 0.0,
         follows_default: bool = False,
+        caller: str = "",
     ) -> Request:
         self.number += 1
         request = Request(self.number, key, 0, b"", 0, deadline_s, at_s, self.done)
         request.hash_key, request.priority = hash_key, priority
-        request.follows_default = follows_default
+        request.follows_default, request.caller = follows_default, caller
         self.router.submit(request)
         return request
 
@@ -99,7 +101,7 @@ def test_requests_beyond_the_credit_wait_in_the_gateway() -> None:
 
 def test_demand_is_told_where_it_changed_and_nowhere_else() -> None:
     house = House()
-    models = {("m", 1): "ab", ("n", 1): "c"}
+    models: dict[Key, str] = {("m", 1): "ab", ("n", 1): "c"}
     house.router.set_routes({k: (LEAST, [(s, 1) for s in slots]) for k, slots in models.items()})
     for name in "abc":
         house.up(name, credit=1)
@@ -122,7 +124,9 @@ def test_work_does_not_grow_with_models_and_slots_that_are_idle(waits: bool) -> 
     def steps(models: int, slots: int) -> int:
         """Lines of the product that a turn and a tick run."""
         house, count = House(), 0
-        places = {("m", n): (LEAST, [(f"s{n % slots}", n)]) for n in range(models)}
+        places: dict[Key, Route] = {
+            ("m", n): (LEAST, [(f"s{n % slots}", n)]) for n in range(models)
+        }
         house.router.set_routes(places)
         for n in range(slots):
             house.router.lane_up(f"s{n}", Wire())
@@ -150,6 +154,25 @@ def test_work_does_not_grow_with_models_and_slots_that_are_idle(waits: bool) -> 
 
     # All models of the first slot are in its demand.
     assert steps(1000, 1000) == steps(10, 10)
+
+
+def test_whose_requests_turn_out_dear_gets_fewer_turns() -> None:
+    house = House()
+    house.slots("a", credit=1)
+    asked = {}
+    for _ in range(60):
+        for caller in ("dear", "cheap"):
+            request = house.ask(caller=caller)
+            asked[request.id] = request
+    answered: list[str] = []
+    while len(answered) < 40:
+        ((number,),) = house.assign().values()
+        house.answer("a", number)
+        answered.append(asked[number].caller)
+        if asked[number].caller == "dear":
+            house.router.charge(asked[number], 3.0)
+    # Each dear one takes four turns, and so does not come before four cheap ones.
+    assert 7 <= answered.count("dear") <= 9
 
 
 def test_the_slot_with_fewer_in_flight_is_chosen() -> None:
