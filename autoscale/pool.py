@@ -24,8 +24,6 @@ from autoscale.journal import Journal
 from autoscale.lookout import StoreWatch
 from autoscale.operations import Operations
 from autoscale.slot_targets import SlotTargets
-from command.leasing import GrantedLease as GrantedLease
-from command.leasing import lease as lease
 from headrace.access import Access, Claim, Grant
 from headrace.config.args import Budgets, ModelConfig, PoolConfig, SlotClass
 from headrace.config.types import SecretRef

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import logging
 import os
 import re
 import shutil
@@ -16,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import fsspec
+import structlog
 from fsspec.implementations.local import LocalFileSystem
 
 from headrace.errors import HeadraceError, ModelLoadError
@@ -36,7 +36,7 @@ from replicas.listing import (
 from replicas.runtime import said_by, without_places
 from replicas.verification import SUMS, Verifier, files_below
 
-logger = logging.getLogger(__name__)
+log = structlog.get_logger()
 
 _MODEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}")
 _CREDENTIALS = re.compile(r"(?<=://)[^/@\s]*@|[?#]\S*")
@@ -229,7 +229,7 @@ class Repository:
             copy = self._copy(model, version, where)
             if copy is None:
                 raise
-            logger.warning("%s is taken from the cache: %s", where, error)
+            log.warning("taken_from_cache", source=where, reason=str(error))
             return copy
         with self._store_errors():
             # The folder's name changes with its contents: nothing that a slot reads is replaced.
@@ -306,7 +306,7 @@ class Repository:
         try:
             self._verifier.verify(newest, where)
         except ModelLoadError as error:
-            logger.warning("what is in the cache cannot be used: %s", error)
+            log.warning("cache_not_usable", reason=str(error))
             return None
         os.utime(newest)
         return newest
@@ -325,7 +325,7 @@ class Repository:
                 self._verifier.verify(target, where)
                 return
             except ModelLoadError as error:
-                logger.warning("downloading again what was damaged in the cache: %s", error)
+                log.warning("cache_damaged", reason=str(error))
                 shutil.rmtree(target)
         target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryDirectory(prefix=".partial-", dir=target.parent) as scratch:
@@ -359,7 +359,7 @@ class Repository:
                     shutil.rmtree(folder)
             except OSError as error:
                 # Another slot of this node may sweep too.
-                logger.info("%s stays in the cache: %s", folder.name, error)
+                log.info("stays_in_cache", folder=folder.name, reason=str(error))
 
     def _files(self, source: str, where: str) -> dict[str, dict[str, Any]]:
         """Relative path → what the store knows of each file below `source`."""
@@ -424,7 +424,8 @@ class Repository:
         except Exception as error:
             # Neither the traceback nor the chain goes on: both can show an address with its key.
             text = _CREDENTIALS.sub("", " ".join(str(error).split()))[:_REASON_CHARS]
-            logger.warning("model store %s: %s: %s", self._shown, type(error).__name__, text)
+            kind = type(error).__name__
+            log.warning("store_away", store=self._shown, kind=kind, reason=text)
             said = without_places(_CREDENTIALS.sub("", said_by(error)))[:_REASON_CHARS]
             raise StoreAway(
                 "the model store cannot be read; check its address, credentials and client library "

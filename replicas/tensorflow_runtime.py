@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import structlog
 
 from headrace.errors import InternalError, InvalidArgument, ModelLoadError, NotFound
 from headrace.protocols.datatypes import is_supported
@@ -28,7 +29,7 @@ from tensorflow.core.protobuf import config_pb2, saved_model_pb2
 # The same for what it logs from Python: advice to who exports models, which nobody here does.
 tf.get_logger().setLevel(logging.ERROR)
 
-logger = logging.getLogger(__name__)
+log = structlog.get_logger()
 
 _SERVE = "serve"
 _DEFAULT = "serving_default"
@@ -221,7 +222,7 @@ def _configure_process(settings: RuntimeSettings) -> None:
         else:
             tf.config.set_visible_devices([], "GPU")
     except RuntimeError:
-        logger.warning("TensorFlow runs already and keeps its threads and devices: %s", settings)
+        log.warning("tensorflow_runs_already", wanted=str(settings))
 
 
 def _serving_graph(path: Path, where: str) -> Any:

@@ -9,7 +9,6 @@ Requests that lie in a version folder, to warm the model up with what clients re
 from __future__ import annotations
 
 import base64
-import logging
 import re
 import struct
 from collections.abc import Iterator
@@ -140,8 +139,6 @@ def read_records(content: bytes) -> Iterator[bytes]:
         yield content[start : start + length]
 
 
-logger = logging.getLogger(__name__)
-
 # Convolutional models halve a picture up to five times, so its sides must be multiples of 32.
 _SIDE = 64
 _CHANNELS = (1, 3, 4)
@@ -164,9 +161,8 @@ def warm_up(runtime: Runtime, folder: Path | None = None) -> None:
         _run_recorded(runtime, recorded)
         count += 1
     if count:
-        logger.info(
-            "%s/%s ran %d recorded requests", runtime.spec.name, runtime.spec.version, count
-        )
+        name, version = runtime.spec.name, runtime.spec.version
+        log.info("warmed_up", model=name, version=version, recorded_requests=count)
     else:
         _run_synthetic(runtime)
 
@@ -190,12 +186,12 @@ def _run_synthetic(runtime: Runtime) -> None:
         inputs = synthetic_inputs(signature, rows=1)
         label = f"{runtime.spec.name}/{runtime.spec.version} {name}"
         if inputs is None:
-            logger.info("no warm-up for %s: an input has no known rank", label)
+            log.info("not_warmed_up", signature=label, reason="an input has no known rank")
             continue
         try:
             runtime.run(name, inputs, [output.name for output in signature.outputs])
         except InvalidArgument as error:
-            logger.info("warm-up of %s refused: %s", label, error)
+            log.info("warm_up_refused", signature=label, reason=str(error))
 
 
 def synthetic_inputs(signature: Signature, rows: int) -> dict[str, Tensor] | None:

@@ -10,7 +10,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ROOMS = ("headrace", "sharding", "replicas", "autoscale", "gateway", "command")
+ORDER = (
+    *("headrace", "headrace.protocols", "headrace.link"),
+    *("sharding", "replicas", "autoscale", "gateway", "command"),
+)
+"""A package imports only from itself and from those before it; CONTRIBUTING.md says so."""
+ROOMS = tuple(name for name in ORDER if "." not in name)
 
 
 def imports(path: Path) -> set[str]:
@@ -37,13 +42,23 @@ def test_only_the_command_line_imports_the_composition_root() -> None:
     assert users <= {"command.cli", "command.launch", "gateway.ray_cluster"}
 
 
-def test_rooms_other_than_the_composition_root_do_not_import_the_front_door() -> None:
+def test_packages_import_only_from_those_before_them() -> None:
+    def place(module: str) -> int:
+        return max(i for i, name in enumerate(ORDER) if f"{module}.".startswith(f"{name}."))
+
     for name, path in modules().items():
-        if name.split(".")[0] in ("replicas", "sharding", "autoscale"):
-            strays = {
-                m for m in imports(path) if m.startswith(("gateway.deployment", "gateway.app"))
-            }
-            assert not strays, f"{name} imports {sorted(strays)}"
+        strays = {
+            m
+            for m in imports(path)
+            if m.split(".")[0] in ROOMS and place(m) > place(name) and m not in ORDER
+        }
+        assert not strays, f"{name} imports {sorted(strays)}, which come after it in {ORDER}"
+
+
+def test_all_log_through_one_set_up() -> None:
+    users = {name for name, path in modules().items() if "logging.getLogger(" in path.read_text()}
+    # Loggers of libraries, which are told how much to say.
+    assert users == {"headrace.logs", "gateway.ray_cluster"}
 
 
 @pytest.mark.parametrize(

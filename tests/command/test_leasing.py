@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from autoscale.pool import GrantedLease, lease
+from command.leasing import GrantedLease, lease
 from headrace.errors import InvalidArgument, Unauthenticated, Unavailable
 from loadtests.processes import free_ports
 from tests.autoscale.lease_house import LeaseDesk, open_desk, soon, within
