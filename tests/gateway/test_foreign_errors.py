@@ -30,7 +30,7 @@ PREDICT = "/tensorflow.serving.PredictionService/Predict"
 PLACE = re.compile(
     r"(?<![\w)\]}])~?/[\w.]|\.(?:cc|cpp|h|py)\b|\n|\bFile \"|most recent call|Traceback|running on"
 )
-GONE = "/root/secret folder/weights.bin"
+GONE = "/srv/secret folder/weights.bin"
 RUNS: Mapping[str, tuple[list[Any], str]] = {
     "gather": ([9.0], "indices[0] = 9 is not in [0, 2)"),
     "loop": ([0.0, 9.0], "indices = 9 is not in [0, 2)"),
