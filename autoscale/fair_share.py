@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
 
-from autoscale.loans import Loan, Part, loans_between
+from autoscale.leases import Loan, Part, loans_between
 from autoscale.slot_book import slots_filled
 from autoscale.water_filling import TOLERANCE, Filled, Vessel, fill_places, top_up, water_fill
 

@@ -13,7 +13,7 @@ from autoscale.decision import ModelDecision
 from autoscale.decision_log import Made
 from autoscale.failures import Failures
 from autoscale.fair_share import Account, Shares
-from autoscale.loans import lent_by
+from autoscale.leases import lent_by
 from autoscale.orders import HELD, Key
 from autoscale.policy import Wish
 from autoscale.rollout import Target, labels_now

@@ -328,7 +328,7 @@ def rollback(model: str, admin: str | None, token_file: str | None, as_json: boo
 def down(timeout: float, admin: str | None, token_file: str | None, as_json: bool) -> None:
     """Drain and stop a running Headrace."""
     from command.client import find_target
-    from command.down import take_down
+    from command.launch import take_down
 
     with exit_codes():
         outcome = take_down(find_target(admin, token_file), timeout, known=admin is not None)

@@ -5,22 +5,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from autoscale.callers import KeyDesk
 from command import instance
-from command.client import AdminClient
+from command.client import AdminClient, Target
+from command.options import TimedOut
 from command.processes import Hurry, ProcessId, StopSignals, descendants, end
 from command.progress import Progress
 from command.readiness import StartFailed, VersionState, example_request, unsettled, version_states
 from gateway import ray_cluster
 from gateway.config_file import Config
+from headrace.config.args import split_address
 from headrace.errors import Unavailable
 from headrace.secrets import admin_token, headrace_home
 
@@ -327,3 +332,45 @@ def _spawn(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
         )
     finally:
         os.close(descriptor)
+
+
+class Outcome(Enum):
+    """What `headrace down` came to."""
+
+    STOPPED = "stopped"
+    TIDIED = "nothing was running; ended what a killed one had left"
+    NOTHING = "nothing was running"
+
+
+def take_down(target: Target, timeout_s: float, *, known: bool = False) -> Outcome:
+    """Drain and stop; raises `TimedOut`, or `Unavailable` when a `known` address is silent."""
+    deadline_s = time.monotonic() + timeout_s
+    try:
+        with target.client() as client:
+            client.shutdown()
+    except Unavailable:
+        if target.found is None:
+            tidied = end_abandoned()
+            if known and not tidied:
+                raise
+            return Outcome.TIDIED if tidied else Outcome.NOTHING
+        with contextlib.suppress(ProcessLookupError):  # its lock is held: the pid is still its own
+            os.kill(target.found.pid, signal.SIGTERM)
+    while not _gone(target):
+        if time.monotonic() > deadline_s:
+            who = f"process {target.found.pid}" if target.found else target.admin
+            raise TimedOut(f"{who} has not stopped after {timeout_s:.0f} s")
+        time.sleep(0.1)
+    end_abandoned()
+    return Outcome.STOPPED
+
+
+def _gone(target: Target) -> bool:
+    if target.path is not None and instance.alive(target.path):
+        return False
+    host, port = split_address(target.admin)
+    try:
+        socket.create_connection((host, port), timeout=1.0).close()
+    except OSError:
+        return True
+    return False

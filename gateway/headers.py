@@ -1,8 +1,30 @@
-"""Header lines as one value for each name."""
+"""Headers: lines of one name as one value, and the seconds that some hold."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+
+from headrace.errors import InvalidArgument
+
+RETRY_MARGIN_S = 0.05
+"""A retry must find the token that it was promised, though clocks and stores are not exact."""
+
+
+def whole_seconds(retry_after_s: float) -> int:
+    """The value of Retry-After, which must not be too early."""
+    return max(1, math.ceil(retry_after_s + RETRY_MARGIN_S))
+
+
+def parse_timeout_s(text: str) -> float:
+    """Seconds from a header's text; raises `InvalidArgument` unless it is a positive number."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (0 < value < math.inf):
+        raise InvalidArgument(f"time-out must be a positive number of seconds, not {text[:40]!r}")
+    return value
 
 
 def combined(lines: Sequence[tuple[bytes, bytes]]) -> dict[bytes, bytes]:

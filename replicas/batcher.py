@@ -7,6 +7,7 @@ in the compute thread: both touch only the batch's own requests.
 from __future__ import annotations
 
 import math
+import time
 from collections import deque
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
@@ -15,10 +16,28 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from headrace.deadline import Deadline
 from headrace.errors import HeadraceError, InternalError
 from headrace.protocols.tensors import InferenceRequest
 from headrace.spec import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """`at_s` is on the clock of `time.monotonic()` of this process; infinity means none.
+
+    Across processes only the remaining seconds travel, because monotonic clocks are not shared.
+    """
+
+    at_s: float
+
+    @classmethod
+    def after(cls, timeout_s: float, now_s: float | None = None) -> Deadline:
+        """A deadline `timeout_s` seconds from now."""
+        return cls((time.monotonic() if now_s is None else now_s) + timeout_s)
+
+    def passed(self, now_s: float | None = None) -> bool:
+        """True once the time is over."""
+        return (time.monotonic() if now_s is None else now_s) >= self.at_s
 
 
 @dataclass(slots=True, eq=False)

@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 import structlog
 
 from headrace.config.args import Batching, Limits
-from headrace.deadline import Deadline
 from headrace.errors import (
     DeadlineExceeded,
     HeadraceError,
@@ -31,7 +30,7 @@ from headrace.protocols.calls import call_of, codecs, form_of
 from headrace.protocols.targets import encode_error
 from headrace.protocols.tensors import Codec, Encoded, InferenceRequest
 from headrace.spec import BYTES, Tensor
-from replicas.batcher import Batch, Batcher, Pending
+from replicas.batcher import Batch, Batcher, Deadline, Pending
 from replicas.compute import ComputeThread, Ticket
 from replicas.media_codec import MediaCodec
 from replicas.runtime import Runtime

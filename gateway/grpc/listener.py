@@ -13,14 +13,13 @@ from gateway.grpc import health as grpc_health
 from gateway.grpc import media as grpc_media
 from gateway.grpc import openinference as grpc_inference
 from gateway.grpc import tfserving as grpc_serving
-from gateway.grpc.calls import Call, Exchange, Method
+from gateway.grpc.calls import Call, Exchange, Method, StreamedCall
 from gateway.grpc.connection import Connection, ConnectionLimits
 from gateway.grpc.frames import ErrorCode
 from gateway.grpc.headers import HeaderDecoder
 from gateway.grpc.health import HealthService, reflection_handlers
 from gateway.grpc.media import MediaService
 from gateway.grpc.openinference import InferenceService
-from gateway.grpc.streamed import StreamedCall
 from gateway.grpc.streams import Stream
 from gateway.grpc.tfserving import ServingService
 from gateway.grpc.wire import CallHead, http_block, read_head

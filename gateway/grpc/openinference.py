@@ -19,7 +19,7 @@ from gateway.shared_memory.regions import Region, caller_of
 from gateway.view import GatewayView
 from headrace.errors import NotFound, Unavailable, Unimplemented
 from headrace.link.plane import find_model, known_spec
-from headrace.protocols import metadata_proto
+from headrace.protocols import metadata
 from headrace.protocols.metadata import statistics_document
 from headrace.protocols.targets import InferPath, infer_target, parse
 from headrace.protocols.wire import message
@@ -140,16 +140,16 @@ class InferenceService:
 
     async def live(self, body: bytes, context: Context) -> bytes:
         """The process answers."""
-        return metadata_proto.live(True)
+        return metadata.live(True)
 
     async def ready(self, body: bytes, context: Context) -> bytes:
         """The gateway can take predictions."""
-        return metadata_proto.ready(self._view.ready())
+        return metadata.ready(self._view.ready())
 
     async def server_metadata(self, body: bytes, context: Context) -> bytes:
         """Name, release and extensions."""
         shared_memory = self._view.regions is not None
-        return metadata_proto.server_metadata(self._view.version, shared_memory=shared_memory)
+        return metadata.server_metadata(self._view.version, shared_memory=shared_memory)
 
     # -- a model ------------------------------------------------------------------------------
 
@@ -159,20 +159,20 @@ class InferenceService:
         try:
             _, found = find_model(self._view.snapshot, request.name, request.version)
         except (NotFound, Unavailable):
-            return metadata_proto.model_ready(False)
-        return metadata_proto.model_ready(found.state in ANSWERING)
+            return metadata.model_ready(False)
+        return metadata.model_ready(found.state in ANSWERING)
 
     async def model_metadata(self, body: bytes, context: Context) -> bytes:
         """Inputs and outputs of a model."""
         request = parse("inference.ModelMetadataRequest", body)
         model, found = find_model(self._view.snapshot, request.name, request.version)
-        return metadata_proto.model_metadata(model, known_spec(model.name, found))
+        return metadata.model_metadata(model, known_spec(model.name, found))
 
     async def model_config(self, body: bytes, context: Context) -> bytes:
         """Triton's model configuration."""
         request = parse("inference.ModelConfigRequest", body)
         model, found = find_model(self._view.snapshot, request.name, request.version)
-        return metadata_proto.model_config(model.config, known_spec(model.name, found))
+        return metadata.model_config(model.config, known_spec(model.name, found))
 
     async def statistics(self, body: bytes, context: Context) -> bytes:
         """What a model, or every model, has counted."""
@@ -182,7 +182,7 @@ class InferenceService:
             _, found = find_model(snapshot, request.name, request.version)
             version = found.version if request.version else None
         totals = await self._view.statistics()
-        return metadata_proto.model_statistics(
+        return metadata.model_statistics(
             statistics_document(totals, snapshot, request.name or None, version)
         )
 
@@ -195,7 +195,7 @@ class InferenceService:
         entries = await self._view.index()
         if request.ready:
             entries = [entry for entry in entries if entry["state"] == State.READY]
-        return metadata_proto.repository_index(entries)
+        return metadata.repository_index(entries)
 
     async def load(self, body: bytes, context: Context) -> bytes:
         """Load a model of the store, or load it anew."""

@@ -22,7 +22,7 @@ from gateway.prediction import FrontState, Prediction
 from headrace.errors import DeadlineExceeded, HeadraceError, Unavailable, error_for_status
 from headrace.link.frames import Body, Reply
 from headrace.link.request import Answer, Request
-from headrace.protocols.metadata_proto import stream_answer, stream_error
+from headrace.protocols.metadata import stream_answer, stream_error
 from headrace.protocols.targets import InferPath, InferTarget, infer_target
 
 OK = 200

@@ -25,7 +25,7 @@ from gateway.view import GatewayView
 from headrace.config.args import Latest, ModelConfig
 from headrace.errors import InvalidArgument, Unimplemented
 from headrace.link.plane import find_servable, servable_versions
-from headrace.protocols import metadata_proto
+from headrace.protocols import metadata
 from headrace.protocols.targets import (
     multi_inference_answer,
     multi_inference_tasks,
@@ -145,14 +145,14 @@ class ServingService:
         if SIGNATURE_DEF not in request.metadata_field:
             raise InvalidArgument(f"`metadata_field` must contain {SIGNATURE_DEF!r}")
         path = serving_target(body, "metadata")
-        return metadata_proto.serving_metadata(
+        return metadata.serving_metadata(
             find_servable(self._view.snapshot, path.model, path.version, path.label)
         )
 
     async def model_status(self, body: bytes, context: Context) -> bytes:
         """The states of all versions of a model, or of one."""
         path = serving_target(body, "status")
-        return metadata_proto.serving_status(
+        return metadata.serving_status(
             servable_versions(self._view.snapshot, path.model, path.version, path.label)
         )
 
@@ -161,4 +161,4 @@ class ServingService:
         require_public(self._view)
         request = parse("tensorflow.serving.ReloadConfigRequest", body)
         await self._view.serve_only(reloaded_models(request.config))
-        return metadata_proto.reload_answer(0, "")
+        return metadata.reload_answer(0, "")

@@ -23,8 +23,7 @@ from types import MappingProxyType
 from urllib.parse import quote_from_bytes
 
 from gateway.grpc.headers import Field, encode_block, encode_status
-from gateway.headers import combined
-from gateway.http.prediction import RETRY_MARGIN_S
+from gateway.headers import RETRY_MARGIN_S, combined
 from headrace.errors import (
     HeadraceError,
     InternalError,

@@ -17,8 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.access.account import OverBudget
 from gateway.access.ticket import account_headers, limit_headers
-from gateway.headers import combined
-from gateway.http.prediction import whole_seconds
+from gateway.headers import combined, whole_seconds
 from gateway.view import GatewayView
 from headrace.errors import (
     HeadraceError,

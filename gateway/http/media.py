@@ -21,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 
 from gateway.access.account import OverBudget
 from gateway.access.ticket import Ticket, account_headers, limit_headers
-from gateway.headers import combined
+from gateway.headers import combined, parse_timeout_s
 from gateway.http.answers import error_answer, json_answer, told_limits
 from gateway.media.desk import Event, MediaPrediction, StageCalls, megapixels_of
 from gateway.media.options import HEADER, check_tiling, json_options, query_options, read_options
@@ -29,7 +29,6 @@ from gateway.media.upload import Declared, MediaBody, take
 from gateway.prediction import FrontState
 from headrace.config.args import MediaConfig
 from headrace.config.sharding import ProcessOptions, ShardingConfig
-from headrace.deadline import parse_timeout_s
 from headrace.errors import Cancelled, DeadlineExceeded, HeadraceError, InternalError, Unimplemented
 from headrace.link.frames import Reply
 from headrace.logs import valid_traceparent

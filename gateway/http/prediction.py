@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from http import HTTPStatus
 
 from gateway.access.account import OverBudget
 from gateway.access.ticket import account_headers, limit_headers
-from gateway.headers import combined
+from gateway.headers import combined, parse_timeout_s, whole_seconds
 from gateway.prediction import FrontState, Prediction
 from headrace.config.args import Limits
-from headrace.deadline import parse_timeout_s
 from headrace.errors import InvalidArgument, Unauthenticated
 from headrace.link.frames import Body, Buffer, Reply, pieces
 from headrace.link.request import Answer, Request
 from headrace.protocols.calls import encodings_of, headers_of
 from headrace.protocols.targets import InferPath, encode_error
 
-RETRY_MARGIN_S = 0.05
-"""A retry must find the token that it was promised, though clocks and stores are not exact."""
 CRLF = b"\r\n"
 STATUS_LINES = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
 STATUS_LINES[499] = b"HTTP/1.1 499 Client Closed Request\r\n"
@@ -97,11 +93,6 @@ def head(status: int, length: int, more: bytes, *, keep_alive: bool) -> bytes:
     connection = b"" if keep_alive else b"connection: close\r\n"
     line = STATUS_LINES.get(status) or b"HTTP/1.1 %d Error\r\n" % status
     return line + more + b"content-length: %d\r\n" % length + connection + CRLF
-
-
-def whole_seconds(retry_after_s: float) -> int:
-    """The value of Retry-After, which must not be too early."""
-    return max(1, math.ceil(retry_after_s + RETRY_MARGIN_S))
 
 
 def content_length(headers: Iterable[tuple[bytes, bytes]]) -> int:

@@ -42,14 +42,13 @@ from headrace.protocols.openinference_json import (
     named_entries,
     parameters_of,
     refuse_unsupported,
-    shape_of,
     split_body,
     wanted_outputs,
 )
 from headrace.protocols.openinference_json import Reply as JsonReply
 from headrace.protocols.openinference_proto import OpenInferenceProtoCodec
 from headrace.protocols.openinference_proto import Reply as ProtoReply
-from headrace.protocols.raw_tensors import RawTail, decode_raw
+from headrace.protocols.raw_tensors import RawTail, decode_raw, shape_of
 from headrace.protocols.targets import InferPath, parse
 from headrace.protocols.tensors import Call, Encoded, InferenceRequest
 from headrace.spec import BYTES, ModelSpec, Signature, Tensor, TensorSpec

@@ -23,7 +23,6 @@ from headrace.protocols.compression import MAX_INFLATED_BYTES, deflate, inflate,
 from headrace.protocols.datatypes import check_supported, datatype_name, dtype_of
 from headrace.protocols.elements import MAX_ELEMENTS, Elements, check_json
 from headrace.protocols.json_bodies import (
-    MAX_RANK,
     flatten,
     leaves_to_array,
     parse_lazily,
@@ -31,14 +30,12 @@ from headrace.protocols.json_bodies import (
     read_object,
     write_json,
 )
-from headrace.protocols.raw_tensors import RawTail, decode_raw, encode_raw
+from headrace.protocols.raw_tensors import RawTail, decode_raw, encode_raw, shape_of
 from headrace.protocols.tensors import Call, Encoded, InferenceRequest
 from headrace.spec import BFLOAT16, BYTES, ModelSpec, Signature, Tensor, TensorSpec
 
 MAX_NESTING = 100
 """Levels of lists in `data`: Triton's limit for JSON."""
-_MAX_ELEMENTS = 2**40
-"""No tensor is as long; numpy overflows on larger shapes, even if one dimension is 0."""
 
 
 def parameters_of(holder: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -97,19 +94,6 @@ def decode_data(data: Any, dtype: np.dtype[Any], shape: tuple[int, ...], where: 
 def _same_order(nesting: tuple[int, ...], shape: tuple[int, ...]) -> bool:
     lists = [size for size in nesting if size != 1]
     return len(lists) < 2 or lists == [size for size in shape if size != 1]
-
-
-def shape_of(value: Any, where: str) -> tuple[int, ...]:
-    if not isinstance(value, list) or len(value) > MAX_RANK:
-        raise InvalidArgument(f"{where} needs a 'shape' of at most {MAX_RANK} dimensions")
-    for size in value:
-        if type(size) is not int or not 0 <= size <= _MAX_ELEMENTS:
-            raise InvalidArgument(
-                f"{where}: 'shape' must hold integers of at least 0, not {quoted(size)}"
-            )
-    if math.prod(size or 1 for size in value) > _MAX_ELEMENTS:
-        raise InvalidArgument(f"{where}: 'shape' is larger than any tensor: {value}")
-    return tuple(value)
 
 
 def flag_of(parameters: Mapping[str, Any], name: str, default: bool) -> bool:

@@ -14,13 +14,8 @@ from headrace.protocols.checks import check_inputs, find_output, wanted_names
 from headrace.protocols.classification import check_classes, top_classes
 from headrace.protocols.datatypes import check_supported, datatype_name, dtype_of
 from headrace.protocols.elements import MAX_ELEMENTS, Elements
-from headrace.protocols.openinference_json import (
-    refuse_unsupported,
-    shape_of,
-    signature_of,
-    timeout_s_of,
-)
-from headrace.protocols.raw_tensors import decode_raw, encode_raw
+from headrace.protocols.openinference_json import refuse_unsupported, signature_of, timeout_s_of
+from headrace.protocols.raw_tensors import decode_raw, encode_raw, shape_of
 from headrace.protocols.targets import parse
 from headrace.protocols.tensor_proto import read_list
 from headrace.protocols.tensors import Call, Encoded, InferenceRequest

@@ -15,10 +15,27 @@ import numpy as np
 
 from headrace.errors import InvalidArgument, quoted
 from headrace.protocols.elements import Elements
+from headrace.protocols.json_bodies import MAX_RANK
 from headrace.spec import BYTES, Tensor
 
 _LENGTH = struct.Struct("<I")
 _SHORT_BYTES = 1024
+_MAX_ELEMENTS = 2**40
+"""No tensor is as long; numpy overflows on larger shapes, even if one dimension is 0."""
+
+
+def shape_of(value: Any, where: str) -> tuple[int, ...]:
+    """A shape that somebody sent; raises `InvalidArgument`."""
+    if not isinstance(value, list) or len(value) > MAX_RANK:
+        raise InvalidArgument(f"{where} needs a 'shape' of at most {MAX_RANK} dimensions")
+    for size in value:
+        if type(size) is not int or not 0 <= size <= _MAX_ELEMENTS:
+            raise InvalidArgument(
+                f"{where}: 'shape' must hold integers of at least 0, not {quoted(size)}"
+            )
+    if math.prod(size or 1 for size in value) > _MAX_ELEMENTS:
+        raise InvalidArgument(f"{where}: 'shape' is larger than any tensor: {value}")
+    return tuple(value)
 
 
 class RawTail:

@@ -22,8 +22,7 @@ from headrace.protocols.datatypes import (
     v2_name,
 )
 from headrace.protocols.elements import Elements
-from headrace.protocols.openinference_json import shape_of
-from headrace.protocols.raw_tensors import decode_raw
+from headrace.protocols.raw_tensors import decode_raw, shape_of
 from headrace.protocols.wire import POOL, delimited, read_delimited
 from headrace.spec import BFLOAT16, BYTES, Tensor
 

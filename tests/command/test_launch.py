@@ -22,8 +22,16 @@ from rich.console import Console
 
 from command import instance
 from command.client import Target, find_target
-from command.down import Outcome, take_down
-from command.launch import Options, Ready, end_abandoned, up, up_detached, wait_ready
+from command.launch import (
+    Options,
+    Outcome,
+    Ready,
+    end_abandoned,
+    take_down,
+    up,
+    up_detached,
+    wait_ready,
+)
 from command.options import TimedOut
 from command.processes import ProcessId, process_id
 from command.progress import Progress

@@ -8,11 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.deadline import Deadline
 from headrace.errors import InternalError, InvalidArgument
 from headrace.protocols.tensors import InferenceRequest
 from headrace.spec import Signature
-from replicas.batcher import PRESENCE_S, Batch, Batcher, Pending, batch_key
+from replicas.batcher import PRESENCE_S, Batch, Batcher, Deadline, Pending, batch_key
 
 SIGNATURE = Signature("serving_default", (), ())
 

@@ -10,7 +10,7 @@ from google.protobuf import json_format
 from tritonclient.grpc import service_pb2
 
 from headrace.config.args import Batching, ModelConfig
-from headrace.protocols import metadata, metadata_proto
+from headrace.protocols import metadata
 from headrace.protocols.metadata import blank, shown
 from headrace.protocols.targets import parse
 from headrace.protocols.wire import POOL
@@ -38,20 +38,20 @@ def plain(read: Any) -> Any:
 
 @pytest.mark.parametrize("flag", [True, False])
 def test_flags(flag: bool) -> None:
-    live = service_pb2.ServerLiveResponse.FromString(metadata_proto.live(flag))
-    ready = service_pb2.ServerReadyResponse.FromString(metadata_proto.ready(flag))
-    model_ready = service_pb2.ModelReadyResponse.FromString(metadata_proto.model_ready(flag))
+    live = service_pb2.ServerLiveResponse.FromString(metadata.live(flag))
+    ready = service_pb2.ServerReadyResponse.FromString(metadata.ready(flag))
+    model_ready = service_pb2.ModelReadyResponse.FromString(metadata.model_ready(flag))
     assert (live.live, ready.ready, model_ready.ready) == (flag, flag, flag)
 
 
 def test_server_metadata() -> None:
-    read = service_pb2.ServerMetadataResponse.FromString(metadata_proto.server_metadata("1.2"))
+    read = service_pb2.ServerMetadataResponse.FromString(metadata.server_metadata("1.2"))
     assert (read.name, read.version) == ("triton", "1.2")
     assert tuple(read.extensions) == metadata.EXTENSIONS
 
 
 def test_model_metadata() -> None:
-    body = metadata_proto.model_metadata(VIEW, SPEC)
+    body = metadata.model_metadata(VIEW, SPEC)
     read = service_pb2.ModelMetadataResponse.FromString(body)
     assert (read.name, read.platform, list(read.versions)) == ("m", "onnxruntime_onnx", ["3"])
     [given], [result] = read.inputs, read.outputs
@@ -61,7 +61,7 @@ def test_model_metadata() -> None:
 
 def test_model_config() -> None:
     read = service_pb2.ModelConfigResponse.FromString(
-        metadata_proto.model_config(ModelConfig(batching=Batching(max_rows=8)), SPEC)
+        metadata.model_config(ModelConfig(batching=Batching(max_rows=8)), SPEC)
     ).config
     assert (read.name, read.backend, read.max_batch_size) == ("m", "onnxruntime", 8)
     assert read.HasField("dynamic_batching")
@@ -82,7 +82,7 @@ def test_model_config_says_what_the_rest_api_does(rows: int, dtype: np.dtype[Any
         "s",
         rows,
     )
-    body = metadata_proto.model_config(ModelConfig(), spec_)
+    body = metadata.model_config(ModelConfig(), spec_)
     config = service_pb2.ModelConfigResponse.FromString(body).config
     assert json_format.ParseDict(shown(ModelConfig(), spec_), type(config)()) == config
 
@@ -99,7 +99,7 @@ def test_model_statistics() -> None:
     }
     stats["batch_stats"] = [batch]
     document = {"model_stats": [{"name": "m", "version": "3", **stats}]}
-    body = metadata_proto.model_statistics(document)
+    body = metadata.model_statistics(document)
     [read] = service_pb2.ModelStatisticsResponse.FromString(body).model_stats
     assert (read.name, read.version, read.inference_count) == ("m", "3", 2**40)
     assert read.last_inference == 1_700_000_000_000
@@ -110,7 +110,7 @@ def test_model_statistics() -> None:
 
 def test_repository_index() -> None:
     entry = {"name": "m", "version": "3", "state": "UNAVAILABLE", "reason": "unloaded"}
-    body = metadata_proto.repository_index([entry, {"name": "n"}])
+    body = metadata.repository_index([entry, {"name": "n"}])
     read = service_pb2.RepositoryIndexResponse.FromString(body)
     assert plain(read)["models"][0] == entry
     assert read.models[1].name == "n"
@@ -118,12 +118,12 @@ def test_repository_index() -> None:
 
 def test_stream_messages() -> None:
     answer = service_pb2.ModelInferResponse(model_name="m", id="7", raw_output_contents=[b"1234"])
-    body = metadata_proto.stream_answer(answer.SerializeToString())
+    body = metadata.stream_answer(answer.SerializeToString())
     read = service_pb2.ModelStreamInferResponse.FromString(body)
     assert read.infer_response == answer
     assert read.error_message == ""
     failed = service_pb2.ModelStreamInferResponse.FromString(
-        metadata_proto.stream_error("too late", "7", "m")
+        metadata.stream_error("too late", "7", "m")
     )
     assert failed.error_message == "too late"
     assert (failed.infer_response.id, failed.infer_response.model_name) == ("7", "m")
@@ -131,7 +131,7 @@ def test_stream_messages() -> None:
 
 def test_serving_status_of_every_state() -> None:
     views = [VersionView(number, state, None, "why") for number, state in enumerate(State, 1)]
-    body = metadata_proto.serving_status(views)
+    body = metadata.serving_status(views)
     read = parse("tensorflow.serving.GetModelStatusResponse", body).model_version_status
     found = {each["version"]: each for each in map(plain, read)}
     document = metadata.tfserving_status(views)["model_version_status"]
@@ -148,7 +148,7 @@ def test_serving_metadata_packs_the_signatures() -> None:
         signature([spec("x", F4, None, 2)]),
         signature([TensorSpec("any", BYTES, None)], name="other"),
     )
-    body = metadata_proto.serving_metadata(spec_)
+    body = metadata.serving_metadata(spec_)
     read = parse("tensorflow.serving.GetModelMetadataResponse", body)
     assert (read.model_spec.name, read.model_spec.version.value) == ("m", 3)
     packed = read.metadata["signature_def"]
@@ -158,5 +158,5 @@ def test_serving_metadata_packs_the_signatures() -> None:
 
 
 def test_reload_answer() -> None:
-    read = parse("tensorflow.serving.ReloadConfigResponse", metadata_proto.reload_answer(3, "no"))
+    read = parse("tensorflow.serving.ReloadConfigResponse", metadata.reload_answer(3, "no"))
     assert (read.status.error_code, read.status.error_message) == (3, "no")
