@@ -23,7 +23,7 @@ from autoscale.failures import Failures
 from autoscale.fleet import Fleet, states_of
 from autoscale.lending import Lending
 from autoscale.lookout import Lookout
-from autoscale.orders import Key, Plan
+from autoscale.orders import Plan
 from autoscale.overrides import Overrides
 from autoscale.pool_view import PoolFacts, gauges, model_view, render_pool
 from autoscale.rounds import Findings, Rounds
@@ -32,7 +32,7 @@ from headrace.access import Access
 from headrace.config.args import ModelConfig, PoolConfig, SlotClass
 from headrace.link.client import Identity
 from headrace.metrics import Recorder
-from headrace.snapshot import Evidence, Memory, Placement, SlotView, Snapshot, State
+from headrace.snapshot import Evidence, Memory, ModelVersion, Placement, SlotView, Snapshot, State
 
 SETTLE_S = 3.0
 TICK_S = 1.0
@@ -191,12 +191,12 @@ class Controller:
         """Some slot or placement has changed."""
         self._wake.set()
 
-    def loaded(self, key: Key) -> None:
+    def loaded(self, key: ModelVersion) -> None:
         """A placement is READY."""
         self.failures.forget([key])
         self.lookout.loaded(key)
 
-    def failed(self, key: Key, reason: str, *, evidence: Evidence) -> None:
+    def failed(self, key: ModelVersion, reason: str, *, evidence: Evidence) -> None:
         """A placement has failed."""
         self.failures.add(key, reason, time.monotonic(), evidence)
         log.warning(
@@ -373,7 +373,7 @@ class Controller:
             asyncio.get_running_loop().call_later(after_s, self._wake.set)
 
     async def _publish(self, placements: Sequence[Placement], said: int, now_s: float) -> None:
-        states: dict[str, dict[Key, list[State]]] = {}
+        states: dict[str, dict[ModelVersion, list[State]]] = {}
         for key, each in states_of(placements).items():
             states.setdefault(key.model, {})[key] = each
         models = {

@@ -8,9 +8,9 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from autoscale.catalog import CatalogEntry, by_policy, wanted_versions
-from autoscale.orders import MANY, Hold, Key, Want
+from autoscale.orders import MANY, Hold, Want
 from autoscale.rollout import Rollout, Situation, Target, roll_out
-from headrace.snapshot import Placement, State
+from headrace.snapshot import ModelVersion, Placement, State
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +30,8 @@ class Knowledge:
     rejected: Mapping[str, frozenset[int]] = field(default_factory=dict)
     revisions: Mapping[tuple[str, int], int] = field(default_factory=dict)
     serving: Mapping[str, tuple[Target, ...]] = field(default_factory=dict)
-    failed: Collection[Key] = ()
-    stuck: Collection[Key] = ()
+    failed: Collection[ModelVersion] = ()
+    stuck: Collection[ModelVersion] = ()
     replicas: Mapping[str, int] = field(default_factory=dict)
     granted: Mapping[str, int] = field(default_factory=dict)
     lingering: Collection[str] = ()
@@ -66,7 +66,7 @@ class ModelDecision:
     situation: Situation
     rollout: Rollout
     facts: Facts = field(default_factory=Facts)
-    keys: tuple[Key, ...] = ()
+    keys: tuple[ModelVersion, ...] = ()
 
     def settled(self) -> bool:
         """Whether everything wanted is ready."""
@@ -86,7 +86,7 @@ class Part(NamedTuple):
 
     rank: Rank
     wants: tuple[Want, ...]
-    holds: Mapping[Key, Hold]
+    holds: Mapping[ModelVersion, Hold]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ class Decision:
     """
 
     wants: list[Want] = field(default_factory=list)
-    holds: dict[Key, Hold] = field(default_factory=dict)
+    holds: dict[ModelVersion, Hold] = field(default_factory=dict)
     models: dict[str, ModelDecision] = field(default_factory=dict)
     parts: dict[str, Part] = field(default_factory=dict)
 
@@ -159,7 +159,7 @@ def _rare(known: Knowledge) -> dict[str, Rare]:
     }
 
 
-def _by_model(keys: Collection[Key]) -> dict[str, frozenset[Target]]:
+def _by_model(keys: Collection[ModelVersion]) -> dict[str, frozenset[Target]]:
     found: dict[str, set[Target]] = {}
     for key in keys:
         found.setdefault(key.model, set()).add((key.version, key.revision))
@@ -187,9 +187,9 @@ def _part(one: ModelDecision, rank: Rank) -> Part:
             )
             for (version, revision), most in granted.items()
         )
-    holds = {} if firm else {Key(name, *target): Hold.YIELD for target in wanted}
-    holds |= {Key(name, *target): Hold.YIELD for target in one.rollout.spare}
-    holds |= {Key(name, *target): Hold.KEEP for target in one.rollout.keep}
+    holds = {} if firm else {ModelVersion(name, *target): Hold.YIELD for target in wanted}
+    holds |= {ModelVersion(name, *target): Hold.YIELD for target in one.rollout.spare}
+    holds |= {ModelVersion(name, *target): Hold.KEEP for target in one.rollout.keep}
     return Part(rank, wants, holds)
 
 
@@ -242,8 +242,8 @@ def _decide(entry: CatalogEntry, facts: Facts) -> ModelDecision:
     return ModelDecision(entry, situation, rollout, facts, _keys(entry, situation))
 
 
-def _keys(entry: CatalogEntry, situation: Situation) -> tuple[Key, ...]:
-    return tuple(Key(entry.name, *target) for target in situation.wanted)
+def _keys(entry: CatalogEntry, situation: Situation) -> tuple[ModelVersion, ...]:
+    return tuple(ModelVersion(entry.name, *target) for target in situation.wanted)
 
 
 def _last_good(now: Situation, rejected: Collection[int]) -> Target | None:

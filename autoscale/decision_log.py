@@ -15,10 +15,10 @@ from typing import Any, NamedTuple, Protocol
 from autoscale.fair_share import Account, fair_shares
 from autoscale.leases import Lease, LeaseBook, LeaseEvent, LeaseState
 from autoscale.ledger import plan
-from autoscale.orders import Hold, Key, Load, Plan, Room, Unload, Want
+from autoscale.orders import Hold, Load, Plan, Room, Unload, Want
 from autoscale.scaling import replay_step
 from autoscale.sharing import Division
-from headrace.snapshot import Placement, SlotView, State
+from headrace.snapshot import ModelVersion, Placement, SlotView, State
 
 SCALE, SHARE, LEND, PLACE, RESIZE = "scale", "share", "lend", "place", "resize"
 RECENT = 30
@@ -103,11 +103,11 @@ class DecisionLog:
     def placed(
         self,
         wants: Sequence[Want],
-        holds: Mapping[Key, Hold],
+        holds: Mapping[ModelVersion, Hold],
         slots: Sequence[SlotView],
         placements: Sequence[Placement],
         room: Room,
-        retry_at: Mapping[Key, float],
+        retry_at: Mapping[ModelVersion, float],
         made: Plan,
         now_s: float,
     ) -> None:
@@ -245,8 +245,11 @@ def replay_place(inputs: Mapping[str, Any]) -> dict[str, Any]:
         ],
         Room(**room),
         inputs["now_s"],
-        {Key(*key): math.inf if at_s is None else at_s for key, at_s in inputs["retry_at"]},
-        {Key(*key): Hold[name] for key, name in inputs["holds"]},
+        {
+            ModelVersion(*key): math.inf if at_s is None else at_s
+            for key, at_s in inputs["retry_at"]
+        },
+        {ModelVersion(*key): Hold[name] for key, name in inputs["holds"]},
     )
     return _moves(made)
 

@@ -12,9 +12,9 @@ from autoscale.decision import ModelDecision
 from autoscale.failures import Failures
 from autoscale.fleet import Fleet, key_of
 from autoscale.lookout import Lookout
-from autoscale.orders import HELD, Key, Load, Unload
+from autoscale.orders import HELD, Load, Unload
 from headrace.errors import HeadraceError
-from headrace.snapshot import Placement, State
+from headrace.snapshot import ModelVersion, Placement, State
 
 PATIENCE_S = 0.1
 """A slot that has not answered an order by then does not keep the others waiting."""
@@ -39,7 +39,7 @@ class Dispatcher:
     ) -> None:
         self._fleet, self._lookout, self._failures = fleet, lookout, failures
         self._late, self._again = late, again
-        self._under_way: dict[tuple[str, Key], Load | Unload] = {}
+        self._under_way: dict[tuple[str, ModelVersion], Load | Unload] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def give(
@@ -96,7 +96,7 @@ class Dispatcher:
         finally:
             del self._under_way[place]
 
-    async def _load(self, slot_id: str, key: Key, decided: ModelDecision) -> None:
+    async def _load(self, slot_id: str, key: ModelVersion, decided: ModelDecision) -> None:
         entry = decided.entry
         self._lookout.loading(key, entry.stamps[key.version], again=key in self._failures)
         config = entry.config
@@ -104,5 +104,5 @@ class Dispatcher:
         await self._fleet.load(slot_id, key, order)
 
 
-def _place(move: Load | Unload) -> tuple[str, Key]:
-    return move.slot_id, Key(move.model, move.version, move.revision)
+def _place(move: Load | Unload) -> tuple[str, ModelVersion]:
+    return move.slot_id, ModelVersion(move.model, move.version, move.revision)

@@ -13,9 +13,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from autoscale.orders import Key
 from headrace.config.args import SlotClass
-from headrace.snapshot import Evidence, FailureKind, State
+from headrace.snapshot import Evidence, FailureKind, ModelVersion, State
 from replicas.last_words import EXIT_CODE, Words
 
 FIRST_BACKOFF_S = 2.0
@@ -43,13 +42,15 @@ class Failures:
 
     def __init__(self, slots: Mapping[str, SlotClass] | None = None) -> None:
         self._slots = slots or {}
-        self._failures: dict[Key, _Failure] = {}
+        self._failures: dict[ModelVersion, _Failure] = {}
         self._too_small: dict[tuple[str, int], frozenset[str]] = {}
 
-    def __contains__(self, key: Key) -> bool:
+    def __contains__(self, key: ModelVersion) -> bool:
         return key in self._failures
 
-    def add(self, key: Key, reason: str, now_s: float, evidence: Evidence | None = None) -> None:
+    def add(
+        self, key: ModelVersion, reason: str, now_s: float, evidence: Evidence | None = None
+    ) -> None:
         """It failed once more."""
         found = evidence or Evidence()
         before = self._failures.get(key)
@@ -62,7 +63,7 @@ class Failures:
         retry_at_s = math.inf if hopeless else now_s + backoff_s(count)
         self._failures[key] = _Failure(reason, count, lasting, now_s, retry_at_s, found)
 
-    def _hopeless(self, key: Key, found: Evidence, lasting: int) -> bool:
+    def _hopeless(self, key: ModelVersion, found: Evidence, lasting: int) -> bool:
         if found.kind is FailureKind.MEMORY and found.alone:
             larger = largest_above(found.slot_class, self._slots)
             return larger is None or larger in self._classes_of((key.model, key.version))
@@ -90,12 +91,12 @@ class Failures:
         """Take over what an earlier pool has learned."""
         self._too_small = {**too_small, **self._too_small}
 
-    def forget(self, keys: Iterable[Key]) -> None:
+    def forget(self, keys: Iterable[ModelVersion]) -> None:
         """They are ready: a class that was too small stays so."""
         for key in list(keys):
             self._failures.pop(key, None)
 
-    def renew(self, keys: Iterable[Key]) -> None:
+    def renew(self, keys: Iterable[ModelVersion]) -> None:
         """There is reason to try those that failed again at once, as if for the first time."""
         for key in list(keys):
             if self._failures.pop(key, None) is not None:
@@ -107,15 +108,15 @@ class Failures:
             [key for key in self._failures if key.model == model and version in (None, key.version)]
         )
 
-    def reason(self, key: Key) -> str:
+    def reason(self, key: ModelVersion) -> str:
         """Why its last try failed; "" if it has not."""
         return self._failures[key].reason if key in self._failures else ""
 
-    def due(self, key: Key, now_s: float) -> bool:
+    def due(self, key: ModelVersion, now_s: float) -> bool:
         """Whether it may be tried again by now."""
         return key not in self._failures or self._failures[key].retry_at_s <= now_s
 
-    def retry_at(self) -> dict[Key, float]:
+    def retry_at(self) -> dict[ModelVersion, float]:
         """When each may be tried again; infinite: not until something changes."""
         return {key: failure.retry_at_s for key, failure in self._failures.items()}
 
@@ -127,7 +128,7 @@ class Failures:
         """
         return [self._document(key, failure, now_s) for key, failure in self._failures.items()]
 
-    def _document(self, key: Key, failure: _Failure, now_s: float) -> dict[str, Any]:
+    def _document(self, key: ModelVersion, failure: _Failure, now_s: float) -> dict[str, Any]:
         found, final = failure.evidence, math.isinf(failure.retry_at_s)
         return {
             "model": key.model,

@@ -10,11 +10,10 @@ from typing import Any, Protocol
 import structlog
 
 from autoscale.failures import autopsy
-from autoscale.orders import Key
 from headrace.errors import HeadraceError
 from headrace.link.client import Identity
 from headrace.link.control import SlotControl
-from headrace.snapshot import Evidence, FailureKind, Placement, SlotView, State
+from headrace.snapshot import Evidence, FailureKind, ModelVersion, Placement, SlotView, State
 from headrace.spec import ModelSpec, decode_spec
 from replicas import last_words
 from replicas.last_words import IN_THE_MAKING, Words
@@ -32,10 +31,10 @@ class FleetEvents(Protocol):
     def changed(self) -> None:
         """Some slot or placement has changed."""
 
-    def loaded(self, key: Key) -> None:
+    def loaded(self, key: ModelVersion) -> None:
         """A placement is READY."""
 
-    def failed(self, key: Key, reason: str, *, evidence: Evidence) -> None:
+    def failed(self, key: ModelVersion, reason: str, *, evidence: Evidence) -> None:
         """A placement has failed, or its slot died while it was loading."""
 
     def reported(self, slot_id: str, report: dict[str, Any]) -> None:
@@ -51,7 +50,7 @@ class _Slot:
     view: SlotView
     placements: dict[int, Placement] = field(default_factory=dict)
     heard_of: set[int] = field(default_factory=set)
-    failed: dict[Key, Placement] = field(default_factory=dict)
+    failed: dict[ModelVersion, Placement] = field(default_factory=dict)
     memory_bytes: int = 0
     in_flight: int = 0
     late: asyncio.Task[None] | None = None
@@ -64,7 +63,7 @@ class Fleet:
         self._identity, self._epoch, self._events = identity, epoch, events
         self._slots: dict[str, _Slot] = {}
         self._joining: set[str] = set()
-        self.specs: dict[Key, ModelSpec] = {}
+        self.specs: dict[ModelVersion, ModelSpec] = {}
 
     def views(self) -> list[SlotView]:
         """The slots, oldest first."""
@@ -119,7 +118,7 @@ class Fleet:
             for task in slow:
                 asked[task].late = task
 
-    async def load(self, slot_id: str, key: Key, order: dict[str, Any]) -> None:
+    async def load(self, slot_id: str, key: ModelVersion, order: dict[str, Any]) -> None:
         """Order a slot to load; raises `Unavailable`. `order` is the rest of the slot's `Order`."""
         slot = self._slots.get(slot_id)
         if slot is None:
@@ -129,7 +128,7 @@ class Fleet:
         if facts["placement_id"] not in slot.heard_of:
             self._take_facts(slot, facts)
 
-    async def unload(self, slot_id: str, key: Key) -> None:
+    async def unload(self, slot_id: str, key: ModelVersion) -> None:
         """Order a slot to drain and unload; raises `Unavailable`."""
         slot = self._slots.get(slot_id)
         if slot is None:
@@ -190,7 +189,8 @@ class Fleet:
         if words is not None:
             # The slot's own account is newer: an order's answer may not have reached us.
             held |= {
-                Key(each.model, each.version, each.revision): each.state for each in words.loading
+                ModelVersion(each.model, each.version, each.revision): each.state
+                for each in words.loading
             }
         for key, state in held.items():
             if state in IN_THE_MAKING:
@@ -200,7 +200,7 @@ class Fleet:
                 self._events.failed(key, text, evidence=evidence)
         self._events.changed()
 
-    def _holds_ready(self, key: Key) -> bool:
+    def _holds_ready(self, key: ModelVersion) -> bool:
         return State.READY in states_of(self.placements()).get(key, ())
 
     def _last_words(self, slot: _Slot) -> Words | None:
@@ -277,14 +277,14 @@ def _evidence(slot: _Slot, facts: Mapping[str, Any]) -> Evidence:
     )
 
 
-def key_of(placement: Placement) -> Key:
+def key_of(placement: Placement) -> ModelVersion:
     """What a placement holds."""
-    return Key(placement.model, placement.version, placement.revision)
+    return ModelVersion(placement.model, placement.version, placement.revision)
 
 
-def states_of(placements: Iterable[Placement]) -> dict[Key, list[State]]:
+def states_of(placements: Iterable[Placement]) -> dict[ModelVersion, list[State]]:
     """By key, the states of its placements."""
-    states: dict[Key, list[State]] = {}
+    states: dict[ModelVersion, list[State]] = {}
     for placement in placements:
         states.setdefault(key_of(placement), []).append(placement.state)
     return states

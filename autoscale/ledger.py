@@ -11,16 +11,16 @@ from collections.abc import Mapping, Sequence
 from heapq import heapify, heappop, heapreplace
 from types import MappingProxyType
 
-from autoscale.orders import HELD, Hold, Key, Load, Plan, Room, Unload, Want
+from autoscale.orders import HELD, Hold, Load, Plan, Room, Unload, Want
 from autoscale.slot_book import SlotBook
-from headrace.snapshot import Placement, SlotView, State
+from headrace.snapshot import ModelVersion, Placement, SlotView, State
 
 
 def handed_over(
     wanted: Sequence[Want],
     slots: Sequence[SlotView],
     placements: Sequence[Placement],
-    holds: Mapping[Key, Hold],
+    holds: Mapping[ModelVersion, Hold],
 ) -> list[Unload]:
     """Unloads, in slots that stop, of what is READY elsewhere or what nobody needs.
 
@@ -32,9 +32,9 @@ def handed_over(
         return []  # where all stop, gateways that end with them have nobody else to ask
     needed = {want.key for want in wanted if want.firm and want.target}
     needed.update(key for key, hold in holds.items() if hold is Hold.KEEP)
-    there: list[tuple[str, Key]] = []
+    there: list[tuple[str, ModelVersion]] = []
     for placement in placements:
-        key = Key(placement.model, placement.version, placement.revision)
+        key = ModelVersion(placement.model, placement.version, placement.revision)
         if placement.slot_id in stopping:
             if placement.state in HELD:
                 there.append((placement.slot_id, key))
@@ -49,8 +49,8 @@ def plan(
     placements: Sequence[Placement],
     room: Room,
     now_s: float = 0.0,
-    retry_at: Mapping[Key, float] = MappingProxyType({}),
-    holds: Mapping[Key, Hold] = MappingProxyType({}),
+    retry_at: Mapping[ModelVersion, float] = MappingProxyType({}),
+    holds: Mapping[ModelVersion, Hold] = MappingProxyType({}),
 ) -> Plan:
     """Orders that lead from `placements` to `wanted`.
 
@@ -82,7 +82,7 @@ def _seat_sure(
     lacks: Sequence[_Lack],
     book: SlotBook,
     room: Room,
-    holds: Mapping[Key, Hold],
+    holds: Mapping[ModelVersion, Hold],
     unloads: list[Unload],
 ) -> list[Load]:
     """Loads for places that are sure, in classes that are full; unloads of what leaves for them.
@@ -215,7 +215,9 @@ def within_limits(
     return allowed
 
 
-def _surplus(lacks: Sequence[_Lack], book: SlotBook, holds: Mapping[Key, Hold]) -> list[Unload]:
+def _surplus(
+    lacks: Sequence[_Lack], book: SlotBook, holds: Mapping[ModelVersion, Hold]
+) -> list[Unload]:
     """Unloads of what nobody wants, or wants fewer of: first not READY, then the newest slot."""
     loose = {lack.key for lack in lacks if not lack.want.firm}
     surplus = book.surplus({(lack.key, lack.want.slot_class): lack.target for lack in lacks})

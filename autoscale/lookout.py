@@ -16,8 +16,8 @@ from watchfiles import awatch
 
 from autoscale.catalog import Catalog, CatalogEntry
 from autoscale.failures import Failures
-from autoscale.orders import Key
 from headrace.config.args import ModelConfig
+from headrace.snapshot import ModelVersion
 
 LOOK_AGAIN_S = 0.5
 
@@ -83,7 +83,9 @@ class Lookout:
         for entry in self.entries:
             for version, stamp in entry.stamps.items():
                 known = self._stamps.get((entry.name, version))
-                key = Key(entry.name, version, self.revisions.get((entry.name, version), 0))
+                key = ModelVersion(
+                    entry.name, version, self.revisions.get((entry.name, version), 0)
+                )
                 if known is not None and known != stamp and key in self._failures:
                     # Other files than those that failed: worth a try at once, but only one.
                     self._failures.renew([key])
@@ -95,7 +97,7 @@ class Lookout:
         async with self._looking:
             return await asyncio.get_running_loop().run_in_executor(None, question)
 
-    def loading(self, key: Key, stamp: str, *, again: bool) -> None:
+    def loading(self, key: ModelVersion, stamp: str, *, again: bool) -> None:
         """A slot is about to load these files; `again` after a failure."""
         version = (key.model, key.version)
         if again:
@@ -103,7 +105,7 @@ class Lookout:
         else:
             self._stamps.setdefault(version, stamp)
 
-    def loaded(self, key: Key) -> None:
+    def loaded(self, key: ModelVersion) -> None:
         """A slot has them. A pool that has just started learns of revisions so."""
         version = (key.model, key.version)
         if key.revision >= self.revisions.get(version, 0):
@@ -111,7 +113,7 @@ class Lookout:
             # Which files an earlier pool had it load is not known: no stamp is like theirs.
             self._stamps.setdefault(version, "")
 
-    def renew(self, model: str) -> dict[Key, str]:
+    def renew(self, model: str) -> dict[ModelVersion, str]:
         """Load versions of a model anew whose files have changed since they were loaded.
 
         Gives these new ones with the stamps of the old files, for `keep`.
@@ -122,12 +124,14 @@ class Lookout:
                 if self._stamps.get((model, version), stamp) != stamp:
                     revision = self.revisions.get((model, version), 0) + 1
                     self.revisions[model, version] = revision
-                    renewed[Key(model, version, revision)] = self._stamps.pop((model, version))
+                    renewed[ModelVersion(model, version, revision)] = self._stamps.pop(
+                        (model, version)
+                    )
         self._failures.forget_model(model)
         self._changed()
         return renewed
 
-    def keep(self, renewed: Mapping[Key, str]) -> None:
+    def keep(self, renewed: Mapping[ModelVersion, str]) -> None:
         """What was to be loaded anew has failed: stay with what was loaded before."""
         for (model, version, revision), stamp in renewed.items():
             if self.revisions.get((model, version)) == revision:

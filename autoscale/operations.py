@@ -11,12 +11,12 @@ from autoscale.catalog import wanted_versions
 from autoscale.controller import Controller
 from autoscale.decision import ModelDecision
 from autoscale.fleet import key_of
-from autoscale.orders import Key, Load
+from autoscale.orders import Load
 from autoscale.rollout import Target
 from headrace.config.args import ModelConfig
 from headrace.errors import FailedPrecondition, HeadraceError, ModelLoadError, NotFound, Unavailable
 from headrace.protocols.metadata import overridden
-from headrace.snapshot import ModelView, State, VersionView
+from headrace.snapshot import ModelVersion, ModelView, State, VersionView
 from replicas.repository import StoreAway
 
 READY_S = 120.0
@@ -285,14 +285,14 @@ class Operations:
 
     def _raise_failure(self, one: ModelDecision, target: Target) -> None:
         """Raise why a version will not be ready, if so."""
-        controller, key = self._controller, Key(one.entry.name, *target)
+        controller, key = self._controller, ModelVersion(one.entry.name, *target)
         what = f"model {key.model!r} version {key.version}"
         if key in controller.failures:
             raise Unavailable(f"{what} failed: {controller.failures.reason(key)}")
         if key in controller.plan.waiting and not self._has_slot(key):
             raise NoRoom(f"{what} {controller.plan.waiting[key]}")
 
-    def _has_slot(self, key: Key) -> bool:
+    def _has_slot(self, key: ModelVersion) -> bool:
         """Whether some slot holds it, or is about to: then it will take what traffic there is."""
         if any(key == key_of(each) for each in self._controller.placements()):
             return True

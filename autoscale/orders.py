@@ -6,21 +6,12 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
-from typing import NamedTuple
 
-from headrace.snapshot import State
+from headrace.snapshot import ModelVersion, State
 
 MANY = 1 << 30
 HELD = frozenset({State.PENDING, State.LOADING, State.WARMING, State.READY})
 PRESENT = HELD | {State.DRAINING}
-
-
-class Key(NamedTuple):
-    """What a placement holds; the revision tells files of one version apart that have changed."""
-
-    model: str
-    version: int
-    revision: int = 0
 
 
 class Hold(Enum):
@@ -50,9 +41,9 @@ class Want:
     turn: bool = False
 
     @cached_property
-    def key(self) -> Key:
+    def key(self) -> ModelVersion:
         """What its placements hold."""
-        return Key(self.model, self.version, self.revision)
+        return ModelVersion(self.model, self.version, self.revision)
 
     @cached_property
     def target(self) -> int:
@@ -93,7 +84,7 @@ class Plan:
     """
 
     moves: list[Load | Unload] = field(default_factory=list)
-    waiting: Mapping[Key, str] = field(default_factory=dict)
+    waiting: Mapping[ModelVersion, str] = field(default_factory=dict)
     crowded: Mapping[str, int] = field(default_factory=dict)
 
 

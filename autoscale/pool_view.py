@@ -14,12 +14,12 @@ from autoscale.decision_log import Made
 from autoscale.failures import Failures
 from autoscale.fair_share import Account, Shares
 from autoscale.leases import lent_by
-from autoscale.orders import HELD, Key
+from autoscale.orders import HELD
 from autoscale.policy import Wish
 from autoscale.rollout import Target, labels_now
 from autoscale.sharing import LEASES, Division
 from headrace.config.args import SlotClass
-from headrace.snapshot import ModelView, Placement, SlotView, State, VersionView
+from headrace.snapshot import ModelVersion, ModelView, Placement, SlotView, State, VersionView
 from headrace.spec import ModelSpec
 
 Document = dict[str, Any]
@@ -39,7 +39,7 @@ class PoolFacts:
     wishes: Mapping[str, Wish] = field(default_factory=dict)
     division: Division = field(default_factory=Division)
     targets: Mapping[str, int] = field(default_factory=dict)
-    waiting: Mapping[Key, str] = field(default_factory=dict)
+    waiting: Mapping[ModelVersion, str] = field(default_factory=dict)
     leased: Mapping[str, int] = field(default_factory=dict)
     leases: Sequence[Mapping[str, Any]] = ()
     decisions: Sequence[Made] = ()
@@ -234,10 +234,10 @@ _PROGRESS = (State.READY, State.WARMING, State.LOADING, State.DRAINING)
 
 def model_view(
     decision: ModelDecision,
-    states: Mapping[Key, list[State]],
-    specs: Mapping[Key, ModelSpec],
+    states: Mapping[ModelVersion, list[State]],
+    specs: Mapping[ModelVersion, ModelSpec],
     failures: Failures,
-    waiting: Mapping[Key, str],
+    waiting: Mapping[ModelVersion, str],
     before: ModelView | None,
     now_s: float,
 ) -> ModelView:
@@ -246,7 +246,7 @@ def model_view(
     name = entry.name
 
     def view(target: Target, *, served: bool) -> VersionView:
-        key = Key(name, *target)
+        key = ModelVersion(name, *target)
         asleep = decision.situation.replicas == 0 and key in specs
         state, reason = _placement_state(key, states, failures, waiting, now_s, asleep=asleep)
         return VersionView(target[0], state, specs.get(key), reason, served, target[1])
@@ -286,10 +286,10 @@ def _reasons(decision: ModelDecision, labels: Mapping[str, int]) -> Iterator[str
 
 
 def _placement_state(
-    key: Key,
-    states: Mapping[Key, list[State]],
+    key: ModelVersion,
+    states: Mapping[ModelVersion, list[State]],
     failures: Failures,
-    waiting: Mapping[Key, str],
+    waiting: Mapping[ModelVersion, str],
     now_s: float,
     *,
     asleep: bool,

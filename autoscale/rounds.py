@@ -15,10 +15,10 @@ from autoscale.catalog import CatalogEntry, wanted_versions
 from autoscale.decision import Decision, Knowledge, decide
 from autoscale.economy import Economy
 from autoscale.ledger import plan, within_limits
-from autoscale.orders import HELD, Key, Load, Plan, Unload
+from autoscale.orders import HELD, Load, Plan, Unload
 from autoscale.rollout import Target
 from headrace.config.args import PoolConfig
-from headrace.snapshot import Placement, SlotView
+from headrace.snapshot import ModelVersion, Placement, SlotView
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +36,8 @@ class Findings:
     slots: Sequence[SlotView]
     placements: Sequence[Placement]
     failed: Sequence[Placement] = ()
-    told: Collection[Key] = frozenset()
-    retry_at: Mapping[Key, float] = field(default_factory=dict)
+    told: Collection[ModelVersion] = frozenset()
+    retry_at: Mapping[ModelVersion, float] = field(default_factory=dict)
     rejected: Mapping[str, frozenset[int]] = field(default_factory=dict)
     revisions: Mapping[tuple[str, int], int] = field(default_factory=dict)
 
@@ -58,7 +58,7 @@ class Rounds:
         self.moves: list[Load | Unload] = []
         self.serving: dict[str, tuple[Target, ...]] = {}
         self._max_loads, self._ended = max_loads, ended
-        self._stuck: frozenset[Key] = frozenset()
+        self._stuck: frozenset[ModelVersion] = frozenset()
 
     def run(self, found: Findings, now_s: float) -> bool:
         """Decide anew; True if what came of it lets another round decide more, at once.
@@ -167,13 +167,13 @@ class Rounds:
             del self.serving[name]
 
 
-def _keys(entry: CatalogEntry, found: Findings) -> list[Key]:
+def _keys(entry: CatalogEntry, found: Findings) -> list[ModelVersion]:
     """The versions to hold of a model of which the store has told something since the last round.
 
     What is placed in this round would else get the places of those that were there before.
     """
     rejected = found.rejected.get(entry.name, frozenset())
     return [
-        Key(entry.name, version, found.revisions.get((entry.name, version), 0))
+        ModelVersion(entry.name, version, found.revisions.get((entry.name, version), 0))
         for version in wanted_versions(entry.config, entry.versions, rejected)
     ]

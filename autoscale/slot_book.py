@@ -8,9 +8,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
-from autoscale.orders import HELD, PRESENT, Hold, Key, Room, Want
+from autoscale.orders import HELD, PRESENT, Hold, Room, Want
 from autoscale.water_filling import TOLERANCE
-from headrace.snapshot import Placement, SlotView, State
+from headrace.snapshot import ModelVersion, Placement, SlotView, State
 
 FULL = 1.0 + 1e-9
 """Parts of a slot add up to one but for rounding."""
@@ -96,7 +96,7 @@ class SlotBook:
         slots: Sequence[SlotView],
         placements: Sequence[Placement],
         room: Room,
-        holds: Mapping[Key, Hold],
+        holds: Mapping[ModelVersion, Hold],
     ) -> None:
         staying = [slot for slot in slots if not slot.draining]
         self._slot_class = {slot.slot_id: slot.slot_class for slot in staying}
@@ -106,21 +106,23 @@ class SlotBook:
         for slot_id, slot_class in self._slot_class.items():
             self._of_class.setdefault(slot_class, []).append(slot_id)
         self._used: dict[str, float] = dict.fromkeys(self._age, 0.0)
-        self._holders: defaultdict[tuple[Key, str], set[str]] = defaultdict(set)
-        self.present: dict[str, dict[Key, State]] = {slot_id: {} for slot_id in self._age}
-        self._failed: set[tuple[str, Key]] = set()
+        self._holders: defaultdict[tuple[ModelVersion, str], set[str]] = defaultdict(set)
+        self.present: dict[str, dict[ModelVersion, State]] = {slot_id: {} for slot_id in self._age}
+        self._failed: set[tuple[str, ModelVersion]] = set()
         self._reserved: dict[str, float] = {}
         self._coming: dict[str, float] = {}
         self._promised: dict[str, float] = {}
         self._open: dict[str, OpenSlots] = {}
-        self._spare: dict[str, Spare[Key]] = {}
+        self._spare: dict[str, Spare[ModelVersion]] = {}
         self._enter(placements)
 
-    def count(self, key: Key, slot_class: str) -> int:
+    def count(self, key: ModelVersion, slot_class: str) -> int:
         """How many slots of the class hold the version."""
         return len(self._holders.get((key, slot_class), ()))
 
-    def surplus(self, most: Mapping[tuple[Key, str], int]) -> list[tuple[str, Key]]:
+    def surplus(
+        self, most: Mapping[tuple[ModelVersion, str], int]
+    ) -> list[tuple[str, ModelVersion]]:
         """Placements beyond so many of a version in a class (absent: 0), the oldest slot first.
 
         READY ones stay rather than others, then those in the oldest slots.
@@ -165,7 +167,7 @@ class SlotBook:
         self._reserved[want.slot_class] = taken + size
         return True
 
-    def yielding(self, want: Want) -> list[tuple[str, Key]]:
+    def yielding(self, want: Want) -> list[tuple[str, ModelVersion]]:
         """Placements of one slot that make room for this want: those not used for longest."""
         key, size = want.key, self._room.size(want.model, want.slot_class)
         spare = self._spare.get(want.slot_class)
@@ -176,7 +178,7 @@ class SlotBook:
                 spare.put(slot_id, self._age[slot_id], self._yielders(slot_id))
         if size >= spare.hopeless:
             return []
-        best: tuple[float, int, str, list[Key]] | None = None
+        best: tuple[float, int, str, list[ModelVersion]] | None = None
         full = True
         for first_s, age, slot_id in spare.order:
             if best is not None and first_s > best[0]:
@@ -187,7 +189,7 @@ class SlotBook:
                 continue
             free = 1 - self._promised.get(slot_id, 0.0)
             free -= sum([self._size(k, slot_id) for k, s in present.items() if s in HELD])
-            leaving: list[Key] = []
+            leaving: list[ModelVersion] = []
             latest_s = -math.inf
             for used_s, other in spare.of[slot_id]:
                 if free + FULL - 1 >= size:
@@ -205,8 +207,8 @@ class SlotBook:
         return [(best[2], other) for other in best[3]] if best is not None else []
 
     def clear(
-        self, want: Want, rights: Mapping[Key, int], *, moving: bool
-    ) -> list[tuple[str, Key]] | None:
+        self, want: Want, rights: Mapping[ModelVersion, int], *, moving: bool
+    ) -> list[tuple[str, ModelVersion]] | None:
         """What leaves one slot, so that the want fits; None where that is not possible.
 
         Each version keeps as many places as it has `rights` to; where there is no other way one of
@@ -215,7 +217,7 @@ class SlotBook:
         or not.
         """
         size = self._room.size(want.model, want.slot_class)
-        best: tuple[tuple[bool, int, int, float], str, list[Key]] | None = None
+        best: tuple[tuple[bool, int, int, float], str, list[ModelVersion]] | None = None
         for slot_id in self._of_class.get(want.slot_class, ()):
             leaving = self._leavers(slot_id, want.key, size, rights, moving=moving)
             if leaving is None:
@@ -244,8 +246,14 @@ class SlotBook:
         return [(slot_id, key) for key in leaving]
 
     def _leavers(
-        self, slot_id: str, wanted: Key, size: float, rights: Mapping[Key, int], *, moving: bool
-    ) -> list[Key] | None:
+        self,
+        slot_id: str,
+        wanted: ModelVersion,
+        size: float,
+        rights: Mapping[ModelVersion, int],
+        *,
+        moving: bool,
+    ) -> list[ModelVersion] | None:
         present, slot_class = self.present[slot_id], self._slot_class[slot_id]
         if wanted in present:
             return None
@@ -264,7 +272,7 @@ class SlotBook:
                     found.append((1 if count > 1 else 2, -part, key))
                 elif moving and self._fits_elsewhere(key, slot_id):
                     found.append((3, -part, key))
-        leaving: list[Key] = []
+        leaving: list[ModelVersion] = []
         for rank, minus, key in sorted(found):
             if free + FULL - 1 >= size:
                 break
@@ -274,7 +282,7 @@ class SlotBook:
                 break  # what is free elsewhere is free for one
         return leaving if free + FULL - 1 >= size else None
 
-    def _fits_elsewhere(self, key: Key, slot_id: str) -> bool:
+    def _fits_elsewhere(self, key: ModelVersion, slot_id: str) -> bool:
         size = self._size(key, slot_id)
         others = self._of_class[self._slot_class[slot_id]]
         return any(
@@ -282,11 +290,11 @@ class SlotBook:
             for other in others
         )
 
-    def load(self, slot_id: str, key: Key) -> None:
+    def load(self, slot_id: str, key: ModelVersion) -> None:
         self._put(slot_id, key, State.PENDING)
         self._changed(slot_id)
 
-    def unload(self, slot_id: str, key: Key) -> None:
+    def unload(self, slot_id: str, key: ModelVersion) -> None:
         self._put(slot_id, key, State.DRAINING)
         self._changed(slot_id)
 
@@ -300,7 +308,7 @@ class SlotBook:
             )
         return found
 
-    def _yielders(self, slot_id: str) -> list[tuple[float, Key]]:
+    def _yielders(self, slot_id: str) -> list[tuple[float, ModelVersion]]:
         """What would leave this slot for others, the least recently used first."""
         used_s, holds = self._room.used_s, self._holds
         return sorted(
@@ -311,7 +319,7 @@ class SlotBook:
             ]
         )
 
-    def _size(self, key: Key, slot_id: str) -> float:
+    def _size(self, key: ModelVersion, slot_id: str) -> float:
         return self._room.size(key.model, self._slot_class[slot_id])
 
     def _changed(self, slot_id: str) -> None:
@@ -323,7 +331,7 @@ class SlotBook:
         if slot_class in self._spare:
             self._spare[slot_class].put(slot_id, self._age[slot_id], self._yielders(slot_id))
 
-    def _put(self, slot_id: str, key: Key, state: State) -> None:
+    def _put(self, slot_id: str, key: ModelVersion, state: State) -> None:
         """Note what a slot has of a version now."""
         present, slot_class = self.present[slot_id], self._slot_class[slot_id]
         before = present.get(key)
@@ -343,7 +351,7 @@ class SlotBook:
         put, of_slot = self._put, self.present
         for placement in placements:
             slot_id, state = placement.slot_id, placement.state
-            key = Key(placement.model, placement.version, placement.revision)
+            key = ModelVersion(placement.model, placement.version, placement.revision)
             if state is State.FAILED:
                 self._failed.add((slot_id, key))
             present = of_slot.get(slot_id)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from headrace.access import Access
 from headrace.config.args import ModelConfig
@@ -30,6 +30,14 @@ class State(StrEnum):
 
 ANSWERING = frozenset({State.READY, State.SLEEPING})
 """A version in one of these states answers predictions, a sleeping one after its cold start."""
+
+
+class ModelVersion(NamedTuple):
+    """What a slot loads; the revision rises when the files of a version have changed."""
+
+    model: str
+    version: int
+    revision: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from random import Random
 
-from autoscale.orders import Key, Load, Unload
-from headrace.snapshot import Placement, SlotView, State
+from autoscale.orders import Load, Unload
+from headrace.snapshot import ModelVersion, Placement, SlotView, State
 from loadtests.pool_simulation.clock import Clock
 from loadtests.pool_simulation.setting import Setting
 from replicas.service import HANDOVER_S
@@ -25,7 +25,7 @@ class SimulatedSlot:
     """
 
     view: SlotView
-    placements: dict[Key, Placement] = field(default_factory=dict)
+    placements: dict[ModelVersion, Placement] = field(default_factory=dict)
     queue: deque[tuple[str, float, Answer]] = field(default_factory=deque)
     in_flight: Counter[str] = field(default_factory=Counter)
     busy: bool = False
@@ -44,7 +44,7 @@ class SimulatedFleet:
         self._starting: Counter[str] = Counter()
         self._targets: dict[str, int] = {}
         self.slots: dict[str, SimulatedSlot] = {}
-        self.told: set[Key] = set()
+        self.told: set[ModelVersion] = set()
         self._holders: defaultdict[str, set[str]] = defaultdict(set)
         self.changed: Callable[[], None] = lambda: None
         self.ready: Callable[[str], None] = lambda model: None
@@ -167,19 +167,19 @@ class SimulatedFleet:
         slot = self.slots.get(move.slot_id)
         if slot is None:
             return
-        key = Key(move.model, move.version, move.revision)
+        key = ModelVersion(move.model, move.version, move.revision)
         if isinstance(move, Load):
             self._load(slot, key)
         elif key in slot.placements:
             self._let_go(slot, key)
 
-    def _let_go(self, slot: SimulatedSlot, key: Key) -> None:
+    def _let_go(self, slot: SimulatedSlot, key: ModelVersion) -> None:
         self._put(slot, key, State.DRAINING)
         self.ready(key.model)
         self._forget_if_idle(slot, key)
         self._end_if_idle(slot)
 
-    def _load(self, slot: SimulatedSlot, key: Key) -> None:
+    def _load(self, slot: SimulatedSlot, key: ModelVersion) -> None:
         self.loads += 1
         self._put(slot, key, State.LOADING)
         loading = slot.placements[key]
@@ -193,13 +193,13 @@ class SimulatedFleet:
 
         self._clock.compute(self._setting.load_s(key.model), loaded)
 
-    def _put(self, slot: SimulatedSlot, key: Key, state: State) -> None:
+    def _put(self, slot: SimulatedSlot, key: ModelVersion, state: State) -> None:
         slot.placements[key] = Placement(slot.view.slot_id, key.model, key.version, state)
         holders = self._holders[key.model]
         (holders.add if state is State.READY else holders.discard)(slot.view.slot_id)
         self.changed()
 
-    def _forget_if_idle(self, slot: SimulatedSlot, key: Key) -> None:
+    def _forget_if_idle(self, slot: SimulatedSlot, key: ModelVersion) -> None:
         placement = slot.placements.get(key)
         leaving = placement is not None and placement.state is State.DRAINING
         if leaving and not slot.in_flight[key.model]:

@@ -6,11 +6,11 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from autoscale.decision import Decision
-from autoscale.orders import HELD, PRESENT, Key, Load, Plan, Room, Unload
+from autoscale.orders import HELD, PRESENT, Load, Plan, Room, Unload
 from autoscale.sharing import Division
 from autoscale.slot_book import FULL
 from autoscale.water_filling import TOLERANCE
-from headrace.snapshot import Placement, SlotView, State
+from headrace.snapshot import ModelVersion, Placement, SlotView, State
 
 
 class Broken(Exception):
@@ -56,11 +56,11 @@ def check_plan(
     Slots that stop let go of nothing that is needed and that nobody else serves.
     """
     staying = {slot.slot_id for slot in slots if not slot.draining}
-    held: Counter[Key] = Counter()
-    served: set[Key] = set()
+    held: Counter[ModelVersion] = Counter()
+    served: set[ModelVersion] = set()
     for p in placements:
         if p.state in HELD and p.slot_id in staying:
-            key = Key(p.model, p.version, p.revision)
+            key = ModelVersion(p.model, p.version, p.revision)
             held[key] += 1
             if p.state is State.READY:
                 served.add(key)
@@ -79,10 +79,10 @@ def check_plan(
         minimum = model.entry.config.replicas.min
         short = division.shares[model.entry.slot_class].short
         for target in model.situation.wanted if minimum and not short else ():
-            key = Key(model.entry.name, *target)
+            key = ModelVersion(model.entry.name, *target)
             if left[key] < min(minimum, held[key]):
                 raise Broken(f"{key.model} keeps {left[key]} places, {minimum} are guaranteed")
 
 
-def _key(move: Load | Unload) -> Key:
-    return Key(move.model, move.version, move.revision)
+def _key(move: Load | Unload) -> ModelVersion:
+    return ModelVersion(move.model, move.version, move.revision)

@@ -7,11 +7,11 @@ from autoscale.catalog import CatalogEntry
 from autoscale.decision import Decision, Knowledge, decide
 from autoscale.failures import Failures
 from autoscale.fleet import states_of
-from autoscale.orders import Hold, Key, Want
+from autoscale.orders import Hold, Want
 from autoscale.pool_view import model_view
 from headrace.config.args import ModelConfig
 from headrace.config.scaling import Replicas
-from headrace.snapshot import Placement, State
+from headrace.snapshot import ModelVersion, Placement, State
 
 
 def entry(*versions: int, **config: Any) -> CatalogEntry:
@@ -29,20 +29,20 @@ def decided(known: CatalogEntry, *placements: Placement, **more: Any) -> Decisio
 def test_a_swap_wants_the_new_version_and_keeps_the_old_one() -> None:
     decision = decided(entry(1, 2), placed(1), serving={"m": ((1, 0),)})
     assert decision.wants == [Want("m", 2, 1, "cpu", guaranteed=1)]
-    assert decision.holds == {Key("m", 1): Hold.KEEP}
+    assert decision.holds == {ModelVersion("m", 1): Hold.KEEP}
     assert not decision.models["m"].settled()
 
 
 def test_after_the_swap_the_old_version_may_stay() -> None:
     decision = decided(entry(1, 2), placed(1), placed(2), serving={"m": ((1, 0),)})
-    assert decision.holds == {Key("m", 1): Hold.YIELD}
+    assert decision.holds == {ModelVersion("m", 1): Hold.YIELD}
     assert decision.models["m"].rollout.default == 2 and decision.models["m"].settled()
 
 
 def test_a_version_whose_only_slot_stops_does_not_take_over() -> None:
     both = (placed(1), placed(2))
     decision = decided(entry(1, 2), *both, serving={"m": ((1, 0),)}, stopping={"slot-2"})
-    assert decision.holds == {Key("m", 1): Hold.KEEP}
+    assert decision.holds == {ModelVersion("m", 1): Hold.KEEP}
     assert decision.models["m"].rollout.default == 1
     alone = decided(entry(2), placed(2), serving={"m": ((2, 0),)}, stopping={"slot-2"})
     assert alone.models["m"].rollout.serving == ((2, 0),), "it answers until its slot ends"
@@ -85,15 +85,15 @@ def test_where_places_are_fewer_than_versions_the_default_one_gets_them() -> Non
         [2, 2],
     ]
     served = {"serving": {"m": ((2, 0), (1, 0))}, **wish}
-    assert granted(both, 1, placed(1), failed=[Key("m", 2)], **served) == [1, 0]
-    assert granted(both, 3, placed(1), failed=[Key("m", 2)], **served) == [2, 1]
+    assert granted(both, 1, placed(1), failed=[ModelVersion("m", 2)], **served) == [1, 0]
+    assert granted(both, 3, placed(1), failed=[ModelVersion("m", 2)], **served) == [2, 1]
 
 
 def test_a_broken_new_version_of_a_sleeping_model_takes_no_traffic() -> None:
     asleep = {"serving": {"m": ((1, 0),)}, "replicas": {"m": 0}}
     fresh = decided(entry(1, 2), **asleep).models["m"]
     assert fresh.rollout.default == 2
-    broken = decided(entry(1, 2), failed=[Key("m", 2)], **asleep).models["m"]
+    broken = decided(entry(1, 2), failed=[ModelVersion("m", 2)], **asleep).models["m"]
     assert broken.rollout.default == 1
 
 
@@ -108,11 +108,11 @@ def test_the_view_tells_states_reasons_and_what_is_kept_warm() -> None:
         (2, State.READY, True),
         (3, State.LOADING, True),
     ]
-    failures.add(Key("m", 3), "bad file", 0.0)
+    failures.add(ModelVersion("m", 3), "bad file", 0.0)
     two = states_of(placements[:2])
     told = model_view(decision.models["m"], two, {}, failures, {}, view, 0.0)
     assert (told.versions[2].state, told.versions[2].reason) == (State.FAILED, "bad file")
-    waiting = {Key("m", 3): "needs 1 slot"}
+    waiting = {ModelVersion("m", 3): "needs 1 slot"}
     told = model_view(decision.models["m"], two, {}, Failures(), waiting, view, 0.0)
     assert (told.versions[2].state, told.versions[2].reason) == (State.PENDING, "needs 1 slot")
 
@@ -138,12 +138,12 @@ def test_the_last_good_version_stays_wanted_while_what_follows_is_missing_or_bro
     serving = {"m": ((6, 0),)}
     for in_place in ("aside", "in-place"):
         decision = decided(
-            entry(5, 6, 7, swap=in_place), placed(6), serving=serving, failed=[Key("m", 7)]
+            entry(5, 6, 7, swap=in_place), placed(6), serving=serving, failed=[ModelVersion("m", 7)]
         )
         assert [want.version for want in decision.wants] == [6, 7]
-        assert Key("m", 6) not in decision.holds
+        assert ModelVersion("m", 6) not in decision.holds
         assert decision.models["m"].rollout.default == 6
-    gone = decided(entry(5, 7), serving=serving, failed=[Key("m", 7)])
+    gone = decided(entry(5, 7), serving=serving, failed=[ModelVersion("m", 7)])
     assert [want.version for want in gone.wants] == [7]
     asked = decided(entry(5, 6, versions=(9,)), placed(6), serving=serving)
     assert [want.version for want in asked.wants] == [6]
@@ -155,6 +155,6 @@ def test_the_last_good_version_stays_wanted_while_what_follows_is_missing_or_bro
 def test_while_the_store_has_told_nothing_everything_stays() -> None:
     unknown = CatalogEntry("m", ModelConfig(), "cpu", known=False)
     decision = decided(unknown, placed(1), placed(2), serving={"m": ((2, 0),)})
-    assert decision.holds == {Key("m", 1): Hold.KEEP, Key("m", 2): Hold.KEEP}
+    assert decision.holds == {ModelVersion("m", 1): Hold.KEEP, ModelVersion("m", 2): Hold.KEEP}
     assert decision.models["m"].rollout.default == 2
     assert decided(unknown, placed(1)).models["m"].rollout.default == 1

@@ -5,11 +5,10 @@ import math
 from pydantic import ByteSize
 
 from autoscale.failures import Failures, backoff_s, largest_above
-from autoscale.orders import Key
 from headrace.config.args import SlotClass
-from headrace.snapshot import Evidence, FailureKind
+from headrace.snapshot import Evidence, FailureKind, ModelVersion
 
-KEY = Key("m", 1)
+KEY = ModelVersion("m", 1)
 BROKEN = Evidence(FailureKind.BROKEN, "cpu")
 
 
@@ -30,12 +29,12 @@ def test_backoff_doubles_up_to_a_minute() -> None:
 
 
 def test_each_failure_in_a_row_waits_longer_until_it_is_forgotten() -> None:
-    failures, key = Failures(), Key("m", 1)
+    failures, key = Failures(), ModelVersion("m", 1)
     failures.add(key, "bad file", 100.0)
     assert failures.retry_at() == {key: 102.0}
     failures.add(key, "worse file", 102.0)
     assert failures.retry_at() == {key: 106.0} and failures.reason(key) == "worse file"
-    failures.forget([key, Key("absent", 1)])
+    failures.forget([key, ModelVersion("absent", 1)])
     assert key not in failures and failures.reason(key) == ""
     failures.add(key, "bad file", 200.0)
     assert failures.retry_at() == {key: 202.0}
@@ -43,10 +42,10 @@ def test_each_failure_in_a_row_waits_longer_until_it_is_forgotten() -> None:
 
 def test_a_model_is_forgotten_with_all_its_versions() -> None:
     failures = Failures()
-    for key in (Key("m", 1), Key("m", 2, 1), Key("n", 1)):
+    for key in (ModelVersion("m", 1), ModelVersion("m", 2, 1), ModelVersion("n", 1)):
         failures.add(key, "bad", 0.0)
     failures.forget_model("m")
-    assert list(failures.retry_at()) == [Key("n", 1)]
+    assert list(failures.retry_at()) == [ModelVersion("n", 1)]
 
 
 def test_files_that_are_refused_twice_wait_for_a_change() -> None:

@@ -11,10 +11,10 @@ import httpx
 import pytest
 
 from autoscale.ledger import handed_over
-from autoscale.orders import Hold, Key, Unload, Want
+from autoscale.orders import Hold, Unload, Want
 from headrace.config.args import ModelConfig
 from headrace.config.scaling import Replicas
-from headrace.snapshot import Placement, SlotView, State
+from headrace.snapshot import ModelVersion, Placement, SlotView, State
 from replicas import service
 from replicas.service import SlotService
 from tests.autoscale.plant import Plant
@@ -78,8 +78,8 @@ def test_where_all_slots_stop_nothing_is_unloaded() -> None:
 def test_a_version_that_serves_until_the_next_one_can_stays() -> None:
     next_one = [Want("m", 2, 1, "cpu")]
     both = [STOPPING, OTHER]
-    assert handed_over(next_one, both, [HERE], {Key("m", 1): Hold.KEEP}) == []
-    assert handed_over(next_one, both, [HERE], {Key("m", 1): Hold.YIELD}) == LET_GO
+    assert handed_over(next_one, both, [HERE], {ModelVersion("m", 1): Hold.KEEP}) == []
+    assert handed_over(next_one, both, [HERE], {ModelVersion("m", 1): Hold.YIELD}) == LET_GO
 
 
 def test_slots_that_stay_keep_what_they_have() -> None:

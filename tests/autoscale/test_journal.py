@@ -15,8 +15,8 @@ import pytest
 from autoscale.decision_log import REPLAYED, DecisionLog, replay_place
 from autoscale.journal import QUEUE_BYTES, Entry, Journal, older, read, replay
 from autoscale.ledger import plan
-from autoscale.orders import Hold, Key, Load, Room, Unload, Want
-from headrace.snapshot import Placement, SlotView, State
+from autoscale.orders import Hold, Load, Room, Unload, Want
+from headrace.snapshot import ModelVersion, Placement, SlotView, State
 
 
 @contextmanager
@@ -40,7 +40,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     file = tmp_path / "state" / "journal.jsonl"
     with opened(file) as journal:
         add(journal, 1)
-        add(journal, 2, key=Key("m", 1), seen=frozenset({2, 1}), state=State.READY)
+        add(journal, 2, key=ModelVersion("m", 1), seen=frozenset({2, 1}), state=State.READY)
         journal.write("odd", MappingProxyType({"at": {3: math.inf}}), {}, "", 9.0)
         assert journal.flush()
         assert journal.statistics() == (3, 0)
@@ -185,7 +185,7 @@ def test_orders_for_guarantees_and_turns_in_full_classes_are_replayed(tmp_path: 
     held = [Placement("s", "sure", 1, State.READY), Placement("t", "usual", 1, State.READY)]
     sizes, used_s = {"sure": 0.5, "usual": 0.5, "starved": 1.0}, {"sure": 3.0, "usual": -math.inf}
     room = Room({"cpu": 2}, sizes, {"cpu": 0}, used_s, full=frozenset({"cpu"}))
-    holds, retry_at = {Key("gone", 1): Hold.KEEP}, {Key("gone", 2): math.inf}
+    holds, retry_at = {ModelVersion("gone", 1): Hold.KEEP}, {ModelVersion("gone", 2): math.inf}
     made = plan(wants, views, held, room, 50.0, retry_at, holds)
     assert made.moves == [Unload("t", "usual", 1), Load("s", "usual", 1)]
     file = tmp_path / "journal.jsonl"

@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 
 from autoscale import operations
-from autoscale.orders import Key
 from headrace.config.scaling import Replicas
 from headrace.errors import NotFound, Unavailable
-from headrace.snapshot import Evidence
+from headrace.snapshot import Evidence, ModelVersion
 from tests.autoscale.plant import CONFIG, Plant, open_plant
 from tests.house import affine_model, until
 
@@ -119,7 +118,7 @@ def counting_failures(plant: Plant) -> list[int]:
     seen: list[int] = []
     failed = plant.controller.failed
 
-    def note(key: Key, reason: str, *, evidence: Evidence) -> None:
+    def note(key: ModelVersion, reason: str, *, evidence: Evidence) -> None:
         seen.append(key.version)
         failed(key, reason, evidence=evidence)
 
@@ -234,7 +233,9 @@ async def test_a_version_that_failed_long_ago_may_be_rolled_back_to(tmp_path: Pa
     config = CONFIG.model_copy(update={"keep_previous": False})
     async with open_plant(tmp_path, "a", "b", models={"m": config}, versions=(1, 2)) as plant:
         await plant.serves(2)
-        plant.controller.failures.add(Key("m", 1), "the slot died", time.monotonic() + 3600)
+        plant.controller.failures.add(
+            ModelVersion("m", 1), "the slot died", time.monotonic() + 3600
+        )
         assert (await plant.operations.roll_back("m"))["to"] == 1
         await plant.serves(1)
 

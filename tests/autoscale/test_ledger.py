@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoscale.ledger import plan
-from autoscale.orders import HELD, PRESENT, Hold, Key, Load, Room, Unload, Want
-from headrace.snapshot import Placement, SlotView, State
+from autoscale.orders import HELD, PRESENT, Hold, Load, Room, Unload, Want
+from headrace.snapshot import ModelVersion, Placement, SlotView, State
 
 
 def slots(*names: str, slot_class: str = "cpu", draining: Sequence[str] = ()) -> list[SlotView]:
@@ -26,9 +26,9 @@ def moves(
     views: Sequence[SlotView],
     placements: Sequence[Placement] = (),
     max_models: Mapping[str, int] | None = None,
-    retry_at: Mapping[Key, float] | None = None,
+    retry_at: Mapping[ModelVersion, float] | None = None,
     now_s: float = 100.0,
-    holds: Mapping[Key, Hold] | None = None,
+    holds: Mapping[ModelVersion, Hold] | None = None,
     full: Sequence[str] = (),
 ) -> list[Load | Unload]:
     room = Room(max_models or {}, full=full)
@@ -39,9 +39,9 @@ def waiting(
     wanted: Sequence[Want],
     views: Sequence[SlotView],
     placements: Sequence[Placement] = (),
-    retry_at: Mapping[Key, float] | None = None,
-    holds: Mapping[Key, Hold] | None = None,
-) -> Mapping[Key, str]:
+    retry_at: Mapping[ModelVersion, float] | None = None,
+    holds: Mapping[ModelVersion, Hold] | None = None,
+) -> Mapping[ModelVersion, str]:
     return plan(wanted, views, placements, Room(), 100.0, retry_at or {}, holds or {}).waiting
 
 
@@ -148,7 +148,7 @@ def test_what_failed_or_ended_takes_no_room(state: State) -> None:
 def test_a_version_that_failed_waits_and_then_prefers_another_slot() -> None:
     wanted = [Want("m", 1, 1, "cpu")]
     failed = [ready("a", "m", 1, State.FAILED)]
-    retry_at = {Key("m", 1): 101.0}
+    retry_at = {ModelVersion("m", 1): 101.0}
     assert moves(wanted, slots("a", "b"), failed, retry_at=retry_at) == []
     late = moves(wanted, slots("a", "b"), failed, retry_at=retry_at, now_s=101.0)
     assert late == [Load("b", "m", 1)]
@@ -163,11 +163,11 @@ def test_a_plan_says_why_something_waits() -> None:
         Want("v", 1, 1, "cpu"),
     ]
     placements = [ready("a", "x"), ready("b", "v")]
-    assert waiting(wanted, slots("a", "b", "c"), placements, {Key("w", 2): 104.0}) == {
-        Key("x", 1): "needs 1 more slot of class cpu, 0 free",
-        Key("y", 1): "needs 2 slots of class cpu, 1 free",
-        Key("z", 1): "needs 1 slot of class gpu, 0 free",
-        Key("w", 2): "failed to load, waits before the next try",
+    assert waiting(wanted, slots("a", "b", "c"), placements, {ModelVersion("w", 2): 104.0}) == {
+        ModelVersion("x", 1): "needs 1 more slot of class cpu, 0 free",
+        ModelVersion("y", 1): "needs 2 slots of class cpu, 1 free",
+        ModelVersion("z", 1): "needs 1 slot of class gpu, 0 free",
+        ModelVersion("w", 2): "failed to load, waits before the next try",
     }
 
 
@@ -175,7 +175,7 @@ def test_what_waits_for_a_drain_needs_no_reason() -> None:
     draining = [ready("a", "x", 1, State.DRAINING)]
     assert waiting([Want("m", 1, 1, "cpu")], slots("a"), draining) == {}
     two = [Want("m", 1, 1, "cpu"), Want("n", 1, 1, "cpu")]
-    assert list(waiting(two, slots("a"), draining)) == [Key("n", 1)]
+    assert list(waiting(two, slots("a"), draining)) == [ModelVersion("n", 1)]
 
 
 def test_places_that_fit_by_their_sum_and_into_no_slot_are_told() -> None:
@@ -193,15 +193,15 @@ def test_places_that_fit_by_their_sum_and_into_no_slot_are_told() -> None:
 
 def test_what_must_be_kept_stays_and_the_new_version_goes_to_a_spare_slot() -> None:
     wanted, serving = [Want("m", 2, 1, "cpu")], [ready("a", "m", 1)]
-    holds = {Key("m", 1): Hold.KEEP}
+    holds = {ModelVersion("m", 1): Hold.KEEP}
     assert moves(wanted, slots("a", "b"), serving, holds=holds) == [Load("b", "m", 2)]
     assert moves(wanted, slots("a"), serving, holds=holds) == []
     reasons = waiting(wanted, slots("a"), serving, holds=holds)
-    assert reasons == {Key("m", 2): "needs 1 slot of class cpu, 0 free"}
+    assert reasons == {ModelVersion("m", 2): "needs 1 slot of class cpu, 0 free"}
 
 
 def test_what_may_yield_stays_until_its_slot_is_needed() -> None:
-    standby, holds = [ready("a", "m", 1), ready("b", "m", 2)], {Key("m", 1): Hold.YIELD}
+    standby, holds = [ready("a", "m", 1), ready("b", "m", 2)], {ModelVersion("m", 1): Hold.YIELD}
     assert moves([Want("m", 2, 1, "cpu")], slots("a", "b"), standby, holds=holds) == []
     more = [Want("m", 2, 1, "cpu"), Want("x", 1, 1, "cpu")]
     first = moves(more, slots("a", "b"), standby, holds=holds)
@@ -213,7 +213,7 @@ def test_what_may_yield_stays_until_its_slot_is_needed() -> None:
 
 def test_no_more_yields_than_is_needed() -> None:
     standby = [ready("a", "m", 1), ready("b", "n", 1)]
-    holds = {Key("m", 1): Hold.YIELD, Key("n", 1): Hold.YIELD}
+    holds = {ModelVersion("m", 1): Hold.YIELD, ModelVersion("n", 1): Hold.YIELD}
     orders = moves([Want("x", 1, 1, "cpu")], slots("a", "b"), standby, holds=holds)
     assert orders == [Unload("a", "m", 1)]
 
@@ -223,8 +223,8 @@ def test_a_version_that_waits_after_a_failure_makes_nothing_yield() -> None:
         [Want("x", 1, 1, "cpu")],
         slots("a"),
         [ready("a", "m", 1)],
-        holds={Key("m", 1): Hold.YIELD},
-        retry_at={Key("x", 1): 101.0},
+        holds={ModelVersion("m", 1): Hold.YIELD},
+        retry_at={ModelVersion("x", 1): 101.0},
     )
     assert orders == []
 
@@ -232,7 +232,7 @@ def test_a_version_that_waits_after_a_failure_makes_nothing_yield() -> None:
 def test_changed_files_of_one_version_are_loaded_beside_the_old_ones() -> None:
     old = Placement("a", "m", 1, State.READY, revision=0)
     wanted = [Want("m", 1, 1, "cpu", revision=1)]
-    holds = {Key("m", 1, 0): Hold.KEEP}
+    holds = {ModelVersion("m", 1, 0): Hold.KEEP}
     assert moves(wanted, slots("a", "b"), [old], holds=holds) == [Load("b", "m", 1, 1)]
     new = Placement("b", "m", 1, State.READY, revision=1)
     assert moves(wanted, slots("a", "b"), [old, new]) == [Unload("a", "m", 1, 0)]
@@ -309,7 +309,7 @@ def test_room_that_is_promised_is_not_made_by_others_too() -> None:
         Want("a", 1, 1, "cpu", firm=False),
         Want("c", 1, 1, "cpu"),
     ]
-    held, holds = [ready("s", "a")], {Key("a", 1): Hold.YIELD}
+    held, holds = [ready("s", "a")], {ModelVersion("a", 1): Hold.YIELD}
     assert plan(wants, slots("s"), held, room, holds=holds).moves == [Unload("s", "a", 1)]
 
 
@@ -324,13 +324,13 @@ def test_what_lingers_or_loads_is_considered_when_a_slot_is_cleared() -> None:
     large, other = Want("large", 1, 1, "cpu", turn=True), Want("b", 1, 1, "cpu")
     loose = Want("a", 1, 1, "cpu", firm=False)
     held = [ready("s", "b"), ready("t", "a")]
-    holds = {Key("a", 1): Hold.YIELD}
+    holds = {ModelVersion("a", 1): Hold.YIELD}
     orders = plan([other, loose, large], slots("s", "t"), held, HALVES, holds=holds).moves
     assert orders == [Unload("t", "a", 1), Load("s", "a", 1)]
     loading = [ready("s", "b"), ready("t", "a", state=State.LOADING)]
     orders = plan([other, replace(loose, firm=True), large], slots("s", "t"), loading, HALVES).moves
     assert orders == [Unload("s", "b", 1), Load("t", "b", 1)]
-    kept = {Key("b", 1): Hold.KEEP}
+    kept = {ModelVersion("b", 1): Hold.KEEP}
     assert plan([large], slots("s"), held[:1], HALVES, holds=kept).moves == []
 
 
@@ -338,7 +338,7 @@ def test_nobody_leaves_for_a_new_version_while_the_old_one_serves() -> None:
     new, other = Want("a", 2, 1, "cpu", guaranteed=1), Want("large", 1, 1, "cpu")
     held = [ready("s", "a"), ready("t", "large")]
     room = replace(HALVES, sizes={"a": 1.0, "large": 1.0})
-    kept = {Key("a", 1): Hold.KEEP}
+    kept = {ModelVersion("a", 1): Hold.KEEP}
     assert plan([new, other], slots("s", "t"), held, room, holds=kept).moves == []
     lost = [ready("t", "large")]
     orders = plan([new, other], slots("t"), lost, room).moves
@@ -347,7 +347,7 @@ def test_nobody_leaves_for_a_new_version_while_the_old_one_serves() -> None:
 
 NAMES = st.sampled_from("abcde")
 CLASSES = st.sampled_from(["cpu", "gpu"])
-KEYS = st.builds(Key, st.sampled_from("xyz"), st.integers(1, 2))
+KEYS = st.builds(ModelVersion, st.sampled_from("xyz"), st.integers(1, 2))
 VIEWS = st.builds(
     SlotView, NAMES, CLASSES, st.just("node"), st.just(""), st.just(""), draining=st.booleans()
 )
@@ -387,7 +387,7 @@ def test_orders_respect_the_slots(
     views: list[SlotView],
     placements: list[Placement],
     room: dict[str, int],
-    retry_at: dict[Key, float],
+    retry_at: dict[ModelVersion, float],
 ) -> None:
     orders = moves(wanted, views, placements, room, retry_at, full=FULL)
     after = apply(orders, placements)
@@ -397,7 +397,7 @@ def test_orders_respect_the_slots(
         if isinstance(order, Load):
             assert not by_id[order.slot_id].draining
             assert after_counts[order.slot_id] <= room[by_id[order.slot_id].slot_class]
-            assert retry_at.get(Key(order.model, order.version), 0.0) <= 100.0
+            assert retry_at.get(ModelVersion(order.model, order.version), 0.0) <= 100.0
     assert all(after_counts[slot_id] >= count for slot_id, count in before_counts.items())
     present = [(p.slot_id, p.model, p.version) for p in after if p.state in PRESENT]
     assert len(present) == len(set(present))
@@ -409,7 +409,7 @@ def test_planning_again_changes_nothing(
     views: list[SlotView],
     placements: list[Placement],
     room: dict[str, int],
-    retry_at: dict[Key, float],
+    retry_at: dict[ModelVersion, float],
 ) -> None:
     orders = moves(wanted, views, placements, room, retry_at, full=FULL)
     assert moves(wanted, views, apply(orders, placements), room, retry_at, full=FULL) == []
@@ -432,7 +432,7 @@ def test_the_house_settles_and_says_what_is_missing(
         holders = [
             p.slot_id
             for p in now
-            if Key(p.model, p.version) == want.key
+            if ModelVersion(p.model, p.version) == want.key
             and p.state is State.READY
             and staying.get(p.slot_id) == want.slot_class
         ]

@@ -6,13 +6,13 @@ import orjson
 
 from autoscale.catalog import CatalogEntry
 from autoscale.decision_log import RECENT, DecisionLog, Made
-from autoscale.orders import Key, Load, Plan, Room, Unload
+from autoscale.orders import Load, Plan, Room, Unload
 from autoscale.policy import Wish
 from autoscale.pool_view import PoolFacts, gauges, render_pool
 from autoscale.sharing import Need, divide
 from headrace.config.args import ModelConfig, PoolConfig, SlotClass
 from headrace.metrics import POOL_PLACES, POOL_SLOTS, POOL_UTILISATION, Recorder
-from headrace.snapshot import Placement, SlotView, State
+from headrace.snapshot import ModelVersion, Placement, SlotView, State
 
 CLASSES = {"cpu": SlotClass(min=1, warm=1, max=6)}
 LEASE = {
@@ -68,7 +68,7 @@ def facts() -> PoolFacts:
         wishes=wishes,
         division=division,
         targets={"cpu": 4},
-        waiting={Key("new", 3): "needs 1 slot of class cpu, 0 free"},
+        waiting={ModelVersion("new", 3): "needs 1 slot of class cpu, 0 free"},
         leased={"cpu": 2},
         leases=[LEASE],
         decisions=[Made(0.5, "place", "load busy/1 in cpu-2", "as configured")],
@@ -145,7 +145,10 @@ def test_the_latest_decisions_are_kept_in_words() -> None:
     assert len(log.recent()) == 2
     for version in range(RECENT):
         for _ in range(2):  # until the slot has done it
-            waiting = {Key("m", 1): "needs 1 slot", Key("other", 1): "needs 2 slots"}
+            waiting = {
+                ModelVersion("m", 1): "needs 1 slot",
+                ModelVersion("other", 1): "needs 2 slots",
+            }
             plan = Plan([Load("cpu-2", "m", version), *moves * 5], waiting)
             log.placed([], {}, [], [], Room(), {}, plan, 0.0)
     assert len(log.recent()) == RECENT and log.recent()[0].what.endswith("; 7 more")

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from autoscale.catalog import CatalogEntry
 from autoscale.decision import Decision, decide
 from autoscale.economy import Economy
-from autoscale.orders import Key, Load, Plan, Unload
+from autoscale.orders import Load, Plan, Unload
 from autoscale.rounds import Findings, Rounds
 from autoscale.sharing import divide
 from headrace.config.args import ModelConfig, PoolConfig, SlotClass
 from headrace.config.scaling import Replicas, Scaling, Share
-from headrace.snapshot import Placement, SlotView, State
+from headrace.snapshot import ModelVersion, Placement, SlotView, State
 
 CLASSES = {"cpu": SlotClass(min=0, warm=1, max=6, max_models=3)}
 QUICK = Scaling(target_in_flight=1, look_back_s=0.5, down_delay_s=1.0, idle_s=4.0)
@@ -41,7 +41,7 @@ class House:
         self.entries = list(entries)
         self.slots = [SlotView(f"s{n}", "cpu", f"n{n % 2}", "", "") for n in range(slots)]
         self.placements: list[Placement] = []
-        self.failed: dict[Key, float] = {}
+        self.failed: dict[ModelVersion, float] = {}
 
     def found(self) -> Findings:
         return Findings(
@@ -49,7 +49,9 @@ class House:
             self.entries,
             self.slots,
             self.placements,
-            told={Key(p.model, p.version) for p in self.placements if p.state is State.READY},
+            told={
+                ModelVersion(p.model, p.version) for p in self.placements if p.state is State.READY
+            },
             retry_at=self.failed,
         )
 
@@ -101,7 +103,7 @@ def test_what_is_taken_over_from_the_round_before_is_what_a_fresh_look_gives(
         elif event == "version":
             house.entries[number] = replace(house.entries[number], versions=(1, 2))
         elif event == "fail":
-            house.failed[Key(name, 2)] = now_s + amount
+            house.failed[ModelVersion(name, 2)] = now_s + amount
         elif event == "slot":
             view = SlotView(f"late-{now_s:.1f}", "cpu", "n0", "", "")
             house.slots = [*house.slots, view][-6:]
@@ -176,7 +178,7 @@ def test_a_failed_version_has_a_place_beside_the_one_that_serves_instead() -> No
         house.rounds.run(house.found(), now_s)
         house.step()
     both = replace(old, versions=(1, 2), stamps={1: "a", 2: "b"})
-    house.failed = {Key("m", 2): 20.0}
+    house.failed = {ModelVersion("m", 2): 20.0}
     for now_s in (13.0, 13.1, 13.2):
         house.entries = [replace(both)]  # the same, and another object each time
         house.rounds.run(house.found(), now_s)

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from autoscale import controller
-from autoscale.orders import Key
 from headrace.config.args import ModelConfig
 from headrace.config.scaling import Replicas, Scaling
+from headrace.snapshot import ModelVersion
 from tests.autoscale.plant import open_plant
 from tests.house import until
 
@@ -36,7 +36,7 @@ async def test_a_broken_sleeping_model_asks_for_no_slot_and_the_version_before_s
         await until(lambda: plant.states() == {1: "SLEEPING"})
         plant.write_broken(2)
         failures = plant.controller.failures
-        await until(lambda: failures.retry_at().get(Key("m", 2)) == float("inf"))
+        await until(lambda: failures.retry_at().get(ModelVersion("m", 2)) == float("inf"))
         await until(lambda: plant.controller.economy.wishes["m"].slots == 0)
         await until(lambda: plant.states()[1] == "SLEEPING")
         view = plant.model()
