@@ -22,7 +22,7 @@ from headrace.errors import (
     Unauthenticated,
     Unavailable,
 )
-from headrace.version_folders import version_folders
+from headrace.runtimes import version_folders
 
 STEP = 32
 """Fully convolutional models take sides that are multiples of this."""

@@ -16,19 +16,14 @@ from headrace.config.args import (
     Latest,
     ModelConfig,
     PoolConfig,
-    RuntimeName,
     SlotClass,
     split_address,
 )
-from headrace.version_folders import version_folders
+from headrace.runtimes import RUNTIMES, RuntimeName, version_folders
 
 LEASES = "leases"
 """The name of their account in the fair share: see `autoscale.sharing`."""
 _LOOPBACK = ("127.", "localhost", "::1")
-_FILES: tuple[tuple[RuntimeName, str], ...] = (
-    ("tensorflow", "saved_model.pb"),
-    ("onnx", "model.onnx"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +75,8 @@ def stored_versions(store: Path, model: str) -> dict[int, str]:
 def stored_runtime(store: Path, model: str) -> RuntimeName | None:
     """The runtime that the newest version's files ask for, None when they do not say."""
     for name in reversed(stored_versions(store, model).values()):
-        for runtime, file in _FILES:
-            if (store / model / name / file).is_file():
+        for runtime, kind in RUNTIMES.items():
+            if (store / model / name / kind.file).is_file():
                 return runtime
     return None
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from headrace.config.args import Args
 from headrace.errors import ConfigError, Unavailable
+from headrace.runtimes import RUNTIMES
 from headrace.secrets import own_secret, ray_token_file
 
 SETTINGS: Mapping[str, str] = {
@@ -25,8 +26,6 @@ SETTINGS: Mapping[str, str] = {
 
 OBJECT_STORE_BYTES = 256 * 1024 * 1024
 """No tensor passes through Ray's object store; by default it would claim 30 % of memory."""
-
-_RUNTIMES = {"onnx": ("onnxruntime", "cpu"), "tensorflow": ("tensorflow", "tensorflow")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +44,11 @@ def check_installed(args: Args) -> None:
         raise ConfigError("Ray is not installed here: pip install headrace")
     for name, slots in args.slots.items():
         for runtime in slots.preload if slots.max else ():
-            module, extra = _RUNTIMES[runtime]
-            if importlib.util.find_spec(module) is None:
+            library, extra = RUNTIMES[runtime].library, RUNTIMES[runtime].extra
+            if importlib.util.find_spec(library) is None:
                 extra = "gpu" if extra == "cpu" and slots.gpus else extra
                 raise ConfigError(
-                    f"the slot class {name!r} needs {module}, which is not installed here: "
+                    f"the slot class {name!r} needs {library}, which is not installed here: "
                     f"pip install 'headrace[{extra}]'"
                 )
 

@@ -21,10 +21,6 @@ BFLOAT16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
 """NumPy has none of its own. Its kind is `V`, and it has no form in JSON."""
 
 
-TENSORFLOW = "tensorflow_savedmodel"
-"""The platform of what TensorFlow runs, in Triton's word."""
-
-
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
     """A named input or output; `shape` has None where a dimension is free, first the rows.
@@ -72,7 +68,7 @@ class Signature:
 class ModelSpec:
     """What a loaded model version takes and gives.
 
-    `platform` is Triton's word: `onnxruntime_onnx` or `tensorflow_savedmodel`.
+    `platform` is that of its `RuntimeKind`.
     `max_rows` is the largest batch that one run takes (0: rows are not batched). Requests of more
     than `row_limit` rows are refused (None: they are cut, 0: there are no rows).
     `operations` are signatures that only name an operation of the graph, as what initialises a

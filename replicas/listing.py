@@ -16,10 +16,8 @@ from fsspec import AbstractFileSystem
 from fsspec.asyn import AsyncFileSystem
 from fsspec.implementations.dirfs import DirFileSystem
 
-from headrace.config.args import RuntimeName
+from headrace.runtimes import RUNTIMES, RuntimeName
 from replicas.verification import SUMS
-
-MODEL_FILES: dict[RuntimeName, str] = {"onnx": "model.onnx", "tensorflow": "saved_model.pb"}
 
 MAX_BESIDE_BYTES = 4 << 20
 """Of a configuration or of labels; a million labels of ImageNet's length are no more."""
@@ -65,7 +63,7 @@ def describe(
     What lies `beside` the version folders belongs to each of them.
     """
     missing = sorted(set(listed) - files.keys())
-    runtimes = [name for name, file in MODEL_FILES.items() if file in files]
+    runtimes = [name for name, kind in RUNTIMES.items() if kind.file in files]
     problem = ""
     if not files:
         problem = "it is empty"

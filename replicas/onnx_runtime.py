@@ -17,6 +17,7 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from headrace.errors import InternalError, InvalidArgument, ModelLoadError, NotFound
+from headrace.runtimes import ONNX
 from headrace.spec import BFLOAT16, BYTES, ModelSpec, Signature, Tensor, TensorSpec
 from replicas.runtime import Runtime, RuntimeSettings, without_places
 from replicas.verification import check_external_data
@@ -84,7 +85,7 @@ _PROBE = (
 def load(path: Path, name: str, version: int, settings: RuntimeSettings) -> Runtime:
     """Load `path/model.onnx`; raises `ModelLoadError` with one sentence."""
     where = f"model {name} version {version}"
-    model_file = path / "model.onnx"
+    model_file = path / ONNX.file
     if not model_file.is_file():
         raise ModelLoadError(f"{where}: {model_file.name} is missing")
     check_external_data(model_file, where)
@@ -274,7 +275,7 @@ def _model_spec(
     return ModelSpec(
         name=name,
         version=version,
-        platform="onnxruntime_onnx",
+        platform=ONNX.platform,
         signatures={SIGNATURE: signature},
         default_signature=SIGNATURE,
         max_rows=settings.max_rows if _rows_are_free(inputs, outputs, optional) else 0,

@@ -15,10 +15,11 @@ from typing import Any
 
 import structlog
 
-from headrace.config.args import Batching, Limits, RuntimeName
+from headrace.config.args import Batching, Limits
 from headrace.errors import HeadraceError, ModelLoadError
 from headrace.logs import recent_lines
 from headrace.metrics import Recorder
+from headrace.runtimes import RUNTIMES, RuntimeName
 from headrace.snapshot import State
 from headrace.spec import encode_spec
 from replicas.batcher import Batcher
@@ -32,10 +33,6 @@ from replicas.statistics import ModelStatistics
 from replicas.triton_config import CONFIG, configured, own_file
 from replicas.warmup import warm_up
 
-RUNTIME_MODULES: dict[str, str] = {
-    "onnx": "replicas.onnx_runtime",
-    "tensorflow": "replicas.tensorflow_runtime",
-}
 MIN_CREDITS = 4
 REMEMBERED = 16
 """How many versions that are not here any more are still reported: the pool then keeps the sums."""
@@ -60,8 +57,8 @@ class Order:
     def __post_init__(self) -> None:
         if not isinstance(self.version, int) or not isinstance(self.revision, int):
             raise ValueError(f"version {self.version!r} and revision {self.revision!r}: integers")
-        if self.runtime is not None and self.runtime not in RUNTIME_MODULES:
-            raise ValueError(f"runtime {self.runtime!r}, not one of {sorted(RUNTIME_MODULES)}")
+        if self.runtime is not None and self.runtime not in RUNTIMES:
+            raise ValueError(f"runtime {self.runtime!r}, not one of {sorted(RUNTIMES)}")
 
 
 @dataclass(slots=True, eq=False)
@@ -100,12 +97,12 @@ def refuses_files(error: HeadraceError) -> bool:
     return not not_installed and _OUR_FAULT.search(error.message) is None
 
 
-def import_runtime(name: str) -> Any:
+def import_runtime(name: RuntimeName) -> Any:
     """The module that loads models of this runtime; raises `ModelLoadError` if not installed."""
     try:
-        return importlib.import_module(RUNTIME_MODULES[name])
+        return importlib.import_module(RUNTIMES[name].module)
     except ImportError as error:
-        extra = {"onnx": "cpu", "tensorflow": "tensorflow"}[name]
+        extra = RUNTIMES[name].extra
         raise ModelLoadError(
             f"the {name} runtime is not installed here: pip install 'headrace[{extra}]'"
         ) from error

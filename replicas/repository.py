@@ -12,14 +12,14 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any
 
 import fsspec
 import structlog
 from fsspec.implementations.local import LocalFileSystem
 
 from headrace.errors import HeadraceError, ModelLoadError
-from headrace.version_folders import is_version, version_folders
+from headrace.runtimes import RUNTIMES, RuntimeName, is_version, version_folders
 from replicas.listing import (
     Row,
     VersionFiles,
@@ -439,13 +439,9 @@ def _at_most(content: bytes, most_bytes: int, where: str) -> bytes:
     return content
 
 
-def detect_runtime(path: Path) -> Literal["onnx", "tensorflow"]:
+def detect_runtime(path: Path) -> RuntimeName:
     """Which runtime a version folder is for, by its files."""
-    found: list[Literal["onnx", "tensorflow"]] = []
-    if (path / "model.onnx").is_file():
-        found.append("onnx")
-    if (path / "saved_model.pb").is_file():
-        found.append("tensorflow")
+    found = [name for name, kind in RUNTIMES.items() if (path / kind.file).is_file()]
     if len(found) != 1:
         which = "both" if found else "neither"
         raise ModelLoadError(

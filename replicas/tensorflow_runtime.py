@@ -16,7 +16,8 @@ import structlog
 
 from headrace.errors import InternalError, InvalidArgument, ModelLoadError, NotFound
 from headrace.protocols.datatypes import is_supported
-from headrace.spec import BYTES, TENSORFLOW, ModelSpec, Signature, Tensor, TensorSpec
+from headrace.runtimes import TENSORFLOW
+from headrace.spec import BYTES, ModelSpec, Signature, Tensor, TensorSpec
 from replicas.runtime import Runtime, RuntimeSettings, without_places
 
 # TensorFlow reads this while it is imported: 2 keeps its errors and drops the rest.
@@ -230,7 +231,7 @@ def _serving_graph(path: Path, where: str) -> Any:
 
     Signatures come from the file and not from the loaded object, which forgets method names.
     """
-    file = path / "saved_model.pb"
+    file = path / TENSORFLOW.file
     if not file.is_file():
         raise ModelLoadError(f"{where}: {file.name} is missing")
     saved = saved_model_pb2.SavedModel()
@@ -261,7 +262,7 @@ def _model_spec(
     return ModelSpec(
         name=name,
         version=version,
-        platform=TENSORFLOW,
+        platform=TENSORFLOW.platform,
         signatures=signatures,
         default_signature=_DEFAULT if _DEFAULT in signatures else next(iter(signatures)),
         max_rows=settings.max_rows if batchable else 0,

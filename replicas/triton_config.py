@@ -18,8 +18,9 @@ from google.protobuf import text_format
 
 from headrace.errors import ModelLoadError, listed, quoted
 from headrace.protocols.datatypes import config_name
-from headrace.protocols.metadata import backend_of, default_signature
+from headrace.protocols.metadata import default_signature
 from headrace.protocols.wire import POOL, message
+from headrace.runtimes import runtime_of
 from headrace.spec import ModelSpec, Signature, Tensor, TensorSpec
 from replicas.listing import MAX_BESIDE_BYTES
 from replicas.runtime import Runtime
@@ -287,9 +288,10 @@ def _shown(shape: Shape) -> list[int]:
 
 def _ignored(config: Any, spec: ModelSpec) -> Iterator[str]:
     """The fields that are set to something and not read; what runs a model is told by its files."""
+    runtime = runtime_of(spec.platform)
     if config.platform not in ("", spec.platform):
         yield "platform"
-    if config.backend not in ("", backend_of(spec)):
+    if config.backend not in ("", runtime.backend if runtime else ""):
         yield "backend"
     for field, value in config.ListFields():
         if field.name in ("input", "output"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -22,6 +21,7 @@ from headrace.config.scaling import Leases, Replicas, Scaling, Share
 from headrace.config.sharding import ShardingConfig
 from headrace.config.tiers import ANONYMOUS, AuthConfig, Tier, with_defaults
 from headrace.config.types import Amount, Name, Seconds, SecretRef, Strict
+from headrace.runtimes import RUNTIMES, RuntimeName
 
 
 class JobsConfig(Strict):
@@ -64,11 +64,6 @@ class MediaConfig(Strict):
         """Whether a stage runs at all."""
         return self.replicas > 0
 
-
-RuntimeName = Literal["onnx", "tensorflow"]
-
-DEFAULT_SLOT_CLASS: Mapping[RuntimeName, str] = {"onnx": "cpu", "tensorflow": "tensorflow"}
-"""Where a model goes that names no `slot_class`."""
 
 MAX_SLOTS = 10_000
 """No class has more: Ray and our own tables are meant for no larger clusters."""
@@ -385,7 +380,7 @@ class ModelConfig(Strict):
 
     def slot_class_for(self, runtime: RuntimeName) -> str:
         """The slot class that holds this model, given the runtime that loads it."""
-        return self.slot_class or DEFAULT_SLOT_CLASS[runtime]
+        return self.slot_class or RUNTIMES[runtime].slot_class
 
 
 class PoolConfig(Strict):

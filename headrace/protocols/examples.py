@@ -25,7 +25,8 @@ from headrace.protocols.elements import too_many
 from headrace.protocols.json_bodies import leaves_to_array, text_of
 from headrace.protocols.tensors import InferenceRequest
 from headrace.protocols.wire import delimited, varint
-from headrace.spec import BYTES, TENSORFLOW, ModelSpec, Signature, Tensor, TensorSpec
+from headrace.runtimes import TENSORFLOW
+from headrace.spec import BYTES, ModelSpec, Signature, Tensor, TensorSpec
 
 Features = dict[str, list[Any]]
 """By name, values that are all `int` (64 bit), all `float` or all `bytes`."""
@@ -67,7 +68,7 @@ def takes_serialized(model: ModelSpec, signature: Signature) -> bool:
     What TensorFlow 2 exports has no method but `predict`; so the one input tells, whatever its
     name. An ONNX graph cannot parse them.
     """
-    if model.platform != TENSORFLOW or len(signature.inputs) != 1:
+    if model.platform != TENSORFLOW.platform or len(signature.inputs) != 1:
         return False
     [spec] = signature.inputs
     return spec.dtype == BYTES and (spec.shape is None or len(spec.shape) < 2)

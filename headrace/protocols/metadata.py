@@ -19,8 +19,9 @@ from headrace.config.args import ModelConfig
 from headrace.errors import InvalidArgument, Unimplemented, listed
 from headrace.protocols.datatypes import config_name, datatype_name, tensorflow_name
 from headrace.protocols.wire import POOL, delimited, message
+from headrace.runtimes import runtime_of
 from headrace.snapshot import ANSWERING, ModelView, Snapshot, State, VersionView
-from headrace.spec import TENSORFLOW, ModelSpec, Signature, TensorSpec
+from headrace.spec import ModelSpec, Signature, TensorSpec
 
 EXTENSIONS = (
     "classification",
@@ -213,8 +214,6 @@ def _entry(name: str, version: int, counted: Mapping[str, Any]) -> dict[str, Any
     }
 
 
-_BACKENDS = {"onnxruntime_onnx": "onnxruntime", TENSORFLOW: "tensorflow"}
-_FILES = {"onnxruntime_onnx": "model.onnx", TENSORFLOW: "saved_model.pb"}
 _INFORMATIVE = frozenset(
     {"name", "platform", "backend", "input", "output", "default_model_filename"}
 )
@@ -252,11 +251,6 @@ _DYNAMIC = frozenset({"max_queue_delay_microseconds", "preferred_batch_size"})
 _POLICIES = {"all": (), "latest": ("num_versions", "numVersions"), "specific": ("versions",)}
 
 
-def backend_of(spec: ModelSpec) -> str:
-    """Triton's name of what runs the model."""
-    return _BACKENDS.get(spec.platform, "")
-
-
 def shown(config: ModelConfig, spec: ModelSpec) -> dict[str, Any]:
     """The model configuration body: every field that Triton shows, with its default.
 
@@ -264,10 +258,11 @@ def shown(config: ModelConfig, spec: ModelSpec) -> dict[str, Any]:
     """
     signature = default_signature(spec)
     batched = spec.batches(signature)
+    runtime = runtime_of(spec.platform)
     document: dict[str, Any] = {
         "name": spec.name,
         "platform": spec.platform,
-        "backend": backend_of(spec),
+        "backend": runtime.backend if runtime else "",
         "runtime": "",
         "version_policy": _version_policy(config.versions),
         "max_batch_size": _row_limit(config, spec) if batched else 0,
@@ -282,7 +277,7 @@ def shown(config: ModelConfig, spec: ModelSpec) -> dict[str, Any]:
             **_DYNAMIC_NEUTRAL,
         }
     document["instance_group"] = []
-    document["default_model_filename"] = _FILES.get(spec.platform, "")
+    document["default_model_filename"] = runtime.file if runtime else ""
     return {**document, **_AFTER}
 
 

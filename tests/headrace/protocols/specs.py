@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from headrace.spec import BYTES, TENSORFLOW, ModelSpec, Signature, TensorSpec
+from headrace.runtimes import TENSORFLOW
+from headrace.spec import BYTES, ModelSpec, Signature, TensorSpec
 
 F4, F8, I8 = np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.int64)
 
@@ -32,7 +33,7 @@ def model(*signatures: Signature) -> ModelSpec:
 def saved_model(*signatures: Signature) -> ModelSpec:
     """The same as TensorFlow runs it: it decides on shapes itself."""
     own = {s.name: replace(s, shapes_bind=False) for s in signatures}
-    return ModelSpec("m", 3, TENSORFLOW, own, max_rows=8)
+    return ModelSpec("m", 3, TENSORFLOW.platform, own, max_rows=8)
 
 
 def one_input(dtype: np.dtype[Any] = F4, *shape: int | None) -> ModelSpec:

@@ -11,7 +11,8 @@ from headrace.protocols.calls import call_number, codecs
 from headrace.protocols.elements import check_json, check_message
 from headrace.protocols.tensors import Call
 from headrace.protocols.wire import delimited, message, varint
-from headrace.spec import BYTES, TENSORFLOW, ModelSpec, Signature, TensorSpec
+from headrace.runtimes import TENSORFLOW
+from headrace.spec import BYTES, ModelSpec, Signature, TensorSpec
 
 MOST = 100
 INFER, PREDICT = "inference.ModelInferRequest", "tensorflow.serving.PredictRequest"
@@ -20,7 +21,7 @@ INFER, PREDICT = "inference.ModelInferRequest", "tensorflow.serving.PredictReque
 def spec(dtype: Any = BYTES) -> ModelSpec:
     inputs, outputs = (TensorSpec("x", np.dtype(dtype), (None,)),), (TensorSpec("y", BYTES, None),)
     signatures = {"serving_default": Signature("serving_default", inputs, outputs)}
-    return ModelSpec("m", 1, TENSORFLOW, signatures)
+    return ModelSpec("m", 1, TENSORFLOW.platform, signatures)
 
 
 def decode(
