@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from autoscale.catalog import CatalogEntry, by_policy, wanted_versions
-from autoscale.orders import MANY, Hold, Want
+from autoscale.orders import MANY, DesiredVersion, Hold
 from autoscale.rollout import Rollout, Situation, Target, roll_out
 from headrace.snapshot import ModelVersion, Placement, State
 
@@ -21,8 +21,8 @@ class Knowledge:
     wanted keys that found no slot the last time. `serving` is by model, see `Rollout`.
     `replicas` says how many slots each version of a model should have (absent: its least number),
     `granted` how many all of them may have together (absent: all); those of a `lingering` one go
-    to whoever needs them. Those in `turns` have starved, see `Want.turn`. Slots that are `stopping`
-    serve for a while still.
+    to whoever needs them. Those in `turns` have starved, see `DesiredVersion.turn`. Slots that are
+    `stopping` serve for a while still.
     """
 
     entries: Sequence[CatalogEntry]
@@ -85,7 +85,7 @@ class Part(NamedTuple):
     """What slots should hold for one model of this rank, and what may stay there."""
 
     rank: Rank
-    wants: tuple[Want, ...]
+    wants: tuple[DesiredVersion, ...]
     holds: Mapping[ModelVersion, Hold]
 
 
@@ -96,7 +96,7 @@ class Decision:
     `parts` are those of `models`, of which `wants` and `holds` consist.
     """
 
-    wants: list[Want] = field(default_factory=list)
+    wants: list[DesiredVersion] = field(default_factory=list)
     holds: dict[ModelVersion, Hold] = field(default_factory=dict)
     models: dict[str, ModelDecision] = field(default_factory=dict)
     parts: dict[str, Part] = field(default_factory=dict)
@@ -170,11 +170,11 @@ def _part(one: ModelDecision, rank: Rank) -> Part:
     places, firm, turn = rank
     entry, replicas = one.entry, one.situation.replicas
     name, wanted = entry.name, one.situation.wanted
-    wants: tuple[Want, ...] = ()
+    wants: tuple[DesiredVersion, ...] = ()
     if replicas:
         granted = dict.fromkeys(wanted, MANY) if places is None else _granted(one, places)
         wants = tuple(
-            Want(
+            DesiredVersion(
                 name,
                 version,
                 replicas,

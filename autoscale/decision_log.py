@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 from autoscale.fair_share import Account, fair_shares
 from autoscale.leases import Lease, LeaseBook, LeaseEvent, LeaseState
 from autoscale.ledger import plan
-from autoscale.orders import Hold, Load, Plan, Room, Unload, Want
+from autoscale.orders import DesiredVersion, Hold, LoadOrder, Plan, Room, UnloadOrder
 from autoscale.scaling import replay_step
 from autoscale.sharing import Division
 from headrace.snapshot import ModelVersion, Placement, SlotView, State
@@ -102,7 +102,7 @@ class DecisionLog:
 
     def placed(
         self,
-        wants: Sequence[Want],
+        wants: Sequence[DesiredVersion],
         holds: Mapping[ModelVersion, Hold],
         slots: Sequence[SlotView],
         placements: Sequence[Placement],
@@ -204,20 +204,21 @@ def _changed(before: Mapping[str, int], granted: Mapping[str, int]) -> str:
     return _listed([f"{name} {old} → {new}" for name, old, new in pairs if old != new])
 
 
-def _told(move: Load | Unload) -> str:
-    verb = "load" if isinstance(move, Load) else "unload"
+def _told(move: LoadOrder | UnloadOrder) -> str:
+    verb = "load" if isinstance(move, LoadOrder) else "unload"
     return f"{verb} {move.model}/{move.version} in {move.slot_id}"
 
 
 def _moves(made: Plan) -> dict[str, Any]:
     return {
         "moves": [
-            ["load" if isinstance(move, Load) else "unload", *_key(move)] for move in made.moves
+            ["load" if isinstance(move, LoadOrder) else "unload", *_key(move)]
+            for move in made.moves
         ]
     }
 
 
-def _key(move: Load | Unload) -> tuple[str, str, int, int]:
+def _key(move: LoadOrder | UnloadOrder) -> tuple[str, str, int, int]:
     return (move.slot_id, move.model, move.version, move.revision)
 
 
@@ -237,7 +238,7 @@ def replay_place(inputs: Mapping[str, Any]) -> dict[str, Any]:
         name: -math.inf if at_s is None else at_s for name, at_s in room["used_s"].items()
     }
     made = plan(
-        [Want(**want) for want in inputs["wants"]],
+        [DesiredVersion(**want) for want in inputs["wants"]],
         [SlotView(s, c, "", "", "", draining=gone) for s, c, gone in inputs["slots"]],
         [
             Placement(slot_id, model, version, State(state), revision=revision)

@@ -12,7 +12,7 @@ from autoscale.decision import ModelDecision
 from autoscale.failures import Failures
 from autoscale.fleet import Fleet, key_of
 from autoscale.lookout import Lookout
-from autoscale.orders import HELD, Load, Unload
+from autoscale.orders import HELD, LoadOrder, UnloadOrder
 from headrace.errors import HeadraceError
 from headrace.snapshot import ModelVersion, Placement, State
 
@@ -39,11 +39,11 @@ class Dispatcher:
     ) -> None:
         self._fleet, self._lookout, self._failures = fleet, lookout, failures
         self._late, self._again = late, again
-        self._under_way: dict[tuple[str, ModelVersion], Load | Unload] = {}
+        self._under_way: dict[tuple[str, ModelVersion], LoadOrder | UnloadOrder] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def give(
-        self, moves: Sequence[Load | Unload], models: Mapping[str, ModelDecision]
+        self, moves: Sequence[LoadOrder | UnloadOrder], models: Mapping[str, ModelDecision]
     ) -> None:
         """Returns once the slots have answered, or are slow to.
 
@@ -67,7 +67,9 @@ class Dispatcher:
         if not self._under_way:
             return list(placements)
         held = {(p.slot_id, key_of(p)) for p in placements if p.state in HELD}
-        leaving = {place for place, move in self._under_way.items() if isinstance(move, Unload)}
+        leaving = {
+            place for place, move in self._under_way.items() if isinstance(move, UnloadOrder)
+        }
         coming = [
             Placement(slot_id, key.model, key.version, State.PENDING, revision=key.revision)
             for slot_id, key in self._under_way
@@ -80,10 +82,12 @@ class Dispatcher:
             for p in placements
         ] + coming
 
-    async def _give(self, move: Load | Unload, models: Mapping[str, ModelDecision]) -> None:
+    async def _give(
+        self, move: LoadOrder | UnloadOrder, models: Mapping[str, ModelDecision]
+    ) -> None:
         slot_id, key = place = _place(move)
         try:
-            if isinstance(move, Unload):
+            if isinstance(move, UnloadOrder):
                 await self._fleet.unload(slot_id, key)
             else:
                 await self._load(slot_id, key, models[move.model])
@@ -104,5 +108,5 @@ class Dispatcher:
         await self._fleet.load(slot_id, key, order)
 
 
-def _place(move: Load | Unload) -> tuple[str, ModelVersion]:
+def _place(move: LoadOrder | UnloadOrder) -> tuple[str, ModelVersion]:
     return move.slot_id, ModelVersion(move.model, move.version, move.revision)

@@ -11,17 +11,17 @@ from collections.abc import Mapping, Sequence
 from heapq import heapify, heappop, heapreplace
 from types import MappingProxyType
 
-from autoscale.orders import HELD, Hold, Load, Plan, Room, Unload, Want
+from autoscale.orders import HELD, DesiredVersion, Hold, LoadOrder, Plan, Room, UnloadOrder
 from autoscale.slot_book import SlotBook
 from headrace.snapshot import ModelVersion, Placement, SlotView, State
 
 
 def handed_over(
-    wanted: Sequence[Want],
+    wanted: Sequence[DesiredVersion],
     slots: Sequence[SlotView],
     placements: Sequence[Placement],
     holds: Mapping[ModelVersion, Hold],
-) -> list[Unload]:
+) -> list[UnloadOrder]:
     """Unloads, in slots that stop, of what is READY elsewhere or what nobody needs.
 
     All else serves there until its new place is READY, for as long as the slot waits: Serve picks
@@ -40,11 +40,11 @@ def handed_over(
                 there.append((placement.slot_id, key))
         elif placement.state is State.READY:
             needed.discard(key)
-    return [Unload(slot_id, *key) for slot_id, key in there if key not in needed]
+    return [UnloadOrder(slot_id, *key) for slot_id, key in there if key not in needed]
 
 
 def plan(
-    wanted: Sequence[Want],
+    wanted: Sequence[DesiredVersion],
     slots: Sequence[SlotView],
     placements: Sequence[Placement],
     room: Room,
@@ -83,14 +83,14 @@ def _seat_sure(
     book: SlotBook,
     room: Room,
     holds: Mapping[ModelVersion, Hold],
-    unloads: list[Unload],
-) -> list[Load]:
+    unloads: list[UnloadOrder],
+) -> list[LoadOrder]:
     """Loads for places that are sure, in classes that are full; unloads of what leaves for them.
 
     Shares may fit by their sum and yet into no slot, and what is there would stay for as long as
     it is called. Nobody leaves for a new version while another one of the model serves.
     """
-    loads: list[Load] = []
+    loads: list[LoadOrder] = []
     serving = {key.model for key, hold in holds.items() if hold is Hold.KEEP}
     sure = [
         lack
@@ -109,7 +109,7 @@ def _seat_sure(
             slot_id = book.best_slot(want)
             if slot_id is not None:
                 book.load(slot_id, lack.key)
-                loads.append(Load(slot_id, *lack.key))
+                loads.append(LoadOrder(slot_id, *lack.key))
                 continue
             first = number < want.guaranteed
             leaving = book.clear(want, guaranteed if first else rights, moving=first)
@@ -117,17 +117,17 @@ def _seat_sure(
                 break
             lack.cleared += 1
             for slot_id, key in leaving:
-                unloads.append(Unload(slot_id, *key))
+                unloads.append(UnloadOrder(slot_id, *key))
                 if key in guaranteed and book.count(key, want.slot_class) < guaranteed[key]:
                     moved = book.best_slot(wants[key])
                     assert moved is not None  # or it would not have left
                     book.load(moved, key)
-                    loads.append(Load(moved, *key))
+                    loads.append(LoadOrder(moved, *key))
     return loads
 
 
 def _seat_rest(
-    lacks: Sequence[_Lack], book: SlotBook, loads: list[Load], unloads: list[Unload]
+    lacks: Sequence[_Lack], book: SlotBook, loads: list[LoadOrder], unloads: list[UnloadOrder]
 ) -> None:
     """A first place for each before any gets a second, firm wants first; what yields leaves."""
     queue = [
@@ -142,7 +142,7 @@ def _seat_rest(
         slot_id = book.best_slot(want)
         if slot_id is not None:
             book.load(slot_id, lack.key)
-            loads.append(Load(slot_id, *lack.key))
+            loads.append(LoadOrder(slot_id, *lack.key))
         elif not book.reserve(want):
             yielding = book.yielding(want) if want.firm else []
             if not yielding:
@@ -150,7 +150,7 @@ def _seat_rest(
                 continue
             for slot_id, key in yielding:
                 book.unload(slot_id, key)
-                unloads.append(Unload(slot_id, *key))
+                unloads.append(UnloadOrder(slot_id, *key))
             book.reserve(want)
         lack.missing -= 1
         if lack.missing > 0:
@@ -167,7 +167,7 @@ class _Lack:
 
     __slots__ = ("cleared", "key", "lacking", "late", "missing", "target", "want")
 
-    def __init__(self, want: Want) -> None:
+    def __init__(self, want: DesiredVersion) -> None:
         self.want, self.key, self.late, self.cleared = want, want.key, False, 0
         self.target = self.missing = want.target
         self.lacking = want.replicas
@@ -195,18 +195,18 @@ class _Lack:
 
 
 def within_limits(
-    moves: Sequence[Load | Unload],
+    moves: Sequence[LoadOrder | UnloadOrder],
     slots: Sequence[SlotView],
     placements: Sequence[Placement],
     max_loads: int,
-) -> list[Load | Unload]:
+) -> list[LoadOrder | UnloadOrder]:
     """The moves without the loads for which a node has too many under way; they come later."""
     node = {slot.slot_id: slot.node_id for slot in slots}
     loading = (State.PENDING, State.LOADING, State.WARMING)
     under_way = Counter(node.get(p.slot_id, "") for p in placements if p.state in loading)
     allowed = []
     for move in moves:
-        if isinstance(move, Load):
+        if isinstance(move, LoadOrder):
             where = node.get(move.slot_id, "")
             if under_way[where] >= max_loads:
                 continue
@@ -217,11 +217,11 @@ def within_limits(
 
 def _surplus(
     lacks: Sequence[_Lack], book: SlotBook, holds: Mapping[ModelVersion, Hold]
-) -> list[Unload]:
+) -> list[UnloadOrder]:
     """Unloads of what nobody wants, or wants fewer of: first not READY, then the newest slot."""
     loose = {lack.key for lack in lacks if not lack.want.firm}
     surplus = book.surplus({(lack.key, lack.want.slot_class): lack.target for lack in lacks})
     unloads = [(slot_id, key) for slot_id, key in surplus if key not in holds or key in loose]
     for slot_id, key in unloads:
         book.unload(slot_id, key)
-    return [Unload(slot_id, *key) for slot_id, key in unloads]
+    return [UnloadOrder(slot_id, *key) for slot_id, key in unloads]

@@ -11,7 +11,7 @@ from autoscale.catalog import wanted_versions
 from autoscale.controller import Controller
 from autoscale.decision import ModelDecision
 from autoscale.fleet import key_of
-from autoscale.orders import Load
+from autoscale.orders import LoadOrder
 from autoscale.rollout import Target
 from headrace.config.args import ModelConfig
 from headrace.errors import FailedPrecondition, HeadraceError, ModelLoadError, NotFound, Unavailable
@@ -296,7 +296,7 @@ class Operations:
         """Whether some slot holds it, or is about to: then it will take what traffic there is."""
         if any(key == key_of(each) for each in self._controller.placements()):
             return True
-        coming = (move for move in self._controller.plan.moves if isinstance(move, Load))
+        coming = (move for move in self._controller.plan.moves if isinstance(move, LoadOrder))
         return any(key == (move.model, move.version, move.revision) for move in coming)
 
 

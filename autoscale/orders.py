@@ -22,7 +22,7 @@ class Hold(Enum):
 
 
 @dataclass(frozen=True)
-class Want:
+class DesiredVersion:
     """A model version that `replicas` slots of a class should hold.
 
     It gets at most what it was `granted`. One that is not `firm` comes after all that are, and
@@ -57,7 +57,7 @@ class Want:
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class LoadOrder:
     """Order a slot to load a model version."""
 
     slot_id: str
@@ -67,7 +67,7 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
-class Unload:
+class UnloadOrder:
     """Order a slot to drain and unload a model version."""
 
     slot_id: str
@@ -83,7 +83,7 @@ class Plan:
     `crowded` counts by class the places that were granted to firm wants and fit into no slot.
     """
 
-    moves: list[Load | Unload] = field(default_factory=list)
+    moves: list[LoadOrder | UnloadOrder] = field(default_factory=list)
     waiting: Mapping[ModelVersion, str] = field(default_factory=dict)
     crowded: Mapping[str, int] = field(default_factory=dict)
 

@@ -15,7 +15,7 @@ from autoscale.catalog import CatalogEntry, wanted_versions
 from autoscale.decision import Decision, Knowledge, decide
 from autoscale.economy import Economy
 from autoscale.ledger import plan, within_limits
-from autoscale.orders import HELD, Load, Plan, Unload
+from autoscale.orders import HELD, LoadOrder, Plan, UnloadOrder
 from autoscale.rollout import Target
 from headrace.config.args import PoolConfig
 from headrace.snapshot import ModelVersion, Placement, SlotView
@@ -55,7 +55,7 @@ class Rounds:
     ) -> None:
         self.economy = economy
         self.decision, self.plan = Decision(), Plan()
-        self.moves: list[Load | Unload] = []
+        self.moves: list[LoadOrder | UnloadOrder] = []
         self.serving: dict[str, tuple[Target, ...]] = {}
         self._max_loads, self._ended = max_loads, ended
         self._stuck: frozenset[ModelVersion] = frozenset()

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
-from autoscale.orders import HELD, PRESENT, Hold, Room, Want
+from autoscale.orders import HELD, PRESENT, DesiredVersion, Hold, Room
 from autoscale.water_filling import TOLERANCE
 from headrace.snapshot import ModelVersion, Placement, SlotView, State
 
@@ -139,7 +139,7 @@ class SlotBook:
                 found += [(age, key, slot_id) for _, age, slot_id in sorted(worthy)[stay:]]
         return [(slot_id, key) for _, key, slot_id in sorted(found)]
 
-    def best_slot(self, want: Want) -> str | None:
+    def best_slot(self, want: DesiredVersion) -> str | None:
         """The slot with room that holds fewest models, one where it has not failed, then by id.
 
         Where too few slots are empty, the fullest one that is not.
@@ -158,7 +158,7 @@ class SlotBook:
             worse = worse or slot_id
         return worse
 
-    def reserve(self, want: Want) -> bool:
+    def reserve(self, want: DesiredVersion) -> bool:
         """Count on room that a drain in the class will make; False if all of it is spoken for."""
         size = self._room.size(want.model, want.slot_class)
         taken = self._reserved.get(want.slot_class, 0.0)
@@ -167,7 +167,7 @@ class SlotBook:
         self._reserved[want.slot_class] = taken + size
         return True
 
-    def yielding(self, want: Want) -> list[tuple[str, ModelVersion]]:
+    def yielding(self, want: DesiredVersion) -> list[tuple[str, ModelVersion]]:
         """Placements of one slot that make room for this want: those not used for longest."""
         key, size = want.key, self._room.size(want.model, want.slot_class)
         spare = self._spare.get(want.slot_class)
@@ -207,7 +207,7 @@ class SlotBook:
         return [(best[2], other) for other in best[3]] if best is not None else []
 
     def clear(
-        self, want: Want, rights: Mapping[ModelVersion, int], *, moving: bool
+        self, want: DesiredVersion, rights: Mapping[ModelVersion, int], *, moving: bool
     ) -> list[tuple[str, ModelVersion]] | None:
         """What leaves one slot, so that the want fits; None where that is not possible.
 

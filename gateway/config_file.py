@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from gateway.config_checks import cross_check, did_you_mean
-from gateway.yaml_source import ConfigFileError, KeyPath, Problem, Source, read_source
+from gateway.yaml_source import ConfigFileError, KeyPath, Problem, YamlSource, read_source
 from headrace.config.args import Args, PoolConfig
 from headrace.errors import ConfigError
 
@@ -27,7 +27,7 @@ ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
 def validate(
-    model: type[ModelT], value: Any, source: Source, base: KeyPath, problems: list[Problem]
+    model: type[ModelT], value: Any, source: YamlSource, base: KeyPath, problems: list[Problem]
 ) -> ModelT | None:
     """The typed value, also when parts of it were wrong: those count as not given.
 
@@ -47,7 +47,9 @@ def validate(
     return None
 
 
-def unknown_keys(value: Any, kind: Any, source: Source, path: KeyPath = ()) -> Iterator[Problem]:
+def unknown_keys(
+    value: Any, kind: Any, source: YamlSource, path: KeyPath = ()
+) -> Iterator[Problem]:
     """Keys that a lenient model (Ray Serve's) would silently ignore."""
     if isinstance(value, list):
         for number, item in enumerate(value):
@@ -99,7 +101,7 @@ def _take_out(value: Any, path: KeyPath) -> bool:
 
 
 def explain(
-    error: ValidationError, model: type[BaseModel], source: Source, base: KeyPath
+    error: ValidationError, model: type[BaseModel], source: YamlSource, base: KeyPath
 ) -> Iterator[Problem]:
     """One problem for each path; the members of a union become `this or that`."""
     allowed: dict[KeyPath, list[str]] = {}
@@ -271,7 +273,7 @@ def _mappings(value: Any, name: str) -> list[Mapping[str, Any]]:
     return entries
 
 
-def _serve_problems(source: Source) -> list[Problem]:
+def _serve_problems(source: YamlSource) -> list[Problem]:
     """What Ray Serve's own schema says about the file around our part."""
     if not isinstance(source.value, Mapping):
         return [source.problem((), "should be a Ray Serve config: a mapping with `applications`")]
@@ -289,7 +291,9 @@ def _serve_problems(source: Source) -> list[Problem]:
     return list(unknown_keys(source.value, ServeDeploySchema, source))
 
 
-def _find_application(source: Source, import_path: str, problems: list[Problem]) -> KeyPath | None:
+def _find_application(
+    source: YamlSource, import_path: str, problems: list[Problem]
+) -> KeyPath | None:
     applications = source.value.get("applications") if isinstance(source.value, Mapping) else None
     found: list[KeyPath] = []
     others: list[str] = []
@@ -309,7 +313,7 @@ def _find_application(source: Source, import_path: str, problems: list[Problem])
     return found[0] if found else None
 
 
-def _deployments(source: Source, place: KeyPath, problems: list[Problem]) -> KeyPath:
+def _deployments(source: YamlSource, place: KeyPath, problems: list[Problem]) -> KeyPath:
     """Where the Pool's `user_config` stands; what is wrong around it joins `problems`."""
     path: KeyPath = (*place, "deployments")
     pool_path: KeyPath = (*path, "user_config")
@@ -339,7 +343,7 @@ def _deployments(source: Source, place: KeyPath, problems: list[Problem]) -> Key
     return pool_path
 
 
-def _proxy_warnings(source: Source) -> Iterator[Problem]:
+def _proxy_warnings(source: YamlSource) -> Iterator[Problem]:
     if source.value.get("proxy_location") != "Disabled":
         message = "should be Disabled: Headrace has listeners of its own and Serve's stay idle"
         yield source.problem(("proxy_location",), message)

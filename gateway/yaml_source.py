@@ -40,7 +40,7 @@ class ConfigFileError(ConfigError):
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class YamlSource:
     """A parsed file. `lines` counts from 1; `duplicates` are keys that stand twice."""
 
     file: str
@@ -67,7 +67,7 @@ def format_path(path: KeyPath) -> str:
     return text
 
 
-def read_source(file: str | Path) -> Source:
+def read_source(file: str | Path) -> YamlSource:
     """Parse a file; raises `ConfigFileError` when it cannot be read or is not YAML."""
     name = str(file)
     text = _read_text(name)
@@ -79,7 +79,9 @@ def read_source(file: str | Path) -> Source:
             raise ConfigFileError([Problem(name, 1, "", "the file is empty")])
         index = _Index(name)
         index.add(node, ())
-        return Source(name, loader.construct_document(node), index.lines, tuple(index.duplicates))
+        return YamlSource(
+            name, loader.construct_document(node), index.lines, tuple(index.duplicates)
+        )
     except yaml.YAMLError as error:
         raise ConfigFileError([_syntax_problem(name, error)]) from None
     except RecursionError:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from random import Random
 
-from autoscale.orders import Load, Unload
+from autoscale.orders import LoadOrder, UnloadOrder
 from headrace.snapshot import ModelVersion, Placement, SlotView, State
 from loadtests.pool_simulation.clock import Clock
 from loadtests.pool_simulation.setting import Setting
@@ -162,13 +162,13 @@ class SimulatedFleet:
 
     # -- what the pool orders
 
-    def order(self, move: Load | Unload) -> None:
+    def order(self, move: LoadOrder | UnloadOrder) -> None:
         """Carry out an order; one for a slot that has gone is forgotten."""
         slot = self.slots.get(move.slot_id)
         if slot is None:
             return
         key = ModelVersion(move.model, move.version, move.revision)
-        if isinstance(move, Load):
+        if isinstance(move, LoadOrder):
             self._load(slot, key)
         elif key in slot.placements:
             self._let_go(slot, key)

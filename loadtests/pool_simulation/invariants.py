@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from autoscale.decision import Decision
-from autoscale.orders import HELD, PRESENT, Load, Plan, Room, Unload
+from autoscale.orders import HELD, PRESENT, LoadOrder, Plan, Room, UnloadOrder
 from autoscale.sharing import Division
 from autoscale.slot_book import FULL
 from autoscale.water_filling import TOLERANCE
@@ -67,7 +67,7 @@ def check_plan(
     needed = {want.key for want in decision.wants if want.firm and want.target}
     left = held.copy()
     for move in made.moves:
-        if isinstance(move, Load):
+        if isinstance(move, LoadOrder):
             if move.slot_id not in staying:
                 raise Broken(f"{move.model} is to be loaded into {move.slot_id}, which leaves")
             left[_key(move)] += 1
@@ -84,5 +84,5 @@ def check_plan(
                 raise Broken(f"{key.model} keeps {left[key]} places, {minimum} are guaranteed")
 
 
-def _key(move: Load | Unload) -> ModelVersion:
+def _key(move: LoadOrder | UnloadOrder) -> ModelVersion:
     return ModelVersion(move.model, move.version, move.revision)

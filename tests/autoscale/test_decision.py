@@ -7,7 +7,7 @@ from autoscale.catalog import CatalogEntry
 from autoscale.decision import Decision, Knowledge, decide
 from autoscale.failures import Failures
 from autoscale.fleet import states_of
-from autoscale.orders import Hold, Want
+from autoscale.orders import DesiredVersion, Hold
 from autoscale.pool_view import model_view
 from headrace.config.args import ModelConfig
 from headrace.config.scaling import Replicas
@@ -28,7 +28,7 @@ def decided(known: CatalogEntry, *placements: Placement, **more: Any) -> Decisio
 
 def test_a_swap_wants_the_new_version_and_keeps_the_old_one() -> None:
     decision = decided(entry(1, 2), placed(1), serving={"m": ((1, 0),)})
-    assert decision.wants == [Want("m", 2, 1, "cpu", guaranteed=1)]
+    assert decision.wants == [DesiredVersion("m", 2, 1, "cpu", guaranteed=1)]
     assert decision.holds == {ModelVersion("m", 1): Hold.KEEP}
     assert not decision.models["m"].settled()
 
@@ -66,7 +66,7 @@ def test_a_labelled_version_is_wanted_beside_the_policy_but_never_the_default() 
 
 def test_replicas_and_revisions_go_into_the_wants() -> None:
     decision = decided(entry(1, replicas=Replicas(min=3)), revisions={("m", 1): 2})
-    assert decision.wants == [Want("m", 1, 3, "cpu", 2, guaranteed=3)]
+    assert decision.wants == [DesiredVersion("m", 1, 3, "cpu", 2, guaranteed=3)]
 
 
 def granted(known: CatalogEntry, places: int, *placements: Placement, **more: Any) -> list[int]:

@@ -13,7 +13,7 @@ import pytest
 
 from autoscale.dispatch import Dispatcher
 from autoscale.fleet import key_of
-from autoscale.orders import Unload
+from autoscale.orders import UnloadOrder
 from headrace.config.args import SlotClass
 from headrace.snapshot import Placement, State
 from tests.autoscale.plant import CONFIG, Plant, open_plant
@@ -82,7 +82,7 @@ async def test_what_a_slot_has_not_answered_counts_as_done(tmp_path: Path) -> No
         stays = Placement("other", "m", 1, State.READY)
         old = Placement(ready.slot_id, "m", 1, State.END)
         assert dispatcher.as_ordered([ready, stays]) == [ready, stays]
-        dispatcher._under_way[ready.slot_id, key_of(ready)] = Unload(ready.slot_id, "m", 1)
+        dispatcher._under_way[ready.slot_id, key_of(ready)] = UnloadOrder(ready.slot_id, "m", 1)
         left, *others = dispatcher.as_ordered([ready, stays, old])
         assert left.state is State.DRAINING and others == [stays, old]
         dispatcher._under_way.clear()

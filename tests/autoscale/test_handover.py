@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from autoscale.ledger import handed_over
-from autoscale.orders import Hold, Unload, Want
+from autoscale.orders import DesiredVersion, Hold, UnloadOrder
 from headrace.config.args import ModelConfig
 from headrace.config.scaling import Replicas
 from headrace.snapshot import ModelVersion, Placement, SlotView, State
@@ -27,8 +27,8 @@ PREDICT = "/v1/models/m:predict"
 STOPPING = SlotView("old", "cpu", "node", "", "", draining=True)
 OTHER = SlotView("new", "cpu", "node", "", "")
 HERE = Placement("old", "m", 1, State.READY)
-WANT = Want("m", 1, 1, "cpu")
-LET_GO = [Unload("old", "m", 1)]
+WANT = DesiredVersion("m", 1, 1, "cpu")
+LET_GO = [UnloadOrder("old", "m", 1)]
 
 
 def there(state: State, revision: int = 0) -> Placement:
@@ -47,7 +47,7 @@ def there(state: State, revision: int = 0) -> Placement:
     ],
 )
 def test_what_is_wanted_stays_until_another_slot_serves_it(
-    elsewhere: Sequence[Placement], orders: Sequence[Unload]
+    elsewhere: Sequence[Placement], orders: Sequence[UnloadOrder]
 ) -> None:
     assert handed_over([WANT], [STOPPING, OTHER], [HERE, *elsewhere], {}) == orders
 
@@ -61,13 +61,13 @@ def test_a_second_slot_that_stops_is_nobody_to_hand_over_to() -> None:
     "wanted",
     [
         [],
-        [Want("m", 1, 0, "cpu")],
-        [Want("m", 1, 1, "cpu", granted=0)],
-        [Want("m", 1, 1, "cpu", firm=False)],
-        [Want("m", 2, 1, "cpu")],
+        [DesiredVersion("m", 1, 0, "cpu")],
+        [DesiredVersion("m", 1, 1, "cpu", granted=0)],
+        [DesiredVersion("m", 1, 1, "cpu", firm=False)],
+        [DesiredVersion("m", 2, 1, "cpu")],
     ],
 )
-def test_what_nobody_needs_goes_at_once(wanted: Sequence[Want]) -> None:
+def test_what_nobody_needs_goes_at_once(wanted: Sequence[DesiredVersion]) -> None:
     assert handed_over(wanted, [STOPPING, OTHER], [HERE], {}) == LET_GO
 
 
@@ -76,7 +76,7 @@ def test_where_all_slots_stop_nothing_is_unloaded() -> None:
 
 
 def test_a_version_that_serves_until_the_next_one_can_stays() -> None:
-    next_one = [Want("m", 2, 1, "cpu")]
+    next_one = [DesiredVersion("m", 2, 1, "cpu")]
     both = [STOPPING, OTHER]
     assert handed_over(next_one, both, [HERE], {ModelVersion("m", 1): Hold.KEEP}) == []
     assert handed_over(next_one, both, [HERE], {ModelVersion("m", 1): Hold.YIELD}) == LET_GO

@@ -15,7 +15,7 @@ import pytest
 from autoscale.decision_log import REPLAYED, DecisionLog, replay_place
 from autoscale.journal import QUEUE_BYTES, Entry, Journal, older, read, replay
 from autoscale.ledger import plan
-from autoscale.orders import Hold, Load, Room, Unload, Want
+from autoscale.orders import DesiredVersion, Hold, LoadOrder, Room, UnloadOrder
 from headrace.snapshot import ModelVersion, Placement, SlotView, State
 
 
@@ -177,9 +177,9 @@ def test_replay_compares_what_json_makes_of_decisions() -> None:
 def test_orders_for_guarantees_and_turns_in_full_classes_are_replayed(tmp_path: Path) -> None:
     """Each of these facts makes the orders what they are: one that is lost would show."""
     wants = [
-        Want("sure", 1, 1, "cpu", guaranteed=1),
-        Want("usual", 1, 1, "cpu", granted=1),
-        Want("starved", 1, 1, "cpu", turn=True),
+        DesiredVersion("sure", 1, 1, "cpu", guaranteed=1),
+        DesiredVersion("usual", 1, 1, "cpu", granted=1),
+        DesiredVersion("starved", 1, 1, "cpu", turn=True),
     ]
     views = [SlotView(slot_id, "cpu", "node", "", "") for slot_id in "st"]
     held = [Placement("s", "sure", 1, State.READY), Placement("t", "usual", 1, State.READY)]
@@ -187,7 +187,7 @@ def test_orders_for_guarantees_and_turns_in_full_classes_are_replayed(tmp_path: 
     room = Room({"cpu": 2}, sizes, {"cpu": 0}, used_s, full=frozenset({"cpu"}))
     holds, retry_at = {ModelVersion("gone", 1): Hold.KEEP}, {ModelVersion("gone", 2): math.inf}
     made = plan(wants, views, held, room, 50.0, retry_at, holds)
-    assert made.moves == [Unload("t", "usual", 1), Load("s", "usual", 1)]
+    assert made.moves == [UnloadOrder("t", "usual", 1), LoadOrder("s", "usual", 1)]
     file = tmp_path / "journal.jsonl"
     with opened(file) as journal:
         DecisionLog(journal).placed(wants, holds, views, held, room, retry_at, made, 50.0)

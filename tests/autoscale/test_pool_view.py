@@ -6,7 +6,7 @@ import orjson
 
 from autoscale.catalog import CatalogEntry
 from autoscale.decision_log import RECENT, DecisionLog, Made
-from autoscale.orders import Load, Plan, Room, Unload
+from autoscale.orders import LoadOrder, Plan, Room, UnloadOrder
 from autoscale.policy import Wish
 from autoscale.pool_view import PoolFacts, gauges, render_pool
 from autoscale.sharing import Need, divide
@@ -136,7 +136,10 @@ def test_gauges_follow_the_view() -> None:
 def test_the_latest_decisions_are_kept_in_words() -> None:
     log = DecisionLog(None, clock=lambda: 1000.0)
     log.scaled([({"model": "m"}, {"slots": 1, "lingering": False}, "2.00 in flight")], 0.0)
-    moves: list[Load | Unload] = [Unload("cpu-1", "old", 2), Load("cpu-1", "m", 1)]
+    moves: list[LoadOrder | UnloadOrder] = [
+        UnloadOrder("cpu-1", "old", 2),
+        LoadOrder("cpu-1", "m", 1),
+    ]
     log.placed([], {}, [], [], Room(), {}, Plan(moves), 0.0)
     first, second = log.recent()
     assert first == Made(1000.0, "place", "unload old/2 in cpu-1; load m/1 in cpu-1", first.why)
@@ -149,7 +152,7 @@ def test_the_latest_decisions_are_kept_in_words() -> None:
                 ModelVersion("m", 1): "needs 1 slot",
                 ModelVersion("other", 1): "needs 2 slots",
             }
-            plan = Plan([Load("cpu-2", "m", version), *moves * 5], waiting)
+            plan = Plan([LoadOrder("cpu-2", "m", version), *moves * 5], waiting)
             log.placed([], {}, [], [], Room(), {}, plan, 0.0)
     assert len(log.recent()) == RECENT and log.recent()[0].what.endswith("; 7 more")
     assert log.recent()[0].why == "m: 2.00 in flight; m needs 1 slot"

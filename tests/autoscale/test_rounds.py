@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from autoscale.catalog import CatalogEntry
 from autoscale.decision import Decision, decide
 from autoscale.economy import Economy
-from autoscale.orders import Load, Plan, Unload
+from autoscale.orders import LoadOrder, Plan, UnloadOrder
 from autoscale.rounds import Findings, Rounds
 from autoscale.sharing import divide
 from headrace.config.args import ModelConfig, PoolConfig, SlotClass
@@ -62,14 +62,14 @@ class House:
             replace(p, state=after[p.state]) for p in self.placements if p.state in after
         ]
         for move in self.rounds.moves:
-            if isinstance(move, Load):
+            if isinstance(move, LoadOrder):
                 key = (move.slot_id, move.model, move.version)
                 self.placements.append(Placement(*key, State.LOADING, revision=move.revision))
             else:
                 self.placements = [_drained(p, move) for p in self.placements]
 
 
-def _drained(p: Placement, move: Unload) -> Placement:
+def _drained(p: Placement, move: UnloadOrder) -> Placement:
     same = (p.slot_id, p.model, p.version) == (move.slot_id, move.model, move.version)
     return replace(p, state=State.DRAINING) if same else p
 
@@ -154,7 +154,7 @@ def test_a_version_that_the_store_tells_of_is_placed_in_the_same_round() -> None
     assert not house.rounds.moves
     house.entries = [replace(empty, versions=(1,), stamps={1: "a"})]
     assert not house.rounds.run(house.found(), 10.1), "nothing is left for another round"
-    assert house.rounds.moves == [Load("s0", "m", 1)]
+    assert house.rounds.moves == [LoadOrder("s0", "m", 1)]
 
 
 def test_what_serves_until_its_successor_is_ready_is_counted() -> None:

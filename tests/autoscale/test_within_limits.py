@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from autoscale.ledger import within_limits
-from autoscale.orders import Load, Unload
+from autoscale.orders import LoadOrder, UnloadOrder
 from headrace.snapshot import Placement, SlotView, State
 
 SLOTS = [SlotView(f"{node}{n}", "cpu", node, "", "") for node in "xyz" for n in range(4)]
@@ -13,8 +13,8 @@ SLOTS = [SlotView(f"{node}{n}", "cpu", node, "", "") for node in "xyz" for n in 
 UNDER_WAY = (State.PENDING, State.LOADING, State.WARMING)
 
 
-def loads(*slot_ids: str) -> list[Load | Unload]:
-    return [Load(slot_id, "m", 1) for slot_id in slot_ids]
+def loads(*slot_ids: str) -> list[LoadOrder | UnloadOrder]:
+    return [LoadOrder(slot_id, "m", 1) for slot_id in slot_ids]
 
 
 def placed(slot_id: str, state: State) -> Placement:
@@ -29,7 +29,7 @@ def test_each_node_begins_so_many_loads_in_the_order_of_the_plan() -> None:
 
 def test_unloads_pass_whatever_is_under_way() -> None:
     busy = [placed(f"x{n}", State.LOADING) for n in range(4)]
-    leaving: list[Load | Unload] = [Unload(f"x{n}", "other", 1) for n in range(4)]
+    leaving: list[LoadOrder | UnloadOrder] = [UnloadOrder(f"x{n}", "other", 1) for n in range(4)]
     assert within_limits([*leaving, *loads("x0")], SLOTS, busy, 2) == leaving
 
 
