@@ -25,7 +25,10 @@ from rich.console import Console
 from rich.table import Table
 
 from loadtests.admin import Admin, wait_for_key
-from loadtests.bench import make_site
+from loadtests.bench.__main__ import make_site
+from loadtests.bench.mlp import NAME
+from loadtests.bench.servers import ROWS, Site, check_answer
+from loadtests.bench.wrk import Target, WrkFailed, require_wrk, run_wrk
 from loadtests.headrace import OPEN, BadAnswer, headrace
 from loadtests.limits_cost_figures import (
     MANY,
@@ -40,10 +43,7 @@ from loadtests.limits_cost_figures import (
     order,
 )
 from loadtests.machine import describe_machine
-from loadtests.mlp import NAME
 from loadtests.processes import NotStarted, free_ports, running, wait_until
-from loadtests.servers import ROWS, Site, check_answer
-from loadtests.wrk import Target, WrkFailed, require_wrk, run_wrk
 
 REPORTS = Path(__file__).resolve().parent / "reports"
 TIER = "premium"

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from loadtests.bench.wrk import WrkResult
 from loadtests.samples import middle, ratio
-from loadtests.wrk import WrkResult
 
 OFF, POOL, REDIS = "tiers off", "tiers on", "tiers on, Redis"
 MANY, ONE = 64, 1

@@ -25,7 +25,9 @@ import uvloop
 from rich.console import Console
 
 from loadtests.admin import Admin, wait_for_key
-from loadtests.bench import make_site
+from loadtests.bench.__main__ import make_site
+from loadtests.bench.mlp import NAME
+from loadtests.bench.servers import ROWS, Site
 from loadtests.closed_loop import Course
 from loadtests.exchange import Message
 from loadtests.headrace import BadAnswer, headrace
@@ -33,10 +35,8 @@ from loadtests.limits_cost import AMPLE, TIER
 from loadtests.machine import describe_machine
 from loadtests.many_callers_figures import Crowd, Known, Pair, Slice, crowd_sentences, slices
 from loadtests.memory import process_memory
-from loadtests.mlp import NAME
 from loadtests.processes import NotStarted
 from loadtests.raw_http import caller_address, request_head
-from loadtests.servers import ROWS, Site
 
 REPORTS = Path(__file__).resolve().parent / "reports"
 QUIET_S = 10.0

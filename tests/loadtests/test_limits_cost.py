@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
+from loadtests.bench.wrk import WrkResult
 from loadtests.limits_cost import cost_table, process_cpu_s, publish, redis_server
 from loadtests.limits_cost_figures import (
     MANY,
@@ -20,7 +21,6 @@ from loadtests.limits_cost_figures import (
     costs,
     order,
 )
-from loadtests.wrk import WrkResult
 
 
 def turn(setting: str, number: int, rate: float, p50_ms: float, errors: int = 0) -> list[Turn]:

@@ -1,7 +1,7 @@
 """Real grpcio clients that are lively: their frames of flow control are no flood.
 
-grpc-core sends two small window updates for each answer. `python -m loadtests.grpc_soak` does the
-same for much longer, with the whole system.
+grpc-core sends two small window updates for each answer. `python -m loadtests.bench.grpc_soak`
+does the same for much longer, with the whole system.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from loadtests.grpc_soak import IN_FLIGHT, Question, call_often, stream_often
+from loadtests.bench.grpc_soak import IN_FLIGHT, Question, call_often, stream_often
 from tests.gateway.grpc.site import open_site
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from loadtests.grpc_servers import started_grpc
-from loadtests.grpcio_load import run_grpcio
-from loadtests.h2load import GrpcTarget, run_h2load
+from loadtests.bench.grpc_servers import started_grpc
+from loadtests.bench.grpcio_load import run_grpcio
+from loadtests.bench.h2load import GrpcTarget, run_h2load
+from loadtests.bench.outcome import EMPTY, GRPCIO, HEADRACE, MOSEC, PYTRITON, Measured, SlotMemory
+from loadtests.bench.servers import ROWS, Contender, Site, started
+from loadtests.bench.wrk import run_wrk
 from loadtests.headrace import BadAnswer, Running
 from loadtests.memory import bare_runtime_memory, process_memory
-from loadtests.outcome import EMPTY, GRPCIO, HEADRACE, MOSEC, PYTRITON, Measured, SlotMemory
-from loadtests.servers import ROWS, Contender, Site, started
-from loadtests.wrk import run_wrk
 
 CONNECTIONS = (1, 16, 64)
 STREAMS = ((1, 1), (4, 4), (4, 16))

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from tritonclient.grpc import service_pb2
 
+from loadtests.bench.grpc_exchange import INFER, ask, framed, infer_message, read_answer, unframed
+from loadtests.bench.mlp import INPUTS, one_row, write_grpc_body
 from loadtests.exchange import WrongAnswer
-from loadtests.grpc_exchange import INFER, ask, framed, infer_message, read_answer, unframed
-from loadtests.mlp import INPUTS, one_row, write_grpc_body
 
 
 def answer(raw: bytes, shape: tuple[int, ...]) -> bytes:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from loadtests.peers.environment import PeerNotInstalled, find_interpreter
+from loadtests.bench.peers.environment import PeerNotInstalled, find_interpreter
 
 OLDEST, NEWEST = (3, 11, 0), (3, 11, 2)
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from loadtests.grpc_exchange import framed
-from loadtests.grpcio_load import run_grpcio
-from loadtests.h2load import GrpcTarget
+from loadtests.bench.grpc_exchange import framed
+from loadtests.bench.grpcio_load import run_grpcio
+from loadtests.bench.h2load import GrpcTarget
 from tests.gateway.grpc.site import open_site
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 from headrace.protocols.calls import call_number, codecs
 from headrace.protocols.tensors import Call, Codec
+from loadtests.bench.grpc_exchange import unframed
+from loadtests.bench.mlp import NAME, V2_GRPC, Body
+from loadtests.bench.outcome import DirectCall
+from loadtests.bench.servers import Site
 from loadtests.exchange import LENGTH_HEADER
-from loadtests.grpc_exchange import unframed
-from loadtests.mlp import NAME, V2_GRPC, Body
-from loadtests.outcome import DirectCall
 from loadtests.samples import percentile
-from loadtests.servers import Site
 from replicas.onnx_runtime import load
 from replicas.runtime import Runtime, RuntimeSettings
 

@@ -8,15 +8,15 @@ from contextlib import AbstractContextManager, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
+from loadtests.bench.grpc_exchange import ask, framed, read_answer, unframed
+from loadtests.bench.h2load import GrpcTarget
+from loadtests.bench.mlp import NAME, OUTPUT
+from loadtests.bench.outcome import EMPTY, HEADRACE, PYTRITON
+from loadtests.bench.peers.environment import find_interpreter, peer_python
+from loadtests.bench.servers import ROWS, Site, check_values, gateway
 from loadtests.exchange import WrongAnswer
-from loadtests.grpc_exchange import ask, framed, read_answer, unframed
-from loadtests.h2load import GrpcTarget
 from loadtests.headrace import ANSWER_S, START_S, BadAnswer, answers
-from loadtests.mlp import NAME, OUTPUT
-from loadtests.outcome import EMPTY, HEADRACE, PYTRITON
-from loadtests.peers.environment import find_interpreter, peer_python
 from loadtests.processes import free_ports, running, wait_until
-from loadtests.servers import ROWS, Site, check_values, gateway
 
 PEERS = Path(__file__).resolve().parent / "peers"
 PINS = ("nvidia-pytriton==0.7.0", "numpy==1.26.4")

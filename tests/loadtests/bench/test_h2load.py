@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from loadtests.h2load import GrpcResult, H2loadFailed, parse_h2load, read_latencies
+from loadtests.bench.h2load import GrpcResult, H2loadFailed, parse_h2load, read_latencies
 
 OUTPUT = """starting benchmark...
 spawning thread #0: 4 total client(s). Timing-based test with 0s of warm-up time and 3s of main

@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 import grpc
 import uvloop
 
-from loadtests.grpc_exchange import FRAME, unframed
-from loadtests.h2load import GrpcResult, GrpcTarget
+from loadtests.bench.grpc_exchange import FRAME, unframed
+from loadtests.bench.h2load import GrpcResult, GrpcTarget
 from loadtests.samples import percentile
 
 CALL_S = 30.0

@@ -1,7 +1,7 @@
 """Drive a gRPC server with real grpcio clients for long, and count what is lost.
 
 As lively, honest clients do it: over one channel, with answers of all sizes, deadlines that pass
-and calls that are cancelled in between. `python -m loadtests.grpc_soak` does it with the gateway.
+and calls that are cancelled in between. `python -m loadtests.bench.grpc_soak` starts the gateway.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import uvloop
 from onnx import TensorProto, helper
 from tritonclient.grpc import service_pb2
 
-from loadtests.grpc_exchange import INFER, ask
+from loadtests.bench.grpc_exchange import INFER, ask
 from loadtests.headrace import ANSWER_S, headrace
 
 STREAM_INFER = "/inference.GRPCInferenceService/ModelStreamInfer"

@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
+from loadtests.bench.outcome import Startup
 from loadtests.headrace import DRAIN_S, answers, headrace_command
-from loadtests.outcome import Startup
 from loadtests.processes import NotStarted, running, wait_until
 
 LIMIT_S = 300.0

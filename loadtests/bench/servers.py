@@ -11,6 +11,9 @@ from pathlib import Path
 import httpx
 import numpy as np
 
+from loadtests.bench.mlp import NAME, OUTPUT, Body
+from loadtests.bench.outcome import HEADRACE, MOSEC
+from loadtests.bench.peers.environment import peer_python
 from loadtests.exchange import (
     LENGTH_HEADER,
     Values,
@@ -19,9 +22,6 @@ from loadtests.exchange import (
     read_predictions,
 )
 from loadtests.headrace import ANSWER_S, START_S, BadAnswer, Running, headrace
-from loadtests.mlp import NAME, OUTPUT, Body
-from loadtests.outcome import HEADRACE, MOSEC
-from loadtests.peers.environment import peer_python
 from loadtests.processes import free_ports, running, wait_until
 
 ROWS = 64

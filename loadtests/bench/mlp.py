@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from loadtests.bench.grpc_exchange import INFER, framed, infer_message
+from loadtests.bench.wrk import Target
 from loadtests.exchange import LENGTH_HEADER
-from loadtests.grpc_exchange import INFER, framed, infer_message
-from loadtests.wrk import Target
 
 NAME = "mlp"
 INPUT, OUTPUT = "x", "y"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from loadtests.outcome import EMPTY, GRPCIO, HEADRACE, PYTRITON, Outcome, Row
+from loadtests.bench.outcome import EMPTY, GRPCIO, HEADRACE, PYTRITON, Outcome, Row
 
 BEGIN = "<!-- bench:begin -->"
 END = "<!-- bench:end -->"

@@ -17,23 +17,23 @@ from typing import Any
 import click
 from rich.console import Console
 
-from loadtests.direct import direct_calls
-from loadtests.grpc_servers import install_pytriton
-from loadtests.h2load import H2loadFailed, require_h2load
+from loadtests.bench.direct import direct_calls
+from loadtests.bench.grpc_servers import install_pytriton
+from loadtests.bench.h2load import H2loadFailed, require_h2load
+from loadtests.bench.mlp import Body, right_answer, write_bodies, write_grpc_body, write_store
+from loadtests.bench.outcome import EMPTY, HEADRACE, MOSEC, PYTRITON, Outcome, medians
+from loadtests.bench.peers.environment import PeerNotInstalled
+from loadtests.bench.races import GRPC, HTTP, Pace, grpc_race, http_race
+from loadtests.bench.servers import Site, install_mosec
+from loadtests.bench.startup import measure_startup
+from loadtests.bench.tables import markdown, rich_tables, sentences, update_block
+from loadtests.bench.wrk import WrkFailed, require_wrk
 from loadtests.headrace import BadAnswer
 from loadtests.machine import describe_machine
-from loadtests.mlp import Body, right_answer, write_bodies, write_grpc_body, write_store
-from loadtests.outcome import EMPTY, HEADRACE, MOSEC, PYTRITON, Outcome, medians
-from loadtests.peers.environment import PeerNotInstalled
 from loadtests.processes import NotStarted
-from loadtests.races import GRPC, HTTP, Pace, grpc_race, http_race
-from loadtests.servers import Site, install_mosec
-from loadtests.startup import measure_startup
-from loadtests.tables import markdown, rich_tables, sentences, update_block
-from loadtests.wrk import WrkFailed, require_wrk
 
-ROOT = Path(__file__).resolve().parent.parent
-REPORTS = Path(__file__).resolve().parent / "reports"
+ROOT = Path(__file__).resolve().parents[2]
+REPORTS = Path(__file__).resolve().parents[1] / "reports"
 FORESEEN = (
     NotStarted,
     BadAnswer,

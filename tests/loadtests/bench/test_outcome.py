@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from loadtests.h2load import GrpcResult
+from loadtests.bench.h2load import GrpcResult
+from loadtests.bench.outcome import DirectCall, Measured, Outcome, SlotMemory, Startup, medians
+from loadtests.bench.tables import BEGIN, END, markdown, sentences, update_block
+from loadtests.bench.wrk import WrkResult
 from loadtests.machine import Machine
 from loadtests.memory import Memory, parse_rollup
-from loadtests.outcome import DirectCall, Measured, Outcome, SlotMemory, Startup, medians
-from loadtests.tables import BEGIN, END, markdown, sentences, update_block
-from loadtests.wrk import WrkResult
 
 MACHINE = Machine(2, "Processor", 8 * 2**30, "3.11.2", "Linux 6", {})
 WHEN = datetime(2026, 1, 2, tzinfo=UTC)

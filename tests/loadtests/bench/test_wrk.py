@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from loadtests.wrk import WrkFailed, WrkResult, parse_wrk
+from loadtests.bench.wrk import WrkFailed, WrkResult, parse_wrk
 
 LINE = (
     'wrk-result {"requests": 79308, "duration_us": 6003277, "p50_us": 4370.0, "p90_us": 6011.5, '
