@@ -82,8 +82,8 @@ bench-reload: setup models ## Measure a new version of tagger under load
 	@$(BIN)/python -m loadtests.reload $(ARGS)
 
 bench-limits: setup models redis ## Measure isolation from a flood, and what limits cost
-	@$(BIN)/python -m loadtests.isolation
-	@$(BIN)/python -m loadtests.limits_cost --redis
+	@$(BIN)/python -m loadtests.limits.isolation
+	@$(BIN)/python -m loadtests.limits.cost --redis
 
 bench-pool: setup models ## Simulate the shared pool; measure cold starts, a spike and a bursty day
 	@$(BIN)/python -m loadtests.pool_simulation --hours 1 --growth
@@ -93,7 +93,7 @@ bench-sharding: setup models ## Measure large pictures and videos over shards
 	@$(BIN)/python -m loadtests.sharding $(ARGS)
 
 loadtest-tiers: setup ## Load a started system with callers of all tiers: who got what
-	@$(BIN)/python -m loadtests.tiers $(ARGS)
+	@$(BIN)/python -m loadtests.limits.tiers $(ARGS)
 
 protos: setup ## Compile headrace/protocols/proto/*.proto
 	@cd headrace/protocols/proto && ../../../$(BIN)/python -m grpc_tools.protoc --proto_path=. --include_imports --descriptor_set_out=descriptors.binpb *.proto

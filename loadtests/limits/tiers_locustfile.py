@@ -1,7 +1,7 @@
 """Locust users of three tiers, who come back when a refusal told them to.
 
-`loadtests/tiers.py` runs them all at once, with keys in the environment; by hand:
-`HEADRACE_KEY_PREMIUM=hr_… locust -f loadtests/tiers_locustfile.py --host http://127.0.0.1:8080`.
+`loadtests/limits/tiers.py` runs them all at once, with keys in the environment; by hand:
+`HEADRACE_KEY_PREMIUM=hr_… locust -f loadtests/limits/tiers_locustfile.py --host http://127.0.0.1:8080`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from locust.exception import StopUser
 
 from loadtests import light
 from loadtests.exchange import LENGTH_HEADER, WrongAnswer, check_number, read_infer
+from loadtests.limits.tiers_table import KEY_VARIABLE, RETRY, TIERS, retry_after_s, status_error
 from loadtests.locustfile import record_samples  # noqa: F401 - it writes a row for each request
-from loadtests.tiers_table import KEY_VARIABLE, RETRY, TIERS, retry_after_s, status_error
 
 
 class Caller(FastHttpUser):  # type: ignore[misc]

@@ -30,7 +30,7 @@ from loadtests.bench.mlp import NAME
 from loadtests.bench.servers import ROWS, Site, check_answer
 from loadtests.bench.wrk import Target, WrkFailed, require_wrk, run_wrk
 from loadtests.headrace import OPEN, BadAnswer, headrace
-from loadtests.limits_cost_figures import (
+from loadtests.limits.cost_figures import (
     MANY,
     OFF,
     ONE,
@@ -45,7 +45,7 @@ from loadtests.limits_cost_figures import (
 from loadtests.machine import describe_machine
 from loadtests.processes import NotStarted, free_ports, running, wait_until
 
-REPORTS = Path(__file__).resolve().parent / "reports"
+REPORTS = Path(__file__).resolve().parents[1] / "reports"
 TIER = "premium"
 AMPLE = {
     "rate": "1000000/s",

@@ -21,7 +21,7 @@ import orjson
 import uvloop
 
 from loadtests.exchange import Message
-from loadtests.isolation_figures import FloodCount, kind_of
+from loadtests.limits.isolation_figures import FloodCount, kind_of
 from loadtests.pictures import load_pictures
 from loadtests.raw_http import Line, caller_address, request_head
 from loadtests.tagger import tagger_message

@@ -27,14 +27,14 @@ from headrace.secrets import admin_token
 from loadtests import light
 from loadtests.admin import Admin, wait_for_key
 from loadtests.headrace import BadAnswer
+from loadtests.limits.tiers_table import KEY_VARIABLE, Got, got_table, retry_sentence, who_got_what
 from loadtests.machine import describe_machine
 from loadtests.pictures import PicturesMissing
 from loadtests.run import Refused, check_host
 from loadtests.samples import Sample
 from loadtests.steps import GRACE_S, ROOT, StepFailed, measured_seconds, read_samples
-from loadtests.tiers_table import KEY_VARIABLE, Got, got_table, retry_sentence, who_got_what
 
-REPORTS = Path(__file__).resolve().parent / "reports"
+REPORTS = Path(__file__).resolve().parents[1] / "reports"
 LOCUSTFILE = Path(__file__).resolve().parent / "tiers_locustfile.py"
 MODEL = "price"
 SAMPLES = "HEADRACE_LOADTEST_SAMPLES"

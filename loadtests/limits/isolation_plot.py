@@ -9,7 +9,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from loadtests.isolation_figures import GOAL, KINDS, FloodCount, Isolation, Phase
+from loadtests.limits.isolation_figures import GOAL, KINDS, FloodCount, Isolation, Phase
 from loadtests.plots import COLORS, FAILED, GREY
 
 matplotlib.use("Agg")

@@ -9,8 +9,8 @@ import pytest
 from redis import Redis
 
 from loadtests.bench.wrk import WrkResult
-from loadtests.limits_cost import cost_table, process_cpu_s, publish, redis_server
-from loadtests.limits_cost_figures import (
+from loadtests.limits.cost import cost_table, process_cpu_s, publish, redis_server
+from loadtests.limits.cost_figures import (
     MANY,
     OFF,
     ONE,

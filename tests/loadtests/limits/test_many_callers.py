@@ -8,8 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from loadtests.many_callers import publish
-from loadtests.many_callers_figures import MIB, Crowd, Known, Pair, Slice, crowd_sentences, slices
+from loadtests.limits.many_callers import publish
+from loadtests.limits.many_callers_figures import (
+    MIB,
+    Crowd,
+    Known,
+    Pair,
+    Slice,
+    crowd_sentences,
+    slices,
+)
 
 
 @pytest.fixture

@@ -9,10 +9,16 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from loadtests import isolation as command
-from loadtests.isolation import FloodFailed, Load, flood_command, flooded
-from loadtests.isolation_figures import FloodCount, Isolation, Phase, isolation_sentences, kind_of
-from loadtests.isolation_plot import plot_isolation
+from loadtests.limits import isolation as command
+from loadtests.limits.isolation import FloodFailed, Load, flood_command, flooded
+from loadtests.limits.isolation_figures import (
+    FloodCount,
+    Isolation,
+    Phase,
+    isolation_sentences,
+    kind_of,
+)
+from loadtests.limits.isolation_plot import plot_isolation
 from loadtests.open_loop import Answer
 
 LOAD = Load(rate=10, seconds=0, capacity_s=1, deadline_s=10, settle_s=0)
@@ -119,7 +125,7 @@ async def test_a_flood_that_dies_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_the_flood_outlasts_the_phase_beside_it() -> None:
     words = flood_command("http://here", 99.0, 500, replace(LOAD, seconds=30.0, settle_s=2.0))
     options = dict(zip(words[3::2], words[4::2], strict=True))
-    assert words[:3] == [sys.executable, "-m", "loadtests.flood"]
+    assert words[:3] == [sys.executable, "-m", "loadtests.limits.flood"]
     assert (options["--rate"], options["--seconds"], options["--addresses"]) == (
         *("99.000", "33"),
         "500",

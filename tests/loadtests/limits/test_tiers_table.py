@@ -3,8 +3,7 @@ from __future__ import annotations
 import pytest
 from rich.console import Console
 
-from loadtests.samples import Sample
-from loadtests.tiers_table import (
+from loadtests.limits.tiers_table import (
     Got,
     got_table,
     retry_after_s,
@@ -13,6 +12,7 @@ from loadtests.tiers_table import (
     status_of,
     who_got_what,
 )
+from loadtests.samples import Sample
 
 SAMPLES = (
     *(Sample(0.0, 10.0, "premium") for _ in range(8)),

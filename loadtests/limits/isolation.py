@@ -30,8 +30,8 @@ from headrace.config.tiers import DEFAULT_TIERS
 from loadtests.admin import Admin, wait_for_key
 from loadtests.closed_loop import closed_capacity
 from loadtests.headrace import BadAnswer, headrace
-from loadtests.isolation_figures import FloodCount, Isolation, Phase, isolation_sentences
-from loadtests.isolation_plot import plot_isolation
+from loadtests.limits.isolation_figures import FloodCount, Isolation, Phase, isolation_sentences
+from loadtests.limits.isolation_plot import plot_isolation
 from loadtests.machine import describe_machine
 from loadtests.open_loop import Arrivals, Ask, AskFailed
 from loadtests.pictures import Picture, PicturesMissing, load_pictures
@@ -40,7 +40,7 @@ from loadtests.raw_http import request_head
 from loadtests.reload import ANSWER_S, ROOT, WARM_UP_S, copy_store
 from loadtests.tagger import MODEL, ask_tagger, tagger_message
 
-REPORTS = Path(__file__).resolve().parent / "reports"
+REPORTS = Path(__file__).resolve().parents[1] / "reports"
 ACCESS = {"tiers": dict(DEFAULT_TIERS), "auth": {"trusted_proxies": ["127.0.0.1"]}}
 """The demo's tiers; its callers come from this machine and name an address of their own."""
 
@@ -200,7 +200,7 @@ def flood_command(url: str, rate: float, addresses: int, load: Load) -> list[str
         "--deadline": f"{load.deadline_s:g}",
     }
     words = [str(word) for option in options.items() for word in option]
-    return [sys.executable, "-m", "loadtests.flood", *words]
+    return [sys.executable, "-m", "loadtests.limits.flood", *words]
 
 
 def _read_count(line: bytes) -> FloodCount:

@@ -31,14 +31,14 @@ from loadtests.bench.servers import ROWS, Site
 from loadtests.closed_loop import Course
 from loadtests.exchange import Message
 from loadtests.headrace import BadAnswer, headrace
-from loadtests.limits_cost import AMPLE, TIER
+from loadtests.limits.cost import AMPLE, TIER
+from loadtests.limits.many_callers_figures import Crowd, Known, Pair, Slice, crowd_sentences, slices
 from loadtests.machine import describe_machine
-from loadtests.many_callers_figures import Crowd, Known, Pair, Slice, crowd_sentences, slices
 from loadtests.memory import process_memory
 from loadtests.processes import NotStarted
 from loadtests.raw_http import caller_address, request_head
 
-REPORTS = Path(__file__).resolve().parent / "reports"
+REPORTS = Path(__file__).resolve().parents[1] / "reports"
 QUIET_S = 10.0
 """Some seconds after a caller's last request its gateway gives back what it had leased for it."""
 

@@ -4,7 +4,7 @@ import asyncio
 from collections import Counter
 
 from loadtests.exchange import Message
-from loadtests.flood import Flood, prepare_heads
+from loadtests.limits.flood import Flood, prepare_heads
 from tests.loadtests.answering import answering
 
 MESSAGE = Message("/v2/models/tagger/infer", b"body", {})

@@ -1,0 +1,1 @@
+"""Isolation from floods, the cost of limits, many callers, tiers."""
