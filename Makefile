@@ -86,7 +86,7 @@ bench-limits: setup models redis ## Measure isolation from a flood, and what lim
 	@$(BIN)/python -m loadtests.limits.cost --redis
 
 bench-pool: setup models ## Simulate the shared pool; measure cold starts, a spike and a bursty day
-	@$(BIN)/python -m loadtests.pool_simulation --hours 1 --growth
+	@$(BIN)/python -m loadtests.pool.simulation --hours 1 --growth
 	@$(BIN)/python -m loadtests.pool $(ARGS)
 
 bench-sharding: setup models ## Measure large pictures and videos over shards

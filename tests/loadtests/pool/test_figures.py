@@ -9,8 +9,8 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from loadtests import pool
-from loadtests.pool_figures import (
+from loadtests.pool import __main__ as pool
+from loadtests.pool.figures import (
     Cold,
     Day,
     Spike,
@@ -23,10 +23,10 @@ from loadtests.pool_figures import (
     undisturbed,
     warm_goals,
 )
-from loadtests.pool_goals import Goal, missed
-from loadtests.pool_log import Steps
-from loadtests.pool_plot import plot_cold, plot_day, plot_spike
-from loadtests.pool_server import Asked
+from loadtests.pool.goals import Goal, missed
+from loadtests.pool.log import Steps
+from loadtests.pool.plot import plot_cold, plot_day, plot_spike
+from loadtests.pool.server import Asked
 
 BEGIN_S = 1000.0
 

@@ -15,16 +15,16 @@ from autoscale.sharing import Division
 from headrace.config.args import ModelConfig, PoolConfig, SlotClass
 from headrace.config.scaling import Replicas, Scaling
 from headrace.snapshot import Placement, SlotView, State
-from loadtests.pool_day import Plan as DayPlan
-from loadtests.pool_figures import Day
-from loadtests.pool_log import Steps
-from loadtests.pool_prediction import predict
-from loadtests.pool_simulation.clock import Clock
-from loadtests.pool_simulation.invariants import Broken, check_plan, check_shares, check_slots
-from loadtests.pool_simulation.many import many_models, many_rates
-from loadtests.pool_simulation.setting import Pace, Setting, measured
-from loadtests.pool_simulation.simulation import simulate
-from loadtests.pool_trace import Arrival, arrivals
+from loadtests.pool.day import Plan as DayPlan
+from loadtests.pool.figures import Day
+from loadtests.pool.log import Steps
+from loadtests.pool.prediction import predict
+from loadtests.pool.simulation.clock import Clock
+from loadtests.pool.simulation.invariants import Broken, check_plan, check_shares, check_slots
+from loadtests.pool.simulation.many import many_models, many_rates
+from loadtests.pool.simulation.setting import Pace, Setting, measured
+from loadtests.pool.simulation.simulation import simulate
+from loadtests.pool.trace import Arrival, arrivals
 
 PACE = Pace(start_wait_s=0.5, start_work_s=0.5, load_s=0.1, hop_s=0.001, overhead_s=0.0)
 

@@ -18,7 +18,7 @@ from loadtests.processes import free_ports, running, wait_until
 
 START_S = 90.0
 STOP_S = 20.0
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SHAPE = (1, 224, 224, 3)
 COLD_HEADER = "X-Headrace-Cold-Start-Ms"
 """As Headrace says it: milliseconds since the replica began, for its first answer only."""
@@ -37,7 +37,7 @@ def ray_cold(folder: Path, model: Path) -> Iterator[str]:
         # As fair as can be: the same niceness as Headrace's slots have.
         "RAY_worker_niceness": "0",
     }
-    command = [sys.executable, "-m", "loadtests.peers.ray_cold"]
+    command = [sys.executable, "-m", "loadtests.pool.ray_cold"]
     with running(command, folder / "ray.log", environment, stop_s=STOP_S) as process:
         url = f"http://127.0.0.1:{port}"
         wait_until(lambda: answers(f"{url}/-/healthz"), process, START_S)

@@ -10,8 +10,8 @@ from pydantic import ByteSize
 
 from headrace.config.args import ModelConfig, PoolConfig, SlotClass
 from headrace.config.scaling import Replicas, Scaling, Share
-from loadtests.pool_simulation.setting import Pace, Setting, lognormal
-from loadtests.pool_trace import Rates, day_rates, split
+from loadtests.pool.simulation.setting import Pace, Setting, lognormal
+from loadtests.pool.trace import Rates, day_rates, split
 
 GROUPS = 10
 SLOTS_A_NODE = 4

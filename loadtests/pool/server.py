@@ -15,7 +15,7 @@ import httpx
 
 from loadtests.exchange import Message
 from loadtests.headrace import Running, headrace
-from loadtests.pool_log import PoolLog, read_log
+from loadtests.pool.log import PoolLog, read_log
 
 COLD_HEADER = "X-Headrace-Cold-Start-Ms"
 ANSWER_S = 70.0

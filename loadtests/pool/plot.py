@@ -10,8 +10,8 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from loadtests.plots import COLORS, FAILED, GREY
-from loadtests.pool_figures import COLD_P50_S, COLD_P99_S, DAY_P99_S, SPIKE_S, Cold, Day, Spike
-from loadtests.pool_log import Steps
+from loadtests.pool.figures import COLD_P50_S, COLD_P99_S, DAY_P99_S, SPIKE_S, Cold, Day, Spike
+from loadtests.pool.log import Steps
 
 matplotlib.use("Agg")
 

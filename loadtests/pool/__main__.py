@@ -20,9 +20,9 @@ from rich.console import Console
 from loadtests.exchange import Message, infer_binary_message
 from loadtests.machine import describe_machine
 from loadtests.pictures import PicturesMissing, load_pictures
-from loadtests.pool_cold import TENSORFLOW_MODEL, measure_cold, measure_ray
-from loadtests.pool_day import Plan, measure_day
-from loadtests.pool_figures import (
+from loadtests.pool.cold import TENSORFLOW_MODEL, measure_cold, measure_ray
+from loadtests.pool.day import Plan, measure_day
+from loadtests.pool.figures import (
     Cold,
     Day,
     cold_table,
@@ -32,16 +32,16 @@ from loadtests.pool_figures import (
     start_goals,
     warm_goals,
 )
-from loadtests.pool_goals import Goal, missed
-from loadtests.pool_plot import plot_cold, plot_day, plot_spike
-from loadtests.pool_prediction import predict
-from loadtests.pool_server import NeverAsleep
-from loadtests.pool_spike import measure_spike
+from loadtests.pool.goals import Goal, missed
+from loadtests.pool.plot import plot_cold, plot_day, plot_spike
+from loadtests.pool.prediction import predict
+from loadtests.pool.server import NeverAsleep
+from loadtests.pool.spike import measure_spike
 from loadtests.processes import NotStarted
 from loadtests.reload import OLD, REPOSITORY
 from loadtests.tagger import MODEL, OUTPUT
 
-REPORTS = Path(__file__).resolve().parent / "reports"
+REPORTS = Path(__file__).resolve().parents[1] / "reports"
 PARTS = ("cold", "spike", "day")
 SEEDS = (1, 2)
 """Of the days, beside the one that is given."""

@@ -10,8 +10,8 @@ from random import Random
 
 from autoscale.orders import LoadOrder, UnloadOrder
 from headrace.snapshot import ModelVersion, Placement, SlotView, State
-from loadtests.pool_simulation.clock import Clock
-from loadtests.pool_simulation.setting import Setting
+from loadtests.pool.simulation.clock import Clock
+from loadtests.pool.simulation.setting import Setting
 from replicas.service import HANDOVER_S
 
 Answer = Callable[[], None]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtests.pool_log import Steps, leased_slots, parse_log, process_of
+from loadtests.pool.log import Steps, leased_slots, parse_log, process_of
 
 
 def line(at_s: float, event: str, **more: object) -> bytes:

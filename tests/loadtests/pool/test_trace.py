@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loadtests.pool_trace import arrivals, day_rates, split
+from loadtests.pool.trace import arrivals, day_rates, split
 
 
 @settings(max_examples=60, deadline=None)

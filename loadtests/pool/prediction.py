@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from headrace.config.args import ModelConfig, PoolConfig, SlotClass
-from loadtests.pool_day import Plan
-from loadtests.pool_figures import PREDICTION, Day, plain
-from loadtests.pool_goals import Goal, missed
-from loadtests.pool_simulation.setting import Pace, Setting, measured
-from loadtests.pool_simulation.simulation import Simulated, simulate
+from loadtests.pool.day import Plan
+from loadtests.pool.figures import PREDICTION, Day, plain
+from loadtests.pool.goals import Goal, missed
+from loadtests.pool.simulation.setting import Pace, Setting, measured
+from loadtests.pool.simulation.simulation import Simulated, simulate
 from loadtests.samples import ratio
 
 SETTLE_S = 60.0

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from random import Random
 
 from headrace.link.pool import Loads
-from loadtests.pool_simulation.clock import Clock
-from loadtests.pool_simulation.fleet import SimulatedFleet
-from loadtests.pool_simulation.setting import Setting
+from loadtests.pool.simulation.clock import Clock
+from loadtests.pool.simulation.fleet import SimulatedFleet
+from loadtests.pool.simulation.setting import Setting
 
 
 @dataclass(slots=True)

@@ -11,9 +11,9 @@ from typing import Any
 import httpx
 
 from loadtests.exchange import Message
-from loadtests.peers.ray_cold import ray_cold
-from loadtests.pool_figures import Cold
-from loadtests.pool_server import Asked, ask, elastic, open_client
+from loadtests.pool.figures import Cold
+from loadtests.pool.ray_cold import ray_cold
+from loadtests.pool.server import Asked, ask, elastic, open_client
 from loadtests.tagger import MODEL
 
 IDLE_S = 0.5

@@ -17,11 +17,11 @@ from urllib.parse import urlsplit
 
 from loadtests.exchange import predict_message
 from loadtests.headrace import headrace_command
-from loadtests.pool_figures import Day, slots_for_peak, undisturbed
-from loadtests.pool_log import leased_slots
-from loadtests.pool_models import WIDTH, write_model
-from loadtests.pool_server import Asked, Site, ask, elastic, open_client
-from loadtests.pool_trace import Arrival, Rates, arrivals, day_rates, split
+from loadtests.pool.figures import Day, slots_for_peak, undisturbed
+from loadtests.pool.log import leased_slots
+from loadtests.pool.models import WIDTH, write_model
+from loadtests.pool.server import Asked, Site, ask, elastic, open_client
+from loadtests.pool.trace import Arrival, Rates, arrivals, day_rates, split
 from loadtests.samples import percentile
 
 CALIBRATION = 15

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from loadtests.pool_goals import Goal, missed
-from loadtests.pool_log import Steps
-from loadtests.pool_server import Asked
+from loadtests.pool.goals import Goal, missed
+from loadtests.pool.log import Steps
+from loadtests.pool.server import Asked
 from loadtests.samples import percentile, ratio
 
 COLD_P50_S, COLD_P99_S = 0.3, 1.0

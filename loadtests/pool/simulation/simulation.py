@@ -11,12 +11,12 @@ from random import Random
 from typing import Any
 
 from autoscale.economy import Borrowers
-from loadtests.pool_simulation.clock import Clock
-from loadtests.pool_simulation.fleet import SimulatedFleet
-from loadtests.pool_simulation.gateway import SimulatedGateway
-from loadtests.pool_simulation.pool import SimulatedPool
-from loadtests.pool_simulation.setting import Setting
-from loadtests.pool_trace import Arrival
+from loadtests.pool.simulation.clock import Clock
+from loadtests.pool.simulation.fleet import SimulatedFleet
+from loadtests.pool.simulation.gateway import SimulatedGateway
+from loadtests.pool.simulation.pool import SimulatedPool
+from loadtests.pool.simulation.setting import Setting
+from loadtests.pool.trace import Arrival
 from loadtests.samples import percentile
 
 SLOWEST = 100

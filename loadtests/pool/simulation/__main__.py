@@ -17,11 +17,11 @@ import click
 from rich.console import Console
 
 from loadtests.machine import describe_machine
-from loadtests.pool_simulation.many import BINS_A_DAY, DAY_S, many_models, many_rates
-from loadtests.pool_simulation.simulation import Simulated, simulate
-from loadtests.pool_trace import Arrival, arrivals
+from loadtests.pool.simulation.many import BINS_A_DAY, DAY_S, many_models, many_rates
+from loadtests.pool.simulation.simulation import Simulated, simulate
+from loadtests.pool.trace import Arrival, arrivals
 
-REPORTS = Path(__file__).resolve().parent.parent / "reports"
+REPORTS = Path(__file__).resolve().parents[2] / "reports"
 GOAL_S = 0.05
 SETTLE_S = 300.0
 """In which the first slots start and every model is loaded once."""

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from loadtests.exchange import predict_message
-from loadtests.pool_figures import Spike
-from loadtests.pool_models import WIDTH, write_model
-from loadtests.pool_server import Asked, Site, ask, elastic, open_client
+from loadtests.pool.figures import Spike
+from loadtests.pool.models import WIDTH, write_model
+from loadtests.pool.server import Asked, Site, ask, elastic, open_client
 
 MODEL = "loop"
 CALLERS = 5

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from autoscale.economy import Borrowers, Economy
 from autoscale.rounds import Findings, Rounds
 from headrace.link.pool import Loads
-from loadtests.pool_simulation.clock import Clock
-from loadtests.pool_simulation.fleet import SimulatedFleet
-from loadtests.pool_simulation.invariants import check_plan, check_shares, check_slots
-from loadtests.pool_simulation.setting import Setting
+from loadtests.pool.simulation.clock import Clock
+from loadtests.pool.simulation.fleet import SimulatedFleet
+from loadtests.pool.simulation.invariants import check_plan, check_shares, check_slots
+from loadtests.pool.simulation.setting import Setting
 
 GATEWAY = "gateway"
 

@@ -1,0 +1,1 @@
+"""The elastic pool, measured and simulated."""
