@@ -25,15 +25,15 @@ from loadtests.machine import describe_machine
 from loadtests.open_loop import AskFailed
 from loadtests.pictures import PicturesMissing
 from loadtests.processes import NotStarted
-from loadtests.sharding_beside import beside_check, measure_beside
-from loadtests.sharding_correctness import measure_correctness, run_direct
-from loadtests.sharding_figures import Check
-from loadtests.sharding_fleets import PICTURES, SHARDS, Curve, picture_curve, video_curve
-from loadtests.sharding_inputs import Inputs
-from loadtests.sharding_memory import measure_memory, memory_checks
-from loadtests.sharding_models import ALONE, SMALL, Fleet, fleet
-from loadtests.sharding_plot import plot_beside, plot_memory, plot_speed
-from loadtests.sharding_speed import (
+from loadtests.sharding.beside import beside_check, measure_beside
+from loadtests.sharding.correctness import measure_correctness, run_direct
+from loadtests.sharding.figures import Check
+from loadtests.sharding.fleets import PICTURES, SHARDS, Curve, picture_curve, video_curve
+from loadtests.sharding.inputs import Inputs
+from loadtests.sharding.memory import measure_memory, memory_checks
+from loadtests.sharding.models import ALONE, SMALL, Fleet, fleet
+from loadtests.sharding.plot import plot_beside, plot_memory, plot_speed
+from loadtests.sharding.speed import (
     Speed,
     mean_work,
     measure_speed,
@@ -41,7 +41,7 @@ from loadtests.sharding_speed import (
     speed_document,
 )
 
-REPORTS = Path(__file__).resolve().parent / "reports"
+REPORTS = Path(__file__).resolve().parents[1] / "reports"
 MODELS = {
     "correctness": ("faces", "objects", "tagger"),
     "memory": ("faces", "tagger"),

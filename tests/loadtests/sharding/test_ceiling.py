@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from loadtests import sharding_ceiling
 from loadtests.processes import NotStarted
-from loadtests.sharding_ceiling import bare_processes, ceiling
+from loadtests.sharding import ceiling as sharding_ceiling
+from loadtests.sharding.ceiling import bare_processes, ceiling
 
 TELLS = """
 import sys

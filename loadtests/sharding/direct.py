@@ -1,6 +1,6 @@
 """A demo model in a process of its own without any server: a whole input at once, or its parts.
 
-`python -m loadtests.sharding_direct whole MODEL FILE` is the replica that does not split: it takes
+`python -m loadtests.sharding.direct whole MODEL FILE` is the replica that does not split: it takes
 the whole input and, with `--memory`, ends like a slot whose class has so much. `parts MODEL FILE`
 times what a shard does for each part, one after the other. Both print JSON.
 """
@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 
 from headrace.config.sharding import ShardingConfig
 from loadtests.reload import REPOSITORY
-from loadtests.sharding_inputs import pixels_of
-from loadtests.sharding_models import SHARDING
-from loadtests.sharding_peak import peak_bytes
+from loadtests.sharding.inputs import pixels_of
+from loadtests.sharding.models import SHARDING
+from loadtests.sharding.peak import peak_bytes
 from replicas.last_words import MemoryWatch
 from sharding.merge import box_rules
 from sharding.merge_boxes import merge_boxes

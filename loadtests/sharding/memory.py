@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from loadtests.sharding_calls import process_file
-from loadtests.sharding_correctness import run_direct
-from loadtests.sharding_figures import Check
-from loadtests.sharding_inputs import Inputs
-from loadtests.sharding_models import Fleet
-from loadtests.sharding_peak import largest_peak, reset_peaks
+from loadtests.sharding.calls import process_file
+from loadtests.sharding.correctness import run_direct
+from loadtests.sharding.figures import Check
+from loadtests.sharding.inputs import Inputs
+from loadtests.sharding.models import Fleet
+from loadtests.sharding.peak import largest_peak, reset_peaks
 
 MIB = 2**20
 

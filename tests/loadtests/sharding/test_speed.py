@@ -6,12 +6,12 @@ import pytest
 
 from loadtests.headrace import BadAnswer
 from loadtests.open_loop import Answer
-from loadtests.sharding_beside import PICTURE, Beside, Turn, beside_check, unseen
-from loadtests.sharding_calls import Processed
-from loadtests.sharding_fleets import PICTURES, SHARDS, picture_curve, video_curve
-from loadtests.sharding_memory import MIB, Peaks, Unsharded, memory_checks
-from loadtests.sharding_plot import plot_beside, plot_memory, plot_speed
-from loadtests.sharding_speed import (
+from loadtests.sharding.beside import PICTURE, Beside, Turn, beside_check, unseen
+from loadtests.sharding.calls import Processed
+from loadtests.sharding.fleets import PICTURES, SHARDS, picture_curve, video_curve
+from loadtests.sharding.memory import MIB, Peaks, Unsharded, memory_checks
+from loadtests.sharding.plot import plot_beside, plot_memory, plot_speed
+from loadtests.sharding.speed import (
     Round,
     Speed,
     Split,

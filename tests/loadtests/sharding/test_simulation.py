@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loadtests.sharding_simulation import Fleet, SimulatedPart, simulate
+from loadtests.sharding.simulation import Fleet, SimulatedPart, simulate
 from sharding.hashing import assign
 
 PARTS = [SimulatedPart(number.to_bytes(4, "big"), 0.1) for number in range(120)]

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
-from loadtests.sharding_simulation import PER_SHARD, Fleet, SimulatedPart, simulate
-from loadtests.sharding_speed import EPSILON, Work
+from loadtests.sharding.simulation import PER_SHARD, Fleet, SimulatedPart, simulate
+from loadtests.sharding.speed import EPSILON, Work
 from sharding.plan import plan_segments, plan_tiles
 
 SHARDS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)

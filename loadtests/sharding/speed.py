@@ -11,13 +11,13 @@ from statistics import median
 from typing import Any
 
 from headrace.config.sharding import ShardingConfig
-from loadtests import sharding_simulation as simulation
 from loadtests.headrace import BadAnswer
-from loadtests.sharding_calls import Processed, process
-from loadtests.sharding_ceiling import bare_processes, ceiling
-from loadtests.sharding_figures import Check
-from loadtests.sharding_inputs import Inputs, jpeg, lighter, patched, pixels_of
-from loadtests.sharding_models import ALONE, FACES, Fleet
+from loadtests.sharding import simulation
+from loadtests.sharding.calls import Processed, process
+from loadtests.sharding.ceiling import bare_processes, ceiling
+from loadtests.sharding.figures import Check
+from loadtests.sharding.inputs import Inputs, jpeg, lighter, patched, pixels_of
+from loadtests.sharding.models import ALONE, FACES, Fleet
 from sharding.parts import Tile
 from sharding.split import PictureSource
 from sharding.upload import MediaJob, Upload

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from loadtests.sharding_inputs import Scene
+from loadtests.sharding.inputs import Scene
 from sharding.parts import Box
 
 SAME = 0.5

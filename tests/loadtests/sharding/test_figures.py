@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-from loadtests.sharding import table
-from loadtests.sharding_correctness import large_tiles, more_objects, small_tiles
-from loadtests.sharding_figures import Check, iou, match_boxes, match_scenes
-from loadtests.sharding_inputs import Scene
+from loadtests.sharding.__main__ import table
+from loadtests.sharding.correctness import large_tiles, more_objects, small_tiles
+from loadtests.sharding.figures import Check, iou, match_boxes, match_scenes
+from loadtests.sharding.inputs import Scene
 from sharding.parts import Box
 
 FACE = Box(10, 10, 30, 30, 0.9)

@@ -1,6 +1,6 @@
 """What processes without any server make of this machine's cores, while Headrace idles beside them.
 
-`python -m loadtests.sharding_ceiling FILE` does for every line that it reads what a shard does for
+`python -m loadtests.sharding.ceiling FILE` does for every line that it reads what a shard does for
 `TILES` tiles of a picture, and prints the seconds that this took.
 """
 
@@ -18,7 +18,7 @@ import click
 from headrace.node import be_nice
 from loadtests.processes import NotStarted
 from loadtests.reload import ROOT
-from loadtests.sharding_inputs import pixels_of
+from loadtests.sharding.inputs import pixels_of
 
 TILES = 8
 SIDE = 1024
@@ -72,7 +72,7 @@ def _end(worker: Worker) -> None:
 
 def command(picture: Path) -> list[str]:
     """What starts a process."""
-    return [sys.executable, "-m", "loadtests.sharding_ceiling", str(picture)]
+    return [sys.executable, "-m", "loadtests.sharding.ceiling", str(picture)]
 
 
 def _started(picture: Path) -> Worker:
@@ -93,7 +93,7 @@ def _told(worker: Worker) -> float:
 @click.argument("picture", type=click.Path(path_type=Path))
 def main(picture: Path) -> None:
     # The benchmark itself need not load a model.
-    from loadtests.sharding_direct import Direct
+    from loadtests.sharding.direct import Direct
 
     be_nice()  # as shards are
     direct, tile = Direct("faces"), pixels_of(picture)[:SIDE, :SIDE]

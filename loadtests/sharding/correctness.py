@@ -10,10 +10,10 @@ from typing import Any
 
 from loadtests.headrace import BadAnswer
 from loadtests.reload import ROOT
-from loadtests.sharding_calls import process_file
-from loadtests.sharding_figures import Check, Match, match_boxes, match_scenes
-from loadtests.sharding_inputs import Inputs, scenes_of
-from loadtests.sharding_models import Fleet
+from loadtests.sharding.calls import process_file
+from loadtests.sharding.figures import Check, Match, match_boxes, match_scenes
+from loadtests.sharding.inputs import Inputs, scenes_of
+from loadtests.sharding.models import Fleet
 from replicas.last_words import EXIT_CODE
 from sharding.parts import Box
 
@@ -89,11 +89,11 @@ def untiled(model: str, path: Path) -> list[Box]:
 
 
 def run_direct(command: str, model: str, path: Path, *options: str) -> dict[str, Any] | None:
-    """What `loadtests.sharding_direct` prints; None if it was ended at its limit of memory.
+    """What `loadtests.sharding.direct` prints; None if it was ended at its limit of memory.
 
     Raises `BadAnswer`.
     """
-    words = [sys.executable, "-m", "loadtests.sharding_direct", command, model, str(path)]
+    words = [sys.executable, "-m", "loadtests.sharding.direct", command, model, str(path)]
     done = subprocess.run([*words, *options], cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode == EXIT_CODE:
         return None

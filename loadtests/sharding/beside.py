@@ -18,10 +18,10 @@ from loadtests.light import price_message
 from loadtests.open_loop import Answer, Arrivals, AskFailed
 from loadtests.raw_http import LOST, Lines, request_head
 from loadtests.samples import percentile, ratio
-from loadtests.sharding_calls import process_file
-from loadtests.sharding_figures import Check
-from loadtests.sharding_inputs import Inputs, variants
-from loadtests.sharding_models import Fleet
+from loadtests.sharding.calls import process_file
+from loadtests.sharding.figures import Check
+from loadtests.sharding.inputs import Inputs, variants
+from loadtests.sharding.models import Fleet
 from sharding.plan import plan_tiles
 
 CALLERS = 2

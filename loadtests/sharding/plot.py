@@ -10,10 +10,10 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from loadtests.plots import COLORS, GREY, MARKERS
-from loadtests.sharding_beside import Beside
-from loadtests.sharding_fleets import SHARDS, Curve
-from loadtests.sharding_memory import MIB, Peaks
-from loadtests.sharding_speed import Speed
+from loadtests.sharding.beside import Beside
+from loadtests.sharding.fleets import SHARDS, Curve
+from loadtests.sharding.memory import MIB, Peaks
+from loadtests.sharding.speed import Speed
 
 matplotlib.use("Agg")
 

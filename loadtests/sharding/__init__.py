@@ -1,0 +1,1 @@
+"""Large pictures and videos over shards, measured and simulated."""
