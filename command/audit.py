@@ -49,10 +49,10 @@ def audit(
     """Show decisions of the gateways on that machine, newest first."""
     from rich.console import Console
 
-    from command.client import find_target
+    from command.instance import find_instance
 
     given = {name: value for name, value in filters.items() if value is not None}
-    with exit_codes(), find_target(admin, token_file).client(PATIENCE_S) as client:
+    with exit_codes(), find_instance(admin, token_file).client(PATIENCE_S) as client:
         answer = client.audit_summary(given) if summary else client.audit(given)
     if as_json:
         click.echo(json.dumps(answer))

@@ -174,11 +174,11 @@ def apply(file: str | None, admin: str | None, token_file: str | None, as_json: 
     What stands in the Pool's user_config changes live; a change of args restarts the replicas,
     one after the other.
     """
-    from command.client import find_target
+    from command.instance import find_instance
 
     with exit_codes():
         config = _load(file)
-        with find_target(admin or config.args.listen.admin, token_file).client() as client:
+        with find_instance(admin or config.args.listen.admin, token_file).client() as client:
             client.apply(config.document)
     click.echo(json.dumps({"applied": config.file}) if as_json else f"{config.file} is applied")
 
@@ -196,7 +196,7 @@ def status(
     With MODEL only that one, and why it could not be loaded: what its slot left behind, how often
     it failed and when it is tried again.
     """
-    from command.client import find_target
+    from command.instance import find_instance
     from command.status import model_of, render, render_model
 
     def shown(answer: dict[str, Any]) -> RenderableType:
@@ -205,7 +205,7 @@ def status(
     def told(answer: dict[str, Any]) -> str:
         return json.dumps(answer if model is None else model_of(answer, model))
 
-    with exit_codes(), find_target(admin, token_file).client() as client:
+    with exit_codes(), find_instance(admin, token_file).client() as client:
         answer = client.status()
         if as_json:
             click.echo(told(answer))
@@ -250,13 +250,13 @@ def infer(
     timeout: float,
 ) -> None:
     """Ask MODEL for one prediction, from a picture or a JSON body."""
-    from command.client import find_target
     from command.infer import InferenceClient, describe, read_labels
+    from command.instance import find_instance
 
     if bool(image) == bool(body):
         raise click.UsageError("give either --image FILE or --json FILE")
     with exit_codes():
-        target = find_target(None, None) if http is None else None
+        target = find_instance(None, None) if http is None else None
         address = http or (target.http if target else "")
         client = InferenceClient(address, read_key(key_file), timeout_s=timeout)
         version = str(model_version) if model_version else None
@@ -281,9 +281,9 @@ def infer(
 @as_json
 def load(model: str, admin: str | None, token_file: str | None, as_json: bool) -> None:
     """Load MODEL of the store, or load it anew if its files have changed; ends a rollback."""
-    from command.client import find_target
+    from command.instance import find_instance
 
-    with exit_codes(), find_target(admin, token_file).client() as client:
+    with exit_codes(), find_instance(admin, token_file).client() as client:
         client.load(model)
     click.echo(json.dumps({"loaded": model}) if as_json else f"{model} is ready")
 
@@ -294,9 +294,9 @@ def load(model: str, admin: str | None, token_file: str | None, as_json: bool) -
 @as_json
 def unload(model: str, admin: str | None, token_file: str | None, as_json: bool) -> None:
     """Serve MODEL no more, until it is loaded again or its config changes."""
-    from command.client import find_target
+    from command.instance import find_instance
 
-    with exit_codes(), find_target(admin, token_file).client() as client:
+    with exit_codes(), find_instance(admin, token_file).client() as client:
         client.unload(model)
     click.echo(json.dumps({"unloaded": model}) if as_json else f"{model} is unloaded")
 
@@ -310,9 +310,9 @@ def rollback(model: str, admin: str | None, token_file: str | None, as_json: boo
 
     The version that is left stays out until the next one, `headrace load` or a change of config.
     """
-    from command.client import find_target
+    from command.instance import find_instance
 
-    with exit_codes(), find_target(admin, token_file).client() as client:
+    with exit_codes(), find_instance(admin, token_file).client() as client:
         change = client.roll_back(model)
     if as_json:
         click.echo(json.dumps(change))
@@ -327,11 +327,11 @@ def rollback(model: str, admin: str | None, token_file: str | None, as_json: boo
 @as_json
 def down(timeout: float, admin: str | None, token_file: str | None, as_json: bool) -> None:
     """Drain and stop a running Headrace."""
-    from command.client import find_target
+    from command.instance import find_instance
     from command.launch import take_down
 
     with exit_codes():
-        outcome = take_down(find_target(admin, token_file), timeout, known=admin is not None)
+        outcome = take_down(find_instance(admin, token_file), timeout, known=admin is not None)
     click.echo(json.dumps({"outcome": outcome.name.lower()}) if as_json else outcome.value)
 
 

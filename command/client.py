@@ -1,106 +1,114 @@
-"""The command line's end of /admin/v1: asks a running Headrace, with the token."""
+"""HTTP clients of a running instance: the one that all commands use, and that of the admin API."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 from urllib.parse import quote, urlencode
 
-import click
 import httpx
 
-from command import instance
-from headrace.config.args import Listen
-from headrace.config.types import SecretRef
-from headrace.errors import HeadraceError, Unauthenticated, Unavailable
-from headrace.secrets import admin_token
+from command.options import TimedOut
+from headrace.errors import HeadraceError, PermissionDenied, Unauthenticated, Unavailable
 
-Status = dict[str, Any]
+JsonObject = dict[str, Any]
 
-ORDER_S = 180.0
-"""Loading a model is answered when it is ready; the pool gives up before this."""
+LOAD_S = 180.0
+"""Time-out of loads, which are answered when the model is ready; the pool gives up before this."""
+REFUSED = (Unauthenticated.http_status, PermissionDenied.http_status)
+"""Statuses for a token that is not valid, or not for this."""
 
 
-class AdminClient:
-    """One keep-alive connection to the admin listener; proxies of the environment are ignored."""
+class NothingAnswers(Unavailable):
+    """Raised when no gateway is there at all, or it cut the connection."""
+
+
+@contextmanager
+def mapped_errors(address: str, path: str, late: type[HeadraceError]) -> Iterator[None]:
+    """Turn httpx's errors into ours; `late` is raised when an answer is not there in time."""
+    try:
+        yield
+    except httpx.ReadTimeout as error:
+        raise late(f"{address} has not answered {path} in time") from error
+    except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+        reason = f"nothing answers on {address} ({type(error).__name__}); is Headrace up?"
+        raise NothingAnswers(reason) from error
+    except httpx.HTTPError as error:
+        reason = f"{address} has not answered {path} ({type(error).__name__})"
+        raise NothingAnswers(reason) from error
+
+
+def bearer(token: str) -> dict[str, str]:
+    """The header with an API key or token; none for ""."""
+    return {"Authorization": f"Bearer {token}"} if token else {}
+
+
+class HttpClient:
+    """One keep-alive connection to a listener; proxies of the environment are ignored.
+
+    Every call raises `HeadraceError`: `Unavailable` where nothing answers, `Unauthenticated` for a
+    refused token, `late` where there is no answer after `timeout_s`, else what the server said.
+    """
+
+    late: ClassVar[type[HeadraceError]] = TimedOut
 
     def __init__(
         self,
         address: str,
-        token: str,
+        token: str = "",
         *,
         timeout_s: float = 5.0,
+        connect_s: float | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        self._address = address
+        self.address = address
         self._http = httpx.Client(
             base_url=f"http://{address}",
-            headers={"Authorization": f"Bearer {token}"},
-            timeout=timeout_s,
+            headers=bearer(token),
+            timeout=httpx.Timeout(timeout_s, connect=timeout_s if connect_s is None else connect_s),
             trust_env=False,
             transport=transport,
         )
 
-    def status(self) -> Status:
-        """What the gateway knows of slots and models; raises `HeadraceError`."""
-        return self._ask("GET", "/admin/v1/status")
+    def ask(self, method: str, path: str, **request: Any) -> JsonObject:
+        """The JSON object that is answered; `request` as httpx takes it."""
+        with self.stream(method, path, **request) as response:
+            response.read()
+            return self.parse(response, path, response.text)
 
-    def pool(self) -> dict[str, Any]:
-        """Who has slots and why: `{classes, accounts, groups, leases, decisions}`."""
-        return self._ask("GET", "/admin/v1/pool")
+    @contextmanager
+    def stream(self, method: str, path: str, **request: Any) -> Iterator[httpx.Response]:
+        """An answer without an error status, whose body is still to be read."""
+        with (
+            mapped_errors(self.address, path, self.late),
+            self._http.stream(method, path, **request) as response,
+        ):
+            if response.is_error:
+                response.read()
+                try:
+                    said = str(response.json()["error"])
+                except (ValueError, KeyError, TypeError):
+                    said = ""
+                raise self.refusal(response.status_code, path, said, response.text)
+            yield response
 
-    def shutdown(self) -> None:
-        """Ask the application to drain and delete itself."""
-        self._ask("POST", "/admin/v1/shutdown")
+    def parse(self, response: httpx.Response, path: str, text: str) -> JsonObject:
+        """The JSON object of an answer, or of a line of it."""
+        try:
+            found = json.loads(text)
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            raise self.refusal(response.status_code, path, "", text)
+        return found
 
-    def apply(self, document: Mapping[str, Any]) -> None:
-        """Give the running system a changed config document."""
-        self._ask("PUT", "/admin/v1/config", json=document)
-
-    def load(self, model: str) -> None:
-        """Load a model of the store, or load it anew if its files have changed; waits for it."""
-        self._order(model, "load")
-
-    def unload(self, model: str) -> None:
-        """Serve a model no more."""
-        self._order(model, "unload")
-
-    def roll_back(self, model: str) -> dict[str, Any]:
-        """Serve the version before: `{model, from, to, warm}`."""
-        path = f"/admin/v1/models/{quote(model, safe='')}/rollback"
-        return self._ask("POST", path, timeout_s=ORDER_S)
-
-    def keys(self) -> dict[str, Any]:
-        """All API keys: `{keys}`."""
-        return self._ask("GET", "/admin/v1/keys")
-
-    def create_key(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
-        """A new API key; its text is `key`."""
-        return self._ask("POST", "/admin/v1/keys", json=wanted)
-
-    def revoke_key(self, key: str) -> dict[str, Any]:
-        """End a key, named by id or name."""
-        return self._ask("POST", f"/admin/v1/keys/{quote(key, safe='')}/revoke")
-
-    def rotate_key(self, key: str, grace_s: float) -> dict[str, Any]:
-        """A new key in its place; its text is `key`."""
-        path = f"/admin/v1/keys/{quote(key, safe='')}/rotate"
-        return self._ask("POST", path, json={"grace_s": grace_s})
-
-    def audit(self, filters: Mapping[str, Any]) -> dict[str, Any]:
-        """Decisions of the audit log, newest first: `{records}`; `filters` as the path has them."""
-        return self._ask("GET", f"/admin/v1/audit?{urlencode(filters)}")
-
-    def audit_summary(self, filters: Mapping[str, Any]) -> dict[str, Any]:
-        """Its counts by caller: `{total, callers_seen, callers}`."""
-        return self._ask("GET", f"/admin/v1/audit/summary?{urlencode(filters)}")
-
-    def _order(self, model: str, operation: str) -> None:
-        path = f"/v2/repository/models/{quote(model, safe='')}/{operation}"
-        self._ask("POST", path, timeout_s=ORDER_S)
+    def refusal(self, status: int, path: str, said: str, text: str) -> HeadraceError:
+        """The error for an answer that is none; `said` is its message, `text` its whole body."""
+        message = f"{status} from {path}: {said or text[:200]}"
+        return Unauthenticated(message) if status in REFUSED else HeadraceError(message)
 
     def __enter__(self) -> Self:
         return self
@@ -113,61 +121,75 @@ class AdminClient:
     ) -> None:
         self._http.close()
 
-    def _ask(
-        self, method: str, path: str, json: Any = None, timeout_s: float | None = None
-    ) -> Status:
-        patience = httpx.USE_CLIENT_DEFAULT if timeout_s is None else timeout_s
-        try:
-            response = self._http.request(method, path, json=json, timeout=patience)
-        except httpx.ReadTimeout as error:
-            raise HeadraceError(f"{self._address} has not answered {path} in time") from error
-        except httpx.HTTPError as error:
-            raise Unavailable(
-                f"nothing answers on {self._address} ({type(error).__name__}); is Headrace up?"
-            ) from error
-        if response.status_code in (401, 403):
-            raise Unauthenticated(f"{self._address} refused the admin token")
-        try:
-            answer = response.json() if response.content else {}
-        except ValueError:
-            answer = None
-        if response.is_error:
-            said = answer.get("error") if isinstance(answer, dict) else None
-            reason = f": {said}" if said else f" to {path}"
-            raise HeadraceError(f"{self._address} answered {response.status_code}{reason}")
-        if not isinstance(answer, dict):
-            raise HeadraceError(f"what answers on {self._address} is not Headrace's admin listener")
-        return answer
+
+class AdminClient(HttpClient):
+    """The admin API, `/admin/v1`, and the model repository's routes."""
+
+    late = HeadraceError
+
+    def status(self) -> JsonObject:
+        """Slots, models and gateways."""
+        return self.ask("GET", "/admin/v1/status")
+
+    def pool(self) -> JsonObject:
+        """Who has slots and why: `{classes, accounts, groups, leases, decisions}`."""
+        return self.ask("GET", "/admin/v1/pool")
+
+    def shutdown(self) -> None:
+        """Drain and delete the application."""
+        self.ask("POST", "/admin/v1/shutdown")
+
+    def apply(self, document: Mapping[str, Any]) -> None:
+        """Give the running system a changed config document."""
+        self.ask("PUT", "/admin/v1/config", json=document)
+
+    def load(self, model: str) -> None:
+        """Load a model of the store, or load it anew if its files have changed; waits for it."""
+        self.ask("POST", f"/v2/repository/models/{_quoted(model)}/load", timeout=LOAD_S)
+
+    def unload(self, model: str) -> None:
+        """Serve a model no more."""
+        self.ask("POST", f"/v2/repository/models/{_quoted(model)}/unload", timeout=LOAD_S)
+
+    def roll_back(self, model: str) -> JsonObject:
+        """Serve the version before: `{model, from, to, warm}`."""
+        return self.ask("POST", f"/admin/v1/models/{_quoted(model)}/rollback", timeout=LOAD_S)
+
+    def keys(self) -> JsonObject:
+        """All API keys: `{keys}`."""
+        return self.ask("GET", "/admin/v1/keys")
+
+    def create_key(self, wanted: Mapping[str, Any]) -> JsonObject:
+        """A new API key; its text is `key`."""
+        return self.ask("POST", "/admin/v1/keys", json=wanted)
+
+    def revoke_key(self, key: str) -> JsonObject:
+        """End a key, named by id or name."""
+        return self.ask("POST", f"/admin/v1/keys/{_quoted(key)}/revoke")
+
+    def rotate_key(self, key: str, grace_s: float) -> JsonObject:
+        """A new key in place of one; its text is `key`."""
+        return self.ask("POST", f"/admin/v1/keys/{_quoted(key)}/rotate", json={"grace_s": grace_s})
+
+    def audit(self, filters: Mapping[str, Any]) -> JsonObject:
+        """Decisions of the audit log, newest first: `{records}`; `filters` as the path has them."""
+        return self.ask("GET", f"/admin/v1/audit?{urlencode(filters)}")
+
+    def audit_summary(self, filters: Mapping[str, Any]) -> JsonObject:
+        """Counts of the audit log by caller: `{total, callers_seen, callers}`."""
+        return self.ask("GET", f"/admin/v1/audit/summary?{urlencode(filters)}")
+
+    def parse(self, response: httpx.Response, path: str, text: str) -> JsonObject:
+        return super().parse(response, path, text or "{}")
+
+    def refusal(self, status: int, path: str, said: str, text: str) -> HeadraceError:
+        if status in REFUSED:
+            return Unauthenticated(f"{self.address} refused the admin token")
+        if status < 400:
+            return HeadraceError(f"what answers on {self.address} is not Headrace's admin listener")
+        reason = f": {said}" if said else f" to {path}"
+        return HeadraceError(f"{self.address} answered {status}{reason}")
 
 
-DEFAULTS = Listen()
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Where to ask and with what; `found` is None when only an address is known."""
-
-    admin: str
-    http: str
-    token: SecretRef | None = None
-    path: Path | None = None
-    found: instance.Instance | None = None
-
-    def client(self, timeout_s: float = 5.0) -> AdminClient:
-        """A client with this target's token."""
-        return AdminClient(self.admin, admin_token(self.token), timeout_s=timeout_s)
-
-
-def find_target(admin: str | None, token_file: str | None) -> Target:
-    """The instance at `admin`, else the only one that runs here, else the default ports."""
-    token = SecretRef(file=token_file) if token_file else None
-    running = list(instance.running())
-    if admin is not None:
-        running = [entry for entry in running if entry[1].admin == admin]
-    if len(running) > 1:
-        choices = ", ".join(f"--admin {found.admin}" for _, found in running)
-        raise click.UsageError(f"several run here; choose one: {choices}")
-    if running:
-        path, found = running[0]
-        return Target(found.admin, found.http, token or found.admin_token, path, found)
-    return Target(admin or DEFAULTS.admin, DEFAULTS.http, token)
+def _quoted(name: str) -> str:
+    return quote(name, safe="")

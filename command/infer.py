@@ -10,18 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 
-from command.options import key_headers
+from command.client import HttpClient, JsonObject
 from command.readiness import request_path
-from headrace.errors import (
-    ConfigError,
-    HeadraceError,
-    InvalidArgument,
-    Unauthenticated,
-    Unavailable,
-)
+from headrace.errors import ConfigError, InvalidArgument, Unavailable
 from headrace.runtimes import version_folders
 
 STEP = 32
@@ -30,42 +23,19 @@ STEP = 32
 LARGEST_SIDE = 512
 """Where the model leaves the size free, a picture is made no larger than this."""
 
-REFUSED = (401, 403)
-"""What is answered to a key that is not good, or not for this model."""
 
-Answer = dict[str, Any]
+class InferenceClient(HttpClient):
+    """Predictions over HTTP."""
 
+    late = Unavailable
 
-class InferenceClient:
-    """Asks the public listener with a key, which may be ""; proxies of the environment are ignored.
-
-    Every method raises `HeadraceError`: `Unavailable` where nothing answers, `Unauthenticated` for
-    a refused key, else what the server said.
-    """
-
-    def __init__(
-        self,
-        address: str,
-        key: str = "",
-        *,
-        timeout_s: float = 60.0,
-        transport: httpx.BaseTransport | None = None,
-    ) -> None:
-        self._http = httpx.Client(
-            base_url=f"http://{address}",
-            headers=key_headers(key),
-            timeout=timeout_s,
-            trust_env=False,
-            transport=transport,
-        )
-
-    def infer_image(self, model: str, version: str | None, picture: bytes) -> Answer:
+    def infer_image(self, model: str, version: str | None, picture: bytes) -> JsonObject:
         """Send a picture in the form that the model's metadata asks for."""
         path = f"/v2/models/{model}" + (f"/versions/{version}" if version else "")
-        metadata = self._ask("GET", path)
+        metadata = self.ask("GET", path)
         header, data = image_request(metadata, picture)
         head = json.dumps(header).encode()
-        return self._ask(
+        return self.ask(
             "POST",
             f"{path}/infer",
             content=head + data,
@@ -75,7 +45,7 @@ class InferenceClient:
             },
         )
 
-    def infer_json(self, model: str, version: str | None, body: bytes) -> Answer:
+    def infer_json(self, model: str, version: str | None, body: bytes) -> JsonObject:
         """Send a JSON body to whichever protocol's path it is made for."""
         path = request_path(body, model, version)
         if path is None:
@@ -83,27 +53,10 @@ class InferenceClient:
                 "the body is neither TensorFlow Serving's JSON (`instances`, `inputs` or "
                 "`examples`) nor Open Inference v2 (`inputs` with name, datatype and shape)"
             )
-        return self._ask("POST", path, content=body, headers={"Content-Type": "application/json"})
-
-    def _ask(self, method: str, path: str, **request: Any) -> Answer:
-        try:
-            response = self._http.request(method, path, **request)
-        except httpx.HTTPError as error:
-            raise Unavailable(
-                f"no answer from {self._http.base_url} ({type(error).__name__}); is Headrace up?"
-            ) from error
-        try:
-            answer = response.json()
-        except ValueError:
-            answer = None
-        if response.is_error or not isinstance(answer, dict):
-            said = answer.get("error") if isinstance(answer, dict) else response.text[:200]
-            text = f"{response.status_code} from {path}: {said}"
-            raise Unauthenticated(text) if response.status_code in REFUSED else HeadraceError(text)
-        return answer
+        return self.ask("POST", path, content=body, headers={"Content-Type": "application/json"})
 
 
-def image_request(metadata: Mapping[str, Any], picture: bytes) -> tuple[Answer, bytes]:
+def image_request(metadata: Mapping[str, Any], picture: bytes) -> tuple[JsonObject, bytes]:
     """The v2 header and the raw tensor for a model's one picture input; raises `ConfigError`."""
     inputs = metadata.get("inputs", ())
     if len(inputs) != 1:
@@ -123,7 +76,7 @@ def image_request(metadata: Mapping[str, Any], picture: bytes) -> tuple[Answer, 
     return _header(name, datatype, (1, *pixels.shape), data), data
 
 
-def _header(name: str, datatype: str, shape: Sequence[int], data: bytes) -> Answer:
+def _header(name: str, datatype: str, shape: Sequence[int], data: bytes) -> JsonObject:
     parameters = {"binary_data_size": len(data)}
     tensor = {"name": name, "datatype": datatype, "shape": list(shape), "parameters": parameters}
     return {"inputs": [tensor]}
@@ -160,7 +113,7 @@ class Output:
     lines: tuple[str, ...]
 
 
-def describe(answer: Answer, labels: Sequence[str], top: int) -> list[Output]:
+def describe(answer: JsonObject, labels: Sequence[str], top: int) -> list[Output]:
     """The outputs of a v2 answer; a row of scores becomes its best labels."""
     found: list[Output] = []
     for tensor in answer.get("outputs", ()):

@@ -12,11 +12,14 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import click
+
+from command.client import AdminClient
 from command.processes import ProcessId
-from headrace.config.args import Args, split_address
+from headrace.config.args import Args, Listen, split_address
 from headrace.config.types import SecretRef
 from headrace.errors import ConfigError, HeadraceError
-from headrace.secrets import headrace_home
+from headrace.secrets import admin_token, headrace_home
 
 _ATTEMPTS = 10
 
@@ -45,7 +48,7 @@ class Instance:
 
 
 @dataclass(slots=True)
-class Claim:
+class PortClaim:
     """The lock of a port, held while this process lives; the system frees it at death."""
 
     path: Path
@@ -71,7 +74,7 @@ def state_file(http: str) -> Path:
     return headrace_home() / f"up-{port or f'any-{os.getpid()}'}.json"
 
 
-def claim(http: str) -> Claim:
+def claim(http: str) -> PortClaim:
     """Take the lock of an HTTP port; raises `PortInUse` when another Headrace has it."""
     path = state_file(http)
     for _ in range(_ATTEMPTS):
@@ -82,7 +85,7 @@ def claim(http: str) -> Claim:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if path.stat().st_ino == os.fstat(descriptor).st_ino:
-                return Claim(path, descriptor)
+                return PortClaim(path, descriptor)
         except (BlockingIOError, FileNotFoundError):
             time.sleep(0.02)  # somebody looks at the lock, or removed the file just now
         os.close(descriptor)
@@ -135,6 +138,40 @@ def abandoned() -> Iterator[tuple[Path, Instance]]:
         instance = read(path)
         if instance is not None and not alive(path):
             yield path, instance
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceAddress:
+    """Listeners to ask and the token for it; without `found` only the addresses are known."""
+
+    admin: str
+    http: str
+    token: SecretRef | None = None
+    path: Path | None = None
+    found: Instance | None = None
+
+    def client(self, timeout_s: float = 5.0) -> AdminClient:
+        """A client of the admin API, with the token."""
+        return AdminClient(self.admin, admin_token(self.token), timeout_s=timeout_s)
+
+
+def find_instance(admin: str | None, token_file: str | None) -> InstanceAddress:
+    """The instance at `admin`, else the only one that runs here, else the default ports.
+
+    Raises `click.UsageError` where several run.
+    """
+    token = SecretRef(file=token_file) if token_file else None
+    here = list(running())
+    if admin is not None:
+        here = [entry for entry in here if entry[1].admin == admin]
+    if len(here) > 1:
+        choices = ", ".join(f"--admin {found.admin}" for _, found in here)
+        raise click.UsageError(f"several run here; choose one: {choices}")
+    if here:
+        path, found = here[0]
+        return InstanceAddress(found.admin, found.http, token or found.admin_token, path, found)
+    default = Listen()
+    return InstanceAddress(admin or default.admin, default.http, token)
 
 
 def check_ports(args: Args) -> None:

@@ -56,10 +56,10 @@ def create(
     as_json: bool,
 ) -> None:
     """Make a key for NAME; it is shown once, as the last word."""
-    from command.client import find_target
+    from command.instance import find_instance
 
     wanted = {"name": name, "tier": tier, "models": models or None, "expires_in_s": expires}
-    with exit_codes(), find_target(admin, token_file).client() as client:
+    with exit_codes(), find_instance(admin, token_file).client() as client:
         made = client.create_key(wanted)
         # First of all, for it is shown this once, whatever becomes of the rest.
         _show_new(made, as_json)
@@ -71,9 +71,9 @@ def listed(admin: str | None, token_file: str | None, as_json: bool) -> None:
     """List all keys, also those that ended lately."""
     from rich.console import Console
 
-    from command.client import find_target
+    from command.instance import find_instance
 
-    with exit_codes(), find_target(admin, token_file).client() as client:
+    with exit_codes(), find_instance(admin, token_file).client() as client:
         answer = client.keys()
     if as_json:
         click.echo(json.dumps(answer))
@@ -87,9 +87,9 @@ def listed(admin: str | None, token_file: str | None, as_json: bool) -> None:
 @click.argument("key")
 def revoke(key: str, admin: str | None, token_file: str | None, as_json: bool) -> None:
     """End KEY, an id or a name, at once and everywhere."""
-    from command.client import find_target
+    from command.instance import find_instance
 
-    with exit_codes(), find_target(admin, token_file).client() as client:
+    with exit_codes(), find_instance(admin, token_file).client() as client:
         ended = client.revoke_key(key)
     click.echo(json.dumps(ended) if as_json else f"the key {ended['id']} of {ended['name']} ended")
 
@@ -101,9 +101,9 @@ def rotate(
     key: str, grace: float | None, admin: str | None, token_file: str | None, as_json: bool
 ) -> None:
     """Make a new key in place of KEY, an id or a name; it is shown once, as the last word."""
-    from command.client import find_target
+    from command.instance import find_instance
 
-    with exit_codes(), find_target(admin, token_file).client() as client:
+    with exit_codes(), find_instance(admin, token_file).client() as client:
         made = client.rotate_key(key, grace or 0.0)
     _show_new(made, as_json)
 

@@ -18,7 +18,8 @@ from typing import Any
 
 from autoscale.callers import KeyDesk
 from command import instance
-from command.client import AdminClient, Target
+from command.client import AdminClient
+from command.instance import InstanceAddress
 from command.options import TimedOut
 from command.processes import Hurry, ProcessId, StopSignals, descendants, end
 from command.progress import Progress
@@ -155,7 +156,7 @@ class _Supervisor:
         options: Options,
         progress: Progress,
         stop: StopSignals,
-        claim: instance.Claim,
+        claim: instance.PortClaim,
     ) -> None:
         self._config = config
         self._options = options
@@ -342,7 +343,7 @@ class Outcome(Enum):
     NOTHING = "nothing was running"
 
 
-def take_down(target: Target, timeout_s: float, *, known: bool = False) -> Outcome:
+def take_down(target: InstanceAddress, timeout_s: float, *, known: bool = False) -> Outcome:
     """Drain and stop; raises `TimedOut`, or `Unavailable` when a `known` address is silent."""
     deadline_s = time.monotonic() + timeout_s
     try:
@@ -365,7 +366,7 @@ def take_down(target: Target, timeout_s: float, *, known: bool = False) -> Outco
     return Outcome.STOPPED
 
 
-def _gone(target: Target) -> bool:
+def _gone(target: InstanceAddress) -> bool:
     if target.path is not None and instance.alive(target.path):
         return False
     host, port = split_address(target.admin)

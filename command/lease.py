@@ -60,14 +60,14 @@ def lease(
     """
     import shutil
 
-    from command.client import find_target
+    from command.instance import find_instance
     from headrace.secrets import admin_token
 
     if shutil.which(command[0]) is None:
         click.echo(f"Error: there is no command {command[0]!r}", err=True)
         raise SystemExit(NOT_FOUND)
     with exit_codes():
-        target = find_target(admin, token_file)
+        target = find_instance(admin, token_file)
         wanted: dict[str, Any] = {
             "slots": slots,
             "slot_class": slot_class,

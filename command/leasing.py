@@ -14,7 +14,7 @@ import os
 import random
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote
@@ -22,6 +22,7 @@ from urllib.parse import quote
 import httpx
 import structlog
 
+from command.client import JsonObject, NothingAnswers, bearer, mapped_errors
 from headrace.errors import HeadraceError, NotFound, Unauthenticated, Unavailable, error_for_status
 
 WATCH_S = 15.0
@@ -32,12 +33,6 @@ LAST_PAUSE_S = 2.0
 LEAVE_S = 3.0
 
 log = structlog.get_logger()
-
-Document = Mapping[str, Any]
-
-
-class NothingAnswers(Unavailable):
-    """Raised when no gateway is there at all."""
 
 
 def pauses_s() -> Iterator[float]:
@@ -57,7 +52,7 @@ class LeaseApi:
         self.address = address
         self._http = httpx.AsyncClient(
             base_url=f"http://{address}",
-            headers={"Authorization": f"Bearer {token}"},
+            headers=bearer(token),
             timeout=ASK_S,
             trust_env=False,
         )
@@ -73,15 +68,15 @@ class LeaseApi:
     ) -> None:
         await self._http.aclose()
 
-    async def request(self, lease_id: str, wanted: Document) -> Document:
+    async def request(self, lease_id: str, wanted: JsonObject) -> JsonObject:
         """Ask for slots under an id of our own."""
         return await self._ask("POST", "", json={"id": lease_id, **wanted})
 
-    async def watch(self, lease_id: str, known: str) -> Document:
+    async def watch(self, lease_id: str, known: str) -> JsonObject:
         """The lease once its state is not `known`, or after some seconds; raises `NotFound`."""
         return await self._ask("GET", f"/{quote(lease_id)}?known={quote(known)}", timeout_s=WATCH_S)
 
-    async def give_back(self, lease_id: str) -> Document:
+    async def give_back(self, lease_id: str) -> JsonObject:
         """After a notice: the slots are free now."""
         return await self._ask("POST", f"/{quote(lease_id)}/return")
 
@@ -91,15 +86,12 @@ class LeaseApi:
 
     async def _ask(
         self, method: str, path: str, json: Any = None, timeout_s: float = ASK_S
-    ) -> Document:
+    ) -> JsonObject:
+        route = f"/admin/v1/leases{path}"
+        with mapped_errors(self.address, route, NothingAnswers):
+            response = await self._http.request(method, route, json=json, timeout=timeout_s)
         try:
-            response = await self._http.request(
-                method, f"/admin/v1/leases{path}", json=json, timeout=timeout_s
-            )
             answer = response.json()
-        except httpx.HTTPError as error:
-            reason = f"nothing answers on {self.address} ({type(error).__name__}); is Headrace up?"
-            raise NothingAnswers(reason) from error
         except ValueError as error:
             raise Unavailable(f"{self.address} answered {response.status_code}") from error
         if response.status_code == Unauthenticated.http_status:
@@ -109,7 +101,7 @@ class LeaseApi:
             if response.is_server_error:
                 raise Unavailable(said or f"{self.address} answered {response.status_code}")
             raise error_for_status(response.status_code, said)
-        found: Document = answer
+        found: JsonObject = answer
         return found
 
 
@@ -120,7 +112,7 @@ class GrantedLease:
     stay set until `again` has brought them back, except that a notice may be withdrawn.
     """
 
-    def __init__(self, api: LeaseApi, wanted: Document) -> None:
+    def __init__(self, api: LeaseApi, wanted: JsonObject) -> None:
         self.id = secrets.token_hex(8)
         self.holder, self.slot_class = str(wanted["holder"]), str(wanted["slot_class"])
         self.slots = int(wanted["slots"])
@@ -192,14 +184,14 @@ class GrantedLease:
                 self._fail(error)
                 return
 
-    async def _hear(self) -> Document:
+    async def _hear(self) -> JsonObject:
         try:
             return await self._api.watch(self.id, self._state)
         except NotFound:
             self._forget()
             return await self._api.request(self.id, self._wanted)
 
-    def _take(self, document: Document) -> None:
+    def _take(self, document: JsonObject) -> None:
         self._state = str(document["state"])
         granted, preemptions = bool(document["granted"]), int(document["preemptions"])
         # It may have been taken and granted again before anybody asked.
@@ -257,7 +249,7 @@ async def lease(
     nothing answers at the first attempt.
     """
     if address is None or token is None:
-        address, token = _target(address)
+        address, token = _found(address)
     wanted: dict[str, Any] = {
         "holder": holder or f"process {os.getpid()}",
         "slots": slots,
@@ -282,9 +274,10 @@ async def lease(
                     await api.release(granted.id)
 
 
-def _target(address: str | None) -> tuple[str, str]:
-    from command.client import find_target  # only who gives no address needs the command
+def _found(address: str | None) -> tuple[str, str]:
+    # Only a program that gives no address needs the state files.
+    from command.instance import find_instance
     from headrace.secrets import admin_token
 
-    target = find_target(address, None)
-    return target.admin, admin_token(target.token)
+    found = find_instance(address, None)
+    return found.admin, admin_token(found.token)

@@ -81,8 +81,3 @@ def read_key(key_file: str | None) -> str:
     if not (key.isascii() and key.isprintable()):
         raise ConfigError("the key should be printable ASCII: it is sent in a header")
     return key
-
-
-def key_headers(key: str) -> dict[str, str]:
-    """What a request says of its caller; nothing for the key ""."""
-    return {"Authorization": f"Bearer {key}"} if key else {}

@@ -103,9 +103,9 @@ def pool_commands(options: Option, as_json: Option) -> click.Group:
 
 def show(watch: bool, admin: str | None, token_file: str | None, as_json: bool) -> None:
     """Ask once, or each second, and print."""
-    from command.client import find_target
+    from command.instance import find_instance
 
-    with exit_codes(), find_target(admin, token_file).client() as client:
+    with exit_codes(), find_instance(admin, token_file).client() as client:
         answer = client.pool()
         if as_json:
             click.echo(json.dumps(answer))

@@ -199,11 +199,11 @@ def _options(asked: Mapping[str, Any]) -> str:
 
 
 def _client(http: str | None, key_file: str | None, timeout_s: float) -> MediaClient:
-    from command.client import find_target
+    from command.instance import find_instance
     from command.media_client import MediaClient
 
     key = read_key(key_file)
-    address = http or find_target(None, None).http
+    address = http or find_instance(None, None).http
     return MediaClient(address, key, timeout_s=timeout_s)
 
 

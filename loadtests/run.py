@@ -17,7 +17,7 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
-from command.client import find_target
+from command.instance import find_instance
 from headrace.errors import HeadraceError
 from headrace.secrets import admin_token
 from loadtests import light
@@ -94,7 +94,7 @@ def credential(name: str) -> Iterator[None]:
         yield
         return
     try:
-        target = find_target(None, None)
+        target = find_instance(None, None)
         desk = Admin(f"http://{target.admin}", admin_token(target.token))
         os.environ[KEY] = desk.make_key(name, UNLIMITED_TIER)
     except (BadAnswer, HeadraceError) as error:

@@ -21,7 +21,7 @@ import click
 import httpx
 from rich.console import Console
 
-from command.client import find_target
+from command.instance import find_instance
 from headrace.errors import ConfigError
 from headrace.secrets import admin_token
 from loadtests import light
@@ -61,7 +61,7 @@ def main(
     console = Console()
     now = datetime.now().astimezone()
     try:
-        target = find_target(admin, token_file)
+        target = find_instance(admin, token_file)
         url = check_host(host or f"http://{target.http}", allow_remote)
         desk = Admin(f"http://{target.admin}", admin_token(target.token))
         light.price_message()

@@ -21,7 +21,7 @@ import pytest
 from rich.console import Console
 
 from command import instance
-from command.client import Target, find_target
+from command.instance import InstanceAddress, find_instance
 from command.launch import (
     Options,
     Outcome,
@@ -257,7 +257,7 @@ def test_a_detached_start_beside_another_says_who_it_is() -> None:
 
 def test_down_waits_until_the_listener_has_left() -> None:
     with serving(Admin(status())) as admin:
-        assert take_down(Target(admin.address, "127.0.0.1:1"), 30) is Outcome.STOPPED
+        assert take_down(InstanceAddress(admin.address, "127.0.0.1:1"), 30) is Outcome.STOPPED
         assert admin.socket.fileno() < 0
 
 
@@ -266,12 +266,12 @@ def test_down_tells_when_nothing_stops() -> None:
         serving(Admin(status(), leaves=False)) as admin,
         pytest.raises(TimedOut, match=f"{admin.address} has not stopped after 0 s"),
     ):
-        take_down(Target(admin.address, "127.0.0.1:1"), 0)
+        take_down(InstanceAddress(admin.address, "127.0.0.1:1"), 0)
 
 
 def test_down_where_nothing_runs_is_no_mistake_unless_it_was_named() -> None:
     (nobody,) = free_addresses(1)
-    target = Target(nobody, "127.0.0.1:1")
+    target = InstanceAddress(nobody, "127.0.0.1:1")
     assert take_down(target, 1) is Outcome.NOTHING
     with pytest.raises(Unavailable, match="is Headrace up"):
         take_down(target, 1, known=True)
@@ -281,7 +281,7 @@ def test_down_ends_what_a_killed_one_left() -> None:
     http, nobody = free_addresses(2)
     with child("sleep", "600") as left:
         leave_behind(http, process_id(left.pid))
-        assert take_down(Target(nobody, http), 1, known=True) is Outcome.TIDIED
+        assert take_down(InstanceAddress(nobody, http), 1, known=True) is Outcome.TIDIED
         assert left.wait(10) == -signal.SIGKILL
 
 
@@ -289,7 +289,7 @@ def test_down_signals_a_supervisor_whose_gateway_does_not_answer(home: Path) -> 
     http, admin = free_addresses(2)
     with child(sys.executable, "-c", SUPERVISOR, http, admin) as supervisor:
         assert supervisor.stdout is not None and supervisor.stdout.readline() == b"up\n"
-        target = find_target(None, None)
+        target = find_instance(None, None)
         assert target.found is not None and target.found.pid == supervisor.pid
         assert take_down(target, 10) is Outcome.STOPPED
         assert supervisor.wait(10) == -signal.SIGTERM
@@ -302,11 +302,11 @@ def test_several_that_run_must_be_told_apart() -> None:
         token = SecretRef(env="TOKEN") if admin == "h:12" else None
         claim.write(instance.Instance(1, "f", "a", "h:1", "g", admin, "s", token))
     with pytest.raises(click.UsageError, match="--admin h:11, --admin h:12"):
-        find_target(None, None)
-    second = find_target("h:12", None)
+        find_instance(None, None)
+    second = find_instance("h:12", None)
     assert second.found is not None and second.token == SecretRef(env="TOKEN")
-    assert find_target("h:12", "a file").token == SecretRef(file="a file")
-    assert find_target("h:13", None).found is None
+    assert find_instance("h:12", "a file").token == SecretRef(file="a file")
+    assert find_instance("h:13", None).found is None
     for claim in claims:
         claim.release()
 
@@ -314,7 +314,7 @@ def test_several_that_run_must_be_told_apart() -> None:
 def test_a_token_that_fits_no_header_is_refused_without_showing_it(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("geheim-ä", encoding="utf-8")
     with pytest.raises(ConfigError, match="printable ASCII") as found:
-        find_target("127.0.0.1:1", str(tmp_path / "token")).client()
+        find_instance("127.0.0.1:1", str(tmp_path / "token")).client()
     assert "geheim" not in found.value.message
 
 
@@ -322,4 +322,4 @@ def test_a_state_file_that_is_not_ours_is_passed_over(home: Path) -> None:
     for number, content in enumerate((b"", b"[]", b"{}", b"\xff", b'{"processes": 5}')):
         (home / f"up-{number}.json").write_bytes(content)
     assert not list(instance.running()) and not list(instance.abandoned())
-    assert find_target(None, None).found is None
+    assert find_instance(None, None).found is None
