@@ -91,7 +91,7 @@ def batch_key(request: InferenceRequest) -> Hashable:
     return (request.signature.name, request.outputs, *inputs)
 
 
-class Part(NamedTuple):
+class RowRange(NamedTuple):
     """Rows `start` to `stop` of a request."""
 
     pending: Pending
@@ -109,7 +109,7 @@ class Batch:
 
     __slots__ = ("_batcher", "parts", "rows")
 
-    def __init__(self, parts: list[Part], batcher: Batcher) -> None:
+    def __init__(self, parts: list[RowRange], batcher: Batcher) -> None:
         self.parts = parts
         self.rows = sum([part.stop - part.start for part in parts])
         self._batcher = batcher
@@ -310,7 +310,7 @@ class Batcher:
     def take(self, now_s: float) -> Taken:
         """The next batch, if one is ready, and the late requests met on the way to it."""
         late: list[Pending] = []
-        parts: list[Part] = []
+        parts: list[RowRange] = []
         while not parts and (ready := self._ready(now_s)) is not None:
             key, queue = ready
             parts = self._fill(queue, key is None, now_s, late)
@@ -348,9 +348,11 @@ class Batcher:
                 chosen, best = (key, queue), rank
         return chosen
 
-    def _fill(self, queue: _Queue, alone: bool, now_s: float, late: list[Pending]) -> list[Part]:
+    def _fill(
+        self, queue: _Queue, alone: bool, now_s: float, late: list[Pending]
+    ) -> list[RowRange]:
         """Parts in order of arrival until the next does not fit; only what fits no batch is cut."""
-        parts: list[Part] = []
+        parts: list[RowRange] = []
         waiting = queue.waiting
         room = self._room(waiting[0], now_s)
         while waiting and not (alone and parts):
@@ -367,7 +369,7 @@ class Batcher:
                     break
                 rows = room
             pending._taken = start + rows
-            parts.append(Part(pending, start, start + rows))
+            parts.append(RowRange(pending, start, start + rows))
             room -= rows
             queue.rows -= rows
             self.rows -= rows

@@ -31,10 +31,10 @@ from headrace.protocols.targets import encode_error
 from headrace.protocols.tensors import Codec, Encoded, InferenceRequest
 from headrace.spec import BYTES, Tensor
 from replicas.batcher import Batch, Batcher, Deadline, Pending
-from replicas.compute import ComputeThread, Ticket
+from replicas.compute import ComputeThread, Job
 from replicas.media_codec import MediaCodec
 from replicas.runtime import Runtime
-from replicas.statistics import ModelStatistics, Run
+from replicas.statistics import ModelStatistics, RunTotals
 
 INLINE_BYTES = 256 * 1024
 HEAVY_BYTES = 1024 * 1024
@@ -53,7 +53,7 @@ log = structlog.get_logger()
 
 Decoded = InferenceRequest | Encoded | HeadraceError
 """A request to run, or its answer already."""
-Outputs = tuple[list[tuple[Pending, dict[str, Tensor]]], float, float]
+RunResult = tuple[list[tuple[Pending, dict[str, Tensor]]], float, float]
 """The requests that a run finished, how many seconds it took, and its thread's processor time."""
 
 
@@ -77,7 +77,7 @@ class Caller:
     megapixels: float = 0.0
     batch_wait_s: float | None = None
     compute_s: float = 0.0
-    run: Run | None = None
+    run: RunTotals | None = None
     encode_s: float = 0.0
     strings: int = 0
     large: bool = False
@@ -301,15 +301,15 @@ class Engine:
         nice = all(part.pending.token.codec is media for part in batch.parts)
         more = media is not None and nice and any(map(media.more_follow, batch.pendings))
 
-        def job() -> Outputs:
+        def job() -> RunResult:
             started, worked = time.perf_counter(), time.thread_time()
             outputs = self.runtime.run(request.signature.name, batch.inputs(), names, more)
             finished = batch.deliver(outputs)
             return finished, time.perf_counter() - started, time.thread_time() - worked
 
-        self._compute.submit(Ticket(job, lambda result: self._ran(batch, result), nice, brief))
+        self._compute.submit(Job(job, lambda result: self._ran(batch, result), nice, brief))
 
-    def _ran(self, batch: Batch, result: Outputs | BaseException) -> None:
+    def _ran(self, batch: Batch, result: RunResult | BaseException) -> None:
         self._batch = None
         if isinstance(result, BaseException):
             self._failed(batch, result)
@@ -327,7 +327,7 @@ class Engine:
                 self._finish(pending, outputs)
         self.flush()
 
-    def _count(self, batch: Batch, took_s: float) -> Run:
+    def _count(self, batch: Batch, took_s: float) -> RunTotals:
         begun = [part.pending.token.decode_s for part in batch.parts if not part.start]
         return self._statistics.ran(batch.rows, sum(begun), took_s)
 

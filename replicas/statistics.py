@@ -15,7 +15,7 @@ EXACT_ROWS = 128
 """Runs of more rows are counted under the next power of two: clients may choose any number."""
 
 
-class Run:
+class RunTotals:
     """What runs of one size took together."""
 
     __slots__ = ("count", "infer_ns", "input_ns", "output_ns")
@@ -38,16 +38,16 @@ class ModelStatistics:
         self._rows = 0
         self._success_count = self._success_ns = self._fail_count = self._fail_ns = 0
         self._queue_ns = self._input_ns = self._infer_ns = self._output_ns = 0
-        self._runs: dict[int, Run] = {}
+        self._runs: dict[int, RunTotals] = {}
 
-    def ran(self, rows: int, input_s: float, infer_s: float) -> Run:
+    def ran(self, rows: int, input_s: float, infer_s: float) -> RunTotals:
         """Count a run; `input_s` is the decoding of the requests that began in it."""
         self._last_s = self._clock()
         if rows > EXACT_ROWS:
             rows = 1 << (rows - 1).bit_length()
         run = self._runs.get(rows)
         if run is None:
-            run = self._runs[rows] = Run()
+            run = self._runs[rows] = RunTotals()
         run.count += 1
         run.input_ns += int(input_s * 1e9)
         run.infer_ns += int(infer_s * 1e9)
@@ -55,7 +55,7 @@ class ModelStatistics:
 
     def succeeded(
         self,
-        run: Run,
+        run: RunTotals,
         rows: int,
         whole_s: float,
         queue_s: float,

@@ -23,7 +23,7 @@ from headrace.errors import (
 from headrace.link.client import SlotLink
 from headrace.link.frames import Buffer, Reply, pieces
 from headrace.link.plane import DataPlane, routes_of
-from headrace.link.request import Answer, Key, Request
+from headrace.link.request import Answer, QueueKey, Request
 from headrace.link.seats import Route
 from headrace.protocols.calls import call_number
 from headrace.snapshot import Snapshot, State
@@ -46,7 +46,7 @@ class ShardDied(Unavailable):
 class StagePlane(DataPlane):
     """A data plane whose requests may name the slot that answers them."""
 
-    def routes(self, snapshot: Snapshot) -> tuple[dict[Key, Route], dict[Key, str]]:
+    def routes(self, snapshot: Snapshot) -> tuple[dict[QueueKey, Route], dict[QueueKey, str]]:
         """Those of a gateway, and one for every slot of each edition of a model.
 
         Also of editions that answer nobody any more: a request goes on with the one it began with.
@@ -65,12 +65,12 @@ class StagePlane(DataPlane):
         """What only this slot could answer is for others now; the stage knows whom."""
         super().link_down(link)
         slot_id = link.slot.slot_id
-        for key in self.router.targets():
+        for key in self.router.queues():
             if isinstance(key[1], str) and key[1].endswith(f"@{slot_id}"):
                 self.router.refuse(key, Unavailable(f"the link to slot {slot_id} broke"))
 
 
-def slot_key(model: str, edition: Edition, slot_id: str) -> Key:
+def slot_key(model: str, edition: Edition, slot_id: str) -> QueueKey:
     """What a request is for that only this slot may answer."""
     return (model, f"{edition.version}.{edition.revision}@{slot_id}")
 

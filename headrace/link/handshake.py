@@ -21,7 +21,7 @@ VERSIONS = (2, 2)
 """The oldest and the newest protocol version that this release speaks."""
 FEATURES = frozenset({"shared-memory"})
 
-Role = Literal["data", "control", "pool"]
+PeerRole = Literal["data", "control", "pool"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Hello:
     """
 
     peer_id: str
-    role: Role = "data"
+    role: PeerRole = "data"
     link_id: str = ""
     node_id: str = ""
     epoch: int = 0

@@ -14,7 +14,7 @@ from headrace.config.args import ModelConfig, Routing
 from headrace.errors import NotFound, Unavailable
 from headrace.link.client import Identity, LinkEvents, SlotLink
 from headrace.link.frames import Flag, Reply
-from headrace.link.request import Key, Request
+from headrace.link.request import QueueKey, Request
 from headrace.link.router import Router
 from headrace.link.seats import Route
 from headrace.metrics import Recorder
@@ -73,7 +73,7 @@ class DataPlane(LinkEvents):
             self.router.refuse(key, Unavailable(reason))
         self._flush_soon()
 
-    def routes(self, snapshot: Snapshot) -> tuple[dict[Key, Route], dict[Key, str]]:
+    def routes(self, snapshot: Snapshot) -> tuple[dict[QueueKey, Route], dict[QueueKey, str]]:
         """Where requests go, and why some cannot."""
         return routes_of(snapshot)
 
@@ -248,10 +248,10 @@ def with_known_specs(new: Snapshot, old: Snapshot) -> Snapshot:
     return replace(new, models=models)
 
 
-def routes_of(snapshot: Snapshot) -> tuple[dict[Key, Route], dict[Key, str]]:
+def routes_of(snapshot: Snapshot) -> tuple[dict[QueueKey, Route], dict[QueueKey, str]]:
     """Routes to what is READY, and why the versions that failed cannot be served. Pure."""
-    routes: dict[Key, Route] = {}
-    failed: dict[Key, str] = {}
+    routes: dict[QueueKey, Route] = {}
+    failed: dict[QueueKey, str] = {}
     places: dict[tuple[str, int, int], list[tuple[str, int]]] = {}
     for placement in snapshot.placements:
         if placement.state is State.READY:
@@ -277,9 +277,9 @@ def defaults_of(snapshot: Snapshot) -> dict[str, int | None]:
     return {name: None if view is None else view.version for name, view in found.items()}
 
 
-def lacking_of(snapshot: Snapshot) -> dict[Key, str]:
+def lacking_of(snapshot: Snapshot) -> dict[QueueKey, str]:
     """What versions wait for that no slot holds yet, as far as the pool has told. Pure."""
-    lacking: dict[Key, str] = {}
+    lacking: dict[QueueKey, str] = {}
     for name, model in snapshot.models.items():
         for version in model.versions:
             if version.served and version.state is State.PENDING and version.reason:

@@ -226,12 +226,12 @@ YIELDING = 2
 """… and meanwhile a slot holds no more of our requests when one of a lower priority is added: one
 that it computes and one that comes next, so that little is before who goes first."""
 SMOOTHING = 0.1
-"""The weight of the newest answer in what is known of a target's pace."""
+"""The weight of the newest answer in what is known of a queue's pace."""
 
 
 @dataclass(slots=True, eq=False)
-class Target:
-    """What clients may ask for: a version of a model, or a model that has none yet.
+class ModelQueue:
+    """What waits for one model version, or for a model that has none yet.
 
     `service_s` is how long a slot lately took for a request, `pace_s` how long after one answer
     the next one came; 0 before the first. `peak` is the highest priority that is expected.

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from headrace.errors import HeadraceError
 from headrace.link.frames import Body, Reply
 
-Key = tuple[str, int | str | None]
-"""A model and its version (None: it has none yet), or as text which slot is to answer."""
+QueueKey = tuple[str, int | str | None]
+"""Model and version (None: it has none yet); at the shard stage, version and slot as text."""
 Answer = Reply | HeadraceError
 
 
@@ -34,7 +34,7 @@ class Request:
     """
 
     id: int
-    key: Key
+    key: QueueKey
     call: int
     body: Body
     length: int

@@ -1,11 +1,11 @@
 """Which slot answers which request: queues, credits, choice, retries. Pure: no I/O, no clock.
 
-All state is in `_targets` (what waits, by model and version) and `_lanes` (what is in flight, by
+All state is in `_queues` (what waits, by model and version) and `_lanes` (what is in flight, by
 slot). `assign` moves requests from the first to the second and returns what must be sent; nothing
 else sends, so a request is always in exactly one of the two, or answered.
 
-Work follows events: `_busy` are the targets in which something waits, `_loaded` the lanes that hold
-requests and `_changed` the targets whose demand is to be told; the others cost nothing.
+Work follows events: `_busy` are the queues in which something waits, `_loaded` the lanes that hold
+requests and `_changed` the queues whose demand is to be told; the others cost nothing.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from dataclasses import replace
 
 from headrace.errors import DeadlineExceeded, HeadraceError, NotFound, Unavailable
 from headrace.link.frames import Reply
-from headrace.link.queue import FairQueue, Target
-from headrace.link.request import Answer, Key, Request, Seat
+from headrace.link.queue import FairQueue, ModelQueue
+from headrace.link.request import Answer, QueueKey, Request, Seat
 from headrace.link.seats import Lane, Route, Sender, choose_seat, reserve_seat
 
 MAX_DEATHS = 2
@@ -34,14 +34,14 @@ DEPTH_S = 0.1
 
 
 class Router:
-    """See the module. `max_waiting` bounds each target's queue, for each priority."""
+    """See the module. `max_waiting` bounds each queue, for each priority."""
 
     def __init__(self, rng: random.Random, max_waiting: int = 4096) -> None:
         self._rng, self._max_waiting = rng, max_waiting
-        self._targets: dict[Key, Target] = {}
-        self._busy: dict[Key, Target] = {}
-        self._changed: set[Key] = set()
-        self._by_slot: dict[str, list[tuple[Target, Seat]]] = {}
+        self._queues: dict[QueueKey, ModelQueue] = {}
+        self._busy: dict[QueueKey, ModelQueue] = {}
+        self._changed: set[QueueKey] = set()
+        self._by_slot: dict[str, list[tuple[ModelQueue, Seat]]] = {}
         self._untold: set[str] = set()
         self._defaults: Mapping[str, int | None] = {}
         self._lanes: dict[str, Lane] = {}
@@ -60,12 +60,12 @@ class Router:
         # The first request came that no slot can answer; whoever tells the pool sets it back.
         self.starved = False
         # Why a model has no slot yet, where the pool has said so.
-        self.lacking: Mapping[Key, str] = {}
+        self.lacking: Mapping[QueueKey, str] = {}
 
     # -- what the pool and the links say ------------------------------------------------------
 
     def set_routes(
-        self, routes: Mapping[Key, Route], defaults: Mapping[str, int | None] | None = None
+        self, routes: Mapping[QueueKey, Route], defaults: Mapping[str, int | None] | None = None
     ) -> None:
         """Replace the routes and, by model, the default version (None: there is none yet).
 
@@ -83,22 +83,22 @@ class Router:
         # A slot's credit may come before the pool has told of its placement: keep it.
         known = {place for place in self._seats if place[0] in self._lanes}
         self._seats = {p: self._seats.get(p) or Seat(*p) for p in sorted(wanted | known)}
-        gone = [self._targets.pop(key) for key in self._targets.keys() - routes.keys()]
+        gone = [self._queues.pop(key) for key in self._queues.keys() - routes.keys()]
         self._by_slot = {}
         for key, (routing, places) in routes.items():
-            target = self._targets.setdefault(key, Target(routing))
-            target.routing = routing
-            target.seats = [self._seats[place] for place in places]
-            for seat in target.seats:
-                self._by_slot.setdefault(seat.slot_id, []).append((target, seat))
-        self._busy = {key: target for key, target in self._targets.items() if len(target)}
+            queue = self._queues.setdefault(key, ModelQueue(routing))
+            queue.routing = routing
+            queue.seats = [self._seats[place] for place in places]
+            for seat in queue.seats:
+                self._by_slot.setdefault(seat.slot_id, []).append((queue, seat))
+        self._busy = {key: queue for key, queue in self._queues.items() if len(queue)}
         self._untold.update(self._lanes)
         # In new queues, as a queue passes over only what is finished.
-        for target in [self._targets[key] for key in moved if key in self._targets]:
-            gone.append(replace(target))
-            target.waiting, target.suspects = FairQueue(), deque()
-        for target in gone:
-            for request in (*target.suspects, *target.waiting):
+        for queue in [self._queues[key] for key in moved if key in self._queues]:
+            gone.append(replace(queue))
+            queue.waiting, queue.suspects = FairQueue(), deque()
+        for queue in gone:
+            for request in (*queue.suspects, *queue.waiting):
                 self._follow(request)
 
     def _follow(self, request: Request) -> None:
@@ -106,35 +106,35 @@ class Router:
         model = request.key[0]
         if request.follows_default:
             request.key = (model, self._defaults.get(model))
-        target = self._targets.get(request.key)
-        if target is None:
+        queue = self._queues.get(request.key)
+        if queue is None:
             self._finish(request, NotFound(f"model {model!r} has been removed"))
             return
         if request.alone:
-            target.suspects.append(request)
+            queue.suspects.append(request)
         else:
-            target.waiting.push(request)
-        self._waits(request.key, target)
+            queue.waiting.push(request)
+        self._waits(request.key, queue)
 
-    def _waits(self, key: Key, target: Target) -> None:
+    def _waits(self, key: QueueKey, queue: ModelQueue) -> None:
         """Something waits there from now on."""
-        self._busy[key] = target
+        self._busy[key] = queue
         self._changed.add(key)
 
-    def _target(self, request: Request) -> Target | None:
+    def _queue_of(self, request: Request) -> ModelQueue | None:
         """Where it belongs: the default may be another one since it came."""
-        target = self._targets.get(request.key)
-        if target is None and request.follows_default:
+        queue = self._queues.get(request.key)
+        if queue is None and request.follows_default:
             request.key = (request.key[0], self._defaults.get(request.key[0]))
-            target = self._targets.get(request.key)
-        return target
+            queue = self._queues.get(request.key)
+        return queue
 
-    def refuse(self, key: Key, error: HeadraceError) -> None:
+    def refuse(self, key: QueueKey, error: HeadraceError) -> None:
         """Answer everything that waits for this key with an error."""
-        target = self._targets.get(key)
-        if target is not None:
-            waiting, target.waiting, target.suspects = (
-                (*target.suspects, *target.waiting),
+        queue = self._queues.get(key)
+        if queue is not None:
+            waiting, queue.waiting, queue.suspects = (
+                (*queue.suspects, *queue.waiting),
                 FairQueue(),
                 deque(),
             )
@@ -179,26 +179,26 @@ class Router:
         seat.credit = credit
 
     def _requeue(self, request: Request) -> None:
-        target = self._target(request)
+        queue = self._queue_of(request)
         request.moves += 1
-        if target is None or request.moves > MAX_MOVES:
+        if queue is None or request.moves > MAX_MOVES:
             self._finish(request, Unavailable(f"no slot is ready for model {request.key[0]!r}"))
         else:
             request.queued = True
             if request.alone:
-                target.suspects.appendleft(request)
+                queue.suspects.appendleft(request)
             else:
-                target.waiting.push_back(request)
-            self._waits(request.key, target)
+                queue.waiting.push_back(request)
+            self._waits(request.key, queue)
 
     def _retry(self, request: Request, now_s: float) -> None:
-        target = self._target(request)
+        queue = self._queue_of(request)
         if request.deaths >= MAX_DEATHS:
             error: HeadraceError = Unavailable(
                 f"{request.deaths} slots died while they worked on this request, the last one on "
                 "this request alone, so it is not tried again"
             )
-        elif target is None:
+        elif queue is None:
             error = NotFound(f"model {request.key[0]!r} has been removed")
         elif now_s >= request.deadline_s:
             error = _late()
@@ -208,14 +208,14 @@ class Router:
             self._retry_budget -= 1
             self.retries[request.key[0]] += 1
             request.queued = True
-            target.suspects.append(request)
-            self._waits(request.key, target)
+            queue.suspects.append(request)
+            self._waits(request.key, queue)
             return
         self._finish(request, error)
 
-    def targets(self) -> list[Key]:
+    def queues(self) -> list[QueueKey]:
         """What can be asked for."""
-        return list(self._targets)
+        return list(self._queues)
 
     # -- what clients do ----------------------------------------------------------------------
 
@@ -224,25 +224,25 @@ class Router:
 
         Raises `NotFound`, or `Unavailable` when the queue is full or the deadline would pass in it.
         """
-        target = self._target(request)
-        if target is None:
+        queue = self._queue_of(request)
+        if queue is None:
             raise NotFound(f"there is no model {request.key[0]!r}")
-        if target.waiting:
-            target.refuse_hopeless(request, self._max_waiting)
+        if queue.waiting:
+            queue.refuse_hopeless(request, self._max_waiting)
         self._retry_budget = min(RETRY_RESERVE, self._retry_budget + RETRY_SHARE)
         request.queued = True
         self.arrived[request.key[0]] += 1
-        if not target.seats:
+        if not queue.seats:
             request.cold = True
-            self.starved = self.starved or not target.waiting
-        target.note(request)
-        target.waiting.push(request)
-        self._waits(request.key, target)
+            self.starved = self.starved or not queue.waiting
+        queue.note(request)
+        queue.waiting.push(request)
+        self._waits(request.key, queue)
 
     def charge(self, request: Request, extra: float) -> None:
         """An answered request cost so much more (below 0: less): its caller's turn comes later."""
-        if (target := self._targets.get(request.key)) is not None:
-            target.waiting.charge(request.caller, request.priority, extra)
+        if (queue := self._queues.get(request.key)) is not None:
+            queue.waiting.charge(request.caller, request.priority, extra)
 
     def cancel(self, request: Request) -> None:
         """The client left: drop the request wherever it is; `done` is not called."""
@@ -263,8 +263,8 @@ class Router:
         return len(late)
 
     def _late(self, request: Request) -> DeadlineExceeded:
-        target = self._targets.get(request.key)
-        if request.sent_s or target is None or target.seats:
+        queue = self._queues.get(request.key)
+        if request.sent_s or queue is None or queue.seats:
             return _late()
         why = self.lacking.get(request.key) or "it is still being loaded"
         return DeadlineExceeded(f"the deadline passed while model {request.key[0]!r} waited: {why}")
@@ -276,15 +276,15 @@ class Router:
                 lane.sender.cancel(request)
                 self._leave(lane, request)
             return
-        target = self._targets.get(request.key)
-        if target is None or not request.queued:
+        queue = self._queues.get(request.key)
+        if queue is None or not request.queued:
             return
         self._changed.add(request.key)
         request.queued = False
         if request.alone:
-            target.suspects.remove(request)
+            queue.suspects.remove(request)
         else:
-            target.waiting.discard(request)
+            queue.waiting.discard(request)
             request.body = b""  # the queue may keep its entry for a while
 
     # -- what slots answer --------------------------------------------------------------------
@@ -297,8 +297,8 @@ class Router:
             return
         lane.depth = reply.depth
         lane.depth_until_s = request.sent_s + reply.slot_s + DEPTH_S
-        if not elsewhere and (target := self._targets.get(request.key)) is not None:
-            target.measure(reply.slot_s)
+        if not elsewhere and (queue := self._queues.get(request.key)) is not None:
+            queue.measure(reply.slot_s)
         self._leave(lane, request)
         if not elsewhere:
             self._finish(request, reply)
@@ -336,17 +336,17 @@ class Router:
                     lane.exclusive = None
                 self._reserving = self._reserving or lane.exclusive is not None
         idle = []
-        for key, target in self._busy.items():
-            self._reserving = self._reserving or bool(target.suspects)
-            while target.suspects and (seat := reserve_seat(target, lanes, now_s)) is not None:
-                self._place(target.suspects.popleft(), seat, now_s, sends)
-            while (request := target.waiting.head()) is not None:
-                seat = choose_seat(target, request, lanes, rng, now_s)
+        for key, queue in self._busy.items():
+            self._reserving = self._reserving or bool(queue.suspects)
+            while queue.suspects and (seat := reserve_seat(queue, lanes, now_s)) is not None:
+                self._place(queue.suspects.popleft(), seat, now_s, sends)
+            while (request := queue.waiting.head()) is not None:
+                seat = choose_seat(queue, request, lanes, rng, now_s)
                 if seat is None:
                     break
-                target.waiting.remove_head(request)
+                queue.waiting.remove_head(request)
                 self._place(request, seat, now_s, sends)
-            if not len(target):
+            if not len(queue):
                 idle.append(key)
         for key in idle:
             del self._busy[key]
@@ -369,40 +369,40 @@ class Router:
     def waiting(self) -> dict[str, int]:
         """Requests that wait, by model."""
         counts = {model: count for model, count in (self.outside + self.backlog).items() if count}
-        for (model, _), target in self._targets.items():
-            counts[model] = counts.get(model, 0) + len(target)
+        for (model, _), queue in self._queues.items():
+            counts[model] = counts.get(model, 0) + len(queue)
         return counts
 
     def held(self) -> dict[str, int]:
         """Requests that wait while no slot holds their model, by model."""
         counts = {model: count for model, count in self.outside.items() if count}
-        for (model, _), target in self._busy.items():
-            if len(target) and not target.seats:
-                counts[model] = counts.get(model, 0) + len(target)
+        for (model, _), queue in self._busy.items():
+            if len(queue) and not queue.seats:
+                counts[model] = counts.get(model, 0) + len(queue)
         return counts
 
     def load(self) -> Counter[str]:
         """Requests that wait or that slots hold, by model; models without any are left out."""
         counts = self.outside + self.backlog
         counts.update(self.in_flight())
-        for (model, _), target in self._busy.items():
-            if len(target):
-                counts[model] += len(target)
+        for (model, _), queue in self._busy.items():
+            if len(queue):
+                counts[model] += len(queue)
         return counts
 
     def demand(self, slot_id: str) -> dict[int, int]:
         """By placement of this slot: our requests it holds and those that wait for it."""
         demand: dict[int, int] = {}
-        for target, seat in self._by_slot.get(slot_id, ()):
-            demand[seat.placement_id] = demand.get(seat.placement_id, seat.used) + len(target)
+        for queue, seat in self._by_slot.get(slot_id, ()):
+            demand[seat.placement_id] = demand.get(seat.placement_id, seat.used) + len(queue)
         return demand
 
     def changed_demand(self) -> dict[str, dict[int, int]]:
         """The demand of the slots for which it may have changed since the last call."""
         slots, self._untold = self._untold, set()
         for key in self._changed:
-            if (target := self._targets.get(key)) is not None:
-                slots.update(seat.slot_id for seat in target.seats)
+            if (queue := self._queues.get(key)) is not None:
+                slots.update(seat.slot_id for seat in queue.seats)
         self._changed.clear()
         return {slot_id: self.demand(slot_id) for slot_id in slots}
 

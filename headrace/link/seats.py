@@ -13,7 +13,7 @@ from typing import Protocol
 
 from headrace.config.args import Routing
 from headrace.link.hashing import choose
-from headrace.link.queue import Target
+from headrace.link.queue import ModelQueue
 from headrace.link.request import Request, Seat
 
 Route = tuple[Routing, Sequence[tuple[str, int]]]
@@ -50,22 +50,22 @@ Lanes = Mapping[str, Lane]
 
 
 def choose_seat(
-    target: Target, request: Request, lanes: Lanes, rng: random.Random, now_s: float
+    queue: ModelQueue, request: Request, lanes: Lanes, rng: random.Random, now_s: float
 ) -> Seat | None:
-    """Where the request goes by the target's policy; None if no seat is open."""
-    places = target.places(request, now_s)
-    if len(target.seats) == 1:
-        seat = target.seats[0]
+    """Where the request goes by the queue's policy; None if no seat is open."""
+    places = queue.places(request, now_s)
+    if len(queue.seats) == 1:
+        seat = queue.seats[0]
         leaving = lanes[seat.slot_id].draining if seat.slot_id in lanes else False
         return seat if is_open(seat, lanes, places, leaving=leaving) else None
-    seats = [each for each in target.seats if is_open(each, lanes, places)]
-    seats = seats or _last_resort(target, lanes, places)
+    seats = [each for each in queue.seats if is_open(each, lanes, places)]
+    seats = seats or _last_resort(queue, lanes, places)
     if len(seats) <= 1:
         return seats[0] if seats else None
-    if target.routing.policy == "round-robin":
-        target.turn += 1
-        return seats[target.turn % len(seats)]
-    if target.routing.policy == "hash" and request.hash_key:
+    if queue.routing.policy == "round-robin":
+        queue.turn += 1
+        return seats[queue.turn % len(seats)]
+    if queue.routing.policy == "hash" and request.hash_key:
         by_slot = {seat.slot_id: seat for seat in seats}
         return by_slot[choose(request.hash_key, sorted(by_slot))]
     # The power of two choices (Mitzenmacher 1996): nearly as good as the least loaded of all,
@@ -74,14 +74,14 @@ def choose_seat(
     return min(first, second, key=lambda seat: lanes[seat.slot_id].load(now_s))
 
 
-def reserve_seat(target: Target, lanes: Lanes, now_s: float) -> Seat | None:
-    """Reserve a slot for the target's first suspect alone; its seat, if nothing else is there."""
-    pairs = [(lane, seat) for seat in target.seats if (lane := _usable(seat, lanes)) is not None]
+def reserve_seat(queue: ModelQueue, lanes: Lanes, now_s: float) -> Seat | None:
+    """Reserve a slot for the queue's first suspect alone; its seat, if nothing else is there."""
+    pairs = [(lane, seat) for seat in queue.seats if (lane := _usable(seat, lanes)) is not None]
     free = [pair for pair in pairs if pair[0].exclusive is None and pair[1].credit >= 1]
     if not free:
         return None
     lane, seat = min(free, key=lambda pair: (pair[0].load(now_s), pair[0].slot_id))
-    lane.exclusive = target.suspects[0]
+    lane.exclusive = queue.suspects[0]
     return None if lane.in_flight else seat
 
 
@@ -98,8 +98,8 @@ def _usable(seat: Seat, lanes: Lanes) -> Lane | None:
     return None if lane is None or lane.draining else lane
 
 
-def _last_resort(target: Target, lanes: Lanes, places: int) -> list[Seat]:
-    """Slots that leave still answer for a moment: used only when all of a target's leave."""
-    if any(_usable(seat, lanes) for seat in target.seats):
+def _last_resort(queue: ModelQueue, lanes: Lanes, places: int) -> list[Seat]:
+    """Slots that leave still answer for a moment: used only when all of a queue's leave."""
+    if any(_usable(seat, lanes) for seat in queue.seats):
         return []
-    return [seat for seat in target.seats if is_open(seat, lanes, places, leaving=True)]
+    return [seat for seat in queue.seats if is_open(seat, lanes, places, leaving=True)]

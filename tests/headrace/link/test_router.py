@@ -17,11 +17,11 @@ from headrace.config.args import Routing
 from headrace.errors import DeadlineExceeded, HeadraceError, NotFound, Unavailable
 from headrace.link.frames import Reply
 from headrace.link.queue import PRESENCE_S
-from headrace.link.request import Answer, Key, Request
+from headrace.link.request import Answer, QueueKey, Request
 from headrace.link.router import DEPTH_S, MAX_MOVES, RETRY_RESERVE, Router
 from headrace.link.seats import Route
 
-ANY: Key = ("m", 1)
+ANY: QueueKey = ("m", 1)
 LEAST = Routing()
 
 
@@ -58,7 +58,7 @@ class House:
         self,
         *,
         deadline_s: float = 100.0,
-        key: Key = ANY,
+        key: QueueKey = ANY,
         hash_key: bytes = b"",
         priority: int = 0,
         at_s: float = 0.0,
@@ -101,7 +101,7 @@ def test_requests_beyond_the_credit_wait_in_the_gateway() -> None:
 
 def test_demand_is_told_where_it_changed_and_nowhere_else() -> None:
     house = House()
-    models: dict[Key, str] = {("m", 1): "ab", ("n", 1): "c"}
+    models: dict[QueueKey, str] = {("m", 1): "ab", ("n", 1): "c"}
     house.router.set_routes({k: (LEAST, [(s, 1) for s in slots]) for k, slots in models.items()})
     for name in "abc":
         house.up(name, credit=1)
@@ -124,7 +124,7 @@ def test_work_does_not_grow_with_models_and_slots_that_are_idle(waits: bool) -> 
     def steps(models: int, slots: int) -> int:
         """Lines of the product that a turn and a tick run."""
         house, count = House(), 0
-        places: dict[Key, Route] = {
+        places: dict[QueueKey, Route] = {
             ("m", n): (LEAST, [(f"s{n % slots}", n)]) for n in range(models)
         }
         house.router.set_routes(places)
