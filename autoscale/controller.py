@@ -17,16 +17,14 @@ import structlog
 from autoscale.catalog import Catalog
 from autoscale.decision import Decision
 from autoscale.decision_log import DecisionLog, Writer
-from autoscale.dispatch import Dispatcher
-from autoscale.economy import Economy
 from autoscale.failures import Failures
-from autoscale.fleet import Fleet, states_of
+from autoscale.fleet import Dispatcher, Fleet, states_of
 from autoscale.lending import Lending
 from autoscale.lookout import Lookout
 from autoscale.orders import Plan
 from autoscale.overrides import Overrides
 from autoscale.pool_view import PoolFacts, gauges, model_view, render_pool
-from autoscale.rounds import Findings, Rounds
+from autoscale.rounds import Economy, Findings, Rounds
 from autoscale.statistics import StatisticsBook
 from headrace.access import Access
 from headrace.config.args import ModelConfig, PoolConfig, SlotClass

@@ -12,8 +12,7 @@ from autoscale.catalog import CatalogEntry
 from autoscale.decision import ModelDecision
 from autoscale.decision_log import Made
 from autoscale.failures import Failures
-from autoscale.fair_share import Account, Shares
-from autoscale.leases import lent_by
+from autoscale.fair_share import Account, Shares, lent_by
 from autoscale.orders import HELD
 from autoscale.policy import Wish
 from autoscale.rollout import Target, labels_now

@@ -8,17 +8,282 @@ from __future__ import annotations
 import gc
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol
 
 from autoscale.catalog import CatalogEntry, wanted_versions
 from autoscale.decision import Decision, Knowledge, decide
-from autoscale.economy import Economy
+from autoscale.fair_share import STARVE_S
 from autoscale.ledger import plan, within_limits
-from autoscale.orders import HELD, LoadOrder, Plan, UnloadOrder
+from autoscale.orders import HELD, LoadOrder, Plan, Room, UnloadOrder
+from autoscale.policy import Wish
 from autoscale.rollout import Target
-from headrace.config.args import PoolConfig
-from headrace.snapshot import ModelVersion, Placement, SlotView
+from autoscale.scaling import ScalingBook
+from autoscale.sharing import Division, Need, ShareBook, TargetBook, divide, room_of, sizes_of
+from headrace.config.args import PoolConfig, SlotClass
+from headrace.snapshot import ModelVersion, Placement, SlotView, State
+
+TURN_S = 20.0
+"""Who got a place because it starved keeps it for so long, while it wants it."""
+
+
+@dataclass(slots=True)
+class _Wait:
+    since_s: float
+    starved_s: float = 0.0
+    turn_since_s: float | None = None
+
+
+class Hunger:
+    """What `fair_shares` needs as `hungry_s`; ask it once before each decision.
+
+    It stands still during a turn and starts anew after it, so that turns rotate: who waited
+    meanwhile is then hungrier.
+    """
+
+    def __init__(self, starve_s: float = STARVE_S, turn_s: float = TURN_S) -> None:
+        self._starve_s, self._turn_s = starve_s, turn_s
+        self._waits: dict[str, _Wait] = {}
+
+    def hungry_s(
+        self, wanted: Mapping[str, int], holds: Mapping[str, int], now_s: float
+    ) -> dict[str, float]:
+        """By account that is hungry or has its turn; `wanted` and `holds` are places."""
+        self._waits = {name: w for name, w in self._waits.items() if wanted.get(name, 0) > 0}
+        hungry = {}
+        for name, places in wanted.items():
+            if places > 0:
+                seconds = self._look(name, holds.get(name, 0) > 0, now_s)
+                if seconds > 0:
+                    hungry[name] = seconds
+        return hungry
+
+    def again_s(self, now_s: float) -> float | None:
+        """When somebody's turn may begin or will end next, after now."""
+        times = (
+            wait.since_s + self._starve_s
+            if wait.turn_since_s is None
+            else wait.turn_since_s + self._turn_s
+            for wait in self._waits.values()
+        )
+        return min((at_s for at_s in times if at_s > now_s), default=None)
+
+    def _look(self, name: str, has: bool, now_s: float) -> float:
+        wait = self._waits.get(name)
+        if not has:
+            if wait is None or wait.turn_since_s is not None:
+                wait = self._waits[name] = _Wait(now_s)
+            wait.starved_s = now_s - wait.since_s
+            return wait.starved_s
+        if wait is None:
+            return 0.0
+        if wait.turn_since_s is None:
+            wait.turn_since_s = now_s
+        if wait.starved_s < self._starve_s or now_s - wait.turn_since_s >= self._turn_s:
+            del self._waits[name]
+            return 0.0
+        return wait.starved_s
+
+
+class Borrowers(Protocol):
+    """What other work leases: see `autoscale.leases`."""
+
+    def wanted(self) -> Mapping[str, int]:
+        """By class, slots that leases hold or wait for."""
+        ...
+
+    def held(self) -> Mapping[str, int]:
+        """By class, slots that leases hold."""
+        ...
+
+    def usable(self, slot_class: str, slots: int) -> int:
+        """How many of so many slots whole gangs can use."""
+        ...
+
+
+class Nobody:
+    """No leases."""
+
+    def wanted(self) -> Mapping[str, int]:
+        """None."""
+        return {}
+
+    def held(self) -> Mapping[str, int]:
+        """None."""
+        return {}
+
+    def usable(self, slot_class: str, slots: int) -> int:
+        """None."""
+        return 0
+
+
+class _Places(NamedTuple):
+    """By model, how many places it holds and how many of them are ready; whose are on their way."""
+
+    held: Mapping[str, int]
+    ready: Mapping[str, int]
+    coming: Set[str]
+
+
+def _places(placements: Sequence[Placement]) -> _Places:
+    held: dict[str, int] = {}
+    ready: dict[str, int] = {}
+    coming: set[str] = set()
+    for placement in placements:
+        name, state = placement.model, placement.state
+        if state in HELD:
+            held[name] = held.get(name, 0) + 1
+            if state is State.READY:
+                ready[name] = ready.get(name, 0) + 1
+            else:
+                coming.add(name)
+    return _Places(held, ready, coming)
+
+
+class Economy:
+    """From load to slots: wishes of models, shares of all, and how many slots there should be.
+
+    Time is an argument, so that a simulation runs the very same code.
+
+    `settle` is called before each decision of the controller.
+    """
+
+    def __init__(self, slots: Mapping[str, SlotClass], borrowers: Borrowers | None = None) -> None:
+        self.slots = slots
+        self.scaling = ScalingBook()
+        self.targets = TargetBook(slots)
+        self.division = Division()
+        self.room = Room()
+        self.turns: Collection[str] = ()
+        self._shares, self._shares_of_whole = ShareBook(), ShareBook()
+        self._before: dict[str, tuple[tuple[Any, ...], Need]] = {}
+        self._entries: list[CatalogEntry] = []
+        self._sizes: Mapping[str, float] = {}
+        self._borrowers = borrowers or Nobody()
+        self._hunger = Hunger()
+        self._live: Mapping[str, int] = {}
+
+    def settle(
+        self,
+        config: PoolConfig,
+        entries: Sequence[CatalogEntry],
+        versions: Mapping[str, int],
+        slots: Sequence[SlotView],
+        placements: Sequence[Placement],
+        known: Collection[str],
+        now_s: float,
+        leaving: Mapping[str, int] = MappingProxyType({}),
+        crowded: Mapping[str, int] = MappingProxyType({}),
+    ) -> Division:
+        """Who may have what from now on.
+
+        `versions` counts those that each model should hold; of models in `known` slots have told
+        inputs and outputs. `leaving` counts what serves until a model's new version is ready;
+        `crowded` is what the last plan says of that.
+        """
+        held, ready, coming = _places(placements)
+        models = {entry.name: entry.config for entry in entries}
+        each = {name: -(-count // max(1, versions.get(name, 1))) for name, count in ready.items()}
+        self.scaling.wish(models, each, coming, known, now_s)
+        live = Counter([slot.slot_class for slot in slots if not slot.draining])
+        leased = self._borrowers.held()
+        capacity = self.targets.capacity(live, leased, now_s)
+        full = {n for n, most in capacity.items() if live[n] + leased.get(n, 0) >= most}
+        self.room = self._room(entries, full)
+        needs = self._needs(entries, versions, held, leaving)
+        firm = {n.name: n.wish.slots * n.versions for n in needs if not n.wish.lingering}
+        hungry_s = self._hunger.hungry_s(firm, held, now_s)
+        self.turns = {name for name, waited_s in hungry_s.items() if waited_s >= STARVE_S}
+
+        self.division = self._divided(needs, config, capacity, leased, hungry_s)
+        self.targets.follow(self.division.needed, leased, now_s)
+        # The last plan knew the slots of then: those that have come since, or are asked for now,
+        # may have room for all.
+        self.targets.note_crowded(crowded, self._live, leased, now_s)
+        self._live = live
+        return self.division
+
+    def _divided(
+        self,
+        needs: Sequence[Need],
+        config: PoolConfig,
+        capacity: Mapping[str, int],
+        leased: Mapping[str, int],
+        hungry_s: Mapping[str, float],
+    ) -> Division:
+        def share_out(slots: Mapping[str, int], book: ShareBook) -> Division:
+            return divide(
+                needs,
+                config,
+                slots,
+                self._borrowers.wanted(),
+                leased,
+                hungry_s,
+                {name: each.least for name, each in self.slots.items()},
+                {name: each.warm for name, each in self.slots.items()},
+                self._borrowers.usable,
+                book,
+            )
+
+        division = share_out(capacity, self._shares)
+        whole = {name: each.max for name, each in self.slots.items()}
+        if capacity != whole:
+            # Slots that do not come are still asked for, or no node would ever be added for them.
+            needed = share_out(whole, self._shares_of_whole).needed
+            division = replace(division, needed=needed)
+        return division
+
+    def _needs(
+        self,
+        entries: Sequence[CatalogEntry],
+        versions: Mapping[str, int],
+        held: Mapping[str, int],
+        leaving: Mapping[str, int],
+    ) -> list[Need]:
+        """The wishes with what they take of a slot; one that is as before is the same object."""
+        sizes, wishes, before = self.room.sizes, self.wishes, self._before
+        self._before = {}
+        for entry in entries:
+            name, slot_class = entry.name, entry.slot_class
+            if slot_class not in self.slots:
+                continue
+            wish = wishes[name]
+            wished = (wish.slots, wish.lingering, wish.learning)
+            counts = (versions.get(name, 1), sizes[name], held.get(name, 0), leaving.get(name, 0))
+            facts = (entry.config, slot_class, wished, counts)
+            found = before.get(name)
+            if found is None or found[0] != facts:
+                need = Need(name, entry.config, slot_class, wish, *counts, learning=wish.learning)
+                found = (facts, need)
+            self._before[name] = found
+        return [need for _, need in self._before.values()]
+
+    def _room(self, entries: Sequence[CatalogEntry], full: Collection[str]) -> Room:
+        """What fits into slots, as things are."""
+        if self._entries != entries:
+            self._entries, self._sizes = list(entries), sizes_of(self.slots, entries)
+        demand = self.scaling.demand
+        used_s = {entry.name: demand.active_s(entry.name) for entry in entries}
+        return room_of(self.slots, self._sizes, used_s, full)
+
+    def lingering(self) -> set[str]:
+        """Models whose slots go to whoever needs them."""
+        return {name for name, wish in self.scaling.wishes.items() if wish.lingering}
+
+    @property
+    def wishes(self) -> Mapping[str, Wish]:
+        """By model, the slots that its load asks for."""
+        return self.scaling.wishes
+
+    def again_s(self, now_s: float) -> float:
+        """In how many seconds time alone may change what is decided here."""
+        turn_s = self._hunger.again_s(now_s)
+        waits = [self.scaling.again_s, self.targets.again_s(now_s)]
+        if turn_s is not None:
+            waits.append(turn_s - now_s)
+        return max(0.01, min(waits))
 
 
 @dataclass(frozen=True, slots=True)

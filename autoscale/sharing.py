@@ -16,7 +16,7 @@ from autoscale.catalog import CatalogEntry
 from autoscale.fair_share import Account, Shares, fair_shares
 from autoscale.orders import Room
 from autoscale.policy import Wish
-from autoscale.slot_book import slots_filled
+from autoscale.water_filling import slots_filled
 from headrace.config.args import ModelConfig, PoolConfig, SlotClass
 
 LEASES = "leases"

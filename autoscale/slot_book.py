@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 from autoscale.orders import HELD, PRESENT, DesiredVersion, Hold, Room
-from autoscale.water_filling import TOLERANCE
 from headrace.snapshot import ModelVersion, Placement, SlotView, State
 
 FULL = 1.0 + 1e-9
@@ -360,21 +359,3 @@ class SlotBook:
             # Two entries of one version: an old one may still drain while another is READY.
             if key not in present or state is State.READY or present[key] not in HELD:
                 put(slot_id, key, state)
-
-
-def slots_filled(places: Iterable[tuple[float, int]]) -> int:
-    """Slots that fill up if each of these (size, copies) goes where least is left for it.
-
-    Copies need slots of their own. Given by falling size this is best fit decreasing, which needs
-    at most 11/9 of the fewest slots, and 4 more (Johnson et al. 1974).
-    """
-    left: list[float] = []  # of each slot, ascending
-    for size, copies in places:
-        if copies:
-            first = bisect_left(left, size - TOLERANCE)
-            chosen = left[first : first + copies]
-            del left[first : first + copies]
-            chosen += [1.0] * (copies - len(chosen))
-            for each in chosen:
-                insort(left, each - size)
-    return len(left)

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from autoscale.demand import Demand
 from autoscale.policy import Sample
+from autoscale.scaling import Demand
 
 
 def test_the_load_of_all_gateways_is_one_step_function() -> None:

@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from autoscale.dispatch import Dispatcher
-from autoscale.fleet import key_of
+from autoscale.fleet import Dispatcher, key_of
 from autoscale.orders import UnloadOrder
 from headrace.config.args import SlotClass
 from headrace.snapshot import Placement, State

@@ -9,9 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoscale.economy import TURN_S, Hunger
-from autoscale.fair_share import STARVE_S, Account, Shares, check_guarantees, fair_shares
-from autoscale.leases import Loan, Part, lent_by, loans_between
+from autoscale.fair_share import (
+    STARVE_S,
+    Account,
+    Loan,
+    Part,
+    Shares,
+    check_guarantees,
+    fair_shares,
+    lent_by,
+    loans_between,
+)
+from autoscale.rounds import TURN_S, Hunger
 
 EPSILON = 1e-6
 WEIGHTS = (0.5, 1.0, 2.0, 3.0, 10.0)

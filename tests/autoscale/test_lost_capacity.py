@@ -9,7 +9,7 @@ from structlog.testing import capture_logs
 
 from autoscale import sharing
 from autoscale.catalog import CatalogEntry
-from autoscale.economy import Economy
+from autoscale.rounds import Economy
 from autoscale.sharing import START_S
 from headrace.config.args import ModelConfig, PoolConfig, SlotClass
 from headrace.config.scaling import Replicas, Share

@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 
 from autoscale.catalog import CatalogEntry
 from autoscale.decision import Decision, decide
-from autoscale.economy import Economy
 from autoscale.orders import LoadOrder, Plan, UnloadOrder
-from autoscale.rounds import Findings, Rounds
+from autoscale.rounds import Economy, Findings, Rounds
 from autoscale.sharing import divide
 from headrace.config.args import ModelConfig, PoolConfig, SlotClass
 from headrace.config.scaling import Replicas, Scaling, Share

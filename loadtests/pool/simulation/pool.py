@@ -9,8 +9,7 @@ import time
 from array import array
 from collections.abc import Mapping
 
-from autoscale.economy import Borrowers, Economy
-from autoscale.rounds import Findings, Rounds
+from autoscale.rounds import Borrowers, Economy, Findings, Rounds
 from headrace.link.pool import Loads
 from loadtests.pool.simulation.clock import Clock
 from loadtests.pool.simulation.fleet import SimulatedFleet

@@ -10,7 +10,7 @@ from heapq import nlargest
 from random import Random
 from typing import Any
 
-from autoscale.economy import Borrowers
+from autoscale.rounds import Borrowers
 from loadtests.pool.simulation.clock import Clock
 from loadtests.pool.simulation.fleet import SimulatedFleet
 from loadtests.pool.simulation.gateway import SimulatedGateway
