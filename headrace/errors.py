@@ -101,6 +101,13 @@ class PayloadTooLarge(HeadraceError):
     grpc_status = "RESOURCE_EXHAUSTED"
 
 
+class HeadersTooLarge(InvalidArgument):
+    """Raised when a request has too many headers or trailers, or too many bytes of them."""
+
+    http_status = 431
+    grpc_status = "RESOURCE_EXHAUSTED"
+
+
 class UnsupportedMedia(HeadraceError):
     """Raised when the body is of a kind, or in a codec, that Headrace does not read."""
 

@@ -15,9 +15,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from gateway.access.account import Account, OverBudget, hint
 from gateway.access.budgets import BudgetExchange
-from gateway.access.limits import Limiter
+from gateway.access.limits import Account, Limiter, OverBudget, hint
 from gateway.access.ticket import Plane, Ticket
 from headrace.access import Access, BudgetStore, Identifier
 from headrace.config.args import Limits

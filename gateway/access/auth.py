@@ -14,14 +14,14 @@ from headrace.config.tiers import ANONYMOUS, Jwt
 from headrace.errors import Unauthenticated
 from headrace.keys import PREFIX, ends_s, find_record
 
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
+IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 MAX_HOPS = 32
 """A longer X-Forwarded-For is only read so far; nobody has so many proxies."""
 
 
-def parse(text: str) -> Address | None:
+def parse(text: str) -> IPAddress | None:
     """An address, an IPv4 one also if it is written as IPv6; None if it is none."""
     try:
         address = ipaddress.ip_address(text.strip().partition("%")[0])
@@ -32,7 +32,7 @@ def parse(text: str) -> Address | None:
     return address
 
 
-def origin(peer: str, forwarded_for: str, trusted: Sequence[Network]) -> Address | None:
+def origin(peer: str, forwarded_for: str, trusted: Sequence[IPNetwork]) -> IPAddress | None:
     """The last address on the way here that is no trusted proxy.
 
     `forwarded_for` is the header's value: each proxy adds on the right whom it heard, so it is
@@ -50,7 +50,7 @@ def origin(peer: str, forwarded_for: str, trusted: Sequence[Network]) -> Address
     return found
 
 
-def name_of(address: Address | None) -> str:
+def name_of(address: IPAddress | None) -> str:
     """What tells callers apart: an IPv4 address, or the /64 that an IPv6 site usually has."""
     if address is None:
         return "local"
@@ -59,7 +59,7 @@ def name_of(address: Address | None) -> str:
     return str(address)
 
 
-def _is_trusted(address: Address, trusted: Sequence[Network]) -> bool:
+def _is_trusted(address: IPAddress, trusted: Sequence[IPNetwork]) -> bool:
     return any(address in network for network in trusted)
 
 
@@ -83,7 +83,7 @@ class Authenticator:
     def __init__(self, pepper: bytes, now_s: Callable[[], float] = time.time) -> None:
         self._pepper, self._now_s = pepper, now_s
         self._access = Access()
-        self._trusted: tuple[Network, ...] = ()
+        self._trusted: tuple[IPNetwork, ...] = ()
         self._verifier: JwtVerifier | None = None
         self._strangers: dict[str, Caller] = {}
         self._holders: dict[bytes, tuple[float, Caller]] = {}

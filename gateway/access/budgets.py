@@ -9,8 +9,7 @@ from typing import Any
 
 import structlog
 
-from gateway.access.account import Account
-from gateway.access.limits import Limiter
+from gateway.access.limits import Account, Limiter
 from headrace.access import BudgetStore, Claim, Grant, StoreAway
 
 EXCHANGE_S = 0.05

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from gateway.access.account import Account
+from gateway.access.limits import Account
 from headrace.config.args import ModelConfig
 from headrace.link.request import Request
 

@@ -11,13 +11,12 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import Protocol
 
 import structlog
 
 from gateway.access.ticket import Ticket
 from gateway.grpc.connection import Connection
-from gateway.grpc.streams import AnswerLayout, Stream
+from gateway.grpc.streams import AnswerLayout, Receiver, Stream
 from gateway.grpc.wire import (
     ANSWER_BLOCK,
     PREFIX_BYTES,
@@ -46,25 +45,28 @@ WRITE_AHEAD_BYTES = 64 * 1024
 log = structlog.get_logger()
 
 
-class Method(Protocol):
-    """How a method is served. What its functions raise becomes the call's status."""
+Gate = Callable[["GrpcCall"], None]
 
-    @property
-    def streamed(self) -> bool:
-        """Whether its requests are a stream; then it starts with the head, without a message."""
-        ...
 
-    def check(self, call: Call) -> None:
-        """The head is here: raises what refuses the call already."""
-        ...
+class Method:
+    """How a method is served; errors that it raises become the call's status.
 
-    def reserve(self, call: Call, length: int) -> None:
-        """A message of `length` bytes is coming, in pieces: raises what refuses it."""
-        ...
+    `gate` may refuse a call by its head. A `streamed` method reads a stream of requests: it starts
+    with the head, without a message.
+    """
 
-    def start(self, call: Call, message: bytes) -> None:
-        """The message is whole."""
-        ...
+    __slots__ = ("gate", "streamed")
+
+    def __init__(self, gate: Gate | None = None, *, streamed: bool = False) -> None:
+        self.gate, self.streamed = gate, streamed
+
+    def reserve(self, call: GrpcCall, length: int) -> None:
+        """Expect a message of `length` bytes in pieces; raises what refuses it."""
+        call.hold(length)
+
+    def start(self, call: GrpcCall, message: bytes) -> None:
+        """Begin: the message is whole."""
+        raise NotImplementedError
 
 
 class Exchange:
@@ -78,7 +80,7 @@ class Exchange:
         self.tasks: set[asyncio.Task[None]] = set()
 
 
-class Call:
+class GrpcCall(Receiver):
     """See the module. This one has a single request message.
 
     A method may keep something in `state`, and hears through `on_end` of an end that is not its
@@ -233,10 +235,11 @@ class Call:
         if self.head.error is not None:
             self.refuse(self.head.error)
             return
-        self._guard(self._method.check, self)
+        if (gate := self._method.gate) is not None:
+            self._guard(gate, self)
 
     def received(self, data: bytes, *, ended: bool) -> None:
-        """A piece of the message; see `Receiver`."""
+        """Take a piece of the message."""
         if self.done:
             return
         if (
@@ -316,7 +319,7 @@ class Call:
         self.refuse(DeadlineExceeded("the deadline passed before the answer was ready"))
 
     def check_time(self, now_s: float) -> None:
-        """See `Receiver`."""
+        """Refuse a body that took too long."""
         limit_s = self.exchange.front.limits.body_timeout_s
         if not self._started and now_s - self._since_s > limit_s:
             self.refuse(RequestTimeout("the body took too long"))
@@ -351,7 +354,7 @@ def wake(waiter: asyncio.Future[None]) -> None:
         waiter.set_result(None)
 
 
-class StreamedCall(Call):
+class StreamedCall(GrpcCall):
     """A gRPC call with a stream of requests, read from the peer only as far as the method reads it.
 
     Messages that were not read yet count among the bytes held.
@@ -375,7 +378,7 @@ class StreamedCall(Call):
             self._start(b"")
 
     def received(self, data: bytes, *, ended: bool) -> None:
-        """A piece of the stream; see `Receiver`."""
+        """Take a piece of the stream."""
         if not self.done:
             self._guard(self._collect, data, ended)
 
@@ -435,3 +438,46 @@ class StreamedCall(Call):
         for _, _, ticket in self._messages:
             self.exchange.front.admission.cancel(ticket)
         self._messages.clear()
+
+
+Handlers = Mapping[str, Method]
+"""Methods by full name."""
+
+
+class TaskMethod(Method):
+    """A method that runs as a task."""
+
+    __slots__ = ("_run",)
+
+    def __init__(
+        self,
+        run: Callable[[bytes, GrpcCall], Awaitable[bytes | None]],
+        gate: Gate | None = None,
+        *,
+        streamed: bool = False,
+    ) -> None:
+        super().__init__(gate, streamed=streamed)
+        self._run = run
+
+    def start(self, call: GrpcCall, message: bytes) -> None:
+        """Run it with the message, which is empty for a stream."""
+        call.run(partial(self._run, message, call))
+
+
+def unary(
+    method: Callable[[bytes, GrpcCall], Awaitable[bytes]], gate: Gate | None = None
+) -> Method:
+    """A method with one request and one answer."""
+    return TaskMethod(method, gate)
+
+
+def server_stream(
+    method: Callable[[bytes, GrpcCall], Awaitable[None]], gate: Gate | None = None
+) -> Method:
+    """A method with one request and a stream of answers, which it writes."""
+    return TaskMethod(method, gate)
+
+
+def stream(method: Callable[[GrpcCall], Awaitable[None]], gate: Gate | None = None) -> Method:
+    """A method with a stream of requests, which it reads, and one of answers, which it writes."""
+    return TaskMethod(lambda _, call: method(call), gate, streamed=True)

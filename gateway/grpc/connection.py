@@ -18,10 +18,10 @@ from gateway.grpc.frames import (
     MAX_WINDOW_BYTES,
     PREFACE,
     ErrorCode,
-    Flag,
-    FrameReader,
+    FrameFlag,
     FrameType,
     Http2Error,
+    Http2Reader,
     Setting,
     decode_number,
     decode_settings,
@@ -36,7 +36,7 @@ from gateway.grpc.headers import HeaderDecoder
 from gateway.grpc.streams import Outbox, Stream
 
 
-class Allowance:
+class FrameBudget:
     """Up to `burst` at once and `per_second` for ever; times are seconds of any steady clock.
 
     What is earned is kept beyond `burst`, up to `most`: a peer may be late in using it.
@@ -133,9 +133,9 @@ class Connection(Generic[Head]):
         self._last_allowed = MAX_STREAM_ID
         self._now_s = 0.0
         self._preface = b""
-        self._reader = FrameReader()
+        self._reader = Http2Reader()
         self._receive_window, self._owed = WINDOW_BYTES, 0
-        self._resets, self._idle = Allowance(*RESETS), Allowance(*IDLE_FRAMES, MOST_EARNED)
+        self._resets, self._idle = FrameBudget(*RESETS), FrameBudget(*IDLE_FRAMES, MOST_EARNED)
         self._pieces = self._earned = 0
         # Streams whose last frames may still be on their way, as we ended them early; and ids that
         # were passed over and can never be used, as (first, last).
@@ -364,7 +364,7 @@ class Connection(Generic[Head]):
     def _on_settings(self, flags: int, stream_id: int, payload: bytes) -> None:
         if stream_id:
             raise _broken("SETTINGS on a stream")
-        if flags & Flag.ACK and self.begun:
+        if flags & FrameFlag.ACK and self.begun:
             if payload:
                 raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, "an acknowledgement with settings")
             return
@@ -373,7 +373,7 @@ class Connection(Generic[Head]):
         self.begun = True
         for name, value in decode_settings(payload):
             self._apply(name, value)
-        self.outbox.send(encode_frame(FrameType.SETTINGS, flags=Flag.ACK))
+        self.outbox.send(encode_frame(FrameType.SETTINGS, flags=FrameFlag.ACK))
 
     def _apply(self, name: int, value: int) -> None:
         outbox = self.outbox
@@ -399,12 +399,12 @@ class Connection(Generic[Head]):
             raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, "PING has 8 bytes")
         if stream_id:
             raise _broken("PING on a stream")
-        if flags & Flag.ACK:
+        if flags & FrameFlag.ACK:
             if payload == LEAVING_PING and self.leaving:
                 self.finish_leaving()
             return
         self._spend_idle()
-        self.outbox.send(encode_frame(FrameType.PING, payload, flags=Flag.ACK))
+        self.outbox.send(encode_frame(FrameType.PING, payload, flags=FrameFlag.ACK))
 
     def _on_goaway(self, flags: int, stream_id: int, payload: bytes) -> None:
         if stream_id or len(payload) < 8:

@@ -40,7 +40,7 @@ class FrameType(IntEnum):
     CONTINUATION = 9
 
 
-class Flag(IntEnum):
+class FrameFlag(IntEnum):
     """Bits of a frame's flags; what they mean depends on its type."""
 
     END_STREAM = 1
@@ -88,7 +88,7 @@ class Http2Error(Exception):
         self.code, self.message = code, message
 
 
-class FrameReader:
+class Http2Reader:
     """Cuts a byte stream into frames of at most `limit_bytes` of payload."""
 
     __slots__ = ("_missing", "_rest", "limit_bytes")
@@ -133,7 +133,7 @@ class FrameReader:
 
 def unpadded(flags: int, payload: bytes) -> bytes:
     """The payload of a DATA or HEADERS frame without its padding; raises `Http2Error`."""
-    if not flags & Flag.PADDED:
+    if not flags & FrameFlag.PADDED:
         return payload
     if not payload or payload[0] >= len(payload):
         raise Http2Error(ErrorCode.PROTOCOL_ERROR, "a frame with more padding than payload")
@@ -154,13 +154,13 @@ def encode_headers(
     stream_id: int, block: bytes, *, end: bool, limit_bytes: int = DEFAULT_FRAME_BYTES
 ) -> bytes:
     """A header block as one HEADERS frame and as many CONTINUATION frames as it takes."""
-    flags = Flag.END_STREAM if end else 0
+    flags = FrameFlag.END_STREAM if end else 0
     if len(block) <= limit_bytes:
         return HEAD.pack(len(block) << 8 | 1, flags | 4, stream_id) + block
     parts = [block[at : at + limit_bytes] for at in range(0, len(block), limit_bytes)]
     frames = [encode_frame(FrameType.HEADERS, parts[0], flags=flags, stream_id=stream_id)]
     for number, part in enumerate(parts[1:], 2):
-        last = Flag.END_HEADERS if number == len(parts) else 0
+        last = FrameFlag.END_HEADERS if number == len(parts) else 0
         frames.append(encode_frame(FrameType.CONTINUATION, part, flags=last, stream_id=stream_id))
     return b"".join(frames)
 

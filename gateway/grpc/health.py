@@ -13,15 +13,14 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 from grpc_reflection.v1alpha.reflection import aio
 
-from gateway.grpc.methods import Handlers, server_stream, stream, unary
-from gateway.grpc.prediction import Context
+from gateway.grpc.calls import GrpcCall, Handlers, server_stream, stream, unary
 from headrace.errors import InvalidArgument, NotFound, Unavailable
 from headrace.protocols.wire import load_pool
 
 SERVICE = "grpc.health.v1.Health"
 SERVER = ""
 """The protocol's name for the server as a whole."""
-Answer = health_pb2.HealthCheckResponse
+HealthAnswer = health_pb2.HealthCheckResponse
 
 
 class HealthService:
@@ -56,17 +55,17 @@ class HealthService:
 
     def _status(self, service: str) -> int:
         if service not in self._services:
-            return int(Answer.SERVICE_UNKNOWN)
-        return int(Answer.SERVING if self._ready else Answer.NOT_SERVING)
+            return int(HealthAnswer.SERVICE_UNKNOWN)
+        return int(HealthAnswer.SERVING if self._ready else HealthAnswer.NOT_SERVING)
 
-    async def check(self, body: bytes, context: Context) -> bytes:
+    async def check(self, body: bytes, context: GrpcCall) -> bytes:
         """The status of one service; raises `NotFound` for an unknown one."""
         service = _service_of(body)
         if service not in self._services:
             raise NotFound(f"there is no service {service[:100]!r}")
         return _answer(self._status(service))
 
-    async def watch(self, body: bytes, context: Context) -> None:
+    async def watch(self, body: bytes, context: GrpcCall) -> None:
         """The status of one service now and after each change; an unknown one may yet appear."""
         service = _service_of(body)
         last = None
@@ -90,7 +89,7 @@ def _service_of(body: bytes) -> str:
 
 
 def _answer(status: int) -> bytes:
-    return bytes(Answer(status=status).SerializeToString())
+    return bytes(HealthAnswer(status=status).SerializeToString())
 
 
 ALPHA_SERVICE = "grpc.reflection.v1alpha.ServerReflection"
@@ -104,7 +103,7 @@ def reflection_handlers(services: Iterable[str]) -> Handlers:
     pool = load_pool(health_pb2.DESCRIPTOR.serialized_pb, alpha, _newer(alpha))
     servicer = aio.ReflectionServicer((*services, ALPHA_SERVICE, REFLECTION_SERVICE), pool)
 
-    async def info(context: Context) -> None:
+    async def info(context: GrpcCall) -> None:
         async for answer in servicer.ServerReflectionInfo(_requests(context), None):
             await context.write(answer.SerializeToString())
 
@@ -114,7 +113,7 @@ def reflection_handlers(services: Iterable[str]) -> Handlers:
     }
 
 
-async def _requests(context: Context) -> AsyncIterator[Any]:
+async def _requests(context: GrpcCall) -> AsyncIterator[Any]:
     while (message := await context.read()) is not None:
         try:
             yield reflection_pb2.ServerReflectionRequest.FromString(message)

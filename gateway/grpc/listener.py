@@ -13,7 +13,7 @@ from gateway.grpc import health as grpc_health
 from gateway.grpc import media as grpc_media
 from gateway.grpc import openinference as grpc_inference
 from gateway.grpc import tfserving as grpc_serving
-from gateway.grpc.calls import Call, Exchange, Method, StreamedCall
+from gateway.grpc.calls import Exchange, GrpcCall, Method, StreamedCall
 from gateway.grpc.connection import Connection, ConnectionLimits
 from gateway.grpc.frames import ErrorCode
 from gateway.grpc.headers import HeaderDecoder
@@ -227,32 +227,18 @@ class GrpcConnection(asyncio.Protocol):
         elif head.http_status != 200:
             self._connection.outbox.end(stream, http_block(head.http_status))
         else:
-            method = self._methods.get(head.path)
-            call: Call
-            if method is None:
-                call = Call(self._exchange, stream, head, NO_METHOD)
-            elif method.streamed:
-                call = StreamedCall(self._exchange, stream, head, method)
-            else:
-                call = Call(self._exchange, stream, head, method)
+            method = self._methods.get(head.path, NO_METHOD)
+            kind = StreamedCall if method.streamed else GrpcCall
+            call = kind(self._exchange, stream, head, method)
             stream.receiver = call
             call.open()
 
 
-class _NoMethod:
-    streamed = False
-
-    def check(self, call: Call) -> None:
-        raise Unimplemented("Method not found!")
-
-    def reserve(self, call: Call, length: int) -> None:
-        """Never reached."""
-
-    def start(self, call: Call, message: bytes) -> None:
-        """Never reached."""
+def _refuse(call: GrpcCall) -> None:
+    raise Unimplemented("Method not found!")
 
 
-NO_METHOD = _NoMethod()
+NO_METHOD = Method(_refuse)
 
 
 SERVICES = (

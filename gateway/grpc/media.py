@@ -19,8 +19,8 @@ from google.protobuf.message import DecodeError
 from pydantic import ValidationError
 from starlette.types import Message
 
-from gateway.grpc.methods import Handlers, stream
-from gateway.grpc.prediction import DEADLINE_SLACK_S, Context, limits_of, timeout_s
+from gateway.grpc.calls import GrpcCall, Handlers, stream
+from gateway.grpc.prediction import DEADLINE_SLACK_S, limits_of, timeout_s
 from gateway.http.media import MediaDesk, events_of, medium_of
 from gateway.media.desk import MediaPrediction, megapixels_of
 from gateway.media.options import check_tiling
@@ -229,7 +229,7 @@ class MediaService:
         """The service's methods by their full names."""
         return {f"/{SERVICE}/Process": stream(self.process)}
 
-    async def process(self, context: Context) -> None:
+    async def process(self, context: GrpcCall) -> None:
         """One upload and its events."""
         if self._desk is None:
             raise Unimplemented("this server does not split large pictures and videos")
@@ -269,7 +269,7 @@ class GrpcMediaPrediction(MediaPrediction):
 class _Work:
     """One call."""
 
-    def __init__(self, desk: MediaDesk, context: Context) -> None:
+    def __init__(self, desk: MediaDesk, context: GrpcCall) -> None:
         self._desk, self._context = desk, context
         self.prediction = GrpcMediaPrediction(context.headers, context.address)
 
@@ -342,7 +342,7 @@ class _Work:
 class _Chunks:
     """The chunks of a call as the body of an ASGI request, in pieces that a spool takes at once."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: GrpcCall) -> None:
         self._context = context
         self._rest = memoryview(b"")
 

@@ -9,9 +9,8 @@ import structlog
 
 from gateway import settings
 from gateway.access.admission import Admission
-from gateway.grpc.calls import Method
-from gateway.grpc.methods import Gate, Handlers, stream, unary
-from gateway.grpc.prediction import Context, InferStream, PredictionMethod, visit, visits_of
+from gateway.grpc.calls import Gate, GrpcCall, Handlers, Method, stream, unary
+from gateway.grpc.prediction import InferStream, PredictionMethod, visit, visits_of
 from gateway.prediction import FrontState
 from gateway.repository_access import load_model, require_public
 from gateway.shared_memory.codec import cuda_is_refused, registration_is_off, unknown_region
@@ -32,7 +31,7 @@ class SharedMemoryMethods:
     def __init__(self, view: GatewayView, admission: Admission) -> None:
         self._view, self._admission = view, admission
 
-    def _caller(self, context: Context) -> str:
+    def _caller(self, context: GrpcCall) -> str:
         """Whose regions the caller's are."""
         return caller_of(self._admission.identify(context.headers, context.address))
 
@@ -47,7 +46,7 @@ class SharedMemoryMethods:
             "CudaSharedMemoryUnregister": unary(self.cuda_unregister, gate),
         }
 
-    async def system_status(self, body: bytes, context: Context) -> bytes:
+    async def system_status(self, body: bytes, context: GrpcCall) -> bytes:
         """The regions that the caller has registered, or the one that is named."""
         name = parse("inference.SystemSharedMemoryStatusRequest", body).name
         regions = self._view.regions
@@ -65,7 +64,7 @@ class SharedMemoryMethods:
         encoded: bytes = answer.SerializeToString()
         return encoded
 
-    async def system_register(self, body: bytes, context: Context) -> bytes:
+    async def system_register(self, body: bytes, context: GrpcCall) -> bytes:
         """Make a region of this machine known by a name."""
         request = parse("inference.SystemSharedMemoryRegisterRequest", body)
         regions = self._view.regions
@@ -76,25 +75,25 @@ class SharedMemoryMethods:
         regions.register(self._caller(context), region)
         return b""
 
-    async def system_unregister(self, body: bytes, context: Context) -> bytes:
+    async def system_unregister(self, body: bytes, context: GrpcCall) -> bytes:
         """Forget a region of the caller, or all; one that is unknown is forgotten already."""
         name = parse("inference.SystemSharedMemoryUnregisterRequest", body).name
         if self._view.regions is not None:
             self._view.regions.unregister(self._caller(context), name)
         return b""
 
-    async def cuda_status(self, body: bytes, context: Context) -> bytes:
+    async def cuda_status(self, body: bytes, context: GrpcCall) -> bytes:
         """The same for regions of a GPU's memory."""
         name = parse("inference.CudaSharedMemoryStatusRequest", body).name
         if name:
             raise unknown_region(name, "cuda ")
         return b""
 
-    async def cuda_register(self, body: bytes, context: Context) -> bytes:
+    async def cuda_register(self, body: bytes, context: GrpcCall) -> bytes:
         """Always refused."""
         raise cuda_is_refused(parse("inference.CudaSharedMemoryRegisterRequest", body).name)
 
-    async def cuda_unregister(self, body: bytes, context: Context) -> bytes:
+    async def cuda_unregister(self, body: bytes, context: GrpcCall) -> bytes:
         """Nothing to do, as for system regions."""
         parse("inference.CudaSharedMemoryUnregisterRequest", body)
         return b""
@@ -138,22 +137,22 @@ class InferenceService:
 
     # -- the server ---------------------------------------------------------------------------
 
-    async def live(self, body: bytes, context: Context) -> bytes:
+    async def live(self, body: bytes, context: GrpcCall) -> bytes:
         """The process answers."""
         return metadata.live(True)
 
-    async def ready(self, body: bytes, context: Context) -> bytes:
+    async def ready(self, body: bytes, context: GrpcCall) -> bytes:
         """The gateway can take predictions."""
         return metadata.ready(self._view.ready())
 
-    async def server_metadata(self, body: bytes, context: Context) -> bytes:
+    async def server_metadata(self, body: bytes, context: GrpcCall) -> bytes:
         """Name, release and extensions."""
         shared_memory = self._view.regions is not None
         return metadata.server_metadata(self._view.version, shared_memory=shared_memory)
 
     # -- a model ------------------------------------------------------------------------------
 
-    async def model_ready(self, body: bytes, context: Context) -> bytes:
+    async def model_ready(self, body: bytes, context: GrpcCall) -> bytes:
         """Whether this model (version) can infer; without a version there is none that can."""
         request = parse("inference.ModelReadyRequest", body)
         try:
@@ -162,19 +161,19 @@ class InferenceService:
             return metadata.model_ready(False)
         return metadata.model_ready(found.state in ANSWERING)
 
-    async def model_metadata(self, body: bytes, context: Context) -> bytes:
+    async def model_metadata(self, body: bytes, context: GrpcCall) -> bytes:
         """Inputs and outputs of a model."""
         request = parse("inference.ModelMetadataRequest", body)
         model, found = find_model(self._view.snapshot, request.name, request.version)
         return metadata.model_metadata(model, known_spec(model.name, found))
 
-    async def model_config(self, body: bytes, context: Context) -> bytes:
+    async def model_config(self, body: bytes, context: GrpcCall) -> bytes:
         """Triton's model configuration."""
         request = parse("inference.ModelConfigRequest", body)
         model, found = find_model(self._view.snapshot, request.name, request.version)
         return metadata.model_config(model.config, known_spec(model.name, found))
 
-    async def statistics(self, body: bytes, context: Context) -> bytes:
+    async def statistics(self, body: bytes, context: GrpcCall) -> bytes:
         """What a model, or every model, has counted."""
         request = parse("inference.ModelStatisticsRequest", body)
         snapshot, version = self._view.snapshot, None
@@ -188,7 +187,7 @@ class InferenceService:
 
     # -- the repository -----------------------------------------------------------------------
 
-    async def index(self, body: bytes, context: Context) -> bytes:
+    async def index(self, body: bytes, context: GrpcCall) -> bytes:
         """The models of the store and of the config."""
         request = parse("inference.RepositoryIndexRequest", body)
         _only_repository(request.repository_name)
@@ -197,7 +196,7 @@ class InferenceService:
             entries = [entry for entry in entries if entry["state"] == State.READY]
         return metadata.repository_index(entries)
 
-    async def load(self, body: bytes, context: Context) -> bytes:
+    async def load(self, body: bytes, context: GrpcCall) -> bytes:
         """Load a model of the store, or load it anew."""
         require_public(self._view)
         request = parse("inference.RepositoryModelLoadRequest", body)
@@ -206,7 +205,7 @@ class InferenceService:
         await load_model(self._view, request.model_name, parameters)
         return b""
 
-    async def unload(self, body: bytes, context: Context) -> bytes:
+    async def unload(self, body: bytes, context: GrpcCall) -> bytes:
         """Stop serving a model."""
         require_public(self._view)
         request = parse("inference.RepositoryModelUnloadRequest", body)
@@ -216,7 +215,7 @@ class InferenceService:
 
     # -- settings -----------------------------------------------------------------------------
 
-    async def trace_setting(self, body: bytes, context: Context) -> bytes:
+    async def trace_setting(self, body: bytes, context: GrpcCall) -> bytes:
         """What is traced: nothing."""
         request = parse("inference.TraceSettingRequest", body)
         if request.model_name:
@@ -225,7 +224,7 @@ class InferenceService:
         settings.check_trace_settings(given)
         return settings.encode_trace_settings()
 
-    async def log_settings(self, body: bytes, context: Context) -> bytes:
+    async def log_settings(self, body: bytes, context: GrpcCall) -> bytes:
         """What is logged."""
         found = settings.log_settings(structlog.get_logger().get_effective_level())
         given = settings.read_log_settings(parse("inference.LogSettingsRequest", body))

@@ -9,14 +9,14 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import orjson
 
-from gateway.access.account import OverBudget
+from gateway.access.limits import OverBudget
 from gateway.access.ticket import Ticket, account_headers, limit_headers
 from gateway.access.visits import Visits
-from gateway.grpc.calls import Call
+from gateway.grpc.calls import GrpcCall, Method
 from gateway.grpc.wire import OK_BLOCK, Metadata, metadata_block
 from gateway.prediction import FrontState, Prediction
 from headrace.errors import DeadlineExceeded, HeadraceError, Unavailable, error_for_status
@@ -29,33 +29,6 @@ OK = 200
 DEADLINE_SLACK_S = 0.05
 """A call that is cancelled so shortly before its deadline was cancelled by it: the caller's clock
 started when it sent the call, ours when the call came."""
-
-
-class Context(Protocol):
-    """What a method knows of its call."""
-
-    @property
-    def headers(self) -> Mapping[bytes, bytes]:
-        """The caller's metadata; names in lower case."""
-
-    @property
-    def address(self) -> str:
-        """The caller's address, "" if it has none."""
-
-    def time_remaining(self) -> float | None:
-        """Seconds to the call's deadline."""
-
-    def set_trailing_metadata(self, metadata: Metadata) -> None:
-        """What goes out with the status."""
-
-    def trailing_metadata(self) -> Metadata:
-        """What was set."""
-
-    async def read(self) -> bytes | None:
-        """The next message of a stream, None after the last."""
-
-    async def write(self, message: bytes) -> None:
-        """Send a message of a stream."""
 
 
 class GrpcPrediction(Prediction):
@@ -175,7 +148,7 @@ class UnaryPrediction(GrpcPrediction):
 
     __slots__ = ("_call",)
 
-    def __init__(self, path: InferPath | None, call: Call, front: FrontState) -> None:
+    def __init__(self, path: InferPath | None, call: GrpcCall, front: FrontState) -> None:
         super().__init__(path, call.headers, front, call.address)
         self._call = call
         call.on_end = self.call_ended
@@ -212,26 +185,24 @@ class UnaryPrediction(GrpcPrediction):
         return (("x-request-id", self.request_id), *more)
 
 
-@dataclass(frozen=True, slots=True)
-class PredictionMethod:
+class PredictionMethod(Method):
     """A unary method; `find` reads the prediction's target from its message."""
 
-    front: FrontState
-    find: Callable[[bytes], InferPath]
-    streamed: bool = False
+    __slots__ = ("find", "front")
 
-    def check(self, call: Call) -> None:
-        """See `Method`. With a short message, which is here as well, all is checked at once."""
+    def __init__(self, front: FrontState, find: Callable[[bytes], InferPath]) -> None:
+        super().__init__()
+        self.front, self.find = front, find
 
-    def reserve(self, call: Call, length: int) -> None:
-        """See `Method`."""
+    def reserve(self, call: GrpcCall, length: int) -> None:
+        """Check the caller's budget, and hold memory for the message."""
         prediction = call.state
         if not isinstance(prediction, UnaryPrediction):
             prediction = call.state = UnaryPrediction(None, call, self.front)
         prediction.reserve(length)
 
-    def start(self, call: Call, message: bytes) -> None:
-        """See `Method`."""
+    def start(self, call: GrpcCall, message: bytes) -> None:
+        """Begin the prediction that the message asks for."""
         prediction = call.state
         try:
             path = self.find(message)
@@ -248,7 +219,7 @@ class PredictionMethod:
         prediction.start(message, timeout_s(self.front, call))
 
 
-def visit(visits: Visits, context: Context) -> None:
+def visit(visits: Visits, context: GrpcCall) -> None:
     """Let in a call that is no prediction; raises what refuses it."""
     try:
         visits.enter(context.headers, context.address, GrpcPrediction.family)
@@ -282,7 +253,7 @@ def _limits(limit: tuple[bytes, bytes] | None) -> Metadata:
     return (("ratelimit-policy", limit[0].decode()), ("ratelimit", limit[1].decode()))
 
 
-def timeout_s(front: FrontState, context: Context) -> float:
+def timeout_s(front: FrontState, context: GrpcCall) -> float:
     """Seconds that a prediction of this call may take: the caller's deadline, within the limits."""
     remaining_s = context.time_remaining()
     if remaining_s is None:
@@ -309,7 +280,7 @@ MAX_IN_FLIGHT = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Pending:
+class PendingAnswer:
     """A prediction whose answer has not been written; `target` is None when it had none."""
 
     prediction: AwaitedPrediction
@@ -337,9 +308,9 @@ class InferStream:
         for reader in self._readers:
             reader.cancel()
 
-    async def run(self, context: Context) -> None:
+    async def run(self, context: GrpcCall) -> None:
         """Serve one stream; ends after the answer to the last request."""
-        pending: asyncio.Queue[Pending | None] = asyncio.Queue()
+        pending: asyncio.Queue[PendingAnswer | None] = asyncio.Queue()
         room = asyncio.Semaphore(MAX_IN_FLIGHT)
         reader = asyncio.create_task(self._read(context, pending, room))
         self._readers.add(reader)
@@ -358,7 +329,10 @@ class InferStream:
         reader.result()
 
     async def _read(
-        self, context: Context, pending: asyncio.Queue[Pending | None], room: asyncio.Semaphore
+        self,
+        context: GrpcCall,
+        pending: asyncio.Queue[PendingAnswer | None],
+        room: asyncio.Semaphore,
     ) -> None:
         headers, address = context.headers, context.address
         try:
@@ -375,13 +349,13 @@ class InferStream:
 
     def _start(
         self, body: bytes, headers: Mapping[bytes, bytes], address: str, limit_s: float
-    ) -> Pending:
+    ) -> PendingAnswer:
         try:
             target = infer_target(body)
         except HeadraceError as error:
             prediction = AwaitedPrediction(None, headers, self._front, address)
             prediction.end(error)
-            return Pending(prediction, None)
+            return PendingAnswer(prediction, None)
         prediction = AwaitedPrediction(target.path, headers, self._front, address)
         prediction.start(body, limit_s)
-        return Pending(prediction, target)
+        return PendingAnswer(prediction, target)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import struct
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
 
 from gateway.grpc.frames import (
     DEFAULT_FRAME_BYTES,
@@ -26,20 +25,21 @@ SMALL_FRAME_BYTES = 256
 """A peer whose window cuts an answer into pieces below this makes us work for little."""
 
 
-class Receiver(Protocol):
-    """Whose stream it is."""
+class Receiver:
+    """The reader of one stream's request."""
+
+    __slots__ = ()
 
     def received(self, data: bytes, *, ended: bool) -> None:
-        """A piece of the request; `ended` with the last one, which may be empty."""
-        ...
+        """Take a piece of the request; `ended` with the last one, which may be empty."""
+        raise NotImplementedError
 
     def lost(self) -> None:
-        """The peer has reset the stream, or the connection is gone: nobody waits for an answer."""
-        ...
+        """Give up: the peer has reset the stream, or the connection is gone."""
+        raise NotImplementedError
 
     def check_time(self, now_s: float) -> None:
-        """Refuse what came too slowly; asked about once a second."""
-        ...
+        """Refuse what came too slowly; called about once a second."""
 
 
 class Stream:

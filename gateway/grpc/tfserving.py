@@ -9,11 +9,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from gateway.grpc.calls import Method
-from gateway.grpc.methods import Handlers, unary
+from gateway.grpc.calls import GrpcCall, Handlers, Method, unary
 from gateway.grpc.prediction import (
     AwaitedPrediction,
-    Context,
     PredictionMethod,
     timeout_s,
     visit,
@@ -117,7 +115,7 @@ class ServingService:
     def _prediction(self, method: str) -> Method:
         return PredictionMethod(self._front, partial(serving_target, method=method))
 
-    async def multi_inference(self, body: bytes, context: Context) -> bytes:
+    async def multi_inference(self, body: bytes, context: GrpcCall) -> bytes:
         """Several classifications and regressions of one input by one version of one model."""
         limits = self._front.limits
         tasks = multi_inference_tasks(body, limits.max_body_bytes, limits.max_elements)
@@ -139,7 +137,7 @@ class ServingService:
         methods = [path.method for path, _ in tasks]
         return multi_inference_answer(list(zip(methods, answers, strict=True)))
 
-    async def model_metadata(self, body: bytes, context: Context) -> bytes:
+    async def model_metadata(self, body: bytes, context: GrpcCall) -> bytes:
         """The signatures of a model version."""
         request = parse("tensorflow.serving.GetModelMetadataRequest", body)
         if SIGNATURE_DEF not in request.metadata_field:
@@ -149,14 +147,14 @@ class ServingService:
             find_servable(self._view.snapshot, path.model, path.version, path.label)
         )
 
-    async def model_status(self, body: bytes, context: Context) -> bytes:
+    async def model_status(self, body: bytes, context: GrpcCall) -> bytes:
         """The states of all versions of a model, or of one."""
         path = serving_target(body, "status")
         return metadata.serving_status(
             servable_versions(self._view.snapshot, path.model, path.version, path.label)
         )
 
-    async def reload(self, body: bytes, context: Context) -> bytes:
+    async def reload(self, body: bytes, context: GrpcCall) -> bytes:
         """Serve exactly the models that the request lists."""
         require_public(self._view)
         request = parse("tensorflow.serving.ReloadConfigRequest", body)

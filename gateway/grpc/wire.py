@@ -25,6 +25,7 @@ from urllib.parse import quote_from_bytes
 from gateway.grpc.headers import Field, encode_block, encode_status
 from gateway.headers import RETRY_MARGIN_S, combined
 from headrace.errors import (
+    HeadersTooLarge,
     HeadraceError,
     InternalError,
     InvalidArgument,
@@ -121,12 +122,6 @@ def read_head(fields: Sequence[Field], max_headers: int, max_bytes: int) -> Call
     except HeadraceError as error:
         return CallHead(path, headers, error=error, content_length=content_length)
     return CallHead(path, headers, timeout_s, encoding, content_length=content_length)
-
-
-class HeadersTooLarge(InvalidArgument):
-    """Raised when a call has more headers than we are ready to hold."""
-
-    grpc_status = "RESOURCE_EXHAUSTED"
 
 
 def parse_timeout_s(value: bytes | None) -> float | None:

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway.access.account import OverBudget
+from gateway.access.limits import OverBudget
 from gateway.access.ticket import account_headers, limit_headers
 from gateway.headers import combined, whole_seconds
 from gateway.view import GatewayView

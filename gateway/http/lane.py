@@ -19,7 +19,13 @@ from uvicorn.server import ServerState
 
 from gateway.http.prediction import HttpPrediction, content_length
 from gateway.prediction import FrontState
-from headrace.errors import HeadraceError, InvalidArgument, MethodNotAllowed, RequestTimeout
+from headrace.errors import (
+    HeadersTooLarge,
+    HeadraceError,
+    InvalidArgument,
+    MethodNotAllowed,
+    RequestTimeout,
+)
 from headrace.link.frames import PART_BYTES, Body, Buffer
 from headrace.link.request import Answer
 from headrace.protocols.targets import InferPath, parse_infer_path
@@ -31,12 +37,6 @@ LINGER_S = 2.0
 """After refusing a body half-way we read on for so long, or the reset would overtake the answer."""
 DISCARD_BYTES = 1024 * 1024
 """A refused body that is no longer is read and dropped, so that its connection can stay."""
-
-
-class HeadersTooLarge(InvalidArgument):
-    """Raised when a request has more headers, or trailers, than we are ready to hold."""
-
-    http_status = 431
 
 
 class FastCycle:

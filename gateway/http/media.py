@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from gateway.access.account import OverBudget
+from gateway.access.limits import OverBudget
 from gateway.access.ticket import Ticket, account_headers, limit_headers
 from gateway.headers import combined, parse_timeout_s
 from gateway.http.answers import error_answer, json_answer, told_limits

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from http import HTTPStatus
 
-from gateway.access.account import OverBudget
+from gateway.access.limits import OverBudget
 from gateway.access.ticket import account_headers, limit_headers
 from gateway.headers import combined, parse_timeout_s, whole_seconds
 from gateway.prediction import FrontState, Prediction

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import orjson
 
@@ -76,7 +76,7 @@ def cuda_is_refused(name: str) -> InvalidArgument:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class RegionPart:
     """The part of a region that holds a tensor: `byte_size` bytes from `offset` on."""
 
     tensor: str
@@ -85,32 +85,12 @@ class Part:
     byte_size: int
 
 
-class RegionRequest(Protocol):
-    """A request of which some tensors lie in regions; `outputs` has theirs by name."""
-
-    inputs: list[Part]
-    outputs: dict[str, Part]
-
-    def filled(self, contents: Iterable[Buffer]) -> tuple[Body, int | None]:
-        """The request with the inputs' bytes in it, and the length of its JSON part."""
-        ...
-
-    def split(
-        self, body: bytes, json_length: int | None
-    ) -> tuple[Sequence[tuple[Part, Buffer]], Body, int | None]:
-        """What an answer has for regions; the rest of it, and the length of its JSON part.
-
-        Raises `InvalidArgument` when an output does not fit into its part of a region.
-        """
-        ...
-
-
 def read_regions(protocol: str, body: bytes, call: Call, limits: Limits) -> RegionRequest | None:
     """Finds them in an Open Inference request, None if it has none.
 
     Raises `InvalidArgument` or `PayloadTooLarge`.
     """
-    found: RegionRequest
+    found: JsonRegions | ProtoRegions
     if protocol == "openinference_grpc":
         if MARK not in body:
             return None
@@ -129,18 +109,18 @@ def read_regions(protocol: str, body: bytes, call: Call, limits: Limits) -> Regi
 
 
 class JsonRegions:
-    """See `RegionRequest`: the REST form."""
+    """A REST request with tensors in regions: `inputs` in order, `outputs` by name."""
 
     def __init__(self, text: bytes, raw: memoryview, max_elements: int) -> None:
         self._max_elements = max_elements
         self._document = read_object(text)
         self._tail: list[memoryview | None] = []  # None: the next input's bytes
-        self.inputs: list[Part] = []
+        self.inputs: list[RegionPart] = []
         tail = RawTail(raw)
         for name, entry in named_entries(self._document, "inputs").items():
             self._read_input(name, entry, tail)
         tail.check_end()
-        self.outputs: dict[str, Part] = {}
+        self.outputs: dict[str, RegionPart] = {}
         if self._document.get("outputs"):
             for name, entry in named_entries(self._document, "outputs").items():
                 self._read_output(name, entry)
@@ -179,7 +159,7 @@ class JsonRegions:
         entry["parameters"] = _without(parameters) | {"binary_data": True}
 
     def filled(self, contents: Iterable[Buffer]) -> tuple[Body, int | None]:
-        """See `RegionRequest`."""
+        """The request with the inputs' bytes in it, and the length of its JSON part."""
         try:
             text = write_json(self._document)
         except TypeError:
@@ -190,8 +170,11 @@ class JsonRegions:
 
     def split(
         self, body: bytes, json_length: int | None
-    ) -> tuple[Sequence[tuple[Part, Buffer]], Body, int | None]:
-        """See `RegionRequest`."""
+    ) -> tuple[Sequence[tuple[RegionPart, Buffer]], Body, int | None]:
+        """An answer's tensors for regions; the rest of it, and the length of its JSON part.
+
+        Raises `InvalidArgument` when an output does not fit into its part of a region.
+        """
         text, raw = split_body(body, json_length)
         try:
             check_json(text, self._max_elements)
@@ -219,12 +202,12 @@ class JsonRegions:
 
 
 class ProtoRegions:
-    """See `RegionRequest`: the gRPC form, a ModelInferRequest."""
+    """A ModelInferRequest with tensors in regions, as `JsonRegions`."""
 
     def __init__(self, request: Any) -> None:
         self._request = request
-        self.inputs: list[Part] = []
-        self.outputs: dict[str, Part] = {}
+        self.inputs: list[RegionPart] = []
+        self.outputs: dict[str, RegionPart] = {}
         raws = list(request.raw_input_contents)
         self._raws: list[bytes | None] = []  # None: the next input's bytes
         typed = not raws
@@ -258,7 +241,7 @@ class ProtoRegions:
         _check_count(self)
 
     def filled(self, contents: Iterable[Buffer]) -> tuple[Body, int | None]:
-        """See `RegionRequest`."""
+        """The request with the inputs' bytes in it; no part of it is JSON."""
         given = iter(contents)
         raws = [bytes(next(given)) if each is None else each for each in self._raws]
         del self._request.raw_input_contents[:]
@@ -267,8 +250,11 @@ class ProtoRegions:
 
     def split(
         self, body: bytes, json_length: int | None
-    ) -> tuple[Sequence[tuple[Part, Buffer]], Body, int | None]:
-        """See `RegionRequest`."""
+    ) -> tuple[Sequence[tuple[RegionPart, Buffer]], Body, int | None]:
+        """An answer's tensors for regions, and the rest of it.
+
+        Raises `InvalidArgument` when an output does not fit into its part of a region.
+        """
         answer = parse("inference.ModelInferResponse", body)
         taken = []
         for index, each in enumerate(answer.outputs):
@@ -279,7 +265,10 @@ class ProtoRegions:
         return taken, answer.SerializeToString(), None
 
 
-def _part(name: str, parameters: Mapping[str, Any]) -> Part | None:
+RegionRequest = JsonRegions | ProtoRegions
+
+
+def _part(name: str, parameters: Mapping[str, Any]) -> RegionPart | None:
     """Where a tensor lies by its parameters; raises `InvalidArgument`."""
     region = parameters.get(_REGION)
     if region is None:
@@ -307,10 +296,10 @@ def _part(name: str, parameters: Mapping[str, Any]) -> Part | None:
                 f"'{parameter}' of tensor {quoted(name)} must be a number of bytes of at least 0, "
                 f"not {quoted(value)}"
             )
-    return Part(name, region, offset, byte_size)
+    return RegionPart(name, region, offset, byte_size)
 
 
-def _proto_part(tensor: Any) -> Part | None:
+def _proto_part(tensor: Any) -> RegionPart | None:
     """The same of a gRPC tensor; what says so is taken out of its parameters."""
     values: dict[str, Any] = {}
     for parameter in (_REGION, _OFFSET, _SIZE):
@@ -326,7 +315,7 @@ def _without(parameters: Mapping[str, Any]) -> dict[str, Any]:
     return {name: each for name, each in parameters.items() if not name.startswith(MARK.decode())}
 
 
-def _fitting(part: Part, length: int) -> Part:
+def _fitting(part: RegionPart, length: int) -> RegionPart:
     if length > part.byte_size:
         raise InvalidArgument(
             f"shared memory size specified with the request for output {quoted(part.tensor)} "

@@ -14,7 +14,7 @@ import structlog
 
 from gateway.access.ticket import Destination, Ticket
 from gateway.prediction import FrontState, Prediction
-from gateway.shared_memory.codec import MARK, Part, RegionRequest, read_regions
+from gateway.shared_memory.codec import MARK, RegionPart, RegionRequest, read_regions
 from gateway.shared_memory.regions import Region, Regions, caller_of
 from headrace.errors import HeadraceError, InternalError
 from headrace.link.frames import PART_BYTES, Buffer, Reply, pieces
@@ -173,7 +173,9 @@ class RegionPrediction:
         length = sum(map(len, pieces(rest)))
         return replace(reply, body=rest, length=length, json_length=json_length, form=form)
 
-    def _write(self, taken: Sequence[tuple[Part, Buffer]], outputs: dict[str, Region]) -> None:
+    def _write(
+        self, taken: Sequence[tuple[RegionPart, Buffer]], outputs: dict[str, Region]
+    ) -> None:
         for part, content in taken:
             self._regions.write(outputs[part.tensor], content)
 

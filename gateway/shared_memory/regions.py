@@ -21,7 +21,12 @@ from pathlib import Path
 import orjson
 
 from gateway.access.ticket import Ticket
-from gateway.shared_memory.codec import Part, region_exists, registration_failed, unknown_region
+from gateway.shared_memory.codec import (
+    RegionPart,
+    region_exists,
+    registration_failed,
+    unknown_region,
+)
 from headrace.config.args import SharedMemory
 from headrace.errors import HeadraceError, InvalidArgument, PermissionDenied, Unavailable, quoted
 from headrace.link.frames import Buffer
@@ -130,7 +135,7 @@ class Regions:
 
     # -- what is in them ----------------------------------------------------------------------
 
-    def place(self, caller: str, part: Part) -> Region:
+    def place(self, caller: str, part: RegionPart) -> Region:
         """A part of a caller's region, as a region; raises `NotFound` or `InvalidArgument`."""
         region = self.find(caller, part.region)
         if part.offset >= region.byte_size:

@@ -341,7 +341,7 @@ class Latest(Strict):
 
 
 Weight = Annotated[float, Field(gt=0, le=1e6)]
-Version = Annotated[int, Field(ge=0, lt=10**18)]
+VersionNumber = Annotated[int, Field(ge=0, lt=10**18)]
 
 
 class ModelConfig(Strict):
@@ -360,8 +360,8 @@ class ModelConfig(Strict):
     share: Share = Share()
     exclusive: bool = False
     memory: ByteSize | None = None
-    versions: Literal["latest", "all"] | Latest | tuple[Version, ...] = "latest"
-    labels: dict[Name, Version] = Field(default_factory=dict)
+    versions: Literal["latest", "all"] | Latest | tuple[VersionNumber, ...] = "latest"
+    labels: dict[Name, VersionNumber] = Field(default_factory=dict)
     swap: Literal["aside", "in-place"] = "aside"
     keep_previous: bool = True
     batching: Batching = Batching()

@@ -34,7 +34,7 @@ TileSide = Annotated[int, Field(ge=64, le=16_384), AfterValidator(_whole_strides
 Overlap = Annotated[int, Field(ge=0, le=8192), AfterValidator(_whole_strides)]
 Scale = Annotated[float, Field(ge=1 / 64, le=MAX_SCALE)]
 Scales = Annotated[tuple[Scale, ...], Field(min_length=1, max_length=8), AfterValidator(_once_each)]
-Rate = Annotated[float, Field(gt=0, le=240)]
+FrameRate = Annotated[float, Field(gt=0, le=240)]
 Moment = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 ImportPath = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_\-]*$|^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
 """The name of a built-in one, or `package.module:Name`."""
@@ -52,7 +52,7 @@ class ProcessOptions(Strict):
     tile: TileSide | None = None
     overlap: Overlap | None = None
     scales: Scales | None = None
-    fps: Rate | None = None
+    fps: FrameRate | None = None
     start_s: Moment = 0.0
     end_s: Moment | None = None
     partial: Literal["allow", "refuse"] = "refuse"
@@ -116,7 +116,7 @@ class ShardingConfig(Strict):
     tile: TileSide = 1024
     overlap: Overlap = 256
     scales: Scales = (1.0,)
-    fps: Rate = 2.0
+    fps: FrameRate = 2.0
     segment_s: Annotated[float, Field(gt=0, le=3600)] = 10.0
     preprocess: ImportPath | None = None
     postprocess: ImportPath | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from gateway.access.account import IDLE_S, Account, Allowance
+from gateway.access.limits import IDLE_S, Account, Allowance
 from headrace.access import Caller, Grant
 from headrace.config.tiers import Quota, Tier
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from autoscale.budget_ledger import BudgetLedger
-from gateway.access.account import OverBudget
 from gateway.access.admission import Admission
+from gateway.access.limits import OverBudget
 from gateway.access.ticket import Ticket, limit_headers
 from headrace.access import Access, Caller, Claim, Grant, StoreAway
 from headrace.config.args import Cost, Limits, ModelConfig

@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoscale.budget_ledger import BudgetLedger
-from gateway.access.account import DAY_S, Account, Allowance
-from gateway.access.limits import Limiter
+from gateway.access.limits import DAY_S, Account, Allowance, Limiter
 from headrace.access import Caller
 from headrace.config.tiers import Quota, Tier
 from headrace.errors import TooManyRequests

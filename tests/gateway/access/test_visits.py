@@ -9,8 +9,8 @@ from typing import Any
 import orjson
 import pytest
 
-from gateway.access.account import OverBudget
 from gateway.access.audit import AuditLog
+from gateway.access.limits import OverBudget
 from gateway.access.visits import Visits
 from headrace.config.args import Audit
 from headrace.config.tiers import Quota, Tier

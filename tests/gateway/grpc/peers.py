@@ -11,9 +11,9 @@ import h2.connection
 import h2.events
 
 from gateway.grpc.connection import Connection, ConnectionLimits
-from gateway.grpc.frames import MAX_FRAME_BYTES, PREFACE, FrameReader, FrameType, encode_settings
+from gateway.grpc.frames import MAX_FRAME_BYTES, PREFACE, FrameType, Http2Reader, encode_settings
 from gateway.grpc.headers import Field, HeaderDecoder, encode_block, encode_status
-from gateway.grpc.streams import AnswerLayout, Stream
+from gateway.grpc.streams import AnswerLayout, Receiver, Stream
 from gateway.grpc.wire import ANSWER_BLOCK, OK_BLOCK
 
 HEADERS = [
@@ -30,7 +30,7 @@ LIMITS = ConnectionLimits(streams=8, header_bytes=16 * 1024)
 
 
 @dataclass
-class Echo:
+class Echo(Receiver):
     """A receiver that answers with what it got; it may leave that to the test."""
 
     house: Server
@@ -107,7 +107,7 @@ def may_trail(fields: tuple[Field, ...]) -> bool:
 def goaway_code(data: bytes) -> int | None:
     """The code of the last GOAWAY in these frames, None if there is none."""
     code = None
-    for kind, _, _, payload in FrameReader(MAX_FRAME_BYTES).feed(data):
+    for kind, _, _, payload in Http2Reader(MAX_FRAME_BYTES).feed(data):
         if kind == FrameType.GOAWAY:
             code = int.from_bytes(payload[4:8], "big")
     return code

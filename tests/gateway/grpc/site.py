@@ -13,11 +13,9 @@ import h2.config
 import h2.connection
 import h2.events
 
-from gateway.grpc.calls import Method
-from gateway.grpc.frames import FrameReader, RawFrame, encode_frame
+from gateway.grpc.calls import GrpcCall, Method, TaskMethod, server_stream, stream, unary
+from gateway.grpc.frames import Http2Reader, RawFrame, encode_frame
 from gateway.grpc.listener import GrpcConnection
-from gateway.grpc.methods import client_stream, server_stream, stream, unary
-from gateway.grpc.prediction import Context
 from gateway.grpc.wire import prefix
 from gateway.prediction import FrontState
 from headrace.errors import InvalidArgument, NotFound
@@ -33,19 +31,19 @@ class Methods:
         self.table: Mapping[bytes, Method] = {
             b"/echo": unary(self.echo),
             b"/wait": unary(self.wait),
-            b"/count": client_stream(self.count),
+            b"/count": TaskMethod(lambda _, call: self.count(call), streamed=True),
             b"/pour": server_stream(self.pour),
             b"/both": stream(self.both),
             b"/give": unary(self.give),
         }
 
-    async def echo(self, body: bytes, context: Context) -> bytes:
+    async def echo(self, body: bytes, context: GrpcCall) -> bytes:
         if body == b"wrong":
             context.set_trailing_metadata((("x-number", "7"), ("x-raw-bin", b"\0\1")))
             raise InvalidArgument("100 % wr\u00f6ng")
         return bytes(context.headers.get(b"x-raw-bin", body))
 
-    async def wait(self, body: bytes, context: Context) -> bytes:
+    async def wait(self, body: bytes, context: GrpcCall) -> bytes:
         try:
             await self.gate.wait()
         except asyncio.CancelledError:
@@ -53,10 +51,10 @@ class Methods:
             raise
         return body
 
-    async def give(self, body: bytes, context: Context) -> bytes:
+    async def give(self, body: bytes, context: GrpcCall) -> bytes:
         return bytes(int(body))
 
-    async def count(self, context: Context) -> bytes:
+    async def count(self, context: GrpcCall) -> bytes:
         total = 0
         while True:
             await self.gate.wait()
@@ -66,13 +64,13 @@ class Methods:
             self.seen.append(len(message))
             total += len(message)
 
-    async def pour(self, body: bytes, context: Context) -> None:
+    async def pour(self, body: bytes, context: GrpcCall) -> None:
         for number in range(int(body)):
             await context.write(bytes(10_000))
             self.seen.append(number)
         raise NotFound("no more")
 
-    async def both(self, context: Context) -> None:
+    async def both(self, context: GrpcCall) -> None:
         while (message := await context.read()) is not None:
             await context.write(message)
 
@@ -95,7 +93,7 @@ class Peer:
         self.closed = False
         self.credit = True
         self.late: list[RawFrame] = []
-        self._frames = FrameReader()
+        self._frames = Http2Reader()
         self.flush()
 
     def flush(self) -> None:

@@ -26,9 +26,9 @@ from gateway.grpc.frames import (
     MAX_WINDOW_BYTES,
     PREFACE,
     ErrorCode,
-    Flag,
-    FrameReader,
+    FrameFlag,
     FrameType,
+    Http2Reader,
     encode_frame,
     encode_headers,
     encode_reset,
@@ -47,7 +47,7 @@ def codes(data: bytes, kind: FrameType = RST) -> list[tuple[int, int]]:
     """(stream, code) of the frames of a kind."""
     return [
         (stream_id, int.from_bytes(payload[:4], "big"))
-        for found, _, stream_id, payload in FrameReader().feed(data)
+        for found, _, stream_id, payload in Http2Reader().feed(data)
         if found == kind
     ]
 
@@ -242,8 +242,8 @@ def test_leaving_loses_no_stream_that_is_under_way() -> None:
     said = server.sent()
     assert codes(said, FrameType.GOAWAY) == [(0, MAX_WINDOW_BYTES)]
     server.receive(encode_headers(3, block, end=True))  # sent before our GOAWAY came
-    [ping] = [frame for frame in FrameReader().feed(said) if frame[0] == FrameType.PING]
-    server.receive(encode_frame(FrameType.PING, ping[3], flags=Flag.ACK))
+    [ping] = [frame for frame in Http2Reader().feed(said) if frame[0] == FrameType.PING]
+    server.receive(encode_frame(FrameType.PING, ping[3], flags=FrameFlag.ACK))
     assert codes(server.sent(), FrameType.GOAWAY) == [(0, 3)]
     server.receive(encode_headers(5, block, end=True))
     assert len(server.opened) == 2 and not server.connection.left

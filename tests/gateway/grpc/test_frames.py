@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from gateway.grpc.frames import (
     DEFAULT_FRAME_BYTES,
     ErrorCode,
-    Flag,
-    FrameReader,
+    FrameFlag,
     FrameType,
     Http2Error,
+    Http2Reader,
     RawFrame,
     decode_number,
     decode_settings,
@@ -37,7 +37,7 @@ FRAMES = st.lists(
 
 def feed(data: bytes, cuts: list[int], limit_bytes: int = DEFAULT_FRAME_BYTES) -> list[RawFrame]:
     """The frames of `data`, fed in pieces that end at these places."""
-    reader = FrameReader(limit_bytes)
+    reader = Http2Reader(limit_bytes)
     places = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
     pieces = [data[start:end] for start, end in pairwise(places)]
     return [frame for piece in pieces for frame in reader.feed(piece)]
@@ -55,7 +55,7 @@ def test_frames_pass_whatever_way_they_are_cut(frames: list[RawFrame], cuts: lis
 
 def test_a_frame_that_comes_byte_by_byte_is_whole_at_its_last_byte() -> None:
     data = encode_frame(FrameType.DATA, b"payload", stream_id=1)
-    reader = FrameReader()
+    reader = Http2Reader()
     for byte in data[:-1]:
         assert list(reader.feed(bytes([byte]))) == []
     assert list(reader.feed(data[-1:])) == [(0, 0, 1, b"payload")]
@@ -76,14 +76,14 @@ def test_the_reserved_bit_of_a_stream_id_is_ignored() -> None:
 @given(st.binary(max_size=50), st.integers(0, 40))
 def test_padding_is_taken_off(payload: bytes, padding: int) -> None:
     padded = bytes([padding]) + payload + bytes(padding)
-    assert unpadded(Flag.PADDED, padded) == payload
+    assert unpadded(FrameFlag.PADDED, padded) == payload
     assert unpadded(0, padded) == padded
 
 
 @pytest.mark.parametrize("payload", [b"", b"\x01", b"\x05abcd"])
 def test_more_padding_than_payload_is_refused(payload: bytes) -> None:
     with pytest.raises(Http2Error):
-        unpadded(Flag.PADDED, payload)
+        unpadded(FrameFlag.PADDED, payload)
 
 
 @given(st.binary(max_size=200), st.integers(1, 50), st.booleans())
@@ -94,11 +94,11 @@ def test_a_long_header_block_continues(block: bytes, limit_bytes: int, end: bool
     assert all(len(payload) <= limit_bytes for _, _, _, payload in frames)
     kinds = [kind for kind, _, _, _ in frames]
     assert kinds == [FrameType.HEADERS] + [FrameType.CONTINUATION] * (len(frames) - 1)
-    assert [bool(flags & Flag.END_HEADERS) for _, flags, _, _ in frames] == [
+    assert [bool(flags & FrameFlag.END_HEADERS) for _, flags, _, _ in frames] == [
         *([False] * (len(frames) - 1)),
         True,
     ]
-    assert bool(frames[0][1] & Flag.END_STREAM) is end
+    assert bool(frames[0][1] & FrameFlag.END_STREAM) is end
 
 
 def test_small_frames_say_what_they_should() -> None:

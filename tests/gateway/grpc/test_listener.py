@@ -20,7 +20,7 @@ from gateway.grpc.connection import STREAM_WINDOW_BYTES
 from gateway.grpc.frames import (
     PREFACE,
     ErrorCode,
-    Flag,
+    FrameFlag,
     FrameType,
     encode_frame,
     encode_headers,
@@ -419,7 +419,9 @@ async def test_leaving_lets_calls_end_and_takes_no_more(tmp_path: Path) -> None:
         await connection.gone
     answered = [frame[3] for frame in peer.late if frame[0] == FrameType.DATA]
     assert answered == [prefix(4) + b"mine"]
-    assert any(b"grpc-status\x010" in frame[3] for frame in peer.late if frame[1] & Flag.END_STREAM)
+    assert any(
+        b"grpc-status\x010" in frame[3] for frame in peer.late if frame[1] & FrameFlag.END_STREAM
+    )
 
 
 async def test_the_listener_cuts_off_what_does_not_end(tmp_path: Path) -> None:

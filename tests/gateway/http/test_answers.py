@@ -7,8 +7,7 @@ from collections.abc import Mapping
 import httpx
 from fastapi import FastAPI
 
-from gateway.access.account import OverBudget
-from gateway.access.limits import Limiter
+from gateway.access.limits import Limiter, OverBudget
 from gateway.access.ticket import Ticket
 from gateway.http.answers import Envelope, answer_errors
 from headrace.access import Caller

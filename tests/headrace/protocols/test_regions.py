@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 import pytest
 
-from gateway.shared_memory.codec import MAX_PARTS, Part, read_regions
+from gateway.shared_memory.codec import MAX_PARTS, RegionPart, read_regions
 from headrace.config.args import Limits
 from headrace.errors import InvalidArgument, PayloadTooLarge
 from headrace.link.frames import pieces
@@ -48,7 +48,7 @@ def test_what_else_is_in_the_json_stays() -> None:
         "openinference", zlib.compress(body), Call("infer", None, "deflate"), LIMITS
     )
     assert found is not None
-    assert found.inputs == [Part("x", "r", 0, 4)]
+    assert found.inputs == [RegionPart("x", "r", 0, 4)]
     filled, json_length = found.filled([b"four"])
     document = joined(filled)[:json_length]
     assert b"[NaN,18446744073709551615,0.1]" in document
@@ -67,7 +67,7 @@ def test_only_what_is_for_regions_is_taken_out_of_an_answer() -> None:
     answer = {"outputs": [{"name": "y", "parameters": raw}, {"name": "z", "parameters": raw}]}
     text = orjson.dumps(answer)
     taken, rest, json_length = found.split(text + b"to ybody", len(text))
-    assert taken == [(Part("y", "out", 0, 8), b"to y")]
+    assert taken == [(RegionPart("y", "out", 0, 8), b"to y")]
     left = {"outputs": [{"name": "y"}, {"name": "z", "parameters": raw}]}
     assert rest == orjson.dumps(left) + b"body"
     assert json_length == len(orjson.dumps(left))
