@@ -8,14 +8,17 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
+from rich.console import Console
+from rich.text import Text
 
-from command.options import exit_codes
+from command.options import as_json, asks_admin
+from command.terminal import Column, FittingTable
 
 if TYPE_CHECKING:
-    from command.status import FittingTable
+    from command.client import AdminClient
 
 PATIENCE_S = 60.0
-"""A search through the whole log may read gigabytes."""
+"""Time-out of a search; the whole log may be gigabytes."""
 
 
 def checked_time(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
@@ -43,17 +46,12 @@ def checked_time(ctx: click.Context, param: click.Parameter, value: str | None) 
 @click.option("--model", help="Asked for that model.")
 @click.option("--limit", type=click.IntRange(1, 10_000), help="So many lines at most.")
 @click.option("--summary", is_flag=True, help="Count by caller, the most refused first.")
-def audit(
-    summary: bool, admin: str | None, token_file: str | None, as_json: bool, **filters: Any
-) -> None:
+@asks_admin(timeout_s=PATIENCE_S)
+@as_json
+def audit(client: AdminClient, summary: bool, as_json: bool, **filters: Any) -> None:
     """Show decisions of the gateways on that machine, newest first."""
-    from rich.console import Console
-
-    from command.instance import find_instance
-
     given = {name: value for name, value in filters.items() if value is not None}
-    with exit_codes(), find_instance(admin, token_file).client(PATIENCE_S) as client:
-        answer = client.audit_summary(given) if summary else client.audit(given)
+    answer = client.audit_summary(given) if summary else client.audit(given)
     if as_json:
         click.echo(json.dumps(answer))
     elif not answer["callers" if summary else "records"]:
@@ -64,7 +62,6 @@ def audit(
 
 def records(answer: Mapping[str, Any]) -> FittingTable:
     """One row for each record; `n` is how many it stands for."""
-    from command.status import Column, FittingTable
     from gateway.access.audit_reader import who
 
     columns = (
@@ -101,8 +98,6 @@ def records(answer: Mapping[str, Any]) -> FittingTable:
 
 def callers(answer: Mapping[str, Any]) -> FittingTable:
     """One row for each caller, and one for all."""
-    from command.status import Column, FittingTable
-
     columns = (
         Column("caller", flexible=True),
         Column("name", rank=5, flexible=True),
@@ -135,8 +130,6 @@ def callers(answer: Mapping[str, Any]) -> FittingTable:
 
 
 def _row(*cells: object) -> tuple[Any, ...]:
-    """Callers choose some of these words: none of them may steer the terminal."""
-    from rich.text import Text
-
+    """Cells whose text callers may have chosen: control characters would steer the terminal."""
     words = ("-" if cell in (None, "") else str(cell) for cell in cells)
     return tuple(Text(word if word.isprintable() else ascii(word)) for word in words)

@@ -1,64 +1,44 @@
-"""The `headrace` command.
-
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 config invalid or something not installed, 4 nothing
-answers, 5 token refused, 6 not in time.
-"""
+"""The `headrace` command: the table of its commands."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import sys
-import time
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console, RenderableType
-from rich.live import Live
+from rich.console import Console
 from rich.text import Text
 
 from command.audit import audit
-from command.keys import key_commands
+from command.keys import keys
 from command.lease import lease
-from command.options import Exit, exit_codes, read_key, with_key
-from command.pool import pool_commands
-from command.process import commands as media_commands
+from command.options import (
+    Exit,
+    as_json,
+    asks_admin,
+    at_admin,
+    at_http,
+    config_file,
+    exit_codes,
+    model_version,
+    read_key,
+    say,
+)
+from command.pool import pool
+from command.process import jobs, process
+from command.status import status
 from headrace.errors import ConfigError, InvalidArgument
 
+if TYPE_CHECKING:
+    from command.client import AdminClient
+    from command.launch import Ready
+    from gateway.config_file import Config
+
 DEFAULT_FILES = ("headrace.yaml", "examples/demo.yaml")
-
-
-def checked_address(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    """`HOST:PORT`, refused as wrong usage before anything is asked."""
-    from headrace.config.args import split_address
-
-    try:
-        if value is not None:
-            split_address(value)
-    except ValueError as error:
-        raise click.BadParameter(f"{value!r} {error}") from None
-    return value
-
-
-as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
-config_file = click.argument("file", required=False, type=click.Path(dir_okay=False))
-
-
-def at_admin(command: Any) -> Any:
-    """The options of every command that asks a running Headrace."""
-    token = click.option("--token-file", type=click.Path(), help="File with the admin token.")
-    admin = click.option(
-        "--admin", callback=checked_address, metavar="HOST:PORT", help="Its admin listener."
-    )
-    return admin(token(command))
-
-
-def at_http(command: Any) -> Any:
-    """The option of commands that ask as any caller does."""
-    return click.option(
-        "--http", callback=checked_address, metavar="HOST:PORT", help="The public listener to ask."
-    )(command)
 
 
 @click.group(
@@ -73,6 +53,10 @@ def main() -> None:
     """Serve models: start, check, watch and stop a Headrace, and ask it for predictions."""
 
 
+for _command in (audit, jobs, keys, lease, pool, process, status):
+    main.add_command(_command)
+
+
 @main.command()
 @config_file
 @click.option("--detach", is_flag=True, help="Run in the background; return when ready.")
@@ -85,21 +69,28 @@ def up(
 ) -> None:
     """Start FILE and serve until Ctrl-C or SIGTERM, which drain."""
     from command import instance, launch
-    from command.progress import Progress
+    from command.terminal import Progress
     from gateway import ray_cluster
 
     if address is None:
         # Reading the config imports Ray, which must find its settings by then.
         ray_cluster.prepare_environment()
-    console = Console(stderr=as_json)
+    # Ray prints what it notices to stdout, which belongs to the record that is asked for.
+    out, console = sys.stdout, Console(stderr=as_json)
+
+    def announce(ready: Ready) -> None:
+        text = f"{ready}\n\nStop it with {'headrace down' if detach else 'Ctrl-C'}."
+        if as_json:
+            click.echo(json.dumps(ready.as_json()), file=out)
+        else:
+            console.print(Text(text), soft_wrap=True)
+
     with exit_codes():
         config = _load(file)
         progress = Progress(console)
         for warning in config.warnings:
             progress.warn(str(warning))
-        announce = _Announcement(console, as_json, detach, sys.stdout)
         if not detach:
-            # Ray prints what it notices to stdout, which belongs to the record that is asked for.
             with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
                 launch.up(config, launch.Options(address, timeout, log), progress, announce)
             return
@@ -113,29 +104,6 @@ def up(
         raise SystemExit(Exit.TIMED_OUT)
 
 
-class _Announcement:
-    """Tells the addresses and an example once all is ready."""
-
-    def __init__(self, console: Console, as_json: bool, detached: bool, out: TextIO) -> None:
-        self._console = console
-        self._out = out
-        self._as_json = as_json
-        self._detached = detached
-
-    def __call__(self, ready: Any) -> None:
-        if self._as_json:
-            models = {str(state): state.state for state in ready.models}
-            record = {"ready": not ready.late, "addresses": dict(ready.addresses)}
-            click.echo(
-                json.dumps({**record, "models": models, "example": ready.example}), file=self._out
-            )
-            return
-        lines = [f"  {name:<6}{where}" for name, where in ready.addresses.items()]
-        stop = "headrace down" if self._detached else "Ctrl-C"
-        text = "\n".join(["", *lines, "", ready.example, "", f"Stop it with {stop}."])
-        self._console.print(Text(text), soft_wrap=True)
-
-
 @main.command()
 @config_file
 @as_json
@@ -143,8 +111,9 @@ def check(file: str | None, as_json: bool) -> None:
     """Report every mistake in FILE; starts nothing."""
     from gateway.yaml_source import ConfigFileError, Problem
 
-    def record(problem: Problem) -> dict[str, Any]:
-        return {key: getattr(problem, key) for key in ("file", "line", "path", "message")}
+    def records(problems: Iterable[Problem]) -> list[dict[str, Any]]:
+        names = ("file", "line", "path", "message")
+        return [{name: getattr(problem, name) for name in names} for problem in problems]
 
     with exit_codes():
         try:
@@ -152,16 +121,14 @@ def check(file: str | None, as_json: bool) -> None:
         except ConfigFileError as error:
             if not as_json:
                 raise
-            problems = [record(problem) for problem in error.problems]
-            click.echo(json.dumps({"valid": False, "problems": problems, "warnings": []}))
+            found = {"valid": False, "problems": records(error.problems), "warnings": []}
+            click.echo(json.dumps(found))
             raise SystemExit(Exit.CONFIG_INVALID) from None
-    if as_json:
-        warnings = [record(problem) for problem in config.warnings]
-        click.echo(json.dumps({"valid": True, "problems": [], "warnings": warnings}))
-        return
-    for warning in config.warnings:
-        click.echo(f"warning: {warning}", err=True)
-    click.echo(f"{config.file} is valid: {len(config.pool.models)} models")
+    if not as_json:
+        for warning in config.warnings:
+            click.echo(f"warning: {warning}", err=True)
+    found = {"valid": True, "problems": [], "warnings": records(config.warnings)}
+    say(found, f"{config.file} is valid: {len(config.pool.models)} models", as_json)
 
 
 @main.command()
@@ -180,47 +147,7 @@ def apply(file: str | None, admin: str | None, token_file: str | None, as_json: 
         config = _load(file)
         with find_instance(admin or config.args.listen.admin, token_file).client() as client:
             client.apply(config.document)
-    click.echo(json.dumps({"applied": config.file}) if as_json else f"{config.file} is applied")
-
-
-@main.command()
-@click.argument("model", required=False)
-@click.option("--watch", is_flag=True, help="Show it again each second until Ctrl-C.")
-@at_admin
-@as_json
-def status(
-    model: str | None, watch: bool, admin: str | None, token_file: str | None, as_json: bool
-) -> None:
-    """Show models, versions, slots, states, requests in flight and latencies.
-
-    With MODEL only that one, and why it could not be loaded: what its slot left behind, how often
-    it failed and when it is tried again.
-    """
-    from command.instance import find_instance
-    from command.status import model_of, render, render_model
-
-    def shown(answer: dict[str, Any]) -> RenderableType:
-        return render(answer) if model is None else render_model(answer, model)
-
-    def told(answer: dict[str, Any]) -> str:
-        return json.dumps(answer if model is None else model_of(answer, model))
-
-    with exit_codes(), find_instance(admin, token_file).client() as client:
-        answer = client.status()
-        if as_json:
-            click.echo(told(answer))
-            while watch:
-                time.sleep(1.0)
-                click.echo(told(client.status()))
-            return
-        console = Console()
-        if not watch:
-            console.print(shown(answer))
-            return
-        with Live(shown(answer), console=console, auto_refresh=False) as live:
-            while True:
-                time.sleep(1.0)
-                live.update(shown(client.status()), refresh=True)
+    say({"applied": config.file}, f"{config.file} is applied", as_json)
 
 
 @main.command()
@@ -234,9 +161,8 @@ def status(
     metavar="[FILE]",
     help="A JSON body to send (-: stdin). Without FILE, last: print the answer as JSON.",
 )
-@click.option("--version", "model_version", type=click.IntRange(min=1), help="A model version.")
+@model_version
 @at_http
-@with_key
 @click.option("--top", default=5, show_default=True, help="How many labels or values to show.")
 @click.option("--timeout", default=60.0, show_default=True, help="Patience with the answer, s.")
 def infer(
@@ -277,48 +203,37 @@ def infer(
 
 @main.command()
 @click.argument("model")
-@at_admin
+@asks_admin
 @as_json
-def load(model: str, admin: str | None, token_file: str | None, as_json: bool) -> None:
+def load(client: AdminClient, model: str, as_json: bool) -> None:
     """Load MODEL of the store, or load it anew if its files have changed; ends a rollback."""
-    from command.instance import find_instance
-
-    with exit_codes(), find_instance(admin, token_file).client() as client:
-        client.load(model)
-    click.echo(json.dumps({"loaded": model}) if as_json else f"{model} is ready")
+    client.load(model)
+    say({"loaded": model}, f"{model} is ready", as_json)
 
 
 @main.command()
 @click.argument("model")
-@at_admin
+@asks_admin
 @as_json
-def unload(model: str, admin: str | None, token_file: str | None, as_json: bool) -> None:
+def unload(client: AdminClient, model: str, as_json: bool) -> None:
     """Serve MODEL no more, until it is loaded again or its config changes."""
-    from command.instance import find_instance
-
-    with exit_codes(), find_instance(admin, token_file).client() as client:
-        client.unload(model)
-    click.echo(json.dumps({"unloaded": model}) if as_json else f"{model} is unloaded")
+    client.unload(model)
+    say({"unloaded": model}, f"{model} is unloaded", as_json)
 
 
 @main.command()
 @click.argument("model")
-@at_admin
+@asks_admin
 @as_json
-def rollback(model: str, admin: str | None, token_file: str | None, as_json: bool) -> None:
+def rollback(client: AdminClient, model: str, as_json: bool) -> None:
     """Serve the version of MODEL before the present one; at once, where it is still warm.
 
     The version that is left stays out until the next one, `headrace load` or a change of config.
     """
-    from command.instance import find_instance
-
-    with exit_codes(), find_instance(admin, token_file).client() as client:
-        change = client.roll_back(model)
-    if as_json:
-        click.echo(json.dumps(change))
-        return
+    change = client.roll_back(model)
     how = "was warm" if change["warm"] else "was loaded"
-    click.echo(f"{model} serves version {change['to']} ({how}), no longer {change['from']}")
+    text = f"{model} serves version {change['to']} ({how}), no longer {change['from']}"
+    say(change, text, as_json)
 
 
 @main.command()
@@ -332,7 +247,7 @@ def down(timeout: float, admin: str | None, token_file: str | None, as_json: boo
 
     with exit_codes():
         outcome = take_down(find_instance(admin, token_file), timeout, known=admin is not None)
-    click.echo(json.dumps({"outcome": outcome.name.lower()}) if as_json else outcome.value)
+    say({"outcome": outcome.name.lower()}, outcome.value, as_json)
 
 
 @main.command()
@@ -344,26 +259,12 @@ def version(as_json: bool) -> None:
 
     found = {"headrace": metadata.version("headrace"), "python": platform.python_version()}
     for package in ("ray", "onnxruntime", "onnxruntime-gpu", "tensorflow", "tensorflow-cpu"):
-        try:
+        with contextlib.suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    if as_json:
-        click.echo(json.dumps(found))
-        return
-    for name, number in found.items():
-        click.echo(f"{name} {number}")
+    say(found, "\n".join(f"{name} {number}" for name, number in found.items()), as_json)
 
 
-main.add_command(at_admin(as_json(audit)))
-for _command in media_commands(lambda command: at_http(with_key(as_json(command)))):
-    main.add_command(_command)
-main.add_command(at_admin(lease))
-main.add_command(pool_commands(at_admin, as_json))
-main.add_command(key_commands(lambda command: at_admin(as_json(command))))
-
-
-def _load(file: str | None) -> Any:
+def _load(file: str | None) -> Config:
     from gateway.config_file import load_config
 
     if file is None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from command.status import Column, FittingTable
+from command.terminal import Column, FittingTable, counted
 
-Answer = Mapping[str, Any]
+if TYPE_CHECKING:
+    from command.client import JsonObject
 
 BOX_COLUMNS = (
     Column("label", flexible=True),
@@ -39,7 +40,7 @@ JOB_COLUMNS = (
 STATES = {"done": "green", "running": "cyan", "failed": "red", "cancelled": "yellow"}
 
 
-def render(answer: Answer) -> RenderableType:
+def render(answer: JsonObject) -> RenderableType:
     """A headline, boxes or tags, and what is missing or worth a note."""
     parts: list[RenderableType] = [headline(answer)]
     if answer.get("boxes"):
@@ -49,7 +50,7 @@ def render(answer: Answer) -> RenderableType:
     return Group(*parts, *remarks(answer))
 
 
-def headline(answer: Answer) -> Text:
+def headline(answer: JsonObject) -> Text:
     """Who found how much, and how the work was shared."""
     shards = answer.get("shards", ())
     places = {each["shard"] for each in shards}
@@ -68,7 +69,7 @@ def headline(answer: Answer) -> Text:
     return Text.assemble((name, "bold"), f": {found or 'done'}{more} ({work})")
 
 
-def boxes(found: Sequence[Answer]) -> FittingTable:
+def boxes(found: Sequence[JsonObject]) -> FittingTable:
     """One row for each box, the surest first."""
     ranked = sorted(found, key=lambda box: -float(box["score"]))
     rows = [
@@ -78,7 +79,7 @@ def boxes(found: Sequence[Answer]) -> FittingTable:
     return _table(BOX_COLUMNS, rows)
 
 
-def tags(found: Sequence[Answer]) -> FittingTable:
+def tags(found: Sequence[JsonObject]) -> FittingTable:
     """One row for each range, in order of time."""
     ranked = sorted(found, key=lambda tag: (tag["start_s"], tag["end_s"]))
     rows = [
@@ -88,7 +89,7 @@ def tags(found: Sequence[Answer]) -> FittingTable:
     return _table(TAG_COLUMNS, rows)
 
 
-def remarks(answer: Answer) -> Iterator[Text]:
+def remarks(answer: JsonObject) -> Iterator[Text]:
     """A line for each part without a result, and for each note."""
     for each in answer.get("missing", ()):
         if each.get("box"):
@@ -101,7 +102,7 @@ def remarks(answer: Answer) -> Iterator[Text]:
         yield Text(f"note: {note}", style="yellow")
 
 
-def render_job(job: Answer) -> Text:
+def render_job(job: JsonObject) -> Text:
     """A line on how far a job is, and why it failed."""
     progress, left_s = job.get("progress") or {}, job.get("eta_s")
     style = STATES.get(job["state"], "")
@@ -115,7 +116,7 @@ def render_job(job: Answer) -> Text:
     return line
 
 
-def render_jobs(jobs: Sequence[Answer]) -> FittingTable:
+def render_jobs(jobs: Sequence[JsonObject]) -> FittingTable:
     """One row for each job."""
     rows = []
     for job in jobs:
@@ -128,12 +129,7 @@ def render_jobs(jobs: Sequence[Answer]) -> FittingTable:
     return _table(JOB_COLUMNS, rows)
 
 
-def counted(number: int, word: str) -> str:
-    """`1 box`, `2 boxes`."""
-    return f"{number} {word}" if number == 1 else f"{number} {word}{'es' if word == 'box' else 's'}"
-
-
-def _label(box: Answer) -> str:
+def _label(box: JsonObject) -> str:
     return str(box.get("label") or box["class"])
 
 

@@ -22,8 +22,8 @@ from command.client import AdminClient
 from command.instance import InstanceAddress
 from command.options import TimedOut
 from command.processes import Hurry, ProcessId, StopSignals, descendants, end
-from command.progress import Progress
 from command.readiness import StartFailed, VersionState, example_request, unsettled, version_states
+from command.terminal import Progress
 from gateway import ray_cluster
 from gateway.config_file import Config
 from headrace.config.args import split_address
@@ -39,12 +39,25 @@ _LEAVE_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """What was reached: `late` names the models that were still loading when time was over."""
+    """Outcome of a start; `late` names the models that were still loading when time was over."""
 
     addresses: Mapping[str, str]
     models: tuple[VersionState, ...]
     example: str
     late: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [f"  {name:<6}{where}" for name, where in self.addresses.items()]
+        return "\n".join(["", *lines, "", self.example])
+
+    def as_json(self) -> dict[str, Any]:
+        """The record that `headrace up --json` prints."""
+        return {
+            "ready": not self.late,
+            "addresses": dict(self.addresses),
+            "models": {str(state): state.state for state in self.models},
+            "example": self.example,
+        }
 
 
 @dataclass(frozen=True, slots=True)

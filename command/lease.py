@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from command.options import exit_codes
+from command.options import at_admin, exit_codes
 from command.processes import ends_with_us
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     show_default=True,
     help="What to do when serving needs the slots.",
 )
+@at_admin
 def lease(
     command: Sequence[str],
     slots: int,

@@ -1,14 +1,14 @@
-"""The exit codes of `headrace`, and which error gives which.
+"""What commands share: options, exit codes, JSON or text.
 
-The API key or token of commands that ask as any caller does: its source, and how it is sent.
-
-It is never an argument, which other users of the machine could read, and never shown.
+An API key or token is never an argument, which other users of the machine could read.
 """
 
 from __future__ import annotations
 
+import functools
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import IntEnum
 from typing import Any
@@ -19,7 +19,7 @@ from headrace.errors import ConfigError, HeadraceError, Unauthenticated, Unavail
 
 
 class Exit(IntEnum):
-    """What scripts can rely on."""
+    """Exit codes, on which scripts rely."""
 
     OK = 0
     FAILED = 1
@@ -61,17 +61,78 @@ def exit_codes() -> Iterator[None]:
         raise Failure(error) from error
 
 
+def say(document: Any, text: str, as_json: bool) -> None:
+    """Print the document as JSON, else the text."""
+    click.echo(json.dumps(document) if as_json else text)
+
+
+def checked_address(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """`HOST:PORT`, refused as wrong usage before anything is asked."""
+    from headrace.config.args import split_address
+
+    try:
+        if value is not None:
+            split_address(value)
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r} {error}") from None
+    return value
+
+
+def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """One decorator for several options, which `--help` shows in this order."""
+    return lambda command: functools.reduce(lambda made, add: add(made), reversed(options), command)
+
+
 KEY_VARIABLE = "HEADRACE_KEY"
 
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
+config_file = click.argument("file", required=False, type=click.Path(dir_okay=False))
+watched = click.option("--watch", is_flag=True, help="Show it again each second until Ctrl-C.")
+model_version = click.option(
+    "--version", "model_version", type=click.IntRange(min=1), help="A model version."
+)
+at_admin = _options(
+    click.option(
+        "--admin", callback=checked_address, metavar="HOST:PORT", help="Its admin listener."
+    ),
+    click.option("--token-file", type=click.Path(), help="File with the admin token."),
+)
+"""Options of commands that ask a running instance's admin API."""
+at_http = _options(
+    click.option(
+        "--http", callback=checked_address, metavar="HOST:PORT", help="The public listener to ask."
+    ),
+    click.option(
+        "--key-file",
+        type=click.Path(),
+        help=f"File with an API key or token (default: the variable {KEY_VARIABLE}).",
+    ),
+)
+"""Options of commands that ask as any client does."""
 
-def with_key(command: Any) -> Any:
-    """The option of commands that may need an API key."""
-    text = f"File with an API key or token (default: the variable {KEY_VARIABLE})."
-    return click.option("--key-file", type=click.Path(), help=text)(command)
+
+def asks_admin(
+    command: Callable[..., None] | None = None, *, timeout_s: float = 5.0
+) -> Any:
+    """The options of `at_admin`; the command's first argument is an `AdminClient`.
+
+    Errors of the whole command become exit codes.
+    """
+    if command is None:
+        return functools.partial(asks_admin, timeout_s=timeout_s)
+
+    @functools.wraps(command)
+    def asked(admin: str | None, token_file: str | None, **rest: Any) -> None:
+        from command.instance import find_instance
+
+        with exit_codes(), find_instance(admin, token_file).client(timeout_s) as client:
+            command(client, **rest)
+
+    return at_admin(asked)
 
 
 def read_key(key_file: str | None) -> str:
-    """The key of the file, else of the environment, else ""; raises `ConfigError`."""
+    """The API key of the file, else of the environment, else ""; raises `ConfigError`."""
     from headrace.config.types import SecretRef
     from headrace.secrets import resolve
 

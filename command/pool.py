@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import json
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
+from rich.console import Group, RenderableType
 from rich.text import Text
 
-from command.options import Exit, exit_codes
-from command.status import Column, FittingTable
+from command.options import Exit, as_json, at_admin, exit_codes, watched
+from command.terminal import Column, FittingTable, show, styled
 from headrace.errors import ConfigError
 
 if TYPE_CHECKING:
     from autoscale.journal import Difference
-
-Document = Mapping[str, Any]
-Option = Callable[[Any], Any]
+    from command.client import JsonObject
 
 JOURNAL_FILE = "pool.log"
 DIFFERENCES_SHOWN = 20
@@ -78,53 +74,26 @@ DECISION_COLUMNS = (
 )
 
 
-def pool_commands(options: Option, as_json: Option) -> click.Group:
-    """The group; `options` adds those of every command that asks a running Headrace."""
-
-    @click.group(invoke_without_command=True)
-    @click.option("--watch", is_flag=True, help="Show it again each second until Ctrl-C.")
-    @options
-    @as_json
-    @click.pass_context
-    def pool(
-        ctx: click.Context,
-        watch: bool,
-        admin: str | None,
-        token_file: str | None,
-        as_json: bool,
-    ) -> None:
-        """Show who holds, wants, lends and borrows slots, and why the last moves were made."""
-        if ctx.invoked_subcommand is None:
-            show(watch, admin, token_file, as_json)
-
-    pool.add_command(as_json(replay))
-    return pool
-
-
-def show(watch: bool, admin: str | None, token_file: str | None, as_json: bool) -> None:
-    """Ask once, or each second, and print."""
+@click.group(invoke_without_command=True)
+@watched
+@at_admin
+@as_json
+@click.pass_context
+def pool(
+    ctx: click.Context, watch: bool, admin: str | None, token_file: str | None, as_json: bool
+) -> None:
+    """Show who holds, wants, lends and borrows slots, and why the last moves were made."""
+    if ctx.invoked_subcommand is not None:
+        return
     from command.instance import find_instance
 
     with exit_codes(), find_instance(admin, token_file).client() as client:
-        answer = client.pool()
-        if as_json:
-            click.echo(json.dumps(answer))
-            while watch:
-                time.sleep(1.0)
-                click.echo(json.dumps(client.pool()))
-            return
-        console = Console()
-        if not watch:
-            console.print(render(answer))
-            return
-        with Live(render(answer), console=console, auto_refresh=False) as live:
-            while True:
-                time.sleep(1.0)
-                live.update(render(client.pool()), refresh=True)
+        show(client.pool, render, as_json=as_json, watch=watch)
 
 
-@click.command()
+@pool.command()
 @click.argument("log", required=False, type=click.Path(dir_okay=False, path_type=Path))
+@as_json
 def replay(log: Path | None, as_json: bool) -> None:
     """Decide anew what LOG tells of, and report where that differs; asks nobody.
 
@@ -148,7 +117,7 @@ def replay(log: Path | None, as_json: bool) -> None:
     same = Counter(entry.kind for entry in entries if entry.kind in REPLAYED)
     same.subtract(difference.entry.kind for difference in differences)
     if as_json:
-        found = [_as_document(each) for each in differences]
+        found = [_as_json_object(each) for each in differences]
         click.echo(json.dumps({"same": dict(same), "told": dict(told), "differences": found}))
     else:
         for kind, count in sorted(same.items()):
@@ -163,7 +132,7 @@ def replay(log: Path | None, as_json: bool) -> None:
         raise SystemExit(Exit.FAILED)
 
 
-def _as_document(difference: Difference) -> Document:
+def _as_json_object(difference: Difference) -> JsonObject:
     entry = difference.entry
     return {
         "n": entry.n,
@@ -180,10 +149,7 @@ def _as_text(difference: Difference) -> str:
     return f"{entry.kind} {entry.n}: was {json.dumps(entry.decision)}, is now {now}"
 
 
-# -- tables -----------------------------------------------------------------------------------
-
-
-def render(view: Document) -> RenderableType:
+def render(view: JsonObject) -> RenderableType:
     """Classes, accounts, leases, the latest decisions; and what guarantees lack."""
     parts: list[RenderableType] = [_classes(view["classes"])]
     warnings = [each["warning"] for each in view["classes"] if each["warning"]]
@@ -197,7 +163,7 @@ def render(view: Document) -> RenderableType:
     return Group(*parts)
 
 
-def _classes(classes: Sequence[Document]) -> FittingTable:
+def _classes(classes: Sequence[JsonObject]) -> FittingTable:
     figures = ("capacity", "live", "target", "needed", "held", "leased", "free")
     rows = [
         _row(
@@ -210,7 +176,7 @@ def _classes(classes: Sequence[Document]) -> FittingTable:
     return FittingTable(CLASS_COLUMNS, tuple(rows))
 
 
-def _accounts(accounts: Sequence[Document]) -> FittingTable:
+def _accounts(accounts: Sequence[JsonObject]) -> FittingTable:
     rows = [
         _row(
             each["name"],
@@ -232,26 +198,26 @@ def _accounts(accounts: Sequence[Document]) -> FittingTable:
     return FittingTable(ACCOUNT_COLUMNS, tuple(rows))
 
 
-def _lenders(loans: Sequence[Document]) -> str:
+def _lenders(loans: Sequence[JsonObject]) -> str:
     return ", ".join(
         f"{'group ' if loan['group'] else ''}{loan['lender']} {loan['slots']:g}" for loan in loans
     )
 
 
-def _why(account: Document) -> str:
+def _why(account: JsonObject) -> str:
     hungry = f"has had none for {account['hungry_s']:.0f} s" if account["hungry_s"] else ""
     turn = "it is its turn" if account["turn"] else ""
     return "; ".join(filter(None, (account["why"], account["waiting"], hungry, turn)))
 
 
-def _group_lines(groups: Sequence[Document]) -> Iterator[Text]:
+def _group_lines(groups: Sequence[JsonObject]) -> Iterator[Text]:
     for each in groups:
         if each["lends"]:
             text = f"group {each['group']} lends {each['lends']:g} of {each['slot_class']}"
             yield Text(f"{text}: entitled to {each['entitled']:g}, uses {each['used']:g}")
 
 
-def _leases(leases: Sequence[Document]) -> FittingTable:
+def _leases(leases: Sequence[JsonObject]) -> FittingTable:
     rows = [
         _row(
             each["id"],
@@ -268,7 +234,7 @@ def _leases(leases: Sequence[Document]) -> FittingTable:
     return FittingTable(LEASE_COLUMNS, tuple(rows))
 
 
-def _decisions(decisions: Sequence[Document]) -> FittingTable:
+def _decisions(decisions: Sequence[JsonObject]) -> FittingTable:
     rows = [
         _row(_local_time(each["at"]), each["kind"], each["what"], each["why"]) for each in decisions
     ]
@@ -280,4 +246,4 @@ def _local_time(at: str) -> str:
 
 
 def _row(*cells: str) -> tuple[Text, ...]:
-    return tuple(Text(cell, style=COLOURS.get(cell, "")) for cell in cells)
+    return styled(cells, COLOURS)

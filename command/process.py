@@ -4,30 +4,26 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from rich.console import Console
 
-from command.options import exit_codes, read_key
+from command.findings import render, render_job, render_jobs
+from command.options import as_json, at_http, exit_codes, model_version, read_key
+from command.terminal import WorkProgress
 from headrace.errors import ConfigError, HeadraceError, InvalidArgument
 
 if TYPE_CHECKING:
+    from command.client import JsonObject
     from command.media_client import MediaClient
 
 POLLS_S = (0.1, 0.2, 0.5, 1.0, 2.0)
-"""How long to wait before a job is asked for again; the last one for ever."""
+"""Seconds between questions for a job; the last one for ever."""
 OPEN_STATES = frozenset(("queued", "running"))
-
-Document = Mapping[str, Any]
-Option = Callable[[Any], Any]
-
-
-def commands(options: Option) -> Iterator[click.Command]:
-    """Both commands; `options` adds what finds a running Headrace and its key."""
-    yield options(process)
-    yield options(jobs)
 
 
 def drawable(ctx: click.Context, param: click.Parameter, value: str | None) -> Path | None:
@@ -45,7 +41,7 @@ def drawable(ctx: click.Context, param: click.Parameter, value: str | None) -> P
 @click.command()
 @click.argument("model")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--version", "model_version", type=click.IntRange(min=1), help="A model version.")
+@model_version
 @click.option("--threshold", type=float, help="Least score, 0 to 1.")
 @click.option("--top-k", type=int, help="So many boxes or labels at most.")
 @click.option("--classes", metavar="LIST", help="Only these: labels or class ids, with commas.")
@@ -59,6 +55,8 @@ def drawable(ctx: click.Context, param: click.Parameter, value: str | None) -> P
 @click.option("--draw", callback=drawable, metavar="OUT.png", help="Draw what is found.")
 @click.option("--async", "later", is_flag=True, help="As a job, which goes on without us.")
 @click.option("--timeout", default=600.0, show_default=True, help="Deadline, s.")
+@at_http
+@as_json
 def process(
     model: str,
     file: Path,
@@ -75,11 +73,6 @@ def process(
 
     Shows boxes in the picture's pixels, or labels with their times in seconds.
     """
-    from rich.console import Console
-
-    from command.findings import render
-    from command.progress import WorkProgress
-
     options = _options(asked)
     with exit_codes():
         if draw is not None:
@@ -103,14 +96,12 @@ def process(
 @click.command()
 @click.argument("job", required=False)
 @click.option("--cancel", is_flag=True, help="Cancel JOB unless it has ended.")
+@at_http
+@as_json
 def jobs(
     job: str | None, cancel: bool, http: str | None, key_file: str | None, as_json: bool
 ) -> None:
     """List your jobs, or show JOB: how far it is, or what it has found."""
-    from rich.console import Console
-
-    from command.findings import render, render_job, render_jobs
-
     if cancel and job is None:
         raise click.UsageError("name the JOB to cancel")
     with exit_codes(), _client(http, key_file, 30.0) as client:
@@ -133,10 +124,10 @@ def jobs(
 
 def follow(
     client: MediaClient,
-    document: Document,
-    shown: Callable[[Document], None],
+    document: JsonObject,
+    shown: Callable[[JsonObject], None],
     sleep: Callable[[float], None] = time.sleep,
-) -> Document:
+) -> JsonObject:
     """Wait for a job; its result. Raises what it failed with; Ctrl-C leaves the job alone."""
     job_id = str(document["id"])
     polls = 0
@@ -149,7 +140,7 @@ def follow(
     except KeyboardInterrupt:
         raise HeadraceError(f"the job goes on; see it with: headrace jobs {job_id}") from None
     shown(document)
-    result: Document | None = document.get("result")
+    result: JsonObject | None = document.get("result")
     if result is None:
         error = document.get("error")
         why = f": {error['error']}" if error else ""
@@ -157,7 +148,7 @@ def follow(
     return result
 
 
-def save_drawing(file: Path, result: Document, target: Path) -> None:
+def save_drawing(file: Path, result: JsonObject, target: Path) -> None:
     """Draw a result over its picture or video; raises `HeadraceError`."""
     from command.drawing import draw_boxes, draw_timeline, moments, read_frames, read_picture
 
@@ -174,12 +165,12 @@ def save_drawing(file: Path, result: Document, target: Path) -> None:
         raise HeadraceError(f"cannot write {target}: {error.strerror or error}") from None
 
 
-def _last(events: Iterator[Document], shown: Callable[[Document], None]) -> Document:
+def _last(events: Iterator[JsonObject], shown: Callable[[JsonObject], None]) -> JsonObject:
     """The result that the events end with."""
     for event in events:
         shown(event)
         if event.get("event") == "result":
-            result: Document = event["result"]
+            result: JsonObject = event["result"]
             return result
     raise HeadraceError("the answer ended before the result: the connection was cut")
 
@@ -192,7 +183,7 @@ def _options(asked: Mapping[str, Any]) -> str:
     if given.pop("partial"):
         given["partial"] = "allow"
     try:
-        pairs: Sequence[tuple[str, str]] = [(name, str(value)) for name, value in given.items()]
+        pairs = [(name, str(value)) for name, value in given.items()]
         return encode_options(read_options(query_options(pairs)))
     except InvalidArgument as error:
         raise click.UsageError(error.message) from None
@@ -208,13 +199,9 @@ def _client(http: str | None, key_file: str | None, timeout_s: float) -> MediaCl
 
 
 def _need_drawing() -> None:
-    """Before anything is sent: drawing is in an extra."""
+    """Raise `ConfigError` where the libraries of the extra `media` are missing."""
     try:
-        import av
-        import PIL
-        import pyvips
+        for name in ("av", "PIL", "pyvips"):
+            import_module(name)
     except ImportError:
         raise ConfigError("drawing needs libraries: pip install 'headrace[media]'") from None
-    assert av
-    assert PIL
-    assert pyvips

@@ -1,17 +1,22 @@
-"""The tables of `headrace status`; pure: from the status answer to rich renderables."""
+"""`headrace status`: models, versions, slots and callers of a running instance."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console, ConsoleOptions, Group, RenderableType
+import click
+from rich.console import Group, RenderableType
 from rich.padding import Padding
-from rich.table import Table
 from rich.text import Text
 
+from command.options import as_json, asks_admin, watched
+from command.terminal import Column, FittingTable, show, styled
 from headrace.errors import NotFound
+
+if TYPE_CHECKING:
+    from command.client import AdminClient
 
 KINDS = {
     "broken": "its files are refused",
@@ -84,23 +89,6 @@ COLOURS = {
     "DRAINING": "yellow",
 }
 
-GAP = 2
-"""Blanks between two columns."""
-
-WIDEST = 32
-"""No column is left out for longer names; these continue on a second line."""
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """On a narrow terminal the highest `rank` is left out first, 0 never; `flexible` ones wrap."""
-
-    name: str
-    rank: int = 0
-    right: bool = False
-    flexible: bool = False
-
-
 MODEL_COLUMNS = (
     Column("model", flexible=True),
     Column("state"),
@@ -140,43 +128,22 @@ SUMMED = ("per_s", "in_flight", "waiting", "allowed", "refused")
 CALLERS_SHOWN = 5
 
 
-@dataclass(frozen=True, slots=True)
-class FittingTable:
-    """A table that leaves columns out rather than cut names or break figures."""
+@click.command()
+@click.argument("model", required=False)
+@watched
+@asks_admin
+@as_json
+def status(client: AdminClient, model: str | None, watch: bool, as_json: bool) -> None:
+    """Show models, versions, slots, states, requests in flight and latencies.
 
-    columns: tuple[Column, ...]
-    rows: tuple[tuple[Text, ...], ...]
-
-    def fitting(self, width: int) -> tuple[int, ...]:
-        """The numbers of the columns that are shown in this width."""
-        widths = [self._width(number) + GAP for number in range(len(self.columns))]
-        kept = list(range(len(self.columns)))
-        while sum(widths[number] for number in kept) > width + GAP:
-            last = max(kept, key=lambda number: self.columns[number].rank)
-            if self.columns[last].rank == 0:
-                break
-            kept.remove(last)
-        return tuple(kept)
-
-    def _width(self, number: int) -> int:
-        """What a column needs: its longest cell, or a part of it where it may wrap."""
-        column = self.columns[number]
-        longest = max((row[number].cell_len for row in self.rows), default=0)
-        return max(len(column.name), min(longest, WIDEST) if column.flexible else longest)
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
-        table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0))
-        kept = self.fitting(options.max_width)
-        for column in (self.columns[number] for number in kept):
-            table.add_column(
-                column.name,
-                justify="right" if column.right else "left",
-                no_wrap=not column.flexible,
-                overflow="fold",
-            )
-        for row in self.rows:
-            table.add_row(*(row[number] for number in kept))
-        yield table
+    With MODEL only that one, and why it could not be loaded: what its slot left behind, how often
+    it failed and when it is tried again.
+    """
+    if model is None:
+        show(client.status, render, as_json=as_json, watch=watch)
+        return
+    one, named = partial(render_model, name=model), partial(model_of, name=model)
+    show(client.status, one, as_json=as_json, watch=watch, document=named)
 
 
 def render(status: Mapping[str, Any]) -> RenderableType:
@@ -327,7 +294,7 @@ def callers(status: Mapping[str, Any]) -> FittingTable:
 
 
 def _row(*cells: str) -> tuple[Text, ...]:
-    return tuple(Text(cell, style=COLOURS.get(cell, "")) for cell in cells)
+    return styled(cells, COLOURS)
 
 
 def _milliseconds(value: float | None) -> str:

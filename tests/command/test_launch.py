@@ -34,8 +34,8 @@ from command.launch import (
 )
 from command.options import TimedOut
 from command.processes import ProcessId, process_id
-from command.progress import Progress
 from command.readiness import StartFailed
+from command.terminal import Progress
 from gateway.config_file import Config
 from headrace.config.args import Args, PoolConfig
 from headrace.config.types import SecretRef

@@ -21,7 +21,7 @@ from command.cli import main
 from command.media_client import MediaClient
 from command.options import TimedOut
 from command.process import POLLS_S, follow
-from command.progress import WorkProgress
+from command.terminal import WorkProgress
 from headrace.errors import HeadraceError, Unavailable
 from tests.sharding.media_files import clip
 

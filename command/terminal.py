@@ -1,25 +1,126 @@
-"""What `headrace up` shows while things start: lines that stay, and one that moves."""
+"""What commands show in a terminal: tables, an answer that is watched, progress."""
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from rich.console import Console
+import click
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.filesize import decimal
+from rich.live import Live
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
+from rich.table import Table
 from rich.text import Text
 
-from command.findings import counted
-from command.readiness import VersionState
+if TYPE_CHECKING:
+    from command.readiness import VersionState
+
+WATCH_S = 1.0
+
+GAP = 2
+"""Blanks between two columns."""
+
+WIDEST = 32
+"""Width of a flexible column from which on its cells continue on a second line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a table.
+
+    On a narrow terminal the highest `rank` is left out first, 0 never; `flexible` ones wrap.
+    """
+
+    name: str
+    rank: int = 0
+    right: bool = False
+    flexible: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class FittingTable:
+    """A table that leaves out columns on a narrow terminal; names and figures stay whole."""
+
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Text, ...], ...]
+
+    def fitting(self, width: int) -> tuple[int, ...]:
+        """The numbers of the columns that are shown in this width."""
+        widths = [self._width(number) + GAP for number in range(len(self.columns))]
+        kept = list(range(len(self.columns)))
+        while sum(widths[number] for number in kept) > width + GAP:
+            last = max(kept, key=lambda number: self.columns[number].rank)
+            if self.columns[last].rank == 0:
+                break
+            kept.remove(last)
+        return tuple(kept)
+
+    def _width(self, number: int) -> int:
+        """Width of a column's longest cell, or of a part of it where it may wrap."""
+        column = self.columns[number]
+        longest = max((row[number].cell_len for row in self.rows), default=0)
+        return max(len(column.name), min(longest, WIDEST) if column.flexible else longest)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
+        table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0))
+        kept = self.fitting(options.max_width)
+        for column in (self.columns[number] for number in kept):
+            table.add_column(
+                column.name,
+                justify="right" if column.right else "left",
+                no_wrap=not column.flexible,
+                overflow="fold",
+            )
+        for row in self.rows:
+            table.add_row(*(row[number] for number in kept))
+        yield table
+
+
+def styled(cells: Iterable[str], colours: Mapping[str, str]) -> tuple[Text, ...]:
+    """A row whose states have colours."""
+    return tuple(Text(cell, style=colours.get(cell, "")) for cell in cells)
+
+
+def show(
+    ask: Callable[[], Mapping[str, Any]],
+    render: Callable[[Any], RenderableType],
+    *,
+    as_json: bool,
+    watch: bool,
+    document: Callable[[Any], Any] = lambda answer: answer,
+) -> None:
+    """Print an answer, `watch` each second until Ctrl-C; as JSON its `document`."""
+    answer = ask()
+    if as_json:
+        click.echo(json.dumps(document(answer)))
+        while watch:
+            time.sleep(WATCH_S)
+            click.echo(json.dumps(document(ask())))
+        return
+    console = Console()
+    if not watch:
+        console.print(render(answer))
+        return
+    with Live(render(answer), console=console, auto_refresh=False) as live:
+        while True:
+            time.sleep(WATCH_S)
+            live.update(render(ask()), refresh=True)
+
+
+def counted(number: int, word: str) -> str:
+    """`1 box`, `2 boxes`."""
+    return f"{number} {word}" if number == 1 else f"{number} {word}{'es' if word == 'box' else 's'}"
 
 
 class Progress:
-    """Lines on a console; where it is no terminal the moving line is left out."""
+    """Progress of a start: lines that stay, and in a terminal one that moves."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -33,24 +134,24 @@ class Progress:
         return time.monotonic() - self._began_s
 
     def now(self, text: str) -> None:
-        """Say what is going on."""
+        """Show what is going on in the moving line."""
         self._moving.update(Text(text))
 
     def done(self, text: str) -> None:
-        """Say what was reached, and when."""
+        """Print what was reached, and when."""
         line = Text.assemble(("✓ ", "green"), text, (f"  {self.elapsed_s:.1f} s", "dim"))
         self._console.print(line, soft_wrap=True)
 
     def warn(self, text: str) -> None:
-        """Say what is wrong but does not stop us."""
+        """Print what is wrong but stops nothing."""
         self._console.print(Text.assemble(("! ", "yellow"), text), soft_wrap=True)
 
     def say(self, text: str) -> None:
-        """A plain line."""
+        """Print a plain line."""
         self._console.print(Text(text), soft_wrap=True)
 
     def models(self, states: list[VersionState]) -> None:
-        """Tell about versions that became READY or FAILED since the last call."""
+        """Print the versions that became READY or FAILED since the last call."""
         for state in states:
             key = (state.model, state.version)
             if self._shown.get(key) == state.state:
@@ -75,7 +176,7 @@ class Progress:
 
 
 class WorkProgress:
-    """A bar on a console; where it is no terminal nothing is shown."""
+    """Bar for an upload and the work on it; shown in a terminal only."""
 
     def __init__(self, console: Console, file: Path) -> None:
         self._bar = Bars(
@@ -93,7 +194,7 @@ class WorkProgress:
         self._working = False
 
     def sent(self, count: int) -> None:
-        """So many bytes more went out."""
+        """Count bytes that were sent."""
         self._sent += count
         figures = f"{decimal(self._sent)} of {decimal(self._length)}"
         self._bar.update(self._task, completed=self._sent, figures=figures)
@@ -101,7 +202,7 @@ class WorkProgress:
             self._begin("waiting", None)
 
     def event(self, event: Mapping[str, Any]) -> None:
-        """The next event of the answer."""
+        """Show an event of the answer."""
         if event["event"] == "plan":
             self._cached = self._failed = 0
             parts, shards = counted(event["parts"], "part"), counted(event["shards"], "shard")
@@ -112,7 +213,7 @@ class WorkProgress:
             self._parts(event["done"], event["parts"])
 
     def job(self, document: Mapping[str, Any]) -> None:
-        """A job's document, as it is now."""
+        """Show how far a job is."""
         progress = document.get("progress") or {}
         self._begin(f"job {document['id']} is {document['state']}", progress.get("parts") or None)
         if progress.get("parts"):
@@ -125,7 +226,7 @@ class WorkProgress:
         self._bar.update(self._task, completed=done, total=parts, figures=figures)
 
     def _begin(self, description: str, total: int | None) -> None:
-        """The next stage; its rate is its own, so the time that is left is too."""
+        """Begin a stage with a rate and a time left of its own."""
         if not self._working or total is not None:
             self._working = total is not None
             self._bar.reset(self._task, total=total, figures="")
