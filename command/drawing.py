@@ -1,11 +1,7 @@
-"""What was found, drawn: boxes on their picture. Pure: from a picture and an answer to a picture.
+"""Drawings of answers: boxes on their picture, tags of a video as a timeline.
 
-Lines and letters are sized by the picture that they stand on; a small one is enlarged first, so
-that its labels can be read.
-
-The tags of a video, drawn: a row for each label, its ranges along the time, frames on top. Pure.
-
-All sizes are pixels of the drawing, which is `WIDTH` wide and as high as it needs to be.
+Lines and letters are sized by the picture; a small one is enlarged first, so that labels can be
+read. A timeline has a row for each label and frames on top; it is `WIDTH` pixels wide.
 """
 
 from __future__ import annotations
@@ -21,17 +17,16 @@ from PIL import Image, ImageDraw, ImageFont
 from headrace.errors import HeadraceError, InvalidArgument
 from sharding.sniff import HEAD_BYTES, sniff
 
-Picture = Image.Image
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 Colour = tuple[int, int, int]
 
 SMALLEST_SIDE = 900
-"""A picture whose longer side has fewer pixels is enlarged, by a whole number."""
+"""Pixels of the longer side, below which a picture is enlarged by a whole number."""
 MOST_LABELS = 300
-"""More would hide the picture; boxes are drawn for all."""
+"""Cap on labels, which would hide the picture; all boxes are drawn."""
 WHITE: Colour = (255, 255, 255)
 INK: Colour = (24, 26, 30)
-# Okabe and Ito's colours, which the colour-blind can tell apart, the most visible ones first.
+# Colours of Okabe and Ito, which the colour-blind can tell apart; the most visible come first.
 PALETTE: tuple[Colour, ...] = (
     (230, 159, 0),
     (86, 180, 233),
@@ -61,10 +56,10 @@ class Rect(NamedTuple):
         return max(0.0, width) * max(0.0, height)
 
 
-def draw_boxes(picture: Picture, answer: Mapping[str, Any]) -> Picture:
-    """The picture with the boxes of an answer, and with those parts marked that are missing.
+def draw_boxes(picture: Image.Image, answer: Mapping[str, Any]) -> Image.Image:
+    """The picture with the boxes of an answer, and marks on the parts that are missing.
 
-    The answer's boxes count in pixels of its `width` and `height`; `picture` may be scaled.
+    Boxes are in pixels of the answer's `width` and `height`; `picture` may be scaled.
     """
     drawn = _enlarged(picture)
     scale = drawn.width / float(answer.get("width") or picture.width)
@@ -87,13 +82,13 @@ def colours_of(names: Iterable[str]) -> dict[str, Colour]:
 
 
 def ink_on(colour: Colour) -> Colour:
-    """The colour of letters on this one."""
+    """Colour of letters on this ground."""
     red, green, blue = colour
     return INK if 0.299 * red + 0.587 * green + 0.114 * blue > 120 else WHITE
 
 
 def font(pixels: int) -> Font:
-    """A sans-serif font of that height; Pillow's own where the machine has none of many scripts."""
+    """Sans-serif font, `pixels` high; Pillow's own, of fewer scripts, where none is installed."""
     try:
         return ImageFont.truetype("DejaVuSans.ttf", pixels)
     except OSError:
@@ -103,7 +98,7 @@ def font(pixels: int) -> Font:
 def _outline(
     draw: ImageDraw.ImageDraw, size: tuple[int, int], rect: Rect, colour: Colour, stroke: int
 ) -> None:
-    """A frame around the box, all of it in the picture; a thin dark rim shows it on any ground."""
+    """Draw a frame around the box, inside of the picture; a dark rim shows it on any ground."""
     for colour_now, rim in ((INK, 1 + stroke // 4), (colour, 0)):
         out = stroke // 2 + rim
         left, top = max(0, round(rect.left) - out), max(0, round(rect.top) - out)
@@ -120,7 +115,7 @@ def _scaled(corners: Sequence[float], scale: float) -> Rect:
     return Rect(*(float(each) * scale for each in corners))
 
 
-def _enlarged(picture: Picture) -> Picture:
+def _enlarged(picture: Image.Image) -> Image.Image:
     """A copy in RGB, at least as large as labels need."""
     times = max(1, -(-SMALLEST_SIDE // max(picture.size))) if min(picture.size) > 8 else 1
     size = (picture.width * times, picture.height * times)
@@ -128,8 +123,10 @@ def _enlarged(picture: Picture) -> Picture:
     return drawn.copy() if times == 1 else drawn.resize(size, Image.Resampling.LANCZOS)
 
 
-def _with_missing(drawn: Picture, missing: Iterable[Mapping[str, Any]], scale: float) -> Picture:
-    """Parts without a result, under a grey veil and named."""
+def _with_missing(
+    drawn: Image.Image, missing: Iterable[Mapping[str, Any]], scale: float
+) -> Image.Image:
+    """The picture with a grey veil and a label over parts without a result."""
     places = [_scaled(each["box"], scale) for each in missing if each.get("box")]
     if not places:
         return drawn
@@ -159,7 +156,7 @@ def _label_all(
     scale: float,
     colours: Mapping[str, Colour],
 ) -> None:
-    """A label at each box, the surest first, each where it hides least of the others."""
+    """Draw a label at each box, the surest first, each where it hides least of the others."""
     letters = font(_letter_pixels(size))
     taken: list[Rect] = []
     for box in boxes:
@@ -178,7 +175,7 @@ def _label_all(
 def _place(
     rect: Rect, label: tuple[float, float], size: tuple[int, int], taken: Sequence[Rect]
 ) -> Rect:
-    """Where the label goes: above the box, below it, or inside of it; always in the picture."""
+    """Place of a label: above the box, below it, or inside of it; always in the picture."""
     wide, high = label
     spots = (
         (rect.left, rect.top - high),
@@ -194,7 +191,7 @@ def _place(
         left = max(0.0, min(left, size[0] - wide - 1))
         top = max(0.0, min(top, size[1] - high - 1))
         place = Rect(left, top, left + wide, top + high)
-        # In doubt the box's own inside is better hidden than another's label.
+        # Hiding the box's own inside is better than hiding another label.
         hidden = sum(place.shared(other) for other in taken) + 0.1 * place.shared(rect)
         if hidden < least:
             best, least = place, hidden
@@ -207,20 +204,20 @@ ROW = 34
 BAR = 24
 MOST_ROWS = 40
 MOST_GUTTER = 380
-"""Longer names are cut."""
+"""Pixels of the widest label; longer ones are cut."""
 GREY: Colour = (110, 114, 120)
 LINE: Colour = (224, 226, 230)
 STRIPE: Colour = (246, 247, 249)
 STEPS_S = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14_400)
 TICKS = 16
-"""At most so many marks of time."""
+"""Cap on marks of time."""
 
-Frames = Sequence[tuple[float, Picture]]
-"""Moments in seconds and what the video shows then."""
+Frames = Sequence[tuple[float, Image.Image]]
+"""Moments of a video in seconds, and its frames there."""
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class TimelineRow:
     """A label and its ranges: (score, start_s, end_s)."""
 
     label: str
@@ -232,8 +229,8 @@ class Row:
         return sum(score * (end_s - start_s) for score, start_s, end_s in self.ranges)
 
 
-def draw_timeline(answer: Mapping[str, Any], frames: Frames = ()) -> Picture:
-    """The `tags` of an answer over its `duration_s`; `frames` stand above the time they show."""
+def draw_timeline(answer: Mapping[str, Any], frames: Frames = ()) -> Image.Image:
+    """The `tags` of an answer over its `duration_s`; `frames` stand above their moments."""
     rows, left_out = rows_of(answer.get("tags", ()))
     missing = [each for each in answer.get("missing", ()) if each.get("start_s") is not None]
     ends_s = [end_s for row in rows for _, _, end_s in row.ranges]
@@ -260,16 +257,16 @@ def draw_timeline(answer: Mapping[str, Any], frames: Frames = ()) -> Picture:
     return drawn
 
 
-def rows_of(tags: Iterable[Mapping[str, Any]]) -> tuple[tuple[Row, ...], int]:
-    """A row for each label, by its beginning; of too many the longest, and how many are left out.
+def rows_of(tags: Iterable[Mapping[str, Any]]) -> tuple[tuple[TimelineRow, ...], int]:
+    """Rows in order of their first range, and how many were left out.
 
-    Beyond `MOST_ROWS` a label's worth is its score times its seconds.
+    Beyond `MOST_ROWS` those with the most score times seconds are kept.
     """
     found: dict[str, list[tuple[float, float, float]]] = {}
     for tag in tags:
         span = (float(tag["score"]), float(tag["start_s"]), float(tag["end_s"]))
         found.setdefault(str(tag["label"]), []).append(span)
-    rows = [Row(label, tuple(ranges)) for label, ranges in found.items()]
+    rows = [TimelineRow(label, tuple(ranges)) for label, ranges in found.items()]
     kept = sorted(rows, key=lambda row: -row.held)[:MOST_ROWS]
     first = {row.label: min(start_s for _, start_s, _ in row.ranges) for row in kept}
     kept.sort(key=lambda row: (first[row.label], row.label))
@@ -277,12 +274,12 @@ def rows_of(tags: Iterable[Mapping[str, Any]]) -> tuple[tuple[Row, ...], int]:
 
 
 def moments(duration_s: float, count: int = 10) -> tuple[float, ...]:
-    """The middles of `count` equal parts of a video, in seconds: what frames to draw."""
+    """Moments of the frames to draw, in seconds: the middles of `count` equal parts."""
     return tuple(duration_s * (number + 0.5) / count for number in range(count))
 
 
 def clock(time_s: float, step_s: float = 1.0) -> str:
-    """A moment as `m:ss` or `h:mm:ss`; with tenths where the marks are closer than a second."""
+    """A moment as `m:ss` or `h:mm:ss`, with tenths where `step_s` is below a second."""
     whole = int(time_s + 1e-6)
     tenths = f".{round(time_s * 10) % 10}" if step_s < 1 else ""
     hours, minutes, seconds = whole // 3600, whole // 60 % 60, whole % 60
@@ -292,19 +289,18 @@ def clock(time_s: float, step_s: float = 1.0) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Scale:
-    """From seconds to pixels."""
+    """Map from seconds to pixels."""
 
     left: float
     right: float
     duration_s: float
 
     def x(self, time_s: float) -> float:
-        """Where a moment stands."""
         share = max(0.0, min(1.0, time_s / self.duration_s))
         return self.left + share * (self.right - self.left)
 
     def step_s(self) -> float:
-        """The distance of the marks."""
+        """Seconds between two marks."""
         return next((step for step in STEPS_S if self.duration_s / step <= TICKS), STEPS_S[-1])
 
 
@@ -313,7 +309,7 @@ def _wide(letters: Font, text: str) -> int:
 
 
 def _cut(letters: Font, text: str, width: float) -> str:
-    """The text, or as much of its beginning as fits, with an ellipsis."""
+    """The text, cut to a width in pixels with an ellipsis."""
     if _wide(letters, text) <= width:
         return text
     while text and _wide(letters, text + "…") > width:
@@ -328,7 +324,7 @@ def _strip_height(frames: Frames, scale: _Scale) -> int:
     return round(min(180.0, max(slot * each.height / each.width for _, each in frames)))
 
 
-def _draw_frames(drawn: Picture, frames: Frames, scale: _Scale, height: int) -> None:
+def _draw_frames(drawn: Image.Image, frames: Frames, scale: _Scale, height: int) -> None:
     if not frames:
         return
     slot = (scale.right - scale.left) / len(frames)
@@ -340,7 +336,7 @@ def _draw_frames(drawn: Picture, frames: Frames, scale: _Scale, height: int) -> 
 
 
 def _draw_rows(
-    draw: ImageDraw.ImageDraw, rows: Sequence[Row], scale: _Scale, top: int, letters: Font
+    draw: ImageDraw.ImageDraw, rows: Sequence[TimelineRow], scale: _Scale, top: int, letters: Font
 ) -> None:
     for number, row in enumerate(rows):
         y = top + ROW * number
@@ -363,13 +359,13 @@ def _draw_axis(
 
 
 def _draw_missing(
-    drawn: Picture,
+    drawn: Image.Image,
     missing: Iterable[Mapping[str, Any]],
     scale: _Scale,
     span: tuple[int, int],
     small: Font,
 ) -> None:
-    """Times without a result: hatched."""
+    """Hatch the times without a result."""
     for each in missing:
         left, right = scale.x(float(each["start_s"])), scale.x(float(each["end_s"]))
         size = (max(1, round(right - left)), span[1] - span[0])
@@ -383,7 +379,7 @@ def _draw_missing(
 
 
 def _draw_bars(
-    draw: ImageDraw.ImageDraw, rows: Sequence[Row], scale: _Scale, top: int, small: Font
+    draw: ImageDraw.ImageDraw, rows: Sequence[TimelineRow], scale: _Scale, top: int, small: Font
 ) -> None:
     colours = colours_of(row.label for row in rows)
     for number, row in enumerate(rows):
@@ -403,9 +399,10 @@ LARGEST_SIDE = 4096
 FRAME_SIDE = 180
 
 
-def read_picture(path: Path) -> Picture:
-    """The picture upright and in sRGB, at most `LARGEST_SIDE` pixels a side; the rows are never
-    all in memory at full size. Raises `InvalidArgument`.
+def read_picture(path: Path) -> Image.Image:
+    """The picture upright and in sRGB, at most `LARGEST_SIDE` pixels a side.
+
+    It is never whole in memory at full size. Raises `InvalidArgument`.
     """
     import pyvips
 
@@ -424,13 +421,13 @@ def read_picture(path: Path) -> Picture:
         raise InvalidArgument(f"{path} cannot be drawn on: it is damaged") from error
 
 
-def read_frames(path: Path, times_s: Sequence[float]) -> list[tuple[float, Picture]]:
-    """What a video shows at these moments; those that cannot be decoded are left out."""
+def read_frames(path: Path, times_s: Sequence[float]) -> list[tuple[float, Image.Image]]:
+    """Frames of a video at these moments; those that cannot be decoded are left out."""
     from sharding.parts import Segment
     from sharding.video import probe
     from sharding.video_frames import frames
 
-    found: list[tuple[float, Picture]] = []
+    found: list[tuple[float, Image.Image]] = []
     try:
         with path.open("rb") as file:
             kind = sniff(file.read(HEAD_BYTES))

@@ -1,4 +1,4 @@
-"""What was found in pictures and videos, and how far jobs are, as tables of a terminal. Pure."""
+"""Tables of what was found in pictures and videos, and of jobs."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def render(answer: JsonObject) -> RenderableType:
 
 
 def headline(answer: JsonObject) -> Text:
-    """Who found how much, and how the work was shared."""
+    """Model, counts and time, and how the work was shared."""
     shards = answer.get("shards", ())
     places = {each["shard"] for each in shards}
     cached = sum(bool(each["cached"]) for each in shards)
@@ -70,7 +70,7 @@ def headline(answer: JsonObject) -> Text:
 
 
 def boxes(found: Sequence[JsonObject]) -> FittingTable:
-    """One row for each box, the surest first."""
+    """One row for each box, the highest score first."""
     ranked = sorted(found, key=lambda box: -float(box["score"]))
     rows = [
         (_label(box), f"{box['score']:.3f}", *(f"{side:.1f}" for side in box["box"]))

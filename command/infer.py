@@ -18,10 +18,10 @@ from headrace.errors import ConfigError, InvalidArgument, Unavailable
 from headrace.runtimes import version_folders
 
 STEP = 32
-"""Fully convolutional models take sides that are multiples of this."""
+"""Divisor of sides in pixels that fully convolutional models take."""
 
 LARGEST_SIDE = 512
-"""Where the model leaves the size free, a picture is made no larger than this."""
+"""Cap in pixels on the longer side where the model leaves the size free."""
 
 
 class InferenceClient(HttpClient):
@@ -30,7 +30,7 @@ class InferenceClient(HttpClient):
     late = Unavailable
 
     def infer_image(self, model: str, version: str | None, picture: bytes) -> JsonObject:
-        """Send a picture in the form that the model's metadata asks for."""
+        """Predict from a picture, sent in the form that the model's metadata asks for."""
         path = f"/v2/models/{model}" + (f"/versions/{version}" if version else "")
         metadata = self.ask("GET", path)
         header, data = image_request(metadata, picture)
@@ -46,7 +46,7 @@ class InferenceClient(HttpClient):
         )
 
     def infer_json(self, model: str, version: str | None, body: bytes) -> JsonObject:
-        """Send a JSON body to whichever protocol's path it is made for."""
+        """Predict from a JSON body, sent to the path of its protocol; raises `InvalidArgument`."""
         path = request_path(body, model, version)
         if path is None:
             raise InvalidArgument(
@@ -83,7 +83,7 @@ def _header(name: str, datatype: str, shape: Sequence[int], data: bytes) -> Json
 
 
 def _pixels(picture: bytes, height: int, width: int) -> np.ndarray[Any, Any]:
-    """RGB `[height, width, 3]` uint8; a free side (-1) keeps the picture's, to a multiple of 32."""
+    """RGB `[height, width, 3]` uint8; a free side (-1) is the picture's, rounded to `STEP`."""
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError:
@@ -105,7 +105,7 @@ def _to_step(side: float) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """One output of an answer, in the words of a terminal."""
+    """One output of an answer, as lines of text."""
 
     name: str
     datatype: str
@@ -136,7 +136,7 @@ def read_labels(store: str, model: str, version: str) -> list[str]:
 
 
 def _is_scores(tensor: Mapping[str, Any]) -> bool:
-    """One row of probabilities: floats that add up to one."""
+    """True for one row of floats that add up to one."""
     shape, data = tensor["shape"], tensor.get("data", [])
     floats = tensor["datatype"] in ("FP16", "FP32", "FP64")
     return floats and len(shape) == 2 and shape[0] == 1 and abs(sum(data) - 1.0) < 0.01

@@ -1,4 +1,4 @@
-"""A running Headrace as its state file tells: who holds which port, and where to ask it."""
+"""Running instances: their state files, locks of ports, addresses."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class PortInUse(HeadraceError):
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """What other commands need to know of a supervisor; holds no secret, only where it is.
+    """Content of a state file; names the place of the admin token, not the token.
 
-    `processes` are Ray's: should the supervisor be killed, whoever comes next ends them.
+    `processes` are Ray's: if the supervisor is killed, the next command ends them.
     """
 
     pid: int
@@ -49,13 +49,13 @@ class Instance:
 
 @dataclass(slots=True)
 class PortClaim:
-    """The lock of a port, held while this process lives; the system frees it at death."""
+    """Lock of a port, held while this process lives; the system frees it at its end."""
 
     path: Path
     descriptor: int
 
     def write(self, instance: Instance) -> None:
-        """Tell others about this instance."""
+        """Write the instance to the state file."""
         record = asdict(instance)
         record["admin_token"] = instance.admin_token and instance.admin_token.model_dump()
         content = json.dumps(record).encode()
@@ -63,19 +63,19 @@ class PortClaim:
         os.ftruncate(self.descriptor, len(content))
 
     def release(self) -> None:
-        """Forget the instance and free the port's lock."""
+        """Remove the state file and free the lock."""
         self.path.unlink(missing_ok=True)
         os.close(self.descriptor)
 
 
 def state_file(http: str) -> Path:
-    """The state file of the instance that listens on this HTTP address."""
+    """State file of the instance that listens on this HTTP address."""
     port = split_address(http)[1]
     return headrace_home() / f"up-{port or f'any-{os.getpid()}'}.json"
 
 
 def claim(http: str) -> PortClaim:
-    """Take the lock of an HTTP port; raises `PortInUse` when another Headrace has it."""
+    """Lock an HTTP port; raises `PortInUse` when another instance has it."""
     path = state_file(http)
     for _ in range(_ATTEMPTS):
         try:
@@ -87,7 +87,7 @@ def claim(http: str) -> PortClaim:
             if path.stat().st_ino == os.fstat(descriptor).st_ino:
                 return PortClaim(path, descriptor)
         except (BlockingIOError, FileNotFoundError):
-            time.sleep(0.02)  # somebody looks at the lock, or removed the file just now
+            time.sleep(0.02)  # another process tests the lock, or has just removed the file
         os.close(descriptor)
     other = read(path)
     who = f" (process {other.pid}, {other.config})" if other else ""
@@ -113,7 +113,7 @@ def alive(path: Path) -> bool:
 
 
 def read(path: Path) -> Instance | None:
-    """The instance of a state file, None when the file is gone, empty or not ours."""
+    """The instance of a state file; None where the file is gone, empty or not ours."""
     try:
         record = json.loads(path.read_bytes())
         record["processes"] = tuple(ProcessId(**process) for process in record["processes"])
@@ -125,18 +125,19 @@ def read(path: Path) -> Instance | None:
 
 
 def running() -> Iterator[tuple[Path, Instance]]:
-    """The instances of this user that live, by port."""
-    for path in sorted(headrace_home().glob("up-*.json")):
-        instance = read(path)
-        if instance is not None and alive(path):
-            yield path, instance
+    """Instances of this user that live, by port."""
+    return _instances(live=True)
 
 
 def abandoned() -> Iterator[tuple[Path, Instance]]:
-    """The instances whose supervisor was killed before it could tidy up."""
+    """Instances whose supervisor was killed and left processes."""
+    return _instances(live=False)
+
+
+def _instances(live: bool) -> Iterator[tuple[Path, Instance]]:
     for path in sorted(headrace_home().glob("up-*.json")):
         instance = read(path)
-        if instance is not None and not alive(path):
+        if instance is not None and alive(path) == live:
             yield path, instance
 
 
@@ -175,7 +176,7 @@ def find_instance(admin: str | None, token_file: str | None) -> InstanceAddress:
 
 
 def check_ports(args: Args) -> None:
-    """Raise `PortInUse` when another program listens on an address of the config."""
+    """Raise `PortInUse` where another program listens on an address of the config."""
     for name in ("http", "grpc", "admin", "link"):
         address = getattr(args.listen, name)
         host, port = split_address(address)

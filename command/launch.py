@@ -32,7 +32,7 @@ from headrace.secrets import admin_token, headrace_home
 
 FAILED_STATES = frozenset({"DEPLOY_FAILED", "UNHEALTHY"})
 LOST_AFTER = 30
-"""So many unanswered questions to Serve in a row, one a second, and Ray is taken for dead."""
+"""Unanswered questions to Serve in a row, one a second, after which Ray counts as dead."""
 
 _LEAVE_S = 5.0
 
@@ -62,7 +62,7 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """`address` joins a Ray cluster; `timeout_s` is the patience with the start."""
+    """How to start: `address` joins a Ray cluster, `timeout_s` limits the start."""
 
     address: str | None = None
     timeout_s: float = 300.0
@@ -70,7 +70,7 @@ class Options:
 
 
 def check_startable(config: Config, options: Options) -> None:
-    """Raise one sentence for whatever would keep the start from succeeding here."""
+    """Raise `HeadraceError` where the start could not succeed on this machine."""
     ray_cluster.check_installed(config.args)
     admin_token(config.args.admin_token)
     if config.args.budgets.store == "pool":
@@ -86,7 +86,7 @@ def up(
     announce: Callable[[Ready], None],
 ) -> None:
     """Run the application until a signal or `headrace down`; raises `HeadraceError`."""
-    end_abandoned()  # before our claim, which would hide what was left on the same port
+    end_abandoned()  # before the claim, which would hide what was left on the same port
     claim = instance.claim(config.args.listen.http)
     stop = StopSignals()
     supervisor = _Supervisor(config, options, progress, stop, claim)
@@ -105,7 +105,7 @@ def up(
 
 
 def end_abandoned() -> int:
-    """End what supervisors left that were killed themselves; returns how many there were."""
+    """End processes that killed supervisors left; the number of such supervisors."""
     count = 0
     for path, left in instance.abandoned():
         end(left.processes, wait_s=0)
@@ -121,9 +121,9 @@ def wait_ready(
     check: Callable[[], str],
     wait: Callable[[float], bool],
 ) -> Ready | None:
-    """Watch until all models are READY or FAILED; None as soon as `wait` says to stop.
+    """Watch until all models are READY or FAILED; None once `wait` returns True, for stop.
 
-    `check` tells in a few words how far the processes are and raises `StartFailed`.
+    `check` says in a few words how far the processes are, or raises `StartFailed`.
     """
     status: Mapping[str, Any] | None = None
     states: list[VersionState] = []
@@ -161,7 +161,7 @@ def _ready(
 
 
 class _Supervisor:
-    """The life of one start, in the main thread: Ray's processes die with their thread."""
+    """Life of one start, in the main thread: Ray's processes die with their thread."""
 
     def __init__(
         self,
@@ -182,7 +182,7 @@ class _Supervisor:
         self._processes: tuple[ProcessId, ...] = ()
 
     def start(self, announce: Callable[[Ready], None]) -> None:
-        """Bring everything up; returns early when asked to stop."""
+        """Start Ray and the application; returns early when asked to stop."""
         self._write_state()
         with self._progress:
             self._progress.now("starting Ray" if self._private else "joining the Ray cluster")
@@ -209,7 +209,7 @@ class _Supervisor:
             announce(ready)
 
     def watch(self) -> None:
-        """Stay while the application exists; raises `Unavailable` when Ray is gone."""
+        """Wait while the application exists; raises `Unavailable` when Ray is gone."""
         missing = unanswered = 0
         told = ""
         while missing < 2 and not self._stop.wait(1.0):
@@ -229,7 +229,7 @@ class _Supervisor:
                     self._progress.warn(f"Ray Serve says {told}: {_last_line(status.message)}")
 
     def leave(self) -> None:
-        """Drain, end Ray, and make sure that nothing of it stays; a second signal cuts it short."""
+        """Drain and end Ray with all its processes; a second signal skips the draining."""
         if not self._joined:
             return
         self._progress.say("draining; once more to stop at once")
@@ -242,7 +242,7 @@ class _Supervisor:
             ray_cluster.stop(self._private)
         except Hurry:
             self._progress.say("stopping at once")
-        except Exception as error:  # Ray may be half dead: its processes are ended below
+        except Exception as error:  # a half dead Ray; its processes are ended below
             self._progress.warn(f"Ray did not stop by itself: {type(error).__name__}")
         finally:
             if self._private:
@@ -250,7 +250,7 @@ class _Supervisor:
         self._progress.say("stopped")
 
     def _check_application(self) -> str:
-        """A few words on how many processes run; raises `StartFailed`."""
+        """Number of slots that run, as text; raises `StartFailed`."""
         status = ray_cluster.application_status(self._config.application)
         if status is None:
             return "waiting for the application"
@@ -281,7 +281,7 @@ class _Supervisor:
 
 
 def _last_line(message: str) -> str:
-    """The sentence at the end of a traceback."""
+    """Last line of a traceback: its error."""
     lines = [line.strip() for line in message.strip().splitlines() if line.strip()]
     return lines[-1] if lines else "no reason given"
 
@@ -292,13 +292,13 @@ TAIL_LINES = 5
 def up_detached(
     config: Config, options: Options, progress: Progress, command: Sequence[str]
 ) -> Ready:
-    """Start `command` (a foreground `headrace up`) apart from this terminal; return when ready.
+    """Start `command`, a foreground `headrace up`, in the background; return when ready.
 
     Raises `PortInUse` before anything starts, and `StartFailed` with the end of the log.
     """
     path = instance.state_file(config.args.listen.http)
     if instance.alive(path):
-        instance.claim(config.args.listen.http).release()  # raises, and says who it is
+        instance.claim(config.args.listen.http).release()  # raises `PortInUse`
     end_abandoned()
     check_startable(config, options)
     log = log_file(path)
@@ -316,17 +316,17 @@ def up_detached(
     with progress:
         progress.now(f"starting process {process.pid}, log {log}")
         ready = wait_ready(config, options.timeout_s, progress, check, wait)
-    assert ready is not None  # our `wait` never asks to stop
+    assert ready is not None  # `wait` never asks to stop
     return ready
 
 
 def log_file(state_file: Path) -> Path:
-    """Where the supervisor of this state file writes what a terminal would show."""
+    """Log of the supervisor of this state file: what a terminal would show."""
     return headrace_home() / f"{state_file.stem}.log"
 
 
 def tail(log: Path) -> str:
-    """The last lines of a log, empty when there is none."""
+    """Last lines of a log; empty where there is none."""
     try:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -349,7 +349,7 @@ def _spawn(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
 
 
 class Outcome(Enum):
-    """What `headrace down` came to."""
+    """Outcome of `headrace down`."""
 
     STOPPED = "stopped"
     TIDIED = "nothing was running; ended what a killed one had left"
@@ -357,7 +357,7 @@ class Outcome(Enum):
 
 
 def take_down(target: InstanceAddress, timeout_s: float, *, known: bool = False) -> Outcome:
-    """Drain and stop; raises `TimedOut`, or `Unavailable` when a `known` address is silent."""
+    """Drain and stop; raises `TimedOut`, and `Unavailable` where a `known` address is silent."""
     deadline_s = time.monotonic() + timeout_s
     try:
         with target.client() as client:
@@ -368,7 +368,7 @@ def take_down(target: InstanceAddress, timeout_s: float, *, known: bool = False)
             if known and not tidied:
                 raise
             return Outcome.TIDIED if tidied else Outcome.NOTHING
-        with contextlib.suppress(ProcessLookupError):  # its lock is held: the pid is still its own
+        with contextlib.suppress(ProcessLookupError):  # the lock is held, so the pid is its own
             os.kill(target.found.pid, signal.SIGTERM)
     while not _gone(target):
         if time.monotonic() > deadline_s:

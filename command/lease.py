@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 OnPreempt = Literal["restart", "pause", "end"]
 
 ENDED_EARLY = 75
-"""Exit code of `--on-preempt end`: EX_TEMPFAIL of sysexits.h, try again later."""
+"""Exit code of `--on-preempt end`: EX_TEMPFAIL of sysexits.h."""
 NOT_FOUND = 127
 LAST_GRACE_S = 5.0
-"""For a command that has to end because its lease cannot be kept."""
+"""Time to end for a command whose lease cannot be kept."""
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -84,7 +84,7 @@ def lease(
 async def hold_and_run(
     command: Sequence[str], on_preempt: OnPreempt, wanted: Mapping[str, Any]
 ) -> int:
-    """Lease what is `wanted`, run the command with it, give its exit code."""
+    """Run the command with the lease that is `wanted`; its exit code."""
     from command.leasing import lease as leased
 
     main = asyncio.current_task()
@@ -107,7 +107,7 @@ async def hold_and_run(
 
 
 async def run(job: Job, granted: GrantedLease, on_preempt: OnPreempt) -> int:
-    """Until the command has ended by itself, or may not go on."""
+    """Run the command until it ends by itself or may not go on; its exit code."""
     await job.start(granted)
     while await _before_end(job, granted.noticed()):
         _say(f"serving needs the slots back within {granted.due_in_s:.1f} s")
@@ -132,7 +132,7 @@ async def run(job: Job, granted: GrantedLease, on_preempt: OnPreempt) -> int:
 
 
 async def _before_end(job: Job, awaited: Coroutine[Any, Any, object]) -> bool:
-    """Whether that came before the command ended."""
+    """True if `awaited` came before the command ended."""
     ended, other = asyncio.create_task(job.end()), asyncio.create_task(awaited)
     try:
         await asyncio.wait((ended, other), return_when=asyncio.FIRST_COMPLETED)
@@ -147,9 +147,9 @@ async def _before_end(job: Job, awaited: Coroutine[Any, Any, object]) -> bool:
 
 
 class Job:
-    """The command, in a process group of its own: what it starts is stopped with it.
+    """The command, in a process group of its own, which is stopped as a whole.
 
-    `leave` is called by a signal that finds no command to forward it to.
+    `leave` is called on a signal while no command runs to forward it to.
     """
 
     def __init__(self, command: Sequence[str], leave: Callable[[], object]) -> None:
@@ -157,45 +157,43 @@ class Job:
         self._process: asyncio.subprocess.Process | None = None
         self.paused = False
         self.stopped_by = 0
-        """The signal that ended us, 0 for none."""
+        """Signal that `headrace lease` got, 0 for none."""
 
     async def start(self, granted: GrantedLease) -> None:
-        """Run it (anew), with the lease in its environment."""
+        """Start the command with the lease in its environment."""
         environment = {
             **os.environ,
             "HEADRACE_LEASE_ID": granted.id,
             "HEADRACE_LEASE_SLOTS": str(granted.slots),
             "HEADRACE_LEASE_CLASS": granted.slot_class,
         }
-        # A terminal belongs to one process group at a time: reading from it would stop the command.
+        # A terminal belongs to one process group: reading from it would stop the command.
         stdin = asyncio.subprocess.DEVNULL if sys.stdin and sys.stdin.isatty() else None
         self._process = await asyncio.create_subprocess_exec(
             *self._command,
             env=environment,
             stdin=stdin,
             process_group=0,
-            # Killed outright, we could not tell it that its slots are no longer its own.
+            # After SIGKILL nobody could tell the command that its slots are gone.
             preexec_fn=ends_with_us(),
         )
 
     async def end(self) -> int:
-        """Wait for it; its exit code as shells tell it: 128 and the signal that killed it."""
+        """Wait for the command; its exit code, or 128 plus the signal that killed it."""
         assert self._process is not None
         code = await self._process.wait()
         return code if code >= 0 else 128 - code
 
     def pause(self) -> None:
-        """Stop it where it is."""
         self.paused = True
         self._send(signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Let it go on."""
         self.paused = False
         self._send(signal.SIGCONT)
 
     async def stop(self, wait_s: float) -> None:
-        """End it: politely at first; then, and whatever it has left behind, for good."""
+        """SIGTERM, and after `wait_s` SIGKILL to all of the process group."""
         if not self._running():
             return
         self._send(signal.SIGTERM)
@@ -207,7 +205,7 @@ class Job:
         await self.end()
 
     def forward(self, number: int) -> None:
-        """Somebody wants us to end: so shall it."""
+        """Forward a signal."""
         self.stopped_by = number
         if not self._running():
             self._leave()

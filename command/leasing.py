@@ -1,7 +1,6 @@
-"""Slots of the pool for other work, from the outside: `async with lease(slots=2) as granted:`.
+"""Leases of slots for other work: `async with lease(slots=2) as granted:`.
 
-Asks the admin API, keeps the lease alive, and hears when the slots must be back. A pool or a
-gateway that restarts interrupts nothing: the lease is kept, or asked for again under its id.
+The lease outlives restarts of pool and gateway: it is kept, or asked for again under its id.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from command.client import JsonObject, NothingAnswers, bearer, mapped_errors
 from headrace.errors import HeadraceError, NotFound, Unauthenticated, Unavailable, error_for_status
 
 WATCH_S = 15.0
-"""The pool answers a question for a lease's state long before this."""
+"""Time-out of a question for a lease's state, which the pool answers much sooner."""
 ASK_S = 5.0
 FIRST_PAUSE_S = 0.1
 LAST_PAUSE_S = 2.0
@@ -36,7 +35,7 @@ log = structlog.get_logger()
 
 
 def pauses_s() -> Iterator[float]:
-    """How long to wait before each further attempt: longer and longer, and never all at once."""
+    """Pauses before further attempts: exponential backoff with jitter."""
     for number in itertools.count():
         longest_s = min(FIRST_PAUSE_S * 2.0 ** min(number, 10), LAST_PAUSE_S)
         yield longest_s * random.uniform(0.5, 1.0)
@@ -69,7 +68,7 @@ class LeaseApi:
         await self._http.aclose()
 
     async def request(self, lease_id: str, wanted: JsonObject) -> JsonObject:
-        """Ask for slots under an id of our own."""
+        """Ask for slots under an id that the client chose."""
         return await self._ask("POST", "", json={"id": lease_id, **wanted})
 
     async def watch(self, lease_id: str, known: str) -> JsonObject:
@@ -77,7 +76,7 @@ class LeaseApi:
         return await self._ask("GET", f"/{quote(lease_id)}?known={quote(known)}", timeout_s=WATCH_S)
 
     async def give_back(self, lease_id: str) -> JsonObject:
-        """After a notice: the slots are free now."""
+        """Give the slots back after a notice."""
         return await self._ask("POST", f"/{quote(lease_id)}/return")
 
     async def release(self, lease_id: str) -> None:
@@ -106,10 +105,10 @@ class LeaseApi:
 
 
 class GrantedLease:
-    """A lease whose slots are held, until `notice` says that they are wanted back.
+    """A lease whose slots are held.
 
-    `notice` is set while they must be back within `due_in_s`, and `lost` once they are gone; both
-    stay set until `again` has brought them back, except that a notice may be withdrawn.
+    `notice` is set while the slots must be back within `due_in_s`, `lost` once they are gone. Both
+    stay set until `again` returns; a notice may be withdrawn before.
     """
 
     def __init__(self, api: LeaseApi, wanted: JsonObject) -> None:
@@ -127,20 +126,20 @@ class GrantedLease:
 
     @property
     def due_in_s(self) -> float:
-        """In how many seconds the slots are taken; infinite without a notice."""
+        """Seconds until the slots are taken; infinite without a notice."""
         return max(0.0, self._due_s - time.monotonic())
 
     async def noticed(self) -> float:
-        """Wait until the slots are wanted back, or gone: in how many seconds they must be.
+        """Wait until the slots are wanted back, or gone; `due_in_s`.
 
-        Raises `HeadraceError` when the lease cannot be kept, nor asked for again.
+        Raises `HeadraceError` where the lease can be neither kept nor asked for again.
         """
         await self.notice.wait()
         self._check()
         return self.due_in_s
 
     async def again(self) -> None:
-        """Wait until the slots are held (again); raises like `noticed`."""
+        """Wait until the slots are held again; raises like `noticed`."""
         self._in_use = False
         while not self._held.is_set():
             await self._held.wait()
@@ -151,7 +150,7 @@ class GrantedLease:
             self.notice.clear()
 
     async def give_back(self) -> None:
-        """The slots are not used any more, before they must be back; `again` waits for others.
+        """Give the slots back before they are taken; `again` waits for others.
 
         Where nothing answers, they are taken when their time is over.
         """
@@ -160,7 +159,7 @@ class GrantedLease:
             self._take(await self._api.give_back(self.id))
 
     async def begin(self) -> None:
-        """Ask for the slots; raises `HeadraceError` where they can never be had."""
+        """Ask for the slots; raises `HeadraceError` where the pool can never grant them."""
         for pause_s in pauses_s():
             try:
                 self._take(await self._api.request(self.id, self._wanted))
@@ -171,7 +170,7 @@ class GrantedLease:
                 await asyncio.sleep(pause_s)
 
     async def follow(self) -> None:
-        """Ask for the lease's state over and over; ends when that is no use any more."""
+        """Follow the lease's state until an error that another attempt cannot help."""
         pauses = pauses_s()
         while True:
             try:
@@ -194,7 +193,7 @@ class GrantedLease:
     def _take(self, document: JsonObject) -> None:
         self._state = str(document["state"])
         granted, preemptions = bool(document["granted"]), int(document["preemptions"])
-        # It may have been taken and granted again before anybody asked.
+        # Taken and granted again between two questions, it is lost too.
         if self._in_use and (not granted or preemptions > self.preemptions):
             self._lose()
         self.preemptions = preemptions
@@ -210,7 +209,7 @@ class GrantedLease:
             self.notice.clear()
 
     def _forget(self) -> None:
-        """The pool does not know of this lease (any more)."""
+        """Reset to a lease that the pool does not know."""
         self._state, self.preemptions = "", 0
         self._held.clear()
         if self._in_use:

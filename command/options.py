@@ -111,9 +111,7 @@ at_http = _options(
 """Options of commands that ask as any client does."""
 
 
-def asks_admin(
-    command: Callable[..., None] | None = None, *, timeout_s: float = 5.0
-) -> Any:
+def asks_admin(command: Callable[..., None] | None = None, *, timeout_s: float = 5.0) -> Any:
     """The options of `at_admin`; the command's first argument is an `AdminClient`.
 
     Errors of the whole command become exit codes.

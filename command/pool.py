@@ -1,4 +1,4 @@
-"""`headrace pool`: who holds, wants, lends and borrows slots, and why; and decisions replayed."""
+"""`headrace pool`: who holds, wants, lends and borrows slots, and why; replay of decisions."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def _as_text(difference: Difference) -> str:
 
 
 def render(view: JsonObject) -> RenderableType:
-    """Classes, accounts, leases, the latest decisions; and what guarantees lack."""
+    """Classes, accounts, leases, the latest decisions, and guarantees that cannot be kept."""
     parts: list[RenderableType] = [_classes(view["classes"])]
     warnings = [each["warning"] for each in view["classes"] if each["warning"]]
     parts += [Text(warning, style="red") for warning in warnings]

@@ -128,7 +128,10 @@ def follow(
     shown: Callable[[JsonObject], None],
     sleep: Callable[[float], None] = time.sleep,
 ) -> JsonObject:
-    """Wait for a job; its result. Raises what it failed with; Ctrl-C leaves the job alone."""
+    """Wait for a job; its result. Raises `HeadraceError` where it failed.
+
+    Ctrl-C leaves the job running.
+    """
     job_id = str(document["id"])
     polls = 0
     try:
@@ -149,7 +152,7 @@ def follow(
 
 
 def save_drawing(file: Path, result: JsonObject, target: Path) -> None:
-    """Draw a result over its picture or video; raises `HeadraceError`."""
+    """Draw a result on its picture or video; raises `HeadraceError`."""
     from command.drawing import draw_boxes, draw_timeline, moments, read_frames, read_picture
 
     if "tags" in result:
@@ -166,7 +169,7 @@ def save_drawing(file: Path, result: JsonObject, target: Path) -> None:
 
 
 def _last(events: Iterator[JsonObject], shown: Callable[[JsonObject], None]) -> JsonObject:
-    """The result that the events end with."""
+    """Result at the end of the events."""
     for event in events:
         shown(event)
         if event.get("event") == "result":
@@ -176,7 +179,7 @@ def _last(events: Iterator[JsonObject], shown: Callable[[JsonObject], None]) -> 
 
 
 def _options(asked: Mapping[str, Any]) -> str:
-    """The options as the server takes them, checked here first: wrong ones are wrong usage."""
+    """JSON text of the options; raises `click.UsageError` where the server would refuse them."""
     from gateway.media.options import encode_options, query_options, read_options
 
     given = {name: value for name, value in asked.items() if value is not None}

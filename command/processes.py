@@ -1,4 +1,4 @@
-"""Processes of this machine, known by number and start time so that a reused number is seen."""
+"""Processes of this machine, and the signals that stop this one."""
 
 from __future__ import annotations
 
@@ -15,18 +15,21 @@ from types import FrameType
 
 _PROC = Path("/proc")
 KILLED_S = 2.0
-"""How long the system may take to end a process that was killed."""
+"""Time for the system to end a process after SIGKILL."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class ProcessId:
-    """`started` is in clock ticks since the machine's start, 0 where the system does not tell."""
+    """Pid and start time, which tell a process from a later one with the same pid.
+
+    `started` is in clock ticks since the machine's start, 0 where it is not known.
+    """
 
     pid: int
     started: int
 
     def alive(self) -> bool:
-        """True while this very process runs (a zombie does not)."""
+        """True while this process runs; False for a zombie."""
         stat = _stat(self.pid)
         return stat is not None and stat.started == self.started and stat.state != "Z"
 
@@ -74,7 +77,7 @@ def end(processes: Iterable[ProcessId], wait_s: float) -> None:
 
 
 def _wait(processes: list[ProcessId], wait_s: float) -> list[ProcessId]:
-    """Those that still live after so many seconds."""
+    """Processes that still live after `wait_s` seconds."""
     left = [process for process in processes if process.alive()]
     deadline_s = time.monotonic() + wait_s
     while left and time.monotonic() < deadline_s:
@@ -97,14 +100,13 @@ class Hurry(BaseException):
 
 
 class StopSignals:
-    """Handlers of the main thread. Ray sets its own at its start: install again after that."""
+    """Handlers of SIGINT and SIGTERM. Ray sets its own at its start: install again after that."""
 
     def __init__(self) -> None:
         self.asked = False
         self._hurried = False
 
     def install(self) -> None:
-        """Take both signals over."""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._receive)
 
@@ -127,19 +129,19 @@ PR_SET_PDEATHSIG = 1
 
 
 def ends_with_us() -> Callable[[], None] | None:
-    """For `preexec_fn`: SIGKILL to the command when the thread that starts it ends, prctl(2).
+    """A `preexec_fn`: SIGKILL for the child when the thread that starts it ends, prctl(2).
 
-    What the command has started in its turn is not reached. None where the kernel has no such call.
+    Grandchildren are not reached. None where the system has no such call.
     """
     if sys.platform != "linux":
         return None
-    # Looked up here: between fork and exec as little as possible may run.
+    # Looked up before the fork: between fork and exec as little as possible may run.
     prctl = ctypes.CDLL(None).prctl
     us = os.getpid()
 
     def ask() -> None:
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != us:  # we ended before the kernel was asked
+        if os.getppid() != us:  # the parent ended before the call
             os.kill(os.getpid(), signal.SIGKILL)
 
     return ask

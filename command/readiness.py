@@ -1,4 +1,4 @@
-"""How far a start is, read from the answers of Serve and of /admin/v1; pure."""
+"""Progress of a start, read from answers of the admin API."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class VersionState:
 
 
 def version_states(status: Mapping[str, Any]) -> list[VersionState]:
-    """All versions; a model without any counts as a version 0.
+    """All versions; a model without any has a version 0.
 
-    That is FAILED if there is a reason for it, else the store has not been looked at long enough.
+    Version 0 is FAILED where the answer has a reason, else PENDING: the store is not read yet.
     """
     found: list[VersionState] = []
     for model in status["models"]:
@@ -56,7 +56,7 @@ def version_states(status: Mapping[str, Any]) -> list[VersionState]:
 
 
 def _coming(model: Mapping[str, Any]) -> str:
-    """What the store has of a model, and why that is not taken up yet."""
+    """Versions of the store that are not taken up yet, and why."""
     incomplete = model.get("incomplete", {})
     return ", ".join(f"version {number}: {reason}" for number, reason in incomplete.items())
 
@@ -73,7 +73,7 @@ def unsettled(states: list[VersionState], pool: PoolConfig) -> list[str]:
 
 
 def example_request(args: Args, states: list[VersionState], http: str) -> str:
-    """A `curl` to paste: the smallest prepared body of a READY model, else its metadata."""
+    """A `curl` command: the smallest prepared body of a READY model, else its metadata."""
     ready = {state.model for state in states if state.state == "READY"}
     folder = Path(args.store).parent / "cache" / "requests"
     bodies = sorted(folder.glob("*.json"), key=lambda file: file.stat().st_size)
@@ -93,7 +93,7 @@ def _model_of(stem: str, models: set[str]) -> str:
 
 
 def request_path(body: bytes, model: str, version: str | None = None) -> str | None:
-    """The path that takes this JSON body, by either protocol's keys; None for neither's."""
+    """Path for a JSON body, by the keys of either protocol; None where it has neither's."""
     try:
         value = json.loads(body)
     except ValueError:

@@ -27,7 +27,7 @@ KINDS = {
 
 
 def report(name: str, failures: Sequence[Mapping[str, Any]]) -> Iterator[RenderableType]:
-    """For each failure why, how often, the next try, what the slot's process left behind."""
+    """Reason, count, next try and last log lines of each failure."""
     for failure in failures:
         yield Text()
         yield Text(f"{name}/{failure['version']} could not be loaded", style="bold red")
@@ -147,7 +147,7 @@ def status(client: AdminClient, model: str | None, watch: bool, as_json: bool) -
 
 
 def render(status: Mapping[str, Any]) -> RenderableType:
-    """A headline, models with their versions, what is wrong with them, slots, busiest callers."""
+    """Headline, models with their versions, what is wrong with them, slots, busiest callers."""
     parts: list[RenderableType] = [headline(status), Text(), models(status), *reasons(status)]
     parts += [Text(), slots(status)]
     if any(gateway.get("busiest") for gateway in status["gateways"]):
@@ -156,7 +156,7 @@ def render(status: Mapping[str, Any]) -> RenderableType:
 
 
 def render_model(status: Mapping[str, Any], name: str) -> RenderableType:
-    """One model: its versions, the slots that hold it, and what is known of failures."""
+    """One model: its versions, the slots that hold it, its failures."""
     model = model_of(status, name)
     holders = {slot_id for version in model["versions"] for slot_id in version["slots"]}
     part = {
@@ -171,7 +171,7 @@ def render_model(status: Mapping[str, Any], name: str) -> RenderableType:
 
 
 def model_of(status: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """What the status says of a model; raises `NotFound`."""
+    """A model's part of the status; raises `NotFound`."""
     for model in status["models"]:
         if model["name"] == name:
             found: Mapping[str, Any] = model
@@ -181,7 +181,7 @@ def model_of(status: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def headline(status: Mapping[str, Any]) -> Text:
-    """Ready or not, the pool, and where it listens."""
+    """Readiness, pool and addresses."""
     ready = ("ready", "bold green") if status["ready"] else ("not ready", "bold red")
     pool = "" if status["pool"] == "connected" else ", the pool is away"
     addresses = "  ".join(f"{name} {where}" for name, where in status["addresses"].items())
@@ -214,13 +214,13 @@ def models(status: Mapping[str, Any]) -> FittingTable:
 
 
 def _serves(model: Mapping[str, Any], version: int) -> str:
-    """For whom a version answers: who names none, and the labels that point to it."""
+    """`default` and the labels that point to a version."""
     labels = [label for label, number in model["labels"].items() if number == version]
     return ", ".join((["default"] if model["default"] == version else []) + labels) or "-"
 
 
 def reasons(status: Mapping[str, Any]) -> Sequence[Text]:
-    """One line for each thing that has something to explain: store, models, versions."""
+    """One line for each problem of the budgets, the store, models and versions."""
     lines: list[Text] = []
     if any(gateway.get("budget_store") == "away" for gateway in status["gateways"]):
         text = "the store of budgets is away: each gateway goes on with its share of the limits"
@@ -298,7 +298,7 @@ def _row(*cells: str) -> tuple[Text, ...]:
 
 
 def _milliseconds(value: float | None) -> str:
-    """One decimal as long as it means something: `0.8`, `12.3`, `1235`."""
+    """`0.8`, `12.3`, `1235`."""
     return "-" if value is None else f"{value:.1f}" if value < 1000 else f"{value:.0f}"
 
 

@@ -17,7 +17,6 @@ from command.drawing import (
     MOST_ROWS,
     WHITE,
     WIDTH,
-    Picture,
     Rect,
     _place,
     clock,
@@ -44,15 +43,15 @@ def tag(label: str, start_s: float, end_s: float, score: float = 0.5) -> dict[st
     return {"label": label, "score": score, "start_s": start_s, "end_s": end_s}
 
 
-def pixels(picture: Picture) -> Any:
+def pixels(picture: Image.Image) -> Any:
     return np.asarray(picture.convert("RGB")).astype(int)
 
 
-def coffee() -> Picture:
+def coffee() -> Image.Image:
     return read_picture(PICTURES / "coffee.png")
 
 
-def where(picture: Picture, colour: tuple[int, int, int]) -> tuple[int, int, int, int]:
+def where(picture: Image.Image, colour: tuple[int, int, int]) -> tuple[int, int, int, int]:
     """The smallest rectangle (x1, y1, x2, y2) with all pixels of that colour."""
     rows, columns = np.nonzero((pixels(picture) == colour).all(axis=2))
     return int(columns.min()), int(rows.min()), int(columns.max()), int(rows.max())
