@@ -203,7 +203,7 @@ def infer(
 
 @main.command()
 @click.argument("model")
-@asks_admin
+@asks_admin()
 @as_json
 def load(client: AdminClient, model: str, as_json: bool) -> None:
     """Load MODEL of the store, or load it anew if its files have changed; ends a rollback."""
@@ -213,7 +213,7 @@ def load(client: AdminClient, model: str, as_json: bool) -> None:
 
 @main.command()
 @click.argument("model")
-@asks_admin
+@asks_admin()
 @as_json
 def unload(client: AdminClient, model: str, as_json: bool) -> None:
     """Serve MODEL no more, until it is loaded again or its config changes."""
@@ -223,7 +223,7 @@ def unload(client: AdminClient, model: str, as_json: bool) -> None:
 
 @main.command()
 @click.argument("model")
-@asks_admin
+@asks_admin()
 @as_json
 def rollback(client: AdminClient, model: str, as_json: bool) -> None:
     """Serve the version of MODEL before the present one; at once, where it is still warm.

@@ -42,7 +42,7 @@ def keys() -> None:
 @click.option("--tier", required=True, help="Whose limits hold for it.")
 @click.option("--model", "models", multiple=True, help="A model it may be used for; default: all.")
 @click.option("--expires", callback=duration_s, metavar="TIME", help="When it ends: 30d, 12h.")
-@asks_admin
+@asks_admin()
 @as_json
 def create(
     client: AdminClient,
@@ -60,7 +60,7 @@ def create(
 
 
 @keys.command(name="list")
-@asks_admin
+@asks_admin()
 @as_json
 def listed(client: AdminClient, as_json: bool) -> None:
     """List all keys, also those that ended lately."""
@@ -75,7 +75,7 @@ def listed(client: AdminClient, as_json: bool) -> None:
 
 @keys.command()
 @click.argument("key")
-@asks_admin
+@asks_admin()
 @as_json
 def revoke(client: AdminClient, key: str, as_json: bool) -> None:
     """End KEY, an id or a name, at once and everywhere."""
@@ -86,7 +86,7 @@ def revoke(client: AdminClient, key: str, as_json: bool) -> None:
 @keys.command()
 @click.argument("key")
 @click.option("--grace", callback=duration_s, metavar="TIME", help="The old one still holds: 1h.")
-@asks_admin
+@asks_admin()
 @as_json
 def rotate(client: AdminClient, key: str, grace: float | None, as_json: bool) -> None:
     """Make a new key in place of KEY, an id or a name; it is shown once, as the last word."""

@@ -111,22 +111,24 @@ at_http = _options(
 """Options of commands that ask as any client does."""
 
 
-def asks_admin(command: Callable[..., None] | None = None, *, timeout_s: float = 5.0) -> Any:
+def asks_admin(timeout_s: float = 5.0) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """The options of `at_admin`; the command's first argument is an `AdminClient`.
 
     Errors of the whole command become exit codes.
     """
-    if command is None:
-        return functools.partial(asks_admin, timeout_s=timeout_s)
 
-    @functools.wraps(command)
-    def asked(admin: str | None, token_file: str | None, **rest: Any) -> None:
-        from command.instance import find_instance
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def asked(admin: str | None, token_file: str | None, **rest: Any) -> None:
+            from command.instance import find_instance
 
-        with exit_codes(), find_instance(admin, token_file).client(timeout_s) as client:
-            command(client, **rest)
+            with exit_codes(), find_instance(admin, token_file).client(timeout_s) as client:
+                command(client, **rest)
 
-    return at_admin(asked)
+        decorated: Callable[..., None] = at_admin(asked)
+        return decorated
+
+    return decorate
 
 
 def read_key(key_file: str | None) -> str:

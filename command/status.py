@@ -131,7 +131,7 @@ CALLERS_SHOWN = 5
 @click.command()
 @click.argument("model", required=False)
 @watched
-@asks_admin
+@asks_admin()
 @as_json
 def status(client: AdminClient, model: str | None, watch: bool, as_json: bool) -> None:
     """Show models, versions, slots, states, requests in flight and latencies.
