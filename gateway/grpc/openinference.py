@@ -13,8 +13,13 @@ from gateway.grpc.calls import Gate, GrpcCall, Handlers, Method, stream, unary
 from gateway.grpc.prediction import InferStream, PredictionMethod, visit, visits_of
 from gateway.prediction import FrontState
 from gateway.repository_access import load_model, require_public
-from gateway.shared_memory.codec import cuda_is_refused, registration_is_off, unknown_region
-from gateway.shared_memory.regions import Region, caller_of
+from gateway.shared_memory.regions import (
+    Region,
+    caller_of,
+    cuda_is_refused,
+    registration_is_off,
+    unknown_region,
+)
 from gateway.view import GatewayView
 from headrace.errors import NotFound, Unavailable, Unimplemented
 from headrace.link.plane import find_model, known_spec

@@ -18,8 +18,14 @@ from gateway.http.answers import Envelope, answer_errors, json_answer
 from gateway.http.media import MediaDesk, jobs, uploads
 from gateway.repository_access import load_model, require_public
 from gateway.settings import TRACE_SETTINGS, check_log_settings, check_trace_settings, log_settings
-from gateway.shared_memory.codec import cuda_is_refused, registration_is_off, unknown_region
-from gateway.shared_memory.regions import Region, Regions, caller_of
+from gateway.shared_memory.regions import (
+    Region,
+    Regions,
+    caller_of,
+    cuda_is_refused,
+    registration_is_off,
+    unknown_region,
+)
 from gateway.view import GatewayView
 from headrace.errors import (
     Cancelled,

@@ -7,18 +7,15 @@ that are to go to one are asked for as raw tensors and taken out of the answer.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
+from gateway.shared_memory.regions import RegionPart
 from headrace.config.args import Limits
 from headrace.errors import (
-    AlreadyExists,
     InvalidArgument,
-    NotFound,
     PayloadTooLarge,
-    Unimplemented,
     quoted,
 )
 from headrace.link.frames import Body, Buffer
@@ -36,53 +33,6 @@ MARK = b"shared_memory_"
 MAX_PARTS = 1024
 """Tensors in regions of one request: each costs a look at files."""
 _REGION, _OFFSET, _SIZE = (MARK.decode() + word for word in ("region", "offset", "byte_size"))
-
-
-# -- errors ---------------------------------------------------------------------------------------
-
-
-def unknown_region(name: str, kind: str = "") -> NotFound:
-    """Nobody has registered it; `kind` is `system ` or `cuda ` where its status was asked for."""
-    return NotFound(f"Unable to find {kind}shared memory region: {quoted(name)}")
-
-
-def region_exists(name: str) -> AlreadyExists:
-    """Its name is taken."""
-    return AlreadyExists(f"shared memory region {quoted(name)} already in manager")
-
-
-def registration_failed(name: str, reason: str) -> InvalidArgument:
-    """What was wrong with a region that was to be registered."""
-    return InvalidArgument(f"failed to register shared memory region {quoted(name)}: {reason}")
-
-
-def registration_is_off(name: str) -> Unimplemented:
-    """System regions need the config's consent."""
-    return Unimplemented(
-        f"failed to register shared memory region {quoted(name)}: shared memory is off here "
-        "(`shared_memory: true` under `args` allows it); send tensors in the request"
-    )
-
-
-def cuda_is_refused(name: str) -> InvalidArgument:
-    """The processes that compute are not the one that is asked, and most have no GPU."""
-    return InvalidArgument(
-        f"failed to register CUDA shared memory region: {quoted(name)}, GPUs not supported: "
-        "a GPU's memory is not taken from clients; send tensors in the request"
-    )
-
-
-# -- requests -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class RegionPart:
-    """The part of a region that holds a tensor: `byte_size` bytes from `offset` on."""
-
-    tensor: str
-    region: str
-    offset: int
-    byte_size: int
 
 
 def read_regions(protocol: str, body: bytes, call: Call, limits: Limits) -> RegionRequest | None:

@@ -14,8 +14,8 @@ import structlog
 
 from gateway.access.ticket import Destination, Ticket
 from gateway.prediction import FrontState, Prediction
-from gateway.shared_memory.codec import MARK, RegionPart, RegionRequest, read_regions
-from gateway.shared_memory.regions import Region, Regions, caller_of
+from gateway.shared_memory.codec import MARK, RegionRequest, read_regions
+from gateway.shared_memory.regions import Region, RegionPart, Regions, caller_of
 from headrace.errors import HeadraceError, InternalError
 from headrace.link.frames import PART_BYTES, Buffer, Reply, pieces
 from headrace.link.request import Answer, Request

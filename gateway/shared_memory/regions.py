@@ -21,15 +21,60 @@ from pathlib import Path
 import orjson
 
 from gateway.access.ticket import Ticket
-from gateway.shared_memory.codec import (
-    RegionPart,
-    region_exists,
-    registration_failed,
-    unknown_region,
-)
 from headrace.config.args import SharedMemory
-from headrace.errors import HeadraceError, InvalidArgument, PermissionDenied, Unavailable, quoted
+from headrace.errors import (
+    AlreadyExists,
+    HeadraceError,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    Unavailable,
+    Unimplemented,
+    quoted,
+)
 from headrace.link.frames import Buffer
+
+
+def unknown_region(name: str, kind: str = "") -> NotFound:
+    """Nobody has registered it; `kind` is `system ` or `cuda ` where its status was asked for."""
+    return NotFound(f"Unable to find {kind}shared memory region: {quoted(name)}")
+
+
+def region_exists(name: str) -> AlreadyExists:
+    """Its name is taken."""
+    return AlreadyExists(f"shared memory region {quoted(name)} already in manager")
+
+
+def registration_failed(name: str, reason: str) -> InvalidArgument:
+    """What was wrong with a region that was to be registered."""
+    return InvalidArgument(f"failed to register shared memory region {quoted(name)}: {reason}")
+
+
+def registration_is_off(name: str) -> Unimplemented:
+    """System regions need the config's consent."""
+    return Unimplemented(
+        f"failed to register shared memory region {quoted(name)}: shared memory is off here "
+        "(`shared_memory: true` under `args` allows it); send tensors in the request"
+    )
+
+
+def cuda_is_refused(name: str) -> InvalidArgument:
+    """The processes that compute are not the one that is asked, and most have no GPU."""
+    return InvalidArgument(
+        f"failed to register CUDA shared memory region: {quoted(name)}, GPUs not supported: "
+        "a GPU's memory is not taken from clients; send tensors in the request"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class RegionPart:
+    """The part of a region that holds a tensor: `byte_size` bytes from `offset` on."""
+
+    tensor: str
+    region: str
+    offset: int
+    byte_size: int
+
 
 MEMORY = Path("/dev/shm")
 MAX_REGIONS = 4096

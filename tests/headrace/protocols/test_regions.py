@@ -8,7 +8,8 @@ from typing import Any
 import orjson
 import pytest
 
-from gateway.shared_memory.codec import MAX_PARTS, RegionPart, read_regions
+from gateway.shared_memory.codec import MAX_PARTS, read_regions
+from gateway.shared_memory.regions import RegionPart
 from headrace.config.args import Limits
 from headrace.errors import InvalidArgument, PayloadTooLarge
 from headrace.link.frames import pieces
