@@ -362,6 +362,8 @@ class Batcher:
                 pending._ended = True
                 late.append(pending)
                 continue
+            if parts and self._yields(pending, now_s):
+                break
             start = pending._taken
             rows = pending.rows - start
             if rows > room and self._may_cut(pending):
@@ -379,8 +381,12 @@ class Batcher:
         return parts
 
     def _room(self, first: Pending, now_s: float) -> int:
-        yields = first.priority < self._peak and now_s <= self._peak_until_s
+        yields = self._yields(first, now_s)
         return min(YIELDING_ROWS, self._max_rows) if yields else self._max_rows
+
+    def _yields(self, pending: Pending, now_s: float) -> bool:
+        """Whether requests of a higher priority are expected, which its rows must not delay."""
+        return pending.priority < self._peak and now_s <= self._peak_until_s
 
     def _may_cut(self, pending: Pending) -> bool:
         return self._max_rows > 0 and pending.request.rows is not None

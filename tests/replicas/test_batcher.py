@@ -372,3 +372,11 @@ def test_lower_priorities_run_row_by_row_while_a_higher_one_is_expected() -> Non
     add_all(batcher, [pending(3, first=0), pending(2, first=3)])
     assert [taken(batcher, 1.0).rows for _ in range(2)] == [1, 1]
     assert taken(batcher, PRESENCE_S + 1).rows == 3
+
+
+def test_rows_of_lower_priorities_do_not_make_a_run_longer_for_a_higher_one() -> None:
+    batcher = Batcher(8, 0.0)
+    low, high = pending(1), [pending(1, priority=20), pending(1, priority=20)]
+    add_all(batcher, [low, *high])
+    assert taken(batcher).pendings == high
+    assert taken(batcher).pendings == [low]
