@@ -27,8 +27,7 @@ from gateway.http.admin import create_admin_app
 from gateway.http.api import create_app
 from gateway.http.lane import fast_lane, sweep
 from gateway.http.listener import HttpListener
-from gateway.http.media import MediaDesk
-from gateway.media.desk import StageClient
+from gateway.media.desk import MediaDesk, StageClient
 from gateway.media.inference import MediaInference
 from gateway.prediction import FrontState
 from gateway.shared_memory.prediction import RegionInference

@@ -14,7 +14,7 @@ from gateway.access.audit import AuditLog, AuditRecord, Decision
 from gateway.access.ticket import Destination, Ticket
 from gateway.access.visits import RefusedConnections
 from headrace.config.args import Limits
-from headrace.errors import Cancelled, HeadraceError
+from headrace.errors import Cancelled, DeadlineExceeded, HeadraceError
 from headrace.link.frames import Body, Reply, pieces
 from headrace.link.plane import DataPlane
 from headrace.link.request import Answer, Request
@@ -24,6 +24,9 @@ from headrace.protocols.calls import call_number
 from headrace.protocols.targets import InferPath
 
 NO_TIER = "none"
+DEADLINE_SLACK_S = 0.05
+"""Time before a deadline in which a cancellation is taken for that deadline: the caller's clock
+started when it sent the request, ours when the request came."""
 
 log = structlog.get_logger()
 
@@ -154,6 +157,16 @@ class Prediction:
         front.admission.cancel(ticket)
         if front.audit is not None and self.path is not None and front.audit.wants("cancelled"):
             front.audit.write(self._record("cancelled", Cancelled("the caller left"), front))
+
+    def abandon(self, front: FrontState) -> None:
+        """Nobody waits for it any more; the deadline, if it was that, is counted as an answer."""
+        request, ticket = self.request, self.ticket
+        if request is not None and front.plane.now_s() >= request.deadline_s - DEADLINE_SLACK_S:
+            if ticket is not None:
+                front.admission.cancel(ticket)
+            self.record(front, DeadlineExceeded("the deadline passed before the answer"))
+        else:
+            self.cancel(front)
 
     def _meta(self) -> bytes:
         """Request id and trace context for the slot; empty unless the caller sent one of them."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncGenerator, Awaitable
-from contextlib import aclosing, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,7 +29,7 @@ from sharding.jobs import JobRunner
 from sharding.run import Run
 from sharding.shards import Shards, StagePlane
 from sharding.spool import sweep
-from sharding.upload import MediaJob
+from sharding.upload import Event, MediaJob, Tell
 
 MAX_OPEN = 4
 """Uploads that are decoded at once in a process; each holds at most `split.PIXELS_IN_MEMORY`."""
@@ -47,17 +47,16 @@ class Stage:
         self.places = Places()
         self._open = asyncio.Semaphore(MAX_OPEN)
 
-    async def process(self, job: MediaJob) -> AsyncGenerator[dict[str, Any], None]:
-        """The events of a request, the last one with the result: see `docs/media.md`.
+    async def run(self, job: MediaJob, tell: Tell) -> dict[str, Any]:
+        """The result of a job; `tell` hears of the plan and of every part: see `docs/media.md`.
 
-        Raises `HeadraceError`. Closing the iterator takes the parts back from the shards.
+        Raises `HeadraceError`. Cancelling it takes the parts back from the shards.
         """
         _, config = self._shards.config(job.model, job.version)
         run = Run(job, config, self._shards, self.places, self._node_id, self._folder)
         try:
-            async with asyncio.timeout(job.timeout_s), self._open, aclosing(run.events()) as events:
-                async for event in events:
-                    yield event
+            async with asyncio.timeout(job.timeout_s), self._open:
+                return await run.work(tell)
         except TimeoutError:
             raise run.late() from None
 
@@ -111,7 +110,7 @@ class ShardStage:
         store = await loop.run_in_executor(None, JobStore, folder / "jobs.sqlite")
         self._jobs = JobRunner(
             store,
-            self._stage.process,
+            self._stage.run,
             jobs.max_running,
             keep_s=jobs.keep_s,
             max_waiting=jobs.max_waiting,
@@ -130,17 +129,30 @@ class ShardStage:
             )
         ]
 
-    async def process(self, job: MediaJob) -> AsyncGenerator[dict[str, Any], None]:
-        """The events of a request; an error is the last one."""
+    async def process(self, job: MediaJob) -> AsyncGenerator[Event, None]:
+        """The events of a job, the last of which has its result or its error."""
+        events: asyncio.Queue[Event] = asyncio.Queue(1)
+        work = asyncio.create_task(self._process(job, events.put))
         try:
-            async with aclosing(self._stage.process(job)) as events:
-                async for event in events:
-                    yield event
+            while True:
+                event = await events.get()
+                yield event
+                if event["event"] in ("result", "error"):
+                    return
+        finally:
+            work.cancel()
+            await asyncio.gather(work, return_exceptions=True)
+
+    async def _process(self, job: MediaJob, tell: Tell) -> None:
+        last: Event
+        try:
+            last = {"event": "result", "result": await self._stage.run(job, tell)}
         except HeadraceError as error:
-            yield {"event": "error", "status": error.http_status, "error": error.message}
+            last = {"event": "error", "status": error.http_status, "error": error.message}
         except Exception:
             log.exception("media_failed", model=job.model, request_id=job.request_id)
-            yield {"event": "error", "status": 500, "error": "internal error"}
+            last = {"event": "error", "status": 500, "error": "internal error"}
+        await tell(last)
 
     async def submit(self, job: MediaJob, caller: str) -> dict[str, Any]:
         """Take a job over with its file: `{"id"}`."""

@@ -6,8 +6,8 @@ import asyncio
 import os
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
-from contextlib import aclosing, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ import structlog
 from headrace.errors import HeadraceError, InternalError, Unavailable
 from sharding.job_store import JobStore
 from sharding.spool import borrowed
-from sharding.upload import MediaJob
+from sharding.upload import Event, MediaJob, Tell
 
 __all__ = ["JobRunner", "JobStore"]
 
@@ -34,7 +34,7 @@ SWEEP_S = 60.0
 MAX_PARTIAL = 1000
 """Boxes or tags that are told before they are merged; the first ones that were found."""
 
-Process = Callable[[MediaJob], AsyncGenerator[Mapping[str, Any], None]]
+Process = Callable[[MediaJob, Tell], Awaitable[Mapping[str, Any]]]
 T = TypeVar("T")
 
 log = structlog.get_logger()
@@ -178,28 +178,22 @@ class JobRunner:
         while True:
             seen = _Seen()
             try:
-                return await self._follow(job_id, job, seen)
+                return await self._process(job, partial(self._tell, job_id, seen))
             except Unavailable:
                 if seen.parts or time.monotonic() >= until_s:
                     raise
                 await asyncio.sleep(RETRY_S)
 
-    async def _follow(self, job_id: str, job: MediaJob, seen: _Seen) -> Mapping[str, Any]:
-        told_s = float("-inf")
-        async with aclosing(self._process(job)) as events:
-            async for event in events:
-                if event["event"] == "result":
-                    result: Mapping[str, Any] = event["result"]
-                    return result
-                seen.note(event)
-                now_s = self._now_s()
-                if now_s - told_s >= PROGRESS_S:
-                    told_s = now_s
-                    await self._ask(
-                        self._store.progress,
-                        *(job_id, self._owner, seen.done, seen.parts, seen.partial(), now_s),
-                    )
-        raise InternalError("the stage ended without a result")
+    async def _tell(self, job_id: str, seen: _Seen, event: Event) -> None:
+        """Keep what an event tells; write it down unless that was done just before."""
+        seen.note(event)
+        now_s = self._now_s()
+        if now_s - seen.told_s >= PROGRESS_S:
+            seen.told_s = now_s
+            await self._ask(
+                self._store.progress,
+                *(job_id, self._owner, seen.done, seen.parts, seen.partial(), now_s),
+            )
 
     async def _beat(self, job_id: str, task: asyncio.Task[None]) -> None:
         """Say that it is running; end it once somebody has cancelled it or taken it over."""
@@ -228,8 +222,9 @@ class _Seen:
     parts: int = 0
     found: dict[str, list[Any]] = field(default_factory=dict)
     cut: bool = False
+    told_s: float = float("-inf")
 
-    def note(self, event: Mapping[str, Any]) -> None:
+    def note(self, event: Event) -> None:
         """An event before the result; a plan begins, also anew."""
         if event["event"] == "plan":
             self.done, self.found, self.cut = 0, {}, False

@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +28,17 @@ from headrace.errors import (
     Unavailable,
 )
 from headrace.link.hashing import rank
+from headrace.link.router import MAX_DEATHS
 from sharding.gang import IN_FLIGHT, GangLease, Places
 from sharding.merge import find_merger
 from sharding.parts import Box, Part, PartResult, Segment, Tile, find_missing, result_of
 from sharding.shards import Edition, ShardDied, Shards, is_lost
 from sharding.split import Source, open_source
-from sharding.upload import MediaJob
+from sharding.upload import MediaJob, Tell
 
 TRIES = 3
-MAX_DEATHS = 2
-"""A part that was in work on so many dying shards is taken for their cause."""
+"""Shards that a part is sent to, one after the other. The router moves no part: each is addressed
+to one slot, and the hash order of the part's key says which slot is next."""
 MERGE_S = 0.5
 """With `partial: allow`, parts end so much before the deadline, or a tenth of the time."""
 WAKE_POLL_S = 0.01
@@ -88,8 +89,8 @@ class Run:
             f"the deadline passed: {len(self.results)} of {len(self.plan)} parts were done"
         )
 
-    async def events(self) -> AsyncGenerator[dict[str, Any], None]:
-        """Split, send, merge."""
+    async def work(self, tell: Tell) -> dict[str, Any]:
+        """Split, send, merge: the result. `tell` hears of the plan and of every part."""
         started_s = time.monotonic()
         source: Source = await self._in_thread(
             open_source, self._job, self._config, self._folder, self._check
@@ -101,22 +102,20 @@ class Run:
                     self._shards.check_fits(3 * part.width * part.height)
             keys = await self._in_thread(self._keys, source)
             split_s = time.monotonic() - started_s
-            async with aclosing(self._parts(source, keys)) as parts:
-                async for event in parts:
-                    yield event
+            await self._parts(source, keys, tell)
             if len(self._blank) == len(self.plan):
                 raise self._blank[0]
             if not self.results and time.monotonic() >= self._parts_until_s:
                 raise self.late()
             merging_s = time.monotonic()
-            answer = await self._in_thread(self._merged, source)
+            answer: dict[str, Any] = await self._in_thread(self._merged, source)
             now_s = time.monotonic()
             answer["timing"] = {
                 "split_s": round(split_s, 4),
                 "merge_s": round(now_s - merging_s, 4),
                 "total_s": round(now_s - started_s, 4),
             }
-            yield {"event": "result", "result": answer}
+            return answer
         finally:
             self._stopped = True
             await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, source.close))
@@ -181,27 +180,26 @@ class Run:
 
     # -- parts --------------------------------------------------------------------------------
 
-    async def _parts(
-        self, source: Source, keys: Sequence[bytes]
-    ) -> AsyncGenerator[dict[str, Any], None]:
-        """The plan, then every part on its shard with an event for each that is done.
-
-        All are worked on with one version. If that is gone before the end, they begin anew.
-        """
+    async def _parts(self, source: Source, keys: Sequence[bytes], tell: Tell) -> None:
+        """Every part on its shard, all with one model version: if it goes, all begin anew."""
+        job = self._job
+        key_of = {part.index: key for part, key in zip(source.plan, keys, strict=True)}
         while True:
             members = await self._members()
             edition = self._edition = self._asked()
             assert edition is not None  # it has members
-            yield self._planned(source, members)
+            await tell(self._planned(source, members))
+            gang = self._places.gang(job.model, edition, members)
             try:
-                async with aclosing(self._with(edition, source, keys, members)) as events:
-                    async for event in events:
-                        yield event
+                with self._shards.backlog(job.model) as backlog:
+                    backlog(len(keys))
+                    async with gang.lease(min(len(keys), IN_FLIGHT * len(members))) as lease:
+                        await self._pump(edition, source, key_of, lease, backlog, tell)
                 return
             except _TakenOver:
-                log.info("version_taken_over", model=self._job.model, version=edition.version)
+                log.info("version_taken_over", model=job.model, version=edition.version)
             told = f"version {edition.version} was taken over meanwhile"
-            if self._job.options.partial == "allow" and self.results:
+            if job.options.partial == "allow" and self.results:
                 done = {result.part.index for result in self.results}
                 self._reasons |= {p.index: told for p in self.plan if p.index not in done}
                 return
@@ -213,21 +211,6 @@ class Run:
             noted.clear()
         self._anew = [f"{told}: all parts began anew"]
 
-    async def _with(
-        self, edition: Edition, source: Source, keys: Sequence[bytes], members: Sequence[str]
-    ) -> AsyncGenerator[dict[str, Any], None]:
-        """Every part, by the shards of this edition; raises `_TakenOver`."""
-        job = self._job
-        gang = self._places.gang(job.model, edition, members)
-        key_of = {part.index: key for part, key in zip(source.plan, keys, strict=True)}
-        with self._shards.backlog(job.model) as backlog:
-            backlog(len(keys))
-            async with gang.lease(min(len(keys), IN_FLIGHT * len(members))) as lease:
-                pump = self._pump(edition, source, key_of, lease, backlog)
-                async with aclosing(pump) as outcomes:
-                    async for part, outcome in outcomes:
-                        yield self._note(part, outcome)
-
     async def _pump(
         self,
         edition: Edition,
@@ -235,7 +218,8 @@ class Run:
         key_of: Mapping[int, bytes],
         lease: GangLease,
         backlog: Callable[[int], None],
-    ) -> AsyncGenerator[tuple[Part, PartResult | HeadraceError], None]:
+        tell: Tell,
+    ) -> None:
         """Keep every shard busy with its own parts, within what is leased and while there is time.
 
         With `partial: refuse` it is the deadline of all that ends it.
@@ -280,7 +264,7 @@ class Run:
                     error = task.exception()
                     if error is not None and not isinstance(error, HeadraceError):
                         raise error
-                    yield part, error if error is not None else task.result()
+                    await tell(self._note(part, error if error is not None else task.result()))
                 lease.shrink(max(1, min(lease.places, len(waiting) + len(running))))
         finally:
             for task in running:

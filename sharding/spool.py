@@ -74,10 +74,12 @@ class Spool:
             Unavailable: the disk is full, or cannot be written.
         """
         await self.expect(self.size_bytes + len(piece))
-        self._waiting += piece
         self.size_bytes += len(piece)
-        if len(self._waiting) >= BATCH_BYTES:
-            await self._flush()
+        with memoryview(piece) as rest:
+            for start in range(0, len(rest), BATCH_BYTES):
+                self._waiting += rest[start : start + BATCH_BYTES]
+                if len(self._waiting) >= BATCH_BYTES:
+                    await self._flush()
 
     async def finish(self) -> str:
         """The upload is complete: its blake2b digest, 32 bytes in hex. Raises as `write` does."""

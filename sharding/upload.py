@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from headrace.config.sharding import ProcessOptions
 from headrace.errors import Unavailable
@@ -12,6 +13,10 @@ from sharding.sniff import HEAD_BYTES, TAIL_BYTES, MediaKind, Medium, identify
 
 Check = Callable[[], None]
 """Called between steps of long work; raises to give it up."""
+Event = Mapping[str, Any]
+"""JSON that a caller hears while a job is worked on: `event` is "plan", "part" or "result"."""
+Tell = Callable[[Event], Awaitable[None]]
+"""Hears of the plan and of every part; the work waits for it."""
 
 
 @dataclass(frozen=True, slots=True)

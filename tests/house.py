@@ -28,8 +28,7 @@ from gateway.grpc.listener import GrpcListener
 from gateway.http.api import create_app
 from gateway.http.lane import fast_lane, sweep
 from gateway.http.listener import HttpListener
-from gateway.http.media import MediaDesk
-from gateway.media.desk import StageCalls
+from gateway.media.desk import MediaDesk, StageClient
 from gateway.media.inference import MediaInference
 from gateway.prediction import FrontState
 from gateway.shared_memory.prediction import RegionInference
@@ -112,7 +111,7 @@ class House:
     recorder: Recorder = field(default_factory=lambda: Recorder("gateway"))
     access: Access = field(default_factory=Access)
     budgets: BudgetStore = field(default_factory=LedgerStore)
-    stage: StageCalls | None = None
+    stage: StageClient | None = None
     media: MediaConfig = field(default_factory=MediaConfig)
     audit: AuditLog | None = None
     regions: Regions | None = None

@@ -24,7 +24,7 @@ from gateway.grpc.streams import Stream
 from gateway.grpc.tfserving import ServingService
 from gateway.grpc.wire import CallHead, http_block, read_head
 from gateway.http.listener import BACKLOG, shared_socket
-from gateway.http.media import MediaDesk
+from gateway.media.desk import MediaDesk
 from gateway.prediction import FrontState
 from gateway.view import GatewayView
 from headrace.errors import Unimplemented

@@ -19,16 +19,13 @@ from gateway.access.visits import Visits
 from gateway.grpc.calls import GrpcCall, Method
 from gateway.grpc.wire import OK_BLOCK, Metadata, metadata_block
 from gateway.prediction import FrontState, Prediction
-from headrace.errors import DeadlineExceeded, HeadraceError, Unavailable, error_for_status
+from headrace.errors import HeadraceError, Unavailable, error_for_status
 from headrace.link.frames import Body, Reply
 from headrace.link.request import Answer, Request
 from headrace.protocols.metadata import stream_answer, stream_error
 from headrace.protocols.targets import InferPath, InferTarget, infer_target
 
 OK = 200
-DEADLINE_SLACK_S = 0.05
-"""A call that is cancelled so shortly before its deadline was cancelled by it: the caller's clock
-started when it sent the call, ours when the call came."""
 
 
 class GrpcPrediction(Prediction):
@@ -89,18 +86,11 @@ class GrpcPrediction(Prediction):
         raise NotImplementedError
 
     def give_up(self) -> None:
-        """Nobody waits for it any more; the deadline, if it was that, is counted as an answer."""
-        request, plane = self.request, self._front.plane
-        if self._ended:
-            return
-        self._ended = True
-        if request is not None and plane.now_s() >= request.deadline_s - DEADLINE_SLACK_S:
-            if self.ticket is not None:
-                self._front.admission.cancel(self.ticket)
-            self.record(self._front, DeadlineExceeded("the deadline passed before the answer"))
-        else:
-            self.cancel(self._front)
-        self._forget()
+        """Nobody waits for it any more."""
+        if not self._ended:
+            self._ended = True
+            self.abandon(self._front)
+            self._forget()
 
     def _forget(self) -> None:
         """Let go of the body."""

@@ -15,7 +15,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from gateway.http.answers import Envelope, answer_errors, json_answer
-from gateway.http.media import MediaDesk, jobs, uploads
+from gateway.http.media import jobs, uploads
+from gateway.media.desk import MediaDesk
 from gateway.repository_access import load_model, require_public
 from gateway.settings import TRACE_SETTINGS, check_log_settings, check_trace_settings, log_settings
 from gateway.shared_memory.regions import (

@@ -1,21 +1,31 @@
-"""The way in for one large picture or video, and its record: as any prediction's, but for slots.
+"""The desk for large pictures and videos: lets an upload in, spools it, asks the stage, records it.
 
-Its caller is let in before the body is read. It holds its place from then on, for what an upload
-takes is taken whether or not it is complete.
+HTTP, gRPC and the Open Inference Protocol each bring what is theirs: pieces of a body, options, and
+who hears of the events.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
-from typing import Any, ClassVar, Protocol
+from collections.abc import AsyncIterator, Awaitable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 import structlog
 
+from gateway.access.ticket import Ticket
+from gateway.media.options import check_tiling, read_options
+from gateway.media.upload import Declared, take
 from gateway.prediction import FrontState, Prediction
-from headrace.config.sharding import ShardingConfig
+from headrace.config.args import MediaConfig
+from headrace.config.sharding import ProcessOptions, ShardingConfig
 from headrace.errors import (
+    Cancelled,
+    DeadlineExceeded,
     HeadraceError,
+    InternalError,
     InvalidArgument,
     Unavailable,
     Unimplemented,
@@ -23,208 +33,79 @@ from headrace.errors import (
 )
 from headrace.link.frames import Reply
 from headrace.link.request import Answer, Request
+from headrace.logs import valid_traceparent
 from headrace.protocols.calls import call_number
-from sharding.upload import MediaJob
+from sharding.sniff import Medium
+from sharding.spool import Spool
+from sharding.upload import Event, MediaJob, Tell
 
 PART = call_number("media", "part")
-MEGA = 1e6
-
-
-class Turn:
-    """A place in the caller's queue: see `gateway.access.ticket.Destination`."""
-
-    def __init__(self) -> None:
-        self.came: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def submit(self, request: Request) -> None:
-        """It is its turn."""
-        if not self.came.done():
-            self.came.set_result(None)
-
-    def cancel(self, request: Request) -> None:
-        """Whoever runs it stops it; nothing of it is with the data plane."""
-
-    def refused(self, _: Request, answer: Answer) -> None:
-        """It has waited in vain."""
-        assert isinstance(answer, HeadraceError)
-        if not self.came.done():
-            self.came.set_exception(answer)
-
-
-class MediaPrediction(Prediction):
-    """See the module. Ends with one `record` or `cancel`, as every prediction."""
-
-    __slots__ = ()
-
-    family: ClassVar[str] = "media"
-
-    async def let_in(self, front: FrontState, address: str, timeout_s: float) -> ShardingConfig:
-        """Wait for its turn; how its model splits what comes.
-
-        Raises what refuses the caller, `NotFound`, `Unavailable`, and `InvalidArgument` for a model
-        that splits nothing.
-        """
-        path, plane = self.path, front.plane
-        assert path is not None
-        self.enter(front, address, 0)
-        ticket = self.ticket
-        assert ticket is not None
-        try:
-            key = plane.resolve("tfserving", path.model, path.version, path.label)
-            sharding = sharding_of(front, path.model)
-        except HeadraceError:
-            front.admission.visit(ticket)
-            raise
-        turn, now_s = Turn(), plane.now_s()
-        self.request = Request(
-            id=plane.next_id(),
-            key=key,
-            call=PART,
-            body=b"",
-            length=0,
-            deadline_s=now_s + timeout_s,
-            arrived_s=now_s,
-            done=turn.refused,
-            follows_default=path.version is None and path.label is None,
-        )
-        ticket.destination = turn
-        front.admission.submit(ticket, self.request)
-        await turn.came
-        self.request.sent_s = plane.now_s()
-        return sharding
-
-    def largest(self, sharding: ShardingConfig) -> int:
-        """How many bytes this caller may send."""
-        account = self.ticket.account if self.ticket is not None else None
-        tier_bytes = account.allowance.tier.max_body_bytes if account is not None else None
-        most = sharding.limits.max_upload_bytes
-        return most if tier_bytes is None else min(most, tier_bytes)
-
-    def reply(self, front: FrontState, status: int, length: int, megapixels: float) -> Reply:
-        """What the record, and the cost of it, are made from."""
-        request = self.request
-        assert request is not None
-        return media_reply(request, front.plane.now_s(), status, length, megapixels)
-
-
-def media_reply(
-    request: Request, now_s: float, status: int, length: int, megapixels: float
-) -> Reply:
-    """An answer without a body: all of its time was spent on computing."""
-    took_s = now_s - request.sent_s
-    return Reply(
-        id=request.id,
-        length=length,
-        status=status,
-        flags=0,
-        form=0,
-        json_length=None,
-        slot_s=took_s,
-        batch_wait_s=0.0,
-        compute_s=took_s,
-        encode_s=0.0,
-        depth=0,
-        body=b"",
-        rows=1,
-        megapixels=megapixels,
-    )
-
-
-def megapixels_of(result: Mapping[str, Any]) -> float:
-    """How large the input of a result was; 0 where it is not known."""
-    return float(result.get("width") or 0) * float(result.get("height") or 0) / MEGA
-
-
-def sharding_of(front: FrontState, model: str) -> ShardingConfig:
-    """How a model that exists splits its input; raises `InvalidArgument` if it does not."""
-    config = front.plane.config(model)
-    if config is None or config.sharding is None:
-        raise InvalidArgument(
-            f"model {model!r} does not split its input: its config has no `sharding`, so send it "
-            "tensors with :predict or /v2/models/.../infer"
-        )
-    return config.sharding
-
-
+PIXELS_PER_MEGAPIXEL = 1e6
 ASK_TIMEOUT_S = 5.0
 SUBMIT_TIMEOUT_S = 60.0
-"""Taking a job over may copy its upload from one disk to another."""
-
-Event = Mapping[str, Any]
-"""One of a request's events: see `sharding.deployment.Stage.process`."""
+"""Time for handing a job over, which may copy its upload from one disk to another."""
+GRACE_S = 5.0
+"""Time after the deadline in which the stage, which knows it too and has better words for it, may
+still answer."""
 
 log = structlog.get_logger()
 
 
-class StageCalls(Protocol):
-    """What a gateway asks of the stage. `caller` is None for an operator, who sees every job."""
-
-    def process(self, job: MediaJob) -> AsyncGenerator[Event, None]:
-        """The events of a request. Raises `HeadraceError`; closing it cancels the parts."""
-        ...
-
-    async def submit(self, job: MediaJob, caller: str) -> str:
-        """Hand a job over with its file; its id. Raises `TooManyRequests` and `Unavailable`."""
-        ...
-
-    async def job(self, job_id: str, caller: str | None) -> dict[str, Any]:
-        """A job's document; raises `NotFound`."""
-        ...
-
-    async def cancel(self, job_id: str, caller: str | None) -> dict[str, Any]:
-        """Cancel a job unless it has ended; its document; raises `NotFound`."""
-        ...
-
-    async def jobs(self, caller: str | None) -> list[dict[str, Any]]:
-        """The documents of a caller's jobs without their results, newest first."""
-        ...
+async def ignore(_: Event) -> None:
+    """Events that nobody wants to hear."""
 
 
 class StageClient:
-    """`StageCalls` over a handle of Ray Serve; None where the config runs no stage.
+    """The shard stage over a handle of Ray Serve; None where the config runs no stage.
 
     The deployment has methods of the same names. Its errors are answers, `{"status", "error"}`,
-    since Ray would wrap exceptions into its own; in a stream they are the last event.
+    since Ray would wrap exceptions into its own; in a stream they are the last event. `caller` is
+    None for an operator, who sees every job.
     """
 
     def __init__(self, handle: Any) -> None:
         self._handle = handle
 
-    async def process(self, job: MediaJob) -> AsyncGenerator[Event, None]:
-        """See `StageCalls`."""
-        answers = self._found().options(stream=True).process.remote(job)
+    async def process(self, job: MediaJob, tell: Tell) -> Mapping[str, Any]:
+        """The result of a job, whose other events are told. Cancelling it cancels the parts."""
+        events = self._found().options(stream=True).process.remote(job)
         try:
-            async for event in answers:
+            while True:
+                try:
+                    event: Event | None = await anext(events, None)
+                except Exception as error:  # Ray raises many kinds while the stage is restarting
+                    raise _away(error) from None
+                if event is None:
+                    raise InternalError("the stage ended without a result")
                 if event["event"] == "error":
                     raise error_for_status(event["status"], event["error"])
-                yield event
-        except HeadraceError:
-            raise
-        except Exception as error:  # Ray raises many kinds while the stage is restarting
-            raise _away(error) from None
+                if event["event"] == "result":
+                    result: Mapping[str, Any] = event["result"]
+                    return result
+                await tell(event)
         finally:
-            answers.cancel()
+            events.cancel()
 
     async def submit(self, job: MediaJob, caller: str) -> str:
-        """See `StageCalls`."""
+        """Hand a job over with its file; its id. Raises `TooManyRequests` and `Unavailable`."""
         call = self._found().submit.remote(job, caller)
         answer: dict[str, str] = await self._answer(call, SUBMIT_TIMEOUT_S)
         return answer["id"]
 
     async def job(self, job_id: str, caller: str | None) -> dict[str, Any]:
-        """See `StageCalls`."""
+        """A job's document; raises `NotFound`."""
         call = self._found().job.remote(job_id, caller)
         document: dict[str, Any] = await self._answer(call, ASK_TIMEOUT_S)
         return document
 
     async def cancel(self, job_id: str, caller: str | None) -> dict[str, Any]:
-        """See `StageCalls`."""
+        """Cancel a job unless it has ended; its document. Raises `NotFound`."""
         call = self._found().cancel.remote(job_id, caller)
         document: dict[str, Any] = await self._answer(call, ASK_TIMEOUT_S)
         return document
 
     async def jobs(self, caller: str | None) -> list[dict[str, Any]]:
-        """See `StageCalls`."""
+        """The documents of a caller's jobs without their results, newest first."""
         call = self._found().jobs.remote(caller)
         documents: list[dict[str, Any]] = await self._answer(call, ASK_TIMEOUT_S)
         return documents
@@ -252,3 +133,192 @@ class StageClient:
 def _away(error: Exception) -> Unavailable:
     log.warning("stage_away", reason=type(error).__name__)
     return Unavailable("the shard stage is away; try again in a moment", retry_after_s=2)
+
+
+class _Turn:
+    """The `Destination` of an upload: nothing of it goes to the data plane, it only begins."""
+
+    def __init__(self) -> None:
+        self.came: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def submit(self, request: Request) -> None:
+        """Begin with it."""
+        if not self.came.done():
+            self.came.set_result(None)
+
+    def cancel(self, request: Request) -> None:
+        """The task that reads the upload ends by itself."""
+
+    def refused(self, _: Request, answer: Answer) -> None:
+        """It waited in vain."""
+        assert isinstance(answer, HeadraceError)
+        if not self.came.done():
+            self.came.set_exception(answer)
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """An upload as its protocol brings it: the pieces of its body, and what was said of it."""
+
+    pieces: AsyncIterator[bytes]
+    declared: Declared
+    options: ProcessOptions
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class MediaDesk:
+    """What every protocol asks for a large picture or video; `spool` is the folder of uploads."""
+
+    front: FrontState
+    stage: StageClient
+    spool: Path
+    config: MediaConfig = field(default_factory=MediaConfig)
+
+    async def recorded(self, prediction: Prediction, work: Awaitable[Reply]) -> Answer:
+        """What the work ends with, errors included, which is recorded.
+
+        With `Cancelled` nobody is there any more to be answered.
+        """
+        try:
+            answer = await answer_of(work, prediction.request_id)
+        except asyncio.CancelledError:
+            prediction.abandon(self.front)
+            raise
+        if isinstance(answer, Cancelled):
+            prediction.cancel(self.front)
+        else:
+            prediction.record(self.front, answer)
+        return answer
+
+    async def let_in(
+        self, prediction: Prediction, address: str, timeout_s: float
+    ) -> tuple[Request, ShardingConfig]:
+        """Wait for the caller's turn, before its body is read; how its model splits what comes.
+
+        It holds its place from then on, whether or not the upload is ever complete. Raises what
+        refuses the caller, `NotFound`, `Unavailable`, and `InvalidArgument` for a model that splits
+        nothing.
+        """
+        front, path = self.front, prediction.path
+        plane = front.plane
+        assert path is not None
+        prediction.enter(front, address, 0)
+        ticket = prediction.ticket
+        assert ticket is not None
+        try:
+            key = plane.resolve("tfserving", path.model, path.version, path.label)
+            sharding = sharding_of(front, path.model)
+        except HeadraceError:
+            front.admission.visit(ticket)
+            raise
+        turn, now_s = _Turn(), plane.now_s()
+        trace = prediction.headers.get(b"traceparent", b"")
+        identity = prediction.request_id.encode()
+        request = prediction.request = Request(
+            id=plane.next_id(),
+            key=key,
+            call=PART,
+            body=b"",
+            length=0,
+            deadline_s=now_s + timeout_s,
+            arrived_s=now_s,
+            done=turn.refused,
+            meta=b"%b\n%b" % (identity, trace) if valid_traceparent(trace) else identity,
+            follows_default=path.version is None and path.label is None,
+        )
+        ticket.destination = turn
+        front.admission.submit(ticket, request)
+        await turn.came
+        request.sent_s = plane.now_s()
+        return request, sharding
+
+    @asynccontextmanager
+    async def job(
+        self,
+        request: Request,
+        sharding: ShardingConfig,
+        incoming: Incoming,
+        ticket: Ticket | None = None,
+    ) -> AsyncIterator[MediaJob]:
+        """The job of an upload, whose file is there meanwhile.
+
+        With the `ticket` of one whose body is not in memory yet. Raises what is wrong with the
+        upload or its options, the latter before its body is read.
+        """
+        check_tiling(incoming.options, sharding)
+        incoming.declared.check()
+        limit_bytes = sharding.limits.max_upload_bytes
+        if ticket is not None:
+            memory_bytes = min(self.config.spool_memory, ticket.max_body_bytes)
+            self.front.admission.hold(ticket, memory_bytes)
+            if ticket.account is not None:
+                tier_bytes = ticket.account.allowance.tier.max_body_bytes
+                limit_bytes = min(limit_bytes, tier_bytes or limit_bytes)
+        async with Spool(limit_bytes, self.config.spool_memory, self.spool) as spool:
+            medium: Medium = "image" if sharding.kind == "image-tiles" else "video"
+            upload, more = await take(incoming.pieces, spool, incoming.declared, medium)
+            if ticket is not None:
+                request.length = upload.length
+            options = incoming.options
+            if more:
+                options = read_options(options.model_dump(exclude_unset=True), more)
+                check_tiling(options, sharding)
+            identity, _, trace = request.meta.decode("latin-1").partition("\n")
+            yield MediaJob(
+                model=request.key[0],
+                version=None if request.follows_default else request.version,
+                upload=replace(upload, name=incoming.name or upload.name),
+                options=options,
+                # Its tier may have made it shorter.
+                timeout_s=request.deadline_s - request.arrived_s,
+                request_id=identity,
+                traceparent=trace,
+                priority=request.priority,
+            )
+
+    async def process(self, job: MediaJob, tell: Tell = ignore) -> Mapping[str, Any]:
+        """The stage's result; raises `DeadlineExceeded` also where the stage does not answer."""
+        try:
+            async with asyncio.timeout(job.timeout_s + GRACE_S):
+                return await self.stage.process(job, tell)
+        except TimeoutError:
+            raise DeadlineExceeded("the deadline passed before the answer") from None
+
+    def reply(
+        self, request: Request, length: int, result: Mapping[str, Any], status: int = 200
+    ) -> Reply:
+        """What the record and the cost are made from: all of its time was spent on computing."""
+        took_s = self.front.plane.now_s() - request.sent_s
+        pixels = float(result.get("width") or 0) * float(result.get("height") or 0)
+        return Reply(
+            id=request.id,
+            length=length,
+            status=status,
+            slot_s=took_s,
+            compute_s=took_s,
+            rows=1,
+            megapixels=pixels / PIXELS_PER_MEGAPIXEL,
+        )
+
+
+async def answer_of(work: Awaitable[Reply], request_id: str) -> Answer:
+    """What the work ends with; what is unexpected is logged and becomes an `InternalError`."""
+    try:
+        return await work
+    except HeadraceError as error:
+        return error
+    except Exception:
+        log.exception("request_failed", request_id=request_id)
+        return InternalError("internal error")
+
+
+def sharding_of(front: FrontState, model: str) -> ShardingConfig:
+    """How a model that exists splits its input; raises `InvalidArgument` if it does not."""
+    config = front.plane.config(model)
+    if config is None or config.sharding is None:
+        raise InvalidArgument(
+            f"model {model!r} does not split its input: its config has no `sharding`, so send it "
+            "tensors with :predict or /v2/models/.../infer"
+        )
+    return config.sharding

@@ -13,24 +13,20 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Mapping
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import orjson
-import structlog
 
-from gateway.http.media import MediaDesk, events_of, medium_of
-from gateway.media.desk import media_reply, megapixels_of, sharding_of
-from gateway.media.options import check_tiling, parameter_options, read_options
-from gateway.media.upload import complete
+from gateway.media.desk import Incoming, MediaDesk, answer_of, sharding_of
+from gateway.media.options import parameter_options, read_options
+from gateway.media.upload import Declared
 from headrace.config.args import Limits
-from headrace.config.sharding import ProcessOptions, ShardingConfig
-from headrace.errors import DeadlineExceeded, HeadraceError, InternalError, InvalidArgument, quoted
+from headrace.errors import DeadlineExceeded, InvalidArgument, quoted
 from headrace.link.frames import Body, Reply, pieces
-from headrace.link.request import Answer, Request
+from headrace.link.request import Request
 from headrace.protocols.calls import CALLS, call_of, form_of
 from headrace.protocols.checks import find_output
 from headrace.protocols.compression import inflate, reply_coding
@@ -52,10 +48,8 @@ from headrace.protocols.raw_tensors import RawTail, decode_raw, shape_of
 from headrace.protocols.targets import InferPath, parse
 from headrace.protocols.tensors import Call, Encoded, InferenceRequest
 from headrace.spec import BYTES, ModelSpec, Signature, Tensor, TensorSpec
-from sharding.spool import BATCH_BYTES
-from sharding.upload import MediaJob
 
-Findings = Literal["boxes", "tags"]
+FindingKind = Literal["boxes", "tags"]
 PROTOCOLS = {"openinference": b'"BYTES"', "openinference_grpc": b"BYTES"}
 """By protocol, how a datatype of BYTES looks in a request."""
 SIGHT_BYTES = 4096
@@ -63,7 +57,7 @@ SIGHT_BYTES = 4096
 
 _FP32, _FP64, _INT64 = (np.dtype(each) for each in (np.float32, np.float64, np.int64))
 _SHARDS = TensorSpec("shards", BYTES, (1,))
-_OUTPUTS: Mapping[Findings, tuple[TensorSpec, ...]] = {
+_OUTPUTS: Mapping[FindingKind, tuple[TensorSpec, ...]] = {
     "boxes": (
         TensorSpec("boxes", _FP32, (None, 4)),
         TensorSpec("scores", _FP32, (None,)),
@@ -98,7 +92,7 @@ def may_hold_media(protocol: str, body: Body) -> bool:
 
 
 def decode_media(
-    protocol: str, body: bytes, call: Call, findings: Findings, limits: Limits
+    protocol: str, body: bytes, call: Call, findings: FindingKind, limits: Limits
 ) -> MediaInput:
     """The file in a request; in JSON it is base64.
 
@@ -110,7 +104,7 @@ def decode_media(
 
 
 def encode_findings(
-    protocol: str, given: MediaInput, result: Mapping[str, Any], findings: Findings
+    protocol: str, given: MediaInput, result: Mapping[str, Any], findings: FindingKind
 ) -> Encoded:
     """The answer, from the stage's result."""
     codec = OpenInferenceProtoCodec() if protocol == "openinference_grpc" else OpenInferenceCodec()
@@ -118,7 +112,7 @@ def encode_findings(
     return codec.encode(given.request, _tensors(result, findings), model)
 
 
-def _decode_json(body: bytes, call: Call, findings: Findings, limits: Limits) -> MediaInput:
+def _decode_json(body: bytes, call: Call, findings: FindingKind, limits: Limits) -> MediaInput:
     plain = inflate(body, call.content_encoding, limits.max_body_bytes)
     text, raw = split_body(plain, call.json_length)
     check_json(text, limits.max_elements)
@@ -143,7 +137,7 @@ def _decode_json(body: bytes, call: Call, findings: Findings, limits: Limits) ->
     return MediaInput(content, parameters, request)
 
 
-def _decode_proto(body: bytes, findings: Findings, max_elements: int) -> MediaInput:
+def _decode_proto(body: bytes, findings: FindingKind, max_elements: int) -> MediaInput:
     message = parse("inference.ModelInferRequest", body, max_elements)
     name, entry = _only([(each.name, each) for each in message.inputs])
     where = f"input {quoted(name)}"
@@ -202,16 +196,16 @@ def _from_base64(data: Any, where: str) -> bytes:
         ) from None
 
 
-def _signature(name: str, findings: Findings) -> Signature:
+def _signature(name: str, findings: FindingKind) -> Signature:
     given = (TensorSpec(name, BYTES, (1,)),)
     return Signature("serving_default", given, (*_OUTPUTS[findings], _SHARDS))
 
 
-def _usual(findings: Findings) -> tuple[str, ...]:
+def _usual(findings: FindingKind) -> tuple[str, ...]:
     return tuple(spec.name for spec in _OUTPUTS[findings])
 
 
-def _tensors(result: Mapping[str, Any], findings: Findings) -> dict[str, Tensor]:
+def _tensors(result: Mapping[str, Any], findings: FindingKind) -> dict[str, Tensor]:
     found = result[findings]
     tensors: dict[str, Tensor] = {
         "scores": np.array([each["score"] for each in found], np.float32),
@@ -233,11 +227,8 @@ def _texts(texts: list[bytes]) -> Tensor:
     return tensor
 
 
-log = structlog.get_logger()
-
-
 class MediaInference:
-    """See the module; it is the `destination` of such a request's ticket."""
+    """The `Destination` of requests whose one input is a whole picture or video."""
 
     def __init__(self, desk: MediaDesk) -> None:
         self._desk, self._plane = desk, desk.front.plane
@@ -255,7 +246,7 @@ class MediaInference:
         return not any(spec.dtype == BYTES for each in signatures for spec in each.inputs)
 
     def submit(self, request: Request) -> None:
-        """It is its turn: begin with it."""
+        """Begin with it."""
         request.sent_s = self._plane.now_s()
         task = self._tasks[request.id] = asyncio.create_task(self._run(request))
         # Also one that is cancelled before it has begun.
@@ -270,76 +261,43 @@ class MediaInference:
             task.cancel()
 
     async def _run(self, request: Request) -> None:
-        answer: Answer
-        try:
-            answer = await self._answer(request)
-        except HeadraceError as error:
-            answer = error
-        except Exception:
-            log.exception("request_failed", model=request.key[0])
-            answer = InternalError("internal error")
+        request_id = request.meta.partition(b"\n")[0].decode("latin-1")
+        answer = await answer_of(self._answer(request), request_id)
         if not request.finished:
             request.finished = True
             request.done(request, answer)
 
     async def _answer(self, request: Request) -> Reply:
-        front, model = self._desk.front, request.key[0]
-        sharding = sharding_of(front, model)
-        findings: Findings = "boxes" if sharding.kind == "image-tiles" else "tags"
+        desk = self._desk
+        sharding = sharding_of(desk.front, request.key[0])
+        findings: FindingKind = "boxes" if sharding.kind == "image-tiles" else "tags"
         loop = asyncio.get_running_loop()
         # The event loop never reads a file, however it is wrapped.
         given = await loop.run_in_executor(None, self._decode, request, findings)
         options = read_options(parameter_options(given.parameters))
-        check_tiling(options, sharding)
-        result = await self._processed(request, given, sharding, options)
+        incoming = Incoming(_whole(given.content), Declared("", "", None), options)
+        async with desk.job(request, sharding, incoming) as job:
+            left_s = request.deadline_s - self._plane.now_s()
+            if left_s <= 0:
+                raise DeadlineExceeded("the deadline passed before the stage was asked")
+            result = await desk.process(replace(job, timeout_s=left_s))
         protocol = CALLS[request.call].protocol
         encoded = await loop.run_in_executor(
             None, encode_findings, protocol, given, result, findings
         )
-        now_s, length = self._plane.now_s(), len(encoded.body)
-        reply = media_reply(request, now_s, 200, length, megapixels_of(result))
         return replace(
-            reply,
+            desk.reply(request, len(encoded.body), result),
             body=encoded.body,
             form=form_of(encoded),
             json_length=encoded.json_length,
         )
 
-    def _decode(self, request: Request, findings: Findings) -> MediaInput:
+    def _decode(self, request: Request, findings: FindingKind) -> MediaInput:
         body = b"".join(pieces(request.body))
         call = call_of(request.call, request.json_length, request.encodings)
         limits = self._desk.front.limits
         return decode_media(CALLS[request.call].protocol, body, call, findings, limits)
 
-    async def _processed(
-        self,
-        request: Request,
-        given: MediaInput,
-        sharding: ShardingConfig,
-        options: ProcessOptions,
-    ) -> Mapping[str, Any]:
-        async with self._desk.open_spool(sharding.limits.max_upload_bytes) as spool:
-            content = memoryview(given.content)
-            for start in range(0, len(content), BATCH_BYTES):
-                await spool.write(content[start : start + BATCH_BYTES])
-            upload = await complete(spool, "", "", medium_of(sharding))
-            left_s = request.deadline_s - self._plane.now_s()
-            if left_s <= 0:
-                raise DeadlineExceeded("the deadline passed before the stage was asked")
-            request_id, _, trace = request.meta.decode("latin-1").partition("\n")
-            job = MediaJob(
-                model=request.key[0],
-                version=None if request.follows_default else request.version,
-                upload=upload,
-                options=options,
-                timeout_s=left_s,
-                request_id=request_id,
-                traceparent=trace,
-                priority=request.priority,
-            )
-            async with aclosing(events_of(self._desk.stage, job)) as events:
-                async for event in events:
-                    if event["event"] == "result":
-                        result: Mapping[str, Any] = event["result"]
-                        return result
-        raise InternalError("the stage ended without a result")
+
+async def _whole(content: bytes) -> AsyncIterator[bytes]:
+    yield content

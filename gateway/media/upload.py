@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
-from starlette.types import Receive
-
 from gateway.media.options import json_options
 from headrace.errors import (
-    Cancelled,
     InvalidArgument,
     RequestTimeout,
     Unimplemented,
@@ -24,70 +19,41 @@ from sharding.sniff import HEAD_BYTES, TAIL_BYTES, Medium, identify
 from sharding.spool import Spool
 from sharding.upload import Upload
 
+try:
+    from python_multipart.exceptions import FormParserError
+    from python_multipart.multipart import MultipartParser, parse_options_header
+except ImportError:  # it is in the extra `media`
+    MultipartParser = None  # type: ignore[assignment, misc]
+
 MIN_BYTES_PER_S = 16 * 1024
 """Slower senders hold a place that somebody else could use."""
-LINGER_S = 2.0
-"""After a refusal we read on for so long, or the reset would overtake the answer."""
 
 
-class MediaBody:
-    """The body of an upload as it comes over ASGI: piece by piece, never whole, and not too slowly.
+async def paced(
+    read: Callable[[], Awaitable[bytes | None]], timeout_s: float
+) -> AsyncIterator[bytes]:
+    """The pieces that `read` gives until None. Raises `RequestTimeout`.
 
-    The server reads no further than what was taken from here.
-
-    `timeout_s` is the client's time in all, and one second more for every `MIN_BYTES_PER_S` that
-    have come. What is spent on writing them down does not count. `left` says that the client is
-    gone.
+    `timeout_s` is the sender's time in all, and one second more for every `MIN_BYTES_PER_S` that
+    have come. Time that the reader spends between pieces does not count.
     """
-
-    def __init__(self, receive: Receive, timeout_s: float) -> None:
-        self._receive, self._timeout_s = receive, timeout_s
-        self._waited_s = 0.0
-        self.length = 0
-        self.complete = self.left = False
-
-    async def pieces(self) -> AsyncIterator[bytes]:
-        """The rest of the body. Raises `RequestTimeout`, and `Cancelled` if the client left."""
-        while not self.complete:
-            piece = await self._next()
-            if piece:
-                yield piece
-
-    async def _next(self) -> bytes:
-        loop = asyncio.get_running_loop()
+    loop = asyncio.get_running_loop()
+    waited_s, length = 0.0, 0
+    while True:
         began_s = loop.time()
-        left_s = self._timeout_s + self.length / MIN_BYTES_PER_S - self._waited_s
+        left_s = timeout_s + length / MIN_BYTES_PER_S - waited_s
         try:
             async with asyncio.timeout(max(0.0, left_s)):
-                message = await self._receive()
+                piece = await read()
         except TimeoutError:
             raise RequestTimeout(
-                f"the body took too long: {self.length} bytes came in {self._timeout_s:g} s"
+                f"the body took too long: {length} bytes came in {timeout_s:g} s"
             ) from None
-        self._waited_s += loop.time() - began_s
-        if message["type"] == "http.disconnect":
-            self.left = True
-            raise Cancelled("the caller left before the body was complete")
-        self.complete = not message.get("more_body", False)
-        piece: bytes = message.get("body", b"")
-        self.length += len(piece)
-        return piece
-
-    async def gone(self) -> None:
-        """Returns when the client has left; the body has to be complete."""
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-        self.left = True
-
-    async def discard(self) -> None:
-        """Read and drop what still comes, until the client stops or the time is over."""
-        try:
-            async with asyncio.timeout(LINGER_S):
-                while not self.complete:
-                    message = await self._receive()
-                    self.complete = not message.get("more_body", False)
-        except TimeoutError:
-            pass
+        if piece is None:
+            return
+        waited_s += loop.time() - began_s
+        length += len(piece)
+        yield piece
 
 
 FORM = "multipart/form-data"
@@ -125,55 +91,46 @@ class Declared:
 
 
 async def take(
-    body: MediaBody, spool: Spool, declared: Declared, wanted: Medium
+    pieces: AsyncIterator[bytes], spool: Spool, declared: Declared, wanted: Medium
 ) -> tuple[Upload, dict[str, Any]]:
-    """Write the body into the spool; what came, and the options that came with it.
+    """Write a body into the spool; the upload, and the options that came in its form.
 
-    It is looked at as soon as its first bytes are here, so that what can never be read is refused
-    before the rest comes. Raises `InvalidArgument`, `UnsupportedMedia`, `PayloadTooLarge`,
-    `RequestTimeout`, `Cancelled` and `Unavailable` (no room).
+    Its first bytes are looked at as soon as they are here, so that what can never be read is
+    refused before the rest comes. Raises `InvalidArgument`, `UnsupportedMedia`, `PayloadTooLarge`,
+    `Unavailable` (no room), and what the pieces raise.
     """
     if declared.kind == FORM:
-        content_type, name, options = await _take_form(body, spool, declared, wanted)
+        content_type, name, options = await _take_form(pieces, spool, declared, wanted)
     else:
         if declared.length is not None:
             await spool.expect(declared.length)
         content_type, name, options = _type(declared.kind), "", {}
         head = _Head(spool, content_type, wanted)
-        async for piece in body.pieces():
+        async for piece in pieces:
             await head.write(piece)
-    return await complete(spool, content_type, name, wanted), options
-
-
-async def complete(spool: Spool, content_type: str, name: str, wanted: Medium) -> Upload:
-    """All of it is in the spool: look at both of its ends. Raises as `take` does."""
     digest = await spool.finish()
     size = spool.size_bytes
     first = await spool.read(0, HEAD_BYTES)
     tail = await spool.read(max(0, size - TAIL_BYTES), TAIL_BYTES)
     identify(content_type, first, tail, wanted)
-    return Upload(str(await spool.path()), size, digest, content_type, name)
+    return Upload(str(await spool.path()), size, digest, content_type, name), options
 
 
 async def _take_form(
-    body: MediaBody, spool: Spool, declared: Declared, wanted: Medium
+    pieces: AsyncIterator[bytes], spool: Spool, declared: Declared, wanted: Medium
 ) -> tuple[str, str, dict[str, Any]]:
-    try:
-        from gateway.media.upload import FormReader  # its library is in the extra `media`
-    except ImportError:
-        raise Unimplemented(
-            "this server reads no forms: send the picture or video itself as the body"
-        ) from None
     if declared.length is not None:
         await spool.expect(declared.length - FORM_BYTES)
     form = FormReader(declared.content_type)
     head: _Head | None = None
-    async for piece in body.pieces():
+    length = 0
+    async for piece in pieces:
+        length += len(piece)
         for content in form.read(piece):
             if head is None:
                 head = _Head(spool, _type(form.file_type), wanted)
             await head.write(content)
-        if body.length - spool.size_bytes > FORM_BYTES:
+        if length - spool.size_bytes > FORM_BYTES:
             raise InvalidArgument(f"the form has over {FORM_BYTES} bytes besides the file")
     form.finish()
     options = json_options(form.options, "the part 'options'")
@@ -215,6 +172,10 @@ class FormReader:
     """
 
     def __init__(self, content_type: str) -> None:
+        if MultipartParser is None:
+            raise Unimplemented(
+                "this server reads no forms: send the picture or video itself as the body"
+            )
         self.file_type, self.file_name, self.options = "", "", b""
         self._part, self._ended = "", False
         self._seen: set[str] = set()

@@ -109,15 +109,15 @@ class Reply:
     id: int
     length: int
     status: int
-    flags: int
-    form: int
-    json_length: int | None
-    slot_s: float
-    batch_wait_s: float
-    compute_s: float
-    encode_s: float
-    depth: int
-    body: Body
+    flags: int = 0
+    form: int = 0
+    json_length: int | None = None
+    slot_s: float = 0.0
+    batch_wait_s: float = 0.0
+    compute_s: float = 0.0
+    encode_s: float = 0.0
+    depth: int = 0
+    body: Body = b""
     rows: int = 0
     megapixels: float = 0.0
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
-from contextlib import aclosing, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from gateway.media.desk import StageClient
 from headrace.config.args import Batching, Limits, ModelConfig
 from headrace.config.sharding import ShardingConfig, ShardingLimits
 from headrace.link.client import Identity
@@ -21,7 +22,7 @@ from headrace.snapshot import State
 from sharding.deployment import Stage
 from sharding.jobs import JobRunner, JobStore
 from sharding.shards import Shards, StagePlane
-from sharding.upload import MediaJob
+from sharding.upload import MediaJob, Tell
 from tests.house import SECRET, House, affine_model, until
 from tests.sharding.stage_house import FACES, PICTURES, REPOSITORY
 
@@ -35,8 +36,7 @@ PICTURE = ModelConfig(
 RESULT = {"model": "affine", "version": 1, "boxes": [], "shards": [], "width": 2000, "height": 1000}
 LARGE = 64 * 1024 * 1024
 
-Events = AsyncGenerator[Mapping[str, Any], None]
-Script = Callable[[MediaJob], Events]
+Script = Callable[[MediaJob, Tell], Awaitable[Mapping[str, Any]]]
 
 
 def png(width: int = 64, height: int = 48, *, noise: bool = False) -> bytes:
@@ -49,29 +49,27 @@ def png(width: int = 64, height: int = 48, *, noise: bool = False) -> bytes:
     return buffer.getvalue()
 
 
-async def plain(job: MediaJob) -> Events:
+async def plain(job: MediaJob, tell: Tell) -> Mapping[str, Any]:
     """A picture in which nothing is found."""
-    yield {"event": "plan", "parts": 1, "kind": "image-tiles", "shards": 1}
-    yield {"event": "part", "part": 0, "done": 1, "parts": 1, "boxes": []}
-    yield {"event": "result", "result": RESULT}
+    await tell({"event": "plan", "parts": 1, "kind": "image-tiles", "shards": 1})
+    await tell({"event": "part", "part": 0, "done": 1, "parts": 1, "boxes": []})
+    return RESULT
 
 
 @dataclass
-class LocalStage:
-    """`StageCalls` in this process. `seen` holds what came, `closed` counts streams that ended."""
+class LocalStage(StageClient):
+    """The stage in this process. `seen` holds what came, `closed` counts jobs that ended."""
 
     script: Script
     runner: JobRunner
     seen: list[tuple[MediaJob, bytes]] = field(default_factory=list)
     closed: int = 0
 
-    async def process(self, job: MediaJob) -> Events:
+    async def process(self, job: MediaJob, tell: Tell) -> Mapping[str, Any]:
         path = Path(job.upload.path)
         self.seen.append((job, await asyncio.to_thread(path.read_bytes)))
         try:
-            async with aclosing(self.script(job)) as events:
-                async for event in events:
-                    yield event
+            return await self.script(job, tell)
         finally:
             self.closed += 1
 
@@ -128,7 +126,7 @@ async def open_faces(
     stage = Stage(Shards(plane), "node", tmp_path / "spool")
     task = asyncio.create_task(plane.run())
     try:
-        async with _running(house, stage.process):
+        async with _running(house, stage.run):
             for slot in slots:
                 await house.add_slot(slot)
                 assert await house.place(slot, model, 1, config) is State.READY

@@ -17,7 +17,7 @@ from headrace.metrics import Recorder
 from headrace.snapshot import State
 from sharding.deployment import Stage
 from sharding.shards import Shards, StagePlane
-from sharding.upload import MediaJob, Upload
+from sharding.upload import Event, MediaJob, Upload
 from tests.house import SECRET, House, until
 
 LARGE = 64 * 1024 * 1024
@@ -68,10 +68,13 @@ class StageHouse:
         return MediaJob(model, self.upload(content), options=asked, timeout_s=timeout_s)
 
     async def run(self, job: MediaJob) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        """All events, and the result."""
-        events = [event async for event in self.stage.process(job)]
-        assert events[-1]["event"] == "result"
-        return events, events[-1]["result"]
+        """What was told, and the result."""
+        told: list[Any] = []
+
+        async def tell(event: Event) -> None:
+            told.append(event)
+
+        return told, await self.stage.run(job, tell)
 
     def follow(self) -> None:
         """The stage hears what the house's gateway has heard."""

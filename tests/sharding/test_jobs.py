@@ -8,7 +8,7 @@ import os
 import stat
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from sharding import job_store, jobs
 from sharding.job_store import DEAD_S, TRIES, JobStore, decode_job, encode_job
 from sharding.jobs import MAX_PARTIAL, JobRunner
 from sharding.spool import sweep
-from sharding.upload import MediaJob, Upload
+from sharding.upload import MediaJob, Tell, Upload
 
 MINE = "key:mine"
 PLAN = {"event": "plan", "parts": 4}
@@ -72,12 +72,12 @@ async def ended(runner: JobRunner, job_id: str) -> dict[str, Any]:
     return await wait(runner, job_id, lambda each: each["state"] in job_store.ENDED)
 
 
-async def answer(job: MediaJob) -> AsyncGenerator[Mapping[str, Any], None]:
+async def answer(job: MediaJob, tell: Tell) -> Mapping[str, Any]:
     """What a stage does, in short: it reads the upload and tells its length."""
-    yield PLAN
-    yield part(1)
+    await tell(PLAN)
+    await tell(part(1))
     content = await asyncio.to_thread(Path(job.upload.path).read_bytes)
-    yield {"event": "result", "result": {"boxes": [], "length": len(content)}}
+    return {"boxes": [], "length": len(content)}
 
 
 # -- the store ------------------------------------------------------------------------------------
@@ -309,13 +309,13 @@ async def test_no_more_run_than_are_allowed(store: JobStore, tmp_path: Path) -> 
     most = 0
     gate = asyncio.Event()
 
-    async def process(job: MediaJob) -> AsyncGenerator[Mapping[str, Any], None]:
+    async def process(job: MediaJob, tell: Tell) -> Mapping[str, Any]:
         nonlocal most
         running.append(job.upload.path)
         most = max(most, len(running))
         await gate.wait()
         running.remove(job.upload.path)
-        yield {"event": "result", "result": {}}
+        return {}
 
     async with working(store, process, 2) as runner:
         ids = [await runner.submit(upload(tmp_path), MINE) for _ in range(5)]
@@ -331,12 +331,12 @@ async def test_what_is_found_is_told_on_the_way(store: JobStore, tmp_path: Path)
     gate = asyncio.Event()
     now = iter(range(1000, 10**6))
 
-    async def process(job: MediaJob) -> AsyncGenerator[Mapping[str, Any], None]:
-        yield PLAN
-        yield part(1, boxes=2)
-        yield part(2, boxes=MAX_PARTIAL)
+    async def process(job: MediaJob, tell: Tell) -> Mapping[str, Any]:
+        await tell(PLAN)
+        await tell(part(1, boxes=2))
+        await tell(part(2, boxes=MAX_PARTIAL))
         await gate.wait()
-        yield {"event": "result", "result": {}}
+        return {}
 
     async with working(store, process, now_s=lambda: float(next(now))) as runner:
         job_id = await runner.submit(upload(tmp_path), MINE)
@@ -351,11 +351,11 @@ async def test_a_plan_that_comes_again_begins_anew(store: JobStore, tmp_path: Pa
     gate = asyncio.Event()
     now = iter(range(1000, 10**6))
 
-    async def process(job: MediaJob) -> AsyncGenerator[Mapping[str, Any], None]:
+    async def process(job: MediaJob, tell: Tell) -> Mapping[str, Any]:
         for event in (PLAN, part(1), part(2), PLAN, part(1, boxes=3)):
-            yield event
+            await tell(event)
         await gate.wait()
-        yield {"event": "result", "result": {}}
+        return {}
 
     def anew(document: Mapping[str, Any]) -> bool:
         found = (document.get("partial") or {}).get("boxes", ())
@@ -374,12 +374,12 @@ async def test_a_job_waits_until_its_model_can_be_served(
     monkeypatch.setattr(jobs, "RETRY_S", 0.0)
     tries = []
 
-    async def process(job: MediaJob) -> AsyncGenerator[Mapping[str, Any], None]:
+    async def process(job: MediaJob, tell: Tell) -> Mapping[str, Any]:
         tries.append(job)
         if len(tries) < 3:
             raise Unavailable("nothing is known of the pool yet")
-        yield PLAN
-        yield {"event": "result", "result": {"boxes": []}}
+        await tell(PLAN)
+        return {"boxes": []}
 
     async with working(store, process) as runner:
         first = await ended(runner, await runner.submit(upload(tmp_path), MINE))
@@ -391,10 +391,10 @@ async def test_a_job_that_has_begun_or_waited_for_long_does_not_wait(
 ) -> None:
     tries = []
 
-    async def process(job: MediaJob) -> AsyncGenerator[Mapping[str, Any], None]:
+    async def process(job: MediaJob, tell: Tell) -> Mapping[str, Any]:
         tries.append(job)
         if len(tries) == 1:
-            yield PLAN
+            await tell(PLAN)
         raise Unavailable("two slots died of it")
 
     async with working(store, process) as runner:
@@ -406,8 +406,8 @@ async def test_a_job_that_has_begun_or_waited_for_long_does_not_wait(
 
 
 async def test_a_failure_is_kept_with_its_status(store: JobStore, tmp_path: Path) -> None:
-    async def process(job: MediaJob) -> AsyncGenerator[Mapping[str, Any], None]:
-        yield PLAN
+    async def process(job: MediaJob, tell: Tell) -> Mapping[str, Any]:
+        await tell(PLAN)
         raise UnsupportedMedia("the codec is unknown") if job.version == 2 else RuntimeError("bug")
 
     async with working(store, process) as runner:
@@ -421,11 +421,12 @@ async def test_a_failure_is_kept_with_its_status(store: JobStore, tmp_path: Path
 async def test_cancelling_stops_the_work(store: JobStore, tmp_path: Path) -> None:
     started, stopped = asyncio.Event(), asyncio.Event()
 
-    async def process(job: MediaJob) -> AsyncGenerator[Mapping[str, Any], None]:
+    async def process(job: MediaJob, tell: Tell) -> Mapping[str, Any]:
         try:
             started.set()
-            yield PLAN
+            await tell(PLAN)
             await asyncio.Event().wait()
+            return {}
         finally:
             stopped.set()
 
@@ -444,11 +445,12 @@ async def test_another_process_stops_the_work_by_the_store(
     monkeypatch.setattr("sharding.jobs.BEAT_S", 0.01)
     started, stopped = asyncio.Event(), asyncio.Event()
 
-    async def process(job: MediaJob) -> AsyncGenerator[Mapping[str, Any], None]:
+    async def process(job: MediaJob, tell: Tell) -> Mapping[str, Any]:
         try:
-            yield PLAN
+            await tell(PLAN)
             started.set()
             await asyncio.Event().wait()
+            return {}
         finally:
             stopped.set()
 
@@ -465,10 +467,11 @@ async def test_a_runner_that_ends_leaves_its_job_to_the_next(
 ) -> None:
     started = asyncio.Event()
 
-    async def hang(job: MediaJob) -> AsyncGenerator[Mapping[str, Any], None]:
-        yield PLAN
+    async def hang(job: MediaJob, tell: Tell) -> Mapping[str, Any]:
+        await tell(PLAN)
         started.set()
         await asyncio.Event().wait()
+        return {}
 
     async with working(store, hang) as first:
         job_id = await first.submit(upload(tmp_path, content=b"12345"), MINE)
@@ -487,11 +490,10 @@ async def test_a_running_jobs_upload_has_a_name_in_the_spool(
     def refuse(*_: object) -> None:
         raise OSError(errno.EXDEV, "another device")
 
-    async def process(job: MediaJob) -> AsyncGenerator[Mapping[str, Any], None]:
+    async def process(job: MediaJob, tell: Tell) -> Mapping[str, Any]:
         seen.append(Path(job.upload.path))
         assert sweep(spool) == 0  # it is in use
-        async for event in answer(job):
-            yield event
+        return await answer(job, tell)
 
     if not same_disk:
         monkeypatch.setattr(os, "link", refuse)

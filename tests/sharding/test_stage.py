@@ -8,7 +8,6 @@ import json
 import shutil
 import time
 from collections import Counter
-from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -31,7 +30,7 @@ from headrace.snapshot import State
 from sharding.deployment import MAX_OPEN
 from sharding.shards import Edition, ShardDied, Shards, StagePlane
 from sharding.split import PictureSource
-from sharding.upload import MediaJob
+from sharding.upload import Event, MediaJob
 from tests.house import until
 from tests.sharding.stage_house import (
     FACES,
@@ -97,15 +96,15 @@ async def test_a_shard_that_dies_in_the_middle_loses_nothing(tmp_path: object) -
         other[:, :, 0] ^= 1
         job = stage.job("faces", png(other), tile=256, overlap=64)
         seen: Counter[str] = Counter()
-        async with aclosing(stage.stage.process(job)) as events:
-            async for event in events:
-                if event["event"] == "part":
-                    seen[event["shard"]] += 1
-                    if seen["a"] == 2 and "a" in stage.house.services:
-                        await stage.house.kill_slot("a")
-                        stage.follow()
-                elif event["event"] == "result":
-                    result = event["result"]
+
+        async def tell(event: Event) -> None:
+            if event["event"] == "part":
+                seen[event["shard"]] += 1
+                if seen["a"] == 2 and "a" in stage.house.services:
+                    await stage.house.kill_slot("a")
+                    stage.follow()
+
+        result = await stage.stage.run(job, tell)
     assert len(result["shards"]) == len(whole["shards"])
     assert "missing" not in result
     assert len(result["boxes"]) == len(whole["boxes"])
@@ -124,14 +123,14 @@ async def taken_over(
     stage: StageHouse, job: MediaJob, *, stays: bool
 ) -> tuple[list[str], dict[str, Any]]:
     """The kinds of a request's events and its result, if version 2 takes over in the middle."""
-    kinds = []
-    async with aclosing(stage.stage.process(job)) as events:
-        async for event in events:
-            kinds.append(event["event"])
-            if kinds.count("part") == 1 and event["event"] == "part":
-                await take_over(stage, "c", stays=stays)
-            last = event
-    return kinds, last["result"]
+    kinds: list[str] = []
+
+    async def tell(event: Event) -> None:
+        kinds.append(event["event"])
+        if kinds.count("part") == 1 and event["event"] == "part":
+            await take_over(stage, "c", stays=stays)
+
+    return kinds, await stage.stage.run(job, tell)
 
 
 async def test_a_request_goes_on_with_the_version_that_it_began_with(
@@ -194,13 +193,19 @@ async def take_over(stage: StageHouse, slot: str, *, stays: bool) -> None:
     await until(lambda: stage.plane.reaches(slot))
 
 
-async def test_closing_the_request_takes_its_parts_from_the_shards(tmp_path: object) -> None:
+async def test_cancelling_the_request_takes_its_parts_from_the_shards(tmp_path: object) -> None:
     async with open_stage(tmp_path, "a") as stage:  # type: ignore[arg-type]
         job = stage.job("faces", png(TWO), tile=256, overlap=64)
-        async with aclosing(stage.stage.process(job)) as events:
-            async for event in events:
-                if event["event"] == "part":
-                    break
+        begun = asyncio.Event()
+
+        async def tell(event: Event) -> None:
+            if event["event"] == "part":
+                begun.set()
+
+        work = asyncio.create_task(stage.stage.run(job, tell))
+        await begun.wait()
+        work.cancel()
+        await asyncio.gather(work, return_exceptions=True)
         await until(lambda: len(stage.plane.router) == 0)
         placements = list(stage.house.services["a"]._placements)
         await until(lambda: all(len(each.engine) == 0 for each in placements))

@@ -7,7 +7,7 @@ import errno
 import json
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,8 +17,8 @@ import pytest
 
 from gateway.access.audit import AuditLog
 from gateway.http.admin import create_admin_app
-from gateway.http.media import MediaDesk
-from gateway.media.upload import Declared, MediaBody, take
+from gateway.media.desk import MediaDesk
+from gateway.media.upload import Declared, paced, take
 from headrace.access import Access
 from headrace.config.args import Audit, Cost, Limits, ModelConfig
 from headrace.config.tiers import Tier
@@ -26,12 +26,11 @@ from headrace.errors import Unavailable
 from headrace.keys import new_key
 from sharding import spool
 from sharding.job_store import decode_job
-from sharding.upload import MediaJob
+from sharding.upload import MediaJob, Tell
 from tests.gateway.media_house import (
     PICTURE,
     RESULT,
     UPLOAD_BYTES,
-    Events,
     MediaHouse,
     astronauts,
     open_faces,
@@ -58,9 +57,10 @@ async def in_pieces(content: bytes, size: int = 10_000) -> AsyncIterator[bytes]:
         yield content[start : start + size]
 
 
-async def hang(job: MediaJob) -> Events:
-    yield PLAN
+async def hang(job: MediaJob, tell: Tell) -> Mapping[str, Any]:
+    await tell(PLAN)
     await asyncio.Event().wait()
+    return {}
 
 
 # -- ways to send one -----------------------------------------------------------------------------
@@ -345,17 +345,17 @@ async def test_nothing_is_read_while_the_disk_is_slow(
         gate.wait()
         write(*content)
 
-    async def receive() -> Any:
+    async def read() -> bytes | None:
         nonlocal taken
         taken += 1
-        head = SMALL[:100] if taken == 1 else bytes(65_536)
-        return {"type": "http.request", "body": head, "more_body": taken < 100}
+        if taken > 100:
+            return None
+        return SMALL[:100] if taken == 1 else bytes(65_536)
 
     monkeypatch.setattr(spool, "write_all", slow)
-    body = MediaBody(receive, 60.0)
     async with spool.Spool(10**8, 0, tmp_path) as kept:
         declared = Declared("", "", None)
-        taking = asyncio.create_task(take(body, kept, declared, "image"))
+        taking = asyncio.create_task(take(paced(read, 60.0), kept, declared, "image"))
         await until(lambda: kept._job is not None)
         for _ in range(100):
             await asyncio.sleep(0)
@@ -401,8 +401,8 @@ async def test_a_large_upload_is_written_as_it_comes(tmp_path: Path) -> None:
 
 
 async def test_an_error_of_the_stage_keeps_its_status(tmp_path: Path) -> None:
-    async def fail(job: MediaJob) -> Events:
-        yield PLAN
+    async def fail(job: MediaJob, tell: Tell) -> Mapping[str, Any]:
+        await tell(PLAN)
         raise Unavailable("a shard is gone", retry_after_s=3)
 
     async with open_scripted(tmp_path, fail) as house, client(house) as http:
@@ -417,9 +417,8 @@ async def test_an_error_of_the_stage_keeps_its_status(tmp_path: Path) -> None:
 
 
 async def test_an_error_before_the_first_line_has_its_own_status(tmp_path: Path) -> None:
-    async def fail(job: MediaJob) -> Events:
+    async def fail(job: MediaJob, tell: Tell) -> Mapping[str, Any]:
         raise Unavailable("no shard")
-        yield {}
 
     async with open_scripted(tmp_path, fail) as house, client(house) as http:
         lines = await http.post(PROCESS, content=SMALL, headers={"accept": "application/x-ndjson"})
@@ -427,9 +426,8 @@ async def test_an_error_before_the_first_line_has_its_own_status(tmp_path: Path)
 
 
 async def test_what_is_unexpected_is_an_internal_error(tmp_path: Path) -> None:
-    async def fail(job: MediaJob) -> Events:
+    async def fail(job: MediaJob, tell: Tell) -> Mapping[str, Any]:
         raise RuntimeError("secret")
-        yield {}
 
     async with open_scripted(tmp_path, fail) as house, client(house) as http:
         answer = await http.post(PROCESS, content=SMALL)
@@ -438,7 +436,7 @@ async def test_what_is_unexpected_is_an_internal_error(tmp_path: Path) -> None:
 
 
 async def test_the_deadline_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.http.media.GRACE_S", 0.0)
+    monkeypatch.setattr("gateway.media.desk.GRACE_S", 0.0)
     headers = {"x-request-timeout-seconds": "0.1"}
     async with open_scripted(tmp_path, hang) as house, client(house) as http:
         answer = await http.post(PROCESS, content=SMALL, headers=headers)
@@ -494,9 +492,9 @@ async def test_a_refused_caller_is_told_before_its_body_comes(tmp_path: Path) ->
 async def test_places_are_taken_and_given_back(tmp_path: Path) -> None:
     gate = asyncio.Event()
 
-    async def wait(job: MediaJob) -> Events:
+    async def wait(job: MediaJob, tell: Tell) -> Mapping[str, Any]:
         await gate.wait()
-        yield {"event": "result", "result": RESULT}
+        return RESULT
 
     access = tiers(concurrency=1, queue={"size": 1})
     async with open_scripted(tmp_path, wait, access=access) as house, client(house) as http:

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from tritonclient import http as triton
 
-from gateway.http.media import MediaDesk
+from gateway.media.desk import MediaDesk
 from gateway.media.inference import MediaInference, decode_media, encode_findings, may_hold_media
 from headrace.config.args import Batching, Limits, ModelConfig
 from headrace.config.sharding import ShardingConfig
@@ -23,8 +24,8 @@ from headrace.protocols.raw_tensors import decode_raw
 from headrace.protocols.tensors import Call
 from headrace.protocols.wire import message
 from headrace.spec import BYTES
-from sharding.upload import MediaJob
-from tests.gateway.media_house import Events, astronauts, open_faces, open_scripted, png
+from sharding.upload import MediaJob, Tell
+from tests.gateway.media_house import astronauts, open_faces, open_scripted, png
 from tests.house import client, open_house, until
 
 INFER = "/v2/models/affine/infer"
@@ -48,9 +49,9 @@ def binary_body(content: bytes, **more: Any) -> tuple[bytes, int]:
     return text + struct.pack("<I", len(content)) + content, len(text)
 
 
-async def find(job: MediaJob) -> Events:
-    yield {"event": "plan", "parts": 1}
-    yield {"event": "result", "result": FOUND}
+async def find(job: MediaJob, tell: Tell) -> Mapping[str, Any]:
+    await tell({"event": "plan", "parts": 1})
+    return FOUND
 
 
 # -- the codec ------------------------------------------------------------------------------------
@@ -226,9 +227,10 @@ async def test_bad_input(tmp_path: Path, body: Any, status: int, words: str) -> 
 
 
 async def test_a_client_that_leaves_stops_the_work(tmp_path: Path) -> None:
-    async def hang(job: MediaJob) -> Events:
-        yield {"event": "plan", "parts": 1}
+    async def hang(job: MediaJob, tell: Tell) -> Mapping[str, Any]:
+        await tell({"event": "plan", "parts": 1})
         await asyncio.Event().wait()
+        return {}
 
     async with open_scripted(tmp_path, hang) as house, client(house) as http:
         asking = asyncio.create_task(http.post(INFER, json=json_body()))
@@ -240,8 +242,8 @@ async def test_a_client_that_leaves_stops_the_work(tmp_path: Path) -> None:
 
 
 async def test_a_tagger_answers_with_tags(tmp_path: Path) -> None:
-    async def tag(job: MediaJob) -> Events:
-        yield {"event": "result", "result": {**FOUND, "tags": [TAG]}}
+    async def tag(job: MediaJob, tell: Tell) -> Mapping[str, Any]:
+        return {**FOUND, "tags": [TAG]}
 
     config = ModelConfig(batching=Batching(), sharding=ShardingConfig(kind="video-segments"))
     video = b"\x1a\x45\xdf\xa3" + bytes(100)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from typing import Any, Self
 
 import pytest
 
-from gateway.media.desk import StageClient
-from headrace.errors import NotFound, Unavailable, Unimplemented, UnsupportedMedia
-from sharding.upload import MediaJob, Upload
+from gateway.media.desk import StageClient, ignore
+from headrace.errors import InternalError, NotFound, Unavailable, Unimplemented, UnsupportedMedia
+from sharding.upload import Event, MediaJob, Upload
 
 JOB = MediaJob("faces", Upload("/spool/x", 1, "d1"))
 PLAN = {"event": "plan", "parts": 1}
@@ -62,36 +60,44 @@ class Handle:
         return self.answer
 
 
-async def collect(events: AsyncGenerator[Any, None], into: list[Any]) -> None:
-    async with aclosing(events):
-        async for event in events:
-            into += [event]
+async def process(stream: Stream) -> tuple[Any, list[Any]]:
+    """The result and what was told before it."""
+    told = list[Any]()
+
+    async def tell(event: Event) -> None:
+        told.append(event)
+
+    return await StageClient(Handle(stream)).process(JOB, tell), told
 
 
-async def test_events_come_as_they_are_and_the_stream_is_given_up_in_the_end() -> None:
-    stream, seen = Stream([PLAN, {"event": "result", "result": {}}]), list[Any]()
-    await collect(StageClient(Handle(stream)).process(JOB), seen)
-    assert [each["event"] for each in seen] == ["plan", "result"] and stream.cancelled
+async def test_events_are_told_and_the_stream_is_given_up_in_the_end() -> None:
+    stream = Stream([PLAN, {"event": "result", "result": {"boxes": []}}])
+    assert await process(stream) == ({"boxes": []}, [PLAN]) and stream.cancelled
 
 
-async def test_closing_the_events_cancels_the_call() -> None:
+async def test_what_the_listener_raises_ends_the_call() -> None:
+    async def tell(_: Event) -> None:
+        raise ConnectionResetError
+
     stream = Stream([PLAN, PLAN])
-    events = StageClient(Handle(stream)).process(JOB)
-    assert await anext(events) == PLAN and not stream.cancelled
-    await events.aclose()
+    with pytest.raises(ConnectionResetError):
+        await StageClient(Handle(stream)).process(JOB, tell)
     assert stream.cancelled
 
 
 async def test_an_error_event_is_raised() -> None:
-    stream, seen = Stream([PLAN, {"event": "error", "status": 415, "error": "bad"}]), list[Any]()
     with pytest.raises(UnsupportedMedia, match="bad"):
-        await collect(StageClient(Handle(stream)).process(JOB), seen)
-    assert seen == [PLAN]
+        await process(Stream([PLAN, {"event": "error", "status": 415, "error": "bad"}]))
+
+
+async def test_a_stream_without_a_result_is_an_internal_error() -> None:
+    with pytest.raises(InternalError, match="without a result"):
+        await process(Stream([PLAN]))
 
 
 async def test_rays_own_errors_mean_that_the_stage_is_away() -> None:
     with pytest.raises(Unavailable, match="away"):
-        await collect(StageClient(Handle(Stream([RuntimeError("ray")]))).process(JOB), [])
+        await process(Stream([RuntimeError("ray")]))
     with pytest.raises(Unavailable, match="away"):
         await StageClient(Handle(RuntimeError("ray"))).job("1", None)
 
@@ -116,4 +122,4 @@ async def test_without_a_stage_every_call_says_so() -> None:
         with pytest.raises(Unimplemented, match=r"media\.replicas: 0"):
             await call
     with pytest.raises(Unimplemented):
-        await anext(client.process(JOB))
+        await client.process(JOB, ignore)

@@ -6,7 +6,7 @@ import asyncio
 import os
 import threading
 import zlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,10 +32,10 @@ from headrace.keys import new_key
 from headrace.link import shared_memory
 from headrace.protocols.targets import parse
 from headrace.protocols.wire import message
-from sharding.upload import MediaJob
+from sharding.upload import MediaJob, Tell
 from tests.gateway.http.test_shared_memory_api import both, refusal, triton
 from tests.gateway.media.test_inference import BOX
-from tests.gateway.media_house import Events, open_scripted, png
+from tests.gateway.media_house import open_scripted, png
 from tests.house import PEPPER, House, client, grpc_channel, open_house, until
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -693,9 +693,9 @@ async def test_callers_with_keys_have_regions_of_their_own(tmp_path: Path, memor
 
 
 async def test_a_picture_in_a_region_is_split(tmp_path: Path, memory: Memory) -> None:
-    async def find(job: MediaJob) -> Events:
+    async def find(job: MediaJob, tell: Tell) -> Mapping[str, Any]:
         result = {"model": "affine", "version": 1, "boxes": [BOX], "shards": []}
-        yield {"event": "result", "result": result}
+        return result
 
     picture = png()
     raw = serialize_byte_tensor(np.array([picture], dtype=object)).item()
