@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import tempfile
 import time
@@ -25,6 +24,7 @@ from redis.exceptions import RedisError
 from headrace.access import KeyRecord
 from headrace.config.args import Budgets
 from headrace.errors import ConfigError, Unavailable
+from headrace.files import append_whole, locked, opened
 from headrace.keys import decode_record, encode_record, kept
 from headrace.secrets import resolve
 
@@ -75,7 +75,7 @@ class KeyFile:
 
     def _load(self) -> Mapping[str, KeyRecord]:
         try:
-            with _locked(self._path, os.O_RDONLY):
+            with locked(self._path, os.O_RDONLY):
                 return self._read(self._path.read_bytes())
         except FileNotFoundError:
             return {}
@@ -110,16 +110,16 @@ class KeyFile:
             with _writing(self._path):
                 os.truncate(self._path, start)
             return []
-        with _writing(self._path), _opened(self._path, os.O_APPEND | os.O_WRONLY) as descriptor:
-            _write_whole(descriptor, b"\n")
+        with _writing(self._path), opened(self._path, os.O_APPEND | os.O_WRONLY) as descriptor:
+            append_whole(descriptor, b"\n", sync=True)
         return [last]
 
     def _append(self, content: bytes) -> None:
         with _writing(self._path):
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             is_new = not self._path.exists()
-            with _locked(self._path, os.O_CREAT | os.O_APPEND | os.O_WRONLY) as descriptor:
-                _write_whole(descriptor, content)
+            with locked(self._path, os.O_CREAT | os.O_APPEND | os.O_WRONLY) as descriptor:
+                append_whole(descriptor, content, sync=True)
             if is_new:
                 _sync_folder(self._path.parent)
 
@@ -128,7 +128,7 @@ class KeyFile:
         try:
             descriptor, name = tempfile.mkstemp(dir=self._path.parent, prefix=".keys-")
             try:
-                _write_whole(descriptor, b"".join(map(_line, records.values())))
+                append_whole(descriptor, b"".join(map(_line, records.values())), sync=True)
                 Path(name).replace(self._path)
             except OSError:
                 Path(name).unlink(missing_ok=True)
@@ -141,33 +141,6 @@ class KeyFile:
 
 
 @contextmanager
-def _opened(path: Path, flags: int) -> Iterator[int]:
-    descriptor = os.open(path, flags, 0o600)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _locked(path: Path, flags: int) -> Iterator[int]:
-    """The file, locked against other processes; opened again if one replaced it meanwhile."""
-    while True:
-        with _opened(path, flags) as descriptor:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if _is_at(path, descriptor):
-                yield descriptor
-                return
-
-
-def _is_at(path: Path, descriptor: int) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-@contextmanager
 def _writing(path: Path) -> Iterator[None]:
     try:
         yield
@@ -177,19 +150,6 @@ def _writing(path: Path) -> Iterator[None]:
 
 def _unreadable(path: Path, error: OSError) -> ConfigError:
     return ConfigError(f"cannot read the keys in {path}: {error.strerror}")
-
-
-def _write_whole(descriptor: int, content: bytes) -> None:
-    """Write all of it to the disk or nothing: after half a line the next one could not be read."""
-    before = os.fstat(descriptor).st_size
-    left = memoryview(content)
-    try:
-        while left:
-            left = left[os.write(descriptor, left) :]
-        os.fsync(descriptor)
-    except OSError:
-        os.ftruncate(descriptor, before)
-        raise
 
 
 def _sync_folder(folder: Path) -> None:

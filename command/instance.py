@@ -15,10 +15,10 @@ from pathlib import Path
 import click
 
 from command.client import AdminClient
-from command.processes import ProcessId
 from headrace.config.args import Args, Listen, split_address
 from headrace.config.types import SecretRef
 from headrace.errors import ConfigError, HeadraceError
+from headrace.process import ProcessId
 from headrace.secrets import admin_token, headrace_home
 
 _ATTEMPTS = 10

@@ -21,13 +21,14 @@ from command import instance
 from command.client import AdminClient
 from command.instance import InstanceAddress
 from command.options import TimedOut
-from command.processes import Hurry, ProcessId, StopSignals, descendants, end
+from command.processes import Hurry, StopSignals, descendants, end
 from command.readiness import StartFailed, VersionState, example_request, unsettled, version_states
 from command.terminal import Progress
 from gateway import ray_cluster
 from gateway.config_file import Config
 from headrace.config.args import split_address
 from headrace.errors import Unavailable
+from headrace.process import ProcessId
 from headrace.secrets import admin_token, headrace_home
 
 FAILED_STATES = frozenset({"DEPLOY_FAILED", "UNHEALTHY"})

@@ -2,63 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 
-_PROC = Path("/proc")
+from headrace.process import PROC, ProcessId, read_stat
+
 KILLED_S = 2.0
 """Time for the system to end a process after SIGKILL."""
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class ProcessId:
-    """Pid and start time, which tell a process from a later one with the same pid.
-
-    `started` is in clock ticks since the machine's start, 0 where it is not known.
-    """
-
-    pid: int
-    started: int
-
-    def alive(self) -> bool:
-        """True while this process runs; False for a zombie."""
-        stat = _stat(self.pid)
-        return stat is not None and stat.started == self.started and stat.state != "Z"
-
-    def send(self, signal_number: int) -> None:
-        """Send a signal unless the process is gone or not ours."""
-        if self.alive():
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(self.pid, signal_number)
-
-
-@dataclass(frozen=True, slots=True)
-class _Stat:
-    state: str
-    parent: int
-    started: int
-
-
-def process_id(pid: int) -> ProcessId:
-    """The identity of a running process."""
-    stat = _stat(pid)
-    return ProcessId(pid, stat.started if stat else 0)
 
 
 def descendants(pid: int) -> tuple[ProcessId, ...]:
     """All processes below this one, however deep."""
     stats = {
         int(entry.name): stat
-        for entry in _PROC.glob("[0-9]*")
-        if (stat := _stat(int(entry.name))) is not None
+        for entry in PROC.glob("[0-9]*")
+        if (stat := read_stat(int(entry.name))) is not None
     }
     found: list[int] = []
     level = {pid}
@@ -84,15 +47,6 @@ def _wait(processes: list[ProcessId], wait_s: float) -> list[ProcessId]:
         time.sleep(0.02)
         left = [process for process in left if process.alive()]
     return left
-
-
-def _stat(pid: int) -> _Stat | None:
-    try:
-        text = (_PROC / str(pid) / "stat").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return None
-    fields = text.rpartition(")")[2].split()  # the name in brackets may hold anything
-    return _Stat(fields[0], int(fields[1]), int(fields[19]))
 
 
 class Hurry(BaseException):

@@ -5,10 +5,9 @@ Counters and histograms of processes that ended stay counted, in `retired.json`;
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -20,6 +19,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from headrace.files import locked
 from headrace.metrics import (
     FAMILIES,
     IN_FLIGHT,
@@ -30,6 +30,7 @@ from headrace.metrics import (
     Recorder,
     Statistics,
 )
+from headrace.process import ProcessId, process_id, resident_bytes
 
 SCHEMA = 1
 RETIRED = "retired.json"
@@ -47,12 +48,6 @@ class ModelSummary(TypedDict):
     queued: int
 
 
-def resident_bytes() -> int:
-    """Resident memory of this process, in steps of 1 MiB so that an idle process looks idle."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") >> 20 << 20
-
-
 class Exporter:
     """Writes a recorder's numbers into `folder` as `<role>-<pid>-<start>.json`."""
 
@@ -66,15 +61,16 @@ class Exporter:
         self._memory_bytes = memory_bytes
         self._folder = folder
         self._written = b""
-        pid = os.getpid()
-        self.path = folder / f"{recorder.role}-{pid}-{_started(pid)}.json"
+        own = process_id(os.getpid())
+        self.path = folder / f"{recorder.role}-{own.pid}-{own.started}.json"
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder):
+        with _turn(folder):
             _live_and_retired(folder)  # so that restarts alone do not fill the folder
 
     def write(self) -> bool:
         """Replace the file if something changed; readers see the old or the new one, whole."""
-        self._recorder.resident_bytes(self._memory_bytes())
+        # In steps of 1 MiB, so that an idle process writes nothing.
+        self._recorder.resident_bytes(self._memory_bytes() >> 20 << 20)
         content = _dump(_by_text(self._recorder.snapshot()), folded=[])
         if content == self._written:
             return False
@@ -158,7 +154,7 @@ def _total(folder: Path) -> Statistics:
     """All processes added up; those that ended are folded into `retired.json` on the way."""
     if not folder.is_dir():
         return Statistics({name: {} for name in FAMILIES})
-    with _locked(folder):
+    with _turn(folder):
         return Statistics(_sum(_live_and_retired(folder)))
 
 
@@ -238,22 +234,11 @@ def _replace(path: Path, content: bytes) -> None:
     temporary.replace(path)
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One process at a time folds and adds up; the kernel frees the lock of one that dies."""
-    with (folder / LOCK).open("wb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def _turn(folder: Path) -> AbstractContextManager[int]:
+    """One process at a time folds and adds up."""
+    return locked(folder / LOCK, os.O_RDWR | os.O_CREAT)
 
 
 def _alive(stem: str) -> bool:
     _, pid, started = stem.rsplit("-", 2)
-    return pid.isdigit() and _started(int(pid)) == started
-
-
-def _started(pid: int) -> str:
-    """When a process began, in the kernel's ticks: a reused pid has another. '' when it ended."""
-    with suppress(OSError):
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return "" if fields[0] in "ZX" else fields[19]
-    return ""
+    return (pid + started).isdigit() and ProcessId(int(pid), int(started)).alive()

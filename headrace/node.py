@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import os
 import tempfile
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self, TextIO
@@ -13,6 +12,7 @@ from typing import Self, TextIO
 import ray
 
 from headrace.errors import ConfigError
+from headrace.files import locked
 
 WILDCARDS = {"0.0.0.0", "::"}
 MAX_BASE = 40
@@ -63,18 +63,6 @@ class Node:
         return self.ip if host == "node" else host
 
 
-NICE = 10
-"""A thread with it gets a tenth of what one without it gets where both want a core (sched(7))."""
-
-
-def be_nice() -> None:
-    """This thread, and those that it will start, from now on; it cannot be taken back.
-
-    On Linux each thread has a niceness of its own.
-    """
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
-
-
 class PortLock:
     """A lock on a port of this machine, shared by the gateways of one system (`owner`).
 
@@ -88,8 +76,7 @@ class PortLock:
         try:
             # A lock is not made shared in one step: another may take it between two. So those
             # who start do so one after the other.
-            with (folder / "ports.lock").open("a") as turn:
-                fcntl.flock(turn, fcntl.LOCK_EX)
+            with locked(folder / "ports.lock", os.O_RDWR | os.O_CREAT):
                 self._take(port, owner)
         except ConfigError:
             self._file.close()

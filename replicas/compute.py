@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from headrace.node import be_nice
+from headrace.process import be_nice
 
 Result = TypeVar("Result")
 

@@ -25,7 +25,7 @@ from headrace.errors import (
 from headrace.link.channel import Channel
 from headrace.link.frames import Buffer, Flag, Item, Reply, pieces
 from headrace.metrics import Recorder
-from headrace.node import be_nice
+from headrace.process import be_nice
 from headrace.protocols.calls import call_of, codecs, form_of
 from headrace.protocols.targets import encode_error
 from headrace.protocols.tensors import Codec, Encoded, InferenceRequest

@@ -19,6 +19,7 @@ from typing import Self
 import structlog
 
 from headrace.logs import recent_lines
+from headrace.process import is_taken, memory_reader
 from headrace.snapshot import State
 
 SUFFIX = ".last"
@@ -169,7 +170,7 @@ def sweep(folder: Path, now_s: float | None = None) -> None:
         with suppress(OSError, ValueError, KeyError, TypeError):
             if path.stat().st_mtime < oldest_s:
                 words = Words.parse(path.read_bytes()[:MAX_BYTES])
-                if not Path(f"/proc/{words.pid}").exists():
+                if not is_taken(words.pid):
                     path.unlink()
 
 
@@ -204,7 +205,7 @@ class MemoryWatch:
     ) -> None:
         self._limit_bytes, self._words = limit_bytes, words
         self._farewell, self._end = farewell, end
-        self._resident_bytes = resident_bytes or _reader()
+        self._resident_bytes = resident_bytes or memory_reader()
         self._refreshed_s = 0.0
         self._stopped = threading.Event()
 
@@ -233,10 +234,3 @@ class MemoryWatch:
         period_s = REFRESH_S if self._limit_bytes is None else SAMPLE_S
         while not self._stopped.wait(period_s):
             self.look(time.monotonic())
-
-
-def _reader() -> Callable[[], int]:
-    """Reads this process's resident memory through one open file: cheap enough for 20 a second."""
-    statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
-    page_bytes = os.sysconf("SC_PAGE_SIZE")
-    return lambda: int(os.pread(statm, 128, 0).split()[1]) * page_bytes

@@ -16,9 +16,10 @@ from headrace.link.frames import Flag, Item, Reply
 from headrace.link.handshake import Hello
 from headrace.link.server import LinkServer
 from headrace.metrics import Recorder
+from headrace.process import resident_bytes
 from replicas.compute import ComputeThread
 from replicas.last_words import Held, LastWords
-from replicas.placements import Loaded, Order, Placements, resident_bytes
+from replicas.placements import Loaded, Order, Placements
 from replicas.repository import Repository
 
 LINGER_S = 1.5

@@ -21,7 +21,8 @@ from headrace.link.pool import LoadReport, PoolClient
 from headrace.logs import configure, watched
 from headrace.metrics import Recorder
 from headrace.metrics_export import Exporter
-from headrace.node import Node, be_nice
+from headrace.node import Node
+from headrace.process import be_nice
 from headrace.secrets import cluster_secret, headrace_home
 from sharding.gang import Places
 from sharding.job_store import JobStore

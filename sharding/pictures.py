@@ -25,11 +25,12 @@ import pyvips
 from numpy.typing import NDArray
 
 from headrace.errors import InvalidArgument, PayloadTooLarge, UnsupportedMedia
+from headrace.files import write_all
 from sharding.parts import Tile
 from sharding.plan import scaled_size
 from sharding.preprocess import pad
 from sharding.sniff import AVIF, GIF, JPEG, PNG, TIFF, WEBP, MediaKind
-from sharding.spool import create_private, disk_error, write_all
+from sharding.spool import create_private, disk_error
 
 _MIB = 1024 * 1024
 

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from headrace.errors import InternalError, PayloadTooLarge, Unavailable
+from headrace.files import write_all
 
 BATCH_BYTES = 1024 * 1024
 """Written and hashed at once, in a thread: a thread for every piece of 64 KiB costs more."""
@@ -198,14 +199,6 @@ def create_private(folder: Path) -> tuple[Path, int]:
             os.close(descriptor)
             raise
         os.close(descriptor)
-
-
-def write_all(descriptor: int, content: bytes | bytearray | memoryview) -> None:
-    """Write the whole of `content`, which one call to the system need not."""
-    with memoryview(content) as rest:
-        written = 0
-        while written < len(rest):
-            written += os.write(descriptor, rest[written:])
 
 
 def _read(descriptor: int | None, offset: int, length: int) -> bytes:

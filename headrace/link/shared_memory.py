@@ -10,7 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from headrace.errors import LinkError
+from headrace.files import write_all
 from headrace.link.frames import Body, pieces
+from headrace.process import is_taken
 
 FOLDER = Path("/dev/shm")
 THRESHOLD_BYTES = 1024 * 1024
@@ -32,9 +34,7 @@ def write(body: Body, wanted: Callable[[], bool] = lambda: True) -> str:
     descriptor = os.open(FOLDER / name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
     try:
         for piece in pieces(body):
-            rest = memoryview(piece)
-            while rest:
-                rest = rest[os.write(descriptor, rest) :]
+            write_all(descriptor, piece)
     except OSError:
         discard(name)
         raise
@@ -83,7 +83,7 @@ def sweep() -> int:
     removed = 0
     for path in FOLDER.glob("headrace-*"):
         match = _NAME.fullmatch(path.name)
-        if match and not Path(f"/proc/{match[1]}").exists():
+        if match and not is_taken(int(match[1])):
             path.unlink(missing_ok=True)
             removed += 1
     return removed

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import click
 
-from headrace.node import be_nice
+from headrace.process import be_nice
 from loadtests.processes import NotStarted
 from loadtests.reload import ROOT
 from loadtests.sharding.inputs import pixels_of

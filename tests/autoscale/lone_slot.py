@@ -16,8 +16,9 @@ from headrace.config.args import Limits
 from headrace.link.handshake import Hello
 from headrace.logs import configure
 from headrace.metrics import Recorder
+from headrace.process import resident_bytes
 from replicas.last_words import LastWords, MemoryWatch
-from replicas.placements import import_runtime, resident_bytes
+from replicas.placements import import_runtime
 from replicas.repository import Repository
 from replicas.service import SlotService
 from tests.house import MAX_BODY_BYTES, SECRET

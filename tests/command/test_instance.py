@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from command import instance
-from command.processes import ProcessId, descendants, end, process_id
+from command.processes import descendants, end
+from headrace.process import ProcessId, process_id
 
 SLEEPER = """
 import subprocess, time

@@ -33,13 +33,13 @@ from command.launch import (
     wait_ready,
 )
 from command.options import TimedOut
-from command.processes import ProcessId, process_id
 from command.readiness import StartFailed
 from command.terminal import Progress
 from gateway.config_file import Config
 from headrace.config.args import Args, PoolConfig
 from headrace.config.types import SecretRef
 from headrace.errors import ConfigError, Unavailable
+from headrace.process import ProcessId, process_id
 from loadtests.processes import free_ports
 
 SUPERVISOR = """

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from command.processes import Hurry, ProcessId, StopSignals, descendants, end, process_id
+from command.processes import Hurry, StopSignals, descendants, end
+from headrace.process import ProcessId, process_id
 
 # A child, its child and that one's child; all leave when the pipe to the first is closed.
 TREE = """

@@ -4,7 +4,7 @@ import asyncio
 import os
 import threading
 
-from headrace.node import NICE
+from headrace.process import NICE
 from replicas.compute import ComputeThread, Job
 
 

@@ -16,7 +16,7 @@ from headrace.logs import configure
 from headrace.snapshot import State
 from replicas.last_words import Held, LastWords
 from replicas.last_words import MemoryWatch
-from replicas.placements import resident_bytes
+from headrace.process import resident_bytes
 
 configure("info", "slot")
 limit = resident_bytes() + 60 * 2**20

@@ -1,0 +1,93 @@
+"""Processes of this machine: identity, resident memory, niceness.
+
+Read from /proc, not with psutil: its `create_time` adds the time of boot, which moves when the
+clock is set, and identities compared here come from files that other processes wrote earlier.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+PROC = Path("/proc")
+NICE = 10
+"""Niceness of background threads: a tenth of a core that a usual thread wants too (sched(7))."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ProcessId:
+    """A process, told from a later one with its number by `started`.
+
+    `started` is in clock ticks since the machine's start, 0 where the system does not tell.
+    """
+
+    pid: int
+    started: int
+
+    def alive(self) -> bool:
+        """Whether this very process runs; a zombie does not."""
+        stat = read_stat(self.pid)
+        return stat is not None and stat.started == self.started and stat.state not in "ZX"
+
+    def send(self, signal_number: int) -> None:
+        """Send a signal unless the process is gone or another user's."""
+        if self.alive():
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(self.pid, signal_number)
+
+
+@dataclass(frozen=True, slots=True)
+class Stat:
+    """Fields of /proc/PID/stat; `state` is one letter (proc(5))."""
+
+    state: str
+    parent: int
+    started: int
+
+
+def read_stat(pid: int) -> Stat | None:
+    """The state of a process; None when it is gone."""
+    try:
+        text = (PROC / str(pid) / "stat").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return None
+    fields = text.rpartition(")")[2].split()  # the name in brackets may hold anything
+    return Stat(fields[0], int(fields[1]), int(fields[19]))
+
+
+def process_id(pid: int) -> ProcessId:
+    """The identity of a running process."""
+    stat = read_stat(pid)
+    return ProcessId(pid, stat.started if stat else 0)
+
+
+def is_taken(pid: int) -> bool:
+    """Whether some process has this number now; a zombie counts."""
+    return (PROC / str(pid)).exists()
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process."""
+    return _resident_bytes((PROC / "self" / "statm").read_bytes())
+
+
+def memory_reader() -> Callable[[], int]:
+    """A cheaper `resident_bytes`, through one open file: works when descriptors have run out."""
+    statm = os.open(PROC / "self" / "statm", os.O_RDONLY)
+    return lambda: _resident_bytes(os.pread(statm, 128, 0))
+
+
+def _resident_bytes(statm: bytes) -> int:
+    return int(statm.split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def be_nice() -> None:
+    """Lower the priority of this thread, and of those it starts later, for good.
+
+    On Linux each thread has a niceness of its own.
+    """
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
