@@ -16,7 +16,7 @@ import structlog
 
 from autoscale.catalog import Catalog
 from autoscale.decision import Decision
-from autoscale.decision_log import DecisionLog, Writer
+from autoscale.decision_log import DecisionLog, Keep
 from autoscale.failures import Failures
 from autoscale.fleet import Dispatcher, Fleet, states_of
 from autoscale.lending import Lending
@@ -60,7 +60,7 @@ class Controller:
         recorder: Recorder,
         *,
         fresh: bool,
-        journal: Writer | None = None,
+        keep: Keep | None = None,
         resize: Callable[[dict[str, int]], None] = lambda targets: None,
         max_loads: int = 4,
     ) -> None:
@@ -72,7 +72,7 @@ class Controller:
         self._dispatcher = Dispatcher(
             self.fleet, self.lookout, self.failures, self._wake_up, self._wake_later
         )
-        self._log = DecisionLog(journal)
+        self._log = DecisionLog(keep)
         self.lending = Lending(slots, recorder, self._log, self._wake_up)
         self.economy = Economy(slots, self.lending)
         self.rounds = Rounds(self.economy, max_loads)

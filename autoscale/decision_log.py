@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from autoscale.fair_share import Account, fair_shares
 from autoscale.leases import Lease, LeaseBook, LeaseEvent, LeaseState
@@ -37,25 +37,15 @@ class Made(NamedTuple):
     why: str
 
 
-class Writer(Protocol):
-    """Where decisions go: see `autoscale.journal.Journal`."""
-
-    def write(
-        self,
-        kind: str,
-        inputs: Mapping[str, Any],
-        decision: Mapping[str, Any],
-        why: str,
-        at_s: float,
-    ) -> None:
-        """Keep one decision."""
+Keep = Callable[[str, Mapping[str, Any], Mapping[str, Any], str, float], None]
+"""Keeps a decision: its kind, inputs, outcome, reason and time, as `DecisionFile.add`."""
 
 
 class DecisionLog:
-    """See the module. Only what changes is kept; without a writer nothing can be replayed."""
+    """The decisions of one pool; a decision that changes nothing is not kept."""
 
-    def __init__(self, writer: Writer | None, clock: Callable[[], float] = time.time) -> None:
-        self._writer, self._clock = writer, clock
+    def __init__(self, keep: Keep | None, clock: Callable[[], float] = time.time) -> None:
+        self._keep, self._clock = keep, clock
         self._granted: dict[str, dict[str, int]] = {}
         self._wished: dict[str, str] = {}
         self._recent: deque[Made] = deque(maxlen=RECENT)
@@ -74,8 +64,8 @@ class DecisionLog:
             part = "while nobody needs it" if decision["lingering"] else ""
             what = f"{model} wants {_counted(decision['slots'], 'slot')} {part}".rstrip()
             self._note(SCALE, what, why)
-            if self._writer is not None:
-                self._writer.write(SCALE, inputs, decision, why, now_s)
+            if self._keep is not None:
+                self._keep(SCALE, inputs, decision, why, now_s)
 
     def shared(self, division: Division, weights: Mapping[str, float], now_s: float) -> None:
         """Slots were divided."""
@@ -90,7 +80,7 @@ class DecisionLog:
             what = _changed(before or {}, granted)
             if what:
                 self._note(SHARE, f"{slot_class}: {what}", why)
-            if self._writer is None:
+            if self._keep is None:
                 continue
             inputs = {
                 "slot_class": slot_class,
@@ -98,7 +88,7 @@ class DecisionLog:
                 "capacity": shares.capacity,
                 "weights": dict(weights),
             }
-            self._writer.write(SHARE, inputs, {"granted": granted}, why, now_s)
+            self._keep(SHARE, inputs, {"granted": granted}, why, now_s)
 
     def placed(
         self,
@@ -116,7 +106,7 @@ class DecisionLog:
             return
         why = "; ".join(sorted({f"{key.model} {text}" for key, text in made.waiting.items()}))
         self._note(PLACE, _listed([_told(move) for move in made.moves]), self._why(made))
-        if self._writer is None:
+        if self._keep is None:
             return
         inputs = {
             "wants": [asdict(want) for want in wants],
@@ -129,14 +119,14 @@ class DecisionLog:
             "retry_at": [[list(key), at_s] for key, at_s in retry_at.items()],
             "now_s": now_s,
         }
-        self._writer.write(PLACE, inputs, _moves(made), why or "as wished", now_s)
+        self._keep(PLACE, inputs, _moves(made), why or "as wished", now_s)
 
     def lent(self, inputs: Mapping[str, Any], events: Sequence[LeaseEvent], now_s: float) -> None:
         """Leases were granted, given notice or taken back."""
         self.told(events)
-        if self._writer is not None:
+        if self._keep is not None:
             why = "; ".join(f"{event.holder}: {event.why}" for event in events)
-            self._writer.write(LEND, inputs, events_document(events), why, now_s)
+            self._keep(LEND, inputs, events_document(events), why, now_s)
 
     def told(self, events: Sequence[LeaseEvent]) -> None:
         """Leases have changed, by decision or because their holders wanted it."""
@@ -150,9 +140,9 @@ class DecisionLog:
         what = ", ".join(f"{count} of {name}" for name, count in targets.items())
         needed = ", ".join(f"{count} of {name}" for name, count in division.needed.items())
         self._note(RESIZE, f"slots: {what}", f"models need {needed}" if needed else "")
-        if self._writer is not None:
+        if self._keep is not None:
             inputs = {"needed": dict(division.needed), "capacity": dict(division.capacity)}
-            self._writer.write(RESIZE, inputs, {"targets": dict(targets)}, "", now_s)
+            self._keep(RESIZE, inputs, {"targets": dict(targets)}, "", now_s)
 
     def _note(self, kind: str, what: str, why: str) -> None:
         before = next((made for made in reversed(self._recent) if made.kind == kind), None)

@@ -20,7 +20,7 @@ from ray import serve
 from autoscale.callers import CallerBook, KeyDesk
 from autoscale.catalog import Catalog
 from autoscale.controller import Controller
-from autoscale.journal import Journal
+from autoscale.decision_file import DecisionFile
 from autoscale.lookout import StoreWatch
 from autoscale.operations import Operations
 from autoscale.slot_targets import SlotTargets
@@ -74,7 +74,7 @@ class Pool:
         repository = await loop.run_in_executor(
             None, Repository, settings.store, node.folder / "store"
         )
-        self._journal = Journal(headrace_home() / JOURNAL_FILE)
+        self._decisions = DecisionFile(headrace_home() / JOURNAL_FILE)
         self._controller = Controller(
             Catalog(repository),
             identity,
@@ -82,7 +82,7 @@ class Pool:
             settings.slots,
             recorder,
             fresh=fresh,
-            journal=self._journal,
+            keep=self._decisions.add,
             resize=self._resize,
             max_loads=settings.max_concurrent_loads,
         )
@@ -257,7 +257,7 @@ class Pool:
         for task in self._tasks:
             task.cancel()
         self._controller.fleet.close()
-        self._journal.close()
+        self._decisions.close()
 
 
 def next_epoch(file: Path, now: int) -> tuple[int, bool]:

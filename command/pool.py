@@ -18,7 +18,7 @@ from command.terminal import Column, FittingTable, show, styled
 from headrace.errors import ConfigError
 
 if TYPE_CHECKING:
-    from autoscale.journal import Difference
+    from autoscale.decision_file import Difference
     from command.client import JsonObject
 
 JOURNAL_FILE = "pool.log"
@@ -99,9 +99,9 @@ def replay(log: Path | None, as_json: bool) -> None:
 
     LOG is pool.log in the state folder when it is left out; what is in LOG.1 comes first.
     """
+    from autoscale.decision_file import read
+    from autoscale.decision_file import replay as decide_anew
     from autoscale.decision_log import REPLAYED
-    from autoscale.journal import read
-    from autoscale.journal import replay as decide_anew
     from headrace.secrets import headrace_home
 
     with exit_codes():

@@ -331,7 +331,7 @@ class Gateway:
         while True:
             await asyncio.sleep(1.0)
             self._plane.record_gauges()
-            dropped = self._audit.statistics()[1] if self._audit is not None else 0
+            dropped = self._audit.counts()[1] if self._audit is not None else 0
             self._admission.record_gauges(dropped)
             self._exporter.write()
 

@@ -1,9 +1,5 @@
 """The audit log: who asked what, and what was decided, one JSON line for each decision.
 
-The event loop only appends to a queue. A thread encodes and writes what has come, five times a
-second. A log that cannot be written never holds up a request: its records are dropped, counted,
-and told in the service's own log, once when it begins and once when it is over.
-
 Refusals come fastest when somebody floods, so all but `allowed` decisions are folded: those of one
 caller with the same decision, reason, code and model in the same second of a batch become one line
 with `count`, whose other fields are the first one's. Who sent a flood is answered by adding up
@@ -21,14 +17,12 @@ What was written longest ago goes first.
 from __future__ import annotations
 
 import json
-import math
 import os
 import random
 import re
 import stat
-import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -40,6 +34,8 @@ import orjson
 import structlog
 
 from headrace.config.args import Audit
+from headrace.files import append_whole
+from headrace.journal import Journal
 
 PROCESSES = 16
 """A process that starts anew has a new name, so a folder sees many more names than live ones."""
@@ -101,9 +97,9 @@ class AuditWriter:
         fresh = self._fd is None
         fd = self._open() if self._fd is None else self._fd
         try:
-            _write(fd, lines)
+            append_whole(fd, lines)
         except OSError:
-            self._undo(fd)
+            self._undo()
             raise
         self._size += len(lines)
         if fresh:  # Only now: on a full disk no old lines must go for new ones that do not come.
@@ -136,9 +132,8 @@ class AuditWriter:
         except OSError:
             return True
 
-    def _undo(self, fd: int) -> None:
+    def _undo(self) -> None:
         with suppress(OSError):
-            os.ftruncate(fd, self._size)
             if self._size == 0:
                 self._path.unlink()
         with suppress(OSError):
@@ -153,26 +148,17 @@ class AuditWriter:
                     file.path.unlink(missing_ok=True)
 
 
-def _write(fd: int, lines: bytes) -> None:
-    left = memoryview(lines)
-    while left:
-        left = left[os.write(fd, left) :]
-
-
-Decision = Literal["allowed", "refused", "cancelled", "failed"]
-DECISIONS: tuple[Decision, ...] = get_args(Decision)
+Outcome = Literal["allowed", "refused", "cancelled", "failed"]
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
 MAX_TEXT = 256
 """Longest text of a field in characters; the rest is cut off."""
 QUEUE = 65_536
-"""So many records wait at most for the thread."""
-BATCH = 1000
+"""Cap on the records that wait for the thread."""
 PIECE_BYTES = 32 * 1024
 """Written at once. With the longest line it still fits the smallest `max_file_bytes`; and between
 two pieces the event loop gets the interpreter back."""
-PAUSE_S = 0.2
 RETRY_S = 1.0
-CLOSE_S = 2.0
 MODELS_APART = 8
 MANY_MODELS = "*"
 
@@ -196,7 +182,7 @@ class AuditRecord(NamedTuple):
     version: int
     protocol: str
     cost: float
-    decision: Decision
+    decision: Outcome
     reason: str
     code: int
     bytes_in: int = 0
@@ -207,8 +193,8 @@ class AuditRecord(NamedTuple):
 Timed = tuple[float, AuditRecord]
 
 
-class AuditLog:
-    """The log of one process; `clock` gives seconds since 1970, `chance` numbers in [0, 1)."""
+class AuditLog(Journal[AuditRecord]):
+    """The log of one process; `chance` gives numbers in [0, 1)."""
 
     def __init__(
         self,
@@ -218,8 +204,7 @@ class AuditLog:
         clock: Callable[[], float] = time.time,
         chance: Callable[[], float] = random.random,
     ) -> None:
-        self._sample, self._clock, self._chance = settings.sample, clock, chance
-        self._folder = folder
+        self._sample, self._chance = settings.sample, chance
         self._writer = AuditWriter(
             folder,
             process,
@@ -227,71 +212,23 @@ class AuditLog:
             files=settings.files,
             started_s=clock(),
         )
-        self._queue: deque[Timed] = deque()
-        self._room = QUEUE
-        # Two threads count, each its own: adding is not atomic.
-        self._overflowed = self._lost = self._written = 0
-        self._failing_since: int | None = None
-        self._retry_at_s = -math.inf
-        self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="audit-log", daemon=True)
-        self._thread.start()
+        super().__init__("audit_log", {"folder": str(folder)}, QUEUE, RETRY_S, clock)
 
-    def wants(self, decision: Decision) -> bool:
-        """Whether to write this one: of what was allowed only the share `sample`."""
-        return decision != "allowed" or self._chance() < self._sample
+    def wants(self, outcome: Outcome) -> bool:
+        """Whether to write a decision: of the allowed ones only the share `sample`."""
+        return outcome != "allowed" or self._chance() < self._sample
 
-    def write(self, record: AuditRecord) -> None:
-        """Take a record; never waits, never raises."""
-        if len(self._queue) >= self._room:
-            self._overflowed += 1
-        else:
-            self._queue.append((self._clock(), record))
-
-    def statistics(self) -> tuple[int, int]:
-        """How many records were written, and how many dropped, since the start."""
-        return self._written, self._overflowed + self._lost
-
-    def close(self) -> None:
-        """Write what is left, for `CLOSE_S` at most; what comes later is dropped."""
-        self._room = 0
-        self._closing.set()
-        self._thread.join(CLOSE_S)
-
-    def _run(self) -> None:
-        while not self._closing.wait(PAUSE_S):
-            self._drain(time.monotonic())
-        self._drain(math.inf)
-        self._writer.close()
-
-    def _drain(self, now_s: float) -> None:
-        for _ in range(math.ceil(len(self._queue) / BATCH)):
-            batch = [self._queue.popleft() for _ in range(min(len(self._queue), BATCH))]
-            written = 0
-            try:
-                for lines, count in encode(batch):
-                    written += count if self._store(lines, now_s) else 0
-            except Exception:  # A record that cannot be encoded must not end the thread.
-                log.exception("audit_batch_lost")
-            self._written += written
-            self._lost += len(batch) - written
-
-    def _store(self, lines: bytes, now_s: float) -> bool:
-        if now_s < self._retry_at_s:
-            return False
+    def _encode(self, batch: list[Timed]) -> Iterator[tuple[bytes, int]]:
         try:
-            self._writer.append(lines)
-        except OSError as error:
-            self._retry_at_s = now_s + RETRY_S
-            if self._failing_since is None:
-                self._failing_since = self._lost
-                reason = error.strerror or str(error)
-                log.warning("audit_log_fails", folder=str(self._folder), reason=reason)
-            return False
-        if self._failing_since is not None:
-            log.info("audit_log_works_again", dropped=self._lost - self._failing_since)
-            self._failing_since, self._retry_at_s = None, -math.inf
-        return True
+            yield from encode(batch)
+        except Exception:  # A record that cannot be encoded must not end the thread.
+            log.exception("audit_batch_lost")
+
+    def _append(self, lines: bytes) -> None:
+        self._writer.append(lines)
+
+    def _close(self) -> None:
+        self._writer.close()
 
 
 def encode(batch: Iterable[Timed]) -> Iterator[tuple[bytes, int]]:

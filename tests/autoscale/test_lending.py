@@ -21,7 +21,10 @@ class Desk:
         self.kept, self.changes = Kept(), 0
         self.recorder = Recorder("pool")
         self.lending = Lending(
-            {"cpu": SlotClass(min=1, max=5)}, self.recorder, DecisionLog(self.kept), self._changed
+            {"cpu": SlotClass(min=1, max=5)},
+            self.recorder,
+            DecisionLog(self.kept.add),
+            self._changed,
         )
         self.lending.configure(Leases.model_validate(settings))
         self.now_s = asyncio.get_running_loop().time()

@@ -180,7 +180,7 @@ class Kept:
     def __init__(self) -> None:
         self.entries: list[tuple[str, dict[str, object], dict[str, object]]] = []
 
-    def write(self, kind: str, inputs: object, decision: object, why: str, at_s: float) -> None:
+    def add(self, kind: str, inputs: object, decision: object, why: str, at_s: float) -> None:
         self.entries.append((kind, plain(inputs), plain(decision)))
 
 
@@ -193,7 +193,7 @@ def plain(value: object) -> dict[str, object]:
 async def test_every_decision_can_be_replayed(tmp_path: Path) -> None:
     async with open_waking(tmp_path, "a", "b", models={"m": ASLEEP}) as (plant, house, _):
         kept = Kept()
-        plant.controller._log._writer = kept
+        plant.controller._log._keep = kept.add
         async with client(house) as http:
             await asyncio.gather(*(ask(http) for _ in range(20)))
         await until(lambda: state(house) == "SLEEPING")

@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner, Result
 from rich.console import Console
 
+from autoscale.decision_file import DecisionFile
 from autoscale.decision_log import DecisionLog
-from autoscale.journal import Journal
 from autoscale.pool_view import render_pool
 from command.cli import main
 from command.pool import render
@@ -34,8 +34,8 @@ def run(*words: str) -> Result:
 def journal_file(tmp_path: Path) -> Path:
     """The decisions about one division of slots, as a pool writes them."""
     file = tmp_path / "pool.log"
-    journal = Journal(file)
-    log = DecisionLog(journal)
+    journal = DecisionFile(file)
+    log = DecisionLog(journal.add)
     division = facts().division
     log.shared(division, {"lab": 1.0}, 5.0)
     log.resized({"cpu": 4}, division, 5.0)

@@ -27,6 +27,7 @@ from gateway.access.audit import (
     fold,
     iso_time,
 )
+from headrace import journal
 from headrace.config.args import Audit
 
 NOW_S = 1_800_000_000.25
@@ -78,7 +79,7 @@ def test_a_record_is_one_line_of_known_fields(tmp_path: Path) -> None:
         **{name: value for name, value in BASE._asdict().items() if name != "stages_s"},
         **{"decision": "allowed", "reason": "", "code": 200, "bytes_in": 7},
     }
-    assert log.statistics() == (1, 0)
+    assert log.counts() == (1, 0)
 
 
 def test_files_and_folder_are_private_and_named_by_process_and_start(tmp_path: Path) -> None:
@@ -137,10 +138,10 @@ def test_a_flood_is_folded_and_its_sum_is_right(tmp_path: Path) -> None:
         log.write(record(caller=caller, request_id=str(number)))
     log._drain(0.0)
     found = lines(tmp_path)
-    assert len(found) == 2 * 10_000 / audit.BATCH
+    assert len(found) == 2 * 10_000 / journal.BATCH
     flood = [line for line in found if line["caller"] == "ip:6.6.6.6"]
     assert sum(line["count"] for line in flood) == 9_000 and flood[0]["request_id"] == "1"
-    assert log.statistics() == (10_000, 0)
+    assert log.counts() == (10_000, 0)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +180,7 @@ def test_a_full_queue_drops_and_counts(tmp_path: Path, monkeypatch: pytest.Monke
     for _ in range(15):
         log.write(BASE)
     log._drain(0.0)
-    assert log.statistics() == (10, 5)
+    assert log.counts() == (10, 5)
 
 
 def test_close_writes_what_is_left_and_takes_no_more(tmp_path: Path) -> None:
@@ -190,7 +191,7 @@ def test_close_writes_what_is_left_and_takes_no_more(tmp_path: Path) -> None:
     log.write(BASE)
     log.close()
     assert [line["request_id"] for line in lines(tmp_path)] == [str(n) for n in range(2500)]
-    assert log.statistics() == (2500, 1)
+    assert log.counts() == (2500, 1)
 
 
 def test_a_record_that_cannot_be_encoded_is_counted_and_the_log_goes_on(tmp_path: Path) -> None:
@@ -200,7 +201,7 @@ def test_a_record_that_cannot_be_encoded_is_counted_and_the_log_goes_on(tmp_path
         log._drain(0.0)
     log.write(BASE)
     log._drain(0.0)
-    assert log.statistics() == (1, 1) and [line["event"] for line in said] == ["audit_batch_lost"]
+    assert log.counts() == (1, 1) and [line["event"] for line in said] == ["audit_batch_lost"]
 
 
 def test_files_rotate_within_their_size_and_number(tmp_path: Path) -> None:
@@ -238,7 +239,7 @@ def test_a_folder_that_cannot_be_made_drops_until_it_can(tmp_path: Path) -> None
         log._drain(1.5)  # It does not try again so soon.
         log.write(BASE)
         log._drain(2.0)
-    assert log.statistics() == (1, 4) and len(lines(folder)) == 1
+    assert log.counts() == (1, 4) and len(lines(folder)) == 1
     assert [line["event"] for line in said] == ["audit_log_fails", "audit_log_works_again"]
     assert said[1]["dropped"] == 4
 
@@ -258,7 +259,7 @@ def test_a_lost_folder_is_made_again(tmp_path: Path, how: str) -> None:
     log.write(record(request_id="r-2"))
     log._drain(0.2)
     assert [line["request_id"] for line in lines(folder)] == ["r-2"]
-    assert log.statistics() == (2, 0)
+    assert log.counts() == (2, 0)
 
 
 def test_a_link_in_its_place_is_not_followed(tmp_path: Path) -> None:
@@ -270,7 +271,7 @@ def test_a_link_in_its_place_is_not_followed(tmp_path: Path) -> None:
     log = by_hand(folder)
     log.write(BASE)
     log._drain(0.0)
-    assert victim.read_text() == "precious" and log.statistics() == (1, 0)
+    assert victim.read_text() == "precious" and log.counts() == (1, 0)
 
 
 CHILD = """
@@ -309,7 +310,7 @@ for second in range(5):
 files = len(list(folder.iterdir()))
 clear()
 flush(2, 10.0)
-print(json.dumps({"statistics": log.statistics(), "lines": len(lines(folder)), "files": files}))
+print(json.dumps({"statistics": log.counts(), "lines": len(lines(folder)), "files": files}))
 """
 
 

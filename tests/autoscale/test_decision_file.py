@@ -12,24 +12,24 @@ from typing import Any
 import orjson
 import pytest
 
+from autoscale.decision_file import QUEUE_BYTES, DecisionFile, Entry, older, read, replay
 from autoscale.decision_log import REPLAYED, DecisionLog, replay_place
-from autoscale.journal import QUEUE_BYTES, Entry, Journal, older, read, replay
 from autoscale.ledger import plan
 from autoscale.orders import DesiredVersion, Hold, LoadOrder, Room, UnloadOrder
 from headrace.snapshot import ModelVersion, Placement, SlotView, State
 
 
 @contextmanager
-def opened(file: Path, max_bytes: int = 100_000) -> Iterator[Journal]:
-    journal = Journal(file, max_bytes)
+def opened(file: Path, max_bytes: int = 100_000) -> Iterator[DecisionFile]:
+    journal = DecisionFile(file, max_bytes)
     try:
         yield journal
     finally:
         journal.close()
 
 
-def add(journal: Journal, number: int, **inputs: Any) -> None:
-    journal.write("sum", {"a": number, **inputs}, {"b": 2 * number}, "because", number / 2)
+def add(journal: DecisionFile, number: int, **inputs: Any) -> None:
+    journal.add("sum", {"a": number, **inputs}, {"b": 2 * number}, "because", number / 2)
 
 
 def numbers(file: Path) -> list[int]:
@@ -41,9 +41,9 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     with opened(file) as journal:
         add(journal, 1)
         add(journal, 2, key=ModelVersion("m", 1), seen=frozenset({2, 1}), state=State.READY)
-        journal.write("odd", MappingProxyType({"at": {3: math.inf}}), {}, "", 9.0)
+        journal.add("odd", MappingProxyType({"at": {3: math.inf}}), {}, "", 9.0)
         assert journal.flush()
-        assert journal.statistics() == (3, 0)
+        assert journal.counts() == (3, 0)
         first, second, third = read(file)
     assert first == Entry(1, 0.5, "sum", {"a": 1}, {"b": 2}, "because")
     assert second.inputs == {"a": 2, "key": ["m", 1, 0], "seen": [1, 2], "state": State.READY}
@@ -62,7 +62,7 @@ def test_a_full_file_becomes_the_older_one(tmp_path: Path) -> None:
         for number in range(1, 101):
             add(journal, number)
         assert journal.flush()
-        assert journal.statistics() == (100, 0)
+        assert journal.counts() == (100, 0)
     assert file.stat().st_size <= 1000 and older(file).stat().st_size <= 1000
     assert sorted(path.name for path in tmp_path.iterdir()) == [file.name, older(file).name]
     kept = numbers(file)
@@ -112,7 +112,7 @@ def test_an_entry_larger_than_a_file_is_dropped_and_shows_as_a_gap(tmp_path: Pat
         add(journal, 2, text="x" * 1000)
         add(journal, 3)
         assert journal.flush()
-        assert journal.statistics() == (2, 1)
+        assert journal.counts() == (2, 1)
     assert numbers(file) == [1, 3]
 
 
@@ -123,7 +123,7 @@ def test_what_the_thread_cannot_keep_up_with_is_dropped(tmp_path: Path) -> None:
             for number in range(6):
                 add(journal, number, text=text)
         assert journal.flush(20)
-        assert journal.statistics() == (3, 3)
+        assert journal.counts() == (3, 3)
 
 
 def test_a_disk_that_fails_drops_entries_and_leaves_no_half_line(
@@ -146,7 +146,7 @@ def test_a_disk_that_fails_drops_entries_and_leaves_no_half_line(
             assert journal.flush()
         add(journal, 3)
         assert journal.flush()
-        assert journal.statistics() == (2, 1)
+        assert journal.counts() == (2, 1)
     assert numbers(file) == [1, 3]
 
 
@@ -155,8 +155,8 @@ def test_replay_tells_where_decisions_differ(tmp_path: Path) -> None:
     with opened(file) as journal:
         for number in (1, 2, 3):
             add(journal, number)
-        journal.write("sum", {"other": 1}, {"b": 2}, "another release", 4.0)
-        journal.write("told", {}, {"b": 1}, "", 5.0)
+        journal.add("sum", {"other": 1}, {"b": 2}, "another release", 4.0)
+        journal.add("told", {}, {"b": 1}, "", 5.0)
 
     def decide(inputs: dict[str, Any]) -> dict[str, Any]:
         return {"b": 5 if inputs["a"] == 2 else 2 * inputs["a"]}
@@ -190,7 +190,7 @@ def test_orders_for_guarantees_and_turns_in_full_classes_are_replayed(tmp_path: 
     assert made.moves == [UnloadOrder("t", "usual", 1), LoadOrder("s", "usual", 1)]
     file = tmp_path / "journal.jsonl"
     with opened(file) as journal:
-        DecisionLog(journal).placed(wants, holds, views, held, room, retry_at, made, 50.0)
+        DecisionLog(journal.add).placed(wants, holds, views, held, room, retry_at, made, 50.0)
     (entry,) = read(file)
     assert entry.decision == {
         "moves": [["unload", "t", "usual", 1, 0], ["load", "s", "usual", 1, 0]]

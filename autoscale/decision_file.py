@@ -1,16 +1,12 @@
-"""The pool's decisions, one JSON line each, with what they rest on: bounded and replayable.
+"""The file of the pool's decisions, one JSON line each with its inputs: bounded and replayable.
 
 A line is `{"n", "at", "kind", "inputs", "decision", "why"}`; `at` is in seconds on the pool's
-clock. The event loop only encodes; a thread writes. A journal that cannot be written never holds up
-the pool: its entries are dropped and counted, and the gap shows in `n`. JSON knows no infinity: it
-is written as null.
+clock. A gap in `n` shows entries that were dropped. JSON knows no infinity: it is written as null.
 """
 
 from __future__ import annotations
 
 import os
-import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,20 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-import structlog
+
+from headrace.files import append_whole
+from headrace.journal import Journal
 
 MAX_BYTES = 16 * 1024 * 1024
 QUEUE_BYTES = 16 * 1024 * 1024
-"""So much waits at most for the thread."""
-PAUSE_S = 0.2
-CLOSE_S = 2.0
-
-log = structlog.get_logger()
+"""Cap on the lines that wait for the thread."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One decision as it was written."""
+    """One line."""
 
     n: int
     at_s: float
@@ -51,12 +45,12 @@ class Difference:
 
 
 def older(file: Path) -> Path:
-    """Where a journal goes once it is full; what was there is gone then."""
+    """The name that a full file gets; it takes the place of the one before."""
     return file.with_name(f"{file.name}.1")
 
 
-class Journal:
-    """Appends to `file`, going on with its numbers; it and the older one hold `max_bytes` each.
+class DecisionFile(Journal[bytes]):
+    """Appends to `file` and goes on with its numbers; it and the older one hold `max_bytes` each.
 
     Raises `OSError` if the file cannot be opened.
     """
@@ -68,17 +62,9 @@ class Journal:
         last, self._size = _last_line(file)
         os.ftruncate(self._fd, self._size)  # Without a torn last line.
         self._number = _number_of(last or _last_line(older(file))[0])
-        self._queue: deque[bytes] = deque()
-        # Two threads count, each its own: adding is not atomic.
-        self._queued_bytes = self._done_bytes = 0
-        self._overflowed = self._lost = self._written = 0
-        self._failing = False
-        self._wake, self._idle = threading.Event(), threading.Condition()
-        self._closing = False
-        self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
-        self._thread.start()
+        super().__init__("journal", {"file": str(file)}, QUEUE_BYTES)
 
-    def write(
+    def add(
         self,
         kind: str,
         inputs: Mapping[str, Any],
@@ -90,69 +76,22 @@ class Journal:
         self._number += 1
         fields = {"n": self._number, "at": at_s, "kind": kind}
         line = _encode({**fields, "inputs": inputs, "decision": decision, "why": why}) + b"\n"
-        waiting = self._queued_bytes - self._done_bytes
-        if self._closing or len(line) > self._max_bytes or waiting + len(line) > QUEUE_BYTES:
+        if len(line) > self._max_bytes:
             self._overflowed += 1
         else:
-            self._queued_bytes += len(line)
-            self._queue.append(line)
+            self.write(line, len(line))
 
-    def statistics(self) -> tuple[int, int]:
-        """How many entries were written, and how many dropped, since the start."""
-        return self._written, self._overflowed + self._lost
+    def _encode(self, batch: list[tuple[float, bytes]]) -> Iterator[tuple[bytes, int]]:
+        return ((line, 1) for _, line in batch)
 
-    def flush(self, timeout_s: float = CLOSE_S) -> bool:
-        """Wait for the thread to write what has come so far; False if it takes longer."""
-        target = self._queued_bytes
-        self._wake.set()
-        with self._idle:
-            return self._idle.wait_for(lambda: self._done_bytes >= target, timeout_s)
+    def _append(self, lines: bytes) -> None:
+        if self._size and self._size + len(lines) > self._max_bytes:
+            self._rotate()
+        append_whole(self._fd, lines)
+        self._size += len(lines)
 
-    def close(self) -> None:
-        """Write what is left, for `CLOSE_S` at most; what comes later is dropped."""
-        self._closing = True
-        self._wake.set()
-        self._thread.join(CLOSE_S)
-
-    def _run(self) -> None:
-        while not self._closing:
-            self._wake.wait(PAUSE_S)
-            self._wake.clear()
-            self._drain()
-        self._drain()
+    def _close(self) -> None:
         os.close(self._fd)
-
-    def _drain(self) -> None:
-        while self._queue:
-            batch = [self._queue.popleft()]
-            size = len(batch[0])
-            while self._queue and self._size + size + len(self._queue[0]) <= self._max_bytes:
-                batch.append(self._queue.popleft())
-                size += len(batch[-1])
-            self._store(batch, size)
-            with self._idle:
-                self._done_bytes += size
-                self._idle.notify_all()
-
-    def _store(self, batch: list[bytes], size: int) -> None:
-        try:
-            if self._size and self._size + size > self._max_bytes:
-                self._rotate()
-            _write_all(self._fd, b"".join(batch))
-        except OSError as error:
-            self._lost += len(batch)
-            if not self._failing:
-                reason = error.strerror or str(error)
-                log.warning("journal_fails", file=str(self._file), reason=reason)
-            self._failing = True
-            with suppress(OSError):  # Half of a line must not precede the next one.
-                os.ftruncate(self._fd, self._size)
-            return
-        if self._failing:
-            log.info("journal_works_again", dropped=self._lost)
-        self._failing = False
-        self._size += size
-        self._written += len(batch)
 
     def _rotate(self) -> None:
         with suppress(FileNotFoundError):  # Somebody has tidied up.
@@ -246,9 +185,3 @@ def _number_of(line: bytes) -> int:
     with suppress(KeyError, TypeError, ValueError):
         return _decode(line).n
     return 0
-
-
-def _write_all(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
