@@ -5,13 +5,13 @@ Every step is a function of (settings, state, signals), so that a log of them ca
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 from headrace.config.scaling import Replicas, Scaling
+from headrace.config.types import import_named
 
 EPSILON = 1e-6
 STEP_S = 1.0
@@ -61,9 +61,8 @@ def policy_named(name: str) -> Policy:
     """A built-in one or a class by import path; raises `ValueError` if there is no such class."""
     if name in BUILT_IN:
         return BUILT_IN[name]()
-    module, _, attribute = name.partition(":")
     try:
-        policy: Policy = getattr(importlib.import_module(module), attribute)()
+        policy: Policy = import_named(name)()
     except (ImportError, AttributeError, TypeError) as error:
         raise ValueError(f"policy {name!r} cannot be used: {error}") from error
     if not callable(getattr(policy, "expected", None)):

@@ -9,7 +9,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from headrace.errors import ModelLoadError, quoted
+from headrace.errors import InvalidArgument, ModelLoadError, quoted
+from headrace.protocols.wire import delimited_fields
 
 SUMS = "SHA256SUMS"
 _LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](.+)")
@@ -95,9 +96,6 @@ def files_below(folder: Path, where: str) -> Iterator[str]:
             yield (here / name).relative_to(folder).as_posix()
 
 
-# The way from ModelProto to every TensorProto, as {message: {field number: message}} of onnx.proto.
-# We read the wire format ourselves because `onnx` is no dependency of a server, and because ONNX
-# Runtime's own check came late and differs by release. `location` must be known before it loads.
 CONTAINERS: dict[str, dict[int, str]] = {
     "ModelProto": {7: "GraphProto", 20: "TrainingInfoProto", 25: "FunctionProto"},
     "TrainingInfoProto": {1: "GraphProto", 2: "GraphProto"},
@@ -115,13 +113,13 @@ CONTAINERS: dict[str, dict[int, str]] = {
     "SparseTensorProto": {1: "TensorProto", 2: "TensorProto"},
     "TensorProto": {13: "StringStringEntryProto"},
 }
+"""Fields on the way from ModelProto to every TensorProto, by message and field number (onnx.proto).
+
+The file is read without `onnx`, which is no dependency of a server. ONNX Runtime's own check of
+locations comes after they are read, and differs by release.
+"""
 _ENTRY = "StringStringEntryProto"
 _KEY, _VALUE = 1, 2
-_VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
-
-
-class MalformedModel(ValueError):
-    """Raised when the bytes are not a protobuf message."""
 
 
 def check_external_data(model_file: Path, where: str) -> None:
@@ -132,7 +130,7 @@ def check_external_data(model_file: Path, where: str) -> None:
     folder = model_file.parent.resolve()
     try:
         locations = external_locations(model_file)
-    except MalformedModel as error:
+    except InvalidArgument as error:
         raise ModelLoadError(
             f"{where}: {model_file.name} is truncated or not an ONNX model ({error})"
         ) from error
@@ -177,14 +175,14 @@ def _walk(data: mmap.mmap) -> Iterator[str]:
         inner = CONTAINERS[message]
         pending.extend(
             (inner[number], first, last)
-            for number, first, last in _fields(data, start, end)
+            for number, first, last in delimited_fields(data, start, end)
             if number in inner
         )
 
 
 def _entry(data: mmap.mmap, start: int, end: int) -> tuple[bytes, bytes]:
     # A field that is given twice counts with its last value.
-    found = {number: data[first:last] for number, first, last in _fields(data, start, end)}
+    found = {number: data[first:last] for number, first, last in delimited_fields(data, start, end)}
     return found.get(_KEY, b""), found.get(_VALUE, b"")
 
 
@@ -192,41 +190,4 @@ def _text(value: bytes) -> str:
     try:
         return value.decode()
     except UnicodeDecodeError as error:
-        raise MalformedModel("a location is not UTF-8") from error
-
-
-def _fields(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Number, first and last position of each length-delimited field; the others are skipped."""
-    at = start
-    while at < end:
-        tag, at = _varint(data, at, end)
-        kind = tag & 7
-        if tag >> 32 or tag >> 3 == 0:
-            raise MalformedModel(f"no field number at byte {at}")
-        if kind == _LENGTH:
-            length, at = _varint(data, at, end)
-            if length > end - at:
-                raise MalformedModel(f"a field ends {length - (end - at)} bytes too late")
-            yield tag >> 3, at, at + length
-            at += length
-        elif kind == _VARINT:
-            _, at = _varint(data, at, end)
-        elif kind in (_FIXED32, _FIXED64):
-            at += 4 if kind == _FIXED32 else 8
-        else:
-            raise MalformedModel(f"wire type {kind} at byte {at}")
-    if at != end:
-        raise MalformedModel(f"a field ends {at - end} bytes too late")
-
-
-def _varint(data: mmap.mmap, at: int, end: int) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 70, 7):
-        if at >= end:
-            raise MalformedModel("a number is cut off")
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-    raise MalformedModel(f"a number is too long at byte {at}")
+        raise InvalidArgument("a location is not UTF-8") from error

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any, Protocol, runtime_checkable
 
 from headrace.config.sharding import ProcessOptions, ShardingConfig
+from headrace.config.types import import_named
 from sharding.merge_boxes import BoxRules, merge_boxes
 from sharding.merge_tags import TagRules, merge_tags
 from sharding.parts import PartResult
@@ -115,15 +115,14 @@ def find_merger(name: str) -> Merger:
     """
     if name in BUILT_IN:
         return BUILT_IN[name]()
-    module, colon, attribute = name.partition(":")
-    if not colon:
+    if ":" not in name:
         raise MergerError(
             f"there is no merger {name!r}: use {' or '.join(sorted(BUILT_IN))}, or name your own "
             "as package.module:Class"
         )
     # A user's module may raise anything at all while it is imported or its class is made.
     try:
-        merger = getattr(import_module(module), attribute)()
+        merger = import_named(name)()
     except Exception as error:
         raise MergerError(f"the merger {name!r} could not be made: {error!r}") from error
     if not isinstance(merger, Merger):

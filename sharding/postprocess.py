@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from headrace.errors import ConfigError, InternalError
 from sharding.boxes import suppress
 from sharding.parts import Box, TagScore
-from sharding.preprocess import import_named
+from sharding.preprocess import import_class
 
 FLOOR = 0.05
 """Boxes below it are not told: a request's own threshold comes later, at the merge."""
@@ -111,7 +111,7 @@ def load_postprocessor(name: str) -> Postprocessor:
     """A built-in, or what `module:name` leads to; raises `ConfigError`."""
     if name in POSTPROCESSORS:
         return POSTPROCESSORS[name]()
-    found = import_named(name, POSTPROCESSORS)
+    found = import_class(name, POSTPROCESSORS)
     if not callable(found):
         raise ConfigError(f"`postprocess: {name}` cannot be called")
     return found

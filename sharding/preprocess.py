@@ -11,13 +11,13 @@ A user's own stands in the config as `module:name`, for example
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from headrace.config.types import import_named
 from headrace.errors import ConfigError
 
 PAD_VALUE = 0
@@ -97,13 +97,13 @@ PREPROCESSORS: Mapping[str, type[Preprocessor]] = {
 
 def load_preprocessor(name: str) -> Preprocessor:
     """A built-in, or what `module:name` leads to; raises `ConfigError`."""
-    found = PREPROCESSORS[name]() if name in PREPROCESSORS else import_named(name, PREPROCESSORS)
+    found = PREPROCESSORS[name]() if name in PREPROCESSORS else import_class(name, PREPROCESSORS)
     if not isinstance(found, Preprocessor):
         raise ConfigError(f"`preprocess: {name}` has no `short_side`, no `multiple` or no call")
     return found
 
 
-def import_named(name: str, known: Mapping[str, object]) -> object:
+def import_class(name: str, known: Mapping[str, object]) -> object:
     """What `module:name` leads to, called without arguments if it is a class.
 
     Raises `ConfigError`, which names those that are `known` without an import.
@@ -114,7 +114,7 @@ def import_named(name: str, known: Mapping[str, object]) -> object:
             f"{name!r} is neither one of {', '.join(sorted(known))} nor written as `module:name`"
         )
     try:
-        found: object = getattr(importlib.import_module(module), attribute)
+        found: object = import_named(name)
         return found() if isinstance(found, type) else found
     except Exception as error:  # whatever a user's module raises while it is imported
         raise ConfigError(f"{name!r} cannot be imported: {error}") from error

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from importlib import import_module
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -31,3 +32,12 @@ class SecretRef(Strict):
         if (self.file is None) == (self.env is None):
             raise ValueError("needs exactly one of `file` and `env`")
         return self
+
+
+def import_named(path: str) -> Any:
+    """The object that `module:name` in a config names.
+
+    Raises what the import of a user's module raises: anything.
+    """
+    module, _, name = path.partition(":")
+    return getattr(import_module(module), name)

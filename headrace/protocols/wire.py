@@ -11,7 +11,9 @@ In protobuf's default pool they would clash with those of `tritonclient`, `tenso
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
+from mmap import mmap
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,35 @@ def read_delimited(body: bytes, highest: int) -> dict[int, bytes]:
     return found
 
 
+def delimited_fields(data: bytes | mmap, at: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Number, start and end of each length-delimited field between two places of a message.
+
+    Raises `InvalidArgument` if the bytes are no message.
+    """
+    try:
+        while at < end:
+            key, at = read_varint(data, at)
+            kind = key & 7
+            if key >> 32 or key >> 3 == 0:
+                raise InvalidArgument(f"no field number at byte {at}")
+            if kind == 2:
+                size, at = read_varint(data, at)
+                if size > end - at:
+                    raise InvalidArgument(f"a field ends {size - (end - at)} bytes too late")
+                yield key >> 3, at, at + size
+                at += size
+            elif kind == 0:
+                _, at = read_varint(data, at)
+            elif kind in _FIXED:
+                at += _FIXED[kind]
+            else:
+                raise InvalidArgument(f"wire type {kind} at byte {at}")
+    except IndexError:
+        raise InvalidArgument("a number is cut off") from None
+    if at != end:
+        raise InvalidArgument(f"a field ends {at - end} bytes too late")
+
+
 def delimited(number: int, payload: bytes) -> bytes:
     """A length-delimited field."""
     return varint(number << 3 | 2) + varint(len(payload)) + payload
@@ -77,7 +108,7 @@ def varint(value: int) -> bytes:
     return bytes(out)
 
 
-def read_varint(body: bytes, at: int) -> tuple[int, int]:
+def read_varint(body: bytes | mmap, at: int) -> tuple[int, int]:
     """An unsigned integer and where it ends; raises `InvalidArgument` or `IndexError`."""
     value = shift = 0
     while True:

@@ -10,10 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from headrace.errors import ModelLoadError
+from headrace.errors import InvalidArgument, ModelLoadError
 from replicas.verification import (
     CONTAINERS,
-    MalformedModel,
     check_external_data,
     external_locations,
 )
@@ -138,7 +137,7 @@ def test_any_bytes_are_either_walked_or_malformed(
     path.write_bytes(model[:cut] + noise + model[cut:])
     try:
         found = external_locations(path)
-    except MalformedModel as error:
+    except InvalidArgument as error:
         assert str(error)
     else:
         assert all(isinstance(location, str) for location in found)

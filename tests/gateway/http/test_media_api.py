@@ -23,6 +23,7 @@ from headrace.access import Access
 from headrace.config.args import Audit, Cost, Limits, ModelConfig
 from headrace.config.tiers import Tier
 from headrace.errors import Unavailable
+from headrace.files import write_all
 from headrace.keys import new_key
 from sharding import spool
 from sharding.job_store import decode_job
@@ -339,7 +340,7 @@ async def test_nothing_is_read_while_the_disk_is_slow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate, taken = threading.Event(), 0
-    write = spool.write_all
+    write = write_all
 
     def slow(*content: Any) -> None:
         gate.wait()
