@@ -15,7 +15,6 @@ from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
     NoPermissionError,
-    NoScriptError,
     RedisError,
 )
 from redis.exceptions import TimeoutError as RedisTimeoutError
@@ -135,8 +134,7 @@ class RedisBudgets:
             raise ConfigError("`budgets.store` is not a URL like redis://host:6379/0") from None
         self._gateway_id = gateway_id
         self._prefix = config.prefix
-        self._script = script
-        self._sha = hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
+        self._script = self._redis.register_script(script)
 
     async def exchange(self, claims: Sequence[Claim]) -> tuple[list[Grant], int]:
         """See `BudgetStore`. All claims go in one message and come back in one."""
@@ -145,8 +143,13 @@ class RedisBudgets:
         calls = [self._call(f"{self._prefix}:gateways", GATEWAYS_S, everyone)]
         calls += [self._call(self._key(claim.caller), ACTIVE_S, claim) for claim in claims]
         try:
-            async with asyncio.timeout(2 * TIMEOUT_S):
-                answers = await self._answers(calls)
+            async with (
+                asyncio.timeout(2 * TIMEOUT_S),
+                self._redis.pipeline(transaction=False) as pipeline,
+            ):
+                for key, *arguments in calls:
+                    await self._script([key], arguments, pipeline)
+                answers = await pipeline.execute()
             gateways, *grants = [_grant(answer) for answer in answers]
         except (RedisError, OSError, ValueError, TypeError) as error:
             raise StoreAway(f"the budgets' Redis is away: {_reason(error)}") from None
@@ -170,25 +173,6 @@ class RedisBudgets:
             *(claim.used, claim.used_before, claim.day),
         )
         return key, self._gateway_id, " ".join(map(str, numbers))
-
-    async def _answers(self, calls: list[tuple[str, str, str]]) -> list[Any]:
-        """What Redis says to each; it may have lost the script before any of the calls."""
-        answers = await self._send(calls)
-        lost = [at for at, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
-        if lost:
-            await self._redis.script_load(self._script)
-            for at, answer in zip(lost, await self._send([calls[at] for at in lost]), strict=True):
-                answers[at] = answer
-        for answer in answers:
-            if isinstance(answer, Exception):
-                raise answer
-        return answers
-
-    async def _send(self, calls: list[tuple[str, str, str]]) -> list[Any]:
-        async with self._redis.pipeline(transaction=False) as pipeline:
-            for call in calls:
-                pipeline.evalsha(self._sha, 1, *call)
-            return await pipeline.execute(raise_on_error=False)
 
 
 def _grant(answer: Any) -> Grant:
