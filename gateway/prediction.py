@@ -10,7 +10,7 @@ from typing import ClassVar, Protocol
 import structlog
 
 from gateway.access.admission import Admission
-from gateway.access.audit import AuditLog, AuditRecord, Outcome
+from gateway.access.audit import AuditLog, AuditRecord, Verdict
 from gateway.access.ticket import Destination, Ticket
 from gateway.access.visits import RefusedConnections
 from headrace.config.args import Limits
@@ -201,7 +201,7 @@ class Prediction:
         if refused:
             recorder.refusal(tier, str(refused))
         if front.audit is not None:
-            decision: Outcome = "refused" if refused else "allowed" if code < 400 else "failed"
+            decision: Verdict = "refused" if refused else "allowed" if code < 400 else "failed"
             if front.audit.wants(decision):
                 front.audit.write(self._record(decision, answer, front))
         if path is None or request is None:
@@ -239,7 +239,7 @@ class Prediction:
         yield "compute", reply.compute_s
         yield "encode", reply.encode_s
 
-    def _record(self, decision: Outcome, answer: Answer, front: FrontState) -> AuditRecord:
+    def _record(self, decision: Verdict, answer: Answer, front: FrontState) -> AuditRecord:
         """What the audit log keeps of it."""
         path, request, ticket = self.path, self.request, self.ticket
         account = ticket.account if ticket is not None else None

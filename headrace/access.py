@@ -114,7 +114,7 @@ ACTIVE_S = 5.0
 """A gateway that claimed nothing for a caller for so long has no part in its limits."""
 
 
-class StoreAway(Exception):
+class BudgetsAway(Exception):
     """Raised when the store does not answer in time or not as it should."""
 
 
@@ -124,7 +124,7 @@ class BudgetStore(Protocol):
     async def exchange(self, claims: Sequence[Claim]) -> tuple[Sequence[Grant], int]:
         """A grant for each claim, in order, and how many gateways there are in all.
 
-        Raises `StoreAway`; then nothing may be assumed about what was counted.
+        Raises `BudgetsAway`; then nothing may be assumed about what was counted.
         """
         ...
 

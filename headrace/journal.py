@@ -26,10 +26,10 @@ CLOSE_S = 2.0
 
 log = structlog.get_logger()
 
-Record = TypeVar("Record")
+T = TypeVar("T")
 
 
-class Journal(ABC, Generic[Record]):
+class Journal(ABC, Generic[T]):
     """A queue and its thread. `room` bounds the sum of the waiting records' sizes.
 
     After an error nothing is tried for `retry_s`. Events are `<name>_fails` and
@@ -47,7 +47,7 @@ class Journal(ABC, Generic[Record]):
         self._place, self._clock = place, clock
         self._fails, self._works_again = f"{name}_fails", f"{name}_works_again"
         self._room, self._retry_s, self._retry_at_s = room, retry_s, -math.inf
-        self._queue: deque[tuple[float, Record, int]] = deque()
+        self._queue: deque[tuple[float, T, int]] = deque()
         # Two threads count, each its own: adding is not atomic.
         self._queued = self._done = 0
         self._overflowed = self._lost = self._written = 0
@@ -57,7 +57,7 @@ class Journal(ABC, Generic[Record]):
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
-    def write(self, record: Record, size: int = 1) -> None:
+    def write(self, record: T, size: int = 1) -> None:
         """Take a record; never waits, never raises."""
         if self._queued - self._done + size > self._room:
             self._overflowed += 1
@@ -84,7 +84,7 @@ class Journal(ABC, Generic[Record]):
         self._thread.join(CLOSE_S)
 
     @abstractmethod
-    def _encode(self, batch: list[tuple[float, Record]]) -> Iterable[tuple[bytes, int]]:
+    def _encode(self, batch: list[tuple[float, T]]) -> Iterable[tuple[bytes, int]]:
         """Whole lines of records and their times, with how many records they stand for."""
 
     @abstractmethod

@@ -30,7 +30,7 @@ _IDENTITY = (
 _SUMS_LINE = re.compile(r"[0-9a-fA-F]{64} [ *](.+)")
 
 
-class Row(NamedTuple):
+class ListedFile(NamedTuple):
     """A file of a listing; `identity` changes with its contents, "" where the store has none."""
 
     size: int | None
@@ -53,10 +53,10 @@ class VersionFiles:
 
 
 def describe(
-    files: Mapping[str, Row],
+    files: Mapping[str, ListedFile],
     listed: Collection[str],
     changed_s: float | None = None,
-    beside: Mapping[str, Row] = MappingProxyType({}),
+    beside: Mapping[str, ListedFile] = MappingProxyType({}),
 ) -> VersionFiles:
     """Of files by their paths in the folder, and of the paths that its SHA256SUMS lists.
 
@@ -82,7 +82,7 @@ def sums_names(text: bytes) -> frozenset[str]:
     return frozenset(str(PurePosixPath(match[1])) for match in matches if match)
 
 
-def list_local(folder: Path) -> tuple[dict[str, Row], float]:
+def list_local(folder: Path) -> tuple[dict[str, ListedFile], float]:
     """The files below a local folder, and when it changed last; `FileNotFoundError` if it is gone.
 
     What vanishes meanwhile is left out, and so are links to nothing.
@@ -114,7 +114,7 @@ def may_say_more(name: str, size: int | None) -> bool:
     return not notes and (size is None or size <= MAX_BESIDE_BYTES)
 
 
-def list_beside(folder: Path) -> tuple[dict[str, Row], float]:
+def list_beside(folder: Path) -> tuple[dict[str, ListedFile], float]:
     """Such files of a local folder, and when one of them changed last (0 without any)."""
     files, changed_s = {}, 0.0
     for path in folder.iterdir():
@@ -128,8 +128,8 @@ def list_beside(folder: Path) -> tuple[dict[str, Row], float]:
     return files, changed_s
 
 
-def _local_row(stat: os.stat_result) -> Row:
-    return Row(stat.st_size, f"{stat.st_ino}:{stat.st_mtime_ns}:{stat.st_ctime_ns}")
+def _local_row(stat: os.stat_result) -> ListedFile:
+    return ListedFile(stat.st_size, f"{stat.st_ino}:{stat.st_mtime_ns}:{stat.st_ctime_ns}")
 
 
 def _raise_unless_gone(error: OSError) -> None:
@@ -187,6 +187,8 @@ def _list_by_folder(store: AbstractFileSystem, top: str) -> list[dict[str, Any]]
     return found
 
 
-def row_of(info: Mapping[str, Any]) -> Row:
+def listed_file(info: Mapping[str, Any]) -> ListedFile:
     """A file of a remote store's listing."""
-    return Row(info.get("size"), next((str(info[key]) for key in _IDENTITY if info.get(key)), ""))
+    return ListedFile(
+        info.get("size"), next((str(info[key]) for key in _IDENTITY if info.get(key)), "")
+    )

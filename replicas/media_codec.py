@@ -90,7 +90,7 @@ class MediaCodec:
             rgb = np.frombuffer(pixels, np.uint8).reshape(size[1], size[0], 3)
             more = bool(head.get("more"))
             note = _Note(head["key"], head["postprocess"], labels, size, more=more)
-            return InferenceRequest(signature, preprocess(rgb), 1, reply=note)
+            return InferenceRequest(signature, preprocess(rgb), 1, encoding=note)
         until_s = time.monotonic() + float(head.get("within_s", math.inf))
         left_s = max(0.0, until_s - time.monotonic())
         if not _decoding.acquire(timeout=min(left_s, threading.TIMEOUT_MAX)):
@@ -99,11 +99,11 @@ class MediaCodec:
             inputs, note = self._segment(head, preprocess, labels, until_s)
         finally:
             _decoding.release()
-        return InferenceRequest(signature, inputs, len(note.spans_s), reply=note)
+        return InferenceRequest(signature, inputs, len(note.spans_s), encoding=note)
 
     def more_follow(self, pending: Pending) -> bool:
         """Whether the stage has more parts of the same input for this slot."""
-        note: _Note = pending.request.reply
+        note: _Note = pending.request.encoding
         return note.more
 
     def _segment(
@@ -158,7 +158,7 @@ class MediaCodec:
         """What was found, as JSON: see `sharding.parts`."""
         from sharding.parts import Box, TagScore, TimedTags, findings_document
 
-        note: _Note = request.reply
+        note: _Note = request.encoding
         postprocess = _postprocessor(note.postprocess)
         boxes: list[Box] = []
         timed: list[TimedTags] = []

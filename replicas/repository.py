@@ -21,16 +21,16 @@ from fsspec.implementations.local import LocalFileSystem
 from headrace.errors import HeadraceError, ModelLoadError
 from headrace.runtimes import RUNTIMES, RuntimeName, is_version, version_folders
 from replicas.listing import (
-    Row,
+    ListedFile,
     VersionFiles,
     belongs_beside,
     describe,
     list_beside,
     list_local,
     list_remote,
+    listed_file,
     lists_flat,
     may_say_more,
-    row_of,
     sums_names,
 )
 from replicas.runtime import said_by, without_places
@@ -65,7 +65,7 @@ class Repository:
         self._shown = _CREDENTIALS.sub("", uri)
         self._cache = cache_dir / hashlib.sha256(uri.encode()).hexdigest()[:16]
         self._verifier = Verifier()
-        self._sums: dict[str, tuple[Row, frozenset[str]]] = {}
+        self._sums: dict[str, tuple[ListedFile, frozenset[str]]] = {}
         with self._store_errors():
             self._fs, root = fsspec.core.url_to_fs(uri)
         self._root = root.rstrip("/")
@@ -174,13 +174,13 @@ class Repository:
         except (FileNotFoundError, NotADirectoryError):
             self._require_store()
             return {}
-        trees: dict[str, dict[str, Row]] = {name: {} for name in folders}
-        beside: dict[str, Row] = {}
+        trees: dict[str, dict[str, ListedFile]] = {name: {} for name in folders}
+        beside: dict[str, ListedFile] = {}
         for path, info in infos.items():
             folder, _, name = path.partition("/")
             if name:
-                trees[folder][name] = row_of(info)
-            elif may_say_more(folder, (row := row_of(info)).size):
+                trees[folder][name] = listed_file(info)
+            elif may_say_more(folder, (row := listed_file(info)).size):
                 beside[folder] = row
         return {
             version: self._describe(f"{self._root}/{model}/{name}", trees[name], beside, None)
@@ -190,8 +190,8 @@ class Repository:
     def _describe(
         self,
         source: str,
-        files: dict[str, Row],
-        beside: Mapping[str, Row],
+        files: dict[str, ListedFile],
+        beside: Mapping[str, ListedFile],
         changed_s: float | None,
     ) -> VersionFiles:
         sums = files.get(SUMS)
@@ -376,7 +376,7 @@ class Repository:
         if SUMS in files:
             known: bytes = self._fs.cat_file(f"{source}/{SUMS}")
         else:
-            rows = [(name, *row_of(info)) for name, info in sorted(files.items())]
+            rows = [(name, *listed_file(info)) for name, info in sorted(files.items())]
             known = repr(rows).encode()
         return hashlib.sha256(known).hexdigest()[:16]
 

@@ -148,8 +148,8 @@ class AuditWriter:
                     file.path.unlink(missing_ok=True)
 
 
-Outcome = Literal["allowed", "refused", "cancelled", "failed"]
-OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
+Verdict = Literal["allowed", "refused", "cancelled", "failed"]
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 
 MAX_TEXT = 256
 """Longest text of a field in characters; the rest is cut off."""
@@ -182,7 +182,7 @@ class AuditRecord(NamedTuple):
     version: int
     protocol: str
     cost: float
-    decision: Outcome
+    decision: Verdict
     reason: str
     code: int
     bytes_in: int = 0
@@ -214,7 +214,7 @@ class AuditLog(Journal[AuditRecord]):
         )
         super().__init__("audit_log", {"folder": str(folder)}, QUEUE, RETRY_S, clock)
 
-    def wants(self, outcome: Outcome) -> bool:
+    def wants(self, outcome: Verdict) -> bool:
         """Whether to write a decision: of the allowed ones only the share `sample`."""
         return outcome != "allowed" or self._chance() < self._sample
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import orjson
 
-from gateway.access.audit import OUTCOMES, AuditFile, Outcome, audit_files, iso_time
+from gateway.access.audit import VERDICTS, AuditFile, Verdict, audit_files, iso_time
 
 BLOCK_BYTES = 64 * 1024
 MAX_LINE_BYTES = 64 * 1024
@@ -51,7 +51,7 @@ class Query:
     caller: str | None = None
     since_s: float | None = None
     until_s: float | None = None
-    decision: Outcome | None = None
+    decision: Verdict | None = None
     reason: str | None = None
     model: str | None = None
 
@@ -158,7 +158,7 @@ class _Sum:
 
     def told(self) -> dict[str, Any]:
         return {
-            "decisions": {each: self.decisions[each] for each in OUTCOMES},
+            "decisions": {each: self.decisions[each] for each in VERDICTS},
             "reasons": dict(self.reasons.most_common()),
             "first": self.first,
             "last": self.last,

@@ -20,7 +20,7 @@ from redis.exceptions import (
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from autoscale.budget_ledger import GATEWAYS_S, KEEP_S
-from headrace.access import ACTIVE_S, Claim, Grant, StoreAway
+from headrace.access import ACTIVE_S, BudgetsAway, Claim, Grant
 from headrace.config.args import Budgets
 from headrace.config.tiers import UNLIMITED
 from headrace.errors import ConfigError
@@ -152,7 +152,7 @@ class RedisBudgets:
                 answers = await pipeline.execute()
             gateways, *grants = [_grant(answer) for answer in answers]
         except (RedisError, OSError, ValueError, TypeError) as error:
-            raise StoreAway(f"the budgets' Redis is away: {_reason(error)}") from None
+            raise BudgetsAway(f"the budgets' Redis is away: {_reason(error)}") from None
         return grants, gateways.active
 
     async def close(self) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import structlog
 
 from gateway.access.limits import Account, Limiter
-from headrace.access import BudgetStore, Claim, Grant, StoreAway
+from headrace.access import BudgetsAway, BudgetStore, Claim, Grant
 
 EXCHANGE_S = 0.05
 """How often the store hears of what was spent; at once when a request waits for its answer."""
@@ -65,7 +65,7 @@ class BudgetExchange:
         claims = self._limiter.claims(self._now_s(), CLAIMS)
         try:
             grants, gateways = await self._store.exchange([claim for _, claim in claims])
-        except StoreAway as error:
+        except BudgetsAway as error:
             self._note_store(away=True, reason=str(error))
             self._limiter.failed([account for account, _ in claims], self._now_s())
             for account in list(self._queued):
@@ -111,9 +111,9 @@ class PoolBudgets:
                     self._gateway_id, list(claims)
                 )
         except Exception as error:  # Ray raises many kinds while the pool is restarting
-            raise StoreAway(f"the pool is away: {type(error).__name__}") from None
+            raise BudgetsAway(f"the pool is away: {type(error).__name__}") from None
         if len(grants) != len(claims):
-            raise StoreAway(f"the pool answered {len(grants)} of {len(claims)} claims")
+            raise BudgetsAway(f"the pool answered {len(grants)} of {len(claims)} claims")
         return grants, gateways
 
     async def close(self) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 import structlog
 
 from gateway.access.admission import Admission
-from gateway.access.audit import AuditLog, AuditRecord, Outcome
+from gateway.access.audit import AuditLog, AuditRecord, Verdict
 from gateway.access.ticket import Ticket
 from headrace.errors import HeadraceError, TooManyRequests
 from headrace.metrics import Recorder
@@ -43,7 +43,7 @@ class Visits:
 
     def _write(
         self,
-        decision: Outcome,
+        decision: Verdict,
         ticket: Ticket | None,
         error: HeadraceError | None,
         source: tuple[Mapping[bytes, bytes], str, str],

@@ -16,7 +16,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway.access.audit import OUTCOMES
+from gateway.access.audit import VERDICTS
 from gateway.access.audit_reader import Query as AuditQuery
 from gateway.access.audit_reader import find, parse_since, summarize
 from gateway.http.answers import answer_errors, json_answer
@@ -72,8 +72,8 @@ def _query(given: Mapping[str, str], limit: int) -> tuple[AuditQuery, int]:
             raise InvalidArgument(f"there is no parameter {name!r}; these are known: {known}")
     now_s = time.time()
     wanted: dict[str, Any] = {name: given.get(name) or None for name in FILTERS}
-    if wanted["decision"] not in (None, *OUTCOMES):
-        raise InvalidArgument(f"'decision' should be one of {', '.join(OUTCOMES)}")
+    if wanted["decision"] not in (None, *VERDICTS):
+        raise InvalidArgument(f"'decision' should be one of {', '.join(VERDICTS)}")
     return AuditQuery(
         caller=wanted["caller"],
         since_s=_time(given, "since", now_s),

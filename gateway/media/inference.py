@@ -33,6 +33,7 @@ from headrace.protocols.compression import inflate, reply_coding
 from headrace.protocols.elements import check_json
 from headrace.protocols.json_bodies import decode_base64, read_object
 from headrace.protocols.openinference_json import (
+    JsonEncoding,
     OpenInferenceCodec,
     id_of,
     named_entries,
@@ -41,9 +42,7 @@ from headrace.protocols.openinference_json import (
     split_body,
     wanted_outputs,
 )
-from headrace.protocols.openinference_json import Reply as JsonReply
-from headrace.protocols.openinference_proto import OpenInferenceProtoCodec
-from headrace.protocols.openinference_proto import Reply as ProtoReply
+from headrace.protocols.openinference_proto import OpenInferenceProtoCodec, ProtoEncoding
 from headrace.protocols.raw_tensors import RawTail, decode_raw, shape_of
 from headrace.protocols.targets import InferPath, parse
 from headrace.protocols.tensors import Call, Encoded, InferenceRequest
@@ -132,8 +131,8 @@ def _decode_json(body: bytes, call: Call, findings: FindingKind, limits: Limits)
     tail.check_end()
     signature = _signature(name, findings)
     names, binary, classes = wanted_outputs(document, parameters, signature)
-    reply = JsonReply(id_of(document), binary, reply_coding(call.accept_encoding), classes)
-    request = InferenceRequest(signature, {}, 1, names or _usual(findings), reply=reply)
+    encoding = JsonEncoding(id_of(document), binary, reply_coding(call.accept_encoding), classes)
+    request = InferenceRequest(signature, {}, 1, names or _usual(findings), encoding=encoding)
     return MediaInput(content, parameters, request)
 
 
@@ -161,8 +160,8 @@ def _decode_proto(body: bytes, findings: FindingKind, max_elements: int) -> Medi
         for key, value in message.parameters.items()
         if (kind := value.WhichOneof("parameter_choice")) is not None
     }
-    reply = ProtoReply(message.id, bool(parameters.get("triton_enable_empty_final_response")))
-    request = InferenceRequest(signature, {}, 1, names or _usual(findings), reply=reply)
+    encoding = ProtoEncoding(message.id, bool(parameters.get("triton_enable_empty_final_response")))
+    request = InferenceRequest(signature, {}, 1, names or _usual(findings), encoding=encoding)
     return MediaInput(content, parameters, request)
 
 

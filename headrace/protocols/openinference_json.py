@@ -214,7 +214,7 @@ _WITHOUT_JSON = (np.dtype(np.float16), BFLOAT16)
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class JsonEncoding:
     """How to answer: the request's id ("" for none), binary outputs, content coding.
 
     `classes` says of which outputs so many classes are wanted in place of the tensor.
@@ -257,42 +257,44 @@ class OpenInferenceCodec:
         tail.check_end()
         rows = check_inputs(signature, inputs)
         outputs, binary, classes = wanted_outputs(document, parameters, signature)
-        reply = Reply(id_of(document), binary, reply_coding(call.accept_encoding), classes)
-        return InferenceRequest(signature, inputs, rows, outputs, timeout_s_of(parameters), reply)
+        coding = reply_coding(call.accept_encoding)
+        encoding = JsonEncoding(id_of(document), binary, coding, classes)
+        timeout_s = timeout_s_of(parameters)
+        return InferenceRequest(signature, inputs, rows, outputs, timeout_s, encoding)
 
     def encode(
         self, request: InferenceRequest, outputs: Mapping[str, Tensor], model: ModelSpec
     ) -> Encoded:
         """Write the answer of one request; raises `InvalidArgument` for text that is not UTF-8."""
-        reply: Reply = request.reply
+        encoding: JsonEncoding = request.encoding
         entries: list[dict[str, Any]] = []
         tail: list[bytes] = []
         for name in wanted_names(request.signature, request.outputs):
             tensor = np.asarray(outputs[name], order="C")
-            if name in reply.classes:
+            if name in encoding.classes:
                 labels, batched = model.labels.get(name, ()), model.batches(request.signature)
-                tensor = top_classes(tensor, reply.classes[name], labels, batched=batched)
+                tensor = top_classes(tensor, encoding.classes[name], labels, batched=batched)
             check_supported(tensor.dtype)
             entry: dict[str, Any] = {
                 "name": name,
                 "datatype": datatype_name(tensor.dtype),
                 "shape": tensor.shape,
             }
-            if name in reply.binary:
+            if name in encoding.binary:
                 tail.append(encode_raw(tensor))
                 entry["parameters"] = {"binary_data_size": len(tail[-1])}
             else:
                 entry["data"] = json_data(name, tensor)
             entries.append(entry)
-        answer: dict[str, Any] = {"id": reply.id} if reply.id else {}
+        answer: dict[str, Any] = {"id": encoding.id} if encoding.id else {}
         answer["model_name"] = model.name
         answer["model_version"] = str(model.version)
         answer["outputs"] = entries
         text = write_json(answer)
-        body = deflate(b"".join((text, *tail)), reply.coding)
-        if not reply.binary:
-            return Encoded(body, content_encoding=reply.coding)
-        return Encoded(body, "application/octet-stream", len(text), reply.coding)
+        body = deflate(b"".join((text, *tail)), encoding.coding)
+        if not encoding.binary:
+            return Encoded(body, content_encoding=encoding.coding)
+        return Encoded(body, "application/octet-stream", len(text), encoding.coding)
 
 
 def _raw_request(raw: memoryview, call: Call, model: ModelSpec) -> InferenceRequest:
@@ -311,8 +313,8 @@ def _raw_request(raw: memoryview, call: Call, model: ModelSpec) -> InferenceRequ
         tensor = decode_raw(raw, spec.dtype, shape, f"input '{spec.name}'")
     inputs = {spec.name: tensor}
     binary = frozenset(each.name for each in signature.outputs)
-    reply = Reply("", binary, reply_coding(call.accept_encoding))
-    return InferenceRequest(signature, inputs, check_inputs(signature, inputs), reply=reply)
+    encoding = JsonEncoding("", binary, reply_coding(call.accept_encoding))
+    return InferenceRequest(signature, inputs, check_inputs(signature, inputs), encoding=encoding)
 
 
 def _raw_shape(spec: TensorSpec, size: int, *, batched: bool) -> tuple[int, ...]:

@@ -42,7 +42,7 @@ _CONTENTS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class ProtoEncoding:
     """How to answer: the request's id, and whether a final answer is to be marked as such.
 
     `classes` says of which outputs so many classes are wanted in place of the tensor.
@@ -68,24 +68,25 @@ class OpenInferenceProtoCodec:
         rows = check_inputs(signature, inputs)
         outputs, classes = _wanted(request, signature)
         final = bool(parameters.get("triton_enable_empty_final_response"))
-        reply = Reply(request.id, final, classes)
-        return InferenceRequest(signature, inputs, rows, outputs, timeout_s_of(parameters), reply)
+        encoding = ProtoEncoding(request.id, final, classes)
+        timeout_s = timeout_s_of(parameters)
+        return InferenceRequest(signature, inputs, rows, outputs, timeout_s, encoding)
 
     def encode(
         self, request: InferenceRequest, outputs: Mapping[str, Tensor], model: ModelSpec
     ) -> Encoded:
         """Write the answer of one request."""
-        reply: Reply = request.reply
+        encoding: ProtoEncoding = request.encoding
         answer = message(_RESPONSE)(
-            model_name=model.name, model_version=str(model.version), id=reply.id
+            model_name=model.name, model_version=str(model.version), id=encoding.id
         )
-        if reply.final:
+        if encoding.final:
             answer.parameters["triton_final_response"].bool_param = True
         for name in wanted_names(request.signature, request.outputs):
             tensor = np.asarray(outputs[name], order="C")
-            if name in reply.classes:
+            if name in encoding.classes:
                 labels, batched = model.labels.get(name, ()), model.batches(request.signature)
-                tensor = top_classes(tensor, reply.classes[name], labels, batched=batched)
+                tensor = top_classes(tensor, encoding.classes[name], labels, batched=batched)
             check_supported(tensor.dtype)
             answer.outputs.add(name=name, datatype=datatype_name(tensor.dtype), shape=tensor.shape)
             answer.raw_output_contents.append(encode_raw(tensor))

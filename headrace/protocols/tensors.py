@@ -28,7 +28,7 @@ class InferenceRequest:
     """A decoded request. All `inputs` share their first dimension when `rows` is not None.
 
     `outputs` names the wanted outputs in order (None: all). `timeout_s` comes from the body.
-    `reply` is the codec's own note on how to encode the answer; nobody else reads it.
+    `encoding` is the codec's own note on how to encode the answer.
     """
 
     signature: Signature
@@ -36,7 +36,7 @@ class InferenceRequest:
     rows: int | None
     outputs: tuple[str, ...] | None = None
     timeout_s: float | None = None
-    reply: Any = field(default=None, repr=False)
+    encoding: Any = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,7 +48,7 @@ from headrace.spec import BFLOAT16, BYTES, ModelSpec, Signature, Tensor
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class PredictEncoding:
     """How to answer: `layout` is `instances` or `inputs`."""
 
     layout: str
@@ -70,24 +70,24 @@ class PredictCodec:
         quick = _predict_quickly(text, model)
         signature, layout, inputs = quick or _predict(read_object(text), model)
         rows = check_inputs(signature, inputs)
-        reply = Reply(layout, reply_coding(call.accept_encoding))
-        return InferenceRequest(signature, inputs, rows, reply=reply)
+        encoding = PredictEncoding(layout, reply_coding(call.accept_encoding))
+        return InferenceRequest(signature, inputs, rows, encoding=encoding)
 
     def encode(
         self, request: InferenceRequest, outputs: Mapping[str, Tensor], model: ModelSpec
     ) -> Encoded:
         """Write the answer of one request; raises `InvalidArgument` if it has no row form."""
-        reply: Reply = request.reply
+        encoding: PredictEncoding = request.encoding
         names = wanted_names(request.signature, request.outputs)
         wanted = {name: np.asarray(outputs[name], order="C") for name in names}
         for tensor in wanted.values():
             check_supported(tensor.dtype)
-        if reply.layout == "instances":
+        if encoding.layout == "instances":
             answer = {"predictions": _rows(wanted)}
         else:
             answer = {"outputs": _columns(wanted)}
-        body = deflate(write_json(answer), reply.coding)
-        return Encoded(body, content_encoding=reply.coding)
+        body = deflate(write_json(answer), encoding.coding)
+        return Encoded(body, content_encoding=encoding.coding)
 
 
 def _predict_quickly(
@@ -215,7 +215,7 @@ _LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True, slots=True)
-class ExamplesReply:
+class ExamplesEncoding:
     """How to answer: the method and the content coding."""
 
     method: str
@@ -238,21 +238,21 @@ class ExamplesCodec:
         signature, inputs = _decode_inputs(read_object(text), model, most)
         outputs = result_outputs(signature, call.method)
         rows = check_inputs(signature, inputs)
-        reply = ExamplesReply(call.method, reply_coding(call.accept_encoding))
-        return InferenceRequest(signature, inputs, rows, outputs, reply=reply)
+        encoding = ExamplesEncoding(call.method, reply_coding(call.accept_encoding))
+        return InferenceRequest(signature, inputs, rows, outputs, encoding=encoding)
 
     def encode(
         self, request: InferenceRequest, outputs: Mapping[str, Tensor], model: ModelSpec
     ) -> Encoded:
         """Write the answer of one request; raises `InvalidArgument` if the shapes do not fit."""
-        reply: ExamplesReply = request.reply
+        encoding: ExamplesEncoding = request.encoding
         wanted = {name: outputs[name] for name in wanted_names(request.signature, request.outputs)}
         for tensor in wanted.values():
             check_supported(tensor.dtype)
-        results = regressions_of if reply.method == "regress" else classes_of
+        results = regressions_of if encoding.method == "regress" else classes_of
         answer = {"results": results(wanted, example_count(request))}
-        body = deflate(write_json(answer), reply.coding)
-        return Encoded(body, content_encoding=reply.coding)
+        body = deflate(write_json(answer), encoding.coding)
+        return Encoded(body, content_encoding=encoding.coding)
 
 
 def _decode_inputs(

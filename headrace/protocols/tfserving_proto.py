@@ -94,13 +94,13 @@ class ExamplesProtoCodec:
         inputs = _example_inputs(_examples(request.input, self._limits), model, signature)
         outputs = result_outputs(signature, call.method)
         rows = check_inputs(signature, inputs)
-        return InferenceRequest(signature, inputs, rows, outputs, reply=call.method)
+        return InferenceRequest(signature, inputs, rows, outputs, encoding=call.method)
 
     def encode(
         self, request: InferenceRequest, outputs: Mapping[str, Tensor], model: ModelSpec
     ) -> Encoded:
         """Write the answer of one request; raises `InvalidArgument` if the shapes do not fit."""
-        method: str = request.reply
+        method: str = request.encoding
         wanted = {name: outputs[name] for name in wanted_names(request.signature, request.outputs)}
         for tensor in wanted.values():
             check_supported(tensor.dtype)

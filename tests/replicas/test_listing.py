@@ -12,9 +12,17 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.spec import AbstractFileSystem
 
-from replicas.listing import Row, describe, list_local, list_remote, lists_flat, row_of, sums_names
+from replicas.listing import (
+    ListedFile,
+    describe,
+    list_local,
+    list_remote,
+    listed_file,
+    lists_flat,
+    sums_names,
+)
 
-ROW = Row(1, "a")
+ROW = ListedFile(1, "a")
 
 
 @pytest.mark.parametrize(
@@ -39,8 +47,8 @@ def test_describe_stamps_names_sizes_and_identities() -> None:
     listings = [
         {"model.onnx": ROW, "b": ROW},
         {"model.onnx": ROW, "c": ROW},
-        {"model.onnx": ROW, "b": Row(2, "a")},
-        {"model.onnx": ROW, "b": Row(1, "b")},
+        {"model.onnx": ROW, "b": ListedFile(2, "a")},
+        {"model.onnx": ROW, "b": ListedFile(1, "b")},
         {"model.onnx": ROW},
     ]
     assert len({describe(files, ()).stamp for files in listings}) == 5
@@ -163,11 +171,11 @@ def test_only_stores_with_a_listing_of_their_own_are_flat(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("info", "row"),
     [
-        ({"size": 3, "ETag": '"e"', "LastModified": "t"}, Row(3, '"e"')),
-        ({"size": 3, "etag": "", "mtime": 12.5}, Row(3, "12.5")),
-        ({"size": None}, Row(None, "")),
-        ({}, Row(None, "")),
+        ({"size": 3, "ETag": '"e"', "LastModified": "t"}, ListedFile(3, '"e"')),
+        ({"size": 3, "etag": "", "mtime": 12.5}, ListedFile(3, "12.5")),
+        ({"size": None}, ListedFile(None, "")),
+        ({}, ListedFile(None, "")),
     ],
 )
-def test_row_takes_the_best_identity(info: dict[str, Any], row: Row) -> None:
-    assert row_of(info) == row
+def test_row_takes_the_best_identity(info: dict[str, Any], row: ListedFile) -> None:
+    assert listed_file(info) == row

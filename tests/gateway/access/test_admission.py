@@ -12,7 +12,7 @@ from autoscale.budget_ledger import BudgetLedger
 from gateway.access.admission import Admission
 from gateway.access.limits import OverBudget
 from gateway.access.ticket import Ticket, limit_headers
-from headrace.access import Access, Caller, Claim, Grant, StoreAway
+from headrace.access import Access, BudgetsAway, Caller, Claim, Grant
 from headrace.config.args import Cost, Limits, ModelConfig
 from headrace.config.tiers import Queue, Tier
 from headrace.errors import (
@@ -91,7 +91,7 @@ class Store:
 
     async def exchange(self, claims: Sequence[Claim]) -> tuple[Sequence[Grant], int]:
         if self.away:
-            raise StoreAway("the switch is off")
+            raise BudgetsAway("the switch is off")
         return self.ledger.exchange("g", claims, self.plane.clock_s, 0)
 
     async def close(self) -> None:

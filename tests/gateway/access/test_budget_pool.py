@@ -11,7 +11,7 @@ import pytest
 from autoscale.budget_ledger import BudgetLedger
 from gateway.access import budgets as budget_pool
 from gateway.access.budgets import PoolBudgets
-from headrace.access import BudgetStore, Claim, Grant, StoreAway
+from headrace.access import BudgetsAway, BudgetStore, Claim, Grant
 
 Answer = tuple[list[Grant], int]
 
@@ -40,7 +40,7 @@ async def test_whatever_the_handle_raises_the_store_is_away() -> None:
     async def fail(gateway_id: str, claims: list[Claim]) -> Answer:
         raise RuntimeError("actor died, and a long trace")
 
-    with pytest.raises(StoreAway, match=r"^the pool is away: RuntimeError$"):
+    with pytest.raises(BudgetsAway, match=r"^the pool is away: RuntimeError$"):
         await store(fail).exchange([])
 
 
@@ -51,7 +51,7 @@ async def test_a_pool_that_does_not_answer_is_away(monkeypatch: pytest.MonkeyPat
         await asyncio.Event().wait()
         raise AssertionError
 
-    with pytest.raises(StoreAway, match="TimeoutError"):
+    with pytest.raises(BudgetsAway, match="TimeoutError"):
         await store(hang).exchange([])
 
 
@@ -59,7 +59,7 @@ async def test_an_answer_to_other_claims_is_none() -> None:
     async def short(gateway_id: str, claims: list[Claim]) -> Answer:
         return [], 1
 
-    with pytest.raises(StoreAway, match="answered 0 of 1 claims"):
+    with pytest.raises(BudgetsAway, match="answered 0 of 1 claims"):
         await store(short).exchange([Claim("key:a", 1, 10)])
 
 

@@ -17,7 +17,7 @@ from redis import Redis
 from autoscale.budget_ledger import KEEP_S, BudgetLedger
 from gateway.access import budget_redis
 from gateway.access.budget_redis import SCRIPT, TIMEOUT_S, RedisBudgets
-from headrace.access import BudgetStore, Claim, Grant, StoreAway
+from headrace.access import BudgetsAway, BudgetStore, Claim, Grant
 from headrace.config.args import Budgets
 from headrace.config.tiers import UNLIMITED
 from headrace.errors import ConfigError
@@ -189,7 +189,7 @@ async def test_after_a_restart_levels_start_from_what_gateways_believe(tmp_path:
         async with budgets(server) as store:
             assert (await ask(store, want=8, used=8, day=0)).level == pytest.approx(2)
             server.kill()
-            with pytest.raises(StoreAway, match=r"^the budgets' Redis is away: ConnectionError$"):
+            with pytest.raises(BudgetsAway, match=r"^the budgets' Redis is away: ConnectionError$"):
                 await ask(store)
             server.start()
             assert (await ask(store, level=2.0)).level == pytest.approx(2)
@@ -205,7 +205,7 @@ async def test_a_refused_password_is_told_without_showing_it(
         async with budgets(server, password={"env": "RIGHT"}) as store:
             assert await store.exchange([]) == ([], 1)
         async with budgets(server, password=reference) as store:
-            with pytest.raises(StoreAway, match="refuses this user or password") as raised:
+            with pytest.raises(BudgetsAway, match="refuses this user or password") as raised:
                 await store.exchange([slow()])
         assert "not-the-one" not in str(raised.value)
 
@@ -219,7 +219,7 @@ async def test_a_redis_that_stalls_is_away_and_its_late_answer_is_nobodys(
         with admin(server) as redis:
             redis.client_pause(400, all=True)
         before_s = time.monotonic()
-        with pytest.raises(StoreAway, match=r"no answer in 0\.25 s"):
+        with pytest.raises(BudgetsAway, match=r"no answer in 0\.25 s"):
             await ask(store, charge=1)
         assert 0.2 < time.monotonic() - before_s < 0.6
         with admin(server) as redis:
@@ -258,7 +258,7 @@ async def test_what_may_have_been_counted_is_not_sent_again() -> None:
     async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as listener:
         port = listener.sockets[0].getsockname()[1]
         store = RedisBudgets(Budgets(store=f"redis://127.0.0.1:{port}"), "g1")
-        with pytest.raises(StoreAway, match="ConnectionError"):
+        with pytest.raises(BudgetsAway, match="ConnectionError"):
             await store.exchange([])
         await store.close()
     assert counted == 1
