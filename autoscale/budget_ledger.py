@@ -49,11 +49,9 @@ class _Account:
         tokens = self._leased(claim.want, active)
         if math.isfinite(self.rate):
             self.level -= tokens
-        empty = self.level < 1 and tokens <= 0
         return Grant(
             tokens=tokens,
             level=self.level,
-            wait_s=(1 - self.level) / self.rate if empty else 0.0,
             active=active,
             used=self._count(claim, day),
         )

@@ -81,7 +81,6 @@ class GatewaySettings:
     media: MediaConfig = field(default_factory=MediaConfig)
     shared_memory: SharedMemory | None = None
     log_level: str = "info"
-    force_tcp: bool = False
 
 
 class Gateway:
@@ -104,7 +103,6 @@ class Gateway:
             self._node.id,
             cluster_secret(settings.secret),
             settings.limits.max_body_bytes,
-            settings.force_tcp,
         )
         self._plane = DataPlane(identity, self._recorder)
         self.audit_folder: Path | None = None

@@ -98,14 +98,13 @@ class Grant:
     """The store's answer to a claim.
 
     `tokens` are leased to the gateway and off the bucket already; `level` is what the bucket
-    holds now, negative when more was charged than there was; `wait_s` is the time until it holds
-    one token (0: it does). `active` counts the gateways with a claim for this caller in the last
-    `ACTIVE_S` seconds; `used` is the day's total against the quota.
+    holds now, negative when more was charged than there was. `active` counts the gateways with a
+    claim for this caller in the last `ACTIVE_S` seconds; `used` is the day's total against the
+    quota.
     """
 
     tokens: float
     level: float
-    wait_s: float
     active: int = 1
     used: float = 0.0
 

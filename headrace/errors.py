@@ -1,4 +1,4 @@
-"""One tree of errors: each class knows its HTTP and gRPC status and whether a retry can help."""
+"""One tree of errors; each class has its HTTP and its gRPC status."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ class HeadraceError(Exception):
 
     http_status: ClassVar[int] = 500
     grpc_status: ClassVar[str] = "INTERNAL"
-    retryable: ClassVar[bool] = False
     reason: str = ""
 
     def __init__(
@@ -122,7 +121,6 @@ class TooManyRequests(HeadraceError):
 
     http_status = 429
     grpc_status = "RESOURCE_EXHAUSTED"
-    retryable = True
 
 
 class Cancelled(HeadraceError):
@@ -148,7 +146,6 @@ class Unavailable(HeadraceError):
 
     http_status = 503
     grpc_status = "UNAVAILABLE"
-    retryable = True
 
 
 class OutOfMemory(HeadraceError):

@@ -51,8 +51,6 @@ class SlotView:
     tcp_address: str
     pid: int = 0
     draining: bool = False
-    memory_bytes: int = 0
-    cores: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,7 +107,6 @@ class ModelServer:
             unix_path=str(path),
             tcp_address=f"{reachable}:{port}",
             pid=os.getpid(),
-            cores=settings.slot_class.cpus,
         )
 
     async def _announce(self) -> None:

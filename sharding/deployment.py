@@ -78,7 +78,6 @@ class StageSettings:
     secret: SecretRef | None
     max_body_bytes: int
     log_level: str = "info"
-    force_tcp: bool = False
 
 
 class ShardStage:
@@ -101,7 +100,6 @@ class ShardStage:
             node.id,
             cluster_secret(settings.secret),
             settings.max_body_bytes,
-            settings.force_tcp,
         )
         recorder = Recorder("stage")
         self._plane = StagePlane(identity, recorder)

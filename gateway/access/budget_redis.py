@@ -83,11 +83,7 @@ end
 local share = level / active
 if share < 1 and level >= 1 then share = 1 end
 local tokens = math.max(0, math.min(want, share))
-local wait = 0
-if rate >= 0 then
-  level = level - tokens
-  if level < 1 and tokens <= 0 then wait = (1 - level) / rate end
-end
+if rate >= 0 then level = level - tokens end
 
 local total = 0
 if known.day == day then
@@ -105,7 +101,7 @@ if rate >= 0 then kept = (burst - level) / rate end
 if total ~= 0 then kept = math.max(kept, (day + 1) * 86400 - now) end
 kept = math.min(kept, 1e9) + keep  -- seconds; Redis refuses what is no 64 bit integer
 redis.call('PEXPIRE', KEYS[1], string.format('%.0f', math.ceil(kept * 1000)))
-return {text(tokens), text(level), text(wait), text(active), text(total)}
+return {text(tokens), text(level), text(active), text(total)}
 """
 
 
@@ -176,8 +172,8 @@ class RedisBudgets:
 
 
 def _grant(answer: Any) -> Grant:
-    tokens, level, wait_s, active, used = (float(field) for field in answer)
-    return Grant(tokens, level, wait_s, int(active), used)
+    tokens, level, active, used = (float(field) for field in answer)
+    return Grant(tokens, level, int(active), used)
 
 
 def _reason(error: Exception) -> str:

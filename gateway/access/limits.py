@@ -105,10 +105,6 @@ class Account:
         left = self.level + (now_s - self.level_s) * tier.rate + self.tokens
         return 0.0 if left < 0 else left if left < tier.burst else tier.burst
 
-    def full_in_s(self, now_s: float) -> float:
-        """Seconds until the bucket is full again."""
-        return (self.allowance.burst - self.remaining(now_s)) / self.allowance.rate
-
     def counted(self, cost: float) -> float:
         """What a request counts against the quota."""
         quota = self.allowance.quota
@@ -153,7 +149,7 @@ class Account:
         self.owed -= claim.charge
         self.tokens += grant.tokens
         self.level, self.level_s = grant.level, now_s
-        # A store leases fractions too, so its own `wait_s` does not tell when a whole one is there.
+        # The store leases fractions too: a whole token is there once both parts make one.
         missing = 1 - self.tokens - grant.level
         short = missing > ROUNDING and claim.want > 0
         self.empty_until_s = now_s + missing / self.allowance.rate if short else 0.0

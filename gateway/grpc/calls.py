@@ -145,10 +145,6 @@ class GrpcCall(Receiver):
         """What goes out with the status."""
         self._trailing = metadata
 
-    def trailing_metadata(self) -> Metadata:
-        """What was set."""
-        return self._trailing
-
     async def read(self) -> bytes | None:
         """The next message of a stream of requests, None after the last."""
         raise InternalError("this call has one message")

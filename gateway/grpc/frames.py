@@ -140,11 +140,6 @@ def unpadded(flags: int, payload: bytes) -> bytes:
     return payload[1 : len(payload) - payload[0]]
 
 
-def encode_head(kind: int, length: int, flags: int, stream_id: int) -> bytes:
-    """The 9 bytes before a payload."""
-    return HEAD.pack(length << 8 | kind, flags, stream_id)
-
-
 def encode_frame(kind: int, payload: bytes = b"", *, flags: int = 0, stream_id: int = 0) -> bytes:
     """One frame as bytes."""
     return HEAD.pack(len(payload) << 8 | kind, flags, stream_id) + payload

@@ -30,17 +30,17 @@ def ask(ledger: BudgetLedger, now_s: float, gateway: str = "g1", **more: Any) ->
 
 def test_a_quiet_caller_gets_a_burst_and_then_its_rate() -> None:
     ledger = BudgetLedger(10)
-    assert ask(ledger, 0, want=100) == Grant(tokens=10, level=0, wait_s=0)
-    assert ask(ledger, 0, want=100) == Grant(tokens=0, level=0, wait_s=0.5)
+    assert ask(ledger, 0, want=100) == Grant(tokens=10, level=0)
+    assert ask(ledger, 0, want=100) == Grant(tokens=0, level=0)
     assert ask(ledger, 3, want=100).tokens == 6
     assert ask(ledger, 1000, want=100).tokens == 10
 
 
 def test_a_charge_is_taken_first_and_may_leave_a_debt_of_one_burst() -> None:
     ledger = BudgetLedger(10)
-    assert ask(ledger, 0, charge=14, want=1) == Grant(tokens=0, level=-4, wait_s=2.5)
+    assert ask(ledger, 0, charge=14, want=1) == Grant(tokens=0, level=-4)
     assert ask(ledger, 0, charge=1e9).level == -BURST
-    assert ask(ledger, 5.5, want=1) == Grant(tokens=1, level=0, wait_s=0)
+    assert ask(ledger, 5.5, want=1) == Grant(tokens=1, level=0)
 
 
 def test_a_lease_given_back_never_fills_above_the_burst() -> None:
@@ -61,7 +61,7 @@ def test_an_unknown_caller_starts_from_what_the_gateway_believes() -> None:
 def test_two_gateways_share_and_one_that_fell_silent_has_no_part() -> None:
     ledger = BudgetLedger(10)
     assert ask(ledger, 0, "g1").active == 1
-    assert ask(ledger, 0, "g2", want=100) == Grant(tokens=5, level=5, wait_s=0, active=2)
+    assert ask(ledger, 0, "g2", want=100) == Grant(tokens=5, level=5, active=2)
     assert ask(ledger, ACTIVE_S - 0.1, "g2", charge=9, want=100).tokens == pytest.approx(1)
     alone = ask(ledger, 100, "g2", want=100)
     assert (alone.active, alone.tokens) == (1, BURST)
@@ -89,8 +89,8 @@ def test_a_changed_tier_counts_from_now_on() -> None:
 def test_without_a_rate_everything_is_granted_and_only_the_quota_counts() -> None:
     ledger = BudgetLedger(10)
     free: dict[str, Any] = {"rate": UNLIMITED, "burst": UNLIMITED}
-    assert ask(ledger, 0, want=1e6, charge=1e6, used=3, **free) == Grant(1e6, UNLIMITED, 0, used=3)
-    assert ask(ledger, 0, want=UNLIMITED, **free) == Grant(UNLIMITED, UNLIMITED, 0, used=3)
+    assert ask(ledger, 0, want=1e6, charge=1e6, used=3, **free) == Grant(1e6, UNLIMITED, used=3)
+    assert ask(ledger, 0, want=UNLIMITED, **free) == Grant(UNLIMITED, UNLIMITED, used=3)
 
 
 def test_a_quota_is_of_one_day_and_survives_a_restarted_ledger() -> None:
@@ -208,7 +208,6 @@ def hold_to_the_bound(ledger: BudgetLedger, taken: list[Step], rate: float) -> N
         (grant,), _ = ledger.exchange(step.gateway, [step.claim], now_s, DAY)
         assert 0 <= grant.tokens <= step.claim.want
         assert -BURST <= grant.level <= BURST
-        assert (grant.wait_s == 0) == (grant.tokens > 0 or grant.level >= 1)
         taken_now = grant.tokens + (charge if grant.level > -BURST else min(charge, 0))
         windows = [*open_windows.get(caller, []), (now_s, 0.0)]
         open_windows[caller] = [(start_s, total + taken_now) for start_s, total in windows]

@@ -42,12 +42,12 @@ def test_what_the_store_leases_may_be_spent_and_what_is_missing_tells_when_to_as
     books = account(tokens=0.0)
     claim = books.claim(0.0)
     assert (claim.charge, claim.want, claim.level) == (10.0, 10.0, None)
-    books.granted(claim, Grant(tokens=0.5, level=0.0, wait_s=0.0, active=2, used=0.0), 1.0)
+    books.granted(claim, Grant(tokens=0.5, level=0.0, active=2, used=0.0), 1.0)
     assert (books.owed, books.tokens, books.places) == (0.0, 0.5, 4)
     assert books.empty_until_s == 1.05
     later = books.claim(1.0)
     assert later.level == 0.0 and not books.forgettable(1.0)
-    books.granted(later, Grant(tokens=9.5, level=0.0, wait_s=0.0, active=1, used=0.0), 1.0)
+    books.granted(later, Grant(tokens=9.5, level=0.0, active=1, used=0.0), 1.0)
     assert (books.tokens, books.places, books.empty_until_s) == (10.0, 8, 0.0)
 
 
