@@ -4,21 +4,66 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
-from rich.text import Text
 
 from command.options import as_json, asks_admin
-from command.terminal import Column, FittingTable
+from command.terminal import Column, table
 
 if TYPE_CHECKING:
     from command.client import AdminClient
 
 PATIENCE_S = 60.0
 """Time-out of a search; the whole log may be gigabytes."""
+
+
+def _caller(record: Mapping[str, Any]) -> str:
+    from gateway.access.audit_reader import who
+
+    return who(record)
+
+
+def _optional(name: str) -> Callable[[Mapping[str, Any]], object]:
+    return lambda row: row.get(name) or None
+
+
+def _decisions(name: str) -> Callable[[Mapping[str, Any]], object]:
+    return lambda caller: caller["decisions"][name]
+
+
+def _reasons(caller: Mapping[str, Any]) -> str | None:
+    return ", ".join(f"{reason} {count}" for reason, count in caller["reasons"].items()) or None
+
+
+RECORD_COLUMNS = (
+    Column("time", "time", rank=1),
+    Column("caller", _caller, flexible=True),
+    Column("name", _optional("name"), rank=6, flexible=True),
+    Column("tier", _optional("tier"), rank=3),
+    Column("model", _optional("model"), flexible=True),
+    Column("decision", "decision"),
+    Column("reason", _optional("reason")),
+    Column("code", lambda record: record.get("code"), rank=2, right=True),
+    Column("n", lambda record: record.get("count", 1), right=True),
+    Column("ms", lambda record: record.get("latency_ms", {}).get("total"), rank=4, right=True),
+    Column("request", _optional("request_id"), rank=5, flexible=True),
+)
+"""Columns of records; `n` is how many requests one stands for."""
+CALLER_COLUMNS = (
+    Column("caller", "caller", flexible=True),
+    Column("name", _optional("name"), rank=5, flexible=True),
+    Column("tier", _optional("tier"), rank=3),
+    Column("refused", _decisions("refused"), right=True),
+    Column("reasons", _reasons, flexible=True),
+    Column("failed", _decisions("failed"), rank=1, right=True),
+    Column("cancelled", _decisions("cancelled"), rank=2, right=True),
+    Column("allowed (sampled)", _decisions("allowed"), rank=4, right=True),
+    Column("first", _optional("first"), rank=6),
+    Column("last", _optional("last")),
+)
 
 
 def checked_time(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
@@ -57,79 +102,6 @@ def audit(client: AdminClient, summary: bool, as_json: bool, **filters: Any) -> 
     elif not answer["callers" if summary else "records"]:
         click.echo("nothing is found")
     else:
-        Console().print(callers(answer) if summary else records(answer))
-
-
-def records(answer: Mapping[str, Any]) -> FittingTable:
-    """One row for each record; `n` is how many it stands for."""
-    from gateway.access.audit_reader import who
-
-    columns = (
-        Column("time", rank=1),
-        Column("caller", flexible=True),
-        Column("name", rank=6, flexible=True),
-        Column("tier", rank=3),
-        Column("model", flexible=True),
-        Column("decision"),
-        Column("reason"),
-        Column("code", rank=2, right=True),
-        Column("n", right=True),
-        Column("ms", rank=4, right=True),
-        Column("request", rank=5, flexible=True),
-    )
-    rows = [
-        (
-            record["time"],
-            who(record),
-            record.get("name"),
-            record.get("tier"),
-            record.get("model"),
-            record["decision"],
-            record.get("reason"),
-            record.get("code"),
-            record.get("count", 1),
-            record.get("latency_ms", {}).get("total"),
-            record.get("request_id"),
-        )
-        for record in answer["records"]
-    ]
-    return FittingTable(columns, tuple(_row(*row) for row in rows))
-
-
-def callers(answer: Mapping[str, Any]) -> FittingTable:
-    """One row for each caller, and one for all."""
-    columns = (
-        Column("caller", flexible=True),
-        Column("name", rank=5, flexible=True),
-        Column("tier", rank=3),
-        Column("refused", right=True),
-        Column("reasons", flexible=True),
-        Column("failed", rank=1, right=True),
-        Column("cancelled", rank=2, right=True),
-        Column("allowed (sampled)", rank=4, right=True),
-        Column("first", rank=6),
-        Column("last"),
-    )
-    everybody = {**answer["total"], "caller": "all", "name": "", "tier": ""}
-    rows = [
-        (
-            each["caller"],
-            each["name"],
-            each["tier"],
-            each["decisions"]["refused"],
-            ", ".join(f"{reason} {count}" for reason, count in each["reasons"].items()),
-            each["decisions"]["failed"],
-            each["decisions"]["cancelled"],
-            each["decisions"]["allowed"],
-            each["first"],
-            each["last"],
-        )
-        for each in (*answer["callers"], everybody)
-    ]
-    return FittingTable(columns, tuple(_row(*row) for row in rows))
-
-
-def _row(*cells: object) -> tuple[Any, ...]:
-    """Cells whose text callers may have chosen: control characters would steer the terminal."""
-    words = ("-" if cell in (None, "") else str(cell) for cell in cells)
-    return tuple(Text(word if word.isprintable() else ascii(word)) for word in words)
+        everybody = {**answer.get("total", {}), "caller": "all", "name": "", "tier": ""}
+        rows = [*answer["callers"], everybody] if summary else answer["records"]
+        Console().print(table(CALLER_COLUMNS if summary else RECORD_COLUMNS, rows))

@@ -9,33 +9,32 @@ from typing import TYPE_CHECKING
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from command.terminal import Column, FittingTable, counted
+from command.terminal import Column, FittingTable, counted, table
 
 if TYPE_CHECKING:
     from command.client import JsonObject
 
 BOX_COLUMNS = (
-    Column("label", flexible=True),
-    Column("score", right=True),
-    Column("x1", right=True),
-    Column("y1", right=True),
-    Column("x2", right=True),
-    Column("y2", right=True),
+    Column("label", lambda box: box.get("label") or box["class"], flexible=True),
+    Column("score", lambda box: f"{box['score']:.3f}", right=True),
+    Column("x1", lambda box: f"{box['box'][0]:.1f}", right=True),
+    Column("y1", lambda box: f"{box['box'][1]:.1f}", right=True),
+    Column("x2", lambda box: f"{box['box'][2]:.1f}", right=True),
+    Column("y2", lambda box: f"{box['box'][3]:.1f}", right=True),
 )
 TAG_COLUMNS = (
-    Column("label", flexible=True),
-    Column("score", right=True),
-    Column("from s", right=True),
-    Column("to s", right=True),
+    Column("label", "label", flexible=True),
+    Column("score", lambda tag: f"{tag['score']:.3f}", right=True),
+    Column("from s", lambda tag: f"{tag['start_s']:.2f}", right=True),
+    Column("to s", lambda tag: f"{tag['end_s']:.2f}", right=True),
 )
-
 JOB_COLUMNS = (
-    Column("job"),
-    Column("model", flexible=True),
-    Column("state"),
-    Column("parts", rank=2, right=True),
-    Column("left s", rank=3, right=True),
-    Column("made", rank=1),
+    Column("job", "id"),
+    Column("model", "model", flexible=True),
+    Column("state", "state"),
+    Column("parts", lambda job: _parts(job.get("progress") or {}), rank=2, right=True),
+    Column("left s", lambda job: _left(job.get("eta_s")), rank=3, right=True),
+    Column("made", lambda job: _minute(job["created"]), rank=1),
 )
 STATES = {"done": "green", "running": "cyan", "failed": "red", "cancelled": "yellow"}
 
@@ -72,21 +71,13 @@ def headline(answer: JsonObject) -> Text:
 def boxes(found: Sequence[JsonObject]) -> FittingTable:
     """One row for each box, the highest score first."""
     ranked = sorted(found, key=lambda box: -float(box["score"]))
-    rows = [
-        (_label(box), f"{box['score']:.3f}", *(f"{side:.1f}" for side in box["box"]))
-        for box in ranked
-    ]
-    return _table(BOX_COLUMNS, rows)
+    return table(BOX_COLUMNS, ranked)
 
 
 def tags(found: Sequence[JsonObject]) -> FittingTable:
     """One row for each range, in order of time."""
     ranked = sorted(found, key=lambda tag: (tag["start_s"], tag["end_s"]))
-    rows = [
-        (tag["label"], f"{tag['score']:.3f}", f"{tag['start_s']:.2f}", f"{tag['end_s']:.2f}")
-        for tag in ranked
-    ]
-    return _table(TAG_COLUMNS, rows)
+    return table(TAG_COLUMNS, ranked)
 
 
 def remarks(answer: JsonObject) -> Iterator[Text]:
@@ -118,24 +109,16 @@ def render_job(job: JsonObject) -> Text:
 
 def render_jobs(jobs: Sequence[JsonObject]) -> FittingTable:
     """One row for each job."""
-    rows = []
-    for job in jobs:
-        progress, left_s = job.get("progress") or {}, job.get("eta_s")
-        made = datetime.fromtimestamp(job["created"], UTC).strftime("%Y-%m-%d %H:%M")
-        parts = f"{progress.get('done', 0)}/{progress.get('parts') or '-'}"
-        left = "-" if left_s is None else f"{left_s:.0f}"
-        state = Text(job["state"], STATES.get(job["state"], ""))
-        rows.append((job["id"], job["model"], state, parts, left, made))
-    return _table(JOB_COLUMNS, rows)
+    return table(JOB_COLUMNS, jobs, STATES)
 
 
-def _label(box: JsonObject) -> str:
-    return str(box.get("label") or box["class"])
+def _parts(progress: JsonObject) -> str:
+    return f"{progress.get('done', 0)}/{progress.get('parts') or '-'}"
 
 
-def _table(columns: tuple[Column, ...], rows: Sequence[Sequence[str | Text]]) -> FittingTable:
-    return FittingTable(columns, tuple(tuple(map(_text, row)) for row in rows))
+def _left(eta_s: float | None) -> str | None:
+    return None if eta_s is None else f"{eta_s:.0f}"
 
 
-def _text(cell: str | Text) -> Text:
-    return Text(cell) if isinstance(cell, str) else cell
+def _minute(time_s: float) -> str:
+    return datetime.fromtimestamp(time_s, UTC).strftime("%Y-%m-%d %H:%M")

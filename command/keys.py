@@ -10,15 +10,23 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
-from rich.text import Text
 
 from command.options import as_json, asks_admin, say
-from command.terminal import Column, FittingTable
+from command.terminal import Column, table
 from headrace.errors import HeadraceError
 
 if TYPE_CHECKING:
     from command.client import AdminClient
 
+COLUMNS = (
+    Column("id", "id"),
+    Column("name", "name", flexible=True),
+    Column("tier", "tier"),
+    Column("models", lambda key: _models(key["models"]), rank=2, flexible=True),
+    Column("state", "state"),
+    Column("made", lambda key: _day(key["created_s"]), rank=3),
+    Column("ends", lambda key: _day(key["revoked_s"] or key["expires_s"]), rank=1),
+)
 UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 
 
@@ -70,7 +78,7 @@ def listed(client: AdminClient, as_json: bool) -> None:
     elif not answer["keys"]:
         click.echo("there are no keys; make one with: headrace keys create NAME --tier TIER")
     else:
-        Console().print(table(answer["keys"]))
+        Console().print(table(COLUMNS, answer["keys"]))
 
 
 @keys.command()
@@ -111,31 +119,11 @@ def _warn_of_unknown(models: Sequence[str], client: AdminClient) -> None:
             click.echo(f"warning: no model {model!r} is served now", err=True)
 
 
-def table(keys: list[Mapping[str, Any]]) -> FittingTable:
-    """One row for each key."""
-    columns = (
-        Column("id"),
-        Column("name", flexible=True),
-        Column("tier"),
-        Column("models", rank=2, flexible=True),
-        Column("state"),
-        Column("made", rank=3),
-        Column("ends", rank=1),
-    )
-    rows = [
-        (
-            *(key["id"], key["name"], key["tier"]),
-            ", ".join(key["models"]) if key["models"] is not None else "all",
-            key["state"],
-            _day(key["created_s"]),
-            _day(key["revoked_s"] or key["expires_s"]),
-        )
-        for key in keys
-    ]
-    return FittingTable(columns, tuple(tuple(map(Text, row)) for row in rows))
+def _models(models: Sequence[str] | None) -> str:
+    return "all" if models is None else ", ".join(models)
 
 
-def _day(time_s: float | None) -> str:
+def _day(time_s: float | None) -> str | None:
     if time_s is None:
-        return "-"
+        return None
     return datetime.fromtimestamp(time_s, UTC).strftime("%Y-%m-%d %H:%M")

@@ -14,7 +14,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from command.options import Exit, as_json, at_admin, exit_codes, watched
-from command.terminal import Column, FittingTable, show, styled
+from command.terminal import Column, show, table
 from headrace.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -31,46 +31,46 @@ COLOURS = {
 }
 
 CLASS_COLUMNS = (
-    Column("class"),
-    Column("capacity", right=True),
-    Column("live", right=True),
-    Column("target", right=True),
-    Column("needed", rank=2, right=True),
-    Column("held", right=True),
-    Column("leased", right=True),
-    Column("free", rank=1, right=True),
-    Column("used", rank=3, right=True),
+    Column("class", "slot_class"),
+    Column("capacity", "capacity", right=True),
+    Column("live", "live", right=True),
+    Column("target", "target", right=True),
+    Column("needed", "needed", rank=2, right=True),
+    Column("held", "held", right=True),
+    Column("leased", "leased", right=True),
+    Column("free", "free", rank=1, right=True),
+    Column("used", lambda each: f"{100 * each['utilisation']:.0f} %", rank=3, right=True),
 )
 ACCOUNT_COLUMNS = (
-    Column("account", flexible=True),
-    Column("class", rank=6),
-    Column("state"),
-    Column("group", rank=7),
-    Column("weight", rank=9, right=True),
-    Column("priority", rank=8, right=True),
-    Column("min-max", rank=4, right=True),
-    Column("wants", right=True),
-    Column("may have", right=True),
-    Column("holds", right=True),
-    Column("lends", rank=3, right=True),
-    Column("borrows from", rank=2, flexible=True),
-    Column("why", rank=1, flexible=True),
+    Column("account", "name", flexible=True),
+    Column("class", "slot_class", rank=6),
+    Column("state", "state"),
+    Column("group", "group", rank=7),
+    Column("weight", lambda account: f"{account['weight']:g}", rank=9, right=True),
+    Column("priority", "priority", rank=8, right=True),
+    Column("min-max", lambda account: f"{account['min']}-{account['max']}", rank=4, right=True),
+    Column("wants", "wanted", right=True),
+    Column("may have", "granted", right=True),
+    Column("holds", "held", right=True),
+    Column("lends", lambda a: f"{a['lends']:g}" if a["lends"] else None, rank=3, right=True),
+    Column("borrows from", lambda account: _lenders(account), rank=2, flexible=True),
+    Column("why", lambda account: _why(account), rank=1, flexible=True),
 )
 LEASE_COLUMNS = (
-    Column("lease", rank=2),
-    Column("holder", flexible=True),
-    Column("state"),
-    Column("slots", right=True),
-    Column("class"),
-    Column("grace s", rank=3, right=True),
-    Column("back in s", rank=1, right=True),
-    Column("preempted", right=True),
+    Column("lease", "id", rank=2),
+    Column("holder", "holder", flexible=True),
+    Column("state", "state"),
+    Column("slots", "slots", right=True),
+    Column("class", "slot_class"),
+    Column("grace s", lambda lease: f"{lease['grace_s']:g}", rank=3, right=True),
+    Column("back in s", lambda lease: _seconds(lease["due_in_s"]), rank=1, right=True),
+    Column("preempted", "preemptions", right=True),
 )
 DECISION_COLUMNS = (
-    Column("time"),
-    Column("kind", rank=1),
-    Column("what", flexible=True),
-    Column("why", flexible=True),
+    Column("time", lambda decision: _local_time(decision["at"])),
+    Column("kind", "kind", rank=1),
+    Column("what", "what", flexible=True),
+    Column("why", "why", flexible=True),
 )
 
 
@@ -151,57 +151,24 @@ def _as_text(difference: Difference) -> str:
 
 def render(view: JsonObject) -> RenderableType:
     """Classes, accounts, leases, the latest decisions, and guarantees that cannot be kept."""
-    parts: list[RenderableType] = [_classes(view["classes"])]
+    parts: list[RenderableType] = [table(CLASS_COLUMNS, view["classes"])]
     warnings = [each["warning"] for each in view["classes"] if each["warning"]]
     parts += [Text(warning, style="red") for warning in warnings]
-    parts += [Text(), _accounts(view["accounts"])]
+    parts += [Text(), table(ACCOUNT_COLUMNS, view["accounts"], COLOURS)]
     parts += list(_group_lines(view["groups"]))
     if view["leases"]:
-        parts += [Text(), _leases(view["leases"])]
+        parts += [Text(), table(LEASE_COLUMNS, view["leases"], COLOURS)]
     if view["decisions"]:
-        parts += [Text(), _decisions(view["decisions"])]
+        parts += [Text(), table(DECISION_COLUMNS, view["decisions"])]
     return Group(*parts)
 
 
-def _classes(classes: Sequence[JsonObject]) -> FittingTable:
-    figures = ("capacity", "live", "target", "needed", "held", "leased", "free")
-    rows = [
-        _row(
-            each["slot_class"],
-            *(str(each[figure]) for figure in figures),
-            f"{100 * each['utilisation']:.0f} %",
-        )
-        for each in classes
-    ]
-    return FittingTable(CLASS_COLUMNS, tuple(rows))
-
-
-def _accounts(accounts: Sequence[JsonObject]) -> FittingTable:
-    rows = [
-        _row(
-            each["name"],
-            each["slot_class"],
-            each["state"],
-            each["group"],
-            f"{each['weight']:g}",
-            str(each["priority"]),
-            f"{each['min']}-{each['max']}",
-            str(each["wanted"]),
-            str(each["granted"]),
-            str(each["held"]),
-            f"{each['lends']:g}" if each["lends"] else "-",
-            _lenders(each["borrows_from"]) or "-",
-            _why(each),
-        )
-        for each in accounts
-    ]
-    return FittingTable(ACCOUNT_COLUMNS, tuple(rows))
-
-
-def _lenders(loans: Sequence[JsonObject]) -> str:
-    return ", ".join(
-        f"{'group ' if loan['group'] else ''}{loan['lender']} {loan['slots']:g}" for loan in loans
+def _lenders(account: JsonObject) -> str | None:
+    loans = (
+        f"{'group ' if loan['group'] else ''}{loan['lender']} {loan['slots']:g}"
+        for loan in account["borrows_from"]
     )
+    return ", ".join(loans) or None
 
 
 def _why(account: JsonObject) -> str:
@@ -217,33 +184,9 @@ def _group_lines(groups: Sequence[JsonObject]) -> Iterator[Text]:
             yield Text(f"{text}: entitled to {each['entitled']:g}, uses {each['used']:g}")
 
 
-def _leases(leases: Sequence[JsonObject]) -> FittingTable:
-    rows = [
-        _row(
-            each["id"],
-            each["holder"],
-            each["state"],
-            str(each["slots"]),
-            each["slot_class"],
-            f"{each['grace_s']:g}",
-            "-" if each["due_in_s"] is None else f"{each['due_in_s']:.1f}",
-            str(each["preemptions"]),
-        )
-        for each in leases
-    ]
-    return FittingTable(LEASE_COLUMNS, tuple(rows))
-
-
-def _decisions(decisions: Sequence[JsonObject]) -> FittingTable:
-    rows = [
-        _row(_local_time(each["at"]), each["kind"], each["what"], each["why"]) for each in decisions
-    ]
-    return FittingTable(DECISION_COLUMNS, tuple(rows))
+def _seconds(value: float | None) -> str | None:
+    return None if value is None else f"{value:.1f}"
 
 
 def _local_time(at: str) -> str:
     return datetime.fromisoformat(at).astimezone().strftime("%H:%M:%S")
-
-
-def _row(*cells: str) -> tuple[Text, ...]:
-    return styled(cells, COLOURS)

@@ -12,7 +12,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from command.options import as_json, asks_admin, watched
-from command.terminal import Column, FittingTable, show, styled
+from command.terminal import Column, FittingTable, show, table
 from headrace.errors import NotFound
 
 if TYPE_CHECKING:
@@ -90,39 +90,36 @@ COLOURS = {
 }
 
 MODEL_COLUMNS = (
-    Column("model", flexible=True),
-    Column("state"),
-    Column("serves", rank=7, flexible=True),
-    Column("slots", rank=2, right=True),
-    Column("load s", rank=6, right=True),
-    Column("requests", rank=4, right=True),
-    Column("errors", rank=3, right=True),
-    Column("in flight", right=True),
-    Column("queued", rank=5, right=True),
-    Column("p50 ms", rank=1, right=True),
-    Column("p99 ms", right=True),
+    Column("model", "name", flexible=True),
+    Column("state", "state"),
+    Column("serves", "serves", rank=7, flexible=True),
+    Column("slots", "slots", rank=2, right=True),
+    Column("load s", "load_s", rank=6, right=True),
+    Column("requests", "requests", rank=4, right=True),
+    Column("errors", "errors", rank=3, right=True),
+    Column("in flight", "in_flight", right=True),
+    Column("queued", "queued", rank=5, right=True),
+    Column("p50 ms", "p50_ms", rank=1, right=True),
+    Column("p99 ms", "p99_ms", right=True),
 )
-
-# A slot's name begins with its class and its process number.
 SLOT_COLUMNS = (
-    Column("slot"),
-    Column("class", rank=3),
-    Column("state"),
-    Column("models", flexible=True),
-    Column("pid", rank=2, right=True),
-    Column("MB", rank=1, right=True),
-    Column("in flight", right=True),
+    Column("slot", "slot_id"),  # begins with its class and process number
+    Column("class", "slot_class", rank=3),
+    Column("state", "state"),
+    Column("models", lambda slot: ", ".join(slot["models"]) or None, flexible=True),
+    Column("pid", "pid", rank=2, right=True),
+    Column("MB", lambda slot: _megabytes(slot["memory_bytes"]), rank=1, right=True),
+    Column("in flight", "in_flight", right=True),
 )
-
 CALLER_COLUMNS = (
-    Column("busiest callers", flexible=True),
-    Column("name", rank=1, flexible=True),
-    Column("tier"),
-    Column("per s", right=True),
-    Column("in flight", rank=2, right=True),
-    Column("waiting", rank=3, right=True),
-    Column("allowed", right=True),
-    Column("refused", right=True),
+    Column("busiest callers", "caller", flexible=True),
+    Column("name", lambda caller: caller["name"] or None, rank=1, flexible=True),
+    Column("tier", "tier"),
+    Column("per s", lambda caller: f"{caller['per_s']:.1f}", right=True),
+    Column("in flight", "in_flight", rank=2, right=True),
+    Column("waiting", "waiting", rank=3, right=True),
+    Column("allowed", "allowed", right=True),
+    Column("refused", "refused", right=True),
 )
 SUMMED = ("per_s", "in_flight", "waiting", "allowed", "refused")
 CALLERS_SHOWN = 5
@@ -191,32 +188,32 @@ def headline(status: Mapping[str, Any]) -> Text:
 
 def models(status: Mapping[str, Any]) -> FittingTable:
     """One row for each version; the figures of a model stand in its first row."""
-    rows: list[tuple[Text, ...]] = []
+    rows: list[dict[str, Any]] = []
     for model in status["models"]:
-        first = [
-            str(model["requests"]),
-            str(model["errors"]),
-            str(model["in_flight"]),
-            str(model["queued"]),
-            _milliseconds(model["p50_ms"]),
-            _milliseconds(model["p99_ms"]),
-        ]
+        figures: dict[str, Any] = {
+            **{name: model[name] for name in ("requests", "errors", "in_flight", "queued")},
+            **{name: _milliseconds(model[name]) for name in ("p50_ms", "p99_ms")},
+        }
         if not model["versions"]:
-            rows.append(_row(model["name"], "-", "-", "0", "-", *first))
-        for number, version in enumerate(model["versions"]):
-            name = f"{model['name']}/{version['version']}"
-            load = f"{version['load_s']:.2f}" if version["load_s"] else "-"
-            figures = first if number == 0 else [""] * len(first)
-            slots = str(len(version["slots"]))
-            serves = _serves(model, version["version"])
-            rows.append(_row(name, version["state"], serves, slots, load, *figures))
-    return FittingTable(MODEL_COLUMNS, tuple(rows))
+            nothing = dict.fromkeys(("state", "serves", "load_s"))
+            rows.append({"name": model["name"], **nothing, "slots": 0, **figures})
+        for version in model["versions"]:
+            row = {
+                "name": f"{model['name']}/{version['version']}",
+                "state": version["state"],
+                "serves": _serves(model, version["version"]),
+                "slots": len(version["slots"]),
+                "load_s": f"{version['load_s']:.2f}" if version["load_s"] else None,
+            }
+            rows.append(row | figures)
+            figures = dict.fromkeys(figures, "")
+    return table(MODEL_COLUMNS, rows, COLOURS)
 
 
-def _serves(model: Mapping[str, Any], version: int) -> str:
+def _serves(model: Mapping[str, Any], version: int) -> str | None:
     """`default` and the labels that point to a version."""
     labels = [label for label, number in model["labels"].items() if number == version]
-    return ", ".join((["default"] if model["default"] == version else []) + labels) or "-"
+    return ", ".join((["default"] if model["default"] == version else []) + labels) or None
 
 
 def reasons(status: Mapping[str, Any]) -> Sequence[Text]:
@@ -230,24 +227,17 @@ def reasons(status: Mapping[str, Any]) -> Sequence[Text]:
     for model in status["models"]:
         if model["reason"]:
             lines.append(Text(f"{model['name']}: {model['reason']}", style="red"))
-        lines += [
-            Text(f"{model['name']}/{version['version']}: {version['reason']}", style="red")
-            for version in model["versions"]
-            if version["reason"]
-        ]
-        lines += [
-            Text(
-                f"{model['name']}/{version['version']}: config.pbtxt: ignored are "
-                + ", ".join(version["ignored"]),
-                style="yellow",
-            )
-            for version in model["versions"]
-            if version.get("ignored")
-        ]
-        lines += [
-            Text(f"{model['name']}/{number}: not taken up: {reason}", style="yellow")
-            for number, reason in model["incomplete"].items()
-        ]
+        for version in model["versions"]:
+            if version["reason"]:
+                text = f"{model['name']}/{version['version']}: {version['reason']}"
+                lines.append(Text(text, style="red"))
+        for version in model["versions"]:
+            if ignored := ", ".join(version.get("ignored", ())):
+                text = f"{model['name']}/{version['version']}: config.pbtxt: ignored are {ignored}"
+                lines.append(Text(text, style="yellow"))
+        for number, reason in model["incomplete"].items():
+            text = f"{model['name']}/{number}: not taken up: {reason}"
+            lines.append(Text(text, style="yellow"))
         if model["rejected"]:
             left = ", ".join(map(str, model["rejected"]))
             lines.append(Text(f"{model['name']}: rolled back from {left}", style="yellow"))
@@ -256,19 +246,7 @@ def reasons(status: Mapping[str, Any]) -> Sequence[Text]:
 
 def slots(status: Mapping[str, Any]) -> FittingTable:
     """One row for each slot process."""
-    rows = [
-        _row(
-            slot["slot_id"],
-            slot["slot_class"],
-            slot["state"],
-            ", ".join(slot["models"]) or "-",
-            str(slot["pid"]),
-            _megabytes(slot["memory_bytes"]),
-            str(slot["in_flight"]),
-        )
-        for slot in status["slots"]
-    ]
-    return FittingTable(SLOT_COLUMNS, tuple(rows))
+    return table(SLOT_COLUMNS, status["slots"], COLOURS)
 
 
 def callers(status: Mapping[str, Any]) -> FittingTable:
@@ -280,27 +258,13 @@ def callers(status: Mapping[str, Any]) -> FittingTable:
             for figure in SUMMED:
                 known[figure] += caller[figure]
     ranked = sorted(found.values(), key=lambda caller: caller["per_s"], reverse=True)
-    rows = [
-        _row(
-            caller["caller"],
-            caller["name"] or "-",
-            caller["tier"],
-            f"{caller['per_s']:.1f}",
-            *(str(caller[figure]) for figure in SUMMED[1:]),
-        )
-        for caller in ranked[:CALLERS_SHOWN]
-    ]
-    return FittingTable(CALLER_COLUMNS, tuple(rows))
+    return table(CALLER_COLUMNS, ranked[:CALLERS_SHOWN])
 
 
-def _row(*cells: str) -> tuple[Text, ...]:
-    return styled(cells, COLOURS)
-
-
-def _milliseconds(value: float | None) -> str:
+def _milliseconds(value: float | None) -> str | None:
     """`0.8`, `12.3`, `1235`."""
-    return "-" if value is None else f"{value:.1f}" if value < 1000 else f"{value:.0f}"
+    return None if value is None else f"{value:.1f}" if value < 1000 else f"{value:.0f}"
 
 
-def _megabytes(value: int) -> str:
-    return f"{value / 2**20:.0f}" if value else "-"
+def _megabytes(value: int) -> str | None:
+    return f"{value / 2**20:.0f}" if value else None

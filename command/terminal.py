@@ -33,12 +33,13 @@ WIDEST = 32
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column of a table.
+    """A column of a table; `cell` is a key of the row, or a function of it.
 
     On a narrow terminal the highest `rank` is left out first, 0 never; `flexible` ones wrap.
     """
 
     name: str
+    cell: str | Callable[[Any], object]
     rank: int = 0
     right: bool = False
     flexible: bool = False
@@ -83,9 +84,23 @@ class FittingTable:
         yield table
 
 
-def styled(cells: Iterable[str], colours: Mapping[str, str]) -> tuple[Text, ...]:
-    """A row whose states have colours."""
-    return tuple(Text(cell, style=colours.get(cell, "")) for cell in cells)
+def table(
+    columns: tuple[Column, ...],
+    rows: Iterable[Mapping[str, Any]],
+    colours: Mapping[str, str] | None = None,
+) -> FittingTable:
+    """One line for each row; None is shown as `-`, and words of `colours` in their colour."""
+    found: list[tuple[Text, ...]] = []
+    for row in rows:
+        cells = (row[it] if isinstance(it := column.cell, str) else it(row) for column in columns)
+        found.append(tuple(_text(cell, colours or {}) for cell in cells))
+    return FittingTable(columns, tuple(found))
+
+
+def _text(cell: object, colours: Mapping[str, str]) -> Text:
+    word = "-" if cell is None else str(cell)
+    # Callers choose some words: control characters would steer the terminal.
+    return Text(word if word.isprintable() else ascii(word), style=colours.get(word, ""))
 
 
 def show(
