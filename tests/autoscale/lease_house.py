@@ -28,6 +28,7 @@ class LeaseDesk(Desk):
     def __init__(self, folder: Path, address: str) -> None:
         super().__init__(metrics_folder=folder)
         self.offered, self.mute = 0, False
+        self.asked = 0
         self.listener = HttpListener(create_admin_app(self, TOKEN), address, idle_timeout_s=5)
         self.forget()
 
@@ -72,6 +73,7 @@ class LeaseDesk(Desk):
         return await self.lending.watch(lease_id, known)
 
     def _check(self) -> None:
+        self.asked += 1
         if self.mute:
             raise Unavailable("the pool is away; try again in a moment")
 

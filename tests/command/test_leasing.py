@@ -39,7 +39,6 @@ async def test_it_waits_for_all_of_its_slots_and_gives_them_back(desk: LeaseDesk
     working = asyncio.create_task(work())
     await soon(lambda: desk.states == ["WAITING"])
     desk.offer(1)
-    await asyncio.sleep(0.05)
     assert desk.states == ["WAITING"]
     (document,) = desk.lending.documents()
     desk.offer(2)
@@ -91,8 +90,9 @@ async def test_an_id_that_a_new_pool_does_not_know_is_asked_for_again(desk: Leas
         desk.mute = True
         desk.offered = 0
         desk.forget()
+        asked = desk.asked
         old.release(identity)  # wakes the question that is under way
-        await asyncio.sleep(0.2)
+        await soon(lambda: desk.asked > asked + 1)
         assert not granted.lost.is_set()  # a pool that is away has taken nothing
         desk.mute = False
         await within(granted.lost.wait())
@@ -113,7 +113,7 @@ async def test_a_gateway_that_restarts_interrupts_nothing(tmp_path: Path) -> Non
         async with open_desk(tmp_path, address) as second:
             second.lending.restore(first.lending.memory())
             second.offer(2)
-            await asyncio.sleep(0.3)
+            await soon(lambda: second.asked)
             assert not granted.lost.is_set() and second.states == ["GRANTED"]
             second.offer(0)
             assert await within(granted.noticed()) > 0
