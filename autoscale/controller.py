@@ -24,7 +24,7 @@ from autoscale.lookout import Lookout
 from autoscale.orders import Plan
 from autoscale.overrides import Overrides
 from autoscale.pool_view import PoolFacts, gauges, model_view, render_pool
-from autoscale.rounds import Economy, Findings, Rounds
+from autoscale.rounds import Economy, Observation, Rounds
 from autoscale.statistics import StatisticsBook
 from headrace.access import Access
 from headrace.config.args import ModelConfig, PoolConfig, SlotClass
@@ -74,7 +74,7 @@ class Controller:
         )
         self._log = DecisionLog(keep)
         self.lending = Lending(slots, recorder, self._log, self._wake_up)
-        self.economy = Economy(slots, self.lending)
+        self.economy = Economy(slots, self.lending.book)
         self.rounds = Rounds(self.economy, max_loads)
         self.statistics = StatisticsBook()
         self.config = PoolConfig()
@@ -284,10 +284,10 @@ class Controller:
         self._wake_later(self.economy.again_s(now_s))
         return again
 
-    def _look(self) -> Findings:
+    def _look(self) -> Observation:
         entries = self.lookout.entries
         rejected = {entry.name: self.overrides.rejected(entry.name) for entry in entries}
-        return Findings(
+        return Observation(
             config=self.config,
             entries=entries,
             slots=self.fleet.views(),
@@ -299,7 +299,7 @@ class Controller:
             revisions=self.lookout.revisions,
         )
 
-    def _carry_out(self, found: Findings, now_s: float) -> None:
+    def _carry_out(self, found: Observation, now_s: float) -> None:
         """Write down what was decided, settle leases, and have slots started and stopped."""
         division, decision = self.economy.division, self.decision
         self._tell_lost()
@@ -357,7 +357,7 @@ class Controller:
                 division=economy.division,
                 targets=economy.targets.targets,
                 waiting=self.plan.waiting,
-                leased=self.lending.held(),
+                leased=self.lending.book.held(),
                 leases=self.lending.documents(),
                 decisions=self._log.recent(),
             )
@@ -391,7 +391,7 @@ class Controller:
             self.rounds.serving.copy(),
             self.statistics.retired(),
             self.failures.too_small(),
-            self.lending.memory(),
+            self.lending.book.leases(),
         )
         async with self.decided:
             new = replace(

@@ -1,12 +1,10 @@
-"""Slots that other work borrows: batch and training jobs, gang by gang; time is an argument.
+"""Leases: slots that batch and training jobs borrow, a gang at a time; pure.
 
 WAITING -> GRANTED -> NOTICED -> PREEMPTED -> WAITING, and from anywhere to ENDED. A notice is
-taken back (NOTICED -> GRANTED) where the need has passed before the grace time has.
-
-Which running leases have to give their slots back: Fitting Grace Period Preemption; pure.
-
-Yabuuchi, Taniwaki and Omura, "Low-latency Job Scheduling with Preemption for the Development of
-Deep Learning", OpML 2019. What the paper leaves open, several victims for one need, is ours.
+taken back (NOTICED -> GRANTED) if the slots are no longer needed before the grace time ends.
+Victims are chosen by Fitting Grace Period Preemption: Yabuuchi, Taniwaki and Omura, "Low-latency
+Job Scheduling with Preemption for the Development of Deep Learning", OpML 2019, extended to
+several victims for one request.
 """
 
 from __future__ import annotations
@@ -17,86 +15,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Protocol, TypeVar
 
 GRACE_WEIGHT = 4.0
-"""`s` of the score: how much a short grace time counts against a small demand."""
-
-
-class Running(Protocol):
-    """What the choice looks at: a running job's demand in slots, and its grace in seconds."""
-
-    @property
-    def lease_id(self) -> str: ...
-
-    @property
-    def slots(self) -> int: ...
-
-    @property
-    def grace_s(self) -> float: ...
-
-    @property
-    def priority(self) -> int: ...
-
-
-R = TypeVar("R", bound=Running)
-
-
-def scores(running: Iterable[Running], grace_weight: float = GRACE_WEIGHT) -> dict[str, float]:
-    """By lease, |D| / max |D| + s * GP / max GP; the smallest is the best victim."""
-    jobs = list(running)
-    most_slots = max((job.slots for job in jobs), default=1)
-    most_grace_s = max((job.grace_s for job in jobs), default=0.0) or 1.0
-    return {
-        job.lease_id: job.slots / most_slots + grace_weight * job.grace_s / most_grace_s
-        for job in jobs
-    }
-
-
-def choose_victims(
-    running: Iterable[Running],
-    candidates: Sequence[R],
-    room: int,
-    grace_weight: float = GRACE_WEIGHT,
-) -> list[R]:
-    """Those of `candidates` that return at least `room` slots; all of them if that is too few.
-
-    Only the lowest priorities that can make the room are looked at. Of these it is the best score
-    among the jobs that are large enough alone. Where none is, the largest one goes (of equals the
-    better score), and so on with the rest of the room; so no victim is superfluous. `running`
-    are all jobs, over which the score takes its maxima.
-    """
-    score = scores(running, grace_weight)
-    left = _lowest_priorities(candidates, room)
-    victims: list[R] = []
-    while room > 0 and left:
-        fitting = [job for job in left if job.slots >= room]
-        if fitting:
-            victim = min(fitting, key=lambda job: (score[job.lease_id], job.lease_id))
-        else:
-            victim = min(left, key=lambda job: (-job.slots, score[job.lease_id], job.lease_id))
-        left.remove(victim)
-        victims.append(victim)
-        room -= victim.slots
-    return victims
-
-
-def _lowest_priorities(candidates: Sequence[R], room: int) -> list[R]:
-    found: list[R] = []
-    for priority in sorted({job.priority for job in candidates}):
-        if sum(job.slots for job in found) >= room:
-            break
-        found += [job for job in candidates if job.priority == priority]
-    return found
-
-
+"""Weight `s` of the grace time in a victim's score, relative to its number of slots."""
 TTL_S = 15.0
 MAX_GRACE_S = 300.0
 MAX_PREEMPTIONS = 3
 
 
 class LeaseState(StrEnum):
-    """PREEMPTED is told, not stayed in: such a lease waits again at once."""
+    """State of a lease; PREEMPTED appears only in events: the lease waits again at once."""
 
     WAITING = "WAITING"
     GRANTED = "GRANTED"
@@ -110,10 +38,11 @@ HOLDING = frozenset({LeaseState.GRANTED, LeaseState.NOTICED})
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A gang of slots of one class, all or none.
+    """A gang of slots of one class, granted all or none.
 
-    `order` is its place in the queue, `due_s` when a NOTICED one must be back. `passed` says that
-    it was granted while an older one was too large for all that leases could have.
+    `order` is its position in the queue within its priority, `due_s` the end of a NOTICED lease's
+    grace time, `heard_s` the last heartbeat. A lease that `passed` was granted while an older one
+    was too large for what leases could have then.
     """
 
     lease_id: str
@@ -133,7 +62,7 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class LeaseEvent:
-    """A change of a lease; `before` is None for a new one, `due_s` finite for a notice."""
+    """A lease's change of state; `before` is None for a new one, `due_s` finite for a notice."""
 
     at_s: float
     lease_id: str
@@ -147,15 +76,58 @@ class LeaseEvent:
 
     @property
     def refused(self) -> bool:
-        """Whether it never was a lease."""
+        """Whether the request was refused."""
         return self.before is None and self.state is LeaseState.ENDED
 
 
-class LeaseBook:
-    """All leases that have not ended; every change is returned as an event.
+def scores(running: Iterable[Lease], grace_weight: float = GRACE_WEIGHT) -> dict[str, float]:
+    """By lease, |D| / max |D| + s * GP / max GP: the smallest score is the best victim."""
+    leases = list(running)
+    most_slots = max((lease.slots for lease in leases), default=1)
+    most_grace_s = max((lease.grace_s for lease in leases), default=0.0) or 1.0
+    return {
+        lease.lease_id: lease.slots / most_slots + grace_weight * lease.grace_s / most_grace_s
+        for lease in leases
+    }
 
-    `most` is, by class, what leases together could ever have. Given the `leases` of another book,
-    this one goes on from there: so a decision can be replayed.
+
+def choose_victims(
+    running: Iterable[Lease],
+    candidates: Sequence[Lease],
+    slots: int,
+    grace_weight: float = GRACE_WEIGHT,
+) -> list[Lease]:
+    """Candidates that together return at least `slots`; all of them if that is too few.
+
+    Only the lowest priorities that can return enough are considered. The best score among leases
+    that are large enough alone is taken; if none is, the largest lease (of equals the better
+    score) goes and the rest is chosen in the same way, so no victim is superfluous. Scores are
+    relative to all `running` leases.
+    """
+    score = scores(running, grace_weight)
+    left: list[Lease] = []
+    for priority in sorted({lease.priority for lease in candidates}):
+        if sum(lease.slots for lease in left) >= slots:
+            break
+        left += [lease for lease in candidates if lease.priority == priority]
+    victims: list[Lease] = []
+    while slots > 0 and left:
+        fitting = [lease for lease in left if lease.slots >= slots]
+        if fitting:
+            victim = min(fitting, key=lambda lease: (score[lease.lease_id], lease.lease_id))
+        else:
+            victim = min(left, key=lambda each: (-each.slots, score[each.lease_id], each.lease_id))
+        left.remove(victim)
+        victims.append(victim)
+        slots -= victim.slots
+    return victims
+
+
+class LeaseBook:
+    """Leases that have not ended; each change is returned as an event.
+
+    `most` is by class the number of slots that leases may ever hold together. A holder that is
+    silent for `ttl_s` loses its lease.
     """
 
     def __init__(
@@ -164,14 +136,23 @@ class LeaseBook:
         ttl_s: float = TTL_S,
         max_grace_s: float = MAX_GRACE_S,
         max_preemptions: int = MAX_PREEMPTIONS,
-        grace_weight: float = GRACE_WEIGHT,
         leases: Iterable[Lease] = (),
     ) -> None:
-        self.most = most
-        self.ttl_s, self.max_grace_s = ttl_s, max_grace_s
-        self.max_preemptions, self.grace_weight = max_preemptions, grace_weight
+        self.configure(most, ttl_s, max_grace_s, max_preemptions)
         self._leases = {lease.lease_id: lease for lease in leases}
         self._events: list[LeaseEvent] = []
+
+    def configure(
+        self, most: Mapping[str, int], ttl_s: float, max_grace_s: float, max_preemptions: int
+    ) -> None:
+        """Change the limits; leases that exceed them already stay."""
+        self.most, self.ttl_s, self.max_grace_s = most, ttl_s, max_grace_s
+        self.max_preemptions = max_preemptions
+
+    def restore(self, leases: Iterable[Lease]) -> None:
+        """Add the leases of an earlier pool; those that are known already stay as they are."""
+        earlier = {each.lease_id: each for each in leases if each.lease_id not in self._leases}
+        self._leases = earlier | self._leases
 
     def request(
         self,
@@ -184,9 +165,9 @@ class LeaseBook:
         weight: float,
         now: float,
     ) -> LeaseEvent:
-        """Ask for `slots` at once. WAITING, or ENDED with the reason why it can never be granted.
+        """Queue a request: WAITING, or ENDED with the reason why it can never be granted.
 
-        Raises `ValueError` for an id that is in use and for numbers that make no sense.
+        Raises `ValueError` for an id that is in use and for numbers out of range.
         """
         if lease_id in self._leases:
             raise ValueError(f"there is a lease {lease_id!r} already")
@@ -203,21 +184,24 @@ class LeaseBook:
         return _event(lease, None, now, f"asks for {slots} slots of class {slot_class}")
 
     def release(self, lease_id: str, now: float, why: str = "released") -> list[LeaseEvent]:
-        """It ends, whatever its state; nothing if it is unknown."""
+        """End a lease in any state; no event if it is unknown."""
         lease = self._leases.get(lease_id)
         if lease is not None:
             self._end(lease, now, why)
         return self._drain()
 
     def give_back(self, lease_id: str, now: float) -> list[LeaseEvent]:
-        """A NOTICED one returns its slots before it must, and waits to go on; else nothing."""
+        """Take the slots of a NOTICED lease back before its grace time ends; it waits again.
+
+        No event in any other state.
+        """
         lease = self._leases.get(lease_id)
         if lease is not None and lease.state is LeaseState.NOTICED:
             self._preempt(lease, now, "its slots are back in time")
         return self._drain()
 
     def renew(self, lease_id: str, now: float) -> Lease | None:
-        """Its holder is there; None tells it that the lease has ended."""
+        """Heartbeat of the holder; None if the lease has ended."""
         lease = self._leases.get(lease_id)
         if lease is not None:
             lease = self._leases[lease_id] = replace(lease, heard_s=max(now, lease.heard_s))
@@ -229,12 +213,12 @@ class LeaseBook:
         now: float,
         owed: Mapping[str, int] = MappingProxyType({}),
     ) -> list[LeaseEvent]:
-        """Who may begin, who is to return its slots, and whose slots are taken now.
+        """Grant waiting leases, give and take back notices, and preempt after the grace time.
 
-        `free_for_leases` says by class how many slots leases may have beyond those that they hold;
-        below 0, how many have to come back. `owed` is the part of these that guarantees need: for
-        it alone are leases asked that were preempted `max_preemptions` times already. Slots that
-        are given back here count as free in a later call, once they are.
+        `free_for_leases` is by class the number of slots leases may have beyond those they hold;
+        if negative, the number they must return. `owed` is the part of these that guarantees need:
+        leases preempted `max_preemptions` times already are asked for that part alone. Slots
+        returned in this call count as free in a later one.
         """
         had = self.held()
         for lease in self.leases():
@@ -248,8 +232,8 @@ class LeaseBook:
         return self._drain()
 
     def leases(self) -> tuple[Lease, ...]:
-        """In the order of the queue, those that hold slots among them."""
-        return tuple(sorted(self._leases.values(), key=_place))
+        """All leases in the order of the queue."""
+        return tuple(sorted(self._leases.values(), key=_position))
 
     def held(self) -> Mapping[str, int]:
         """By class, slots that leases hold."""
@@ -260,7 +244,7 @@ class LeaseBook:
         return self._count(frozenset(LeaseState))
 
     def usable(self, slot_class: str, slots: int) -> int:
-        """How many of so many slots whole gangs can use, those that hold some first."""
+        """The number of these slots that whole gangs can use; holders come first."""
         mine = [*self._in(slot_class, *HOLDING), *self._in(slot_class, LeaseState.WAITING)]
         used = 0
         for lease in mine:
@@ -269,7 +253,7 @@ class LeaseBook:
         return used
 
     def again_s(self) -> float:
-        """When time alone changes something next; infinite if it does not."""
+        """The next time at which a grace time or a heartbeat runs out; infinite without any."""
         return min(
             (min(each.due_s, each.heard_s + self.ttl_s) for each in self._leases.values()),
             default=math.inf,
@@ -291,7 +275,7 @@ class LeaseBook:
         ]
 
     def _reclaim(self, slot_class: str, free: int, may_have: int, owed: int, now: float) -> None:
-        """Take what is due, take notices back that are not needed, give new ones."""
+        """Preempt what is due, take back notices that are not needed, give new ones."""
         first = self._first(slot_class, may_have)
         need = -free if free < 0 else first.slots - free if first is not None else 0
         noticed = self._in(slot_class, LeaseState.NOTICED)
@@ -315,37 +299,37 @@ class LeaseBook:
             self._change(told, now, why)
 
     def _victims(self, slot_class: str, room: int, owed: int) -> Sequence[Lease]:
-        """For what serving needs; beyond `max_preemptions` only for what it is owed."""
+        """Leases to preempt for serving; those at `max_preemptions` only for what is owed."""
         running = self._in(slot_class, LeaseState.GRANTED)
         open_to = [lease for lease in running if lease.preemptions < self.max_preemptions]
-        victims = choose_victims(running, open_to, room, self.grace_weight)
+        victims = choose_victims(running, open_to, room)
         owed = min(owed, room) - sum(lease.slots for lease in victims)
         exempt = [lease for lease in running if lease.preemptions >= self.max_preemptions]
-        return [*victims, *choose_victims(running, exempt, owed, self.grace_weight)]
+        return [*victims, *choose_victims(running, exempt, owed)]
 
     def _passers(self, slot_class: str, room: int, first: Lease | None) -> Sequence[Lease]:
-        """For the first in the queue, of those that passed it; all of its room or nothing."""
+        """Leases to preempt for the first in the queue, which they passed: enough or none."""
         running = self._in(slot_class, LeaseState.GRANTED)
         passers = [
             lease
             for lease in running
-            if first is not None and lease.passed and _place(lease) > _place(first)
+            if first is not None and lease.passed and _position(lease) > _position(first)
             if lease.preemptions < self.max_preemptions
         ]
         if sum(lease.slots for lease in passers) < room:
             return []
-        return choose_victims(running, passers, room, self.grace_weight)
+        return choose_victims(running, passers, room)
 
     def _first(self, slot_class: str, may_have: int) -> Lease | None:
-        """The first that waits, if leases may have as much as it asks for."""
+        """The first waiting lease, if leases may have as many slots as it asks for."""
         waiting = self._in(slot_class, LeaseState.WAITING)
         return waiting[0] if waiting and waiting[0].slots <= may_have else None
 
     def _grant(self, slot_class: str, free: int, may_have: int, now: float) -> None:
-        """In the order of the queue; the first that could fit but does not holds up the rest.
+        """Grant in the order of the queue; the first that could fit but does not blocks the rest.
 
-        Without that, small gangs would take slot by slot what a large one waits for. One that is
-        larger than all that leases may have now is passed; who passes it, returns for it later.
+        Otherwise small gangs would take, slot by slot, what a large one waits for. A lease larger
+        than all that leases may have now is passed; those that pass it make room for it later.
         """
         passing = False
         for lease in self._in(slot_class, LeaseState.WAITING):
@@ -359,7 +343,7 @@ class LeaseBook:
                 self._change(granted, now, f"{lease.slots} slots of class {slot_class} are free")
 
     def _preempt(self, lease: Lease, now: float, why: str = "its grace time is over") -> None:
-        """Its slots are taken; it waits in front of its priority, or where it was if it passed."""
+        """Take its slots; it waits at the front of its priority, or where it was if it passed."""
         front = min(each.order for each in self._leases.values()) - 1
         taken = replace(
             lease,
@@ -396,8 +380,8 @@ class LeaseBook:
         return events
 
 
-def _place(lease: Lease) -> tuple[int, int]:
-    """Sorts the queue."""
+def _position(lease: Lease) -> tuple[int, int]:
+    """Sort key of the queue."""
     return (-lease.priority, lease.order)
 
 

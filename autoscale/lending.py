@@ -1,7 +1,7 @@
-"""Leases of slots to other work, for those who ask: requests, waiting, notices, heartbeats.
+"""Leases for their holders: requests, waiting, notices and heartbeats.
 
 A leased slot is retired: its process stops, and the CPU and memory that Ray had reserved for it
-are the job's until the lease ends. Then Serve starts a slot anew.
+belong to the job until the lease ends. Then Serve starts a new slot.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from headrace.errors import InvalidArgument, NotFound
 from headrace.metrics import Recorder
 
 WATCH_S = 5.0
-"""A question for a lease's state is answered after so long though nothing has changed."""
+"""Longest wait of `watch` for another state."""
 
 log = structlog.get_logger()
 
 
 class Lending:
-    """See the module; `changed` is called when shares must be worked out anew."""
+    """The leases of the pool; `changed` is called when slots must be divided anew."""
 
     def __init__(
         self,
@@ -42,48 +42,25 @@ class Lending:
     ) -> None:
         self._slots, self._recorder, self._changed = slots, recorder, changed
         self._log = decisions
-        self._settings = Leases()
-        self.book = LeaseBook(self._most())
+        self.book = LeaseBook({})
         self._news = asyncio.Condition()
-
-    def _most(self) -> dict[str, int]:
-        """What leases may ever have: never the slots that are always there."""
-        return {
-            name: min(self._settings.max_slots, each.max - each.least)
-            for name, each in self._slots.items()
-        }
+        self.configure(Leases())
 
     def configure(self, settings: Leases) -> None:
         """Take the live part of the config."""
         self._settings = settings
-        book = self.book
-        self.book = LeaseBook(
-            self._most(),
-            settings.ttl_s,
-            settings.max_grace_s,
-            settings.max_preemptions,
-            leases=book.leases(),
-        )
-
-    # -- what the economy asks ----------------------------------------------------------------
-
-    def wanted(self) -> Mapping[str, int]:
-        """By class, slots that leases hold or wait for."""
-        return self.book.wanted()
-
-    def held(self) -> Mapping[str, int]:
-        """By class, slots that leases hold."""
-        return self.book.held()
-
-    def usable(self, slot_class: str, slots: int) -> int:
-        """How many of so many slots whole gangs can use."""
-        return self.book.usable(slot_class, slots)
+        # Never the slots that are always there.
+        most = {
+            name: min(settings.max_slots, each.max - each.least)
+            for name, each in self._slots.items()
+        }
+        self.book.configure(most, settings.ttl_s, settings.max_grace_s, settings.max_preemptions)
 
     def settle(self, division: Division, now_s: float) -> float:
-        """Grant, give notice, preempt; in how many seconds time alone may change something."""
+        """Grant, give notice and preempt; returns the seconds until time alone may change it."""
         held = self.book.held()
         free = {name: slots - held.get(name, 0) for name, slots in division.for_leases.items()}
-        # What guarantees leave may stay lent.
+        # Only what guarantees need is owed; the rest may stay lent.
         owed = {
             name: max(0, slots - division.capacity[name] + _guaranteed(division, name))
             for name, slots in held.items()
@@ -104,14 +81,12 @@ class Lending:
             self._tell(events)
         return self.book.again_s() - now_s
 
-    # -- what holders ask ---------------------------------------------------------------------
-
     async def request(
         self, holder: str, slots: int, slot_class: str, grace_s: float | None, lease_id: str = ""
     ) -> dict[str, Any]:
-        """Ask for a gang of slots; raises `InvalidArgument` if it can never be granted.
+        """Request a gang of slots; raises `InvalidArgument` if it can never be granted.
 
-        A lease that is there is answered: its holder asks again where an answer was lost.
+        A `lease_id` that exists is answered as it is: its holder asks again after a lost answer.
         """
         settings = self._settings
         if lease_id and self.book.renew(lease_id, time.monotonic()) is not None:
@@ -136,7 +111,7 @@ class Lending:
         return self.document(event.lease_id)
 
     async def watch(self, lease_id: str, known: str) -> dict[str, Any]:
-        """The lease once its state is not `known` any more, or after some seconds; a heartbeat.
+        """The lease once its state is not `known`, or after `WATCH_S`; counts as a heartbeat.
 
         Raises `NotFound` when it has ended.
         """
@@ -155,9 +130,9 @@ class Lending:
         return self.document(lease_id)
 
     def give_back(self, lease_id: str) -> dict[str, Any]:
-        """The slots of a NOTICED lease are free already; it waits to go on. Raises `NotFound`.
+        """Return the slots of a NOTICED lease early; it waits to go on. Raises `NotFound`.
 
-        One whose notice was taken back meanwhile keeps them.
+        A lease whose notice was taken back meanwhile keeps its slots.
         """
         if self.book.renew(lease_id, time.monotonic()) is None:
             raise NotFound(f"there is no lease {lease_id!r} (any more)")
@@ -165,53 +140,35 @@ class Lending:
         return self.document(lease_id)
 
     def release(self, lease_id: str) -> None:
-        """Give the slots back; raises `NotFound`."""
+        """End a lease; raises `NotFound`."""
         events = self.book.release(lease_id, time.monotonic())
         if not events:
             raise NotFound(f"there is no lease {lease_id!r} (any more)")
         self._hear(events)
 
     def document(self, lease_id: str) -> dict[str, Any]:
-        """A lease as its holder sees it."""
+        """A lease as JSON, as its holder sees it."""
         return next(each for each in self.documents() if each["id"] == lease_id)
 
     def documents(self) -> list[dict[str, Any]]:
-        """All leases, in the order of the queue."""
+        """All leases as JSON, in the order of the queue."""
         now_s = time.monotonic()
         return [_document(lease, now_s) for lease in self.book.leases()]
 
-    # -- another pool -------------------------------------------------------------------------
-
-    def memory(self) -> tuple[Lease, ...]:
-        """What the next pool must know."""
-        return self.book.leases()
-
     def restore(self, leases: Sequence[Lease]) -> None:
-        """Go on with what an earlier pool had lent; holders get the time to say that they live."""
+        """Take over an earlier pool's leases; heartbeats and grace times begin anew."""
         now_s = time.monotonic()
-        known = {lease.lease_id for lease in self.book.leases()}
-        old = [
+        self.book.restore(
             replace(
                 lease,
                 heard_s=now_s,
                 due_s=math.inf if lease.due_s == math.inf else now_s + lease.grace_s,
             )
             for lease in leases
-            if lease.lease_id not in known
-        ]
-        if old:
-            both = (*old, *self.book.leases())
-            settings = self._settings
-            self.book = LeaseBook(
-                self._most(),
-                settings.ttl_s,
-                settings.max_grace_s,
-                settings.max_preemptions,
-                leases=both,
-            )
+        )
 
     def _hear(self, events: Sequence[LeaseEvent]) -> None:
-        """A holder has changed its lease."""
+        """Log and tell what a holder has changed."""
         if events:
             self._log.told(events)
             self._tell(events)
@@ -238,7 +195,7 @@ class Lending:
 
 
 def _guaranteed(division: Division, slot_class: str) -> int:
-    """Slots that guarantees of models take."""
+    """Slots that the guarantees of models take."""
     share = division.shares.get(slot_class)
     if share is None:
         return 0

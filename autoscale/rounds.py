@@ -11,11 +11,12 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 from autoscale.catalog import CatalogEntry, wanted_versions
 from autoscale.decision import Decision, Knowledge, decide
 from autoscale.fair_share import STARVE_S
+from autoscale.leases import LeaseBook
 from autoscale.ledger import plan, within_limits
 from autoscale.orders import HELD, LoadOrder, Plan, Room, UnloadOrder
 from autoscale.policy import Wish
@@ -27,6 +28,27 @@ from headrace.snapshot import ModelVersion, Placement, SlotView, State
 
 TURN_S = 20.0
 """Who got a place because it starved keeps it for so long, while it wants it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """Store and slots as a round finds them.
+
+    `failed` are placements that could not be loaded in slots that still exist, `told` the versions
+    whose inputs and outputs some slot has reported. `retry_at` says when failed versions may be
+    tried again (infinite: not until something changes). `rejected` are versions left by a
+    rollback; `revisions` holds the revision of each (model, version) that has one above 0.
+    """
+
+    config: PoolConfig
+    entries: Sequence[CatalogEntry]
+    slots: Sequence[SlotView]
+    placements: Sequence[Placement]
+    failed: Sequence[Placement] = ()
+    told: Collection[ModelVersion] = frozenset()
+    retry_at: Mapping[ModelVersion, float] = field(default_factory=dict)
+    rejected: Mapping[str, frozenset[int]] = field(default_factory=dict)
+    revisions: Mapping[tuple[str, int], int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -87,47 +109,10 @@ class Hunger:
         return wait.starved_s
 
 
-class Borrowers(Protocol):
-    """What other work leases: see `autoscale.leases`."""
-
-    def wanted(self) -> Mapping[str, int]:
-        """By class, slots that leases hold or wait for."""
-        ...
-
-    def held(self) -> Mapping[str, int]:
-        """By class, slots that leases hold."""
-        ...
-
-    def usable(self, slot_class: str, slots: int) -> int:
-        """How many of so many slots whole gangs can use."""
-        ...
-
-
-class Nobody:
-    """No leases."""
-
-    def wanted(self) -> Mapping[str, int]:
-        """None."""
-        return {}
-
-    def held(self) -> Mapping[str, int]:
-        """None."""
-        return {}
-
-    def usable(self, slot_class: str, slots: int) -> int:
-        """None."""
-        return 0
-
-
-class _Places(NamedTuple):
-    """By model, how many places it holds and how many of them are ready; whose are on their way."""
-
-    held: Mapping[str, int]
-    ready: Mapping[str, int]
-    coming: Set[str]
-
-
-def _places(placements: Sequence[Placement]) -> _Places:
+def _places(
+    placements: Sequence[Placement],
+) -> tuple[Mapping[str, int], Mapping[str, int], Set[str]]:
+    """By model the places that it holds, and those that are ready; models that are loading."""
     held: dict[str, int] = {}
     ready: dict[str, int] = {}
     coming: set[str] = set()
@@ -139,18 +124,16 @@ def _places(placements: Sequence[Placement]) -> _Places:
                 ready[name] = ready.get(name, 0) + 1
             else:
                 coming.add(name)
-    return _Places(held, ready, coming)
+    return held, ready, coming
 
 
 class Economy:
-    """From load to slots: wishes of models, shares of all, and how many slots there should be.
+    """Desired slots of models and leases, what each gets, and how many slots to ask for.
 
-    Time is an argument, so that a simulation runs the very same code.
-
-    `settle` is called before each decision of the controller.
+    `settle` is called once before each decision.
     """
 
-    def __init__(self, slots: Mapping[str, SlotClass], borrowers: Borrowers | None = None) -> None:
+    def __init__(self, slots: Mapping[str, SlotClass], leases: LeaseBook | None = None) -> None:
         self.slots = slots
         self.scaling = ScalingBook()
         self.targets = TargetBook(slots)
@@ -161,34 +144,31 @@ class Economy:
         self._before: dict[str, tuple[tuple[Any, ...], Need]] = {}
         self._entries: list[CatalogEntry] = []
         self._sizes: Mapping[str, float] = {}
-        self._borrowers = borrowers or Nobody()
+        self._leases = leases or LeaseBook({})
         self._hunger = Hunger()
         self._live: Mapping[str, int] = {}
 
     def settle(
         self,
-        config: PoolConfig,
-        entries: Sequence[CatalogEntry],
+        found: Observation,
         versions: Mapping[str, int],
-        slots: Sequence[SlotView],
-        placements: Sequence[Placement],
         known: Collection[str],
         now_s: float,
         leaving: Mapping[str, int] = MappingProxyType({}),
         crowded: Mapping[str, int] = MappingProxyType({}),
     ) -> Division:
-        """Who may have what from now on.
+        """Divide the slots anew.
 
-        `versions` counts those that each model should hold; of models in `known` slots have told
-        inputs and outputs. `leaving` counts what serves until a model's new version is ready;
-        `crowded` is what the last plan says of that.
+        `versions` counts those that each model should hold, `leaving` the placements that serve
+        until a model's new version is ready. Slots have reported inputs and outputs of models in
+        `known`. `crowded` is that of the last plan.
         """
-        held, ready, coming = _places(placements)
+        entries, held, ready, coming = found.entries, *_places(found.placements)
         models = {entry.name: entry.config for entry in entries}
         each = {name: -(-count // max(1, versions.get(name, 1))) for name, count in ready.items()}
         self.scaling.wish(models, each, coming, known, now_s)
-        live = Counter([slot.slot_class for slot in slots if not slot.draining])
-        leased = self._borrowers.held()
+        live = Counter([slot.slot_class for slot in found.slots if not slot.draining])
+        leased = self._leases.held()
         capacity = self.targets.capacity(live, leased, now_s)
         full = {n for n, most in capacity.items() if live[n] + leased.get(n, 0) >= most}
         self.room = self._room(entries, full)
@@ -196,44 +176,27 @@ class Economy:
         firm = {n.name: n.wish.slots * n.versions for n in needs if not n.wish.lingering}
         hungry_s = self._hunger.hungry_s(firm, held, now_s)
         self.turns = {name for name, waited_s in hungry_s.items() if waited_s >= STARVE_S}
-
-        self.division = self._divided(needs, config, capacity, leased, hungry_s)
+        self.division = divide(
+            needs, found.config, self.slots, capacity, self._leases, hungry_s, self._shares
+        )
+        whole = {name: each.max for name, each in self.slots.items()}
+        if capacity != whole:
+            # Missing slots are still asked for; otherwise no node would ever be added for them.
+            needed = divide(
+                needs,
+                found.config,
+                self.slots,
+                whole,
+                self._leases,
+                hungry_s,
+                self._shares_of_whole,
+            ).needed
+            self.division = replace(self.division, needed=needed)
         self.targets.follow(self.division.needed, leased, now_s)
-        # The last plan knew the slots of then: those that have come since, or are asked for now,
-        # may have room for all.
+        # The last plan knew the slots of then: slots that came or were asked for since may do.
         self.targets.note_crowded(crowded, self._live, leased, now_s)
         self._live = live
         return self.division
-
-    def _divided(
-        self,
-        needs: Sequence[Need],
-        config: PoolConfig,
-        capacity: Mapping[str, int],
-        leased: Mapping[str, int],
-        hungry_s: Mapping[str, float],
-    ) -> Division:
-        def share_out(slots: Mapping[str, int], book: ShareBook) -> Division:
-            return divide(
-                needs,
-                config,
-                slots,
-                self._borrowers.wanted(),
-                leased,
-                hungry_s,
-                {name: each.least for name, each in self.slots.items()},
-                {name: each.warm for name, each in self.slots.items()},
-                self._borrowers.usable,
-                book,
-            )
-
-        division = share_out(capacity, self._shares)
-        whole = {name: each.max for name, each in self.slots.items()}
-        if capacity != whole:
-            # Slots that do not come are still asked for, or no node would ever be added for them.
-            needed = share_out(whole, self._shares_of_whole).needed
-            division = replace(division, needed=needed)
-        return division
 
     def _needs(
         self,
@@ -286,27 +249,6 @@ class Economy:
         return max(0.01, min(waits))
 
 
-@dataclass(frozen=True, slots=True)
-class Findings:
-    """What a round finds.
-
-    `failed` are the placements that could not be loaded in slots that are still here, `told` the
-    versions of which some slot has told inputs and outputs. `retry_at` says when versions that
-    failed may be tried again (infinite: not until something changes). `rejected` and `revisions`
-    are those of `Knowledge`.
-    """
-
-    config: PoolConfig
-    entries: Sequence[CatalogEntry]
-    slots: Sequence[SlotView]
-    placements: Sequence[Placement]
-    failed: Sequence[Placement] = ()
-    told: Collection[ModelVersion] = frozenset()
-    retry_at: Mapping[ModelVersion, float] = field(default_factory=dict)
-    rejected: Mapping[str, frozenset[int]] = field(default_factory=dict)
-    revisions: Mapping[tuple[str, int], int] = field(default_factory=dict)
-
-
 class Rounds:
     """See the module. What a round leaves for the next one, and for whoever carries it out.
 
@@ -325,7 +267,7 @@ class Rounds:
         self._max_loads, self._ended = max_loads, ended
         self._stuck: frozenset[ModelVersion] = frozenset()
 
-    def run(self, found: Findings, now_s: float) -> bool:
+    def run(self, found: Observation, now_s: float) -> bool:
         """Decide anew; True if what came of it lets another round decide more, at once.
 
         No garbage is collected meanwhile: a round makes so many objects that it would fall into it,
@@ -339,7 +281,7 @@ class Rounds:
             if collecting:
                 gc.enable()
 
-    def _run(self, found: Findings, now_s: float) -> bool:
+    def _run(self, found: Observation, now_s: float) -> bool:
         self._share_out(found, now_s)
         self._ended("settle")
         before, self.decision = self.decision, decide(self._knowledge(found), self.decision)
@@ -362,7 +304,7 @@ class Rounds:
         news, self._stuck = stuck != self._stuck, stuck
         return news
 
-    def _share_out(self, found: Findings, now_s: float) -> None:
+    def _share_out(self, found: Observation, now_s: float) -> None:
         """Who may have how many slots, and how many there should be."""
         hopeless = {key for key, at_s in found.retry_at.items() if at_s == math.inf}
         told = hopeless.union(found.told) if hopeless else found.told
@@ -379,17 +321,8 @@ class Rounds:
             versions[name] = len(keys) - len(hopeless.intersection(keys) if hopeless else ())
             if keys and all(map(told.__contains__, keys)):
                 known.add(name)
-        self.economy.settle(
-            found.config,
-            found.entries,
-            versions,
-            found.slots,
-            found.placements,
-            known,
-            now_s,
-            self._leaving(found.placements),
-            self.plan.crowded,
-        )
+        leaving = self._leaving(found.placements)
+        self.economy.settle(found, versions, known, now_s, leaving, self.plan.crowded)
 
     def _leaving(self, placements: Sequence[Placement]) -> Mapping[str, int]:
         """By model, the placements that serve until its new version is ready."""
@@ -403,7 +336,7 @@ class Rounds:
             if (placement.version, placement.revision) in keep.get(placement.model, ())
         )
 
-    def _knowledge(self, found: Findings) -> Knowledge:
+    def _knowledge(self, found: Observation) -> Knowledge:
         economy = self.economy
         return Knowledge(
             entries=found.entries,
@@ -432,7 +365,7 @@ class Rounds:
             del self.serving[name]
 
 
-def _keys(entry: CatalogEntry, found: Findings) -> list[ModelVersion]:
+def _keys(entry: CatalogEntry, found: Observation) -> list[ModelVersion]:
     """The versions to hold of a model of which the store has told something since the last round.
 
     What is placed in this round would else get the places of those that were there before.

@@ -6,18 +6,19 @@ Turns wishes of models and leases into accounts of the fair share, class by clas
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
-from types import MappingProxyType
 from typing import Any
 
 from autoscale.catalog import CatalogEntry
 from autoscale.fair_share import Account, Shares, fair_shares
+from autoscale.leases import LeaseBook
 from autoscale.orders import Room
 from autoscale.policy import Wish
 from autoscale.water_filling import slots_filled
 from headrace.config.args import ModelConfig, PoolConfig, SlotClass
+from headrace.config.scaling import Leases
 
 LEASES = "leases"
 START_S = 30.0
@@ -80,22 +81,20 @@ class Division:
 def divide(
     needs: Sequence[Need],
     config: PoolConfig,
+    classes: Mapping[str, SlotClass],
     capacity: Mapping[str, int],
-    leases_wanted: Mapping[str, int],
-    leased: Mapping[str, int],
+    leases: LeaseBook,
     hungry_s: Mapping[str, float],
-    least: Mapping[str, int] = MappingProxyType({}),
-    warm: Mapping[str, int] = MappingProxyType({}),
-    usable: Callable[[str, int], int] = lambda slot_class, slots: slots,
     book: ShareBook | None = None,
 ) -> Division:
-    """Share each class's slots among models and leases, which never get the `least`.
+    """Share the `capacity` of each class among models and leases.
 
-    `usable` tells how many of so many slots whole gangs of a class can use: what is left of a
-    share that no gang fits into is for models. A `book` saves working out again what is as it was
-    the last time; the answer does not depend on it.
+    Leases never get the slots that are always there; what is left of their share that no gang
+    fits into is for models. A `book` saves work for what is as it was the last time, without any
+    effect on the answer.
     """
     book = book or ShareBook()
+    leases_wanted, leased = leases.wanted(), leases.held()
     grants: dict[str, int] = {}
     shares: dict[str, Shares] = {}
     for_leases: dict[str, int] = {}
@@ -106,37 +105,36 @@ def divide(
         firm = [need for need in mine if not need.wish.lingering]
         accounts = [book.account(need, hungry_s.get(need.name, 0.0)) for need in firm]
         wanted = leases_wanted.get(slot_class, 0)
-        lease = _lease_account(config, wanted, leased.get(slot_class, 0))
-        lease = replace(lease, maximum=max(0, slots - least.get(slot_class, 0)))
-        both = [*accounts, lease] if wanted else accounts
+        both = accounts
+        if wanted:
+            most = max(0, slots - classes[slot_class].least)
+            lease = _lease_account(config.leases, most, wanted, leased.get(slot_class, 0))
+            both = [*accounts, lease]
         share = book.shares((slot_class, "all"), both, slots, config.shares)
         granted = share.granted.get(LEASES, 0)
-        if usable(slot_class, granted) < granted:
-            both = [*accounts, replace(lease, wanted=usable(slot_class, granted))]
+        usable = leases.usable(slot_class, granted)
+        if usable < granted:
+            both = [*accounts, replace(lease, wanted=usable)]
             share = book.shares((slot_class, "gangs"), both, slots, config.shares)
         asked[slot_class], shares[slot_class] = both, share
         for need in mine:
             wished = need.wish.slots * need.versions
             grants[need.name] = share.granted.get(need.name, wished)
         for_leases[slot_class] = share.granted.get(LEASES, 0)
-        needed[slot_class] = book.needed(slot_class, mine, grants, warm.get(slot_class, 0))
+        needed[slot_class] = book.needed(slot_class, mine, grants, classes[slot_class].warm)
     book.retain(needs)
     return Division(grants, shares, dict(capacity), for_leases, asked, needed)
 
 
-def _lease_account(config: PoolConfig, wanted: int, leased: int) -> Account:
-    leases = config.leases
+def _lease_account(leases: Leases, most: int, wanted: int, leased: int) -> Account:
     return Account(
         name=LEASES,
         group=leases.group,
         weight=leases.weight,
-        minimum=0,
-        maximum=leases.max_slots,
+        maximum=most,
         priority=leases.priority,
-        place=1.0,
         wanted=wanted,
         holds=leased,
-        hungry_s=0.0,
     )
 
 

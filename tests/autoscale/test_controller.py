@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from autoscale import controller
-from autoscale.rounds import Findings
+from autoscale.rounds import Observation
 from headrace.config.args import Batching, ModelConfig
 from headrace.config.scaling import Replicas
 from headrace.snapshot import State
@@ -197,7 +197,7 @@ async def test_the_first_event_after_quiet_counts_at_once_and_a_flood_is_taken_t
         rounds, run = [], plant.controller.rounds.run
         loop = asyncio.get_running_loop()
 
-        def count(found: Findings, now_s: float) -> bool:
+        def count(found: Observation, now_s: float) -> bool:
             rounds.append(loop.time())
             return run(found, now_s)
 

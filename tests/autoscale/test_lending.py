@@ -53,12 +53,12 @@ async def test_a_lease_is_granted_told_and_taken_back_after_its_grace() -> None:
     desk.settle(0)
     assert desk.states() == {"train": "NOTICED"}
     assert desk.lending.document(lease["id"])["due_in_s"] == pytest.approx(3.0, abs=0.5)
-    assert desk.lending.held() == {"cpu": 2}
+    assert desk.lending.book.held() == {"cpu": 2}
     desk.settle(0, after_s=2.9)
     assert desk.states() == {"train": "NOTICED"}
     desk.settle(0, after_s=0.2)
     assert desk.states() == {"train": "WAITING"}
-    assert desk.lending.held().get("cpu", 0) == 0
+    assert desk.lending.book.held().get("cpu", 0) == 0
     assert desk.recorder.snapshot().select(PREEMPTIONS, holder="train") == [(1,)]
     desk.settle(2, after_s=1.0)
     assert desk.states() == {"train": "GRANTED"}
@@ -100,7 +100,7 @@ async def test_the_next_pool_goes_on_with_what_was_lent() -> None:
     first, second = Desk(), Desk()
     lease = await first.lending.request("train", 2, "cpu", 7.0)
     first.settle(4)
-    second.lending.restore(first.lending.memory())
-    second.lending.restore(first.lending.memory())
+    second.lending.restore(first.lending.book.leases())
+    second.lending.restore(first.lending.book.leases())
     assert second.states() == {"train": "GRANTED"}
     assert (await second.lending.watch(lease["id"], "WAITING"))["grace_s"] == 7.0

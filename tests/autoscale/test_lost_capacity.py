@@ -9,7 +9,7 @@ from structlog.testing import capture_logs
 
 from autoscale import sharing
 from autoscale.catalog import CatalogEntry
-from autoscale.rounds import Economy
+from autoscale.rounds import Economy, Observation
 from autoscale.sharing import START_S
 from headrace.config.args import ModelConfig, PoolConfig, SlotClass
 from headrace.config.scaling import Replicas, Share
@@ -73,7 +73,8 @@ def test_slots_that_do_not_come_are_still_asked_for() -> None:
     for second in range(200):
         here = 4 if second < 10 else 2
         slots = [SlotView(str(number), "cpu", "node", "", "") for number in range(here)]
-        division = economy.settle(PoolConfig(), entries, versions, slots, [], {"m", "n"}, second)
+        found = Observation(PoolConfig(), entries, slots, [])
+        division = economy.settle(found, versions, {"m", "n"}, second)
         grants[second] = division.grants
         assert economy.targets.targets == {"cpu": 4}
         assert economy.targets.lost == ({"cpu": 2} if second >= 10 + START_S else {})
@@ -88,9 +89,8 @@ def test_a_slot_that_has_just_come_is_room_for_what_waited_for_it() -> None:
     slot = SlotView("a", "cpu", "node", "", "")
 
     def settle(slots: list[SlotView], second: int, crowded: int) -> dict[str, int]:
-        economy.settle(
-            PoolConfig(), entries, {"m": 1}, slots, [], {"m"}, second, crowded={"cpu": crowded}
-        )
+        found = Observation(PoolConfig(), entries, slots, [])
+        economy.settle(found, {"m": 1}, {"m"}, second, crowded={"cpu": crowded})
         return dict(economy.targets.targets)
 
     for second, (slots, crowded) in enumerate([([], 0), ([], 1), ([slot], 1), ([slot], 0)]):

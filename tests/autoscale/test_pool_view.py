@@ -6,6 +6,7 @@ import orjson
 
 from autoscale.catalog import CatalogEntry
 from autoscale.decision_log import RECENT, DecisionLog, Made
+from autoscale.leases import LeaseBook
 from autoscale.orders import LoadOrder, Plan, Room, UnloadOrder
 from autoscale.policy import Wish
 from autoscale.pool_view import PoolFacts, gauges, render_pool
@@ -53,9 +54,10 @@ def facts() -> PoolFacts:
     entries = [CatalogEntry(name, each, "cpu") for name, each in configs.items()]
     held = {"busy": 2, "idle": 1}
     needs = [Need(n, c, "cpu", wishes[n], held=held.get(n, 0)) for n, c in configs.items()]
-    division = divide(
-        needs, PoolConfig(models=configs), {"cpu": 6}, {"cpu": 2}, {"cpu": 2}, {"new": 7.25}
-    )
+    book = LeaseBook({"cpu": 2})
+    book.request("lease", "train", 2, "cpu", 5.0, 0, 1.0, 0.0)
+    book.reconcile({"cpu": 2}, 0.0)
+    division = divide(needs, PoolConfig(models=configs), CLASSES, {"cpu": 6}, book, {"new": 7.25})
     return PoolFacts(
         classes=CLASSES,
         slots=[slot(number) for number in range(1, 5)],

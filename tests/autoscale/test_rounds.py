@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from autoscale.catalog import CatalogEntry
 from autoscale.decision import Decision, decide
+from autoscale.leases import LeaseBook
 from autoscale.orders import LoadOrder, Plan, UnloadOrder
-from autoscale.rounds import Economy, Findings, Rounds
+from autoscale.rounds import Economy, Observation, Rounds
 from autoscale.sharing import divide
 from headrace.config.args import ModelConfig, PoolConfig, SlotClass
 from headrace.config.scaling import Replicas, Scaling, Share
@@ -42,8 +43,8 @@ class House:
         self.placements: list[Placement] = []
         self.failed: dict[ModelVersion, float] = {}
 
-    def found(self) -> Findings:
-        return Findings(
+    def found(self) -> Observation:
+        return Observation(
             PoolConfig(),
             self.entries,
             self.slots,
@@ -124,7 +125,7 @@ def _check(house: House, now_s: float) -> None:
     economy, asked = rounds.economy, rounds.economy.division
     needs = [need for _, need in economy._before.values()]
     hungry_s = {a.name: a.hungry_s for a in asked.accounts["cpu"]}
-    fresh = divide(needs, PoolConfig(), asked.capacity, {}, {}, hungry_s, {"cpu": 0}, {"cpu": 1})
+    fresh = divide(needs, PoolConfig(), CLASSES, asked.capacity, LeaseBook({}), hungry_s)
     assert replace(fresh, needed={}) == replace(asked, needed={})
     assert all(need.wish.slots == economy.wishes[need.name].slots for need in needs)
     known = replace(rounds._knowledge(found), stuck=stuck, serving=serving)

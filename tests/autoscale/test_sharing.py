@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from pydantic import ByteSize
 
 from autoscale.catalog import CatalogEntry
+from autoscale.leases import Lease, LeaseBook, LeaseState
 from autoscale.policy import Wish
 from autoscale.sharing import (
     BELIEVED_S,
@@ -24,7 +25,7 @@ from autoscale.sharing import (
     slots_needed,
 )
 from headrace.config.args import ModelConfig, PoolConfig, SlotClass
-from headrace.config.scaling import Leases, Replicas, Share
+from headrace.config.scaling import Replicas, Share
 
 
 def need(
@@ -42,10 +43,22 @@ def need(
     return Need(name, config, "cpu", Wish(slots, lingering), 1, size, held)
 
 
+CLASSES = {"cpu": SlotClass(min=1, max=1000)}
+
+
+def lone_leases(wanted: int, held: int = 0) -> LeaseBook:
+    """Leases of one slot each, the first `held` of them granted."""
+    states = [LeaseState.GRANTED] * held + [LeaseState.WAITING] * (wanted - held)
+    leases = [
+        Lease(str(number), "job", 1, "cpu", 5.0, 0, 1.0, 0.0, number, state)
+        for number, state in enumerate(states)
+    ]
+    return LeaseBook({"cpu": 1000}, leases=leases)
+
+
 def grants(*needs: Need, slots: int, leases: int = 0, leased: int = 0) -> dict[str, int]:
-    division = divide(
-        needs, PoolConfig(), {"cpu": slots}, {"cpu": leases}, {"cpu": leased}, {}, {"cpu": 1}
-    )
+    lent = lone_leases(leases, leased)
+    division = divide(needs, PoolConfig(), CLASSES, {"cpu": slots}, lent, {})
     found = dict(division.grants)
     if leases:
         found[LEASES] = division.for_leases["cpu"]
@@ -100,7 +113,7 @@ def test_what_serves_until_a_new_version_is_ready_needs_slots_too() -> None:
 def test_models_that_are_only_to_be_learned_of_make_do_with_one_slot() -> None:
     needs = [need("busy", 2)]
     needs += [replace(need(str(n), 1, lingering=True), learning=True) for n in range(1000)]
-    division = divide(needs, PoolConfig(), {"cpu": 200}, {}, {}, {})
+    division = divide(needs, PoolConfig(), CLASSES, {"cpu": 200}, LeaseBook({}), {})
     assert division.needed == {"cpu": 3}
 
 
@@ -223,9 +236,8 @@ def test_never_more_than_there_is(
         need(str(number), max(wish, least), least=least, priority=priority, weight=weight)
         for number, (wish, least, priority, weight) in enumerate(models)
     ]
-    division = divide(
-        needs, PoolConfig(leases=Leases()), {"cpu": slots}, {"cpu": leases}, {}, {}, {"cpu": 0}
-    )
+    classes = {"cpu": SlotClass(min=0, max=1000)}
+    division = divide(needs, PoolConfig(), classes, {"cpu": slots}, lone_leases(leases), {})
     total = sum(division.grants.values()) + division.for_leases["cpu"]
     assert total <= slots
     assert all(division.grants[n.name] <= n.wish.slots for n in needs)
@@ -235,15 +247,10 @@ def test_never_more_than_there_is(
 
 def test_what_no_gang_fits_into_is_for_models() -> None:
     def divided(gang: int) -> tuple[int, int]:
-        division = divide(
-            [need("a", 4)],
-            PoolConfig(),
-            {"cpu": 4},
-            {"cpu": gang},
-            {},
-            {},
-            usable=lambda slot_class, slots: gang if gang <= slots else 0,
-        )
+        book = LeaseBook({"cpu": 4})
+        book.request("gang", "job", gang, "cpu", 5.0, 0, 1.0, 0.0)
+        classes = {"cpu": SlotClass(min=0, max=4)}
+        division = divide([need("a", 4)], PoolConfig(), classes, {"cpu": 4}, book, {})
         return division.grants["a"], division.for_leases["cpu"]
 
     assert divided(2) == (2, 2)
@@ -263,7 +270,8 @@ def test_a_book_saves_work_and_changes_no_answer(
             need(str(n), wish, held=held, lingering=lingering, size=0.3 if n % 2 else 1.0)
             for n, (wish, held, lingering) in enumerate(wishes)
         ]
-        wanted = {"cpu": leases}
-        asked = partial(divide, needs, PoolConfig(), {"cpu": slots}, wanted, {}, {})
+        classes = {"cpu": SlotClass(min=0, max=9)}
+        lent = lone_leases(leases)
+        asked = partial(divide, needs, PoolConfig(), classes, {"cpu": slots}, lent, {})
         assert asked(book=book) == asked()
         assert asked(book=book).shares["cpu"] is asked(book=book).shares["cpu"]

@@ -33,7 +33,7 @@ async def test_it_waits_for_all_of_its_slots_and_gives_them_back(desk: LeaseDesk
     async def work() -> str:
         async with leased(desk) as granted:
             assert not granted.notice.is_set() and granted.due_in_s == math.inf
-            assert desk.states == ["GRANTED"] and desk.lending.held() == {"cpu": 2}
+            assert desk.states == ["GRANTED"] and desk.lending.book.held() == {"cpu": 2}
             return granted.id
 
     working = asyncio.create_task(work())
@@ -77,7 +77,7 @@ async def test_slots_returned_early_are_free_before_the_grace_is_over(desk: Leas
         desk.offer(0)
         await within(granted.noticed())
         await granted.give_back()
-        assert desk.states == ["WAITING"] and desk.lending.held() == {}
+        assert desk.states == ["WAITING"] and desk.lending.book.held() == {}
         desk.offer(4)
         await within(granted.again())
         assert granted.preemptions == 1 and granted.due_in_s == math.inf
@@ -111,7 +111,7 @@ async def test_a_gateway_that_restarts_interrupts_nothing(tmp_path: Path) -> Non
             context = leased(first)
             granted = await context.__aenter__()
         async with open_desk(tmp_path, address) as second:
-            second.lending.restore(first.lending.memory())
+            second.lending.restore(first.lending.book.leases())
             second.offer(2)
             await soon(lambda: second.asked)
             assert not granted.lost.is_set() and second.states == ["GRANTED"]

@@ -9,7 +9,8 @@ import time
 from array import array
 from collections.abc import Mapping
 
-from autoscale.rounds import Borrowers, Economy, Findings, Rounds
+from autoscale.leases import LeaseBook
+from autoscale.rounds import Economy, Observation, Rounds
 from headrace.link.pool import Loads
 from loadtests.pool.simulation.clock import Clock
 from loadtests.pool.simulation.fleet import SimulatedFleet
@@ -31,10 +32,10 @@ class SimulatedPool:
         setting: Setting,
         clock: Clock,
         fleet: SimulatedFleet,
-        borrowers: Borrowers | None = None,
+        leases: LeaseBook | None = None,
     ) -> None:
         self._setting, self._clock, self._fleet = setting, clock, fleet
-        self.economy = Economy(setting.slots, borrowers)
+        self.economy = Economy(setting.slots, leases)
         self.entries = setting.entries()
         self.rounds = Rounds(self.economy, setting.max_loads, self._note)
         self.at_s, self.took_s, self.worked_s = array("d"), array("d"), array("d")
@@ -75,7 +76,7 @@ class SimulatedPool:
 
     def _reconcile(self) -> None:
         fleet, economy, rounds = self._fleet, self.economy, self.rounds
-        found = Findings(
+        found = Observation(
             config=self._setting.config,
             entries=self.entries,
             slots=fleet.views(),

@@ -10,7 +10,7 @@ from heapq import nlargest
 from random import Random
 from typing import Any
 
-from autoscale.rounds import Borrowers
+from autoscale.leases import LeaseBook
 from loadtests.pool.simulation.clock import Clock
 from loadtests.pool.simulation.fleet import SimulatedFleet
 from loadtests.pool.simulation.gateway import SimulatedGateway
@@ -108,7 +108,7 @@ def simulate(
     seed: int = 0,
     *,
     settle_s: float = 0.0,
-    borrowers: Borrowers | None = None,
+    leases: LeaseBook | None = None,
 ) -> Simulated:
     """Run the trace; it begins after `settle_s`, in which slots start and models are learned.
 
@@ -118,7 +118,7 @@ def simulate(
     # Or decisions would be timed with the collection of all that a test or a simulator holds.
     gc.freeze()
     try:
-        return _simulate(setting, arrivals, seconds, seed, settle_s, borrowers)
+        return _simulate(setting, arrivals, seconds, seed, settle_s, leases)
     finally:
         gc.unfreeze()
 
@@ -129,12 +129,12 @@ def _simulate(
     seconds: float,
     seed: int,
     settle_s: float,
-    borrowers: Borrowers | None,
+    leases: LeaseBook | None,
 ) -> Simulated:
     rng = Random(seed)
     clock = Clock(setting.pace.cores)
     fleet = SimulatedFleet(setting, clock, rng)
-    pool = SimulatedPool(setting, clock, fleet, borrowers)
+    pool = SimulatedPool(setting, clock, fleet, leases)
     gateway = SimulatedGateway(setting, clock, fleet, rng, pool.report)
     names = list(setting.config.models)
     pool.wake()

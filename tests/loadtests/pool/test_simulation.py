@@ -1,7 +1,7 @@
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from autoscale.decision import Decision
 from autoscale.fair_share import Account, fair_shares
+from autoscale.leases import LeaseBook
 from autoscale.orders import Plan, Room
 from autoscale.sharing import Division
 from headrace.config.args import ModelConfig, PoolConfig, SlotClass
@@ -45,20 +46,12 @@ def setting(most: int = 5, warm: int = 5, service_s: float = 0.2, **scaling: flo
     )
 
 
-class Five:
+def held(slots: int) -> LeaseBook:
     """A batch job that holds slots from the beginning."""
-
-    def __init__(self, slots: int) -> None:
-        self.slots = slots
-
-    def wanted(self) -> Mapping[str, int]:
-        return {"cpu": self.slots}
-
-    def held(self) -> Mapping[str, int]:
-        return {"cpu": self.slots}
-
-    def usable(self, slot_class: str, slots: int) -> int:
-        return self.slots if self.slots <= slots else 0
+    book = LeaseBook({"cpu": slots}, ttl_s=math.inf)
+    book.request("batch", "job", slots, "cpu", 0.0, 0, 1.0, 0.0)
+    book.reconcile({"cpu": slots}, 0.0)
+    return book
 
 
 def test_work_shares_the_cores() -> None:
@@ -106,7 +99,7 @@ def test_the_same_seed_gives_the_same_run() -> None:
 
 def test_leased_slots_are_not_given_to_models() -> None:
     steady = [Arrival(1.0 + n / 25, 0) for n in range(250)]
-    beside = simulate(setting(warm=1), steady, 12, settle_s=10, borrowers=Five(4))
+    beside = simulate(setting(warm=1), steady, 12, settle_s=10, leases=held(4))
     assert beside.lost == 0 and beside.most_slots <= 2
 
 
