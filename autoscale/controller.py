@@ -18,7 +18,7 @@ from autoscale.catalog import Catalog
 from autoscale.decision import Decision
 from autoscale.decision_log import DecisionLog, Keep
 from autoscale.failures import Failures
-from autoscale.fleet import Dispatcher, Fleet, states_of
+from autoscale.fleet import Fleet, states_of
 from autoscale.lending import Lending
 from autoscale.lookout import Lookout
 from autoscale.orders import Plan
@@ -30,7 +30,7 @@ from headrace.access import Access
 from headrace.config.args import ModelConfig, PoolConfig, SlotClass
 from headrace.link.client import Identity
 from headrace.metrics import Recorder
-from headrace.snapshot import Evidence, Memory, ModelVersion, Placement, SlotView, Snapshot, State
+from headrace.snapshot import Memory, ModelVersion, Placement, SlotView, Snapshot, State
 
 SETTLE_S = 3.0
 TICK_S = 1.0
@@ -65,18 +65,23 @@ class Controller:
         max_loads: int = 4,
     ) -> None:
         self._recorder, self._resize = recorder, resize
-        self.fleet = Fleet(identity, epoch, self)
         self.overrides = Overrides()
         self.failures = Failures(slots)
-        self.lookout = Lookout(catalog, self.failures, self.models, self._wake_up)
-        self._dispatcher = Dispatcher(
-            self.fleet, self.lookout, self.failures, self._wake_up, self._wake_later
+        self.lookout = Lookout(catalog, self.failures, self.models, self.wake)
+        self.statistics = StatisticsBook()
+        self.fleet = Fleet(
+            identity,
+            epoch,
+            self.failures,
+            self.lookout,
+            self.statistics,
+            self.wake,
+            self._wake_later,
         )
         self._log = DecisionLog(keep)
-        self.lending = Lending(slots, recorder, self._log, self._wake_up)
+        self.lending = Lending(slots, recorder, self._log, self.wake)
         self.economy = Economy(slots, self.lending.book)
         self.rounds = Rounds(self.economy, max_loads)
-        self.statistics = StatisticsBook()
         self.config = PoolConfig()
         self.snapshot = Snapshot(epoch=epoch)
         self.decided = asyncio.Condition()
@@ -130,10 +135,6 @@ class Controller:
         """What must move, of the last round."""
         return self.rounds.plan
 
-    def placements(self) -> list[Placement]:
-        """What slots hold, and what they are told to."""
-        return self._dispatcher.as_ordered(self.fleet.placements())
-
     def models(self) -> dict[str, ModelConfig]:
         """The models to serve."""
         return self.overrides.effective(self.config.models)
@@ -184,36 +185,6 @@ class Controller:
         report = await self.fleet.join(view)
         if report is not None and self._fresh and not report["seen_epoch"]:
             self._settled_at_s = min(self._settled_at_s, time.monotonic())
-
-    def changed(self) -> None:
-        """Some slot or placement has changed."""
-        self._wake.set()
-
-    def loaded(self, key: ModelVersion) -> None:
-        """A placement is READY."""
-        self.failures.forget([key])
-        self.lookout.loaded(key)
-
-    def failed(self, key: ModelVersion, reason: str, *, evidence: Evidence) -> None:
-        """A placement has failed."""
-        self.failures.add(key, reason, time.monotonic(), evidence)
-        log.warning(
-            "model_failed",
-            model=key.model,
-            version=key.version,
-            reason=reason,
-            kind=evidence.kind,
-            slot_class=evidence.slot_class,
-            exit_code=evidence.exit_code,
-        )
-
-    def reported(self, slot_id: str, report: dict[str, Any]) -> None:
-        """A slot's report came."""
-        self.statistics.take(slot_id, report["statistics"])
-
-    def lost(self, slot_id: str) -> None:
-        """A slot is gone."""
-        self.statistics.lost(slot_id)
 
     # -- the loop -----------------------------------------------------------------------------
 
@@ -280,7 +251,7 @@ class Controller:
         self._carry_out(found, now_s)
         # Traffic moves before what it leaves is unloaded.
         await self._publish(found.placements, said, now_s)
-        await self._dispatcher.give(self.rounds.moves, self.decision.models)
+        await self.fleet.give(self.rounds.moves, self.decision.models)
         self._wake_later(self.economy.again_s(now_s))
         return again
 
@@ -291,7 +262,7 @@ class Controller:
             config=self.config,
             entries=entries,
             slots=self.fleet.views(),
-            placements=self.placements(),
+            placements=self.fleet.placements(),
             failed=self.fleet.failed(),
             told=self.fleet.specs.keys(),
             retry_at=self.failures.retry_at(),
@@ -351,7 +322,7 @@ class Controller:
             PoolFacts(
                 classes=economy.slots,
                 slots=self.fleet.views(),
-                placements=self.placements(),
+                placements=self.fleet.placements(),
                 entries=self.lookout.entries,
                 wishes=economy.wishes,
                 division=economy.division,
@@ -363,7 +334,8 @@ class Controller:
             )
         )
 
-    def _wake_up(self) -> None:
+    def wake(self) -> None:
+        """Run a round as soon as possible."""
         self._wake.set()
 
     def _wake_later(self, after_s: float = RETRY_S) -> None:

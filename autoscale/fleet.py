@@ -1,18 +1,21 @@
-"""The slots that the pool knows: how to reach each, what it holds, what it has reported."""
+"""The slots that the pool knows: what each holds and reports, and the orders it is given."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import structlog
 
+from autoscale.catalog import CatalogEntry
 from autoscale.decision import ModelDecision
 from autoscale.failures import Failures, autopsy
 from autoscale.lookout import Lookout
 from autoscale.orders import HELD, LoadOrder, UnloadOrder
+from autoscale.statistics import StatisticsBook
 from headrace.errors import HeadraceError
 from headrace.link.client import Identity
 from headrace.link.control import SlotControl
@@ -22,29 +25,12 @@ from replicas import last_words
 from replicas.last_words import IN_THE_MAKING, Words
 
 MAX_FAILED = 64
-"""So many failures of a slot are remembered."""
+"""Failed placements remembered for each slot."""
 REPORT_S = 2.0
+PATIENCE_S = 0.1
+"""Longest wait for slots to answer orders; a slow slot must not hold up the others."""
 
 log = structlog.get_logger()
-
-
-class FleetEvents(Protocol):
-    """Who hears of changes: the pool."""
-
-    def changed(self) -> None:
-        """Some slot or placement has changed."""
-
-    def loaded(self, key: ModelVersion) -> None:
-        """A placement is READY."""
-
-    def failed(self, key: ModelVersion, reason: str, *, evidence: Evidence) -> None:
-        """A placement has failed, or its slot died while it was loading."""
-
-    def reported(self, slot_id: str, report: dict[str, Any]) -> None:
-        """A slot's whole report came."""
-
-    def lost(self, slot_id: str) -> None:
-        """A slot is gone."""
 
 
 @dataclass(slots=True, eq=False)
@@ -60,12 +46,29 @@ class _Slot:
 
 
 class Fleet:
-    """See the module. Belongs to the pool's event loop."""
+    """All slots that have announced themselves; belongs to the pool's event loop.
 
-    def __init__(self, identity: Identity, epoch: int, events: FleetEvents) -> None:
-        self._identity, self._epoch, self._events = identity, epoch, events
+    `changed` is called when slots or placements have changed, `again` when an order has failed and
+    must be given once more.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        epoch: int,
+        failures: Failures,
+        lookout: Lookout,
+        statistics: StatisticsBook,
+        changed: Callable[[], None],
+        again: Callable[[], None],
+    ) -> None:
+        self._identity, self._epoch = identity, epoch
+        self._failures, self._lookout, self._statistics = failures, lookout, statistics
+        self._changed, self._again = changed, again
         self._slots: dict[str, _Slot] = {}
         self._joining: set[str] = set()
+        self._orders: dict[tuple[str, ModelVersion], LoadOrder | UnloadOrder] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
         self.specs: dict[ModelVersion, ModelSpec] = {}
 
     def views(self) -> list[SlotView]:
@@ -73,22 +76,46 @@ class Fleet:
         return [slot.view for slot in self._slots.values()]
 
     def placements(self) -> list[Placement]:
-        """What they hold."""
+        """Placements as they will be once every order under way is carried out.
+
+        So no order is given twice.
+        """
+        return self.as_ordered(self._held())
+
+    def as_ordered(self, placements: Sequence[Placement]) -> list[Placement]:
+        """These placements with the orders under way carried out."""
+        if not self._orders:
+            return list(placements)
+        held = {(p.slot_id, key_of(p)) for p in placements if p.state in HELD}
+        leaving = {place for place, each in self._orders.items() if isinstance(each, UnloadOrder)}
+        coming = [
+            Placement(slot_id, key.model, key.version, State.PENDING, revision=key.revision)
+            for slot_id, key in self._orders
+            if (slot_id, key) not in held and (slot_id, key) not in leaving
+        ]
+        return [
+            replace(p, state=State.DRAINING)
+            if p.state in HELD and (p.slot_id, key_of(p)) in leaving
+            else p
+            for p in placements
+        ] + coming
+
+    def _held(self) -> list[Placement]:
         return [p for slot in self._slots.values() for p in slot.placements.values()]
 
     def failed(self) -> list[Placement]:
-        """What could not be loaded in slots that are still here, so that others are tried first."""
+        """Placements that failed in slots that still exist, so that others are tried first."""
         return [p for slot in self._slots.values() for p in slot.failed.values()]
 
     def figures(self) -> dict[str, dict[str, int]]:
-        """By slot, what changes too often for the snapshot."""
+        """By slot, the figures that change too often for the snapshot."""
         return {
             slot_id: {"memory_bytes": slot.memory_bytes, "in_flight": slot.in_flight}
             for slot_id, slot in self._slots.items()
         }
 
     async def join(self, view: SlotView) -> dict[str, Any] | None:
-        """Connect to a slot that has announced itself; its first report, None if that failed."""
+        """Connect to a slot that has announced itself; its first report, None on failure."""
         if view.slot_id in self._slots or view.slot_id in self._joining:
             return None
         self._joining.add(view.slot_id)
@@ -105,11 +132,11 @@ class Fleet:
         slot = self._slots[view.slot_id] = _Slot(control, view)
         self._take_report(slot, report)
         log.info("slot_joined", slot=view.slot_id, slot_class=view.slot_class)
-        self._events.changed()
+        self._changed()
         return report
 
     async def refresh(self, patience_s: float = REPORT_S) -> None:
-        """Ask every slot for its report; one that is slow is waited for no longer than this."""
+        """Ask every slot for its report; the answer of a slow one is taken when it comes."""
         loop = asyncio.get_running_loop()
         asked = {
             loop.create_task(self._refresh(slot)): slot
@@ -121,27 +148,64 @@ class Fleet:
             for task in slow:
                 asked[task].late = task
 
-    async def load(self, slot_id: str, key: ModelVersion, order: dict[str, Any]) -> None:
-        """Order a slot to load; raises `Unavailable`. `order` is the rest of the slot's `Order`."""
-        slot = self._slots.get(slot_id)
-        if slot is None:
+    async def give(
+        self, orders: Sequence[LoadOrder | UnloadOrder], models: Mapping[str, ModelDecision]
+    ) -> None:
+        """Give slots their orders; returns once they have answered, or after `PATIENCE_S`.
+
+        A placement whose last order is unanswered gets no other one.
+        """
+        loop = asyncio.get_running_loop()
+        free = [order for order in orders if _place(order) not in self._orders]
+        self._orders |= {_place(order): order for order in free}
+        tasks = [loop.create_task(self._give(order, models)) for order in free]
+        if not tasks:
             return
-        facts = await slot.control.call("load", **key._asdict(), **order)
-        # An event that was read before this answer knows better, also that it has failed already.
+        for task in tasks:
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        _, slow = await asyncio.wait(tasks, timeout=PATIENCE_S)
+        for task in slow:
+            task.add_done_callback(lambda task: self._changed())
+
+    async def _give(
+        self, order: LoadOrder | UnloadOrder, models: Mapping[str, ModelDecision]
+    ) -> None:
+        slot_id, key = place = _place(order)
+        try:
+            slot = self._slots.get(slot_id)
+            if slot is None:
+                return
+            if isinstance(order, UnloadOrder):
+                for placement in list(slot.placements.values()):
+                    if key_of(placement) == key:
+                        await slot.control.call("unload", placement_id=placement.placement_id)
+            else:
+                await self._load(slot, key, models[order.model].entry)
+        except HeadraceError as error:
+            log.warning("move_failed", move=str(order), reason=error.message)
+            self._again()
+        except Exception:  # one order must not end the others
+            log.exception("move_failed", move=str(order))
+            self._again()
+        finally:
+            del self._orders[place]
+
+    async def _load(self, slot: _Slot, key: ModelVersion, entry: CatalogEntry) -> None:
+        self._lookout.loading(key, entry.stamps[key.version], again=key in self._failures)
+        config = entry.config
+        facts = await slot.control.call(
+            "load",
+            **key._asdict(),
+            runtime=config.runtime,
+            batching=config.batching.model_dump(),
+        )
+        # An event read before this answer is newer, and may say that the load has failed.
         if facts["placement_id"] not in slot.heard_of:
             self._take_facts(slot, facts)
 
-    async def unload(self, slot_id: str, key: ModelVersion) -> None:
-        """Order a slot to drain and unload; raises `Unavailable`."""
-        slot = self._slots.get(slot_id)
-        if slot is None:
-            return
-        for placement in list(slot.placements.values()):
-            if key_of(placement) == key:
-                await slot.control.call("unload", placement_id=placement.placement_id)
-
     async def configure(self, model: str, batching: dict[str, Any]) -> None:
-        """Change how the placements of a model batch."""
+        """Change the batching of a model's placements."""
         for slot in list(self._slots.values()):
             for placement in list(slot.placements.values()):
                 if placement.model != model:
@@ -156,26 +220,24 @@ class Fleet:
     def close(self) -> None:
         """Let go of the slots; they keep serving."""
         slots = list(self._slots.values())
-        # First: they are not lost, and their last words are still to be written.
+        # Forgotten first, so that closing does not count as a loss of slots that go on.
         self._slots.clear()
         for slot in slots:
             slot.control.close()
 
-    # -- what slots say -----------------------------------------------------------------------
-
     def slot_event(self, slot_id: str, event: dict[str, Any]) -> None:
-        """A slot says that something has changed."""
+        """Event of a slot: it drains, or one of its placements has changed."""
         slot = self._slots.get(slot_id)
         if slot is None:
             return
         if event["event"] == "draining":
             slot.view = replace(slot.view, draining=True)
-            self._events.changed()
+            self._changed()
         else:
             self._take_facts(slot, event)
 
     def slot_lost(self, slot_id: str, reason: str) -> None:
-        """A slot's process is gone: what it held is placed anew."""
+        """Loss of a slot's process: what it held will be placed anew."""
         slot = self._slots.pop(slot_id, None)
         if slot is None:
             return
@@ -187,27 +249,38 @@ class Fleet:
             exit_code=words.exit_code if words else None,
             memory_bytes=words.memory_bytes if words else slot.memory_bytes,
         )
-        self._events.lost(slot_id)
+        self._statistics.lost(slot_id)
         held = {key_of(each): each.state for each in slot.placements.values()}
         if words is not None:
-            # The slot's own account is newer: an order's answer may not have reached us.
+            # The slot's last words are newer: an order's answer may not have arrived.
             held |= {
                 ModelVersion(each.model, each.version, each.revision): each.state
                 for each in words.loading
             }
         for key, state in held.items():
             if state in IN_THE_MAKING:
-                # A model that kills its slot while it loads must not take one slot after another.
+                # Counted as a failure, or a model that kills its slot would kill one after another.
                 text, evidence = autopsy(slot.view.slot_class, state, len(held), words)
-                evidence = replace(evidence, proven=self._holds_ready(key))
-                self._events.failed(key, text, evidence=evidence)
-        self._events.changed()
+                self._fail(key, text, evidence)
+        self._changed()
 
-    def _holds_ready(self, key: ModelVersion) -> bool:
-        return State.READY in states_of(self.placements()).get(key, ())
+    def _fail(self, key: ModelVersion, reason: str, evidence: Evidence) -> None:
+        """A load has failed, or its slot died meanwhile."""
+        proven = State.READY in states_of(self._held()).get(key, ())
+        evidence = replace(evidence, proven=proven)
+        self._failures.add(key, reason, time.monotonic(), evidence)
+        log.warning(
+            "model_failed",
+            model=key.model,
+            version=key.version,
+            reason=reason,
+            kind=evidence.kind,
+            slot_class=evidence.slot_class,
+            exit_code=evidence.exit_code,
+        )
 
     def _last_words(self, slot: _Slot) -> Words | None:
-        """What a slot of this node has left; nobody can tell of other nodes."""
+        """Last words of a slot on this node; those on other nodes are out of reach."""
         if slot.view.node_id != self._identity.node_id:
             return None
         return last_words.take(slot.view.unix_path)
@@ -220,14 +293,14 @@ class Fleet:
 
     def _take_report(self, slot: _Slot, report: dict[str, Any]) -> None:
         slot.memory_bytes, slot.in_flight = report["memory_bytes"], report["in_flight"]
-        self._events.reported(slot.view.slot_id, report)
+        self._statistics.take(slot.view.slot_id, report["statistics"])
         if report["draining"] and not slot.view.draining:
             slot.view = replace(slot.view, draining=True)
-            self._events.changed()
+            self._changed()
         listed = {facts["placement_id"] for facts in report["placements"]}
         for placement_id in slot.placements.keys() - listed:
             del slot.placements[placement_id]
-            self._events.changed()
+            self._changed()
         for facts in report["placements"]:
             self._take_facts(slot, facts)
 
@@ -254,12 +327,12 @@ class Fleet:
         else:
             return
         if placement.state is State.FAILED:
-            evidence = replace(_evidence(slot, facts), proven=self._holds_ready(key))
-            self._events.failed(key, placement.reason, evidence=evidence)
+            self._fail(key, placement.reason, _evidence(slot, facts))
         elif placement.state is State.READY:
             slot.failed.pop(key, None)
-            self._events.loaded(key)
-        self._events.changed()
+            self._failures.forget([key])
+            self._lookout.loaded(key)
+        self._changed()
 
 
 def _remember_failure(slot: _Slot, placement: Placement) -> None:
@@ -271,7 +344,7 @@ def _remember_failure(slot: _Slot, placement: Placement) -> None:
 
 
 def _evidence(slot: _Slot, facts: Mapping[str, Any]) -> Evidence:
-    """What a slot that lives on says of a failure."""
+    """Evidence of a failure in a slot that lives on."""
     return Evidence(
         FailureKind.BROKEN if facts["broken"] else FailureKind.OTHER,
         slot.view.slot_class,
@@ -281,107 +354,17 @@ def _evidence(slot: _Slot, facts: Mapping[str, Any]) -> Evidence:
 
 
 def key_of(placement: Placement) -> ModelVersion:
-    """What a placement holds."""
+    """The model version that a placement holds."""
     return ModelVersion(placement.model, placement.version, placement.revision)
 
 
 def states_of(placements: Iterable[Placement]) -> dict[ModelVersion, list[State]]:
-    """By key, the states of its placements."""
+    """By model version, the states of its placements."""
     states: dict[ModelVersion, list[State]] = {}
     for placement in placements:
         states.setdefault(key_of(placement), []).append(placement.state)
     return states
 
 
-PATIENCE_S = 0.1
-"""A slot that has not answered an order by then does not keep the others waiting."""
-
-
-class Dispatcher:
-    """Gives slots their orders, one at a time for each placement.
-
-    `late` is called when a slot has answered that was slow to, `again` where an order was not
-    taken.
-    """
-
-    def __init__(
-        self,
-        fleet: Fleet,
-        lookout: Lookout,
-        failures: Failures,
-        late: Callable[[], None],
-        again: Callable[[], None],
-    ) -> None:
-        self._fleet, self._lookout, self._failures = fleet, lookout, failures
-        self._late, self._again = late, again
-        self._under_way: dict[tuple[str, ModelVersion], LoadOrder | UnloadOrder] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    async def give(
-        self, moves: Sequence[LoadOrder | UnloadOrder], models: Mapping[str, ModelDecision]
-    ) -> None:
-        """Returns once the slots have answered, or are slow to.
-
-        A placement whose last order is not answered yet gets no other one.
-        """
-        loop = asyncio.get_running_loop()
-        free = [move for move in moves if _place(move) not in self._under_way]
-        self._under_way |= {_place(move): move for move in free}
-        tasks = [loop.create_task(self._give(move, models)) for move in free]
-        if not tasks:
-            return
-        for task in tasks:
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-        _, slow = await asyncio.wait(tasks, timeout=PATIENCE_S)
-        for task in slow:
-            task.add_done_callback(lambda task: self._late())
-
-    def as_ordered(self, placements: Sequence[Placement]) -> list[Placement]:
-        """What slots hold, were all orders answered: none of them is to be given twice."""
-        if not self._under_way:
-            return list(placements)
-        held = {(p.slot_id, key_of(p)) for p in placements if p.state in HELD}
-        leaving = {
-            place for place, move in self._under_way.items() if isinstance(move, UnloadOrder)
-        }
-        coming = [
-            Placement(slot_id, key.model, key.version, State.PENDING, revision=key.revision)
-            for slot_id, key in self._under_way
-            if (slot_id, key) not in held and (slot_id, key) not in leaving
-        ]
-        return [
-            replace(p, state=State.DRAINING)
-            if p.state in HELD and (p.slot_id, key_of(p)) in leaving
-            else p
-            for p in placements
-        ] + coming
-
-    async def _give(
-        self, move: LoadOrder | UnloadOrder, models: Mapping[str, ModelDecision]
-    ) -> None:
-        slot_id, key = place = _place(move)
-        try:
-            if isinstance(move, UnloadOrder):
-                await self._fleet.unload(slot_id, key)
-            else:
-                await self._load(slot_id, key, models[move.model])
-        except HeadraceError as error:
-            log.warning("move_failed", move=str(move), reason=error.message)
-            self._again()
-        except Exception:  # one order must not end the others
-            log.exception("move_failed", move=str(move))
-            self._again()
-        finally:
-            del self._under_way[place]
-
-    async def _load(self, slot_id: str, key: ModelVersion, decided: ModelDecision) -> None:
-        entry = decided.entry
-        self._lookout.loading(key, entry.stamps[key.version], again=key in self._failures)
-        config = entry.config
-        order = {"runtime": config.runtime, "batching": config.batching.model_dump()}
-        await self._fleet.load(slot_id, key, order)
-
-
-def _place(move: LoadOrder | UnloadOrder) -> tuple[str, ModelVersion]:
-    return move.slot_id, ModelVersion(move.model, move.version, move.revision)
+def _place(order: LoadOrder | UnloadOrder) -> tuple[str, ModelVersion]:
+    return order.slot_id, ModelVersion(order.model, order.version, order.revision)

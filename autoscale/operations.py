@@ -294,7 +294,7 @@ class Operations:
 
     def _has_slot(self, key: ModelVersion) -> bool:
         """Whether some slot holds it, or is about to: then it will take what traffic there is."""
-        if any(key == key_of(each) for each in self._controller.placements()):
+        if any(key == key_of(each) for each in self._controller.fleet.placements()):
             return True
         coming = (move for move in self._controller.plan.moves if isinstance(move, LoadOrder))
         return any(key == (move.model, move.version, move.revision) for move in coming)

@@ -204,7 +204,7 @@ async def test_the_first_event_after_quiet_counts_at_once_and_a_flood_is_taken_t
         monkeypatch.setattr(plant.controller.rounds, "run", count)
         begin_s = loop.time()
         while loop.time() < begin_s + 0.4:
-            plant.controller.changed()
+            plant.controller.wake()
             await asyncio.sleep(0.01)
         assert [at_s - begin_s < 0.3 for at_s in rounds] == [True]
         await until(lambda: len(rounds) == 2)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from autoscale.fleet import Dispatcher, key_of
+from autoscale.fleet import key_of
 from autoscale.orders import UnloadOrder
 from headrace.config.args import SlotClass
 from headrace.snapshot import Placement, State
@@ -65,7 +65,7 @@ async def test_no_order_is_given_twice(
         await plant.configure({} if models else {"m": CONFIG})
         await until(lambda: asked in orders)
         for _ in range(5):
-            plant.controller.changed()
+            plant.controller.wake()
             await asyncio.sleep(0.15)
         placements = plant.controller.snapshot.placements
     assert orders.count(asked) == 1
@@ -76,15 +76,15 @@ async def test_no_order_is_given_twice(
 async def test_what_a_slot_has_not_answered_counts_as_done(tmp_path: Path) -> None:
     async with open_plant(tmp_path, "a", "b") as plant:
         await plant.serves(1)
-        dispatcher: Dispatcher = plant.controller._dispatcher
-        (ready,) = plant.controller.fleet.placements()
+        fleet = plant.controller.fleet
+        (ready,) = fleet.placements()
         stays = Placement("other", "m", 1, State.READY)
         old = Placement(ready.slot_id, "m", 1, State.END)
-        assert dispatcher.as_ordered([ready, stays]) == [ready, stays]
-        dispatcher._under_way[ready.slot_id, key_of(ready)] = UnloadOrder(ready.slot_id, "m", 1)
-        left, *others = dispatcher.as_ordered([ready, stays, old])
+        assert fleet.as_ordered([ready, stays]) == [ready, stays]
+        fleet._orders[ready.slot_id, key_of(ready)] = UnloadOrder(ready.slot_id, "m", 1)
+        left, *others = fleet.as_ordered([ready, stays, old])
         assert left.state is State.DRAINING and others == [stays, old]
-        dispatcher._under_way.clear()
+        fleet._orders.clear()
 
 
 async def test_a_slot_that_does_not_report_is_not_waited_for(
@@ -108,7 +108,8 @@ async def test_the_next_order_for_a_placement_waits_for_the_answer_to_the_last_o
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with open_plant(tmp_path, "a", models={}) as plant:
-        control = plant.controller.fleet._slots["a"].control
+        fleet = plant.controller.fleet
+        control = fleet._slots["a"].control
         go_on, call = asyncio.Event(), control.call
         orders: list[str] = []
 
@@ -124,6 +125,8 @@ async def test_the_next_order_for_a_placement_waits_for_the_answer_to_the_last_o
         await plant.configure({})
         await asyncio.sleep(0.4)
         assert orders == ["load"]
-        assert [p.state for p in plant.controller.placements()] == [State.PENDING]
+        assert [p.state for p in fleet.placements()] == [State.PENDING]
         go_on.set()
-        await until(lambda: orders == ["load", "unload"] and not plant.controller.placements())
+        await until(
+            lambda: orders == ["load", "unload"] and not plant.controller.fleet.placements()
+        )

@@ -116,13 +116,15 @@ async def a_round(plant: Plant) -> None:
 def counting_failures(plant: Plant) -> list[int]:
     """The versions that fail from now on."""
     seen: list[int] = []
-    failed = plant.controller.failed
+    add = plant.controller.failures.add
 
-    def note(key: ModelVersion, reason: str, *, evidence: Evidence) -> None:
+    def note(
+        key: ModelVersion, reason: str, now_s: float, evidence: Evidence | None = None
+    ) -> None:
         seen.append(key.version)
-        failed(key, reason, evidence=evidence)
+        add(key, reason, now_s, evidence)
 
-    plant.controller.failed = note  # type: ignore[method-assign]
+    plant.controller.failures.add = note  # type: ignore[method-assign]
     return seen
 
 
