@@ -17,8 +17,7 @@ from autoscale.lookout import Lookout
 from autoscale.orders import HELD, LoadOrder, UnloadOrder
 from autoscale.statistics import StatisticsBook
 from headrace.errors import HeadraceError
-from headrace.link.client import Identity
-from headrace.link.control import SlotControl
+from headrace.link.client import Identity, SlotControl
 from headrace.snapshot import Evidence, FailureKind, ModelVersion, Placement, SlotView, State
 from headrace.spec import ModelSpec, decode_spec
 from replicas import last_words
@@ -119,7 +118,7 @@ class Fleet:
         if view.slot_id in self._slots or view.slot_id in self._joining:
             return None
         self._joining.add(view.slot_id)
-        control = SlotControl(view, self._identity, self._epoch, self)
+        control = SlotControl(view, self._identity, self._epoch, self.slot_event, self.slot_lost)
         try:
             await control.open()
             report = await control.call("report")

@@ -23,11 +23,10 @@ from headrace.errors import (
     Unimplemented,
 )
 from headrace.link.channel import Channel
-from headrace.link.frames import Buffer, Flag, Item, Reply, pieces
+from headrace.link.frames import Buffer, Flag, Item, Reply, encode_failure, pieces
 from headrace.metrics import Recorder
 from headrace.process import be_nice
 from headrace.protocols.calls import call_of, codecs, form_of
-from headrace.protocols.targets import encode_error
 from headrace.protocols.tensors import Codec, Encoded, InferenceRequest
 from headrace.spec import BYTES, Tensor
 from replicas.batcher import Batch, Batcher, Deadline, Pending
@@ -413,7 +412,7 @@ class Engine:
         whole_s = caller.waited_s + now_s - caller.accepted_s
         status = 200
         if isinstance(answer, HeadraceError):
-            status, answer = answer.http_status, encode_error(answer)
+            status, answer = answer.http_status, Encoded(encode_failure(answer))
             self._statistics.failed(whole_s)
         elif caller.run is not None:
             self._statistics.succeeded(

@@ -31,8 +31,8 @@ FAREWELL_S = 0.1
 """How long a slot that is out of memory waits until its loop has said so."""
 
 
-class SlotService:
-    """Serves the placements of one slot on one link server."""
+class SlotService(LinkServer):
+    """Serves the placements of one slot over the link."""
 
     def __init__(
         self,
@@ -47,37 +47,36 @@ class SlotService:
         *,
         words: LastWords | None = None,
     ) -> None:
+        super().__init__(hello, secret, limits.max_body_bytes)
         self._recorder, self._words = recorder, words
         self._compute = ComputeThread()
         self._placements = Placements(
             repository, self._compute, recorder, cores, device, limits, spool, self._changed
         )
-        self.server = LinkServer(self, hello, secret, limits.max_body_bytes)
         self._epoch = 0
-        self._draining = self._leaving = False
+        self._leaving = False
 
     async def start(self, unix_path: Path, host: str, port: int) -> None:
         """Listen for gateways and for the pool."""
         self._loop = asyncio.get_running_loop()
-        await self.server.start(unix_path, host, port)
+        await super().start(unix_path, host, port)
 
     async def drain(self, hand_over_s: float = HANDOVER_S) -> None:
         """Serve on until others do so, take nothing more, and wait until everything is answered.
 
         The pool unloads what others serve; after `hand_over_s` nothing waits for it any more.
         """
-        self._draining = True
-        self.server.draining()
-        self.server.event("draining")
+        self.tell_draining()
+        self.event("draining")
         until_s = time.monotonic() + hand_over_s
         # Gateways that end at the same time say goodbye first, and have nobody else to ask.
         await asyncio.sleep(LINGER_S)
-        while self.server.pool_connected and self._placements.credits():
+        while self.pool_connected and self._placements.credits():
             if time.monotonic() >= until_s:
                 break
             await asyncio.sleep(POLL_S)
         self._leaving = True
-        self.server.set_capacity({})
+        self.set_capacity({})
         await self._placements.drain()
 
     def out_of_memory(self) -> None:
@@ -95,18 +94,18 @@ class SlotService:
             "the slot ran out of memory while it worked on this request and on what ran with it, "
             "so it is not tried in another one; send less at once, or give slots more `memory`"
         )
-        self.server.set_capacity({})
+        self.set_capacity({})
         for loaded in self._placements:
             if loaded.engine is not None:
                 loaded.engine.out_of_memory(error)
         self._loop.call_soon(said.set)  # uvloop writes at the end of a round
 
     async def close(self) -> None:
-        """Stop listening."""
-        await self.server.close()
+        """Stop listening, and the compute thread."""
+        await super().close()
         self._compute.close()
 
-    def items(self, channel: Channel, items: list[Item]) -> None:
+    def channel_items(self, channel: Channel, items: list[Item]) -> None:
         """Requests of a gateway."""
         engines = []
         for item in items:
@@ -139,7 +138,7 @@ class SlotService:
         if name == "report":
             return self._report() | {"seen_epoch": seen}
         if name == "load":
-            if self._draining:
+            if self.draining:
                 raise Unavailable("the slot is draining")
             arguments["batching"] = Batching(**arguments["batching"])
             return self._placements.load(Order(**arguments)).facts()
@@ -155,7 +154,7 @@ class SlotService:
     def _report(self) -> dict[str, Any]:
         return {
             "placements": [loaded.facts() for loaded in self._placements],
-            "draining": self._draining,
+            "draining": self.draining,
             "memory_bytes": resident_bytes(),
             "statistics": self._placements.statistics(),
             "in_flight": sum(
@@ -164,7 +163,7 @@ class SlotService:
         }
 
     def _changed(self, loaded: Loaded) -> None:
-        self.server.set_capacity({} if self._leaving else self._placements.credits())
+        self.set_capacity({} if self._leaving else self._placements.credits())
         if self._words is not None:
             # Before the pool hears of it: it may have no other chance.
             held = [(each.order, each.state) for each in self._placements]
@@ -172,7 +171,7 @@ class SlotService:
                 [Held(o.model, o.version, o.revision, state) for o, state in held],
                 resident_bytes(),
             )
-        self.server.event("placement", **loaded.facts())
+        self.event("placement", **loaded.facts())
 
 
 def _elsewhere(item: Item) -> Reply:

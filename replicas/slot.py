@@ -98,7 +98,7 @@ class ModelServer:
         )
         host, _, port = settings.link.rpartition(":")
         await self._service.start(path, self._node.address(host), int(port))
-        bound, _, port = self._service.server.tcp_address.rpartition(":")
+        bound, _, port = self._service.tcp_address.rpartition(":")
         reachable = node.ip if bound in WILDCARDS else bound
         self._view = SlotView(
             slot_id=self._slot_id,
@@ -112,7 +112,7 @@ class ModelServer:
     async def _announce(self) -> None:
         """Tell the pool that this slot is here, whenever no pool is listening to it."""
         while True:
-            if not self._service.server.pool_connected and not self._draining:
+            if not self._service.pool_connected and not self._draining:
                 try:
                     async with asyncio.timeout(5):
                         await self._pool.announce.remote(self._view)
@@ -131,7 +131,7 @@ class ModelServer:
 
     async def check_health(self) -> None:
         """Serve asks once per period; an exception makes it replace this replica."""
-        if not self._service.server.tcp_address:
+        if not self._service.tcp_address:
             raise RuntimeError("the link is not listening")
         if any(task.done() for task in self._tasks):
             raise RuntimeError("a task of the slot has ended")

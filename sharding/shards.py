@@ -18,10 +18,9 @@ from headrace.errors import (
     NotFound,
     PayloadTooLarge,
     Unavailable,
-    error_for_status,
 )
 from headrace.link.client import SlotLink
-from headrace.link.frames import Buffer, Reply, pieces
+from headrace.link.frames import OK, Buffer, Reply, decode_failure, pieces
 from headrace.link.plane import DataPlane, routes_of
 from headrace.link.request import Answer, QueueKey, Request
 from headrace.link.seats import Route
@@ -61,9 +60,9 @@ class StagePlane(DataPlane):
                 routes[key] = (view.config.routing, [place])
         return routes, failed
 
-    def link_down(self, link: SlotLink) -> None:
-        """What only this slot could answer is for others now; the stage knows whom."""
-        super().link_down(link)
+    def link_lost(self, link: SlotLink) -> None:
+        """Requests that only this slot could answer are refused; the stage asks another one."""
+        super().link_lost(link)
         slot_id = link.slot.slot_id
         for key in self.router.queues():
             if isinstance(key[1], str) and key[1].endswith(f"@{slot_id}"):
@@ -206,10 +205,9 @@ class Shards:
 
 
 def _content(reply: Reply) -> dict[str, object]:
-    body = b"".join(bytes(piece) for piece in pieces(reply.body))
-    content: dict[str, object] = orjson.loads(body)
-    if reply.status != 200:
-        raise error_for_status(reply.status, str(content.get("error", "a shard failed")))
+    if reply.status != OK:
+        raise decode_failure(reply)
+    content: dict[str, object] = orjson.loads(b"".join(pieces(reply.body)))
     return {**content, "shard_s": reply.compute_s + reply.encode_s}
 
 

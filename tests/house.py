@@ -35,8 +35,7 @@ from gateway.shared_memory.prediction import RegionInference
 from gateway.shared_memory.regions import Regions
 from headrace.access import Access, BudgetStore, Claim, Grant
 from headrace.config.args import Batching, Limits, MediaConfig, ModelConfig
-from headrace.link.client import Identity
-from headrace.link.control import SlotControl
+from headrace.link.client import Identity, SlotControl
 from headrace.link.handshake import Hello
 from headrace.link.plane import DataPlane
 from headrace.metrics import Recorder
@@ -187,10 +186,10 @@ class House:
         path = self.folder / f"{name}.sock"
         await service.start(path, "127.0.0.1", 0)
         self.services[name] = service
-        view = SlotView(name, "cpu", "node", str(path), service.server.tcp_address)
+        view = SlotView(name, "cpu", "node", str(path), service.tcp_address)
         self.views[name] = view
         identity = Identity("pool", "node", SECRET, self.limits.max_body_bytes)
-        self.controls[name] = SlotControl(view, identity, 1, self)
+        self.controls[name] = SlotControl(view, identity, 1, self.slot_event, self.slot_lost)
         await self.controls[name].open()
         return service
 
@@ -241,13 +240,13 @@ class House:
         """Take a placement's credit away, so that its requests wait in the gateway."""
         seats = self.plane.router._seats
         await until(lambda: seats[slot, placement_id].credit)
-        self.services[slot].server.set_capacity({})
+        self.services[slot].set_capacity({})
         await until(lambda: not seats[slot, placement_id].credit)
 
     async def kill_slot(self, name: str) -> None:
         """Break its links as a dying process does."""
         service = self.services.pop(name)
-        for channel in list(service.server._open):
+        for channel in list(service._open):
             channel.abort("killed")
         await service.close()
 

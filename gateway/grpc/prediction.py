@@ -11,21 +11,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-import orjson
-
 from gateway.access.limits import OverBudget
 from gateway.access.ticket import Ticket, account_headers, limit_headers
 from gateway.access.visits import Visits
 from gateway.grpc.calls import GrpcCall, Method
 from gateway.grpc.wire import OK_BLOCK, Metadata, metadata_block
 from gateway.prediction import FrontState, Prediction
-from headrace.errors import HeadraceError, Unavailable, error_for_status
-from headrace.link.frames import Body, Reply
+from headrace.errors import HeadraceError, Unavailable
+from headrace.link.frames import OK, Body, Reply, decode_failure
 from headrace.link.request import Answer, Request
 from headrace.protocols.metadata import stream_answer, stream_error
 from headrace.protocols.targets import InferPath, InferTarget, infer_target
-
-OK = 200
 
 
 class GrpcPrediction(Prediction):
@@ -129,7 +125,7 @@ class AwaitedPrediction(GrpcPrediction):
         if isinstance(answer, Reply):
             if answer.status == OK:
                 return joined(answer.body)
-            raise error_of(answer)
+            raise decode_failure(answer)
         raise answer
 
 
@@ -164,7 +160,7 @@ class UnaryPrediction(GrpcPrediction):
                 block = OK_BLOCK + metadata_block(self._trailing())
                 call.answer(answer.body, answer.length, block)
                 return
-            answer = error_of(answer)
+            answer = decode_failure(answer)
         call.set_trailing_metadata(self._trailing(answer))
         call.refuse(answer)
 
@@ -254,15 +250,6 @@ def timeout_s(front: FrontState, context: GrpcCall) -> float:
 def joined(body: Body) -> bytes:
     """The body as one `bytes` object."""
     return b"".join(body) if isinstance(body, tuple) else bytes(body)
-
-
-def error_of(reply: Reply) -> HeadraceError:
-    """The error that a slot answered with: an HTTP status and a JSON body."""
-    try:
-        message = str(orjson.loads(joined(reply.body))["error"])
-    except (orjson.JSONDecodeError, KeyError, TypeError):
-        message = f"the slot answered with status {reply.status}"
-    return error_for_status(reply.status, message)
 
 
 MAX_IN_FLIGHT = 64

@@ -11,7 +11,7 @@ from gateway.headers import combined, parse_timeout_s, whole_seconds
 from gateway.prediction import FrontState, Prediction
 from headrace.config.args import Limits
 from headrace.errors import InvalidArgument, Unauthenticated
-from headrace.link.frames import Body, Buffer, Reply, pieces
+from headrace.link.frames import OK, Body, Buffer, Reply, decode_failure, pieces
 from headrace.link.request import Answer, Request
 from headrace.protocols.calls import encodings_of, headers_of
 from headrace.protocols.targets import InferPath, encode_error
@@ -68,13 +68,15 @@ class HttpPrediction(Prediction):
             limit = None
         if limit is not None:
             more += b"ratelimit-policy: %b\r\nratelimit: %b\r\n" % limit
+        if self.cold_start_ms:
+            more += b"x-headrace-cold-start-ms: %d\r\n" % self.cold_start_ms
+        if isinstance(answer, Reply) and answer.status != OK:
+            answer = decode_failure(answer)
         if isinstance(answer, Reply):
             content_type, coding = headers_of(answer.form)
             more += b"content-type: " + content_type.encode() + CRLF
             if coding:
                 more += b"content-encoding: " + coding.encode() + CRLF
-            if self.cold_start_ms:
-                more += b"x-headrace-cold-start-ms: %d\r\n" % self.cold_start_ms
             if answer.json_length is not None:
                 more += b"inference-header-content-length: %d\r\n" % answer.json_length
             start = head(answer.status, answer.length, more, keep_alive=keep_alive)

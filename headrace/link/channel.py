@@ -1,6 +1,6 @@
-"""One connection of the link: handshake, bundles, streams with windows, and paced writing.
+"""One connection of the link: handshake, bundles, streams with windows, paced writing, pings.
 
-Both ends use it. It decides only *how* bytes travel; what items and replies mean is for its owner.
+Both ends use it. It decides how bytes travel; their meaning is its owner's.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Protocol, cast
+from dataclasses import dataclass, replace
+from typing import Generic, TypeVar, cast
 
 from headrace.errors import LinkError
 from headrace.link import shared_memory
-from headrace.link.bodies import WINDOW_BYTES, Incoming, Message, Outgoing
 from headrace.link.frames import (
+    OUTSIDE,
     PART_BYTES,
     Buffer,
     Flag,
@@ -38,40 +38,92 @@ from headrace.link.frames import (
 from headrace.link.handshake import ClientHandshake, ServerHandshake, Session
 
 BUNDLE_BYTES = 256 * 1024
-"""A bundle is cut here, so that no frame comes near the peer's limit."""
+"""Size at which a bundle is cut, so that no frame comes near the peer's limit."""
 WRITE_BUFFER_BYTES = 128 * 1024
-"""What the transport may hold: the longest that a small frame waits behind parts."""
+"""Limit on what the transport holds: a small frame waits behind no more parts than this."""
 MAX_SHARED_NAMES = 64
-"""Names of shared bodies that are kept before we look which of them the peer has taken."""
+"""Names of shared bodies that are kept before those that the peer has taken are looked for."""
 MAX_CANCELLED = 4096
-"""Cancelled items whose answer may still come: many more than one round trip can hold."""
+"""Cancelled items that are remembered, as answers may be on the way: more than a round trip has."""
 FLUSH_POLL_S = 0.01
+PING_S = 1.0
+MISSED_PINGS = 3
+WINDOW_BYTES = 1024 * 1024
+"""Bytes of a stream that may be sent before the receiver asks for more."""
+
+Message = TypeVar("Message", Item, Reply)
 
 
-class Owner(Protocol):
-    """Who a channel reports to. Calls come from the loop and must not block."""
+@dataclass(slots=True)
+class Outgoing:
+    """A body that is being sent in parts."""
+
+    stream_id: int
+    buffers: deque[memoryview]
+    window_bytes: int = WINDOW_BYTES
+
+    def next_part(self) -> memoryview:
+        """Take the next part, as large as the window allows."""
+        head = self.buffers[0]
+        part = head[: min(PART_BYTES, self.window_bytes)]
+        self.window_bytes -= len(part)
+        if len(part) == len(head):
+            self.buffers.popleft()
+        else:
+            self.buffers[0] = head[len(part) :]
+        return part
+
+
+class Incoming(Generic[Message]):
+    """A message whose body is still arriving."""
+
+    __slots__ = ("body", "granted", "message")
+
+    def __init__(self, message: Message) -> None:
+        self.message: Message = message
+        self.body = bytearray()
+        self.granted = 0
+
+    def add(self, part: Buffer, *, last: bool) -> Message | None:
+        """The message, once it is whole; raises `LinkError` when the lengths do not add up."""
+        self.body += part
+        if len(self.body) > self.message.length or (last and len(self.body) < self.message.length):
+            raise LinkError(f"a streamed body of {len(self.body)}, not {self.message.length} bytes")
+        return replace(self.message, body=self.body) if last else None
+
+
+class ChannelOwner:
+    """Hears what comes over its channels; calls come from the loop and must not block.
+
+    What an owner does not expect breaks the link: it raises `LinkError`.
+    """
 
     def channel_opened(self, channel: Channel, session: Session) -> None:
-        """The peer has proved itself."""
+        """The peer has proved that it knows the secret."""
+        raise NotImplementedError
 
     def channel_items(self, channel: Channel, items: list[Item]) -> None:
-        """Requests whose bodies are complete."""
+        """Requests with complete bodies."""
+        raise LinkError("a slot does not send requests")
 
     def channel_replies(self, channel: Channel, replies: list[Reply]) -> None:
-        """Answers whose bodies are complete."""
+        """Answers with complete bodies."""
+        raise LinkError("answers to nobody")
 
     def channel_frame(self, channel: Channel, frame: Frame) -> None:
-        """Any other frame."""
+        """Any other frame but pings."""
+        raise NotImplementedError
 
     def channel_closed(self, channel: Channel, reason: str) -> None:
-        """The connection is gone; nothing more comes."""
+        """The connection is gone: the last call for this channel."""
+        raise NotImplementedError
 
 
 class Channel(asyncio.Protocol):
-    """See the module. `max_body_bytes` bounds what one streamed or shared body may hold."""
+    """A connection; `max_body_bytes` bounds a streamed or shared body."""
 
     def __init__(
-        self, owner: Owner, handshake: ClientHandshake | ServerHandshake, max_body_bytes: int
+        self, owner: ChannelOwner, handshake: ClientHandshake | ServerHandshake, max_body_bytes: int
     ) -> None:
         self._owner, self._handshake, self._max_body_bytes = owner, handshake, max_body_bytes
         self._reader = FrameReader()
@@ -84,14 +136,13 @@ class Channel(asyncio.Protocol):
         self._dropped: set[int] = set()
         self._cancelled: dict[int, None] = {}
         self._paused = False
+        self._silence: asyncio.TimerHandle | None = None
         self._reason = "the peer closed the connection"
         self.session: Session | None = None
         self.last_heard_s = 0.0
 
-    # -- the connection -----------------------------------------------------------------------
-
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Start the handshake if this end is the client."""
+        """A client begins the handshake."""
         # uvloop's transports are no subclass of asyncio's, so this cannot be checked.
         self._transport = transport = cast(asyncio.Transport, transport)
         transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
@@ -100,7 +151,7 @@ class Channel(asyncio.Protocol):
             transport.write(self._handshake.start())
 
     def data_received(self, data: bytes) -> None:
-        """Read frames; one that breaks the protocol closes this channel and no other."""
+        """Frames came; one that breaks the protocol closes this channel and no other."""
         self.last_heard_s = asyncio.get_running_loop().time()
         try:
             for frame in self._reader.feed(data):
@@ -114,10 +165,12 @@ class Channel(asyncio.Protocol):
             self.close(error.message)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tell the owner once, and forget what was under way."""
+        """The end: the owner is told, what was under way is dropped."""
         if exc is not None:
             self._reason = str(exc) or type(exc).__name__
         self._transport = None
+        if self._silence is not None:
+            self._silence.cancel()
         for name in self._shared.values():
             shared_memory.discard(name)
         for held in (self._shared, self._outgoing, self._items, self._replies):
@@ -126,28 +179,45 @@ class Channel(asyncio.Protocol):
 
     @property
     def unsent(self) -> bool:
-        """Whether the peer has yet to get what was queued; a shared body until it has taken it."""
+        """Whether something queued has not left yet, or a shared body has not been taken."""
         if self._transport is None:
             return False
         if self._outgoing or self._sharing or self._transport.get_write_buffer_size():
             return True
         return any(map(shared_memory.exists, self._shared.values()))
 
-    async def flush(self, timeout_s: float) -> None:
-        """Wait, before a `close`, until nothing is unsent or the time is over."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                while self.unsent:  # noqa: ASYNC110 - nobody tells when a body was taken
-                    await asyncio.sleep(FLUSH_POLL_S)
+    async def flush(self) -> None:
+        """Wait until nothing is unsent; then a `close` loses nothing."""
+        while self.unsent:  # noqa: ASYNC110 - no event tells that the peer has taken a body
+            await asyncio.sleep(FLUSH_POLL_S)
+
+    def keep_alive(self) -> None:
+        """Ping the peer; the connection ends after `MISSED_PINGS` without an answer."""
+        if self._silent_s() > MISSED_PINGS * PING_S:
+            self.abort(f"{MISSED_PINGS} pings were not answered")
+            return
+        self.send_frame(Kind.PING)
+        self._silence = asyncio.get_running_loop().call_later(PING_S, self.keep_alive)
+
+    def expect_pings(self, silence_s: float) -> None:
+        """End the connection once nothing has come for `silence_s` seconds."""
+        if (silent_s := self._silent_s()) > silence_s:
+            self.abort(f"silent for {silent_s:.1f} s")
+            return
+        loop = asyncio.get_running_loop()
+        self._silence = loop.call_later(PING_S, self.expect_pings, silence_s)
+
+    def _silent_s(self) -> float:
+        return asyncio.get_running_loop().time() - self.last_heard_s
 
     def close(self, reason: str = "closed by this end") -> None:
-        """Close after what is buffered was sent."""
+        """Close once the transport's buffer is sent."""
         self._reason = reason
         if self._transport is not None and not self._transport.is_closing():
             self._transport.close()
 
     def abort(self, reason: str) -> None:
-        """Close at once."""
+        """Close at once, without sending what is buffered."""
         self._reason = reason
         if self._transport is not None:
             self._transport.abort()
@@ -158,7 +228,7 @@ class Channel(asyncio.Protocol):
         return self.session is not None and self._transport is not None
 
     def pause_writing(self) -> None:
-        """The transport holds enough: parts wait, so that small frames need not."""
+        """The transport's buffer is full: parts wait, so that small frames need not."""
         self._paused = True
 
     def resume_writing(self) -> None:
@@ -174,8 +244,6 @@ class Channel(asyncio.Protocol):
             self.session = session
             self._reader.limit_bytes = session.max_frame_bytes
             self._owner.channel_opened(self, session)
-
-    # -- receiving ----------------------------------------------------------------------------
 
     def _receive(self, frame: Frame) -> None:
         if frame.kind == Kind.ITEMS:
@@ -193,6 +261,10 @@ class Channel(asyncio.Protocol):
             self._part(frame)
         elif frame.kind == Kind.WINDOW:
             self._window(*decode_numbers(frame))
+        elif frame.kind == Kind.PING:
+            self.send_frame(Kind.PONG)
+        elif frame.kind == Kind.PONG:
+            return
         else:
             if frame.kind == Kind.CANCEL:
                 item_id, _ = decode_numbers(frame)
@@ -204,7 +276,10 @@ class Channel(asyncio.Protocol):
         self, messages: list[Message], partial: dict[int, Incoming[Message]]
     ) -> list[Message]:
         """Those that are whole; streamed ones are remembered, shared ones mapped."""
-        if not any(m.flags & (Flag.STREAM | Flag.SHARED) for m in messages):
+        for message in messages:
+            if message.flags & OUTSIDE:
+                break
+        else:
             return messages
         whole: list[Message] = []
         for message in messages:
@@ -251,10 +326,8 @@ class Channel(asyncio.Protocol):
                 stream.window_bytes += size
         self._pump()
 
-    # -- sending ------------------------------------------------------------------------------
-
     def send_frame(self, kind: Kind, payload: Buffer = b"", *, count: int = 0) -> None:
-        """Send a frame that is neither bundle nor part."""
+        """Send a frame other than a bundle or a part."""
         self._write(encode_frame(kind, payload, count=count))
 
     def send_numbers(self, kind: Kind, first: int, second: int = 0) -> None:
@@ -270,7 +343,7 @@ class Channel(asyncio.Protocol):
         self._send(replies, encode_replies)
 
     def cancel(self, item_id: int) -> None:
-        """Say that nobody waits for this item; what is left of its body is not sent."""
+        """Tell the peer that nobody waits for this item; the rest of its body is not sent."""
         self._drop(item_id)
         if self._replies.pop(item_id, None) is None:
             self._cancelled[item_id] = None
@@ -339,7 +412,7 @@ class Channel(asyncio.Protocol):
         self._pump()
 
     def _pump(self) -> None:
-        """Send parts, one of each stream in turn, while the transport takes them."""
+        """Send parts, one of each stream in turn, while transport and windows allow."""
         blocked = 0
         while self._outgoing and not self._paused and blocked < len(self._outgoing):
             stream = self._outgoing[0]

@@ -1,28 +1,30 @@
-"""The client end of the link: one data and one control connection to a slot, kept alive."""
+"""The client ends of the link: a gateway's two connections to a slot, and the pool's one."""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
+import json
 import random
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any
 
 import structlog
 
-from headrace.errors import LinkError
-from headrace.link.channel import Channel
-from headrace.link.frames import STREAM, Flag, Frame, Item, Kind, Reply, decode_numbers
+from headrace.errors import LinkError, Unavailable
+from headrace.link.channel import Channel, ChannelOwner
+from headrace.link.frames import STREAM, Frame, Kind, Reply, decode_numbers
 from headrace.link.handshake import ClientHandshake, Hello, Session
 from headrace.link.request import Request
+from headrace.link.router import Router
 from headrace.snapshot import SlotView
 
-PING_S = 1.0
-MISSED_PINGS = 3
 CONNECT_TIMEOUT_S = 5.0
 RETRY_S = (0.05, 2.0)
 """First and longest wait before connecting again; doubled each time, jittered."""
+CALL_TIMEOUT_S = 10.0
 
 log = structlog.get_logger()
 
@@ -38,27 +40,15 @@ class Identity:
     force_tcp: bool = False
 
 
-class LinkEvents(Protocol):
-    """Who a link reports to; the data plane of a gateway."""
-
-    def link_up(self, link: SlotLink) -> None:
-        """Both connections are authenticated; credits follow."""
-
-    def link_down(self, link: SlotLink) -> None:
-        """What was in flight will not be answered by this link."""
-
-    def link_credit(self, link: SlotLink, placement_id: int, credit: int) -> None:
-        """The slot changed how many of our requests a placement may hold."""
-
-    def link_draining(self, link: SlotLink) -> None:
-        """The slot is leaving."""
-
-    def link_replies(self, link: SlotLink, replies: list[Reply]) -> None:
-        """Answers."""
+def open_channel(owner: ChannelOwner, identity: Identity, **more: object) -> Channel:
+    """A channel that is not connected yet; `more` are fields of its `Hello`."""
+    hello = replace(Hello(identity.peer_id, node_id=identity.node_id), **more)  # type: ignore[arg-type]
+    handshake = ClientHandshake(identity.secret, hello)
+    return Channel(owner, handshake, identity.max_body_bytes)
 
 
 async def connect(slot: SlotView, identity: Identity, channel: Channel) -> str:
-    """Open a connection for `channel`: a Unix socket on the own node, else TCP; says which."""
+    """Connect a channel: by Unix socket on the own node, else by TCP; gives which."""
     loop = asyncio.get_running_loop()
     if slot.node_id == identity.node_id and slot.unix_path and not identity.force_tcp:
         await loop.create_unix_connection(lambda: channel, slot.unix_path)
@@ -68,22 +58,29 @@ async def connect(slot: SlotView, identity: Identity, channel: Channel) -> str:
     return "tcp"
 
 
-def hello_for(identity: Identity, **more: object) -> Hello:
-    """What this process says of itself."""
-    hello = Hello(identity.peer_id, node_id=identity.node_id)
-    return replace(hello, **more)  # type: ignore[arg-type]
+class SlotLink(ChannelOwner):
+    """A link to one slot: `run` connects, and connects again, until it is cancelled.
 
+    It tells the router of the slot's state, credits and answers, calls `changed` after each, and
+    `lost` when the link breaks.
+    """
 
-class SlotLink:
-    """A link to one slot. `run` connects, and connects again, until it is cancelled."""
-
-    def __init__(self, slot: SlotView, identity: Identity, events: LinkEvents) -> None:
-        self.slot, self._identity, self._events = slot, identity, events
+    def __init__(
+        self,
+        slot: SlotView,
+        identity: Identity,
+        router: Router,
+        changed: Callable[[], None],
+        lost: Callable[[SlotLink], None],
+    ) -> None:
+        self.slot, self._identity, self._router = slot, identity, router
+        self._slot_id = slot.slot_id
+        self._changed, self._lost = changed, lost
         self.transport = ""
         self.last_error = ""
         self._data: Channel | None = None
         self._control: Channel | None = None
-        self._broken = asyncio.Event()
+        self._opened, self._broken = asyncio.Event(), asyncio.Event()
         self._up = self._draining = False
         self._demand: dict[int, int] = {}
 
@@ -113,54 +110,41 @@ class SlotLink:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 await self._connect()
             was_up = True
-            await self._keep_alive()
+            await self._broken.wait()
         except (OSError, TimeoutError, LinkError) as error:
             reason = str(error) or type(error).__name__
             if isinstance(error, LinkError) and reason != self.last_error:
-                log.warning("link_refused", slot=self.slot.slot_id, reason=reason)
+                log.warning("link_refused", slot=self._slot_id, reason=reason)
             self.last_error = reason
         self._close(self.last_error or "the link broke")
         return was_up
 
     async def _connect(self) -> None:
-        link_id = secrets.token_hex(8)
-        ready, self._draining = asyncio.Event(), False
-        owners = (_Owner(self, ready), _Owner(self, ready))
-        roles = ("data", "control")
+        identity, slot = self._identity, self.slot
+        self._opened.clear()
+        self._draining = False
         # Memory is shared only where the slot is on this node.
-        local = self.slot.node_id == self._identity.node_id and not self._identity.force_tcp
+        local = slot.node_id == identity.node_id and not identity.force_tcp
         features = ("shared-memory",) if local else ()
-        for owner, role in zip(owners, roles, strict=True):
-            hello = hello_for(self._identity, role=role, link_id=link_id, features=features)
-            handshake = ClientHandshake(self._identity.secret, hello)
-            owner.channel = Channel(owner, handshake, self._identity.max_body_bytes)
-        self._data, self._control = owners[0].channel, owners[1].channel
-        assert self._data is not None and self._control is not None
-        self.transport = await connect(self.slot, self._identity, self._data)
-        await connect(self.slot, self._identity, self._control)
-        while not (self._data.open and self._control.open):
-            await ready.wait()
-            ready.clear()
+        link_id = secrets.token_hex(8)
+        self._data, self._control = data, control = (
+            open_channel(self, identity, role="data", link_id=link_id, features=features),
+            open_channel(self, identity, role="control", link_id=link_id, features=features),
+        )
+        self.transport = await connect(slot, identity, data)
+        await connect(slot, identity, control)
+        while not (data.open and control.open):
+            await self._opened.wait()
+            self._opened.clear()
             if self._broken.is_set():
                 raise LinkError(self.last_error or "the slot closed the connection")
+        control.keep_alive()
         self._up = True
-        self._events.link_up(self)
+        log.info("link_up", slot=self._slot_id, transport=self.transport)
+        self._router.lane_up(self._slot_id, self.cancel)
         if self._draining:
-            self._events.link_draining(self)
-
-    async def _keep_alive(self) -> None:
-        loop = asyncio.get_running_loop()
-        while not self._broken.is_set():
-            control = self._control
-            if control is None or loop.time() - control.last_heard_s > MISSED_PINGS * PING_S:
-                self.last_error = f"{MISSED_PINGS} pings were not answered"
-                return
-            control.send_frame(Kind.PING)
-            try:
-                async with asyncio.timeout(PING_S):
-                    await self._broken.wait()
-            except TimeoutError:
-                continue
+            self._router.lane_draining(self._slot_id)
+        self._changed()
 
     def _close(self, reason: str) -> None:
         channels, self._data, self._control = (self._data, self._control), None, None
@@ -171,21 +155,12 @@ class SlotLink:
             self._up = False
             self.last_error = reason
             self._demand.clear()
-            self._events.link_down(self)
+            self._lost(self)
 
-    def broke(self, reason: str) -> None:
-        """A connection of this link is gone, so the link is."""
-        self.last_error = reason
-        self._broken.set()
-        if self._up:
-            self._close(reason)
-
-    # -- traffic ------------------------------------------------------------------------------
-
-    def send(self, requests: Sequence[Request], now_s: float) -> None:
-        """Send a bundle."""
+    def send(self, requests: Sequence[Request]) -> None:
+        """Send requests that the router has assigned to this slot."""
         if self._data is not None:
-            self._data.send_items([_item(request, now_s) for request in requests])
+            self._data.send_items(requests)
 
     def cancel(self, request: Request) -> None:
         """Nobody waits for this request any more."""
@@ -193,7 +168,7 @@ class SlotLink:
             self._data.cancel(request.id)
 
     def tell_demand(self, demand: dict[int, int]) -> None:
-        """Tell the slot what waits and is in flight per placement, if that changed."""
+        """Tell the slot, by placement, what waits and is in flight, where that has changed."""
         if self._control is None or not self._up:
             return
         for placement_id, amount in demand.items():
@@ -201,62 +176,119 @@ class SlotLink:
                 self._control.send_numbers(Kind.DEMAND, placement_id, amount)
         self._demand = demand
 
-    def received(self, frame: Frame) -> None:
-        """A control frame came."""
+    def channel_opened(self, channel: Channel, session: Session) -> None:
+        """One of the two connections is authenticated."""
+        self._opened.set()
+
+    def channel_replies(self, channel: Channel, replies: list[Reply]) -> None:
+        """Answers; those of an earlier connection are dropped."""
+        if channel is self._data:
+            for reply in replies:
+                self._router.reply(self._slot_id, reply)
+            self._changed()
+
+    def channel_frame(self, channel: Channel, frame: Frame) -> None:
+        """Credits of the slot's placements, or that it leaves."""
         if frame.kind == Kind.CREDIT and len(frame.payload) == STREAM.size:
-            self._events.link_credit(self, *decode_numbers(frame))
+            self._router.credit(self._slot_id, *decode_numbers(frame))
+            self._changed()
         elif frame.kind == Kind.DRAINING:
             self._draining = True
             if self._up:
-                self._events.link_draining(self)
-        elif frame.kind != Kind.PONG:
+                self._router.lane_draining(self._slot_id)
+        else:
             raise LinkError(f"a frame of kind {frame.kind} from a slot")
 
-    def answered(self, replies: list[Reply]) -> None:
-        """Answers came."""
-        self._events.link_replies(self, replies)
+    def channel_closed(self, channel: Channel, reason: str) -> None:
+        """A connection of this link is gone, so the link is."""
+        if channel is self._data or channel is self._control:
+            self.last_error = reason
+            self._broken.set()
+            self._opened.set()
+            if self._up:
+                self._close(reason)
 
 
-def _item(request: Request, now_s: float) -> Item:
-    seat = request.seat
-    assert seat is not None
-    return Item(
-        request.id,
-        request.length,
-        seat.placement_id,
-        request.call,
-        Flag.ALONE if request.alone else 0,
-        request.json_length,
-        max(0.0, request.deadline_s - now_s),
-        request.encodings,
-        request.meta,
-        request.body,
-        max(0.0, now_s - request.arrived_s),
-        request.priority,
-    )
+class SlotControl(ChannelOwner):
+    """The pool's connection to a slot: orders out, events back. Several orders may be under way.
 
+    `heard` gets the slot's events; `lost` gets why the connection, and so the slot, is gone.
+    """
 
-class _Owner:
-    """Hands a channel's events to its link; each session has its own, so old ones are mute."""
+    def __init__(
+        self,
+        view: SlotView,
+        identity: Identity,
+        epoch: int,
+        heard: Callable[[str, dict[str, Any]], None],
+        lost: Callable[[str, str], None],
+    ) -> None:
+        self.view = view
+        self._identity, self._epoch = identity, epoch
+        self._heard, self._lost = heard, lost
+        self._numbers = itertools.count(1)
+        self._calls: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._opened = asyncio.Event()
+        self._channel: Channel | None = None
+        self._refused = False
 
-    def __init__(self, link: SlotLink, ready: asyncio.Event) -> None:
-        self._link, self._ready = link, ready
-        self.channel: Channel | None = None
+    async def open(self) -> None:
+        """Connect and prove who we are; raises `LinkError`, `OSError` or `TimeoutError`."""
+        channel = open_channel(self, self._identity, role="pool", epoch=self._epoch, features=())
+        async with asyncio.timeout(CALL_TIMEOUT_S):
+            await connect(self.view, self._identity, channel)
+            await self._opened.wait()
+        if self._refused:
+            raise LinkError("the slot refused the pool's connection")
+        self._channel = channel
+        channel.keep_alive()
+
+    async def call(self, name: str, **arguments: Any) -> dict[str, Any]:
+        """Give an order and wait for its result; raises `Unavailable` with the slot's reason."""
+        if self._channel is None or not self._channel.open:
+            raise Unavailable(f"slot {self.view.slot_id} is gone")
+        number = next(self._numbers) & 0xFFFF
+        answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._calls[number] = answer
+        payload = json.dumps({"call": name, **arguments}).encode()
+        self._channel.send_frame(Kind.CALL, payload, count=number)
+        try:
+            async with asyncio.timeout(CALL_TIMEOUT_S):
+                result = await answer
+        except TimeoutError as error:
+            raise Unavailable(f"slot {self.view.slot_id} did not answer {name!r}") from error
+        finally:
+            self._calls.pop(number, None)
+        if "error" in result:
+            raise Unavailable(str(result["error"]))
+        return result
+
+    def close(self) -> None:
+        """Forget the slot."""
+        if self._channel is not None:
+            self._channel.close("the pool has let go of the slot")
 
     def channel_opened(self, channel: Channel, session: Session) -> None:
-        self._ready.set()
-
-    def channel_items(self, channel: Channel, items: list[Item]) -> None:
-        raise LinkError("a slot does not send requests")
-
-    def channel_replies(self, channel: Channel, replies: list[Reply]) -> None:
-        self._link.answered(replies)
+        """The connection is authenticated."""
+        self._opened.set()
 
     def channel_frame(self, channel: Channel, frame: Frame) -> None:
-        self._link.received(frame)
+        """Results of orders, and events."""
+        if frame.kind == Kind.RESULT:
+            answer = self._calls.get(frame.count)
+            if answer is not None and not answer.done():
+                answer.set_result(json.loads(bytes(frame.payload)))
+        elif frame.kind == Kind.EVENT:
+            self._heard(self.view.slot_id, json.loads(bytes(frame.payload)))
+        else:
+            raise LinkError(f"a frame of kind {frame.kind} from a slot")
 
     def channel_closed(self, channel: Channel, reason: str) -> None:
-        current = channel in (self._link._data, self._link._control)
-        self._ready.set()
-        if current:
-            self._link.broke(reason)
+        """The slot is gone."""
+        self._refused = self._channel is None
+        self._opened.set()
+        for answer in self._calls.values():
+            if not answer.done():
+                answer.set_result({"error": f"slot {self.view.slot_id} is gone: {reason}"})
+        if self._channel is not None:
+            self._lost(self.view.slot_id, reason)

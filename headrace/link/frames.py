@@ -1,4 +1,4 @@
-"""The link's frames, as a pure codec: bytes in, frames out, whatever way the bytes are cut.
+"""The link's frames, as a pure codec: bytes in, frames out, however the bytes are cut.
 
 A frame is an 8-byte head (payload length u32, kind u8, flags u8, count u16; little-endian) and its
 payload. ITEMS and REPLIES are *bundles*: `count` items, each a fixed header, its meta and its body.
@@ -6,35 +6,39 @@ payload. ITEMS and REPLIES are *bundles*: `count` items, each a fixed header, it
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 
-from headrace.errors import LinkError
+from headrace.errors import HeadraceError, LinkError, error_for_status
 
 Buffer = bytes | bytearray | memoryview
 Body = Buffer | tuple[Buffer, ...]
-"""A body is one buffer or, so that a large one need not be joined, its pieces in order."""
+"""One buffer or its pieces in order, so that a large body need not be joined."""
 
 HEAD = struct.Struct("<IBBH")
 ITEM = struct.Struct("<IIHBBIffHBB")
 REPLY = struct.Struct("<IIHBBIffffHHIf")
 STREAM = struct.Struct("<II")
+ERROR = struct.Struct("<dB")
 
 MAX_FRAME_BYTES = 1024 * 1024
-"""A frame is read whole before it is acted on, so this bounds what one peer can make us hold."""
+"""Limit on a frame, which is read whole: bounds the memory that one peer can claim."""
 MAX_HANDSHAKE_BYTES = 4096
-"""Nothing longer is read from a peer that has not proved that it knows the cluster's secret."""
+"""Limit on frames of a peer that has not proved yet that it knows the cluster's secret."""
 PART_BYTES = 64 * 1024
-"""Bodies longer than this travel as parts, so that a small request waits for one part at most."""
+"""Size of a part; longer bodies are cut, so that a small request waits for one part at most."""
 NO_JSON_LENGTH = 0xFFFFFFFF
+OK = 200
+"""Status of a reply that is no error."""
 SHARED_NAME_BYTES = 40
-"""A SHARED message holds the name of its body's file, padded with zeros, in place of the body."""
+"""Space for the file name, padded with zeros, that a SHARED message has in place of its body."""
 
 
 class Kind(IntEnum):
-    """What a frame is. Unknown kinds break the link: features are agreed on in HELLO."""
+    """Kinds of frames. An unknown one breaks the link: features are agreed on in HELLO."""
 
     HELLO = 1
     WELCOME = 2
@@ -74,36 +78,41 @@ class Frame:
     payload: Buffer
 
 
-@dataclass(slots=True)
+OUTSIDE = int(Flag.STREAM | Flag.SHARED)
+"""Flags of a message whose body is not in its bundle."""
+
+
+@dataclass(slots=True, eq=False)
 class Item:
     """A request on the link. `length` is the body's whole length in bytes, also when streamed.
 
     `call` numbers protocol and method, `encodings` holds content and accept encoding in a nibble
     each; `remaining_s` is the time left to the deadline when the item was sent, and `waited_s`
-    how long the request had been in the gateway by then. A higher `priority` goes first.
+    the time it had spent in the gateway by then. A higher `priority` goes first.
     """
 
     id: int
     length: int
-    placement_id: int
-    call: int
-    flags: int
-    json_length: int | None
-    remaining_s: float
-    encodings: int
-    meta: bytes
-    body: Body
+    placement_id: int = 0
+    call: int = 0
+    flags: int = 0
+    json_length: int | None = None
+    remaining_s: float = 0.0
+    encodings: int = 0
+    meta: bytes = b""
+    body: Body = b""
     waited_s: float = 0.0
     priority: int = 0
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Reply:
-    """An answer on the link: an HTTP status and a body already in the client's protocol.
+    """An answer on the link: an HTTP status, and a body in the client's protocol.
 
-    Times are seconds in the slot: whole, waiting for a batch, computing, encoding. `depth` is the
-    number of requests that the slot still holds; `rows` and `megapixels` tell how large the request
-    was (0: not known). With ELSEWHERE the slot did not take the request.
+    With another status than 200 the body is an error, which `decode_failure` reads. Times are
+    seconds in the slot: whole, waiting for a batch, computing, encoding. `depth` is the number of
+    requests that the slot still holds; `rows` and `megapixels` are the request's size (0: not
+    known). With ELSEWHERE the slot did not take the request.
     """
 
     id: int
@@ -166,7 +175,7 @@ def encode_frame(kind: Kind, payload: Buffer = b"", *, flags: int = 0, count: in
 
 
 def encode_items(items: Iterable[Item]) -> bytes:
-    """A bundle of requests; the bodies of streamed and shared items are not in it."""
+    """A bundle of requests; bodies of streamed and shared items are not in it."""
     parts: list[Buffer] = [b""]
     count = 0
     for item in items:
@@ -187,12 +196,12 @@ def encode_items(items: Iterable[Item]) -> bytes:
             )
         )
         parts.append(item.meta)
-        parts.extend(_inline(item.flags, item.body))
+        _add_body(parts, item.flags, item.body)
     return _bundle(Kind.ITEMS, count, parts)
 
 
 def encode_replies(replies: Iterable[Reply]) -> bytes:
-    """A bundle of answers; the bodies of streamed ones are not in it."""
+    """A bundle of answers; bodies of streamed and shared ones are not in it."""
     parts: list[Buffer] = [b""]
     count = 0
     for reply in replies:
@@ -215,22 +224,22 @@ def encode_replies(replies: Iterable[Reply]) -> bytes:
                 reply.megapixels,
             )
         )
-        parts.extend(_inline(reply.flags, reply.body))
+        _add_body(parts, reply.flags, reply.body)
     return _bundle(Kind.REPLIES, count, parts)
 
 
-def _inline(flags: int, body: Body) -> tuple[Buffer, ...]:
-    if flags & Flag.STREAM:
-        return ()
+def _add_body(parts: list[Buffer], flags: int, body: Body) -> None:
     if flags & Flag.SHARED:
-        return (bytes(pieces(body)[0]).ljust(SHARED_NAME_BYTES, b"\0"),)
-    return pieces(body)
+        parts.append(bytes(pieces(body)[0]).ljust(SHARED_NAME_BYTES, b"\0"))
+    elif not flags & Flag.STREAM:
+        if isinstance(body, tuple):
+            parts.extend(body)
+        else:
+            parts.append(body)
 
 
-def _inline_bytes(flags: int, length: int) -> int:
-    if flags & Flag.STREAM:
-        return 0
-    return SHARED_NAME_BYTES if flags & Flag.SHARED else length
+def _inline_bytes(flags: int) -> int:
+    return 0 if flags & Flag.STREAM else SHARED_NAME_BYTES
 
 
 def _bundle(kind: Kind, count: int, parts: list[Buffer]) -> bytes:
@@ -240,58 +249,79 @@ def _bundle(kind: Kind, count: int, parts: list[Buffer]) -> bytes:
 
 def decode_items(frame: Frame) -> list[Item]:
     """The requests of an ITEMS frame; raises `LinkError` when lengths do not add up."""
-    view, offset, items = memoryview(frame.payload), 0, []
+    view, offset, end, items = memoryview(frame.payload), 0, len(frame.payload), []
     for _ in range(frame.count):
-        header, offset = _header(ITEM, view, offset)
-        number, length, placement, call, flags, json_length, *times, meta_length, enc, rank = header
-        meta, offset = _slice(view, offset, meta_length)
-        body, offset = _slice(view, offset, _inline_bytes(flags, length))
-        json = None if json_length == NO_JSON_LENGTH else json_length
-        remaining_s, waited_s = times
+        if end - offset < ITEM.size:
+            raise LinkError("a bundle ends inside an item's header")
+        (
+            number, length, placement_id, call, flags, json_length,
+            remaining_s, waited_s, meta_length, encodings, priority,
+        ) = ITEM.unpack_from(view, offset)  # fmt: skip
+        meta_at = offset + ITEM.size
+        body_at = meta_at + meta_length
+        offset = body_at + (_inline_bytes(flags) if flags & OUTSIDE else length)
+        if offset > end:
+            raise LinkError("a bundle ends inside an item")
         items.append(
             Item(
-                number, length, placement, call, flags, json, remaining_s, enc, bytes(meta), body,
-                waited_s, rank,
+                number, length, placement_id, call, flags,
+                None if json_length == NO_JSON_LENGTH else json_length, remaining_s, encodings,
+                bytes(view[meta_at:body_at]), view[body_at:offset], waited_s, priority,
             )
         )  # fmt: skip
-    _whole(view, offset)
+    _check_end(offset, end)
     return items
 
 
 def decode_replies(frame: Frame) -> list[Reply]:
     """The answers of a REPLIES frame; raises `LinkError` when lengths do not add up."""
-    view, offset, replies = memoryview(frame.payload), 0, []
+    view, offset, end, replies = memoryview(frame.payload), 0, len(frame.payload), []
     for _ in range(frame.count):
-        header, offset = _header(REPLY, view, offset)
-        number, length, status, flags, form, json_length, *times, depth, _, rows, size = header
-        body, offset = _slice(view, offset, _inline_bytes(flags, length))
-        json = None if json_length == NO_JSON_LENGTH else json_length
-        slot_s, wait_s, compute_s, encode_s = times
+        if end - offset < REPLY.size:
+            raise LinkError("a bundle ends inside an item's header")
+        (
+            number, length, status, flags, form, json_length, slot_s,
+            batch_wait_s, compute_s, encode_s, depth, _, rows, megapixels,
+        ) = REPLY.unpack_from(view, offset)  # fmt: skip
+        body_at = offset + REPLY.size
+        offset = body_at + (_inline_bytes(flags) if flags & OUTSIDE else length)
+        if offset > end:
+            raise LinkError("a bundle ends inside an item")
         replies.append(
             Reply(
-                number, length, status, flags, form, json, slot_s, wait_s, compute_s, encode_s,
-                depth, body, rows, size,
+                number, length, status, flags, form,
+                None if json_length == NO_JSON_LENGTH else json_length, slot_s, batch_wait_s,
+                compute_s, encode_s, depth, view[body_at:offset], rows, megapixels,
             )
         )  # fmt: skip
-    _whole(view, offset)
+    _check_end(offset, end)
     return replies
 
 
-def _header(layout: struct.Struct, view: memoryview, offset: int) -> tuple[tuple[int, ...], int]:
-    if offset + layout.size > len(view):
-        raise LinkError("a bundle ends inside an item's header")
-    return layout.unpack_from(view, offset), offset + layout.size
+def _check_end(offset: int, end: int) -> None:
+    if offset != end:
+        raise LinkError(f"{end - offset} bytes too many in a bundle")
 
 
-def _slice(view: memoryview, offset: int, length: int) -> tuple[memoryview, int]:
-    if offset + length > len(view):
-        raise LinkError("a bundle ends inside an item")
-    return view[offset : offset + length], offset + length
+def encode_failure(error: HeadraceError) -> bytes:
+    """Retry time, reason and text of an error, as a reply's body; the status is in its header."""
+    retry_after_s = math.nan if error.retry_after_s is None else error.retry_after_s
+    reason = error.reason.encode("ascii", "replace")[:255]
+    text = error.message.encode("utf-8", "replace")
+    return ERROR.pack(retry_after_s, len(reason)) + reason + text
 
 
-def _whole(view: memoryview, offset: int) -> None:
-    if offset != len(view):
-        raise LinkError(f"{len(view) - offset} bytes too many in a bundle")
+def decode_failure(reply: Reply) -> HeadraceError:
+    """The error that a reply with another status than 200 holds."""
+    body = b"".join(pieces(reply.body))
+    if len(body) < ERROR.size:
+        return error_for_status(reply.status, f"the slot answered with status {reply.status}")
+    retry_after_s, length = ERROR.unpack_from(body)
+    text_at = ERROR.size + length
+    error = error_for_status(reply.status, body[text_at:].decode("utf-8", "replace"))
+    error.retry_after_s = None if math.isnan(retry_after_s) else retry_after_s
+    error.reason = body[ERROR.size : text_at].decode("ascii", "replace")
+    return error
 
 
 def encode_part(stream_id: int, part: Buffer, *, last: bool) -> bytes:

@@ -17,8 +17,8 @@ from headrace.errors import LinkError
 from headrace.link.frames import MAX_FRAME_BYTES, PART_BYTES, Buffer, Frame, Kind, encode_frame
 
 MAGIC = "headrace-link"
-VERSIONS = (2, 2)
-"""The oldest and the newest protocol version that this release speaks."""
+VERSIONS = (3, 3)
+"""Oldest and newest protocol version that this release speaks."""
 FEATURES = frozenset({"shared-memory"})
 
 PeerRole = Literal["data", "control", "pool"]
@@ -44,10 +44,9 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """What both sides agreed on."""
+    """The peer, and what both sides agreed on."""
 
     peer: Hello
-    version: int
     features: frozenset[str]
     max_frame_bytes: int
 
@@ -117,8 +116,8 @@ def _decode_hello(payload: Buffer) -> Hello:
 
 
 def _agree(ours: Hello, theirs: Hello) -> Session:
-    version = min(ours.versions[1], theirs.versions[1])
-    if version < max(ours.versions[0], theirs.versions[0]):
+    oldest, newest = zip(ours.versions, theirs.versions, strict=True)
+    if min(newest) < max(oldest):
         raise LinkError(
             f"no common link version: ours {ours.versions}, the peer's {theirs.versions}; "
             "only neighbouring releases work together"
@@ -127,7 +126,7 @@ def _agree(ours: Hello, theirs: Hello) -> Session:
     if frame_bytes < 2 * PART_BYTES:
         raise LinkError(f"the peer's largest frame of {frame_bytes} bytes does not hold a part")
     features = frozenset(ours.features) & frozenset(theirs.features)
-    return Session(theirs, version, features, frame_bytes)
+    return Session(theirs, features, frame_bytes)
 
 
 def _proof(secret: bytes, side: bytes, heard: bytes, said: bytes) -> bytes:

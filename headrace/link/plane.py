@@ -1,4 +1,4 @@
-"""One data plane behind every protocol: router, links and deadlines of a gateway process."""
+"""The data plane behind every protocol, and what it and the protocols read from the snapshot."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ import structlog
 
 from headrace.config.args import ModelConfig, Routing
 from headrace.errors import NotFound, Unavailable
-from headrace.link.client import Identity, LinkEvents, SlotLink
-from headrace.link.frames import Flag, Reply
+from headrace.link.client import Identity, SlotLink
 from headrace.link.request import QueueKey, Request
 from headrace.link.router import Router
 from headrace.link.seats import Route
@@ -35,8 +34,8 @@ NOT_FOUND = {
 log = structlog.get_logger()
 
 
-class DataPlane(LinkEvents):
-    """See the module. Belongs to one event loop."""
+class DataPlane:
+    """Router, links and deadlines of one process; belongs to one event loop."""
 
     def __init__(self, identity: Identity, recorder: Recorder) -> None:
         self.snapshot = Snapshot()
@@ -51,8 +50,6 @@ class DataPlane(LinkEvents):
         # Called when a request came that no slot can answer.
         self.on_starved: Callable[[], None] = lambda: None
 
-    # -- what the pool says -------------------------------------------------------------------
-
     def apply(self, snapshot: Snapshot) -> None:
         """Take a newer view of the world: links to its slots, routes to what is READY."""
         if snapshot.epoch != self.snapshot.epoch:
@@ -64,14 +61,16 @@ class DataPlane(LinkEvents):
             self.router.lane_down(slot_id, self.now_s())
             task.cancel()
         for slot_id in slots.keys() - self._links.keys():
-            link = SlotLink(slots[slot_id], self._identity, self)
+            link = SlotLink(
+                slots[slot_id], self._identity, self.router, self.flush_soon, self.link_lost
+            )
             self._links[slot_id] = (link, self._loop.create_task(link.run()))
         routes, failed = self.routes(snapshot)
         self.router.set_routes(routes, defaults_of(snapshot))
         self.router.lacking = lacking_of(snapshot)
         for key, reason in failed.items():
             self.router.refuse(key, Unavailable(reason))
-        self._flush_soon()
+        self.flush_soon()
 
     def routes(self, snapshot: Snapshot) -> tuple[dict[QueueKey, Route], dict[QueueKey, str]]:
         """Where requests go, and why some cannot."""
@@ -109,8 +108,6 @@ class DataPlane(LinkEvents):
         view = self.snapshot.models.get(name)
         return None if view is None else view.config
 
-    # -- what clients do ----------------------------------------------------------------------
-
     def now_s(self) -> float:
         """The clock of deadlines. uvloop's own counts whole milliseconds, too coarse for stages."""
         return time.monotonic()
@@ -134,7 +131,7 @@ class DataPlane(LinkEvents):
         if self._unsent > self.router.sent:
             self._flush()
         else:
-            self._flush_soon()
+            self.flush_soon()
 
     def charge(self, request: Request, extra: float) -> None:
         """An answered request cost so much more than was paid (below 0: less)."""
@@ -145,9 +142,10 @@ class DataPlane(LinkEvents):
         if not request.finished:
             self._recorder.cancellation(request.key[0])
             self.router.cancel(request)
-            self._flush_soon()
+            self.flush_soon()
 
-    def _flush_soon(self) -> None:
+    def flush_soon(self) -> None:
+        """Assign and send what waits at the end of this turn of the loop."""
         if not self._flushing:
             self._flushing = True
             self._loop.call_soon(self._flush)
@@ -155,9 +153,8 @@ class DataPlane(LinkEvents):
     def _flush(self) -> None:
         self._flushing = False
         self._unsent = 0
-        now_s = self.now_s()
-        for slot_id, requests in self.router.assign(now_s).items():
-            self._links[slot_id][0].send(requests, now_s)
+        for slot_id, requests in self.router.assign(self.now_s()).items():
+            self._links[slot_id][0].send(requests)
 
     async def run(self) -> None:
         """Deadlines and demand; runs until it is cancelled."""
@@ -165,7 +162,7 @@ class DataPlane(LinkEvents):
             while True:
                 await asyncio.sleep(TICK_S)
                 if self.router.expire(self.now_s()):
-                    self._flush_soon()
+                    self.flush_soon()
                 for slot_id, demand in self.router.changed_demand().items():
                     if slot_id in self._links:
                         self._links[slot_id][0].tell_demand(demand)
@@ -188,15 +185,7 @@ class DataPlane(LinkEvents):
         """Bring the gauges of the metrics up to date."""
         self._recorder.gauges(self.router.in_flight(), self.router.waiting())
 
-    # -- what links say -----------------------------------------------------------------------
-
-    def link_up(self, link: SlotLink) -> None:
-        """Send to it from now on."""
-        log.info("link_up", slot=link.slot.slot_id, transport=link.transport)
-        self.router.lane_up(link.slot.slot_id, link)
-        self._flush_soon()
-
-    def link_down(self, link: SlotLink) -> None:
+    def link_lost(self, link: SlotLink) -> None:
         """Try again elsewhere what it had not answered."""
         before = self.router.retries.copy()
         self._recorder.link_lost()
@@ -207,23 +196,7 @@ class DataPlane(LinkEvents):
         log.warning(
             "link_down", slot=link.slot.slot_id, reason=link.last_error, retried=retried.total()
         )
-        self._flush_soon()
-
-    def link_credit(self, link: SlotLink, placement_id: int, credit: int) -> None:
-        """More, or less, may be sent there."""
-        self.router.credit(link.slot.slot_id, placement_id, credit)
-        self._flush_soon()
-
-    def link_draining(self, link: SlotLink) -> None:
-        """Send nothing more there."""
-        self.router.lane_draining(link.slot.slot_id)
-
-    def link_replies(self, link: SlotLink, replies: list[Reply]) -> None:
-        """Hand answers to their clients."""
-        slot_id = link.slot.slot_id
-        for reply in replies:
-            self.router.reply(slot_id, reply, elsewhere=bool(reply.flags & Flag.ELSEWHERE))
-        self._flush_soon()
+        self.flush_soon()
 
 
 def with_known_specs(new: Snapshot, old: Snapshot) -> Snapshot:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from headrace.errors import HeadraceError
-from headrace.link.frames import Body, Reply
+from headrace.link.frames import Item, Reply
 
 QueueKey = tuple[str, int | str | None]
 """Model and version (None: it has none yet); at the shard stage, version and slot as text."""
@@ -23,30 +23,23 @@ class Seat:
     used: int = 0
 
 
-@dataclass(slots=True, eq=False)
-class Request:
-    """One prediction on its way. `deadline_s` is on the monotonic clock; `done` is called once.
+@dataclass(slots=True, eq=False, kw_only=True)
+class Request(Item):
+    """One prediction on its way: an item of the link, and what the gateway notes of it.
 
-    `hash_key` is what hash routing keys on; `caller`, `priority` and `cost` order the queue.
-    One that named no version `follows_default`: it waits for what the model's default version is.
-    A `cold` one came while no slot held its model.
-    `deaths`, `moves`, `seat`, `queued` and `sent_s` are the router's own notes.
+    `deadline_s` is on the monotonic clock; `done` is called once. `hash_key` is what hash routing
+    keys on; `caller`, `priority` and `cost` order the queue. One that `follows_default` named no
+    version: it waits for the model's default version. A `cold` one came while no slot held its
+    model. The router sets the fields from `deaths` on, and with a seat the item's placement, flags
+    and times.
     """
 
-    id: int
     key: QueueKey
-    call: int
-    body: Body
-    length: int
     deadline_s: float
     arrived_s: float
     done: Callable[[Request, Answer], None]
-    json_length: int | None = None
-    encodings: int = 0
-    meta: bytes = b""
     hash_key: bytes = b""
     caller: str = ""
-    priority: int = 0
     cost: float = 1.0
     follows_default: bool = False
     cold: bool = False

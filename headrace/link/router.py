@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import random
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from headrace.errors import DeadlineExceeded, HeadraceError, NotFound, Unavailable
-from headrace.link.frames import Reply
+from headrace.link.frames import Flag, Reply
 from headrace.link.queue import FairQueue, ModelQueue
 from headrace.link.request import Answer, QueueKey, Request, Seat
-from headrace.link.seats import Lane, Route, Sender, choose_seat, reserve_seat
+from headrace.link.seats import Lane, Route, choose_seat, reserve_seat
 
 MAX_DEATHS = 2
 """A request in flight on so many dying slots is taken for their cause."""
@@ -143,9 +143,9 @@ class Router:
                 self._finish(request, error)
             self._changed.add(key)
 
-    def lane_up(self, slot_id: str, sender: Sender) -> None:
+    def lane_up(self, slot_id: str, cancel: Callable[[Request], None]) -> None:
         """A link is ready; credits follow."""
-        self._lanes[slot_id] = Lane(slot_id, sender)
+        self._lanes[slot_id] = Lane(slot_id, cancel)
         self._untold.add(slot_id)
 
     def lane_draining(self, slot_id: str) -> None:
@@ -273,7 +273,7 @@ class Router:
         if request.seat is not None:
             lane = self._lanes.get(request.seat.slot_id)
             if lane is not None and request.id in lane.in_flight:
-                lane.sender.cancel(request)
+                lane.cancel(request)
                 self._leave(lane, request)
             return
         queue = self._queues.get(request.key)
@@ -289,12 +289,13 @@ class Router:
 
     # -- what slots answer --------------------------------------------------------------------
 
-    def reply(self, slot_id: str, reply: Reply, *, elsewhere: bool) -> None:
+    def reply(self, slot_id: str, reply: Reply) -> None:
         """An answer came; one to a request that was cancelled or has expired is dropped."""
         lane = self._lanes.get(slot_id)
         request = lane.in_flight.get(reply.id) if lane is not None else None
         if lane is None or request is None:
             return
+        elsewhere = reply.flags & Flag.ELSEWHERE
         lane.depth = reply.depth
         lane.depth_until_s = request.sent_s + reply.slot_s + DEPTH_S
         if not elsewhere and (queue := self._queues.get(request.key)) is not None:
@@ -359,6 +360,10 @@ class Router:
         self.sent += 1
         request.queued = False
         request.seat, request.sent_s = seat, now_s
+        request.placement_id = seat.placement_id
+        request.flags = Flag.ALONE if request.deaths else 0
+        request.remaining_s = max(0.0, request.deadline_s - now_s)
+        request.waited_s = max(0.0, now_s - request.arrived_s)
         lane = self._loaded[seat.slot_id] = self._lanes[seat.slot_id]
         lane.in_flight[request.id] = request
         self._changed.add(request.key)

@@ -7,9 +7,8 @@ more of our requests than it holds, is not leaving, and is not reserved for one 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from headrace.config.args import Routing
 from headrace.link.hashing import choose
@@ -20,19 +19,12 @@ Route = tuple[Routing, Sequence[tuple[str, int]]]
 """How to route, and (slot id, placement id) of the placements that are READY."""
 
 
-class Sender(Protocol):
-    """A slot's link, as far as the router knows it."""
-
-    def cancel(self, request: Request) -> None:
-        """Nobody waits for this request any more."""
-
-
 @dataclass(slots=True, eq=False)
 class Lane:
-    """A link to a slot. While `exclusive` is set, nothing else is sent there."""
+    """A link to a slot; `cancel` drops a request there, `exclusive` is the only one it takes."""
 
     slot_id: str
-    sender: Sender
+    cancel: Callable[[Request], None]
     in_flight: dict[int, Request] = field(default_factory=dict)
     depth: int = 0
     depth_until_s: float = 0.0

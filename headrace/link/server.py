@@ -8,14 +8,13 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import structlog
 
 from headrace.errors import HeadraceError, LinkError
-from headrace.link import shared_memory
-from headrace.link.channel import Channel
-from headrace.link.frames import Frame, Item, Kind, Reply, decode_numbers
+from headrace.link.channel import FLUSH_POLL_S, Channel, ChannelOwner
+from headrace.link.frames import Frame, Kind, decode_numbers
 from headrace.link.handshake import Hello, ServerHandshake, Session
 
 
@@ -37,38 +36,20 @@ def share(capacity: int, demands: Mapping[str, int]) -> dict[str, int]:
 
 HANDSHAKE_TIMEOUT_S = 5.0
 SILENCE_S = 4.0
-"""Gateways ping each second; one that is silent for so long is gone."""
+"""Silence after which a gateway or pool, which pings each second, is gone."""
 FLUSH_S = 1.0
-"""How long a slot that stops waits until its peers have read what it owes them."""
-FLUSH_POLL_S = 0.01
+"""Limit on waiting, when the slot stops, for peers to read their answers."""
 MAX_HANDSHAKES = 128
-"""Connections that have not proved themselves yet; more are closed at once."""
+"""Limit on connections that have not proved themselves yet; more are closed at once."""
 
 log = structlog.get_logger()
 
 
-class Service(Protocol):
-    """What the link server serves: a slot."""
+class LinkServer(ChannelOwner):
+    """Accepts links. A subclass answers: `channel_items`, `cancel`, `gone` and `call`."""
 
-    def items(self, channel: Channel, items: list[Item]) -> None:
-        """Requests came; answers go to `channel.send_replies`."""
-
-    def cancel(self, channel: Channel, item_id: int) -> None:
-        """A caller left."""
-
-    def gone(self, channel: Channel) -> None:
-        """A gateway's data connection is gone: nobody waits for its requests."""
-
-    async def call(self, peer: Hello, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        """An order of the pool; raises `HeadraceError` when it cannot be carried out."""
-        ...
-
-
-class LinkServer:
-    """Accepts links. `capacity` gives, by placement id, how many requests a placement may hold."""
-
-    def __init__(self, service: Service, hello: Hello, secret: bytes, max_body_bytes: int) -> None:
-        self._service, self._hello, self._secret = service, hello, secret
+    def __init__(self, hello: Hello, secret: bytes, max_body_bytes: int) -> None:
+        self._hello, self._secret = hello, secret
         self._max_body_bytes = max_body_bytes
         self._servers: list[asyncio.Server] = []
         self._open: dict[Channel, Session] = {}
@@ -77,8 +58,21 @@ class LinkServer:
         self._demand: dict[int, dict[str, int]] = {}
         self._capacity: dict[int, int] = {}
         self._told: dict[tuple[Channel, int], int] = {}
-        self._draining = self._closing = False
+        self._closing = False
+        self.draining = False
         self.tcp_address = ""
+
+    def cancel(self, channel: Channel, item_id: int) -> None:
+        """A caller left."""
+        raise NotImplementedError
+
+    def gone(self, channel: Channel) -> None:
+        """A gateway's connection is gone: nobody waits for its requests."""
+        raise NotImplementedError
+
+    async def call(self, peer: Hello, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Carry out an order of the pool; raises `HeadraceError` when that is impossible."""
+        raise NotImplementedError
 
     async def start(self, unix_path: Path, host: str, port: int) -> None:
         """Listen on both; the Unix socket, in a folder that exists, is for this user only."""
@@ -91,10 +85,10 @@ class LinkServer:
         tcp = await loop.create_server(self._accept, host, port, backlog=256)
         self._servers = [unix, tcp]
         self.tcp_address = "{}:{}".format(*tcp.sockets[0].getsockname()[:2])
-        self._spawn(self._watch())
 
     async def close(self) -> None:
         """Stop listening, let peers read what was answered, and close every channel."""
+        self._closing = True
         for server in self._servers:
             server.close()
         with contextlib.suppress(TimeoutError):
@@ -108,7 +102,7 @@ class LinkServer:
                 await task
 
     def set_capacity(self, capacity: dict[int, int]) -> None:
-        """Change what the placements may hold, and tell the gateways."""
+        """Set, by placement, how many requests it may hold, and tell the gateways."""
         gone = self._capacity.keys() - capacity.keys()
         self._capacity = dict(capacity)
         for placement_id in gone:
@@ -119,9 +113,9 @@ class LinkServer:
         for placement_id in capacity:
             self._share_out(placement_id)
 
-    def draining(self) -> None:
+    def tell_draining(self) -> None:
         """Tell the gateways, also those that come later, to ask others if they can."""
-        self._draining = True
+        self.draining = True
         for channel in self._controls():
             channel.send_frame(Kind.DRAINING)
 
@@ -136,8 +130,6 @@ class LinkServer:
     def pool_connected(self) -> bool:
         """Whether a pool is listening to this slot."""
         return any(session.peer.role == "pool" for session in self._open.values())
-
-    # -- channels -----------------------------------------------------------------------------
 
     def _accept(self) -> Channel:
         handshake = ServerHandshake(self._secret, self._hello)
@@ -157,28 +149,20 @@ class LinkServer:
         """A peer has proved itself."""
         self._shaking.discard(channel)
         self._open[channel] = session
+        if session.peer.role != "data":
+            channel.expect_pings(SILENCE_S)
         if session.peer.role == "control":
-            if self._draining:
+            if self.draining:
                 channel.send_frame(Kind.DRAINING)
             for placement_id in self._capacity:
                 self._demand.setdefault(placement_id, {})[session.peer.link_id] = 0
                 self._share_out(placement_id)
 
-    def channel_items(self, channel: Channel, items: list[Item]) -> None:
-        """Requests of a gateway."""
-        self._service.items(channel, items)
-
-    def channel_replies(self, channel: Channel, replies: list[Reply]) -> None:
-        """Nobody answers a slot."""
-        raise LinkError("answers from a client of the link")
-
     def channel_frame(self, channel: Channel, frame: Frame) -> None:
         """Control frames and the pool's orders."""
         peer = self._open[channel].peer
-        if frame.kind == Kind.PING:
-            channel.send_frame(Kind.PONG)
-        elif frame.kind == Kind.CANCEL:
-            self._service.cancel(channel, decode_numbers(frame)[0])
+        if frame.kind == Kind.CANCEL:
+            self.cancel(channel, decode_numbers(frame)[0])
         elif frame.kind == Kind.DEMAND:
             placement_id, demand = decode_numbers(frame)
             if placement_id in self._capacity:
@@ -197,7 +181,7 @@ class LinkServer:
             log.debug("link_refused", reason=reason)
             return
         self._told = {key: told for key, told in self._told.items() if key[0] is not channel}
-        self._service.gone(channel)
+        self.gone(channel)
         link_id = session.peer.link_id
         if link_id and not self._closing:
             for other, its in list(self._open.items()):
@@ -206,8 +190,6 @@ class LinkServer:
         for placement_id, demands in self._demand.items():
             if demands.pop(link_id, None) is not None:
                 self._share_out(placement_id)
-
-    # -- work ---------------------------------------------------------------------------------
 
     def _controls(self) -> list[Channel]:
         return [c for c, session in self._open.items() if session.peer.role == "control"]
@@ -224,10 +206,9 @@ class LinkServer:
                 channel.send_numbers(Kind.CREDIT, placement_id, credit)
 
     async def _flush(self) -> None:
-        """Wait until peers have read what was streamed, shared or left to their transports."""
-        self._closing = True
-        while any(map(_unsent, self._open)):  # noqa: ASYNC110 - channels have no event for it
-            await asyncio.sleep(FLUSH_POLL_S)
+        """Wait until peers have read what they were sent, and close their connections."""
+        for channel in list(self._open):
+            await channel.flush()
         peers = {channel: session.peer for channel, session in self._open.items()}
         links = {peer.link_id for peer in peers.values() if peer.role == "data"}
         for channel, peer in peers.items():
@@ -240,7 +221,7 @@ class LinkServer:
     async def _call(self, channel: Channel, peer: Hello, frame: Frame) -> None:
         try:
             order = dict(json.loads(bytes(frame.payload)))
-            result = await self._service.call(peer, order.pop("call"), order)
+            result = await self.call(peer, order.pop("call"), order)
         except HeadraceError as error:
             result = {"error": error.message}
         except (ValueError, KeyError, TypeError) as error:
@@ -249,26 +230,10 @@ class LinkServer:
             result = {"error": f"malformed order: {type(error).__name__}: {_line(error)}"}
         channel.send_frame(Kind.RESULT, json.dumps(result).encode(), count=frame.count)
 
-    async def _watch(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            await asyncio.sleep(1.0)
-            for channel, session in list(self._open.items()):
-                silent_s = loop.time() - channel.last_heard_s
-                if session.peer.role != "data" and silent_s > SILENCE_S:
-                    channel.abort(f"silent for {silent_s:.1f} s")
-
     def _spawn(self, coroutine: Any) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _unsent(channel: Channel) -> bool:
-    if not channel.open:
-        return False
-    shared = (shared_memory.FOLDER / name for name in channel._shared.values())
-    return bool(channel._outgoing or channel._sharing or any(path.exists() for path in shared))
 
 
 def _line(error: Exception) -> str:

@@ -40,7 +40,7 @@ async def main(folder: Path, name: str, growth_mb: int) -> None:
     )
     await service.start(path, "127.0.0.1", 0)
     MemoryWatch(limit_bytes, words, farewell=service.out_of_memory).start()
-    about = {"pid": os.getpid(), "address": service.server.tcp_address, "limit": limit_bytes}
+    about = {"pid": os.getpid(), "address": service.tcp_address, "limit": limit_bytes}
     sys.stdout.write(json.dumps(about) + "\n")
     sys.stdout.flush()
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)

@@ -91,7 +91,7 @@ class Plant:
         await self.announce(name)
 
     async def announce(self, name: str) -> None:
-        address = self.slots[name].server.tcp_address
+        address = self.slots[name].tcp_address
         view = SlotView(name, "cpu", "node", str(self.folder / f"{name}.sock"), address)
         await self.controller.announce(view)
 

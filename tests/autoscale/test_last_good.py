@@ -22,7 +22,7 @@ async def kill_slot_of(plant: Plant, version: int) -> str:
     """The slot that holds this version dies; gives its name."""
     [slot_id] = holders(plant, version)
     service = plant.slots.pop(slot_id)
-    for channel in list(service.server._open):
+    for channel in list(service._open):
         channel.abort("killed")
     await service.close()
     return slot_id

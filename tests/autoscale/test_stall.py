@@ -12,7 +12,7 @@ import pytest
 from autoscale import controller
 from headrace.config.args import ModelConfig
 from headrace.config.scaling import Replicas
-from headrace.link import control as slot_control
+from headrace.link import channel
 from tests.autoscale.waking import open_waking
 from tests.house import client, until
 
@@ -23,7 +23,7 @@ BODY = {"instances": [[1.0, 2.0, 3.0, 4.0]]}
 async def test_after_a_stall_the_pool_listens_before_it_says_that_slots_are_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(slot_control, "PING_S", 0.1)
+    monkeypatch.setattr(channel, "PING_S", 0.1)
     monkeypatch.setattr(controller, "STALL_S", 0.3)
     monkeypatch.setattr(controller, "SETTLE_S", 1.0)
     async with open_waking(tmp_path, "a", "b", models={"m": TWO}) as (plant, house, _):

@@ -75,7 +75,7 @@ async def test_the_wait_in_the_gateway_counts_as_queue(tmp_path: Path) -> None:
         task = asyncio.create_task(http.post(PREDICT, json={"instances": [[1.0] * 4]}))
         await until(lambda: house.front.connections)
         await asyncio.wait([task], timeout=0.05)
-        house.services["a"].server.set_capacity({1: 8})
+        house.services["a"].set_capacity({1: 8})
         assert (await task).status_code == 200
         (entry,) = (await counted(house)).values()
     assert entry["inference_stats"]["queue"]["ns"] >= 0.03e9
@@ -147,7 +147,7 @@ async def answering_much(tmp_path: Path, *features: str) -> AsyncIterator[tuple[
     tensor = {"name": "x", "shape": [ROWS, 4], "datatype": "FP32", "data": [1.0] * 4 * ROWS}
     async with open_house(tmp_path, limits=limits) as house, client(house) as http:
         service = await house.add_slot("a")
-        service.server._hello = replace(service.server._hello, features=features)
+        service._hello = replace(service._hello, features=features)
         await house.place("a", "affine", 1, ModelConfig(batching=Batching(max_rows=65_536)))
         engine = service._placements.engine(1)
         assert engine is not None
@@ -177,6 +177,6 @@ async def test_a_slot_closes_though_its_gateway_does_not_read(tmp_path: Path) ->
         service = house.services["a"]
         async with asyncio.timeout(5):
             await service.close()
-            await until(lambda: not service.server._open)
+            await until(lambda: not service._open)
         task.cancel()
     assert house.lost == ["a"]

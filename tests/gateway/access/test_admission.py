@@ -122,7 +122,12 @@ class House:
             self.admission.admit(ticket, "tagger", 5)
             now_s = self.plane.clock_s
             request = Request(
-                number, ("tagger", None), 0, b"", 5, now_s + timeout_s, now_s, self._answered
+                number,
+                5,
+                key=("tagger", None),
+                deadline_s=now_s + timeout_s,
+                arrived_s=now_s,
+                done=self._answered,
             )
             self.admission.submit(ticket, request)
         except HeadraceError as error:

@@ -308,7 +308,7 @@ async def test_a_slot_that_dies_is_not_noticed(tmp_path: Path) -> None:
         tasks = [asyncio.create_task(client.infer("affine", rows())) for _ in range(8)]
         await until(lambda: len(house.plane.router) == 8)
         for service in house.services.values():
-            service.server.set_capacity({1: 32})
+            service.set_capacity({1: 32})
         await until(lambda: len(house.plane.router._lanes["a"].in_flight))
         await house.kill_slot("a")
         answers = await asyncio.gather(*tasks)
@@ -364,7 +364,7 @@ async def test_a_stream_is_read_only_so_far_ahead(tmp_path: Path) -> None:
         await until(lambda: len(house.plane.router) == MAX_IN_FLIGHT)
         fine = await client.is_server_live()
         held = len(house.plane.router)
-        house.services["a"].server.set_capacity({1: 32})
+        house.services["a"].set_capacity({1: 32})
         answers = [await task, *[each async for each in stream]]
     assert fine and held == MAX_IN_FLIGHT
     assert len(answers) == 200 and all(error is None for _, error in answers)

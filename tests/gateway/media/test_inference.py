@@ -257,7 +257,9 @@ async def test_one_that_is_cancelled_before_it_begins_is_forgotten(tmp_path: Pat
     async with open_scripted(tmp_path) as house:
         front = house.front
         media = MediaInference(MediaDesk(front, house.local, tmp_path))
-        request = Request(1, ("affine", None), 0, b"", 0, 1.0, 0.0, done=lambda *_: None)
+        request = Request(
+            1, 0, key=("affine", None), deadline_s=1.0, arrived_s=0.0, done=lambda *_: None
+        )
         media.submit(request)
         media.cancel(request)
         await until(lambda: not media._tasks)

@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 
 from headrace.link import shared_memory
-from headrace.link.bodies import WINDOW_BYTES
-from headrace.link.channel import MAX_SHARED_NAMES, Channel
+from headrace.link.channel import MAX_SHARED_NAMES, WINDOW_BYTES, Channel, ChannelOwner
 from headrace.link.frames import Frame, Item, Kind, Reply, encode_frame, pieces
 from headrace.link.handshake import FEATURES, ClientHandshake, Hello, ServerHandshake, Session
 
@@ -24,7 +23,7 @@ LIMIT_BYTES = 128 * 1024 * 1024
 
 
 @dataclass
-class Peer:
+class Peer(ChannelOwner):
     """An owner that keeps what it hears; as a server it answers with the item's body."""
 
     echo: bool = False
@@ -229,7 +228,8 @@ async def test_what_was_queued_before_a_flush_arrives(
     async with connected(tmp_path, features) as pair:
         channel = pair.accepted[0]
         channel.send_replies([answer_to(1, body), answer_to(2, b"small")])
-        await channel.flush(20)
+        async with asyncio.timeout(20):
+            await channel.flush()
         assert not channel.unsent
         channel.close()
         answers = {a.id: text(a) for a in [await pair.here.answers.get() for _ in range(2)]}
@@ -243,7 +243,9 @@ async def test_a_flush_ends_when_its_time_is_over(tmp_path: Path) -> None:
         assert transport is not None
         transport.pause_reading()
         pair.accepted[0].send_replies([answer_to(1, bytes(8 * WINDOW_BYTES))])
-        await pair.accepted[0].flush(0.05)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await pair.accepted[0].flush()
         assert pair.accepted[0].unsent
         transport.resume_reading()
 
@@ -273,5 +275,5 @@ async def test_a_stranger_is_cut_off_before_it_is_read(tmp_path: Path) -> None:
         assert await reader.read() == b""
         writer.close()
         await writer.wait_closed()
-        pair.client.send_frame(Kind.PING)
-        assert (await pair.there.frames.get()).kind == Kind.PING
+        pair.client.send_frame(Kind.DRAINING)
+        assert (await pair.there.frames.get()).kind == Kind.DRAINING

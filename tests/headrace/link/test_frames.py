@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import fields
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.errors import LinkError
+from headrace.errors import DeadlineExceeded, LinkError, Unavailable
 from headrace.link.frames import (
     HEAD,
     MAX_FRAME_BYTES,
@@ -18,10 +19,12 @@ from headrace.link.frames import (
     Item,
     Kind,
     Reply,
+    decode_failure,
     decode_items,
     decode_numbers,
     decode_part,
     decode_replies,
+    encode_failure,
     encode_frame,
     encode_items,
     encode_numbers,
@@ -56,6 +59,10 @@ def replies(draw: st.DrawFn) -> Reply:
     )  # fmt: skip
 
 
+def values(message: Item | Reply) -> dict[str, object]:
+    return {each.name: getattr(message, each.name) for each in fields(message)}
+
+
 def read(data: bytes, cuts: list[int]) -> list[Frame]:
     """The frames of `data` when it arrives in pieces cut at these places."""
     reader = FrameReader(limit_bytes=MAX_FRAME_BYTES)
@@ -82,9 +89,8 @@ def test_any_split_of_the_bytes_gives_the_same_frames(
         + encode_numbers(Kind.CREDIT, 3, 64)
     )
     first, second, third, fourth = read(data, cuts)
-    assert [item.id for item in decode_items(first)] == [item.id for item in sent]
-    assert decode_items(first) == sent
-    assert decode_replies(second) == answered
+    assert list(map(values, decode_items(first))) == list(map(values, sent))
+    assert list(map(values, decode_replies(second))) == list(map(values, answered))
     stream, part = decode_part(third)
     assert (stream, bytes(part)) == (7, b"part") and third.flags & Flag.END
     assert decode_numbers(fourth) == (3, 64)
@@ -126,6 +132,22 @@ def test_a_bundle_that_ends_inside_a_body_is_refused() -> None:
     whole = encode_items([Item(1, 10, 1, 0, 0, None, 1.0, 0, b"", b"0123456789")])
     with pytest.raises(LinkError, match="ends inside an item"):
         decode_items(Frame(Kind.ITEMS, 0, 1, whole[HEAD.size : -1]))
+
+
+@pytest.mark.parametrize("retry_after_s", [None, 0.1])
+def test_an_error_of_the_slot_arrives_as_it_was(retry_after_s: float | None) -> None:
+    said = Unavailable('no "room" für\ud800', retry_after_s=retry_after_s, reason="memory")
+    body = encode_failure(said)
+    reply = Reply(1, len(body), 503, 0, 0, None, 0, 0, 0, 0, 0, memoryview(body))
+    heard = decode_failure(reply)
+    assert isinstance(heard, Unavailable)
+    assert (heard.retry_after_s, heard.reason) == (retry_after_s, "memory")
+    assert heard.message == 'no "room" für?'
+
+
+def test_an_error_that_cannot_be_read_still_has_its_status() -> None:
+    heard = decode_failure(Reply(1, 0, 504, 0, 0, None, 0, 0, 0, 0, 0, b""))
+    assert isinstance(heard, DeadlineExceeded) and "status 504" in heard.message
 
 
 def test_streamed_and_shared_bodies_are_not_in_the_bundle() -> None:

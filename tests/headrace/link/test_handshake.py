@@ -8,7 +8,7 @@ import pytest
 
 from headrace.errors import LinkError
 from headrace.link.frames import Frame, FrameReader, Kind, encode_frame
-from headrace.link.handshake import VERSIONS, ClientHandshake, Hello, ServerHandshake, Session
+from headrace.link.handshake import ClientHandshake, Hello, ServerHandshake, Session
 
 SECRET = b"the cluster's secret"
 
@@ -36,7 +36,6 @@ def test_both_sides_agree_on_the_lesser_of_what_they_can() -> None:
     server = Hello("slot-1", max_frame_bytes=300_000, versions=(1, 4))
     at_client, at_server = shake(SECRET, SECRET, client, server)
     assert at_client.peer.peer_id == "slot-1" and at_server.peer.role == "control"
-    assert at_client.version == at_server.version == VERSIONS[1]
     assert at_client.max_frame_bytes == at_server.max_frame_bytes == 300_000
     assert at_client.features == at_server.features == {"shared-memory"}
 

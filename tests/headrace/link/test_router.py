@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from headrace.config.args import Routing
 from headrace.errors import DeadlineExceeded, HeadraceError, NotFound, Unavailable
-from headrace.link.frames import Reply
+from headrace.link.frames import Flag, Reply
 from headrace.link.queue import PRESENCE_S
 from headrace.link.request import Answer, QueueKey, Request
 from headrace.link.router import DEPTH_S, MAX_MOVES, RETRY_RESERVE, Router
@@ -51,7 +51,7 @@ class House:
 
     def up(self, name: str, credit: int = 4) -> None:
         self.wires[name] = Wire()
-        self.router.lane_up(name, self.wires[name])
+        self.router.lane_up(name, self.wires[name].cancel)
         self.router.credit(name, 1, credit)
 
     def ask(
@@ -66,9 +66,18 @@ class House:
         caller: str = "",
     ) -> Request:
         self.number += 1
-        request = Request(self.number, key, 0, b"", 0, deadline_s, at_s, self.done)
-        request.hash_key, request.priority = hash_key, priority
-        request.follows_default, request.caller = follows_default, caller
+        request = Request(
+            self.number,
+            0,
+            key=key,
+            deadline_s=deadline_s,
+            arrived_s=at_s,
+            done=self.done,
+            hash_key=hash_key,
+            priority=priority,
+            follows_default=follows_default,
+            caller=caller,
+        )
         self.router.submit(request)
         return request
 
@@ -76,8 +85,8 @@ class House:
         self.answers.setdefault(request.id, []).append(answer)
 
     def answer(self, slot: str, number: int, *, elsewhere: bool = False, depth: int = 0) -> None:
-        reply = Reply(number, 0, 200, 0, 0, None, 0, 0, 0, 0, depth, b"")
-        self.router.reply(slot, reply, elsewhere=elsewhere)
+        flags = Flag.ELSEWHERE if elsewhere else 0
+        self.router.reply(slot, Reply(number, 0, 200, flags, 0, None, 0, 0, 0, 0, depth, b""))
 
     def assign(self, now_s: float = 0.0) -> dict[str, list[int]]:
         return {s: [r.id for r in sent] for s, sent in self.router.assign(now_s).items()}
@@ -129,7 +138,7 @@ def test_work_does_not_grow_with_models_and_slots_that_are_idle(waits: bool) -> 
         }
         house.router.set_routes(places)
         for n in range(slots):
-            house.router.lane_up(f"s{n}", Wire())
+            house.router.lane_up(f"s{n}", Wire().cancel)
         house.router.credit("s0", 0, 1)
         house.router.changed_demand()
         for _ in range(3 if waits else 0):
@@ -457,7 +466,7 @@ def test_what_cannot_be_in_time_is_refused_at_once() -> None:
     house.ask()
     house.assign()
     reply = Reply(1, 0, 200, 0, 0, None, 2.0, 0, 0, 0, 0, b"")  # two seconds in the slot
-    house.router.reply("a", reply, elsewhere=False)
+    house.router.reply("a", reply)
     for _ in range(4):
         house.ask()
     house.assign()
