@@ -15,8 +15,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from headrace.config.args import Batching, Limits, ModelConfig, Routing
+from gateway.access.audit import AuditLog
+from headrace.config.args import Audit, Batching, Limits, ModelConfig, Routing
 from headrace.link import shared_memory
+from headrace.metrics import REQUESTS
 from tests.house import MAX_BODY_BYTES, affine_model, client, open_house, until
 
 ROW = [1.0, 2.0, 3.0, 4.0]
@@ -400,6 +402,33 @@ async def test_stages_are_measured(tmp_path: Path) -> None:
     names = {labels[2] for labels in stages}
     assert names == {"queue", "link", "batch_wait", "compute", "encode"}
     assert all(numbers[-1] >= 0 for numbers in stages.values())
+
+
+async def test_an_answer_after_a_roll_out_is_recorded_for_the_version_that_gave_it(
+    tmp_path: Path,
+) -> None:
+    config = ModelConfig(batching=Batching(max_rows=2, max_wait_s=20))
+    affine_model(tmp_path / "store" / "affine" / "2" / "model.onnx", factor=3)
+    audit = AuditLog(Audit(sample=1.0), tmp_path / "audit", "gateway")
+    opened = open_house(tmp_path, "a", config=config, audit=audit)
+    async with opened as house, client(house) as http:
+        engine = house.services["a"]._placements.engine(1)
+        assert engine is not None
+        early = asyncio.create_task(http.post(INFER, json=infer_body()))
+        await until(lambda: len(engine))
+        await house.place("a", "affine", 2, config)
+        late = asyncio.create_task(http.post(INFER, json=infer_body()))
+        await until(lambda: house.plane.router.in_flight()["affine"] == 2)
+        filled = await http.post("/v2/models/affine/versions/1/infer", json=infer_body())
+        assert (await early).json()["model_version"] == filled.json()["model_version"] == "1"
+        await http.post("/v2/models/affine/versions/2/infer", json=infer_body())
+        assert (await late).json()["model_version"] == "2"
+        counted = house.recorder.snapshot().samples[REQUESTS.name]
+    audit.close()
+    (file,) = (tmp_path / "audit").iterdir()
+    recorded = [json.loads(line)["version"] for line in file.read_text().splitlines()]
+    assert sorted(recorded) == [1, 1, 2, 2]
+    assert {labels[1]: count for labels, (count,) in counted.items()} == {1: 2, 2: 2}
 
 
 async def test_a_client_that_leaves_is_cancelled_in_the_slot(tmp_path: Path) -> None:
