@@ -15,6 +15,7 @@ from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
     NoPermissionError,
+    NoScriptError,
     RedisError,
 )
 from redis.exceptions import TimeoutError as RedisTimeoutError
@@ -130,7 +131,8 @@ class RedisBudgets:
             raise ConfigError("`budgets.store` is not a URL like redis://host:6379/0") from None
         self._gateway_id = gateway_id
         self._prefix = config.prefix
-        self._script = self._redis.register_script(script)
+        self._script = script
+        self._sha = hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
 
     async def exchange(self, claims: Sequence[Claim]) -> tuple[list[Grant], int]:
         """See `BudgetStore`. All claims go in one message and come back in one."""
@@ -139,13 +141,8 @@ class RedisBudgets:
         calls = [self._call(f"{self._prefix}:gateways", GATEWAYS_S, everyone)]
         calls += [self._call(self._key(claim.caller), ACTIVE_S, claim) for claim in claims]
         try:
-            async with (
-                asyncio.timeout(2 * TIMEOUT_S),
-                self._redis.pipeline(transaction=False) as pipeline,
-            ):
-                for key, *arguments in calls:
-                    await self._script([key], arguments, pipeline)
-                answers = await pipeline.execute()
+            async with asyncio.timeout(2 * TIMEOUT_S):
+                answers = await self._answers(calls)
             gateways, *grants = [_grant(answer) for answer in answers]
         except (RedisError, OSError, ValueError, TypeError) as error:
             raise BudgetsAway(f"the budgets' Redis is away: {_reason(error)}") from None
@@ -169,6 +166,28 @@ class RedisBudgets:
             *(claim.used, claim.used_before, claim.day),
         )
         return key, self._gateway_id, " ".join(map(str, numbers))
+
+    async def _answers(self, calls: list[tuple[str, str, str]]) -> list[Any]:
+        """The answer to each call; Redis may have lost the script before any of them.
+
+        redis-py's `register_script` asks for the script before each pipeline, a round trip more.
+        """
+        answers = await self._send(calls)
+        lost = [at for at, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
+        if lost:
+            await self._redis.script_load(self._script)
+            for at, answer in zip(lost, await self._send([calls[at] for at in lost]), strict=True):
+                answers[at] = answer
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise answer
+        return answers
+
+    async def _send(self, calls: list[tuple[str, str, str]]) -> list[Any]:
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            for call in calls:
+                pipeline.evalsha(self._sha, 1, *call)
+            return await pipeline.execute(raise_on_error=False)
 
 
 def _grant(answer: Any) -> Grant:
