@@ -250,20 +250,17 @@ class CallerBook:
         day = int(time.time() // DAY_S)
         return self._ledger.exchange(gateway_id, claims, time.monotonic(), day)
 
-    async def keys(self, operation: str, arguments: Mapping[str, Any]) -> Any:
-        """An operator's order about API keys; gateways know of a change when this returns."""
-        orders: dict[str, Callable[..., Awaitable[Any]]] = {
-            "list": self._desk.list,
-            "create": self._desk.create,
-            "revoke": self._desk.revoke,
-            "rotate": self._desk.rotate,
-        }
-        if operation not in orders:
-            raise InvalidArgument(f"there is no operation {operation!r} on keys")
-        answer = await orders[operation](**arguments)
-        if operation != "list":
+    def telling(
+        self, change: Callable[..., Awaitable[Mapping[str, Any]]]
+    ) -> Callable[..., Awaitable[Mapping[str, Any]]]:
+        """A change of keys that gateways know of when it returns."""
+
+        async def changed(**arguments: Any) -> Mapping[str, Any]:
+            facts = await change(**arguments)
             await self._tell()
-        return answer
+            return facts
+
+        return changed
 
     async def run(self) -> None:
         """Follow keys that others change, until cancelled."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from inspect import isawaitable
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,11 @@ from autoscale.lookout import StoreWatch
 from autoscale.operations import Operations
 from autoscale.slot_targets import SlotTargets
 from headrace.access import Access, Claim, Grant
-from headrace.config.args import Budgets, ModelConfig, PoolConfig, SlotClass
+from headrace.config.args import Budgets, PoolConfig, SlotClass
 from headrace.config.types import SecretRef
-from headrace.errors import HeadraceError, InvalidArgument, Unavailable
+from headrace.deployment import Process, answer_of
+from headrace.errors import InvalidArgument, Unavailable
 from headrace.link.client import Identity
-from headrace.logs import configure, watched
-from headrace.metrics import Recorder
-from headrace.metrics_export import Exporter
-from headrace.node import Node
 from headrace.secrets import cluster_secret, headrace_home
 from headrace.snapshot import SlotView, Snapshot
 from replicas.repository import Repository
@@ -63,13 +61,12 @@ class Pool:
     """See the module."""
 
     async def __init__(self, settings: PoolSettings) -> None:  # type: ignore[misc]
-        configure(settings.log_level, "pool")
-        node = Node.here()
+        self._process = process = Process("pool", settings.log_level)
+        node = process.node
         epoch, fresh = next_epoch(node.folder / EPOCH_FILE, time.time_ns() // 1_000_000)
         secret = cluster_secret(settings.secret)
         identity = Identity("pool", node.id, secret, settings.max_body_bytes)
         loop = asyncio.get_running_loop()
-        recorder = Recorder("pool")
         # In a thread: opening a remote store may import its client library and connect.
         repository = await loop.run_in_executor(
             None, Repository, settings.store, node.folder / "store"
@@ -80,26 +77,44 @@ class Pool:
             identity,
             epoch,
             settings.slots,
-            recorder,
+            process.recorder,
             fresh=fresh,
             keep=self._decisions.add,
             resize=self._resize,
             max_loads=settings.max_concurrent_loads,
         )
-        self._operations = Operations(self._controller)
         desk = KeyDesk.open(settings.budgets, secret)
         self._callers = CallerBook(desk, settings.max_callers, self._controller.grant_access)
-        self._orders: set[asyncio.Task[None]] = set()
+        self._operations = self._table(Operations(self._controller), desk)
+        self._resizing: set[asyncio.Task[None]] = set()
         self._targets = SlotTargets(serve.get_replica_context().app_name, epoch)
         self._reports: dict[str, tuple[float, dict[str, Any]]] = {}
-        exporter = Exporter(recorder, node.metrics)
         store_watch = StoreWatch(settings.store, settings.poll_s, self._controller.lookout.soon)
-        self._tasks = [
-            watched(loop.create_task(self._controller.run(exporter.write))),
-            watched(loop.create_task(store_watch.run())),
-            watched(loop.create_task(self._callers.run())),
-            watched(loop.create_task(self._targets.run())),
-        ]
+        process.start(
+            self._controller.run(process.exporter.write),
+            store_watch.run(),
+            self._callers.run(),
+            self._targets.run(),
+        )
+
+    def _table(self, models: Operations, keys: KeyDesk) -> dict[str, Callable[..., Any]]:
+        """Everything that an operator can ask the pool to do, by the name in `operate`."""
+        lending = self._controller.lending
+        return {
+            "index": models.index,
+            "load": models.load,
+            "unload": models.unload,
+            "roll_back": models.roll_back,
+            "serve_only": models.serve_only,
+            "list_keys": keys.list,
+            "create_key": self._callers.telling(keys.create),
+            "revoke_key": self._callers.telling(keys.revoke),
+            "rotate_key": self._callers.telling(keys.rotate),
+            "request_lease": lending.request,
+            "watch_lease": lending.watch,
+            "return_lease": lending.give_back,
+            "release_lease": lending.release,
+        }
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Serve calls this with the live part of the config, at start and on every change."""
@@ -114,10 +129,8 @@ class Pool:
     def _resize(self, targets: dict[str, int]) -> None:
         """Ask Ray Serve for so many slots of each class."""
         task = asyncio.get_running_loop().create_task(self._targets.set(targets))
-        self._orders.add(task)
-        task.add_done_callback(self._orders.discard)
-
-    # -- what gateways ask --------------------------------------------------------------------
+        self._resizing.add(task)
+        task.add_done_callback(self._resizing.discard)
 
     async def watch(
         self, known: Snapshot, gateway_id: str, report: dict[str, Any]
@@ -184,78 +197,33 @@ class Pool:
         """Who holds, wants, lends and borrows slots, and why: see `autoscale.pool_view`."""
         return self._controller.pool_view()
 
-    async def watch_lease(self, lease_id: str, known: str) -> dict[str, Any]:
-        """A lease once its state is not `known`, or after some seconds, as `operate` answers.
-
-        Asking says that its holder lives.
-        """
-        try:
-            self._check_settled()
-            return {"result": await self._controller.lending.watch(lease_id, known)}
-        except HeadraceError as error:
-            return {"status": error.http_status, "error": error.message}
-
     async def operate(self, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Carry out an operator's order: its `result`, or `status` and `error` of what refused it.
+        """Carry out an operator's operation; the answer of `answer_of` and the snapshot's number.
 
-        `number` is that of the first snapshot which shows it.
-
-        Errors are answers here, since Ray would wrap exceptions into its own.
+        `number` is that of the first snapshot which shows what was changed.
         """
-        try:
-            result = await self._operate(name, arguments)
-        except HeadraceError as error:
-            return {"status": error.http_status, "error": error.message}
-        return {"result": result, "number": self._controller.snapshot.number}
+        answer = await answer_of(self._carry_out(name, arguments))
+        return {**answer, "number": self._controller.snapshot.number}
 
-    async def _operate(self, name: str, arguments: dict[str, Any]) -> Any:
-        if name.startswith("lease_"):
-            return await self._lease(name, arguments)
-        log.info("operation", operation=name, model=arguments.get("name", ""))
-        if name == "keys":
-            return await self._callers.keys(arguments.pop("order"), arguments)
-        if name == "index":
-            return await self._operations.index()
-        if name == "load":
-            return await self._operations.load(arguments["name"], arguments.get("config"))
-        if name == "unload":
-            return await self._operations.unload(arguments["name"])
-        if name == "roll_back":
-            return await self._operations.roll_back(arguments["name"])
-        if name == "serve_only":
-            models = arguments["models"]
-            return await self._operations.serve_only(
-                {model: ModelConfig.model_validate(each) for model, each in models.items()}
-            )
-        raise InvalidArgument(f"the pool has no operation {name!r}")
-
-    async def _lease(self, name: str, arguments: dict[str, Any]) -> Any:
-        self._check_settled()
-        lending = self._controller.lending
-        if name == "lease_request":
-            return await lending.request(**arguments)
-        if name == "lease_return":
-            return lending.give_back(arguments["lease_id"])
-        if name == "lease_release":
-            return lending.release(arguments["lease_id"])
-        raise InvalidArgument(f"the pool has no operation {name!r}")
-
-    def _check_settled(self) -> None:
-        """Until it knows what an earlier pool had lent, no lease can be said to be unknown."""
-        if not self._controller.snapshot.number:
+    async def _carry_out(self, name: str, arguments: dict[str, Any]) -> Any:
+        operation = self._operations.get(name)
+        if operation is None:
+            raise InvalidArgument(f"the pool has no operation {name!r}")
+        if not name.endswith("_lease"):
+            log.info("operation", operation=name, model=arguments.get("name", ""))
+        elif not self._controller.snapshot.number:
+            # Until it knows what an earlier pool had lent, no lease can be said to be unknown.
             raise Unavailable("the pool has just started; try again in a moment")
-
-    # -- Serve's hooks ------------------------------------------------------------------------
+        result = operation(**arguments)
+        return await result if isawaitable(result) else result
 
     async def check_health(self) -> None:
         """Serve asks once per period."""
-        if any(task.done() for task in self._tasks):
-            raise RuntimeError("a task of the pool has ended")
+        self._process.check_health()
 
     async def __del__(self) -> None:
         """Let go of the slots; they keep serving."""
-        for task in self._tasks:
-            task.cancel()
+        await self._process.stop()
         self._controller.fleet.close()
         self._decisions.close()
 

@@ -17,6 +17,7 @@ import structlog
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from autoscale.serve_policy import NAMESPACE, WATCH_S, actor_name
+from headrace.deployment import Away, on_ray
 
 RETRY_S = 0.2
 CHECK_S = 2.0
@@ -89,9 +90,10 @@ class SlotTargets:
         """Keep the actor alive and its targets ours, until cancelled."""
         while True:
             try:
-                reason = await self._tend(self._make())
-            except Exception as error:  # Ray raises many kinds when it is busy or about to end
-                reason = type(error).__name__
+                async with on_ray("pool", None):
+                    reason = await self._tend(self._make())
+            except Away as error:
+                reason = error.kind
             log.warning("slot_targets_away", reason=reason)
             self._board = self._written = None
             await asyncio.sleep(RETRY_S)
@@ -124,10 +126,10 @@ class SlotTargets:
             while not self.superseded and board is self._board and self._written != self._targets:
                 targets = dict(self._targets)
                 try:
-                    async with asyncio.timeout(CALL_TIMEOUT_S):
+                    async with on_ray("pool", CALL_TIMEOUT_S):
                         epoch = await board.put.remote(self._epoch, targets)
-                except Exception as error:  # `run` hears of the death too and writes again
-                    log.debug("slot_targets_not_written", reason=type(error).__name__)
+                except Away as error:  # `run` hears of the death too and writes again
+                    log.debug("slot_targets_not_written", reason=error.kind)
                     return
                 if epoch == self._epoch:
                     self._written = targets

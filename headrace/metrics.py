@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-Role = Literal["gateway", "slot", "pool", "stage"]
+ProcessRole = Literal["gateway", "slot", "pool", "stage"]
 Stage = Literal["queue", "link", "batch_wait", "compute", "encode"]
 Labels = tuple[str | int, ...]
 
@@ -222,7 +222,7 @@ def quantile(bounds: Sequence[float], counts: Sequence[float], q: float) -> floa
 class Recorder:
     """What one process counts. A request for an unknown model is recorded with model ''."""
 
-    def __init__(self, role: Role) -> None:
+    def __init__(self, role: ProcessRole) -> None:
         self.role = role
         self._series = {name: Series(family) for name, family in FAMILIES.items()}
         self._requests = self._series[REQUESTS.name]

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self, TextIO
 
-import ray
-
 from headrace.errors import ConfigError
 from headrace.files import locked
 
@@ -30,6 +28,8 @@ class Node:
     @classmethod
     def here(cls) -> Self:
         """The node of the calling Ray worker."""
+        import ray  # takes a second, which only a worker needs to spend
+
         node_id = ray.get_runtime_context().get_node_id()
         base = Path(tempfile.gettempdir())
         if len(str(base)) > MAX_BASE:
@@ -58,9 +58,10 @@ class Node:
         """Where the node's gateways keep what clients have registered of shared memory."""
         return self.folder / "regions"
 
-    def address(self, host: str) -> str:
-        """The host to listen on: `node` stands for this node's own address."""
-        return self.ip if host == "node" else host
+    def address_of(self, text: str) -> str:
+        """`host:port` to listen on; the host `node` stands for this node's own address."""
+        host, _, port = text.rpartition(":")
+        return f"{self.ip if host == 'node' else host}:{port}"
 
 
 class PortLock:

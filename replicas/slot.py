@@ -13,14 +13,12 @@ from typing import Any
 import structlog
 from ray import serve
 
-from headrace.config.args import Limits, SlotClass
+from headrace.config.args import Limits, SlotClass, split_address
 from headrace.config.types import SecretRef
+from headrace.deployment import Away, Process, on_ray
 from headrace.link import shared_memory
 from headrace.link.handshake import FEATURES, Hello
-from headrace.logs import configure, watched
-from headrace.metrics import Recorder
-from headrace.metrics_export import Exporter
-from headrace.node import WILDCARDS, Node
+from headrace.node import WILDCARDS
 from headrace.secrets import cluster_secret
 from headrace.snapshot import SlotView
 from replicas import last_words
@@ -31,6 +29,7 @@ from replicas.repository import Repository
 from replicas.service import HANDOVER_S, SlotService
 
 ANNOUNCE_S = 0.5
+ANNOUNCE_TIMEOUT_S = 5.0
 
 log = structlog.get_logger()
 
@@ -53,15 +52,12 @@ class ModelServer:
     """A generic slot; Serve starts, checks and stops it, the pool says what it holds."""
 
     async def __init__(self, settings: SlotSettings, pool: Any) -> None:  # type: ignore[misc]
-        configure(settings.log_level, "slot")
         self._settings, self._pool = settings, pool
-        self._draining = False
-        self._tasks: list[asyncio.Task[None]] = []
-        self._node = Node.here()
-        self._recorder = Recorder("slot")
+        self._draining = self._started = False
+        self._process = Process("slot", settings.log_level)
         loop = asyncio.get_running_loop()
         shared_memory.sweep()
-        last_words.sweep(self._node.folder)
+        last_words.sweep(self._process.node.folder)
         if settings.slot_class.pin:
             # Before any runtime starts its threads: those inherit it.
             cores = pin(serve.get_replica_context().rank.local_rank, settings.slot_class.cpus)
@@ -75,13 +71,11 @@ class ModelServer:
             settings.slot_class.memory, self._words, farewell=self._service.out_of_memory
         )
         self._watch.start()
-        self._tasks = [
-            watched(loop.create_task(self._announce())),
-            watched(loop.create_task(self._export())),
-        ]
+        self._process.start(self._announce(), self._process.export())
+        self._started = True
 
     async def _listen(self) -> None:
-        settings, node = self._settings, self._node
+        settings, node = self._settings, self._process.node
         features = tuple(FEATURES) if shared_memory.available() else ()
         path = node.folder / f"{os.getpid()}-{os.urandom(2).hex()}.sock"
         self._words = last_words.LastWords(path, settings.slot_class.memory)
@@ -90,22 +84,22 @@ class ModelServer:
             Hello(self._slot_id, node_id=node.id, features=features),
             cluster_secret(settings.secret),
             settings.limits,
-            self._recorder,
+            self._process.recorder,
             settings.slot_class.cpus,
             "cuda" if settings.slot_class.gpus else "cpu",
             Path(settings.spool) if settings.spool else node.spool,
             words=self._words,
         )
-        host, _, port = settings.link.rpartition(":")
-        await self._service.start(path, self._node.address(host), int(port))
-        bound, _, port = self._service.tcp_address.rpartition(":")
+        host, port = split_address(node.address_of(settings.link))
+        await self._service.start(path, host, port)
+        bound, _, bound_port = self._service.tcp_address.rpartition(":")
         reachable = node.ip if bound in WILDCARDS else bound
         self._view = SlotView(
             slot_id=self._slot_id,
             slot_class=settings.name,
-            node_id=self._node.id,
+            node_id=node.id,
             unix_path=str(path),
-            tcp_address=f"{reachable}:{port}",
+            tcp_address=f"{reachable}:{bound_port}",
             pid=os.getpid(),
         )
 
@@ -114,38 +108,27 @@ class ModelServer:
         while True:
             if not self._service.pool_connected and not self._draining:
                 try:
-                    async with asyncio.timeout(5):
+                    async with on_ray("pool", ANNOUNCE_TIMEOUT_S):
                         await self._pool.announce.remote(self._view)
-                except Exception as error:  # Ray raises many kinds while the pool is restarting
-                    log.debug("pool_away", reason=type(error).__name__)
+                except Away as error:
+                    log.debug("pool_away", reason=error.kind)
             await asyncio.sleep(ANNOUNCE_S * random.uniform(0.5, 1.5))
-
-    async def _export(self) -> None:
-        """Write this process's figures where the node's /metrics finds them."""
-        exporter = Exporter(self._recorder, self._node.metrics)
-        while True:
-            await asyncio.sleep(1.0)
-            exporter.write()
-
-    # -- Serve's hooks ------------------------------------------------------------------------
 
     async def check_health(self) -> None:
         """Serve asks once per period; an exception makes it replace this replica."""
         if not self._service.tcp_address:
             raise RuntimeError("the link is not listening")
-        if any(task.done() for task in self._tasks):
-            raise RuntimeError("a task of the slot has ended")
+        self._process.check_health()
 
     async def __del__(self) -> None:
         """Serve awaits this before it ends the process: answer what is there, take no more."""
         self._draining, drain_s = True, self._settings.limits.drain_s
-        if not self._tasks:
+        if not self._started:
             return  # told to stop while it was starting: nobody has heard of it
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(drain_s):
                 await self._service.drain(min(HANDOVER_S, drain_s / 2))
-        for task in self._tasks:
-            task.cancel()
+        await self._process.stop()
         await self._service.close()
         self._watch.stop()
         self._words.remove()

@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +24,7 @@ from autoscale.budget_ledger import BudgetLedger
 from gateway.access.admission import Admission
 from gateway.access.audit import AuditLog
 from gateway.access.auth import Authenticator
-from gateway.access.ticket import Ticket
+from gateway.access.visits import Visits
 from gateway.grpc.listener import GrpcListener
 from gateway.http.api import create_app
 from gateway.http.lane import fast_lane, sweep
@@ -33,16 +34,19 @@ from gateway.media.inference import MediaInference
 from gateway.prediction import FrontState
 from gateway.shared_memory.prediction import RegionInference
 from gateway.shared_memory.regions import Regions
+from gateway.view import GatewayView
 from headrace.access import Access, BudgetStore, Claim, Grant
 from headrace.config.args import Batching, Limits, MediaConfig, ModelConfig
 from headrace.link.client import Identity, SlotControl
 from headrace.link.handshake import Hello
 from headrace.link.plane import DataPlane
+from headrace.link.pool import PoolClient
 from headrace.metrics import Recorder
 from headrace.snapshot import ModelView, Placement, SlotView, Snapshot, State, VersionView
 from headrace.spec import decode_spec
 from replicas.repository import Repository
 from replicas.service import SlotService
+from tests.gateway.views import FixedPool, Handle
 
 PEPPER = b"pepper of the test house"
 SECRET = b"secret of the test house"
@@ -91,7 +95,7 @@ class LedgerStore:
 class House:
     """A gateway and its slots; `place` puts a model into a slot.
 
-    It is its own `GatewayView`: what the APIs tell the pool is kept in `told`.
+    What the APIs tell the pool is kept in `told`.
     """
 
     store: Path
@@ -104,9 +108,7 @@ class House:
     facts: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)
     lost: list[str] = field(default_factory=list)
     snapshot: Snapshot = field(default_factory=Snapshot)
-    version: str = "test"
     repository_control: Literal["admin", "public"] = "admin"
-    told: list[Any] = field(default_factory=list)
     recorder: Recorder = field(default_factory=lambda: Recorder("gateway"))
     access: Access = field(default_factory=Access)
     budgets: BudgetStore = field(default_factory=LedgerStore)
@@ -129,10 +131,19 @@ class House:
             self.front.media = MediaInference(desk)
         if self.regions is not None:
             self.front.regions = RegionInference(self.front, self.regions)
-        app = create_app(self, desk)
+        self.pool = HousePool(self)
+        self.view = GatewayView(
+            plane=self.plane,
+            pool=PoolClient(Handle(self.pool), self.plane, "gateway"),
+            ready=lambda: bool(self.snapshot.slots),
+            visit=partial(Visits(self.admission, self.recorder, None).enter, protocol="http"),
+            repository_control=self.repository_control,
+            regions=self.regions,
+        )
+        app = create_app(self.view, desk)
         self.http = HttpListener(app, "127.0.0.1:0", 60, fast_lane(self.front))
         await self.http.start()
-        self.grpc = GrpcListener("127.0.0.1:0", self, self.front)
+        self.grpc = GrpcListener("127.0.0.1:0", self.view, self.front)
         await self.grpc.start()
         loop = asyncio.get_running_loop()
         self.tasks = [
@@ -140,35 +151,10 @@ class House:
             for each in (self.plane.run(), self.admission.run(), sweep(self.front))
         ]
 
-    def visit(self, headers: Mapping[bytes, bytes], address: str) -> Ticket:
-        ticket = self.admission.identify(headers, address)
-        self.admission.visit(ticket)
-        return ticket
-
-    def ready(self) -> bool:
-        return bool(self.snapshot.slots)
-
-    async def statistics(self) -> Sequence[Mapping[str, Any]]:
-        return [each for slot in self.services.values() for each in slot._placements.statistics()]
-
-    async def index(self) -> list[dict[str, str]]:
-        idle = {"name": "idle", "version": "", "state": "UNAVAILABLE", "reason": "not loaded"}
-        return [
-            idle,
-            *(
-                {"name": p.model, "version": str(p.version), "state": p.state, "reason": p.reason}
-                for p in self.snapshot.placements
-            ),
-        ]
-
-    async def load(self, name: str, config: Mapping[str, Any] | None = None) -> None:
-        self.told.append(("load", name, config))
-
-    async def unload(self, name: str) -> None:
-        self.told.append(("unload", name))
-
-    async def serve_only(self, models: Mapping[str, ModelConfig]) -> None:
-        self.told.append(("serve_only", dict(models)))
+    @property
+    def told(self) -> list[Any]:
+        """The changes that the pool was asked for."""
+        return self.pool.told
 
     @property
     def url(self) -> str:
@@ -257,6 +243,28 @@ class House:
         await asyncio.gather(self.http.stop(1), self.grpc.stop(1))
         for service in self.services.values():
             await service.close()
+
+
+class HousePool(FixedPool):
+    """The pool of a house: its index and statistics are of what is there."""
+
+    def __init__(self, house: House) -> None:
+        super().__init__(index=self._index)
+        self._house = house
+
+    def _index(self) -> list[dict[str, str]]:
+        idle = {"name": "idle", "version": "", "state": "UNAVAILABLE", "reason": "not loaded"}
+        return [
+            idle,
+            *(
+                {"name": p.model, "version": str(p.version), "state": p.state, "reason": p.reason}
+                for p in self._house.snapshot.placements
+            ),
+        ]
+
+    async def statistics(self) -> Sequence[Mapping[str, Any]]:
+        services = self._house.services.values()
+        return [each for slot in services for each in slot._placements.statistics()]
 
 
 @asynccontextmanager

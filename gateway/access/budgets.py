@@ -11,6 +11,7 @@ import structlog
 
 from gateway.access.limits import Account, Limiter
 from headrace.access import BudgetsAway, BudgetStore, Claim, Grant
+from headrace.deployment import Away, on_ray
 
 EXCHANGE_S = 0.05
 """How often the store hears of what was spent; at once when a request waits for its answer."""
@@ -106,12 +107,12 @@ class PoolBudgets:
     async def exchange(self, claims: Sequence[Claim]) -> tuple[Sequence[Grant], int]:
         """See `BudgetStore`."""
         try:
-            async with asyncio.timeout(TIMEOUT_S):
+            async with on_ray("pool", TIMEOUT_S):
                 grants, gateways = await self._handle.exchange_budgets.remote(
                     self._gateway_id, list(claims)
                 )
-        except Exception as error:  # Ray raises many kinds while the pool is restarting
-            raise BudgetsAway(f"the pool is away: {type(error).__name__}") from None
+        except Away as error:
+            raise BudgetsAway(f"the pool is away: {error.kind}") from None
         if len(grants) != len(claims):
             raise BudgetsAway(f"the pool answered {len(grants)} of {len(claims)} claims")
         return grants, gateways

@@ -12,7 +12,6 @@ from gateway.access.admission import Admission
 from gateway.grpc.calls import Gate, GrpcCall, Handlers, Method, stream, unary
 from gateway.grpc.prediction import InferStream, PredictionMethod, visit, visits_of
 from gateway.prediction import FrontState
-from gateway.repository_access import load_model, require_public
 from gateway.shared_memory.regions import (
     Region,
     caller_of,
@@ -20,7 +19,7 @@ from gateway.shared_memory.regions import (
     registration_is_off,
     unknown_region,
 )
-from gateway.view import GatewayView
+from gateway.view import RELEASE, GatewayView, load_model, require_public
 from headrace.errors import NotFound, Unavailable, Unimplemented
 from headrace.link.plane import find_model, known_spec
 from headrace.protocols import metadata
@@ -153,7 +152,7 @@ class InferenceService:
     async def server_metadata(self, body: bytes, context: GrpcCall) -> bytes:
         """Name, release and extensions."""
         shared_memory = self._view.regions is not None
-        return metadata.server_metadata(self._view.version, shared_memory=shared_memory)
+        return metadata.server_metadata(RELEASE, shared_memory=shared_memory)
 
     # -- a model ------------------------------------------------------------------------------
 
@@ -185,7 +184,7 @@ class InferenceService:
         if request.name:
             _, found = find_model(snapshot, request.name, request.version)
             version = found.version if request.version else None
-        totals = await self._view.statistics()
+        totals = await self._view.pool.ask("statistics")
         return metadata.model_statistics(
             statistics_document(totals, snapshot, request.name or None, version)
         )
@@ -196,7 +195,7 @@ class InferenceService:
         """The models of the store and of the config."""
         request = parse("inference.RepositoryIndexRequest", body)
         _only_repository(request.repository_name)
-        entries = await self._view.index()
+        entries = await self._view.pool.operate("index")
         if request.ready:
             entries = [entry for entry in entries if entry["state"] == State.READY]
         return metadata.repository_index(entries)
@@ -215,7 +214,7 @@ class InferenceService:
         require_public(self._view)
         request = parse("inference.RepositoryModelUnloadRequest", body)
         _only_repository(request.repository_name)
-        await self._view.unload(request.model_name)
+        await self._view.pool.operate("unload", name=request.model_name)
         return b""
 
     # -- settings -----------------------------------------------------------------------------

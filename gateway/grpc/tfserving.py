@@ -18,8 +18,7 @@ from gateway.grpc.prediction import (
     visits_of,
 )
 from gateway.prediction import FrontState
-from gateway.repository_access import require_public
-from gateway.view import GatewayView
+from gateway.view import GatewayView, require_public
 from headrace.config.args import Latest, ModelConfig
 from headrace.errors import InvalidArgument, Unimplemented
 from headrace.link.plane import find_servable, servable_versions
@@ -158,5 +157,6 @@ class ServingService:
         """Serve exactly the models that the request lists."""
         require_public(self._view)
         request = parse("tensorflow.serving.ReloadConfigRequest", body)
-        await self._view.serve_only(reloaded_models(request.config))
+        models = reloaded_models(request.config)
+        await self._view.pool.operate("serve_only", models=models)
         return metadata.reload_answer(0, "")

@@ -6,8 +6,9 @@ import hmac
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Protocol, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, FastAPI, Query
 from fastapi.responses import JSONResponse, PlainTextResponse
@@ -23,9 +24,10 @@ from gateway.http.answers import answer_errors, json_answer
 from gateway.http.api import repository
 from gateway.http.media import jobs
 from gateway.media.desk import MediaDesk
-from gateway.view import GatewayView
+from gateway.view import RELEASE, GatewayView
 from headrace.config.types import Name, Strict
-from headrace.errors import ConfigError, FailedPrecondition, InvalidArgument
+from headrace.errors import ConfigError, FailedPrecondition, InvalidArgument, Unavailable
+from headrace.link.pool import WATCH_TIMEOUT_S, PoolClient
 from headrace.metrics_export import ModelSummary, merge, summaries
 from headrace.snapshot import ModelView, Snapshot, State, VersionView
 
@@ -36,6 +38,28 @@ FILTERS = ("caller", "since", "until", "decision", "reason", "model")
 
 T = TypeVar("T")
 
+
+@dataclass(frozen=True, slots=True)
+class GatewayControl:
+    """What operators alone see of a gateway, and do to its application.
+
+    `audit_folder` is None where the log is off. `shut_down` deletes the application: everything
+    drains and ends. `apply` deploys a changed config; it raises `ConfigError` when it is not one.
+    """
+
+    metrics_folder: Path
+    audit_folder: Path | None
+    addresses: Callable[[], dict[str, str]]
+    shut_down: Callable[[], Awaitable[None]]
+    apply: Callable[[dict[str, Any]], Awaitable[None]]
+
+
+def _pool(request: Request) -> PoolClient:
+    view: GatewayView = request.app.state.view
+    return view.pool
+
+
+Pool = Annotated[PoolClient, Depends(_pool)]
 audit = APIRouter()
 """Its application keeps the folder in `state.audit_folder`, None where the log is off."""
 
@@ -120,28 +144,28 @@ class Rotation(Strict):
 
 
 @keys.get("/admin/v1/keys")
-async def list_keys(operations: Operations) -> Response:
+async def list_keys(pool: Pool) -> Response:
     """`{"keys": [...]}`, oldest first."""
-    return json_answer({"keys": await operations.keys("list")})
+    return json_answer({"keys": await pool.operate("list_keys")})
 
 
 @keys.post("/admin/v1/keys")
-async def create(wanted: NewKey, operations: Operations) -> Response:
+async def create(wanted: NewKey, pool: Pool) -> Response:
     """A new key: its text is in `key`, this once."""
-    return _secret(await operations.keys("create", **wanted.model_dump()))
+    return _secret(await pool.operate("create_key", **wanted.model_dump()))
 
 
 @keys.post("/admin/v1/keys/{key:path}/revoke")
-async def revoke(key: str, operations: Operations) -> Response:
+async def revoke(key: str, pool: Pool) -> Response:
     """End a key, named by id or name, now."""
-    return json_answer(await operations.keys("revoke", key=key))
+    return json_answer(await pool.operate("revoke_key", key=key))
 
 
 @keys.post("/admin/v1/keys/{key:path}/rotate")
-async def rotate(key: str, operations: Operations, rotation: Rotation | None = None) -> Response:
+async def rotate(key: str, pool: Pool, rotation: Rotation | None = None) -> Response:
     """A new key in its place; without a body the old one ends now."""
     grace_s = (rotation or Rotation()).grace_s
-    return _secret(await operations.keys("rotate", key=key, grace_s=grace_s))
+    return _secret(await pool.operate("rotate_key", key=key, grace_s=grace_s))
 
 
 def _secret(value: Any) -> Response:
@@ -150,7 +174,7 @@ def _secret(value: Any) -> Response:
     return answer
 
 
-pool = APIRouter()
+leases = APIRouter()
 
 
 class Wanted(Strict):
@@ -167,43 +191,45 @@ class Wanted(Strict):
     id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{0,64}$")] = ""
 
 
-@pool.get("/admin/v1/pool")
-async def view(operations: Operations) -> Response:
+@leases.get("/admin/v1/pool")
+async def pool_view(pool: Pool) -> Response:
     """`{classes, accounts, groups, leases, decisions}`."""
-    return json_answer(await operations.pool_view())
+    return json_answer(await pool.ask("pool_view"))
 
 
-@pool.get("/admin/v1/leases")
-async def list_leases(operations: Operations) -> Response:
+@leases.get("/admin/v1/leases")
+async def list_leases(pool: Pool) -> Response:
     """`{"leases": [...]}`, in the order of the queue."""
-    return json_answer({"leases": (await operations.pool_view())["leases"]})
+    return json_answer({"leases": (await pool.ask("pool_view"))["leases"]})
 
 
-@pool.post("/admin/v1/leases")
-async def request(wanted: Wanted, operations: Operations) -> Response:
+@leases.post("/admin/v1/leases")
+async def request(wanted: Wanted, pool: Pool) -> Response:
     """Ask for slots; the lease waits in the queue, or is refused with what can never be."""
     arguments = wanted.model_dump(exclude={"id"})
-    return json_answer(await operations.lease("request", lease_id=wanted.id, **arguments))
+    return json_answer(await pool.operate("request_lease", lease_id=wanted.id, **arguments))
 
 
-@pool.get("/admin/v1/leases/{lease_id}")
+@leases.get("/admin/v1/leases/{lease_id}")
 async def watch(
-    lease_id: str, operations: Operations, known: Annotated[str, Query(max_length=32)] = ""
+    lease_id: str, pool: Pool, known: Annotated[str, Query(max_length=32)] = ""
 ) -> Response:
     """Its state, as soon as it is not `known`; asking is the heartbeat that keeps it."""
-    return json_answer(await operations.watch_lease(lease_id, known))
+    return json_answer(
+        await pool.operate("watch_lease", timeout_s=WATCH_TIMEOUT_S, lease_id=lease_id, known=known)
+    )
 
 
-@pool.post("/admin/v1/leases/{lease_id}/return")
-async def give_back(lease_id: str, operations: Operations) -> Response:
+@leases.post("/admin/v1/leases/{lease_id}/return")
+async def give_back(lease_id: str, pool: Pool) -> Response:
     """After a notice: the slots are free now; the lease waits to go on."""
-    return json_answer(await operations.lease("return", lease_id=lease_id))
+    return json_answer(await pool.operate("return_lease", lease_id=lease_id))
 
 
-@pool.delete("/admin/v1/leases/{lease_id}")
-async def release(lease_id: str, operations: Operations) -> Response:
+@leases.delete("/admin/v1/leases/{lease_id}")
+async def release(lease_id: str, pool: Pool) -> Response:
     """End it, whatever its state."""
-    await operations.lease("release", lease_id=lease_id)
+    await pool.operate("release_lease", lease_id=lease_id)
     return json_answer({"released": lease_id})
 
 
@@ -217,71 +243,18 @@ NO_SUMMARY: ModelSummary = {
 }
 
 
-class AdminView(GatewayView, Protocol):
-    """What the admin API needs of its gateway."""
-
-    metrics_folder: Path
-    audit_folder: Path | None
-
-    def addresses(self) -> dict[str, str]:
-        """Where it listens."""
-        ...
-
-    def links(self) -> dict[str, str]:
-        """By slot, how this gateway reaches it."""
-        ...
-
-    async def details(self) -> dict[str, Any] | None:
-        """The pool's fast-changing figures; None while the pool is away."""
-        ...
-
-    async def roll_back(self, name: str) -> dict[str, Any]:
-        """Serve the version before: `{model, from, to, warm}`; raises `FailedPrecondition`."""
-        ...
-
-    async def keys(self, order: str, **arguments: Any) -> Any:
-        """Carry out `list`, `create`, `revoke` or `rotate`: see `KeyDesk`."""
-        ...
-
-    async def pool_view(self) -> Mapping[str, Any]:
-        """Classes, accounts, groups, leases and the latest decisions."""
-        ...
-
-    async def lease(self, order: str, **arguments: Any) -> Any:
-        """Carry out `request`, `return` or `release`: see `autoscale.lending`."""
-        ...
-
-    async def watch_lease(self, lease_id: str, known: str) -> Mapping[str, Any]:
-        """A lease once its state is not `known`, or after some seconds; raises `NotFound`."""
-        ...
-
-    async def shutdown(self) -> None:
-        """Delete the application: everything drains and ends."""
-        ...
-
-    async def apply(self, document: dict[str, Any]) -> None:
-        """Deploy a changed config; raises `ConfigError` when it is not one."""
-        ...
-
-
-def _operations(request: Request) -> AdminView:
-    operations: AdminView = request.app.state.view
-    return operations
-
-
-Operations = Annotated[AdminView, Depends(_operations)]
-
-
-def create_admin_app(operations: AdminView, token: str, media: MediaDesk | None = None) -> FastAPI:
+def create_admin_app(
+    view: GatewayView, control: GatewayControl, token: str, media: MediaDesk | None = None
+) -> FastAPI:
     """The application; every path needs `Authorization: Bearer <token>`."""
     app = FastAPI(title="Headrace admin", openapi_url=None)
-    app.state.view, app.state.admin, app.state.media = operations, True, media
-    app.state.audit_folder = operations.audit_folder
+    app.state.view, app.state.admin, app.state.media = view, True, media
+    app.state.audit_folder = control.audit_folder
     app.include_router(repository)
     app.include_router(keys)
     app.include_router(audit)
     app.include_router(jobs)
-    app.include_router(pool)
+    app.include_router(leases)
     answer_errors(app)
     expected = f"Bearer {token}".encode()
 
@@ -297,38 +270,47 @@ def create_admin_app(operations: AdminView, token: str, media: MediaDesk | None 
 
     @app.get("/admin/v1/status")
     async def status() -> JSONResponse:
-        details = await operations.details()
-        figures = await run_in_threadpool(summaries, operations.metrics_folder)
-        return JSONResponse(render_status(operations, details, figures))
+        details = await _details(view.pool)
+        figures = await run_in_threadpool(summaries, control.metrics_folder)
+        return JSONResponse(render_status(view, control.addresses(), details, figures))
 
     @app.post("/admin/v1/models/{name}/rollback")
     async def rollback(name: str) -> JSONResponse:
-        return JSONResponse(await operations.roll_back(name))
+        return JSONResponse(await view.pool.operate("roll_back", name=name))
 
     @app.post("/admin/v1/shutdown", status_code=202)
     async def shutdown() -> JSONResponse:
-        await operations.shutdown()
+        await control.shut_down()
         return JSONResponse({"shutting_down": True}, 202)
 
     @app.put("/admin/v1/config", status_code=202)
     async def apply(document: dict[str, Any]) -> JSONResponse:
         try:
-            await operations.apply(document)
+            await control.apply(document)
         except ConfigError as error:
             return JSONResponse({"error": error.message}, 400)
         return JSONResponse({"applied": True}, 202)
 
     @app.get("/metrics")
     async def metrics() -> PlainTextResponse:
-        text = await run_in_threadpool(merge, operations.metrics_folder)
+        text = await run_in_threadpool(merge, control.metrics_folder)
         return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
 
     @app.get("/sd")
     async def service_discovery() -> JSONResponse:
-        details = await operations.details() or {}
-        return JSONResponse(render_targets(operations.addresses()["admin"], details))
+        details = await _details(view.pool)
+        return JSONResponse(render_targets(control.addresses()["admin"], details))
 
     return app
+
+
+async def _details(pool: PoolClient) -> dict[str, Any]:
+    """The pool's fast-changing figures, {} while it is away."""
+    try:
+        details: dict[str, Any] = await pool.ask("details")
+    except Unavailable:
+        return {}
+    return details
 
 
 def render_targets(own: str, details: dict[str, Any]) -> list[dict[str, Any]]:
@@ -341,21 +323,23 @@ def render_targets(own: str, details: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def render_status(
-    operations: AdminView, details: dict[str, Any] | None, figures: dict[str, ModelSummary]
+    view: GatewayView,
+    addresses: dict[str, str],
+    details: dict[str, Any],
+    figures: dict[str, ModelSummary],
 ) -> dict[str, Any]:
     """The whole of `GET /admin/v1/status`."""
-    snapshot = operations.snapshot
-    details = details or {}
-    links = operations.links()
+    snapshot = view.snapshot
+    links = view.plane.links()
     return {
-        "version": operations.version,
+        "version": RELEASE,
         "epoch": snapshot.epoch,
         "generation": snapshot.generation,
         "number": snapshot.number,
-        "ready": operations.ready(),
+        "ready": view.ready(),
         "pool": "connected" if details else "away",
         "store_problem": snapshot.store_problem,
-        "addresses": operations.addresses(),
+        "addresses": addresses,
         "gateways": details.get("gateways", []),
         "slots": _slots(snapshot, details.get("slots", {}), links),
         "models": [

@@ -17,7 +17,6 @@ from starlette.responses import Response
 from gateway.http.answers import Envelope, answer_errors, json_answer
 from gateway.http.media import jobs, uploads
 from gateway.media.desk import MediaDesk
-from gateway.repository_access import load_model, require_public
 from gateway.settings import TRACE_SETTINGS, check_log_settings, check_trace_settings, log_settings
 from gateway.shared_memory.regions import (
     Region,
@@ -27,7 +26,7 @@ from gateway.shared_memory.regions import (
     registration_is_off,
     unknown_region,
 )
-from gateway.view import GatewayView
+from gateway.view import RELEASE, GatewayView, load_model, require_public
 from headrace.errors import (
     Cancelled,
     InvalidArgument,
@@ -88,7 +87,7 @@ repository = APIRouter()
 async def index(request: Request, view: View) -> Response:
     """The models of the store and those that are served; `{"ready": true}` asks for these alone."""
     only_ready = flag_of(await read_document(request), "ready")
-    rows = await view.index()
+    rows = await view.pool.operate("index")
     return json_answer([row for row in rows if not only_ready or _is_ready(row)])
 
 
@@ -103,7 +102,7 @@ async def load(request: Request, view: Control, name: str) -> Response:
 async def unload(request: Request, view: Control, name: str) -> Response:
     """Serve a model no more."""
     _parameters(await read_document(request))
-    await view.unload(name)
+    await view.pool.operate("unload", name=name)
     return Response()
 
 
@@ -319,7 +318,7 @@ async def tfserving_malformed(request: Request) -> Response:
 async def server_metadata(view: View) -> Response:
     """Name, release and extensions."""
     shared_memory = view.regions is not None
-    return json_answer(metadata.openinference_server(view.version, shared_memory=shared_memory))
+    return json_answer(metadata.openinference_server(RELEASE, shared_memory=shared_memory))
 
 
 @openinference.get("/v2/models/stats")
@@ -331,7 +330,7 @@ async def statistics(view: View, name: str = "", version: str = "") -> Response:
     if name:
         _, found = find_model(view.snapshot, name, version)
         number = found.version if version else None
-    totals = await view.statistics()
+    totals = await view.pool.ask("statistics")
     return json_answer(statistics_document(totals, view.snapshot, name or None, number))
 
 

@@ -21,13 +21,13 @@ from gateway.media.upload import Declared, take
 from gateway.prediction import FrontState, Prediction
 from headrace.config.args import MediaConfig
 from headrace.config.sharding import ProcessOptions, ShardingConfig
+from headrace.deployment import Away, on_ray, result_of
 from headrace.errors import (
     Cancelled,
     DeadlineExceeded,
     HeadraceError,
     InternalError,
     InvalidArgument,
-    Unavailable,
     Unimplemented,
     error_for_status,
 )
@@ -71,10 +71,8 @@ class StageClient:
         events = self._found().options(stream=True).process.remote(job)
         try:
             while True:
-                try:
+                async with _on_stage(None):
                     event: Event | None = await anext(events, None)
-                except Exception as error:  # Ray raises many kinds while the stage is restarting
-                    raise _away(error) from None
                 if event is None:
                     raise InternalError("the stage ended without a result")
                 if event["event"] == "error":
@@ -119,20 +117,18 @@ class StageClient:
         return self._handle
 
     async def _answer(self, call: Any, timeout_s: float) -> Any:
-        try:
-            async with asyncio.timeout(timeout_s):
-                answer = await call
-        except Exception as error:  # as above
-            raise _away(error) from None
-        # A job's document has an `error` of its own, but no `status`.
-        if isinstance(answer, Mapping) and "status" in answer:
-            raise error_for_status(answer["status"], answer["error"])
-        return answer
+        async with _on_stage(timeout_s):
+            return result_of(await call)
 
 
-def _away(error: Exception) -> Unavailable:
-    log.warning("stage_away", reason=type(error).__name__)
-    return Unavailable("the shard stage is away; try again in a moment", retry_after_s=2)
+@asynccontextmanager
+async def _on_stage(timeout_s: float | None) -> AsyncIterator[None]:
+    try:
+        async with on_ray("shard stage", timeout_s):
+            yield
+    except Away as error:
+        log.warning("stage_away", reason=error.kind)
+        raise
 
 
 class _Turn:

@@ -1,23 +1,27 @@
-"""A gateway's calls to the pool through Serve's handle, with Ray's errors mapped to ours."""
+"""A gateway's or stage's talk with the pool: snapshots, operations, and reports of load."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import structlog
 
 from headrace.access import Access
-from headrace.errors import Unavailable, error_for_status
+from headrace.deployment import Away, on_ray, result_of
+from headrace.errors import Unavailable
 from headrace.link.plane import DataPlane
 from headrace.snapshot import Snapshot
 
 WATCH_TIMEOUT_S = 15.0
 ASK_TIMEOUT_S = 3.0
 OPERATE_TIMEOUT_S = 150.0
+FOLLOW_S = 2.0
+"""Longest wait, after an operation, for the snapshot that shows what it changed."""
+POOL_RETRY_S = 0.5
 
 Loads = Mapping[str, tuple[float, int, int]]
 """By model: requests in flight, those of them that wait for a first slot, all that ever came."""
@@ -26,73 +30,78 @@ log = structlog.get_logger()
 
 
 class PoolClient:
-    """See the module. Every call raises `Unavailable` while the pool is away."""
+    """The pool, called over Serve's handle by the process `name`.
 
-    def __init__(self, handle: Any) -> None:
-        self._handle = handle
+    Every call raises `Unavailable` while the pool is away, or with what the pool refused.
+    """
 
-    async def watch(
-        self, known: Snapshot, gateway_id: str, report: dict[str, Any]
-    ) -> Snapshot | None:
-        """The next snapshot, None if there is none for now. A new pool learns from `known`."""
+    def __init__(self, handle: Any, plane: DataPlane, name: str) -> None:
+        self._handle, self._plane, self._name = handle, plane, name
+        self._followed = asyncio.Event()
+
+    async def follow(
+        self, report: Callable[[], dict[str, Any]], apply: Callable[[Snapshot], Awaitable[None]]
+    ) -> None:
+        """Apply each next snapshot until cancelled; while the pool is away the last one stays."""
+        away = False
+        while True:
+            try:
+                snapshot = await self._watch(report())
+            except Unavailable:
+                if not away:
+                    log.warning("pool_away")
+                away = True
+                await asyncio.sleep(POOL_RETRY_S)
+                continue
+            if away:
+                log.info("pool_back")
+            away = False
+            if snapshot is not None:
+                await apply(snapshot)
+                self._followed.set()
+                self._followed = asyncio.Event()
+
+    async def _watch(self, report: dict[str, Any]) -> Snapshot | None:
+        """The next snapshot, None if there is none for now. A new pool learns from the last one."""
+        known = self._plane.snapshot
         access = Access(known.access.number)
         short = replace(known, slots=(), placements=(), models={}, access=access)
-        call = self._handle.watch.remote(short, gateway_id, report)
-        snapshot: Snapshot | None = await self._answer(call, WATCH_TIMEOUT_S)
+        snapshot: Snapshot | None
+        snapshot = await self._call(WATCH_TIMEOUT_S, "watch", short, self._name, report)
         same = snapshot is not None and snapshot.epoch == known.epoch
         if snapshot is not None and same and snapshot.access.number == known.access.number:
             return replace(snapshot, access=known.access)
         return snapshot
 
-    async def tell_load(self, gateway_id: str, loads: Loads) -> None:
-        """What this gateway's router holds and what waits, by model."""
-        await self._answer(self._handle.tell_load.remote(gateway_id, loads), ASK_TIMEOUT_S)
+    async def tell_load(self, loads: Loads) -> None:
+        """What this process's router holds and what waits, by model."""
+        await self._call(ASK_TIMEOUT_S, "tell_load", self._name, loads)
 
-    async def details(self) -> dict[str, Any]:
-        """The figures that change too often for the snapshot."""
-        details: dict[str, Any] = await self._answer(self._handle.details.remote(), ASK_TIMEOUT_S)
-        return details
+    async def ask(self, what: Literal["details", "pool_view", "statistics"]) -> Any:
+        """The pool's answer to one of its questions without arguments."""
+        return await self._call(ASK_TIMEOUT_S, what)
 
-    async def statistics(self) -> list[dict[str, Any]]:
-        """What all slots have counted, by model version."""
-        call = self._handle.statistics.remote()
-        statistics: list[dict[str, Any]] = await self._answer(call, ASK_TIMEOUT_S)
-        return statistics
-
-    async def pool_view(self) -> dict[str, Any]:
-        """Who holds, wants, lends and borrows slots."""
-        view: dict[str, Any] = await self._answer(self._handle.pool_view.remote(), ASK_TIMEOUT_S)
-        return view
-
-    async def watch_lease(self, lease_id: str, known: str) -> dict[str, Any]:
-        """A lease once its state is not `known`, or after some seconds; raises `NotFound`."""
-        call = self._handle.watch_lease.remote(lease_id, known)
-        lease: dict[str, Any] = _result(await self._answer(call, WATCH_TIMEOUT_S))["result"]
-        return lease
-
-    async def operate(self, operation: str, /, **arguments: Any) -> tuple[Any, int]:
-        """An operator's order; its result and the number of the snapshot that shows it.
-
-        Raises what the pool refused it with.
-        """
-        call = self._handle.operate.remote(operation, arguments)
-        answer = _result(await self._answer(call, OPERATE_TIMEOUT_S))
-        return answer["result"], answer["number"]
-
-    async def _answer(self, call: Any, timeout_s: float) -> Any:
+    async def operate(
+        self, operation: str, /, *, timeout_s: float = OPERATE_TIMEOUT_S, **arguments: Any
+    ) -> Any:
+        """The result of an operation of the pool's table, once this process acts on it too."""
+        answer = await self._call(timeout_s, "operate", operation, arguments)
+        result = result_of(answer)
         try:
-            async with asyncio.timeout(timeout_s):
-                return await call
-        except Exception as error:  # Ray raises many kinds while the pool is restarting
-            log.debug("pool_away", reason=type(error).__name__)
-            raise Unavailable("the pool is away; try again in a moment", retry_after_s=2) from None
+            async with asyncio.timeout(FOLLOW_S):
+                while self._plane.snapshot.number < answer["number"]:
+                    await self._followed.wait()
+        except TimeoutError:
+            pass  # it is carried out all the same
+        return result
 
-
-def _result(answer: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What the pool answered; raises what it refused it with."""
-    if "error" in answer:
-        raise error_for_status(answer["status"], answer["error"])
-    return answer
+    async def _call(self, timeout_s: float, method: str, *arguments: Any) -> Any:
+        try:
+            async with on_ray("pool", timeout_s):
+                return await getattr(self._handle, method).remote(*arguments)
+        except Away as error:
+            log.debug("pool_away", reason=error.kind)
+            raise
 
 
 SAMPLE_S = 0.025
@@ -108,8 +117,8 @@ class LoadReport:
     Between two reports the load is a mean, so short requests count too.
     """
 
-    def __init__(self, plane: DataPlane, pool: PoolClient, gateway_id: str) -> None:
-        self._plane, self._pool, self._gateway_id = plane, pool, gateway_id
+    def __init__(self, plane: DataPlane, pool: PoolClient) -> None:
+        self._plane, self._pool = plane, pool
         self._urgent = asyncio.Event()
         plane.on_starved = self._urgent.set
         self._snapshot = Snapshot()
@@ -172,7 +181,7 @@ class LoadReport:
 
     async def _tell(self, loads: Loads, now_s: float) -> None:
         try:
-            await self._pool.tell_load(self._gateway_id, loads)
+            await self._pool.tell_load(loads)
         except Unavailable:
             # Whoever waits goes on waiting; the next report says it again.
             self._told = {}

@@ -11,25 +11,22 @@ from typing import Any
 from autoscale.decision_log import DecisionLog
 from autoscale.lending import Lending
 from autoscale.sharing import Division
-from gateway.http.admin import create_admin_app
 from gateway.http.listener import HttpListener
 from headrace.config.args import SlotClass
 from headrace.config.scaling import Leases
-from headrace.errors import Unavailable
 from headrace.metrics import Recorder
-from tests.gateway.http.test_admin import TOKEN, Desk
+from tests.gateway.http.test_admin import Desk, admin_app
 
 SLOTS = {"cpu": SlotClass(min=1, max=5)}
 
 
 class LeaseDesk(Desk):
-    """The admin API's operations; what leases may have is `offered`."""
+    """A pool that lends slots; what leases may have is `offered`."""
 
     def __init__(self, folder: Path, address: str) -> None:
         super().__init__(metrics_folder=folder)
-        self.offered, self.mute = 0, False
-        self.asked = 0
-        self.listener = HttpListener(create_admin_app(self, TOKEN), address, idle_timeout_s=5)
+        self.offered = self.asked = 0
+        self.listener = HttpListener(admin_app(self), address, idle_timeout_s=5)
         self.forget()
 
     def forget(self) -> None:
@@ -57,25 +54,21 @@ class LeaseDesk(Desk):
     def states(self) -> list[str]:
         return [str(each["state"]) for each in self.lending.documents()]
 
+    def operations(self) -> dict[str, Callable[..., Any]]:
+        return {
+            **super().operations(),
+            "request_lease": self.lending.request,
+            "watch_lease": self.lending.watch,
+            "return_lease": self.lending.give_back,
+            "release_lease": self.lending.release,
+        }
+
+    async def operate(self, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        self.asked += 1
+        return await super().operate(name, arguments)
+
     async def pool_view(self) -> Mapping[str, Any]:
         return {"leases": self.lending.documents()}
-
-    async def lease(self, order: str, **arguments: Any) -> Any:
-        self._check()
-        if order == "request":
-            return await self.lending.request(**arguments)
-        if order == "return":
-            return self.lending.give_back(**arguments)
-        return self.lending.release(**arguments)
-
-    async def watch_lease(self, lease_id: str, known: str) -> Mapping[str, Any]:
-        self._check()
-        return await self.lending.watch(lease_id, known)
-
-    def _check(self) -> None:
-        self.asked += 1
-        if self.mute:
-            raise Unavailable("the pool is away; try again in a moment")
 
 
 @asynccontextmanager

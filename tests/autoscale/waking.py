@@ -24,10 +24,10 @@ class DirectPool:
     controller: Controller
     away: bool = False
 
-    async def tell_load(self, gateway_id: str, loads: Loads) -> None:
+    async def tell_load(self, loads: Loads) -> None:
         if self.away:
             raise Unavailable("the pool is away")
-        self.controller.take_load(gateway_id, loads)
+        self.controller.take_load("gateway", loads)
 
 
 @asynccontextmanager
@@ -42,7 +42,7 @@ async def open_waking(
         house = House(plant.store, tmp_path, Limits(max_body_bytes=MAX_BODY_BYTES))
         await house.start()
         pool = DirectPool(plant.controller)
-        report = LoadReport(house.plane, cast(PoolClient, pool), "gateway")
+        report = LoadReport(house.plane, cast(PoolClient, pool))
         tasks = [asyncio.create_task(each) for each in (report.run(), follow(plant, house))]
         try:
             yield plant, house, pool

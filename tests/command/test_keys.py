@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import date
 from itertools import pairwise
@@ -20,10 +20,9 @@ from autoscale.callers import KeyDesk
 from autoscale.key_store import KeyFile
 from command.cli import main
 from command.keys import duration_s
-from gateway.http.admin import create_admin_app
 from tests.command.served import served
 from tests.gateway.http import test_admin as admin
-from tests.gateway.http.test_keys_api import keys_app
+from tests.gateway.http.test_keys_api import key_operations, keys_app
 
 TOKEN = "t" * 32
 
@@ -62,8 +61,8 @@ class Desk(admin.Desk):
 
     made: KeyDesk
 
-    async def keys(self, order: str, **arguments: Any) -> Any:
-        return await getattr(self.made, order)(**arguments)
+    def operations(self) -> dict[str, Callable[..., Any]]:
+        return {**super().operations(), **key_operations(self.made)}
 
 
 def test_a_key_for_a_model_that_is_not_served_is_made_with_a_warning(
@@ -75,7 +74,7 @@ def test_a_key_for_a_model_that_is_not_served_is_made_with_a_warning(
     made.tiers = frozenset({"premium"})
     as_premium = ("--tier", "premium")
     desk = Desk(made=made, metrics_folder=tmp_path)
-    with capture_logs(), served(create_admin_app(desk, TOKEN)) as where:
+    with capture_logs(), served(admin.admin_app(desk)) as where:
         both = run(tmp_path, where, "create", "a", *as_premium, "--model", "m", "--model", "nope")
         known = run(tmp_path, where, "create", "b", *as_premium, "--model", "old", "--json")
         free = run(tmp_path, where, "create", "c", *as_premium)

@@ -87,14 +87,14 @@ async def test_an_id_that_a_new_pool_does_not_know_is_asked_for_again(desk: Leas
     desk.offer(4)
     async with leased(desk) as granted:
         old, identity = desk.lending, granted.id
-        desk.mute = True
+        desk.away = True
         desk.offered = 0
         desk.forget()
         asked = desk.asked
         old.release(identity)  # wakes the question that is under way
         await soon(lambda: desk.asked > asked + 1)
         assert not granted.lost.is_set()  # a pool that is away has taken nothing
-        desk.mute = False
+        desk.away = False
         await within(granted.lost.wait())
         await soon(lambda: desk.states == ["WAITING"])
         desk.offer(2)

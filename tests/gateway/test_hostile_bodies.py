@@ -11,7 +11,6 @@ from typing import Any
 import httpx
 import pytest
 
-from gateway.http.admin import create_admin_app
 from gateway.http.api import create_app
 from gateway.media.options import json_options, read_options
 from headrace.errors import HeadraceError, InvalidArgument
@@ -25,9 +24,9 @@ from headrace.protocols.targets import (
 from headrace.protocols.tensors import Call
 from headrace.protocols.wire import message
 from headrace.spec import BYTES, ModelSpec
-from tests.gateway.http.test_admin import TOKEN, Desk
+from tests.gateway.http.test_admin import TOKEN, Desk, admin_app
 from tests.gateway.http.test_api import SNAPSHOT
-from tests.gateway.views import FixedView
+from tests.gateway.views import fixed_view
 from tests.headrace.protocols.specs import F4, I8, model, signature, spec
 
 VALUES = (
@@ -124,7 +123,7 @@ async def refusals(app: Any, path: str, bodies: Iterator[bytes], method: str = "
     ],
 )
 async def test_json_of_the_public_api(path: str, names: list[str]) -> None:
-    app = create_app(FixedView(SNAPSHOT, repository_control="public"))
+    app = create_app(fixed_view(SNAPSHOT, repository_control="public"))
     assert await refusals(app, path, with_each({}, *names)) > len(VALUES)
 
 
@@ -140,12 +139,12 @@ async def test_json_of_the_public_api(path: str, names: list[str]) -> None:
 async def test_json_of_the_admin_api(
     tmp_path: Path, path: str, base: dict[str, bytes], names: list[str]
 ) -> None:
-    app = create_admin_app(Desk(metrics_folder=tmp_path), TOKEN)
+    app = admin_app(Desk(metrics_folder=tmp_path))
     assert await refusals(app, path, with_each(base, *names)) > len(VALUES)
 
 
 async def test_json_of_the_config(tmp_path: Path) -> None:
-    app = create_admin_app(Desk(metrics_folder=tmp_path), TOKEN)
+    app = admin_app(Desk(metrics_folder=tmp_path))
     bodies = iter((*VALUES, *with_each({}, "applications")))
     assert await refusals(app, "/admin/v1/config", bodies, "PUT") > len(VALUES) / 2
 

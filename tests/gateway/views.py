@@ -1,15 +1,20 @@
-"""A gateway as its APIs see it, with a fixed snapshot; remembers what it was told to do."""
+"""A gateway as its APIs see it, with a fixed snapshot and a pool that remembers its orders."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from inspect import isawaitable
+from types import SimpleNamespace
 from typing import Any, Literal
 
 from gateway.access.ticket import Ticket
 from gateway.shared_memory.regions import Regions
-from headrace.config.args import ModelConfig
+from gateway.view import GatewayView
+from headrace.deployment import answer_of
 from headrace.errors import NotFound, Unauthenticated
+from headrace.link.plane import DataPlane
+from headrace.link.pool import PoolClient
 from headrace.snapshot import Snapshot
 
 INDEX = [
@@ -18,39 +23,97 @@ INDEX = [
 ]
 
 
+class FixedPlane(DataPlane):
+    """A data plane that only has a snapshot and links; it needs no event loop."""
+
+    def __init__(self, snapshot: Snapshot, links: Mapping[str, str] | None = None) -> None:
+        self.snapshot, self._fixed = snapshot, dict(links or {})
+
+    def links(self) -> dict[str, str]:
+        return self._fixed
+
+
+class Handle:
+    """Serve's handle to an object of this process: its methods have a `remote`."""
+
+    def __init__(self, target: Any) -> None:
+        self._target = target
+
+    def __getattr__(self, name: str) -> Any:
+        return SimpleNamespace(remote=getattr(self._target, name))
+
+
 @dataclass
-class FixedView:
-    """A `GatewayView`."""
+class FixedPool:
+    """A pool with fixed answers. `told` has the changes it carried out; `away` makes it fail."""
 
-    snapshot: Snapshot = field(default_factory=Snapshot)
-    version: str = "1.2.3"
-    is_ready: bool = True
-    repository_control: Literal["admin", "public"] = "admin"
+    index: Callable[[], Any] = lambda: INDEX
     totals: Sequence[Mapping[str, Any]] = ()
+    shown: Mapping[str, Any] = field(default_factory=dict)
     told: list[Any] = field(default_factory=list)
-    regions: Regions | None = None
+    away: bool = False
 
-    def visit(self, headers: Mapping[bytes, bytes], address: str) -> Ticket:
-        if headers.get(b"x-api-key") == b"wrong":
-            raise Unauthenticated("this API key is not known")
-        return Ticket(None, 1024)
+    def operations(self) -> dict[str, Callable[..., Any]]:
+        """As the pool's table."""
+        return {
+            "index": self.index,
+            "load": self.load,
+            "unload": lambda name: self.told.append(("unload", name)),
+            "serve_only": lambda models: self.told.append(("serve_only", dict(models))),
+        }
 
-    def ready(self) -> bool:
-        return self.is_ready
-
-    async def statistics(self) -> Sequence[Mapping[str, Any]]:
-        return self.totals
-
-    async def index(self) -> list[dict[str, str]]:
-        return INDEX
-
-    async def load(self, name: str, config: Mapping[str, Any] | None = None) -> None:
+    def load(self, name: str, config: Mapping[str, Any] | None) -> None:
         if name == "absent":
             raise NotFound("there is no model 'absent' in the store")
         self.told.append(("load", name, config))
 
-    async def unload(self, name: str) -> None:
-        self.told.append(("unload", name))
+    async def operate(self, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        self._check()
+        return {**await answer_of(self._carry_out(name, arguments)), "number": 0}
 
-    async def serve_only(self, models: Mapping[str, ModelConfig]) -> None:
-        self.told.append(("serve_only", dict(models)))
+    async def _carry_out(self, name: str, arguments: dict[str, Any]) -> Any:
+        result = self.operations()[name](**arguments)
+        return await result if isawaitable(result) else result
+
+    async def statistics(self) -> Sequence[Mapping[str, Any]]:
+        return self.totals
+
+    async def details(self) -> Mapping[str, Any]:
+        self._check()
+        return self.shown
+
+    async def pool_view(self) -> Mapping[str, Any]:
+        return {"classes": [], "accounts": [], "groups": [], "leases": [], "decisions": []}
+
+    def _check(self) -> None:
+        if self.away:
+            raise ConnectionError("no replica")
+
+
+def visit(headers: Mapping[bytes, bytes], address: str) -> Ticket:
+    """Let everybody in but those with a wrong key."""
+    if headers.get(b"x-api-key") == b"wrong":
+        raise Unauthenticated("this API key is not known")
+    return Ticket(None, 1024)
+
+
+def fixed_view(
+    snapshot: Snapshot = Snapshot(),  # noqa: B008 - frozen
+    pool: Any = None,
+    *,
+    links: Mapping[str, str] | None = None,
+    is_ready: bool = True,
+    visit: Callable[[Mapping[bytes, bytes], str], Ticket] = visit,
+    repository_control: Literal["admin", "public"] = "admin",
+    regions: Regions | None = None,
+) -> GatewayView:
+    """The view of a gateway whose pool is an object of this process."""
+    plane = FixedPlane(snapshot, links)
+    return GatewayView(
+        plane=plane,
+        pool=PoolClient(Handle(pool or FixedPool()), plane, "gateway"),
+        ready=lambda: is_ready,
+        visit=visit,
+        repository_control=repository_control,
+        regions=regions,
+    )

@@ -107,7 +107,7 @@ async def test_an_unknown_method_is_unimplemented(tmp_path: Path) -> None:
 
 async def test_what_goes_wrong_inside_stays_inside(tmp_path: Path) -> None:
     async with open_house(tmp_path) as house:
-        house.snapshot = None  # type: ignore[assignment]
+        house.plane.snapshot = None  # type: ignore[assignment]
         async with grpc_channel(house) as channel:
             with pytest.raises(grpc.aio.AioRpcError) as failed:
                 await channel.unary_unary("/inference.GRPCInferenceService/ModelReady")(b"")
@@ -125,10 +125,10 @@ async def test_a_draining_gateway_still_answers(tmp_path: Path) -> None:
 
 async def test_two_listeners_share_a_port_but_not_with_strangers(tmp_path: Path) -> None:
     async with open_house(tmp_path) as house:
-        second = GrpcListener(house.grpc.address, house, house.front)
+        second = GrpcListener(house.grpc.address, house.view, house.front)
         assert second.address == house.grpc.address
         await second.start()
         await second.stop(1)
         port = house.http.address.rpartition(":")[2]
         with pytest.raises(ConfigError, match="listen"):
-            GrpcListener(f"256.0.0.1:{port}", house, house.front)
+            GrpcListener(f"256.0.0.1:{port}", house.view, house.front)

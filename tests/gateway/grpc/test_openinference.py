@@ -22,6 +22,7 @@ from onnx import TensorProto, helper
 from tritonclient.utils import InferenceServerException
 
 from gateway.grpc.prediction import MAX_IN_FLIGHT
+from gateway.view import RELEASE
 from headrace.config.args import Batching, Limits, ModelConfig, Routing
 from headrace.protocols.wire import message
 from headrace.snapshot import ModelView
@@ -145,7 +146,7 @@ async def test_what_a_client_asks_before_it_infers(tmp_path: Path) -> None:
         metadata = await client.get_model_metadata("affine")
         config = (await client.get_model_config("affine")).config
     assert ready == [True, True, False, False, False]
-    assert (server.name, server.version) == ("triton", "test") and server.extensions
+    assert (server.name, server.version) == ("triton", RELEASE) and server.extensions
     assert (metadata.name, list(metadata.versions)) == ("affine", ["1"])
     (tensor,) = metadata.inputs
     assert (tensor.name, tensor.datatype, list(tensor.shape)) == ("x", "FP32", [-1, 4])

@@ -273,7 +273,7 @@ async def test_a_reload_that_cannot_be_done_changes_nothing(tmp_path: Path) -> N
     name = "HandleReloadConfigRequest"
     async with open_house(tmp_path, "a") as house, serving(house) as client:
         closed = await client.fails(name, reload_request(entry()))
-        house.repository_control = "public"
+        house.view.repository_control = "public"
         elsewhere = await client.fails(name, reload_request(entry(base_path="/srv/elsewhere")))
         twice = await client.fails(name, reload_request(entry(), entry()))
         nameless = await client.fails(name, reload_request(entry("")))

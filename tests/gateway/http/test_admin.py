@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
 
-from gateway.http.admin import create_admin_app
+from gateway.http.admin import GatewayControl, create_admin_app
+from gateway.media.desk import MediaDesk
 from headrace.config.args import ModelConfig
-from headrace.errors import ConfigError, FailedPrecondition, NotFound
+from headrace.errors import ConfigError, FailedPrecondition
 from headrace.metrics import Recorder
 from headrace.metrics_export import Exporter
 from headrace.snapshot import (
@@ -25,7 +28,7 @@ from headrace.snapshot import (
     State,
     VersionView,
 )
-from tests.gateway.views import FixedView
+from tests.gateway.views import FixedPool, fixed_view
 
 TOKEN = "t" * 32
 SLOT = SlotView("cpu-1", "cpu", "node", "/run/s", "127.0.0.1:9", pid=7)
@@ -40,60 +43,57 @@ OLD = ModelView(
 )
 
 
+SNAPSHOT = Snapshot(
+    5,
+    2,
+    3,
+    (SLOT,),
+    (Placement("cpu-1", "m", 1, State.READY, 4, load_s=0.5),),
+    {"m": MODEL, "old": OLD},
+    "since 10:00:00: gone",
+    memory=Memory({"old": Override(rejected=(2,))}),
+)
+ADDRESSES = {"http": "127.0.0.1:1", "grpc": "127.0.0.1:2", "admin": "127.0.0.1:3"}
+DETAILS = {
+    "slots": {"cpu-1": {"memory_bytes": 9, "in_flight": 2}},
+    "gateways": [{"gateway_id": "g", "node_id": "node", "addresses": ADDRESSES}],
+    "failures": [{"model": "old", "version": 2, "reason": "killed", "exit_code": 137}],
+}
+
+
 @dataclass(kw_only=True)
-class Desk(FixedView):
-    """Operations with a fixed view; remembers what it was told to do."""
+class Desk(FixedPool):
+    """A pool and what else operators ask of; remembers what it was told to do."""
 
     metrics_folder: Path
     audit_folder: Path | None = None
-    away: bool = False
-    snapshot: Snapshot = field(
-        default_factory=lambda: Snapshot(
-            5,
-            2,
-            3,
-            (SLOT,),
-            (Placement("cpu-1", "m", 1, State.READY, 4, load_s=0.5),),
-            {"m": MODEL, "old": OLD},
-            "since 10:00:00: gone",
-            memory=Memory({"old": Override(rejected=(2,))}),
-        )
-    )
+    shown: Mapping[str, Any] = field(default_factory=lambda: DETAILS)
 
-    async def keys(self, order: str, **arguments: Any) -> Any:
-        self.told.append((order, arguments))
-        return [] if order == "list" else {"key": "hr_secret", "id": "abc"}
+    def operations(self) -> dict[str, Callable[..., Any]]:
+        return {
+            **super().operations(),
+            "roll_back": self.roll_back,
+            "list_keys": lambda: [],
+            "create_key": partial(self.told_of, "create_key"),
+            "revoke_key": partial(self.told_of, "revoke_key"),
+            "rotate_key": partial(self.told_of, "rotate_key"),
+            "request_lease": self.request_lease,
+        }
 
-    def addresses(self) -> dict[str, str]:
-        return {"http": "127.0.0.1:1", "grpc": "127.0.0.1:2", "admin": "127.0.0.1:3"}
+    def told_of(self, operation: str, **wanted: Any) -> Any:
+        self.told.append((operation, wanted))
+        return {"key": "hr_secret", "id": "abc"}
 
-    def links(self) -> dict[str, str]:
-        return {"cpu-1": "unix"}
+    def request_lease(self, **wanted: Any) -> Any:
+        self.told.append(("request_lease", wanted))
+        return {"id": "a", "state": "WAITING"}
 
-    async def details(self) -> dict[str, Any] | None:
-        if self.away:
-            return None
-        gateway = {"gateway_id": "g", "node_id": "node", "addresses": self.addresses()}
-        slots = {"cpu-1": {"memory_bytes": 9, "in_flight": 2}}
-        failures = [{"model": "old", "version": 2, "reason": "killed", "exit_code": 137}]
-        return {"slots": slots, "gateways": [gateway], "failures": failures}
-
-    async def roll_back(self, name: str) -> dict[str, Any]:
+    def roll_back(self, name: str) -> dict[str, Any]:
         if name != "m":
             raise FailedPrecondition(f"model {name!r} has no version before 1")
         return {"model": name, "from": 2, "to": 1, "warm": True}
 
-    async def pool_view(self) -> Mapping[str, Any]:
-        return {"classes": [], "accounts": [], "groups": [], "leases": [], "decisions": []}
-
-    async def lease(self, order: str, **arguments: Any) -> Any:
-        self.told.append((order, arguments))
-        return {"id": "a", "state": "WAITING"}
-
-    async def watch_lease(self, lease_id: str, known: str) -> Mapping[str, Any]:
-        raise NotFound(f"there is no lease {lease_id!r} (any more)")
-
-    async def shutdown(self) -> None:
+    async def shut_down(self) -> None:
         self.told.append("shutdown")
 
     async def apply(self, document: dict[str, Any]) -> None:
@@ -102,8 +102,17 @@ class Desk(FixedView):
         self.told.append(document)
 
 
+def admin_app(desk: Desk, media: MediaDesk | None = None) -> FastAPI:
+    """The admin API of a gateway with this pool."""
+    control = GatewayControl(
+        desk.metrics_folder, desk.audit_folder, lambda: ADDRESSES, desk.shut_down, desk.apply
+    )
+    view = fixed_view(SNAPSHOT, desk, links={"cpu-1": "unix"})
+    return create_admin_app(view, control, TOKEN, media)
+
+
 def client(desk: Desk, token: str = TOKEN) -> httpx.AsyncClient:
-    app = create_admin_app(desk, TOKEN)
+    app = admin_app(desk)
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     return httpx.AsyncClient(
         transport=httpx.ASGITransport(app), base_url="http://admin", headers=headers

@@ -13,13 +13,13 @@ from gateway.http.answers import Envelope, answer_errors
 from headrace.access import Caller
 from headrace.config.tiers import Tier
 from headrace.errors import Unavailable
-from tests.gateway.views import FixedView
+from tests.gateway.views import fixed_view, visit
 
 
 def broken_app() -> FastAPI:
     app = FastAPI()
     answer_errors(app)
-    app.add_middleware(Envelope, view=FixedView())
+    app.add_middleware(Envelope, view=fixed_view())
 
     @app.get("/bug")
     async def bug() -> None:
@@ -50,16 +50,14 @@ async def test_errors_say_when_to_come_back() -> None:
 
 
 async def test_several_forwarding_lines_are_one_list() -> None:
-    view = FixedView()
     seen: list[bytes] = []
 
-    class Listening(FixedView):
-        def visit(self, headers: Mapping[bytes, bytes], address: str) -> Ticket:
-            seen.append(headers[b"x-forwarded-for"])
-            return view.visit(headers, address)
+    def listening(headers: Mapping[bytes, bytes], address: str) -> Ticket:
+        seen.append(headers[b"x-forwarded-for"])
+        return visit(headers, address)
 
     app = FastAPI()
-    app.add_middleware(Envelope, view=Listening())
+    app.add_middleware(Envelope, view=fixed_view(visit=listening))
     lines = [("X-Forwarded-For", "203.0.113.9"), ("X-Forwarded-For", "10.0.0.3")]
     transport = httpx.ASGITransport(app=app)
     async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
@@ -71,12 +69,11 @@ async def test_a_refused_visit_tells_its_limits_too() -> None:
     limiter = Limiter({"anonymous": Tier(rate="1/s", burst=5)}, 10, 0.0)
     account = limiter.account(Caller("ip:192.0.2.7", "anonymous"), 0.0)
 
-    class Full(FixedView):
-        def visit(self, headers: Mapping[bytes, bytes], address: str) -> Ticket:
-            raise OverBudget("too many", account, retry_after_s=1.2, reason="rate")
+    def full(headers: Mapping[bytes, bytes], address: str) -> Ticket:
+        raise OverBudget("too many", account, retry_after_s=1.2, reason="rate")
 
     app = FastAPI()
-    app.add_middleware(Envelope, view=Full())
+    app.add_middleware(Envelope, view=fixed_view(visit=full))
     transport = httpx.ASGITransport(app=app)
     async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
         answer = await client.get("/v2")

@@ -8,9 +8,10 @@ import httpx
 import pytest
 
 from gateway.http.api import create_app
+from gateway.view import RELEASE, GatewayView
 from headrace.config.args import Batching, ModelConfig
 from headrace.snapshot import ModelView, Snapshot, State, VersionView
-from tests.gateway.views import INDEX, FixedView
+from tests.gateway.views import INDEX, FixedPool, fixed_view
 from tests.headrace.protocols.specs import F4, model, signature, spec
 
 SPEC = model(signature([spec("x", F4, None, 2)]))
@@ -33,9 +34,9 @@ SNAPSHOT = Snapshot(
 
 
 async def ask(
-    path: str, method: str = "GET", view: FixedView | None = None, **more: Any
+    path: str, method: str = "GET", view: GatewayView | None = None, **more: Any
 ) -> httpx.Response:
-    transport = httpx.ASGITransport(app=create_app(view or FixedView(SNAPSHOT)))
+    transport = httpx.ASGITransport(app=create_app(view or fixed_view(SNAPSHOT)))
     async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
         return await client.request(method, path, **more)
 
@@ -62,15 +63,15 @@ async def test_health(path: str, expected: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("path", ["/readyz", "/v2/health/ready"])
 async def test_ready_when_gateway_is_not(path: str) -> None:
-    answer = await ask(path, view=FixedView(SNAPSHOT, is_ready=False))
+    answer = await ask(path, view=fixed_view(SNAPSHOT, is_ready=False))
     assert answer.status_code == 503
     assert answer.json()["ready"] is False and "not ready" in answer.json()["error"]
-    assert (await ask("/healthz", view=FixedView(SNAPSHOT, is_ready=False))).status_code == 200
+    assert (await ask("/healthz", view=fixed_view(SNAPSHOT, is_ready=False))).status_code == 200
 
 
 async def test_server_metadata() -> None:
     body = (await ask("/v2")).json()
-    assert body["name"] == "triton" and body["version"] == "1.2.3"
+    assert body["name"] == "triton" and body["version"] == RELEASE
     assert {"binary_tensor_data", "model_repository", "statistics"} <= set(body["extensions"])
 
 
@@ -199,7 +200,7 @@ async def test_errors_are_json(method: str, path: str, status: int, text: str) -
 
 async def test_statistics_have_every_pair_for_models_without_traffic_too() -> None:
     totals = [{"model": "m", "version": 3, "inference_count": 5}]
-    answer = await ask("/v2/models/stats", view=FixedView(SNAPSHOT, totals=totals))
+    answer = await ask("/v2/models/stats", view=fixed_view(SNAPSHOT, FixedPool(totals=totals)))
     rows = {(row["name"], row["version"]): row for row in answer.json()["model_stats"]}
     assert rows["m", "3"]["inference_count"] == 5 and rows["a b", "1"]["inference_count"] == 0
     assert len(rows["m", "3"]["inference_stats"]) == 8
@@ -246,19 +247,21 @@ async def test_the_index_takes_ready_as_true_or_false_only(ready: str) -> None:
     ],
 )
 async def test_a_body_that_is_no_json_object_is_refused(path: str, body: bytes, text: str) -> None:
-    view = FixedView(SNAPSHOT, repository_control="public")
+    pool = FixedPool()
+    view = fixed_view(SNAPSHOT, pool, repository_control="public")
     answer = await ask(f"/v2/{path}", "POST", view, content=body)
     assert answer.status_code == 400 and text in answer.json()["error"]
-    assert view.told == []
+    assert pool.told == []
 
 
 async def test_models_are_loaded_and_unloaded_where_the_config_opens_it() -> None:
-    view = FixedView(SNAPSHOT, repository_control="public")
+    pool = FixedPool()
+    view = fixed_view(SNAPSHOT, pool, repository_control="public")
     config = {"parameters": {"config": '{"max_batch_size": 4}'}}
     loaded = await ask("/v2/repository/models/m/load", "POST", view, json=config)
     unloaded = await ask("/v2/repository/models/m/unload", "POST", view)
     assert (loaded.status_code, loaded.content, unloaded.status_code) == (200, b"", 200)
-    assert view.told == [("load", "m", {"max_batch_size": 4}), ("unload", "m")]
+    assert pool.told == [("load", "m", {"max_batch_size": 4}), ("unload", "m")]
 
 
 @pytest.mark.parametrize(
@@ -279,10 +282,11 @@ async def test_models_are_loaded_and_unloaded_where_the_config_opens_it() -> Non
 async def test_a_load_that_cannot_be_carried_out_says_why(
     name: str, body: Any, status: int, text: str
 ) -> None:
-    view = FixedView(SNAPSHOT, repository_control="public")
+    pool = FixedPool()
+    view = fixed_view(SNAPSHOT, pool, repository_control="public")
     answer = await ask(f"/v2/repository/models/{name}/load", "POST", view, json=body)
     assert answer.status_code == status and text in answer.json()["error"]
-    assert view.told == []
+    assert pool.told == []
 
 
 async def test_wrong_method_names_the_right_one() -> None:

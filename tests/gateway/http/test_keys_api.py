@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +15,36 @@ from autoscale.key_store import KeyFile
 from gateway.http.admin import keys
 from gateway.http.answers import MAX_PLACE, answer_errors
 from tests.gateway.http import test_admin as admin
+from tests.gateway.views import FixedPool, fixed_view
 
 PATH = "/admin/v1/keys"
 
 
-class View:
-    """What the routes ask of their gateway, without the way to the pool."""
+class KeyPool(FixedPool):
+    """A pool that can do nothing but keys."""
 
     def __init__(self, folder: Path) -> None:
+        super().__init__()
         self.desk = KeyDesk(KeyFile(folder / "keys.jsonl"), b"pepper")
         self.desk.tiers = frozenset({"standard", "premium"})
 
-    async def keys(self, order: str, **arguments: Any) -> Any:
-        return await getattr(self.desk, order)(**arguments)
+    def operations(self) -> dict[str, Callable[..., Any]]:
+        return key_operations(self.desk)
+
+
+def key_operations(desk: KeyDesk) -> dict[str, Callable[..., Any]]:
+    """As in the pool's table."""
+    return {
+        "list_keys": desk.list,
+        "create_key": desk.create,
+        "revoke_key": desk.revoke,
+        "rotate_key": desk.rotate,
+    }
 
 
 def keys_app(folder: Path) -> FastAPI:
     app = FastAPI()
-    app.state.view = View(folder)
+    app.state.view = fixed_view(pool=KeyPool(folder))
     app.include_router(keys)
     answer_errors(app)
     return app

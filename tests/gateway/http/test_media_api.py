@@ -9,14 +9,12 @@ import threading
 import time
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
 
 from gateway.access.audit import AuditLog
-from gateway.http.admin import create_admin_app
 from gateway.media.desk import MediaDesk
 from gateway.media.upload import Declared, paced, take
 from headrace.access import Access
@@ -28,6 +26,7 @@ from headrace.keys import new_key
 from sharding import spool
 from sharding.job_store import decode_job
 from sharding.upload import MediaJob, Tell
+from tests.gateway.http.test_admin import TOKEN, Desk, admin_app
 from tests.gateway.media_house import (
     PICTURE,
     RESULT,
@@ -627,9 +626,8 @@ async def test_an_operator_sees_and_cancels_every_job(tmp_path: Path) -> None:
     async with open_scripted(tmp_path, hang) as house, client(house) as http:
         taken = await http.post(PROCESS, content=SMALL, headers=LATER)
         desk = MediaDesk(house.front, house.local, tmp_path)
-        operations: Any = SimpleNamespace(audit_folder=None)
-        admin = httpx.ASGITransport(create_admin_app(operations, "token", desk))
-        headers = {"authorization": "Bearer token"}
+        admin = httpx.ASGITransport(admin_app(Desk(metrics_folder=tmp_path), desk))
+        headers = {"authorization": f"Bearer {TOKEN}"}
         async with httpx.AsyncClient(transport=admin, base_url="http://x", headers=headers) as op:
             listed = (await op.get("/v1/jobs")).json()["jobs"]
             assert [each["id"] for each in listed] == [taken.json()["id"]]

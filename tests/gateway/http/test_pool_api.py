@@ -91,7 +91,7 @@ async def test_nothing_of_it_is_told_without_the_token(tmp_path: Path) -> None:
 
 async def test_a_pool_that_is_away_is_503(tmp_path: Path) -> None:
     desk = open_desk(tmp_path)
-    desk.mute = True
+    desk.away = True
     async with admin.client(desk) as http:
         answer = await http.post(PATH, json={"holder": "train"})
     assert answer.status_code == 503 and "pool is away" in answer.json()["error"]

@@ -104,7 +104,7 @@ async def test_rays_own_errors_mean_that_the_stage_is_away() -> None:
 
 async def test_a_job_that_failed_is_no_failed_call() -> None:
     document = {"id": "1", "state": "failed", "error": {"status": 415, "error": "bad"}}
-    handle = Handle(document)
+    handle = Handle({"result": document})
     assert await StageClient(handle).job("1", "me") == document
     assert handle.asked == ["job", ("1", "me")]
 

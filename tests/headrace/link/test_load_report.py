@@ -48,7 +48,7 @@ class Pool:
     def __init__(self) -> None:
         self.told: list[tuple[float, Loads]] = []
 
-    async def tell_load(self, gateway_id: str, loads: Loads) -> None:
+    async def tell_load(self, loads: Loads) -> None:
         self.told.append((time.monotonic(), loads))
 
     def load_s(self, until_s: float) -> float:
@@ -60,7 +60,7 @@ class Pool:
 
 async def test_short_requests_count_for_as_long_as_they_were_there() -> None:
     plane, pool = Plane(), Pool()
-    report = asyncio.create_task(LoadReport(plane, pool, "g").run())  # type: ignore[arg-type]
+    report = asyncio.create_task(LoadReport(plane, pool).run())  # type: ignore[arg-type]
     true_s = 0.0
     await asyncio.sleep(0.15)
     for _ in range(REQUESTS):
@@ -80,7 +80,7 @@ async def test_short_requests_count_for_as_long_as_they_were_there() -> None:
 
 async def test_a_request_without_a_slot_is_told_of_at_once() -> None:
     plane, pool = Plane(), Pool()
-    report = asyncio.create_task(LoadReport(plane, pool, "g").run())  # type: ignore[arg-type]
+    report = asyncio.create_task(LoadReport(plane, pool).run())  # type: ignore[arg-type]
     await asyncio.sleep(0.15)
     assert not pool.told or "a" not in pool.told[-1][1]
     plane.router.arrived["a"] += 1

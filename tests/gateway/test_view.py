@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gateway.repository_access import read_load_parameters
+from gateway.view import read_load_parameters
 from headrace.errors import FilesRefused, InvalidArgument
 
 

@@ -1,0 +1,100 @@
+"""The frame of a process under Ray Serve, and how such processes answer each other."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+from headrace.errors import HeadraceError, Unavailable, error_for_status
+from headrace.logs import configure, watched
+from headrace.metrics import ProcessRole, Recorder
+from headrace.metrics_export import Exporter
+from headrace.node import Node
+
+EXPORT_S = 1.0
+RETRY_AFTER_S = 2.0
+
+
+class Process:
+    """A gateway, slot, shard stage or pool: its logs, node, name, metrics and lasting tasks."""
+
+    def __init__(self, role: ProcessRole, log_level: str) -> None:
+        configure(log_level, role)
+        self.role, self.node = role, Node.here()
+        self.name = f"{role}-{self.node.id[:8]}-{os.getpid()}"
+        self.recorder = Recorder(role)
+        self.exporter = Exporter(self.recorder, self.node.metrics)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self, *coroutines: Coroutine[Any, Any, None]) -> None:
+        """Run these until `stop`; one that ends makes the process unhealthy."""
+        loop = asyncio.get_running_loop()
+        self._tasks += [watched(loop.create_task(each)) for each in coroutines]
+
+    async def export(self, record_gauges: Callable[[], None] = lambda: None) -> None:
+        """Write the metrics every second to where the node's /metrics finds them."""
+        while True:
+            await asyncio.sleep(EXPORT_S)
+            record_gauges()
+            self.exporter.write()
+
+    def check_health(self) -> None:
+        """Raise `RuntimeError` if a task has ended; Serve then replaces this replica."""
+        if any(task.done() for task in self._tasks):
+            raise RuntimeError(f"a task of the {self.role} has ended")
+
+    async def stop(self) -> None:
+        """Cancel the tasks and wait until they have ended."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+class Away(Unavailable):
+    """Raised when another process of this instance does not answer; `kind` names Ray's error."""
+
+    kind = ""
+
+
+@asynccontextmanager
+async def on_ray(who: str, timeout_s: float | None) -> AsyncIterator[None]:
+    """Around a call by Ray to another process: raises `Away` when it fails or takes longer.
+
+    Ray and Serve raise errors of many unrelated classes while a process is restarting.
+    """
+    try:
+        async with asyncio.timeout(timeout_s):
+            yield
+    except HeadraceError:
+        raise
+    except Exception as error:
+        raise _away(who, type(error).__name__) from None
+
+
+def _away(who: str, kind: str) -> Away:
+    error = Away(f"the {who} is away; try again in a moment", retry_after_s=RETRY_AFTER_S)
+    error.kind = kind
+    return error
+
+
+async def answer_of(work: Awaitable[Any]) -> dict[str, Any]:
+    """`{"result"}`, or what refused it as `refusal`: Ray would wrap an exception into its own."""
+    try:
+        return {"result": await work}
+    except HeadraceError as error:
+        return refusal(error)
+
+
+def refusal(error: HeadraceError) -> dict[str, Any]:
+    """`{"status", "error"}`, from which `result_of` makes the error again."""
+    return {"status": error.http_status, "error": error.message}
+
+
+def result_of(answer: Mapping[str, Any]) -> Any:
+    """The result in an answer of `answer_of`; raises what refused it."""
+    if "error" in answer:
+        raise error_for_status(answer["status"], answer["error"])
+    return answer["result"]
