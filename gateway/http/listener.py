@@ -17,6 +17,26 @@ BACKLOG = 2048
 
 
 class _Server(uvicorn.Server):
+    """uvicorn's server, which waits for an event where uvicorn looks ten times a second."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.leave = asyncio.Event()
+
+    async def main_loop(self) -> None:
+        await self.on_tick(0)
+        await self.leave.wait()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for listening in (*self.servers, *(sockets or ())):
+            listening.close()
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        for _ in range(3):  # the loop closes idle connections meanwhile
+            await asyncio.sleep(0)
+        if self.server_state.connections or self.server_state.tasks:
+            await super().shutdown(sockets)
+
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
         """Signals belong to Ray's worker; and this is not the main thread."""
@@ -67,7 +87,7 @@ class HttpListener:
         loop = asyncio.get_running_loop()
         self._task = loop.create_task(self._server.serve(sockets=[self._socket]))
         while not self._server.started:
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.001)
             if self._task.done():
                 await self._task
                 raise ConfigError(f"cannot listen on {self.address}")
@@ -75,7 +95,7 @@ class HttpListener:
     async def stop(self, timeout_s: float) -> None:
         """Stop accepting, let open requests end within `timeout_s`, then cut them off."""
         self._server.config.timeout_graceful_shutdown = max(1, round(timeout_s))
-        self._server.should_exit = True
+        self._server.leave.set()
         if self._task is not None:
             await self._task
         self._socket.close()

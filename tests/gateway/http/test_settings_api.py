@@ -57,7 +57,7 @@ async def test_they_can_be_read(tmp_path: Path, protocol: str) -> None:
 
 async def test_what_is_logged_is_what_the_config_says(tmp_path: Path) -> None:
     before = structlog.get_config()["wrapper_class"]
-    async with open_house(tmp_path, "a") as house, httpx.AsyncClient() as client:
+    async with open_house(tmp_path, "a") as house, httpx.AsyncClient(verify=False) as client:
         structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))
         try:
             found = (await client.get(f"http://{house.http.address}/v2/logging")).json()
