@@ -119,23 +119,22 @@ class Shards:
     def waiting(self, model: str) -> Iterator[None]:
         """Somebody waits for a model that has no slot yet."""
         router = self._plane.router
-        router.outside[model] += 1
-        router.arrived[model] += 1
+        router.wait_outside(model)
         self._plane.on_starved()
         try:
             yield
         finally:
-            router.outside[model] -= 1
+            router.leave_outside(model)
 
     @contextmanager
     def backlog(self, model: str) -> Iterator[Callable[[int], None]]:
-        """Gives what tells how many parts nobody works on yet, by which the pool scales."""
-        waiting = self._plane.router.backlog
+        """Yields a function that reports how many parts are unclaimed; the pool scales on it."""
+        router = self._plane.router
         told = 0
 
         def tell(parts: int) -> None:
             nonlocal told
-            waiting[model] += parts - told
+            router.add_backlog(model, parts - told)
             told = parts
 
         try:

@@ -47,7 +47,7 @@ class DataPlane:
         self._unsent = 0
         self._loop = asyncio.get_running_loop()
         self._number = 0
-        # Called when a request came that no slot can answer.
+        # Called for the first request that no slot can answer.
         self.on_starved: Callable[[], None] = lambda: None
 
     def apply(self, snapshot: Snapshot) -> None:
@@ -66,8 +66,7 @@ class DataPlane:
             )
             self._links[slot_id] = (link, self._loop.create_task(link.run()))
         routes, failed = self.routes(snapshot)
-        self.router.set_routes(routes, defaults_of(snapshot))
-        self.router.lacking = lacking_of(snapshot)
+        self.router.set_routes(routes, defaults_of(snapshot), lacking_of(snapshot))
         for key, reason in failed.items():
             self.router.refuse(key, Unavailable(reason))
         self.flush_soon()
@@ -123,9 +122,7 @@ class DataPlane:
         A bundle as large as what the slots hold leaves at once, so that they compute while the
         rest of the turn's requests are read; waiting for the turn's end would make them take turns.
         """
-        self.router.submit(request)
-        if self.router.starved:
-            self.router.starved = False
+        if self.router.submit(request):
             self.on_starved()
         self._unsent += 1
         if self._unsent > self.router.sent:

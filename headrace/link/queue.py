@@ -1,8 +1,8 @@
-"""The order of requests that wait for one model. Pure: no I/O, no clock.
+"""The queue of one model version. Pure: no I/O, no clock.
 
 Higher priorities go first. Inside a priority, callers take turns by deficit round robin
-(Shreedhar and Varghese 1996): each turn gives a caller the right to one unit of cost, so who sends
-much, or what is dear, waits for itself. Inside a caller the earliest deadline goes first.
+(Shreedhar and Varghese 1996): each turn pays for one unit of cost, so a caller that sends many or
+costly requests delays its own. Inside a caller the earliest deadline goes first.
 """
 
 from __future__ import annotations
@@ -11,84 +11,51 @@ import heapq
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
 
 from headrace.config.args import Routing
 from headrace.errors import Unavailable
 from headrace.link.request import Request, Seat
 
 QUANTUM = 1.0
-"""What one turn is worth; an ordinary request costs 1."""
+"""Cost that one turn pays for; an ordinary request costs 1."""
 MAX_DEBTORS = 10_000
-"""Callers whose dear requests are remembered while none of theirs wait; the oldest is forgotten."""
+"""Callers whose debt is remembered while none of their requests wait; then the oldest goes."""
 
 
-class Waiting(Protocol):
-    """A request, as far as its place in the queue depends on it."""
-
-    @property
-    def caller(self) -> str:
-        """Whose turn it takes."""
-        ...
-
-    @property
-    def priority(self) -> int:
-        """Higher goes first."""
-        ...
-
-    @property
-    def cost(self) -> float:
-        """In units of an ordinary request."""
-        ...
-
-    @property
-    def deadline_s(self) -> float:
-        """On the monotonic clock."""
-        ...
-
-    @property
-    def finished(self) -> bool:
-        """Nobody waits for it any more: it is passed over."""
-        ...
-
-
-T = TypeVar("T", bound=Waiting)
-
-
-class _Flow(Generic[T]):
-    """What waits of one caller. Not empty while it is in a ring."""
+class _Flow:
+    """Requests of one caller; not empty while it is in a ring."""
 
     __slots__ = ("caller", "deficit", "heap")
 
     def __init__(self, caller: str, deficit: float) -> None:
         self.caller, self.deficit = caller, deficit
-        self.heap: list[tuple[float, int, T]] = []
+        self.heap: list[tuple[float, int, Request]] = []
 
 
-class _Level(Generic[T]):
-    """The flows of one priority; the ring's first is the one whose turn it is."""
+class _Level:
+    """Flows of one priority; the first in the ring has the turn."""
 
     __slots__ = ("count", "flows", "ring")
 
     def __init__(self) -> None:
-        self.flows: dict[str, _Flow[T]] = {}
-        self.ring: deque[_Flow[T]] = deque()
+        self.flows: dict[str, _Flow] = {}
+        self.ring: deque[_Flow] = deque()
         self.count = 0
 
 
-class FairQueue(Generic[T]):
-    """See the module. `head` and `pop` agree until something else is called."""
+class FairQueue:
+    """Requests in the order in which they should be sent; `head` and `pop` give the same one."""
 
     def __init__(self) -> None:
-        self._levels: dict[int, _Level[T]] = {}
+        self._levels: dict[int, _Level] = {}
         self._order: list[int] = []
         self._debts: dict[str, float] = {}
         self._number = 0
-        self._returned: deque[T] = deque()
+        self._returned: deque[Request] = deque()
         self._count = 0
 
-    def push(self, request: T) -> None:
-        """Let a request wait for its turn."""
+    def push(self, request: Request) -> None:
+        """Add a request."""
         level = self._levels.get(request.priority)
         if level is None:
             level = self._levels[request.priority] = _Level()
@@ -103,19 +70,19 @@ class FairQueue(Generic[T]):
         level.count += 1
         self._count += 1
 
-    def push_back(self, request: T) -> None:
-        """Return one that had its turn already: it goes before all others."""
+    def push_back(self, request: Request) -> None:
+        """Return a request that had its turn already: it goes before all others."""
         self._returned.appendleft(request)
         self._count += 1
 
-    def discard(self, request: T) -> None:
-        """A request that has `finished` by now waits no more; it is passed over when met."""
+    def discard(self, request: Request) -> None:
+        """Count out a request that has `finished`; `head` will skip it."""
         self._count -= 1
         if request not in self._returned:
             self._levels[request.priority].count -= 1
 
-    def head(self) -> T | None:
-        """Whose turn it is."""
+    def head(self) -> Request | None:
+        """The request whose turn it is."""
         while self._returned:
             if not self._returned[0].finished:
                 return self._returned[0]
@@ -130,16 +97,16 @@ class FairQueue(Generic[T]):
                 level.flows.clear()
         return None
 
-    def pop(self) -> T:
-        """Take out the head; raises `IndexError` if there is none."""
+    def pop(self) -> Request:
+        """Take out the head; raises `IndexError` when the queue is empty."""
         request = self.head()
         if request is None:
             raise IndexError("nothing waits")
         self.remove_head(request)
         return request
 
-    def remove_head(self, request: T) -> None:
-        """Take out what `head` has just given."""
+    def remove_head(self, request: Request) -> None:
+        """Take out the request that `head` has just given."""
         self._count -= 1
         if self._returned:
             self._returned.popleft()
@@ -155,7 +122,7 @@ class FairQueue(Generic[T]):
             level.ring.rotate(-1)
 
     def charge(self, caller: str, priority: int, extra: float) -> None:
-        """A request of this caller turned out to cost so much more (or, below 0, less)."""
+        """Add to what a caller owes: a request cost `extra` more than known (below 0: less)."""
         level = self._levels.get(priority)
         flow = level.flows.get(caller) if level is not None else None
         if flow is not None:
@@ -166,22 +133,22 @@ class FairQueue(Generic[T]):
                 del self._debts[next(iter(self._debts))]
 
     def ahead(self, priority: int) -> int:
-        """How many go before, or share turns with, a request of this priority."""
+        """Requests that go before, or share turns with, one of this priority."""
         above = sum(self._levels[each].count for each in self._order if each >= priority)
         return above + len(self._returned)
 
     def __len__(self) -> int:
         return self._count
 
-    def __iter__(self) -> Iterator[T]:
-        """All that wait, in no order."""
+    def __iter__(self) -> Iterator[Request]:
+        """All requests, in no order."""
         yield from (request for request in self._returned if not request.finished)
         for level in self._levels.values():
             for flow in level.ring:
                 yield from (request for _, _, request in flow.heap if not request.finished)
 
-    def _turn(self, level: _Level[T]) -> _Flow[T]:
-        """The flow whose turn it is; it stays first in the ring. Something live must wait."""
+    def _turn(self, level: _Level) -> _Flow:
+        """The flow whose turn it is, left first in the ring; an unfinished request must wait."""
         ring = level.ring
         visited = 0
         while True:
@@ -204,15 +171,15 @@ class FairQueue(Generic[T]):
                 visited = 0
                 self._skip_rounds(ring)
 
-    def _skip_rounds(self, ring: deque[_Flow[T]]) -> None:
-        """Nobody could pay in a whole round: give the rounds at once until the first one can."""
+    def _skip_rounds(self, ring: deque[_Flow]) -> None:
+        """Give at once the rounds after which the first flow can pay."""
         missing = min(flow.heap[0][2].cost - flow.deficit for flow in ring if flow.heap)
         rounds = max(0.0, missing // QUANTUM - 1)
         for flow in ring:
             flow.deficit += rounds * QUANTUM
 
-    def _retire(self, level: _Level[T], flow: _Flow[T]) -> None:
-        """Nothing of this caller waits: credit is forfeited, debt is kept."""
+    def _retire(self, level: _Level, flow: _Flow) -> None:
+        """Remove a caller's empty flow: credit is forfeited, debt is kept."""
         level.ring.popleft()
         del level.flows[flow.caller]
         if flow.deficit < 0:
@@ -221,25 +188,26 @@ class FairQueue(Generic[T]):
 
 MANY = 1 << 30
 PRESENCE_S = 5.0
-"""A priority is expected again for so long after its last request …"""
+"""Time after its last request for which a priority is expected again …"""
 YIELDING = 2
-"""… and meanwhile a slot holds no more of our requests when one of a lower priority is added: one
-that it computes and one that comes next, so that little is before who goes first."""
+"""… and for which a slot holds at most this many requests when one of a lower priority is sent: one
+that runs and one that comes next, so that a higher one waits for little."""
 SMOOTHING = 0.1
-"""The weight of the newest answer in what is known of a queue's pace."""
+"""Weight of the newest answer in the averages of a queue."""
 
 
 @dataclass(slots=True, eq=False)
 class ModelQueue:
-    """What waits for one model version, or for a model that has none yet.
+    """Requests for one model version (or a model that has none yet), and the seats that take them.
 
-    `service_s` is how long a slot lately took for a request, `pace_s` how long after one answer
-    the next one came; 0 before the first. `peak` is the highest priority that is expected.
+    `suspects` were in flight on a slot that died: each runs alone. `service_s` is the average time
+    of a request in its slot, `pace_s` the average time between two answers; 0 before the first.
+    `peak` is the highest priority that is expected.
     """
 
     routing: Routing
     seats: list[Seat] = field(default_factory=list)
-    waiting: FairQueue[Request] = field(default_factory=FairQueue)
+    waiting: FairQueue = field(default_factory=FairQueue)
     suspects: deque[Request] = field(default_factory=deque)
     turn: int = 0
     service_s: float = 0.0
@@ -248,12 +216,12 @@ class ModelQueue:
     peak_until_s: float = 0.0
 
     def note(self, request: Request) -> None:
-        """A request came: its priority is expected for a while."""
+        """Expect the priority of a request that came for a while."""
         if request.priority >= self.peak or request.arrived_s > self.peak_until_s:
             self.peak, self.peak_until_s = request.priority, request.arrived_s + PRESENCE_S
 
     def places(self, request: Request, now_s: float) -> int:
-        """How many of our requests a slot may hold, this one included, whatever its credit."""
+        """Requests that a slot may hold with this one, whatever its credit."""
         yields = request.priority < self.peak and now_s <= self.peak_until_s
         return YIELDING if yields else MANY
 
@@ -261,14 +229,14 @@ class ModelQueue:
         return len(self.waiting) + len(self.suspects)
 
     def measure(self, slot_s: float) -> None:
-        """An answer came after so long in its slot. The pace follows by Little's law."""
+        """Average in the time an answer took in its slot; the pace follows by Little's law."""
         pace_s = slot_s / max(1, sum([seat.used for seat in self.seats]))
         weight = SMOOTHING if self.service_s else 1.0
         self.service_s += weight * (slot_s - self.service_s)
         self.pace_s += weight * (pace_s - self.pace_s)
 
     def refuse_hopeless(self, request: Request, max_waiting: int) -> None:
-        """Better now than late: what waits already decides whether this one can be in time.
+        """Refuse a request that cannot be in time behind those that wait already.
 
         Raises `Unavailable`, also where `max_waiting` requests of its priority wait.
         """

@@ -1,11 +1,11 @@
 """Which slot answers which request: queues, credits, choice, retries. Pure: no I/O, no clock.
 
-All state is in `_queues` (what waits, by model and version) and `_lanes` (what is in flight, by
-slot). `assign` moves requests from the first to the second and returns what must be sent; nothing
-else sends, so a request is always in exactly one of the two, or answered.
+A request is in one of `_queues` (by model version) until `assign` moves it to one of `_lanes` (by
+slot), and there until it is answered; only what `assign` returns is sent. State changes by methods
+of `Router` alone.
 
-Work follows events: `_busy` are the queues in which something waits, `_loaded` the lanes that hold
-requests and `_changed` the queues whose demand is to be told; the others cost nothing.
+Work follows events: `_busy` has the queues that are not empty, `_loaded` the lanes that hold
+requests, `_changed` the queues whose demand slots have not heard of; all others cost nothing.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from headrace.link.request import Answer, QueueKey, Request, Seat
 from headrace.link.seats import Lane, Route, choose_seat, reserve_seat
 
 MAX_DEATHS = 2
-"""A request in flight on so many dying slots is taken for their cause."""
+"""Slots that died with a request in flight before the request is taken for their cause."""
 MAX_MOVES = 5
-"""How often a slot may send a request elsewhere (its model had just left) before we give up."""
+"""Limit on how often slots send a request elsewhere, as its model has just left them."""
 RETRY_SHARE = 0.1
-"""Retries may be this share of all requests …"""
+"""Share of all requests that retries may be …"""
 RETRY_RESERVE = 256.0
-"""… and this many at once, which is more than the credits of one slot."""
+"""… and retries that are possible at once: more than the credits of one slot."""
 DEPTH_S = 0.1
-"""What a slot said of its load counts for so long; later it would only keep requests away."""
+"""Time for which a slot's word about its load counts; an older one would keep requests away."""
 
 
 class Router:
-    """See the module. `max_waiting` bounds each queue, for each priority."""
+    """Assigns requests to slots. `max_waiting` bounds each queue, for each priority."""
 
     def __init__(self, rng: random.Random, max_waiting: int = 4096) -> None:
         self._rng, self._max_waiting = rng, max_waiting
@@ -49,29 +49,29 @@ class Router:
         self._reserving = False
         self._seats: dict[tuple[str, int], Seat] = {}
         self._retry_budget = RETRY_RESERVE
-        # By model, since the start; and requests that slots hold now.
+        # Why a model has no slot yet, where the pool has said so.
+        self._lacking: Mapping[QueueKey, str] = {}
+        # Work of the shard stage that is not in the queues: waiting for a model's first slot, and
+        # waiting for a turn in slots that are there.
+        self._outside: Counter[str] = Counter()
+        self._backlog: Counter[str] = Counter()
+        # Read from outside. By model, since the start; and requests that slots hold now.
         self.retries: Counter[str] = Counter()
         self.arrived: Counter[str] = Counter()
         self.sent = 0
-        # Who waits for a model's first slot outside of the queues, as the shard stage does.
-        self.outside: Counter[str] = Counter()
-        # Work that waits for its turn in slots that are there, outside of the queues too.
-        self.backlog: Counter[str] = Counter()
-        # The first request came that no slot can answer; whoever tells the pool sets it back.
-        self.starved = False
-        # Why a model has no slot yet, where the pool has said so.
-        self.lacking: Mapping[QueueKey, str] = {}
-
-    # -- what the pool and the links say ------------------------------------------------------
 
     def set_routes(
-        self, routes: Mapping[QueueKey, Route], defaults: Mapping[str, int | None] | None = None
+        self,
+        routes: Mapping[QueueKey, Route],
+        defaults: Mapping[str, int | None] | None = None,
+        lacking: Mapping[QueueKey, str] | None = None,
     ) -> None:
-        """Replace the routes and, by model, the default version (None: there is none yet).
+        """Replace the routes, by model the default version, and why versions lack a slot.
 
-        Waiting requests that named no version go to the new default; others for what is gone are
-        answered NOT_FOUND.
+        The default is None while there is no version. Waiting requests that named no version go to
+        the new default; others for a version that is gone are answered NOT_FOUND.
         """
+        self._lacking = lacking or {}
         defaults = defaults or {}
         moved = {
             (model, version)
@@ -102,7 +102,7 @@ class Router:
                 self._follow(request)
 
     def _follow(self, request: Request) -> None:
-        """Let a request wait again: for the default version, where it named none; or refuse it."""
+        """Queue a request again, for the new default if it named no version; or refuse it."""
         model = request.key[0]
         if request.follows_default:
             request.key = (model, self._defaults.get(model))
@@ -117,12 +117,12 @@ class Router:
         self._waits(request.key, queue)
 
     def _waits(self, key: QueueKey, queue: ModelQueue) -> None:
-        """Something waits there from now on."""
+        """Note that this queue is not empty."""
         self._busy[key] = queue
         self._changed.add(key)
 
     def _queue_of(self, request: Request) -> ModelQueue | None:
-        """Where it belongs: the default may be another one since it came."""
+        """A request's queue: the model's default may have moved since it came."""
         queue = self._queues.get(request.key)
         if queue is None and request.follows_default:
             request.key = (request.key[0], self._defaults.get(request.key[0]))
@@ -130,7 +130,7 @@ class Router:
         return queue
 
     def refuse(self, key: QueueKey, error: HeadraceError) -> None:
-        """Answer everything that waits for this key with an error."""
+        """Answer all requests in this queue with an error."""
         queue = self._queues.get(key)
         if queue is not None:
             waiting, queue.waiting, queue.suspects = (
@@ -149,12 +149,12 @@ class Router:
         self._untold.add(slot_id)
 
     def lane_draining(self, slot_id: str) -> None:
-        """The slot is leaving: what it holds it still answers, more it does not take."""
+        """The slot is leaving: it answers what it holds and takes no more."""
         if slot_id in self._lanes:
             self._lanes[slot_id].draining = True
 
     def lane_down(self, slot_id: str, now_s: float) -> None:
-        """The link is gone: its requests are tried again, alone, or refused."""
+        """The link is gone: its requests are tried again, each alone on its slot, or refused."""
         lane = self._lanes.pop(slot_id, None)
         self._loaded.pop(slot_id, None)
         if lane is None:
@@ -172,7 +172,7 @@ class Router:
                 self._retry(request, now_s)
 
     def credit(self, slot_id: str, placement_id: int, credit: int) -> None:
-        """The slot says how many of our requests this placement may hold."""
+        """Set how many of our requests a placement may hold, as its slot says."""
         seat = self._seats.get((slot_id, placement_id))
         if seat is None:
             seat = self._seats[slot_id, placement_id] = Seat(slot_id, placement_id)
@@ -214,13 +214,11 @@ class Router:
         self._finish(request, error)
 
     def queues(self) -> list[QueueKey]:
-        """What can be asked for."""
+        """The keys that requests may have."""
         return list(self._queues)
 
-    # -- what clients do ----------------------------------------------------------------------
-
-    def submit(self, request: Request) -> None:
-        """Queue a request.
+    def submit(self, request: Request) -> bool:
+        """Queue a request; True if it is the first for which there is no slot.
 
         Raises `NotFound`, or `Unavailable` when the queue is full or the deadline would pass in it.
         """
@@ -232,27 +230,40 @@ class Router:
         self._retry_budget = min(RETRY_RESERVE, self._retry_budget + RETRY_SHARE)
         request.queued = True
         self.arrived[request.key[0]] += 1
-        if not queue.seats:
-            request.cold = True
-            self.starved = self.starved or not queue.waiting
+        request.cold = not queue.seats
+        starved = request.cold and not queue.waiting
         queue.note(request)
         queue.waiting.push(request)
         self._waits(request.key, queue)
+        return starved
+
+    def wait_outside(self, model: str) -> None:
+        """Count someone who waits for a model's first slot, but not in a queue."""
+        self._outside[model] += 1
+        self.arrived[model] += 1
+
+    def leave_outside(self, model: str) -> None:
+        """Count out one of these."""
+        self._outside[model] -= 1
+
+    def add_backlog(self, model: str, change: int) -> None:
+        """Count work that waits for its turn in slots, but not in a queue."""
+        self._backlog[model] += change
 
     def charge(self, request: Request, extra: float) -> None:
-        """An answered request cost so much more (below 0: less): its caller's turn comes later."""
+        """An answered request cost `extra` more than known: its caller's turn comes later."""
         if (queue := self._queues.get(request.key)) is not None:
             queue.waiting.charge(request.caller, request.priority, extra)
 
     def cancel(self, request: Request) -> None:
-        """The client left: drop the request wherever it is; `done` is not called."""
+        """Drop the request of a client that left; `done` is not called."""
         if request.finished:
             return
         request.finished = True
         self._withdraw(request)
 
     def expire(self, now_s: float) -> int:
-        """Answer everything whose deadline has passed; gives how many."""
+        """Answer the requests whose deadline has passed; gives how many."""
         late = [r for t in self._busy.values() for r in t.waiting if now_s >= r.deadline_s]
         late += [r for t in self._busy.values() for r in t.suspects if now_s >= r.deadline_s]
         for lane in self._loaded.values():
@@ -266,7 +277,7 @@ class Router:
         queue = self._queues.get(request.key)
         if request.sent_s or queue is None or queue.seats:
             return _late()
-        why = self.lacking.get(request.key) or "it is still being loaded"
+        why = self._lacking.get(request.key) or "it is still being loaded"
         return DeadlineExceeded(f"the deadline passed while model {request.key[0]!r} waited: {why}")
 
     def _withdraw(self, request: Request) -> None:
@@ -287,10 +298,8 @@ class Router:
             queue.waiting.discard(request)
             request.body = b""  # the queue may keep its entry for a while
 
-    # -- what slots answer --------------------------------------------------------------------
-
     def reply(self, slot_id: str, reply: Reply) -> None:
-        """An answer came; one to a request that was cancelled or has expired is dropped."""
+        """Take an answer; one to a request that was cancelled or has expired is dropped."""
         lane = self._lanes.get(slot_id)
         request = lane.in_flight.get(reply.id) if lane is not None else None
         if lane is None or request is None:
@@ -323,10 +332,8 @@ class Router:
             request.finished = True
             request.done(request, answer)
 
-    # -- the choice ---------------------------------------------------------------------------
-
     def assign(self, now_s: float) -> dict[str, list[Request]]:
-        """Give waiting requests to slots with credit; what to send to which slot, in order."""
+        """Move waiting requests to slots with credit; gives what to send, by slot and in order."""
         sends: dict[str, list[Request]] = {}
         lanes, rng = self._lanes, self._rng
         if self._reserving:
@@ -369,18 +376,16 @@ class Router:
         self._changed.add(request.key)
         sends.setdefault(seat.slot_id, []).append(request)
 
-    # -- figures ------------------------------------------------------------------------------
-
     def waiting(self) -> dict[str, int]:
-        """Requests that wait, by model."""
-        counts = {model: count for model, count in (self.outside + self.backlog).items() if count}
+        """Waiting requests by model."""
+        counts = {model: count for model, count in (self._outside + self._backlog).items() if count}
         for (model, _), queue in self._queues.items():
             counts[model] = counts.get(model, 0) + len(queue)
         return counts
 
     def held(self) -> dict[str, int]:
-        """Requests that wait while no slot holds their model, by model."""
-        counts = {model: count for model, count in self.outside.items() if count}
+        """Requests, by model, that wait while no slot holds their version."""
+        counts = {model: count for model, count in self._outside.items() if count}
         for (model, _), queue in self._busy.items():
             if len(queue) and not queue.seats:
                 counts[model] = counts.get(model, 0) + len(queue)
@@ -388,7 +393,7 @@ class Router:
 
     def load(self) -> Counter[str]:
         """Requests that wait or that slots hold, by model; models without any are left out."""
-        counts = self.outside + self.backlog
+        counts = self._outside + self._backlog
         counts.update(self.in_flight())
         for (model, _), queue in self._busy.items():
             if len(queue):
@@ -396,14 +401,14 @@ class Router:
         return counts
 
     def demand(self, slot_id: str) -> dict[int, int]:
-        """By placement of this slot: our requests it holds and those that wait for it."""
+        """Requests, by placement of this slot, that it holds or that wait for it."""
         demand: dict[int, int] = {}
         for queue, seat in self._by_slot.get(slot_id, ()):
             demand[seat.placement_id] = demand.get(seat.placement_id, seat.used) + len(queue)
         return demand
 
     def changed_demand(self) -> dict[str, dict[int, int]]:
-        """The demand of the slots for which it may have changed since the last call."""
+        """The demand, by slot, that may have changed since the last call."""
         slots, self._untold = self._untold, set()
         for key in self._changed:
             if (queue := self._queues.get(key)) is not None:

@@ -231,7 +231,7 @@ async def test_with_partial_allow_a_deadline_leaves_what_is_there(tmp_path: obje
         stage.stage._shards = _Stuck(stage.plane, after=0)
         with pytest.raises(DeadlineExceeded, match="0 of"):
             await stage.run(replace(job, timeout_s=0.5))
-        assert not stage.plane.router.backlog["faces"]
+        assert not stage.plane.router.load()["faces"]
 
 
 class _Stuck(Shards):

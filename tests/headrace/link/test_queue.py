@@ -3,97 +3,102 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.link.queue import FairQueue
+from headrace.link.request import Request
 
 
-@dataclass(eq=False)
-class Job:
-    """A request."""
+def request(
+    caller: str = "a", priority: int = 0, cost: float = 1.0, deadline_s: float = 60.0
+) -> Request:
+    return Request(
+        0,
+        0,
+        key=("m", 1),
+        deadline_s=deadline_s,
+        arrived_s=0.0,
+        done=lambda *_: None,
+        caller=caller,
+        priority=priority,
+        cost=cost,
+    )
 
-    caller: str = "a"
-    priority: int = 0
-    cost: float = 1.0
-    deadline_s: float = 60.0
-    finished: bool = False
 
-
-def filled(*jobs: Job) -> FairQueue[Job]:
-    queue: FairQueue[Job] = FairQueue()
+def filled(*jobs: Request) -> FairQueue:
+    queue: FairQueue = FairQueue()
     for job in jobs:
         queue.push(job)
     return queue
 
 
-def drain(queue: FairQueue[Job]) -> list[Job]:
+def drain(queue: FairQueue) -> list[Request]:
     return [queue.pop() for _ in range(len(queue))]
 
 
 def test_pop_raises_when_nothing_waits() -> None:
     with pytest.raises(IndexError):
-        FairQueue[Job]().pop()
+        FairQueue().pop()
 
 
 def test_the_higher_priority_goes_first() -> None:
-    low, high, middle = Job(priority=0), Job("b", priority=20), Job("c", priority=10)
+    low, high, middle = request(priority=0), request("b", priority=20), request("c", priority=10)
     assert drain(filled(low, high, middle)) == [high, middle, low]
 
 
 def test_one_caller_keeps_its_order() -> None:
-    jobs = [Job() for _ in range(5)]
+    jobs = [request() for _ in range(5)]
     assert drain(filled(*jobs)) == jobs
 
 
 def test_the_earliest_deadline_of_a_caller_goes_first() -> None:
-    late, soon = Job(deadline_s=9.0), Job(deadline_s=1.0)
+    late, soon = request(deadline_s=9.0), request(deadline_s=1.0)
     assert drain(filled(late, soon)) == [soon, late]
 
 
 def test_callers_take_turns_when_one_sends_much() -> None:
-    flood, other = [Job("flood") for _ in range(50)], [Job("other") for _ in range(3)]
+    flood, other = [request("flood") for _ in range(50)], [request("other") for _ in range(3)]
     order = [job.caller for job in drain(filled(*flood, *other))]
     assert order[:6].count("other") == 3
 
 
 def test_dear_requests_take_fewer_turns() -> None:
-    dear = [Job("dear", cost=4.0) for _ in range(20)]
-    cheap = [Job("cheap") for _ in range(80)]
+    dear = [request("dear", cost=4.0) for _ in range(20)]
+    cheap = [request("cheap") for _ in range(80)]
     first = Counter(job.caller for job in drain(filled(*dear, *cheap))[:50])
     assert first["cheap"] == pytest.approx(4 * first["dear"], abs=4)
 
 
 def test_a_settled_cost_is_paid_with_later_turns() -> None:
-    queue = filled(*[Job("a") for _ in range(20)], *[Job("b") for _ in range(20)])
+    queue = filled(*[request("a") for _ in range(20)], *[request("b") for _ in range(20)])
     queue.pop()
     queue.charge("a", 0, 10.0)
     assert [queue.pop().caller for _ in range(10)].count("a") <= 1
 
 
 def test_a_debt_outlives_the_flow() -> None:
-    queue = filled(Job("a"))
+    queue = filled(request("a"))
     queue.pop()
     queue.charge("a", 0, 5.0)
     for _ in range(8):
-        queue.push(Job("a"))
-        queue.push(Job("b"))
+        queue.push(request("a"))
+        queue.push(request("b"))
     assert [queue.pop().caller for _ in range(5)].count("a") == 0
 
 
 def test_what_is_pushed_back_goes_before_all() -> None:
-    queue = filled(Job(priority=20))
-    again = Job(priority=0)
+    queue = filled(request(priority=20))
+    again = request(priority=0)
     queue.push_back(again)
     assert queue.head() is again
     assert queue.pop() is again
 
 
 def test_a_finished_request_is_passed_over() -> None:
-    gone, stays, back = Job(), Job(), Job("b")
+    gone, stays, back = request(), request(), request("b")
     queue = filled(gone, stays)
     queue.push_back(back)
     for job in (gone, back):
@@ -106,12 +111,12 @@ def test_a_finished_request_is_passed_over() -> None:
 
 
 def test_ahead_counts_equal_and_higher_priorities() -> None:
-    queue = filled(Job(priority=0), Job(priority=10), Job(priority=20))
+    queue = filled(request(priority=0), request(priority=10), request(priority=20))
     assert (queue.ahead(0), queue.ahead(10), queue.ahead(11)) == (3, 2, 1)
 
 
 jobs = st.builds(
-    Job,
+    request,
     caller=st.sampled_from("abcd"),
     priority=st.integers(0, 2),
     cost=st.sampled_from([0.5, 1.0, 3.0, 25.0]),
@@ -120,11 +125,11 @@ jobs = st.builds(
 
 
 @given(st.lists(st.one_of(jobs, st.sampled_from(["pop", "cancel", "back"])), max_size=60))
-def test_nothing_is_lost_and_priorities_hold(steps: list[Job | str]) -> None:
-    queue: FairQueue[Job] = FairQueue()
-    waiting: list[Job] = []
+def test_nothing_is_lost_and_priorities_hold(steps: list[Request | str]) -> None:
+    queue: FairQueue = FairQueue()
+    waiting: list[Request] = []
     for step in steps:
-        if isinstance(step, Job):
+        if isinstance(step, Request):
             queue.push(step)
             waiting.append(step)
         elif waiting and step == "cancel":
@@ -146,7 +151,7 @@ def test_nothing_is_lost_and_priorities_hold(steps: list[Job | str]) -> None:
 
 @given(st.lists(st.integers(1, 40), min_size=2, max_size=6))
 def test_no_caller_starves(counts: list[int]) -> None:
-    jobs = [Job(str(caller)) for caller, count in enumerate(counts) for _ in range(count)]
+    jobs = [request(str(caller)) for caller, count in enumerate(counts) for _ in range(count)]
     order = [job.caller for job in drain(filled(*jobs))]
     for caller, count in enumerate(counts):
         # The n-th of a caller comes after at most n of each other one.

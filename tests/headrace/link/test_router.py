@@ -269,7 +269,7 @@ def test_deadlines_end_waiting_and_running_requests() -> None:
 def test_a_deadline_that_passes_before_any_slot_is_there_tells_what_the_model_lacks() -> None:
     house = House()
     house.slots()
-    house.router.lacking = {ANY: "needs 1 slot of class cpu, 0 free"}
+    house.router.set_routes({ANY: (LEAST, [])}, lacking={ANY: "needs 1 slot of class cpu, 0 free"})
     house.ask(deadline_s=5.0)
     assert house.router.expire(5.0) == 1
     name = ANY[0]
