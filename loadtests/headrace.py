@@ -1,8 +1,10 @@
-"""The complete gateway as a process: its config, its start, and what its own status tells."""
+"""The complete gateway as a process: its config, its start, and what its admin listener tells."""
 
 from __future__ import annotations
 
+import shutil
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,18 +15,76 @@ from typing import Any
 import httpx
 import yaml
 
-from loadtests.processes import free_ports, running, wait_until
+from loadtests.processes import ROOT, Failed, NotStarted, free_ports, running, wait_until
 
+REPOSITORY = ROOT / "models" / "repository"
 START_S = 90.0
 DRAIN_S = 60.0
 ANSWER_S = 2.0
+ADMIN_ANSWER_S = 10.0
+KEY_LIMIT_S = 5.0
+"""Longest wait for a gateway to know a new key; a second is usual."""
+
+KEY_S = 86_400.0
+"""Life of a key, for where a load test could not revoke it."""
+
+POLL_S = 0.05
 OPEN: Mapping[str, Any] = {"tiers": False}
-"""Everybody is let in: what is measured is the serving."""
+"""Access for everybody: what is measured is the serving."""
 NOTHING: Mapping[str, Any] = {}
 
 
-class BadAnswer(Exception):
-    """Raised when a server answers the benchmark's request with something else than the model."""
+class BadAnswer(Failed):
+    """Raised when a server answers a load test with something else than it must."""
+
+
+@dataclass(frozen=True, slots=True)
+class Admin:
+    """An admin listener: its base URL and its token. All methods raise `BadAnswer`."""
+
+    url: str
+    token: str
+
+    def make_key(self, name: str, tier: str) -> str:
+        """A new API key."""
+        wanted = {"name": name, "tier": tier, "expires_in_s": KEY_S}
+        return str(self._answer("POST", "/admin/v1/keys", wanted).json()["key"])
+
+    def revoke_key(self, name: str) -> None:
+        """End a key, named by id or name."""
+        self._answer("POST", f"/admin/v1/keys/{name}/revoke")
+
+    def status(self) -> dict[str, Any]:
+        """Gateways, slots and models."""
+        document: dict[str, Any] = self._answer("GET", "/admin/v1/status").json()
+        return document
+
+    def pids(self, kind: str) -> list[int]:
+        """The processes of the `gateways` or of the `slots`."""
+        return [int(each["pid"]) for each in self.status()[kind]]
+
+    def metric(self, name: str) -> float:
+        """The sum of a metric over its labels."""
+        return metric_sum(self._answer("GET", "/metrics").text, name)
+
+    def _answer(self, method: str, path: str, document: Any = None) -> httpx.Response:
+        headers = {"Authorization": f"Bearer {self.token}"}
+        where = f"{self.url}{path}"
+        try:
+            answer = httpx.request(
+                method, where, json=document, headers=headers, timeout=ADMIN_ANSWER_S
+            )
+        except httpx.TransportError as error:
+            raise BadAnswer(f"{where}: {type(error).__name__}: {error}") from error
+        if answer.status_code >= 400:
+            raise BadAnswer(f"{where} answered {answer.status_code}: {answer.text[:200]}")
+        return answer
+
+
+def metric_sum(text: str, name: str) -> float:
+    """The sum of a metric over its labels in Prometheus' text; 0 if it is not there."""
+    lines = (line for line in text.splitlines() if line.startswith((f"{name} ", f"{name}{{")))
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,22 +93,15 @@ class Running:
 
     url: str
     grpc: str = ""
-    admin: str = ""
+    admin_url: str = ""
     token_file: Path | None = None
 
-    def slot_pids(self) -> list[int]:
-        """The processes of Headrace's slots, from its own status; raises `BadAnswer`."""
+    @property
+    def admin(self) -> Admin:
+        """Raises `ValueError` for a server that is not Headrace."""
         if self.token_file is None:
-            return []
-        token = self.token_file.read_text(encoding="utf-8").strip()
-        answer = httpx.get(
-            f"{self.admin}/admin/v1/status",
-            headers={"Authorization": f"Bearer {token}"},
-            timeout=ANSWER_S,
-        )
-        if answer.status_code != 200:
-            raise BadAnswer(f"/admin/v1/status answered {answer.status_code}")
-        return [int(slot["pid"]) for slot in answer.json()["slots"]]
+            raise ValueError("this server has no admin listener")
+        return Admin(self.admin_url, self.token_file.read_text(encoding="utf-8").strip())
 
 
 @contextmanager
@@ -83,6 +136,17 @@ def headrace(
             ready = partial(answers, f"{server.url}/v2/models/{model}/ready")
             wait_until(ready, process, START_S)
         yield server
+
+
+def copy_models(folder: Path, models: Mapping[str, str]) -> Path:
+    """A store with version 1 of demo models, by their names in it; raises `NotStarted`."""
+    store = folder / "store"
+    for name, model in models.items():
+        built = REPOSITORY / model / "1"
+        if not built.is_dir():
+            raise NotStarted(f"{model} is not built: build the models first (make models)")
+        shutil.copytree(built, store / name / "1")
+    return store
 
 
 def headrace_command() -> str:
@@ -125,3 +189,23 @@ def answers(url: str) -> bool:
         return httpx.get(url, timeout=ANSWER_S).status_code == 200
     except httpx.TransportError:
         return False
+
+
+def known_key(server: Running, model: str, name: str, tier: str) -> str:
+    """A new key that the gateway knows; raises `BadAnswer`."""
+    key = server.admin.make_key(name, tier)
+    wait_for_key(server.url, model, key)
+    return key
+
+
+def wait_for_key(url: str, model: str, key: str) -> None:
+    """Until the gateway at `url` knows the key; raises `BadAnswer` after some seconds."""
+    limit_s = time.monotonic() + KEY_LIMIT_S
+    where = f"{url}/v2/models/{model}"
+    while True:
+        answer = httpx.get(where, headers={"X-API-Key": key}, timeout=ADMIN_ANSWER_S)
+        if answer.status_code == 200:
+            return
+        if time.monotonic() > limit_s:
+            raise BadAnswer(f"{where} answered {answer.status_code} to a new key")
+        time.sleep(POLL_S)

@@ -15,20 +15,25 @@ from typing import Any
 
 from locust import FastHttpUser, events, task
 
-from loadtests import light
-from loadtests.exchange import (
+from loadtests.messages import (
+    DIGITS,
+    HIGHEST_PRICE,
     LENGTH_HEADER,
+    LOWEST_PRICE,
     Message,
+    Picture,
     WrongAnswer,
     check_classes,
     check_number,
+    digit_messages,
     infer_binary_message,
+    load_pictures,
     picture_instance,
     predict_message,
+    price_message,
     read_infer,
     read_predictions,
 )
-from loadtests.pictures import Picture, load_pictures
 
 SAMPLES = "HEADRACE_LOADTEST_SAMPLES"
 """Environment variable that names the CSV file for one row per request."""
@@ -110,8 +115,8 @@ class Light(CheckedUser):
 
     def on_start(self) -> None:
         """Read the request bodies once."""
-        self.digits = light.digit_messages()
-        self.price = light.price_message()
+        self.digits = digit_messages()
+        self.price = price_message()
 
     @task  # type: ignore[untyped-decorator]
     def digit(self) -> None:
@@ -120,7 +125,7 @@ class Light(CheckedUser):
 
         def check(response: Any) -> None:
             scores = read_predictions(response.content, "scores")
-            check_classes(scores, frozenset({digit}), light.CLASSES)
+            check_classes(scores, frozenset({digit}), DIGITS)
 
         self.send("digits :predict (PNG)", message, check)
 
@@ -131,7 +136,7 @@ class Light(CheckedUser):
         def check(response: Any) -> None:
             length = response.headers.get(LENGTH_HEADER)
             prices = read_infer(response.content, length, "price")
-            check_number(prices, light.LOWEST_PRICE, light.HIGHEST_PRICE)
+            check_number(prices, LOWEST_PRICE, HIGHEST_PRICE)
 
         self.send("price /infer (JSON)", self.price, check)
 

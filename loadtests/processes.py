@@ -1,4 +1,4 @@
-"""Servers under test as child processes, each in a session of its own."""
+"""Servers under test as child processes, each in a session of its own, and their memory."""
 
 from __future__ import annotations
 
@@ -10,12 +10,22 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).resolve().parents[1]
+"""The project's folder, in which other processes of load tests run."""
 
 POLL_S = 0.05
 
 
-class NotStarted(Exception):
+class Failed(Exception):
+    """Raised for what a load test may meet; its command ends with one sentence."""
+
+
+class NotStarted(Failed):
     """Raised when a server ended or did not answer in time."""
 
 
@@ -92,3 +102,23 @@ def _stop(process: subprocess.Popen[bytes], stop_s: float, whole_group: bool) ->
 def _signal_group(group: int, number: signal.Signals) -> None:
     with suppress(ProcessLookupError):
         os.killpg(group, number)
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Resident bytes, and the same with shared pages divided among those who share them."""
+
+    rss_bytes: int
+    pss_bytes: int
+
+
+def process_memory(pid: int) -> Memory:
+    """The memory of one process; raises `psutil.Error` when it is gone or not ours."""
+    found = psutil.Process(pid).memory_full_info()
+    return Memory(found.rss, found.pss)
+
+
+def process_cpu_s(pid: int) -> float:
+    """Processor time of a process so far, in steps of 10 ms; raises `psutil.Error`."""
+    times = psutil.Process(pid).cpu_times()
+    return float(times.user + times.system)

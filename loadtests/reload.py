@@ -7,30 +7,26 @@ half of the rate that one slot manages; copies version 1 to version 2 and watche
 from __future__ import annotations
 
 import asyncio
-import json
+import math
 import shutil
-import tempfile
-from datetime import datetime
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
-import httpx
-from rich.console import Console
 
-from loadtests.headrace import headrace
-from loadtests.machine import describe_machine
-from loadtests.open_loop import Arrivals, Ask, AskFailed, capacity
-from loadtests.pictures import Picture, PicturesMissing, load_pictures
-from loadtests.processes import NotStarted
-from loadtests.swap_plot import plot_swap
-from loadtests.swaps import Swap, swap_sentences
-from loadtests.tagger import MODEL, ask_tagger, tagger_message
+from loadtests.clients import Answer, Arrivals, Ask, ask_tagger, capacity, unlimited_client
+from loadtests.headrace import copy_models, headrace
+from loadtests.messages import TAGGER, Picture, load_pictures, tagger_message
+from loadtests.plots import COLORS, drawn, failed, level, moment, scatter
+from loadtests.processes import Failed
+from loadtests.report import Report, common_errors, figures, out_option, workplace
+from loadtests.samples import percentile
 
-ROOT = Path(__file__).resolve().parent.parent
-REPOSITORY = ROOT / "models" / "repository"
-REPORTS = Path(__file__).resolve().parent / "reports"
-MODELS = {MODEL: {"runtime": "onnx", "batching": {"max_rows": 8, "max_wait_s": 0.002}}}
+MODELS = {TAGGER: {"runtime": "onnx", "batching": {"max_rows": 8, "max_wait_s": 0.002}}}
 SLOTS = 2
 OLD, NEW = "1", "2"
 CONCURRENCY = 8
@@ -41,62 +37,42 @@ SWAP_LIMIT_S = 120.0
 ANSWER_S = 30.0
 
 
-class NotSwapped(Exception):
+class NotSwapped(Failed):
     """Raised when the new version never answered."""
-
-
-FORESEEN = (NotStarted, NotSwapped, AskFailed, PicturesMissing, OSError)
 
 
 @click.command(help=__doc__)
 @click.option("--before", default=10.0, show_default=True, help="Seconds of load before the copy.")
 @click.option("--after", default=10.0, show_default=True, help="Seconds of load after the swap.")
-@click.option("--out", default=REPORTS, type=click.Path(path_type=Path), help="Report folder.")
+@out_option
 def main(before: float, after: float, out: Path) -> None:
-    console = Console()
-    now = datetime.now().astimezone()
-    with tempfile.TemporaryDirectory(prefix="reload-") as folder:
-        log = Path(folder) / "headrace.log"
-        try:
-            picture = load_pictures()[0]
-            store = copy_store(Path(folder))
-            with headrace(Path(folder), store, MODELS, SLOTS) as server:
-                swap = asyncio.run(measure(server.url, store, picture, before, after))
-        except FORESEEN as error:
-            if log.exists():
-                click.echo("\n".join(log.read_text(errors="replace").splitlines()[-5:]), err=True)
-            raise click.ClickException(str(error) or type(error).__name__) from error
-    for line in swap_sentences(swap):
-        console.print(line)
-    publish(swap, now, out)
-    console.print(f"written: {out}/reload-{now:%Y%m%d-%H%M%S}.png and .json", soft_wrap=True)
-
-
-def copy_store(folder: Path) -> Path:
-    """A model store with version 1 of the model alone; raises `NotStarted` if it is not built."""
-    built = REPOSITORY / MODEL / OLD
-    if not built.is_dir():
-        raise NotStarted(f"{MODEL} is not built: build the models first (make models)")
-    store = folder / "store"
-    shutil.copytree(built, store / MODEL / OLD)
-    return store
+    report = Report("reload", out)
+    with workplace("reload") as folder:
+        picture = load_pictures()[0]
+        store = copy_models(folder, {TAGGER: TAGGER})
+        with headrace(folder, store, MODELS, SLOTS) as server:
+            swap = asyncio.run(measure(server.url, store, picture, before, after))
+    report.say(*swap_sentences(swap))
+    plot_swap(swap, report.title, report.path(".png"))
+    report.write(**swap.document())
+    report.end()
 
 
 def copy_version(store: Path) -> None:
     """Put version 2 beside version 1 as one should: under a hidden name first, then at once."""
-    incoming = store / MODEL / f".{NEW}-incoming"
-    shutil.copytree(store / MODEL / OLD, incoming)
-    incoming.rename(store / MODEL / NEW)
+    incoming = store / TAGGER / f".{NEW}-incoming"
+    shutil.copytree(store / TAGGER / OLD, incoming)
+    incoming.rename(store / TAGGER / NEW)
 
 
 async def measure(url: str, store: Path, picture: Picture, before_s: float, after_s: float) -> Swap:
-    """Find the capacity, then swap under half of it; raises `AskFailed`, `NotSwapped`."""
+    """Find the capacity, then swap under half of it; raises `BadAnswer`, `NotSwapped`."""
     message = tagger_message(picture)
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-    async with httpx.AsyncClient(base_url=url, limits=limits, timeout=ANSWER_S) as client:
+    async with unlimited_client(url, {}, ANSWER_S) as client:
         ask: Ask = partial(ask_tagger, client, message, picture)
-        await capacity(ask, CONCURRENCY, WARM_UP_S)
-        most = await capacity(ask, CONCURRENCY, CAPACITY_S)
+        await ask()
+        await capacity(url, message, {}, CONCURRENCY, WARM_UP_S)
+        most = await capacity(url, message, {}, CONCURRENCY, CAPACITY_S)
         async with Arrivals(most / 2, ask) as load:
             await asyncio.sleep(SETTLE_S)
             begin_s = load.now_s()
@@ -114,14 +90,125 @@ async def measure(url: str, store: Path, picture: Picture, before_s: float, afte
     return Swap(most, most / 2, NEW, begin_s, copy_s, complete_s, tuple(load.answers))
 
 
-def publish(swap: Swap, when: datetime, out: Path) -> None:
-    """Write the plot and the figures."""
-    out.mkdir(parents=True, exist_ok=True)
-    stem = out / f"reload-{when:%Y%m%d-%H%M%S}"
-    machine = describe_machine(("headrace", "ray", "onnxruntime"))
-    plot_swap(swap, f"{machine.line()} · {when:%Y-%m-%d %H:%M %Z}", stem.with_suffix(".png"))
-    text = json.dumps({"machine": machine.line(), **swap.document()}, indent=2, allow_nan=False)
-    stem.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
+WINDOW_S = 0.25
+SECOND_S = 1.0
+LIMIT = 2.0
+"""Highest p99 of an undisturbed window, as a multiple of that before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Swap:
+    """A load under which version `new` took over.
+
+    Moments are seconds since the load began: from `begin_s` on answers count, at `copy_s` the
+    copying of the new version began, at `complete_s` its folder got its name.
+    """
+
+    capacity: float
+    rate: float
+    new: str
+    begin_s: float
+    copy_s: float
+    complete_s: float
+    answers: tuple[Answer, ...]
+
+    @property
+    def failures(self) -> Counter[str]:
+        return common_errors(answer.error for answer in self.answers)
+
+    @property
+    def first_new_s(self) -> float:
+        """When the first request was due that the new version answered."""
+        new = [answer.planned_s for answer in self.answers if answer.version == self.new]
+        return min(new, default=math.nan)
+
+    @property
+    def over_s(self) -> float:
+        """A second after the last request was due that the old version answered."""
+        old = [a.planned_s for a in self.answers if a.version not in ("", self.new)]
+        return max(old, default=self.complete_s) + SECOND_S
+
+    @property
+    def before_ms(self) -> float:
+        """p99 of the requests due before the copying began."""
+        return self._p99_ms(self.begin_s, self.copy_s)
+
+    @property
+    def during_ms(self) -> float:
+        """p99 of the worst second from the copying on, in steps of a quarter."""
+        starts = self._steps(self.copy_s, self.over_s)
+        seconds = (self._p99_ms(start, start + SECOND_S) for start in starts)
+        return max((ms for ms in seconds if not math.isnan(ms)), default=math.nan)
+
+    @property
+    def after_ms(self) -> float:
+        """p99 of the requests due once the swap was over."""
+        return self._p99_ms(self.over_s, math.inf)
+
+    @property
+    def disturbed_s(self) -> float:
+        """For how long, from the copying on, windows of 250 ms had a p99 above double."""
+        end_s = max((answer.planned_s for answer in self.answers), default=0.0)
+        windows = (
+            self._p99_ms(start, start + WINDOW_S) for start in self._steps(self.copy_s, end_s)
+        )
+        return WINDOW_S * sum(1 for ms in windows if ms > LIMIT * self.before_ms)
+
+    def document(self) -> dict[str, Any]:
+        """The figures for programs."""
+        return {
+            "capacity_per_second": self.capacity,
+            "rate_per_second": self.rate,
+            **figures(self, "copy_s", "complete_s", "first_new_s"),
+            "p99_before_ms": self.before_ms,
+            "p99_worst_second_ms": self.during_ms,
+            "p99_after_ms": self.after_ms,
+            "above_double_s": self.disturbed_s,
+            "requests": len(self.answers),
+            "failures": dict(self.failures),
+        }
+
+    def _p99_ms(self, start_s: float, end_s: float) -> float:
+        inside = (a.latency_ms for a in self.answers if start_s <= a.planned_s < end_s)
+        return percentile(inside, 0.99)
+
+    def _steps(self, start_s: float, end_s: float) -> Iterator[float]:
+        count = max(math.ceil((end_s - start_s) / WINDOW_S), 0)
+        return (start_s + number * WINDOW_S for number in range(count))
+
+
+def swap_sentences(swap: Swap) -> list[str]:
+    """What a person wants to know, a line each."""
+    failed = swap.failures
+    took_s = swap.first_new_s - swap.complete_s
+    lines = [
+        f"{swap.rate:.1f} requests/s, half of {swap.capacity:.1f}; "
+        f"{len(swap.answers)} requests, {failed.total()} failed.",
+        f"Version {swap.new} answered {took_s:.1f} s after its folder was complete.",
+        f"p99 before {swap.before_ms:.1f} ms, in the worst second {swap.during_ms:.1f} ms, "
+        f"after {swap.after_ms:.1f} ms.",
+        f"p99 was above double of before for {swap.disturbed_s:.2f} s "
+        f"(windows of {WINDOW_S * 1000:.0f} ms; goal: at most 1 s).",
+    ]
+    return lines + [f"failed {count} times: {error}" for error, count in failed.most_common(5)]
+
+
+def plot_swap(swap: Swap, title: str, path: Path) -> None:
+    """One dot per request, coloured by the version that answered."""
+    with drawn(path, f"Reload under constant load\n{title}", (11, 4.6)) as [panel]:
+        versions = sorted({answer.version for answer in swap.answers if answer.version})
+        for version, color in zip(versions, COLORS, strict=False):
+            told = [(a.planned_s, a.latency_ms) for a in swap.answers if a.version == version]
+            scatter(panel, told, f"version {version}", color=color)
+        failed(panel, [(a.planned_s, a.latency_ms) for a in swap.answers if a.error])
+        moment(panel, swap.copy_s, "copying begins", linestyle=":")
+        moment(panel, swap.complete_s, "folder complete", linestyle="--")
+        moment(panel, swap.first_new_s, "first answer of the new version", linestyle="-")
+        level(panel, swap.before_ms, "p99 before", color=COLORS[2])
+        level(panel, LIMIT * swap.before_ms, "double", color=COLORS[2], linewidth=1.6)
+        panel.set(xlim=(0, None), ylim=(0, None))
+        panel.set_xlabel("time at which the request was due (s)")
+        panel.set_ylabel("latency since then (ms)")
 
 
 if __name__ == "__main__":

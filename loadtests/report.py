@@ -1,129 +1,244 @@
-"""A load test report: plots, one page of HTML, `summary.json` and the `latest` link."""
+"""What a benchmark leaves: lines and tables on the terminal; JSON, Markdown and plots."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-from dataclasses import asdict, dataclass
+import platform
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, is_dataclass
 from datetime import datetime
 from html import escape
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from loadtests.machine import Machine
-from loadtests.plots import latency_over_time, percentiles_by_concurrency
-from loadtests.steps import Step
+import click
+import httpx
+import psutil
+import rich.table
+from rich.console import Console
 
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem }
-table { border-collapse: collapse } img { max-width: 100%; height: auto; margin: 1rem 0 }
-th, td { padding: .3rem .8rem; border-bottom: 1px solid #ddd; text-align: right }
-th:first-child, td:first-child { text-align: left } .bad { color: #b00020; font-weight: 600 }
-"""
+from loadtests.processes import ROOT, Failed
 
-HEADINGS = ("requests", "users", "requests/s", "p50 ms", "p90 ms", "p99 ms", "max ms", "failed")
+REPORTS = ROOT / "loadtests" / "reports"
+LOG_LINES = 5
+"""Last lines of each server's log that a failure shows."""
+
+WIDTH = 120
+"""Columns where the output is no terminal: wide enough for every table."""
+
+FORESEEN = (Failed, httpx.HTTPError, OSError, psutil.Error)
+
+out_option = click.option(
+    "--out", default=REPORTS, type=click.Path(path_type=Path), help="Report folder."
+)
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
-    """What was loaded, when, on which machine, and what each step measured."""
+class Machine:
+    """The machine and the versions that a figure depends on."""
 
-    host: str
-    when: datetime
-    machine: Machine
-    steps: tuple[Step, ...]
+    cores: int
+    processor: str
+    memory_bytes: int
+    python: str
+    system: str
+    versions: dict[str, str]
 
-    @property
-    def title(self) -> str:
-        """The line under each plot's name."""
-        return f"{self.machine.line()} · {self.when:%Y-%m-%d %H:%M %Z}"
+    def line(self) -> str:
+        """Cores, processor and memory, for titles."""
+        cores = f"{self.cores} core{'s' if self.cores != 1 else ''}"
+        return f"{cores} · {self.processor} · {self.memory_bytes / 2**30:.0f} GiB"
 
 
-def write_report(report: Report, folder: Path) -> None:
-    """Write the whole report into `folder` and point `latest` beside it there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    latency_over_time(report.steps, report.title, folder / "latency_over_time.png")
-    percentiles_by_concurrency(
-        report.steps, report.title, folder / "percentiles_by_concurrency.png"
+def describe_machine(packages: Sequence[str] = ()) -> Machine:
+    """This machine; `cores` are those this process may use."""
+    return Machine(
+        cores=len(os.sched_getaffinity(0)),
+        processor=_processor(),
+        memory_bytes=psutil.virtual_memory().total,
+        python=platform.python_version(),
+        system=f"{platform.system()} {platform.release()}",
+        versions={package: _version(package) for package in packages},
     )
-    text = json.dumps(summary_document(report), indent=2, allow_nan=False)
-    (folder / "summary.json").write_text(text + "\n", encoding="utf-8")
-    (folder / "report.html").write_text(html_page(report), encoding="utf-8")
-    link_latest(folder)
 
 
-def link_latest(folder: Path) -> None:
-    """Make `latest` beside the folder point to it, without a moment in which it is missing."""
-    fresh = folder.parent / f".latest-{os.getpid()}"
-    fresh.symlink_to(folder.name, target_is_directory=True)
-    fresh.replace(folder.parent / "latest")
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.machine()
 
 
-def summary_document(report: Report) -> dict[str, Any]:
-    """The report for programs: figures are null where nothing was measured."""
-    return {
-        "host": report.host,
-        "when": report.when.isoformat(timespec="seconds"),
-        "machine": asdict(report.machine),
-        "steps": [_step_document(step) for step in report.steps],
-    }
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
-def html_page(report: Report) -> str:
-    """The report for people; the plots are files beside it."""
-    heads = "".join(f"<th>{escape(heading)}</th>" for heading in HEADINGS)
-    rows = "\n".join(_row(step) for step in report.steps)
-    versions = ", ".join(f"{name} {text}" for name, text in report.machine.versions.items())
-    return f"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>Headrace load test {report.when:%Y-%m-%d}</title>
-<style>{STYLE}</style>
-<h1>Load test</h1>
-<p>{escape(report.title)}<br>{escape(report.host)}; the load generator runs on the machine above.
-<br>{escape(versions)}, Python {escape(report.machine.python)}</p>
-<table><thead><tr>{heads}</tr></thead><tbody>
-{rows}
-</tbody></table>
-{_errors(report)}
-<h2>Percentiles by concurrency</h2>
-<img src="percentiles_by_concurrency.png" alt="Latency percentiles and rate by number of users">
-<h2>Latency over time</h2>
-<img src="latency_over_time.png" alt="Median and 99th percentile of each second">
-<p>Each user sends its next request as soon as it has the last answer. An answer counts as failed
-when its status is not 200 or its content is not what the picture shows. Per-request samples and
-locust's own tables are in <code>raw/</code>.</p>
-</html>
-"""
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A figure beside its goal."""
+
+    name: str
+    measured: str
+    goal: str
+    met: bool
+
+    @classmethod
+    def at_most(cls, name: str, measured: float, most: float) -> Check:
+        """A figure that has an upper bound; NaN, which is what was not measured, misses it."""
+        return cls(name, f"{measured:.3g}", f"at most {most:g}", measured <= most)
+
+    def sentence(self) -> str:
+        verdict = "met" if self.met else "MISSED"
+        return f"{self.name}: {self.measured} (goal: {self.goal}: {verdict})"
 
 
-def _step_document(step: Step) -> dict[str, Any]:
-    figures = {
-        key: None if isinstance(value, float) and math.isnan(value) else value
-        for key, value in asdict(step.summary).items()
-    }
-    return {
-        "kind": step.kind,
-        "label": step.label,
-        "users": step.users,
-        "seconds": round(step.seconds, 3),
-        **figures,
-        "errors": dict(step.errors),
-    }
+def missed(checks: Iterable[Check]) -> list[str]:
+    """A sentence for each goal that is missed."""
+    return [check.sentence() for check in checks if not check.met]
 
 
-def _row(step: Step) -> str:
-    figures = step.summary
-    latencies = (figures.p50_ms, figures.p90_ms, figures.p99_ms, figures.max_ms)
-    cells = [str(step.users), f"{figures.per_second:,.1f}", *(f"{ms:,.1f}" for ms in latencies)]
-    failed = f'<td class="bad">{figures.failures:,}</td>' if figures.failures else "<td>0</td>"
-    middle = "".join(f"<td>{cell}</td>" for cell in cells)
-    return f"<tr><td>{escape(step.label)}</td>{middle}{failed}</tr>"
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Cells as text; the first `texts` columns are words, the others figures, set to the right."""
+
+    title: str
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    texts: int = 1
+
+    def rich(self) -> rich.table.Table:
+        """For a terminal."""
+        table = rich.table.Table(title=self.title)
+        for number, head in enumerate(self.heads):
+            table.add_column(head, justify="left" if number < self.texts else "right", no_wrap=True)
+        for row in self.rows:
+            table.add_row(*row)
+        return table
+
+    def markdown(self) -> str:
+        """With pipes, without the title."""
+        rule = ["---" if number < self.texts else "---:" for number in range(len(self.heads))]
+        return "\n".join(f"| {' | '.join(cells)} |" for cells in (self.heads, rule, *self.rows))
+
+    def html(self) -> str:
+        heads = "".join(f"<th>{escape(head)}</th>" for head in self.heads)
+        rows = ("".join(f"<td>{escape(cell)}</td>" for cell in row) for row in self.rows)
+        return f"<table><tr>{heads}</tr>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
 
 
-def _errors(report: Report) -> str:
-    lines = [
-        f"<li>{escape(step.label)}, {step.users} users: {count} times {escape(error)}</li>"
-        for step in report.steps
-        for error, count in step.errors.most_common(5)
-    ]
-    return f"<h2>Failures</h2><ul>{''.join(lines)}</ul>" if lines else ""
+def figure(value: float, style: str, absent: str = "-") -> str:
+    """A figure in a format; NaN is what was not measured."""
+    return absent if math.isnan(value) else format(value, style)
+
+
+def figures(thing: Any, *names: str) -> dict[str, Any]:
+    """Some attributes by name."""
+    return {name: getattr(thing, name) for name in names}
+
+
+def plain(value: Any) -> Any:
+    """For JSON: dataclasses as objects, fractions of four decimals, NaN as null."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float):
+        return None if math.isnan(value) else round(value, 4)
+    return value
+
+
+def common_errors(errors: Iterable[str]) -> Counter[str]:
+    """How often each error was met; an empty one is none."""
+    return Counter(error for error in errors if error)
+
+
+class Report:
+    """Says what a run finds, and writes it to `NAME-DATE.json`, `.md` and plots.
+
+    `setting` is what the titles of plots tell besides the machine and the date.
+    """
+
+    def __init__(
+        self, name: str, out: Path, setting: str = "", packages: Sequence[str] = ()
+    ) -> None:
+        self.when = datetime.now().astimezone()
+        self.machine = describe_machine(("headrace", "ray", "onnxruntime", *packages))
+        parts = (self.machine.line(), setting, f"{self.when:%Y-%m-%d %H:%M %Z}")
+        self.title = " · ".join(part for part in parts if part)
+        self.console = terminal()
+        self.checks: list[Check] = []
+        out.mkdir(parents=True, exist_ok=True)
+        self._stem = out / f"{name}-{self.when:%Y%m%d-%H%M%S}"
+        self._document: dict[str, Any] = {"machine": self.machine.line()}
+        self._blocks: list[str] = []
+        if setting:
+            self._document["setting"] = setting
+
+    def say(self, *lines: str) -> None:
+        """Print lines and keep them for Markdown, a paragraph each."""
+        for line in lines:
+            self.console.print(line, soft_wrap=True, highlight=False, markup=False)
+        self._blocks += lines
+
+    def show(self, table: Table) -> None:
+        """Print a table and keep it for Markdown; nothing where it has no rows."""
+        if table.rows:
+            self.console.print(table.rich())
+            self._blocks.append(table.markdown())
+
+    def check(self, checks: Iterable[Check]) -> None:
+        """Say figures beside their goals as they come."""
+        for check in checks:
+            self.say(check.sentence())
+            self.checks.append(check)
+
+    def path(self, ending: str) -> Path:
+        """A file of this run: `NAME-DATE` and the ending."""
+        return self._stem.with_name(self._stem.name + ending)
+
+    def write(self, **found: Any) -> None:
+        """Add figures, and write all that are there so far."""
+        self._document |= plain(found)
+        if self.checks:
+            self._document |= {"checks": plain(self.checks), "missed": missed(self.checks)}
+        text = json.dumps(self._document, indent=2, allow_nan=False)
+        self.path(".json").write_text(text + "\n", encoding="utf-8")
+        text = "\n\n".join([f"{self.title}:", *self._blocks])
+        self.path(".md").write_text(text + "\n", encoding="utf-8")
+
+    def end(self) -> None:
+        """Say where all is; exit with 1 if a goal is missed."""
+        self.console.print(f"written: {self._stem}*", soft_wrap=True, highlight=False)
+        if missed(self.checks):
+            raise SystemExit(1)
+
+
+def terminal() -> Console:
+    """The console that everything is printed to."""
+    console = Console()
+    return console if console.is_terminal else Console(width=WIDTH)
+
+
+@contextmanager
+def workplace(name: str) -> Iterator[Path]:
+    """A temporary folder; a foreseen failure shows the logs' ends in it and one sentence."""
+    with tempfile.TemporaryDirectory(prefix=f"{name}-") as text:
+        folder = Path(text)
+        try:
+            yield folder
+        except FORESEEN as error:
+            for log in sorted((*folder.glob("*.log"), *folder.glob("*/headrace.log"))):
+                lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+                click.echo("\n".join(lines[-LOG_LINES:]), err=True)
+            raise click.ClickException(str(error) or type(error).__name__) from error

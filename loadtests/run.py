@@ -14,21 +14,16 @@ from urllib.parse import urlsplit
 
 import click
 import httpx
-from rich.console import Console
-from rich.table import Table
 
 from command.instance import find_instance
 from headrace.errors import HeadraceError
 from headrace.secrets import admin_token
-from loadtests import light
-from loadtests.admin import Admin
-from loadtests.headrace import BadAnswer
-from loadtests.machine import describe_machine
-from loadtests.pictures import PicturesMissing, load_pictures
-from loadtests.report import Report, write_report
+from loadtests.headrace import Admin, BadAnswer
+from loadtests.messages import PicturesMissing, digit_messages, load_pictures, price_message
+from loadtests.page import Page, step_table, write_page
+from loadtests.report import describe_machine, out_option, terminal
 from loadtests.steps import KINDS, Step, StepFailed, run_step
 
-REPORTS = Path(__file__).resolve().parent / "reports"
 READY_MODELS = {
     "TensorFlowServing": ("tagger_tf",),
     "OpenInference": ("tagger",),
@@ -52,12 +47,12 @@ class Refused(click.ClickException):
 @click.option(
     "--kind", "kinds", multiple=True, type=click.Choice(list(KINDS)), help="Only these users."
 )
-@click.option("--out", default=REPORTS, type=click.Path(path_type=Path), help="Report folder.")
+@out_option
 @click.option("--allow-remote", is_flag=True, help="Also load a host beyond this machine.")
 def main(
     host: str, users: str, seconds: float, kinds: tuple[str, ...], out: Path, allow_remote: bool
 ) -> None:
-    console = Console()
+    console = terminal()
     counts = parse_users(users)
     kinds = kinds or tuple(KINDS)
     host = check_host(host, allow_remote)
@@ -77,8 +72,8 @@ def main(
                         raise Refused(str(error)) from error
                 console.print(_line(steps[-1]), soft_wrap=True)
     machine = describe_machine(("headrace", "locust", "ray", "onnxruntime"))
-    write_report(Report(host, now, machine, tuple(steps)), folder)
-    console.print(_table(steps))
+    write_page(Page(host, now, machine, tuple(steps)), folder)
+    console.print(step_table(steps).rich())
     console.print(f"report: {folder / 'report.html'}", soft_wrap=True)
     if any(step.errors or not step.samples for step in steps):
         sys.exit(2)
@@ -94,8 +89,8 @@ def credential(name: str) -> Iterator[None]:
         yield
         return
     try:
-        target = find_instance(None, None)
-        desk = Admin(f"http://{target.admin}", admin_token(target.token))
+        instance = find_instance(None, None)
+        desk = Admin(f"http://{instance.admin}", admin_token(instance.token))
         os.environ[KEY] = desk.make_key(name, UNLIMITED_TIER)
     except (BadAnswer, HeadraceError) as error:
         click.echo(f"without a key, so the limits of strangers hold: {error}", err=True)
@@ -145,8 +140,8 @@ def check_system(host: str, kinds: tuple[str, ...]) -> None:
     try:
         load_pictures()
         if "Light" in kinds:
-            light.digit_messages()
-            light.price_message()
+            digit_messages()
+            price_message()
     except PicturesMissing as error:
         raise Refused(str(error)) from error
     with httpx.Client(base_url=host, timeout=ANSWER_WITHIN_S) as client:
@@ -160,25 +155,11 @@ def check_system(host: str, kinds: tuple[str, ...]) -> None:
 
 
 def _line(step: Step) -> str:
-    summary = step.summary
+    found = step.summary
     return (
-        f"{step.label}: {step.users} user(s), {summary.per_second:,.0f} requests/s, "
-        f"p50 {summary.p50_ms:.1f} ms, p99 {summary.p99_ms:.1f} ms, {summary.failures} failed"
+        f"{step.label}: {step.users} user(s), {found.per_second:,.0f} requests/s, "
+        f"p50 {found.p50_ms:.1f} ms, p99 {found.p99_ms:.1f} ms, {found.failures} failed"
     )
-
-
-def _table(steps: list[Step]) -> Table:
-    table = Table(title="Load test, latencies in ms")
-    table.add_column("requests", no_wrap=True)
-    for heading in ("users", "req/s", "p50", "p90", "p99", "max", "failed"):
-        table.add_column(heading, justify="right")
-    for step in steps:
-        figures = step.summary
-        cells = (figures.p50_ms, figures.p90_ms, figures.p99_ms, figures.max_ms)
-        latencies = [f"{value:,.1f}" for value in cells]
-        rate = f"{figures.per_second:,.1f}"
-        table.add_row(step.label, str(step.users), rate, *latencies, f"{figures.failures:,}")
-    return table
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One step of the load test: a locust process with one kind of user, and what it measured."""
+"""Locust as a process: one step of a load, and the samples that its locust file wrote."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from loadtests.processes import ROOT, Failed
+from loadtests.report import LOG_LINES, common_errors
 from loadtests.samples import Sample, Summary, summarize
 
 LOCUSTFILE = Path(__file__).resolve().parent / "locustfile.py"
-ROOT = LOCUSTFILE.parent.parent
-
 KINDS: dict[str, str] = {
     "TensorFlowServing": "TensorFlow Serving (PNG)",
     "OpenInference": "Open Inference v2 (pixels)",
@@ -23,11 +23,14 @@ KINDS: dict[str, str] = {
 }
 """The locust user classes and what to call them."""
 
+SAMPLES = "HEADRACE_LOADTEST_SAMPLES"
+"""Environment variable that names the CSV file for one row per request."""
+
 GRACE_S = 60.0
 """How much longer than its step locust may take to start, stop and write its files."""
 
 
-class StepFailed(Exception):
+class StepFailed(Failed):
     """Raised when locust itself did not run; wrong answers are results, not this."""
 
 
@@ -42,7 +45,6 @@ class Step:
 
     @property
     def label(self) -> str:
-        """The kind in words."""
         return KINDS.get(self.kind, self.kind)
 
     @property
@@ -52,13 +54,11 @@ class Step:
 
     @property
     def summary(self) -> Summary:
-        """The step in figures."""
         return summarize(self.samples, self.seconds)
 
     @property
     def errors(self) -> Counter[str]:
-        """How often each error was met."""
-        return Counter(sample.error for sample in self.samples if sample.error)
+        return common_errors(sample.error for sample in self.samples)
 
 
 def read_samples(lines: Iterable[str]) -> tuple[Sample, ...]:
@@ -83,38 +83,52 @@ def measured_seconds(samples: Iterable[Sample], planned_s: float) -> float:
 def run_step(kind: str, users: int, seconds: float, host: str, raw: Path) -> Step:
     """Run locust for one step; its own CSV files and our samples go to the folder `raw`."""
     prefix = raw / f"{kind}-{users}"
+    words = ["-f", str(LOCUSTFILE), kind, "--csv", str(prefix), "--csv-full-history"]
+    samples = run_locust(words, users, seconds, host, prefix, {})
+    return Step(kind, users, measured_seconds(samples, seconds), samples)
+
+
+def run_locust(
+    words: Iterable[str],
+    users: int,
+    seconds: float,
+    host: str,
+    prefix: Path,
+    settings: Mapping[str, str],
+) -> tuple[Sample, ...]:
+    """All users at once for so long; `prefix` names the log and the rows of samples.
+
+    Raises `StepFailed`.
+    """
     rows = prefix.with_name(f"{prefix.name}_samples.csv")
-    with prefix.with_name(f"{prefix.name}.log").open("wb") as log:
+    log = prefix.with_name(f"{prefix.name}.log")
+    path = os.pathsep.join(part for part in (str(ROOT), os.environ.get("PYTHONPATH")) if part)
+    with log.open("wb") as output:
         try:
             done = subprocess.run(
-                locust_command(kind, users, seconds, host, prefix),
-                env=_environment(os.environ, rows),
+                locust_command(words, users, seconds, host),
+                env={**os.environ, **settings, SAMPLES: str(rows), "PYTHONPATH": path},
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
-                stdout=log,
+                stdout=output,
                 stderr=subprocess.STDOUT,
                 timeout=seconds + GRACE_S,
                 check=False,
             )
         except subprocess.TimeoutExpired as error:
-            raise StepFailed(f"locust did not end in time; see {log.name}") from error
+            raise StepFailed("locust did not end in time") from error
     if done.returncode != 0 or not rows.exists():
-        raise StepFailed(f"locust ended with status {done.returncode}; see {log.name}")
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-LOG_LINES:])
+        raise StepFailed(f"locust ended with status {done.returncode}: {tail}")
     with rows.open(newline="", encoding="utf-8") as lines:
-        samples = read_samples(lines)
-    return Step(kind, users, measured_seconds(samples, seconds), samples)
+        return read_samples(lines)
 
 
-def locust_command(kind: str, users: int, seconds: float, host: str, prefix: Path) -> list[str]:
-    """The command line of one step: all users at once, no web page, status 0 with failures."""
+def locust_command(words: Iterable[str], users: int, seconds: float, host: str) -> list[str]:
+    """No web page, and status 0 with failures."""
     return [
-        *(sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), kind),
+        *(sys.executable, "-m", "locust", *words),
         *("--headless", "--host", host, "--users", str(users), "--spawn-rate", str(users)),
         *("--run-time", f"{seconds:g}s", "--stop-timeout", "5", "--exit-code-on-error", "0"),
-        *("--csv", str(prefix), "--csv-full-history", "--only-summary"),
+        "--only-summary",
     ]
-
-
-def _environment(inherited: Mapping[str, str], rows: Path) -> dict[str, str]:
-    path = os.pathsep.join(part for part in (str(ROOT), inherited.get("PYTHONPATH")) if part)
-    return {**inherited, "HEADRACE_LOADTEST_SAMPLES": str(rows), "PYTHONPATH": path}

@@ -23,20 +23,25 @@ from typing import Any
 import click
 import grpc
 import uvloop
-from rich.console import Console
 
 from headrace.config.args import Batching, ModelConfig
-from loadtests.bench.grpc_exchange import unframed
-from loadtests.bench.mlp import NAME, V2_GRPC, Body, write_bodies, write_grpc_body, write_store
-from loadtests.closed_loop import Course
-from loadtests.exchange import Message
-from loadtests.raw_http import request_head
-from loadtests.tables import Table
+from loadtests.bench.mlp import (
+    NAME,
+    V2_GRPC,
+    Body,
+    unframed,
+    write_bodies,
+    write_grpc_body,
+    write_store,
+)
+from loadtests.clients import Course, request_head
+from loadtests.messages import Message
+from loadtests.processes import ROOT
+from loadtests.report import Table, terminal
 from tests.house import House
 
-ROOT = f"{Path(__file__).resolve().parents[2]}/"
 PACKAGES = tuple(
-    f"{ROOT}{name}/" for name in ("headrace", "sharding", "replicas", "autoscale", "gateway")
+    f"{ROOT}/{name}/" for name in ("headrace", "sharding", "replicas", "autoscale", "gateway")
 )
 FORMS = ("TFS JSON", "v2 binary", "v2 gRPC")
 WARM_UP = 10
@@ -96,7 +101,7 @@ class Profile:
         if self.counting and event == "call":
             code = frame.f_code
             if code.co_filename.startswith(PACKAGES):
-                self.counts[code.co_filename.removeprefix(ROOT), code.co_qualname] += 1
+                self.counts[code.co_filename.removeprefix(f"{ROOT}/"), code.co_qualname] += 1
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -116,11 +121,10 @@ async def send(house: House, body: Body, requests: int, in_flight: int) -> None:
     if body.protocol == V2_GRPC:
         await _send_grpc(house.grpc.address, body.path, unframed(content), requests, in_flight)
         return
-    host, _, port = house.http.address.rpartition(":")
     message = Message(body.path, content, dict(body.headers))
     head = request_head(message, house.http.address, {})
     course = Course(itertools.repeat(head, requests), content)
-    await course.run(host, int(port), in_flight)
+    await course.run(house.url, in_flight)
     if any(course.failed):
         raise RuntimeError(f"{sum(course.failed)} of {requests} requests failed")
 
@@ -194,12 +198,12 @@ def main(
     modules: int,
     functions: int,
 ) -> None:
-    console = Console()
+    console = terminal()
     with tempfile.TemporaryDirectory(prefix="calls-") as folder:
         found = uvloop.run(count_calls(Path(folder), form, in_flight, requests))
     heads = ("form", "in flight", "calls", "functions", "modules")
-    Table("One prediction", heads, [each.cells() for each in found]).show(console)
-    module_table(found, modules).show(console)
+    console.print(Table("One prediction", heads, [each.cells() for each in found]).rich())
+    console.print(module_table(found, modules).rich())
     for each in found if functions else ():
         console.print(f"{each.form}, {each.in_flight} in flight:")
         for (module, name), count in each.counts.most_common(functions):

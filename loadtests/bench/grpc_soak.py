@@ -27,7 +27,7 @@ import uvloop
 from onnx import TensorProto, helper
 from tritonclient.grpc import service_pb2
 
-from loadtests.bench.grpc_exchange import INFER, ask
+from loadtests.bench.mlp import INFER, ask
 from loadtests.headrace import ANSWER_S, headrace
 
 STREAM_INFER = "/inference.GRPCInferenceService/ModelStreamInfer"

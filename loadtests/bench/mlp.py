@@ -1,20 +1,25 @@
-"""The benchmark's model, a 784-128-10 perceptron in ONNX, and its request bodies."""
+"""The benchmark's model, a 784-128-10 perceptron in ONNX, its request bodies, and its answers.
+
+gRPC is written with the messages of `tritonclient`: a mistake in our own cannot hide itself.
+"""
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
+import grpc
 import numpy as np
 import onnx
 import orjson
+from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
+from tritonclient.grpc import service_pb2
 
-from loadtests.bench.grpc_exchange import INFER, framed, infer_message
-from loadtests.bench.wrk import Target
-from loadtests.exchange import LENGTH_HEADER
+from loadtests.messages import LENGTH_HEADER, Values, WrongAnswer
 
 NAME = "mlp"
 INPUT, OUTPUT = "x", "y"
@@ -32,10 +37,6 @@ class Body:
     path: str
     file: Path
     headers: tuple[tuple[str, str], ...]
-
-    def target(self, base: str) -> Target:
-        """This body posted to the server at `base`."""
-        return Target(base + self.path, self.file, self.headers)
 
 
 def write_store(folder: Path) -> Path:
@@ -64,6 +65,11 @@ def build_model() -> onnx.ModelProto:
         [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["rows", OUTPUTS])],
         [numpy_helper.from_array(first, "first"), numpy_helper.from_array(second, "second")],
     )
+    return finished(graph)
+
+
+def finished(graph: onnx.GraphProto) -> onnx.ModelProto:
+    """A graph as a model that our runtime reads."""
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
     model.ir_version = 9
     onnx.checker.check_model(model)
@@ -117,3 +123,56 @@ def write_grpc_body(folder: Path) -> Body:
     file = folder / "v2.grpc"
     file.write_bytes(framed(infer_message(NAME, INPUT, row)))
     return Body("v2 gRPC", V2_GRPC, "infer", INFER, file, ())
+
+
+INFER = "/inference.GRPCInferenceService/ModelInfer"
+FRAME = struct.Struct(">BI")
+"""What stands before a message on the wire: compressed or not, and its length."""
+
+
+def infer_message(model: str, name: str, row: NDArray[np.float32]) -> bytes:
+    """A ModelInferRequest with one float32 input as raw contents."""
+    tensor = service_pb2.ModelInferRequest.InferInputTensor(
+        name=name, datatype="FP32", shape=row.shape
+    )
+    raw = [row.astype("<f4").tobytes()]
+    request = service_pb2.ModelInferRequest(
+        model_name=model, inputs=[tensor], raw_input_contents=raw
+    )
+    return bytes(request.SerializeToString())
+
+
+def framed(message: bytes) -> bytes:
+    """A message as it stands in an HTTP/2 body."""
+    return FRAME.pack(0, len(message)) + message
+
+
+def unframed(body: bytes) -> bytes:
+    """The message of an HTTP/2 body that carries one."""
+    return body[FRAME.size :]
+
+
+def ask(address: str, message: bytes, timeout_s: float) -> bytes:
+    """Call ModelInfer; raises `WrongAnswer` when the call fails."""
+    with grpc.insecure_channel(address) as channel:
+        try:
+            answer: bytes = channel.unary_unary(INFER)(message, timeout=timeout_s)
+        except grpc.RpcError as error:
+            raise WrongAnswer(f"{error.code().name}: {error.details()}") from error
+    return answer
+
+
+def read_answer(message: bytes, output: str) -> Values:
+    """The named float32 output of a ModelInferResponse in its shape, from the raw contents."""
+    try:
+        answer = service_pb2.ModelInferResponse.FromString(message)
+    except DecodeError as error:
+        raise WrongAnswer(f"the answer is no ModelInferResponse: {error}") from error
+    for described, raw in zip(answer.outputs, answer.raw_output_contents, strict=False):
+        if described.name == output:
+            flat = np.frombuffer(raw, "<f4").astype(np.float64)
+            try:
+                return flat.reshape(tuple(described.shape))
+            except ValueError as error:
+                raise WrongAnswer(f"an output cannot be read: {error!r}") from error
+    raise WrongAnswer(f"the answer has no raw output {output!r}")

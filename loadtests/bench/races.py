@@ -1,18 +1,39 @@
-"""Servers taking turns under load: one lives at a time, so a slow minute meets them all."""
+"""Servers taking turns under load: one lives at a time, so a slow minute meets them all.
+
+Beside them, what one request costs without a server, and what the runtime alone holds in memory.
+"""
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from loadtests.bench.grpc_servers import started_grpc
-from loadtests.bench.grpcio_load import run_grpcio
-from loadtests.bench.h2load import GrpcTarget, run_h2load
-from loadtests.bench.outcome import EMPTY, GRPCIO, HEADRACE, MOSEC, PYTRITON, Measured, SlotMemory
-from loadtests.bench.servers import ROWS, Contender, Site, started
-from loadtests.bench.wrk import run_wrk
+from headrace.protocols.calls import call_number, codecs
+from headrace.protocols.tensors import Call, Codec
+from loadtests.bench.generators import GrpcTarget, Target, run_grpcio, run_h2load, run_wrk
+from loadtests.bench.mlp import NAME, V2_GRPC, Body, unframed
+from loadtests.bench.outcome import GRPCIO, DirectCall, Measured, SlotMemory
+from loadtests.bench.servers import (
+    EMPTY,
+    HEADRACE,
+    MOSEC,
+    PYTRITON,
+    ROWS,
+    Contender,
+    Site,
+    started,
+    started_grpc,
+)
 from loadtests.headrace import BadAnswer, Running
-from loadtests.memory import bare_runtime_memory, process_memory
+from loadtests.messages import LENGTH_HEADER
+from loadtests.processes import Failed, Memory, process_memory
+from loadtests.samples import percentile
+from replicas.onnx_runtime import load
+from replicas.runtime import Runtime, RuntimeSettings
 
 CONNECTIONS = (1, 16, 64)
 STREAMS = ((1, 1), (4, 4), (4, 16))
@@ -22,6 +43,21 @@ WARM_UP_CONNECTIONS = 16
 WARM_UP_STREAMS = (4, 4)
 HTTP = (Contender(HEADRACE, ROWS), Contender(MOSEC, ROWS), Contender(MOSEC, 1))
 GRPC = (HEADRACE, PYTRITON, EMPTY)
+CALLS_MEASURED = 2000
+WARM_CALLS = 200
+BARE = """
+import sys
+import numpy
+import onnxruntime
+
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = 1
+session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
+session.run(None, {session.get_inputs()[0].name: numpy.zeros((64, 784), numpy.float32)})
+print("loaded", flush=True)
+sys.stdin.read()
+"""
+"""A process with nothing but the runtime and the model, as the yardstick for a slot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +69,6 @@ class Pace:
     seconds: int
 
     def turn(self, number: int, label: str) -> str:
-        """What to tell a person who waits."""
         return f"round {number} of {self.rounds}: {label}"
 
 
@@ -66,20 +101,11 @@ def grpc_race(
     return measured
 
 
-def slot_memory(server: Running, site: Site) -> SlotMemory:
-    """The largest slot after the load, beside a bare process."""
-    slots = [process_memory(pid) for pid in server.slot_pids()]
-    if not slots:
-        raise BadAnswer("the status lists no slots")
-    largest = max(slots, key=lambda memory: memory.rss_bytes)
-    return SlotMemory(largest, bare_runtime_memory(site.model))
-
-
 def _drive_http(
     contender: Contender, server: Running, site: Site, pace: Pace
 ) -> Iterator[Measured]:
     for body in contender.bodies(site):
-        target = body.target(server.url)
+        target = Target.of(body, server.url)
         run_wrk(target, WARM_UP_CONNECTIONS, pace.warm_up)
         for connections in CONNECTIONS:
             result = run_wrk(target, connections, pace.seconds)
@@ -89,9 +115,65 @@ def _drive_http(
 def _drive_grpc(name: str, target: GrpcTarget, site: Site, pace: Pace) -> Iterator[Measured]:
     run_h2load(target, *WARM_UP_STREAMS, pace.warm_up)
     label = site.grpc.label
-    for connections, streams in STREAMS:
-        result = run_h2load(target, connections, streams, pace.seconds)
-        yield Measured(name, label, result)
-    for connections, streams in STREAMS:
-        result = run_grpcio(target, connections, streams, pace.seconds)
-        yield Measured(name, f"{label}, {GRPCIO}", result)
+    for run, told in ((run_h2load, label), (run_grpcio, f"{label}, {GRPCIO}")):
+        for connections, streams in STREAMS:
+            yield Measured(name, told, run(target, connections, streams, pace.seconds))
+
+
+def slot_memory(server: Running, site: Site) -> SlotMemory:
+    """The largest slot after the load, beside a bare process."""
+    slots = [process_memory(pid) for pid in server.admin.pids("slots")]
+    if not slots:
+        raise BadAnswer("the status lists no slots")
+    largest = max(slots, key=lambda memory: memory.rss_bytes)
+    return SlotMemory(largest, bare_runtime_memory(site.model))
+
+
+def bare_runtime_memory(model: Path) -> Memory:
+    """Memory of a bare Python process that has loaded the model and run it once."""
+    with subprocess.Popen(
+        [sys.executable, "-c", BARE, str(model)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None and process.stdin is not None
+        if process.stdout.readline().strip() != b"loaded":
+            raise Failed("the bare runtime process did not load the model")
+        memory = process_memory(process.pid)
+        process.stdin.close()
+    return memory
+
+
+def direct_calls(
+    site: Site, bodies: Sequence[Body], calls: int = CALLS_MEASURED
+) -> list[DirectCall]:
+    """What one request of each body costs in this process: decode, run and encode."""
+    runtime = load(site.model.parent, NAME, 1, RuntimeSettings(cores=1.0, max_rows=64))
+    try:
+        return [_measure(body, runtime, calls) for body in bodies]
+    finally:
+        runtime.close()
+
+
+def _measure(body: Body, runtime: Runtime, calls: int) -> DirectCall:
+    content = body.file.read_bytes()
+    if body.protocol == V2_GRPC:
+        content = unframed(content)
+    codec = codecs()[call_number(body.protocol, body.method)]
+    length = dict(body.headers).get(LENGTH_HEADER)
+    call = Call(body.method, json_length=None if length is None else int(length))
+    timings = [_once(content, call, codec, runtime) for _ in range(WARM_CALLS + calls)]
+    decode, run, encode = zip(*timings[WARM_CALLS:], strict=True)
+    totals = [sum(parts) for parts in timings[WARM_CALLS:]]
+    parts = (percentile(part, 0.5) * 1e6 for part in (decode, run, encode, totals))
+    return DirectCall(body.label, *parts)
+
+
+def _once(content: bytes, call: Call, codec: Codec, runtime: Runtime) -> tuple[float, float, float]:
+    spec = runtime.spec
+    begin = time.perf_counter()
+    request = codec.decode(content, call, spec)
+    decoded = time.perf_counter()
+    names = request.outputs or tuple(output.name for output in request.signature.outputs)
+    outputs = runtime.run(request.signature.name, request.inputs, names)
+    ran = time.perf_counter()
+    codec.encode(request, outputs, spec)
+    return decoded - begin, ran - decoded, time.perf_counter() - ran

@@ -7,45 +7,33 @@ come to a tier whose limits exist but are never reached.
 
 from __future__ import annotations
 
-import json
-import os
+import math
 import shutil
 import socket
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.table import Table
 
-from loadtests.admin import Admin, wait_for_key
-from loadtests.bench.__main__ import make_site
+from loadtests.bench.generators import Result, Target, require_tool, run_wrk
 from loadtests.bench.mlp import NAME
-from loadtests.bench.servers import ROWS, Site, check_answer
-from loadtests.bench.wrk import Target, WrkFailed, require_wrk, run_wrk
-from loadtests.headrace import OPEN, BadAnswer, headrace
-from loadtests.limits.cost_figures import (
-    MANY,
-    OFF,
-    ONE,
-    POOL,
-    REDIS,
-    Cost,
-    Turn,
-    cost_sentences,
-    costs,
-    order,
-)
-from loadtests.machine import describe_machine
-from loadtests.processes import NotStarted, free_ports, running, wait_until
+from loadtests.bench.servers import ROWS, Site, check_answer, make_site
+from loadtests.headrace import OPEN, headrace, known_key
+from loadtests.processes import Failed, NotStarted, free_ports, process_cpu_s, running, wait_until
+from loadtests.report import Report, Table, figures, out_option, workplace
+from loadtests.samples import middle, ratio
 
-REPORTS = Path(__file__).resolve().parents[1] / "reports"
+OFF, POOL, REDIS = "tiers off", "tiers on", "tiers on, Redis"
+MANY, ONE = 64, 1
+"""Connections at which the rate and the median latency are compared."""
+
+GOAL_SHARE = {POOL: 0.10, REDIS: 0.15}
+"""Share of the rate that may be lost."""
+
+GOAL_MS = 0.05
 TIER = "premium"
 AMPLE = {
     "rate": "1000000/s",
@@ -53,12 +41,125 @@ AMPLE = {
     "concurrency": 100_000,
     "queue": {"size": 512},
 }
-"""Every limit is checked, none is reached."""
+"""Limits that are checked and never reached."""
 
 ON: Mapping[str, Any] = {"tiers": {TIER: AMPLE}}
 WARM_UP_CONNECTIONS = 16
 REDIS_START_S = 10.0
-FORESEEN = (NotStarted, BadAnswer, WrkFailed, OSError, ValueError)
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One run of wrk in a round against a gateway in one setting.
+
+    `cpu_s` is the processor time of the gateway's process meanwhile. On a machine that others use
+    too it is steadier than the rate.
+    """
+
+    setting: str
+    round: int
+    result: Result
+    cpu_s: float = math.nan
+
+    @property
+    def cpu_us(self) -> float:
+        """The gateway's processor time for one request, in µs."""
+        return ratio(self.cpu_s * 1e6, self.result.requests)
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """A setting in medians over the rounds.
+
+    `share` and `added_ms` compare with the gateway without tiers within each round, so that a slow
+    minute of the machine meets both sides; they too are medians.
+    """
+
+    setting: str
+    per_second: float
+    p50_ms: float
+    share: float
+    added_ms: float
+    cpu_us: float
+    errors: int
+
+    @property
+    def lost(self) -> float:
+        """The share of the rate that is lost."""
+        return 1 - self.share
+
+    def met(self) -> bool:
+        """Whether both goals are reached, without errors."""
+        lost_at_most = GOAL_SHARE.get(self.setting, math.inf)
+        return self.lost <= lost_at_most and self.added_ms <= GOAL_MS and not self.errors
+
+    def document(self) -> dict[str, Any]:
+        """The figures for programs."""
+        return {
+            f"per_second_{MANY}": self.per_second,
+            f"p50_ms_{ONE}": self.p50_ms,
+            "share_of_off": self.share,
+            f"gateway_cpu_us_{MANY}": self.cpu_us,
+            **figures(self, "setting", "added_ms", "errors"),
+        }
+
+
+def costs(turns: Sequence[Turn]) -> list[Cost]:
+    """Each setting in figures, in the order in which they were first measured."""
+    many = {(t.setting, t.round): t for t in turns if t.result.connections == MANY}
+    one = {(t.setting, t.round): t for t in turns if t.result.connections == ONE}
+    found = []
+    for setting in dict.fromkeys(turn.setting for turn in turns):
+        rates = [(many.get((OFF, t.round)), t) for t in many.values() if t.setting == setting]
+        medians = [(one.get((OFF, t.round)), t) for t in one.values() if t.setting == setting]
+        found.append(
+            Cost(
+                setting=setting,
+                per_second=middle([t.result.per_second for _, t in rates]),
+                p50_ms=middle([t.result.p50_ms for _, t in medians]),
+                share=middle(
+                    [ratio(t.result.per_second, off.result.per_second) for off, t in rates if off]
+                ),
+                added_ms=middle([t.result.p50_ms - off.result.p50_ms for off, t in medians if off]),
+                cpu_us=middle([t.cpu_us for _, t in rates]),
+                errors=sum(turn.result.errors for turn in turns if turn.setting == setting),
+            )
+        )
+    return found
+
+
+def order(settings: Sequence[str], number: int) -> list[str]:
+    """The settings of round `number`: each is first in its turn, since warmth moves on."""
+    first = number % len(settings)
+    return [*settings[first:], *settings[:first]]
+
+
+def cost_table(found: Sequence[Cost]) -> Table:
+    """Each setting in a row."""
+    heads = (
+        *("gateway", f"req/s at {MANY}", "share", f"p50 ms at {ONE}"),
+        *("added ms", "CPU µs", "errors"),
+    )
+    rows = [
+        [
+            *(cost.setting, f"{cost.per_second:,.0f}", f"{cost.share:.3f}", f"{cost.p50_ms:.3f}"),
+            *(f"{cost.added_ms:+.3f}", f"{cost.cpu_us:.1f}", str(cost.errors)),
+        ]
+        for cost in found
+    ]
+    return Table("What limits cost, medians over the rounds", heads, rows)
+
+
+def cost_sentences(found: Sequence[Cost]) -> list[str]:
+    """One line for each setting with limits."""
+    return [
+        f"{cost.setting}: {cost.lost:+.1%} of the rate lost at {MANY} connections "
+        f"(goal: at most {GOAL_SHARE[cost.setting]:.0%}), {cost.added_ms:+.3f} ms at the median "
+        f"of {ONE} (goal: at most {GOAL_MS:g} ms), {cost.errors} errors: "
+        f"{'met' if cost.met() else 'missed'}."
+        for cost in found
+        if cost.setting in GOAL_SHARE
+    ]
 
 
 @click.command(help=__doc__)
@@ -67,29 +168,28 @@ FORESEEN = (NotStarted, BadAnswer, WrkFailed, OSError, ValueError)
 @click.option("--warm-up", default=3, show_default=True, help="Seconds of load before the first.")
 @click.option("--redis", "with_redis", is_flag=True, help="Also one with budgets in a Redis.")
 @click.option("--body", default="v2 binary", show_default=True, help="Which body of make bench.")
-@click.option("--out", default=REPORTS, type=click.Path(path_type=Path), help="Report folder.")
+@out_option
 def main(rounds: int, seconds: int, warm_up: int, with_redis: bool, body: str, out: Path) -> None:
-    console = Console()
-    tell = partial(console.print, soft_wrap=True, highlight=False)
-    now = datetime.now().astimezone()
-    with tempfile.TemporaryDirectory(prefix="limits-") as folder:
-        try:
-            require_wrk()
-            site = make_site(Path(folder))
-            with ExitStack() as stack:
-                gateways = start_all(stack, site, body, with_redis)
-                turns = list(measure(gateways, rounds, seconds, warm_up, tell))
-        except FORESEEN as error:
-            logs = [log.read_text(errors="replace") for log in Path(folder).rglob("*.log")]
-            tails = ("\n".join(text.strip().splitlines()[-5:]) for text in logs)
-            click.echo("\n".join(tail for tail in tails if tail), err=True)
-            raise click.ClickException(str(error) or type(error).__name__) from error
+    report = Report("limits", out, packages=("redis",))
+    with workplace("limits") as folder, ExitStack() as stack:
+        require_tool("wrk")
+        gateways = start_all(stack, make_site(folder), body, with_redis)
+        turns = list(measure(gateways, rounds, seconds, warm_up, report.console.print))
     found = costs(turns)
-    console.print(cost_table(found))
-    for line in cost_sentences(found):
-        tell(line)
-    file = publish(found, turns, body, now, out)
-    console.print(f"written: {file}", soft_wrap=True)
+    report.show(cost_table(found))
+    report.say(*cost_sentences(found))
+    report.write(
+        body=body,
+        settings=[cost.document() for cost in found],
+        turns=[
+            {
+                **figures(turn, "setting", "round", "cpu_s"),
+                **figures(turn.result, "connections", "per_second", "p50_ms", "errors"),
+            }
+            for turn in turns
+        ],
+    )
+    report.end()
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +203,11 @@ class Reached:
 def start_all(stack: ExitStack, site: Site, body: str, with_redis: bool) -> dict[str, Reached]:
     """Start the gateways, and Redis, for as long as the stack lives.
 
-    Raises `NotStarted`, `BadAnswer`, and `ValueError` for a body that does not exist.
+    Raises `NotStarted`, `BadAnswer`, and `Failed` for a body that does not exist.
     """
     bodies = [each for each in site.bodies if each.label == body]
     if not bodies:
-        raise ValueError(f"--body is one of {', '.join(each.label for each in site.bodies)}")
+        raise Failed(f"--body is one of {', '.join(each.label for each in site.bodies)}")
     settings: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
         OFF: (OPEN, {}),
         POOL: (ON, {}),
@@ -122,14 +222,12 @@ def start_all(stack: ExitStack, site: Site, body: str, with_redis: bool) -> dict
         folder.mkdir()
         models = {NAME: {"batching": {"max_rows": ROWS}}}
         server = stack.enter_context(headrace(folder, site.store, models, 1, access, more))
-        admin = Admin.of(server)
         if setting != OFF:
-            key = admin.make_key("limits", TIER)
-            wait_for_key(server.url, NAME, key)
+            key = known_key(server, NAME, "limits", TIER)
         sent = replace(bodies[0], headers=(*bodies[0].headers, ("X-API-Key", key)))
         check_answer(server, sent, site.answer)
-        [pid] = admin.gateway_pids()
-        found[setting] = Reached(sent.target(server.url), pid)
+        [pid] = server.admin.pids("gateways")
+        found[setting] = Reached(Target.of(sent, server.url), pid)
     return {setting: found[setting] for setting in settings}
 
 
@@ -153,7 +251,7 @@ def measure(
     warm_up: int,
     tell: Callable[[str], None],
 ) -> Iterator[Turn]:
-    """All turns of all rounds; raises `WrkFailed`."""
+    """All turns of all rounds; raises `ToolFailed`."""
     for reached in gateways.values():
         run_wrk(reached.target, WARM_UP_CONNECTIONS, warm_up)
     for number in range(rounds):
@@ -169,66 +267,6 @@ def measure(
                     f"{turn.cpu_us:.0f} µs of the gateway"
                 )
                 yield turn
-
-
-def cost_table(found: Sequence[Cost]) -> Table:
-    """Each setting in a row."""
-    table = Table(title="What limits cost, medians over the rounds")
-    table.add_column("gateway", no_wrap=True)
-    for heading in (
-        f"req/s at {MANY}",
-        "share",
-        f"p50 ms at {ONE}",
-        "added ms",
-        "CPU µs",
-        "errors",
-    ):
-        table.add_column(heading, justify="right")
-    for cost in found:
-        table.add_row(
-            cost.setting,
-            f"{cost.per_second:,.0f}",
-            f"{cost.share:.3f}",
-            f"{cost.p50_ms:.3f}",
-            f"{cost.added_ms:+.3f}",
-            f"{cost.cpu_us:.1f}",
-            str(cost.errors),
-        )
-    return table
-
-
-def publish(
-    found: Sequence[Cost], turns: Sequence[Turn], body: str, when: datetime, out: Path
-) -> Path:
-    """Write the figures, those of each turn too; the file."""
-    out.mkdir(parents=True, exist_ok=True)
-    file = out / f"limits-{when:%Y%m%d-%H%M%S}.json"
-    document = {
-        "machine": describe_machine(("headrace", "ray", "redis")).line(),
-        "body": body,
-        "settings": [cost.document() for cost in found],
-        "turns": [
-            {
-                "setting": turn.setting,
-                "round": turn.round,
-                "connections": turn.result.connections,
-                "per_second": round(turn.result.per_second, 1),
-                "p50_ms": turn.result.p50_ms,
-                "gateway_cpu_s": round(turn.cpu_s, 3),
-                "errors": turn.result.errors,
-            }
-            for turn in turns
-        ],
-    }
-    file.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    return file
-
-
-def process_cpu_s(pid: int) -> float:
-    """The processor time that a process has had, in steps of 10 ms; raises `OSError`."""
-    # The name, in brackets, may hold blanks; user and system time are fields 14 and 15.
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _listens(port: int) -> bool:

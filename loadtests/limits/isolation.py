@@ -10,37 +10,27 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import click
-import httpx
-import orjson
-from rich.console import Console
 
 from headrace.config.tiers import DEFAULT_TIERS
-from loadtests.admin import Admin, wait_for_key
-from loadtests.closed_loop import closed_capacity
-from loadtests.headrace import BadAnswer, headrace
-from loadtests.limits.isolation_figures import FloodCount, Isolation, Phase, isolation_sentences
-from loadtests.limits.isolation_plot import plot_isolation
-from loadtests.machine import describe_machine
-from loadtests.open_loop import Arrivals, Ask, AskFailed
-from loadtests.pictures import Picture, PicturesMissing, load_pictures
-from loadtests.processes import NotStarted
-from loadtests.raw_http import request_head
-from loadtests.reload import ANSWER_S, ROOT, WARM_UP_S, copy_store
-from loadtests.tagger import MODEL, ask_tagger, tagger_message
+from loadtests.clients import Answer, Arrivals, Ask, ask_tagger, capacity, unlimited_client
+from loadtests.headrace import copy_models, headrace, known_key
+from loadtests.limits.flood import KINDS, FloodCount
+from loadtests.messages import TAGGER, Picture, load_pictures, tagger_message
+from loadtests.plots import COLORS, RED, drawn, failed, level, scatter
+from loadtests.processes import ROOT, Failed
+from loadtests.report import Report, common_errors, figures, out_option, workplace
+from loadtests.samples import percentile, ratio
 
-REPORTS = Path(__file__).resolve().parents[1] / "reports"
 ACCESS = {"tiers": dict(DEFAULT_TIERS), "auth": {"trusted_proxies": ["127.0.0.1"]}}
 """The demo's tiers; its callers come from this machine and name an address of their own."""
 
@@ -49,16 +39,21 @@ LINES = 16
 """Connections that find the capacity: two full batches."""
 
 TIMES_CAPACITY = 3.0
+WARM_UP_S = 2.0
 REST_S = 3.0
+ANSWER_S = 30.0
 END_S = 15.0
 """How much longer than planned a flood's process may take."""
 
+GOAL = 2.0
+"""Highest p99 beside a flood, as a multiple of that alone."""
 
-class FloodFailed(Exception):
+REFUSALS = ("status 429", "status 503")
+KIND_COLORS = dict(zip(KINDS, (COLORS[2], COLORS[0], COLORS[1], RED), strict=True))
+
+
+class FloodFailed(Failed):
     """Raised when the flood's process did not say what became of its requests."""
-
-
-FORESEEN = (NotStarted, BadAnswer, AskFailed, FloodFailed, PicturesMissing, OSError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +70,108 @@ class Load:
     settle_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """The premium caller for a while, from `begin_s` on, and the flood beside it.
+
+    Moments are on one clock for all phases and floods.
+    """
+
+    name: str
+    begin_s: float
+    answers: tuple[Answer, ...]
+    flood: FloodCount | None = None
+
+    @property
+    def p50_ms(self) -> float:
+        return percentile((answer.latency_ms for answer in self.answers), 0.50)
+
+    @property
+    def p99_ms(self) -> float:
+        return percentile((answer.latency_ms for answer in self.answers), 0.99)
+
+    @property
+    def refused(self) -> int:
+        """Premium requests that were refused: there should be none."""
+        return sum(answer.error.startswith(REFUSALS) for answer in self.answers)
+
+    @property
+    def failures(self) -> Counter[str]:
+        return common_errors(answer.error for answer in self.answers)
+
+
+@dataclass(frozen=True, slots=True)
+class Isolation:
+    """The whole measurement; the first phase is the premium caller alone. Rates are by second."""
+
+    capacity: float
+    rate: float
+    flood_rate: float
+    phases: tuple[Phase, ...]
+
+    @property
+    def alone(self) -> Phase:
+        return self.phases[0]
+
+    def times_alone(self, phase: Phase) -> float:
+        """The p99 of a phase as a multiple of that of the first."""
+        return ratio(phase.p99_ms, self.alone.p99_ms)
+
+    def met(self, phase: Phase) -> bool:
+        """Whether a phase reaches the goal: its p99, and nothing refused or failed."""
+        return self.times_alone(phase) <= GOAL and not phase.failures
+
+    def document(self) -> dict[str, Any]:
+        """The figures for programs."""
+        return {
+            "capacity_per_second": self.capacity,
+            "premium_per_second": self.rate,
+            "flood_per_second": self.flood_rate,
+            "goal_times_alone": GOAL,
+            "phases": [
+                {
+                    **figures(phase, "name", "p50_ms", "p99_ms", "refused", "failures", "flood"),
+                    "p99_times_alone": self.times_alone(phase),
+                    "requests": len(phase.answers),
+                }
+                for phase in self.phases
+            ],
+        }
+
+    def sentences(self) -> list[str]:
+        lines = [
+            f"Capacity {self.capacity:.1f} requests/s; the premium caller asks at "
+            f"{self.rate:g}/s, each flood at {self.flood_rate:.1f}/s."
+        ]
+        for phase in self.phases:
+            lines.append(self._premium(phase))
+            if phase.flood is not None:
+                lines.append(_flood_sentence(phase.flood))
+            lines += [f"failed {n} times: {error}" for error, n in phase.failures.most_common(5)]
+        return lines
+
+    def _premium(self, phase: Phase) -> str:
+        text = (
+            f"Premium {phase.name}: {len(phase.answers)} requests, p50 {phase.p50_ms:.1f} ms, "
+            f"p99 {phase.p99_ms:.1f} ms, {phase.refused} refused, "
+            f"{phase.failures.total() - phase.refused} failed otherwise"
+        )
+        if phase is self.alone:
+            return f"{text}."
+        verdict = "met" if self.met(phase) else "missed"
+        return (
+            f"{text}: p99 {self.times_alone(phase):.2f} times that alone "
+            f"(goal: at most {GOAL:g}, none refused: {verdict})."
+        )
+
+
+def _flood_sentence(flood: FloodCount) -> str:
+    told = ", ".join(f"{flood.kinds[kind]:,} answered {kind}" for kind in KINDS)
+    unsent = f", {flood.unsent:,} not sent for lack of a connection" if flood.unsent else ""
+    rest = f"{flood.unanswered:,} in flight at its end{unsent}"
+    return f"The flood: {flood.sent:,} sent, {told}, {rest}."
+
+
 @click.command(help=__doc__)
 @click.option("--rate", default=10.0, show_default=True, help="Premium requests a second.")
 @click.option("--seconds", default=30.0, show_default=True, help="Length of each phase.")
@@ -85,7 +182,7 @@ class Load:
 @click.option(
     "--settle", default=0.0, show_default=True, help="Leave so many first seconds of a flood out."
 )
-@click.option("--out", default=REPORTS, type=click.Path(path_type=Path), help="Report folder.")
+@out_option
 def main(
     rate: float,
     seconds: float,
@@ -96,40 +193,29 @@ def main(
     settle: float,
     out: Path,
 ) -> None:
-    console = Console()
-    now = datetime.now().astimezone()
+    report = Report("isolation", out, f"{slots} slot{'s' * (slots > 1)}, batches of {rows}")
     load = Load(rate, seconds, capacity_seconds, deadline, settle)
-    models = {MODEL: {"runtime": "onnx", "batching": {"max_rows": rows, "max_wait_s": 0.002}}}
-    with tempfile.TemporaryDirectory(prefix="isolation-") as folder:
-        log = Path(folder) / "headrace.log"
-        try:
-            picture = load_pictures()[0]
-            store = copy_store(Path(folder))
-            with headrace(Path(folder), store, models, slots, ACCESS) as server:
-                key = Admin.of(server).make_key("isolation", "premium")
-                wait_for_key(server.url, MODEL, key)
-                isolation = asyncio.run(measure(server.url, key, picture, load))
-        except FORESEEN as error:
-            if log.exists():
-                click.echo("\n".join(log.read_text(errors="replace").splitlines()[-5:]), err=True)
-            raise click.ClickException(str(error) or type(error).__name__) from error
-    for line in isolation_sentences(isolation):
-        console.print(line, soft_wrap=True, highlight=False)
-    publish(isolation, f"{slots} slot{'s' * (slots > 1)}, batches of {rows}", now, out)
-    console.print(f"written: {out}/isolation-{now:%Y%m%d-%H%M%S}.png and .json", soft_wrap=True)
+    models = {TAGGER: {"runtime": "onnx", "batching": {"max_rows": rows, "max_wait_s": 0.002}}}
+    with workplace("isolation") as folder:
+        picture = load_pictures()[0]
+        store = copy_models(folder, {TAGGER: TAGGER})
+        with headrace(folder, store, models, slots, ACCESS) as server:
+            key = known_key(server, TAGGER, "isolation", "premium")
+            isolation = asyncio.run(measure(server.url, key, picture, load))
+    report.say(*isolation.sentences())
+    plot_isolation(isolation, report.title, report.path(".png"))
+    report.write(**isolation.document())
+    report.end()
 
 
 async def measure(url: str, key: str, picture: Picture, load: Load) -> Isolation:
     """Find the capacity, then all phases; raises `AskFailed`, `BadAnswer`, `FloodFailed`."""
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-    headers = {"X-API-Key": key}
-    async with httpx.AsyncClient(
-        base_url=url, headers=headers, limits=limits, timeout=ANSWER_S
-    ) as client:
-        ask: Ask = partial(ask_tagger, client, tagger_message(picture), picture)
+    headers, message = {"X-API-Key": key}, tagger_message(picture)
+    async with unlimited_client(url, headers, ANSWER_S) as client:
+        ask: Ask = partial(ask_tagger, client, message, picture)
         await ask()
-        await find_capacity(url, key, picture, WARM_UP_S)
-        most = await find_capacity(url, key, picture, load.capacity_s)
+        await capacity(url, message, headers, LINES, WARM_UP_S)
+        most = await capacity(url, message, headers, LINES, load.capacity_s)
         origin_s = time.monotonic()
         phases = [await premium("alone", ask, load, origin_s)]
         for name, addresses in FLOODS.items():
@@ -139,17 +225,6 @@ async def measure(url: str, key: str, picture: Picture, load: Load) -> Isolation
             count = replace(counted[0], begin_s=counted[0].begin_s - origin_s)
             phases.append(replace(phase, flood=count))
     return Isolation(most, load.rate, TIMES_CAPACITY * most, tuple(phases))
-
-
-async def find_capacity(url: str, key: str, picture: Picture, seconds: float) -> float:
-    """Requests a second that Headrace manages, asked by a generator as cheap as the floods'.
-
-    Raises `BadAnswer`.
-    """
-    where, message = urlsplit(url), tagger_message(picture)
-    head = request_head(message, where.netloc, {"X-API-Key": key})
-    host, port = where.hostname or "", where.port or 80
-    return await closed_capacity(host, port, head, message.body, LINES, seconds)
 
 
 async def premium(name: str, ask: Ask, load: Load, origin_s: float) -> Phase:
@@ -180,9 +255,11 @@ async def flooded(
         yield counted
         async with asyncio.timeout(END_S):
             line = await process.stdout.readline()
-        counted.append(_read_count(line))
+        counted.append(FloodCount(**json.loads(line)))
     except TimeoutError:
         raise FloodFailed("the flood did not end in time") from None
+    except (ValueError, TypeError) as error:
+        raise FloodFailed(f"the flood ended without figures: {error}") from error
     finally:
         if process.returncode is None:
             process.terminate()
@@ -191,35 +268,55 @@ async def flooded(
 
 def flood_command(url: str, rate: float, addresses: int, load: Load) -> list[str]:
     """The flood's process: it lasts somewhat longer than the phase beside it."""
-    seconds = load.settle_s + load.seconds + 1.0
-    options: dict[str, Any] = {
+    options = {
         "--url": url,
         "--rate": f"{rate:.3f}",
-        "--seconds": f"{seconds:g}",
-        "--addresses": addresses,
+        "--seconds": f"{load.settle_s + load.seconds + 1.0:g}",
+        "--addresses": str(addresses),
         "--deadline": f"{load.deadline_s:g}",
     }
-    words = [str(word) for option in options.items() for word in option]
+    words = [word for option in options.items() for word in option]
     return [sys.executable, "-m", "loadtests.limits.flood", *words]
 
 
-def _read_count(line: bytes) -> FloodCount:
-    try:
-        return FloodCount.read(orjson.loads(line))
-    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-        raise FloodFailed(f"the flood ended without figures: {line[:200]!r}") from error
+def plot_isolation(isolation: Isolation, title: str, path: Path) -> None:
+    """A dot per premium request above, and a bar of the flood's answers for each second below."""
+    title = f"A premium caller beside anonymous floods\n{title}"
+    shape: dict[str, Any] = {"sharex": True, "height_ratios": (3, 2)}
+    with drawn(path, title, (12, 6.4), rows=2, **shape) as [above, below]:
+        wrong = []
+        for phase, color in zip(isolation.phases, COLORS, strict=False):
+            label = f"{phase.name}\np50 {phase.p50_ms:.0f} ms, p99 {phase.p99_ms:.0f} ms"
+            dots = [(phase.begin_s + a.planned_s, a.latency_ms, a.error) for a in phase.answers]
+            scatter(above, [(x, y) for x, y, error in dots if not error], label, color=color)
+            wrong += [(x, y) for x, y, error in dots if error]
+        failed(above, wrong)
+        alone_ms = isolation.alone.p99_ms
+        level(above, alone_ms, f"p99 alone: {alone_ms:.0f} ms")
+        level(above, GOAL * alone_ms, f"goal: {GOAL * alone_ms:.0f} ms", linewidth=1.6)
+        above.set_ylim(bottom=0)
+        above.set_ylabel("premium latency (ms)")
+        _draw_floods(below, [phase.flood for phase in isolation.phases if phase.flood is not None])
+        level(below, isolation.capacity, "capacity", linestyle=":")
+        below.set_ylabel("the flood's answers a second")
+        below.set_xlabel("time since the first phase began (s)")
 
 
-def publish(isolation: Isolation, setting: str, when: datetime, out: Path) -> None:
-    """Write the plot and the figures."""
-    out.mkdir(parents=True, exist_ok=True)
-    stem = out / f"isolation-{when:%Y%m%d-%H%M%S}"
-    machine = describe_machine(("headrace", "ray", "onnxruntime")).line()
-    title = f"{machine} · {setting} · {when:%Y-%m-%d %H:%M %Z}"
-    plot_isolation(isolation, title, stem.with_suffix(".png"))
-    document = {"machine": machine, "setting": setting, **isolation.document()}
-    text = json.dumps(document, indent=2, allow_nan=False)
-    stem.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
+def _draw_floods(panel: Any, floods: Sequence[FloodCount]) -> None:
+    """Bars stacked by kind; the last second of a flood is hardly begun, and left out."""
+    seconds = [
+        (flood.begin_s + second, counts)
+        for flood in floods
+        for second, counts in enumerate(flood.seconds[:-1])
+    ]
+    times = [begin_s for begin_s, _ in seconds]
+    bottom = [0] * len(seconds)
+    for kind in KINDS:
+        heights = [counts.get(kind, 0) for _, counts in seconds]
+        if any(heights):
+            color = KIND_COLORS[kind]
+            panel.bar(times, heights, 0.9, bottom, align="edge", color=color, label=kind)
+        bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
 
 
 if __name__ == "__main__":

@@ -9,38 +9,29 @@ A stranger's budget fills up again so slowly that the gateway must remember all.
 from __future__ import annotations
 
 import itertools
-import json
-import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import click
 import uvloop
-from rich.console import Console
 
-from loadtests.admin import Admin, wait_for_key
-from loadtests.bench.__main__ import make_site
 from loadtests.bench.mlp import NAME
-from loadtests.bench.servers import ROWS, Site
-from loadtests.closed_loop import Course
-from loadtests.exchange import Message
-from loadtests.headrace import BadAnswer, headrace
+from loadtests.bench.servers import ROWS, Site, make_site
+from loadtests.clients import Course, caller_address, request_head
+from loadtests.headrace import Admin, headrace, known_key
 from loadtests.limits.cost import AMPLE, TIER
-from loadtests.limits.many_callers_figures import Crowd, Known, Pair, Slice, crowd_sentences, slices
-from loadtests.machine import describe_machine
-from loadtests.memory import process_memory
-from loadtests.processes import NotStarted
-from loadtests.raw_http import caller_address, request_head
+from loadtests.messages import Message
+from loadtests.processes import process_memory
+from loadtests.report import Report, figures, out_option, workplace
+from loadtests.samples import middle, percentile, ratio
 
-REPORTS = Path(__file__).resolve().parents[1] / "reports"
 QUIET_S = 10.0
-"""Some seconds after a caller's last request its gateway gives back what it had leased for it."""
+"""Time after a caller's last request in which its gateway gives back what it had leased for it."""
 
 FORGET_S = 10.0
 WARM_UP = 2_000
@@ -49,7 +40,154 @@ LINES = 16
 METRICS_S = 2.0
 """Gateways write their metrics every second."""
 
-FORESEEN = (NotStarted, BadAnswer, OSError, TimeoutError)
+GOAL_SLOWER = 0.20
+MIB = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """Some requests in a row: how many, how long they took in all, the p99, the failed ones."""
+
+    name: str
+    requests: int
+    seconds: float
+    p99_ms: float
+    failures: int
+
+    @property
+    def per_second(self) -> float:
+        return ratio(self.requests, self.seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """The gateway at one moment: resident bytes, and callers whose budgets it remembers."""
+
+    when: str
+    rss_bytes: int
+    callers: int
+
+
+class Pair(NamedTuple):
+    """One known caller's requests to the gateway that remembers all, and to one that does not."""
+
+    crowded: Slice
+    empty: Slice
+
+    @property
+    def slower(self) -> float:
+        """By what share the crowded one is slower."""
+        return 1 - ratio(self.crowded.per_second, self.empty.per_second)
+
+
+@dataclass(frozen=True, slots=True)
+class Crowd:
+    """The whole measurement: strangers by slice, and after them one known caller.
+
+    It asks in turns right `after` them, and again some seconds later (`quiet`), when all are
+    remembered but nothing is done for them. The first of the `moments` is before the strangers,
+    the second after them.
+    """
+
+    callers: int
+    strangers: tuple[Slice, ...]
+    after: tuple[Pair, ...]
+    quiet: tuple[Pair, ...]
+    moments: tuple[Known, ...]
+
+    @property
+    def bytes_per_caller(self) -> float:
+        """What a remembered caller takes of the gateway's memory."""
+        before, after, *_ = self.moments
+        return ratio(after.rss_bytes - before.rss_bytes, self.callers_remembered)
+
+    @property
+    def callers_remembered(self) -> int:
+        """How many more the gateway remembers after the strangers than before them."""
+        return self.moments[1].callers - self.moments[0].callers
+
+    @property
+    def slower(self) -> float:
+        """By what share the last third of the strangers is slower than the first, by medians."""
+        third = max(1, len(self.strangers) // 3)
+        first, last = (
+            middle([each.per_second for each in part])
+            for part in (self.strangers[:third], self.strangers[-third:])
+        )
+        return 1 - ratio(last, first)
+
+    @property
+    def control_slower(self) -> float:
+        """The median of the known caller's pairs right after the strangers."""
+        return middle([pair.slower for pair in self.after])
+
+    @property
+    def quiet_slower(self) -> float:
+        """The same some seconds later."""
+        return middle([pair.slower for pair in self.quiet])
+
+    @property
+    def slices(self) -> tuple[Slice, ...]:
+        """All of them in the order of time."""
+        return (*self.strangers, *itertools.chain(*self.after, *self.quiet))
+
+    def document(self) -> dict[str, Any]:
+        """The figures for programs."""
+        rates = ("name", "requests", "per_second", "p99_ms", "failures")
+        return {
+            **figures(self, "callers", "bytes_per_caller", "slower", "control_slower"),
+            "quiet_slower": self.quiet_slower,
+            "slices": [figures(each, *rates) for each in self.slices],
+            "moments": list(self.moments),
+        }
+
+    def sentences(self) -> list[str]:
+        failures = sum(each.failures for each in self.slices)
+        slowest = max(self.slower, self.control_slower, self.quiet_slower)
+        verdict = "met" if slowest <= GOAL_SLOWER and not failures else "missed"
+        return [
+            *(
+                f"{each.when}: {each.rss_bytes / MIB:.1f} MiB resident, "
+                f"{each.callers:,} callers remembered."
+                for each in self.moments
+            ),
+            f"{self.bytes_per_caller:,.0f} bytes for each of {self.callers_remembered:,} callers.",
+            f"the last third of the strangers: {self.slower:+.1%} slower than the first.",
+            _compared("a known caller right after", self.after, self.control_slower),
+            _compared("the same later", self.quiet, self.quiet_slower),
+            f"{failures} requests failed; goal: no slow-down over {GOAL_SLOWER:.0%}: {verdict}.",
+        ]
+
+
+def _compared(when: str, pairs: Sequence[Pair], slower: float) -> str:
+    crowded, empty = (
+        middle([each.per_second for each in side]) for side in zip(*pairs, strict=True)
+    )
+    return (
+        f"{when}: {crowded:,.0f} requests/s, {empty:,.0f} at a gateway without strangers, medians "
+        f"of {len(pairs)} rounds in turn: {slower:+.1%} slower."
+    )
+
+
+def slices(name: str, course: Course, size: int) -> list[Slice]:
+    """Requests by `size` in the order of their answers; a smaller rest joins the last slice."""
+    sent_s, ended_s = course.sent_s, course.ended_s
+    count = max(len(ended_s) // size, 1)
+    bounds = [*(number * size for number in range(count)), len(ended_s)]
+    found = []
+    for begin, end in itertools.pairwise(bounds):
+        since_s = ended_s[begin - 1] if begin else min(sent_s, default=0.0)
+        times = zip(sent_s[begin:end], ended_s[begin:end], strict=True)
+        found.append(
+            Slice(
+                name=f"{name} {begin + 1:,} to {end:,}",
+                requests=end - begin,
+                seconds=ended_s[end - 1] - since_s if end else 0.0,
+                p99_ms=percentile(((end_s - begin_s) * 1000 for begin_s, end_s in times), 0.99),
+                failures=sum(course.failed[begin:end]),
+            )
+        )
+    return found
 
 
 @click.command(help=__doc__)
@@ -62,29 +200,22 @@ FORESEEN = (NotStarted, BadAnswer, OSError, TimeoutError)
     show_default=True,
     help="Seconds until a stranger's request is forgotten.",
 )
-@click.option("--out", default=REPORTS, type=click.Path(path_type=Path), help="Report folder.")
+@out_option
 def main(callers: int, size: int, lines: int, refill: int, out: Path) -> None:
-    console = Console()
-    now = datetime.now().astimezone()
+    report = Report("callers", out)
     # Twice as many as come: nobody is to share a budget with other strangers.
     most = max(2 * callers, 1000)
-    with tempfile.TemporaryDirectory(prefix="callers-") as folder:
-        log = Path(folder) / "crowded" / "headrace.log"
-        try:
-            site = make_site(Path(folder))
-            with (
-                started(site, "crowded", refill, most) as crowded,
-                started(site, "empty", refill, most) as empty,
-            ):
-                crowd = Gathering(crowded, empty, message_of(site), lines, size)
-                found = crowd.measure(callers, refill)
-        except FORESEEN as error:
-            if log.exists():
-                click.echo("\n".join(log.read_text(errors="replace").splitlines()[-5:]), err=True)
-            raise click.ClickException(str(error) or type(error).__name__) from error
-    for line in crowd_sentences(found):
-        console.print(line, soft_wrap=True, highlight=False)
-    console.print(f"written: {publish(found, now, out)}", soft_wrap=True)
+    with workplace("callers") as folder:
+        site = make_site(folder)
+        with (
+            started(site, "crowded", refill, most) as crowded,
+            started(site, "empty", refill, most) as empty,
+        ):
+            crowd = Gathering(crowded, empty, message_of(site), lines, size)
+            found = crowd.measure(callers, refill)
+    report.say(*found.sentences())
+    report.write(**found.document())
+    report.end()
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +235,8 @@ def started(site: Site, name: str, refill_s: int, most: int) -> Iterator[Front]:
     models = {NAME: {"batching": {"max_rows": ROWS}}}
     more = {"limits": {"max_callers": most}}
     with headrace(folder, site.store, models, 1, access(refill_s), more) as server:
-        admin = Admin.of(server)
-        key = admin.make_key("control", TIER)
-        wait_for_key(server.url, NAME, key)
-        yield Front(server.url, admin, key)
+        key = known_key(server, NAME, "control", TIER)
+        yield Front(server.url, server.admin, key)
 
 
 def access(refill_s: int) -> dict[str, Any]:
@@ -153,13 +282,8 @@ class Gathering:
         quiet = self._pairs()
         at_rest = self._look("some seconds later")
         time.sleep(refill_s + FORGET_S)
-        return Crowd(
-            callers=callers,
-            strangers=tuple(strangers),
-            after=after,
-            quiet=quiet,
-            moments=(before, full, at_rest, self._look("when all could be forgotten")),
-        )
+        end = self._look("when all could be forgotten")
+        return Crowd(callers, tuple(strangers), after, quiet, (before, full, at_rest, end))
 
     def _pairs(self) -> tuple[Pair, ...]:
         """The known caller at both gateways in turns, each round another one first."""
@@ -173,10 +297,9 @@ class Gathering:
         return tuple(pairs)
 
     def _run(self, name: str, front: Front, heads: Iterable[bytes]) -> list[Slice]:
-        where = urlsplit(front.url)
         course = Course(iter(heads), self.message.body)
-        uvloop.run(course.run(where.hostname or "", where.port or 80, self.lines))
-        return slices(name, course.sent_s, course.ended_s, course.failed, self.size)
+        uvloop.run(course.run(front.url, self.lines))
+        return slices(name, course, self.size)
 
     def _known(self, front: Front, count: int) -> Iterator[bytes]:
         head = request_head(self.message, urlsplit(front.url).netloc, {"X-API-Key": front.key})
@@ -191,18 +314,8 @@ class Gathering:
     def _look(self, when: str) -> Known:
         time.sleep(METRICS_S)
         admin = self.crowded.admin
-        pids = admin.gateway_pids()
-        rss_bytes = sum(process_memory(pid).rss_bytes for pid in pids)
+        rss_bytes = sum(process_memory(pid).rss_bytes for pid in admin.pids("gateways"))
         return Known(when, rss_bytes, int(admin.metric("headrace_callers")))
-
-
-def publish(crowd: Crowd, when: datetime, out: Path) -> Path:
-    """Write the figures; the file."""
-    out.mkdir(parents=True, exist_ok=True)
-    file = out / f"callers-{when:%Y%m%d-%H%M%S}.json"
-    document = {"machine": describe_machine(("headrace", "ray")).line(), **crowd.document()}
-    file.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    return file
 
 
 if __name__ == "__main__":

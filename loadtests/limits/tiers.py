@@ -7,38 +7,127 @@ once more: that must succeed.
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
+import math
 import sys
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from datetime import datetime
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
-import httpx
-from rich.console import Console
 
 from command.instance import find_instance
 from headrace.errors import ConfigError
 from headrace.secrets import admin_token
-from loadtests import light
-from loadtests.admin import Admin, wait_for_key
-from loadtests.headrace import BadAnswer
-from loadtests.limits.tiers_table import KEY_VARIABLE, Got, got_table, retry_sentence, who_got_what
-from loadtests.machine import describe_machine
-from loadtests.pictures import PicturesMissing
-from loadtests.run import Refused, check_host
-from loadtests.samples import Sample
-from loadtests.steps import GRACE_S, ROOT, StepFailed, measured_seconds, read_samples
+from loadtests.headrace import Admin, wait_for_key
+from loadtests.messages import price_message
+from loadtests.processes import Failed
+from loadtests.report import Report, Table, out_option, workplace
+from loadtests.run import check_host
+from loadtests.samples import Sample, percentile
+from loadtests.steps import measured_seconds, run_locust
 
-REPORTS = Path(__file__).resolve().parents[1] / "reports"
 LOCUSTFILE = Path(__file__).resolve().parent / "tiers_locustfile.py"
 MODEL = "price"
-SAMPLES = "HEADRACE_LOADTEST_SAMPLES"
-LOG_LINES = 5
+TIERS = ("anonymous", "standard", "premium")
+KEY_VARIABLE = {tier: f"HEADRACE_KEY_{tier.upper()}" for tier in TIERS[1:]}
+"""Environment variables with the keys; strangers have none."""
+
+RETRY = " retry"
+"""Added to the name of a request that was refused before and comes as it was told."""
+
+REFUSED = (429, 503)
+STATUS = "status "
+
+
+@dataclass(frozen=True, slots=True)
+class Got:
+    """What a tier got; latencies are those of the answers 200, retries are counted in `requests`.
+
+    `retries` came at the promised second, and `retried` of them were answered with 200.
+    """
+
+    tier: str
+    requests: int
+    statuses: Mapping[int, int]
+    failures: int
+    per_second: float
+    p50_ms: float
+    p99_ms: float
+    retries: int
+    retried: int
+
+
+def who_got_what(samples: Iterable[Sample], seconds: float) -> list[Got]:
+    """Each tier's answers, in the order of `TIERS`; tiers without requests are left out."""
+    by_tier: dict[str, list[Sample]] = {tier: [] for tier in TIERS}
+    for sample in samples:
+        by_tier[sample.name.removesuffix(RETRY)].append(sample)
+    return [_got(tier, mine, seconds) for tier, mine in by_tier.items() if mine]
+
+
+def status_of(error: str) -> int:
+    """The status in a sample's error: 200 if there is none, 0 for what was no answer at all."""
+    if not error:
+        return 200
+    # Locust writes a failure as CatchResponseError('status 429').
+    _, found, rest = error.partition(STATUS)
+    return int(rest[:3]) if found and rest[:3].isdigit() else 0
+
+
+def status_error(status: int) -> str:
+    """What the locust file says of an answer that is not 200: `status_of` reads it."""
+    return f"{STATUS}{status}"
+
+
+def retry_after_s(status: int, headers: Mapping[str, str] | None) -> float | None:
+    """After how long a refused caller may come back; None if it was no refusal or without time."""
+    value = (headers or {}).get("Retry-After", "")
+    return float(value) if status in REFUSED and value.isdigit() else None
+
+
+def got_table(found: Iterable[Got]) -> Table:
+    """Each tier in a row; `came back`: how many of those that came as told were answered."""
+    rows = []
+    for got in found:
+        counts = [got.requests, *(got.statuses.get(each, 0) for each in (200, *REFUSED))]
+        cells = [f"{count:,}" for count in (*counts, got.failures)]
+        cells += [f"{each:,.1f}" for each in (got.per_second, got.p50_ms, got.p99_ms)]
+        rows.append([got.tier, *cells, f"{got.retried:,} of {got.retries:,}"])
+    heads = ("tier", "sent", "200", "429", "503", "other", "200/s", "p50", "p99", "came back")
+    return Table("Who got what, latencies in ms", heads, rows)
+
+
+def retry_sentence(found: Iterable[Got]) -> str:
+    """Whether coming back as told works."""
+    found = list(found)
+    retries, retried = sum(got.retries for got in found), sum(got.retried for got in found)
+    if not retries:
+        return "Nobody was refused with a time to come back at."
+    return (
+        f"{retried:,} of {retries:,} requests that came back at the promised second were answered "
+        f"({retried / retries:.1%})."
+    )
+
+
+def _got(tier: str, samples: list[Sample], seconds: float) -> Got:
+    statuses: dict[int, int] = {}
+    for sample in samples:
+        status = status_of(sample.error)
+        statuses[status] = statuses.get(status, 0) + 1
+    well = [sample.latency_ms for sample in samples if not sample.error]
+    retries = [sample for sample in samples if sample.name.endswith(RETRY)]
+    return Got(
+        tier=tier,
+        requests=len(samples),
+        statuses=dict(sorted(statuses.items())),
+        failures=sum(n for status, n in statuses.items() if status not in (200, *REFUSED)),
+        per_second=len(well) / seconds if seconds > 0 else math.nan,
+        p50_ms=percentile(well, 0.50),
+        p99_ms=percentile(well, 0.99),
+        retries=len(retries),
+        retried=sum(not sample.error for sample in retries),
+    )
 
 
 @click.command(help=__doc__)
@@ -47,7 +136,7 @@ LOG_LINES = 5
 @click.option("--token-file", type=click.Path(), help="File with the admin token.")
 @click.option("--users", default=8, show_default=True, help="Half strangers, the rest by tier.")
 @click.option("--seconds", default=30.0, show_default=True, help="Length.")
-@click.option("--out", default=REPORTS, type=click.Path(path_type=Path), help="Report folder.")
+@out_option
 @click.option("--allow-remote", is_flag=True, help="Also load a host beyond this machine.")
 def main(
     host: str | None,
@@ -58,27 +147,34 @@ def main(
     out: Path,
     allow_remote: bool,
 ) -> None:
-    console = Console()
-    now = datetime.now().astimezone()
-    try:
-        target = find_instance(admin, token_file)
-        url = check_host(host or f"http://{target.http}", allow_remote)
-        desk = Admin(f"http://{target.admin}", admin_token(target.token))
-        light.price_message()
-        name = f"loadtest-{now:%Y%m%d-%H%M%S}"
-        told = f"{users} users for {seconds:g} s"
-        with keys(desk, url, name) as secrets, console.status(told):
-            samples = run_locust(url, users, seconds, secrets)
-    except httpx.TransportError as error:
-        raise Refused(f"no system answers: start it with `make serve` ({error})") from error
-    except (BadAnswer, ConfigError, PicturesMissing, StepFailed) as error:
-        raise Refused(str(error)) from error
+    report = Report("tiers", out, packages=("locust",))
+    with workplace("tiers") as folder:
+        desk, url = system(host, admin, token_file, allow_remote)
+        price_message()
+        name = f"loadtest-{report.when:%Y%m%d-%H%M%S}"
+        told = report.console.status(f"{users} users for {seconds:g} s")
+        with keys(desk, url, name) as secrets, told:
+            words = ["-f", str(LOCUSTFILE)]
+            samples = run_locust(words, users, seconds, url, folder / "locust", secrets)
     found = who_got_what(samples, measured_seconds(samples, seconds))
-    console.print(got_table(found))
-    console.print(retry_sentence(found), soft_wrap=True, highlight=False)
-    console.print(f"written: {publish(found, url, now, out)}", soft_wrap=True)
+    report.show(got_table(found))
+    report.say(retry_sentence(found))
+    report.write(host=url, tiers=found)
+    report.end()
     if not samples or any(got.failures for got in found):
         sys.exit(2)
+
+
+def system(
+    host: str | None, admin: str | None, token_file: str | None, allow_remote: bool
+) -> tuple[Admin, str]:
+    """The admin listener and the base URL of a started system; raises `Failed`, `Refused`."""
+    try:
+        instance = find_instance(admin, token_file)
+        url = check_host(host or f"http://{instance.http}", allow_remote)
+        return Admin(f"http://{instance.admin}", admin_token(instance.token)), url
+    except ConfigError as error:
+        raise Failed(str(error)) from error
 
 
 @contextmanager
@@ -95,57 +191,6 @@ def keys(desk: Admin, url: str, name: str) -> Iterator[dict[str, str]]:
     finally:
         for each in made:
             desk.revoke_key(each)
-
-
-def run_locust(
-    url: str, users: int, seconds: float, secrets: Mapping[str, str]
-) -> tuple[Sample, ...]:
-    """All users at once for so long; raises `StepFailed`."""
-    with tempfile.TemporaryDirectory(prefix="tiers-") as folder:
-        rows, log = Path(folder) / "samples.csv", Path(folder) / "locust.log"
-        path = os.pathsep.join(part for part in (str(ROOT), os.environ.get("PYTHONPATH")) if part)
-        with log.open("wb") as output:
-            try:
-                done = subprocess.run(
-                    locust_command(url, users, seconds),
-                    env={**os.environ, **secrets, SAMPLES: str(rows), "PYTHONPATH": path},
-                    cwd=ROOT,
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    timeout=seconds + GRACE_S,
-                    check=False,
-                )
-            except subprocess.TimeoutExpired as error:
-                raise StepFailed("locust did not end in time") from error
-        if done.returncode != 0 or not rows.exists():
-            tail = "\n".join(log.read_text(errors="replace").splitlines()[-LOG_LINES:])
-            raise StepFailed(f"locust ended with status {done.returncode}: {tail}")
-        with rows.open(newline="", encoding="utf-8") as lines:
-            return read_samples(lines)
-
-
-def locust_command(url: str, users: int, seconds: float) -> list[str]:
-    """All users at once, no web page, status 0 with refusals."""
-    return [
-        *(sys.executable, "-m", "locust", "-f", str(LOCUSTFILE)),
-        *("--headless", "--host", url, "--users", str(users), "--spawn-rate", str(users)),
-        *("--run-time", f"{seconds:g}s", "--stop-timeout", "5", "--exit-code-on-error", "0"),
-        "--only-summary",
-    ]
-
-
-def publish(found: Sequence[Got], url: str, when: datetime, out: Path) -> Path:
-    """Write the figures; the file."""
-    out.mkdir(parents=True, exist_ok=True)
-    file = out / f"tiers-{when:%Y%m%d-%H%M%S}.json"
-    document = {
-        "machine": describe_machine(("headrace", "locust", "ray")).line(),
-        "host": url,
-        "tiers": [got.document() for got in found],
-    }
-    file.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    return file
 
 
 if __name__ == "__main__":

@@ -12,10 +12,17 @@ import gevent
 from locust import FastHttpUser, task
 from locust.exception import StopUser
 
-from loadtests import light
-from loadtests.exchange import LENGTH_HEADER, WrongAnswer, check_number, read_infer
-from loadtests.limits.tiers_table import KEY_VARIABLE, RETRY, TIERS, retry_after_s, status_error
+from loadtests.limits.tiers import KEY_VARIABLE, RETRY, TIERS, retry_after_s, status_error
 from loadtests.locustfile import record_samples  # noqa: F401 - it writes a row for each request
+from loadtests.messages import (
+    HIGHEST_PRICE,
+    LENGTH_HEADER,
+    LOWEST_PRICE,
+    WrongAnswer,
+    check_number,
+    price_message,
+    read_infer,
+)
 
 
 class Caller(FastHttpUser):  # type: ignore[misc]
@@ -27,7 +34,7 @@ class Caller(FastHttpUser):  # type: ignore[misc]
 
     def on_start(self) -> None:
         """Read the request, and the tier's key unless strangers need none."""
-        self.message = light.price_message()
+        self.message = price_message()
         self.headers = dict(self.message.headers)
         variable = KEY_VARIABLE.get(self.tier)
         if variable is not None:
@@ -58,7 +65,7 @@ class Caller(FastHttpUser):  # type: ignore[misc]
                 return retry_after_s(response.status_code, response.headers)
             try:
                 prices = read_infer(response.content, response.headers.get(LENGTH_HEADER), "price")
-                check_number(prices, light.LOWEST_PRICE, light.HIGHEST_PRICE)
+                check_number(prices, LOWEST_PRICE, HIGHEST_PRICE)
             except WrongAnswer as error:
                 response.failure(str(error))
             return None

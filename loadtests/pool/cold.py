@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import httpx
 
-from loadtests.exchange import Message
-from loadtests.pool.figures import Cold
+from loadtests.clients import unlimited_client
+from loadtests.messages import TAGGER, Message
+from loadtests.plots import COLORS, drawn, moment
 from loadtests.pool.ray_cold import ray_cold
-from loadtests.pool.server import Asked, ask, elastic, open_client
-from loadtests.tagger import MODEL
+from loadtests.pool.server import ANSWER_S, Asked, ask, elastic
+from loadtests.report import Check, Table, figure, figures
+from loadtests.samples import percentile
 
+COLD_P50_S, COLD_P99_S = 0.3, 1.0
+TENSORFLOW_S = 0.3
+"""Goal for a TensorFlow model's first answer, beyond its load time."""
+REPLICA_S = 0.5
+"""Goal without a warm slot, beyond the replica's own start."""
 IDLE_S = 0.5
 REST_S = 0.2
 RAY_REST_S = 6.0
@@ -25,6 +34,111 @@ TENSORFLOW_MODEL = "tagger_tf"
 SLOT = {"cpus": 0.25}
 ONNX_SLOT = {**SLOT, "preload": ["onnx"]}
 TENSORFLOW_SLOT = {**SLOT, "preload": ["tensorflow"]}
+
+
+@dataclass(frozen=True, slots=True)
+class Cold:
+    """Cold starts in one setting; `load_s` is the median time that the model took to load.
+
+    `starts_s` is for each how long the slot itself took, where there was none.
+    """
+
+    name: str
+    answers: tuple[Asked, ...]
+    load_s: float
+    starts_s: tuple[float, ...]
+
+    @property
+    def latencies_s(self) -> list[float]:
+        """Of those that were cold: from the sending to the whole answer."""
+        return [answer.latency_s for answer in self.answers if answer.cold_s and not answer.error]
+
+    @property
+    def p50_s(self) -> float:
+        return percentile(self.latencies_s, 0.50)
+
+    @property
+    def p99_s(self) -> float:
+        return percentile(self.latencies_s, 0.99)
+
+    @property
+    def failed(self) -> int:
+        return sum(bool(answer.error) for answer in self.answers)
+
+    @property
+    def beyond_start_s(self) -> float:
+        """The median of what came after the slot's own start."""
+        pairs = zip(self.answers, self.starts_s, strict=False)
+        return percentile((a.latency_s - start for a, start in pairs if start), 0.50)
+
+    def document(self) -> dict[str, Any]:
+        """The figures for programs."""
+        return {
+            **figures(self, "name", "failed", "p50_s", "p99_s", "load_s", "beyond_start_s"),
+            "cycles": len(self.answers),
+            "cold": len(self.latencies_s),
+            "start_s": percentile(self.starts_s, 0.5),
+            "latencies_s": self.latencies_s,
+        }
+
+
+def warm_goals(cold: Cold) -> list[Check]:
+    """What a small model with a warm slot should reach."""
+    return [
+        Check.at_most(f"{cold.name}, p50 s", cold.p50_s, COLD_P50_S),
+        Check.at_most(f"{cold.name}, p99 s", cold.p99_s, COLD_P99_S),
+        Check.at_most(f"{cold.name}, requests failed", cold.failed, 0),
+    ]
+
+
+def start_goals(cold: Cold) -> list[Check]:
+    """Without a warm slot its own start, which is Serve's, does not count."""
+    return [
+        Check.at_most(
+            f"{cold.name}, p50 s beyond the slot's start", cold.beyond_start_s, REPLICA_S
+        ),
+        Check.at_most(f"{cold.name}, requests failed", cold.failed, 0),
+    ]
+
+
+def load_goals(cold: Cold) -> list[Check]:
+    """The time that a large model itself takes to load does not count."""
+    beyond_s = cold.p50_s - cold.load_s
+    return [
+        Check.at_most(f"{cold.name}, p50 s beyond the load", beyond_s, TENSORFLOW_S),
+        Check.at_most(f"{cold.name}, requests failed", cold.failed, 0),
+    ]
+
+
+def cold_table(colds: Sequence[Cold]) -> Table:
+    """Each setting in a row, with what it is to be held against."""
+    heads = ("from zero", "cycles", "p50 s", "p99 s", "load s", "slot's start s", "failed")
+    rows = [
+        [
+            *(cold.name, str(len(cold.answers)), f"{cold.p50_s:.3f}", f"{cold.p99_s:.3f}"),
+            f"{cold.load_s:.3f}" if cold.load_s else "",
+            figure(percentile(cold.starts_s, 0.5), ".3f", absent=""),
+            str(cold.failed),
+        ]
+        for cold in colds
+    ]
+    return Table("Cold starts", heads, rows)
+
+
+def plot_cold(colds: Sequence[Cold], title: str, path: Path) -> None:
+    """A distribution of first answers for each setting."""
+    with drawn(path, f"First answer of a sleeping model\n{title}", (11, 5)) as [panel]:
+        for number, cold in enumerate(colds):
+            values = sorted(cold.latencies_s)
+            parts = [(place + 1) / len(values) for place in range(len(values))]
+            label = f"{cold.name}\np50 {cold.p50_s:.2f} s, p99 {cold.p99_s:.2f} s"
+            style = ("-", "--", ":")[number // len(COLORS) % 3]
+            panel.step(values, parts, style, where="post", color=COLORS[number % 4], label=label)
+        for goal, name in ((COLD_P50_S, "goal, p50"), (COLD_P99_S, "goal, p99")):
+            moment(panel, goal, f"{name}: {goal:g} s")
+        panel.set_xscale("log")
+        panel.set_xlabel("from the request to its whole answer (s, log)")
+        panel.set_ylabel("part of the cold starts")
 
 
 def sleeping(runtime: str) -> dict[str, Any]:
@@ -49,7 +163,7 @@ def measure_cold(
 
         async def run() -> list[Asked]:
             answers = []
-            async with open_client(site.server.url) as client:
+            async with unlimited_client(site.server.url, {}, ANSWER_S) as client:
                 for _ in range(cycles):
                     await site.asleep(model, slots=None if warm else 0)
                     await asyncio.sleep(REST_S)
@@ -80,7 +194,7 @@ def measure_ray(folder: Path, model: Path, message: Message, cycles: int) -> Col
             async with httpx.AsyncClient(base_url=url, timeout=60.0) as client:
                 for _ in range(cycles):
                     await asyncio.sleep(RAY_REST_S)
-                    answers.append(await ask(client, MODEL, message, time.time()))
+                    answers.append(await ask(client, TAGGER, message, time.time()))
             return answers
 
         answers = asyncio.run(run())

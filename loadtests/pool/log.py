@@ -57,6 +57,13 @@ class Steps:
             return since_s
         return next((t for t, n in self.points if t > since_s and least <= n <= most), None)
 
+    def draw(self, panel: Any, start_s: float, end_s: float, label: str, **style: Any) -> None:
+        """A line of steps, by the seconds since the start."""
+        inside = [point for point in self.points if start_s < point[0] < end_s]
+        points = [(start_s, self.at(start_s)), *inside, (end_s, self.at(end_s))]
+        times, levels = [at_s - start_s for at_s, _ in points], [level for _, level in points]
+        panel.step(times, levels, where="post", label=label, **style)
+
 
 @dataclass(frozen=True, slots=True)
 class PoolLog:

@@ -1,4 +1,4 @@
-"""Headrace with an elastic pool, for the pool's benchmark, and what is asked of it."""
+"""Headrace with an elastic pool, what is asked of it, and models of a chosen run time."""
 
 from __future__ import annotations
 
@@ -9,13 +9,20 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import httpx
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import TensorProto, helper, numpy_helper
 
-from loadtests.exchange import Message
+from loadtests.bench.mlp import finished
 from loadtests.headrace import Running, headrace
+from loadtests.messages import Message
 from loadtests.pool.log import PoolLog, read_log
+from loadtests.processes import Failed
 
 COLD_HEADER = "X-Headrace-Cold-Start-Ms"
 ANSWER_S = 70.0
@@ -23,7 +30,7 @@ POLL_S = 0.05
 ASLEEP_S = 120.0
 
 
-class NeverAsleep(Exception):
+class NeverAsleep(Failed):
     """Raised when a model or its slots did not go in time."""
 
 
@@ -54,31 +61,12 @@ async def ask(client: httpx.AsyncClient, model: str, message: Message, due_s: fl
     return Asked(model, due_s, time.time() - due_s, cold_s, error)
 
 
-def open_client(url: str) -> httpx.AsyncClient:
-    """A client without limits of its own."""
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-    return httpx.AsyncClient(base_url=url, limits=limits, timeout=ANSWER_S)
-
-
 @dataclass(frozen=True, slots=True)
 class Site:
     """A running system; `folder` is where its Ray leaves the logs of all processes."""
 
     server: Running
     folder: Path
-
-    def status(self) -> dict[str, Any]:
-        """What its admin listener says."""
-        assert self.server.token_file is not None
-        token = self.server.token_file.read_text(encoding="utf-8").strip()
-        answer = httpx.get(
-            f"{self.server.admin}/admin/v1/status",
-            headers={"Authorization": f"Bearer {token}"},
-            timeout=ANSWER_S,
-        )
-        answer.raise_for_status()
-        document: dict[str, Any] = answer.json()
-        return document
 
     async def asleep(self, model: str, *, slots: int | None = None) -> None:
         """Wait until a model sleeps, and no more than so many slots are left.
@@ -87,7 +75,7 @@ class Site:
         """
         limit_s = time.monotonic() + ASLEEP_S
         while True:
-            status = await asyncio.to_thread(self.status)
+            status = await asyncio.to_thread(self.server.admin.status)
             holders = [slot for slot in status["slots"] if slot["models"]]
             states = {
                 version["state"]
@@ -127,3 +115,67 @@ def elastic(
 
 def _ray_folder(folder: Path) -> Path:
     return folder / "ray" if (folder / "ray").is_dir() else folder
+
+
+WIDTH = 64
+TRY_ROUNDS = 2_000
+TRY_S = 1.0
+
+
+def loop_model(rounds: int) -> onnx.ModelProto:
+    """FP32 `x` [rows, 64] to `y` [rows, 64]: so many products with a matrix, one by one."""
+    matrix = np.eye(WIDTH, dtype=np.float32) * np.float32(0.9999)
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["going"], ["goes_on"]),
+            helper.make_node("MatMul", ["state", "matrix"], ["next_state"]),
+        ],
+        "round",
+        [
+            helper.make_tensor_value_info("number", TensorProto.INT64, []),
+            helper.make_tensor_value_info("going", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("state", TensorProto.FLOAT, ["rows", WIDTH]),
+        ],
+        [
+            helper.make_tensor_value_info("goes_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("next_state", TensorProto.FLOAT, ["rows", WIDTH]),
+        ],
+        [numpy_helper.from_array(matrix, "matrix")],
+    )
+    graph = helper.make_graph(
+        [helper.make_node("Loop", ["rounds", "always", "x"], ["y"], body=body)],
+        "loop",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", WIDTH])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["rows", WIDTH])],
+        [
+            numpy_helper.from_array(np.int64(rounds), "rounds"),
+            numpy_helper.from_array(np.bool_(True), "always"),
+        ],
+    )
+    return finished(graph)
+
+
+def run_s(model: onnx.ModelProto) -> float:
+    """The median time of a run with one row, on one core, of as many as a second takes.
+
+    Shorter tries tell little: the pace of a shared machine doubles and halves within milliseconds.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = ort.InferenceSession(model.SerializeToString(), options)
+    row = {"x": np.zeros((1, WIDTH), np.float32)}
+    times: list[float] = []
+    end_s = time.perf_counter() + TRY_S
+    while not times or time.perf_counter() < end_s:
+        begin_s = time.perf_counter()
+        session.run(None, row)
+        times.append(time.perf_counter() - begin_s)
+    return median(times)
+
+
+def write_model(store: Path, name: str, seconds: float) -> None:
+    """Write version 1 of a model that runs for about so long here."""
+    rounds = max(1, round(TRY_ROUNDS * seconds / run_s(loop_model(TRY_ROUNDS))))
+    path = store / name / "1" / "model.onnx"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    onnx.save(loop_model(rounds), str(path))

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loadtests.exchange import predict_message
-from loadtests.pool.figures import Spike
-from loadtests.pool.models import WIDTH, write_model
-from loadtests.pool.server import Asked, Site, ask, elastic, open_client
+from loadtests.clients import unlimited_client
+from loadtests.messages import predict_message
+from loadtests.plots import COLORS, drawn, moment
+from loadtests.pool.log import Steps
+from loadtests.pool.server import ANSWER_S, WIDTH, Asked, Site, ask, elastic, write_model
+from loadtests.report import Check, common_errors, figures
 
-MODEL = "loop"
+SPIKE_S = 1.0
+LOOP = "loop"
 CALLERS = 5
 HOLD_S = 6.0
 IDLE_S = 5.0
@@ -21,7 +27,7 @@ SLOTS: dict[str, Any] = {
     "cpu": {"min": 0, "warm": CALLERS, "max": CALLERS, "cpus": 0.1, "preload": ["onnx"]}
 }
 MODELS: dict[str, Any] = {
-    MODEL: {
+    LOOP: {
         "runtime": "onnx",
         "replicas": {"min": 0, "max": CALLERS},
         "scaling": {"target_in_flight": 1.0, "idle_s": IDLE_S, "down_delay_s": DOWN_S},
@@ -30,36 +36,115 @@ MODELS: dict[str, Any] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Spike:
+    """Some callers at once at a sleeping model, for `hold_s`; times are epoch seconds."""
+
+    wanted: int
+    begin_s: float
+    end_s: float
+    idle_s: float
+    ready: Steps
+    slots: Steps
+    answers: tuple[Asked, ...]
+
+    @property
+    def up_s(self) -> float:
+        """From the first request until all slots served; NaN if they never did."""
+        at_s = self.ready.first(self.begin_s, least=self.wanted)
+        return math.nan if at_s is None else at_s - self.begin_s
+
+    @property
+    def back_s(self) -> float:
+        """From the end of the spike until at most one slot served."""
+        at_s = self.ready.first(self.end_s, most=1)
+        return math.nan if at_s is None else at_s - self.end_s
+
+    @property
+    def zero_s(self) -> float:
+        """From the end of the spike until none did."""
+        at_s = self.ready.first(self.end_s, most=0)
+        return math.nan if at_s is None else at_s - self.end_s
+
+    @property
+    def failures(self) -> Counter[str]:
+        return common_errors(answer.error for answer in self.answers)
+
+    def goals(self) -> list[Check]:
+        """All slots soon, and every caller answered."""
+        failed = sum(self.failures.values())
+        return [
+            Check.at_most("spike, s until all slots serve", self.up_s, SPIKE_S),
+            Check.at_most("spike, requests failed", failed, 0),
+        ]
+
+    def document(self) -> dict[str, Any]:
+        """The figures for programs."""
+        return {
+            **figures(self, "wanted", "up_s", "back_s", "zero_s", "idle_s"),
+            "requests": len(self.answers),
+            "failed": dict(self.failures),
+        }
+
+
+def spike_sentence(spike: Spike) -> str:
+    """The book's case in words."""
+    failed = sum(spike.failures.values())
+    return (
+        f"{spike.wanted} requests in flight: {spike.wanted} slots served after {spike.up_s:.2f} s "
+        f"(goal {SPIKE_S:g}), {len(spike.answers)} answered, {failed} failed; one slot "
+        f"{spike.back_s:.1f} s after the spike, none {spike.zero_s:.1f} s after it "
+        f"(idle_s {spike.idle_s:g})."
+    )
+
+
+def plot_spike(spike: Spike, title: str, path: Path) -> None:
+    """Requests in flight and slots that serve, over time."""
+    title = f"{spike.wanted} requests in flight at a sleeping model\n{title}"
+    in_flight = Steps.of(
+        change
+        for answer in spike.answers
+        for change in ((answer.due_s, 1), (answer.due_s + answer.latency_s, -1))
+    )
+    last_s = spike.end_s + max(spike.idle_s * 2, 10.0)
+    with drawn(path, title, (11, 4)) as [panel]:
+        in_flight.draw(panel, spike.begin_s, last_s, "in flight", color=COLORS[1], linewidth=0.8)
+        spike.ready.draw(panel, spike.begin_s, last_s, "slots that serve", color=COLORS[0])
+        moment(panel, SPIKE_S, f"goal: {SPIKE_S:g} s")
+        panel.set_xlabel("since the first request (s)")
+        panel.set_ylim(bottom=0)
+
+
 def measure_spike(folder: Path, service_s: float) -> Spike:
     """Callers that ask one request after the other, of a model that runs for `service_s`.
 
     Raises `NotStarted`, `NeverAsleep`.
     """
-    write_model(folder / "store", MODEL, service_s)
+    write_model(folder / "store", LOOP, service_s)
     with elastic(folder, folder / "store", MODELS, SLOTS) as site:
         begin_s, end_s, answers = asyncio.run(_run(site))
         log = site.log()
-    ready = log.ready[MODEL]
+    ready = log.ready[LOOP]
     return Spike(CALLERS, begin_s, end_s, IDLE_S, ready, log.slots, tuple(answers))
 
 
 async def _run(site: Site) -> tuple[float, float, list[Asked]]:
-    message = predict_message(MODEL, [[0.0] * WIDTH])
+    message = predict_message(LOOP, [[0.0] * WIDTH])
     answers: list[Asked] = []
-    async with open_client(site.server.url) as client:
+    async with unlimited_client(site.server.url, {}, ANSWER_S) as client:
         await _all_there(site)
-        await site.asleep(MODEL)
+        await site.asleep(LOOP)
         begin_s = time.time()
 
         async def caller() -> None:
             while (now_s := time.time()) < begin_s + HOLD_S:
-                answers.append(await ask(client, MODEL, message, now_s))
+                answers.append(await ask(client, LOOP, message, now_s))
 
         async with asyncio.TaskGroup() as group:
             for _ in range(CALLERS):
                 group.create_task(caller())
         end_s = time.time()
-        await site.asleep(MODEL)
+        await site.asleep(LOOP)
     return begin_s, end_s, answers
 
 
@@ -67,7 +152,7 @@ async def _all_there(site: Site) -> None:
     """Serve gives the first slot to start with and the others when it has time."""
     limit_s = time.monotonic() + 60.0
     while time.monotonic() < limit_s:
-        status = await asyncio.to_thread(site.status)
+        status = await asyncio.to_thread(site.server.admin.status)
         if len(status["slots"]) >= CALLERS:
             return
         await asyncio.sleep(0.2)

@@ -13,13 +13,13 @@ from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from statistics import median
 
+from loadtests.clients import LOST, Answer, Arrivals, AskFailed, Lines, request_head
 from loadtests.headrace import BadAnswer
-from loadtests.light import price_message
-from loadtests.open_loop import Answer, Arrivals, AskFailed
-from loadtests.raw_http import LOST, Lines, request_head
+from loadtests.messages import price_message
+from loadtests.plots import COLORS, drawn, level, scatter
+from loadtests.report import Check
 from loadtests.samples import percentile, ratio
 from loadtests.sharding.calls import process_file
-from loadtests.sharding.figures import Check
 from loadtests.sharding.inputs import Inputs, variants
 from loadtests.sharding.models import Fleet
 from sharding.plan import plan_tiles
@@ -45,17 +45,15 @@ class Turn:
 
     @property
     def alone_ms(self) -> float:
-        """The p99 of small predictions by themselves."""
         return _p99_ms(self.alone)
 
     @property
     def beside_ms(self) -> float:
-        """And beside the large pictures."""
         return _p99_ms(self.beside)
 
     @property
     def times(self) -> float:
-        """How many times the p99 is."""
+        """The p99 beside large pictures as a multiple of that alone."""
         return ratio(self.beside_ms, self.alone_ms)
 
 
@@ -76,17 +74,15 @@ class Beside:
 
     @property
     def alone_ms(self) -> float:
-        """The p99 of small predictions by themselves."""
         return median(turn.alone_ms for turn in self.turns)
 
     @property
     def beside_ms(self) -> float:
-        """And beside the large pictures."""
         return median(turn.beside_ms for turn in self.turns)
 
     @property
     def times(self) -> float:
-        """How many times the p99 is."""
+        """The p99 beside large pictures as a multiple of that alone."""
         return median(turn.times for turn in self.turns)
 
     @property
@@ -241,3 +237,26 @@ def beside_check(beside: Beside) -> Check:
         f"{GOAL:g} times, none failed",
         beside.times <= GOAL and not beside.failed,
     )
+
+
+def plot_beside(beside: Beside, title: str, path: Path) -> None:
+    """One dot for each small prediction, alone and beside the large pictures."""
+    groups = (
+        ("alone", [turn.alone for turn in beside.turns], beside.alone_ms),
+        ("beside", [turn.beside for turn in beside.turns], beside.beside_ms),
+    )
+    title = f"Small predictions beside two large pictures\n{title}"
+    with drawn(path, title, (10, 4.4), columns=2, sharey=True) as panels:
+        for panel, (name, turns, p99_ms), color in zip(panels, groups, COLORS, strict=False):
+            # One turn after the other, as if there were nothing between them.
+            length_s = max((each.planned_s for answers in turns for each in answers), default=0.0)
+            dots = [
+                (number * length_s + each.planned_s, each.latency_ms)
+                for number, answers in enumerate(turns)
+                for each in answers
+            ]
+            scatter(panel, dots, name, color=color)
+            level(panel, p99_ms, f"median p99: {p99_ms:.1f} ms")
+            panel.set_xlabel("s")
+        panels[0].set_ylabel("latency (ms)")
+        panels[0].set_ylim(bottom=0)

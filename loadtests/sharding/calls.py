@@ -1,9 +1,14 @@
-"""Large pictures and videos to a running Headrace, and what its answers say of their parts."""
+"""Large inputs to a running Headrace, and to processes that work on them without any server."""
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +16,15 @@ from typing import Any
 import httpx
 
 from loadtests.headrace import BadAnswer
+from loadtests.processes import ROOT, NotStarted
+from replicas.last_words import EXIT_CODE
 from sharding.parts import Box
 
 ANSWER_S = 600.0
+STOP_S = 10.0
 TYPES = {".jpg": "image/jpeg", ".png": "image/png", ".mp4": "video/mp4"}
+
+Worker = subprocess.Popen[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +36,18 @@ class Processed:
 
     @property
     def parts(self) -> int:
-        """How many tiles or segments there were."""
+        """Number of tiles or segments."""
         return len(self.result["shards"])
 
     @property
     def computed(self) -> int:
-        """How many of them no shard had in its cache."""
+        """Number of parts that no shard had in its cache."""
         return sum(not shard["cached"] for shard in self.result["shards"])
+
+    @property
+    def shares(self) -> dict[str, int]:
+        """The number of parts that each shard had."""
+        return dict(Counter(sorted(shard["shard"] for shard in self.result["shards"])))
 
     @property
     def boxes(self) -> list[Box]:
@@ -83,3 +98,81 @@ def process(
 def process_file(url: str, model: str, path: Path, **options: Any) -> Processed:
     """`process` for a file."""
     return process(url, model, path.read_bytes(), TYPES[path.suffix], **options)
+
+
+def run_direct(command: str, model: str, path: Path, *options: str) -> dict[str, Any] | None:
+    """What `loadtests.sharding.direct` prints; None if it was ended at its limit of memory.
+
+    Raises `BadAnswer`.
+    """
+    words = [sys.executable, "-m", "loadtests.sharding.direct", command, model, str(path)]
+    done = subprocess.run([*words, *options], cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode == EXIT_CODE:
+        return None
+    if done.returncode:
+        raise BadAnswer(f"{model} failed by itself: {done.stderr.strip()[-300:]}")
+    told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return told
+
+
+@contextmanager
+def bare_processes(picture: Path, count: int = 2) -> Iterator[Sequence[Worker]]:
+    """Processes that do what shards do, while the block lasts; raises `NotStarted`."""
+    workers: list[Worker] = []
+    try:
+        workers.extend(_started(picture) for _ in range(count))
+        _seconds(workers)  # their first runs take longer
+        yield workers
+    finally:
+        for worker in workers:
+            _end(worker)
+
+
+def ceiling(workers: Sequence[Worker]) -> float:
+    """What this machine's cores give to processes without a server, while Headrace idles beside.
+
+    The time of one process over that of all at once, each with the same work: 1 where they do not
+    hinder each other and nothing else wants the cores.
+    """
+    (alone_s,) = _seconds(workers[:1])
+    return alone_s / max(_seconds(workers))
+
+
+def _seconds(workers: Sequence[Worker]) -> list[float]:
+    for worker in workers:
+        assert worker.stdin is not None
+        with suppress(BrokenPipeError):  # it has ended, which is told when it is read
+            print(file=worker.stdin, flush=True)
+    return [_told(worker) for worker in workers]
+
+
+def _end(worker: Worker) -> None:
+    assert worker.stdin is not None
+    assert worker.stdout is not None
+    with suppress(BrokenPipeError):
+        worker.stdin.close()
+    worker.stdout.close()
+    try:
+        worker.wait(STOP_S)
+    except subprocess.TimeoutExpired:
+        worker.kill()
+        worker.wait()
+
+
+def command(picture: Path) -> list[str]:
+    """A process that works on tiles as often as it is told to."""
+    return [sys.executable, "-m", "loadtests.sharding.direct", "tiles", "faces", str(picture)]
+
+
+def _started(picture: Path) -> Worker:
+    return subprocess.Popen(
+        command(picture), cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+
+def _told(worker: Worker) -> float:
+    assert worker.stdout is not None
+    line = worker.stdout.readline()
+    if not line:
+        raise NotStarted("a process that works on tiles without a server has ended")
+    return float(line)

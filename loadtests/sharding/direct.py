@@ -2,12 +2,14 @@
 
 `python -m loadtests.sharding.direct whole MODEL FILE` is the replica that does not split: it takes
 the whole input and, with `--memory`, ends like a slot whose class has so much. `parts MODEL FILE`
-times what a shard does for each part, one after the other. Both print JSON.
+times what a shard does for each part, one after the other. Both print JSON. `tiles MODEL FILE` does
+for every line that it reads what a shard does for some tiles, and prints the seconds it took.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -22,10 +24,11 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from headrace.config.sharding import ShardingConfig
-from loadtests.reload import REPOSITORY
+from headrace.process import be_nice
+from loadtests.headrace import REPOSITORY
 from loadtests.sharding.inputs import pixels_of
+from loadtests.sharding.memory import peak_bytes
 from loadtests.sharding.models import SHARDING
-from loadtests.sharding.peak import peak_bytes
 from replicas.last_words import MemoryWatch
 from sharding.merge import box_rules
 from sharding.merge_boxes import merge_boxes
@@ -36,6 +39,7 @@ from sharding.split import PictureSource, Source, VideoSource
 from sharding.upload import MediaJob, Upload
 from sharding.video_frames import frames
 
+TILES, SIDE = 8, 1024
 BATCH = 8
 """Rows of a run for a segment's frames, as the model's config says."""
 
@@ -178,6 +182,20 @@ def parts(model: str, path: Path) -> None:
     ]
     told = {"sizes": sizes, "work_s": work_s}
     print(json.dumps({**told, "open_s": open_s, "send_s": send_s}))
+
+
+@main.command()
+@click.argument("model", type=click.Choice(tuple(SHARDING)))
+@click.argument("path", type=click.Path(path_type=Path))
+def tiles(model: str, path: Path) -> None:
+    """Seconds that some tiles take, for every line that comes in."""
+    be_nice()  # as shards are
+    direct, tile = Direct(model), pixels_of(path)[:SIDE, :SIDE]
+    for _ in sys.stdin:
+        begin_s = time.perf_counter()
+        for _ in range(TILES):
+            direct.boxes(tile)
+        print(time.perf_counter() - begin_s, flush=True)
 
 
 if __name__ == "__main__":

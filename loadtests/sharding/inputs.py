@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from loadtests.processes import NotStarted
-from loadtests.reload import ROOT
+from loadtests.processes import ROOT, NotStarted
 
 Pixels = NDArray[np.uint8]
 PATCH = 40

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from loadtests.sharding.calls import process_file
-from loadtests.sharding.correctness import run_direct
-from loadtests.sharding.figures import Check
+from loadtests.plots import COLORS, drawn, level
+from loadtests.report import Check
+from loadtests.sharding.calls import process_file, run_direct
 from loadtests.sharding.inputs import Inputs
 from loadtests.sharding.models import Fleet
-from loadtests.sharding.peak import largest_peak, reset_peaks
 
 MIB = 2**20
+RESET = "5"
+"""What `clear_refs` takes to let the peak begin anew at what is resident now (proc(5))."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,3 +82,48 @@ def memory_checks(peaks: Iterable[Peaks], bound_bytes: int) -> list[Check]:
         )
         for each in peaks
     ]
+
+
+def reset_peaks(pids: Iterable[int]) -> None:
+    """Let the peaks of processes begin anew; raises `OSError`."""
+    for pid in pids:
+        Path(f"/proc/{pid}/clear_refs").write_text(RESET, encoding="ascii")
+
+
+def largest_peak(pids: Iterable[int]) -> int:
+    """The largest peak among processes, in bytes; raises `OSError`."""
+    return max(peak_bytes(pid) for pid in pids)
+
+
+def peak_bytes(pid: int | str) -> int:
+    """The peak of resident memory of a process since it began or its peak was reset."""
+    return parse_peak(Path(f"/proc/{pid}/status").read_text(encoding="utf-8"))
+
+
+def parse_peak(status: str) -> int:
+    """VmHWM in `/proc/PID/status`, which is in kB."""
+    for line in status.splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise ValueError("there is no VmHWM in this status")
+
+
+def plot_memory(peaks: Sequence[Peaks], bound_bytes: int, title: str, path: Path) -> None:
+    """Bars of the peaks of each kind of process; one that was ended reaches beyond the bound."""
+    kinds = {
+        "gateway": [each.gateway_bytes for each in peaks],
+        "stage": [each.stage_bytes for each in peaks],
+        "largest shard": [each.shard_bytes for each in peaks],
+        "one replica, whole input": [each.unsharded.peak_bytes or bound_bytes for each in peaks],
+    }
+    with drawn(path, f"Peak resident memory by input\n{title}", (10, 5.2)) as [panel]:
+        for number, ((kind, values), color) in enumerate(zip(kinds.items(), COLORS, strict=True)):
+            places = [place + 0.2 * number for place in range(len(peaks))]
+            panel.bar(places, [value / MIB for value in values], 0.18, color=color, label=kind)
+        for place, each in enumerate(peaks):
+            if each.unsharded.peak_bytes is None:
+                above: dict[str, Any] = {"ha": "center", "va": "bottom", "size": 9}
+                panel.text(place + 0.6, bound_bytes / MIB, "ended", **above)
+        level(panel, bound_bytes / MIB, f"bound: {bound_bytes / MIB:.0f} MiB")
+        panel.set_xticks([n + 0.3 for n in range(len(peaks))], [each.name for each in peaks])
+        panel.set_ylabel("MiB")

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
+import psutil
 
-from loadtests.admin import Admin
-from loadtests.headrace import ANSWER_S, Running, headrace
-from loadtests.processes import NotStarted
-from loadtests.reload import REPOSITORY
+from loadtests.headrace import Running, copy_models, headrace
 
 FACES = {
     "kind": "image-tiles",
@@ -52,6 +48,11 @@ ROWS = {"faces": 1, "objects": 4, "tagger": 8, ALONE: 1, SMALL: 256}
 SHARDS = {"faces": 2, "objects": 2, "tagger": 2, ALONE: 1, SMALL: 1}
 
 
+def built_as(model: str) -> str:
+    """The demo model's own name."""
+    return "faces" if model == ALONE else model
+
+
 def model_config(model: str) -> dict[str, Any]:
     """What the config says of a model."""
     found: dict[str, Any] = {
@@ -59,7 +60,7 @@ def model_config(model: str) -> dict[str, Any]:
         "batching": {"max_rows": ROWS[model]},
         "replicas": {"min": SHARDS[model], "max": SHARDS[model]},
     }
-    sharding = SHARDING.get("faces" if model == ALONE else model)
+    sharding = SHARDING.get(built_as(model))
     return {**found, "sharding": dict(sharding)} if sharding else found
 
 
@@ -83,7 +84,7 @@ def fleet(folder: Path, models: Iterable[str], memory_bytes: int) -> Iterator[Fl
     Raises `NotStarted`.
     """
     names = list(models)
-    store = copy_models(folder, names)
+    store = copy_models(folder, {name: built_as(name) for name in names})
     count = sum(SHARDS[name] for name in names)
     slots = {"cpu": {"count": count, "cpus": 1 / count, "memory": memory_bytes}}
     configs = {name: model_config(name) for name in names}
@@ -91,41 +92,24 @@ def fleet(folder: Path, models: Iterable[str], memory_bytes: int) -> Iterator[Fl
         yield described(server, names)
 
 
-def copy_models(folder: Path, names: Iterable[str]) -> Path:
-    """A store with version 1 of these models; raises `NotStarted` if one is not built."""
-    store = folder / "store"
-    for name in names:
-        built = REPOSITORY / ("faces" if name == ALONE else name) / "1"
-        if not built.is_dir():
-            raise NotStarted(f"{name} is not built: build the models first (make models)")
-        shutil.copytree(built, store / name / "1")
-    return store
-
-
 def described(server: Running, names: Iterable[str]) -> Fleet:
     """Who is who, from the status of a server and the names of its processes."""
-    admin = Admin.of(server)
-    answer = httpx.get(
-        f"{admin.url}/admin/v1/status",
-        headers={"Authorization": f"Bearer {admin.token}"},
-        timeout=ANSWER_S,
-    )
-    slots = answer.raise_for_status().json()["slots"]
+    status = server.admin.status()
+    slots = status["slots"]
     shards = {
         name: {slot["slot_id"]: int(slot["pid"]) for slot in slots if f"{name}/1" in slot["models"]}
         for name in names
     }
-    return Fleet(server.url, stage_pids(int(slots[0]["pid"])), tuple(admin.gateway_pids()), shards)
+    gateways = tuple(int(each["pid"]) for each in status["gateways"])
+    return Fleet(server.url, stage_pids(int(slots[0]["pid"])), gateways, shards)
 
 
 def stage_pids(relative: int) -> tuple[int, ...]:
     """The stage's processes in the session of another process of the same system."""
     session = os.getsid(relative)
     found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            if entry.name.isdigit() and b":ShardStage" in (entry / "cmdline").read_bytes():
-                found.append(int(entry.name))
-        except OSError:
-            continue  # it has just ended
-    return tuple(sorted(pid for pid in found if os.getsid(pid) == session))
+    for process in psutil.process_iter(["cmdline"]):
+        named = any(":ShardStage" in word for word in process.info["cmdline"] or ())
+        if named and os.getsid(process.pid) == session:
+            found.append(process.pid)
+    return tuple(sorted(found))

@@ -1,6 +1,6 @@
-"""A fleet in a heap of numbers: how long a large request takes over how many shards.
+"""Simulation of a fleet: how long a large request takes over how many shards.
 
-Uses the plan's parts and the hash that the stage uses; only the clock is made up. No randomness:
+Uses the plan's parts and the hash that the stage uses; only the clock is simulated. No randomness:
 times that vary are given by the caller, part by part.
 """
 

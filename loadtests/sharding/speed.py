@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+import random
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from headrace.config.sharding import ShardingConfig
 from loadtests.headrace import BadAnswer
+from loadtests.plots import COLORS, GREY, MARKERS, drawn, scatter
+from loadtests.report import Check, figures
 from loadtests.sharding import simulation
-from loadtests.sharding.calls import Processed, process
-from loadtests.sharding.ceiling import bare_processes, ceiling
-from loadtests.sharding.figures import Check
+from loadtests.sharding.calls import Processed, bare_processes, ceiling, process
 from loadtests.sharding.inputs import Inputs, jpeg, lighter, patched, pixels_of
 from loadtests.sharding.models import ALONE, FACES, Fleet
+from loadtests.sharding.simulation import PER_SHARD, Outcome, SimulatedPart, simulate
 from sharding.parts import Tile
+from sharding.plan import plan_segments, plan_tiles
 from sharding.split import PictureSource
 from sharding.upload import MediaJob, Upload
 
+SHARDS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+TILE, OVERLAP = 1024, 256
+PICTURES = {"12 MP picture": (4256, 2848), "100 MP picture": (11_552, 8_704)}
+HOUR_S = 3600.0
+SEGMENT_S = 2.0
+FPS = 2.0
 EPSILON: float = ShardingConfig.model_fields["epsilon"].default
 
 NEAR = 0.15
@@ -118,6 +128,23 @@ class Speed:
         """How many times faster the last picture is when it comes again."""
         return self.rounds[-1].both.wall_s / self.again.wall_s
 
+    def document(self) -> dict[str, Any]:
+        """The figures for programs."""
+        return {
+            "one_shard_s": [each.alone.wall_s for each in self.rounds],
+            "two_shards_s": [each.both.wall_s for each in self.rounds],
+            "foretold_one_s": [each.alone_told_s for each in self.rounds],
+            "foretold_two_s": [each.both_told_s for each in self.rounds],
+            "timing_one": [each.alone.result["timing"] for each in self.rounds],
+            "timing_two": [each.both.result["timing"] for each in self.rounds],
+            "shares_two": [each.both.shares for each in self.rounds],
+            "again_s": self.again.wall_s,
+            "efficiency": self.efficiency,
+            "ceilings": [each.ceiling for each in self.rounds],
+            "share_of_ceiling": self.share,
+            **figures(self.work, "work_s", "open_s", "send_s"),
+        }
+
 
 def measure_speed(fleet: Fleet, inputs: Inputs, rounds: int) -> Speed:
     """Rounds of a picture that is a little lighter each time; raises `BadAnswer`, `NotStarted`.
@@ -169,7 +196,7 @@ def work_of(answer: Processed, split: Split) -> Work:
 
 def foretold(
     work: Work, keys: tuple[bytes, ...], shards: tuple[str, ...], ceiling: float = 1.0
-) -> simulation.Outcome:
+) -> Outcome:
     """What the simulation says of a picture on shards with these names.
 
     `ceiling` is the efficiency of as many processes without a server.
@@ -178,7 +205,7 @@ def foretold(
     fleet = simulation.Fleet(
         count,
         count,
-        simulation.PER_SHARD * count,
+        PER_SHARD * count,
         epsilon=EPSILON,
         split_s=work.open_s,
         send_s=work.send_s,
@@ -186,10 +213,9 @@ def foretold(
         merge_s=work.merge_s,
     )
     parts = [
-        simulation.SimulatedPart(key, work_s / ceiling)
-        for key, work_s in zip(keys, work.work_s, strict=True)
+        SimulatedPart(key, work_s / ceiling) for key, work_s in zip(keys, work.work_s, strict=True)
     ]
-    return simulation.simulate(parts, fleet, names=shards)
+    return simulate(parts, fleet, names=shards)
 
 
 def mean_work(told: list[dict[str, Any]]) -> Work:
@@ -274,27 +300,68 @@ def speed_checks(speed: Speed) -> list[Check]:
     ]
 
 
-def speed_document(speed: Speed) -> Mapping[str, Any]:
-    """The figures for programs."""
-    return {
-        "one_shard_s": [each.alone.wall_s for each in speed.rounds],
-        "two_shards_s": [each.both.wall_s for each in speed.rounds],
-        "foretold_one_s": [each.alone_told_s for each in speed.rounds],
-        "foretold_two_s": [each.both_told_s for each in speed.rounds],
-        "timing_one": [each.alone.result["timing"] for each in speed.rounds],
-        "timing_two": [each.both.result["timing"] for each in speed.rounds],
-        "shares_two": [_shares(each.both) for each in speed.rounds],
-        "again_s": speed.again.wall_s,
-        "efficiency": speed.efficiency,
-        "ceilings": [each.ceiling for each in speed.rounds],
-        "share_of_ceiling": speed.share,
-        "work_s": speed.work.work_s,
-        "open_s": speed.work.open_s,
-        "send_s": speed.work.send_s,
-    }
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """Seconds that an input of so many parts takes, for each number of `SHARDS`."""
+
+    name: str
+    parts: int
+    wall_s: tuple[float, ...]
+
+    def speedup(self, shards: int) -> float:
+        """How many times faster than one shard."""
+        return self.wall_s[0] / self.wall_s[SHARDS.index(shards)]
 
 
-def _shares(answer: Processed) -> dict[str, int]:
-    """How many parts each shard had."""
-    names = [shard["shard"] for shard in answer.result["shards"]]
-    return {name: names.count(name) for name in sorted(set(names))}
+def picture_curve(name: str, size: tuple[int, int], work: Work) -> Curve:
+    """A picture whose tiles take, pixel by pixel, what those that were measured took."""
+    plan = plan_tiles(*size, TILE, OVERLAP)
+    return _curve(name, [tile.width * tile.height for tile in plan], work)
+
+
+def video_curve(work: Work) -> Curve:
+    """An hour of video with keyframes each second, at the pace of the segments measured."""
+    plan = plan_segments(HOUR_S, range(int(HOUR_S)), SEGMENT_S, FPS)
+    return _curve("1 h of video", [len(segment.times_s) for segment in plan], work)
+
+
+def _curve(name: str, sizes: Sequence[int], work: Work) -> Curve:
+    """Parts of these sizes; what comes before the first grows with them all."""
+    pace = [work_s / size for size, work_s in zip(work.sizes, work.work_s, strict=True)]
+    chance = random.Random(name)
+    times = [size * chance.choice(pace) for size in sizes]
+    open_s = work.open_s * sum(sizes) / sum(work.sizes)
+    parts = [
+        SimulatedPart(blake2b(f"{name} {number}".encode(), digest_size=16).digest(), work_s)
+        for number, work_s in enumerate(times)
+    ]
+    walls = []
+    for shards in SHARDS:
+        fleet = simulation.Fleet(
+            shards,
+            shards,
+            PER_SHARD * shards,
+            epsilon=EPSILON,
+            split_s=open_s,
+            send_s=work.send_s,
+            latency_s=work.latency_s,
+        )
+        walls.append(simulate(parts, fleet).wall_s)
+    return Curve(name, len(parts), tuple(walls))
+
+
+def plot_speed(curves: Sequence[Curve], speed: Speed, title: str, path: Path) -> None:
+    """Seconds and times faster by the number of shards, with what was measured."""
+    title = f"Large inputs over more shards, simulated\n{title}"
+    with drawn(path, title, (12, 5.2), columns=2) as [seconds, faster]:
+        for curve, color, marker in zip(curves, COLORS, MARKERS, strict=False):
+            text = f"{curve.name}, {curve.parts:,} parts"
+            line: dict[str, Any] = {"color": color, "marker": marker, "markersize": 4}
+            seconds.plot(SHARDS, curve.wall_s, label=text, **line)
+            faster.plot(SHARDS, [curve.speedup(n) for n in SHARDS], label=text, **line)
+        measured = [(1, speed.alone_s), (2, speed.both_s)]
+        mark: dict[str, Any] = {"s": 90, "color": GREY, "marker": "+", "zorder": 3}
+        scatter(seconds, measured, "12 MP picture, measured", **mark)
+        faster.plot(SHARDS, SHARDS, color=GREY, linestyle=":", label="as many times as shards")
+        for panel, name in ((seconds, "seconds"), (faster, "times faster than one shard")):
+            panel.set(xscale="log", yscale="log", xlabel="shards", ylabel=name)

@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from loadtests.pictures import CACHE_VARIABLE
+from loadtests.messages import CACHE_VARIABLE
 from loadtests.processes import free_ports
 from loadtests.run import Refused, check_host, check_system, main, parse_users
 

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from loadtests.samples import Sample
@@ -34,7 +32,7 @@ def test_errors_of_a_step_are_counted_by_text() -> None:
 
 
 def test_locust_runs_one_kind_headless_and_failures_do_not_end_it() -> None:
-    command = locust_command("Light", 4, 2.5, "http://127.0.0.1:1", Path("raw/Light-4"))
+    command = locust_command(["-f", "file.py", "Light"], 4, 2.5, "http://127.0.0.1:1")
     text = " ".join(command)
     assert "Light --headless --host http://127.0.0.1:1 --users 4 --spawn-rate 4" in text
     assert "--run-time 2.5s" in text

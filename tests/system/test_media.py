@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from loadtests.admin import metric_sum
+from loadtests.headrace import metric_sum
 from loadtests.processes import free_ports
 from tests.sharding.media_files import array, photograph
 from tests.sharding.stage_house import REPOSITORY

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from loadtests.processes import Failed
+
 CACHE = Path(__file__).resolve().parent / "cache"
 STAMP = "complete"
 NAMES = ("python3", "python3.11")
@@ -17,7 +19,7 @@ DESCRIBE = "import sys; print(*sys.version_info[:3], sys.prefix == sys.base_pref
 Version = tuple[int, int, int]
 
 
-class PeerNotInstalled(Exception):
+class PeerNotInstalled(Failed):
     """Raised when the peer's packages cannot be installed."""
 
 

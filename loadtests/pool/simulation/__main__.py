@@ -7,21 +7,17 @@ overfull. With `--growth` shorter runs with an eighth, a quarter and half of the
 from __future__ import annotations
 
 import itertools
-import json
 import time
 from collections.abc import Iterator
-from datetime import datetime
 from pathlib import Path
 
 import click
-from rich.console import Console
 
-from loadtests.machine import describe_machine
 from loadtests.pool.simulation.many import BINS_A_DAY, DAY_S, many_models, many_rates
 from loadtests.pool.simulation.simulation import Simulated, simulate
 from loadtests.pool.trace import Arrival, arrivals
+from loadtests.report import Report, out_option
 
-REPORTS = Path(__file__).resolve().parents[2] / "reports"
 GOAL_S = 0.05
 SETTLE_S = 300.0
 """In which the first slots start and every model is loaded once."""
@@ -35,27 +31,19 @@ NOON = 0.5
 @click.option("--seed", default=1, show_default=True)
 @click.option("--gap", default=2.0, show_default=True, help="Seconds between two decisions.")
 @click.option("--growth", is_flag=True, help="Also with fewer models, a quarter of an hour each.")
-@click.option("--out", default=REPORTS, type=click.Path(path_type=Path), help="Report folder.")
+@out_option
 def main(models: int, hours: float, seed: int, gap: float, growth: bool, out: Path) -> None:
-    console = Console()
-    now = datetime.now().astimezone()
+    report = Report("pool-simulation", out)
     sizes = [(models // part, min(hours, GROWTH_HOURS)) for part in (8, 4, 2)] if growth else []
     found = {}
     for count, length in [*sizes, (models, hours)]:
         begin_s = time.monotonic()
         found[count] = run(count, length, seed, gap)
-        console.print(sentence(count, found[count]), soft_wrap=True, highlight=False)
-        console.print(f"  simulated in {time.monotonic() - begin_s:.0f} s", highlight=False)
-    out.mkdir(parents=True, exist_ok=True)
-    document = {
-        "machine": describe_machine(()).line(),
-        "seed": seed,
-        "gap_s": gap,
-        "runs": {str(count): each.document() for count, each in found.items()},
-    }
-    file = out / f"pool-simulation-{now:%Y%m%d-%H%M%S}.json"
-    file.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    console.print(f"written: {file}", soft_wrap=True)
+        report.say(sentence(count, found[count]))
+        report.say(f"simulated in {time.monotonic() - begin_s:.0f} s")
+    runs = {count: each.document() for count, each in found.items()}
+    report.write(seed=seed, gap_s=gap, runs=runs)
+    report.end()
 
 
 def run(models: int, hours: float, seed: int, gap_s: float) -> Simulated:

@@ -6,30 +6,34 @@ from pathlib import Path
 
 import pytest
 
-from loadtests.bench.h2load import GrpcResult
-from loadtests.bench.outcome import DirectCall, Measured, Outcome, SlotMemory, Startup, medians
-from loadtests.bench.tables import BEGIN, END, markdown, sentences, update_block
-from loadtests.bench.wrk import WrkResult
-from loadtests.machine import Machine
-from loadtests.memory import Memory, parse_rollup
+from loadtests.bench.generators import Result
+from loadtests.bench.outcome import (
+    BEGIN,
+    END,
+    DirectCall,
+    Measured,
+    Outcome,
+    SlotMemory,
+    markdown,
+    medians,
+    sentences,
+    update_block,
+)
+from loadtests.processes import Failed, Memory
+from loadtests.report import Machine
 
 MACHINE = Machine(2, "Processor", 8 * 2**30, "3.11.2", "Linux 6", {})
 WHEN = datetime(2026, 1, 2, tzinfo=UTC)
-ROLLUP = """55d0c0000000-7ffd00000000 ---p 00000000 00:00 0    [rollup]
-Rss:              102400 kB
-Pss:               51200 kB
-Shared_Clean:       1024 kB
-"""
 
 
 def measured(server: str, connections: int, rate: float, errors: int = 0) -> Measured:
-    result = WrkResult(connections, int(rate * 6), 6.0, 1.0, 2.0, 3.0, 4.0, errors)
+    result = Result(connections, 1, int(rate * 6), rate, 1.0, 3.0, errors)
     return Measured(server, "TFS JSON", result)
 
 
 def streamed(server: str, streams: int, rate: float, body: str = "v2 gRPC") -> Measured:
     connections = min(streams, 4)
-    result = GrpcResult(connections, streams, int(rate * 6), rate, 0.4, 3.0, 0)
+    result = Result(connections, streams, int(rate * 6), rate, 0.4, 3.0, 0)
     return Measured(server, body, result)
 
 
@@ -61,7 +65,7 @@ def outcome() -> Outcome:
         grpc=medians(grpc),
         direct=(DirectCall("TFS JSON", 20.0, 12.0, 4.0, 36.0),),
         memory=memory,
-        startup=Startup("demo.yaml", {"price": 9.0, "tagger": 20.5}),
+        startup={"price": 9.0, "tagger": 20.5},
     )
 
 
@@ -112,10 +116,6 @@ def test_what_was_not_measured_has_no_table(outcome: Outcome) -> None:
     assert "| server | body |" not in grpc_only
 
 
-def test_rollup_is_read_in_bytes() -> None:
-    assert parse_rollup(ROLLUP) == Memory(100 * 2**20, 50 * 2**20)
-
-
 def test_markdown_replaces_only_what_is_between_the_markers(
     outcome: Outcome, tmp_path: Path
 ) -> None:
@@ -133,6 +133,6 @@ def test_markdown_replaces_only_what_is_between_the_markers(
 def test_a_page_without_markers_is_refused(outcome: Outcome, tmp_path: Path) -> None:
     page = tmp_path / "performance.md"
     page.write_text("# Nothing\n", encoding="utf-8")
-    with pytest.raises(ValueError, match="bench:begin"):
+    with pytest.raises(Failed, match="bench:begin"):
         update_block(page, markdown(outcome))
     assert page.read_text(encoding="utf-8") == "# Nothing\n"

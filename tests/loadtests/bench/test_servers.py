@@ -13,10 +13,9 @@ import yaml
 
 from headrace.config.args import Args, PoolConfig
 from loadtests.bench.mlp import one_row, right_answer, write_bodies, write_grpc_body, write_store
-from loadtests.bench.servers import Contender, Site, check_answer
-from loadtests.bench.startup import read_config
-from loadtests.exchange import LENGTH_HEADER
+from loadtests.bench.servers import Contender, Site, check_answer, read_config
 from loadtests.headrace import BadAnswer, Running, headrace_config
+from loadtests.messages import LENGTH_HEADER
 from replicas.onnx_runtime import load
 from replicas.runtime import RuntimeSettings
 

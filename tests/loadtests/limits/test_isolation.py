@@ -3,23 +3,25 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from loadtests.clients import Answer
 from loadtests.limits import isolation as command
-from loadtests.limits.isolation import FloodFailed, Load, flood_command, flooded
-from loadtests.limits.isolation_figures import (
-    FloodCount,
+from loadtests.limits.flood import FloodCount, kind_of
+from loadtests.limits.isolation import (
+    FloodFailed,
     Isolation,
+    Load,
     Phase,
-    isolation_sentences,
-    kind_of,
+    flood_command,
+    flooded,
+    plot_isolation,
 )
-from loadtests.limits.isolation_plot import plot_isolation
-from loadtests.open_loop import Answer
+from loadtests.report import plain
 
 LOAD = Load(rate=10, seconds=0, capacity_s=1, deadline_s=10, settle_s=0)
 
@@ -34,8 +36,8 @@ def answers(count: int, latency_ms: float, error: str = "") -> tuple[Answer, ...
 @pytest.fixture
 def isolation() -> Isolation:
     """20 ms alone, 30 beside a flood from one address, 50 beside one from many."""
-    one = FloodCount(10.5, 100, 0, 3, {0: {"200": 10, "429": 40}, 1: {"200": 10, "429": 37}})
-    many = FloodCount(21.0, 100, 5, 20, {0: {"200": 30}, 1: {"200": 30, "503": 20}})
+    one = FloodCount(10.5, 100, 0, 3, [{"200": 10, "429": 40}, {"200": 10, "429": 37}])
+    many = FloodCount(21.0, 100, 5, 20, [{"200": 30}, {"200": 30, "503": 20}])
     phases = (
         Phase("alone", 0.0, answers(100, 20)),
         Phase("beside one", 12.0, answers(100, 30), one),
@@ -56,13 +58,13 @@ def test_a_phase_meets_the_goal_by_its_p99_without_a_refusal(isolation: Isolatio
 
 
 def test_sentences_tell_both_sides(isolation: Isolation) -> None:
-    lines = isolation_sentences(isolation)
+    lines = isolation.sentences()
     assert lines[1] == (
         "Premium alone: 100 requests, p50 20.0 ms, p99 20.0 ms, 0 refused, 0 failed otherwise."
     )
     assert "p99 1.50 times that alone (goal: at most 2, none refused: met)." in lines[2]
     assert lines[3] == (
-        "  the flood: 100 sent, 20 answered 200, 77 answered 429, 0 answered 503, "
+        "The flood: 100 sent, 20 answered 200, 77 answered 429, 0 answered 503, "
         "0 answered other, 3 in flight at its end."
     )
     assert lines[4].endswith("missed).")
@@ -71,21 +73,15 @@ def test_sentences_tell_both_sides(isolation: Isolation) -> None:
 
 def test_failures_are_told_with_their_reason(isolation: Isolation) -> None:
     failed = replace(isolation.alone, answers=answers(3, 5.0, "status 503: full"))
-    lines = isolation_sentences(replace(isolation, phases=(failed,)))
-    assert lines[-1] == "  failed 3 times: status 503: full"
+    lines = replace(isolation, phases=(failed,)).sentences()
+    assert lines[-1] == "failed 3 times: status 503: full"
 
 
 def test_figures_are_plain_numbers_or_null(isolation: Isolation) -> None:
     empty = replace(isolation, phases=(Phase("alone", 0.0, ()), *isolation.phases[1:]))
-    first, second, _ = json.loads(json.dumps(empty.document(), allow_nan=False))["phases"]
+    first, second, _ = json.loads(json.dumps(plain(empty.document()), allow_nan=False))["phases"]
     assert (first["p99_ms"], first["p99_times_alone"], second["p99_times_alone"]) == (None,) * 3
-    assert second["flood"]["seconds"]["1"] == {"200": 10, "429": 37}
-
-
-def test_a_floods_figures_survive_the_way_between_processes(isolation: Isolation) -> None:
-    flood = isolation.phases[1].flood
-    assert flood is not None
-    assert FloodCount.read(json.loads(json.dumps(flood.document()))) == flood
+    assert second["flood"]["seconds"][1] == {"200": 10, "429": 37}
 
 
 def test_statuses_have_few_kinds() -> None:
@@ -107,8 +103,8 @@ def test_the_plot_is_a_picture(isolation: Isolation, tmp_path: Path) -> None:
 async def test_a_flood_is_on_during_the_block_and_counted_after_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    count = FloodCount(1.0, 2, 0, 0, {0: {"200": 2}})
-    script = f"import sys; print('begin', flush=True); print({json.dumps(count.document())!r})"
+    count = FloodCount(1.0, 2, 0, 0, [{"200": 2}])
+    script = f"import sys; print('begin', flush=True); print({json.dumps(asdict(count))!r})"
     _stand_in(monkeypatch, script)
     async with flooded("http://here", 1.0, 1, LOAD) as counted:
         assert not counted

@@ -1,23 +1,12 @@
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
-from datetime import datetime
-from pathlib import Path
 
 import pytest
 
-from loadtests.limits.many_callers import publish
-from loadtests.limits.many_callers_figures import (
-    MIB,
-    Crowd,
-    Known,
-    Pair,
-    Slice,
-    crowd_sentences,
-    slices,
-)
+from loadtests.clients import Course
+from loadtests.limits.many_callers import MIB, Crowd, Known, Pair, Slice, slices
 
 
 @pytest.fixture
@@ -46,7 +35,7 @@ def test_memory_is_told_by_caller_and_speed_against_the_first(crowd: Crowd) -> N
     assert crowd.slower == pytest.approx(0.1)
     assert crowd.control_slower == pytest.approx(0.3)
     assert crowd.quiet_slower == pytest.approx(0.05)
-    lines = crowd_sentences(crowd)
+    lines = crowd.sentences()
     assert lines[0] == "before: 100.0 MiB resident, 1 callers remembered."
     assert lines[3] == "1,024 bytes for each of 1,000 callers."
     assert lines[-1].endswith("missed.")
@@ -54,36 +43,24 @@ def test_memory_is_told_by_caller_and_speed_against_the_first(crowd: Crowd) -> N
 
 def test_the_goal_is_met_without_slow_down_and_without_failures(crowd: Crowd) -> None:
     even = replace(crowd, after=crowd.quiet)
-    assert crowd_sentences(even)[-1].endswith("met.")
+    assert even.sentences()[-1].endswith("met.")
     failed = replace(even, strangers=(*crowd.strangers, Slice("strangers", 100, 1.0, 5.0, 1)))
-    assert crowd_sentences(failed)[-1].startswith("1 requests failed")
-    assert crowd_sentences(failed)[-1].endswith("missed.")
+    assert failed.sentences()[-1].startswith("1 requests failed")
+    assert failed.sentences()[-1].endswith("missed.")
 
 
-def test_figures_are_plain_numbers_or_null(crowd: Crowd, tmp_path: Path) -> None:
+def test_slices_are_in_the_order_of_time(crowd: Crowd) -> None:
+    rates = [100, 90, 70, 100, 99, 100, 7, 10, 95, 100]
+    assert [each.per_second for each in crowd.slices] == rates
     forgotten = replace(crowd, moments=(crowd.moments[0],) * 2)
-    file = publish(forgotten, datetime(2026, 1, 1), tmp_path)
-    document = json.loads(file.read_text())
-    assert document["bytes_per_caller"] is None
-    assert [each["per_second"] for each in document["slices"]] == [
-        100,
-        90,
-        70,
-        100,
-        99,
-        100,
-        7,
-        10,
-        95,
-        100,
-    ]
+    assert math.isnan(forgotten.bytes_per_caller)
 
 
 def test_slices_follow_the_order_of_answers_and_the_rest_joins_the_last() -> None:
     ended_s = [number / 10 for number in range(1, 8)]
     sent_s = [0.0, *ended_s[:-1]]
-    failed = [False] * 6 + [True]
-    first, second = slices("strangers", sent_s, ended_s, failed, 3)
+    course = Course(iter(()), b"", sent_s, ended_s, [False] * 6 + [True])
+    first, second = slices("strangers", course, 3)
     assert (first.name, first.requests, first.failures) == ("strangers 1 to 3", 3, 0)
     assert (second.name, second.requests, second.failures) == ("strangers 4 to 7", 4, 1)
     assert first.per_second == pytest.approx(10)
@@ -92,5 +69,5 @@ def test_slices_follow_the_order_of_answers_and_the_rest_joins_the_last() -> Non
 
 
 def test_nothing_sent_is_one_empty_slice() -> None:
-    [nothing] = slices("strangers", [], [], [], 10)
+    [nothing] = slices("strangers", Course(iter(()), b""), 10)
     assert nothing.requests == 0 and math.isnan(nothing.per_second)

@@ -9,8 +9,8 @@ import pytest
 
 from headrace.config.sharding import ShardingConfig
 from loadtests.sharding.inputs import PATCH, Scene, jpeg, lighter, patched, pixels_of, scenes_of
+from loadtests.sharding.memory import largest_peak, parse_peak, reset_peaks
 from loadtests.sharding.models import SHARDING, model_config
-from loadtests.sharding.peak import largest_peak, parse_peak, reset_peaks
 
 STATUS = "Name:\tpython\nVmPeak:\t  900 kB\nVmHWM:\t    1500 kB\nVmRSS:\t    1000 kB\n"
 

@@ -4,21 +4,24 @@ from pathlib import Path
 
 import pytest
 
+from loadtests.clients import Answer
 from loadtests.headrace import BadAnswer
-from loadtests.open_loop import Answer
-from loadtests.sharding.beside import PICTURE, Beside, Turn, beside_check, unseen
+from loadtests.sharding.beside import PICTURE, Beside, Turn, beside_check, plot_beside, unseen
 from loadtests.sharding.calls import Processed
-from loadtests.sharding.fleets import PICTURES, SHARDS, picture_curve, video_curve
-from loadtests.sharding.memory import MIB, Peaks, Unsharded, memory_checks
-from loadtests.sharding.plot import plot_beside, plot_memory, plot_speed
+from loadtests.sharding.memory import MIB, Peaks, Unsharded, memory_checks, plot_memory
 from loadtests.sharding.speed import (
+    PICTURES,
+    SHARDS,
     Round,
     Speed,
     Split,
     Work,
     foretold,
     mean_work,
+    picture_curve,
+    plot_speed,
     speed_checks,
+    video_curve,
     work_of,
 )
 from sharding.plan import plan_tiles

@@ -2,9 +2,16 @@ from __future__ import annotations
 
 import pytest
 
-from loadtests.sharding.__main__ import table
-from loadtests.sharding.correctness import large_tiles, more_objects, small_tiles
-from loadtests.sharding.figures import Check, iou, match_boxes, match_scenes
+from loadtests.report import Check
+from loadtests.sharding.__main__ import check_table
+from loadtests.sharding.correctness import (
+    iou,
+    large_tiles,
+    match_boxes,
+    match_scenes,
+    more_objects,
+    small_tiles,
+)
 from loadtests.sharding.inputs import Scene
 from sharding.parts import Box
 
@@ -64,5 +71,5 @@ def test_a_scene_without_its_tag_is_infinitely_far_and_a_tag_without_a_scene_str
 
 
 def test_the_table_has_a_row_for_each_check() -> None:
-    text = table("2 cores", [Check("a", "1 s", "2 s", True), Check("b", "3 s", "2 s", False)])
+    text = check_table([Check("a", "1 s", "2 s", True), Check("b", "3 s", "2 s", False)]).markdown()
     assert text.splitlines()[-2:] == ["| a | 1 s | 2 s | yes |", "| b | 3 s | 2 s | no |"]

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from loadtests.machine import Machine
-from loadtests.report import Report, html_page, link_latest, summary_document, write_report
+from loadtests.page import Page, link_latest, write_page
+from loadtests.report import Machine
 from loadtests.steps import Step, read_samples
 
 MACHINE = Machine(2, "Processor <X>", 8 * 2**30, "3.11.2", "Linux 6", {"headrace": "0.1.0"})
@@ -22,7 +22,7 @@ RECORDED = """started_s,latency_ms,name,error
 
 
 @pytest.fixture
-def report() -> Report:
+def report() -> Page:
     samples = read_samples(RECORDED.splitlines())
     steps = (
         Step("TensorFlowServing", 1, 2.0, samples),
@@ -30,12 +30,12 @@ def report() -> Report:
         Step("OpenInference", 1, 2.0, samples[:2]),
         Step("OpenInference", 4, 2.0, ()),
     )
-    return Report("http://127.0.0.1:8080", WHEN, MACHINE, steps)
+    return Page("http://127.0.0.1:8080", WHEN, MACHINE, steps)
 
 
-def test_report_holds_two_plots_a_page_and_a_summary(report: Report, tmp_path: Path) -> None:
+def test_report_holds_two_plots_a_page_and_a_summary(report: Page, tmp_path: Path) -> None:
     folder = tmp_path / "20260102-030400"
-    write_report(report, folder)
+    write_page(report, folder)
     for name in ("latency_over_time.png", "percentiles_by_concurrency.png"):
         with Image.open(folder / name) as picture:
             assert picture.width > 800
@@ -45,22 +45,22 @@ def test_report_holds_two_plots_a_page_and_a_summary(report: Report, tmp_path: P
     assert json.loads((folder / "summary.json").read_text())["host"] == report.host
 
 
-def test_summary_has_the_figures_of_each_step(report: Report) -> None:
-    first, _, _, empty = summary_document(report)["steps"]
+def test_summary_has_the_figures_of_each_step(report: Page) -> None:
+    first, _, _, empty = report.document()["steps"]
     assert (first["users"], first["requests"], first["failures"]) == (1, 4, 1)
     assert (first["per_second"], first["p50_ms"], first["max_ms"]) == (2.0, 20.0, 40.0)
     assert first["errors"] == {"status 503: <busy>": 1}
     assert (empty["requests"], empty["p99_ms"]) == (0, None)
 
 
-def test_page_escapes_what_servers_and_machines_say(report: Report) -> None:
-    page = html_page(report)
+def test_page_escapes_what_servers_and_machines_say(report: Page) -> None:
+    page = report.html()
     assert "status 503: &lt;busy&gt;" in page
     assert "Processor &lt;X&gt;" in page
     assert "<busy>" not in page
 
 
-def test_title_tells_cores_and_date(report: Report) -> None:
+def test_title_tells_cores_and_date(report: Page) -> None:
     assert report.title == "2 cores · Processor <X> · 8 GiB · 2026-01-02 03:04 UTC"
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from loadtests.processes import NotStarted
-from loadtests.sharding import ceiling as sharding_ceiling
-from loadtests.sharding.ceiling import bare_processes, ceiling
+from loadtests.sharding import calls
+from loadtests.sharding.calls import bare_processes, ceiling
 
 TELLS = """
 import sys
@@ -22,7 +22,7 @@ PICTURE = Path("picture.jpg")
 def stand_in(patch: pytest.MonkeyPatch, text: str, *workers: tuple[str, ...]) -> None:
     """Processes that tell these times, one after the other."""
     commands = iter([sys.executable, "-c", text, *times] for times in workers)
-    patch.setattr(sharding_ceiling, "command", lambda _: next(commands))
+    patch.setattr(calls, "command", lambda _: next(commands))
 
 
 def test_one_alone_is_compared_with_the_slowest_of_all(monkeypatch: pytest.MonkeyPatch) -> None:

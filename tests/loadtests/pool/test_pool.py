@@ -10,23 +10,12 @@ from click.testing import CliRunner
 from PIL import Image
 
 from loadtests.pool import __main__ as pool
-from loadtests.pool.figures import (
-    Cold,
-    Day,
-    Spike,
-    cold_table,
-    day_table,
-    load_goals,
-    slots_for_peak,
-    spike_sentence,
-    start_goals,
-    undisturbed,
-    warm_goals,
-)
-from loadtests.pool.goals import Goal, missed
+from loadtests.pool.cold import Cold, cold_table, load_goals, plot_cold, start_goals, warm_goals
+from loadtests.pool.day import Day, day_table, plot_day, slots_for_peak, undisturbed
 from loadtests.pool.log import Steps
-from loadtests.pool.plot import plot_cold, plot_day, plot_spike
 from loadtests.pool.server import Asked
+from loadtests.pool.spike import Spike, plot_spike, spike_sentence
+from loadtests.report import Check, missed, plain
 
 BEGIN_S = 1000.0
 
@@ -62,7 +51,7 @@ def day() -> Day:
 
 def test_only_cold_answers_count_as_cold_starts(cold: Cold) -> None:
     assert (cold.p50_s, cold.p99_s) == (0.5, 1.0)
-    document = json.loads(json.dumps(cold.document(), allow_nan=False))
+    document = json.loads(json.dumps(plain(cold.document()), allow_nan=False))
     assert (document["cycles"], document["cold"], document["failed"]) == (12, 10, 1)
     assert document["start_s"] is None
 
@@ -72,14 +61,17 @@ def test_without_a_warm_slot_the_slots_own_start_is_taken_off(cold: Cold) -> Non
     assert replace(cold, answers=slow, starts_s=(1.5, 1.5, 1.9)).beyond_start_s == pytest.approx(
         0.5
     )
-    assert cold_table([cold])[-1] == "| a, warm slot | 12 | 0.500 | 1.000 | 0.040 |  | 1 |"
+    assert (
+        cold_table([cold]).markdown().splitlines()[-1]
+        == "| a, warm slot | 12 | 0.500 | 1.000 | 0.040 |  | 1 |"
+    )
 
 
 def test_a_spike_tells_when_slots_came_and_went(spike: Spike) -> None:
     assert (spike.up_s, spike.back_s, spike.zero_s) == (1.0, 2.0, 5.0)
     assert "2 slots served after 1.00 s (goal 1), 10 answered, 0 failed" in spike_sentence(spike)
     never = replace(spike, wanted=3)
-    assert math.isnan(never.up_s) and never.document()["up_s"] is None
+    assert math.isnan(never.up_s) and plain(never.document())["up_s"] is None
 
 
 def test_a_day_counts_starting_slots_and_what_was_held(day: Day) -> None:
@@ -88,10 +80,15 @@ def test_a_day_counts_starting_slots_and_what_was_held(day: Day) -> None:
     assert day.utilisation == pytest.approx(100 / 202)
     leased = replace(day, leased=Steps.of([(BEGIN_S + 50, 2)]))
     assert leased.utilisation == pytest.approx((100 + 100) / (202 + 100))
-    assert day.met() and not replace(day, fixed=4).met()
+    assert not missed(day.goals()) and missed(replace(day, fixed=4).goals())
     lost = replace(day, answers=(*day.answers, Asked("a", BEGIN_S, 1.0, 0.0, "status 503")))
-    assert lost.lost == 1 and not lost.met()
-    assert day_table([day])[-1].startswith("| 1 | 100 | 0 | 1 | 0.100 | 0.100 | 2.02 |")
+    assert lost.lost == 1 and missed(lost.goals())
+    assert (
+        day_table([day])
+        .markdown()
+        .splitlines()[-1]
+        .startswith("| 1 | 100 | 0 | 1 | 0.100 | 0.100 | 2.02 |")
+    )
 
 
 def test_a_cold_start_may_take_its_goal_and_what_others_need_of_it(cold: Cold) -> None:
@@ -107,7 +104,9 @@ def test_a_cold_start_may_take_its_goal_and_what_others_need_of_it(cold: Cold) -
 
 
 def test_what_failed_or_was_not_measured_misses_its_goal(cold: Cold, spike: Spike) -> None:
-    assert missed([Goal("p50 s", math.nan, 0.3)]) == ["p50 s: nan (goal: at most 0.3: MISSED)"]
+    assert missed([Check.at_most("p50 s", math.nan, 0.3)]) == [
+        "p50 s: nan (goal: at most 0.3: MISSED)"
+    ]
     for goals in (warm_goals, start_goals, load_goals):
         assert "a, warm slot, requests failed: 1 (goal: at most 0: MISSED)" in missed(goals(cold))
     assert len(missed(start_goals(cold))) == 2, "no slot was seen to start"
@@ -134,7 +133,7 @@ def test_the_command_fails_if_a_goal_is_missed(
     wanted: int, status: int, spike: Spike, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = replace(spike, wanted=wanted)
-    monkeypatch.setattr(pool, "measure_spike", lambda folder, service_s: found)
+    monkeypatch.setattr(pool, "measure_spike", lambda place, service_s: found)
     result = CliRunner().invoke(pool.main, ["spike", "--out", str(tmp_path)])
     assert result.exit_code == status
     (figures,) = tmp_path.glob("*.json")

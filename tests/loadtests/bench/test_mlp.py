@@ -8,9 +8,18 @@ import numpy as np
 import pytest
 from tritonclient.grpc import service_pb2
 
-from loadtests.bench.grpc_exchange import INFER, ask, framed, infer_message, read_answer, unframed
-from loadtests.bench.mlp import INPUTS, one_row, write_grpc_body
-from loadtests.exchange import WrongAnswer
+from loadtests.bench.mlp import (
+    INFER,
+    INPUTS,
+    ask,
+    framed,
+    infer_message,
+    one_row,
+    read_answer,
+    unframed,
+    write_grpc_body,
+)
+from loadtests.messages import WrongAnswer
 
 
 def answer(raw: bytes, shape: tuple[int, ...]) -> bytes:

@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from loadtests.admin import Admin, metric_sum
-from loadtests.headrace import BadAnswer, Running
+from loadtests.headrace import Admin, BadAnswer, Running, metric_sum
 from loadtests.processes import free_ports
 
 METRICS = """\
@@ -25,9 +24,9 @@ def test_a_metric_is_summed_over_its_labels_and_mixed_with_no_other() -> None:
 def test_nobody_at_home_is_one_sentence() -> None:
     [port] = free_ports(1)
     with pytest.raises(BadAnswer, match="ConnectError"):
-        Admin(f"http://127.0.0.1:{port}", "token").gateway_pids()
+        Admin(f"http://127.0.0.1:{port}", "token").pids("gateways")
 
 
 def test_a_peer_has_no_admin_listener() -> None:
     with pytest.raises(ValueError, match="no admin listener"):
-        Admin.of(Running("http://127.0.0.1:1"))
+        _ = Running("http://127.0.0.1:1").admin

@@ -1,4 +1,4 @@
-"""Requests and answers of the load test in both HTTP protocols.
+"""Requests and answers of the load tests over HTTP, and the real pictures that they send.
 
 Written without the project's own codecs, so that a mistake in those cannot hide itself.
 """
@@ -6,13 +6,19 @@ Written without the project's own codecs, so that a mistake in those cannot hide
 from __future__ import annotations
 
 import base64
+import io
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
+from PIL import Image
+
+from loadtests.processes import Failed
 
 LENGTH_HEADER = "Inference-Header-Content-Length"
 NUMPY_OF = {"FP32": "<f4", "FP64": "<f8", "INT64": "<i8", "UINT8": "u1"}
@@ -131,3 +137,108 @@ def _tensor(described: Mapping[str, Any], raw: bytes | None) -> Values:
         return flat.reshape(shape)
     except (KeyError, ValueError, TypeError) as error:
         raise WrongAnswer(f"an output cannot be read: {error!r}") from error
+
+
+CACHE = Path(__file__).resolve().parents[1] / "models" / "cache"
+"""Where `models/build.py` leaves `pictures/` and `requests/`."""
+
+CACHE_VARIABLE = "HEADRACE_LOADTEST_CACHE"
+"""Environment variable that names another such folder."""
+
+SIDE = 224
+"""Edge of the square that the tagger takes."""
+
+CROP = 0.875
+"""Share of the shorter edge kept by the centre crop, as the network was trained."""
+
+EXPECTED: dict[str, frozenset[int]] = {
+    "coffee": frozenset({504, 967, 968}),  # coffee mug, espresso, cup
+    "chelsea": frozenset({281, 282, 285}),  # tabby, tiger cat, Egyptian cat
+    "motorcycle_left": frozenset({665, 670}),  # moped, motor scooter
+}
+"""ImageNet classes that may win, by picture; a picture that is not listed may be anything."""
+
+
+class PicturesMissing(Failed):
+    """Raised when the demo pictures have not been built."""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture as file (`png`) and as the tagger's tensor (`pixels`, uint8 [1,224,224,3])."""
+
+    name: str
+    png: bytes
+    pixels: NDArray[np.uint8]
+    expected: frozenset[int]
+
+
+def cache_folder() -> Path:
+    """The folder with the built pictures and requests."""
+    return Path(os.environ.get(CACHE_VARIABLE, CACHE))
+
+
+def load_pictures() -> list[Picture]:
+    """The whole pictures, by name; raises `PicturesMissing`."""
+    files = [
+        file
+        for file in sorted((cache_folder() / "pictures").glob("*.png"))
+        if not file.stem.startswith("digit_") and not file.stem.endswith(f"_{SIDE}")
+    ]
+    if not files:
+        raise PicturesMissing(
+            f"no pictures in {cache_folder() / 'pictures'}: build them first (make models)"
+        )
+    return [read_picture(file.stem, file.read_bytes()) for file in files]
+
+
+def read_picture(name: str, png: bytes) -> Picture:
+    """Decode a picture, crop its centre and scale it to the tagger's size."""
+    with Image.open(io.BytesIO(png)) as image:
+        rgb = image.convert("RGB")
+    edge = round(min(rgb.size) * CROP)
+    left, top = (rgb.width - edge) // 2, (rgb.height - edge) // 2
+    square = rgb.crop((left, top, left + edge, top + edge))
+    scaled = square.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    pixels = np.asarray(scaled, dtype=np.uint8)[np.newaxis]
+    return Picture(name, png, pixels, EXPECTED.get(name, frozenset()))
+
+
+DIGITS = 10
+LOWEST_PRICE, HIGHEST_PRICE = 60.0, 160.0
+"""Around the booking's real price of 105 a night, by four times the model's mean error."""
+
+
+def digit_messages() -> list[tuple[int, Message]]:
+    """Each digit with the request that carries its picture; raises `PicturesMissing`."""
+    folder = cache_folder() / "pictures"
+    files = [(digit, folder / f"digit_{digit}.png") for digit in range(DIGITS)]
+    if missing := [file.name for _, file in files if not file.is_file()]:
+        raise PicturesMissing(f"no {missing[0]} in {folder}: build it first (make models)")
+    return [
+        (digit, predict_message("digits", [picture_instance(file.read_bytes())]))
+        for digit, file in files
+    ]
+
+
+def price_message() -> Message:
+    """A booking as v2 JSON; raises `PicturesMissing`."""
+    file = cache_folder() / "requests" / "price.json"
+    if not file.is_file():
+        raise PicturesMissing(f"no {file}: build it first (make models)")
+    json_type = {"Content-Type": "application/json"}
+    return Message("/v2/models/price/infer", file.read_bytes(), json_type)
+
+
+TAGGER = "tagger"
+CLASSES = 1000
+
+
+def tagger_message(picture: Picture, model: str = TAGGER) -> Message:
+    """The picture's raw pixels over Open Inference v2, asking for its scores."""
+    return infer_binary_message(model, "images", picture.pixels, "scores")
+
+
+def check_tagged(body: bytes, json_length: str | None, picture: Picture) -> None:
+    """A tagger's v2 answer must be what the picture shows; raises `WrongAnswer`."""
+    check_classes(read_infer(body, json_length, "scores"), picture.expected, CLASSES)

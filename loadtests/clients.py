@@ -1,0 +1,364 @@
+"""HTTP/1.1 clients that cost little: prepared bytes go out, and only statuses are read.
+
+A line is one keep-alive connection with one request at a time. `Arrivals` sends at a constant rate
+(an open loop), `Course` one request after the other on each line (a closed loop).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self, cast
+from urllib.parse import urlsplit
+
+import httpx
+
+from loadtests.headrace import BadAnswer
+from loadtests.messages import (
+    LENGTH_HEADER,
+    Message,
+    Picture,
+    WrongAnswer,
+    check_tagged,
+    read_version,
+)
+from loadtests.processes import Failed
+
+LOST = 0
+"""Status of a request whose connection ended, or became unreadable, before the answer."""
+
+MAX_HEAD_BYTES = 64 * 1024
+ANSWERS_S = 600.0
+
+
+class StatusReader:
+    """Statuses of a connection's answers, from any pieces; bodies need a Content-Length."""
+
+    def __init__(self) -> None:
+        self._head = b""
+        self._status, self._rest_bytes = 0, 0
+
+    def feed(self, data: bytes) -> list[int]:
+        """The statuses of the answers that end in this piece; raises `ValueError`."""
+        statuses = []
+        while data:
+            if not self._status:
+                data = self._read_head(data)
+                if not self._status:
+                    break
+            passed = min(self._rest_bytes, len(data))
+            self._rest_bytes -= passed
+            data = data[passed:]
+            if not self._rest_bytes:
+                statuses.append(self._status)
+                self._status = 0
+        return statuses
+
+    def _read_head(self, data: bytes) -> bytes:
+        """Take the rest of the head; what comes after it."""
+        self._head += data
+        head, end, rest = self._head.partition(b"\r\n\r\n")
+        if end:
+            self._head = b""
+            self._status, self._rest_bytes = read_head(head)
+        elif len(head) > MAX_HEAD_BYTES:
+            raise ValueError(f"the head of an answer is over {MAX_HEAD_BYTES} bytes")
+        return rest
+
+
+def read_head(head: bytes) -> tuple[int, int]:
+    """Status and Content-Length of an answer's head; raises `ValueError`."""
+    first, *fields = head.split(b"\r\n")
+    words = first.split(None, 2)
+    if len(words) < 2 or not words[0].startswith(b"HTTP/1."):
+        raise ValueError(f"this is no answer of HTTP/1.1: {first[:60]!r}")
+    for each in fields:
+        name, _, value = each.partition(b":")
+        if name.lower() == b"content-length":
+            return int(words[1]), int(value)
+    raise ValueError("the answer has no Content-Length")
+
+
+def request_head(message: Message, host: str, headers: Mapping[str, str]) -> bytes:
+    """The head of a POST that is followed by the message's body."""
+    length = {"Content-Length": str(len(message.body))}
+    fields = {"Host": host, **message.headers, **headers, **length}
+    lines = [f"{name}: {value}" for name, value in fields.items()]
+    return "\r\n".join([f"POST {message.path} HTTP/1.1", *lines, "", ""]).encode("ascii")
+
+
+def caller_address(number: int) -> str:
+    """The address of stranger `number`, of 16 million in 10.0.0.0/8."""
+    if not 0 <= number < 2**24:
+        raise ValueError(f"there are addresses for 0 to {2**24 - 1}, not {number}")
+    return f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}"
+
+
+class Line(asyncio.Protocol):
+    """A connection; `done` gets it with a status, or `LOST`, once for each request."""
+
+    transport: asyncio.Transport
+
+    def __init__(self, done: Callable[[Line, int], None]) -> None:
+        self._done = done
+        self._reader = StatusReader()
+        self.open = False
+        self.busy = False
+        self.sent_s = 0.0
+        """For the user of the line: when the request was sent."""
+
+    def send(self, head: bytes, body: bytes) -> None:
+        """Send the next request, once the one before is answered."""
+        self.busy = True
+        self.transport.write(head)
+        self.transport.write(body)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # uvloop's transports have all of its methods, but are no asyncio.Transport.
+        self.transport, self.open = cast(asyncio.Transport, transport), True
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            statuses = self._reader.feed(data)
+        except ValueError:
+            self.transport.abort()
+            return
+        for status in statuses:
+            self.busy = False
+            self._done(self, status)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.open = False
+        if self.busy:
+            self.busy = False
+            self._done(self, LOST)
+
+
+class TooManyLines(Exception):
+    """Raised for a request that finds no line free, and may open no other one."""
+
+
+class Lines:
+    """Lines to one server for requests that overlap: each takes a free one, or a new one."""
+
+    def __init__(self, url: str, most: int = 2**31) -> None:
+        parts = urlsplit(url)
+        self.host = parts.netloc
+        self._address = (parts.hostname or "", parts.port or 80)
+        self._most, self._used = most, 0
+        self._free: list[Line] = []
+        self._answers: dict[Line, asyncio.Future[int]] = {}
+
+    async def ask(self, head: bytes, body: bytes) -> int:
+        """The status of the answer, or `LOST`; raises `TooManyLines`, and `OSError`."""
+        line = await self._line()
+        answer = self._answers[line] = asyncio.get_running_loop().create_future()
+        line.send(head, body)
+        try:
+            status: int = await answer
+        finally:
+            self._used -= 1
+        self._free.append(line)
+        return status
+
+    async def _line(self) -> Line:
+        while self._free and not self._free[-1].open:
+            self._free.pop()
+        if self._used >= self._most:
+            raise TooManyLines
+        self._used += 1
+        if self._free:
+            return self._free.pop()
+        try:
+            connecting = asyncio.get_running_loop().create_connection(
+                lambda: Line(self._done), *self._address
+            )
+            _, line = await connecting
+        except BaseException:
+            self._used -= 1
+            raise
+        return line
+
+    def close(self) -> None:
+        """Hang up, on those who have not answered too."""
+        for line in (*self._free, *self._answers):
+            line.transport.abort()
+
+    def _done(self, line: Line, status: int) -> None:
+        answer = self._answers.pop(line)
+        if not answer.cancelled():
+            answer.set_result(status)
+
+
+Ask = Callable[[], Awaitable[str]]
+"""Send one request and give the version that answered; raises `AskFailed`."""
+
+
+class AskFailed(Failed):
+    """Raised when a request got no answer, or a wrong one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A request: when it was due (seconds since the load began), and what came of it.
+
+    The latency counts from then, so a stall is felt by every request that it delays.
+    """
+
+    planned_s: float
+    latency_ms: float
+    version: str
+    error: str = ""
+
+
+class Arrivals:
+    """Requests at a constant rate while the block lasts, whatever became of those before.
+
+    The block's end waits for all answers.
+    """
+
+    def __init__(self, rate: float, ask: Ask) -> None:
+        self._rate, self._ask = rate, ask
+        self._stop = asyncio.Event()
+        self._seen: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
+        self.answers: list[Answer] = []
+
+    async def __aenter__(self) -> Self:
+        self._origin_s = time.monotonic()
+        self._sender = asyncio.create_task(self._send_all())
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop.set()
+        await self._sender
+
+    def now_s(self) -> float:
+        """Seconds since the load began."""
+        return time.monotonic() - self._origin_s
+
+    async def seen(self, version: str, limit_s: float) -> None:
+        """Wait for the first answer of a version; raises `TimeoutError`."""
+        async with asyncio.timeout(limit_s):
+            await self._seen[version].wait()
+
+    async def _send_all(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            for number in itertools.count():
+                planned_s = number / self._rate
+                if await self._stopped_before(planned_s):
+                    return
+                group.create_task(self._send(planned_s))
+
+    async def _stopped_before(self, planned_s: float) -> bool:
+        try:
+            async with asyncio.timeout(max(planned_s - self.now_s(), 0)):
+                await self._stop.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def _send(self, planned_s: float) -> None:
+        version, error = "", ""
+        try:
+            version = await self._ask()
+        except AskFailed as failed:
+            error = str(failed)
+        latency_ms = (self.now_s() - planned_s) * 1000
+        self.answers.append(Answer(planned_s, latency_ms, version, error))
+        self._seen[version].set()
+
+
+@dataclass(slots=True)
+class Course:
+    """What was sent, in the order of the answers. `heads` are taken as lines become free."""
+
+    heads: Iterator[bytes]
+    body: bytes
+    sent_s: list[float] = field(default_factory=list)
+    ended_s: list[float] = field(default_factory=list)
+    failed: list[bool] = field(default_factory=list)
+    _busy: int = 0
+    _over: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def run(self, url: str, lines: int) -> None:
+        """Send all; raises `BadAnswer` when a connection breaks, `TimeoutError`."""
+        loop, parts = asyncio.get_running_loop(), urlsplit(url)
+        pairs = [
+            await loop.create_connection(
+                lambda: Line(self._answer), parts.hostname or "", parts.port or 80
+            )
+            for _ in range(lines)
+        ]
+        for _, line in pairs:
+            self._send(line)
+        if self._busy:
+            async with asyncio.timeout(ANSWERS_S):
+                await self._over.wait()
+        broken = sum(not line.open for _, line in pairs)
+        for transport, _ in pairs:
+            transport.close()
+        if broken:
+            raise BadAnswer(f"{broken} of {lines} connections broke")
+
+    def _send(self, line: Line) -> None:
+        head = next(self.heads, None)
+        if head is None or not line.open:
+            return
+        self._busy += 1
+        line.sent_s = time.monotonic()
+        line.send(head, self.body)
+
+    def _answer(self, line: Line, status: int) -> None:
+        self._busy -= 1
+        self.sent_s.append(line.sent_s)
+        self.ended_s.append(time.monotonic())
+        self.failed.append(status != 200)
+        self._send(line)
+        if not self._busy:
+            self._over.set()
+
+
+async def capacity(
+    url: str, message: Message, headers: Mapping[str, str], lines: int, seconds: float
+) -> float:
+    """Answers 200 a second on so many connections; raises `BadAnswer` for any other answer."""
+    head = request_head(message, urlsplit(url).netloc, headers)
+    end_s = time.monotonic() + seconds
+    heads = itertools.takewhile(lambda _: time.monotonic() < end_s, itertools.repeat(head))
+    course = Course(heads, message.body)
+    await course.run(url, lines)
+    if any(course.failed):
+        raise BadAnswer(f"{sum(course.failed)} of {len(course.failed)} requests were not answered")
+    return len(course.ended_s) / (max(course.ended_s) - min(course.sent_s))
+
+
+async def ask_tagger(client: httpx.AsyncClient, message: Message, picture: Picture) -> str:
+    """The version that answered rightly; raises `AskFailed`."""
+    try:
+        answer = await client.post(message.path, content=message.body, headers=message.headers)
+    except httpx.TransportError as error:
+        raise AskFailed(f"{type(error).__name__}: {error}") from error
+    if answer.status_code != 200:
+        raise AskFailed(f"status {answer.status_code}: {answer.text[:120]}")
+    length = answer.headers.get(LENGTH_HEADER)
+    try:
+        check_tagged(answer.content, length, picture)
+        return read_version(answer.content, length)
+    except WrongAnswer as error:
+        raise AskFailed(str(error)) from error
+
+
+def unlimited_client(url: str, headers: Mapping[str, str], timeout_s: float) -> httpx.AsyncClient:
+    """A client that opens as many connections as it needs."""
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+    return httpx.AsyncClient(base_url=url, headers=headers, limits=limits, timeout=timeout_s)
