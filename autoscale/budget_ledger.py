@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from headrace.access import ACTIVE_S, Claim, Grant
 
 GATEWAYS_S = 3 * ACTIVE_S
-"""A gateway that exchanged nothing for so long is not counted any more."""
+"""Time after which a silent gateway is not counted any more."""
 
 KEEP_S = 60.0
-"""A caller is remembered for at least so long after its last claim, full bucket or not."""
+"""Time for which a caller is remembered after its last claim, full bucket or not."""
 
 _SWEEP = 16
 
@@ -31,19 +31,19 @@ class _Account:
     gateways: dict[str, float] = field(default_factory=dict)
 
     def level_at(self, now_s: float) -> float:
-        """What the bucket holds now; a clock that was set back adds nothing."""
+        """Tokens in the bucket now; a clock that was set back adds none."""
         if math.isinf(self.rate):
             return math.inf
         return min(self.burst, self.level + self.rate * max(0.0, now_s - self.at_s))
 
     def may_go(self, now_s: float, day: int) -> bool:
-        """Whether an unknown caller would get no more than this one: then it may be forgotten."""
+        """Whether it may be forgotten: an unknown caller would get no more than this one."""
         if now_s - self.at_s < KEEP_S or self.level_at(now_s) < self.burst:
             return False
         return self.day != day or self.used == 0
 
     def exchange(self, gateway_id: str, claim: Claim, now_s: float, day: int) -> Grant:
-        """Count a claim and lease what it may have."""
+        """Count a claim and lease tokens."""
         active = self._active(gateway_id, now_s)
         self._charge(claim, now_s)
         tokens = self._leased(claim.want, active)
@@ -57,16 +57,16 @@ class _Account:
         )
 
     def _active(self, gateway_id: str, now_s: float) -> int:
-        """How many gateways share this caller, after this claim."""
+        """Gateways that share this caller, after this claim."""
         self.gateways[gateway_id] = now_s
         _drop_silent(self.gateways, now_s, ACTIVE_S)
         return len(self.gateways)
 
     def _charge(self, claim: Claim, now_s: float) -> None:
-        """Refill as was agreed until now, then take what was let through.
+        """Refill at the rate until now, then take the charge.
 
-        Debts beyond one burst are forgiven. A caller came by them only while gateways decided
-        on their own, and then waits for one burst's refill at most, not for hours.
+        Debts beyond one burst are forgiven: they arise only while gateways decide on their own,
+        and a caller should wait for one burst's refill at most, not for hours.
         """
         level = self.level_at(now_s)
         self.at_s, self.rate, self.burst = now_s, claim.rate, claim.burst
@@ -76,14 +76,14 @@ class _Account:
             self.level = _clamped(_clamped(level, claim.burst) - claim.charge, claim.burst)
 
     def _leased(self, want: float, active: int) -> float:
-        """A fair part of what there is; a whole token if a part would be less than one."""
+        """An equal part of the level; one token where a part would be less."""
         share = self.level / active
         if share < 1 <= self.level:
             share = 1.0
         return max(0.0, min(want, share))
 
     def _count(self, claim: Claim, day: int) -> float:
-        """Today's total with what was used; a gateway's clock may be a little ahead."""
+        """Today's total with this claim; a gateway's clock may be a little ahead."""
         if self.day != day:
             self.day, self.used = day, claim.used_before if claim.day == day else 0.0
         if claim.day >= day:
@@ -94,11 +94,10 @@ class _Account:
 class BudgetLedger:
     """Accounts of up to `max_callers` callers.
 
-    An account is forgotten when its bucket is full and nothing is counted for today, a few at
-    each exchange. When no more fit, all further new callers of one rate and burst share one
-    account, with its bucket and its quota: strangers then limit each other, and nobody gets
-    more than the tier allows. A caller that moves from there to its own account takes the
-    shared level with it.
+    Accounts with a full bucket and nothing counted today are forgotten, a few at each exchange.
+    When no more fit, all further new callers of one rate and burst share one account, with its
+    bucket and its quota: they limit each other, and none gets more than its tier allows. A caller
+    that moves from there to an account of its own keeps the shared level.
     """
 
     def __init__(self, max_callers: int) -> None:
@@ -115,13 +114,13 @@ class BudgetLedger:
     def exchange(
         self, gateway_id: str, claims: Sequence[Claim], now_s: float, day: int
     ) -> tuple[list[Grant], int]:
-        """A grant for each claim, in order, and how many gateways there are.
+        """A grant for each claim, in order, and the number of gateways.
 
         `now_s` is of any one clock, `day` the current one in days since 1970, UTC.
         """
         self._gateways[gateway_id] = now_s
         _drop_silent(self._gateways, now_s, GATEWAYS_S)
-        # More than can be new, so that forgetting keeps up with any number of new callers.
+        # More than the claims, so that forgetting keeps up with new callers.
         self._sweep(len(claims) + _SWEEP, now_s, day)
         grants = [
             self._account(claim, now_s).exchange(gateway_id, claim, now_s, day) for claim in claims
@@ -153,7 +152,7 @@ class BudgetLedger:
 
 
 def _opened(claim: Claim, now_s: float) -> _Account:
-    """The account of a caller that is not known (any more)."""
+    """The account of a caller that is new or was forgotten."""
     level = claim.burst if claim.level is None else _clamped(claim.level, claim.burst)
     return _Account(level, claim.rate, claim.burst, now_s)
 
@@ -163,6 +162,6 @@ def _clamped(level: float, burst: float) -> float:
 
 
 def _drop_silent(seen_s: dict[str, float], now_s: float, window_s: float) -> None:
-    """Forget who was last seen outside the window, in the future too: the clock was set back."""
+    """Forget names last seen outside the window, or in the future: the clock was set back."""
     for name in [name for name, at_s in seen_s.items() if abs(now_s - at_s) >= window_s]:
         del seen_s[name]

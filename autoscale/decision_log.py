@@ -1,7 +1,4 @@
-"""Writes every decision of the pool with what it rests on, so that it can be replayed.
-
-The latest are also kept in a few words, for whoever asks why the last moves were made.
-"""
+"""The pool's decisions with their inputs, so that they can be replayed; the latest in words."""
 
 from __future__ import annotations
 
@@ -23,7 +20,7 @@ from headrace.snapshot import ModelVersion, Placement, SlotView, State
 SCALE, SHARE, LEND, PLACE, RESIZE = "scale", "share", "lend", "place", "resize"
 RECENT = 30
 SHOWN = 4
-"""Of a decision about more than so many, the rest is only counted."""
+"""Items of a decision that are shown in words; the rest is counted."""
 
 _USUAL = asdict(Account(""))
 
@@ -57,7 +54,7 @@ class DecisionLog:
     def scaled(
         self, changes: Sequence[tuple[Mapping[str, Any], Mapping[str, Any], str]], now_s: float
     ) -> None:
-        """Wishes of models have changed."""
+        """Note changed wishes of models."""
         for inputs, decision, why in changes:
             model = inputs["model"]
             self._wished[model] = why
@@ -68,7 +65,7 @@ class DecisionLog:
                 self._keep(SCALE, inputs, decision, why, now_s)
 
     def shared(self, division: Division, weights: Mapping[str, float], now_s: float) -> None:
-        """Slots were divided."""
+        """Note a division of slots."""
         for slot_class, shares in division.shares.items():
             granted = dict(shares.granted)
             before = self._granted.get(slot_class)
@@ -101,7 +98,7 @@ class DecisionLog:
         made: Plan,
         now_s: float,
     ) -> None:
-        """Orders were given to slots."""
+        """Note orders to slots."""
         if not made.moves:
             return
         why = "; ".join(sorted({f"{key.model} {text}" for key, text in made.waiting.items()}))
@@ -122,21 +119,21 @@ class DecisionLog:
         self._keep(PLACE, inputs, _moves(made), why or "as wished", now_s)
 
     def lent(self, inputs: Mapping[str, Any], events: Sequence[LeaseEvent], now_s: float) -> None:
-        """Leases were granted, given notice or taken back."""
+        """Note leases that were granted, given notice or taken back."""
         self.told(events)
         if self._keep is not None:
             why = "; ".join(f"{event.holder}: {event.why}" for event in events)
             self._keep(LEND, inputs, events_document(events), why, now_s)
 
     def told(self, events: Sequence[LeaseEvent]) -> None:
-        """Leases have changed, by decision or because their holders wanted it."""
+        """Note changes of leases in words, those that holders asked for too."""
         for event in events:
             size = _counted(event.slots, "slot")
             what = f"{event.holder} ({size} of {event.slot_class}) is {event.state}"
             self._note(LEND, what, event.why)
 
     def resized(self, targets: Mapping[str, int], division: Division, now_s: float) -> None:
-        """Ray Serve is asked for another number of slots. Follows from the decisions before."""
+        """Note the number of slots asked of Ray Serve; it follows from earlier decisions."""
         what = ", ".join(f"{count} of {name}" for name, count in targets.items())
         needed = ", ".join(f"{count} of {name}" for name, count in division.needed.items())
         self._note(RESIZE, f"slots: {what}", f"models need {needed}" if needed else "")
@@ -146,12 +143,12 @@ class DecisionLog:
 
     def _note(self, kind: str, what: str, why: str) -> None:
         before = next((made for made in reversed(self._recent) if made.kind == kind), None)
-        # Orders are given over and over until slots have taken them: that is told once.
+        # Orders are repeated until slots have taken them: noted once.
         if kind != PLACE or before is None or before.what != what:
             self._recent.append(Made(self._clock(), kind, what, why))
 
     def _why(self, made: Plan) -> str:
-        """The wishes behind the moves, where load asked for them, and what these models lack."""
+        """The wishes behind the moves, and the reasons why these models wait."""
         models = dict.fromkeys(move.model for move in made.moves)
         reasons = [f"{name}: {self._wished[name]}" for name in models if name in self._wished]
         reasons += [
@@ -161,13 +158,13 @@ class DecisionLog:
 
 
 def _account(account: Account) -> dict[str, Any]:
-    """Only what differs from the defaults: of many models most sleep."""
+    """Fields that differ from the defaults: of many models most sleep."""
     fields = ((name, usual, getattr(account, name)) for name, usual in _USUAL.items())
     return {name: value for name, usual, value in fields if value != usual}
 
 
 def _room(room: Room, models: set[str]) -> dict[str, Any]:
-    """Only what concerns these models."""
+    """The part of the room that concerns these models."""
     return {
         "max_models": room.max_models,
         "sizes": {name: size for name, size in room.sizes.items() if name in models},
@@ -182,13 +179,13 @@ def _counted(count: int, word: str) -> str:
 
 
 def _listed(texts: Sequence[str]) -> str:
-    """The first few, and how many there are more."""
+    """The first few, and the number of the others."""
     more = [f"{len(texts) - SHOWN} more"] if len(texts) > SHOWN else []
     return "; ".join([*texts[:SHOWN], *more])
 
 
 def _changed(before: Mapping[str, int], granted: Mapping[str, int]) -> str:
-    """`name 1 → 3` for each that has more or fewer than before."""
+    """`name 1 → 3` for each whose number changed."""
     names = sorted(before.keys() | granted.keys())
     pairs = [(name, before.get(name, 0), granted.get(name, 0)) for name in names]
     return _listed([f"{name} {old} → {new}" for name, old, new in pairs if old != new])
@@ -210,9 +207,6 @@ def _moves(made: Plan) -> dict[str, Any]:
 
 def _key(move: LoadOrder | UnloadOrder) -> tuple[str, str, int, int]:
     return (move.slot_id, move.model, move.version, move.revision)
-
-
-# -- replay -----------------------------------------------------------------------------------
 
 
 def replay_share(inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -267,7 +261,7 @@ def replay_leases(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def events_document(events: Sequence[LeaseEvent]) -> dict[str, Any]:
-    """Events of leases as they are kept."""
+    """Events of leases in the form of a log entry."""
     return {"events": [[event.lease_id, str(event.state)] for event in events]}
 
 
@@ -277,4 +271,4 @@ REPLAYED: Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
     LEND: replay_leases,
     PLACE: replay_place,
 }
-"""By kind of entry, what decides anew; a `resize` follows from the clock and is only told."""
+"""Replays by kind of entry; a `resize` follows from the clock and is not replayed."""

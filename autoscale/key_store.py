@@ -1,8 +1,8 @@
-"""API keys in a file of JSON lines: changes are appended, the last line of an id counts.
+"""API keys in a file of JSON lines, or in a Redis.
 
-Several processes may share the file, two Headraces with one state folder for instance: each write
-is made under an advisory lock of the file, and a change that another made is seen by its size,
-inode and time.
+Changes are appended to the file; the last line of an id counts. Several processes may share it, for
+instance two Headraces with one state folder: each write takes an advisory lock, and a change by
+another process shows in the file's size, inode and time.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from headrace.keys import decode_record, encode_record, kept
 from headrace.secrets import resolve
 
 SPARE_LINES = 200
-"""The file is written anew when it has so many lines that do not count any more."""
+"""Outdated lines at which the file is written anew."""
 
 log = structlog.get_logger()
 
 
 class KeyFile:
-    """A `KeyStore`; see the module. Its file is readable by its user only."""
+    """A `KeyStore` in a file that only its user can read."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -43,15 +43,15 @@ class KeyFile:
         self._seen: tuple[int, ...] | None = None
 
     async def load(self) -> Mapping[str, KeyRecord]:
-        """See `KeyStore`; raises `ConfigError` naming the line that is corrupt."""
+        """All records by id; raises `ConfigError` naming a corrupt line."""
         return await asyncio.to_thread(self._load)
 
     async def put(self, *records: KeyRecord) -> None:
-        """See `KeyStore`; the records are on the disk when this returns."""
+        """Add or replace records; they are on the disk when this returns."""
         await asyncio.to_thread(self._append, b"".join(map(_line, records)))
 
     async def number(self) -> int:
-        """See `KeyStore`; rises with every change of the file, also with one of our own."""
+        """A number that rises with every change of the file, by this process too."""
         seen = await asyncio.to_thread(self._look)
         if seen != self._seen:
             if self._seen and not seen:
@@ -61,10 +61,10 @@ class KeyFile:
         return self._changes
 
     async def close(self) -> None:
-        """See `KeyStore`; nothing is kept open."""
+        """Nothing is kept open."""
 
     def _look(self) -> tuple[int, ...]:
-        """What changes with the file; empty while there is none."""
+        """Inode, size and time of the file; empty while there is none."""
         try:
             found = self._path.stat()
         except FileNotFoundError:
@@ -102,7 +102,7 @@ class KeyFile:
         return left
 
     def _mended(self, last: bytes, number: int, start: int) -> list[bytes]:
-        """End the last line; if its write was cut off, drop it: that order was never answered."""
+        """End the last line; drop one that was cut off: its order was never answered."""
         try:
             _record(last)
         except ValueError:
@@ -124,7 +124,7 @@ class KeyFile:
                 _sync_folder(self._path.parent)
 
     def _rewrite(self, records: Mapping[str, KeyRecord]) -> None:
-        """Replace the file at once, so that a crash leaves the old or the new one."""
+        """Replace the file in one step, so that a crash leaves the old or the new one."""
         try:
             descriptor, name = tempfile.mkstemp(dir=self._path.parent, prefix=".keys-")
             try:
@@ -153,7 +153,7 @@ def _unreadable(path: Path, error: OSError) -> ConfigError:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Without this a crash of the machine may lose the name of a new file."""
+    """Write a folder's entries to the disk: a crash of the machine may lose a new file's name."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -178,7 +178,7 @@ TIMEOUT_S = 1.0
 
 
 class KeyRedis:
-    """A `KeyStore`. Raises `ConfigError` for a URL or a password that cannot be had."""
+    """A `KeyStore` in a Redis. Raises `ConfigError` for a wrong URL or an unreadable password."""
 
     def __init__(self, config: Budgets) -> None:
         password = None if config.password is None else resolve(config.password)
@@ -195,7 +195,7 @@ class KeyRedis:
         self._changes = f"{config.prefix}:{{keys}}:number"
 
     async def load(self) -> Mapping[str, KeyRecord]:
-        """See `KeyStore`; a record that cannot be read is left out, and named in the log."""
+        """All records by id; a corrupt one is left out, and named in the log."""
         try:
             found = await self._redis.hgetall(self._records)
         except (RedisError, OSError) as error:
@@ -216,13 +216,13 @@ class KeyRedis:
         return left
 
     async def _forget(self, ended: Set[str]) -> None:
-        """Remove records that nobody will ask for; the next load does it if this one cannot."""
+        """Remove ended records; after an error the next load does it."""
         if ended:
             with contextlib.suppress(RedisError, OSError):
                 await self._redis.hdel(self._records, *ended)
 
     async def put(self, *records: KeyRecord) -> None:
-        """See `KeyStore`."""
+        """Add or replace records in one transaction."""
         try:
             async with self._redis.pipeline(transaction=True) as pipeline:
                 for record in records:
@@ -233,7 +233,7 @@ class KeyRedis:
             raise _away(error) from None
 
     async def number(self) -> int:
-        """See `KeyStore`."""
+        """A number that rises with every change by any process."""
         try:
             return int(await self._redis.get(self._changes) or 0)
         except (RedisError, OSError, ValueError) as error:

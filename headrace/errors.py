@@ -34,7 +34,7 @@ class InvalidArgument(HeadraceError):
 
 
 class FilesRefused(InvalidArgument):
-    """Raised when a load request brings files of its own; over gRPC it has Triton's code."""
+    """Raised when a load request brings files of its own; over gRPC with Triton's status."""
 
     grpc_status = "INTERNAL"
 
@@ -79,14 +79,14 @@ class RequestTimeout(HeadraceError):
 
 
 class FailedPrecondition(HeadraceError):
-    """Raised when the system's state does not allow the operation; it is not the request's form."""
+    """Raised when the state of the system does not allow the operation."""
 
     http_status = 409
     grpc_status = "FAILED_PRECONDITION"
 
 
 class AlreadyExists(InvalidArgument):
-    """Raised when what is to be made has a name that is taken; over HTTP it is 400, as Triton's."""
+    """Raised when a name is taken already; over HTTP a 400, as in Triton."""
 
     grpc_status = "ALREADY_EXISTS"
 
@@ -131,7 +131,7 @@ class Cancelled(HeadraceError):
 
 
 class InternalError(HeadraceError):
-    """Raised when the fault is ours; the details are in the log, not in the answer."""
+    """Raised when Headrace is at fault; details are in the log, not in the answer."""
 
 
 class Unimplemented(HeadraceError):
@@ -149,7 +149,7 @@ class Unavailable(HeadraceError):
 
 
 class OutOfMemory(HeadraceError):
-    """Raised when a slot ran out of memory while it worked on the request, the cause or not."""
+    """Raised when a slot ran out of memory while it held the request, whatever the cause."""
 
     http_status = 507
     grpc_status = "RESOURCE_EXHAUSTED"
@@ -208,7 +208,7 @@ def error_for_status(http_status: int, message: str) -> HeadraceError:
 
 
 _SHOWN_CHARACTERS = 80
-"""Enough to recognise a name; a body may hold megabytes where a name belongs."""
+"""Length of shown text: a body may hold megabytes in place of a name."""
 
 _LISTED_NAMES = 20
 

@@ -1,7 +1,7 @@
-"""API keys: how they look, what is kept of them, and whether one is right. Pure.
+"""API keys: their form, the record that is kept, and the check. Pure.
 
 A key is `hr_ID_SECRET`: the id finds its record, the secret proves it. Only a keyed hash of the
-whole is kept (HMAC-SHA256), so who reads the store can neither use the keys nor guess at them.
+whole is kept (HMAC-SHA256): a reader of the store can neither use keys nor guess them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PREFIX = "hr_"
 MAX_KEY_BYTES = 256
 MAX_NAME = 128
 KEPT_S = 30 * 86_400.0
-"""A key that was revoked or has expired is listed for so long."""
+"""Time for which a revoked or expired key stays listed."""
 
 _ID_LETTERS = "abcdefghijklmnopqrstuvwxyz234567"
 _KEY = re.compile(rb"hr_([a-z2-7]{8})_[A-Za-z0-9_-]{43}")
@@ -40,11 +40,11 @@ class KeyStore(Protocol):
         ...
 
     async def number(self) -> int:
-        """Rises when somebody else may have changed something."""
+        """A number that rises when another process may have changed the records."""
         ...
 
     async def close(self) -> None:
-        """Give up what is open; nothing is asked afterwards."""
+        """Close connections; nothing is asked afterwards."""
         ...
 
 
@@ -54,7 +54,7 @@ def key_pepper(secret: bytes) -> bytes:
 
 
 def digest(pepper: bytes, key: bytes) -> str:
-    """What is kept of a key, in hex."""
+    """The keyed hash of a key, in hex."""
     return hmac.digest(pepper, key, hashlib.sha256).hex()
 
 
@@ -98,10 +98,10 @@ def _is_name(name: str) -> bool:
 def find_record(
     pepper: bytes, keys: Mapping[str, KeyRecord], given: bytes, now_s: float
 ) -> KeyRecord:
-    """The record of a key that is right; raises `Unauthenticated`.
+    """The record of a valid key; raises `Unauthenticated`.
 
-    An unknown id takes as long as a wrong secret, and only who has the secret hears why a key
-    does not hold any more.
+    An unknown id takes as long as a wrong secret. Only with the right secret does the error tell
+    that a key was revoked or has expired.
     """
     found = _KEY.fullmatch(given) if len(given) <= MAX_KEY_BYTES else None
     if found is None:
@@ -124,7 +124,7 @@ def encode_record(record: KeyRecord) -> dict[str, Any]:
 
 
 def decode_record(document: Any) -> KeyRecord:
-    """The record of such values; raises `ValueError` with what is wrong."""
+    """The inverse of `encode_record`; raises `ValueError` with what is wrong."""
     if not isinstance(document, dict):
         raise ValueError("it should be an object")
     known = set(KeyRecord.__dataclass_fields__)
@@ -154,12 +154,12 @@ def decode_record(document: Any) -> KeyRecord:
 
 
 def kept(records: Mapping[str, KeyRecord], now_s: float) -> dict[str, KeyRecord]:
-    """Those that still count, or ended so lately that somebody may ask."""
+    """Records of keys that are valid, or ended less than `KEPT_S` ago."""
     return {name: record for name, record in records.items() if ends_s(record) > now_s - KEPT_S}
 
 
 def ends_s(record: KeyRecord) -> float:
-    """When a key ends or has ended; infinite if it never does."""
+    """Seconds since 1970 at which a key ends or has ended; infinite for never."""
     return min(_or_never(record.expires_s), _or_never(record.revoked_s))
 
 

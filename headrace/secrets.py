@@ -1,4 +1,4 @@
-"""Where secrets come from. They are read in the process that uses them and never shown."""
+"""Secrets, read in the process that uses them and never shown."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from headrace.config.types import SecretRef
 from headrace.errors import ConfigError
 
 MAX_SECRET_BYTES = 64 * 1024
-"""Larger files are not secrets: somebody named the wrong file."""
+"""Cap on a secret's file: a larger one is the wrong file."""
 
 _WAIT_S = 2.0
-"""How long the process that comes second waits for the first one to finish writing."""
+"""Time for another process to finish writing a secret that it made."""
 
 
 def headrace_home() -> Path:
@@ -50,10 +50,11 @@ def admin_token(ref: SecretRef | None = None) -> str:
 
 
 def cluster_secret(ref: SecretRef | None = None) -> bytes:
-    """What both ends of a link know, 32 bytes.
+    """The secret of both ends of a link, 32 bytes.
 
     A reference comes first; then Ray's token, which every node of a cluster has; then a file of
-    this user. Ray's token itself is not used: a leak of the one must not open the other.
+    this user. A derived secret is used, not Ray's token itself: a leak of one must not open the
+    other.
     """
     if ref is not None:
         return _derive(resolve(ref))
@@ -81,7 +82,7 @@ def ray_token_file() -> Path:
 
 
 def own_secret(path: Path) -> str:
-    """The secret in this file; who comes first makes it (mode 0600), the others read it."""
+    """The secret in this file; the first process makes it (mode 0600), others read it."""
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)

@@ -1,4 +1,4 @@
-"""A model's spec as JSON, for the pool and the gateways to know what a slot has loaded."""
+"""Specs of models: their tensors and signatures, and their form in JSON for pool and gateways."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BYTES = np.dtype(object)
 
 
 BFLOAT16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
-"""NumPy has none of its own. Its kind is `V`, and it has no form in JSON."""
+"""bfloat16, which numpy lacks. Its kind is `V`, and it has no form in JSON."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +28,8 @@ class TensorSpec:
     `shape=None` means that the rank is unknown. `dtype == BYTES` is a string tensor.
     `graph_name` is what the model's own graph calls it, "" where it has no other name.
     An `optional` input may be left out: the model has a value of its own for it.
-    The rest is what the model's configuration says: the order of a picture's dimensions in Triton's
-    word, the shape without rows that the model's graph has in place of this one, a file of labels.
+    The rest comes from the model's configuration: `format` is the order of a picture's dimensions
+    in Triton's word, `reshape` the graph's own shape without rows, `label_filename` a labels file.
     """
 
     name: str
@@ -46,8 +46,8 @@ class TensorSpec:
 class Signature:
     """One way to call a model. `method` is TensorFlow Serving's method name.
 
-    Where `shapes_bind`, inputs of another shape are refused; else the model itself decides on
-    them, and what fits no spec is run alone. No request may leave out a `required` input.
+    Where `shapes_bind`, inputs of another shape are refused; else such requests are not batched,
+    and the model decides. No request may leave out a `required` input.
     """
 
     name: str
@@ -66,15 +66,15 @@ class Signature:
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """What a loaded model version takes and gives.
+    """Inputs and outputs of a loaded model version.
 
     `platform` is that of its `RuntimeKind`.
     `max_rows` is the largest batch that one run takes (0: rows are not batched). Requests of more
     than `row_limit` rows are refused (None: they are cut, 0: there are no rows).
-    `operations` are signatures that only name an operation of the graph, as what initialises a
-    SavedModel: callers cannot run them, TensorFlow Serving's metadata lists them.
-    `labels` are the names of an output's classes by the output's name; only the slot knows them.
-    `ignored` are the fields of the model's configuration that mean nothing here.
+    `operations` are signatures that only name an operation of the graph, such as the one that
+    initialises a SavedModel: callers cannot run them, TensorFlow Serving's metadata lists them.
+    `labels` are the names of classes by output; only the slot knows them.
+    `ignored` are fields of the model's configuration without effect here.
     """
 
     name: str
@@ -89,7 +89,7 @@ class ModelSpec:
     ignored: tuple[str, ...] = ()
 
     def batches(self, signature: Signature) -> bool:
-        """Whether the first dimension of each of its tensors is the rows of a batch."""
+        """Whether the first dimension of all its tensors is the rows of a batch."""
         return self.max_rows > 0 and all(
             tensor.shape and tensor.shape[0] is None
             for tensor in (*signature.inputs, *signature.outputs)
@@ -160,7 +160,7 @@ def _encode_tensor(tensor: TensorSpec) -> dict[str, Any]:
 
 
 def _decode_tensor(data: dict[str, Any]) -> TensorSpec:
-    # NumPy knows `bfloat16` by its name as well: `tensors` has imported it.
+    # NumPy knows the name `bfloat16` too, through `ml_dtypes`.
     dtype = BYTES if data["dtype"] == "bytes" else np.dtype(data["dtype"])
     shape, reshape = data["shape"], data.get("reshape")
     return TensorSpec(

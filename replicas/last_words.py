@@ -1,7 +1,7 @@
-"""What a slot leaves behind for the pool: what it was loading and with how much memory.
+"""Last words of a slot for the pool: what it was loading, and its memory.
 
-A small file beside the slot's socket. It is written before anything happens, so that it is there
-also after a SIGKILL, when nobody can write any more.
+A small file beside the slot's socket, written before each load, so that it is there after a
+SIGKILL too.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from headrace.snapshot import State
 SUFFIX = ".last"
 STALE_S = 86_400.0
 MAX_BYTES = 256 * 1024
-"""More than any slot writes; the reader stops there."""
+"""Cap on what is read; no slot writes as much."""
 FINISH_S = 0.2
-"""How long a slot that must end waits for a write that is under way."""
+"""Time that a slot that must end waits for a write under way."""
 IN_THE_MAKING = frozenset({State.LOADING, State.WARMING})
 
 log = structlog.get_logger()
@@ -45,7 +45,7 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """What the file says. `exit_code` is None where the end came from outside; `held` counts."""
+    """Content of the file. `exit_code` is None if the end came from outside; `held` is a count."""
 
     pid: int
     loading: tuple[Held, ...]
@@ -57,7 +57,7 @@ class Words:
 
     @classmethod
     def parse(cls, text: bytes) -> Self:
-        """Raises `ValueError`, `KeyError` or `TypeError` for anything else than such a file."""
+        """Raises `ValueError`, `KeyError` or `TypeError` for other content."""
         data = json.loads(text)
         return cls(
             pid=int(data["pid"]),
@@ -74,9 +74,9 @@ class Words:
 
 
 class LastWords:
-    """The slot's end of it; threads may call it at the same time.
+    """The writer, in the slot; thread-safe.
 
-    What cannot be written (a full disk) is logged once and else ignored: a slot serves on.
+    An error (a full disk) is logged once and ignored: the slot serves on.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class LastWords:
             self._write(None)
 
     def refresh(self, memory_bytes: int) -> None:
-        """So much memory is taken now."""
+        """Note the resident memory."""
         with self._lock:
             self._memory_bytes = memory_bytes
             self._write(None)
@@ -116,7 +116,7 @@ class LastWords:
                 self._lock.release()
 
     def remove(self) -> None:
-        """The slot leaves in good order: there is nothing to tell."""
+        """Remove the file: the slot leaves in good order."""
         with self._lock:
             self._ended = True
             with suppress(OSError):
@@ -147,12 +147,12 @@ class LastWords:
 
 
 def path_of(socket: str | os.PathLike[str]) -> Path:
-    """Where the slot that listens on this socket leaves its last words."""
+    """The file of the slot that listens on this socket."""
     return Path(socket).with_suffix(SUFFIX)
 
 
 def take(socket: str | os.PathLike[str]) -> Words | None:
-    """Read and remove what a slot has left; None if there is nothing that can be read."""
+    """Read and remove a slot's last words; None if there are none."""
     path = path_of(socket)
     try:
         with path.open("rb") as file:
@@ -164,7 +164,7 @@ def take(socket: str | os.PathLike[str]) -> Words | None:
 
 
 def sweep(folder: Path, now_s: float | None = None) -> None:
-    """Remove what processes that are gone left more than a day ago; `now_s` is Unix time."""
+    """Remove files of dead processes that are older than a day; `now_s` is Unix time."""
     oldest_s = (time.time() if now_s is None else now_s) - STALE_S
     for path in folder.glob(f"*{SUFFIX}"):
         with suppress(OSError, ValueError, KeyError, TypeError):
@@ -184,14 +184,11 @@ EXIT_CODE = 137
 class MemoryWatch:
     """Ends a slot's process before it takes more memory than its class allows.
 
-    A limit of the address space would be simpler, but CUDA reserves far more than it uses, so it is
-    resident memory that counts, and somebody must look at it.
+    Resident memory is sampled: a limit on address space would be simpler, but CUDA reserves far
+    more than it uses. A runtime that allocates without releasing the GIL is noticed late.
 
-    Without a limit it only keeps the last words fresh while something loads.
-
-    `farewell` is called before the process ends, in the watch's thread.
-
-    A runtime that allocates without ever releasing the interpreter's lock is noticed late.
+    Without a limit the watch only keeps the last words fresh while something loads. `farewell` is
+    called before the process ends, in the watch's thread.
     """
 
     def __init__(
@@ -210,16 +207,16 @@ class MemoryWatch:
         self._stopped = threading.Event()
 
     def start(self) -> None:
-        """Look from now on, in a thread that nobody has to end."""
+        """Start the thread."""
         thread = threading.Thread(target=self._run, name="memory-watch", daemon=True)
         thread.start()
 
     def stop(self) -> None:
-        """Look no more: a slot that leaves is not ended half-way."""
+        """Stop the thread, so that a slot that leaves is not ended half-way."""
         self._stopped.set()
 
     def look(self, now_s: float) -> None:
-        """One sample: end the process above the limit, tell the memory while something loads."""
+        """Take a sample: end the process above the limit, note memory while something loads."""
         memory_bytes = self._resident_bytes()
         if self._limit_bytes is not None and memory_bytes > self._limit_bytes:
             log.error("out_of_memory", memory_bytes=memory_bytes, limit_bytes=self._limit_bytes)

@@ -1,4 +1,4 @@
-"""What the listing of a version folder tells, without a look into its files."""
+"""Version folders as their listings show them, without a look into the files."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from headrace.runtimes import RUNTIMES, RuntimeName
 from replicas.verification import SUMS
 
 MAX_BESIDE_BYTES = 4 << 20
-"""Of a configuration or of labels; a million labels of ImageNet's length are no more."""
+"""Cap on a file beside the version folders: a million labels of ImageNet's length."""
 
-# What stores call the identity of a file's contents, best first.
+# Keys under which stores tell the identity of a file's contents, best first.
 _IDENTITY = (
     *("ETag", "etag", "content_md5", "md5Hash", "generation", "mtime", "LastModified"),
     *("last_modified", "modified", "created"),
@@ -39,11 +39,11 @@ class ListedFile(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class VersionFiles:
-    """A version folder as a listing shows it.
+    """A version folder by its listing.
 
-    `stamp` changes with any file. `changed_s` is the wall clock of the newest change, None where
-    the store does not tell. `problem` says why the folder is not complete ("" if it is).
-    `runtime` is None where the files tell none, or two.
+    `stamp` changes with any file. `changed_s` is the wall-clock time of the newest change, None
+    where the store does not tell it. `problem` says why the folder is incomplete ("" if complete).
+    `runtime` is None unless the files tell exactly one.
     """
 
     stamp: str
@@ -58,9 +58,9 @@ def describe(
     changed_s: float | None = None,
     beside: Mapping[str, ListedFile] = MappingProxyType({}),
 ) -> VersionFiles:
-    """Of files by their paths in the folder, and of the paths that its SHA256SUMS lists.
+    """A version by its files, by path in the folder, and the paths `listed` in its SHA256SUMS.
 
-    What lies `beside` the version folders belongs to each of them.
+    Files `beside` the version folders belong to each version.
     """
     missing = sorted(set(listed) - files.keys())
     runtimes = [name for name, kind in RUNTIMES.items() if kind.file in files]
@@ -77,7 +77,7 @@ def describe(
 
 
 def sums_names(text: bytes) -> frozenset[str]:
-    """The paths that a SHA256SUMS lists; whether its lines are right is seen before a load."""
+    """The paths that a SHA256SUMS lists; broken lines are left out, a load refuses them."""
     matches = map(_SUMS_LINE.fullmatch, text.decode(errors="replace").splitlines())
     return frozenset(str(PurePosixPath(match[1])) for match in matches if match)
 
@@ -85,7 +85,7 @@ def sums_names(text: bytes) -> frozenset[str]:
 def list_local(folder: Path) -> tuple[dict[str, ListedFile], float]:
     """The files below a local folder, and when it changed last; `FileNotFoundError` if it is gone.
 
-    What vanishes meanwhile is left out, and so are links to nothing.
+    Files that vanish meanwhile, and links to nothing, are left out.
     """
     # A folder that is a link to another one changes with the link too.
     changed_s = max(folder.lstat().st_ctime, folder.stat().st_ctime)
@@ -104,18 +104,18 @@ def list_local(folder: Path) -> tuple[dict[str, ListedFile], float]:
 
 
 def belongs_beside(name: str) -> bool:
-    """Whether a file is by its name for all versions: Triton's configuration, and labels."""
+    """Whether a name is that of Triton's configuration or of labels, for all versions."""
     return name == "config.pbtxt" or name.endswith(".txt")
 
 
 def may_say_more(name: str, size: int | None) -> bool:
-    """Whether versions may depend on a file beside them: the configuration names labels at will."""
+    """Whether versions may depend on a file beside them: any name may be a labels file."""
     notes = name.startswith(".") or name.lower().endswith(".md")
     return not notes and (size is None or size <= MAX_BESIDE_BYTES)
 
 
 def list_beside(folder: Path) -> tuple[dict[str, ListedFile], float]:
-    """Such files of a local folder, and when one of them changed last (0 without any)."""
+    """Files beside the versions of a local folder, and their newest change (0 without any)."""
     files, changed_s = {}, 0.0
     for path in folder.iterdir():
         try:
@@ -138,7 +138,7 @@ def _raise_unless_gone(error: OSError) -> None:
 
 
 def list_remote(store: AbstractFileSystem, folder: str) -> tuple[dict[str, Any], set[str]]:
-    """What the store knows of each file below a folder, by its path there; and its folders.
+    """The store's facts of each file below a folder, by relative path; and its folders.
 
     The folders are those right below it. Raises what the store raises, `FileNotFoundError` if
     there is no such folder.

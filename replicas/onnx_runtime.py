@@ -24,17 +24,17 @@ from replicas.verification import check_external_data
 
 SIGNATURE = "serving_default"
 
-# After a run with inputs this large the arena gives its memory back, or one whole photo would keep
-# it: a 1024x1024 run through six convolutions left 132 MB in the process without this, 66 MB with.
-# Before a run of the same size that costs more than it gives: the demo's face detector took 200 ms
-# for such a tile with it and 143 ms without, as every page had to be had from the kernel again.
+# Inputs this large make the arena give its memory back after the run: a 1024x1024 run through six
+# convolutions left 132 MB in the process without this, 66 MB with it. Not before another run of
+# the same size: the demo's face detector took 200 ms a tile with it and 143 ms without, since every
+# page came from the kernel again.
 _SHRINK_ABOVE_BYTES = 8 << 20
 _REASON_CHARS = 200
 _PADDED_BYTES = 16 << 20
-"""Strings of bytes that are padded to the longest one take at most so much."""
+"""Cap on a tensor of strings padded to the longest one."""
 _FATAL = 4
 _ONNX_BFLOAT16 = 16
-"""Its number in ONNX's TensorProto."""
+"""Number of bfloat16 in ONNX's TensorProto."""
 
 _DTYPES = {
     "tensor(bool)": np.dtype(np.bool_),
@@ -65,16 +65,16 @@ _ERRORS: tuple[type[Exception], ...] = (
 )
 _OUR_FAULT = re.compile(r"Failed to allocate|bad_alloc|CUDA|CUDNN|CUBLAS")
 _NOISE = re.compile(
-    r"^.* was false\. "  # the condition of an assertion, which a sentence follows
-    r"|\[ONNXRuntimeError\] : \d+ : \w+ : "  # the status, which the type of the error says too
+    r"^.* was false\. "  # the condition of an assertion, before a sentence
+    r"|\[ONNXRuntimeError\] : \d+ : \w+ : "  # the status, which the error's type tells too
     r"|Load model from .*? failed:"
-    r"|[\w/\-]+\.(?:cc|h|hpp|cpp|cu):\d+ "  # where in its source
+    r"|[\w/\-]+\.(?:cc|h|hpp|cpp|cu):\d+ "  # a place in its source
     r"|[\w:*&<>, ]*\bonnxruntime::[^()]*\([^()]*\)(?: const)? "
     r"|Error in execution: "
     r"| Please fix either the inputs/outputs or the model\."
 )
 
-# Identity of a float tensor: the smallest model that a provider can be tried with.
+# Identity of a float tensor: the smallest model to try a provider with.
 _PROBE = (
     b"\x08\x03\x12\x00:9\n\x10\n\x01x\x12\x01y\x22\x08Identity\x12\x01gZ\x10\n\x01x\x12\x0b\n\t"
     b"\x08\x01\x12\x05\n\x03\x12\x01Nb\x10\n\x01y\x12\x0b\n\t\x08\x01\x12\x05\n\x03\x12\x01NB"
@@ -146,7 +146,7 @@ class OnnxRuntime:
         outputs: Sequence[str],
         more: bool = False,
     ) -> dict[str, Tensor]:
-        """Compute the named outputs; `NotFound` for another signature than `serving_default`."""
+        """Compute the named outputs; raises `NotFound` for any signature but `serving_default`."""
         where = f"model {self._spec.name} version {self._spec.version}"
         if signature != SIGNATURE:
             raise NotFound(f"{where} has no signature {signature!r}; it has {SIGNATURE!r}")
@@ -229,10 +229,10 @@ def _providers(device: str) -> list[Any]:
 
 @cache
 def _why_no_cuda() -> str:
-    """Empty if a session really gets CUDA, else why not; asked once per process.
+    """Why a session gets no CUDA, "" if it does; asked once per process.
 
-    A build for CUDA names the provider everywhere, and a session without it falls back unasked:
-    only the providers of a session that exists are true.
+    A build for CUDA lists the provider on any machine, and a session silently falls back: only
+    the providers of an existing session are true.
     """
     provider = "CUDAExecutionProvider"
     if provider not in ort.get_available_providers():
@@ -257,7 +257,7 @@ def _model_spec(
     session: Any, name: str, version: int, settings: RuntimeSettings, where: str
 ) -> ModelSpec:
     inputs, outputs = session.get_inputs(), session.get_outputs()
-    # Inputs that have an initializer; callers do without those whose dtype they cannot send.
+    # Inputs with an initializer; those of a dtype that callers cannot send are left out.
     optional = [each for each in session.get_overridable_initializers() if each.type in _DTYPES]
     signature = Signature(
         name=SIGNATURE,
@@ -289,7 +289,7 @@ def _tensor_spec(argument: Any, where: str) -> TensorSpec:
             f"{where} {argument.name} is a {argument.type}; only tensors of bool, integers, "
             "float16, bfloat16, float32, float64 and string can be served"
         )
-    # ONNX Runtime shows a scalar and an unknown rank alike: the careful reading is "unknown".
+    # ONNX Runtime shows a scalar and an unknown rank alike: taken as unknown.
     shape = tuple(size if isinstance(size, int) else None for size in argument.shape) or None
     return TensorSpec(argument.name, dtype, shape)
 
@@ -297,7 +297,7 @@ def _tensor_spec(argument: Any, where: str) -> TensorSpec:
 def _rows_are_free(inputs: Sequence[Any], outputs: Sequence[Any], optional: Sequence[Any]) -> bool:
     """Whether every tensor begins with one and the same free dimension.
 
-    Optional inputs need not have it, but another one of theirs would be taken for the rows.
+    Optional inputs may lack it, but must not have another free dimension in its place.
     """
     if not inputs or not all(argument.shape for argument in (*inputs, *outputs)):
         return False
@@ -307,7 +307,7 @@ def _rows_are_free(inputs: Sequence[Any], outputs: Sequence[Any], optional: Sequ
 
 
 def _held(value: Tensor) -> Any:
-    """A tensor as ONNX Runtime holds it; bfloat16 is what it takes in no other way."""
+    """A tensor as ONNX Runtime takes it; bfloat16 needs an `OrtValue`."""
     if value.dtype != BFLOAT16:
         return ort.OrtValue.ortvalue_from_numpy(value)
     bits = np.ascontiguousarray(value).view(np.uint16)
@@ -315,7 +315,7 @@ def _held(value: Tensor) -> Any:
 
 
 def _array(value: Any) -> Tensor:
-    """The inverse; of bfloat16 only the address of its memory is to be had."""
+    """The inverse of `_held`; bfloat16 is read at its address in memory."""
     if value.data_type() != "tensor(bfloat16)":
         array: Tensor = value.numpy()
         return array
@@ -326,8 +326,8 @@ def _array(value: Any) -> Tensor:
 def _to_text(name: str, value: Tensor) -> Tensor:
     """Strings as ONNX Runtime reads them; other dtypes stay as they are.
 
-    Its Python layer wants text. It takes other bytes of equal length as they are, and of any length
-    up to the first NUL.
+    Its Python layer takes text, bytes of equal length as they are, and bytes of other lengths up to
+    the first NUL.
     """
     if value.dtype != BYTES:
         return value

@@ -34,18 +34,18 @@ from replicas.warmup import warm_up
 
 MIN_CREDITS = 4
 REMEMBERED = 16
-"""How many versions that are not here any more are still reported: the pool then keeps the sums."""
+"""Unloaded versions whose counts are still reported, until the pool has added them up."""
 _REASON_CHARS = 300
 
 _OUR_FAULT = re.compile(r"failed to allocate|bad_alloc|out of memory|OOM|cuda|cudnn|cublas", re.I)
-"""What runtimes say when it is the machine, not the file, that a model does not load."""
+"""Texts of runtimes for a load that failed for lack of memory or of a GPU, not for its files."""
 
 log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What the pool wants loaded; a new `revision` is the same version with changed files."""
+    """A load order of the pool; a new `revision` is the same version with changed files."""
 
     model: str
     version: int
@@ -62,7 +62,7 @@ class Order:
 
 @dataclass(slots=True, eq=False)
 class Loaded:
-    """One placement and how far it is."""
+    """One placement and its state."""
 
     placement_id: int
     order: Order
@@ -73,7 +73,7 @@ class Loaded:
     broken: bool = False
 
     def facts(self) -> dict[str, Any]:
-        """What the pool is told; the spec only once it is known, log lines of a failure only."""
+        """The report to the pool; `spec` once it is known, `lines` of the log after a failure."""
         return {
             "placement_id": self.placement_id,
             "model": self.order.model,
@@ -89,7 +89,7 @@ class Loaded:
 
 
 def refuses_files(error: HeadraceError) -> bool:
-    """Whether the same files will fail again anywhere: neither store nor machine is at fault."""
+    """Whether the files are at fault, so that they would fail in any slot."""
     if not isinstance(error, ModelLoadError) or isinstance(error, (StoreAway, Interrupted)):
         return False
     not_installed = isinstance(error.__cause__, ImportError)
@@ -108,7 +108,7 @@ def import_runtime(name: RuntimeName) -> Any:
 
 
 class Placements:
-    """See the module. `changed` is called after every change of state."""
+    """The placements of one slot; `changed` is called after every change of state."""
 
     def __init__(
         self,
@@ -134,14 +134,14 @@ class Placements:
         return iter(self._loaded.values())
 
     def engine(self, placement_id: int) -> Engine | None:
-        """The engine of a placement that may still be answered, else None."""
+        """The engine of a READY or DRAINING placement, else None."""
         loaded = self._loaded.get(placement_id)
         if loaded is None or loaded.state not in (State.READY, State.DRAINING):
             return None
         return loaded.engine
 
     def credits(self) -> dict[int, int]:
-        """By READY placement, how many requests it may hold: one batch running, one waiting."""
+        """Requests that each READY placement may hold: one batch running, one waiting."""
         return {
             loaded.placement_id: max(MIN_CREDITS, 2 * loaded.engine.spec.max_rows)
             for loaded in self._loaded.values()
@@ -149,7 +149,7 @@ class Placements:
         }
 
     def load(self, order: Order) -> Loaded:
-        """Begin to load; the same version again is the placement that is there already."""
+        """Begin to load; the same order again gives the placement that is there already."""
         for loaded in self._loaded.values():
             if loaded.order == order and loaded.state not in (State.FAILED, State.END):
                 return loaded
@@ -168,26 +168,26 @@ class Placements:
             self._changed(loaded)
 
     def unload(self, placement_id: int) -> None:
-        """Begin to unload: nothing new is taken, what is there is answered first."""
+        """Begin to unload: no new requests, those held are answered first."""
         loaded = self._loaded.get(placement_id)
         if loaded is not None and loaded.state not in (State.DRAINING, State.END):
             self._spawn(self._unload(loaded))
 
     async def drain(self) -> None:
-        """Wait until every placement has answered what it holds."""
+        """Wait until all placements have answered the requests that they hold."""
         for loaded in list(self._loaded.values()):
             if loaded.engine is not None:
                 await loaded.engine.drained()
 
     def statistics(self) -> list[dict[str, Any]]:
-        """What each version has counted since the process started, however often it was loaded."""
+        """Counts of each version since the process started, however often it was loaded."""
         return [
             {"model": model, "version": version, **statistics.document()}
             for (model, version), statistics in self._statistics.items()
         ]
 
     def _statistics_of(self, order: Order) -> ModelStatistics:
-        """The version's counts, as the newest; the oldest of what is gone are forgotten."""
+        """The version's counts, now the newest; the oldest of unloaded versions are forgotten."""
         key = (order.model, order.version)
         found = self._statistics.pop(key, None) or ModelStatistics()
         self._statistics[key] = found

@@ -42,7 +42,7 @@ _MODEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}")
 _CREDENTIALS = re.compile(r"(?<=://)[^/@\s]*@|[?#]\S*")
 _REASON_CHARS = 200
 _UNUSED_S = 86_400.0
-"""What nobody fetched for so long, and the store has no more, leaves the cache."""
+"""Age at which an unused version that has left the store leaves the cache."""
 
 
 class StoreAway(ModelLoadError):
@@ -50,15 +50,15 @@ class StoreAway(ModelLoadError):
 
 
 class Interrupted(ModelLoadError):
-    """Raised when a download did not bring what the store has; the next one may."""
+    """Raised when a download came out incomplete; the next one may succeed."""
 
 
 class Repository:
     """Finds, fetches and verifies versions; blocking, so call it in a thread.
 
-    Everything that goes wrong is a `ModelLoadError` of one sentence, which callers may get to see:
-    it does not say where the store is. A local store is used in
-    place; from another one a version is downloaded into `cache_dir`, whole or not at all.
+    All errors are `ModelLoadError`s of one sentence, without the store's address: callers may see
+    them. A local store is used in place; from a remote one a version is downloaded into
+    `cache_dir`, whole or not at all.
     """
 
     def __init__(self, uri: str, cache_dir: Path) -> None:
@@ -72,13 +72,13 @@ class Repository:
 
     @property
     def _local(self) -> Path | None:
-        """The store's folder; a link to it may lead elsewhere tomorrow."""
+        """The store's folder, None of a remote one; resolved each time, since links may change."""
         is_local = isinstance(self._fs, LocalFileSystem)
         return Path(self._root).resolve() if is_local else None
 
     @property
     def hashed_bytes(self) -> int:
-        """How much was read to verify files; what is known already is not read again."""
+        """Bytes read to verify files; unchanged files are not read again."""
         return self._verifier.hashed_bytes
 
     def models(self) -> list[str]:
@@ -92,7 +92,7 @@ class Repository:
         return names if lists_flat(self._fs) else [name for name in names if self.versions(name)]
 
     def is_empty(self) -> bool:
-        """Whether the store is there, without any folder: a volume that is not mounted is so."""
+        """Whether the store exists without any folder, as a volume that is not mounted."""
         with self._store_errors():
             self._fs.invalidate_cache()
             self._require_store()
@@ -103,7 +103,7 @@ class Repository:
         return sorted(self._version_folders(model))
 
     def passed_over(self, model: str) -> dict[str, str]:
-        """What lies in a model's folder and is no version of it, and why, by name."""
+        """Entries of a model's folder that are no version, with the reason, by name."""
         self._check_name(model)
         with self._store_errors():
             folder = f"{self._root}/{model}"
@@ -125,7 +125,7 @@ class Repository:
         return {name: why for name, why in sorted(others.items()) if not name.startswith(".")}
 
     def _version_folders(self, model: str) -> dict[int, str]:
-        """The version folders' names by what they mean."""
+        """Names of the version folders by number."""
         self._check_name(model)
         with self._store_errors():
             self._fs.invalidate_cache()
@@ -137,9 +137,9 @@ class Repository:
         return version_folders(names)
 
     def inspect(self, model: str) -> dict[int, VersionFiles]:
-        """Every version folder of a model by its listing; empty if the store has no such model.
+        """All version folders of a model by their listing; empty if the store has no such model.
 
-        Cheap enough for every few seconds: no file is read but a SHA256SUMS that has changed.
+        Cheap enough for every few seconds: only a SHA256SUMS that has changed is read.
         """
         self._check_name(model)
         with self._store_errors():
@@ -210,7 +210,7 @@ class Repository:
     def fetch(self, model: str, version: int) -> Path:
         """A local folder with the version's files, checked against its SHA256SUMS if it has one.
 
-        While a remote store is away this is the copy of the version that was fetched last.
+        While a remote store is away this is the last copy that was fetched.
         """
         where = f"model {model} version {version}"
         try:
@@ -241,7 +241,7 @@ class Repository:
     def beside(self, model: str, name: str, most_bytes: int) -> bytes | None:
         """A file beside the model's version folders, None if there is none.
 
-        While a remote store is away this is what the file held when it was read last.
+        While a remote store is away this is the content that was read last.
         """
         self._check_name(model)
         where = f"model {model}: {name}"
@@ -344,10 +344,10 @@ class Repository:
                 self._verifier.verify(target, where)
 
     def _sweep(self, target: Path, known: Iterable[int]) -> None:
-        """Remove what was left of broken downloads, of other files of this version, and of
-        versions that the store has no more.
+        """Remove broken downloads, older contents of this version, and versions that have left
+        the store.
 
-        What is loaded from there does not mind: its files are open, or read already.
+        Loaded models are not affected: their files are open, or read already.
         """
         version = target.name.partition("-")[0]
         stored = {str(number) for number in known} - {version}
@@ -362,7 +362,7 @@ class Repository:
                 log.info("stays_in_cache", folder=folder.name, reason=str(error))
 
     def _files(self, source: str, where: str) -> dict[str, dict[str, Any]]:
-        """Relative path → what the store knows of each file below `source`."""
+        """The store's facts of each file below `source`, by relative path."""
         self._fs.invalidate_cache()
         found, _ = list_remote(self._fs, source)
         for name in found:
@@ -416,13 +416,13 @@ class Repository:
 
     @contextmanager
     def _store_errors(self) -> Iterator[None]:
-        """The boundary to the store: backends raise whatever their client library has."""
+        """Errors of the store as `StoreAway`: backends raise whatever their client library has."""
         try:
             yield
         except HeadraceError:
             raise
         except Exception as error:
-            # Neither the traceback nor the chain goes on: both can show an address with its key.
+            # Without traceback and chain: both can show an address with its key.
             text = _CREDENTIALS.sub("", " ".join(str(error).split()))[:_REASON_CHARS]
             kind = type(error).__name__
             log.warning("store_away", store=self._shown, kind=kind, reason=text)
@@ -440,7 +440,7 @@ def _at_most(content: bytes, most_bytes: int, where: str) -> bytes:
 
 
 def detect_runtime(path: Path) -> RuntimeName:
-    """Which runtime a version folder is for, by its files."""
+    """The runtime of a version folder, by its files; raises `ModelLoadError` unless it is one."""
     found = [name for name, kind in RUNTIMES.items() if (path / kind.file).is_file()]
     if len(found) != 1:
         which = "both" if found else "neither"

@@ -1,4 +1,4 @@
-"""What a model runtime is; `onnx_runtime` and `tensorflow_runtime` are the two we have."""
+"""The interface of runtimes, `onnx_runtime` and `tensorflow_runtime`, and their error texts."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class RuntimeSettings:
 
 
 class Runtime(Protocol):
-    """A loaded model version. `run` is called by one thread at a time; it blocks, frees the GIL."""
+    """A loaded model version. One thread at a time calls `run`, which blocks and frees the GIL."""
 
     @property
     def single_threaded(self) -> bool:
-        """Whether a run works in the thread that calls it alone, and waits for nothing else."""
+        """Whether a run uses only the thread that calls it."""
         ...
 
     @property
@@ -44,9 +44,9 @@ class Runtime(Protocol):
         outputs: Sequence[str],
         more: bool = False,
     ) -> dict[str, Tensor]:
-        """Compute the named outputs; raises `InvalidArgument` for what the model refuses.
+        """Compute the named outputs; raises `InvalidArgument` for inputs that the model refuses.
 
-        With `more` the next run is as large and comes at once: memory may be kept for it.
+        With `more` a run of the same size follows at once: its memory may be kept.
         """
         ...
 
@@ -56,7 +56,7 @@ class Runtime(Protocol):
 
 
 _LONGEST = 2000
-"""Characters that are looked at; what is shown is much shorter."""
+"""Characters of a text that are searched; shown texts are much shorter."""
 _SOURCE = re.compile(r"[\w./\-]*\w\.(?:cc|cpp|cu|h|hpp|py):\d+:?\s*")
 # A scheme, or a slash that does not follow a word, as it does in `and/or` and in names of nodes.
 _FOLDERS = re.compile(
@@ -65,14 +65,14 @@ _FOLDERS = re.compile(
 
 
 def said_by(error: Exception) -> str:
-    """What an error says, with the last name alone of the file that an `OSError` is about."""
+    """An error's text; of an `OSError`'s file only the last name."""
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.strerror}: {PurePath(str(error.filename)).name!r}"
     return str(error)
 
 
 def without_places(text: str, folder: Path | None = None) -> str:
-    """The text in one line, with files by their last names and without positions in a source.
+    """The text in one line: of files the last name, and no positions in a source.
 
     Files below `folder` are named as they lie in it.
     """

@@ -20,14 +20,14 @@ from headrace.runtimes import TENSORFLOW
 from headrace.spec import BYTES, ModelSpec, Signature, Tensor, TensorSpec
 from replicas.runtime import Runtime, RuntimeSettings, without_places
 
-# TensorFlow reads this while it is imported: 2 keeps its errors and drops the rest.
+# Read by TensorFlow while it is imported; 2 keeps errors only.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf import config_pb2, saved_model_pb2
 
-# The same for what it logs from Python: advice to who exports models, which nobody here does.
+# The same for its log from Python, which advises exporters of models.
 tf.get_logger().setLevel(logging.ERROR)
 
 log = structlog.get_logger()
@@ -35,10 +35,10 @@ log = structlog.get_logger()
 _SERVE = "serve"
 _DEFAULT = "serving_default"
 _PREDICT = "tensorflow/serving/predict"
-_OWN = "__saved_model"  # signatures that initialise and train, not for callers
+_OWN = "__saved_model"  # signatures that initialise and train
 _REASON_CHARS = 200
 _CALLABLES = 64
-"""Combinations of a TensorFlow 1 signature's outputs whose calls stay prepared."""
+"""Cap on prepared calls of a TensorFlow 1 signature, one for each combination of outputs."""
 _STACK_TRACE = re.compile(
     r"\n\s*(?:Original stack trace for|Errors may have originated from|Function call stack:)"
 )
@@ -51,7 +51,7 @@ _NO_REASON = re.compile(
     r"\s|$|Graph execution error:|Detected at node |Node: '|<stack traces unavailable>|File "
     r"|Hint: |\d+ root error\(s\) found|\d+ successful operations|\d+ derived errors|Traceback "
 )
-"""Lines that tell where in the graph, or in whose source, and not what."""
+"""Lines that name a place in a graph or a source instead of an error."""
 # A damaged SavedModel fails wherever the loader first stumbles over it.
 _LOAD_ERRORS = (
     tf.errors.OpError,
@@ -70,7 +70,7 @@ def load(path: Path, name: str, version: int, settings: RuntimeSettings) -> Runt
     _configure_process(settings)
     graph = _serving_graph(path, where)
     spec = _model_spec(graph, name, version, settings, where)
-    # What TensorFlow 2 exports holds objects. Only a session runs all graphs of TensorFlow 1.
+    # Exports of TensorFlow 2 hold objects. Only a session runs all graphs of TensorFlow 1.
     open_model = _open_objects if graph.HasField("object_graph_def") else _open_graph
     try:
         model, functions = open_model(path, graph, spec, settings)
@@ -83,11 +83,11 @@ def load(path: Path, name: str, version: int, settings: RuntimeSettings) -> Runt
 
 
 Function = Callable[[Mapping[str, Tensor], Sequence[str]], dict[str, Tensor]]
-"""A signature that can be run: inputs and wanted outputs in, outputs out."""
+"""Runs a signature: inputs and names of outputs in, outputs out."""
 
 
 class TensorFlowRuntime:
-    """A loaded SavedModel; holds the object itself, since its functions only borrow variables."""
+    """A loaded SavedModel; keeps the object alive, since functions only borrow its variables."""
 
     single_threaded = False
 
@@ -162,7 +162,7 @@ def _open_graph(
     config = tf.compat.v1.ConfigProto(
         intra_op_parallelism_threads=max(1, math.floor(settings.cores)),
         inter_op_parallelism_threads=1,
-        # Many a graph names the device that it was trained on.
+        # Graphs may name the device that they were trained on.
         allow_soft_placement=True,
     )
     if settings.device == "cuda":
@@ -241,7 +241,7 @@ def _serving_graph(path: Path, where: str) -> Any:
         raise ModelLoadError(f"{where}: {file.name} is truncated or not a SavedModel") from error
     graphs = [graph for graph in saved.meta_graphs if _SERVE in graph.meta_info_def.tags]
     if graphs:
-        # Others are for a device too, as with the tags `serve` and `tpu`.
+        # Other graphs are for a device too, with tags such as `serve` and `tpu`.
         return min(graphs, key=lambda graph: len(graph.meta_info_def.tags))
     raise ModelLoadError(
         f"{where}: {file.name} has no graph tagged {_SERVE!r}; export it for serving"
@@ -322,9 +322,9 @@ def _list(spec: ModelSpec) -> str:
 
 
 def _reason(error: Exception, folder: Path) -> str:
-    """The line in which TensorFlow itself says what, without places in graphs and file systems.
+    """TensorFlow's own error in one line, without places in graphs and file systems.
 
-    It is the first: what more it says of that, as the tensor that it could not read, is indented.
+    The first such line; details, such as the tensor that could not be read, are indented.
     """
     text = _ROOT_ERROR.sub("", _STACK_TRACE.split(str(error), maxsplit=1)[0])
     lines = [each for each in text.splitlines() if not _NO_REASON.match(each)]

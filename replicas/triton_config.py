@@ -1,7 +1,7 @@
 """Triton's `config.pbtxt` beside a model's version folders, and the labels of its classes.
 
-Read are the names, formats, dims, reshapes and label files of inputs and outputs, and
-`max_batch_size`; what says the same as the model's own files is checked, the rest is named as
+Names, formats, dims, reshapes and label files of inputs and outputs are read, and
+`max_batch_size`. Fields that repeat the model's own files are checked, others are listed as
 ignored. Outputs that the configuration does not list are not served.
 """
 
@@ -27,7 +27,7 @@ from replicas.runtime import Runtime
 
 CONFIG = "config.pbtxt"
 LABELS = "labels.txt"
-"""Holds the labels of the output with as many classes where the configuration names no file."""
+"""Labels of the output with as many classes, where the configuration names no file."""
 
 _READ = frozenset({"name", "platform", "backend", "max_batch_size", "input", "output"})
 _TENSOR_READ = frozenset({"name", "data_type", "format", "dims", "reshape", "label_filename"})
@@ -35,12 +35,12 @@ _STRINGS_AND_COMMENTS = re.compile(r"\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])*'|
 _REASON_CHARS = 200
 
 Files = Callable[[str], bytes | None]
-"""A file by its name beside the model or in its version's folder; None where neither has it."""
+"""Reads a file by its name, beside the model or in its version's folder; None without one."""
 Shape = tuple[int | None, ...]
 
 
 def own_file(folder: Path, name: str) -> bytes | None:
-    """A file of the version's folder, whose links were checked; None if it has none."""
+    """A file of the version's folder, whose links were checked; None without one."""
     path = folder / name
     try:
         if not path.is_file():
@@ -53,7 +53,7 @@ def own_file(folder: Path, name: str) -> bytes | None:
 
 
 def configured(runtime: Runtime, text: bytes | None, files: Files) -> Runtime:
-    """The runtime as its `config.pbtxt` (None: it has none) wants it served.
+    """The runtime as its `config.pbtxt` (None: it has none) describes it.
 
     Raises `ModelLoadError` for a configuration that is broken or does not fit the model.
     """
@@ -66,7 +66,7 @@ def configured(runtime: Runtime, text: bytes | None, files: Files) -> Runtime:
 
 
 class ConfiguredRuntime:
-    """A runtime behind the shapes of its configuration: tensors are reshaped on their way."""
+    """A runtime behind the shapes of its configuration: tensors are reshaped."""
 
     def __init__(self, runtime: Runtime, spec: ModelSpec) -> None:
         self._runtime = runtime
@@ -106,7 +106,7 @@ class ConfiguredRuntime:
 
 
 def _reshape(tensor: Tensor, spec: TensorSpec, batched: bool, *, inward: bool) -> Tensor:
-    """From dims to the model's own shape, or back; free sizes go over in their order."""
+    """From dims to the model's own shape, or back; free sizes keep their order."""
     if spec.reshape is None or spec.shape is None:
         return tensor
     leading = tensor.shape[:1] if batched else ()
@@ -131,7 +131,7 @@ def _read(text: bytes) -> Any:
 
 
 def _says_max_batch_size(text: bytes) -> bool:
-    """Protobuf does not tell 0 from nothing, and nothing leaves it to the model."""
+    """Whether `max_batch_size` is written: protobuf does not tell 0 from absent."""
     return b"max_batch_size" in _STRINGS_AND_COMMENTS.sub("", text.decode()).encode()
 
 
@@ -142,14 +142,14 @@ class _Configuration:
         self._config, self._states_rows = config, states_rows
 
     def applied(self, spec: ModelSpec) -> ModelSpec:
-        """The spec with what the configuration says of it; raises `ModelLoadError`."""
+        """The spec with the configuration applied; raises `ModelLoadError`."""
         config = self._config
         if config.name not in ("", spec.name):
             raise ModelLoadError(
                 f"{CONFIG}: name is {quoted(config.name)}, but the folder is '{spec.name}'"
             )
         known = default_signature(spec)
-        # What is not listed is not served, so that it need not have the rows either.
+        # An output that is not listed is not served, so it may lack the rows.
         served = replace(
             known,
             inputs=_served(config.input, known.inputs),
@@ -197,7 +197,7 @@ def _served(entries: Any, known: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ..
 def _tensors(
     kind: str, entries: Any, known: tuple[TensorSpec, ...], batched: bool
 ) -> tuple[TensorSpec, ...]:
-    """The tensors as they are listed; all that the model has where none is."""
+    """The tensors as listed; all tensors of the model where none is."""
     by_name = {each.name: each for each in known}
     found: dict[str, TensorSpec] = {}
     for entry in entries:
@@ -257,7 +257,7 @@ def _sizes(values: Any, where: str) -> Shape:
 
 
 def _chunks(shape: Shape) -> list[int]:
-    """Elements between the free sizes: they must be as many before a reshape as after it."""
+    """Elements between free sizes: a reshape must not change their number."""
     chunks = [1]
     for size in shape:
         if size is None:
@@ -268,7 +268,7 @@ def _chunks(shape: Shape) -> list[int]:
 
 
 def _fitting(dims: Shape, spec: TensorSpec, leading: int, where: str) -> Shape:
-    """The dims, with the model's own sizes where they are free; they may not contradict it."""
+    """The dims, with the model's own sizes where they are free; raises where they contradict."""
     if spec.shape is None:
         return dims
     own = spec.shape[leading:]
@@ -287,7 +287,7 @@ def _shown(shape: Shape) -> list[int]:
 
 
 def _ignored(config: Any, spec: ModelSpec) -> Iterator[str]:
-    """The fields that are set to something and not read; what runs a model is told by its files."""
+    """Fields that are set and have no effect; the model's files tell its runtime."""
     runtime = runtime_of(spec.platform)
     if config.platform not in ("", spec.platform):
         yield "platform"
@@ -307,7 +307,7 @@ def _ignored(config: Any, spec: ModelSpec) -> Iterator[str]:
 
 
 def _is_empty(field: Any, value: Any) -> bool:
-    """Whether it is a message that says nothing, as `dynamic_batching { }`."""
+    """Whether a message has no field set, such as `dynamic_batching { }`."""
     single = field.message_type is not None and not field.is_repeated
     return single and value.ByteSize() == 0
 
@@ -332,7 +332,7 @@ def _with_labels(spec: ModelSpec, files: Files) -> ModelSpec:
 
 
 def _classes(spec: ModelSpec, signature: Signature, output: TensorSpec) -> int | None:
-    """How many values a row of the output has; None where that is not known."""
+    """Values in a row of the output; None where that is not known."""
     shape = output.shape or (None,)
     sizes = shape[1:] if spec.batches(signature) else shape
     return None if None in sizes else math.prod(size or 0 for size in sizes)

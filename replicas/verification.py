@@ -1,4 +1,4 @@
-"""Whether a version folder is exactly what its SHA256SUMS says."""
+"""Checks of a version folder: its SHA256SUMS, and the external data of an ONNX model."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def read_sums(path: Path, where: str) -> dict[str, str]:
 
 
 def files_below(folder: Path, where: str) -> Iterator[str]:
-    """Relative paths of all files; a link to a folder is refused, since nobody walks into it."""
+    """Relative paths of all files; a link to a folder is refused, since it is not walked."""
     for parent, folders, files in os.walk(folder):
         here = Path(parent)
         for name in folders:

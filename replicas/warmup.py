@@ -1,7 +1,6 @@
-"""Runs on recorded or made-up requests, so that the first real one pays for no set-up.
+"""Warm-up of a model with recorded or synthetic requests, before the first real one.
 
-Requests that lie in a version folder, to warm the model up with what clients really send.
-
+Recorded requests lie in the version folder:
 `warmup/*.json` are bodies of TensorFlow Serving's predict or of the Open Inference Protocol;
 `assets.extra/tf_serving_warmup_requests` is TensorFlow Serving's own record of PredictionLogs.
 """
@@ -34,7 +33,7 @@ MAX_FILES = 100
 MAX_RECORDS = 1000
 """TensorFlow Serving's own limit."""
 MAX_BYTES = 64 * 1024 * 1024
-"""Of all recorded requests of a version: they are to warm it up, not to test it."""
+"""Cap on the recorded requests of a version together."""
 
 _LENGTH = struct.Struct("<Q4x")
 _CRC_BYTES = 4
@@ -55,21 +54,21 @@ class Recorded:
     body: bytes
 
     def decode(self, model: ModelSpec) -> InferenceRequest:
-        """For this model; raises `ModelLoadError` if it is not a request for it."""
+        """The request decoded; raises `ModelLoadError` if the model does not take it."""
         try:
             codec = codecs()[self.call]
             return codec.decode(self.body, Call(CALLS[self.call].method), model)
         except HeadraceError as error:
             raise ModelLoadError(f"warm-up request {self.where}: {error.message}") from error
         except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
-            # A codec's own mistake; the engine takes the same ones for that.
+            # Errors that the engine, too, takes for a codec's own mistake.
             log.exception("decode_failed", where=self.where)
             reason = f"internal error ({type(error).__name__})"
             raise ModelLoadError(f"warm-up request {self.where}: {reason}") from error
 
 
 def recorded_requests(folder: Path) -> Iterator[Recorded]:
-    """Those of a version folder; raises `ModelLoadError` for what cannot be read."""
+    """The recorded requests of a version folder; raises `ModelLoadError` for a broken file."""
     files = sorted((folder / JSON_FOLDER).glob("*.json"))
     records = folder / RECORDS
     present = [*files, records] if records.is_file() else files
@@ -127,7 +126,7 @@ def _of_log(where: str, record: bytes) -> Iterator[Recorded]:
 def read_records(content: bytes) -> Iterator[bytes]:
     """The records of a TFRecord file: a length and its checksum, then data and its checksum.
 
-    The checksums are not looked at, since SHA256SUMS covers the file.
+    Checksums are not checked: SHA256SUMS covers the file.
     """
     at = 0
     while at < len(content):
@@ -148,11 +147,11 @@ PICTURE_PNG = base64.b64decode(
     b"iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAEUlEQVR42mP8z4AdMDEMKQkAzUEBD7t4"
     b"NqoAAAAASUVORK5CYII="
 )
-"""A red picture of 8x8 pixels, for string inputs that want an encoded picture."""
+"""A red picture of 8x8 pixels, for string inputs that take an encoded picture."""
 
 
 def warm_up(runtime: Runtime, folder: Path | None = None) -> None:
-    """Run the requests that the version folder holds; without any, each signature once.
+    """Run the recorded requests of the version folder; without any, each signature once.
 
     Raises `ModelLoadError` for a recorded request that is refused, else what `run` raises.
     """
@@ -171,7 +170,7 @@ def _run_recorded(runtime: Runtime, recorded: Recorded) -> None:
     request = recorded.decode(runtime.spec)
     inputs, most = request.inputs, runtime.spec.max_rows
     if request.rows is not None and 0 < most < request.rows:
-        # More than one batch may hold; callers' requests are cut into several.
+        # More rows than a batch holds: requests of callers are cut into several.
         inputs = {name: tensor[:most] for name, tensor in inputs.items()}
     try:
         names = wanted_names(request.signature, request.outputs)
@@ -181,7 +180,7 @@ def _run_recorded(runtime: Runtime, recorded: Recorded) -> None:
 
 
 def _run_synthetic(runtime: Runtime) -> None:
-    """A model may refuse zeros and still serve real requests, so a refusal is only logged."""
+    """Run each signature on zeros; a refusal is only logged, since real requests may still pass."""
     for name, signature in runtime.spec.signatures.items():
         inputs = synthetic_inputs(signature, rows=1)
         label = f"{runtime.spec.name}/{runtime.spec.version} {name}"
@@ -197,7 +196,7 @@ def _run_synthetic(runtime: Runtime) -> None:
 def synthetic_inputs(signature: Signature, rows: int) -> dict[str, Tensor] | None:
     """Zeros for each input (`[rows, ...]`), pictures for string inputs that are named so.
 
-    None when an input's rank is unknown: nothing can be made up for it.
+    None where an input's rank is unknown.
     """
     tensors = {}
     for spec in signature.required:

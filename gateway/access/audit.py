@@ -1,17 +1,15 @@
 """The audit log: who asked what, and what was decided, one JSON line for each decision.
 
-Refusals come fastest when somebody floods, so all but `allowed` decisions are folded: those of one
-caller with the same decision, reason, code and model in the same second of a batch become one line
-with `count`, whose other fields are the first one's. Who sent a flood is answered by adding up
-`count`. A caller that asks for many models in one batch gets lines for the first ones; the model of
-the rest is `*`.
+In a flood most decisions are refusals, so all but `allowed` are folded: those of one caller with
+the same decision, reason, code and model in the same second of a batch become one line with
+`count`, whose other fields are the first one's. The sum of `count` tells who sent a flood. A caller
+that asks for many models in one batch gets lines for the first `MODELS_APART`; the model of the
+rest is `*`.
 
-The files of an audit log: each process appends to its own, and old ones make room.
-
-Files are called `<process>-<start time>-<number>.jsonl`. A process keeps `files` of its own, and
-the folder `PROCESSES` times as many of all that write or ever wrote there, so it never holds more
-than `PROCESSES * files * max_file_bytes` (and one file for each process that is about to tidy up).
-What was written longest ago goes first.
+Each process appends to files of its own, called `<process>-<start time>-<number>.jsonl`, and old
+files make room. A process keeps `files` of its own, and the folder `PROCESSES` times as many, so it
+never holds more than `PROCESSES * files * max_file_bytes` (and one file for each process that is
+about to tidy up). The file written longest ago goes first.
 """
 
 from __future__ import annotations
@@ -38,14 +36,14 @@ from headrace.files import append_whole
 from headrace.journal import Journal
 
 PROCESSES = 16
-"""A process that starts anew has a new name, so a folder sees many more names than live ones."""
+"""Processes whose files a folder keeps: more than run, since a restart brings a new name."""
 
 _NAME = re.compile(r"(.+)-(\d{8}T\d{9})-(\d{6,12})\.jsonl")
 
 
 @dataclass(frozen=True, slots=True)
 class AuditFile:
-    """A file as its name tells it; `modified_ns` since 1970."""
+    """A file by its name; `modified_ns` since 1970."""
 
     path: Path
     process: str
@@ -71,7 +69,7 @@ def audit_files(folder: Path) -> list[AuditFile]:
 
 
 class AuditWriter:
-    """Appends to this process's newest file; not for several threads at once."""
+    """Appends to this process's newest file; not thread-safe."""
 
     def __init__(
         self, folder: Path, process: str, *, max_file_bytes: int, files: int, started_s: float
@@ -102,7 +100,7 @@ class AuditWriter:
             self._undo()
             raise
         self._size += len(lines)
-        if fresh:  # Only now: on a full disk no old lines must go for new ones that do not come.
+        if fresh:  # After the write: a full disk must not cost old lines.
             self._tidy()
 
     def close(self) -> None:
@@ -126,7 +124,7 @@ class AuditWriter:
             return fd
 
     def _gone(self, fd: int) -> bool:
-        """Whether nobody would find what is written, because the folder was moved or emptied."""
+        """Whether the open file is no longer at its path: the folder was moved or emptied."""
         try:
             return not os.path.samestat(self._path.lstat(), os.fstat(fd))
         except OSError:
@@ -152,12 +150,12 @@ Verdict = Literal["allowed", "refused", "cancelled", "failed"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 
 MAX_TEXT = 256
-"""Longest text of a field in characters; the rest is cut off."""
+"""Cap on the characters of a field; longer text is cut off."""
 QUEUE = 65_536
 """Cap on the records that wait for the thread."""
 PIECE_BYTES = 32 * 1024
-"""Written at once. With the longest line it still fits the smallest `max_file_bytes`; and between
-two pieces the event loop gets the interpreter back."""
+"""Bytes of one write: with the longest line they fit the smallest `max_file_bytes`, and between
+two writes the event loop gets the GIL."""
 RETRY_S = 1.0
 MODELS_APART = 8
 MANY_MODELS = "*"
@@ -232,7 +230,7 @@ class AuditLog(Journal[AuditRecord]):
 
 
 def encode(batch: Iterable[Timed]) -> Iterator[tuple[bytes, int]]:
-    """Pieces of whole lines, each with the number of records that it stands for."""
+    """Pieces of whole lines, each with its number of records."""
     piece, counted = bytearray(), 0
     for time_s, record, count in fold(batch):
         piece += encode_line(time_s, record, count)
@@ -245,7 +243,7 @@ def encode(batch: Iterable[Timed]) -> Iterator[tuple[bytes, int]]:
 
 
 def fold(batch: Iterable[Timed]) -> list[tuple[float, AuditRecord, int]]:
-    """Records with how often each came; see the module."""
+    """Records with their counts, equal refusals folded."""
     lines: list[Timed] = []
     counts: list[int] = []
     known: dict[tuple[Any, ...], int] = {}
@@ -269,7 +267,7 @@ def fold(batch: Iterable[Timed]) -> list[tuple[float, AuditRecord, int]]:
 
 
 def encode_line(time_s: float, record: AuditRecord, count: int = 1) -> bytes:
-    """A line of ASCII, so that no terminal and no splitter of lines sees more than text in it."""
+    """A line of printable ASCII: no control characters for a terminal, no other line ends."""
     fields: dict[str, Any] = {"time": iso_time(time_s)}
     for name, value in zip(record._fields, record, strict=True):
         fields[name] = _bounded(value) if isinstance(value, str) else value
@@ -281,18 +279,18 @@ def encode_line(time_s: float, record: AuditRecord, count: int = 1) -> bytes:
         fields["count"] = count
     line = orjson.dumps(fields)
     if not line.isascii():
-        # orjson writes other letters as they are; read back, so that NaN is already null.
+        # orjson does not escape other letters; it is read back since NaN is null there already.
         line = json.dumps(orjson.loads(line), separators=(",", ":")).encode()
     return line + b"\n"
 
 
 def iso_time(time_s: float) -> str:
-    """UTC with milliseconds, in one form only: such times sort as text."""
+    """UTC with milliseconds, always in one form: such times sort as text."""
     moment = datetime.fromtimestamp(min(max(time_s, 0.0), _LAST_S), UTC)
     return f"{moment.replace(tzinfo=None).isoformat(timespec='milliseconds')}Z"
 
 
 def _bounded(text: str) -> str:
     text = text[:MAX_TEXT]
-    # Half of a surrogate pair is no text that JSON could carry.
+    # JSON cannot hold half of a surrogate pair.
     return text if text.isascii() else text.encode("utf-8", "replace").decode()

@@ -1,7 +1,7 @@
-"""Finds lines of the audit log again, newest first, while it is written and its files rotate.
+"""Searches the audit log, newest line first, while it is written and its files rotate.
 
-Files are read backwards, a block at a time, and no file stays open between two blocks: one that is
-deleted meanwhile just ends. Torn and foreign lines are passed over.
+Files are read backwards in blocks, and not kept open between two blocks: one that is deleted
+meanwhile just ends. Torn and foreign lines are skipped.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ from gateway.access.audit import VERDICTS, AuditFile, Verdict, audit_files, iso_
 
 BLOCK_BYTES = 64 * 1024
 MAX_LINE_BYTES = 64 * 1024
-"""Longer than any line that is written; what is longer is damage, and is not collected."""
+"""Cap on a line: the log writes none as long, so a longer one is damage and is skipped."""
 SLACK_S = 60.0
-"""A clock may be set back by so much, and a file be written so long after the record was made."""
+"""Tolerance for clocks that are set back, and for records written later than made."""
 MAX_CALLERS = 100_000
-"""A summary tells so many callers apart."""
+"""Cap on the callers of a summary."""
 
 _TIME = b'{"time":"'
 _TIME_END = len(_TIME) + len("2026-01-31T23:59:59.999Z")
 _AGO = re.compile(r"(\d{1,9}(?:\.\d{1,3})?)\s*([smhd])")
 _UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 _PLAIN = re.compile(r"[ !#-\[\]-~]*")
-"""What JSON writes as it is."""
+"""Text that JSON does not escape."""
 
 Record = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """Which records; None for any. Times are seconds since 1970, `until_s` is not included.
+    """A filter of records; None for any. Times are seconds since 1970, `until_s` is excluded.
 
-    A `caller` that ends in `.`, `:` or `*` stands for all that begin so: `ip:10.0.`, `key:`. A
+    A `caller` that ends in `.`, `:` or `*` is a prefix: `ip:10.0.`, `key:`. A
     request whose credential was refused has no caller; it is found by `ip:` and its address.
     """
 
@@ -56,7 +56,7 @@ class Query:
     model: str | None = None
 
     def matches(self, record: Record) -> bool:
-        """Whether a record, whose time fits, is one of these."""
+        """Whether a record matches; its time is checked elsewhere."""
         return (
             (self.decision is None or record["decision"] == self.decision)
             and (self.reason is None or record.get("reason") == self.reason)
@@ -71,9 +71,9 @@ class Query:
         return caller == self.caller
 
     def needles(self) -> tuple[bytes, ...]:
-        """Pieces that a matching line holds: looking for them is cheaper than parsing."""
+        """Bytes that a matching line holds: a search for them is cheaper than parsing."""
         caller = (self.caller or "").removesuffix("*")
-        # An address stands without `ip:` where the caller was not believed.
+        # Without `ip:`, as in the address of a refused credential.
         begin = "" if "ip:".startswith(caller) else caller.removeprefix("ip:")
         wanted = (begin, self.decision, self.reason, self.model)
         return tuple(each.encode() for each in wanted if each and _PLAIN.fullmatch(each))
@@ -104,8 +104,8 @@ def find(folder: Path, query: Query, limit: int) -> list[Record]:
 def summarize(folder: Path, query: Query, limit: int) -> dict[str, Any]:
     """Counts of the callers with the most refusals, and of all together; raises `OSError`.
 
-    What was allowed counts as often as it was written, which is a sample. `callers_seen` stops
-    at `MAX_CALLERS`; later ones are part of the total alone.
+    Allowed requests count as written, which is a sample. `callers_seen` stops at `MAX_CALLERS`;
+    later callers count in the total alone.
     """
     total = _Sum("", "", "")
     callers: dict[str, _Sum] = {}
@@ -131,7 +131,7 @@ def summarize(folder: Path, query: Query, limit: int) -> dict[str, Any]:
 
 
 def who(record: Mapping[str, Any]) -> str:
-    """The caller, or the address of one that was not believed."""
+    """The caller, or the address where a credential was refused."""
     return record.get("caller") or f"ip:{record.get('address', '')}"
 
 
@@ -204,7 +204,7 @@ def _parse(line: bytes) -> Record | None:
 
 
 def lines_backwards(path: Path, block_bytes: int = BLOCK_BYTES) -> Iterator[bytes]:
-    """The lines of a file from its end, without their ends; stops where it cannot be read."""
+    """The lines of a file, last one first, without line ends; stops where it cannot be read."""
     rest = b""
     with suppress(OSError):
         position = path.stat().st_size

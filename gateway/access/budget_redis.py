@@ -28,13 +28,13 @@ from headrace.errors import ConfigError
 from headrace.secrets import resolve
 
 TIMEOUT_S = 0.25
-"""For a connection, and for each answer on it; an exchange with both may take twice as long."""
+"""Time-out of a connection and of each answer; an exchange with both may take twice as long."""
 
-# The same rules as those of `BudgetLedger`, which explains them. One hash holds a caller: its
-# bucket, its day, and when each gateway last claimed (fields "g:ID"). Numbers are kept as text of
-# 17 digits, of which a double comes back exactly, and are answered so: as numbers they would be
-# cut to integers. They come in one argument, since to a client without a password Redis tells what
-# is wrong only while commands have at most ten. The clock is Redis's own: the gateways' differ.
+# The rules of `BudgetLedger`, which explains them. One hash holds a caller: bucket, day, and when
+# each gateway last claimed (fields "g:ID"). Numbers are stored and answered as text of 17
+# digits, which gives a double back exactly; Redis would cut numbers to integers. They come in one
+# argument: Redis tells a client without a password what is wrong only for commands of at most ten.
+# The clock is Redis's own, since those of gateways differ.
 SCRIPT = """
 local gateway, numbers, count = 'g:' .. ARGV[1], {}, 0
 for word in string.gmatch(ARGV[2], '%S+') do
@@ -107,10 +107,10 @@ return {text(tokens), text(level), text(active), text(total)}
 
 
 class RedisBudgets:
-    """See `BudgetStore`. Raises `ConfigError` for a URL or a password that cannot be had.
+    """A `BudgetStore`. Raises `ConfigError` for a wrong URL or an unreadable password.
 
-    Every script call touches one key, so callers may be spread over several Redis servers by
-    what routes by key. A caller's id is hashed: it can be long, and names people.
+    Each script call has one key, so a proxy may spread callers over several Redis servers. A
+    caller's id is hashed: it can be long, and names people.
     """
 
     def __init__(self, config: Budgets, gateway_id: str, *, script: str = SCRIPT) -> None:
@@ -121,10 +121,10 @@ class RedisBudgets:
                 password=password,
                 socket_connect_timeout=TIMEOUT_S,
                 socket_timeout=TIMEOUT_S,
-                # What was sent twice would count twice; the next exchange is soon enough.
+                # No retry: a claim sent twice would count twice, and the next exchange is near.
                 retry=Retry(NoBackoff(), 0),
-                # With RESP3 the client expects messages between answers, and no longer looks
-                # whether a connection that it reuses has an unread answer in it.
+                # RESP2: with RESP3 the client expects messages between answers, and does not check
+                # a reused connection for unread answers.
                 protocol=2,
             )
         except ValueError:  # without its text, which may quote the URL and so a password
@@ -135,8 +135,8 @@ class RedisBudgets:
         self._sha = hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
 
     async def exchange(self, claims: Sequence[Claim]) -> tuple[list[Grant], int]:
-        """See `BudgetStore`. All claims go in one message and come back in one."""
-        # The count of gateways is that of an entry which every gateway claims, without limits.
+        """Exchange all claims in one message and one answer."""
+        # Gateways are counted as those of an entry without limits, which each of them claims.
         everyone = Claim("", rate=UNLIMITED, burst=UNLIMITED)
         calls = [self._call(f"{self._prefix}:gateways", GATEWAYS_S, everyone)]
         calls += [self._call(self._key(claim.caller), ACTIVE_S, claim) for claim in claims]
@@ -196,7 +196,7 @@ def _grant(answer: Any) -> Grant:
 
 
 def _reason(error: Exception) -> str:
-    """Why, in words that hold no part of the URL or the password."""
+    """The reason, without any part of the URL or the password."""
     if isinstance(error, AuthenticationError | AuthorizationError | NoPermissionError):
         return "it refuses this user or password"
     if isinstance(error, TimeoutError | RedisTimeoutError):

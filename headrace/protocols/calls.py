@@ -16,7 +16,7 @@ from headrace.protocols.tfserving_proto import ExamplesProtoCodec, PredictProtoC
 
 @dataclass(frozen=True, slots=True)
 class CallKind:
-    """A protocol's method."""
+    """One method of one protocol."""
 
     protocol: str
     method: str
@@ -33,8 +33,7 @@ CALLS: tuple[CallKind, ...] = (
     CallKind("tfserving_grpc", "regress"),
     CallKind("media", "part"),
 )
-"""The index is the number on the link: only append. A part of a picture or video is answered by a
-codec of the slot's own."""
+"""Calls by their number on the link: only append. The codec of `media` is the slot's own."""
 
 
 def codecs(
@@ -42,7 +41,7 @@ def codecs(
 ) -> tuple[Codec, ...]:
     """The codec of each call, by its number.
 
-    The limits are on a body once it is inflated, and on what it holds, see `elements`.
+    Limits: bytes of an inflated body, and its elements as `elements` counts them.
     """
     examples = ExamplesCodec(max_bytes, max_elements)
     predict = PredictCodec(max_bytes, max_elements)
@@ -65,7 +64,7 @@ def call_number(protocol: str, method: str) -> int:
 
 
 def encodings_of(content: bytes, accept: bytes) -> int:
-    """Both codings in one number; raises `InvalidArgument` for a body we cannot inflate."""
+    """Content and accepted coding in one number; `InvalidArgument` for an unknown one."""
     coding = content.decode("latin-1").strip().lower()
     if coding in {"", "identity"}:
         coding = ""
@@ -75,7 +74,7 @@ def encodings_of(content: bytes, accept: bytes) -> int:
 
 
 def call_of(number: int, json_length: int | None, encodings: int) -> Call:
-    """What the codec needs to know besides the body."""
+    """What path and headers tell the codec."""
     return Call(
         CALLS[number].method, json_length, ENCODINGS[encodings & 15], ENCODINGS[encodings >> 4]
     )

@@ -1,4 +1,4 @@
-"""What holds for a decoded request in every protocol: signature, names, dtypes, shapes, rows."""
+"""Checks of decoded requests in every protocol: signature, names, dtypes, shapes, rows."""
 
 from __future__ import annotations
 
@@ -41,11 +41,10 @@ def _takes(signature: Signature, names: AbstractSet[str]) -> bool:
 
 
 def check_inputs(signature: Signature, inputs: Mapping[str, Tensor]) -> int | None:
-    """Checks names, dtypes and, where they bind, shapes; gives the rows that all inputs share.
+    """The rows that all inputs share; raises `InvalidArgument` for names, dtypes and shapes.
 
-    None means that the request runs alone: a first dimension is fixed, differs or is 0, a shape
-    is not the signature's, so that its first dimension need not be rows, or an input with rows is
-    left out, as the model's own value for it may have any number of them.
+    None means that the request cannot be batched: a first dimension is fixed, differs or is 0, a
+    shape is not the signature's, or an input with rows is left out.
     """
     if inputs.keys() != signature.input_names:
         check_names(signature, inputs)
@@ -62,7 +61,7 @@ def check_inputs(signature: Signature, inputs: Mapping[str, Tensor]) -> int | No
 
 
 def check_names(signature: Signature, names: Iterable[str]) -> None:
-    """Raises `InvalidArgument` unless all names are inputs, and none but optional ones lack."""
+    """Raises `InvalidArgument` for an unknown name, and for a missing one that is not optional."""
     given = set(names)
     wanted = [spec.name for spec in signature.inputs]
     missing = [spec.name for spec in signature.required if spec.name not in given]
@@ -89,7 +88,7 @@ def given_inputs(rows: Sequence[Mapping[str, Any]], signature: Signature) -> tup
 
 
 def check_tensor(spec: TensorSpec, tensor: Tensor, shapes_bind: bool = True) -> bool:
-    """Whether the shape fits; raises `InvalidArgument` for a dtype or a shape that binds."""
+    """Whether the shape fits; `InvalidArgument` for a wrong dtype, or a wrong shape that binds."""
     if tensor.dtype != spec.dtype:
         raise InvalidArgument(
             f"input '{spec.name}' must be {datatype_name(spec.dtype)}, "

@@ -15,7 +15,7 @@ from headrace.protocols.datatypes import datatype_name
 from headrace.spec import BYTES, Tensor, TensorSpec
 
 _MAX_ELEMENTS = 1_000_000
-"""Values of a row, as in Triton: all are sorted for a few of them; and strings of an answer."""
+"""Cap on the values of a row, which are all sorted, and on the strings of an answer; Triton's."""
 
 
 def check_classes(spec: TensorSpec) -> None:
@@ -61,7 +61,7 @@ def top_classes(tensor: Tensor, count: int, labels: Sequence[str], *, batched: b
 
 
 def _highest(table: Tensor) -> Tensor:
-    """Of each row the indices of its values, the highest first."""
+    """Indices of the values of each row, the highest value first."""
     if table.dtype.kind == "f":
         table = np.where(np.isnan(table), -np.inf, table)
     # Backwards twice: a stable sort keeps the later one of two equal values first.

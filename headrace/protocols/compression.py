@@ -7,15 +7,12 @@ import zlib
 from headrace.errors import InvalidArgument, PayloadTooLarge, quoted
 
 MAX_INFLATED_BYTES = 128 * 1024 * 1024
-"""The default of `max_body_bytes`: what may not come plain may not come compressed either.
-
-A kilobyte can inflate to a megabyte, so the size of the compressed body bounds nothing.
-"""
+"""Cap on an inflated body, `max_body_bytes` by default: a kilobyte can inflate to a megabyte."""
 
 _WINDOW_BITS = {"gzip": 31, "deflate": 15}
 
 _LEVEL = 1
-"""Answers are compressed beside the model, whose cores are dearer than the last few bytes."""
+"""Fastest level of zlib: answers are compressed on the cores that run models."""
 
 
 def inflate(
@@ -43,8 +40,8 @@ def inflate(
 def reply_coding(accept_encoding: str) -> str:
     """The coding of the answer, "" for none.
 
-    Browsers and common HTTP libraries list several codings with every request and would cost
-    processor time for nothing; a client that names exactly one has been told to.
+    Only a client that names exactly one coding gets it. Browsers and HTTP libraries list several
+    with every request, and small answers do not repay the processor time.
     """
     coding = accept_encoding.strip().lower()
     return coding if coding in _WINDOW_BITS else ""

@@ -56,8 +56,8 @@ def dtype_of(name: object) -> np.dtype[Any]:
 
 
 def datatype_name(dtype: np.dtype[Any]) -> str:
-    """The Open Inference Protocol name, for example `FP32`; unsupported dtypes give their own."""
-    return _NAMES.get(dtype) or dtype.name  # which numpy makes up each time
+    """The Open Inference Protocol name, for example `FP32`; else numpy's own."""
+    return _NAMES.get(dtype) or dtype.name  # numpy makes it up each time
 
 
 def tensorflow_name(dtype: np.dtype[Any]) -> str:
@@ -79,11 +79,11 @@ def config_name(dtype: np.dtype[Any]) -> str:
 
 
 def is_supported(dtype: np.dtype[Any]) -> bool:
-    """Whether codecs can carry it."""
+    """Whether codecs have a form for this dtype."""
     return dtype in _NAMES
 
 
 def check_supported(dtype: np.dtype[Any]) -> None:
-    """Raises `InvalidArgument` for dtypes that no codec can carry."""
+    """Raises `InvalidArgument` for a dtype that codecs have no form for."""
     if dtype not in _NAMES:
         dtype_of(dtype.name)

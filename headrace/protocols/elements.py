@@ -1,9 +1,9 @@
-"""How many elements a request holds, counted before any of them is decoded into an object.
+"""Limit on the elements of a request, counted before they are decoded into objects.
 
-A string of one byte takes some hundred bytes once it is decoded, and as much again in the runtime
-and in the answer, so a limit on the size of a body bounds nothing. Objects and fields of messages
-are like strings. A list takes a quarter of that, and a number that is text, or packed in as few
-bytes as it needs, an eighth; in binary form numbers stay as large as they are and do not count.
+A string of one byte takes about a hundred bytes when decoded, and as much again in the runtime and
+in the answer: a limit on the body's size does not bound memory. Objects and message fields count
+like strings. A list counts as a quarter, a number as text or as a packed varint as an eighth.
+Numbers in binary form do not grow, and do not count.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _STRING_OR_SIGN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[,\[{]', re.DOTALL)
 """A string, a list or an object, or the comma between values."""
 _COMMA, _LIST = ord(b","), ord(b"[")
 LISTS_EACH = 4
-"""So many lists count as one element: 32 pictures have 1.6 million of 3 numbers."""
+"""Lists that count as one element: 32 pictures have 1.6 million lists of 3 numbers."""
 NUMBERS_EACH = 8
-"""So many numbers count as one element."""
+"""Numbers that count as one element."""
 _NUMBERS = "packed numbers"
 _AS_LARGE = {
     FieldDescriptor.TYPE_STRING,
@@ -35,11 +35,11 @@ _AS_LARGE = {
     FieldDescriptor.TYPE_FLOAT,
     FieldDescriptor.TYPE_DOUBLE,
 }
-"""Types of fields that are no larger in memory, apart from the object."""
+"""Types of fields whose values are as large in memory as on the wire."""
 _DEPTH = 100
-"""The parser takes no message that is nested deeper."""
+"""Depth of nesting that protobuf's parser refuses."""
 _FIXED = {1: 8, 3: 0, 4: 0, 5: 4}
-"""Bytes by wire type; of a group, which nobody sends, what is in it counts as if it were not."""
+"""Bytes by wire type; the fields of a group (3, 4) count as fields of the message around it."""
 
 
 class Elements:
@@ -49,14 +49,14 @@ class Elements:
         self._most, self._found = most, 0
 
     def take(self, count: int) -> None:
-        """So many more; raises `PayloadTooLarge`."""
+        """Count some; raises `PayloadTooLarge` above the limit."""
         self._found += count
         if self._found > self._most:
             raise too_many(self._most)
 
 
 def too_many(most: int) -> PayloadTooLarge:
-    """The error of a request that holds more than that."""
+    """The error of a request with more than `most` elements."""
     return PayloadTooLarge(
         f"the request holds more than {most} elements (`limits.max_elements`): strings and "
         f"objects, one for each {LISTS_EACH} lists, or one for each {NUMBERS_EACH} numbers that "
@@ -92,7 +92,7 @@ def check_json(text: bytes, most: int) -> None:
 def check_message(body: bytes, full_name: str, most: int, copies: int = 1) -> None:
     """Raises `PayloadTooLarge` if `copies` of a protobuf message have more than `most` elements.
 
-    Fields count, those of the messages in it too. What is broken is left for the parser to refuse.
+    Fields of nested messages count too. Malformed bytes pass: the parser refuses them.
     """
     limit = most // copies
     if len(body) <= limit:
@@ -144,7 +144,7 @@ def check_message(body: bytes, full_name: str, most: int, copies: int = 1) -> No
 
 @cache
 def _delimited_fields(full_name: str) -> Mapping[int, str]:
-    """By number, which message a field holds, or that it may hold packed numbers."""
+    """Fields by number: the message type they hold, or `_NUMBERS` for packed numbers."""
     found = {}
     for field in POOL.FindMessageTypeByName(full_name).fields:
         if field.message_type is not None:

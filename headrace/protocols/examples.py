@@ -1,12 +1,7 @@
-"""What classify and regress have in common in every protocol: features in, results out.
+"""Classify and regress in every protocol: features in, results out.
 
-A signature that takes serialized `tf.Example` gets them built; others get features by name.
+A signature that takes serialized `tf.Example` gets such messages; others get features by name.
 Errors about results begin as TensorFlow Serving's do.
-
-Serialized `tf.Example` messages, written field by field so that no protobuf is needed.
-
-Example{features=1}; Features{map<string, Feature> feature=1}; Feature is one of
-BytesList=1, FloatList=2 and Int64List=3, each with `value=1`, numbers packed.
 """
 
 from __future__ import annotations
@@ -29,7 +24,7 @@ from headrace.runtimes import TENSORFLOW
 from headrace.spec import BYTES, ModelSpec, Signature, Tensor, TensorSpec
 
 Features = dict[str, list[Any]]
-"""By name, values that are all `int` (64 bit), all `float` or all `bytes`."""
+"""Values by feature name: all `int` (64 bit), all `float` or all `bytes`."""
 
 
 def check_context(context: Collection[str], features: Collection[str], index: int) -> None:
@@ -43,15 +38,15 @@ def check_context(context: Collection[str], features: Collection[str], index: in
 
 @dataclass(frozen=True, slots=True)
 class ContextLimits:
-    """What the copies of a context, one for each example, may take together."""
+    """Limits on the copies of a context, one for each example, together."""
 
     max_bytes: int
     max_elements: int
 
     def check(self, context_bytes: int, features: Iterable[Sized], examples: int) -> None:
-        """Raises `InvalidArgument`, or `PayloadTooLarge` if these are too many elements.
+        """Raises `InvalidArgument` for too many bytes, `PayloadTooLarge` for too many elements.
 
-        A feature without values is an object as well.
+        Each feature counts as an element, and each of its values.
         """
         if context_bytes * examples > self.max_bytes:
             raise InvalidArgument(
@@ -65,8 +60,8 @@ class ContextLimits:
 def takes_serialized(model: ModelSpec, signature: Signature) -> bool:
     """Whether the model parses the examples itself.
 
-    What TensorFlow 2 exports has no method but `predict`; so the one input tells, whatever its
-    name. An ONNX graph cannot parse them.
+    Exports of TensorFlow 2 have no method but `predict`, so the dtype of the one input tells. An
+    ONNX graph cannot parse examples.
     """
     if model.platform != TENSORFLOW.platform or len(signature.inputs) != 1:
         return False
@@ -92,7 +87,7 @@ def named_inputs(rows: Sequence[Features], signature: Signature) -> dict[str, Te
 
 
 def result_outputs(signature: Signature, method: str) -> tuple[str, ...]:
-    """The outputs that the results are made of; raises `InvalidArgument` if there are none."""
+    """Names of the outputs that hold the results; raises `InvalidArgument` if there are none."""
     by_name = {spec.name: spec for spec in signature.outputs}
     usual = ("classes", "scores") if method == "classify" else ("outputs",)
     found = tuple(name for name in usual if name in by_name)
@@ -155,7 +150,7 @@ def regressions_of(outputs: Mapping[str, Tensor], examples: int) -> list[Any]:
 
 
 def example_count(request: InferenceRequest) -> int:
-    """How many examples a request has: each is a row of its tensors."""
+    """Number of examples: each is a row of the tensors."""
     return len(next(iter(request.inputs.values())))
 
 
@@ -198,7 +193,11 @@ Values = Sequence[bytes] | Sequence[float] | Sequence[int]
 
 
 def encode_example(features: Mapping[str, Values]) -> bytes:
-    """One Example; a feature's values are all `bytes`, all `float` or all `int` (64 bit)."""
+    """A serialized `tf.Example`, written without protobuf.
+
+    Example{features=1}; Features{map<string, Feature> feature=1}; Feature is one of BytesList=1,
+    FloatList=2 and Int64List=3, each with `value=1`, numbers packed.
+    """
     entries = b"".join(
         delimited(1, delimited(1, name.encode()) + delimited(2, _feature(values)))
         for name, values in features.items()

@@ -1,8 +1,7 @@
-"""JSON text to Python values and back, with the NaN and Infinity tokens that clients use.
+"""JSON text to Python values, JSON arrays to tensors, and back.
 
-JSON arrays to tensors: a quick way for plain numbers, a thorough one for everything else.
-
-The quick way gives None where anything is unusual; then the thorough one decides and explains.
+NaN and Infinity tokens are read and written, as clients use them. Arrays of plain numbers take a
+quick way, which gives None for everything else; then the thorough way decides and explains.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from headrace.errors import InvalidArgument, quoted
 from headrace.spec import BYTES, Tensor
 
 _KEPT_PARSER_BYTES = 1024 * 1024
-"""A simdjson parser keeps buffers as large as its largest text; larger texts get their own."""
+"""Longest text for a thread's own parser, which keeps buffers of its largest text's size."""
 
 _LOCAL = threading.local()
 
@@ -45,9 +44,9 @@ def read_object(text: bytes) -> dict[str, Any]:
 
 
 def parse_lazily(text: bytes) -> Any:
-    """A simdjson proxy, or None if the text is not plain JSON (`read_json` then says why).
+    """A simdjson proxy, or None for text that is not plain JSON (`read_json` says why).
 
-    The proxy must be gone before this thread parses again, else None is returned too.
+    Also None while an earlier proxy of this thread lives.
     """
     try:
         if len(text) > _KEPT_PARSER_BYTES:
@@ -61,9 +60,9 @@ def parse_lazily(text: bytes) -> Any:
 
 
 def write_json(value: Any) -> bytes:
-    """JSON text of a value that may hold C-contiguous arrays; floats are as short as they can be.
+    """JSON text of a value that may hold C-contiguous arrays; floats in their shortest form.
 
-    No answer has a null of its own, so that a null tells of a number that is not finite.
+    Answers hold no null of their own: a null in the text stands for a number that is not finite.
     """
     text = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
     return text if b"null" not in text else _write_with_tokens(value)
@@ -100,7 +99,7 @@ def _write_with_tokens(value: Any) -> bytes:
 
 
 def _plain(value: Any) -> Any:
-    """Python numbers whose shortest text equals that of the narrower numpy float."""
+    """Python numbers with the same shortest text as the narrower numpy floats."""
     array = np.asarray(value)
     if array.dtype.kind == "f":
         array = array.astype(np.str_).astype(np.float64)
@@ -108,7 +107,7 @@ def _plain(value: Any) -> Any:
 
 
 MAX_RANK = 32
-"""More dimensions than any model has; numpy itself stops at 64."""
+"""Cap on dimensions; numpy itself stops at 64."""
 
 _KINDS: dict[np.dtype[Any], Literal["d", "i", "u"]] = {
     **{np.dtype(t): "d" for t in (np.float16, np.float32, np.float64)},
@@ -133,7 +132,7 @@ _LIMITS: dict[np.dtype[Any], tuple[int, int]] = {
 
 
 def quick_flat(array: Any, dtype: np.dtype[Any]) -> Tensor | None:
-    """All numbers below a simdjson array, in order, or None; their nesting is not looked at."""
+    """All numbers below a simdjson array, in order, however nested; None for other values."""
     kind = _KINDS.get(dtype)
     if kind is None or type(array) is not simdjson.Array:
         return None
@@ -149,10 +148,10 @@ def quick_flat(array: Any, dtype: np.dtype[Any]) -> Tensor | None:
 
 
 def quick_shape(array: Any, arrays: int) -> tuple[int, ...] | None:
-    """The shape of a simdjson array that consists of exactly `arrays` arrays, itself included.
+    """The shape of a simdjson array of `arrays` arrays in all, itself included; None if ragged.
 
-    None if it is ragged. When the arrays seen, level by level, are all there are, then what lies
-    below them are scalars; so not every number has to be looked at.
+    Once as many arrays were seen, level by level, all values below are scalars: numbers themselves
+    are not looked at.
     """
     shape = [len(array)]
     level = [array]
@@ -171,7 +170,7 @@ def quick_shape(array: Any, arrays: int) -> tuple[int, ...] | None:
 def to_array(
     value: Any, dtype: np.dtype[Any], where: str, *, lossless: bool = True, b64: bool = True
 ) -> Tensor:
-    """A tensor whose shape is read from the nesting of Python lists; a bare scalar has rank 0."""
+    """A tensor with the shape of the nested lists; a bare scalar has rank 0."""
     leaves, shape = flatten(value, where)
     return leaves_to_array(leaves, dtype, where, lossless=lossless, b64=b64).reshape(shape)
 
@@ -179,7 +178,7 @@ def to_array(
 def flatten(
     value: Any, where: str, max_levels: int = MAX_RANK
 ) -> tuple[list[Any], tuple[int, ...]]:
-    """The scalars of nested lists in row-major order, and the shape; raises when ragged."""
+    """Scalars of nested lists in row-major order, and the shape; `InvalidArgument` if ragged."""
     if type(value) is not list:
         return [value], ()
     shape = [len(value)]
@@ -228,9 +227,9 @@ def decode_b64(text: Any, where: str) -> bytes:
 
 
 def decode_base64(text: str) -> bytes:
-    """Bytes of base64 with white space anywhere, and its whole padding or none.
+    """Bytes of base64 with white space anywhere, and full padding or none; raises `ValueError`.
 
-    So TensorFlow Serving reads it, for which `.` pads as well as `=`. Raises `ValueError`.
+    As in TensorFlow Serving `.` pads as well as `=`.
     """
     dense = text.encode(errors="replace").translate(None, _WHITE_SPACE)
     bare = dense.rstrip(b"=.")

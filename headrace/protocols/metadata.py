@@ -1,10 +1,8 @@
-"""Answers that describe models: status, metadata and configuration, in both REST protocols.
+"""Answers that describe models in all protocols: status, metadata, configuration, statistics.
 
-Statistics of model versions as Triton's extension gives them; all counts only grow.
-
-A *document* is one version's entry without its name: `last_inference` (ms since the epoch),
+A statistics *document* is one version's entry without its name: `last_inference` (ms since 1970),
 `inference_count` (rows), `execution_count` (runs), `inference_stats` and `batch_stats`. Each stat
-is a pair `{count, ns}` of integers.
+is a pair `{count, ns}` of integers that only grow.
 """
 
 from __future__ import annotations
@@ -31,7 +29,7 @@ EXTENSIONS = (
     "parameters",
     "statistics",
 )
-"""What is supported of Triton's extensions; perf_analyzer relies on each name listed."""
+"""Triton's extensions that are supported; perf_analyzer relies on each name listed."""
 
 _TFSERVING_STATES = {
     State.PENDING: "START",
@@ -63,7 +61,7 @@ def tfserving_status(versions: Iterable[VersionView]) -> dict[str, Any]:
 
 
 def kserve_status(name: str, versions: Iterable[VersionView]) -> dict[str, Any]:
-    """What KServe's first protocol tells at the same path: whether some version can be called."""
+    """KServe's first protocol at the same path: whether some version can be called."""
     return {"name": name, "ready": any(view.state in ANSWERING for view in versions)}
 
 
@@ -160,9 +158,9 @@ PAIRS = (
     "cache_hit",
     "cache_miss",
 )
-"""What is counted per request; perf_analyzer reads each unchecked, so none may be missing."""
+"""Counts by request; perf_analyzer reads each unchecked, so none may be missing."""
 BATCH_PAIRS = ("compute_input", "compute_infer", "compute_output")
-"""What is counted per run, by the rows of the run."""
+"""Counts by run, for each number of rows."""
 SCALARS = ("last_inference", "inference_count", "execution_count")
 
 
@@ -217,7 +215,7 @@ def _entry(name: str, version: int, counted: Mapping[str, Any]) -> dict[str, Any
 _INFORMATIVE = frozenset(
     {"name", "platform", "backend", "input", "output", "default_model_filename"}
 )
-"""What the model's files say anyway; clients send back what they read."""
+"""Fields that repeat the model's files: clients send back what they read."""
 _OVERRIDING = frozenset({"max_batch_size", "dynamic_batching", "version_policy"})
 _BEFORE: dict[str, Any] = {
     "batch_input": [],
@@ -239,7 +237,7 @@ _AFTER: dict[str, Any] = {
     "response_cache": {"enable": False},
 }
 _NEUTRAL = {"runtime": "", "instance_group": [], **_BEFORE, **_AFTER}
-"""Values that describe what Headrace does anyway: Triton's defaults."""
+"""Triton's defaults, which are what Headrace does: accepted in an overriding config."""
 _DYNAMIC_NEUTRAL = {
     "preserve_ordering": False,
     "priority_levels": 0,
@@ -247,12 +245,12 @@ _DYNAMIC_NEUTRAL = {
     "priority_queue_policy": {},
 }
 _DYNAMIC = frozenset({"max_queue_delay_microseconds", "preferred_batch_size"})
-"""A preferred size is no limit: what it asks for is what joining rows does."""
+"""Fields that are read. A preferred batch size is no limit, and has no effect."""
 _POLICIES = {"all": (), "latest": ("num_versions", "numVersions"), "specific": ("versions",)}
 
 
 def shown(config: ModelConfig, spec: ModelSpec) -> dict[str, Any]:
-    """The model configuration body: every field that Triton shows, with its default.
+    """The model configuration body: all fields that Triton shows, with their defaults.
 
     With a `max_batch_size` above 0 the first dimension is left out of `dims`.
     """
@@ -381,14 +379,14 @@ def _versions(policy: Any) -> Any:
 
 
 def _check_keys(document: Mapping[str, Any], known: Collection[str], within: str = "") -> None:
-    """What is not read would be dropped without a word."""
+    """Raises `Unimplemented` for a key that is not read, rather than drop it in silence."""
     unknown = sorted(f"{within}{key}" for key in document if key not in known)
     if unknown:
         raise Unimplemented(f"a load request cannot override {listed(unknown)}")
 
 
 def _number(value: Any, where: str) -> int:
-    """Protobuf's JSON writes 64 bit integers as strings."""
+    """An integer, or one as a string: protobuf's JSON writes 64 bit integers so."""
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 19:
         return int(value)
     if type(value) is int:

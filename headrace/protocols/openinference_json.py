@@ -1,4 +1,4 @@
-"""The parts of an Open Inference Protocol REST body that are JSON."""
+"""The Open Inference Protocol's REST codec: JSON and binary tensors in any mixture."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ MAX_NESTING = 100
 
 
 def parameters_of(holder: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """By name, strings, numbers and booleans: all that gRPC has as well."""
+    """Parameters by name: strings, numbers and booleans, the types that gRPC has too."""
     parameters = holder.get("parameters", {})
     if not isinstance(parameters, dict):
         raise InvalidArgument(f"'parameters' of {where} must be an object")
@@ -69,9 +69,9 @@ def named_entries(document: Mapping[str, Any], key: str) -> dict[str, dict[str, 
 
 
 def decode_data(data: Any, dtype: np.dtype[Any], shape: tuple[int, ...], where: str) -> Tensor:
-    """`data` is flat or nested like the shape; or it is an array that was read quickly.
+    """A tensor of `data`: a list that is flat or nested like the shape, or a flat array.
 
-    Lists of one element may stand anywhere, as they change neither number nor order.
+    Lists of one element may stand anywhere: they change neither number nor order.
     """
     if isinstance(data, np.ndarray):
         flat: Tensor = data
@@ -140,13 +140,13 @@ def signature_of(
 
 
 def refuse_unsupported(parameters: Mapping[str, Any], where: str) -> None:
-    """Raises `Unimplemented` for what an input or output asks for that nobody answers."""
+    """Raises `Unimplemented` for parameters of an input or output that have no effect here."""
     if "shared_memory_region" in parameters:
         raise Unimplemented(f"{where}: shared memory is off here; send the data")
 
 
 def timeout_s_of(parameters: Mapping[str, Any]) -> float | None:
-    """The `timeout` parameter in seconds; it comes in microseconds, 0 meaning none."""
+    """The `timeout` parameter in seconds; it comes in microseconds, and 0 means none."""
     timeout = parameters.get("timeout", 0)
     if type(timeout) is not int or not 0 <= timeout < 2**63:
         raise InvalidArgument(
@@ -156,10 +156,10 @@ def timeout_s_of(parameters: Mapping[str, Any]) -> float | None:
 
 
 def read_quickly(text: bytes) -> dict[str, Any] | None:
-    """The document with rank 1 numpy arrays of the right dtype for each input's `data`.
+    """The document with a rank 1 numpy array of the right dtype as each input's `data`.
 
-    None if it is anything but that: nested data, strings, tokens, errors. Brackets are counted
-    to find nested data: each array that may be there has one, and a string has none or more.
+    None for anything else: nested data, strings, tokens, errors. Nested data shows in the number
+    of brackets, which is that of the arrays that may be there.
     """
     document = parse_lazily(text)
     if type(document) is not simdjson.Object or "inputs" not in document:
@@ -197,7 +197,7 @@ def _read_tensor(tensor: Any) -> dict[str, Any] | None:
 
 
 def _plain_members(proxy: Any, left_out: str) -> dict[str, Any]:
-    """All members but one as Python values (`items()` would convert that one too)."""
+    """All members but one as Python values; `items()` would convert that one too."""
     plain = {}
     for key in proxy:
         if key != left_out:
@@ -217,7 +217,7 @@ _WITHOUT_JSON = (np.dtype(np.float16), BFLOAT16)
 class JsonEncoding:
     """How to answer: the request's id ("" for none), binary outputs, content coding.
 
-    `classes` says of which outputs so many classes are wanted in place of the tensor.
+    `classes` has the number of classes for each output that is sent as its highest classes.
     """
 
     id: str
@@ -298,7 +298,7 @@ class OpenInferenceCodec:
 
 
 def _raw_request(raw: memoryview, call: Call, model: ModelSpec) -> InferenceRequest:
-    """A body without a JSON part: the one input's bytes, as one row where rows are batched."""
+    """A body without a JSON part: the bytes of the one input, one row where rows are batched."""
     signature = find_signature(model, "")
     if len(signature.required) != 1:
         raise InvalidArgument(
@@ -318,7 +318,7 @@ def _raw_request(raw: memoryview, call: Call, model: ModelSpec) -> InferenceRequ
 
 
 def _raw_shape(spec: TensorSpec, size: int, *, batched: bool) -> tuple[int, ...]:
-    """The shape that `size` bytes have; BYTES are one string, without its length in front."""
+    """The shape of `size` bytes; BYTES are one string without a length in front."""
     sizes: list[int | None] = [None] * 3 if spec.shape is None else list(spec.shape)
     if batched and sizes and sizes[0] is None:
         sizes[0] = 1
@@ -363,8 +363,7 @@ def _decode_input(
 def wanted_outputs(
     document: Mapping[str, Any], parameters: Mapping[str, Any], signature: Signature
 ) -> tuple[tuple[str, ...] | None, frozenset[str], dict[str, int]]:
-    """The names of the wanted outputs (None: all), those among them to be sent binary, and how
-    many classes are wanted of those that are to be classified."""
+    """Names of the wanted outputs (None: all) and of the binary ones; classes wanted by output."""
     default = flag_of(parameters, "binary_data_output", False)
     names: tuple[str, ...] | None = None
     flags = {spec.name: default for spec in signature.outputs}
@@ -407,7 +406,7 @@ def _check_json_form(spec: TensorSpec, binary: bool) -> None:
 
 
 def split_body(body: bytes | memoryview, json_length: int | None) -> tuple[bytes, memoryview]:
-    """The JSON text and the raw tail of a body; without a length all of it is JSON."""
+    """JSON text and raw tail of a body; all of it is JSON without a length."""
     if json_length is None:
         return bytes(body), memoryview(b"")
     if not 0 < json_length <= len(body):

@@ -43,9 +43,9 @@ _CONTENTS = {
 
 @dataclass(frozen=True, slots=True)
 class ProtoEncoding:
-    """How to answer: the request's id, and whether a final answer is to be marked as such.
+    """How to answer: the request's id, and whether the answer is marked as the final one.
 
-    `classes` says of which outputs so many classes are wanted in place of the tensor.
+    `classes` has the number of classes for each output that is sent as its highest classes.
     """
 
     id: str
@@ -54,7 +54,7 @@ class ProtoEncoding:
 
 
 class OpenInferenceProtoCodec:
-    """The codec of ModelInfer. Answers are raw, since clients read nothing else."""
+    """The codec of ModelInfer. Answers are raw tensors, the only form that clients read."""
 
     def __init__(self, max_elements: int = MAX_ELEMENTS) -> None:
         self._max_elements = max_elements
@@ -158,7 +158,7 @@ def _typed(each: Any, dtype: np.dtype[Any], shape: tuple[int, ...], where: str) 
 
 
 def _wanted(request: Any, signature: Signature) -> tuple[tuple[str, ...] | None, dict[str, int]]:
-    """The names of the wanted outputs (None: all), and how many classes of those by classes."""
+    """Names of the wanted outputs (None: all), and the number of classes by output."""
     names: list[str] = []
     classes: dict[str, int] = {}
     for each in request.outputs:
@@ -176,7 +176,7 @@ def _wanted(request: Any, signature: Signature) -> tuple[tuple[str, ...] | None,
 
 
 def _class_count(parameters: Any, where: str) -> int:
-    """0: the tensor itself is wanted."""
+    """The `classification` parameter; 0 without one: the tensor itself is wanted."""
     if "classification" not in parameters:
         return 0
     parameter = parameters["classification"]

@@ -21,11 +21,11 @@ from headrace.spec import BYTES, Tensor
 _LENGTH = struct.Struct("<I")
 _SHORT_BYTES = 1024
 _MAX_ELEMENTS = 2**40
-"""No tensor is as long; numpy overflows on larger shapes, even if one dimension is 0."""
+"""Cap on a shape's product: numpy overflows on larger ones, even if a dimension is 0."""
 
 
 def shape_of(value: Any, where: str) -> tuple[int, ...]:
-    """A shape that somebody sent; raises `InvalidArgument`."""
+    """A shape from a request; raises `InvalidArgument`."""
     if not isinstance(value, list) or len(value) > MAX_RANK:
         raise InvalidArgument(f"{where} needs a 'shape' of at most {MAX_RANK} dimensions")
     for size in value:
@@ -77,7 +77,7 @@ def decode_raw(
 ) -> Tensor:
     """A tensor over the bytes, read-only and without a copy where their alignment allows it.
 
-    Strings are counted in `elements`: `PayloadTooLarge` if these are too many.
+    Strings count in `elements`, which raises `PayloadTooLarge`.
     """
     if dtype == BYTES:
         if elements is not None:
@@ -108,12 +108,12 @@ def encode_raw(tensor: Tensor) -> bytes:
 
 
 def _decode_strings(raw: memoryview, count: int, where: str) -> Tensor:
-    # Of short strings a copy is made first: its slices take a third of the time of a view's.
+    # Short strings are sliced from a copy, in a third of the time that slices of a view take.
     data, at = bytes(raw) if len(raw) < _SHORT_BYTES * count else raw, 0
     strings: list[Any] = []
     add, length_at = strings.append, _LENGTH.unpack_from
     with suppress(struct.error):
-        # What is too short for the lengths alone ends in the first round.
+        # Data too short for the lengths alone fails in the first round.
         for _ in range(count if _LENGTH.size * count <= len(data) else 1):
             start = at + _LENGTH.size
             at = start + length_at(data, at)[0]

@@ -27,7 +27,7 @@ from headrace.protocols.wire import delimited, message, read_delimited
 
 _CACHED_PATHS = 4096
 _CACHED_PATH_BYTES = 512
-"""Longer targets are not worth their place in the cache: names have at most 128 characters."""
+"""Longest cached target: names have at most 128 characters."""
 
 _LARGEST_VERSION = 2**63 - 1
 _VERSION_DIGITS = len(str(_LARGEST_VERSION))
@@ -53,7 +53,7 @@ _BASE_PATH = re.compile(r"(?:/.*?)??(?P<path>/v2(?:/.*)?)")
 
 @dataclass(frozen=True, slots=True)
 class InferPath:
-    """Where a prediction goes. `protocol` is `tfserving` or `openinference`."""
+    """The target of a prediction. `protocol` is `tfserving` or `openinference`."""
 
     protocol: str
     method: str
@@ -63,11 +63,10 @@ class InferPath:
 
 
 def parse_infer_path(path: bytes) -> InferPath | None:
-    """Reads the target of a POST; None if it is no prediction.
+    """The target of a POST; None if it is no prediction.
 
-    A query is ignored, and so is a base path before `/v2`. Raises `InvalidArgument` if the version
-    is no number of 64 bits. As in TensorFlow Serving the method is the one word of `/v1` that must
-    be lower case.
+    A query is ignored, and a base path before `/v2`. Raises `InvalidArgument` for a version that
+    is no number of 64 bits. As in TensorFlow Serving only the method of `/v1` must be lower case.
     """
     return _parse_cached(path) if len(path) <= _CACHED_PATH_BYTES else _parse(path)
 
@@ -85,7 +84,7 @@ def canonical_path(path: str) -> str:
 
 
 def is_upload(method: str, path: str) -> bool:
-    """Whether this, in its canonical spelling, is where a picture or video is sent to."""
+    """Whether this canonical path takes a picture or video."""
     return method == "POST" and _UPLOAD.fullmatch(path) is not None
 
 
@@ -97,7 +96,7 @@ def parse_version(text: str) -> int:
 
 
 def parse_serving_version(digits: str) -> int:
-    """A version, refused in TensorFlow Serving's words: `InvalidArgument` if it is too large."""
+    """A version; raises `InvalidArgument` in TensorFlow Serving's words if it is too large."""
     if is_version(digits):
         return int(digits)
     raise InvalidArgument(f"Failed to convert version: {quoted(digits)} to numeric.")
@@ -151,9 +150,9 @@ _RESULTS = {"classify": "classification_result", "regress": "regression_result"}
 _RESPONSES = {"classify": "ClassificationResponse", "regress": "RegressionResponse"}
 _CACHED_TARGETS = 4096
 _CACHED_TARGET_BYTES = 512
-"""Longer names are not worth their place in the cache: theirs have at most 128 characters."""
+"""Longest cached name and version: names have at most 128 characters."""
 _MAX_TASKS = 16
-"""Each task gets the whole input, so their number multiplies what a request takes in memory."""
+"""Cap on tasks: each gets a copy of the whole input."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +164,7 @@ class InferTarget:
 
 
 def infer_target(body: bytes) -> InferTarget:
-    """Reads a ModelInferRequest; raises `InvalidArgument`."""
+    """The target of a ModelInferRequest; raises `InvalidArgument`."""
     found = read_delimited(body, 3)
     name, version = found.get(1, b""), found.get(2, b"")
     cached = len(name) + len(version) <= _CACHED_TARGET_BYTES
@@ -185,7 +184,7 @@ _infer_path_cached = lru_cache(_CACHED_TARGETS)(_infer_path)
 
 
 def serving_target(body: bytes, method: str) -> InferPath:
-    """Reads the model_spec (field 1) of a request of TensorFlow Serving's PredictionService."""
+    """The model_spec (field 1) of a request of TensorFlow Serving's PredictionService."""
     spec = read_delimited(body, 1).get(1, b"")
     cached = len(spec) <= _CACHED_TARGET_BYTES
     return (_serving_path_cached if cached else _serving_path)(spec, method)
@@ -213,8 +212,8 @@ def multi_inference_tasks(
 ) -> tuple[tuple[InferPath, bytes], ...]:
     """The tasks of a MultiInferenceRequest, each as a Classification- or RegressionRequest.
 
-    Raises `InvalidArgument` unless all tasks name one model, and `PayloadTooLarge` if the inputs of
-    all of them are together larger than one may be.
+    Raises `InvalidArgument` unless all tasks name one model, and `PayloadTooLarge` if their copies
+    of the input together pass the limits of one request.
     """
     request = parse("tensorflow.serving.MultiInferenceRequest", body, max_elements)
     if not 0 < len(request.tasks) <= _MAX_TASKS:
@@ -257,9 +256,9 @@ def multi_inference_answer(parts: Sequence[tuple[str, bytes]]) -> bytes:
 
 
 def parse(full_name: str, body: bytes | memoryview, max_elements: int = MAX_ELEMENTS) -> Any:
-    """A whole message; raises `InvalidArgument` when the bytes are not one.
+    """A whole message; raises `InvalidArgument` for other bytes.
 
-    With more than `max_elements` elements it is a `PayloadTooLarge`.
+    Raises `PayloadTooLarge` for more than `max_elements` elements.
     """
     plain = bytes(body)
     check_message(plain, full_name, max_elements)
@@ -278,7 +277,7 @@ def _text(raw: bytes, field: str) -> str:
 
 
 def encode_error(error: HeadraceError) -> Encoded:
-    """The body; the status is `error.http_status`."""
+    """The JSON body of an error; its status is `error.http_status`."""
     text = error.message.encode(errors="replace").decode()
     return Encoded(orjson.dumps({"error": text}))
 
@@ -295,7 +294,7 @@ def servable_not_found(name: str, version: int | None = None, label: str | None 
 def model_not_found(name: str, version: int | None = None) -> NotFound:
     """The Open Inference Protocol's answer when there is no such model or version.
 
-    Triton's clients and examples compare how it begins.
+    Triton's clients and examples compare its beginning.
     """
     which = quoted(name) if version is None else f"{quoted(name)} version {version}"
     return NotFound(f"Request for unknown model: {which} is not found")

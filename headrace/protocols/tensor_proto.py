@@ -1,9 +1,7 @@
-"""TensorFlow's TensorProto as numpy tensors and back.
+"""TensorFlow's TensorProto, and repeated fields of protobuf messages, as numpy tensors and back.
 
-Repeated fields of protobuf messages as flat tensors and back.
-
-Floats and booleans go through the wire format, where a packed list is the tensor's memory: that is
-ten times as fast as one Python number after the other.
+Floats and booleans are read from the wire format, where a packed list is the tensor's memory: ten
+times as fast as one Python number after the other.
 """
 
 from __future__ import annotations
@@ -27,13 +25,13 @@ from headrace.protocols.wire import POOL, delimited, read_delimited
 from headrace.spec import BFLOAT16, BYTES, Tensor
 
 _MEMORY = {np.dtype(np.bool_): "?", np.dtype(np.float32): "<f4", np.dtype(np.float64): "<f8"}
-"""The dtypes whose packed lists are arrays, and how these are written."""
+"""Dtypes whose packed lists are arrays, with the arrays' byte order."""
 
 
 def read_list(holder: Any, field: str, dtype: np.dtype[Any], where: str) -> Tensor:
     """The field's values as a tensor [values] of that dtype; clears the holder's other fields.
 
-    Raises `InvalidArgument` for an integer out of range: small ones travel in wider fields.
+    Raises `InvalidArgument` for an integer out of range: small dtypes travel in wider fields.
     """
     values = getattr(holder, field)
     if dtype == BYTES:
@@ -81,7 +79,7 @@ def _number(holder: Any, field: str) -> int:
 _TYPES = POOL.FindEnumTypeByName("tensorflow.DataType")
 _UINT16 = np.dtype(np.uint16)
 _HALVES = (np.dtype(np.float16), BFLOAT16)
-"""Their bits travel as integers."""
+"""Dtypes whose bits travel as integers."""
 
 _LISTS: dict[np.dtype[Any], str] = {
     np.dtype(np.bool_): "bool_val",
@@ -109,11 +107,10 @@ _VALUES = frozenset(
 def decode_tensor(
     proto: Any, max_bytes: int, where: str, elements: Elements | None = None
 ) -> Tensor:
-    """A tensor of `tensor_content` or of its list, whose last value fills what is missing.
+    """A tensor of `tensor_content` or of its typed list, whose last value fills the rest.
 
-    Clears fields of the proto. Raises `InvalidArgument`, also for values in two places, and for a
-    shape that would take more than `max_bytes`: a single value can fill any shape. Strings are
-    counted in `elements`, too.
+    Clears fields of the proto. Raises `InvalidArgument`, also for values in two places and for a
+    shape of more than `max_bytes`: a single value can fill any shape. Strings count in `elements`.
     """
     dtype = _dtype(proto.dtype, where)
     _check_one_list(proto, _LISTS[dtype], where)
@@ -157,7 +154,7 @@ def _dtype(number: int, where: str) -> np.dtype[Any]:
 
 
 def _check_one_list(proto: Any, own: str, where: str) -> None:
-    """Values beside those that are read would be dropped without a word."""
+    """Raises `InvalidArgument` for values in a field that is not read."""
     found = {field.name for field, _ in proto.ListFields()} & _VALUES
     for other in sorted(found - {own, "tensor_content"}):
         raise InvalidArgument(f"{where} has values in {other!r}, but its dtype takes {own!r}")
@@ -187,7 +184,7 @@ def _listed_values(
     empty: Any = b"" if dtype == BYTES else 0
     last = flat[-1] if len(flat) else empty
     if dtype == BYTES:
-        # Here all of them are one object, but a runtime copies each.
+        # One object here, but a runtime copies it for each element.
         filled_bytes = sum(map(len, flat.tolist())) + missing * len(last) + count * dtype.itemsize
         if filled_bytes > max_bytes:
             raise InvalidArgument(

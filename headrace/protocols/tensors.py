@@ -1,4 +1,4 @@
-"""The one shape that every codec and every runtime shares: named numpy tensors and their specs."""
+"""What codecs and engine share: a decoded request and an encoded answer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from headrace.spec import ModelSpec, Signature, Tensor
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What path and headers said about a request; everything else is in the body.
+    """What path and headers tell of a request.
 
     `method` is `predict`, `classify`, `regress` or `infer`. `json_length` is the value of
     `Inference-Header-Content-Length` (None: absent). Encodings are single lower-case codings.

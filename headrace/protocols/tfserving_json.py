@@ -93,7 +93,7 @@ class PredictCodec:
 def _predict_quickly(
     text: bytes, model: ModelSpec
 ) -> tuple[Signature, str, dict[str, Tensor]] | None:
-    """The common request: one input of plain numbers. None for every other and for errors."""
+    """A request with one input of plain numbers; None for others, and for errors."""
     document = parse_lazily(text)
     if type(document) is not simdjson.Object:
         return None
@@ -195,7 +195,7 @@ def _columns(outputs: Mapping[str, Tensor]) -> Any:
 
 
 def _json_value(name: str, tensor: Tensor) -> Any:
-    """What `write_json` takes: the array itself, for strings nested lists, at rank 0 a scalar."""
+    """A value for `write_json`: the array, nested lists of strings, or a scalar at rank 0."""
     if tensor.dtype == BFLOAT16:
         raise InvalidArgument(f"output '{name}' is DT_BFLOAT16, which has no JSON form; use gRPC")
     if tensor.dtype != BYTES:

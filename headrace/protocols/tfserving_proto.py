@@ -42,7 +42,7 @@ _RESPONSES = {"classify": "ClassificationResponse", "regress": "RegressionRespon
 
 
 class PredictProtoCodec:
-    """The codec of Predict. The limits bound what the shapes of a request may claim, too."""
+    """The codec of Predict. The limits hold for the shapes that a request claims, too."""
 
     def __init__(
         self, max_bytes: int = MAX_INFLATED_BYTES, max_elements: int = MAX_ELEMENTS
@@ -53,7 +53,7 @@ class PredictProtoCodec:
         """Read a PredictRequest; raises `InvalidArgument` or `PayloadTooLarge`."""
         request = parse(f"{_PACKAGE}.PredictRequest", body, self._max_elements)
         signature = find_signature(model, request.model_spec.signature_name)
-        # First the names: an error about an input that nobody knows would mislead.
+        # Names first: an error inside of an unknown input would mislead.
         check_names(signature, request.inputs)
         inputs: dict[str, Tensor] = {}
         left_bytes, elements = self._max_bytes, Elements(self._max_elements)
@@ -75,9 +75,9 @@ class PredictProtoCodec:
 
 
 class ExamplesProtoCodec:
-    """The codec of Classify and Regress; which of them is in the call.
+    """The codec of Classify and Regress; the call tells which.
 
-    The limits bound what copies of a context may take, too.
+    The limits hold for the copies of a context, too.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ def _wanted(request: Any, signature: Signature) -> tuple[str, ...] | None:
 
 
 def _fill_spec(answer: Any, request: InferenceRequest, model: ModelSpec) -> None:
-    """The model, version and signature that really answered."""
+    """Fill in the model, version and signature that answered."""
     answer.model_spec.name = model.name
     answer.model_spec.version.value = model.version
     answer.model_spec.signature_name = request.signature.name

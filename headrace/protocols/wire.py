@@ -1,12 +1,7 @@
-"""Protobuf's wire format, as far as a gateway must read it: top-level fields, without a parse.
+"""Protobuf: fields read without a parse, and the messages of both gRPC protocols.
 
 A field is a varint key (number << 3 | wire type) and, by wire type, a varint (0), 8 bytes (1), a
 length and as many bytes (2) or 4 bytes (5); groups (3, 4) are long out of use.
-
-The protobuf messages of both gRPC protocols, in a descriptor pool of our own.
-
-In protobuf's default pool they would clash with those of `tritonclient`, `tensorflow` and
-`tensorflow-serving-api`, which may live in the same process.
 """
 
 from __future__ import annotations
@@ -22,7 +17,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from headrace.errors import InvalidArgument
 
 MAX_FIELDS = 4096
-"""A body of millions of tiny fields must not keep the loop busy; names come first in real ones."""
+"""Cap on the fields read of a body, for the event loop's sake; names come first in real ones."""
 
 _FIXED = {1: 8, 5: 4}
 
@@ -123,7 +118,7 @@ def read_varint(body: bytes | mmap, at: int) -> tuple[int, int]:
 
 
 DESCRIPTORS = Path(__file__).with_name("proto") / "descriptors.binpb"
-"""What `make protos` compiles of the `.proto` files beside it."""
+"""Output of `make protos`."""
 
 
 def load_pool(*more: bytes) -> descriptor_pool.DescriptorPool:
@@ -138,6 +133,8 @@ def load_pool(*more: bytes) -> descriptor_pool.DescriptorPool:
 
 
 POOL = load_pool()
+"""A pool of our own: in protobuf's default pool the messages would clash with those of
+`tritonclient`, `tensorflow` and `tensorflow-serving-api` in the same process."""
 
 
 @cache
