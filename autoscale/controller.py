@@ -324,7 +324,7 @@ class Controller:
                 slots=self.fleet.views(),
                 placements=self.fleet.placements(),
                 entries=self.lookout.entries,
-                wishes=economy.wishes,
+                desired=economy.desired,
                 division=economy.division,
                 targets=economy.targets.targets,
                 waiting=self.plan.waiting,

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from autoscale.catalog import CatalogEntry, by_policy, wanted_versions
 from autoscale.orders import MANY, DesiredVersion, Hold
-from autoscale.rollout import Rollout, Situation, Target, roll_out
+from autoscale.rollout import Rollout, Situation, VersionRevision, roll_out
 from headrace.snapshot import ModelVersion, Placement, State
 
 
@@ -19,7 +19,7 @@ class Knowledge:
 
     `revisions` holds the revision of each (model, version) that has one above 0. `stuck` are
     wanted keys that found no slot the last time. `serving` is by model, see `Rollout`.
-    `replicas` says how many slots each version of a model should have (absent: its least number),
+    `desired` says how many slots each version of a model should have (absent: its least number),
     `granted` how many all of them may have together (absent: all); those of a `lingering` one go
     to whoever needs them. Those in `turns` have starved, see `DesiredVersion.turn`. Slots that are
     `stopping` serve for a while still.
@@ -29,10 +29,10 @@ class Knowledge:
     placements: Sequence[Placement]
     rejected: Mapping[str, frozenset[int]] = field(default_factory=dict)
     revisions: Mapping[tuple[str, int], int] = field(default_factory=dict)
-    serving: Mapping[str, tuple[Target, ...]] = field(default_factory=dict)
+    serving: Mapping[str, tuple[VersionRevision, ...]] = field(default_factory=dict)
     failed: Collection[ModelVersion] = ()
     stuck: Collection[ModelVersion] = ()
-    replicas: Mapping[str, int] = field(default_factory=dict)
+    desired: Mapping[str, int] = field(default_factory=dict)
     granted: Mapping[str, int] = field(default_factory=dict)
     lingering: Collection[str] = ()
     turns: Collection[str] = ()
@@ -44,17 +44,17 @@ class Rare(NamedTuple):
 
     rejected: frozenset[int] = frozenset()
     revisions: Mapping[int, int] = MappingProxyType({})
-    stuck: frozenset[Target] = frozenset()
-    failed: frozenset[Target] = frozenset()
-    stopping: Mapping[Target, int] = MappingProxyType({})
+    stuck: frozenset[VersionRevision] = frozenset()
+    failed: frozenset[VersionRevision] = frozenset()
+    stopping: Mapping[VersionRevision, int] = MappingProxyType({})
 
 
 class Facts(NamedTuple):
     """What of the knowledge concerns one model; see `Situation`."""
 
-    serving: tuple[Target, ...] = ()
-    ready: Mapping[Target, int] = MappingProxyType({})
-    replicas: int = 1
+    serving: tuple[VersionRevision, ...] = ()
+    ready: Mapping[VersionRevision, int] = MappingProxyType({})
+    desired: int = 1
     rare: Rare = Rare()
 
 
@@ -81,7 +81,7 @@ class Rank(NamedTuple):
     turn: bool
 
 
-class Part(NamedTuple):
+class DesiredModel(NamedTuple):
     """What slots should hold for one model of this rank, and what may stay there."""
 
     rank: Rank
@@ -99,7 +99,7 @@ class Decision:
     wants: list[DesiredVersion] = field(default_factory=list)
     holds: dict[ModelVersion, Hold] = field(default_factory=dict)
     models: dict[str, ModelDecision] = field(default_factory=dict)
-    parts: dict[str, Part] = field(default_factory=dict)
+    parts: dict[str, DesiredModel] = field(default_factory=dict)
 
 
 def decide(known: Knowledge, before: Decision | None = None) -> Decision:
@@ -110,11 +110,11 @@ def decide(known: Knowledge, before: Decision | None = None) -> Decision:
     # Plain tuples, of which most are as before: the named ones take longer to make.
     for entry in known.entries:
         name = entry.name
-        replicas = known.replicas.get(name)
-        if replicas is None:
-            replicas = entry.config.replicas.min
+        desired = known.desired.get(name)
+        if desired is None:
+            desired = entry.config.replicas.min
         serving, odd = known.serving.get(name, ()), rare.get(name, usual.rare)
-        facts = (serving, ready.get(name, usual.ready), replicas, odd)
+        facts = (serving, ready.get(name, usual.ready), desired, odd)
         rank = (known.granted.get(name), name not in known.lingering, name in known.turns)
         one, part = before.models.get(name), before.parts.get(name)
         if one is None or one.entry is not entry or one.facts != facts:
@@ -128,8 +128,8 @@ def decide(known: Knowledge, before: Decision | None = None) -> Decision:
     return decision
 
 
-def _ready(placements: Iterable[Placement]) -> dict[str, dict[Target, int]]:
-    ready: dict[str, dict[Target, int]] = {}
+def _ready(placements: Iterable[Placement]) -> dict[str, dict[VersionRevision, int]]:
+    ready: dict[str, dict[VersionRevision, int]] = {}
     for placement in placements:
         if placement.state is State.READY:
             counts = ready.setdefault(placement.model, {})
@@ -159,25 +159,25 @@ def _rare(known: Knowledge) -> dict[str, Rare]:
     }
 
 
-def _by_model(keys: Collection[ModelVersion]) -> dict[str, frozenset[Target]]:
-    found: dict[str, set[Target]] = {}
+def _by_model(keys: Collection[ModelVersion]) -> dict[str, frozenset[VersionRevision]]:
+    found: dict[str, set[VersionRevision]] = {}
     for key in keys:
         found.setdefault(key.model, set()).add((key.version, key.revision))
     return {model: frozenset(targets) for model, targets in found.items()}
 
 
-def _part(one: ModelDecision, rank: Rank) -> Part:
+def _part(one: ModelDecision, rank: Rank) -> DesiredModel:
     places, firm, turn = rank
-    entry, replicas = one.entry, one.situation.replicas
+    entry, desired = one.entry, one.situation.desired
     name, wanted = entry.name, one.situation.wanted
     wants: tuple[DesiredVersion, ...] = ()
-    if replicas:
+    if desired:
         granted = dict.fromkeys(wanted, MANY) if places is None else _granted(one, places)
         wants = tuple(
             DesiredVersion(
                 name,
                 version,
-                replicas,
+                desired,
                 entry.class_of(version),
                 revision,
                 firm,
@@ -190,10 +190,10 @@ def _part(one: ModelDecision, rank: Rank) -> Part:
     holds = {} if firm else {ModelVersion(name, *target): Hold.YIELD for target in wanted}
     holds |= {ModelVersion(name, *target): Hold.YIELD for target in one.rollout.spare}
     holds |= {ModelVersion(name, *target): Hold.KEEP for target in one.rollout.keep}
-    return Part(rank, wants, holds)
+    return DesiredModel(rank, wants, holds)
 
 
-def _granted(one: ModelDecision, places: int) -> dict[Target, int]:
+def _granted(one: ModelDecision, places: int) -> dict[VersionRevision, int]:
     """Each wanted version's part of the places; what is short goes to the default one first.
 
     A version that has failed gets what the others leave.
@@ -207,7 +207,7 @@ def _granted(one: ModelDecision, places: int) -> dict[Target, int]:
         targets.sort(key=lambda target: (target[0] == default, target), reverse=True)
         for number, target in enumerate(targets):
             part = -(-places // (len(targets) - number))
-            granted[target] = min(part, now.replicas)
+            granted[target] = min(part, now.desired)
             places -= granted[target]
     return granted
 
@@ -225,7 +225,7 @@ def _decide(entry: CatalogEntry, facts: Facts) -> ModelDecision:
         candidates=frozenset(wanted_versions(by_policy(config), entry.versions, rejected)),
         ready=facts.ready,
         serving=facts.serving,
-        replicas=facts.replicas,
+        desired=facts.desired,
         stuck=rare.stuck & concerned,
         failed=rare.failed & concerned,
         stored=frozenset(entry.versions),
@@ -246,7 +246,7 @@ def _keys(entry: CatalogEntry, situation: Situation) -> tuple[ModelVersion, ...]
     return tuple(ModelVersion(entry.name, *target) for target in situation.wanted)
 
 
-def _last_good(now: Situation, rejected: Collection[int]) -> Target | None:
+def _last_good(now: Situation, rejected: Collection[int]) -> VersionRevision | None:
     """The version that served last, while all that should follow it have failed, or none is there.
 
     It stays wanted then, so that it is loaded again where its slot dies or had to be given up.
@@ -261,7 +261,7 @@ def _last_good(now: Situation, rejected: Collection[int]) -> Target | None:
     return last if held and last[0] not in now.candidates else None
 
 
-def _as_it_is(now: Situation, ready: Mapping[Target, int]) -> Rollout:
+def _as_it_is(now: Situation, ready: Mapping[VersionRevision, int]) -> Rollout:
     """The store has not told yet which versions there are: everything stays."""
     serving = tuple(t for t in now.serving if now.alive(t)) or tuple(sorted(ready))
     return Rollout(serving, frozenset(ready))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
-from autoscale.fair_share import Account, fair_shares
+from autoscale.fair_share import SlotAccount, fair_shares
 from autoscale.leases import Lease, LeaseBook, LeaseEvent, LeaseState
 from autoscale.ledger import plan
 from autoscale.orders import DesiredVersion, Hold, LoadOrder, Plan, Room, UnloadOrder
@@ -22,7 +22,7 @@ RECENT = 30
 SHOWN = 4
 """Items of a decision that are shown in words; the rest is counted."""
 
-_USUAL = asdict(Account(""))
+_USUAL = asdict(SlotAccount(""))
 
 
 class Made(NamedTuple):
@@ -148,7 +148,7 @@ class DecisionLog:
             self._recent.append(Made(self._clock(), kind, what, why))
 
     def _why(self, made: Plan) -> str:
-        """The wishes behind the moves, and the reasons why these models wait."""
+        """The desired slots behind the moves, and the reasons why these models wait."""
         models = dict.fromkeys(move.model for move in made.moves)
         reasons = [f"{name}: {self._wished[name]}" for name in models if name in self._wished]
         reasons += [
@@ -157,7 +157,7 @@ class DecisionLog:
         return _listed(list(dict.fromkeys(reasons))) or "as configured"
 
 
-def _account(account: Account) -> dict[str, Any]:
+def _account(account: SlotAccount) -> dict[str, Any]:
     """Fields that differ from the defaults: of many models most sleep."""
     fields = ((name, usual, getattr(account, name)) for name, usual in _USUAL.items())
     return {name: value for name, usual, value in fields if value != usual}
@@ -211,7 +211,7 @@ def _key(move: LoadOrder | UnloadOrder) -> tuple[str, str, int, int]:
 
 def replay_share(inputs: Mapping[str, Any]) -> dict[str, Any]:
     """The grants that the recorded accounts lead to."""
-    accounts = [Account(**account) for account in inputs["accounts"]]
+    accounts = [SlotAccount(**account) for account in inputs["accounts"]]
     return {"granted": dict(fair_shares(accounts, inputs["capacity"], inputs["weights"]).granted)}
 
 

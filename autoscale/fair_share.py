@@ -36,7 +36,7 @@ SHOWN = 6
 
 
 @dataclass(frozen=True, slots=True)
-class Account:
+class SlotAccount:
     """Who wants places of a slot class: a model, or a borrower from outside.
 
     `place` is what one place costs in slots: 1, or less for models that share a slot. `wanted`
@@ -90,7 +90,7 @@ class Shares:
     short: Mapping[str, int] = field(default_factory=dict)
     turns: Collection[str] = frozenset()
     free: float = 0.0
-    accounts: Sequence[Account] = ()
+    accounts: Sequence[SlotAccount] = ()
 
     @cached_property
     def borrowed(self) -> dict[str, int]:
@@ -109,7 +109,7 @@ class Shares:
         No decision rests on it, so that it is worked out where somebody asks.
         """
         parts = [
-            Part(a.name, a.group, self.entitled[a.name], self.granted[a.name] * a.place)
+            Balance(a.name, a.group, self.entitled[a.name], self.granted[a.name] * a.place)
             for a in self.accounts
         ]
         return loans_between(sorted(parts))
@@ -132,7 +132,7 @@ class _Member(Filled):
     `own` are the whole places that its own share holds.
     """
 
-    account: Account = Account("")
+    account: SlotAccount = SlotAccount("")
     entitled: float = 0.0
     guaranteed: int = 0
     base: int = 0
@@ -149,7 +149,7 @@ class _Group:
 
     name: str
     weight: float
-    accounts: list[Account]
+    accounts: list[SlotAccount]
     members: list[_Member]
     parts: list[float] = field(default_factory=list)
     entitled: float = 0.0
@@ -178,7 +178,7 @@ class _Table:
 
 
 def fair_shares(
-    accounts: Sequence[Account],
+    accounts: Sequence[SlotAccount],
     capacity: float,
     group_weights: Mapping[str, float] = MappingProxyType({}),
 ) -> Shares:
@@ -210,7 +210,7 @@ def fair_shares(
     return _report(accounts, table)
 
 
-def _check(accounts: Sequence[Account], group_weights: Mapping[str, float]) -> None:
+def _check(accounts: Sequence[SlotAccount], group_weights: Mapping[str, float]) -> None:
     names = [account.name for account in accounts]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
@@ -221,9 +221,9 @@ def _check(accounts: Sequence[Account], group_weights: Mapping[str, float]) -> N
 
 
 def _seat(
-    accounts: Sequence[Account], capacity: float, group_weights: Mapping[str, float]
+    accounts: Sequence[SlotAccount], capacity: float, group_weights: Mapping[str, float]
 ) -> _Table:
-    by_group: dict[str, list[Account]] = {}
+    by_group: dict[str, list[SlotAccount]] = {}
     for account in accounts:
         by_group.setdefault(account.group, []).append(account)
     groups = [
@@ -404,7 +404,7 @@ def _give_rest(groups: Sequence[_Group], free: float) -> None:
     )
 
 
-def _report(accounts: Sequence[Account], table: _Table) -> Shares:
+def _report(accounts: Sequence[SlotAccount], table: _Table) -> Shares:
     members = table.members
     none = dict.fromkeys([account.name for account in accounts], 0)
     guaranteed = {m.name: m.guaranteed for m in members if m.guaranteed}
@@ -430,7 +430,7 @@ def _report(accounts: Sequence[Account], table: _Table) -> Shares:
 
 
 def check_guarantees(
-    accounts: Sequence[Account], capacity: float, slot_class: str = ""
+    accounts: Sequence[SlotAccount], capacity: float, slot_class: str = ""
 ) -> str | None:
     """The sum of guarantees that does not fit into the class's most slots, or None.
 
@@ -457,7 +457,7 @@ def check_guarantees(
     return f"the guaranteed places fill {filled} slots{of_class} when they are packed, {named}"
 
 
-class Part(NamedTuple):
+class Balance(NamedTuple):
     """An account's entitlement and use, in slots."""
 
     name: str
@@ -474,10 +474,10 @@ class Loan(NamedTuple):
     group: bool = False
 
 
-def loans_between(parts: Sequence[Part]) -> dict[str, tuple[Loan, ...]]:
+def loans_between(parts: Sequence[Balance]) -> dict[str, tuple[Loan, ...]]:
     """By borrower, in the order of `parts`: first from its own group, then from other groups."""
     loans: dict[str, list[Loan]] = defaultdict(list)
-    by_group: dict[str, list[Part]] = {}
+    by_group: dict[str, list[Balance]] = {}
     for part in parts:
         by_group.setdefault(part.group, []).append(part)
     lenders: list[tuple[str, float]] = []

@@ -21,7 +21,7 @@ from headrace.snapshot import ModelVersion
 
 LOOK_AGAIN_S = 0.5
 
-Answer = TypeVar("Answer")
+T = TypeVar("T")
 
 
 class Lookout:
@@ -92,7 +92,7 @@ class Lookout:
                     self._stamps[entry.name, version] = stamp
         self._changed()
 
-    async def ask(self, question: Callable[[], Answer]) -> Answer:
+    async def ask(self, question: Callable[[], T]) -> T:
         """Ask the catalog something in a thread, when nobody else does."""
         async with self._looking:
             return await asyncio.get_running_loop().run_in_executor(None, question)

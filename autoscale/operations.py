@@ -12,7 +12,7 @@ from autoscale.controller import Controller
 from autoscale.decision import ModelDecision
 from autoscale.fleet import key_of
 from autoscale.orders import LoadOrder
-from autoscale.rollout import Target
+from autoscale.rollout import VersionRevision
 from headrace.config.args import ModelConfig
 from headrace.errors import FailedPrecondition, HeadraceError, ModelLoadError, NotFound, Unavailable
 from headrace.protocols.metadata import overridden
@@ -283,7 +283,7 @@ class Operations:
             raise Unavailable(f"model {name!r} was unloaded meanwhile")
         return self._controller.decision.models.get(name)
 
-    def _raise_failure(self, one: ModelDecision, target: Target) -> None:
+    def _raise_failure(self, one: ModelDecision, target: VersionRevision) -> None:
         """Raise why a version will not be ready, if so."""
         controller, key = self._controller, ModelVersion(one.entry.name, *target)
         what = f"model {key.model!r} version {key.version}"

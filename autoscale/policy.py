@@ -1,6 +1,6 @@
 """How many slots a model should have, from its load; pure: time is an argument.
 
-Every step is a function of (settings, state, signals), so that a log of them can be replayed.
+Each step is a function of (settings, state, signals), so a log of them can be replayed.
 """
 
 from __future__ import annotations
@@ -15,39 +15,39 @@ from headrace.config.types import import_named
 
 EPSILON = 1e-6
 STEP_S = 1.0
-"""`max_step` bounds the change within so long."""
+"""Period in which slots change by at most `max_step`."""
 IDLE_LOAD = 0.02
-"""A mean below this is what remains of a load that has ended."""
+"""Mean load below which a model counts as idle: a remainder of load that has ended."""
 
 
 class Sample(NamedTuple):
-    """From `at_s` on, `load` requests were held by slots or waited for one."""
+    """Load from `at_s` on: requests at slots or waiting for one."""
 
     at_s: float
     load: float
 
 
 class Policy(Protocol):
-    """What load to prepare for. A class of your own is built without arguments."""
+    """Forecast of a model's load. A class of the user's is built without arguments."""
 
     def expected(self, history: Sequence[Sample], look_back_s: float, now_s: float) -> float:
-        """Requests in flight, from the samples of at least the last `2 * look_back_s`, by time."""
+        """Requests in flight to prepare for, from samples of the last `2 * look_back_s` or more."""
         ...
 
 
 class Reactive:
-    """The load as it was lately."""
+    """Forecast that the load stays as it was."""
 
     def expected(self, history: Sequence[Sample], look_back_s: float, now_s: float) -> float:
-        """The mean over the look-back."""
+        """Mean over the look-back."""
         return mean(history, now_s - look_back_s, now_s)
 
 
 class Trend:
-    """The load as it will be a look-back from now, if it goes on rising as it does."""
+    """Forecast that the load goes on rising as it did; a falling load counts as constant."""
 
     def expected(self, history: Sequence[Sample], look_back_s: float, now_s: float) -> float:
-        """The mean over the look-back, and above it what the rise since the one before adds."""
+        """Mean over the look-back plus its rise over the look-back before."""
         latest = mean(history, now_s - look_back_s, now_s)
         before = mean(history, now_s - 2 * look_back_s, now_s - look_back_s)
         return latest + max(0.0, latest - before)
@@ -58,7 +58,7 @@ BUILT_IN: dict[str, type[Policy]] = {"reactive": Reactive, "trend": Trend}
 
 @lru_cache(maxsize=256)
 def policy_named(name: str) -> Policy:
-    """A built-in one or a class by import path; raises `ValueError` if there is no such class."""
+    """Built-in policy or class by import path; raises `ValueError` if there is none."""
     if name in BUILT_IN:
         return BUILT_IN[name]()
     try:
@@ -71,7 +71,7 @@ def policy_named(name: str) -> Policy:
 
 
 def mean(history: Sequence[Sample], start_s: float, end_s: float) -> float:
-    """The time-weighted mean of a step function; what was before the first sample counts as 0."""
+    """Time-weighted mean of a step function that is 0 before its first sample."""
     if end_s <= start_s:
         return 0.0
     total = 0.0
@@ -86,12 +86,12 @@ def mean(history: Sequence[Sample], start_s: float, end_s: float) -> float:
 
 
 class Signals(NamedTuple):
-    """What is known of a model now.
+    """State of a model now.
 
-    `load` requests were in flight at last, which counts in `expected` only as time goes by. `held`
-    counts requests that wait with no slot to go to. `active_s` is when the last request was there.
-    `loading` says that a placement of it is on its way; `known` that some slot has told its inputs
-    and outputs.
+    `load` is the number of requests in flight by the last report, `expected` the policy's forecast,
+    `held` the requests that wait while no slot has the model. `active_s` is when a request last
+    existed. `loading` says that a placement is on its way, `known` that some slot has reported
+    the model's inputs and outputs.
     """
 
     now_s: float
@@ -103,27 +103,31 @@ class Signals(NamedTuple):
     load: float = 0.0
 
 
-class Want(NamedTuple):
-    """From `at_s` on, the load alone asked for `slots`."""
+class Recommendation(NamedTuple):
+    """Slots that the load alone asked for from `at_s` on."""
 
     at_s: float
     slots: int
 
 
 class ScalerState(NamedTuple):
-    """`wants` covers the longest delay; `since_s` and `base` are those of the running second."""
+    """State between steps: the recommendations within the longest delay, and the running second.
+
+    `base` slots were desired at `since_s`, where the running second began.
+    """
 
     slots: int = 0
-    wants: tuple[Want, ...] = ()
+    recommended: tuple[Recommendation, ...] = ()
     since_s: float = -math.inf
     base: int = 0
 
 
-class Wish(NamedTuple):
-    """Slots a model should have. A `lingering` one may go as soon as another model needs its slot.
+class DesiredSlots(NamedTuple):
+    """Slots that a model should have, by its load.
 
-    `again_s` is how many seconds from now time alone may change the answer (infinite: never). A
-    `learning` one only lets a slot tell the model's inputs and outputs.
+    `lingering` slots go to any other model that needs them. Time alone may change the answer in
+    `again_s` seconds (infinite: never). `learning` slots only let the pool learn the model's inputs
+    and outputs.
     """
 
     slots: int
@@ -135,11 +139,11 @@ class Wish(NamedTuple):
 
 def step(
     replicas: Replicas, scaling: Scaling, state: ScalerState, signals: Signals
-) -> tuple[ScalerState, Wish]:
-    """The next wish. Never fewer while a placement is loading or a request is held.
+) -> tuple[ScalerState, DesiredSlots]:
+    """Next state and desired slots; never fewer while a placement loads or a request is held.
 
-    The delays are stabilisation windows as in Kubernetes' horizontal pod autoscaler: up to the
-    least, and down to the most, that the load has asked for within the delay.
+    The delays are stabilisation windows as in Kubernetes' horizontal pod autoscaler: slots rise to
+    the lowest recommendation within `up_delay_s` and fall to the highest within `down_delay_s`.
     """
     now_s = signals.now_s
     raw = math.ceil(signals.expected / scaling.target_in_flight - EPSILON)
@@ -147,16 +151,17 @@ def step(
         raw = 0
     if signals.held:
         raw = max(1, raw)
-    # Before the first step the load is taken to have asked for what was there.
-    before = state.wants or (Want(now_s, state.slots),)
-    wants = _noted(before, Want(now_s, raw), max(scaling.up_delay_s, scaling.down_delay_s))
+    # The first step assumes that the load had asked for the slots that exist.
+    before = state.recommended or (Recommendation(now_s, state.slots),)
+    window_s = max(scaling.up_delay_s, scaling.down_delay_s)
+    recommended = _noted(before, Recommendation(now_s, raw), window_s)
     low = high = raw
-    if len(wants) > 1:
-        low = min(_within(wants, now_s - scaling.up_delay_s))
-        high = max(_within(wants, now_s - scaling.down_delay_s))
+    if len(recommended) > 1:
+        low = min(_within(recommended, now_s - scaling.up_delay_s))
+        high = max(_within(recommended, now_s - scaling.down_delay_s))
     slots = state.slots
     if signals.held and not slots:
-        slots = max(1, low)  # somebody waits: no delay for the first
+        slots = max(1, low)  # the first slot comes without delay
     elif slots < low:
         slots = low
     elif slots > high and not signals.held and not signals.loading:
@@ -166,7 +171,7 @@ def step(
     since_s = now_s if fresh else state.since_s
     slots = min(max(slots, base - scaling.max_step), base + scaling.max_step)
     slots = min(max(slots, replicas.min), replicas.max)
-    # A load that is under way makes it no more wanted than it was before.
+    # A placement on its way is no reason to keep an idle model.
     unneeded = slots == 1 and signals.loading and not (high or signals.held or replicas.min)
     why = f"{signals.expected:.2f} requests in flight, {scaling.target_in_flight:g} for each slot"
     if signals.held:
@@ -181,44 +186,48 @@ def step(
     elif (not slots or unneeded) and now_s - signals.active_s < scaling.idle_s:
         slots, why = 1, "called lately"
         lingering = now_s - signals.active_s >= scaling.down_delay_s
-    new = ScalerState(slots, wants, since_s, base)
-    return new, Wish(slots, lingering, why, _again_s(scaling, replicas, new, signals), learning)
+    new = ScalerState(slots, recommended, since_s, base)
+    return new, DesiredSlots(
+        slots, lingering, why, _again_s(scaling, replicas, new, signals), learning
+    )
 
 
-def _noted(wants: tuple[Want, ...], want: Want, span_s: float) -> tuple[Want, ...]:
-    """With one more entry where it differs, without what ended before the span."""
-    if wants[-1].slots != want.slots:
-        wants = (*wants, want)
-    start_s = want.at_s - span_s
+def _noted(
+    recommended: tuple[Recommendation, ...], latest: Recommendation, span_s: float
+) -> tuple[Recommendation, ...]:
+    """Appends the latest one if it differs, and drops those that ended before the span."""
+    if recommended[-1].slots != latest.slots:
+        recommended = (*recommended, latest)
+    start_s = latest.at_s - span_s
     first = 0
-    while first + 1 < len(wants) and wants[first + 1].at_s <= start_s:
+    while first + 1 < len(recommended) and recommended[first + 1].at_s <= start_s:
         first += 1
-    return wants[first:]
+    return recommended[first:]
 
 
-def _within(wants: Sequence[Want], start_s: float) -> list[int]:
-    """What was asked for at some time since `start_s`."""
+def _within(recommended: Sequence[Recommendation], start_s: float) -> list[int]:
+    """Slots recommended at some time since `start_s`."""
     found = []
-    for want in reversed(wants):
-        found.append(want.slots)
-        if want.at_s <= start_s:
+    for each in reversed(recommended):
+        found.append(each.slots)
+        if each.at_s <= start_s:
             break
     return found
 
 
 def _again_s(scaling: Scaling, replicas: Replicas, state: ScalerState, now: Signals) -> float:
-    """When to ask again though nothing is said meanwhile."""
+    """Seconds until time alone may change the answer."""
     waits = [math.inf]
     if replicas.min < replicas.max or not replicas.min:
-        # A slot that only lets the pool learn of the model goes with what it tells, not with time.
+        # A slot that only teaches the pool inputs and outputs goes with its report, not with time.
         standing = state.slots > replicas.min and now.known
         if max(now.load, now.expected) >= IDLE_LOAD or (
             standing and scaling.policy not in BUILT_IN
         ):
             waits.append(scaling.look_back_s / 4)
         elif standing:
-            # Fewer are wanted once what the load asked for is long enough ago, step by step.
-            ends = [want.at_s + scaling.down_delay_s - now.now_s for want in state.wants[1:]]
+            # Fewer are desired, step by step, as older recommendations leave the window.
+            ends = [each.at_s + scaling.down_delay_s - now.now_s for each in state.recommended[1:]]
             if state.slots <= state.base - scaling.max_step:
                 ends.append(state.since_s + STEP_S - now.now_s)
             waits += [end_s for end_s in ends if end_s > 0]
@@ -232,5 +241,5 @@ def _again_s(scaling: Scaling, replicas: Replicas, state: ScalerState, now: Sign
 
 
 def settled(state: ScalerState, slots: int) -> ScalerState:
-    """The state of a model that has `slots` already, as a restarted pool finds it."""
+    """State of a model that has `slots` already, as a restarted pool finds it."""
     return state._replace(slots=slots)

@@ -12,10 +12,10 @@ from autoscale.catalog import CatalogEntry
 from autoscale.decision import ModelDecision
 from autoscale.decision_log import Made
 from autoscale.failures import Failures
-from autoscale.fair_share import Account, Shares, lent_by
+from autoscale.fair_share import Shares, SlotAccount, lent_by
 from autoscale.orders import HELD
-from autoscale.policy import Wish
-from autoscale.rollout import Target, labels_now
+from autoscale.policy import DesiredSlots
+from autoscale.rollout import VersionRevision, labels_now
 from autoscale.sharing import LEASES, Division
 from headrace.config.args import SlotClass
 from headrace.snapshot import ModelVersion, ModelView, Placement, SlotView, State, VersionView
@@ -35,7 +35,7 @@ class PoolFacts:
     slots: Sequence[SlotView] = ()
     placements: Sequence[Placement] = ()
     entries: Sequence[CatalogEntry] = ()
-    wishes: Mapping[str, Wish] = field(default_factory=dict)
+    desired: Mapping[str, DesiredSlots] = field(default_factory=dict)
     division: Division = field(default_factory=Division)
     targets: Mapping[str, int] = field(default_factory=dict)
     waiting: Mapping[ModelVersion, str] = field(default_factory=dict)
@@ -48,7 +48,7 @@ class PoolFacts:
 class _Sharing:
     """How the slots of one class are shared, by account."""
 
-    accounts: Mapping[str, Account] = field(default_factory=dict)
+    accounts: Mapping[str, SlotAccount] = field(default_factory=dict)
     shares: Shares = field(default_factory=lambda: Shares(0.0))
     lent: Mapping[str, float] = field(default_factory=dict)
 
@@ -120,18 +120,18 @@ def _models(facts: PoolFacts, sharing: Mapping[str, _Sharing]) -> Iterator[Docum
         waiting.setdefault(key.model, []).append(f"version {key.version} {reason}")
     for entry in facts.entries:
         name = entry.name
-        wish = facts.wishes.get(name, Wish(0))
+        desired = facts.desired.get(name, DesiredSlots(0))
         reasons = waiting.get(name, []) or ([entry.reason] if entry.reason else [])
         mine = sharing.get(entry.slot_class, _Sharing())
-        account = mine.accounts.get(name) or _outside(entry, wish, held[name])
+        account = mine.accounts.get(name) or _outside(entry, desired, held[name])
         # What lingers is no part of the sharing: it has what nobody else needs.
-        granted = mine.shares.granted.get(name, held[name] if wish.lingering else 0)
+        granted = mine.shares.granted.get(name, held[name] if desired.lingering else 0)
         yield {
             **_account(account, mine, held[name], granted),
             "kind": "model",
             "slot_class": entry.slot_class,
-            "state": _state(account, wish, held[name], reasons),
-            "why": wish.why,
+            "state": _state(account, desired, held[name], reasons),
+            "why": desired.why,
             "waiting": "; ".join(reasons),
         }
 
@@ -170,22 +170,22 @@ def _groups(sharing: Mapping[str, _Sharing]) -> Iterator[Document]:
             }
 
 
-def _outside(entry: CatalogEntry, wish: Wish, held: int) -> Account:
+def _outside(entry: CatalogEntry, desired: DesiredSlots, held: int) -> SlotAccount:
     """A model that takes no part in the sharing, as it lingers or was not decided on yet."""
     share, replicas = entry.config.share, entry.config.replicas
-    return Account(
+    return SlotAccount(
         entry.name,
         share.group,
         share.weight,
         replicas.min,
         replicas.max,
         share.priority,
-        wanted=wish.slots,
+        wanted=desired.slots,
         holds=held,
     )
 
 
-def _account(account: Account, sharing: _Sharing, held: int, granted: int) -> Document:
+def _account(account: SlotAccount, sharing: _Sharing, held: int, granted: int) -> Document:
     """Places of `size` slots each; `lends` and what it borrows from whom are slots."""
     name, shares = account.name, sharing.shares
     return {
@@ -212,13 +212,13 @@ def _account(account: Account, sharing: _Sharing, held: int, granted: int) -> Do
     }
 
 
-def _state(account: Account, wish: Wish, held: int, reasons: Sequence[str]) -> str:
+def _state(account: SlotAccount, desired: DesiredSlots, held: int, reasons: Sequence[str]) -> str:
     """One word: `asleep`, `lingering`, `hungry` (it has nothing), `waiting`, `served`."""
-    if not wish.slots and not held:
+    if not desired.slots and not held:
         return "asleep"
-    if wish.lingering:
+    if desired.lingering:
         return "lingering"
-    if wish.slots and not held:
+    if desired.slots and not held:
         return "hungry"
     return "waiting" if reasons or held < account.most else "served"
 
@@ -244,9 +244,9 @@ def model_view(
     entry, rollout = decision.entry, decision.rollout
     name = entry.name
 
-    def view(target: Target, *, served: bool) -> VersionView:
+    def view(target: VersionRevision, *, served: bool) -> VersionView:
         key = ModelVersion(name, *target)
-        asleep = decision.situation.replicas == 0 and key in specs
+        asleep = decision.situation.desired == 0 and key in specs
         state, reason = _placement_state(key, states, failures, waiting, now_s, asleep=asleep)
         return VersionView(target[0], state, specs.get(key), reason, served, target[1])
 

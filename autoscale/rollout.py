@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-Target = tuple[int, int]
+VersionRevision = tuple[int, int]
 """(version, revision)."""
 
 
@@ -24,27 +24,27 @@ class Situation:
     slot is free, `failed` those whose last try to load failed. `stored` versions are in the store.
     """
 
-    wanted: tuple[Target, ...]
+    wanted: tuple[VersionRevision, ...]
     candidates: frozenset[int]
-    ready: Mapping[Target, int]
-    serving: tuple[Target, ...] = ()
-    replicas: int = 1
-    stuck: frozenset[Target] = frozenset()
-    failed: frozenset[Target] = frozenset()
+    ready: Mapping[VersionRevision, int]
+    serving: tuple[VersionRevision, ...] = ()
+    desired: int = 1
+    stuck: frozenset[VersionRevision] = frozenset()
+    failed: frozenset[VersionRevision] = frozenset()
     stored: frozenset[int] = frozenset()
-    stopping: Mapping[Target, int] = field(default_factory=dict)
+    stopping: Mapping[VersionRevision, int] = field(default_factory=dict)
 
-    def done(self, target: Target) -> bool:
-        """Whether it can take the traffic: all of its replicas are ready, or as many as fit.
+    def done(self, target: VersionRevision) -> bool:
+        """Whether it can take the traffic: all desired slots are ready, or as many as fit.
 
         One that sleeps can, unless it has failed.
         """
         count = self.ready.get(target, 0) - self.stopping.get(target, 0)
         if not count and target in self.failed:
             return False
-        return count >= self.replicas or (count > 0 and target in self.stuck)
+        return count >= self.desired or (count > 0 and target in self.stuck)
 
-    def alive(self, target: Target) -> bool:
+    def alive(self, target: VersionRevision) -> bool:
         """Whether anything of it is ready."""
         return self.ready.get(target, 0) > 0
 
@@ -53,9 +53,9 @@ class Situation:
 class Rollout:
     """What follows: `serving` takes traffic, the last by default; `keep` must stay, `spare` may."""
 
-    serving: tuple[Target, ...] = ()
-    keep: frozenset[Target] = field(default_factory=frozenset)
-    spare: frozenset[Target] = field(default_factory=frozenset)
+    serving: tuple[VersionRevision, ...] = ()
+    keep: frozenset[VersionRevision] = field(default_factory=frozenset)
+    spare: frozenset[VersionRevision] = field(default_factory=frozenset)
 
     @property
     def default(self) -> int | None:
@@ -85,7 +85,7 @@ def roll_out(now: Situation, *, in_place: bool = False, keep_previous: bool = Tr
     return Rollout(tuple(serving.values()), leaving, spare)
 
 
-def _default(now: Situation, old: tuple[Target, ...]) -> Target | None:
+def _default(now: Situation, old: tuple[VersionRevision, ...]) -> VersionRevision | None:
     candidates = [t for t in now.wanted if t[0] in now.candidates] or list(now.wanted)
     done = [t for t in candidates if now.done(t)]
     current = now.serving[-1] if now.serving else None
@@ -102,7 +102,7 @@ def _default(now: Situation, old: tuple[Target, ...]) -> Target | None:
     return hopeful[-1]
 
 
-def _previous(now: Situation, leaving: frozenset[Target]) -> frozenset[Target]:
+def _previous(now: Situation, leaving: frozenset[VersionRevision]) -> frozenset[VersionRevision]:
     """The newest other version that is ready and still in the store."""
     wanted = {version for version, _ in now.wanted}
     others = [
@@ -120,7 +120,7 @@ def labels_now(
     config: Mapping[str, int],
     before: Mapping[str, int],
     rollout: Rollout,
-    ready: Mapping[Target, int],
+    ready: Mapping[VersionRevision, int],
 ) -> dict[str, int]:
     """Where each label points: it moves once its new version is ready, for everybody at once."""
     alive = {target[0] for target in rollout.serving if ready.get(target, 0) > 0}

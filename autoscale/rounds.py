@@ -19,10 +19,18 @@ from autoscale.fair_share import STARVE_S
 from autoscale.leases import LeaseBook
 from autoscale.ledger import plan, within_limits
 from autoscale.orders import HELD, LoadOrder, Plan, Room, UnloadOrder
-from autoscale.policy import Wish
-from autoscale.rollout import Target
+from autoscale.policy import DesiredSlots
+from autoscale.rollout import VersionRevision
 from autoscale.scaling import ScalingBook
-from autoscale.sharing import Division, Need, ShareBook, TargetBook, divide, room_of, sizes_of
+from autoscale.sharing import (
+    Division,
+    ModelPlaces,
+    ShareBook,
+    TargetBook,
+    divide,
+    room_of,
+    sizes_of,
+)
 from headrace.config.args import PoolConfig, SlotClass
 from headrace.snapshot import ModelVersion, Placement, SlotView, State
 
@@ -141,7 +149,7 @@ class Economy:
         self.room = Room()
         self.turns: Collection[str] = ()
         self._shares, self._shares_of_whole = ShareBook(), ShareBook()
-        self._before: dict[str, tuple[tuple[Any, ...], Need]] = {}
+        self._before: dict[str, tuple[tuple[Any, ...], ModelPlaces]] = {}
         self._entries: list[CatalogEntry] = []
         self._sizes: Mapping[str, float] = {}
         self._leases = leases or LeaseBook({})
@@ -164,26 +172,26 @@ class Economy:
         `known`. `crowded` is that of the last plan.
         """
         entries, held, ready, coming = found.entries, *_places(found.placements)
-        models = {entry.name: entry.config for entry in entries}
+        configs = {entry.name: entry.config for entry in entries}
         each = {name: -(-count // max(1, versions.get(name, 1))) for name, count in ready.items()}
-        self.scaling.wish(models, each, coming, known, now_s)
+        self.scaling.update(configs, each, coming, known, now_s)
         live = Counter([slot.slot_class for slot in found.slots if not slot.draining])
         leased = self._leases.held()
         capacity = self.targets.capacity(live, leased, now_s)
         full = {n for n, most in capacity.items() if live[n] + leased.get(n, 0) >= most}
         self.room = self._room(entries, full)
-        needs = self._needs(entries, versions, held, leaving)
-        firm = {n.name: n.wish.slots * n.versions for n in needs if not n.wish.lingering}
+        models = self._model_places(entries, versions, held, leaving)
+        firm = {m.name: m.desired.slots * m.versions for m in models if not m.desired.lingering}
         hungry_s = self._hunger.hungry_s(firm, held, now_s)
         self.turns = {name for name, waited_s in hungry_s.items() if waited_s >= STARVE_S}
         self.division = divide(
-            needs, found.config, self.slots, capacity, self._leases, hungry_s, self._shares
+            models, found.config, self.slots, capacity, self._leases, hungry_s, self._shares
         )
         whole = {name: each.max for name, each in self.slots.items()}
         if capacity != whole:
             # Missing slots are still asked for; otherwise no node would ever be added for them.
             needed = divide(
-                needs,
+                models,
                 found.config,
                 self.slots,
                 whole,
@@ -198,30 +206,29 @@ class Economy:
         self._live = live
         return self.division
 
-    def _needs(
+    def _model_places(
         self,
         entries: Sequence[CatalogEntry],
         versions: Mapping[str, int],
         held: Mapping[str, int],
         leaving: Mapping[str, int],
-    ) -> list[Need]:
-        """The wishes with what they take of a slot; one that is as before is the same object."""
-        sizes, wishes, before = self.room.sizes, self.wishes, self._before
+    ) -> list[ModelPlaces]:
+        """Desired and held places by model; unchanged ones are the objects of the last round."""
+        sizes, before = self.room.sizes, self._before
         self._before = {}
         for entry in entries:
             name, slot_class = entry.name, entry.slot_class
             if slot_class not in self.slots:
                 continue
-            wish = wishes[name]
-            wished = (wish.slots, wish.lingering, wish.learning)
+            desired = self.desired[name]
+            asked = (desired.slots, desired.lingering, desired.learning)
             counts = (versions.get(name, 1), sizes[name], held.get(name, 0), leaving.get(name, 0))
-            facts = (entry.config, slot_class, wished, counts)
+            facts = (entry.config, slot_class, asked, counts)
             found = before.get(name)
             if found is None or found[0] != facts:
-                need = Need(name, entry.config, slot_class, wish, *counts, learning=wish.learning)
-                found = (facts, need)
+                found = (facts, ModelPlaces(name, entry.config, slot_class, desired, *counts))
             self._before[name] = found
-        return [need for _, need in self._before.values()]
+        return [model for _, model in self._before.values()]
 
     def _room(self, entries: Sequence[CatalogEntry], full: Collection[str]) -> Room:
         """What fits into slots, as things are."""
@@ -233,12 +240,12 @@ class Economy:
 
     def lingering(self) -> set[str]:
         """Models whose slots go to whoever needs them."""
-        return {name for name, wish in self.scaling.wishes.items() if wish.lingering}
+        return {name for name, each in self.scaling.desired.items() if each.lingering}
 
     @property
-    def wishes(self) -> Mapping[str, Wish]:
+    def desired(self) -> Mapping[str, DesiredSlots]:
         """By model, the slots that its load asks for."""
-        return self.scaling.wishes
+        return self.scaling.desired
 
     def again_s(self, now_s: float) -> float:
         """In how many seconds time alone may change what is decided here."""
@@ -263,7 +270,7 @@ class Rounds:
         self.economy = economy
         self.decision, self.plan = Decision(), Plan()
         self.moves: list[LoadOrder | UnloadOrder] = []
-        self.serving: dict[str, tuple[Target, ...]] = {}
+        self.serving: dict[str, tuple[VersionRevision, ...]] = {}
         self._max_loads, self._ended = max_loads, ended
         self._stuck: frozenset[ModelVersion] = frozenset()
 
@@ -346,7 +353,7 @@ class Rounds:
             serving=self.serving,
             failed=found.retry_at.keys(),
             stuck=self._stuck,
-            replicas={name: wish.slots for name, wish in economy.wishes.items()},
+            desired={name: each.slots for name, each in economy.desired.items()},
             granted=economy.division.grants,
             lingering=economy.lingering(),
             turns=economy.turns,

@@ -1,4 +1,4 @@
-"""The slots that each model wishes for, kept up to date from load; time is an argument."""
+"""Demand by model, and the desired slots that follow from it; time is an argument."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import structlog
 
 from autoscale.policy import (
+    DesiredSlots,
     Reactive,
+    Recommendation,
     Sample,
     ScalerState,
     Signals,
-    Want,
-    Wish,
     policy_named,
     settled,
     step,
@@ -25,14 +25,14 @@ from headrace.config.args import ModelConfig
 from headrace.config.scaling import Replicas, Scaling
 
 SPAN_S = 2.0
-"""History is kept for at least so long, and for two look-backs of each model."""
+"""Shortest history kept of a model's demand; otherwise two look-backs."""
 
 
-class Load(NamedTuple):
-    """One gateway's part of a model's load.
+class GatewayLoad(NamedTuple):
+    """One gateway's part of a model's demand.
 
-    `in_flight` requests are with slots or wait, `held` of them wait while there is no slot to go
-    to; `arrived` counts all that ever came to this gateway.
+    `in_flight` counts requests at slots and waiting, `held` those that wait while no slot has the
+    model, `arrived` all requests since this gateway started.
     """
 
     in_flight: float
@@ -40,21 +40,21 @@ class Load(NamedTuple):
     arrived: int
 
 
-NOTHING = Load(0.0, 0, 0)
+NOTHING = GatewayLoad(0.0, 0, 0)
 
 
 @dataclass(slots=True)
 class _Model:
-    loads: dict[str, Load] = field(default_factory=dict)
+    loads: dict[str, GatewayLoad] = field(default_factory=dict)
     history: deque[Sample] = field(default_factory=deque)
     active_s: float = float("-inf")
     span_s: float = SPAN_S
 
 
 class Demand:
-    """By model, who reports what, and what was reported lately.
+    """By model, the requests that gateways and stages report, and their recent history.
 
-    `changes` rises by model with each load that is another one than before.
+    `changes` counts by model the reports that differed from the one before.
     """
 
     def __init__(self) -> None:
@@ -65,9 +65,9 @@ class Demand:
         self._named: dict[str, frozenset[str]] = {}
 
     def report(self, gateway_id: str, loads: Mapping[str, Sequence[float]], now_s: float) -> bool:
-        """A gateway's whole load; models it does not name have none. True if anything is new.
+        """Take a gateway's report; models that it does not name have no load. True if it is new.
 
-        What had arrived before its first report may be long ago: it wakes nobody.
+        Requests that arrived before the first report wake no model: they may be long ago.
         """
         first = gateway_id not in self._heard_s
         self._heard_s[gateway_id] = now_s
@@ -77,11 +77,11 @@ class Demand:
             if model is None:
                 model = self._models[name] = _Model()
             before = model.loads.get(gateway_id, NOTHING)
-            if numbers == before:  # of many models most sleep
+            if numbers == before:  # usual: most models sleep
                 if before.in_flight or before.held:
                     model.active_s = now_s
                 continue
-            load = Load(float(numbers[0]), int(numbers[1]), int(numbers[2]))
+            load = GatewayLoad(float(numbers[0]), int(numbers[1]), int(numbers[2]))
             if (load.arrived != before.arrived and not first) or load.in_flight or load.held:
                 model.active_s = now_s
             if load != before:
@@ -92,7 +92,7 @@ class Demand:
             ended = self._models.get(name)
             before = ended.loads.get(gateway_id, NOTHING) if ended is not None else NOTHING
             if ended is not None and (before.in_flight or before.held):
-                ended.loads[gateway_id] = Load(0.0, 0, before.arrived)
+                ended.loads[gateway_id] = GatewayLoad(0.0, 0, before.arrived)
                 self._changed(name)
                 ended.active_s = now_s
                 changed |= self._note(ended, now_s)
@@ -100,7 +100,7 @@ class Demand:
         return changed
 
     def forget(self, now_s: float, silent_s: float) -> None:
-        """Drop the load of gateways that have said nothing for so long."""
+        """Drop the load of gateways that have been silent for `silent_s`."""
         for gateway_id, heard_s in list(self._heard_s.items()):
             if now_s - heard_s >= silent_s:
                 self.report(gateway_id, {}, now_s)
@@ -109,7 +109,7 @@ class Demand:
                     model.loads.pop(gateway_id, None)
 
     def retain(self, models: Mapping[str, float]) -> None:
-        """Only these models exist, with the seconds of history that each one needs."""
+        """Keep these models alone, with so many seconds of history each."""
         if models == self._spans and self._models.keys() == models.keys():
             return
         self._spans = dict(models)
@@ -122,28 +122,28 @@ class Demand:
             self._models[name].span_s = max(SPAN_S, span_s)
 
     def history(self, model: str) -> Sequence[Sample]:
-        """The load as a step function, by time."""
+        """Load of a model as a step function, by time."""
         found = self._models.get(model)
         return found.history if found is not None else ()
 
     def held(self, model: str) -> int:
-        """Requests that wait without a slot to go to."""
+        """Requests that wait while no slot has the model."""
         found = self._models.get(model)
         return sum(load.held for load in found.loads.values()) if found is not None else 0
 
     def active_s(self, model: str) -> float:
-        """When a request for it was last known to be there."""
+        """Time at which a request for the model was last known to exist."""
         found = self._models.get(model)
         return found.active_s if found is not None else float("-inf")
 
     def touch(self, model: str, now_s: float) -> None:
-        """Take it for called now."""
+        """Count the model as called now."""
         found = self._models.setdefault(model, _Model())
         found.active_s = now_s
         self._changed(model)
 
     def load(self, model: str) -> float:
-        """Requests in flight and waiting, as last reported."""
+        """Requests in flight and waiting, by the last reports."""
         history = self.history(model)
         return history[-1].load if history else 0.0
 
@@ -164,109 +164,112 @@ class Demand:
 
 
 SILENT_S = 10.0
-"""A gateway that has said nothing for so long is gone, and its load with it."""
+"""Silence after which a gateway counts as gone, and its load with it."""
 
 EARLY_S = 0.001
-"""Timers may be so early."""
+"""Tolerance for timers that fire early."""
 
 log = structlog.get_logger()
 
 
-class _Kept(NamedTuple):
-    """A wish with what it rests on: the model, changes of its load, whether it loads and is known.
+class _Cached(NamedTuple):
+    """Desired slots with what they rest on: config, changes of the demand, loading, known.
 
-    It counts until `due_s`, while nothing else is said.
+    Valid until `due_s` while these facts stay the same.
     """
 
     facts: tuple[ModelConfig, int, bool, bool]
     due_s: float
-    wish: Wish
+    desired: DesiredSlots
 
 
 class _Change(NamedTuple):
-    """A wish that is another one than before, and what led to it."""
+    """A change of desired slots, and the inputs that led to it."""
 
     name: str
     model: ModelConfig
     state: ScalerState
     signals: Signals
-    wish: Wish
+    desired: DesiredSlots
 
     def document(self) -> tuple[dict[str, Any], dict[str, Any], str]:
         """(inputs, decision, why) for a journal."""
+        state = self.state._asdict()
+        state["wants"] = state.pop("recommended")
         inputs = {
             "model": self.name,
             "replicas": self.model.replicas.model_dump(),
             "scaling": self.model.scaling.model_dump(),
-            "state": self.state._asdict(),
+            "state": state,
             "signals": self.signals._asdict(),
         }
-        wish = self.wish
-        return inputs, {"slots": wish.slots, "lingering": wish.lingering}, wish.why
+        desired = self.desired
+        return inputs, {"slots": desired.slots, "lingering": desired.lingering}, desired.why
 
 
 class ScalingBook:
-    """See the module.
+    """Desired slots of all models.
 
-    A model is looked at when its own load is another one or its time has come: what is said of
-    others costs nothing.
+    A model is looked at when its own demand has changed or its time has come, so reports about
+    other models cost nothing. `again_s` is the number of seconds until time alone may change
+    something.
     """
 
     def __init__(self) -> None:
         self.demand = Demand()
-        self.wishes: dict[str, Wish] = {}
+        self.desired: dict[str, DesiredSlots] = {}
         self.again_s = math.inf
         self._changes: list[_Change] = []
         self._states: dict[str, ScalerState] = {}
-        self._kept: dict[str, _Kept] = {}
+        self._cached: dict[str, _Cached] = {}
         self._models: Mapping[str, ModelConfig] = {}
         self._spans_s: Mapping[str, float] = {}
         self._refused: set[str] = set()
 
-    def wish(
+    def update(
         self,
         models: Mapping[str, ModelConfig],
         held: Mapping[str, int],
         loading: Collection[str],
         known: Collection[str],
         now_s: float,
-    ) -> Mapping[str, Wish]:
-        """By model. `held` counts READY placements, which a model seen first starts from."""
+    ) -> Mapping[str, DesiredSlots]:
+        """Desired slots by model. `held` counts READY placements, where a new model starts from."""
         self.demand.forget(now_s, SILENT_S)
         if models != self._models:
             self._models = dict(models)
             self._spans_s = {n: 2 * model.scaling.look_back_s for n, model in models.items()}
         self.demand.retain(self._spans_s)
-        wishes, due_s, early_s = {}, math.inf, now_s + EARLY_S
-        changes, kept_of = self.demand.changes, self._kept
+        desired, due_s, early_s = {}, math.inf, now_s + EARLY_S
+        changes, cached_of = self.demand.changes, self._cached
         for name, model in models.items():
             facts = (model, changes.get(name, 0), name in loading, name in known)
-            kept = kept_of.get(name)
-            if kept is None or kept.due_s <= early_s or kept.facts != facts:
-                wish = self._wish(name, model, held.get(name, 0), *facts[2:], now_s)
-                kept = kept_of[name] = _Kept(facts, now_s + wish.again_s, wish)
-            wishes[name] = kept.wish
-            if kept.due_s < due_s:
-                due_s = kept.due_s
-        if len(self._kept) > len(models):
-            self._kept = {name: kept for name, kept in self._kept.items() if name in models}
+            cached = cached_of.get(name)
+            if cached is None or cached.due_s <= early_s or cached.facts != facts:
+                slots = self._look(name, model, held.get(name, 0), *facts[2:], now_s)
+                cached = cached_of[name] = _Cached(facts, now_s + slots.again_s, slots)
+            desired[name] = cached.desired
+            if cached.due_s < due_s:
+                due_s = cached.due_s
+        if len(self._cached) > len(models):
+            self._cached = {name: each for name, each in self._cached.items() if name in models}
             self._states = {name: state for name, state in self._states.items() if name in models}
-        self.wishes, self.again_s = wishes, due_s - now_s
-        return self.wishes
+        self.desired, self.again_s = desired, due_s - now_s
+        return desired
 
     def drain_changes(self) -> Sequence[tuple[dict[str, Any], dict[str, Any], str]]:
-        """(inputs, decision, why) of every change since the last call."""
+        """(inputs, decision, why) of each change since the last call."""
         changes, self._changes = self._changes, []
         return [change.document() for change in changes]
 
-    def _wish(
+    def _look(
         self, name: str, model: ModelConfig, held: int, loading: bool, known: bool, now_s: float
-    ) -> Wish:
+    ) -> DesiredSlots:
         replicas, scaling = model.replicas, model.scaling
         if replicas.min == replicas.max:
-            # What its load asked for long ago must not count once it is elastic again.
+            # Old recommendations must not count once the model is elastic again.
             self._states.pop(name, None)
-            return Wish(replicas.min, why="fixed")
+            return DesiredSlots(replicas.min, why="fixed")
         demand = self.demand
         state = self._states.get(name)
         if state is None:
@@ -278,14 +281,14 @@ class ScalingBook:
         waiting, active_s = demand.held(name), demand.active_s(name)
         load = history[-1].load if history else 0.0
         signals = Signals(now_s, expected, waiting, active_s, loading, known, load)
-        self._states[name], wish = step(replicas, scaling, state, signals)
-        before = self.wishes.get(name)
-        if before is None or (before.slots, before.lingering) != (wish.slots, wish.lingering):
-            self._changes.append(_Change(name, model, state, signals, wish))
-        return wish
+        self._states[name], desired = step(replicas, scaling, state, signals)
+        before = self.desired.get(name)
+        if before is None or (before.slots, before.lingering) != (desired.slots, desired.lingering):
+            self._changes.append(_Change(name, model, state, signals, desired))
+        return desired
 
     def _expected(self, scaling: Scaling, history: Sequence[Sample], now_s: float) -> float:
-        """What the model's policy expects; `reactive` where a class of somebody's fails."""
+        """Requests in flight to prepare for; those of `reactive` if the user's policy fails."""
         if scaling.policy not in self._refused:
             try:
                 policy = policy_named(scaling.policy)
@@ -293,8 +296,8 @@ class ScalingBook:
                 if not 0 <= expected < math.inf:
                     raise ValueError(f"it expects {expected:g} requests in flight")
                 return expected
-            except Exception as error:  # foreign code must not stop the pool for everybody
-                # Not tried again: what cannot be imported would be searched for each time.
+            except Exception as error:  # the user's code must not stop the pool
+                # Not tried again: a failing import would search the disk each time.
                 self._refused.add(scaling.policy)
                 log.warning(
                     "policy_failed", policy=scaling.policy, instead="reactive", reason=str(error)
@@ -303,18 +306,18 @@ class ScalingBook:
 
 
 def replay_step(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """The decision that the recorded inputs of a step lead to."""
+    """Decision that follows from the recorded inputs of a step."""
     state = dict(inputs["state"])
-    state["wants"] = tuple(Want(*want) for want in state["wants"])
+    state["recommended"] = tuple(Recommendation(*each) for each in state.pop("wants"))
     signals = {name: _number(value) for name, value in inputs["signals"].items()}
     state = {name: _number(value) for name, value in state.items()}
-    _, wish = step(
+    _, desired = step(
         Replicas.model_validate(inputs["replicas"]),
         Scaling.model_validate(inputs["scaling"]),
         ScalerState(**state),
         Signals(**signals),
     )
-    return {"slots": wish.slots, "lingering": wish.lingering}
+    return {"slots": desired.slots, "lingering": desired.lingering}
 
 
 def _number(value: Any) -> Any:

@@ -1,6 +1,6 @@
 """Who gets how many slots now, and how many slots there should be; time is an argument.
 
-Turns wishes of models and leases into accounts of the fair share, class by class.
+Turns desired of models and leases into accounts of the fair share, class by class.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from operator import attrgetter
 from typing import Any
 
 from autoscale.catalog import CatalogEntry
-from autoscale.fair_share import Account, Shares, fair_shares
+from autoscale.fair_share import Shares, SlotAccount, fair_shares
 from autoscale.leases import LeaseBook
 from autoscale.orders import Room
-from autoscale.policy import Wish
+from autoscale.policy import DesiredSlots
 from autoscale.water_filling import slots_filled
 from headrace.config.args import ModelConfig, PoolConfig, SlotClass
 from headrace.config.scaling import Leases
@@ -32,8 +32,8 @@ FEWER_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Need:
-    """A model's part: `places` slots or parts of slots (`size`) are wished, `held` it has.
+class ModelPlaces:
+    """A model's part: `places` slots or parts of slots (`size`) are desired, `held` it has.
 
     `leaving` ones of a version before still serve. A `learning` model is loaded only so that its
     inputs and outputs are known.
@@ -42,17 +42,16 @@ class Need:
     name: str
     config: ModelConfig
     slot_class: str
-    wish: Wish
+    desired: DesiredSlots
     versions: int = 1
     size: float = 1.0
     held: int = 0
     leaving: int = 0
-    learning: bool = False
 
-    def account(self, hungry_s: float) -> Account:
+    def account(self, hungry_s: float) -> SlotAccount:
         """How the fair share sees it."""
         share, replicas = self.config.share, self.config.replicas
-        return Account(
+        return SlotAccount(
             name=self.name,
             group=share.group,
             weight=share.weight,
@@ -60,7 +59,7 @@ class Need:
             maximum=replicas.max * self.versions,
             priority=share.priority,
             place=self.size,
-            wanted=self.wish.slots * self.versions,
+            wanted=self.desired.slots * self.versions,
             holds=self.held,
             hungry_s=hungry_s,
         )
@@ -74,12 +73,12 @@ class Division:
     shares: Mapping[str, Shares] = field(default_factory=dict)
     capacity: Mapping[str, int] = field(default_factory=dict)
     for_leases: Mapping[str, int] = field(default_factory=dict)
-    accounts: Mapping[str, Sequence[Account]] = field(default_factory=dict)
+    accounts: Mapping[str, Sequence[SlotAccount]] = field(default_factory=dict)
     needed: Mapping[str, int] = field(default_factory=dict)
 
 
 def divide(
-    needs: Sequence[Need],
+    models: Sequence[ModelPlaces],
     config: PoolConfig,
     classes: Mapping[str, SlotClass],
     capacity: Mapping[str, int],
@@ -98,12 +97,12 @@ def divide(
     grants: dict[str, int] = {}
     shares: dict[str, Shares] = {}
     for_leases: dict[str, int] = {}
-    asked: dict[str, Sequence[Account]] = {}
+    asked: dict[str, Sequence[SlotAccount]] = {}
     needed: dict[str, int] = {}
     for slot_class, slots in capacity.items():
-        mine = [need for need in needs if need.slot_class == slot_class]
-        firm = [need for need in mine if not need.wish.lingering]
-        accounts = [book.account(need, hungry_s.get(need.name, 0.0)) for need in firm]
+        mine = [model for model in models if model.slot_class == slot_class]
+        firm = [model for model in mine if not model.desired.lingering]
+        accounts = [book.account(model, hungry_s.get(model.name, 0.0)) for model in firm]
         wanted = leases_wanted.get(slot_class, 0)
         both = accounts
         if wanted:
@@ -117,17 +116,17 @@ def divide(
             both = [*accounts, replace(lease, wanted=usable)]
             share = book.shares((slot_class, "gangs"), both, slots, config.shares)
         asked[slot_class], shares[slot_class] = both, share
-        for need in mine:
-            wished = need.wish.slots * need.versions
-            grants[need.name] = share.granted.get(need.name, wished)
+        for model in mine:
+            places = model.desired.slots * model.versions
+            grants[model.name] = share.granted.get(model.name, places)
         for_leases[slot_class] = share.granted.get(LEASES, 0)
         needed[slot_class] = book.needed(slot_class, mine, grants, classes[slot_class].warm)
-    book.retain(needs)
+    book.retain(models)
     return Division(grants, shares, dict(capacity), for_leases, asked, needed)
 
 
-def _lease_account(leases: Leases, most: int, wanted: int, leased: int) -> Account:
-    return Account(
+def _lease_account(leases: Leases, most: int, wanted: int, leased: int) -> SlotAccount:
+    return SlotAccount(
         name=LEASES,
         group=leases.group,
         weight=leases.weight,
@@ -138,25 +137,25 @@ def _lease_account(leases: Leases, most: int, wanted: int, leased: int) -> Accou
     )
 
 
-def slots_needed(needs: Sequence[Need], grants: Mapping[str, int], warm: int = 0) -> int:
+def slots_needed(models: Sequence[ModelPlaces], grants: Mapping[str, int], warm: int = 0) -> int:
     """Slots that all grants fit into, and what serves until a new version is ready.
 
-    Packed as best fit decreasing does; copies of a version need slots of their own. All models
+    Packed as best fit decreasing does; copies of a version model slots of their own. All models
     that are only to be learned of make do with one slot, a `warm` one if there is any: else a
     copy of each would be asked for.
     """
     learners = 0
     places: list[tuple[float, int]] = []
-    for need in sorted(needs, key=attrgetter("size"), reverse=True):
-        granted, size = grants[need.name], need.size
-        if need.learning:
+    for model in sorted(models, key=attrgetter("size"), reverse=True):
+        granted, size = grants[model.name], model.size
+        if model.desired.learning:
             learners += granted
-        elif need.versions == 1:
+        elif model.versions == 1:
             places.append((size, granted))
         else:
-            places += [(size, count) for count in split(granted, need.versions)]
-        if need.leaving:
-            places.append((size, need.leaving))
+            places += [(size, count) for count in split(granted, model.versions)]
+        if model.leaving:
+            places.append((size, model.leaving))
     return slots_filled(places) + (learners > 0 and not warm)
 
 
@@ -169,21 +168,21 @@ class ShareBook:
     """What `divide` has worked out the last time, and from what."""
 
     def __init__(self) -> None:
-        self._accounts: dict[str, tuple[Need, float, Account]] = {}
+        self._accounts: dict[str, tuple[ModelPlaces, float, SlotAccount]] = {}
         self._shares: dict[tuple[str, str], tuple[Any, Shares]] = {}
         self._needed: dict[str, tuple[Any, int]] = {}
 
-    def account(self, need: Need, hungry_s: float) -> Account:
-        """The need as the fair share sees it."""
-        found = self._accounts.get(need.name)
-        if found is None or found[0] is not need or found[1] != hungry_s:
-            found = self._accounts[need.name] = (need, hungry_s, need.account(hungry_s))
+    def account(self, model: ModelPlaces, hungry_s: float) -> SlotAccount:
+        """The model as the fair share sees it."""
+        found = self._accounts.get(model.name)
+        if found is None or found[0] is not model or found[1] != hungry_s:
+            found = self._accounts[model.name] = (model, hungry_s, model.account(hungry_s))
         return found[2]
 
     def shares(
         self,
         key: tuple[str, str],
-        accounts: Sequence[Account],
+        accounts: Sequence[SlotAccount],
         capacity: float,
         weights: Mapping[str, float],
     ) -> Shares:
@@ -195,19 +194,19 @@ class ShareBook:
         return found[1]
 
     def needed(
-        self, slot_class: str, needs: Sequence[Need], grants: Mapping[str, int], warm: int
+        self, slot_class: str, models: Sequence[ModelPlaces], grants: Mapping[str, int], warm: int
     ) -> int:
         """What `slots_needed` says."""
-        facts = (list(needs), [grants[need.name] for need in needs], warm)
+        facts = (list(models), [grants[model.name] for model in models], warm)
         found = self._needed.get(slot_class)
         if found is None or found[0] != facts:
-            found = self._needed[slot_class] = (facts, slots_needed(needs, grants, warm))
+            found = self._needed[slot_class] = (facts, slots_needed(models, grants, warm))
         return found[1]
 
-    def retain(self, needs: Sequence[Need]) -> None:
+    def retain(self, models: Sequence[ModelPlaces]) -> None:
         """Only these models exist."""
-        if len(self._accounts) > len(needs):
-            names = {need.name for need in needs}
+        if len(self._accounts) > len(models):
+            names = {model.name for model in models}
             self._accounts = {n: each for n, each in self._accounts.items() if n in names}
 
 

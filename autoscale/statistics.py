@@ -15,7 +15,7 @@ GONE_KEPT = 64
 """How many of the slots that were lost may come back: their process lives, only the link broke."""
 
 Version = tuple[str, int]
-Document = Mapping[str, Any]
+ModelCounts = Mapping[str, Any]
 Counts = dict[tuple[str | int, ...], int]
 """A document's numbers by their place, so that documents can be added."""
 
@@ -26,11 +26,11 @@ class StatisticsBook:
     """See the module. What slots in `_gone` had counted is in `_retired` too."""
 
     def __init__(self) -> None:
-        self._slots: dict[str, dict[Version, Document]] = {}
-        self._gone: dict[str, dict[Version, Document]] = {}
+        self._slots: dict[str, dict[Version, ModelCounts]] = {}
+        self._gone: dict[str, dict[Version, ModelCounts]] = {}
         self._retired: dict[Version, Counts] = {}
 
-    def take(self, slot_id: str, statistics: Iterable[Document]) -> None:
+    def take(self, slot_id: str, statistics: Iterable[ModelCounts]) -> None:
         """A slot's report, in place of its last one; it may have forgotten versions since."""
         old = self._slots.get(slot_id, {})
         if slot_id in self._gone:
@@ -61,7 +61,7 @@ class StatisticsBook:
             for (model, version), counts in sorted(self._retired.items())
         }
 
-    def restore(self, retired: Mapping[str, Document]) -> None:
+    def restore(self, retired: Mapping[str, ModelCounts]) -> None:
         """Take over what an earlier pool gave as `retired`; once more changes nothing."""
         for key, document in retired.items():
             model, _, version = key.rpartition("/")
@@ -80,29 +80,29 @@ class StatisticsBook:
             for (model, version), counts in sorted(sums.items())
         ]
 
-    def _retire(self, version: Version, document: Document) -> None:
+    def _retire(self, version: Version, document: ModelCounts) -> None:
         _add(self._retired.setdefault(version, {}), document)
 
 
-def _restarted(old: Document, new: Document) -> bool:
+def _restarted(old: ModelCounts, new: ModelCounts) -> bool:
     """Whether the slot has forgotten a version and begun to count it anew."""
     before, after = dict(_numbers(old)), dict(_numbers(new))
     return any(after.get(place, 0) < number for place, number in before.items() if place != LAST)
 
 
-def _add(counts: Counts, document: Document) -> None:
+def _add(counts: Counts, document: ModelCounts) -> None:
     for place, number in _numbers(document):
         before = counts.get(place, 0)
         counts[place] = max(before, number) if place == LAST else before + number
 
 
-def _subtract(counts: Counts, document: Document) -> None:
+def _subtract(counts: Counts, document: ModelCounts) -> None:
     for place, number in _numbers(document):
         if place != LAST:
             counts[place] -= number
 
 
-def _numbers(document: Document) -> Iterator[tuple[tuple[str | int, ...], int]]:
+def _numbers(document: ModelCounts) -> Iterator[tuple[tuple[str | int, ...], int]]:
     for scalar in SCALARS:
         yield (scalar,), document[scalar]
     for name, pair in document["inference_stats"].items():

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoscale.fair_share import Account, check_guarantees
+from autoscale.fair_share import SlotAccount, check_guarantees
 from autoscale.policy import BUILT_IN, policy_named
 from autoscale.water_filling import TOLERANCE
 from gateway.yaml_source import KeyPath
@@ -153,10 +153,12 @@ def _versions(name: str, model: ModelConfig, store: Path | None) -> int:
     return max(1, len(kept | set(model.labels.values())))
 
 
-def _account(name: str, model: ModelConfig, slots: SlotClass | None, store: Path | None) -> Account:
+def _account(
+    name: str, model: ModelConfig, slots: SlotClass | None, store: Path | None
+) -> SlotAccount:
     """A model's guarantee as the fair share sees it."""
     versions, replicas = _versions(name, model, store), model.replicas
-    return Account(
+    return SlotAccount(
         name,
         minimum=replicas.min * versions,
         maximum=replicas.max * versions,
@@ -166,7 +168,7 @@ def _account(name: str, model: ModelConfig, slots: SlotClass | None, store: Path
 
 def _room(args: Args, pool: PoolConfig, store: Path | None) -> Iterator[Finding]:
     """The sum of what models are guaranteed, against what the slots of each class hold."""
-    wanted: dict[str | None, list[Account]] = {}
+    wanted: dict[str | None, list[SlotAccount]] = {}
     for name, model in pool.models.items():
         slot_class = _slot_class(model, name, store)
         slots = args.slots.get(slot_class) if slot_class is not None else None

@@ -76,7 +76,7 @@ def granted(known: CatalogEntry, places: int, *placements: Placement, **more: An
 
 def test_where_places_are_fewer_than_versions_the_default_one_gets_them() -> None:
     both = entry(1, 2, versions="all", replicas=Replicas(min=0, max=2))
-    wish = {"replicas": {"m": 2}}
+    wish = {"desired": {"m": 2}}
     assert [granted(both, places, **wish) for places in range(5)] == [
         [0, 0],
         [0, 1],
@@ -90,7 +90,7 @@ def test_where_places_are_fewer_than_versions_the_default_one_gets_them() -> Non
 
 
 def test_a_broken_new_version_of_a_sleeping_model_takes_no_traffic() -> None:
-    asleep = {"serving": {"m": ((1, 0),)}, "replicas": {"m": 0}}
+    asleep = {"serving": {"m": ((1, 0),)}, "desired": {"m": 0}}
     fresh = decided(entry(1, 2), **asleep).models["m"]
     assert fresh.rollout.default == 2
     broken = decided(entry(1, 2), failed=[ModelVersion("m", 2)], **asleep).models["m"]

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from autoscale.fair_share import (
     STARVE_S,
-    Account,
+    Balance,
     Loan,
-    Part,
     Shares,
+    SlotAccount,
     check_guarantees,
     fair_shares,
     lent_by,
@@ -30,11 +30,11 @@ PLACES = (1.0, 1.0, 0.5, 0.25, 0.1)
 @st.composite
 def some_accounts(
     draw: st.DrawFn, places: Sequence[float] = PLACES, priorities: int = 2, starving: bool = True
-) -> list[Account]:
+) -> list[SlotAccount]:
     accounts = []
     for number in range(draw(st.integers(1, 12))):
         minimum = draw(st.sampled_from((0, 0, 0, 1, 3)))
-        account = Account(
+        account = SlotAccount(
             name=f"a{number}",
             group=draw(st.sampled_from("xyz")),
             weight=draw(st.sampled_from(WEIGHTS)),
@@ -54,7 +54,7 @@ CAPACITIES = st.one_of(st.integers(0, 40).map(float), st.sampled_from((0.3, 2.5,
 GROUP_WEIGHTS = st.sampled_from(({}, {"x": 2.0}, {"x": 1.0, "y": 3.0, "z": 0.5}))
 
 
-def fed_back(accounts: Sequence[Account], shares: Shares) -> list[Account]:
+def fed_back(accounts: Sequence[SlotAccount], shares: Shares) -> list[SlotAccount]:
     return [replace(account, holds=shares.granted[account.name]) for account in accounts]
 
 
@@ -83,15 +83,15 @@ def exact_fill(
 
 
 def exact_shares(
-    accounts: Sequence[Account], capacity: float, group_weights: Mapping[str, float]
+    accounts: Sequence[SlotAccount], capacity: float, group_weights: Mapping[str, float]
 ) -> dict[str, Fraction]:
     """Hierarchical water-filling in real numbers for places of 1 and one priority."""
     one = Fraction(1)
-    groups: dict[str, list[Account]] = {}
+    groups: dict[str, list[SlotAccount]] = {}
     for account in accounts:
         groups.setdefault(account.group, []).append(account)
 
-    def vessel(a: Account) -> tuple[Fraction, Fraction, Fraction]:
+    def vessel(a: SlotAccount) -> tuple[Fraction, Fraction, Fraction]:
         return Fraction(a.weight), one * min(a.minimum, a.most), one * a.most
 
     outer = [
@@ -112,7 +112,7 @@ def exact_shares(
 @given(some_accounts(), CAPACITIES, GROUP_WEIGHTS)
 @settings(max_examples=60, deadline=None)
 def test_what_always_holds(
-    accounts: list[Account], capacity: float, group_weights: dict[str, float]
+    accounts: list[SlotAccount], capacity: float, group_weights: dict[str, float]
 ) -> None:
     shares = fair_shares(accounts, capacity, group_weights)
     granted = shares.granted
@@ -136,7 +136,7 @@ def test_what_always_holds(
 @given(some_accounts(), CAPACITIES, GROUP_WEIGHTS)
 @settings(max_examples=60, deadline=None)
 def test_grants_given_back_as_holds_stay(
-    accounts: list[Account], capacity: float, group_weights: dict[str, float]
+    accounts: list[SlotAccount], capacity: float, group_weights: dict[str, float]
 ) -> None:
     first = fair_shares(accounts, capacity, group_weights)
     second = fair_shares(fed_back(accounts, first), capacity, group_weights)
@@ -148,7 +148,7 @@ def test_grants_given_back_as_holds_stay(
 )
 @settings(max_examples=60, deadline=None)
 def test_whole_places_are_less_than_one_from_the_exact_solution(
-    accounts: list[Account], capacity: int, group_weights: dict[str, float]
+    accounts: list[SlotAccount], capacity: int, group_weights: dict[str, float]
 ) -> None:
     shares = fair_shares(accounts, capacity, group_weights)
     if not shares.short:
@@ -164,7 +164,7 @@ def test_whole_places_are_less_than_one_from_the_exact_solution(
 @given(some_accounts(places=(1.0,), starving=False), st.integers(0, 60))
 @settings(max_examples=60, deadline=None)
 def test_nobody_borrows_while_a_higher_priority_of_its_group_lacks(
-    accounts: list[Account], capacity: int
+    accounts: list[SlotAccount], capacity: int
 ) -> None:
     shares = fair_shares(accounts, capacity)
     for high in accounts:
@@ -176,7 +176,7 @@ def test_nobody_borrows_while_a_higher_priority_of_its_group_lacks(
 @given(some_accounts(places=(1.0,), starving=False), st.integers(0, 60))
 @settings(max_examples=60, deadline=None)
 def test_a_group_borrows_only_what_no_higher_priority_lacks(
-    accounts: list[Account], capacity: int
+    accounts: list[SlotAccount], capacity: int
 ) -> None:
     shares = fair_shares(accounts, capacity)
     for high in accounts:
@@ -197,7 +197,7 @@ def test_a_group_borrows_only_what_no_higher_priority_lacks(
 )
 @settings(max_examples=60, deadline=None)
 def test_more_wishes_or_weight_never_cost_a_place_and_more_slots_at_most_one(
-    accounts: list[Account], capacity: int, which: int
+    accounts: list[SlotAccount], capacity: int, which: int
 ) -> None:
     fresh = [replace(account, holds=0) for account in accounts]
     before = fair_shares(fresh, capacity)
@@ -213,7 +213,7 @@ def test_more_wishes_or_weight_never_cost_a_place_and_more_slots_at_most_one(
 
 @given(some_accounts(), CAPACITIES)
 @settings(max_examples=60, deadline=None)
-def test_every_borrowed_part_has_a_lender(accounts: list[Account], capacity: float) -> None:
+def test_every_borrowed_part_has_a_lender(accounts: list[SlotAccount], capacity: float) -> None:
     shares = fair_shares(accounts, capacity)
     group = {a.name: a.group for a in accounts}
     place = {a.name: a.place for a in accounts}
@@ -233,9 +233,9 @@ def test_every_borrowed_part_has_a_lender(accounts: list[Account], capacity: flo
 
 def test_shares_follow_weights_between_groups_and_then_inside() -> None:
     accounts = [
-        Account("a1", "a", weight=3, wanted=100),
-        Account("a2", "a", weight=1, wanted=100),
-        Account("b1", "b", wanted=100),
+        SlotAccount("a1", "a", weight=3, wanted=100),
+        SlotAccount("a2", "a", weight=1, wanted=100),
+        SlotAccount("b1", "b", wanted=100),
     ]
     shares = fair_shares(accounts, 24, {"a": 2.0})
     assert shares.granted == {"a1": 12, "a2": 4, "b1": 8}
@@ -244,7 +244,7 @@ def test_shares_follow_weights_between_groups_and_then_inside() -> None:
 
 
 def test_an_unused_share_is_lent_and_comes_back() -> None:
-    sleeper, worker = Account("sleeper"), Account("worker", wanted=10)
+    sleeper, worker = SlotAccount("sleeper"), SlotAccount("worker", wanted=10)
     lent = fair_shares([sleeper, worker], 10)
     assert lent.granted == {"sleeper": 0, "worker": 10}
     assert lent.borrowed["worker"] == 5
@@ -254,14 +254,14 @@ def test_an_unused_share_is_lent_and_comes_back() -> None:
 
 
 def test_another_group_lends_what_it_does_not_use() -> None:
-    shares = fair_shares([Account("m", "a", wanted=8), Account("n", "b", wanted=1)], 8)
+    shares = fair_shares([SlotAccount("m", "a", wanted=8), SlotAccount("n", "b", wanted=1)], 8)
     assert shares.granted == {"m": 7, "n": 1}
     assert shares.loans == {"m": (Loan("b", 3.0, group=True),)}
 
 
 def test_a_guarantee_comes_before_any_share() -> None:
-    guaranteed = Account("guaranteed", minimum=8, wanted=8)
-    others = [Account(f"other{n}", priority=9, wanted=8, holds=3) for n in range(3)]
+    guaranteed = SlotAccount("guaranteed", minimum=8, wanted=8)
+    others = [SlotAccount(f"other{n}", priority=9, wanted=8, holds=3) for n in range(3)]
     shares = fair_shares([guaranteed, *others], 10)
     assert shares.granted["guaranteed"] == 8
     asleep = fair_shares([replace(guaranteed, wanted=0), *others], 10)
@@ -271,9 +271,9 @@ def test_a_guarantee_comes_before_any_share() -> None:
 
 def test_guarantees_shrink_by_priority_when_a_node_is_gone_and_say_so() -> None:
     accounts = [
-        Account("first", minimum=4, priority=1, wanted=4),
-        Account("second", minimum=4, wanted=9),
-        Account("third", minimum=2, wanted=2),
+        SlotAccount("first", minimum=4, priority=1, wanted=4),
+        SlotAccount("second", minimum=4, wanted=9),
+        SlotAccount("third", minimum=2, wanted=2),
     ]
     shares = fair_shares(accounts, 7)
     assert shares.granted == {"first": 4, "second": 2, "third": 1}
@@ -285,37 +285,37 @@ def test_guarantees_shrink_by_priority_when_a_node_is_gone_and_say_so() -> None:
 
 
 def test_a_higher_priority_takes_borrowed_places_and_never_owned_ones() -> None:
-    low = Account("low", wanted=10, holds=10)
-    high = Account("high", priority=1, wanted=10)
-    lender = Account("lender")
+    low = SlotAccount("low", wanted=10, holds=10)
+    high = SlotAccount("high", priority=1, wanted=10)
+    lender = SlotAccount("lender")
     shares = fair_shares([low, high, lender], 9)
     assert shares.granted == {"low": 3, "high": 6, "lender": 0}
 
 
 def test_a_groups_share_is_its_own_against_higher_priorities() -> None:
-    batch = [Account(f"b{n}", "batch", wanted=1) for n in range(10)]
-    shares = fair_shares([*batch, Account("m", "serving", priority=5, wanted=10)], 10)
+    batch = [SlotAccount(f"b{n}", "batch", wanted=1) for n in range(10)]
+    shares = fair_shares([*batch, SlotAccount("m", "serving", priority=5, wanted=10)], 10)
     assert sum(shares.granted[b.name] for b in batch) == 5
     assert shares.granted["m"] == 5
 
 
 def test_ties_go_to_who_holds_and_then_to_the_name() -> None:
-    accounts = [Account(name, wanted=1) for name in ("c", "a", "b")]
+    accounts = [SlotAccount(name, wanted=1) for name in ("c", "a", "b")]
     assert fair_shares(accounts, 2).granted == {"a": 1, "b": 1, "c": 0}
     accounts[0] = replace(accounts[0], holds=1)
     assert fair_shares(accounts, 2).granted == {"a": 1, "b": 0, "c": 1}
 
 
 def test_small_places_share_a_slot() -> None:
-    accounts = [Account(f"m{n:03}", place=0.1, wanted=1) for n in range(300)]
-    shares = fair_shares([*accounts, Account("big", wanted=4)], 32)
+    accounts = [SlotAccount(f"m{n:03}", place=0.1, wanted=1) for n in range(300)]
+    shares = fair_shares([*accounts, SlotAccount("big", wanted=4)], 32)
     assert sum(shares.granted.values()) == 302
     assert shares.granted["big"] == 2
 
 
 def test_who_starves_gets_one_place_ahead_of_borrowers() -> None:
-    greedy = Account("greedy", priority=9, wanted=5, holds=2)
-    starved = [Account(f"s{n}", wanted=3, hungry_s=STARVE_S + n) for n in range(6)]
+    greedy = SlotAccount("greedy", priority=9, wanted=5, holds=2)
+    starved = [SlotAccount(f"s{n}", wanted=3, hungry_s=STARVE_S + n) for n in range(6)]
     shares = fair_shares([greedy, *starved], 2)
     assert shares.turns == {"s5", "s4"}
     assert shares.granted == {
@@ -327,8 +327,8 @@ def test_who_starves_gets_one_place_ahead_of_borrowers() -> None:
 
 
 def test_a_share_smaller_than_a_place_is_had_by_turns() -> None:
-    small = [Account(f"m{n}", place=0.25, wanted=2) for n in range(2)]
-    big = Account("big", wanted=1, hungry_s=STARVE_S)
+    small = [SlotAccount(f"m{n}", place=0.25, wanted=2) for n in range(2)]
+    big = SlotAccount("big", wanted=1, hungry_s=STARVE_S)
     shares = fair_shares([big, *small], 1)
     assert shares.granted == {"big": 1, "m0": 0, "m1": 0}
     fed = fair_shares([replace(big, holds=1, hungry_s=0.0), *small], 1)
@@ -336,16 +336,16 @@ def test_a_share_smaller_than_a_place_is_had_by_turns() -> None:
 
 
 def test_a_small_turn_does_not_pass_a_hungrier_large_one() -> None:
-    owner = Account("owner", weight=10, place=0.5, wanted=1)
-    big = Account("big", wanted=1, hungry_s=STARVE_S + 1)
-    small = Account("small", place=0.25, wanted=1, hungry_s=STARVE_S)
+    owner = SlotAccount("owner", weight=10, place=0.5, wanted=1)
+    big = SlotAccount("big", wanted=1, hungry_s=STARVE_S + 1)
+    small = SlotAccount("small", place=0.25, wanted=1, hungry_s=STARVE_S)
     assert fair_shares([owner, small, big], 1).turns == {"big"}
     assert fair_shares([owner, small], 1).turns == {"small"}
 
 
 def test_a_turn_takes_no_guaranteed_place() -> None:
-    guaranteed = Account("guaranteed", minimum=2, wanted=2)
-    starved = Account("starved", priority=9, wanted=1, hungry_s=1e6)
+    guaranteed = SlotAccount("guaranteed", minimum=2, wanted=2)
+    starved = SlotAccount("starved", priority=9, wanted=1, hungry_s=1e6)
     assert fair_shares([guaranteed, starved], 2).granted == {"guaranteed": 2, "starved": 0}
     assert fair_shares([guaranteed, starved], 3).granted == {"guaranteed": 2, "starved": 1}
 
@@ -353,15 +353,24 @@ def test_a_turn_takes_no_guaranteed_place() -> None:
 @pytest.mark.parametrize(
     "accounts",
     [
-        [Account(f"m{n}", priority=n % 3, weight=1 + n % 4, wanted=1 + n % 2) for n in range(9)],
-        [Account("big", wanted=1), *(Account(f"m{n}", place=0.25, wanted=2) for n in range(8))],
         [
-            Account("sure", minimum=1, wanted=5),
-            *(Account(f"m{n}", f"g{n % 2}", place=(1.0, 0.3)[n % 2], wanted=1) for n in range(9)),
+            SlotAccount(f"m{n}", priority=n % 3, weight=1 + n % 4, wanted=1 + n % 2)
+            for n in range(9)
+        ],
+        [
+            SlotAccount("big", wanted=1),
+            *(SlotAccount(f"m{n}", place=0.25, wanted=2) for n in range(8)),
+        ],
+        [
+            SlotAccount("sure", minimum=1, wanted=5),
+            *(
+                SlotAccount(f"m{n}", f"g{n % 2}", place=(1.0, 0.3)[n % 2], wanted=1)
+                for n in range(9)
+            ),
         ],
     ],
 )
-def test_everybody_has_a_turn_within_bounded_time(accounts: list[Account]) -> None:
+def test_everybody_has_a_turn_within_bounded_time(accounts: list[SlotAccount]) -> None:
     hunger = Hunger()
     granted: Mapping[str, int] = {}
     last = {a.name: 0.0 for a in accounts}
@@ -398,7 +407,7 @@ def test_hunger_stands_still_during_a_turn_and_starts_anew_after_it() -> None:
 
 def test_a_thousand_accounts_are_shared_out_in_milliseconds() -> None:
     accounts = [
-        Account(
+        SlotAccount(
             f"m{n}", f"g{n % 7}", WEIGHTS[n % 5], n % 3 // 2, priority=n % 2, wanted=n % 41,
             place=PLACES[n % 4],
         )
@@ -411,7 +420,7 @@ def test_a_thousand_accounts_are_shared_out_in_milliseconds() -> None:
 
 
 def test_loans_come_from_the_own_group_first() -> None:
-    parts = [Part("a", "g", 2, 5), Part("b", "g", 2, 1), Part("c", "h", 4, 2)]
+    parts = [Balance("a", "g", 2, 5), Balance("b", "g", 2, 1), Balance("c", "h", 4, 2)]
     loans = loans_between(parts)
     assert loans == {"a": (Loan("b", 1.0), Loan("h", 2.0, group=True))}
     assert lent_by(loans, group=False) == {"b": 1.0}
@@ -429,37 +438,41 @@ def test_loans_come_from_the_own_group_first() -> None:
 )
 def test_an_account_that_cannot_be_served_is_refused(wrong: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError) as caught:
-        Account("m", **wrong)  # type: ignore[arg-type]
+        SlotAccount("m", **wrong)  # type: ignore[arg-type]
     assert message in str(caught.value)
 
 
 def test_names_are_used_once_and_groups_weigh_something() -> None:
     with pytest.raises(ValueError, match="two accounts are called 'm'"):
-        fair_shares([Account("m"), Account("m")], 1)
+        fair_shares([SlotAccount("m"), SlotAccount("m")], 1)
     with pytest.raises(ValueError, match="group g: `weight`"):
-        fair_shares([Account("m")], 1, {"g": 0.0})
+        fair_shares([SlotAccount("m")], 1, {"g": 0.0})
 
 
 def test_guarantees_are_checked_with_the_sum_that_does_not_fit() -> None:
-    accounts = [Account("a", minimum=3), Account("b", minimum=4, place=0.5), Account("c")]
+    accounts = [
+        SlotAccount("a", minimum=3),
+        SlotAccount("b", minimum=4, place=0.5),
+        SlotAccount("c"),
+    ]
     assert check_guarantees(accounts, 5) is None
     assert check_guarantees(accounts, 4, "cpu") == (
         "the guarantees need 5 slots of class cpu, at most 4 are there: a 3 + b 4 x 0.5 = 5"
     )
-    many = [Account(f"m{n}", minimum=1) for n in range(10)]
+    many = [SlotAccount(f"m{n}", minimum=1) for n in range(10)]
     assert str(check_guarantees(many, 2)).endswith(
         "m0 1 + m1 1 + m2 1 + m3 1 + m4 1 + m5 1 + 4 others 4 = 10"
     )
 
 
 def test_guarantees_that_fit_by_their_sum_but_in_no_slot_are_refused() -> None:
-    large = [Account(name, minimum=1, place=0.6) for name in "abc"]
+    large = [SlotAccount(name, minimum=1, place=0.6) for name in "abc"]
     assert check_guarantees(large, 3) is None
     assert check_guarantees(large, 2, "cpu") == (
         "the guaranteed places fill 3 slots of class cpu when they are packed, at most 2 are there:"
         " a 1 x 0.6 + b 1 x 0.6 + c 1 x 0.6 = 1.8"
     )
-    thirds = [Account("a", minimum=5, place=0.4)]
+    thirds = [SlotAccount("a", minimum=5, place=0.4)]
     assert check_guarantees(thirds, 3) is None
     assert str(check_guarantees(thirds, 2)).startswith("the guaranteed places fill 3 slots")
 
@@ -467,7 +480,7 @@ def test_guarantees_that_fit_by_their_sum_but_in_no_slot_are_refused() -> None:
 @given(some_accounts(starving=False), GROUP_WEIGHTS)
 @settings(max_examples=30, deadline=None)
 def test_where_all_fits_all_get_what_they_want_whatever_they_hold(
-    accounts: list[Account], group_weights: dict[str, float]
+    accounts: list[SlotAccount], group_weights: dict[str, float]
 ) -> None:
     capacity = sum(a.most * a.place for a in accounts) + 1e-6
     shares = fair_shares(accounts, capacity, group_weights)

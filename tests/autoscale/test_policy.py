@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoscale.policy import (
+    DesiredSlots,
     Policy,
     Reactive,
     Sample,
     ScalerState,
     Signals,
-    Wish,
     mean,
     policy_named,
     step,
@@ -33,11 +33,11 @@ class Run:
         self.now_s, self.state = 100.0, ScalerState()
         self.history: list[Sample] = []
         self.active_s = -math.inf
-        self.wish = Wish(0)
+        self.desired = DesiredSlots(0)
 
     def go(self, seconds: float, load: float, held: int = 0, *, loading: bool = False) -> list[int]:
-        """Let time pass with this load; gives the wish after each step."""
-        wishes = []
+        """Let time pass with this load; gives the desired slots after each step."""
+        slots = []
         self.history.append(Sample(self.now_s, load))
         for _ in range(round(seconds / 0.05)):
             self.now_s += 0.05
@@ -45,9 +45,9 @@ class Run:
                 self.active_s = self.now_s
             expected = self.policy.expected(self.history, self.scaling.look_back_s, self.now_s)
             signals = Signals(self.now_s, expected, held, self.active_s, loading, load=load)
-            self.state, self.wish = step(self.replicas, self.scaling, self.state, signals)
-            wishes.append(self.wish.slots)
-        return wishes
+            self.state, self.desired = step(self.replicas, self.scaling, self.state, signals)
+            slots.append(self.desired.slots)
+        return slots
 
 
 def test_five_in_flight_at_target_one_are_five_slots_within_a_second_and_then_none() -> None:
@@ -63,13 +63,13 @@ def test_five_in_flight_at_target_one_are_five_slots_within_a_second_and_then_no
 def test_a_load_that_has_just_come_is_looked_at_again_soon() -> None:
     run = Run(Replicas(min=1, max=5), ONE_EACH)
     run.go(0.05, 5.0)
-    assert run.wish.again_s <= ONE_EACH.look_back_s, "its mean rises though nothing more is said"
+    assert run.desired.again_s <= ONE_EACH.look_back_s, "its mean rises though nothing more is said"
 
 
 def test_the_first_request_needs_no_look_back() -> None:
     run = Run(FIVE, Scaling(target_in_flight=10, look_back_s=30, up_delay_s=20))
     assert run.go(0.05, 1.0, held=1) == [1]
-    assert run.wish.why.startswith("1 waiting for a slot, 0.00 requests in flight")
+    assert run.desired.why.startswith("1 waiting for a slot, 0.00 requests in flight")
 
 
 def test_never_fewer_while_a_placement_is_loading_or_a_request_is_held() -> None:
@@ -97,22 +97,22 @@ def test_a_model_that_was_called_lately_lingers_until_it_is_idle() -> None:
     run = Run(FIVE, ONE_EACH)
     run.go(0.1, 0.1)
     run.go(1.0, 0.0)
-    assert (run.wish.slots, run.wish.lingering) == (1, False)
+    assert (run.desired.slots, run.desired.lingering) == (1, False)
     run.go(3.0, 0.0)
-    assert (run.wish.slots, run.wish.lingering) == (1, True)
+    assert (run.desired.slots, run.desired.lingering) == (1, True)
     run.go(7.0, 0.0)
-    assert run.wish == Wish(0, False, run.wish.why)
+    assert run.desired == DesiredSlots(0, False, run.desired.why)
 
 
 def test_a_load_that_is_under_way_makes_no_model_more_wanted() -> None:
     run = Run(FIVE, ONE_EACH)
     run.go(1.0, 1.0)
     run.go(3.0, 0.0)
-    assert (run.wish.slots, run.wish.lingering) == (1, True)
+    assert (run.desired.slots, run.desired.lingering) == (1, True)
     run.go(1.0, 0.0, loading=True)
-    assert (run.wish.slots, run.wish.lingering) == (1, True)
+    assert (run.desired.slots, run.desired.lingering) == (1, True)
     run.go(0.05, 0.0, held=1, loading=True)
-    assert (run.wish.slots, run.wish.lingering) == (1, False), "somebody waits for it"
+    assert (run.desired.slots, run.desired.lingering) == (1, False), "somebody waits for it"
 
 
 def test_a_model_whose_inputs_nobody_knows_is_loaded_once() -> None:
@@ -165,11 +165,11 @@ def test_without_load_nothing_changes_before_the_time_that_is_told(
     due_s, told = run.now_s, None
     for _ in range(300):
         run.go(0.05, 0.0)
-        now = (run.wish.slots, run.wish.lingering)
+        now = (run.desired.slots, run.desired.lingering)
         if run.now_s < due_s:
             assert now == told
         else:
-            due_s, told = run.now_s + run.wish.again_s, now
+            due_s, told = run.now_s + run.desired.again_s, now
     assert now == (0, False)
 
 
@@ -184,11 +184,11 @@ def test_noise_that_the_mean_evens_out_changes_nothing(
     """Each sample alone would ask for one slot more or one less; no mean comes near to that."""
     scaling = Scaling(target_in_flight=target, look_back_s=2, down_delay_s=2)
     run = Run(Replicas(min=0, max=50), scaling)
-    wishes: list[int] = []
+    desired: list[int] = []
     for part in noise:
         for sign in (1, -1):
-            wishes += run.go(0.1, (level - 0.5 + sign * part / 10) * target)
-    assert set(wishes[len(wishes) // 4 :]) == {level}
+            desired += run.go(0.1, (level - 0.5 + sign * part / 10) * target)
+    assert set(desired[len(desired) // 4 :]) == {level}
 
 
 @pytest.mark.parametrize(("delay", "side"), [("down_delay_s", 1), ("up_delay_s", 0)])
@@ -204,11 +204,11 @@ def test_constant_load_with_noise_settles(
     scaling = {"target_in_flight": target, "look_back_s": 0.1, "down_delay_s": 0.0, delay: 2.0}
     run = Run(Replicas(min=0, max=50), Scaling.model_validate(scaling))
     sign = 1 if side else -1  # the side that the delay lets win is there for a moment only
-    wishes: list[list[int]] = []
+    desired: list[list[int]] = []
     for tenths, part in spells:
         away = run.go(tenths / 10, (level - sign * part / 10) * target)
-        wishes.append(away + run.go(0.2, (level + sign * part / 10) * target))
-    late = {slots for each in wishes[len(wishes) // 2 :] for slots in each}
+        desired.append(away + run.go(0.2, (level + sign * part / 10) * target))
+    late = {slots for each in desired[len(desired) // 2 :] for slots in each}
     assert late == {level + side}
 
 

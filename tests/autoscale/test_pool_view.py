@@ -8,9 +8,9 @@ from autoscale.catalog import CatalogEntry
 from autoscale.decision_log import RECENT, DecisionLog, Made
 from autoscale.leases import LeaseBook
 from autoscale.orders import LoadOrder, Plan, Room, UnloadOrder
-from autoscale.policy import Wish
+from autoscale.policy import DesiredSlots
 from autoscale.pool_view import PoolFacts, gauges, render_pool
-from autoscale.sharing import Need, divide
+from autoscale.sharing import ModelPlaces, divide
 from headrace.config.args import ModelConfig, PoolConfig, SlotClass
 from headrace.metrics import POOL_PLACES, POOL_SLOTS, POOL_UTILISATION, Recorder
 from headrace.snapshot import ModelVersion, Placement, SlotView, State
@@ -39,11 +39,11 @@ def slot(number: int) -> SlotView:
 
 def facts() -> PoolFacts:
     """Four slots, one leaving; `busy` holds two of four wanted, `idle` lingers, `none` sleeps."""
-    wishes = {
-        "busy": Wish(4, why="4.00 requests in flight, 1 for each slot"),
-        "idle": Wish(1, lingering=True, why="called lately"),
-        "none": Wish(0),
-        "new": Wish(1, why="called lately"),
+    desired = {
+        "busy": DesiredSlots(4, why="4.00 requests in flight, 1 for each slot"),
+        "idle": DesiredSlots(1, lingering=True, why="called lately"),
+        "none": DesiredSlots(0),
+        "new": DesiredSlots(1, why="called lately"),
     }
     configs = {
         "busy": config(1, 5, share={"weight": 2.0}),
@@ -53,7 +53,7 @@ def facts() -> PoolFacts:
     }
     entries = [CatalogEntry(name, each, "cpu") for name, each in configs.items()]
     held = {"busy": 2, "idle": 1}
-    needs = [Need(n, c, "cpu", wishes[n], held=held.get(n, 0)) for n, c in configs.items()]
+    needs = [ModelPlaces(n, c, "cpu", desired[n], held=held.get(n, 0)) for n, c in configs.items()]
     book = LeaseBook({"cpu": 2})
     book.request("lease", "train", 2, "cpu", 5.0, 0, 1.0, 0.0)
     book.reconcile({"cpu": 2}, 0.0)
@@ -67,7 +67,7 @@ def facts() -> PoolFacts:
             Placement("cpu-4", "idle", 1, State.READY),
         ],
         entries=entries,
-        wishes=wishes,
+        desired=desired,
         division=division,
         targets={"cpu": 4},
         waiting={ModelVersion("new", 3): "needs 1 slot of class cpu, 0 free"},

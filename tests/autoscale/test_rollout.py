@@ -5,7 +5,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoscale.rollout import Rollout, Situation, Target, labels_now, roll_out
+from autoscale.rollout import Rollout, Situation, VersionRevision, labels_now, roll_out
 
 
 def situation(
@@ -51,9 +51,9 @@ def test_the_old_version_serves_until_the_new_one_is_ready_and_is_then_kept_warm
 
 
 def test_the_swap_waits_for_all_replicas_that_fit() -> None:
-    one = situation(2, ready={1: 3, 2: 1}, serving=(2, 1), replicas=3)
+    one = situation(2, ready={1: 3, 2: 1}, serving=(2, 1), desired=3)
     assert roll_out(one).default == 1 and versions(roll_out(one).keep) == [1]
-    full = situation(2, ready={1: 3, 2: 1}, serving=(2, 1), replicas=3, stuck=(2,))
+    full = situation(2, ready={1: 3, 2: 1}, serving=(2, 1), desired=3, stuck=(2,))
     assert roll_out(full).default == 2 and versions(roll_out(full).spare) == [1]
 
 
@@ -138,13 +138,13 @@ COUNTS = st.dictionaries(st.tuples(st.integers(1, 4), st.integers(0, 1)), st.int
 
 @given(TARGETS, COUNTS, st.sets(st.integers(1, 4)), st.integers(1, 2), st.booleans())
 def test_traffic_never_leaves_a_ready_version_for_one_that_is_not(
-    wanted: tuple[Target, ...],
-    ready: dict[Target, int],
+    wanted: tuple[VersionRevision, ...],
+    ready: dict[VersionRevision, int],
     failed: set[int],
-    replicas: int,
+    desired: int,
     in_place: bool,
 ) -> None:
-    serving: tuple[Target, ...] = ()
+    serving: tuple[VersionRevision, ...] = ()
     stored = frozenset(range(1, 5))
     for _ in range(3):
         now = Situation(
@@ -152,7 +152,7 @@ def test_traffic_never_leaves_a_ready_version_for_one_that_is_not(
             candidates=frozenset(version for version, _ in wanted),
             ready=ready,
             serving=serving,
-            replicas=replicas,
+            desired=desired,
             failed=frozenset(t for t in wanted if t[0] in failed),
             stored=stored,
         )

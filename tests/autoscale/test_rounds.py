@@ -127,7 +127,7 @@ def _check(house: House, now_s: float) -> None:
     hungry_s = {a.name: a.hungry_s for a in asked.accounts["cpu"]}
     fresh = divide(needs, PoolConfig(), CLASSES, asked.capacity, LeaseBook({}), hungry_s)
     assert replace(fresh, needed={}) == replace(asked, needed={})
-    assert all(need.wish.slots == economy.wishes[need.name].slots for need in needs)
+    assert all(need.desired.slots == economy.desired[need.name].slots for need in needs)
     known = replace(rounds._knowledge(found), stuck=stuck, serving=serving)
     alone = decide(known)
     assert alone.wants == rounds.decision.wants and alone.holds == rounds.decision.holds

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import pytest
 from structlog.testing import capture_logs
 
-from autoscale.policy import Sample, Wish
+from autoscale.policy import DesiredSlots, Sample
 from autoscale.scaling import ScalingBook
 from headrace.config.args import ModelConfig
 from headrace.config.scaling import Replicas, Scaling
@@ -42,33 +42,33 @@ def test_a_policy_that_fails_gives_way_to_reactive_and_is_told_of_once(policy: s
     book.demand.report("a", dict.fromkeys(models, (3.0, 0, 3)), 10.0)
     with capture_logs() as told:
         for now_s in (10.6, 10.7):
-            wishes = book.wish(models, {}, (), models, now_s)
-            assert {name: wish.slots for name, wish in wishes.items()} == {"own": 3, "other": 3}
+            desired = book.update(models, {}, (), models, now_s)
+            assert {name: each.slots for name, each in desired.items()} == {"own": 3, "other": 3}
     assert [line["policy"] for line in told if line["event"] == "policy_failed"] == [policy]
 
 
 def test_a_least_number_that_rises_while_it_runs_counts_at_once() -> None:
     book = ScalingBook()
-    assert book.wish({"m": model("reactive")}, {}, (), ["m"], 10.0)["m"].slots == 0
+    assert book.update({"m": model("reactive")}, {}, (), ["m"], 10.0)["m"].slots == 0
     raised = model("reactive").model_copy(update={"replicas": Replicas(min=2, max=5)})
-    wish = book.wish({"m": raised}, {}, (), ["m"], 10.1)["m"]
-    assert (wish.slots, wish.lingering) == (2, False)
+    desired = book.update({"m": raised}, {}, (), ["m"], 10.1)["m"]
+    assert (desired.slots, desired.lingering) == (2, False)
 
 
 def test_a_model_that_was_fixed_for_a_while_goes_on_with_what_it_holds() -> None:
     book, elastic = ScalingBook(), model("reactive")
-    assert book.wish({"m": elastic}, {}, (), ["m"], 10.0)["m"].slots == 0
+    assert book.update({"m": elastic}, {}, (), ["m"], 10.0)["m"].slots == 0
     fixed = elastic.model_copy(update={"replicas": Replicas(min=3, max=3)})
-    assert book.wish({"m": fixed}, {}, (), ["m"], 20.0)["m"].slots == 3
-    wish = book.wish({"m": elastic}, {"m": 3}, (), ["m"], 100.0)["m"]
-    assert wish.slots == 3, "gateways told nothing of its load meanwhile"
+    assert book.update({"m": fixed}, {}, (), ["m"], 20.0)["m"].slots == 3
+    desired = book.update({"m": elastic}, {"m": 3}, (), ["m"], 100.0)["m"]
+    assert desired.slots == 3, "gateways told nothing of its load meanwhile"
 
 
 def test_a_model_that_cannot_be_learned_of_is_not_looked_at_again_and_again() -> None:
     book = ScalingBook()
-    wish = book.wish({"m": model("reactive")}, {}, (), (), 10.0)["m"]
-    assert (wish.slots, wish.lingering, wish.learning) == (1, True, True)
-    assert wish.again_s == math.inf
+    desired = book.update({"m": model("reactive")}, {}, (), (), 10.0)["m"]
+    assert (desired.slots, desired.lingering, desired.learning) == (1, True, True)
+    assert desired.again_s == math.inf
 
 
 def test_what_is_said_of_others_changes_nothing() -> None:
@@ -79,25 +79,25 @@ def test_what_is_said_of_others_changes_nothing() -> None:
         load = (float(tenth // 30 % 4), 0, tenth // 30)
         alone.demand.report("a", {"m": load}, now_s)
         both.demand.report("a", {"m": load, "n": (tenth % 7, 0, tenth)}, now_s)
-        wish = alone.wish({"m": mine}, {}, (), ["m"], now_s)["m"]
-        beside = both.wish({"m": mine, "n": other}, {}, (), ["m", "n"], now_s)["m"]
-        assert beside._replace(again_s=0.0) == wish._replace(again_s=0.0)
+        desired = alone.update({"m": mine}, {}, (), ["m"], now_s)["m"]
+        beside = both.update({"m": mine, "n": other}, {}, (), ["m", "n"], now_s)["m"]
+        assert beside._replace(again_s=0.0) == desired._replace(again_s=0.0)
 
 
 def test_a_wish_is_kept_until_its_load_is_another_one_or_its_time_has_come() -> None:
     book, models = ScalingBook(), {"m": model("reactive")}
 
-    def wish(now_s: float) -> Wish:
-        return book.wish(models, {}, (), ["m"], now_s)["m"]
+    def desired(now_s: float) -> DesiredSlots:
+        return book.update(models, {}, (), ["m"], now_s)["m"]
 
     book.demand.report("a", {"m": (2.0, 0, 1)}, 10.0)
-    first = wish(10.0)
+    first = desired(10.0)
     assert 0 < first.again_s < 0.5
-    assert wish(10.0 + first.again_s / 2) is first
+    assert desired(10.0 + first.again_s / 2) is first
     assert book.again_s == pytest.approx(first.again_s / 2)
     book.demand.report("a", {"m": (2.0, 0, 1)}, 10.0 + first.again_s / 2)
-    assert wish(10.0 + first.again_s / 2) is first, "the load is the same"
-    assert wish(10.0 + first.again_s) is not first
-    latest = wish(10.5)
+    assert desired(10.0 + first.again_s / 2) is first, "the load is the same"
+    assert desired(10.0 + first.again_s) is not first
+    latest = desired(10.5)
     book.demand.report("a", {"m": (3.0, 0, 2)}, 10.51)
-    assert wish(10.51) is not latest
+    assert desired(10.51) is not latest

@@ -9,14 +9,14 @@ from pydantic import ByteSize
 
 from autoscale.catalog import CatalogEntry
 from autoscale.leases import Lease, LeaseBook, LeaseState
-from autoscale.policy import Wish
+from autoscale.policy import DesiredSlots
 from autoscale.sharing import (
     BELIEVED_S,
     CROWDED_S,
     FEWER_S,
     LEASES,
     START_S,
-    Need,
+    ModelPlaces,
     ShareBook,
     TargetBook,
     divide,
@@ -38,9 +38,9 @@ def need(
     held: int = 0,
     lingering: bool = False,
     **share: object,
-) -> Need:
+) -> ModelPlaces:
     config = ModelConfig(replicas=Replicas(min=least, max=most), share=Share.model_validate(share))
-    return Need(name, config, "cpu", Wish(slots, lingering), 1, size, held)
+    return ModelPlaces(name, config, "cpu", DesiredSlots(slots, lingering), 1, size, held)
 
 
 CLASSES = {"cpu": SlotClass(min=1, max=1000)}
@@ -56,7 +56,7 @@ def lone_leases(wanted: int, held: int = 0) -> LeaseBook:
     return LeaseBook({"cpu": 1000}, leases=leases)
 
 
-def grants(*needs: Need, slots: int, leases: int = 0, leased: int = 0) -> dict[str, int]:
+def grants(*needs: ModelPlaces, slots: int, leases: int = 0, leased: int = 0) -> dict[str, int]:
     lent = lone_leases(leases, leased)
     division = divide(needs, PoolConfig(), CLASSES, {"cpu": slots}, lent, {})
     found = dict(division.grants)
@@ -112,7 +112,10 @@ def test_what_serves_until_a_new_version_is_ready_needs_slots_too() -> None:
 
 def test_models_that_are_only_to_be_learned_of_make_do_with_one_slot() -> None:
     needs = [need("busy", 2)]
-    needs += [replace(need(str(n), 1, lingering=True), learning=True) for n in range(1000)]
+    needs += [
+        ModelPlaces(str(n), ModelConfig(), "cpu", DesiredSlots(1, True, learning=True))
+        for n in range(1000)
+    ]
     division = divide(needs, PoolConfig(), CLASSES, {"cpu": 200}, LeaseBook({}), {})
     assert division.needed == {"cpu": 3}
 
@@ -233,14 +236,14 @@ def test_never_more_than_there_is(
     models: list[tuple[int, int, int, int]], slots: int, leases: int
 ) -> None:
     needs = [
-        need(str(number), max(wish, least), least=least, priority=priority, weight=weight)
-        for number, (wish, least, priority, weight) in enumerate(models)
+        need(str(number), max(slots_asked, least), least=least, priority=priority, weight=weight)
+        for number, (slots_asked, least, priority, weight) in enumerate(models)
     ]
     classes = {"cpu": SlotClass(min=0, max=1000)}
     division = divide(needs, PoolConfig(), classes, {"cpu": slots}, lone_leases(leases), {})
     total = sum(division.grants.values()) + division.for_leases["cpu"]
     assert total <= slots
-    assert all(division.grants[n.name] <= n.wish.slots for n in needs)
+    assert all(division.grants[n.name] <= n.desired.slots for n in needs)
     if sum(n.config.replicas.min for n in needs) <= slots:
         assert all(division.grants[n.name] >= n.config.replicas.min for n in needs)
 
@@ -265,10 +268,10 @@ def test_a_book_saves_work_and_changes_no_answer(
     rounds: list[tuple[list[tuple[int, int, bool]], int, int]],
 ) -> None:
     book = ShareBook()
-    for wishes, slots, leases in rounds:
+    for asked_for, slots, leases in rounds:
         needs = [
-            need(str(n), wish, held=held, lingering=lingering, size=0.3 if n % 2 else 1.0)
-            for n, (wish, held, lingering) in enumerate(wishes)
+            need(str(n), wanted, held=held, lingering=lingering, size=0.3 if n % 2 else 1.0)
+            for n, (wanted, held, lingering) in enumerate(asked_for)
         ]
         classes = {"cpu": SlotClass(min=0, max=9)}
         lent = lone_leases(leases)

@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from autoscale.decision import Decision
-from autoscale.fair_share import Account, fair_shares
+from autoscale.fair_share import SlotAccount, fair_shares
 from autoscale.leases import LeaseBook
 from autoscale.orders import Plan, Room
 from autoscale.sharing import Division
@@ -123,7 +123,7 @@ def test_no_promise_is_broken_and_nothing_lost_whatever_the_load(
 
 
 def test_a_broken_promise_is_noticed() -> None:
-    accounts = [Account("a", minimum=1, wanted=1), Account("b", wanted=2)]
+    accounts = [SlotAccount("a", minimum=1, wanted=1), SlotAccount("b", wanted=2)]
     shares = fair_shares(accounts, 2)
     division = Division(shares={"cpu": shares}, accounts={"cpu": accounts}, capacity={"cpu": 2})
     check_shares(division)
