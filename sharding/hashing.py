@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 from headrace.link.hashing import choose
 
@@ -21,20 +22,19 @@ def load_bound(keys: int, members: int, epsilon: float) -> int:
     return max(math.ceil(mean), math.floor((1 + epsilon) * mean + 1e-9))
 
 
-def assign(keys: Iterable[bytes], members: Sequence[str], epsilon: float) -> dict[bytes, str]:
+def assign(
+    keys: Iterable[bytes],
+    members: Sequence[str],
+    epsilon: float,
+    homes: Mapping[bytes, str] = MappingProxyType({}),
+) -> dict[bytes, str]:
     """A member for each key: the first of its `rank` that holds fewer keys than `load_bound`.
 
-    The order of keys and members does not matter; equal keys are one. Raises `ValueError` without
-    members or for a negative `epsilon`. Bounded loads (Mirrokni, Thorup and Zadimoghaddam,
-    "Consistent hashing with bounded loads", 2018) on rendezvous hashing.
+    A key that has a home among the members stays there within the bound. The order of keys and
+    members does not matter; equal keys are one. Raises `ValueError` without members or for a
+    negative `epsilon`. Bounded loads (Mirrokni, Thorup and Zadimoghaddam, "Consistent hashing with
+    bounded loads", 2018) on rendezvous hashing.
     """
-    return assign_from({}, keys, members, epsilon)
-
-
-def assign_from(
-    homes: Mapping[bytes, str], keys: Iterable[bytes], members: Sequence[str], epsilon: float
-) -> dict[bytes, str]:
-    """`assign`, but a key that has a home among the members stays there within the bound."""
     # Sorted, so that who comes first to a member's last place does not depend on the caller.
     wanted = sorted(set(keys))
     if epsilon < 0:
@@ -84,7 +84,7 @@ class Homes:
         if self._members != frozenset(members):
             self._members = frozenset(members)
             self._homes.clear()
-        assigned = assign_from(self._homes, keys, members, epsilon)
+        assigned = assign(keys, members, epsilon, self._homes)
         for key, member in assigned.items():
             # Dictionaries keep their order: taken out and put back, a key is the latest.
             self._homes.pop(key, None)

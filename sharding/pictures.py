@@ -68,19 +68,11 @@ class PictureInfo:
     notes: tuple[str, ...]
 
 
-def inspect(source: Source, kind: MediaKind, limits: PictureLimits) -> PictureInfo:
-    """Read the header, decoding nothing.
-
-    Raises:
-        InvalidArgument: there is no whole header.
-        UnsupportedMedia: it is a variant that this machine's decoders do not know.
-        PayloadTooLarge: more pixels, or more memory for the decoder, than the limits allow.
-    """
-    return describe(load(source, kind), kind, limits)
-
-
 def load(source: Source, kind: MediaKind) -> Any:
-    """The picture as libvips would decode it, of which only the header is read yet."""
+    """The picture for libvips to decode; only its header is read yet.
+
+    Raises `InvalidArgument` without a whole header, `UnsupportedMedia` for an unknown variant.
+    """
     options = {"access": "sequential", "fail_on": "error"}
     try:
         if isinstance(source, Path):
@@ -193,7 +185,7 @@ class Picture:
     ) -> Self:
         """Decode a picture; `check` is called between strips and may raise to give up.
 
-        Raises what `inspect` does, and:
+        Raises what `load` and `describe` raise, and:
             InvalidArgument: the file is cut off or damaged.
             Unavailable: `folder` has no room left for the pixels.
         """

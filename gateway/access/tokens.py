@@ -46,11 +46,6 @@ class JwtVerifier:
         self._known: OrderedDict[bytes, tuple[float, Caller]] = OrderedDict()
         self.wanted = asyncio.Event()
 
-    @property
-    def wants_refresh(self) -> bool:
-        """A token named a key that is not in the set: there may be a newer one."""
-        return self.wanted.is_set()
-
     def allow(self, tiers: Collection[str]) -> None:
         """Use these names of tiers from now on."""
         self._tiers = tiers

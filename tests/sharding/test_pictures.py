@@ -13,7 +13,7 @@ import pytest
 import pyvips
 
 from headrace.errors import InvalidArgument, PayloadTooLarge, UnsupportedMedia
-from sharding.pictures import Picture, PictureLimits, inspect
+from sharding.pictures import Picture, PictureLimits, describe, load
 from sharding.plan import plan_tiles
 from sharding.sniff import AVIF, GIF, JPEG, PNG, TIFF, WEBP
 from tests.sharding.media_files import Pixels, array, kind_of, photograph
@@ -58,7 +58,7 @@ def test_orientation_is_applied(tmp_path: Path, orientation: int, limits: Pictur
     if orientation in (1, 2, 3, 4, 5, 6, 8):
         assert difference(upright, TURNS[orientation](array(small()))) == 0
     assert difference(pixels, upright) < 4
-    info = inspect(content, JPEG, limits)
+    info = describe(load(content, JPEG), JPEG, limits)
     assert (info.height, info.width) == pixels.shape[:2]
     assert not list(tmp_path.iterdir())
 
@@ -115,7 +115,8 @@ def test_transparent_pixels_are_white_and_said(tmp_path: Path) -> None:
         pixels = read(content, PNG, tmp_path)
         assert pixels[:32].min() == 255
         assert difference(pixels[32:], array(image)[32:]) == 0
-    assert inspect(content, PNG, ON_DISK).notes == ("what is transparent was taken as white",)
+    notes = describe(load(content, PNG), PNG, ON_DISK).notes
+    assert notes == ("what is transparent was taken as white",)
 
 
 @pytest.mark.parametrize(("kind", "suffix"), [(GIF, ".gif"), (WEBP, ".webp")])

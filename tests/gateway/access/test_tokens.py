@@ -143,9 +143,9 @@ def test_a_key_that_is_withdrawn_ends_what_it_signed() -> None:
 def test_an_unknown_key_asks_for_a_newer_set() -> None:
     ready = verifier()
     refused(ready, token(OTHER_KEY, "next"))
-    assert ready.wants_refresh
+    assert ready.wanted.is_set()
     ready.take(key_set(next=OTHER_KEY))
-    assert not ready.wants_refresh and ready.verify(token(OTHER_KEY, "next")).id == "jwt:alice"
+    assert not ready.wanted.is_set() and ready.verify(token(OTHER_KEY, "next")).id == "jwt:alice"
 
 
 def test_without_a_kid_the_only_key_that_fits_is_taken() -> None:
@@ -259,7 +259,7 @@ def test_before_the_first_key_set_the_answer_is_to_come_back() -> None:
     ready = JwtVerifier(config(), TIERS)
     with pytest.raises(Unavailable, match="could not be fetched yet") as caught:
         ready.verify(token())
-    assert caught.value.retry_after_s and ready.wants_refresh
+    assert caught.value.retry_after_s and ready.wanted.is_set()
     assert refused(ready, b"garbage")
 
 
