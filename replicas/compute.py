@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import queue
 import threading
@@ -80,7 +81,8 @@ class ComputeThread:
 
     def _run(self, job: Job[Any]) -> None:
         result = _result_of(job.work)
-        self._loop.call_soon_threadsafe(self._end, job, result)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+            self._loop.call_soon_threadsafe(self._end, job, result)
 
     def _end(self, job: Job[Any], result: Any) -> None:
         self._open -= 1

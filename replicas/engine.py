@@ -1,8 +1,12 @@
 """A loaded model version in a slot: requests in, answers out, one batch at a time.
 
-Decoding and encoding happen on the loop, so that they overlap with the run in the compute thread;
-bodies over `INLINE_BYTES` are decoded and encoded in threads, and so are parts of media, so that
-the link always answers. Of those that may be heavy the slot decodes one at a time.
+    item → accept → *decode* → batcher → *run* → *encode* → reply
+
+`_decode` and `_encode` work on the loop, so that they overlap with the run in the compute thread;
+for bodies over `INLINE_BYTES` and for parts of media they work in threads, so that the link always
+answers. Bodies that may fill the memory (`HEAVY_BYTES`) are decoded one at a time in a slot. An
+error of a step is the answer of its request alone: a batch that fails is run again, each request
+by itself.
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ from headrace.link.frames import Buffer, Flag, Item, Reply, encode_failure, piec
 from headrace.metrics import Recorder
 from headrace.process import be_nice
 from headrace.protocols.calls import call_of, codecs, form_of
-from headrace.protocols.tensors import Codec, Encoded, InferenceRequest
+from headrace.protocols.tensors import Call, Codec, Encoded, InferenceRequest
 from headrace.spec import BYTES, Tensor
 from replicas.batcher import Batch, Batcher, Deadline, Pending
 from replicas.compute import ComputeThread, Job
@@ -37,56 +41,57 @@ from replicas.statistics import ModelStatistics, RunTotals
 
 INLINE_BYTES = 256 * 1024
 HEAVY_BYTES = 1024 * 1024
-"""A body of so much, or a compressed one, may hold enough elements to fill the slot's memory."""
+"""Size from which a body may hold enough elements to fill the memory; so may a compressed one."""
 HEAVY_SHARE = 8
-"""A request of more strings than this part of `max_elements` is held alone until it is answered."""
+"""Part of `max_elements`: a request with more strings holds the slot's `heavy` until answered."""
 BRIEF_S = 0.2e-3
-"""To wake a thread for shorter runs, and the loop after each, costs more than they do."""
+"""Run time below which a run on the loop costs less than waking a thread and the loop for it."""
 LATEST = 32
-"""So many runs count for the mean that is compared with it."""
+"""Exponential average over about this many runs."""
 TELL_S = 1.0
-"""At most so often the log tells what a runtime said of a run that it refused."""
+"""Least time between log lines on runs that the runtime refused."""
 MEDIA_THREADS = 2
-"""A stage sends a shard the next part while it computes one."""
+"""One for the part that a shard computes and one for the next, which the stage sends ahead."""
 log = structlog.get_logger()
 
 Decoded = InferenceRequest | Encoded | HeadraceError
 """A request to run, or its answer already."""
 RunResult = tuple[list[tuple[Pending, dict[str, Tensor]]], float, float]
-"""The requests that a run finished, how many seconds it took, and its thread's processor time."""
+"""The requests that a run finished, its seconds, and its thread's processor seconds."""
 
 
 @dataclass(slots=True, eq=False)
-class Caller:
-    """Where an answer goes, and the times it will carry.
+class Work:
+    """A request from its arrival to its answer, with the times that the answer will carry.
 
-    `waited_s` is the time in the gateway, `accepted_s` when the request came and `arrived_s` when
-    it was decoded. `batch_wait_s` is set by its run and leaves out earlier runs of a cut request.
+    `arrived_s` is when it was decoded. `batch_wait_s` leaves out earlier runs of a request that was
+    cut. `totals` are of the run that finished it. `holds` tells that it has the slot's `heavy`.
     """
 
     channel: Channel
-    item_id: int
+    item: Item
     codec: Codec
-    meta: bytes
     accepted_s: float
-    waited_s: float
     arrived_s: float
+    pending: Pending | None = None
     decode_s: float = 0.0
-    rows: int = 0
-    megapixels: float = 0.0
     batch_wait_s: float | None = None
     compute_s: float = 0.0
-    run: RunTotals | None = None
     encode_s: float = 0.0
+    rows: int = 0
+    megapixels: float = 0.0
     strings: int = 0
+    totals: RunTotals | None = None
     large: bool = False
     holds: bool = False
+    ended: bool = False
 
 
 class Engine:
-    """See the module. `run` of the runtime is called from the slot's one compute thread.
+    """A model version's codecs, batcher and runtime; the runtime runs in the compute thread.
 
-    Who decodes what may be heavy, or has it, holds the slot's `heavy`.
+    The slot's `heavy` is held while a body that may fill the memory is decoded, and until the
+    answer of a request with very many strings.
     """
 
     def __init__(
@@ -110,7 +115,7 @@ class Engine:
         self._batcher, self._compute, self._recorder = batcher, compute, recorder
         self._statistics = statistics
         self._loop = asyncio.get_running_loop()
-        self._waiting: dict[tuple[Channel, int], Pending | Caller] = {}
+        self._waiting: dict[tuple[Channel, int], Work] = {}
         self._batch: Batch | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._idle = asyncio.Event()
@@ -124,7 +129,7 @@ class Engine:
         return len(self._waiting)
 
     def configure(self, batching: Batching) -> None:
-        """Batch so from now on; a model whose rows cannot be batched stays as it is."""
+        """Change the batching; a model whose rows cannot be batched stays as it is."""
         if self.spec.max_rows:
             limit = batching.row_limit or self.runtime.spec.row_limit
             max_rows = min(batching.max_rows, limit or batching.max_rows)
@@ -132,66 +137,59 @@ class Engine:
             self._batcher.configure(max_rows, batching.max_wait_s)
 
     async def drained(self) -> None:
-        """Wait until nothing is left to answer."""
+        """Wait until every request is answered."""
         while self._waiting:
             self._idle.clear()
             await self._idle.wait()
-
-    # -- in -----------------------------------------------------------------------------------
 
     def accept(self, channel: Channel, item: Item) -> None:
         """Take a request; `flush` must follow the last one of a bundle."""
         known = item.call < len(self._codecs)
         codec = self._codecs[item.call if known else 0]
         now_s = time.monotonic()
-        caller = Caller(channel, item.id, codec, item.meta, now_s, item.waited_s, now_s)
-        self._waiting[channel, item.id] = caller
+        work = self._waiting[channel, item.id] = Work(channel, item, codec, now_s, now_s)
         if not known:
             # A newer gateway's call: refused alone, the link goes on.
-            self._answer(caller, Unimplemented("this slot's release does not know that call"))
+            self._answer(work, Unimplemented("this slot's release does not know that call"))
             return
-        compressed = call_of(item.call, None, item.encodings).content_encoding
+        call = call_of(item.call, item.json_length, item.encodings)
         # A segment of a video is a few bytes that say what to decode: that takes long.
-        if item.length <= INLINE_BYTES and not compressed and codec is not self._media:
-            self._decoded(caller, item, self._decode(caller, item))
+        if item.length > INLINE_BYTES or call.content_encoding or codec is self._media:
+            self._loop.create_task(self._accept_large(work, call))
         else:
-            self._loop.create_task(self._accept_large(caller, item))
+            self._decoded(work, self._decode(work, call))
 
-    async def _accept_large(self, caller: Caller, item: Item) -> None:
-        threads = self._media_threads if caller.codec is self._media else None
-        compressed = call_of(item.call, None, item.encodings).content_encoding
-        if threads is None and (item.length > HEAVY_BYTES or compressed):
+    async def _accept_large(self, work: Work, call: Call) -> None:
+        threads = self._media_threads if work.codec is self._media else None
+        if threads is None and (work.item.length > HEAVY_BYTES or call.content_encoding):
             await self._heavy.acquire()
-            caller.holds = True
+            work.holds = True
         try:
-            if (caller.channel, item.id) in self._waiting:
-                decoded = await self._loop.run_in_executor(threads, self._decode, caller, item)
-                self._decoded(caller, item, decoded)
+            if not work.ended:
+                decoded = await self._loop.run_in_executor(threads, self._decode, work, call)
+                self._decoded(work, decoded)
                 self.flush()
         finally:
-            kept = (caller.channel, item.id) in self._waiting
-            if not kept or caller.strings <= self._heavy_strings:
-                self._let_go(caller)
+            if work.ended or work.strings <= self._heavy_strings:
+                self._let_go(work)
 
-    def _let_go(self, caller: Caller) -> None:
-        if caller.holds:
-            caller.holds = False
+    def _let_go(self, work: Work) -> None:
+        if work.holds:
+            work.holds = False
             self._heavy.release()
 
-    def _decode(self, caller: Caller, item: Item) -> Decoded:
+    def _decode(self, work: Work, call: Call) -> Decoded:
         started_s = time.monotonic()
-        parts = pieces(item.body)
+        media, limit = self._media, self.spec.row_limit
+        parts = pieces(work.item.body)
         body: Buffer = parts[0] if len(parts) == 1 else b"".join(parts)
+        if isinstance(body, bytearray):
+            body = memoryview(body)
         try:
-            if isinstance(body, bytearray):
-                body = memoryview(body)
-            call = call_of(item.call, item.json_length, item.encodings)
-            if caller.codec is self._media and (kept := self._media.kept(body, call)) is not None:
-                return kept
-            decoded = caller.codec.decode(body, call, self.spec)
-            limit = self.spec.row_limit
-            own = caller.codec is not self._media
-            if limit and own and decoded.rows is not None and decoded.rows > limit:
+            if media is not None and work.codec is media:
+                return media.kept(body, call) or media.decode(body, call, self.spec)
+            decoded = work.codec.decode(body, call, self.spec)
+            if limit and decoded.rows is not None and decoded.rows > limit:
                 raise InvalidArgument(
                     f"inference request batch-size must be <= {limit} for '{self.spec.name}'"
                 )
@@ -200,70 +198,67 @@ class Engine:
             return error
         except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
             # A codec's own mistake must cost only the request that met it.
-            log.exception("decode_failed", model=self.spec.name, **trace_of(item.meta))
+            log.exception("decode_failed", model=self.spec.name, **trace_of(work.item.meta))
             return InternalError(f"internal error ({type(error).__name__})")
         finally:
-            caller.decode_s = time.monotonic() - started_s
+            work.decode_s = time.monotonic() - started_s
 
-    def _decoded(self, caller: Caller, item: Item, decoded: Decoded) -> None:
-        channel = caller.channel
-        if (channel, item.id) not in self._waiting:
+    def _decoded(self, work: Work, decoded: Decoded) -> None:
+        if work.ended:
             return  # cancelled while it was decoded
-        caller.arrived_s = now_s = time.monotonic()
+        item, work.arrived_s = work.item, time.monotonic()
+        item.body = b""
         if not isinstance(decoded, InferenceRequest):
-            self._answer(caller, decoded)
+            self._answer(work, decoded)
             return
         remaining_s = item.remaining_s
         if decoded.timeout_s is not None:
             remaining_s = min(remaining_s, decoded.timeout_s)
-        pending = Pending.of(
+        work.pending = Pending.of(
             decoded,
-            Deadline.after(remaining_s, now_s),
-            now_s,
-            token=caller,
+            Deadline.after(remaining_s, work.arrived_s),
+            work.arrived_s,
+            token=work,
             alone=bool(item.flags & Flag.ALONE),
             priority=item.priority,
         )
-        caller.rows, caller.megapixels = pending.rows, megapixels(decoded)
+        work.rows, work.megapixels = work.pending.rows, megapixels(decoded)
         size = 0
         for tensor in decoded.inputs.values():
             size += tensor.nbytes
             if tensor.dtype == BYTES:
-                caller.strings += tensor.size
-        caller.large = size > INLINE_BYTES
-        self._waiting[channel, item.id] = pending
-        self._batcher.add(pending)
+                work.strings += tensor.size
+        work.large = size > INLINE_BYTES
+        self._batcher.add(work.pending)
 
     def cancel(self, channel: Channel, item_id: int) -> bool:
         """Drop a request that nobody waits for; one that is being computed is not answered."""
-        if (channel, item_id) not in self._waiting:
+        work = self._waiting.pop((channel, item_id), None)
+        if work is None:
             return False
-        pending = self._waiting.pop((channel, item_id))
-        if isinstance(pending, Pending):
-            self._batcher.cancel(pending)
-            self._let_go(pending.token)
+        work.ended = True
+        if work.pending is not None:
+            self._batcher.cancel(work.pending)
+            self._let_go(work)
         self._check_idle()
         return True
 
     def gone(self, channel: Channel) -> None:
-        """A gateway is gone: drop all its requests."""
+        """Drop all requests of a gateway that is gone."""
         for other, item_id in [key for key in self._waiting if key[0] is channel]:
             self.cancel(other, item_id)
 
     def out_of_memory(self, error: HeadraceError) -> None:
-        """Answer what is being decoded, run or encoded: one of it is the cause.
+        """Answer the requests that are being decoded, run or encoded: one of them is the cause.
 
-        What waits for its turn is left to be tried elsewhere.
+        Those that wait for their turn are left to be tried elsewhere.
         """
         running = self._batch.pendings if self._batch is not None else ()
-        for found in list(self._waiting.values()):
-            if not isinstance(found, Pending):
-                self._answer(found, error)
-            elif found.token.run is not None or any(found is each for each in running):
-                self._answer(found.token, error)
+        for work in list(self._waiting.values()):
+            decoding, encoding = work.pending is None, work.totals is not None
+            if decoding or encoding or any(work.pending is each for each in running):
+                self._answer(work, error)
         self._send()
-
-    # -- compute ------------------------------------------------------------------------------
 
     def flush(self) -> None:
         """Start the next batch if none is running, and send what has been answered."""
@@ -286,27 +281,27 @@ class Engine:
 
     def _run(self, batch: Batch, now_s: float) -> None:
         self._batch = batch
+        media = self._media
         request = batch.parts[0].pending.request
         names = request.outputs or tuple(spec.name for spec in request.signature.outputs)
         # A slot whose memory a run fills must be able to say so, so its loop stays free.
         brief = self.runtime.single_threaded and self._run_s < BRIEF_S
+        nice = media is not None
         for part in batch.parts:
-            caller: Caller = part.pending.token
-            brief = brief and not caller.large
-            caller.batch_wait_s = now_s - caller.arrived_s - caller.compute_s
+            work: Work = part.pending.token
+            brief = brief and not work.large
+            nice = nice and work.codec is media
+            work.batch_wait_s = now_s - work.arrived_s - work.compute_s
+        more = media is not None and nice and any(map(media.more_follow, batch.pendings))
         self._recorder.batch(self.spec.name, str(self.spec.version), batch.rows)
 
-        media = self._media
-        nice = all(part.pending.token.codec is media for part in batch.parts)
-        more = media is not None and nice and any(map(media.more_follow, batch.pendings))
-
-        def job() -> RunResult:
+        def run() -> RunResult:
             started, worked = time.perf_counter(), time.thread_time()
             outputs = self.runtime.run(request.signature.name, batch.inputs(), names, more)
             finished = batch.deliver(outputs)
             return finished, time.perf_counter() - started, time.thread_time() - worked
 
-        self._compute.submit(Job(job, lambda result: self._ran(batch, result), nice, brief))
+        self._compute.submit(Job(run, lambda result: self._ran(batch, result), nice, brief))
 
     def _ran(self, batch: Batch, result: RunResult | BaseException) -> None:
         self._batch = None
@@ -314,21 +309,21 @@ class Engine:
             self._failed(batch, result)
         else:
             finished, took_s, worked_s = result
-            # Not the time it took: waiting for a core or for the interpreter makes no run longer.
+            # Processor time: waiting for a core or for the interpreter makes no run longer.
             self._run_s += (worked_s - self._run_s) / LATEST
+            input_s = 0.0
             for part in batch.parts:
-                part.pending.token.compute_s += took_s
+                work: Work = part.pending.token
+                work.compute_s += took_s
+                if not part.start:
+                    input_s += work.decode_s
             # The next batch computes while this one is encoded.
             self._start()
-            run = self._count(batch, took_s)
+            totals = self._statistics.ran(batch.rows, input_s, took_s)
             for pending, outputs in finished:
-                pending.token.run = run
-                self._finish(pending, outputs)
+                pending.token.totals = totals
+                self._finish(pending.token, pending.request, outputs)
         self.flush()
-
-    def _count(self, batch: Batch, took_s: float) -> RunTotals:
-        begun = [part.pending.token.decode_s for part in batch.parts if not part.start]
-        return self._statistics.ran(batch.rows, sum(begun), took_s)
 
     def _failed(self, batch: Batch, error: BaseException) -> None:
         if isinstance(error, HeadraceError):
@@ -336,18 +331,18 @@ class Engine:
             self._tell_cause(error)
         else:
             for pending in batch.pendings:
-                trace = trace_of(pending.token.meta)
+                trace = trace_of(pending.token.item.meta)
                 log.error("run_failed", model=self.spec.name, exc_info=error, **trace)
             shown = InternalError(f"the model failed ({type(error).__name__})")
         together = len(batch.parts) > 1
         for pending in batch.fail(shown):
             if together:
-                self._again(pending)
+                self._again(pending.token, pending)
             else:
                 self._answer(pending.token, shown)
 
     def _tell_cause(self, error: HeadraceError) -> None:
-        """Log all that the runtime said; callers cause what is refused, so only now and then."""
+        """Log what the runtime said, at most each `TELL_S`: callers cause these refusals."""
         now_s = time.monotonic()
         if error.__cause__ is None or now_s - self._told_s < TELL_S:
             return
@@ -355,77 +350,80 @@ class Engine:
         tell = log.warning if error.http_status >= 500 else log.info
         tell("run_failed", model=self.spec.name, reason=error.message, said=str(error.__cause__))
 
-    def _again(self, pending: Pending) -> None:
-        """Its batch failed, so run it by itself: neighbours must not share one's mistake."""
-        caller: Caller = pending.token
-        if (caller.channel, caller.item_id) not in self._waiting:
+    def _again(self, work: Work, pending: Pending) -> None:
+        """Run a request of a failed batch by itself: neighbours must not share its mistake."""
+        if work.ended:
             return
-        again = Pending.of(
+        work.pending = Pending.of(
             pending.request,
             pending.deadline,
             pending.arrived_s,
-            token=caller,
+            token=work,
             alone=True,
             priority=pending.priority,
         )
-        self._waiting[caller.channel, caller.item_id] = again
-        self._batcher.add(again)
+        self._batcher.add(work.pending)
 
-    # -- out ----------------------------------------------------------------------------------
-
-    def _finish(self, pending: Pending, outputs: dict[str, Tensor]) -> None:
-        caller: Caller = pending.token
-        if (caller.channel, caller.item_id) not in self._waiting:
+    def _finish(self, work: Work, request: InferenceRequest, outputs: dict[str, Tensor]) -> None:
+        if work.ended:
             return
-        if sum(tensor.nbytes for tensor in outputs.values()) <= INLINE_BYTES:
-            self._answer(caller, self._encode(pending, outputs))
+        size = 0
+        for tensor in outputs.values():
+            size += tensor.nbytes
+        if size > INLINE_BYTES:
+            self._loop.create_task(self._finish_large(work, request, outputs))
         else:
-            self._loop.create_task(self._finish_large(pending, outputs))
+            self._answer(work, self._encode(work, request, outputs))
 
-    async def _finish_large(self, pending: Pending, outputs: dict[str, Tensor]) -> None:
-        encoded = await self._loop.run_in_executor(None, self._encode, pending, outputs)
-        self._answer(pending.token, encoded)
+    async def _finish_large(
+        self, work: Work, request: InferenceRequest, outputs: dict[str, Tensor]
+    ) -> None:
+        encoded = await self._loop.run_in_executor(None, self._encode, work, request, outputs)
+        self._answer(work, encoded)
         self._send()
 
-    def _encode(self, pending: Pending, outputs: dict[str, Tensor]) -> Encoded | HeadraceError:
-        caller: Caller = pending.token
+    def _encode(
+        self, work: Work, request: InferenceRequest, outputs: dict[str, Tensor]
+    ) -> Encoded | HeadraceError:
         started_s = time.monotonic()
         try:
-            return caller.codec.encode(pending.request, outputs, self.spec)
+            return work.codec.encode(request, outputs, self.spec)
         except HeadraceError as error:
             return error
         except (ValueError, TypeError, KeyError, IndexError) as error:
-            log.exception("encode_failed", model=self.spec.name, **trace_of(caller.meta))
+            log.exception("encode_failed", model=self.spec.name, **trace_of(work.item.meta))
             return InternalError(f"internal error ({type(error).__name__})")
         finally:
-            caller.encode_s = time.monotonic() - started_s
+            work.encode_s = time.monotonic() - started_s
 
-    def _answer(self, caller: Caller, answer: Encoded | HeadraceError) -> None:
-        if (caller.channel, caller.item_id) not in self._waiting:
+    def _answer(self, work: Work, answer: Encoded | HeadraceError) -> None:
+        if work.ended:
             return
-        del self._waiting[caller.channel, caller.item_id]
-        if caller.holds:
-            self._let_go(caller)
+        work.ended = True
+        item = work.item
+        del self._waiting[work.channel, item.id]
+        if work.holds:
+            self._let_go(work)
         now_s = time.monotonic()
-        slot_s = now_s - caller.arrived_s
-        wait_s = slot_s if caller.batch_wait_s is None else caller.batch_wait_s
-        whole_s = caller.waited_s + now_s - caller.accepted_s
+        slot_s = now_s - work.arrived_s
+        wait_s = slot_s if work.batch_wait_s is None else work.batch_wait_s
+        whole_s = item.waited_s + now_s - work.accepted_s
         status = 200
         if isinstance(answer, HeadraceError):
             status, answer = answer.http_status, Encoded(encode_failure(answer))
             self._statistics.failed(whole_s)
-        elif caller.run is not None:
+        elif work.totals is not None:
             self._statistics.succeeded(
-                caller.run,
-                caller.rows,
+                work.totals,
+                work.rows,
                 whole_s,
-                caller.waited_s + wait_s,
-                caller.decode_s,
-                caller.compute_s,
-                caller.encode_s,
+                item.waited_s + wait_s,
+                work.decode_s,
+                work.compute_s,
+                work.encode_s,
             )
         reply = Reply(
-            id=caller.item_id,
+            id=item.id,
             length=len(answer.body),
             status=status,
             flags=0,
@@ -433,14 +431,14 @@ class Engine:
             json_length=answer.json_length,
             slot_s=slot_s,
             batch_wait_s=wait_s,
-            compute_s=caller.compute_s,
-            encode_s=max(0.0, slot_s - wait_s - caller.compute_s),
+            compute_s=work.compute_s,
+            encode_s=max(0.0, slot_s - wait_s - work.compute_s),
             depth=len(self._waiting),
             body=answer.body,
-            rows=caller.rows,
-            megapixels=caller.megapixels,
+            rows=work.rows,
+            megapixels=work.megapixels,
         )
-        self._outbox.setdefault(caller.channel, []).append(reply)
+        self._outbox.setdefault(work.channel, []).append(reply)
         self._check_idle()
 
     def _send(self) -> None:

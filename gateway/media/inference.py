@@ -29,7 +29,7 @@ from headrace.link.frames import Body, Reply, pieces
 from headrace.link.request import Request
 from headrace.protocols.calls import CALLS, call_of, form_of
 from headrace.protocols.checks import find_output
-from headrace.protocols.compression import inflate, reply_coding
+from headrace.protocols.compression import inflate
 from headrace.protocols.elements import check_json
 from headrace.protocols.json_bodies import decode_base64, read_object
 from headrace.protocols.openinference_json import (
@@ -131,7 +131,7 @@ def _decode_json(body: bytes, call: Call, findings: FindingKind, limits: Limits)
     tail.check_end()
     signature = _signature(name, findings)
     names, binary, classes = wanted_outputs(document, parameters, signature)
-    encoding = JsonEncoding(id_of(document), binary, reply_coding(call.accept_encoding), classes)
+    encoding = JsonEncoding(id_of(document), binary, call.reply_encoding, classes)
     request = InferenceRequest(signature, {}, 1, names or _usual(findings), encoding=encoding)
     return MediaInput(content, parameters, request)
 

@@ -19,7 +19,7 @@ from headrace.protocols.checks import (
     wanted_names,
 )
 from headrace.protocols.classification import check_classes, top_classes
-from headrace.protocols.compression import MAX_INFLATED_BYTES, deflate, inflate, reply_coding
+from headrace.protocols.compression import MAX_INFLATED_BYTES, deflate, inflate
 from headrace.protocols.datatypes import check_supported, datatype_name, dtype_of
 from headrace.protocols.elements import MAX_ELEMENTS, Elements, check_json
 from headrace.protocols.json_bodies import (
@@ -257,7 +257,7 @@ class OpenInferenceCodec:
         tail.check_end()
         rows = check_inputs(signature, inputs)
         outputs, binary, classes = wanted_outputs(document, parameters, signature)
-        coding = reply_coding(call.accept_encoding)
+        coding = call.reply_encoding
         encoding = JsonEncoding(id_of(document), binary, coding, classes)
         timeout_s = timeout_s_of(parameters)
         return InferenceRequest(signature, inputs, rows, outputs, timeout_s, encoding)
@@ -313,7 +313,7 @@ def _raw_request(raw: memoryview, call: Call, model: ModelSpec) -> InferenceRequ
         tensor = decode_raw(raw, spec.dtype, shape, f"input '{spec.name}'")
     inputs = {spec.name: tensor}
     binary = frozenset(each.name for each in signature.outputs)
-    encoding = JsonEncoding("", binary, reply_coding(call.accept_encoding))
+    encoding = JsonEncoding("", binary, call.reply_encoding)
     return InferenceRequest(signature, inputs, check_inputs(signature, inputs), encoding=encoding)
 
 

@@ -20,7 +20,7 @@ class Call:
     method: str
     json_length: int | None = None
     content_encoding: str = ""
-    accept_encoding: str = ""
+    reply_encoding: str = ""
 
 
 @dataclass(slots=True)

@@ -18,7 +18,7 @@ from headrace.protocols.checks import (
     given_inputs,
     wanted_names,
 )
-from headrace.protocols.compression import MAX_INFLATED_BYTES, deflate, inflate, reply_coding
+from headrace.protocols.compression import MAX_INFLATED_BYTES, deflate, inflate
 from headrace.protocols.datatypes import check_supported
 from headrace.protocols.elements import MAX_ELEMENTS, check_json
 from headrace.protocols.examples import (
@@ -70,7 +70,7 @@ class PredictCodec:
         quick = _predict_quickly(text, model)
         signature, layout, inputs = quick or _predict(read_object(text), model)
         rows = check_inputs(signature, inputs)
-        encoding = PredictEncoding(layout, reply_coding(call.accept_encoding))
+        encoding = PredictEncoding(layout, call.reply_encoding)
         return InferenceRequest(signature, inputs, rows, encoding=encoding)
 
     def encode(
@@ -238,7 +238,7 @@ class ExamplesCodec:
         signature, inputs = _decode_inputs(read_object(text), model, most)
         outputs = result_outputs(signature, call.method)
         rows = check_inputs(signature, inputs)
-        encoding = ExamplesEncoding(call.method, reply_coding(call.accept_encoding))
+        encoding = ExamplesEncoding(call.method, call.reply_encoding)
         return InferenceRequest(signature, inputs, rows, outputs, encoding=encoding)
 
     def encode(

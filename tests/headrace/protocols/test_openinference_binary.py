@@ -152,7 +152,7 @@ def test_bfloat16_goes_as_binary_only() -> None:
 def test_compressed_both_ways(coding: str) -> None:
     given = [triton_input("x", X, binary=True)]
     plain, json_length = triton.InferenceServerClient.generate_request_body(given)
-    call = Call("infer", json_length, content_encoding=coding, accept_encoding=coding)
+    call = Call("infer", json_length, content_encoding=coding, reply_encoding=coding)
     request = CODEC.decode(deflate(plain, coding), call, MODEL)
     encoded = CODEC.encode(request, OUTPUTS, MODEL)
     assert encoded.content_encoding == coding
