@@ -16,6 +16,7 @@ from headrace.deployment import Process, answer_of, refusal
 from headrace.errors import HeadraceError, InternalError
 from headrace.link import shared_memory
 from headrace.link.client import Identity
+from headrace.link.plane import DataPlane
 from headrace.link.pool import LoadReport, PoolClient
 from headrace.process import be_nice
 from headrace.secrets import cluster_secret, headrace_home
@@ -24,7 +25,7 @@ from sharding.gang import Places
 from sharding.job_store import JobStore
 from sharding.jobs import JobRunner
 from sharding.run import Run
-from sharding.shards import Shards, StagePlane
+from sharding.shards import Shards
 from sharding.spool import sweep
 from sharding.upload import Event, MediaJob, Tell
 
@@ -89,7 +90,7 @@ class ShardStage:
         await loop.run_in_executor(None, sweep, spool)
         secret = cluster_secret(settings.secret)
         identity = Identity(process.name, node.id, secret, settings.max_body_bytes)
-        self._plane = StagePlane(identity, process.recorder)
+        self._plane = DataPlane(identity, process.recorder)
         client = PoolClient(pool, self._plane, process.name)
         self._stage = Stage(Shards(self._plane), "" if media.shared else node.id, spool)
         jobs = media.jobs

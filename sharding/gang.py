@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from headrace.snapshot import ModelVersion
 from sharding.hashing import Homes
-from sharding.shards import Edition
 
 
 @dataclass(slots=True, eq=False)
@@ -113,28 +113,26 @@ class Places:
     """
 
     def __init__(self) -> None:
-        self._gangs: dict[tuple[str, Edition], Gang] = {}
-        self._homes: dict[tuple[str, Edition], Homes] = {}
+        self._gangs: dict[ModelVersion, Gang] = {}
+        self._homes: dict[ModelVersion, Homes] = {}
         self.suspects = asyncio.Lock()
 
-    def gang(self, model: str, edition: Edition, members: Sequence[str]) -> Gang:
+    def gang(self, version: ModelVersion, members: Sequence[str]) -> Gang:
         """The places of a model version's shards."""
-        gang = self._gangs.setdefault((model, edition), Gang())
+        gang = self._gangs.setdefault(version, Gang())
         gang.resize(IN_FLIGHT * len(members))
         return gang
 
     def assign(
         self,
-        model: str,
-        edition: Edition,
+        version: ModelVersion,
         keys: Sequence[bytes],
         members: Sequence[str],
         epsilon: float,
     ) -> Mapping[bytes, str]:
         """The shard of each part."""
-        if (model, edition) not in self._homes:
-            self._homes = {
-                known: homes for known, homes in self._homes.items() if known[0] != model
-            }
-        homes = self._homes.setdefault((model, edition), Homes(REMEMBERED))
+        if version not in self._homes:
+            others = self._homes.items()
+            self._homes = {known: homes for known, homes in others if known.model != version.model}
+        homes = self._homes.setdefault(version, Homes(REMEMBERED))
         return homes.assign(keys, members, epsilon)

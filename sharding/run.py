@@ -29,10 +29,11 @@ from headrace.errors import (
 )
 from headrace.link.hashing import rank
 from headrace.link.router import MAX_DEATHS
+from headrace.snapshot import ModelVersion
 from sharding.gang import IN_FLIGHT, GangLease, Places
 from sharding.merge import find_merger
 from sharding.parts import Box, Part, PartResult, Segment, Tile, find_missing, result_of
-from sharding.shards import Edition, ShardDied, Shards, is_lost
+from sharding.shards import ShardDied, Shards, is_lost
 from sharding.split import Source, open_source
 from sharding.upload import MediaJob, Tell
 
@@ -73,7 +74,7 @@ class Run:
         self._parts_until_s = self._deadline_s
         if job.options.partial == "allow":
             self._parts_until_s -= min(MERGE_S, 0.1 * job.timeout_s)
-        self._edition: Edition | None = None
+        self._version: ModelVersion | None = None
         self._blank: list[HeadraceError] = []
         self._stopped = False
         self.plan: Sequence[Part] = ()
@@ -153,7 +154,7 @@ class Run:
         job, shards = self._job, self._shards
         if members := self._reachable():
             return members
-        if shards.members(job.model, self._asked(), ""):
+        if shards.members(self._asked(), ""):
             raise Unavailable(f"model {job.model!r} has no slot on the node where the upload lies")
         with shards.waiting(job.model):
             while not (members := self._reachable()):
@@ -167,16 +168,16 @@ class Run:
         Raises `_TakenOver` if nobody has any more what the parts are worked on with.
         """
         node_id = self._node_id if self._config.kind == "video-segments" else ""
-        members = self._shards.members(self._job.model, self._asked(), node_id)
-        if not members and self._edition is not None:
-            now = self._shards.edition(self._job.model, self._job.version)
-            if now not in (None, self._edition):
+        members = self._shards.members(self._asked(), node_id)
+        if not members and self._version is not None:
+            now = self._shards.version(self._job.model, self._job.version)
+            if now not in (None, self._version):
                 raise _TakenOver
         return members
 
-    def _asked(self) -> Edition | None:
-        """Whose shards are asked: one edition for all parts."""
-        return self._edition or self._shards.edition(self._job.model, self._job.version)
+    def _asked(self) -> ModelVersion | None:
+        """Whose shards are asked: one version for all parts."""
+        return self._version or self._shards.version(self._job.model, self._job.version)
 
     # -- parts --------------------------------------------------------------------------------
 
@@ -186,19 +187,19 @@ class Run:
         key_of = {part.index: key for part, key in zip(source.plan, keys, strict=True)}
         while True:
             members = await self._members()
-            edition = self._edition = self._asked()
-            assert edition is not None  # it has members
+            version = self._version = self._asked()
+            assert version is not None  # it has members
             await tell(self._planned(source, members))
-            gang = self._places.gang(job.model, edition, members)
+            gang = self._places.gang(version, members)
             try:
                 with self._shards.backlog(job.model) as backlog:
                     backlog(len(keys))
                     async with gang.lease(min(len(keys), IN_FLIGHT * len(members))) as lease:
-                        await self._pump(edition, source, key_of, lease, backlog, tell)
+                        await self._pump(version, source, key_of, lease, backlog, tell)
                 return
             except _TakenOver:
-                log.info("version_taken_over", model=job.model, version=edition.version)
-            told = f"version {edition.version} was taken over meanwhile"
+                log.info("version_taken_over", model=job.model, version=version.version)
+            told = f"version {version.version} was taken over meanwhile"
             if job.options.partial == "allow" and self.results:
                 done = {result.part.index for result in self.results}
                 self._reasons |= {p.index: told for p in self.plan if p.index not in done}
@@ -206,14 +207,14 @@ class Run:
             self._begin_anew(told)
 
     def _begin_anew(self, told: str) -> None:
-        self._edition, self._found = None, 0
+        self._version, self._found = None, 0
         for noted in (self.results, self._reasons, self._blank, self._damage):
             noted.clear()
         self._anew = [f"{told}: all parts began anew"]
 
     async def _pump(
         self,
-        edition: Edition,
+        version: ModelVersion,
         source: Source,
         key_of: Mapping[int, bytes],
         lease: GangLease,
@@ -236,7 +237,7 @@ class Run:
                 # What is under way is answered, also by shards that leave.
                 members = (waiting and self._reachable()) or list(queues)
                 if set(members) != queues.keys():
-                    queues = self._queues(edition, list(waiting.values()), key_of, members)
+                    queues = self._queues(version, list(waiting.values()), key_of, members)
                     lease.grow(min(len(waiting) + len(running), IN_FLIGHT * len(members)))
                 for member in sorted(queues, key=busy.__getitem__):
                     queue = queues[member]
@@ -244,7 +245,7 @@ class Run:
                         part = queue.popleft()
                         del waiting[part.index]
                         key, more = key_of[part.index], bool(queue)
-                        work = self._part(edition, source, part, key, member, more)
+                        work = self._part(version, source, part, key, member, more)
                         running[asyncio.create_task(work)] = (part, member)
                         busy[member] += 1
                 backlog(len(waiting))
@@ -273,23 +274,23 @@ class Run:
 
     def _queues(
         self,
-        edition: Edition,
+        version: ModelVersion,
         waiting: Sequence[Part],
         key_of: Mapping[int, bytes],
         members: Sequence[str],
     ) -> dict[str, deque[Part]]:
         """The parts that nobody works on yet, by shard; all parts count for the bound of loads."""
-        model, places = self._job.model, self._places
-        places.gang(model, edition, members)
+        places = self._places
+        places.gang(version, members)
         keys = list(key_of.values())
-        homes = places.assign(model, edition, keys, members, self._config.epsilon)
+        homes = places.assign(version, keys, members, self._config.epsilon)
         queues: dict[str, deque[Part]] = {member: deque() for member in members}
         for part in waiting:
             queues[homes[key_of[part.index]]].append(part)
         return queues
 
     async def _part(
-        self, edition: Edition, source: Source, part: Part, key: bytes, home: str, more: bool
+        self, version: ModelVersion, source: Source, part: Part, key: bytes, home: str, more: bool
     ) -> PartResult:
         """One part, on its shard or, where that is gone, on the next ones in hash order."""
         job, tried, deaths = self._job, [home], 0
@@ -299,7 +300,7 @@ class Run:
             try:
                 async with self._places.suspects if deaths else nullcontext():
                     until_s = self._deadline_s
-                    answer = await self._shards.ask(job, edition, shard, head, rest, until_s)
+                    answer = await self._shards.ask(job, version, shard, head, rest, until_s)
             except HeadraceError as error:
                 if isinstance(part, Segment) and isinstance(error, InvalidArgument):
                     # Damage in the middle is told; only a video that is all damage is refused.
@@ -373,7 +374,7 @@ class Run:
         missing = find_missing(self.plan, self.results, self._reasons)
         answer: dict[str, Any] = {
             "model": job.model,
-            "version": edition.version if (edition := self._asked()) else 0,
+            "version": asked.version if (asked := self._asked()) else 0,
             **merged,
             **_size(source),
             "shards": [

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
 
 import orjson
 
@@ -19,66 +18,57 @@ from headrace.errors import (
     PayloadTooLarge,
     Unavailable,
 )
-from headrace.link.client import SlotLink
 from headrace.link.frames import OK, Buffer, Reply, decode_failure, pieces
-from headrace.link.plane import DataPlane, routes_of
+from headrace.link.plane import DataPlane, Routes, routes_of
 from headrace.link.request import Answer, QueueKey, Request
-from headrace.link.seats import Route
 from headrace.protocols.calls import call_number
-from headrace.snapshot import Snapshot, State
+from headrace.snapshot import ModelVersion, Snapshot, State
 from sharding.upload import MediaJob
 
 PART = call_number("media", "part")
-
-
-class Edition(NamedTuple):
-    """A model's version with the revision of its files: what a slot has loaded."""
-
-    version: int
-    revision: int
 
 
 class ShardDied(Unavailable):
     """Raised when a slot died while it worked on a part, which may be why."""
 
 
-class StagePlane(DataPlane):
-    """A data plane whose requests may name the slot that answers them."""
+def routes_by_slot(snapshot: Snapshot) -> Routes:
+    """The routes of a gateway, and one to every slot that holds a model version. Pure.
 
-    def routes(self, snapshot: Snapshot) -> tuple[dict[QueueKey, Route], dict[QueueKey, str]]:
-        """Those of a gateway, and one for every slot of each edition of a model.
-
-        Also of editions that answer nobody any more: a request goes on with the one it began with.
-        """
-        routes, failed = routes_of(snapshot)
-        for placement in snapshot.placements:
-            view = snapshot.models.get(placement.model)
-            if placement.state is State.READY and view is not None:
-                edition = Edition(placement.version, placement.revision)
-                place = (placement.slot_id, placement.placement_id)
-                key = slot_key(placement.model, edition, placement.slot_id)
-                routes[key] = (view.config.routing, [place])
-        return routes, failed
-
-    def link_lost(self, link: SlotLink) -> None:
-        """Requests that only this slot could answer are refused; the stage asks another one."""
-        super().link_lost(link)
-        slot_id = link.slot.slot_id
-        for key in self.router.queues():
-            if isinstance(key[1], str) and key[1].endswith(f"@{slot_id}"):
-                self.router.refuse(key, Unavailable(f"the link to slot {slot_id} broke"))
+    Also of versions that answer nobody any more: a job goes on with the one it began with.
+    """
+    routes, failed = routes_of(snapshot)
+    for placement in snapshot.placements:
+        view = snapshot.models.get(placement.model)
+        if placement.state is State.READY and view is not None:
+            version = ModelVersion(placement.model, placement.version, placement.revision)
+            place = (placement.slot_id, placement.placement_id)
+            routes[slot_key(version, placement.slot_id)] = (view.config.routing, [place])
+    return routes, failed
 
 
-def slot_key(model: str, edition: Edition, slot_id: str) -> QueueKey:
-    """What a request is for that only this slot may answer."""
-    return (model, f"{edition.version}.{edition.revision}@{slot_id}")
+def slot_key(version: ModelVersion, slot_id: str) -> QueueKey:
+    """The queue of what only this slot may answer."""
+    return (version.model, f"{version.version}.{version.revision}@{slot_id}")
 
 
 class Shards:
-    """See the module. Belongs to the plane's event loop."""
+    """The slots that hold a model, for requests that name the slot that answers them.
 
-    def __init__(self, plane: StagePlane) -> None:
+    Belongs to the event loop of the plane, whose routes it extends.
+    """
+
+    def __init__(self, plane: DataPlane) -> None:
         self._plane = plane
+        plane.routes = routes_by_slot
+        plane.on_link_down = self._lost
+
+    def _lost(self, slot_id: str) -> None:
+        """What only this slot could answer is for others now; the job knows which."""
+        router = self._plane.router
+        for key in router.queues():
+            if isinstance(key[1], str) and key[1].endswith(f"@{slot_id}"):
+                router.refuse(key, Unavailable(f"the link to slot {slot_id} broke"))
 
     def config(self, model: str, version: int | None) -> tuple[ModelConfig, ShardingConfig]:
         """Raises `NotFound`, `Unavailable` with the reason, or `InvalidArgument` without shards."""
@@ -90,34 +80,33 @@ class Shards:
             )
         return config, config.sharding
 
-    def edition(self, model: str, version: int | None) -> Edition | None:
-        """What answers now."""
+    def version(self, model: str, number: int | None) -> ModelVersion | None:
+        """The version that answers now, None if there is none."""
         view = self._plane.snapshot.models.get(model)
-        found = view.version(version) if view is not None else None
-        return Edition(found.version, found.revision) if found is not None else None
+        found = view.version(number) if view is not None else None
+        return None if found is None else ModelVersion(model, found.version, found.revision)
 
-    def members(self, model: str, edition: Edition | None, node_id: str) -> list[str]:
-        """Slots of a node ("": of any) that are ready for it and can be reached, sorted.
+    def members(self, version: ModelVersion | None, node_id: str) -> list[str]:
+        """Slots of a node ("": of any) that are ready for a version and can be reached, sorted.
 
         Those that stop are asked where there are no others.
         """
         snapshot = self._plane.snapshot
         slots = {slot.slot_id: slot for slot in snapshot.slots}
         ready = sorted(
-            placement.slot_id
-            for placement in snapshot.placements
-            if placement.model == model
-            and (placement.version, placement.revision) == edition
-            and placement.state is State.READY
-            and placement.slot_id in slots
-            and self._plane.reaches(placement.slot_id)
-            and node_id in ("", slots[placement.slot_id].node_id)
+            each.slot_id
+            for each in snapshot.placements
+            if (each.model, each.version, each.revision) == version
+            and each.state is State.READY
+            and each.slot_id in slots
+            and self._plane.reaches(each.slot_id)
+            and node_id in ("", slots[each.slot_id].node_id)
         )
         return [slot_id for slot_id in ready if not slots[slot_id].draining] or ready
 
     @contextmanager
     def waiting(self, model: str) -> Iterator[None]:
-        """Somebody waits for a model that has no slot yet."""
+        """A job waits for a model that has no slot yet."""
         router = self._plane.router
         router.wait_outside(model)
         self._plane.on_starved()
@@ -129,8 +118,7 @@ class Shards:
     @contextmanager
     def backlog(self, model: str) -> Iterator[Callable[[int], None]]:
         """Yields a function that reports how many parts are unclaimed; the pool scales on it."""
-        router = self._plane.router
-        told = 0
+        router, told = self._plane.router, 0
 
         def tell(parts: int) -> None:
             nonlocal told
@@ -154,7 +142,7 @@ class Shards:
     async def ask(
         self,
         job: MediaJob,
-        edition: Edition,
+        version: ModelVersion,
         slot_id: str,
         head: bytes,
         rest: Sequence[Buffer],
@@ -179,7 +167,7 @@ class Shards:
         self.check_fits(length)
         request = Request(
             id=plane.next_id(),
-            key=slot_key(job.model, edition, slot_id),
+            key=slot_key(version, slot_id),
             call=PART,
             body=body,
             length=length,

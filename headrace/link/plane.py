@@ -31,6 +31,9 @@ NOT_FOUND = {
     "openinference_grpc": model_not_found,
 }
 
+Routes = tuple[dict[QueueKey, Route], dict[QueueKey, str]]
+"""Routes, and why the others are none."""
+
 log = structlog.get_logger()
 
 
@@ -47,8 +50,12 @@ class DataPlane:
         self._unsent = 0
         self._loop = asyncio.get_running_loop()
         self._number = 0
+        # Where requests go, and why some cannot; the shard stage has more routes than a gateway.
+        self.routes: Callable[[Snapshot], Routes] = routes_of
         # Called for the first request that no slot can answer.
         self.on_starved: Callable[[], None] = lambda: None
+        # Called when the link to a slot broke and its requests wait for another one.
+        self.on_link_down: Callable[[str], None] = lambda _: None
 
     def apply(self, snapshot: Snapshot) -> None:
         """Take a newer view of the world: links to its slots, routes to what is READY."""
@@ -70,10 +77,6 @@ class DataPlane:
         for key, reason in failed.items():
             self.router.refuse(key, Unavailable(reason))
         self.flush_soon()
-
-    def routes(self, snapshot: Snapshot) -> tuple[dict[QueueKey, Route], dict[QueueKey, str]]:
-        """Where requests go, and why some cannot."""
-        return routes_of(snapshot)
 
     def resolve(
         self, protocol: str, name: str, version: int | None, label: str | None = None
@@ -193,6 +196,7 @@ class DataPlane:
         log.warning(
             "link_down", slot=link.slot.slot_id, reason=link.last_error, retried=retried.total()
         )
+        self.on_link_down(link.slot.slot_id)
         self.flush_soon()
 
 
@@ -218,7 +222,7 @@ def with_known_specs(new: Snapshot, old: Snapshot) -> Snapshot:
     return replace(new, models=models)
 
 
-def routes_of(snapshot: Snapshot) -> tuple[dict[QueueKey, Route], dict[QueueKey, str]]:
+def routes_of(snapshot: Snapshot) -> Routes:
     """Routes to what is READY, and why the versions that failed cannot be served. Pure."""
     routes: dict[QueueKey, Route] = {}
     failed: dict[QueueKey, str] = {}

@@ -17,11 +17,12 @@ from gateway.media.desk import StageClient
 from headrace.config.args import Batching, Limits, ModelConfig
 from headrace.config.sharding import ShardingConfig, ShardingLimits
 from headrace.link.client import Identity
+from headrace.link.plane import DataPlane
 from headrace.metrics import Recorder
 from headrace.snapshot import State
 from sharding.deployment import Stage
 from sharding.jobs import JobRunner, JobStore
-from sharding.shards import Shards, StagePlane
+from sharding.shards import Shards
 from sharding.upload import MediaJob, Tell
 from tests.house import SECRET, House, affine_model, until
 from tests.sharding.stage_house import FACES, PICTURES, REPOSITORY
@@ -91,7 +92,7 @@ class MediaHouse(House):
     """`left` are the files in the folder of uploads; `plane` is the real stage's."""
 
     local: LocalStage = field(init=False)
-    plane_of_stage: StagePlane = field(init=False)
+    plane_of_stage: DataPlane = field(init=False)
 
     def left(self) -> list[str]:
         folder = self.folder / "spool"
@@ -121,7 +122,7 @@ async def open_faces(
 ) -> AsyncIterator[MediaHouse]:
     """A house with the real stage; it finds faces unless another demo model is named."""
     house = MediaHouse(REPOSITORY.absolute(), tmp_path, limits=Limits(max_body_bytes=LARGE), **more)
-    plane = StagePlane(Identity("stage", "node", SECRET, LARGE), Recorder("stage"))
+    plane = DataPlane(Identity("stage", "node", SECRET, LARGE), Recorder("stage"))
     house.plane_of_stage = plane
     stage = Stage(Shards(plane), "node", tmp_path / "spool")
     task = asyncio.create_task(plane.run())

@@ -13,10 +13,11 @@ from typing import Any
 from headrace.config.args import Batching, Limits, ModelConfig
 from headrace.config.sharding import BoxMerging, ProcessOptions, ShardingConfig
 from headrace.link.client import Identity
+from headrace.link.plane import DataPlane
 from headrace.metrics import Recorder
 from headrace.snapshot import State
 from sharding.deployment import Stage
-from sharding.shards import Shards, StagePlane
+from sharding.shards import Shards
 from sharding.upload import Event, MediaJob, Upload
 from tests.house import SECRET, House, until
 
@@ -51,7 +52,7 @@ class StageHouse:
     """`spool` holds uploads; `stage` works on them with the slots of `house`."""
 
     house: House
-    plane: StagePlane
+    plane: DataPlane
     stage: Stage
     spool: Path
 
@@ -94,7 +95,7 @@ async def open_stage(
     await house.start()
     spool = tmp_path / "spool"
     spool.mkdir()
-    plane = StagePlane(Identity("stage", "node", SECRET, LARGE), Recorder("stage"))
+    plane = DataPlane(Identity("stage", "node", SECRET, LARGE), Recorder("stage"))
     task = asyncio.create_task(plane.run())
     try:
         for slot in slots:
@@ -108,4 +109,6 @@ async def open_stage(
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
+        # What nobody waits for any more is still computed, and told to this loop.
+        await until(lambda: not any(each._compute._open for each in house.services.values()))
         await house.stop()

@@ -26,9 +26,10 @@ from headrace.errors import (
     Unavailable,
     UnsupportedMedia,
 )
-from headrace.snapshot import State
+from headrace.link.plane import DataPlane
+from headrace.snapshot import ModelVersion, State
 from sharding.deployment import MAX_OPEN
-from sharding.shards import Edition, ShardDied, Shards, StagePlane
+from sharding.shards import ShardDied, Shards
 from sharding.split import PictureSource
 from sharding.upload import Event, MediaJob
 from tests.house import until
@@ -237,7 +238,7 @@ async def test_with_partial_allow_a_deadline_leaves_what_is_there(tmp_path: obje
 class _Stuck(Shards):
     """Shards that answer so many parts and then none."""
 
-    def __init__(self, plane: StagePlane, after: int) -> None:
+    def __init__(self, plane: DataPlane, after: int) -> None:
         super().__init__(plane)
         self._left = after
 
@@ -280,7 +281,9 @@ class _Poison(Shards):
 
     died: ClassVar[list[str]] = []
 
-    async def ask(self, job: Any, edition: Edition, slot_id: str, *_: Any) -> dict[str, object]:
+    async def ask(
+        self, job: Any, version: ModelVersion, slot_id: str, *_: Any
+    ) -> dict[str, object]:
         self.died.append(slot_id)
         raise ShardDied(f"slot {slot_id} died")
 
@@ -293,7 +296,9 @@ async def test_a_slot_that_goes_with_its_part_is_told_apart(tmp_path: object) ->
         text = json.dumps({**head, "preprocess": "centerface", "postprocess": "centerface"})
         await until(lambda: stage.plane.reaches("a"))
         asking = asyncio.create_task(
-            shards.ask(job, Edition(1, 0), "a", text.encode(), (pixels,), time.monotonic() + 30)
+            shards.ask(
+                job, ModelVersion("faces", 1), "a", text.encode(), (pixels,), time.monotonic() + 30
+            )
         )
         await until(lambda: asking.done() or stage.plane.router.sent)
         await stage.house.kill_slot("a")
@@ -316,17 +321,17 @@ async def test_a_segment_that_is_all_damage_does_not_refuse_the_rest(tmp_path: o
 class _Blank(Shards):
     """Nothing can be decoded from `begins_s` on."""
 
-    def __init__(self, plane: StagePlane, begins_s: float) -> None:
+    def __init__(self, plane: DataPlane, begins_s: float) -> None:
         super().__init__(plane)
         self._begins_s = begins_s
 
     async def ask(
-        self, job: Any, edition: Edition, slot_id: str, head: bytes, *more: Any
+        self, job: Any, version: ModelVersion, slot_id: str, head: bytes, *more: Any
     ) -> dict[str, object]:
         times_s = json.loads(head)["segment"]["times_s"]
         if times_s[0] >= self._begins_s:
             raise InvalidArgument(f"no frame from {times_s[0]:.1f} s on can be decoded")
-        return await super().ask(job, edition, slot_id, head, *more)
+        return await super().ask(job, version, slot_id, head, *more)
 
 
 @pytest.mark.parametrize(
@@ -407,12 +412,12 @@ def clip(names: tuple[str, ...], seconds: float = 3.0, fps: int = 12) -> bytes:
 async def test_a_shard_that_stops_is_asked_while_there_is_no_other(tmp_path: Path) -> None:
     async with open_stage(tmp_path, "a", "b") as house:
         shards, snapshot = Shards(house.plane), house.plane.snapshot
-        edition = shards.edition("faces", None)
+        version = shards.version("faces", None)
 
         def members(*stopping: str) -> list[str]:
             slots = [replace(s, draining=s.slot_id in stopping) for s in snapshot.slots]
             house.plane.apply(replace(snapshot, slots=tuple(slots), number=snapshot.number + 1))
-            return shards.members("faces", edition, "node")
+            return shards.members(version, "node")
 
         assert members() == ["a", "b"]
         assert members("a") == ["b"]
