@@ -1,18 +1,15 @@
-"""What `headrace status` shows on wide and narrow terminals, and how it asks."""
+"""What `headrace status` shows on wide and narrow terminals, and of a model that failed."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
 from typing import Any
 
-import httpx
 import pytest
 from rich.console import Console
 
-from command.client import AdminClient
-from command.status import render
-from headrace.errors import HeadraceError, Unauthenticated, Unavailable
+from command.status import model_of, render, render_model
+from headrace.errors import NotFound
 
 DEMO = ("tagger", "tagger_tf", "digits", "price", "faces")
 
@@ -145,62 +142,62 @@ def test_not_ready_and_a_lost_pool_are_said_in_the_headline() -> None:
     assert shown(answer, 80)[0].startswith("Headrace 0.1.0 is not ready, the pool is away")
 
 
-def admin(answer: Callable[[httpx.Request], httpx.Response]) -> AdminClient:
-    return AdminClient("h:1", "the token", transport=httpx.MockTransport(answer))
+MB = 2**20
+KILLED: dict[str, Any] = {
+    "version": 2,
+    "reason": "the slot was ended",
+    "kind": "memory",
+    "count": 1,
+    "ago_s": 3.2,
+    "retry_in_s": 4.0,
+    "slot_class": "cpu",
+    "next_class": "big",
+    "exit_code": 137,
+    "memory_bytes": 510 * MB,
+    "limit_bytes": 500 * MB,
+    "lines": ['{"event":"placement"}', '{"event":"[out_of_memory]"}'],
+}
 
 
-def test_the_client_sends_its_token_and_reads_the_status() -> None:
-    def answer(request: httpx.Request) -> httpx.Response:
-        known = request.headers["authorization"] == "Bearer the token"
-        return httpx.Response(200 if known else 401, json={"path": request.url.path})
+def failure_of(**changes: Any) -> str:
+    bad = model("bad", failures=[KILLED | changes])
+    answer = status([bad, model("good", failures=[])], [slot("s", "bad/1"), slot("t", "good/1")])
+    text = io.StringIO()
+    Console(file=text, width=100).print(render_model(answer, "bad"))
+    return text.getvalue()
 
-    with admin(answer) as client:
-        assert client.status() == {"path": "/admin/v1/status"}
 
-
-def test_the_client_tells_why_a_config_was_refused() -> None:
-    with (
-        admin(lambda _: httpx.Response(400, json={"error": "no slot class 'x'"})) as client,
-        pytest.raises(HeadraceError, match="answered 400: no slot class 'x'"),
+def test_a_slot_out_of_memory_is_told_with_the_next_try() -> None:
+    text = failure_of()
+    for line in (
+        "bad/2 could not be loaded",
+        "its slot ran out of memory: the slot was ended",
+        "once, last 3 s ago, in a slot of class cpu",
+        "in 4 s, in a slot of class big, which may take more memory",
+        "137",
+        "510 MB of 500 MB (102%)",
+        '{"event":"[out_of_memory]"}',
     ):
-        client.apply({"applications": []})
+        assert line in text
+    assert "good" not in text
 
 
-def test_orders_about_models_go_to_their_paths() -> None:
-    asked = []
-
-    def answer(request: httpx.Request) -> httpx.Response:
-        asked.append(f"{request.method} {request.url.raw_path.decode()}")
-        return httpx.Response(200, json={"to": 1} if "rollback" in request.url.path else None)
-
-    with admin(answer) as client:
-        client.load("a b")
-        client.unload("m")
-        assert client.roll_back("m") == {"to": 1}
-    assert asked == [
-        "POST /v2/repository/models/a%20b/load",
-        "POST /v2/repository/models/m/unload",
-        "POST /admin/v1/models/m/rollback",
-    ]
+def test_a_broken_file_waits_for_a_change() -> None:
+    nothing: dict[str, Any] = {"exit_code": None, "memory_bytes": 0, "limit_bytes": 0, "lines": []}
+    text = failure_of(kind="broken", count=2, retry_in_s=None, next_class=None, **nothing)
+    assert "its files are refused" in text and "2 times" in text
+    assert "not until its files or its config change" in text
+    assert "exit code" not in text and "memory" not in text and "last lines" not in text
 
 
-def silent(request: httpx.Request) -> httpx.Response:
-    raise httpx.ConnectError("refused", request=request)
+def test_a_killed_process_has_no_exit_code_that_we_know() -> None:
+    text = failure_of(kind="died", exit_code=None, limit_bytes=0, next_class="cpu", retry_in_s=0.0)
+    assert "not known" in text and "no limit" in text
+    assert "next try     now\n" in text
 
 
-@pytest.mark.parametrize(
-    ("answer", "kind", "words"),
-    [
-        (lambda _: httpx.Response(401), Unauthenticated, "refused the admin token"),
-        (lambda _: httpx.Response(500, text="oops"), HeadraceError, "500 to /admin/v1/status"),
-        (lambda _: httpx.Response(200, text="<html>"), HeadraceError, "not Headrace's"),
-        (lambda _: httpx.Response(200, json=[1]), HeadraceError, "not Headrace's"),
-        (silent, Unavailable, "nothing answers on h:1"),
-    ],
-)
-def test_what_the_client_cannot_use_is_one_sentence(
-    answer: Callable[[httpx.Request], httpx.Response], kind: type[HeadraceError], words: str
-) -> None:
-    with admin(answer) as client, pytest.raises(kind, match=words) as found:
-        client.status()
-    assert "the token" not in found.value.message
+def test_a_model_that_is_not_served_is_refused_with_those_that_are() -> None:
+    answer = status([model("b"), model("a")], [])
+    assert model_of(answer, "a")["name"] == "a"
+    with pytest.raises(NotFound, match="served are: a, b"):
+        model_of(answer, "c")
