@@ -47,10 +47,9 @@ from headrace.spec import decode_spec
 from replicas.repository import Repository
 from replicas.service import SlotService
 from tests.gateway.views import FixedPool, Handle
+from tests.link_ends import MAX_BODY_BYTES, SECRET
 
 PEPPER = b"pepper of the test house"
-SECRET = b"secret of the test house"
-MAX_BODY_BYTES = 1024 * 1024
 
 
 def affine_model(

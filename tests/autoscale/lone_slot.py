@@ -21,7 +21,7 @@ from replicas.last_words import LastWords, MemoryWatch
 from replicas.placements import import_runtime
 from replicas.repository import Repository
 from replicas.service import SlotService
-from tests.house import MAX_BODY_BYTES, SECRET
+from tests.link_ends import MAX_BODY_BYTES, SECRET
 
 
 async def main(folder: Path, name: str, growth_mb: int) -> None:

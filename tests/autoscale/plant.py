@@ -18,7 +18,8 @@ from headrace.metrics import Recorder
 from headrace.snapshot import ModelView, SlotView, State
 from replicas.repository import Repository
 from replicas.service import SlotService
-from tests.house import MAX_BODY_BYTES, SECRET, affine_model, until
+from tests.house import affine_model, until
+from tests.link_ends import MAX_BODY_BYTES, SECRET
 
 CONFIG = ModelConfig(runtime="onnx")
 

@@ -15,7 +15,8 @@ from headrace.config.args import Limits, ModelConfig, SlotClass
 from headrace.config.scaling import Replicas
 from tests.autoscale.waking import follow
 from tests.autoscale.workshop import open_workshop
-from tests.house import MAX_BODY_BYTES, House, client, until
+from tests.house import House, client, until
+from tests.link_ends import MAX_BODY_BYTES
 
 GROWTH_MB = 100
 TOO_MUCH = 400_000_000

@@ -14,7 +14,8 @@ from headrace.config.args import Limits, ModelConfig
 from headrace.errors import Unavailable
 from headrace.link.pool import LoadReport, Loads, PoolClient
 from tests.autoscale.plant import Plant, open_plant
-from tests.house import MAX_BODY_BYTES, House
+from tests.house import House
+from tests.link_ends import MAX_BODY_BYTES
 
 
 @dataclass

@@ -21,7 +21,7 @@ from headrace.metrics import Recorder
 from headrace.snapshot import SlotView
 from replicas.repository import Repository
 from tests.autoscale.plant import Plant
-from tests.house import MAX_BODY_BYTES, SECRET
+from tests.link_ends import MAX_BODY_BYTES, SECRET
 
 
 @dataclass

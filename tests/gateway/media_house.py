@@ -24,7 +24,8 @@ from sharding.deployment import Stage
 from sharding.jobs import JobRunner, JobStore
 from sharding.shards import Shards
 from sharding.upload import MediaJob, Tell
-from tests.house import SECRET, House, affine_model, until
+from tests.house import House, affine_model, until
+from tests.link_ends import SECRET
 from tests.sharding.stage_house import FACES, PICTURES, REPOSITORY
 
 UPLOAD_BYTES = 4 * 1024 * 1024

@@ -23,7 +23,8 @@ from headrace.config.tiers import AuthConfig, Queue, Tier
 from headrace.keys import new_key
 from headrace.metrics import REFUSALS, REQUESTS
 from tests.gateway.grpc.test_openinference import ROW, rows
-from tests.house import MAX_BODY_BYTES, PEPPER, House, open_house, until
+from tests.house import PEPPER, House, open_house, until
+from tests.link_ends import MAX_BODY_BYTES
 
 PREDICT = "/v1/models/affine:predict"
 BODY = {"instances": [[1.0, 2.0, 3.0, 4.0]]}

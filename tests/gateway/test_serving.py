@@ -19,7 +19,8 @@ from gateway.access.audit import AuditLog
 from headrace.config.args import Audit, Batching, Limits, ModelConfig, Routing
 from headrace.link import shared_memory
 from headrace.metrics import REQUESTS
-from tests.house import MAX_BODY_BYTES, affine_model, client, open_house, until
+from tests.house import affine_model, client, open_house, until
+from tests.link_ends import MAX_BODY_BYTES
 
 ROW = [1.0, 2.0, 3.0, 4.0]
 DOUBLED = [3.0, 5.0, 7.0, 9.0]

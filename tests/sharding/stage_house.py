@@ -19,7 +19,8 @@ from headrace.snapshot import State
 from sharding.deployment import Stage
 from sharding.shards import Shards
 from sharding.upload import Event, MediaJob, Upload
-from tests.house import SECRET, House, until
+from tests.house import House, until
+from tests.link_ends import SECRET
 
 LARGE = 64 * 1024 * 1024
 REPOSITORY = Path("models/repository").absolute()

@@ -26,7 +26,8 @@ from gateway.view import RELEASE
 from headrace.config.args import Batching, Limits, ModelConfig, Routing
 from headrace.protocols.wire import message
 from headrace.snapshot import ModelView
-from tests.house import MAX_BODY_BYTES, House, grpc_channel, open_house, until
+from tests.house import House, grpc_channel, open_house, until
+from tests.link_ends import MAX_BODY_BYTES
 
 ROW = np.array([[1, 2, 3, 4]], np.float32)
 DOUBLED = [[3, 5, 7, 9]]
