@@ -111,7 +111,10 @@ def load(path: Path, name: str, version: int, settings: RuntimeSettings) -> Runt
 
 
 class OnnxRuntime:
-    """A session; with `bound_to` inputs are copied once to that device and outputs come back."""
+    """A session with the one signature `serving_default`.
+
+    With `bound_to` inputs are copied once to that device, and outputs come back.
+    """
 
     def __init__(
         self,
@@ -123,7 +126,7 @@ class OnnxRuntime:
     ) -> None:
         self._session: Any = session
         self.single_threaded = single_threaded
-        self._spec = spec
+        self.spec = spec
         signature = spec.signatures[SIGNATURE]
         self._text_outputs = {each.name for each in signature.outputs if each.dtype == BYTES}
         dtypes = {each.dtype for each in signature.inputs + signature.outputs}
@@ -134,11 +137,6 @@ class OnnxRuntime:
         if bound_to is None:
             self._shrinking.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
 
-    @property
-    def spec(self) -> ModelSpec:
-        """Names, dtypes and shapes of the graph as the signature `serving_default`."""
-        return self._spec
-
     def run(
         self,
         signature: str,
@@ -147,7 +145,7 @@ class OnnxRuntime:
         more: bool = False,
     ) -> dict[str, Tensor]:
         """Compute the named outputs; raises `NotFound` for any signature but `serving_default`."""
-        where = f"model {self._spec.name} version {self._spec.version}"
+        where = f"model {self.spec.name} version {self.spec.version}"
         if signature != SIGNATURE:
             raise NotFound(f"{where} has no signature {signature!r}; it has {SIGNATURE!r}")
         feed = {name: _to_text(name, value) for name, value in inputs.items()}

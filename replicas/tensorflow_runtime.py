@@ -96,13 +96,8 @@ class TensorFlowRuntime:
     ) -> None:
         self._model = model
         self._functions = dict(functions)
-        self._spec = spec
+        self.spec = spec
         self._folder = folder
-
-    @property
-    def spec(self) -> ModelSpec:
-        """Names, dtypes, shapes and method names of all signatures."""
-        return self._spec
 
     def run(
         self,
@@ -112,11 +107,11 @@ class TensorFlowRuntime:
         more: bool = False,
     ) -> dict[str, Tensor]:
         """Compute the named outputs; raises `NotFound` for an unknown signature."""
-        where = f"model {self._spec.name} version {self._spec.version}"
+        where = f"model {self.spec.name} version {self.spec.version}"
         function = self._functions.get(signature)
         if function is None:
             raise NotFound(f"{where} has no signature {signature!r}; it has {_list(self.spec)}")
-        wanted = {spec.name for spec in self._spec.signatures[signature].inputs}
+        wanted = {spec.name for spec in self.spec.signatures[signature].inputs}
         if inputs.keys() != wanted:
             raise InvalidArgument(
                 f"{where} takes the inputs {sorted(wanted)}, not {sorted(inputs)}"
