@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Self, cast
 from urllib.parse import urlsplit
 
+import httptools
 import httpx
 
 from loadtests.headrace import BadAnswer
@@ -32,56 +33,7 @@ from loadtests.processes import Failed
 LOST = 0
 """Status of a request whose connection ended, or became unreadable, before the answer."""
 
-MAX_HEAD_BYTES = 64 * 1024
 ANSWERS_S = 600.0
-
-
-class StatusReader:
-    """Statuses of a connection's answers, from any pieces; bodies need a Content-Length."""
-
-    def __init__(self) -> None:
-        self._head = b""
-        self._status, self._rest_bytes = 0, 0
-
-    def feed(self, data: bytes) -> list[int]:
-        """The statuses of the answers that end in this piece; raises `ValueError`."""
-        statuses = []
-        while data:
-            if not self._status:
-                data = self._read_head(data)
-                if not self._status:
-                    break
-            passed = min(self._rest_bytes, len(data))
-            self._rest_bytes -= passed
-            data = data[passed:]
-            if not self._rest_bytes:
-                statuses.append(self._status)
-                self._status = 0
-        return statuses
-
-    def _read_head(self, data: bytes) -> bytes:
-        """Take the rest of the head; what comes after it."""
-        self._head += data
-        head, end, rest = self._head.partition(b"\r\n\r\n")
-        if end:
-            self._head = b""
-            self._status, self._rest_bytes = read_head(head)
-        elif len(head) > MAX_HEAD_BYTES:
-            raise ValueError(f"the head of an answer is over {MAX_HEAD_BYTES} bytes")
-        return rest
-
-
-def read_head(head: bytes) -> tuple[int, int]:
-    """Status and Content-Length of an answer's head; raises `ValueError`."""
-    first, *fields = head.split(b"\r\n")
-    words = first.split(None, 2)
-    if len(words) < 2 or not words[0].startswith(b"HTTP/1."):
-        raise ValueError(f"this is no answer of HTTP/1.1: {first[:60]!r}")
-    for each in fields:
-        name, _, value = each.partition(b":")
-        if name.lower() == b"content-length":
-            return int(words[1]), int(value)
-    raise ValueError("the answer has no Content-Length")
 
 
 def request_head(message: Message, host: str, headers: Mapping[str, str]) -> bytes:
@@ -106,14 +58,13 @@ class Line(asyncio.Protocol):
 
     def __init__(self, done: Callable[[Line, int], None]) -> None:
         self._done = done
-        self._reader = StatusReader()
+        self._parser = httptools.HttpResponseParser(self)
         self.open = False
         self.busy = False
         self.sent_s = 0.0
         """For the user of the line: when the request was sent."""
 
     def send(self, head: bytes, body: bytes) -> None:
-        """Send the next request, once the one before is answered."""
         self.busy = True
         self.transport.write(head)
         self.transport.write(body)
@@ -124,19 +75,22 @@ class Line(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         try:
-            statuses = self._reader.feed(data)
-        except ValueError:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError:
             self.transport.abort()
-            return
-        for status in statuses:
-            self.busy = False
-            self._done(self, status)
+
+    def on_message_complete(self) -> None:
+        """Called by the parser."""
+        self._tell(self._parser.get_status_code())
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.open = False
+        self._tell(LOST)
+
+    def _tell(self, status: int) -> None:
         if self.busy:
             self.busy = False
-            self._done(self, LOST)
+            self._done(self, status)
 
 
 class TooManyLines(Exception):
@@ -243,11 +197,9 @@ class Arrivals:
         await self._sender
 
     def now_s(self) -> float:
-        """Seconds since the load began."""
         return time.monotonic() - self._origin_s
 
     async def seen(self, version: str, limit_s: float) -> None:
-        """Wait for the first answer of a version; raises `TimeoutError`."""
         async with asyncio.timeout(limit_s):
             await self._seen[version].wait()
 
@@ -343,7 +295,6 @@ async def capacity(
 
 
 async def ask_tagger(client: httpx.AsyncClient, message: Message, picture: Picture) -> str:
-    """The version that answered rightly; raises `AskFailed`."""
     try:
         answer = await client.post(message.path, content=message.body, headers=message.headers)
     except httpx.TransportError as error:

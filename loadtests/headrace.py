@@ -46,7 +46,6 @@ class Admin:
     token: str
 
     def make_key(self, name: str, tier: str) -> str:
-        """A new API key."""
         wanted = {"name": name, "tier": tier, "expires_in_s": KEY_S}
         return str(self._answer("POST", "/admin/v1/keys", wanted).json()["key"])
 
@@ -55,7 +54,6 @@ class Admin:
         self._answer("POST", f"/admin/v1/keys/{name}/revoke")
 
     def status(self) -> dict[str, Any]:
-        """Gateways, slots and models."""
         document: dict[str, Any] = self._answer("GET", "/admin/v1/status").json()
         return document
 
@@ -64,7 +62,6 @@ class Admin:
         return [int(each["pid"]) for each in self.status()[kind]]
 
     def metric(self, name: str) -> float:
-        """The sum of a metric over its labels."""
         return metric_sum(self._answer("GET", "/metrics").text, name)
 
     def _answer(self, method: str, path: str, document: Any = None) -> httpx.Response:
@@ -82,7 +79,6 @@ class Admin:
 
 
 def metric_sum(text: str, name: str) -> float:
-    """The sum of a metric over its labels in Prometheus' text; 0 if it is not there."""
     lines = (line for line in text.splitlines() if line.startswith((f"{name} ", f"{name}{{")))
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
 
@@ -150,7 +146,6 @@ def copy_models(folder: Path, models: Mapping[str, str]) -> Path:
 
 
 def headrace_command() -> str:
-    """The `headrace` of the environment that runs this."""
     return str(Path(sys.executable).with_name("headrace"))
 
 
@@ -184,7 +179,6 @@ def headrace_config(
 
 
 def answers(url: str) -> bool:
-    """Whether a GET is answered with 200 now."""
     try:
         return httpx.get(url, timeout=ANSWER_S).status_code == 200
     except httpx.TransportError:

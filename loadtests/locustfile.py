@@ -1,6 +1,6 @@
-"""Locust users: both HTTP protocols on real pictures, and the small models.
+"""Locust users: both HTTP protocols on real pictures, the small models, and callers of tiers.
 
-`loadtests/run.py` runs one class at a time; by hand:
+`loadtests/run.py` runs one class at a time, `loadtests/limits/tiers.py` three of them; by hand:
 `locust -f loadtests/locustfile.py TensorFlowServing --host http://127.0.0.1:8080`.
 """
 
@@ -13,7 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gevent
 from locust import FastHttpUser, events, task
+from locust.exception import StopUser
 
 from loadtests.messages import (
     DIGITS,
@@ -34,9 +36,7 @@ from loadtests.messages import (
     read_infer,
     read_predictions,
 )
-
-SAMPLES = "HEADRACE_LOADTEST_SAMPLES"
-"""Environment variable that names the CSV file for one row per request."""
+from loadtests.steps import KEY_VARIABLE, RETRY, SAMPLES, TIERS, retry_after_s, status_error
 
 KEY = "HEADRACE_LOADTEST_KEY"
 """Environment variable with the API key that every request brings; without it all are strangers."""
@@ -77,12 +77,10 @@ class TensorFlowServing(CheckedUser):
     """Encoded pictures in JSON to the TensorFlow tagger, as TensorFlow Serving's users send."""
 
     def on_start(self) -> None:
-        """Make the request bodies once."""
         self.requests = [(picture, _predict(picture)) for picture in load_pictures()]
 
     @task  # type: ignore[untyped-decorator]
     def tag(self) -> None:
-        """One picture, chosen at random."""
         picture, message = random.choice(self.requests)
         self.send("tagger_tf :predict (PNG)", message, lambda response: _tagged(response, picture))
 
@@ -91,7 +89,6 @@ class OpenInference(CheckedUser):
     """Raw pixels with the binary tensor extension to the ONNX tagger, as Triton's users send."""
 
     def on_start(self) -> None:
-        """Make the request bodies once."""
         self.requests = [
             (picture, infer_binary_message("tagger", "images", picture.pixels, "scores"))
             for picture in load_pictures()
@@ -99,7 +96,6 @@ class OpenInference(CheckedUser):
 
     @task  # type: ignore[untyped-decorator]
     def tag(self) -> None:
-        """One picture, chosen at random."""
         picture, message = random.choice(self.requests)
 
         def check(response: Any) -> None:
@@ -114,13 +110,11 @@ class Light(CheckedUser):
     """The small models in turn: a digit over one protocol, a price over the other."""
 
     def on_start(self) -> None:
-        """Read the request bodies once."""
         self.digits = digit_messages()
         self.price = price_message()
 
     @task  # type: ignore[untyped-decorator]
     def digit(self) -> None:
-        """A picture of a digit is read as that digit."""
         digit, message = random.choice(self.digits)
 
         def check(response: Any) -> None:
@@ -131,7 +125,6 @@ class Light(CheckedUser):
 
     @task  # type: ignore[untyped-decorator]
     def estimate(self) -> None:
-        """A booking gets a price near its real one."""
 
         def check(response: Any) -> None:
             length = response.headers.get(LENGTH_HEADER)
@@ -139,6 +132,69 @@ class Light(CheckedUser):
             check_number(prices, LOWEST_PRICE, HIGHEST_PRICE)
 
         self.send("price /infer (JSON)", self.price, check)
+
+
+class Caller(FastHttpUser):  # type: ignore[misc]
+    """Asks for a price without a pause; waits as long as a refusal says, and asks once more."""
+
+    abstract = True
+    network_timeout = 60.0
+    tier = ""
+
+    def on_start(self) -> None:
+        """Read the request, and the tier's key unless strangers need none."""
+        self.message = price_message()
+        self.headers = dict(self.message.headers)
+        variable = KEY_VARIABLE.get(self.tier)
+        if variable is not None:
+            key = os.environ.get(variable)
+            if not key:
+                raise StopUser(f"{variable} is not set")
+            self.headers["X-API-Key"] = key
+
+    @task  # type: ignore[untyped-decorator]
+    def estimate(self) -> None:
+        wait_s = self.send(self.tier)
+        if wait_s is not None:
+            gevent.sleep(wait_s)
+            self.send(self.tier + RETRY)
+
+    def send(self, name: str) -> float | None:
+        """Post the request; after how many seconds to come back, if it was refused with a time."""
+        with self.client.post(
+            self.message.path,
+            data=self.message.body,
+            headers=self.headers,
+            name=name,
+            catch_response=True,
+        ) as response:
+            if response.status_code != 200:
+                response.failure(status_error(response.status_code))
+                return retry_after_s(response.status_code, response.headers)
+            try:
+                prices = read_infer(response.content, response.headers.get(LENGTH_HEADER), "price")
+                check_number(prices, LOWEST_PRICE, HIGHEST_PRICE)
+            except WrongAnswer as error:
+                response.failure(str(error))
+            return None
+
+
+class Anonymous(Caller):
+    """Strangers: all from this machine's address, so one caller to the gateway."""
+
+    tier, weight = TIERS[0], 2
+
+
+class Standard(Caller):
+    """Users of one standard key."""
+
+    tier, weight = TIERS[1], 1
+
+
+class Premium(Caller):
+    """Users of one premium key."""
+
+    tier, weight = TIERS[2], 1
 
 
 def _predict(picture: Picture) -> Message:

@@ -47,7 +47,6 @@ def predict_message(model: str, instances: Sequence[Any], signature: str = "") -
 
 
 def picture_instance(picture: bytes) -> dict[str, str]:
-    """An encoded picture as a binary value in JSON."""
     return {"b64": base64.b64encode(picture).decode("ascii")}
 
 
@@ -91,7 +90,6 @@ def read_infer(body: bytes, json_length: str | None, output: str) -> Values:
 
 
 def read_version(body: bytes, json_length: str | None) -> str:
-    """The version that a v2 answer names."""
     head = _json(body[: len(body) if json_length is None else int(json_length)])
     version = head.get("model_version")
     if not isinstance(version, str):
@@ -111,7 +109,6 @@ def check_classes(scores: Values, expected: frozenset[int], classes: int) -> Non
 
 
 def check_number(values: Values, low: float, high: float) -> None:
-    """The answer must be one number in [low, high]."""
     if values.size != 1 or not low <= float(values.reshape(-1)[0]) <= high:
         raise WrongAnswer(f"expected one number from {low} to {high}, got shape {values.shape}")
 
@@ -174,7 +171,6 @@ class Picture:
 
 
 def cache_folder() -> Path:
-    """The folder with the built pictures and requests."""
     return Path(os.environ.get(CACHE_VARIABLE, CACHE))
 
 
@@ -235,7 +231,6 @@ CLASSES = 1000
 
 
 def tagger_message(picture: Picture, model: str = TAGGER) -> Message:
-    """The picture's raw pixels over Open Inference v2, asking for its scores."""
     return infer_binary_message(model, "images", picture.pixels, "scores")
 
 

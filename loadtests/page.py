@@ -38,11 +38,9 @@ class Page:
 
     @property
     def title(self) -> str:
-        """The line under each plot's name."""
         return f"{self.machine.line()} · {self.when:%Y-%m-%d %H:%M %Z}"
 
     def document(self) -> dict[str, Any]:
-        """The figures for programs."""
         steps = [
             {
                 "kind": step.kind,
@@ -60,7 +58,6 @@ class Page:
         return found
 
     def html(self) -> str:
-        """The page for people; the plots are files beside it."""
         versions = ", ".join(f"{name} {text}" for name, text in self.machine.versions.items())
         return f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>Headrace load test {self.when:%Y-%m-%d}</title>
@@ -100,7 +97,6 @@ def link_latest(folder: Path) -> None:
 
 
 def step_table(steps: Sequence[Step]) -> Table:
-    """Each step in a row."""
     rows = []
     for step in steps:
         found = step.summary

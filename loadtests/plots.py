@@ -49,21 +49,18 @@ def scatter(panel: Any, points: Iterable[tuple[float, float]], label: str, **sty
 
 
 def failed(panel: Any, points: Sequence[tuple[float, float]]) -> None:
-    """Red crosses for what failed, if anything did."""
     if points:
         label = f"failed ({len(points):,})"
         scatter(panel, points, label, marker="x", color=RED, s=22, zorder=3)
 
 
 def level(panel: Any, value: float, label: str, **style: Any) -> None:
-    """A grey horizontal line."""
     panel.axhline(
         value, label=label, **{"color": GREY, "linewidth": 1.0, "linestyle": "-."} | style
     )
 
 
 def moment(panel: Any, value: float, label: str, **style: Any) -> None:
-    """A grey vertical line."""
     panel.axvline(
         value, label=label, **{"color": GREY, "linewidth": 1.0, "linestyle": "-."} | style
     )

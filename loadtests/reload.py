@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -23,7 +22,7 @@ from loadtests.headrace import copy_models, headrace
 from loadtests.messages import TAGGER, Picture, load_pictures, tagger_message
 from loadtests.plots import COLORS, drawn, failed, level, moment, scatter
 from loadtests.processes import Failed
-from loadtests.report import Report, common_errors, figures, out_option, workplace
+from loadtests.report import Report, common_errors, out_option, workplace
 from loadtests.samples import percentile
 
 MODELS = {TAGGER: {"runtime": "onnx", "batching": {"max_rows": 8, "max_wait_s": 0.002}}}
@@ -54,7 +53,7 @@ def main(before: float, after: float, out: Path) -> None:
             swap = asyncio.run(measure(server.url, store, picture, before, after))
     report.say(*swap_sentences(swap))
     plot_swap(swap, report.title, report.path(".png"))
-    report.write(**swap.document())
+    report.write(swap=swap)
     report.end()
 
 
@@ -130,7 +129,6 @@ class Swap:
 
     @property
     def before_ms(self) -> float:
-        """p99 of the requests due before the copying began."""
         return self._p99_ms(self.begin_s, self.copy_s)
 
     @property
@@ -142,7 +140,6 @@ class Swap:
 
     @property
     def after_ms(self) -> float:
-        """p99 of the requests due once the swap was over."""
         return self._p99_ms(self.over_s, math.inf)
 
     @property
@@ -154,20 +151,6 @@ class Swap:
         )
         return WINDOW_S * sum(1 for ms in windows if ms > LIMIT * self.before_ms)
 
-    def document(self) -> dict[str, Any]:
-        """The figures for programs."""
-        return {
-            "capacity_per_second": self.capacity,
-            "rate_per_second": self.rate,
-            **figures(self, "copy_s", "complete_s", "first_new_s"),
-            "p99_before_ms": self.before_ms,
-            "p99_worst_second_ms": self.during_ms,
-            "p99_after_ms": self.after_ms,
-            "above_double_s": self.disturbed_s,
-            "requests": len(self.answers),
-            "failures": dict(self.failures),
-        }
-
     def _p99_ms(self, start_s: float, end_s: float) -> float:
         inside = (a.latency_ms for a in self.answers if start_s <= a.planned_s < end_s)
         return percentile(inside, 0.99)
@@ -178,7 +161,6 @@ class Swap:
 
 
 def swap_sentences(swap: Swap) -> list[str]:
-    """What a person wants to know, a line each."""
     failed = swap.failures
     took_s = swap.first_new_s - swap.complete_s
     lines = [

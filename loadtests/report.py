@@ -10,7 +10,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from datetime import datetime
 from html import escape
 from importlib.metadata import PackageNotFoundError, version
@@ -51,7 +51,6 @@ class Machine:
     versions: dict[str, str]
 
     def line(self) -> str:
-        """Cores, processor and memory, for titles."""
         cores = f"{self.cores} core{'s' if self.cores != 1 else ''}"
         return f"{cores} · {self.processor} · {self.memory_bytes / 2**30:.0f} GiB"
 
@@ -102,7 +101,6 @@ class Check:
 
 
 def missed(checks: Iterable[Check]) -> list[str]:
-    """A sentence for each goal that is missed."""
     return [check.sentence() for check in checks if not check.met]
 
 
@@ -116,7 +114,6 @@ class Table:
     texts: int = 1
 
     def rich(self) -> rich.table.Table:
-        """For a terminal."""
         table = rich.table.Table(title=self.title)
         for number, head in enumerate(self.heads):
             table.add_column(head, justify="left" if number < self.texts else "right", no_wrap=True)
@@ -141,14 +138,15 @@ def figure(value: float, style: str, absent: str = "-") -> str:
 
 
 def figures(thing: Any, *names: str) -> dict[str, Any]:
-    """Some attributes by name."""
     return {name: getattr(thing, name) for name in names}
 
 
 def plain(value: Any) -> Any:
-    """For JSON: dataclasses as objects, fractions of four decimals, NaN as null."""
+    """For JSON: dataclasses with their properties, fractions of four decimals, NaN as null."""
     if is_dataclass(value) and not isinstance(value, type):
-        value = asdict(value)
+        properties = [n for n, each in vars(type(value)).items() if isinstance(each, property)]
+        names = [*(each.name for each in fields(value)), *properties]
+        value = figures(value, *names)
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -159,7 +157,6 @@ def plain(value: Any) -> Any:
 
 
 def common_errors(errors: Iterable[str]) -> Counter[str]:
-    """How often each error was met; an empty one is none."""
     return Counter(error for error in errors if error)
 
 
@@ -198,17 +195,15 @@ class Report:
             self._blocks.append(table.markdown())
 
     def check(self, checks: Iterable[Check]) -> None:
-        """Say figures beside their goals as they come."""
         for check in checks:
             self.say(check.sentence())
             self.checks.append(check)
 
     def path(self, ending: str) -> Path:
-        """A file of this run: `NAME-DATE` and the ending."""
         return self._stem.with_name(self._stem.name + ending)
 
     def write(self, **found: Any) -> None:
-        """Add figures, and write all that are there so far."""
+        """Add figures (see `plain`), and write all that are there so far."""
         self._document |= plain(found)
         if self.checks:
             self._document |= {"checks": plain(self.checks), "missed": missed(self.checks)}
@@ -225,7 +220,6 @@ class Report:
 
 
 def terminal() -> Console:
-    """The console that everything is printed to."""
     console = Console()
     return console if console.is_terminal else Console(width=WIDTH)
 

@@ -44,7 +44,6 @@ def percentile(values: Iterable[float], quantile: float) -> float:
 
 
 def summarize(samples: Sequence[Sample], seconds: float) -> Summary:
-    """Figures of the samples of a step that lasted `seconds`."""
     latencies = sorted(sample.latency_ms for sample in samples)
     return Summary(
         requests=len(samples),
@@ -68,7 +67,6 @@ def by_second(samples: Sequence[Sample], origin_s: float) -> dict[int, list[Samp
 
 
 def middle(values: Sequence[float]) -> float:
-    """The median of the rounds; NaN of none."""
     return median(values) if values else math.nan
 
 

@@ -23,6 +23,16 @@ KINDS: dict[str, str] = {
 }
 """The locust user classes and what to call them."""
 
+TIERS = ("anonymous", "standard", "premium")
+KEY_VARIABLE = {tier: f"HEADRACE_KEY_{tier.upper()}" for tier in TIERS[1:]}
+"""Environment variables with the keys; strangers have none."""
+
+RETRY = " retry"
+"""Added to the name of a request that was refused before and comes as it was told."""
+
+REFUSED = (429, 503)
+STATUS = "status "
+
 SAMPLES = "HEADRACE_LOADTEST_SAMPLES"
 """Environment variable that names the CSV file for one row per request."""
 
@@ -132,3 +142,23 @@ def locust_command(words: Iterable[str], users: int, seconds: float, host: str) 
         *("--run-time", f"{seconds:g}s", "--stop-timeout", "5", "--exit-code-on-error", "0"),
         "--only-summary",
     ]
+
+
+def status_of(error: str) -> int:
+    """The status in a sample's error: 200 if there is none, 0 for what was no answer at all."""
+    if not error:
+        return 200
+    # Locust writes a failure as CatchResponseError('status 429').
+    _, found, rest = error.partition(STATUS)
+    return int(rest[:3]) if found and rest[:3].isdigit() else 0
+
+
+def status_error(status: int) -> str:
+    """What the locust file says of an answer that is not 200: `status_of` reads it."""
+    return f"{STATUS}{status}"
+
+
+def retry_after_s(status: int, headers: Mapping[str, str] | None) -> float | None:
+    """After how long a refused caller may come back; None if it was no refusal or without time."""
+    value = (headers or {}).get("Retry-After", "")
+    return float(value) if status in REFUSED and value.isdigit() else None

@@ -65,7 +65,6 @@ class Calls:
 
     @property
     def total(self) -> float:
-        """Calls of a prediction."""
         return self.counts.total() / self.requests
 
     @property
@@ -76,14 +75,12 @@ class Calls:
 
     @property
     def by_module(self) -> dict[str, float]:
-        """Calls of a prediction by module."""
         found: Counter[str] = Counter()
         for (module, _), count in self.counts.items():
             found[module] += count
         return {module: count / self.requests for module, count in found.items()}
 
     def cells(self) -> list[str]:
-        """The row of a table."""
         modules = len({module for module, _ in self.passed})
         row = (self.form, self.in_flight, f"{self.total:.1f}", len(self.passed), modules)
         return [str(cell) for cell in row]

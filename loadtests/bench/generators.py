@@ -58,7 +58,6 @@ class Target:
 
     @classmethod
     def of(cls, body: Body, base: str) -> Target:
-        """A body posted to the server at `base`."""
         return cls(base + body.path, body.file, body.headers)
 
 
@@ -89,7 +88,6 @@ class Result:
 
     @property
     def in_flight(self) -> int:
-        """Requests in flight over all connections."""
         return self.connections * self.streams
 
 

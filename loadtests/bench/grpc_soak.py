@@ -64,11 +64,9 @@ class Tally:
 
     @property
     def failed(self) -> int:
-        """What was lost."""
         return sum(self.lost.values())
 
     def line(self, what: str) -> str:
-        """For a person."""
         done = self.answered + self.expired + self.cancelled + self.failed
         return (
             f"{what}, {self.in_flight} in flight: {done} in {self.seconds:.1f} s, "

@@ -122,7 +122,6 @@ class Outcome:
         return middle(alone) - call.total_us
 
     def document(self) -> dict[str, Any]:
-        """The outcome for programs."""
         return {
             "when": self.when.isoformat(timespec="seconds"),
             "command": self.command,
@@ -143,7 +142,6 @@ class Outcome:
 
 
 def medians(measured: Sequence[Measured]) -> tuple[Row, ...]:
-    """One row for each server, body and number in flight, in the order first seen."""
     groups: dict[tuple[str, str, int], list[Result]] = {}
     for each in measured:
         key = (each.server, each.body, each.result.in_flight)

@@ -79,7 +79,6 @@ class Site:
 
 
 def make_site(folder: Path) -> Site:
-    """Write model store and request bodies."""
     store = folder / "store"
     model = write_store(store)
     bodies, grpc = write_bodies(folder), write_grpc_body(folder)
@@ -95,7 +94,6 @@ class Contender:
 
     @property
     def label(self) -> str:
-        """The name with its setting."""
         if self.name == HEADRACE:
             return self.name
         return f"{self.name}, batch {self.rows}" if self.rows > 1 else f"{self.name}, no batch"
@@ -109,7 +107,6 @@ class Contender:
 
 
 def gateway(site: Site, rows: int) -> AbstractContextManager[Running]:
-    """The complete gateway with one slot."""
     models = {NAME: {"batching": {"max_rows": rows}}}
     return headrace(site.folder, site.store, models)
 
@@ -149,7 +146,6 @@ def check_answer(server: Running, body: Body, right: Values) -> None:
 
 
 def check_values(where: str, values: Values, right: Values) -> None:
-    """Raise `BadAnswer` unless the values are what the model says."""
     if values.shape != right.shape or not np.allclose(values, right, atol=TOLERANCE):
         raise BadAnswer(f"{where} answered {values.tolist()}, not {right.tolist()}")
 

@@ -23,7 +23,7 @@ from loadtests.bench.mlp import NAME
 from loadtests.bench.servers import ROWS, Site, check_answer, make_site
 from loadtests.headrace import OPEN, headrace, known_key
 from loadtests.processes import Failed, NotStarted, free_ports, process_cpu_s, running, wait_until
-from loadtests.report import Report, Table, figures, out_option, workplace
+from loadtests.report import Report, Table, out_option, workplace
 from loadtests.samples import middle, ratio
 
 OFF, POOL, REDIS = "tiers off", "tiers on", "tiers on, Redis"
@@ -85,23 +85,11 @@ class Cost:
 
     @property
     def lost(self) -> float:
-        """The share of the rate that is lost."""
         return 1 - self.share
 
     def met(self) -> bool:
-        """Whether both goals are reached, without errors."""
         lost_at_most = GOAL_SHARE.get(self.setting, math.inf)
         return self.lost <= lost_at_most and self.added_ms <= GOAL_MS and not self.errors
-
-    def document(self) -> dict[str, Any]:
-        """The figures for programs."""
-        return {
-            f"per_second_{MANY}": self.per_second,
-            f"p50_ms_{ONE}": self.p50_ms,
-            "share_of_off": self.share,
-            f"gateway_cpu_us_{MANY}": self.cpu_us,
-            **figures(self, "setting", "added_ms", "errors"),
-        }
 
 
 def costs(turns: Sequence[Turn]) -> list[Cost]:
@@ -135,7 +123,6 @@ def order(settings: Sequence[str], number: int) -> list[str]:
 
 
 def cost_table(found: Sequence[Cost]) -> Table:
-    """Each setting in a row."""
     heads = (
         *("gateway", f"req/s at {MANY}", "share", f"p50 ms at {ONE}"),
         *("added ms", "CPU µs", "errors"),
@@ -151,7 +138,6 @@ def cost_table(found: Sequence[Cost]) -> Table:
 
 
 def cost_sentences(found: Sequence[Cost]) -> list[str]:
-    """One line for each setting with limits."""
     return [
         f"{cost.setting}: {cost.lost:+.1%} of the rate lost at {MANY} connections "
         f"(goal: at most {GOAL_SHARE[cost.setting]:.0%}), {cost.added_ms:+.3f} ms at the median "
@@ -178,17 +164,7 @@ def main(rounds: int, seconds: int, warm_up: int, with_redis: bool, body: str, o
     found = costs(turns)
     report.show(cost_table(found))
     report.say(*cost_sentences(found))
-    report.write(
-        body=body,
-        settings=[cost.document() for cost in found],
-        turns=[
-            {
-                **figures(turn, "setting", "round", "cpu_s"),
-                **figures(turn.result, "connections", "per_second", "p50_ms", "errors"),
-            }
-            for turn in turns
-        ],
-    )
+    report.write(body=body, settings=found, turns=turns)
     report.end()
 
 

@@ -47,7 +47,6 @@ class FloodCount:
 
     @property
     def kinds(self) -> Counter[str]:
-        """All answers by kind."""
         return sum(map(Counter, self.seconds), Counter())
 
 

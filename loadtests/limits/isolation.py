@@ -28,7 +28,7 @@ from loadtests.limits.flood import KINDS, FloodCount
 from loadtests.messages import TAGGER, Picture, load_pictures, tagger_message
 from loadtests.plots import COLORS, RED, drawn, failed, level, scatter
 from loadtests.processes import ROOT, Failed
-from loadtests.report import Report, common_errors, figures, out_option, workplace
+from loadtests.report import Report, common_errors, out_option, workplace
 from loadtests.samples import percentile, ratio
 
 ACCESS = {"tiers": dict(DEFAULT_TIERS), "auth": {"trusted_proxies": ["127.0.0.1"]}}
@@ -114,29 +114,10 @@ class Isolation:
         return self.phases[0]
 
     def times_alone(self, phase: Phase) -> float:
-        """The p99 of a phase as a multiple of that of the first."""
         return ratio(phase.p99_ms, self.alone.p99_ms)
 
     def met(self, phase: Phase) -> bool:
-        """Whether a phase reaches the goal: its p99, and nothing refused or failed."""
         return self.times_alone(phase) <= GOAL and not phase.failures
-
-    def document(self) -> dict[str, Any]:
-        """The figures for programs."""
-        return {
-            "capacity_per_second": self.capacity,
-            "premium_per_second": self.rate,
-            "flood_per_second": self.flood_rate,
-            "goal_times_alone": GOAL,
-            "phases": [
-                {
-                    **figures(phase, "name", "p50_ms", "p99_ms", "refused", "failures", "flood"),
-                    "p99_times_alone": self.times_alone(phase),
-                    "requests": len(phase.answers),
-                }
-                for phase in self.phases
-            ],
-        }
 
     def sentences(self) -> list[str]:
         lines = [
@@ -204,7 +185,7 @@ def main(
             isolation = asyncio.run(measure(server.url, key, picture, load))
     report.say(*isolation.sentences())
     plot_isolation(isolation, report.title, report.path(".png"))
-    report.write(**isolation.document())
+    report.write(isolation=isolation)
     report.end()
 
 
@@ -228,7 +209,6 @@ async def measure(url: str, key: str, picture: Picture, load: Load) -> Isolation
 
 
 async def premium(name: str, ask: Ask, load: Load, origin_s: float) -> Phase:
-    """The premium caller for the length of a phase."""
     begin_s = time.monotonic() - origin_s
     async with Arrivals(load.rate, ask) as arrivals:
         await asyncio.sleep(load.seconds)

@@ -27,7 +27,7 @@ from loadtests.headrace import Admin, headrace, known_key
 from loadtests.limits.cost import AMPLE, TIER
 from loadtests.messages import Message
 from loadtests.processes import process_memory
-from loadtests.report import Report, figures, out_option, workplace
+from loadtests.report import Report, out_option, workplace
 from loadtests.samples import middle, percentile, ratio
 
 QUIET_S = 10.0
@@ -76,7 +76,6 @@ class Pair(NamedTuple):
 
     @property
     def slower(self) -> float:
-        """By what share the crowded one is slower."""
         return 1 - ratio(self.crowded.per_second, self.empty.per_second)
 
 
@@ -103,12 +102,10 @@ class Crowd:
 
     @property
     def callers_remembered(self) -> int:
-        """How many more the gateway remembers after the strangers than before them."""
         return self.moments[1].callers - self.moments[0].callers
 
     @property
     def slower(self) -> float:
-        """By what share the last third of the strangers is slower than the first, by medians."""
         third = max(1, len(self.strangers) // 3)
         first, last = (
             middle([each.per_second for each in part])
@@ -118,28 +115,15 @@ class Crowd:
 
     @property
     def control_slower(self) -> float:
-        """The median of the known caller's pairs right after the strangers."""
         return middle([pair.slower for pair in self.after])
 
     @property
     def quiet_slower(self) -> float:
-        """The same some seconds later."""
         return middle([pair.slower for pair in self.quiet])
 
     @property
     def slices(self) -> tuple[Slice, ...]:
-        """All of them in the order of time."""
         return (*self.strangers, *itertools.chain(*self.after, *self.quiet))
-
-    def document(self) -> dict[str, Any]:
-        """The figures for programs."""
-        rates = ("name", "requests", "per_second", "p99_ms", "failures")
-        return {
-            **figures(self, "callers", "bytes_per_caller", "slower", "control_slower"),
-            "quiet_slower": self.quiet_slower,
-            "slices": [figures(each, *rates) for each in self.slices],
-            "moments": list(self.moments),
-        }
 
     def sentences(self) -> list[str]:
         failures = sum(each.failures for each in self.slices)
@@ -170,7 +154,6 @@ def _compared(when: str, pairs: Sequence[Pair], slower: float) -> str:
 
 
 def slices(name: str, course: Course, size: int) -> list[Slice]:
-    """Requests by `size` in the order of their answers; a smaller rest joins the last slice."""
     sent_s, ended_s = course.sent_s, course.ended_s
     count = max(len(ended_s) // size, 1)
     bounds = [*(number * size for number in range(count)), len(ended_s)]
@@ -214,7 +197,7 @@ def main(callers: int, size: int, lines: int, refill: int, out: Path) -> None:
             crowd = Gathering(crowded, empty, message_of(site), lines, size)
             found = crowd.measure(callers, refill)
     report.say(*found.sentences())
-    report.write(**found.document())
+    report.write(crowd=found)
     report.end()
 
 
@@ -252,7 +235,6 @@ def access(refill_s: int) -> dict[str, Any]:
 
 
 def message_of(site: Site) -> Message:
-    """The benchmark's row as v2 binary."""
     body = next(each for each in site.bodies if each.label == "v2 binary")
     return Message(body.path, body.file.read_bytes(), dict(body.headers))
 
@@ -286,7 +268,6 @@ class Gathering:
         return Crowd(callers, tuple(strangers), after, quiet, (before, full, at_rest, end))
 
     def _pairs(self) -> tuple[Pair, ...]:
-        """The known caller at both gateways in turns, each round another one first."""
         pairs = []
         for number in range(ROUNDS):
             fronts = (self.crowded, self.empty)

@@ -25,19 +25,18 @@ from loadtests.processes import Failed
 from loadtests.report import Report, Table, out_option, workplace
 from loadtests.run import check_host
 from loadtests.samples import Sample, percentile
-from loadtests.steps import measured_seconds, run_locust
+from loadtests.steps import (
+    KEY_VARIABLE,
+    LOCUSTFILE,
+    REFUSED,
+    RETRY,
+    TIERS,
+    measured_seconds,
+    run_locust,
+    status_of,
+)
 
-LOCUSTFILE = Path(__file__).resolve().parent / "tiers_locustfile.py"
 MODEL = "price"
-TIERS = ("anonymous", "standard", "premium")
-KEY_VARIABLE = {tier: f"HEADRACE_KEY_{tier.upper()}" for tier in TIERS[1:]}
-"""Environment variables with the keys; strangers have none."""
-
-RETRY = " retry"
-"""Added to the name of a request that was refused before and comes as it was told."""
-
-REFUSED = (429, 503)
-STATUS = "status "
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,31 +58,10 @@ class Got:
 
 
 def who_got_what(samples: Iterable[Sample], seconds: float) -> list[Got]:
-    """Each tier's answers, in the order of `TIERS`; tiers without requests are left out."""
     by_tier: dict[str, list[Sample]] = {tier: [] for tier in TIERS}
     for sample in samples:
         by_tier[sample.name.removesuffix(RETRY)].append(sample)
     return [_got(tier, mine, seconds) for tier, mine in by_tier.items() if mine]
-
-
-def status_of(error: str) -> int:
-    """The status in a sample's error: 200 if there is none, 0 for what was no answer at all."""
-    if not error:
-        return 200
-    # Locust writes a failure as CatchResponseError('status 429').
-    _, found, rest = error.partition(STATUS)
-    return int(rest[:3]) if found and rest[:3].isdigit() else 0
-
-
-def status_error(status: int) -> str:
-    """What the locust file says of an answer that is not 200: `status_of` reads it."""
-    return f"{STATUS}{status}"
-
-
-def retry_after_s(status: int, headers: Mapping[str, str] | None) -> float | None:
-    """After how long a refused caller may come back; None if it was no refusal or without time."""
-    value = (headers or {}).get("Retry-After", "")
-    return float(value) if status in REFUSED and value.isdigit() else None
 
 
 def got_table(found: Iterable[Got]) -> Table:
@@ -99,7 +77,6 @@ def got_table(found: Iterable[Got]) -> Table:
 
 
 def retry_sentence(found: Iterable[Got]) -> str:
-    """Whether coming back as told works."""
     found = list(found)
     retries, retried = sum(got.retries for got in found), sum(got.retried for got in found)
     if not retries:
@@ -154,7 +131,7 @@ def main(
         name = f"loadtest-{report.when:%Y%m%d-%H%M%S}"
         told = report.console.status(f"{users} users for {seconds:g} s")
         with keys(desk, url, name) as secrets, told:
-            words = ["-f", str(LOCUSTFILE)]
+            words = ["-f", str(LOCUSTFILE), "Anonymous", "Standard", "Premium"]
             samples = run_locust(words, users, seconds, url, folder / "locust", secrets)
     found = who_got_what(samples, measured_seconds(samples, seconds))
     report.show(got_table(found))

@@ -77,7 +77,6 @@ def main(
 def run_cold(
     report: Report, folder: Path, cycles: int, few: int, tensorflow: bool, ray: bool
 ) -> None:
-    """Cold starts in all settings, those to be compared one after the other."""
     picture = load_pictures()[0]
 
     def cold(model: str, count: int, *, warm: bool) -> Callable[[Path], Cold]:
@@ -104,21 +103,19 @@ def run_cold(
     plot_cold(colds, report.title, report.path("-cold.png"))
     report.show(cold_table(colds))
     report.check(goals)
-    report.write(cold=[each.document() for each in colds])
+    report.write(cold=colds)
 
 
 def run_spike(report: Report, place: Path, service_s: float) -> None:
-    """Some requests in flight at a sleeping model."""
     place.mkdir()
     spike = measure_spike(place, service_s)
     plot_spike(spike, report.title, report.path("-spike.png"))
     report.say(spike_sentence(spike))
     report.check(spike.goals())
-    report.write(spike=spike.document())
+    report.write(spike=spike)
 
 
 def run_days(report: Report, folder: Path, plans: Sequence[Plan], *, job: bool) -> None:
-    """A day for each seed, and what the simulation says of it."""
     predictions = []
     for plan in plans:
         place = folder / f"d{plan.seed}"
@@ -131,10 +128,7 @@ def run_days(report: Report, folder: Path, plans: Sequence[Plan], *, job: bool) 
     report.check(goal for day in days for goal in day.goals())
     report.say(*(each.sentence() for each in predictions))
     report.check(goal for each in predictions for goal in each.goals())
-    report.write(
-        days=[day.document() for day in days],
-        predictions=[prediction.document() for prediction in predictions],
-    )
+    report.write(predictions=predictions)
 
 
 if __name__ == "__main__":

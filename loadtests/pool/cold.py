@@ -17,7 +17,7 @@ from loadtests.messages import TAGGER, Message
 from loadtests.plots import COLORS, drawn, moment
 from loadtests.pool.ray_cold import ray_cold
 from loadtests.pool.server import ANSWER_S, Asked, ask, elastic
-from loadtests.report import Check, Table, figure, figures
+from loadtests.report import Check, Table, figure
 from loadtests.samples import percentile
 
 COLD_P50_S, COLD_P99_S = 0.3, 1.0
@@ -50,7 +50,6 @@ class Cold:
 
     @property
     def latencies_s(self) -> list[float]:
-        """Of those that were cold: from the sending to the whole answer."""
         return [answer.latency_s for answer in self.answers if answer.cold_s and not answer.error]
 
     @property
@@ -71,19 +70,8 @@ class Cold:
         pairs = zip(self.answers, self.starts_s, strict=False)
         return percentile((a.latency_s - start for a, start in pairs if start), 0.50)
 
-    def document(self) -> dict[str, Any]:
-        """The figures for programs."""
-        return {
-            **figures(self, "name", "failed", "p50_s", "p99_s", "load_s", "beyond_start_s"),
-            "cycles": len(self.answers),
-            "cold": len(self.latencies_s),
-            "start_s": percentile(self.starts_s, 0.5),
-            "latencies_s": self.latencies_s,
-        }
-
 
 def warm_goals(cold: Cold) -> list[Check]:
-    """What a small model with a warm slot should reach."""
     return [
         Check.at_most(f"{cold.name}, p50 s", cold.p50_s, COLD_P50_S),
         Check.at_most(f"{cold.name}, p99 s", cold.p99_s, COLD_P99_S),
@@ -111,7 +99,6 @@ def load_goals(cold: Cold) -> list[Check]:
 
 
 def cold_table(colds: Sequence[Cold]) -> Table:
-    """Each setting in a row, with what it is to be held against."""
     heads = ("from zero", "cycles", "p50 s", "p99 s", "load s", "slot's start s", "failed")
     rows = [
         [
@@ -126,7 +113,6 @@ def cold_table(colds: Sequence[Cold]) -> Table:
 
 
 def plot_cold(colds: Sequence[Cold], title: str, path: Path) -> None:
-    """A distribution of first answers for each setting."""
     with drawn(path, f"First answer of a sleeping model\n{title}", (11, 5)) as [panel]:
         for number, cold in enumerate(colds):
             values = sorted(cold.latencies_s)
@@ -153,7 +139,6 @@ def sleeping(runtime: str) -> dict[str, Any]:
 def measure_cold(
     folder: Path, store: Path, model: str, message: Message, cycles: int, *, warm: bool
 ) -> Cold:
-    """So many cold starts of a model with a warm slot, or without any; raises `NotStarted`."""
     tensorflow = model == TENSORFLOW_MODEL
     kind = "tensorflow" if tensorflow else "cpu"
     slot = TENSORFLOW_SLOT if tensorflow else ONNX_SLOT

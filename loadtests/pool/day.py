@@ -29,7 +29,7 @@ from loadtests.pool.server import ANSWER_S, WIDTH, Asked, Site, ask, elastic, wr
 from loadtests.pool.simulation.setting import Pace, Setting, measured
 from loadtests.pool.simulation.simulation import Simulated, simulate
 from loadtests.pool.trace import Arrival, Rates, arrivals, day_rates, split
-from loadtests.report import Check, Table, figures, missed
+from loadtests.report import Check, Table
 from loadtests.samples import percentile, ratio
 
 DAY_P99_S = 1.5
@@ -77,7 +77,6 @@ class Day:
 
     @property
     def p50_s(self) -> float:
-        """Median latency from the planned times, cold starts included."""
         return percentile((a.latency_s for a in self.answers if not a.error), 0.50)
 
     @property
@@ -110,28 +109,12 @@ class Day:
         return ratio(held + leased, self.slot_seconds + leased)
 
     def goals(self) -> list[Check]:
-        """None lost, none late, and with far fewer slots than the peak needs."""
         name = f"day {self.seed}"
         return [
             Check.at_most(f"{name}, requests lost", self.lost, 0),
             Check.at_most(f"{name}, p99 s", self.p99_s, DAY_P99_S),
             Check.at_most(f"{name}, part of fixed provisioning", self.part, DAY_PART),
         ]
-
-    def document(self) -> dict[str, Any]:
-        """The figures for programs."""
-        return {
-            **figures(self, "seed", "seconds", "lost", "p50_s", "p99_s", "slot_seconds"),
-            **figures(self, "mean_slots", "utilisation", "start_s", "load_s"),
-            "requests": len(self.answers),
-            "cold": sum(bool(answer.cold_s) for answer in self.answers),
-            "most_slots": self.slots.most(self.begin_s, self.end_s),
-            "fixed_slots": self.fixed,
-            "leased_slot_seconds": self.leased.total(self.begin_s, self.end_s),
-            "part_of_fixed": self.part,
-            "service_s": {name: percentile(s, 0.5) for name, s in self.service_s.items()},
-            "met": not missed(self.goals()),
-        }
 
 
 def undisturbed(answers: Sequence[Asked]) -> dict[str, tuple[float, ...]]:
@@ -157,23 +140,22 @@ def slots_for_peak(rates: Sequence[float], service_s: Sequence[float], target: f
 
 
 def day_table(days: Sequence[Day]) -> Table:
-    """A row for each seed."""
     heads = (
         *("seed", "requests", "lost", "cold", "p50 s", "p99 s", "mean slots", "most"),
         *("slot-seconds", "of fixed", "utilisation"),
     )
     rows = []
     for day in days:
-        d = day.document()
-        cells = [f"{d['requests']:,}", str(day.lost), str(d["cold"]), f"{day.p50_s:.3f}"]
-        cells += [f"{day.p99_s:.3f}", f"{day.mean_slots:.2f}", str(d["most_slots"])]
+        cold = sum(bool(answer.cold_s) for answer in day.answers)
+        most = day.slots.most(day.begin_s, day.end_s)
+        cells = [f"{len(day.answers):,}", str(day.lost), str(cold), f"{day.p50_s:.3f}"]
+        cells += [f"{day.p99_s:.3f}", f"{day.mean_slots:.2f}", str(most)]
         cells += [f"{day.slot_seconds:,.0f}", f"{day.part:.0%} of {day.fixed}"]
         rows.append([str(day.seed), *cells, f"{day.utilisation:.0%}"])
     return Table("Days", heads, rows, texts=0)
 
 
 def plot_day(day: Day, title: str, path: Path) -> None:
-    """Requests a second, slots, and every latency."""
     title = f"A day in {day.seconds:.0f} s, seed {day.seed}\n{title}"
     shape: dict[str, Any] = {"sharex": True, "height_ratios": (2, 2, 3)}
     with drawn(path, title, (12, 8), rows=3, **shape) as [rate, slots, latency]:
@@ -228,28 +210,22 @@ class Plan:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The models."""
         return tuple(f"model_{number}" for number in range(1, len(self.service_s) + 1))
 
     def rates(self) -> Rates:
-        """Requests a second: [models, seconds]."""
         return split(day_rates(self.seed, self.seconds, self.rate, PEAK), self.weights)
 
     def arrivals(self) -> list[Arrival]:
-        """The same for the measurement and for its simulation."""
         return list(arrivals(self.rates(), BIN_S, self.seed))
 
     def fixed(self, service_s: Sequence[float]) -> int:
-        """Slots that would be enough for the peak."""
         peaks = [float(rate) for rate in self.rates().max(axis=1)]
         return min(self.max_slots, slots_for_peak(peaks, service_s, self.target))
 
     def models(self) -> dict[str, Any]:
-        """Their config."""
         return {name: self.model() for name in self.names}
 
     def model(self) -> dict[str, Any]:
-        """That of each."""
         return {
             "runtime": "onnx",
             "replicas": {"min": 0, "max": self.max_slots},
@@ -265,7 +241,6 @@ class Plan:
         }
 
     def slots(self) -> dict[str, Any]:
-        """The pool."""
         return {
             "cpu": {"min": 0, "warm": self.warm, "max": self.max_slots, "cpus": 0.1}
             | {"preload": ["onnx"]}
@@ -372,6 +347,7 @@ class Prediction:
     day: Day
     simulated: Simulated
 
+    @property
     def off(self) -> dict[str, float]:
         """By figure, how far the simulation is off, as a part of what was measured."""
         day, simulated = self.day, self.simulated
@@ -388,20 +364,15 @@ class Prediction:
         The 99th percentile is left out: of a day it is the seventh slowest cold start or so, and
         another one when the same day is measured again.
         """
-        name, off = f"simulation of day {self.day.seed}", self.off()
+        name, off = f"simulation of day {self.day.seed}", self.off
         return [
             Check.at_most(f"{name}, {figure} off by", abs(off[figure]), PREDICTION)
             for figure in ("slot_seconds", "p50_s")
         ]
 
     def sentence(self) -> str:
-        off = ", ".join(f"{name} {part:+.0%}" for name, part in self.off().items())
+        off = ", ".join(f"{name} {part:+.0%}" for name, part in self.off.items())
         return f"Simulation of seed {self.day.seed}: {off}"
-
-    def document(self) -> dict[str, Any]:
-        """The figures for programs."""
-        simulated = self.simulated.document()
-        return {"off": self.off(), "met": not missed(self.goals()), "simulated": simulated}
 
 
 def setting_of(plan: Plan, day: Day) -> Setting:
@@ -426,7 +397,6 @@ def setting_of(plan: Plan, day: Day) -> Setting:
 
 
 def predict(plan: Plan, day: Day) -> Prediction:
-    """Simulate a measured day."""
     setting = setting_of(plan, day)
     simulated = simulate(setting, plan.arrivals(), plan.seconds, plan.seed, settle_s=SETTLE_S)
     return Prediction(day, simulated)

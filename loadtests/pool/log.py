@@ -28,7 +28,6 @@ class Steps:
 
     @classmethod
     def of(cls, changes: Iterable[tuple[float, int]]) -> Steps:
-        """From changes up and down, in any order."""
         level, points = 0, []
         for at_s, change in sorted(changes):
             level += change
@@ -36,7 +35,6 @@ class Steps:
         return cls(tuple(points))
 
     def at(self, at_s: float) -> int:
-        """The number at a time."""
         place = bisect_right(self.points, at_s, key=lambda point: point[0])
         return self.points[place - 1][1] if place else 0
 
@@ -47,7 +45,6 @@ class Steps:
         return sum(level * (until_s - at_s) for (at_s, level), (until_s, _) in pairwise(times))
 
     def most(self, start_s: float, end_s: float) -> int:
-        """The largest number between two times."""
         inside = [level for at_s, level in self.points if start_s < at_s < end_s]
         return max([self.at(start_s), *inside])
 
@@ -79,7 +76,6 @@ class PoolLog:
 
 
 def read_log(session: Path) -> PoolLog:
-    """The log of a Ray session's folder: one file for each process."""
     files = sorted((session / "logs").glob("worker-*.err"))
     return parse_log({process_of(file): file.read_bytes().splitlines() for file in files})
 

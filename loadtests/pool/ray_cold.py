@@ -45,7 +45,6 @@ def ray_cold(folder: Path, model: Path) -> Iterator[str]:
 
 
 def serve_model() -> None:
-    """Serve until SIGTERM."""
     import numpy as np
     import ray
     from ray import serve

@@ -49,7 +49,6 @@ class Asked:
 
 
 async def ask(client: httpx.AsyncClient, model: str, message: Message, due_s: float) -> Asked:
-    """Send one request; its latency counts from when it was due."""
     error, cold_s = "", 0.0
     try:
         answer = await client.post(message.path, content=message.body, headers=message.headers)
@@ -91,7 +90,6 @@ class Site:
             await asyncio.sleep(POLL_S)
 
     def log(self) -> PoolLog:
-        """What was logged so far."""
         sessions = [each for each in self.folder.glob("session_2*") if each.is_dir()]
         return read_log(max(sessions, key=lambda each: each.stat().st_mtime))
 

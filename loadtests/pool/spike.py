@@ -15,7 +15,7 @@ from loadtests.messages import predict_message
 from loadtests.plots import COLORS, drawn, moment
 from loadtests.pool.log import Steps
 from loadtests.pool.server import ANSWER_S, WIDTH, Asked, Site, ask, elastic, write_model
-from loadtests.report import Check, common_errors, figures
+from loadtests.report import Check, common_errors
 
 SPIKE_S = 1.0
 LOOP = "loop"
@@ -71,24 +71,14 @@ class Spike:
         return common_errors(answer.error for answer in self.answers)
 
     def goals(self) -> list[Check]:
-        """All slots soon, and every caller answered."""
         failed = sum(self.failures.values())
         return [
             Check.at_most("spike, s until all slots serve", self.up_s, SPIKE_S),
             Check.at_most("spike, requests failed", failed, 0),
         ]
 
-    def document(self) -> dict[str, Any]:
-        """The figures for programs."""
-        return {
-            **figures(self, "wanted", "up_s", "back_s", "zero_s", "idle_s"),
-            "requests": len(self.answers),
-            "failed": dict(self.failures),
-        }
-
 
 def spike_sentence(spike: Spike) -> str:
-    """The book's case in words."""
     failed = sum(spike.failures.values())
     return (
         f"{spike.wanted} requests in flight: {spike.wanted} slots served after {spike.up_s:.2f} s "
@@ -99,7 +89,6 @@ def spike_sentence(spike: Spike) -> str:
 
 
 def plot_spike(spike: Spike, title: str, path: Path) -> None:
-    """Requests in flight and slots that serve, over time."""
     title = f"{spike.wanted} requests in flight at a sleeping model\n{title}"
     in_flight = Steps.of(
         change

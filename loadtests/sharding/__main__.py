@@ -17,9 +17,8 @@ from loadtests.report import Check, Report, Table, out_option, workplace
 from loadtests.sharding.beside import beside_check, measure_beside, plot_beside
 from loadtests.sharding.calls import run_direct
 from loadtests.sharding.correctness import measure_correctness
-from loadtests.sharding.inputs import Inputs
+from loadtests.sharding.inputs import ALONE, SMALL, Fleet, Inputs, fleet
 from loadtests.sharding.memory import measure_memory, memory_checks, plot_memory
-from loadtests.sharding.models import ALONE, SMALL, Fleet, fleet
 from loadtests.sharding.speed import (
     PICTURES,
     SHARDS,
@@ -137,7 +136,6 @@ def simulated(speed: Speed, inputs: Inputs) -> list[Curve]:
 
 
 def check_table(checks: Sequence[Check]) -> Table:
-    """For `docs/performance.md`."""
     rows = [[each.name, each.measured, each.goal, "yes" if each.met else "no"] for each in checks]
     return Table("Goals", ("what", "measured", "goal", "met"), rows, texts=4)
 

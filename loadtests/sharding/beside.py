@@ -20,8 +20,7 @@ from loadtests.plots import COLORS, drawn, level, scatter
 from loadtests.report import Check
 from loadtests.samples import percentile, ratio
 from loadtests.sharding.calls import process_file
-from loadtests.sharding.inputs import Inputs, variants
-from loadtests.sharding.models import Fleet
+from loadtests.sharding.inputs import Fleet, Inputs, variants
 from sharding.plan import plan_tiles
 
 CALLERS = 2
@@ -53,7 +52,6 @@ class Turn:
 
     @property
     def times(self) -> float:
-        """The p99 beside large pictures as a multiple of that alone."""
         return ratio(self.beside_ms, self.alone_ms)
 
 
@@ -82,12 +80,10 @@ class Beside:
 
     @property
     def times(self) -> float:
-        """The p99 beside large pictures as a multiple of that alone."""
         return median(turn.times for turn in self.turns)
 
     @property
     def failed(self) -> int:
-        """Small predictions without a right answer."""
         return sum(bool(each.error) for turn in self.turns for each in (*turn.alone, *turn.beside))
 
 
@@ -228,7 +224,6 @@ def unseen(pictures: Sequence[Path]) -> Iterator[tuple[Path, int]]:
 
 
 def beside_check(beside: Beside) -> Check:
-    """The figure beside its goal."""
     return Check(
         f"small predictions at {beside.rate:g}/s beside {CALLERS} large pictures",
         f"p99 {beside.beside_ms:.1f} ms, alone {beside.alone_ms:.1f} ms: {beside.times:.2f} times; "

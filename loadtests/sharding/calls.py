@@ -36,7 +36,6 @@ class Processed:
 
     @property
     def parts(self) -> int:
-        """Number of tiles or segments."""
         return len(self.result["shards"])
 
     @property
@@ -51,7 +50,6 @@ class Processed:
 
     @property
     def boxes(self) -> list[Box]:
-        """The merged boxes of a picture."""
         found = []
         for each in self.result["boxes"]:
             x1, y1, x2, y2 = each["box"]
@@ -60,12 +58,10 @@ class Processed:
 
     @property
     def stage_s(self) -> float:
-        """The stage's time for all parts and the answer; the upload came before."""
         return float(self.result["timing"]["total_s"])
 
     @property
     def overhead(self) -> float:
-        """The share of split, hash and merge in the stage's time."""
         timing = self.result["timing"]
         return float((timing["split_s"] + timing["merge_s"]) / timing["total_s"])
 
@@ -96,7 +92,6 @@ def process(
 
 
 def process_file(url: str, model: str, path: Path, **options: Any) -> Processed:
-    """`process` for a file."""
     return process(url, model, path.read_bytes(), TYPES[path.suffix], **options)
 
 

@@ -10,8 +10,7 @@ from typing import Any
 from loadtests.headrace import BadAnswer
 from loadtests.report import Check
 from loadtests.sharding.calls import process_file, run_direct
-from loadtests.sharding.inputs import Inputs, Scene, scenes_of
-from loadtests.sharding.models import Fleet
+from loadtests.sharding.inputs import Fleet, Inputs, Scene, scenes_of
 from sharding.parts import Box
 
 SAME = 0.5
@@ -23,7 +22,6 @@ SURE = 0.5
 
 
 def measure_correctness(fleet: Fleet, inputs: Inputs) -> list[Check]:
-    """All checks; raises `BadAnswer`."""
     picture = inputs.mosaic(12)
     faces, objects = untiled("faces", picture), untiled("objects", picture)
     checks = []
@@ -105,12 +103,10 @@ class Match:
 
     @property
     def recall(self) -> float:
-        """The share of expected boxes that were found."""
         return self.found / self.expected if self.expected else 1.0
 
 
 def match_boxes(expected: Sequence[Box], given: Sequence[Box]) -> Match:
-    """Compare the boxes of each class by their intersection over union."""
     worst_iou, worst_score, found = 1.0, 0.0, 0
     for box in expected:
         overlap, best = _best(box, given)
@@ -128,7 +124,6 @@ def _best(box: Box, others: Sequence[Box]) -> tuple[float, Box | None]:
 
 
 def iou(one: Box, other: Box) -> float:
-    """Intersection over union."""
     width = min(one.x2, other.x2) - max(one.x1, other.x1)
     height = min(one.y2, other.y2) - max(one.y1, other.y1)
     shared = max(width, 0.0) * max(height, 0.0)
@@ -150,7 +145,6 @@ class SceneMatch:
 
 
 def match_scenes(scenes: Sequence[Scene], tags: Sequence[Mapping[str, Any]]) -> SceneMatch:
-    """Compare the tags of a clip with what it shows."""
     starts, ends = [0.0], [0.0]
     for scene in scenes:
         own = [tag for tag in tags if tag["label"] in scene.labels]

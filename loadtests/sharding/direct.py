@@ -26,9 +26,8 @@ from numpy.typing import NDArray
 from headrace.config.sharding import ShardingConfig
 from headrace.process import be_nice
 from loadtests.headrace import REPOSITORY
-from loadtests.sharding.inputs import pixels_of
+from loadtests.sharding.inputs import SHARDING, pixels_of
 from loadtests.sharding.memory import peak_bytes
-from loadtests.sharding.models import SHARDING
 from replicas.last_words import MemoryWatch
 from sharding.merge import box_rules
 from sharding.merge_boxes import merge_boxes
@@ -96,7 +95,6 @@ def opened(direct: Direct, path: Path, folder: Path) -> Source:
 
 
 def shown(direct: Direct, source: Source, part: Any) -> Iterator[NDArray[np.uint8]]:
-    """The frames of a segment."""
     assert isinstance(source, VideoSource)
     path = Path(source._upload.path)
     for frame in frames(path, source._info, part, short_side=direct.short_side):

@@ -10,8 +10,7 @@ from typing import Any
 from loadtests.plots import COLORS, drawn, level
 from loadtests.report import Check
 from loadtests.sharding.calls import process_file, run_direct
-from loadtests.sharding.inputs import Inputs
-from loadtests.sharding.models import Fleet
+from loadtests.sharding.inputs import Fleet, Inputs
 
 MIB = 2**20
 RESET = "5"
@@ -71,7 +70,6 @@ def _peaks(fleet: Fleet, name: str, model: str, path: Path, bound_bytes: int) ->
 
 
 def memory_checks(peaks: Iterable[Peaks], bound_bytes: int) -> list[Check]:
-    """Each input's peaks against the bound."""
     return [
         Check(
             f"memory, {each.name}",
@@ -85,13 +83,11 @@ def memory_checks(peaks: Iterable[Peaks], bound_bytes: int) -> list[Check]:
 
 
 def reset_peaks(pids: Iterable[int]) -> None:
-    """Let the peaks of processes begin anew; raises `OSError`."""
     for pid in pids:
         Path(f"/proc/{pid}/clear_refs").write_text(RESET, encoding="ascii")
 
 
 def largest_peak(pids: Iterable[int]) -> int:
-    """The largest peak among processes, in bytes; raises `OSError`."""
     return max(peak_bytes(pid) for pid in pids)
 
 

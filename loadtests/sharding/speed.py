@@ -18,8 +18,7 @@ from loadtests.plots import COLORS, GREY, MARKERS, drawn, scatter
 from loadtests.report import Check, figures
 from loadtests.sharding import simulation
 from loadtests.sharding.calls import Processed, bare_processes, ceiling, process
-from loadtests.sharding.inputs import Inputs, jpeg, lighter, patched, pixels_of
-from loadtests.sharding.models import ALONE, FACES, Fleet
+from loadtests.sharding.inputs import ALONE, FACES, Fleet, Inputs, jpeg, lighter, patched, pixels_of
 from loadtests.sharding.simulation import PER_SHARD, Outcome, SimulatedPart, simulate
 from sharding.parts import Tile
 from sharding.plan import plan_segments, plan_tiles
@@ -89,7 +88,6 @@ class Speed:
 
     @property
     def both_s(self) -> float:
-        """With two."""
         return median(each.both.wall_s for each in self.rounds)
 
     @property
@@ -125,11 +123,9 @@ class Speed:
 
     @property
     def gain(self) -> float:
-        """How many times faster the last picture is when it comes again."""
         return self.rounds[-1].both.wall_s / self.again.wall_s
 
     def document(self) -> dict[str, Any]:
-        """The figures for programs."""
         return {
             "one_shard_s": [each.alone.wall_s for each in self.rounds],
             "two_shards_s": [each.both.wall_s for each in self.rounds],
@@ -260,7 +256,6 @@ def _split(folder: Path, content: bytes) -> Split:
 
 
 def speed_checks(speed: Speed) -> list[Check]:
-    """The figures beside their goals."""
     alone, both = speed.overheads
     errors = speed.errors
     return [
@@ -309,7 +304,6 @@ class Curve:
     wall_s: tuple[float, ...]
 
     def speedup(self, shards: int) -> float:
-        """How many times faster than one shard."""
         return self.wall_s[0] / self.wall_s[SHARDS.index(shards)]
 
 

@@ -2,11 +2,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from itertools import pairwise
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from loadtests.clients import (
     LOST,
@@ -15,49 +12,14 @@ from loadtests.clients import (
     Course,
     Line,
     Lines,
-    StatusReader,
     TooManyLines,
     caller_address,
     capacity,
-    read_head,
     request_head,
 )
 from loadtests.headrace import BadAnswer
 from loadtests.messages import Message
 from tests.loadtests.answering import answering
-
-
-@given(
-    st.lists(st.tuples(st.integers(100, 599), st.binary(max_size=40)), max_size=6),
-    st.lists(st.integers(0, 400), max_size=8),
-)
-def test_statuses_are_read_from_any_pieces(
-    answers: list[tuple[int, bytes]], cuts: list[int]
-) -> None:
-    stream = b"".join(
-        b"HTTP/1.1 %d Any reason\r\nX: y\r\ncontent-length: %d\r\n\r\n%b"
-        % (status, len(body), body)
-        for status, body in answers
-    )
-    bounds = [0, *sorted(min(cut, len(stream)) for cut in cuts), len(stream)]
-    reader = StatusReader()
-    read = [status for begin, end in pairwise(bounds) for status in reader.feed(stream[begin:end])]
-    assert read == [status for status, _ in answers]
-
-
-@pytest.mark.parametrize(
-    "head", [b"SSH-2.0-x", b"HTTP/1.1", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked", b""]
-)
-def test_what_cannot_be_read_is_refused(head: bytes) -> None:
-    with pytest.raises(ValueError, match="answer"):
-        read_head(head)
-
-
-def test_an_endless_head_is_given_up() -> None:
-    reader = StatusReader()
-    with pytest.raises(ValueError, match="head of an answer"):
-        for _ in range(100):
-            reader.feed(b"x" * 1000)
 
 
 def test_a_request_has_its_own_headers_and_its_length() -> None:

@@ -15,7 +15,6 @@ SERVICE = "inference.GRPCInferenceService"
 
 
 async def infer(body: bytes, context: Any) -> bytes:
-    """An empty ModelInferResponse."""
     return b""
 
 

@@ -24,7 +24,6 @@ WAIT_US = 500
 
 
 def main() -> None:
-    """Serve until stopped."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     session = ort.InferenceSession(os.environ["BENCH_MODEL"], options)

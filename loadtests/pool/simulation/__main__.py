@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 
-from loadtests.pool.simulation.many import BINS_A_DAY, DAY_S, many_models, many_rates
+from loadtests.pool.simulation.setting import BINS_A_DAY, DAY_S, many_models, many_rates
 from loadtests.pool.simulation.simulation import Simulated, simulate
 from loadtests.pool.trace import Arrival, arrivals
 from loadtests.report import Report, out_option
@@ -41,8 +41,7 @@ def main(models: int, hours: float, seed: int, gap: float, growth: bool, out: Pa
         found[count] = run(count, length, seed, gap)
         report.say(sentence(count, found[count]))
         report.say(f"simulated in {time.monotonic() - begin_s:.0f} s")
-    runs = {count: each.document() for count, each in found.items()}
-    report.write(seed=seed, gap_s=gap, runs=runs)
+    report.write(seed=seed, gap_s=gap, runs=found)
     report.end()
 
 
@@ -62,7 +61,6 @@ def requests(models: int, seconds: float, seed: int) -> Iterator[Arrival]:
 
 
 def sentence(models: int, found: Simulated) -> str:
-    """What a person wants to know."""
     made = found.decisions
     times = [made.median_s, made.p99_s, made.max_s]
     worked = [made.worked_median_s, made.worked_p99_s, made.worked_max_s]

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from random import Random
 
 from headrace.link.pool import Loads
-from loadtests.pool.simulation.clock import Clock
-from loadtests.pool.simulation.fleet import SimulatedFleet
+from loadtests.pool.simulation.fleet import Clock, SimulatedFleet
 from loadtests.pool.simulation.setting import Setting
 
 
@@ -56,7 +55,6 @@ class SimulatedGateway:
         fleet.ready = self._routes_changed
 
     def arrive(self, name: str) -> None:
-        """A request comes."""
         model, now_s = self._models[name], self._clock.now_s
         starved = not model.places and not model.waiting
         model.arrived += 1
@@ -71,7 +69,6 @@ class SimulatedGateway:
 
     @property
     def open(self) -> int:
-        """Requests that are not answered."""
         return sum(model.load for model in self._models.values())
 
     def _routes_changed(self, name: str) -> None:

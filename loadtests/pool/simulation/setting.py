@@ -7,8 +7,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from random import Random
 
+import numpy as np
+from pydantic import ByteSize
+
 from autoscale.catalog import CatalogEntry
 from headrace.config.args import ModelConfig, PoolConfig, SlotClass
+from headrace.config.scaling import Replicas, Scaling, Share
+from loadtests.pool.trace import Rates, day_rates, split
 
 VERSION = 1
 Draw = Callable[[Random], float]
@@ -54,18 +59,15 @@ class Setting:
     deadline_s: float = 60.0
 
     def entries(self) -> list[CatalogEntry]:
-        """The store: one version of each model."""
         return [
             CatalogEntry(name, model, self.slot_class(model), (VERSION,), {VERSION: "stamp"})
             for name, model in self.config.models.items()
         ]
 
     def slot_class(self, model: ModelConfig) -> str:
-        """The class that holds a model."""
         return model.slot_class_for(model.runtime or "onnx")
 
     def load_s(self, model: str) -> float:
-        """Work to load a model."""
         return self.pace.loads_s.get(model, self.pace.load_s)
 
 
@@ -80,3 +82,82 @@ def lognormal(median_s: float, sigma: float, most_s: float) -> Draw:
     """Draws from a lognormal distribution; what is more than `most_s` counts as that."""
     mu = math.log(median_s)
     return lambda rng: min(rng.lognormvariate(mu, sigma), most_s)
+
+
+GROUPS = 10
+SLOTS_A_NODE = 4
+MODELS_A_NODE = 5
+BINS_A_DAY = 1440
+DAY_S = 86_400.0
+GUARANTEED = 0.1
+"""Of the models have a slot that is always theirs."""
+RATE_A_MODEL = 0.05
+"""Requests a second, mean over models and day."""
+SERVICE_MEDIAN_S = 1.5
+SERVICE_SIGMA = 0.6
+SERVICE_MOST_S = 20.0
+"""Of four million, one would else take 50 s of a slot that it shares, and others their deadline."""
+TARGET = 1.0
+"""Requests in flight for each slot: it runs one at a time, so that more of them would only wait."""
+MEMORY = ByteSize(4 << 30)
+
+
+def many_models(models: int, seed: int, gap_s: float = 1.0) -> Setting:
+    """So many models of all kinds, with a fifth as many nodes."""
+    rng = Random(seed)
+    nodes = max(1, models // MODELS_A_NODE)
+    names = [f"model-{number:04}" for number in range(models)]
+    busiest = many_rates(models, seed).max(axis=1)
+    slot_class = SlotClass(
+        min=0, warm=max(1, nodes // 10), max=nodes * SLOTS_A_NODE, memory=MEMORY, max_models=8
+    )
+    medians_s = {name: SERVICE_MEDIAN_S * rng.uniform(0.5, 2) for name in names}
+    # The mean of a lognormal distribution.
+    means_s = {name: each * math.exp(SERVICE_SIGMA**2 / 2) for name, each in medians_s.items()}
+    return Setting(
+        PoolConfig(
+            models={
+                name: _model(rng, float(rate) * means_s[name])
+                for name, rate in zip(names, busiest, strict=True)
+            },
+            shares={f"team-{number}": 1.0 + number % 3 for number in range(GROUPS)},
+        ),
+        {"cpu": slot_class},
+        {name: lognormal(medians_s[name], SERVICE_SIGMA, SERVICE_MOST_S) for name in names},
+        Pace(load_s=0.5, start_wait_s=1.0, report_s=1.0, gap_s=gap_s),
+        nodes=nodes,
+    )
+
+
+def _model(rng: Random, busiest: float) -> ModelConfig:
+    """`busiest` is the most work of its day, in slots: its `max` is room for that and more."""
+    most = rng.choice((2, 4, 8)) + math.ceil(1.5 * busiest)
+    return ModelConfig(
+        runtime="onnx",
+        replicas=Replicas(min=int(rng.random() < GUARANTEED), max=most),
+        scaling=Scaling(
+            target_in_flight=TARGET, look_back_s=10.0, down_delay_s=60.0, idle_s=300.0, max_step=4
+        ),
+        share=Share(
+            weight=rng.choice((1.0, 2.0, 5.0)),
+            priority=rng.choice((0, 0, 0, 10)),
+            group=f"team-{rng.randrange(GROUPS)}",
+        ),
+        exclusive=rng.random() < 0.1,
+        memory=ByteSize(MEMORY * rng.uniform(0.05, 0.6)),
+    )
+
+
+def many_rates(models: int, seed: int) -> Rates:
+    """A day's rates: [models, 1440]. Few models get most; each group has a peak of its own."""
+    rng = np.random.default_rng(seed)
+    popularity = 1.0 / np.arange(1, models + 1) ** 0.9
+    rng.shuffle(popularity)
+    mean = RATE_A_MODEL * models / GROUPS
+    parts = []
+    for group in range(GROUPS):
+        mine = np.where(np.arange(models) % GROUPS == group, popularity, 0.0)
+        if mine.any():
+            parts.append(split(day_rates(seed + group, BINS_A_DAY, mean, 6.0), list(mine)))
+    total: Rates = np.sum(parts, axis=0)
+    return total

@@ -5,14 +5,12 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from heapq import nlargest
 from random import Random
-from typing import Any
 
 from autoscale.leases import LeaseBook
-from loadtests.pool.simulation.clock import Clock
-from loadtests.pool.simulation.fleet import SimulatedFleet
+from loadtests.pool.simulation.fleet import Clock, SimulatedFleet
 from loadtests.pool.simulation.gateway import SimulatedGateway
 from loadtests.pool.simulation.pool import SimulatedPool
 from loadtests.pool.simulation.setting import Setting
@@ -43,12 +41,10 @@ class Decisions:
     slowest: tuple[tuple[float, float], ...] = ()
 
     def over(self, limit_s: float) -> int:
-        """How many of the slowest took longer."""
         return sum(worked_s > limit_s for _, worked_s in self.slowest)
 
     @classmethod
     def of(cls, pool: SimulatedPool) -> Decisions:
-        """Those that a pool has made."""
         took, worked = pool.took_s, pool.worked_s
         return cls(
             len(took),
@@ -84,21 +80,12 @@ class Simulated:
 
     @property
     def mean_slots(self) -> float:
-        """Slots that existed on average."""
         return self.slot_seconds / self.seconds
 
     @property
     def utilisation(self) -> float:
         """The part of the slots' time in which they worked on requests."""
         return self.busy_s / self.slot_seconds if self.slot_seconds else 0.0
-
-    def document(self) -> dict[str, Any]:
-        """The figures for programs."""
-        return {
-            **asdict(self),
-            "mean_slots": self.mean_slots,
-            "utilisation": self.utilisation,
-        }
 
 
 def simulate(
@@ -182,7 +169,6 @@ class _Feed:
         self.count = 0
 
     def next(self) -> None:
-        """Plan the next arrival."""
         arrival = next(self._arrivals, None)
         if arrival is not None:
             self._clock.at(self._begin_s + arrival.at_s, lambda: self._come(arrival))

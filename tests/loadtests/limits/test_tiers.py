@@ -4,16 +4,9 @@ import math
 
 import pytest
 
-from loadtests.limits.tiers import (
-    Got,
-    got_table,
-    retry_after_s,
-    retry_sentence,
-    status_error,
-    status_of,
-    who_got_what,
-)
+from loadtests.limits.tiers import Got, got_table, retry_sentence, who_got_what
 from loadtests.samples import Sample
+from loadtests.steps import retry_after_s, status_error, status_of
 
 SAMPLES = (
     *(Sample(0.0, 10.0, "premium") for _ in range(8)),

@@ -19,10 +19,9 @@ from headrace.snapshot import Placement, SlotView, State
 from loadtests.pool.day import Day, predict
 from loadtests.pool.day import Plan as DayPlan
 from loadtests.pool.log import Steps
-from loadtests.pool.simulation.clock import Clock
-from loadtests.pool.simulation.invariants import Broken, check_plan, check_shares, check_slots
-from loadtests.pool.simulation.many import many_models, many_rates
-from loadtests.pool.simulation.setting import Pace, Setting, measured
+from loadtests.pool.simulation.fleet import Clock
+from loadtests.pool.simulation.pool import Broken, check_plan, check_shares, check_slots
+from loadtests.pool.simulation.setting import Pace, Setting, many_models, many_rates, measured
 from loadtests.pool.simulation.simulation import simulate
 from loadtests.pool.trace import Arrival, arrivals
 from loadtests.report import missed
@@ -153,6 +152,6 @@ def test_a_prediction_is_compared_with_what_was_measured() -> None:
     service = {name: (each,) for name, each in zip(plan.names, plan.service_s, strict=True)}
     day = Day(1, 0.0, 60.0, (), (), Steps.of([(-1.0, 4)]), {}, (), 1.5, service, 8, 0.05)
     prediction = predict(plan, day)
-    off = prediction.off()
+    off = prediction.off
     assert off["slot_seconds"] == pytest.approx(prediction.simulated.slot_seconds / 240 - 1)
     assert missed(prediction.goals())  # no latency was measured

@@ -8,9 +8,18 @@ import numpy as np
 import pytest
 
 from headrace.config.sharding import ShardingConfig
-from loadtests.sharding.inputs import PATCH, Scene, jpeg, lighter, patched, pixels_of, scenes_of
+from loadtests.sharding.inputs import (
+    PATCH,
+    SHARDING,
+    Scene,
+    jpeg,
+    lighter,
+    model_config,
+    patched,
+    pixels_of,
+    scenes_of,
+)
 from loadtests.sharding.memory import largest_peak, parse_peak, reset_peaks
-from loadtests.sharding.models import SHARDING, model_config
 
 STATUS = "Name:\tpython\nVmPeak:\t  900 kB\nVmHWM:\t    1500 kB\nVmRSS:\t    1000 kB\n"
 
