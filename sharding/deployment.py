@@ -33,7 +33,7 @@ MAX_OPEN = 4
 """Uploads that are decoded at once in a process; each holds at most `split.PIXELS_IN_MEMORY`."""
 
 
-class Stage:
+class Sharder:
     """Split, hash, shards, merge: one large picture or video as many small requests, and one
     answer.
 
@@ -92,7 +92,7 @@ class ShardStage:
         identity = Identity(process.name, node.id, secret, settings.max_body_bytes)
         self._plane = DataPlane(identity, process.recorder)
         client = PoolClient(pool, self._plane, process.name)
-        self._stage = Stage(Shards(self._plane), "" if media.shared else node.id, spool)
+        self._stage = Sharder(Shards(self._plane), "" if media.shared else node.id, spool)
         jobs = media.jobs
         folder = Path(jobs.folder or headrace_home() / "jobs")
         store = await loop.run_in_executor(None, JobStore, folder / "jobs.sqlite")

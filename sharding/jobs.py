@@ -34,7 +34,6 @@ SWEEP_S = 60.0
 MAX_PARTIAL = 1000
 """Boxes or tags that are told before they are merged; the first ones that were found."""
 
-Process = Callable[[MediaJob, Tell], Awaitable[Mapping[str, Any]]]
 T = TypeVar("T")
 
 log = structlog.get_logger()
@@ -51,7 +50,7 @@ class JobRunner:
     def __init__(
         self,
         store: JobStore,
-        process: Process,
+        process: Callable[[MediaJob, Tell], Awaitable[Mapping[str, Any]]],
         max_running: int = 1,
         *,
         keep_s: float = 86_400.0,

@@ -15,6 +15,7 @@ from itertools import groupby, pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from sharding.boxes import Indices
 from sharding.parts import PartResult, Tag, TimedTags
 
 ROUNDING_S = 1e-6
@@ -22,7 +23,6 @@ ROUNDING_S = 1e-6
 _ROWS = 4096
 
 Scores = NDArray[np.float64]
-Places = NDArray[np.intp]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,14 +91,14 @@ def _by_label(run: Sequence[TimedTags], classes: Collection[str] | None) -> dict
     return found
 
 
-def _windows(run: Sequence[TimedTags], smooth_s: float) -> tuple[Places, Places]:
+def _windows(run: Sequence[TimedTags], smooth_s: float) -> tuple[Indices, Indices]:
     """For each frame the first frame of its window, and the one after the last."""
     times = np.array([frame.start_s for frame in run])
     reach = smooth_s / 2 + ROUNDING_S
     return np.searchsorted(times, times - reach), np.searchsorted(times, times + reach, "right")
 
 
-def _smooth(scores: Scores, windows: tuple[Places, Places]) -> Scores:
+def _smooth(scores: Scores, windows: tuple[Indices, Indices]) -> Scores:
     """The median of each frame's window."""
     first, after = windows
     width = np.arange((after - first).max())

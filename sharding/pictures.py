@@ -13,7 +13,7 @@ Loading this module bounds libvips for the whole process.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ from sharding.plan import scaled_size
 from sharding.preprocess import pad
 from sharding.sniff import AVIF, GIF, JPEG, PNG, TIFF, WEBP, MediaKind
 from sharding.spool import create_private, disk_error
+from sharding.upload import Check
 
 _MIB = 1024 * 1024
 
@@ -39,7 +40,7 @@ pyvips.cache_set_max(0)
 # Its threads each hold buffers; the decoders that matter use one thread anyway.
 pyvips.concurrency_set(2)
 
-Source = bytes | Path
+PictureFile = bytes | Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,7 @@ class PictureInfo:
     notes: tuple[str, ...]
 
 
-def load(source: Source, kind: MediaKind) -> Any:
+def load(source: PictureFile, kind: MediaKind) -> Any:
     """The picture for libvips to decode; only its header is read yet.
 
     Raises `InvalidArgument` without a whole header, `UnsupportedMedia` for an unknown variant.
@@ -177,11 +178,11 @@ class Picture:
     @classmethod
     def open(
         cls,
-        source: Source,
+        source: PictureFile,
         kind: MediaKind,
         folder: Path,
         limits: PictureLimits | None = None,
-        check: Callable[[], None] = lambda: None,
+        check: Check = lambda: None,
     ) -> Self:
         """Decode a picture; `check` is called between strips and may raise to give up.
 
@@ -282,7 +283,7 @@ def _to_rgb(image: Any) -> Any:
 class _Store:
     """Decoded pictures, in memory while together they are small, and else in private files."""
 
-    def __init__(self, folder: Path, memory_bytes: int, check: Callable[[], None]) -> None:
+    def __init__(self, folder: Path, memory_bytes: int, check: Check) -> None:
         self._folder = folder
         self._memory_bytes = memory_bytes
         self._check = check

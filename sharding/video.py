@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,13 +19,13 @@ import av
 
 from headrace.errors import HeadraceError, InvalidArgument, PayloadTooLarge, UnsupportedMedia
 from sharding.sniff import MediaKind
+from sharding.upload import Check
 
 # FFmpeg writes to stderr what a damaged file looks like to it; we report in our own words.
 av.logging.set_level(None)
 av.logging.set_libav_level(av.logging.PANIC)
 
-Source = Path | BinaryIO
-Check = Callable[[], None]
+VideoFile = Path | BinaryIO
 
 SAME_TIME_S = 1e-3
 """Matroska rounds times to this; two times nearer than it are one."""
@@ -72,7 +72,10 @@ class VideoInfo:
 
 
 def probe(
-    source: Source, kind: MediaKind, limits: VideoLimits | None = None, check: Check = lambda: None
+    source: VideoFile,
+    kind: MediaKind,
+    limits: VideoLimits | None = None,
+    check: Check = lambda: None,
 ) -> VideoInfo:
     """Look through the packets and decode one frame; `check` may raise to give up.
 
@@ -106,7 +109,7 @@ def probe(
 
 
 @contextmanager
-def open_video(source: Source, kind: MediaKind, limits: VideoLimits) -> Iterator[Any]:
+def open_video(source: VideoFile, kind: MediaKind, limits: VideoLimits) -> Iterator[Any]:
     """The container of a file; what FFmpeg says of it becomes an error of ours."""
     options = {"protocol_whitelist": "file", "max_pixels": str(limits.max_pixels)}
     name: str | BinaryIO = str(source) if isinstance(source, Path) else source
@@ -125,7 +128,7 @@ def open_video(source: Source, kind: MediaKind, limits: VideoLimits) -> Iterator
         ) from error
 
 
-def _video_stream(container: Any, source: Source, kind: MediaKind) -> Any:
+def _video_stream(container: Any, source: VideoFile, kind: MediaKind) -> Any:
     cover = av.stream.Disposition.attached_pic
     found = [each for each in container.streams.video if not each.disposition & cover]
     if not found:
@@ -137,7 +140,7 @@ def _video_stream(container: Any, source: Source, kind: MediaKind) -> Any:
     return stream
 
 
-def _codec_name(source: Source) -> str:
+def _codec_name(source: VideoFile) -> str:
     """The codec as MP4, Matroska or AVI name it, since FFmpeg names only those that it has."""
     with source.open("rb") if isinstance(source, Path) else nullcontext(source) as file:
         # A track's description stands at the file's beginning or, after the frames, at its end.

@@ -15,10 +15,10 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoRef
 from numpy.typing import NDArray
 
 from sharding.parts import Segment
+from sharding.upload import Check
 from sharding.video import (
     SAME_TIME_S,
-    Check,
-    Source,
+    VideoFile,
     VideoInfo,
     VideoLimits,
     demux,
@@ -80,7 +80,7 @@ class DecodeReport:
 
 
 def frames(
-    source: Source,
+    source: VideoFile,
     info: VideoInfo,
     segment: Segment,
     *,
@@ -118,7 +118,7 @@ def frames(
 
 
 def _packets(
-    source: Source,
+    source: VideoFile,
     info: VideoInfo,
     start_s: float,
     limits: VideoLimits,

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from gateway.grpc.calls import GrpcCall, Handlers, stream
 from gateway.grpc.prediction import limits_of, timeout_s
-from gateway.media.desk import Incoming, MediaDesk
+from gateway.media.desk import IncomingUpload, MediaDesk
 from gateway.media.upload import FORM, Declared, paced
 from gateway.prediction import Prediction
 from headrace.config.sharding import ProcessOptions
@@ -267,7 +267,7 @@ async def _work(desk: MediaDesk, context: GrpcCall, prediction: Prediction) -> R
         await context.write(message)
 
     pieces = paced(chunk, front.limits.body_timeout_s)
-    incoming = Incoming(pieces, declared, head.options, head.name)
+    incoming = IncomingUpload(pieces, declared, head.options, head.name)
     async with desk.job(request, sharding, incoming, prediction.ticket) as job:
         if (left_s := context.time_remaining()) is not None:
             job = replace(job, timeout_s=max(0.0, min(job.timeout_s, left_s)))

@@ -20,7 +20,7 @@ from gateway.access.limits import OverBudget
 from gateway.access.ticket import Ticket, account_headers, limit_headers
 from gateway.headers import combined, parse_timeout_s
 from gateway.http.answers import error_answer, json_answer, told_limits
-from gateway.media.desk import Incoming, MediaDesk, ignore
+from gateway.media.desk import IncomingUpload, MediaDesk, ignore
 from gateway.media.options import HEADER, json_options, query_options, read_options
 from gateway.media.upload import Declared, paced
 from gateway.prediction import Prediction
@@ -107,7 +107,7 @@ class _Exchange:
             json_options(self._headers.get(HEADER.encode(), b""), f"the header {HEADER}"),
         )
         pieces = paced(self._body.read, desk.front.limits.body_timeout_s)
-        incoming = Incoming(pieces, self._declared(), options)
+        incoming = IncomingUpload(pieces, self._declared(), options)
         async with desk.job(request, sharding, incoming, prediction.ticket) as job:
             if self._later:
                 self._answer = await self._hand_over(job)

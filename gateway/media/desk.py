@@ -153,7 +153,7 @@ class _Turn:
 
 
 @dataclass(frozen=True, slots=True)
-class Incoming:
+class IncomingUpload:
     """An upload as its protocol brings it: the pieces of its body, and what was said of it."""
 
     pieces: AsyncIterator[bytes]
@@ -234,7 +234,7 @@ class MediaDesk:
         self,
         request: Request,
         sharding: ShardingConfig,
-        incoming: Incoming,
+        incoming: IncomingUpload,
         ticket: Ticket | None = None,
     ) -> AsyncIterator[MediaJob]:
         """The job of an upload, whose file is there meanwhile.

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 import orjson
 
-from gateway.media.desk import Incoming, MediaDesk, answer_of, sharding_of
+from gateway.media.desk import IncomingUpload, MediaDesk, answer_of, sharding_of
 from gateway.media.options import parameter_options, read_options
 from gateway.media.upload import Declared
 from headrace.config.args import Limits
@@ -274,7 +274,7 @@ class MediaInference:
         # The event loop never reads a file, however it is wrapped.
         given = await loop.run_in_executor(None, self._decode, request, findings)
         options = read_options(parameter_options(given.parameters))
-        incoming = Incoming(_whole(given.content), Declared("", "", None), options)
+        incoming = IncomingUpload(_whole(given.content), Declared("", "", None), options)
         async with desk.job(request, sharding, incoming) as job:
             left_s = request.deadline_s - self._plane.now_s()
             if left_s <= 0:

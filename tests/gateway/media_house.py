@@ -20,7 +20,7 @@ from headrace.link.client import Identity
 from headrace.link.plane import DataPlane
 from headrace.metrics import Recorder
 from headrace.snapshot import State
-from sharding.deployment import Stage
+from sharding.deployment import Sharder
 from sharding.jobs import JobRunner, JobStore
 from sharding.shards import Shards
 from sharding.upload import MediaJob, Tell
@@ -125,7 +125,7 @@ async def open_faces(
     house = MediaHouse(REPOSITORY.absolute(), tmp_path, limits=Limits(max_body_bytes=LARGE), **more)
     plane = DataPlane(Identity("stage", "node", SECRET, LARGE), Recorder("stage"))
     house.plane_of_stage = plane
-    stage = Stage(Shards(plane), "node", tmp_path / "spool")
+    stage = Sharder(Shards(plane), "node", tmp_path / "spool")
     task = asyncio.create_task(plane.run())
     try:
         async with _running(house, stage.run):

@@ -16,7 +16,7 @@ from headrace.link.client import Identity
 from headrace.link.plane import DataPlane
 from headrace.metrics import Recorder
 from headrace.snapshot import State
-from sharding.deployment import Stage
+from sharding.deployment import Sharder
 from sharding.shards import Shards
 from sharding.upload import Event, MediaJob, Upload
 from tests.house import House, until
@@ -54,7 +54,7 @@ class StageHouse:
 
     house: House
     plane: DataPlane
-    stage: Stage
+    stage: Sharder
     spool: Path
 
     def upload(self, content: bytes, content_type: str = "") -> Upload:
@@ -102,7 +102,7 @@ async def open_stage(
         for slot in slots:
             await house.add_slot(slot)
             assert await house.place(slot, model, 1, config) is State.READY
-        open_ = StageHouse(house, plane, Stage(Shards(plane), "node", spool), spool)
+        open_ = StageHouse(house, plane, Sharder(Shards(plane), "node", spool), spool)
         open_.follow()
         await until(lambda: all(link in ("unix", "tcp") for link in plane.links().values()))
         yield open_
