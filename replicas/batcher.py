@@ -1,13 +1,12 @@
-"""Join rows of waiting requests into batches; pure: time is an argument and nothing here waits.
+"""Rows of waiting requests joined into batches. Pure: time is an argument.
 
-`Batcher` belongs to one thread (the slot's loop). A `Batch` may compute `inputs()` and `deliver()`
-in the compute thread: both touch only the batch's own requests.
+A `Batcher` belongs to the slot's loop. The compute thread may call a batch's `inputs()` and
+`deliver()`, which touch only the batch's own requests.
 """
 
 from __future__ import annotations
 
 import math
-import time
 from collections import deque
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
@@ -21,41 +20,21 @@ from headrace.protocols.tensors import InferenceRequest
 from headrace.spec import Tensor
 
 
-@dataclass(frozen=True, slots=True)
-class Deadline:
-    """`at_s` is on the clock of `time.monotonic()` of this process; infinity means none.
-
-    Across processes only the remaining seconds travel, because monotonic clocks are not shared.
-    """
-
-    at_s: float
-
-    @classmethod
-    def after(cls, timeout_s: float, now_s: float | None = None) -> Deadline:
-        """A deadline `timeout_s` seconds from now."""
-        return cls((time.monotonic() if now_s is None else now_s) + timeout_s)
-
-    def passed(self, now_s: float | None = None) -> bool:
-        """True once the time is over."""
-        return (time.monotonic() if now_s is None else now_s) >= self.at_s
-
-
 @dataclass(slots=True, eq=False)
 class Pending:
     """A request between decoding and inference; `token` is the caller's own.
 
-    Equal keys may share a batch. None, or `alone`, never does: a request whose inputs do not
-    share their first dimension, or one that is run by itself because a slot died under it.
-    A higher `priority` goes first.
+    Requests with equal keys may share a batch; with None a request runs alone: its inputs do not
+    share their first dimension, or a slot died under it. `deadline_s` is on the clock of
+    `time.monotonic()`; infinity means none. A higher `priority` goes first.
     """
 
     request: InferenceRequest
     key: Hashable
     rows: int
-    deadline: Deadline
+    deadline_s: float
     arrived_s: float
     token: Any = None
-    alone: bool = False
     priority: int = 0
     error: HeadraceError | None = None
     _taken: int = field(default=0, repr=False)
@@ -67,15 +46,16 @@ class Pending:
     def of(
         cls,
         request: InferenceRequest,
-        deadline: Deadline,
+        deadline_s: float,
         now_s: float,
         token: Any = None,
         alone: bool = False,
         priority: int = 0,
     ) -> Pending:
-        """Key and rows as the request says; one without rows counts as one row."""
+        """A request that comes now; without rows of its own it counts as one row."""
         rows = 1 if request.rows is None else request.rows
-        return cls(request, batch_key(request), rows, deadline, now_s, token, alone, priority)
+        key = None if alone else batch_key(request)
+        return cls(request, key, rows, deadline_s, now_s, token, priority)
 
 
 def batch_key(request: InferenceRequest) -> Hashable:
@@ -92,7 +72,7 @@ def batch_key(request: InferenceRequest) -> Hashable:
 
 
 class RowRange(NamedTuple):
-    """Rows `start` to `stop` of a request."""
+    """Rows `start` to `stop` of a request, as a part of a batch."""
 
     pending: Pending
     start: int
@@ -105,7 +85,7 @@ class RowRange(NamedTuple):
 
 
 class Batch:
-    """What one run computes: parts that share a key, at most `max_rows` rows."""
+    """The input of one run: parts that share a key, at most `max_rows` rows."""
 
     __slots__ = ("_batcher", "parts", "rows")
 
@@ -205,23 +185,23 @@ def _joined(
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """What to run now, and who is too late to be run (to be answered with 504)."""
+    """The batch to run now, and requests whose deadline has passed (to be answered with 504)."""
 
     batch: Batch | None
     late: list[Pending]
 
 
 PRESENCE_S = 5.0
-"""A priority is expected again for so long after its last request."""
+"""Time after its last request for which a priority is expected again."""
 YIELDING_ROWS = 1
-"""Rows of a batch while requests of a higher priority are expected: they wait for one run at most,
-so it must be short."""
+"""Rows of a batch while requests of a higher priority are expected: a short run, as they may have
+to wait for it."""
 
 
 class _Queue:
-    """Requests of one key, never empty; `due_s` is when the first must not wait.
+    """Requests of one key, by priority and then by age; never empty.
 
-    They go by priority, and oldest first inside one.
+    `due_s` is when the first of them must run.
     """
 
     __slots__ = ("due_s", "rows", "waiting")
@@ -232,7 +212,7 @@ class _Queue:
         self.due_s = math.inf
 
     def add(self, pending: Pending) -> None:
-        """Find its place."""
+        """Insert a request behind those of its priority."""
         waiting = self.waiting
         at = len(waiting)
         while at and waiting[at - 1].priority < pending.priority:
@@ -244,7 +224,7 @@ class _Queue:
 
 
 class Batcher:
-    """Requests wait by key; keys take turns by priority, then by age.
+    """Requests that wait, by key; keys take turns by priority, then by age.
 
     `max_rows` bounds the rows of a batch; 0 means that each request runs alone and whole.
     A request waits for others at most `max_wait_s` seconds, and never longer than half of the
@@ -277,10 +257,10 @@ class Batcher:
             raise ValueError(f"max_rows {max_rows} and max_wait_s {max_wait_s} must be 0 or more")
 
     def add(self, pending: Pending) -> None:
-        """Let a request wait for its turn."""
+        """Add a request."""
         if pending.priority >= self._peak or pending.arrived_s > self._peak_until_s:
             self._peak, self._peak_until_s = pending.priority, pending.arrived_s + PRESENCE_S
-        key = self._queue_key(pending)
+        key = pending.key if self._max_rows else None
         queue = self._queues.get(key)
         if queue is None:
             queue = self._queues[key] = _Queue()
@@ -297,7 +277,7 @@ class Batcher:
 
         After True the request is never delivered, though some of its parts may be running.
         """
-        key = self._queue_key(pending)
+        key = pending.key if self._max_rows else None
         queue = self._queues.get(key)
         if queue is None or pending not in queue.waiting:
             return False
@@ -323,13 +303,8 @@ class Batcher:
             return None
         return max(now_s, min([self._ready_s(key, queue) for key, queue in self._queues.items()]))
 
-    def _queue_key(self, pending: Pending) -> Hashable:
-        if pending.alone or not self._max_rows or pending.request.rows is None:
-            return None
-        return pending.key
-
     def _due_s(self, pending: Pending) -> float:
-        left_s = pending.deadline.at_s - pending.arrived_s
+        left_s = pending.deadline_s - pending.arrived_s
         return pending.arrived_s + min(self._max_wait_s, max(0.0, left_s / 2))
 
     def _ready_s(self, key: Hashable, queue: _Queue) -> float:
@@ -338,7 +313,7 @@ class Batcher:
         return queue.due_s
 
     def _ready(self, now_s: float) -> tuple[Hashable, _Queue] | None:
-        """Of the queues that need not wait that with the highest priority, then the oldest."""
+        """The queue that need not wait whose first request has the highest priority, then age."""
         chosen = None
         best = (math.inf, math.inf)
         for key, queue in self._queues.items():
@@ -351,13 +326,13 @@ class Batcher:
     def _fill(
         self, queue: _Queue, alone: bool, now_s: float, late: list[Pending]
     ) -> list[RowRange]:
-        """Parts in order of arrival until the next does not fit; only what fits no batch is cut."""
+        """Parts in order until the next does not fit; only what fits no batch is cut."""
         parts: list[RowRange] = []
         waiting = queue.waiting
         room = self._room(waiting[0], now_s)
         while waiting and not (alone and parts):
             pending = waiting[0]
-            if pending.deadline.at_s <= now_s:
+            if pending.deadline_s <= now_s:
                 self._leave(queue, waiting.popleft())
                 pending._ended = True
                 late.append(pending)
@@ -392,14 +367,14 @@ class Batcher:
         return self._max_rows > 0 and pending.request.rows is not None
 
     def _leave(self, queue: _Queue, pending: Pending) -> None:
-        """Count out a request that ends before all its rows have started."""
+        """Count out a request that ends before all of its rows have started."""
         rows = pending.rows - pending._taken
         queue.rows -= rows
         self.rows -= rows
         self.depth -= 1
 
     def _settle(self, key: Hashable, queue: _Queue) -> None:
-        """After requests left a queue: forget it when empty, else see who is due first."""
+        """Forget a queue that is empty; else find when its first request is due."""
         if not queue.waiting:
             del self._queues[key]
         elif self._max_wait_s > 0:

@@ -33,7 +33,7 @@ from headrace.process import be_nice
 from headrace.protocols.calls import call_of, codecs, form_of
 from headrace.protocols.tensors import Call, Codec, Encoded, InferenceRequest
 from headrace.spec import BYTES, Tensor
-from replicas.batcher import Batch, Batcher, Deadline, Pending
+from replicas.batcher import Batch, Batcher, Pending
 from replicas.compute import ComputeThread, Job
 from replicas.media_codec import MediaCodec
 from replicas.runtime import Runtime
@@ -216,7 +216,7 @@ class Engine:
             remaining_s = min(remaining_s, decoded.timeout_s)
         work.pending = Pending.of(
             decoded,
-            Deadline.after(remaining_s, work.arrived_s),
+            work.arrived_s + remaining_s,
             work.arrived_s,
             token=work,
             alone=bool(item.flags & Flag.ALONE),
@@ -356,7 +356,7 @@ class Engine:
             return
         work.pending = Pending.of(
             pending.request,
-            pending.deadline,
+            pending.deadline_s,
             pending.arrived_s,
             token=work,
             alone=True,

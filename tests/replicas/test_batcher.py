@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from headrace.errors import InternalError, InvalidArgument
 from headrace.protocols.tensors import InferenceRequest
 from headrace.spec import Signature
-from replicas.batcher import PRESENCE_S, Batch, Batcher, Deadline, Pending, batch_key
+from replicas.batcher import PRESENCE_S, Batch, Batcher, Pending, batch_key
 
 SIGNATURE = Signature("serving_default", (), ())
 
@@ -34,8 +34,7 @@ def pending(
     alone: bool = False,
     priority: int = 0,
 ) -> Pending:
-    deadline = Deadline(deadline_s)
-    return Pending.of(request(rows, width, first), deadline, at_s, token, alone, priority)
+    return Pending.of(request(rows, width, first), deadline_s, at_s, token, alone, priority)
 
 
 def taken(batcher: Batcher, now_s: float = 0.0) -> Batch:
@@ -287,7 +286,7 @@ def test_every_row_is_answered_once_and_in_place(
 
     def step(now_s: float) -> bool:
         result = batcher.take(now_s)
-        assert all(entry.deadline.passed(now_s) for entry in result.late)
+        assert all(entry.deadline_s <= now_s for entry in result.late)
         ended.extend(result.late)
         if result.batch is None:
             return bool(result.late)
@@ -331,8 +330,8 @@ def check_batch(batch: Batch, max_rows: int, now_s: float) -> None:
     )
     assert whole_alone or batch.rows <= max_rows
     assert len(batch.parts) == 1 or len({entry.key for entry in batch.pendings}) == 1
-    assert len(batch.parts) == 1 or not any(entry.alone for entry in batch.pendings)
-    assert not any(entry.deadline.passed(now_s) for entry in batch.pendings)
+    assert len(batch.parts) == 1 or not any(entry.key is None for entry in batch.pendings)
+    assert not any(entry.deadline_s <= now_s for entry in batch.pendings)
     arrivals = [entry.arrived_s for entry in batch.pendings]
     assert arrivals == sorted(arrivals)
 
