@@ -19,7 +19,7 @@ from headrace.link.frames import Body, Reply, pieces
 from headrace.link.plane import DataPlane
 from headrace.link.request import Answer, Request
 from headrace.logs import request_id, valid_request_id, valid_traceparent
-from headrace.metrics import Recorder, Stage
+from headrace.metrics import Recorder, RequestStage
 from headrace.protocols.calls import call_number
 from headrace.protocols.targets import InferPath
 
@@ -212,14 +212,13 @@ class Prediction:
             return
         now_s = front.plane.now_s()
         version = request.version
-        recorder.request(path.model, version, path.protocol, code, tier, now_s - request.arrived_s)
-        if isinstance(answer, Reply):
-            if request.cold:
-                waited_s = request.sent_s - request.arrived_s
-                self.cold_start_ms = max(1, round(waited_s * 1000))
-                recorder.cold_start(path.model, waited_s)
-            for stage, seconds in self._stages(request, answer, now_s):
-                recorder.stage(path.model, version, stage, seconds)
+        total_s = now_s - request.arrived_s
+        stages = self._stages(request, answer, now_s) if isinstance(answer, Reply) else ()
+        recorder.request(path.model, version, path.protocol, code, tier, total_s, stages)
+        if isinstance(answer, Reply) and request.cold:
+            waited_s = request.sent_s - request.arrived_s
+            self.cold_start_ms = max(1, round(waited_s * 1000))
+            recorder.cold_start(path.model, waited_s)
         if code >= 500 and not refused:
             reason = "answered by the slot" if isinstance(answer, Reply) else answer.message
             log.warning(
@@ -232,7 +231,7 @@ class Prediction:
 
     def _stages(
         self, request: Request, reply: Reply, now_s: float
-    ) -> Iterator[tuple[Stage, float]]:
+    ) -> Iterator[tuple[RequestStage, float]]:
         yield "queue", request.sent_s - request.arrived_s
         yield "link", max(0.0, now_s - request.sent_s - reply.slot_s)
         yield "batch_wait", reply.batch_wait_s

@@ -7,12 +7,12 @@ Prometheus text of the snapshots of all processes of a node.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 ProcessRole = Literal["gateway", "slot", "pool", "stage"]
-Stage = Literal["queue", "link", "batch_wait", "compute", "encode"]
+RequestStage = Literal["queue", "link", "batch_wait", "compute", "encode"]
 Labels = tuple[str | int, ...]
 
 MAX_SERIES = 10_000
@@ -240,18 +240,13 @@ class Recorder:
         code: int,
         tier: str,
         total_s: float,
-        stages: Mapping[Stage, float] | None = None,
+        stages: Iterable[tuple[RequestStage, float]] = (),
     ) -> None:
-        """An answered request; `stages` are those that this process measured, in seconds."""
+        """An answered request; `total_s` and the time of each stage are in seconds."""
         self._requests.add((model, version, protocol, code, tier))
         self._seconds.observe((model, version, protocol), total_s)
-        if stages:
-            for stage, seconds in stages.items():
-                self._stages.observe((model, version, stage), seconds)
-
-    def stage(self, model: str, version: int | str, stage: Stage, seconds: float) -> None:
-        """One stage of one request."""
-        self._stages.observe((model, version, stage), seconds)
+        for stage, seconds in stages:
+            self._stages.observe((model, version, stage), seconds)
 
     def batch(self, model: str, version: int | str, rows: int) -> None:
         """One run of a model."""

@@ -19,6 +19,7 @@ from headrace.metrics import (
     SLOT_STATES,
     STAGE_SECONDS,
     Recorder,
+    RequestStage,
     Series,
     quantile,
 )
@@ -26,7 +27,8 @@ from headrace.metrics import (
 
 def test_a_request_is_counted_and_timed_by_stage() -> None:
     recorder = Recorder("gateway")
-    recorder.request("digits", 2, "rest", 200, "free", 0.003, {"queue": 0.0001, "compute": 0.002})
+    stages: list[tuple[RequestStage, float]] = [("queue", 0.0001), ("compute", 0.002)]
+    recorder.request("digits", 2, "rest", 200, "free", 0.003, stages)
     samples = recorder.snapshot().samples
     assert samples[REQUESTS.name] == {("digits", 2, "rest", 200, "free"): (1,)}
     numbers = samples[REQUEST_SECONDS.name]["digits", 2, "rest"]
@@ -72,8 +74,7 @@ def test_slot_states_are_replaced_as_a_whole() -> None:
 
 def test_every_recording_ends_in_its_family() -> None:
     recorder = Recorder("slot")
-    recorder.request("m", 1, "rest", 200, "free", 0.1)
-    recorder.stage("m", 1, "encode", 0.001)
+    recorder.request("m", 1, "rest", 200, "free", 0.1, [("encode", 0.001)])
     recorder.batch("m", 1, 7)
     recorder.gauges({"m": 1}, {"m": 2})
     recorder.retry("m")
