@@ -199,14 +199,10 @@ def _told(move: LoadOrder | UnloadOrder) -> str:
 def _moves(made: Plan) -> dict[str, Any]:
     return {
         "moves": [
-            ["load" if isinstance(move, LoadOrder) else "unload", *_key(move)]
+            ["load" if isinstance(move, LoadOrder) else "unload", move.slot_id, *move.key]
             for move in made.moves
         ]
     }
-
-
-def _key(move: LoadOrder | UnloadOrder) -> tuple[str, str, int, int]:
-    return (move.slot_id, move.model, move.version, move.revision)
 
 
 def replay_share(inputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -85,7 +85,7 @@ class Fleet:
         """These placements with the orders under way carried out."""
         if not self._orders:
             return list(placements)
-        held = {(p.slot_id, key_of(p)) for p in placements if p.state in HELD}
+        held = {(p.slot_id, p.key) for p in placements if p.state in HELD}
         leaving = {place for place, each in self._orders.items() if isinstance(each, UnloadOrder)}
         coming = [
             Placement(slot_id, key.model, key.version, State.PENDING, revision=key.revision)
@@ -94,7 +94,7 @@ class Fleet:
         ]
         return [
             replace(p, state=State.DRAINING)
-            if p.state in HELD and (p.slot_id, key_of(p)) in leaving
+            if p.state in HELD and (p.slot_id, p.key) in leaving
             else p
             for p in placements
         ] + coming
@@ -155,8 +155,8 @@ class Fleet:
         A placement whose last order is unanswered gets no other one.
         """
         loop = asyncio.get_running_loop()
-        free = [order for order in orders if _place(order) not in self._orders]
-        self._orders |= {_place(order): order for order in free}
+        free = [order for order in orders if (order.slot_id, order.key) not in self._orders]
+        self._orders |= {(order.slot_id, order.key): order for order in free}
         tasks = [loop.create_task(self._give(order, models)) for order in free]
         if not tasks:
             return
@@ -170,14 +170,14 @@ class Fleet:
     async def _give(
         self, order: LoadOrder | UnloadOrder, models: Mapping[str, ModelDecision]
     ) -> None:
-        slot_id, key = place = _place(order)
+        slot_id, key = place = order.slot_id, order.key
         try:
             slot = self._slots.get(slot_id)
             if slot is None:
                 return
             if isinstance(order, UnloadOrder):
                 for placement in list(slot.placements.values()):
-                    if key_of(placement) == key:
+                    if placement.key == key:
                         await slot.control.call("unload", placement_id=placement.placement_id)
             else:
                 await self._load(slot, key, models[order.model].entry)
@@ -249,7 +249,7 @@ class Fleet:
             memory_bytes=words.memory_bytes if words else slot.memory_bytes,
         )
         self._statistics.lost(slot_id)
-        held = {key_of(each): each.state for each in slot.placements.values()}
+        held = {each.key: each.state for each in slot.placements.values()}
         if words is not None:
             # The slot's last words are newer: an order's answer may not have arrived.
             held |= {
@@ -314,7 +314,7 @@ class Fleet:
             load_s=facts["load_s"],
             revision=facts["revision"],
         )
-        key = key_of(placement)
+        key = placement.key
         slot.heard_of.add(placement.placement_id)
         if facts["spec"] is not None:
             self.specs[key] = decode_spec(facts["spec"])
@@ -336,8 +336,8 @@ class Fleet:
 
 def _remember_failure(slot: _Slot, placement: Placement) -> None:
     if placement.state is State.FAILED:
-        slot.failed.pop(key_of(placement), None)
-        slot.failed[key_of(placement)] = placement
+        slot.failed.pop(placement.key, None)
+        slot.failed[placement.key] = placement
         if len(slot.failed) > MAX_FAILED:
             del slot.failed[next(iter(slot.failed))]
 
@@ -352,18 +352,9 @@ def _evidence(slot: _Slot, facts: Mapping[str, Any]) -> Evidence:
     )
 
 
-def key_of(placement: Placement) -> ModelVersion:
-    """The model version that a placement holds."""
-    return ModelVersion(placement.model, placement.version, placement.revision)
-
-
 def states_of(placements: Iterable[Placement]) -> dict[ModelVersion, list[State]]:
     """By model version, the states of its placements."""
     states: dict[ModelVersion, list[State]] = {}
     for placement in placements:
-        states.setdefault(key_of(placement), []).append(placement.state)
+        states.setdefault(placement.key, []).append(placement.state)
     return states
-
-
-def _place(order: LoadOrder | UnloadOrder) -> tuple[str, ModelVersion]:
-    return order.slot_id, ModelVersion(order.model, order.version, order.revision)

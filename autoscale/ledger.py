@@ -34,7 +34,7 @@ def handed_over(
     needed.update(key for key, hold in holds.items() if hold is Hold.KEEP)
     there: list[tuple[str, ModelVersion]] = []
     for placement in placements:
-        key = ModelVersion(placement.model, placement.version, placement.revision)
+        key = placement.key
         if placement.slot_id in stopping:
             if placement.state in HELD:
                 there.append((placement.slot_id, key))

@@ -10,7 +10,6 @@ from typing import Any
 from autoscale.catalog import wanted_versions
 from autoscale.controller import Controller
 from autoscale.decision import ModelDecision
-from autoscale.fleet import key_of
 from autoscale.orders import LoadOrder
 from autoscale.rollout import VersionRevision
 from headrace.config.args import ModelConfig
@@ -294,10 +293,10 @@ class Operations:
 
     def _has_slot(self, key: ModelVersion) -> bool:
         """Whether some slot holds it, or is about to: then it will take what traffic there is."""
-        if any(key == key_of(each) for each in self._controller.fleet.placements()):
+        if any(key == each.key for each in self._controller.fleet.placements()):
             return True
         coming = (move for move in self._controller.plan.moves if isinstance(move, LoadOrder))
-        return any(key == (move.model, move.version, move.revision) for move in coming)
+        return any(key == move.key for move in coming)
 
 
 def _named(config: ModelConfig) -> set[int]:

@@ -42,7 +42,7 @@ class DesiredVersion:
 
     @cached_property
     def key(self) -> ModelVersion:
-        """What its placements hold."""
+        """The model version itself."""
         return ModelVersion(self.model, self.version, self.revision)
 
     @cached_property
@@ -57,23 +57,26 @@ class DesiredVersion:
 
 
 @dataclass(frozen=True, slots=True)
-class LoadOrder:
-    """Order a slot to load a model version."""
-
+class _Order:
     slot_id: str
     model: str
     version: int
     revision: int = 0
+
+    @property
+    def key(self) -> ModelVersion:
+        """The model version to load or unload."""
+        return ModelVersion(self.model, self.version, self.revision)
 
 
 @dataclass(frozen=True, slots=True)
-class UnloadOrder:
-    """Order a slot to drain and unload a model version."""
+class LoadOrder(_Order):
+    """Order a slot to load a model version."""
 
-    slot_id: str
-    model: str
-    version: int
-    revision: int = 0
+
+@dataclass(frozen=True, slots=True)
+class UnloadOrder(_Order):
+    """Order a slot to drain and unload a model version."""
 
 
 @dataclass(frozen=True, slots=True)

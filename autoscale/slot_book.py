@@ -6,15 +6,12 @@ import math
 from bisect import bisect_left, insort
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Generic, TypeVar
 
 from autoscale.orders import HELD, PRESENT, DesiredVersion, Hold, Room
 from headrace.snapshot import ModelVersion, Placement, SlotView, State
 
 FULL = 1.0 + 1e-9
 """Parts of a slot add up to one but for rounding."""
-
-K = TypeVar("K", bound=tuple[Any, ...])
 
 
 class OpenSlots:
@@ -61,7 +58,7 @@ class OpenSlots:
                 yield slot_id
 
 
-class Spare(Generic[K]):
+class Spare:
     """The slots that hold something which yields, the least recently used first.
 
     `order` holds (when the first to leave was used, age of the slot, slot). No want of at least
@@ -69,11 +66,11 @@ class Spare(Generic[K]):
     """
 
     def __init__(self) -> None:
-        self.of: dict[str, list[tuple[float, K]]] = {}
+        self.of: dict[str, list[tuple[float, ModelVersion]]] = {}
         self.order: list[tuple[float, int, str]] = []
         self.hopeless = math.inf
 
-    def put(self, slot_id: str, age: int, yielders: list[tuple[float, K]]) -> None:
+    def put(self, slot_id: str, age: int, yielders: list[tuple[float, ModelVersion]]) -> None:
         """What would leave a slot now, as (when it was used, what), in this order."""
         before = self.of.pop(slot_id, None)
         if before:
@@ -112,7 +109,7 @@ class SlotBook:
         self._coming: dict[str, float] = {}
         self._promised: dict[str, float] = {}
         self._open: dict[str, OpenSlots] = {}
-        self._spare: dict[str, Spare[ModelVersion]] = {}
+        self._spare: dict[str, Spare] = {}
         self._enter(placements)
 
     def count(self, key: ModelVersion, slot_class: str) -> int:
@@ -350,7 +347,7 @@ class SlotBook:
         put, of_slot = self._put, self.present
         for placement in placements:
             slot_id, state = placement.slot_id, placement.state
-            key = ModelVersion(placement.model, placement.version, placement.revision)
+            key = placement.key
             if state is State.FAILED:
                 self._failed.add((slot_id, key))
             present = of_slot.get(slot_id)

@@ -69,6 +69,11 @@ class Placement:
     load_s: float = 0.0
     revision: int = 0
 
+    @property
+    def key(self) -> ModelVersion:
+        """The model version that it holds."""
+        return ModelVersion(self.model, self.version, self.revision)
+
 
 @dataclass(frozen=True, slots=True)
 class VersionView:

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from autoscale.fleet import key_of
 from autoscale.orders import UnloadOrder
 from headrace.config.args import SlotClass
 from headrace.snapshot import Placement, State
@@ -81,7 +80,7 @@ async def test_what_a_slot_has_not_answered_counts_as_done(tmp_path: Path) -> No
         stays = Placement("other", "m", 1, State.READY)
         old = Placement(ready.slot_id, "m", 1, State.END)
         assert fleet.as_ordered([ready, stays]) == [ready, stays]
-        fleet._orders[ready.slot_id, key_of(ready)] = UnloadOrder(ready.slot_id, "m", 1)
+        fleet._orders[ready.slot_id, ready.key] = UnloadOrder(ready.slot_id, "m", 1)
         left, *others = fleet.as_ordered([ready, stays, old])
         assert left.state is State.DRAINING and others == [stays, old]
         fleet._orders.clear()

@@ -226,7 +226,7 @@ class SimulatedFleet:
         slot = self.slots.get(move.slot_id)
         if slot is None:
             return
-        key = ModelVersion(move.model, move.version, move.revision)
+        key = move.key
         if isinstance(move, LoadOrder):
             self._load(slot, key)
         elif key in slot.placements:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from autoscale.decision import Decision
 from autoscale.leases import LeaseBook
-from autoscale.orders import HELD, PRESENT, LoadOrder, Plan, Room, UnloadOrder
+from autoscale.orders import HELD, PRESENT, LoadOrder, Plan, Room
 from autoscale.rounds import Economy, Observation, Rounds
 from autoscale.sharing import Division
 from autoscale.slot_book import FULL
@@ -70,7 +70,7 @@ def check_plan(
     served: set[ModelVersion] = set()
     for p in placements:
         if p.state in HELD and p.slot_id in staying:
-            key = ModelVersion(p.model, p.version, p.revision)
+            key = p.key
             held[key] += 1
             if p.state is State.READY:
                 served.add(key)
@@ -80,10 +80,10 @@ def check_plan(
         if isinstance(move, LoadOrder):
             if move.slot_id not in staying:
                 raise Broken(f"{move.model} is to be loaded into {move.slot_id}, which leaves")
-            left[_key(move)] += 1
+            left[move.key] += 1
         elif move.slot_id in staying:
-            left[_key(move)] -= 1
-        elif _key(move) in needed - served:
+            left[move.key] -= 1
+        elif move.key in needed - served:
             raise Broken(f"nobody but {move.slot_id}, which stops, serves {move.model}")
     for model in decision.models.values():
         minimum = model.entry.config.replicas.min
@@ -92,10 +92,6 @@ def check_plan(
             key = ModelVersion(model.entry.name, *target)
             if left[key] < min(minimum, held[key]):
                 raise Broken(f"{key.model} keeps {left[key]} places, {minimum} are guaranteed")
-
-
-def _key(move: LoadOrder | UnloadOrder) -> ModelVersion:
-    return ModelVersion(move.model, move.version, move.revision)
 
 
 GATEWAY = "gateway"
