@@ -1,4 +1,4 @@
-"""From what the pool knows to what it wants: versions, their slots, who takes traffic; pure."""
+"""Decision of a round: which versions slots should hold, and which take the traffic; pure."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from headrace.snapshot import ModelVersion, Placement, State
 
 @dataclass(frozen=True, slots=True)
 class Knowledge:
-    """What a decision rests on.
+    """Inputs of a decision.
 
-    `revisions` holds the revision of each (model, version) that has one above 0. `stuck` are
-    wanted keys that found no slot the last time. `serving` is by model, see `Rollout`.
-    `desired` says how many slots each version of a model should have (absent: its least number),
-    `granted` how many all of them may have together (absent: all); those of a `lingering` one go
-    to whoever needs them. Those in `turns` have starved, see `DesiredVersion.turn`. Slots that are
-    `stopping` serve for a while still.
+    `rejected` are versions left by a rollback, `revisions` the revision of each (model, version)
+    that has one above 0, `serving` the versions that took the traffic so far, `stuck` the versions
+    that found no slot last time. `desired` is by model the number of slots of each version (absent:
+    its least number), `granted` the places of all versions together (absent: all). Slots of a
+    `lingering` model go to any model that needs them. Models in `turns` have starved, see
+    `DesiredVersion.turn`. Slots that are `stopping` still serve for a while.
     """
 
     entries: Sequence[CatalogEntry]
@@ -40,7 +40,7 @@ class Knowledge:
 
 
 class Rare(NamedTuple):
-    """What is to be said of few models; see `Knowledge` and `Situation`."""
+    """Facts that few models have; see `Knowledge` and `Situation`."""
 
     rejected: frozenset[int] = frozenset()
     revisions: Mapping[int, int] = MappingProxyType({})
@@ -50,7 +50,7 @@ class Rare(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """What of the knowledge concerns one model; see `Situation`."""
+    """The part of `Knowledge` about one model; see `Situation`."""
 
     serving: tuple[VersionRevision, ...] = ()
     ready: Mapping[VersionRevision, int] = MappingProxyType({})
@@ -60,7 +60,7 @@ class Facts(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ModelDecision:
-    """One model's part, and what it rests on; `keys` are its wanted versions."""
+    """Decision about one model and its inputs; `keys` are its wanted versions."""
 
     entry: CatalogEntry
     situation: Situation
@@ -69,12 +69,12 @@ class ModelDecision:
     keys: tuple[ModelVersion, ...] = ()
 
     def settled(self) -> bool:
-        """Whether everything wanted is ready."""
+        """Whether all wanted versions are ready."""
         return all(self.situation.done(target) for target in self.situation.wanted)
 
 
 class Rank(NamedTuple):
-    """How many places a model may have together (None: all), and before whom."""
+    """Places that a model may have (None: all), and its rank among models."""
 
     places: int | None
     firm: bool
@@ -82,7 +82,7 @@ class Rank(NamedTuple):
 
 
 class DesiredModel(NamedTuple):
-    """What slots should hold for one model of this rank, and what may stay there."""
+    """What slots should hold for one model, and what may stay there."""
 
     rank: Rank
     wants: tuple[DesiredVersion, ...]
@@ -91,9 +91,9 @@ class DesiredModel(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What slots should hold, what else may stay there, and each model's versions.
+    """What slots should hold (`wants`), what else may stay there (`holds`), and why.
 
-    `parts` are those of `models`, of which `wants` and `holds` consist.
+    `wants` and `holds` are those of all `parts`.
     """
 
     wants: list[DesiredVersion] = field(default_factory=list)
@@ -103,11 +103,11 @@ class Decision:
 
 
 def decide(known: Knowledge, before: Decision | None = None) -> Decision:
-    """See the module. What nothing has changed for is taken over from the decision `before`."""
+    """Decide anew; models whose inputs are unchanged are taken over from `before`."""
     before = before or Decision()
     decision, usual = Decision(), Facts()
     ready, rare = _ready(known.placements), _rare(known)
-    # Plain tuples, of which most are as before: the named ones take longer to make.
+    # Plain tuples, mostly equal to those before: named ones take longer to make.
     for entry in known.entries:
         name = entry.name
         desired = known.desired.get(name)
@@ -194,7 +194,7 @@ def _part(one: ModelDecision, rank: Rank) -> DesiredModel:
 
 
 def _granted(one: ModelDecision, places: int) -> dict[VersionRevision, int]:
-    """Each wanted version's part of the places; what is short goes to the default one first.
+    """Places of each wanted version; the default version comes first where they are short.
 
     A version that has failed gets what the others leave.
     """
@@ -203,7 +203,7 @@ def _granted(one: ModelDecision, places: int) -> dict[VersionRevision, int]:
     sound = [target for target in now.wanted if target not in now.failed or now.alive(target)]
     failed = [target for target in now.wanted if target not in sound]
     for targets in (sound, failed):
-        # The newest is more likely to be asked for than older ones are.
+        # Newer versions are more likely to be called than older ones.
         targets.sort(key=lambda target: (target[0] == default, target), reverse=True)
         for number, target in enumerate(targets):
             part = -(-places // (len(targets) - number))
@@ -247,9 +247,9 @@ def _keys(entry: CatalogEntry, situation: Situation) -> tuple[ModelVersion, ...]
 
 
 def _last_good(now: Situation, rejected: Collection[int]) -> VersionRevision | None:
-    """The version that served last, while all that should follow it have failed, or none is there.
+    """Version that served last, if all candidates to follow it have failed or there is none.
 
-    It stays wanted then, so that it is loaded again where its slot dies or had to be given up.
+    It stays wanted, so it is loaded again if its slot dies or had to be given up.
     """
     following = [target for target in now.wanted if target[0] in now.candidates]
     if not now.serving:
@@ -262,6 +262,6 @@ def _last_good(now: Situation, rejected: Collection[int]) -> VersionRevision | N
 
 
 def _as_it_is(now: Situation, ready: Mapping[VersionRevision, int]) -> Rollout:
-    """The store has not told yet which versions there are: everything stays."""
+    """Roll-out while the versions in the store are unknown: everything stays."""
     serving = tuple(t for t in now.serving if now.alive(t)) or tuple(sorted(ready))
     return Rollout(serving, frozenset(ready))

@@ -1,9 +1,9 @@
-"""Model versions that could not be loaded: why, when to try again, and in slots of which class.
+"""Failed loads: why, when to try again, and in slots of which class; pure.
 
-Pure. Most failures may pass, so they are tried again after ever longer waits. Files that were
-refused are tried once more, in another slot where there is one, and what took more memory than its
-slot may have once in the largest slot; after that only a change of files or config, or an
-operator's order, brings another try.
+Most failures may pass, so the load is tried again after ever longer waits. Files that were refused
+are tried once more, in another slot if there is one; a version that took too much memory is tried
+once more in the largest slot. After that only a change of files or config, or an operator's order,
+brings another try.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from replicas.last_words import EXIT_CODE, Words
 FIRST_BACKOFF_S = 2.0
 LONGEST_BACKOFF_S = 60.0
 TRIES = 2
-"""So often are files tried that are refused: a slot, or its copy of them, may be at fault too."""
+"""Tries for files that are refused: the slot, or its copy of them, may be at fault."""
 
 _LASTING = (FailureKind.BROKEN, FailureKind.MEMORY)
 
 
 @dataclass(frozen=True, slots=True)
 class _Failure:
-    """`lasting` counts the failures of a kind that waiting does not heal."""
+    """Last failure of a version; `lasting` counts failures that waiting cannot heal."""
 
     reason: str
     count: int
@@ -38,7 +38,7 @@ class _Failure:
 
 
 class Failures:
-    """Times are on the clock of the `now_s` that is given; `slots` are the classes there are."""
+    """Failures by model version; `slots` are the slot classes."""
 
     def __init__(self, slots: Mapping[str, SlotClass] | None = None) -> None:
         self._slots = slots or {}
@@ -51,7 +51,7 @@ class Failures:
     def add(
         self, key: ModelVersion, reason: str, now_s: float, evidence: Evidence | None = None
     ) -> None:
-        """It failed once more."""
+        """Count one more failure."""
         found = evidence or Evidence()
         before = self._failures.get(key)
         count = before.count + 1 if before else 1
@@ -73,9 +73,9 @@ class Failures:
         return self._too_small.get(version, frozenset())
 
     def class_for(self, model: str, version: int, slot_class: str) -> str:
-        """The class that should hold a version whose model belongs into `slot_class`.
+        """Class for a version whose model belongs in `slot_class`.
 
-        A larger one once it has run out of memory there; not that either, once it failed in both.
+        A larger class if the version ran out of memory there, unless it did in the larger one too.
         """
         too_small = self._classes_of((model, version))
         if slot_class not in too_small:
@@ -84,47 +84,47 @@ class Failures:
         return slot_class if larger is None or larger in too_small else larger
 
     def too_small(self) -> dict[tuple[str, int], frozenset[str]]:
-        """By (model, version), the classes whose memory was not enough; for `restore`."""
+        """By (model, version), the classes with too little memory; for `restore`."""
         return dict(self._too_small)
 
     def restore(self, too_small: Mapping[tuple[str, int], frozenset[str]]) -> None:
-        """Take over what an earlier pool has learned."""
+        """Take over `too_small` of an earlier pool."""
         self._too_small = {**too_small, **self._too_small}
 
     def forget(self, keys: Iterable[ModelVersion]) -> None:
-        """They are ready: a class that was too small stays so."""
+        """Drop the failures of versions that are ready; classes that were too small stay so."""
         for key in list(keys):
             self._failures.pop(key, None)
 
     def renew(self, keys: Iterable[ModelVersion]) -> None:
-        """There is reason to try those that failed again at once, as if for the first time."""
+        """Try these again at once, as if for the first time."""
         for key in list(keys):
             if self._failures.pop(key, None) is not None:
                 self._too_small.pop((key.model, key.version), None)
 
     def forget_model(self, model: str, version: int | None = None) -> None:
-        """Try a model's versions again at once, or that one."""
+        """Try all versions of a model, or one, again at once."""
         self.renew(
             [key for key in self._failures if key.model == model and version in (None, key.version)]
         )
 
     def reason(self, key: ModelVersion) -> str:
-        """Why its last try failed; "" if it has not."""
+        """Reason of the last failure, "" without one."""
         return self._failures[key].reason if key in self._failures else ""
 
     def due(self, key: ModelVersion, now_s: float) -> bool:
-        """Whether it may be tried again by now."""
+        """Whether it may be tried now."""
         return key not in self._failures or self._failures[key].retry_at_s <= now_s
 
     def retry_at(self) -> dict[ModelVersion, float]:
-        """When each may be tried again; infinite: not until something changes."""
+        """Time of each version's next try; infinite: not until something changes."""
         return {key: failure.retry_at_s for key, failure in self._failures.items()}
 
     def documents(self, now_s: float) -> list[dict[str, Any]]:
-        """All that is known, as the admin API tells it.
+        """All failures as JSON for the admin API.
 
-        `retry_in_s` is None where nothing but a change brings another try, else `next_class` is
-        the slot class of that.
+        `retry_in_s` is None if only a change brings another try; otherwise that is made in a slot
+        of `next_class`.
         """
         return [self._document(key, failure, now_s) for key, failure in self._failures.items()]
 
@@ -148,11 +148,10 @@ class Failures:
 
 
 def largest_above(slot_class: str, slots: Mapping[str, SlotClass]) -> str | None:
-    """The class with most memory that can hold what `slot_class` can, None if none has more.
+    """Class with most memory that can hold what `slot_class` can; None if none has more.
 
-    There is only one more try, so it is made where it has the best chance. A class without a limit
-    has most. A class that is turned off, or whose slots have a GPU where these have none or the
-    other way round, does not count.
+    The largest one, since only one more try is made. A class without a limit has most. Classes that
+    are turned off or differ in having a GPU do not count.
     """
     current = slots.get(slot_class)
     if current is None or current.memory is None:
@@ -169,20 +168,20 @@ def largest_above(slot_class: str, slots: Mapping[str, SlotClass]) -> str | None
 
 
 def backoff_s(failures: int) -> float:
-    """Seconds to wait after the n-th failure in a row: 2, doubling up to 60; 0 without one."""
+    """Seconds to wait after this many failures in a row: 2, doubling up to 60; 0 without any."""
     if failures <= 0:
         return 0.0
     return min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2.0 ** min(failures - 1, 10))
 
 
 NEAR = 0.9
-"""Memory is sampled: the last sample of a slot that ran out of it is somewhat below the limit."""
+"""Part of the memory limit that counts as all: the last sample before the end is a little lower."""
 
 
 def autopsy(slot_class: str, state: State, held: int, words: Words | None) -> tuple[str, Evidence]:
-    """One sentence, and what it rests on. `held` counts what the slot held, this one included.
+    """Sentence and evidence about a slot that died; `held` counts its placements, this included.
 
-    Without `words` (the slot was on another node, or never wrote any) nothing is known.
+    Without `words` (the slot was on another node, or wrote none) the cause is unknown.
     """
     begin = f"the slot died while it was {state.lower()}"
     if words is None:

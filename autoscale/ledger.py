@@ -1,7 +1,7 @@
 """Which slot holds which model version, and what must move; pure: time is an argument.
 
-Moves only bring closer what is wanted: what stands is never moved to balance slots, and leaves for
-others only where they have a right to places that are nowhere free.
+Every order brings slots closer to what is desired. A placement is never moved to balance slots, and
+leaves for another only if that has a right to a place and none is free.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ def handed_over(
     placements: Sequence[Placement],
     holds: Mapping[ModelVersion, Hold],
 ) -> list[UnloadOrder]:
-    """Unloads, in slots that stop, of what is READY elsewhere or what nobody needs.
+    """Unloads in slots that stop, of versions that are READY elsewhere or needed nowhere.
 
-    All else serves there until its new place is READY, for as long as the slot waits: Serve picks
-    the slots that stop, and may pick the only one of a model while others are empty.
+    Other versions serve there until they are READY elsewhere, for as long as the slot waits: Serve
+    picks the slots that stop, and may pick a model's only one while others are empty.
     """
     stopping = {slot.slot_id for slot in slots if slot.draining}
     if not stopping or len(stopping) == len(slots):
-        return []  # where all stop, gateways that end with them have nobody else to ask
+        return []  # all stop: requests have no other slot to go to
     needed = {want.key for want in wanted if want.firm and want.target}
     needed.update(key for key, hold in holds.items() if hold is Hold.KEEP)
     there: list[tuple[str, ModelVersion]] = []
@@ -54,16 +54,15 @@ def plan(
 ) -> Plan:
     """Orders that lead from `placements` to `wanted`.
 
-    `slots` are the live ones, oldest first; room that an unload makes is used by a later plan,
-    once the slot has let go. Each model gets a first slot before any gets a second. `retry_at`
-    holds back versions that failed, on `now_s`'s clock. What `holds` names is not unloaded, except
-    that KEEP never yields and YIELD does for a firm want. In classes that are full, places that
-    are sure make others leave.
+    `slots` are the live ones, oldest first. Room that an unload makes is used by a later plan, once
+    the slot has let go. Each model gets a first slot before any gets a second. Versions that failed
+    wait until their `retry_at`. Versions in `holds` stay: KEEP always, YIELD until a firm one needs
+    the slot. In classes that are full, sure places make others leave.
     """
     book = SlotBook(slots, placements, room, holds)
     lacks = [_Lack(want) for want in wanted]
     unloads = handed_over(wanted, slots, placements, holds) + _surplus(lacks, book, holds)
-    lacks = [lack for lack in lacks if lack.want.replicas]  # of many models most may sleep
+    lacks = [lack for lack in lacks if lack.want.replicas]  # usual: most models sleep
     for lack in lacks:
         lack.late = retry_at.get(lack.key, now_s) > now_s
     loads = _seat_sure(lacks, book, room, holds, unloads)
@@ -85,10 +84,10 @@ def _seat_sure(
     holds: Mapping[ModelVersion, Hold],
     unloads: list[UnloadOrder],
 ) -> list[LoadOrder]:
-    """Loads for places that are sure, in classes that are full; unloads of what leaves for them.
+    """Loads for sure places in classes that are full; appends the unloads that make room for them.
 
-    Shares may fit by their sum and yet into no slot, and what is there would stay for as long as
-    it is called. Nobody leaves for a new version while another one of the model serves.
+    Shares may fit by their sum but into no slot, while what is there stays as long as it is called.
+    Nothing leaves for a new version of a model that serves with another one.
     """
     loads: list[LoadOrder] = []
     serving = {key.model for key, hold in holds.items() if hold is Hold.KEEP}
@@ -120,7 +119,7 @@ def _seat_sure(
                 unloads.append(UnloadOrder(slot_id, *key))
                 if key in guaranteed and book.count(key, want.slot_class) < guaranteed[key]:
                     moved = book.best_slot(wants[key])
-                    assert moved is not None  # or it would not have left
+                    assert moved is not None  # `clear` has found it room
                     book.load(moved, key)
                     loads.append(LoadOrder(moved, *key))
     return loads
@@ -129,7 +128,10 @@ def _seat_sure(
 def _seat_rest(
     lacks: Sequence[_Lack], book: SlotBook, loads: list[LoadOrder], unloads: list[UnloadOrder]
 ) -> None:
-    """A first place for each before any gets a second, firm wants first; what yields leaves."""
+    """Give each version a first place before any gets a second, firm ones first.
+
+    Placements that yield are unloaded for firm ones.
+    """
     queue = [
         (not lack.want.firm, lack.target - lack.missing, number, lack)
         for number, lack in enumerate(lacks)
@@ -160,9 +162,10 @@ def _seat_rest(
 
 
 class _Lack:
-    """What a want lacks: of its `replicas` at first, and of its `target` still.
+    """Places that a desired version lacks.
 
-    For `cleared` places others are leaving their slots.
+    `lacking` counts up to its `replicas`, as found; `missing` up to its `target`, as planned so
+    far. Other versions are leaving their slots for `cleared` places.
     """
 
     __slots__ = ("cleared", "key", "lacking", "late", "missing", "target", "want")
@@ -173,20 +176,20 @@ class _Lack:
         self.lacking = want.replicas
 
     def count(self, book: SlotBook) -> None:
-        """What is held is not lacking."""
+        """Subtract the places that it holds."""
         held = book.count(self.key, self.want.slot_class)
         self.lacking -= held
         self.missing -= held + self.cleared
 
     @property
     def short(self) -> int:
-        """Replicas that it stays without."""
+        """Slots that it stays without."""
         return max(0, self.missing) + self.want.replicas - self.target
 
     def reason(self) -> str:
-        """Why."""
+        """Why it waits, for operators."""
         if self.late:
-            # Without the seconds left: a text that changes by itself would be news each time.
+            # No seconds in it: a text that changes with time would change every snapshot.
             return "failed to load, waits before the next try"
         slot_word = "slot" if self.lacking == 1 else "slots"
         more = f"more {slot_word}" if self.lacking < self.want.replicas else slot_word
@@ -200,7 +203,7 @@ def within_limits(
     placements: Sequence[Placement],
     max_loads: int,
 ) -> list[LoadOrder | UnloadOrder]:
-    """The moves without the loads for which a node has too many under way; they come later."""
+    """The moves, without loads that exceed `max_loads` at once on a node; these come later."""
     node = {slot.slot_id: slot.node_id for slot in slots}
     loading = (State.PENDING, State.LOADING, State.WARMING)
     under_way = Counter(node.get(p.slot_id, "") for p in placements if p.state in loading)
@@ -218,7 +221,7 @@ def within_limits(
 def _surplus(
     lacks: Sequence[_Lack], book: SlotBook, holds: Mapping[ModelVersion, Hold]
 ) -> list[UnloadOrder]:
-    """Unloads of what nobody wants, or wants fewer of: first not READY, then the newest slot."""
+    """Unloads of placements beyond what is desired: those not READY first, then newest slots."""
     loose = {lack.key for lack in lacks if not lack.want.firm}
     surplus = book.surplus({(lack.key, lack.want.slot_class): lack.target for lack in lacks})
     unloads = [(slot_id, key) for slot_id, key in surplus if key not in holds or key in loose]

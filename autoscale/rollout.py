@@ -1,7 +1,7 @@
-"""Which versions of a model take its traffic while new ones come and old ones go; pure.
+"""Roll-out: which versions of a model take its traffic while new ones come; pure.
 
-A new version is loaded beside the old one, the traffic moves once it is ready, and the old one may
-stay warm for a rollback. A version that never gets ready never takes traffic.
+A new version is loaded beside the old one, traffic moves once it is ready, and the old one may stay
+warm for a rollback. A version that never becomes ready never takes traffic.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ VersionRevision = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """What is known of a model.
+    """State of a model's versions.
 
-    `wanted` are the versions to be held, ascending; of them only `candidates` may become the
-    default (the others are there because a label names them). `ready` counts READY placements,
-    `stopping` those of them that go with their slots.
-    `serving` took the traffic so far, the default last. `stuck` are wanted targets for which no
-    slot is free, `failed` those whose last try to load failed. `stored` versions are in the store.
+    `wanted` versions should be held, ascending; only `candidates` may become the default (others
+    are wanted for a label). `ready` counts READY placements, `stopping` those in slots that stop.
+    `serving` took the traffic so far, the default last. `stuck` are wanted but no slot is free for
+    them, `failed` failed to load last time. `stored` versions are in the store. Each version should
+    have `desired` slots.
     """
 
     wanted: tuple[VersionRevision, ...]
@@ -37,7 +37,7 @@ class Situation:
     def done(self, target: VersionRevision) -> bool:
         """Whether it can take the traffic: all desired slots are ready, or as many as fit.
 
-        One that sleeps can, unless it has failed.
+        A sleeping version can, unless it has failed.
         """
         count = self.ready.get(target, 0) - self.stopping.get(target, 0)
         if not count and target in self.failed:
@@ -45,13 +45,13 @@ class Situation:
         return count >= self.desired or (count > 0 and target in self.stuck)
 
     def alive(self, target: VersionRevision) -> bool:
-        """Whether anything of it is ready."""
+        """Whether any placement is ready."""
         return self.ready.get(target, 0) > 0
 
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """What follows: `serving` takes traffic, the last by default; `keep` must stay, `spare` may."""
+    """The next step: `serving` takes traffic, default last; `keep` must stay, `spare` may stay."""
 
     serving: tuple[VersionRevision, ...] = ()
     keep: frozenset[VersionRevision] = field(default_factory=frozenset)
@@ -59,12 +59,12 @@ class Rollout:
 
     @property
     def default(self) -> int | None:
-        """The version that answers who names none."""
+        """Version for requests that name none."""
         return self.serving[-1][0] if self.serving else None
 
 
 def roll_out(now: Situation, *, in_place: bool = False, keep_previous: bool = True) -> Rollout:
-    """The next step. With `in_place` the old version gives way where no other slot is free."""
+    """The next step. With `in_place` the old version gives way if no other slot is free."""
     if not now.wanted:
         return Rollout()
     old = tuple(t for t in now.serving if t not in now.wanted and now.alive(t))
@@ -73,7 +73,7 @@ def roll_out(now: Situation, *, in_place: bool = False, keep_previous: bool = Tr
     leaving = frozenset() if settled else frozenset(old)
     serving = {version: (version, revision) for version, revision in sorted(leaving)}
     for target in now.wanted:
-        # Of one version the old files answer until the new ones can.
+        # The old revision of a version answers until the new one can.
         if target[0] not in serving or now.done(target):
             serving[target[0]] = target
     if default is not None:
@@ -122,7 +122,7 @@ def labels_now(
     rollout: Rollout,
     ready: Mapping[VersionRevision, int],
 ) -> dict[str, int]:
-    """Where each label points: it moves once its new version is ready, for everybody at once."""
+    """Version of each label; a label moves once its new version is ready."""
     alive = {target[0] for target in rollout.serving if ready.get(target, 0) > 0}
     served = {version for version, _ in rollout.serving}
     labels = {}

@@ -1,4 +1,4 @@
-"""Who holds what on the slots of the pool while it is decided what must move; pure."""
+"""The contents of slots while a plan is made; pure."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ from autoscale.orders import HELD, PRESENT, DesiredVersion, Hold, Room
 from headrace.snapshot import ModelVersion, Placement, SlotView, State
 
 FULL = 1.0 + 1e-9
-"""Parts of a slot add up to one but for rounding."""
+"""A whole slot; the rest absorbs rounding in sums of parts."""
 
 
 class OpenSlots:
-    """Finds slots with room without a look at all of them: both orders are kept sorted.
+    """Index of the slots with room, sorted by use and by number of models.
 
-    `slots` are (slot id, part of it that is used, models that it holds). Slots with less room than
-    `least`, the smallest part that a model takes, are left out. `empty` counts those that hold
-    nothing.
+    `slots` are (slot id, part in use, models held). Slots with less room than `least`, the smallest
+    part that a model takes, are left out. `empty` counts the slots that hold nothing.
     """
 
     def __init__(self, slots: Iterable[tuple[str, float, int]], least: float) -> None:
@@ -31,7 +30,7 @@ class OpenSlots:
         self.empty = sum([not count for _, count in self._now.values()])
 
     def change(self, slot_id: str, used: float, count: int) -> None:
-        """A slot is used otherwise now."""
+        """Update one slot."""
         before_used, before_count = self._now[slot_id]
         self.empty += (not count) - (not before_count)
         self._now[slot_id] = (used, count)
@@ -43,8 +42,8 @@ class OpenSlots:
             insort(self._by_count, (count, slot_id))
 
     def fullest(self, size: float) -> Iterator[str]:
-        """Those with so much room, the fullest first, then by id."""
-        # A little before the place, as sums of parts are not exact.
+        """Slots with room for `size`, the fullest first, then by id."""
+        # Starts a little early, since sums of parts are not exact.
         first = bisect_left(self._by_use, (size - FULL - 1e-9, ""))
         for number in range(first, len(self._by_use)):
             used, slot_id = self._by_use[number]
@@ -52,17 +51,17 @@ class OpenSlots:
                 yield slot_id
 
     def fewest(self, size: float) -> Iterator[str]:
-        """Those with so much room, the one that holds fewest models first, then by id."""
+        """Slots with room for `size`, fewest models first, then by id."""
         for _, slot_id in self._by_count:
             if self._now[slot_id][0] + size <= FULL:
                 yield slot_id
 
 
 class Spare:
-    """The slots that hold something which yields, the least recently used first.
+    """Index of the slots with placements that yield, least recently used first.
 
-    `order` holds (when the first to leave was used, age of the slot, slot). No want of at least
-    the size `hopeless` finds room by what yields, until something changes.
+    `order` holds (last use of the first to leave, age of the slot, slot id). Until something
+    changes, no version of at least the size `hopeless` fits in place of yielding ones.
     """
 
     def __init__(self) -> None:
@@ -71,7 +70,7 @@ class Spare:
         self.hopeless = math.inf
 
     def put(self, slot_id: str, age: int, yielders: list[tuple[float, ModelVersion]]) -> None:
-        """What would leave a slot now, as (when it was used, what), in this order."""
+        """Set what would leave a slot, as (last use, version) in this order."""
         before = self.of.pop(slot_id, None)
         if before:
             del self.order[bisect_left(self.order, (before[0][0], age, slot_id))]
@@ -82,9 +81,9 @@ class Spare:
 
 
 class SlotBook:
-    """Who holds what on the slots that stay; of the others see `handover`.
+    """Contents of the slots that stay; `ledger.handed_over` plans for those that stop.
 
-    `present` are the placements by slot, the oldest slot first.
+    `present` is by slot the state of each version, oldest slot first.
     """
 
     def __init__(
@@ -113,13 +112,13 @@ class SlotBook:
         self._enter(placements)
 
     def count(self, key: ModelVersion, slot_class: str) -> int:
-        """How many slots of the class hold the version."""
+        """Slots of the class that hold the version."""
         return len(self._holders.get((key, slot_class), ()))
 
     def surplus(
         self, most: Mapping[tuple[ModelVersion, str], int]
     ) -> list[tuple[str, ModelVersion]]:
-        """Placements beyond so many of a version in a class (absent: 0), the oldest slot first.
+        """Placements beyond `most` of a version in a class (absent: 0), oldest slot first.
 
         READY ones stay rather than others, then those in the oldest slots.
         """
@@ -136,9 +135,9 @@ class SlotBook:
         return [(slot_id, key) for _, key, slot_id in sorted(found)]
 
     def best_slot(self, want: DesiredVersion) -> str | None:
-        """The slot with room that holds fewest models, one where it has not failed, then by id.
+        """Best slot with room: where the version has not failed, fewest models, then by id.
 
-        Where too few slots are empty, the fullest one that is not.
+        If too few slots are empty, the fullest slot instead of the one with fewest models.
         """
         key, slot_class = want.key, want.slot_class
         size = self._room.size(want.model, slot_class)
@@ -164,7 +163,7 @@ class SlotBook:
         return True
 
     def yielding(self, want: DesiredVersion) -> list[tuple[str, ModelVersion]]:
-        """Placements of one slot that make room for this want: those not used for longest."""
+        """Placements of one slot that make room for this version: the least recently used."""
         key, size = want.key, self._room.size(want.model, want.slot_class)
         spare = self._spare.get(want.slot_class)
         if spare is None:
@@ -178,7 +177,7 @@ class SlotBook:
         full = True
         for first_s, age, slot_id in spare.order:
             if best is not None and first_s > best[0]:
-                break  # what leaves there was used later than all that leaves the best one
+                break  # all further ones were used later
             present = self.present[slot_id]
             if key in present:
                 full = False
@@ -205,12 +204,11 @@ class SlotBook:
     def clear(
         self, want: DesiredVersion, rights: Mapping[ModelVersion, int], *, moving: bool
     ) -> list[tuple[str, ModelVersion]] | None:
-        """What leaves one slot, so that the want fits; None where that is not possible.
+        """Unload placements of one slot so that the version fits; None if that is impossible.
 
-        Each version keeps as many places as it has `rights` to; where there is no other way one of
-        those leaves too if it may go on elsewhere, with `moving`. First those leave that yield,
-        then those whose version has other places. The room is promised, whether it is there yet
-        or not.
+        Each version keeps as many places as it has `rights` to; with `moving`, one of those leaves
+        too, as a last resort, if it fits elsewhere. Placements that yield leave first, then those
+        whose version has other places. The room is promised to the version from now on.
         """
         size = self._room.size(want.model, want.slot_class)
         best: tuple[tuple[bool, int, int, float], str, list[ModelVersion]] | None = None
@@ -275,7 +273,7 @@ class SlotBook:
             free -= minus
             leaving.append(key)
             if rank == 3:
-                break  # what is free elsewhere is free for one
+                break  # the room elsewhere is enough for one
         return leaving if free + FULL - 1 >= size else None
 
     def _fits_elsewhere(self, key: ModelVersion, slot_id: str) -> bool:
@@ -305,7 +303,7 @@ class SlotBook:
         return found
 
     def _yielders(self, slot_id: str) -> list[tuple[float, ModelVersion]]:
-        """What would leave this slot for others, the least recently used first."""
+        """Versions that would leave this slot for others, least recently used first."""
         used_s, holds = self._room.used_s, self._holds
         return sorted(
             [
@@ -319,7 +317,7 @@ class SlotBook:
         return self._room.size(key.model, self._slot_class[slot_id])
 
     def _changed(self, slot_id: str) -> None:
-        """Bring up to date what is only there once somebody has asked."""
+        """Update the indexes that exist: they are made on first use."""
         slot_class = self._slot_class[slot_id]
         if slot_class in self._open:
             count = len(self.present[slot_id])
@@ -328,7 +326,7 @@ class SlotBook:
             self._spare[slot_class].put(slot_id, self._age[slot_id], self._yielders(slot_id))
 
     def _put(self, slot_id: str, key: ModelVersion, state: State) -> None:
-        """Note what a slot has of a version now."""
+        """Set the state of a version in a slot."""
         present, slot_class = self.present[slot_id], self._slot_class[slot_id]
         before = present.get(key)
         present[key] = state
@@ -353,6 +351,6 @@ class SlotBook:
             present = of_slot.get(slot_id)
             if present is None or state not in PRESENT:
                 continue
-            # Two entries of one version: an old one may still drain while another is READY.
+            # A slot may have two placements of a version: one drains while another is READY.
             if key not in present or state is State.READY or present[key] not in HELD:
                 put(slot_id, key, state)

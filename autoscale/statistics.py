@@ -1,7 +1,7 @@
-"""The sums of what all slots have counted, by model version; they only grow.
+"""Inference statistics summed over all slots, by model version; they only grow.
 
-A slot counts from zero when its process starts, so what slots had counted when they died is kept
-here, and by the gateways for the next pool. What a slot counted after its last report is lost.
+A slot counts from zero when its process starts. The counts of slots that died are kept here, and by
+the gateways for the next pool; counts after a slot's last report are lost.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from typing import Any
 from headrace.protocols.metadata import BATCH_PAIRS, PAIRS, SCALARS
 
 GONE_KEPT = 64
-"""How many of the slots that were lost may come back: their process lives, only the link broke."""
+"""Lost slots whose counts can be taken back: their process may live, only the link broke."""
 
 Version = tuple[str, int]
 ModelCounts = Mapping[str, Any]
 Counts = dict[tuple[str | int, ...], int]
-"""A document's numbers by their place, so that documents can be added."""
+"""Numbers of a document by their path in it, so that documents can be added."""
 
 LAST = ("last_inference",)
 
 
 class StatisticsBook:
-    """See the module. What slots in `_gone` had counted is in `_retired` too."""
+    """Counts of live and lost slots; those of `_gone` slots are part of `_retired`."""
 
     def __init__(self) -> None:
         self._slots: dict[str, dict[Version, ModelCounts]] = {}
@@ -31,7 +31,7 @@ class StatisticsBook:
         self._retired: dict[Version, Counts] = {}
 
     def take(self, slot_id: str, statistics: Iterable[ModelCounts]) -> None:
-        """A slot's report, in place of its last one; it may have forgotten versions since."""
+        """Replace a slot's last report; it may have forgotten versions since."""
         old = self._slots.get(slot_id, {})
         if slot_id in self._gone:
             old = self._gone.pop(slot_id)
@@ -44,7 +44,7 @@ class StatisticsBook:
         self._slots[slot_id] = new
 
     def lost(self, slot_id: str) -> None:
-        """A slot is gone: keep what it had counted."""
+        """Keep the counts of a slot that is gone."""
         documents = self._slots.pop(slot_id, None)
         if documents is None:
             return
@@ -55,14 +55,14 @@ class StatisticsBook:
             del self._gone[next(iter(self._gone))]
 
     def retired(self) -> dict[str, Any]:
-        """What slots that are gone had counted, for the next pool: documents by `model/version`."""
+        """Counts of lost slots for the next pool: documents by `model/version`."""
         return {
             f"{model}/{version}": _document(counts)
             for (model, version), counts in sorted(self._retired.items())
         }
 
     def restore(self, retired: Mapping[str, ModelCounts]) -> None:
-        """Take over what an earlier pool gave as `retired`; once more changes nothing."""
+        """Take over `retired` of an earlier pool; repeating it changes nothing."""
         for key, document in retired.items():
             model, _, version = key.rpartition("/")
             mine = self._retired.setdefault((model, int(version)), {})
@@ -85,7 +85,7 @@ class StatisticsBook:
 
 
 def _restarted(old: ModelCounts, new: ModelCounts) -> bool:
-    """Whether the slot has forgotten a version and begun to count it anew."""
+    """Whether the slot has begun to count a version anew."""
     before, after = dict(_numbers(old)), dict(_numbers(new))
     return any(after.get(place, 0) < number for place, number in before.items() if place != LAST)
 

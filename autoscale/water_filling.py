@@ -9,15 +9,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 TOLERANCE = 1e-9
-"""In slots and in places: sums of parts of a slot, such as ten tenths, are not exact."""
+"""Tolerance in slots and places: sums of parts of a slot, such as ten tenths, are not exact."""
 
 
 Vessel = tuple[float, float, float]
-"""(weight, floor, cap): it gets `level * weight`, but at least `floor` and at most `cap`."""
+"""(weight, floor, cap): gets `level * weight`, at least `floor` and at most `cap`."""
 
 
 def water_fill(vessels: Sequence[Vessel], total: float) -> list[float]:
-    """Amounts that sum to `total`, all at one level; floors or caps where these leave no choice.
+    """Amounts at one common level that sum to `total`, or all floors, or all caps, if need be.
 
     Bertsekas and Gallager, "Data Networks" (1992), section 6.5.2, with weights and floors.
     """
@@ -27,7 +27,7 @@ def water_fill(vessels: Sequence[Vessel], total: float) -> list[float]:
     if sum([cap for _, _, cap in vessels]) <= total:
         return [cap for _, _, cap in vessels]
     level = rate = 0.0
-    bends = []  # where the pace at which all vessels together fill changes, and by how much
+    bends = []  # (level, change of the total fill rate)
     for weight, floor, cap in vessels:
         if cap > floor:
             if floor > 0:
@@ -35,7 +35,7 @@ def water_fill(vessels: Sequence[Vessel], total: float) -> list[float]:
             else:
                 rate += weight
             bends.append((cap / weight, -weight))
-    heapq.heapify(bends)  # most lie above the level, and need no order
+    heapq.heapify(bends)  # not sorted: most lie above the final level
     while bends:
         at, change = bends[0]
         rising = poured + rate * (at - level) if rate > 0 else poured
@@ -53,9 +53,9 @@ def water_fill(vessels: Sequence[Vessel], total: float) -> list[float]:
 
 @dataclass(slots=True)
 class Filled:
-    """What takes `count` places of `place` slots each, and at most `cap`.
+    """A claimant that takes `count` places of `place` slots each, at most `cap`.
 
-    `holds` is what it had before; `ceiling` is its exact amount, rounded up to whole places.
+    `holds` is its count before, `ceiling` its exact amount rounded up to whole places.
     """
 
     name: str
@@ -69,19 +69,19 @@ class Filled:
 
     @property
     def used(self) -> float:
-        """Slots."""
+        """Slots that its places take."""
         return self.count * self.place
 
     def vessel(self) -> Vessel:
-        """What it may still become."""
+        """Range of what it may still get, in slots."""
         return (self.weight, self.used, max(self.count, self.cap) * self.place)
 
 
 def fill_places(members: Sequence[Filled], budget: float) -> float:
-    """Give whole places for at most `budget` slots more; returns the rest of the budget.
+    """Give whole places for up to `budget` more slots; returns the rest of the budget.
 
-    Nobody gets more than its exact amount rounded up: without that limit progressive filling
-    (which is d'Hondt's method) favours the large.
+    No member gets more than its exact amount rounded up: progressive filling alone (d'Hondt's
+    method) would favour the large.
     """
     vessels = [member.vessel() for member in members]
     exact = water_fill(vessels, sum([floor for _, floor, _ in vessels]) + budget)
@@ -96,10 +96,10 @@ def fill_places(members: Sequence[Filled], budget: float) -> float:
 
 
 def top_up(members: Iterable[tuple[Filled, int, float]], budget: float) -> float:
-    """Progressive filling, place by place up to each limit; returns the rest of the budget.
+    """Progressive filling up to each limit, place by place; returns the rest of the budget.
 
-    Members come with limit and weight. A higher priority is first, then the smallest (what it
-    has + a place) / weight, then who holds the place already, then the name.
+    `members` are (member, limit, weight). Order: higher priority, then smaller (count + 1) * place
+    / weight, then members that hold the place already, then the name.
     """
     waiting = [each for each in members if each[0].count < each[1]]
 
