@@ -1,10 +1,9 @@
-"""How many places of one slot class each account gets: hierarchical weighted max-min; pure.
+"""Fair shares of one slot class: hierarchical weighted max-min; pure.
 
-In this order: guarantees, as far as they are wanted; whole places of an account's own share; turns
-of those that starved; what siblings in the group leave of the group's share; what other groups
-leave. In the last two a higher priority is served first. Everything is counted in slots, so this
-does not know where places lie: those of a class may fit by their sum and yet in no single slot,
-which `ledger.plan` mends.
+Places are given in this order: guarantees that are wanted; whole places of an account's own share;
+turns of accounts that starved; what siblings leave of their group's share; what other groups leave.
+In the last two, higher priorities come first. Shares count slots, not where places lie: places may
+fit by their sum and yet in no single slot, which `ledger.plan` mends.
 """
 
 from __future__ import annotations
@@ -28,20 +27,20 @@ from autoscale.water_filling import (
 )
 
 STARVE_S = 20.0
-"""Who wants and has nothing for so long gets a turn, ahead of what others borrow."""
+"""Time without any place after which an account gets a turn, ahead of what others borrow."""
 UNLIMITED = 2**31
 ROUNDS = 8
 SHOWN = 6
-"""A message names so many accounts."""
+"""Accounts that a message names."""
 
 
 @dataclass(frozen=True, slots=True)
 class SlotAccount:
-    """Who wants places of a slot class: a model, or a borrower from outside.
+    """A model, or all leases, as a party to the sharing of a slot class.
 
-    `place` is what one place costs in slots: 1, or less for models that share a slot. `wanted`
-    and `holds` are places, now. `hungry_s` is for how long it has wanted and had nothing; see
-    `Hunger`. Raises `ValueError` for numbers that could never be served.
+    `place` is the cost of a place in slots: 1, or less for models that share a slot. `wanted` and
+    `holds` are places. `hungry_s` is the time for which it has wanted places and had none. Raises
+    `ValueError` for numbers that could never be served.
     """
 
     name: str
@@ -69,17 +68,17 @@ class SlotAccount:
 
     @property
     def most(self) -> int:
-        """Places that it may get."""
+        """Most places that it may get."""
         return min(self.wanted, self.maximum)
 
 
 @dataclass(frozen=True)
 class Shares:
-    """The answer, by account. `granted` = `guaranteed` + `own` + `borrowed`, in places.
+    """Shares by account. `granted` = `guaranteed` + `own` + `borrowed`, in places.
 
-    `entitled` are slots: an account's part if everybody wanted all there is. `short` are
-    guaranteed places that capacity has no room for. `turns` are those that got a place because
-    they starved.
+    `entitled` is an account's part in slots if all accounts wanted everything, `short` the
+    guaranteed places that the capacity has no room for, `turns` the accounts that got a place
+    because they starved.
     """
 
     capacity: float
@@ -94,19 +93,19 @@ class Shares:
 
     @cached_property
     def borrowed(self) -> dict[str, int]:
-        """By account, the places beyond its own share."""
+        """Places beyond the own share, by account."""
         return {n: got - self.guaranteed[n] - self.own[n] for n, got in self.granted.items()}
 
     @cached_property
     def unmet(self) -> dict[str, int]:
-        """By account, the places that it wants and may have, and does not get."""
+        """Places wanted and allowed but not granted, by account."""
         return {a.name: a.most - self.granted[a.name] for a in self.accounts}
 
     @cached_property
     def loans(self) -> dict[str, tuple[Loan, ...]]:
-        """By account, who lends what it uses beyond what it is entitled to.
+        """Lenders of what an account uses beyond its entitlement, by account.
 
-        No decision rests on it, so that it is worked out where somebody asks.
+        For operators only, so computed when asked for.
         """
         parts = [
             Balance(a.name, a.group, self.entitled[a.name], self.granted[a.name] * a.place)
@@ -115,7 +114,7 @@ class Shares:
         return loans_between(sorted(parts))
 
     def warning(self) -> str:
-        """What guarantees lack, in a sentence; "" if nothing."""
+        """Sentence about guarantees that are not met, "" if all are."""
         if not self.short:
             return ""
         lacking = ", ".join(
@@ -127,10 +126,7 @@ class Shares:
 
 @dataclass(slots=True)
 class _Member(Filled):
-    """An account that wants something, while it is served; `base` places are sure.
-
-    `own` are the whole places that its own share holds.
-    """
+    """An account that wants places; `base` places are sure, `own` are whole ones of its share."""
 
     account: SlotAccount = SlotAccount("")
     entitled: float = 0.0
@@ -142,9 +138,9 @@ class _Member(Filled):
 
 @dataclass(slots=True)
 class _Group:
-    """`members` are those of its accounts that want anything: of many sleeping models few do.
+    """Accounts of a group; only `members` want places, as most models sleep.
 
-    `parts` are what each account is entitled to, in slots, and `entitled` is their sum.
+    `parts` are the entitlements of the accounts in slots, `entitled` is their sum.
     """
 
     name: str
@@ -159,7 +155,7 @@ class _Group:
         return sum([member.count * member.place for member in self.members])
 
     def demand(self, priority: float = -math.inf) -> float:
-        """Slots for all that is sure, and all that is wanted with at least this priority."""
+        """Slots for sure places, and for wanted ones of at least this priority."""
         return sum([m.place * (m.cap if m.priority >= priority else m.base) for m in self.members])
 
     def unmet(self) -> list[_Member]:
@@ -168,7 +164,7 @@ class _Group:
 
 @dataclass(slots=True)
 class _Table:
-    """Where all sit while slots are shared out; `guaranteed` are the places parts rest on."""
+    """State of the division; `guaranteed` are the places for which entitlements were computed."""
 
     capacity: float
     groups: list[_Group]
@@ -182,19 +178,19 @@ def fair_shares(
     capacity: float,
     group_weights: Mapping[str, float] = MappingProxyType({}),
 ) -> Shares:
-    """See the module. Groups weigh 1 unless `group_weights` says otherwise.
+    """Share a class's slots. Groups weigh 1 unless `group_weights` says otherwise.
 
-    Given back as `holds`, the grants stay as they are: with places of different sizes a first
-    answer may lead to another one, so answers are followed until they repeat; of several that lead
-    to each other it is always the same one.
-    Raises `ValueError` for names used twice and weights that are not above 0.
+    The grants are stable: given back as `holds`, they stay the same. With places of different sizes
+    a first answer may lead to another one, so answers are followed until they repeat; of a cycle
+    the same one is always chosen. Raises `ValueError` for names used twice and for weights that are
+    not above 0.
     """
     _check(accounts, group_weights)
     table = _seat(accounts, capacity, group_weights)
     tried: list[dict[str, int]] = []
     grants = {member.name: member.holds for member in table.members}
     if _enough(table):
-        # All get what they want, whatever they hold: that answer leads to itself.
+        # All get what they want, whatever they hold, so this answer is stable.
         grants = {member.name: member.cap for member in table.members}
     while grants not in tried and len(tried) < ROUNDS:
         tried.append(grants)
@@ -203,7 +199,7 @@ def fair_shares(
     if grants in tried:
         cycle = range(tried.index(grants), len(tried))
         chosen = min(cycle, key=lambda number: sorted(tried[number].items()))
-        # What led to the chosen grants, within the cycle.
+        # The answer that leads to the chosen one.
         before = chosen - 1 if chosen > cycle.start else cycle.stop - 1
         if before != len(tried) - 1:
             _divide(table, tried[before])
@@ -243,12 +239,12 @@ def _seat(
 
 
 def _enough(table: _Table) -> bool:
-    """Whether all that is wanted fits by its sum."""
+    """Whether all wanted places fit by their sum."""
     return sum([member.cap * member.place for member in table.members]) <= table.capacity
 
 
 def _divide(table: _Table, holds: Mapping[str, int]) -> None:
-    """Serve all anew, given what each of them holds."""
+    """Divide anew, given what each account holds."""
     groups, members, capacity = table.groups, table.members, table.capacity
     for member in members:
         member.holds, member.count, member.turn = holds[member.name], 0, False
@@ -271,7 +267,7 @@ def _divide(table: _Table, holds: Mapping[str, int]) -> None:
 
 
 def _guarantee(members: Sequence[_Member], capacity: float) -> None:
-    """Guarantees as far as they are wanted; in the order of priority where not all fit."""
+    """Give wanted guarantees, in the order of priority if not all fit."""
     sure = [m for m in members if m.account.minimum]
     for m in sure:
         m.cap = min(m.account.minimum, m.cap)
@@ -289,7 +285,7 @@ def _guarantee(members: Sequence[_Member], capacity: float) -> None:
 
 
 def _entitle(table: _Table) -> None:
-    """Each one's part, in slots, if all wanted everything; a guarantee may make it larger."""
+    """Part of each account in slots if all wanted everything; guarantees may make it larger."""
     guaranteed = [m.guaranteed for m in table.members]
     if table.seated and guaranteed == table.guaranteed:
         return
@@ -313,10 +309,10 @@ def _entitle(table: _Table) -> None:
 
 
 def _give_own(members: Sequence[_Member], capacity: float) -> None:
-    """Whole places of own shares, and turns.
+    """Give whole places of own shares, and turns.
 
-    Turns come out of what nobody owns whole. Where that is too little for any, one comes out of
-    the others' own places: a share that is smaller than a place is then had by turns.
+    Turns use slots that belong to no own place. If these are too few for any turn, one uses the
+    others' own places: shares smaller than a place are then used by turns.
     """
     unguaranteed = capacity - sum([m.used for m in members])
     starved = [
@@ -333,12 +329,12 @@ def _give_own(members: Sequence[_Member], capacity: float) -> None:
 
 
 def _give_turns(members: Sequence[_Member], starved: list[_Member], capacity: float) -> float:
-    """Returns the slots that turns take."""
+    """Give turns; returns the slots that they take."""
     unowned = capacity - sum([max(m.base, m.own) * m.place for m in members])
     starved.sort(key=lambda m: (not m.holds, -m.account.hungry_s, m.name))
     for member in starved:
         if member.place > unowned + TOLERANCE:
-            break  # Smaller ones behind it must not take what it waits for.
+            break  # or smaller ones behind it would take what it waits for
         unowned -= member.place
         member.turn = True
     if not any(m.turn for m in starved):
@@ -349,7 +345,7 @@ def _give_turns(members: Sequence[_Member], starved: list[_Member], capacity: fl
 
 
 def _give(members: Sequence[_Member], places: Sequence[int], budget: float) -> None:
-    """So many places each, or the fair part of that where it does not fit."""
+    """Give these places to each, or the fair part of them if they do not fit."""
     more = sum([(n - m.count) * m.place for m, n in zip(members, places, strict=True)])
     if more <= budget + TOLERANCE:
         for member, number in zip(members, places, strict=True):
@@ -363,7 +359,7 @@ def _give(members: Sequence[_Member], places: Sequence[int], budget: float) -> N
 
 
 def _share(groups: Sequence[_Group], capacity: float) -> None:
-    """Each group's slots: its own share as far as it has use for it, then what others leave."""
+    """Slots of each group: its own share as far as it is wanted, then what others leave."""
     demands = [group.demand() for group in groups]
     vessels = [
         (g.weight, g.used(), max(g.used(), min(g.entitled, demand)))
@@ -381,7 +377,7 @@ def _share(groups: Sequence[_Group], capacity: float) -> None:
 
 
 def _give_rest(groups: Sequence[_Group], free: float) -> None:
-    """Parts of places that groups have left are put together; then all that still fits is given."""
+    """Give the parts of places that groups have left, put together, then all that still fits."""
 
     def order(group: _Group) -> tuple[float, float, bool, str]:
         best = min(group.unmet(), key=lambda m: (-m.priority, m.holds <= m.count, m.name))
@@ -432,10 +428,10 @@ def _report(accounts: Sequence[SlotAccount], table: _Table) -> Shares:
 def check_guarantees(
     accounts: Sequence[SlotAccount], capacity: float, slot_class: str = ""
 ) -> str | None:
-    """The sum of guarantees that does not fit into the class's most slots, or None.
+    """Sentence about guarantees that do not fit into the class's most slots, None if they do.
 
-    Places may fit by their sum and yet not into slots, as no two fit into one that are larger than
-    half of it: they are packed as best fit decreasing does.
+    Places may fit by their sum but not into slots (no two larger than half a slot fit into one), so
+    they are packed by best fit decreasing.
     """
     needs = sorted([a for a in accounts if a.minimum], key=lambda a: (-a.minimum * a.place, a.name))
     total = sum([a.minimum * a.place for a in needs])
@@ -458,7 +454,7 @@ def check_guarantees(
 
 
 class Balance(NamedTuple):
-    """An account's entitlement and use, in slots."""
+    """Entitlement and use of an account, in slots."""
 
     name: str
     group: str
@@ -467,7 +463,7 @@ class Balance(NamedTuple):
 
 
 class Loan(NamedTuple):
-    """So many slots of a lender's share: an account of the same group, or another group."""
+    """Slots of a lender's share; the lender is an account of the same group, or another group."""
 
     lender: str
     slots: float
@@ -475,7 +471,7 @@ class Loan(NamedTuple):
 
 
 def loans_between(parts: Sequence[Balance]) -> dict[str, tuple[Loan, ...]]:
-    """By borrower, in the order of `parts`: first from its own group, then from other groups."""
+    """Loans by borrower, in the order of `parts`: from its own group first, then from others."""
     loans: dict[str, list[Loan]] = defaultdict(list)
     by_group: dict[str, list[Balance]] = {}
     for part in parts:
@@ -493,7 +489,7 @@ def loans_between(parts: Sequence[Balance]) -> dict[str, tuple[Loan, ...]]:
 
 
 def lent_by(loans: Mapping[str, Sequence[Loan]], *, group: bool) -> dict[str, float]:
-    """By lending group, or by lending account, the slots of its share that others use."""
+    """Slots that others use of a share, by lending group or by lending account."""
     lent: dict[str, float] = defaultdict(float)
     for found in loans.values():
         for loan in found:
@@ -509,7 +505,7 @@ def _match(
     *,
     group: bool,
 ) -> tuple[list[tuple[str, float]], list[tuple[str, float]]]:
-    """Pair lenders and borrowers off; returns what is left of both."""
+    """Pair lenders with borrowers; returns the rest of both."""
     lenders, borrowers = list(reversed(spare)), list(reversed(debts))
     while lenders and borrowers:
         lender, has = lenders.pop()

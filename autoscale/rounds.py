@@ -1,6 +1,6 @@
-"""One round of the pool: from what it finds to who gets how many slots, and what must move.
+"""A round of the pool: from an observation to shares of slots, a decision and orders; pure.
 
-Time is an argument: the controller runs rounds on real slots, a simulation on simulated ones.
+The controller runs rounds on real slots, a simulation on simulated ones.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from headrace.config.args import PoolConfig, SlotClass
 from headrace.snapshot import ModelVersion, Placement, SlotView, State
 
 TURN_S = 20.0
-"""Who got a place because it starved keeps it for so long, while it wants it."""
+"""Time for which an account keeps the place that it got because it starved."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +67,10 @@ class _Wait:
 
 
 class Hunger:
-    """What `fair_shares` needs as `hungry_s`; ask it once before each decision.
+    """How long accounts have wanted a place and had none; updated once before each decision.
 
-    It stands still during a turn and starts anew after it, so that turns rotate: who waited
-    meanwhile is then hungrier.
+    The time stands still during a turn and starts anew after it, so turns rotate: accounts that
+    waited meanwhile are then hungrier.
     """
 
     def __init__(self, starve_s: float = STARVE_S, turn_s: float = TURN_S) -> None:
@@ -80,7 +80,7 @@ class Hunger:
     def hungry_s(
         self, wanted: Mapping[str, int], holds: Mapping[str, int], now_s: float
     ) -> dict[str, float]:
-        """By account that is hungry or has its turn; `wanted` and `holds` are places."""
+        """Seconds by account that is hungry or has its turn; `wanted` and `holds` are places."""
         self._waits = {name: w for name, w in self._waits.items() if wanted.get(name, 0) > 0}
         hungry = {}
         for name, places in wanted.items():
@@ -91,7 +91,7 @@ class Hunger:
         return hungry
 
     def again_s(self, now_s: float) -> float | None:
-        """When somebody's turn may begin or will end next, after now."""
+        """Next time after now at which a turn may begin or ends."""
         times = (
             wait.since_s + self._starve_s
             if wait.turn_since_s is None
@@ -231,7 +231,7 @@ class Economy:
         return [model for _, model in self._before.values()]
 
     def _room(self, entries: Sequence[CatalogEntry], full: Collection[str]) -> Room:
-        """What fits into slots, as things are."""
+        """Room in the slots of each class."""
         if self._entries != entries:
             self._entries, self._sizes = list(entries), sizes_of(self.slots, entries)
         demand = self.scaling.demand
@@ -239,16 +239,16 @@ class Economy:
         return room_of(self.slots, self._sizes, used_s, full)
 
     def lingering(self) -> set[str]:
-        """Models whose slots go to whoever needs them."""
+        """Models whose slots go to any model that needs them."""
         return {name for name, each in self.scaling.desired.items() if each.lingering}
 
     @property
     def desired(self) -> Mapping[str, DesiredSlots]:
-        """By model, the slots that its load asks for."""
+        """Desired slots by model."""
         return self.scaling.desired
 
     def again_s(self, now_s: float) -> float:
-        """In how many seconds time alone may change what is decided here."""
+        """Seconds until time alone may change the division."""
         turn_s = self._hunger.again_s(now_s)
         waits = [self.scaling.again_s, self.targets.again_s(now_s)]
         if turn_s is not None:
@@ -257,11 +257,11 @@ class Economy:
 
 
 class Rounds:
-    """See the module. What a round leaves for the next one, and for whoever carries it out.
+    """Results of the last round, which the next one starts from and the controller carries out.
 
-    At most `max_loads` loads run on a node at once: `moves` are those of the `plan` that may begin
-    now. `serving` is by model what took its traffic last, see `Situation`. `ended` is called with
-    the name of each step once it is done.
+    `moves` are the orders of the `plan` that may begin now: at most `max_loads` loads run on a node
+    at once. `serving` is by model the versions that took its traffic last. `ended` is called with
+    the name of each step of a round once it is done.
     """
 
     def __init__(
@@ -275,10 +275,10 @@ class Rounds:
         self._stuck: frozenset[ModelVersion] = frozenset()
 
     def run(self, found: Observation, now_s: float) -> bool:
-        """Decide anew; True if what came of it lets another round decide more, at once.
+        """Decide anew; True if the result lets another round decide more at once.
 
-        No garbage is collected meanwhile: a round makes so many objects that it would fall into it,
-        and those for a thousand models would last up to twice as long.
+        Garbage collection is off meanwhile: for a thousand models a round makes so many objects
+        that collections would double its time.
         """
         collecting = gc.isenabled()
         gc.disable()
@@ -293,7 +293,7 @@ class Rounds:
         self._ended("settle")
         before, self.decision = self.decision, decide(self._knowledge(found), self.decision)
         self._ended("decide")
-        # Where a version has failed is a worse place for it.
+        # A slot where a version has failed is the worst place for it.
         held = [*found.placements, *found.failed]
         self.plan = plan(
             self.decision.wants,
@@ -312,7 +312,7 @@ class Rounds:
         return news
 
     def _share_out(self, found: Observation, now_s: float) -> None:
-        """Who may have how many slots, and how many there should be."""
+        """Divide the slots, and set how many there should be."""
         hopeless = {key for key, at_s in found.retry_at.items() if at_s == math.inf}
         told = hopeless.union(found.told) if hopeless else found.told
         versions: dict[str, int] = {}
@@ -321,10 +321,10 @@ class Rounds:
             name = entry.name
             one = self.decision.models.get(name)
             if one is None and not entry.known:
-                continue  # whatever serves of it must not lose its slots
+                continue  # versions of it that serve must not lose their slots
             same = one is not None and (one.entry is entry or one.entry == entry)
             keys = one.keys if one is not None and same else _keys(entry, found)
-            # What will not be tried again needs no slot, and nothing can be learned of it.
+            # Versions that will not be tried again need no slot and can teach nothing.
             versions[name] = len(keys) - len(hopeless.intersection(keys) if hopeless else ())
             if keys and all(map(told.__contains__, keys)):
                 known.add(name)
@@ -332,7 +332,7 @@ class Rounds:
         self.economy.settle(found, versions, known, now_s, leaving, self.plan.crowded)
 
     def _leaving(self, placements: Sequence[Placement]) -> Mapping[str, int]:
-        """By model, the placements that serve until its new version is ready."""
+        """By model, the placements that serve until a new version is ready."""
         keep = {n: m.rollout.keep for n, m in self.decision.models.items() if m.rollout.keep}
         if not keep:
             return {}
@@ -361,7 +361,7 @@ class Rounds:
         )
 
     def _note_serving(self, before: Decision) -> None:
-        """Only what was ready has served: before that, the first version that gets ready may."""
+        """Note versions as serving once they are ready; before, the first ready one may serve."""
         for name, model in self.decision.models.items():
             if model is before.models.get(name):
                 continue
@@ -373,9 +373,9 @@ class Rounds:
 
 
 def _keys(entry: CatalogEntry, found: Observation) -> list[ModelVersion]:
-    """The versions to hold of a model of which the store has told something since the last round.
+    """Versions to hold of a model that has changed in the store since the last round.
 
-    What is placed in this round would else get the places of those that were there before.
+    Otherwise new versions would be placed with the grants of the old ones.
     """
     rejected = found.rejected.get(entry.name, frozenset())
     return [

@@ -1,6 +1,6 @@
-"""Who gets how many slots now, and how many slots there should be; time is an argument.
+"""Division of slots among models and leases, and the number of slots to ask for; pure.
 
-Turns desired of models and leases into accounts of the fair share, class by class.
+Desired places and leases become accounts of the fair share, class by class.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from headrace.config.scaling import Leases
 
 LEASES = "leases"
 START_S = 30.0
-"""A slot that is asked for and has not come for so long is not counted on: a node may be lost."""
+"""Longest wait for a slot that was asked for; then it is not counted on: a node may be lost."""
 BELIEVED_S = 600.0
-"""For so long it is not forgotten how many came when more were asked for."""
+"""Time for which the number of slots that came is taken as the most that can come."""
 CROWDED_S = 300.0
-"""Slots for what fits by its sum and yet into none that is there are kept for so long."""
+"""Time for which extra slots are kept for places that fitted by their sum but into no slot."""
 FEWER_S = 5.0
-"""Slots are given back once so many were not needed for this long."""
+"""Time for which slots must be unneeded before they are given back."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelPlaces:
-    """A model's part: `places` slots or parts of slots (`size`) are desired, `held` it has.
+    """Places that a model should have and has; a place is a slot or the part `size` of one.
 
-    `leaving` ones of a version before still serve. A `learning` model is loaded only so that its
-    inputs and outputs are known.
+    Each of `versions` has the same desired slots. The model has `held` places, of which `leaving`
+    ones of an older version serve until the new one is ready.
     """
 
     name: str
@@ -49,7 +49,7 @@ class ModelPlaces:
     leaving: int = 0
 
     def account(self, hungry_s: float) -> SlotAccount:
-        """How the fair share sees it."""
+        """Account of the model in the fair share."""
         share, replicas = self.config.share, self.config.replicas
         return SlotAccount(
             name=self.name,
@@ -67,7 +67,10 @@ class ModelPlaces:
 
 @dataclass(frozen=True, slots=True)
 class Division:
-    """By model the places of all its versions; by class the shares, capacity and target."""
+    """Result of a round of sharing, by model (`grants`, in places) or by slot class (the others).
+
+    `for_leases` are slots granted to leases, `needed` the slots that all grants fit into.
+    """
 
     grants: Mapping[str, int] = field(default_factory=dict)
     shares: Mapping[str, Shares] = field(default_factory=dict)
@@ -138,11 +141,10 @@ def _lease_account(leases: Leases, most: int, wanted: int, leased: int) -> SlotA
 
 
 def slots_needed(models: Sequence[ModelPlaces], grants: Mapping[str, int], warm: int = 0) -> int:
-    """Slots that all grants fit into, and what serves until a new version is ready.
+    """Slots that all grants fit into, with the versions that serve until new ones are ready.
 
-    Packed as best fit decreasing does; copies of a version model slots of their own. All models
-    that are only to be learned of make do with one slot, a `warm` one if there is any: else a
-    copy of each would be asked for.
+    Packed by best fit decreasing; copies of a version need slots of their own. All models with
+    `learning` slots share one, or a `warm` one if there are any.
     """
     learners = 0
     places: list[tuple[float, int]] = []
@@ -160,12 +162,12 @@ def slots_needed(models: Sequence[ModelPlaces], grants: Mapping[str, int], warm:
 
 
 def split(places: int, versions: int) -> list[int]:
-    """As evenly as may be, the larger parts first."""
+    """Places of each version, as evenly as possible, larger numbers first."""
     return [-(-(places - number) // versions) for number in range(versions)]
 
 
 class ShareBook:
-    """What `divide` has worked out the last time, and from what."""
+    """Results of the last `divide`, reused while their inputs are equal."""
 
     def __init__(self) -> None:
         self._accounts: dict[str, tuple[ModelPlaces, float, SlotAccount]] = {}
@@ -173,7 +175,7 @@ class ShareBook:
         self._needed: dict[str, tuple[Any, int]] = {}
 
     def account(self, model: ModelPlaces, hungry_s: float) -> SlotAccount:
-        """The model as the fair share sees it."""
+        """Account of a model."""
         found = self._accounts.get(model.name)
         if found is None or found[0] is not model or found[1] != hungry_s:
             found = self._accounts[model.name] = (model, hungry_s, model.account(hungry_s))
@@ -186,7 +188,7 @@ class ShareBook:
         capacity: float,
         weights: Mapping[str, float],
     ) -> Shares:
-        """What `fair_shares` says."""
+        """Result of `fair_shares`."""
         facts = (list(accounts), capacity, dict(weights))
         found = self._shares.get(key)
         if found is None or found[0] != facts:
@@ -196,7 +198,7 @@ class ShareBook:
     def needed(
         self, slot_class: str, models: Sequence[ModelPlaces], grants: Mapping[str, int], warm: int
     ) -> int:
-        """What `slots_needed` says."""
+        """Result of `slots_needed`."""
         facts = (list(models), [grants[model.name] for model in models], warm)
         found = self._needed.get(slot_class)
         if found is None or found[0] != facts:
@@ -204,14 +206,14 @@ class ShareBook:
         return found[1]
 
     def retain(self, models: Sequence[ModelPlaces]) -> None:
-        """Only these models exist."""
+        """Forget all other models."""
         if len(self._accounts) > len(models):
             names = {model.name for model in models}
             self._accounts = {n: each for n, each in self._accounts.items() if n in names}
 
 
 def sizes_of(slots: Mapping[str, SlotClass], entries: Sequence[CatalogEntry]) -> dict[str, float]:
-    """By model, the part of a slot of its class that it takes."""
+    """By model, the part of a slot that it takes."""
     return {
         entry.name: entry.config.part_of(slots[entry.slot_class])
         for entry in entries
@@ -225,7 +227,7 @@ def room_of(
     used_s: Mapping[str, float],
     full: Collection[str] = (),
 ) -> Room:
-    """What fits into slots, given what models take of them."""
+    """Room in slots, given the parts that models take."""
     return Room(
         {name: each.max_models for name, each in slots.items()},
         sizes,
@@ -236,9 +238,9 @@ def room_of(
 
 
 class TargetBook:
-    """How many slots of each class to ask for, and how many may be counted on.
+    """Slots of each class to ask for, and slots that can be counted on.
 
-    `lost` counts by class those that were asked for and are not counted on.
+    `lost` is by class the number of slots that were asked for but are not counted on.
     """
 
     def __init__(self, slots: Mapping[str, SlotClass]) -> None:
@@ -253,7 +255,7 @@ class TargetBook:
     def capacity(
         self, live: Mapping[str, int], leased: Mapping[str, int], now_s: float
     ) -> dict[str, int]:
-        """By class, the most slots that there can be; what does not come is not counted on."""
+        """By class, the most slots that can be counted on."""
         capacity = {}
         self.lost = {}
         for name, each in self._slots.items():
@@ -272,7 +274,7 @@ class TargetBook:
                 self._most[name] = (there, now_s)
             elif now_s - known_s >= BELIEVED_S:
                 self._most.pop(name, None)
-            # Fewer may be asked for meanwhile: that does not bring the others back.
+            # Kept while fewer are asked for: that does not bring lost slots back.
             capacity[name] = max(self._most[name][0], there) if name in self._most else each.max
         return capacity
 
@@ -283,9 +285,9 @@ class TargetBook:
         leased: Mapping[str, int],
         now_s: float,
     ) -> None:
-        """Ask for more slots where granted places fit into none that is there, while there may be.
+        """Ask for more slots, up to `max`, where granted places fit into no slot.
 
-        What stands is not moved, so more slots may be needed than the best packing takes.
+        Placements are not moved, so more slots may be needed than the best packing takes.
         """
         for name, each in self._slots.items():
             extra, since_s = self._extra.get(name, (0, now_s))
@@ -296,7 +298,7 @@ class TargetBook:
                 del self._extra[name]
 
     def again_s(self, now_s: float) -> float:
-        """In how many seconds something of this may change by itself."""
+        """Seconds until time alone may change a target or a capacity."""
         times = [since_s + FEWER_S for since_s in self._fewer_since_s.values()]
         times += [since_s + START_S for since_s in self._short_since_s.values()]
         return min((at_s - now_s for at_s in times if at_s > now_s), default=math.inf)
@@ -304,7 +306,7 @@ class TargetBook:
     def follow(
         self, needed: Mapping[str, int], leased: Mapping[str, int], now_s: float
     ) -> dict[str, int]:
-        """The new targets: at once upwards, downwards after a while."""
+        """Set the targets: upwards at once, downwards after `FEWER_S`."""
         for name, each in self._slots.items():
             most = max(0, each.max - leased.get(name, 0))
             extra, _ = self._extra.get(name, (0, now_s))
