@@ -1,4 +1,4 @@
-"""What the store holds of the models to serve: which versions are complete, and what is not."""
+"""Versions of the models to serve in the store: complete ones, and why others are not."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from replicas.repository import Repository, StoreAway
 
 SETTLE_S = 1.0
 TOLD = 5
-"""Of what is passed over so much is named in a model's reason."""
+"""Names of passed-over folders that a model's reason lists."""
 
 
 @dataclass(frozen=True, slots=True)
 class CatalogEntry:
-    """A model as the store has it.
+    """A model in the store.
 
-    `versions` are the complete ones, ascending, `stamps` tells their contents apart; `incomplete`
-    says of others why they are not taken up yet, `reason` why none is to be expected. Until
-    `known`, the store has not told which versions there are: nothing may be unloaded for that.
-    `classes` holds the slot class of versions that belong in another one than the newest does.
+    `versions` are the complete ones, ascending; `stamps` tell their contents apart. `incomplete`
+    says why others are not taken up yet, `reason` why none is to be expected. Until `known`, the
+    versions in the store are unknown and nothing may be unloaded. `classes` holds the slot class of
+    versions that belong in another one than the newest.
     """
 
     name: str
@@ -39,18 +39,18 @@ class CatalogEntry:
     classes: Mapping[int, str] = field(default_factory=dict)
 
     def class_of(self, version: int) -> str:
-        """The slot class that a version belongs in."""
+        """Slot class of a version."""
         return self.classes.get(version, self.slot_class)
 
 
 class Catalog:
-    """Blocking, and used by one thread at a time. `clock` gives wall-clock seconds.
+    """Reader of the store; blocking, for one thread at a time. `clock` gives wall-clock seconds.
 
-    A version is complete when nothing is missing and nothing has changed for `settle_s`, so that a
-    folder that is being copied is never taken up. While the store cannot be read, what was known
-    stays; `problem` says since when and why. While there are models in `changing`, another look
-    soon is worth it. `lacking` says by model and version what folders lack, also of versions that
-    were complete before and stay for that.
+    A version is complete when nothing is missing and nothing has changed for `settle_s`, so a
+    folder that is being copied is never taken up. While the store cannot be read, known versions
+    stay and `problem` says since when and why. Models in `changing` need another look soon.
+    `lacking` says by model and version what a folder lacks, including versions that stay because
+    they were complete before.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Catalog:
         self.problem = ""
 
     def read(self, models: Mapping[str, ModelConfig]) -> list[CatalogEntry]:
-        """Look every model up; one broken model does not hide the others."""
+        """Read all models; a broken one does not hide the others."""
         away = []
         changing = set()
         entries = {}
@@ -93,16 +93,16 @@ class Catalog:
         return list(entries.values())
 
     def names(self) -> list[str]:
-        """The models of the store, [] while it is away."""
+        """Names of the models in the store, [] while it is away."""
         try:
             return self._repository.models()
         except ModelLoadError:
             return []
 
     def find(self, name: str, config: ModelConfig) -> dict[int, str]:
-        """The versions of a model that the store has now, and what each lacks ("": nothing).
+        """Versions of a model in the store now, and what each lacks ("": nothing).
 
-        Raises `StoreAway`, or `ModelLoadError` for a name that is none of a model.
+        Raises `StoreAway`, or `ModelLoadError` for an invalid name.
         """
         known = self._entries[name].stamps if name in self._entries else {}
         return {
@@ -125,7 +125,7 @@ class Catalog:
         return replace(entry, slot_class=_slot_class(entry, {}))
 
     def _read(self, name: str, config: ModelConfig) -> tuple[CatalogEntry, bool]:
-        """The model's entry, and whether it is still changing."""
+        """Entry of a model, and whether it is still changing."""
         before = self._entries.get(name) or CatalogEntry(name, config, known=False)
         found = self._inspect(name)
         changing = self._changing(name, found)
@@ -137,7 +137,7 @@ class Catalog:
             if not problem and version not in changing:
                 stamps[version] = files.stamp
             elif version in before.stamps:
-                # What is served stays, whatever somebody does to its folder.
+                # A version that serves stays, whatever happens to its folder.
                 stamps[version] = before.stamps[version]
             else:
                 incomplete[version] = problem or "it is still changing"
@@ -158,7 +158,7 @@ class Catalog:
         return replace(entry, slot_class=_slot_class(entry, found)), bool(changing)
 
     def passed_over(self, name: str, incomplete: Mapping[int, str]) -> str:
-        """What lies there and is not served, for who wonders why; looked up only when needed."""
+        """Folders that are not served, and why, as part of a sentence."""
         others = {f"version {version}": why for version, why in incomplete.items()}
         others |= {f"'{other}'": why for other, why in self._repository.passed_over(name).items()}
         told = [f"{other} ({why})" for other, why in others.items()]
@@ -167,10 +167,10 @@ class Catalog:
         return f"; passed over: {', '.join(told)}" if told else ""
 
     def _changing(self, name: str, found: Mapping[int, VersionFiles]) -> set[int]:
-        """The versions that have not been left alone for long enough.
+        """Versions that have changed within `settle_s`.
 
-        The times of files count as far as clocks agree; but what one look shows and an earlier
-        one did not has changed since then, whatever its times say.
+        File times count as far as clocks agree; a difference between two looks counts as a change
+        after the first one, whatever the file times say.
         """
         first_look = name not in self._seen
         before, now_s, wall_s = self._seen.get(name, {}), self._monotonic(), self._clock()
@@ -192,9 +192,9 @@ class Catalog:
 def wanted_versions(
     config: ModelConfig, found: Iterable[int], rejected: frozenset[int] = frozenset()
 ) -> tuple[int, ...]:
-    """Those of the found versions that policy and labels ask for, ascending; pure.
+    """Found versions that policy and labels ask for, ascending.
 
-    A rejected version (a rollback has left it) is wanted only where a label names it.
+    A version rejected by a rollback is wanted only if a label names it.
     """
     stored = sorted(found)
     left = [version for version in stored if version not in rejected]
@@ -209,7 +209,7 @@ def wanted_versions(
 
 
 def by_policy(config: ModelConfig) -> ModelConfig:
-    """The config as if no label named a version: what it wants so may become the default."""
+    """Config without labels: versions that it asks for may become the default."""
     return config.model_copy(update={"labels": {}}) if config.labels else config
 
 
@@ -229,7 +229,7 @@ def _problem(files: VersionFiles, config: ModelConfig) -> str:
 
 
 def _slot_class(entry: CatalogEntry, found: Mapping[int, VersionFiles]) -> str:
-    """By the runtime of the newest version that is wanted; as before where no files tell."""
+    """Slot class by the runtime of the newest wanted version; unchanged if that is unknown."""
     config = entry.config
     runtime = config.runtime
     if runtime is None:

@@ -1,4 +1,4 @@
-"""What the store holds now, and which of its files have changed since they were loaded."""
+"""The store as the pool sees it now, and the files that have changed since they were loaded."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ T = TypeVar("T")
 
 
 class Lookout:
-    """See the module. `models` gives those to serve; `changed` is called after every look.
+    """Looks at the store for the models to serve; `changed` is called after every look.
 
     `revisions` holds the revision of each (model, version) that has one above 0. `changing` and
-    `lacking` are the catalog's of the same look as the entries: its own are ahead of these while
-    a thread reads.
+    `lacking` belong to the same look as the entries; the catalog's own are ahead of them while a
+    thread reads.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Lookout:
 
     @property
     def entries(self) -> list[CatalogEntry]:
-        """What the store holds. A version that ran out of memory belongs in a larger class."""
+        """The models in the store; versions that ran out of memory are in a larger slot class."""
         moved = {model for model, _ in self._failures.too_small()}
         if not moved:
             return self._entries
@@ -61,11 +61,11 @@ class Lookout:
         ]
 
     def soon(self) -> None:
-        """Look at the store soon."""
+        """Ask for a look at the store."""
         self._soon.set()
 
     async def run(self) -> None:
-        """Look whenever there is reason to, until cancelled."""
+        """Look when asked to and while files change, until cancelled."""
         while True:
             if not self.changing:
                 await self._soon.wait()
@@ -87,18 +87,18 @@ class Lookout:
                     entry.name, version, self.revisions.get((entry.name, version), 0)
                 )
                 if known is not None and known != stamp and key in self._failures:
-                    # Other files than those that failed: worth a try at once, but only one.
+                    # Other files than those that failed: tried at once, but only once.
                     self._failures.renew([key])
                     self._stamps[entry.name, version] = stamp
         self._changed()
 
     async def ask(self, question: Callable[[], T]) -> T:
-        """Ask the catalog something in a thread, when nobody else does."""
+        """Ask the catalog in a thread, between looks."""
         async with self._looking:
             return await asyncio.get_running_loop().run_in_executor(None, question)
 
     def loading(self, key: ModelVersion, stamp: str, *, again: bool) -> None:
-        """A slot is about to load these files; `again` after a failure."""
+        """Note the files that a slot is about to load; `again` after a failure."""
         version = (key.model, key.version)
         if again:
             self._stamps[version] = stamp
@@ -106,17 +106,17 @@ class Lookout:
             self._stamps.setdefault(version, stamp)
 
     def loaded(self, key: ModelVersion) -> None:
-        """A slot has them. A pool that has just started learns of revisions so."""
+        """Note a loaded version; so a pool that has just started learns its revision."""
         version = (key.model, key.version)
         if key.revision >= self.revisions.get(version, 0):
             self.revisions[version] = key.revision
-            # Which files an earlier pool had it load is not known: no stamp is like theirs.
+            # Files loaded for an earlier pool are unknown: this stamp differs from every other.
             self._stamps.setdefault(version, "")
 
     def renew(self, model: str) -> dict[ModelVersion, str]:
-        """Load versions of a model anew whose files have changed since they were loaded.
+        """Load versions of a model anew if their files have changed since they were loaded.
 
-        Gives these new ones with the stamps of the old files, for `keep`.
+        Returns the new revisions with the stamps of the old files, for `keep`.
         """
         renewed = {}
         for entry in self.entries:
@@ -132,7 +132,7 @@ class Lookout:
         return renewed
 
     def keep(self, renewed: Mapping[ModelVersion, str]) -> None:
-        """What was to be loaded anew has failed: stay with what was loaded before."""
+        """Go back to the revisions before `renew`, as the new ones failed to load."""
         for (model, version, revision), stamp in renewed.items():
             if self.revisions.get((model, version)) == revision:
                 self.revisions[model, version] = revision - 1
@@ -141,7 +141,7 @@ class Lookout:
 
 
 def _in_its_class(entry: CatalogEntry, failures: Failures) -> CatalogEntry:
-    """The newest version decides for the model; older ones stay where they can be."""
+    """Entry with the class of its newest version; older versions stay where they fit."""
     if not entry.versions:
         return entry
     fits = {v: failures.class_for(entry.name, v, entry.slot_class) for v in entry.versions}
@@ -151,7 +151,7 @@ def _in_its_class(entry: CatalogEntry, failures: Failures) -> CatalogEntry:
 
 
 LOCAL_POLL_S = 30.0
-"""Network file systems send no events of what other machines do."""
+"""Seconds between looks at a local folder: network file systems report no remote changes."""
 DEBOUNCE_MS = 200
 STEP_MS = 50
 
@@ -159,9 +159,9 @@ log = structlog.get_logger()
 
 
 class StoreWatch:
-    """`changed` is called on the loop whenever there is reason to look.
+    """Calls `changed` on the loop whenever the store may have changed.
 
-    A local folder that is not there, or cannot be watched, is looked at each `poll_s` too.
+    A local folder that does not exist or cannot be watched is looked at each `poll_s`.
     """
 
     def __init__(
@@ -175,8 +175,8 @@ class StoreWatch:
         self._local_poll_s = local_poll_s
 
     async def run(self) -> None:
-        """Until cancelled."""
-        # By the address alone: to open a remote store may take long.
+        """Watch until cancelled."""
+        # Decided by the address alone: opening a remote store may take long.
         if get_protocol(self._uri) not in LocalFileSystem.protocol:
             await self._poll(self._poll_s)
             return
@@ -195,7 +195,7 @@ class StoreWatch:
             try:
                 await self._events(folder)
                 warned = False
-                continue  # another folder has taken its place
+                continue  # another folder has replaced it
             except FileNotFoundError:
                 pass
             except (OSError, RuntimeError) as error:
@@ -206,13 +206,13 @@ class StoreWatch:
             self._changed()
 
     async def _events(self, folder: Path) -> None:
-        """Until it is another folder; raises `OSError` if it is gone, or what `awatch` raises."""
+        """Watch until another folder replaces it; raises `OSError` if it is gone."""
         stop = asyncio.Event()
         telling = asyncio.create_task(self._tell(folder, stop))
         try:
             await asyncio.shield(telling)
         finally:
-            # The watch has a thread, which ends only when it is told to.
+            # The watch has a thread, which ends only by this event.
             stop.set()
             await asyncio.wait([telling])
 
@@ -229,7 +229,7 @@ class StoreWatch:
             force_polling=False,
             ignore_permission_denied=True,
         )
-        # Comes after the watch is set up, for what has happened before that.
+        # Runs once the watch is set up, for changes before that.
         asyncio.get_running_loop().call_soon(self._changed)
         async with contextlib.aclosing(events):
             async for changes in events:

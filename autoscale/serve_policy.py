@@ -1,6 +1,6 @@
-"""Ray Serve's autoscaling policy of the slots: as many as the pool says.
+"""Autoscaling policy for Ray Serve: as many slots as the pool says.
 
-Serve pickles this module by value and runs it in its controller: it imports nothing of ours.
+Serve pickles this module by value and runs it in its controller, so it imports nothing of Headrace.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ import ray
 
 NAMESPACE = "headrace"
 WATCH_S = 5.0
-"""A question is answered after so long though nothing has changed."""
+"""Longest wait of a call for new targets."""
 
 _ANSWER_S = 3 * WATCH_S
 _RETRY_S = 0.2
 
 
 def actor_name(application: str) -> str:
-    """The name of the actor that holds the targets of an application."""
+    """Name of the actor that holds an application's targets."""
     return f"{application}-slot-targets"
 
 
 class SlotPolicy:
-    """The policy of one slot class's deployment.
+    """Policy of one slot class's deployment.
 
-    The call only reads a field; a thread waits in the actor for the next target. Without an answer
-    the number stays what it is, also after a restart of the controller.
+    A call only reads a field; a thread waits for the next target. Without an answer the number
+    stays as it is, also after a restart of Serve's controller.
     """
 
     def __init__(self, slot_class: str) -> None:
@@ -38,9 +38,9 @@ class SlotPolicy:
         self.thread: threading.Thread | None = None
 
     def __call__(self, ctx: Any) -> tuple[int, dict[str, Any]]:
-        """The number of replicas, and no state of Serve's keeping."""
+        """Number of replicas, and no state for Serve to keep."""
         if self.thread is None:
-            # Only here is the application's name known.
+            # The application's name is known only here.
             name = actor_name(ctx.app_name or "")
             arguments = (weakref.ref(self), self.slot_class, name)
             self.thread = threading.Thread(target=_follow, args=arguments, daemon=True)
@@ -49,7 +49,7 @@ class SlotPolicy:
 
 
 def _follow(policy: weakref.ref[SlotPolicy], slot_class: str, name: str) -> None:
-    """Keep the target up to date, until Serve has dropped the policy."""
+    """Keep the target up to date until Serve drops the policy."""
     actor: Any = None
     known = -1
     while policy() is not None:

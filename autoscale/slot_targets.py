@@ -1,8 +1,7 @@
-"""How many slots of each class the pool wants, where Ray Serve's policy finds it.
+"""Targets for Ray Serve: the number of slots of each class, held in a small named actor.
 
-The targets stand in a small named actor. The pool that has made it owns it, so it ends with that
-pool, whatever way the pool ends; the next pool makes another. Meanwhile `SlotPolicy` keeps the
-last target.
+The pool owns the actor, which therefore ends with that pool, however it ends; the next pool makes
+another. Meanwhile `SlotPolicy` keeps the last target.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ from headrace.deployment import Away, on_ray
 
 RETRY_S = 0.2
 CHECK_S = 2.0
-"""So often a write is tried again that failed though the actor lives."""
+"""Seconds between tries of a write that failed though the actor lives."""
 CALL_TIMEOUT_S = 10.0
 
 log = structlog.get_logger()
 
 
 class TargetBoard:
-    """What the actor runs: the targets of the newest pool, and who waits for other ones."""
+    """The actor: the targets of the newest pool; `watch` waits for changes."""
 
     def __init__(self) -> None:
         self._epoch = 0
@@ -37,7 +36,7 @@ class TargetBoard:
         self._changed = asyncio.Condition()
 
     async def put(self, epoch: int, targets: dict[str, int]) -> int:
-        """Replace the targets, unless a newer pool has written; gives the epoch in charge."""
+        """Replace the targets unless a newer pool has written; returns the epoch in charge."""
         async with self._changed:
             if epoch >= self._epoch:
                 self._epoch = epoch
@@ -47,19 +46,19 @@ class TargetBoard:
             return self._epoch
 
     async def watch(self, known: int) -> tuple[int, dict[str, int]]:
-        """The targets and their number, at once if it is not the one that is known."""
+        """The targets and their number, once it is not `known` or after `WATCH_S`."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(WATCH_S), self._changed:
                 await self._changed.wait_for(lambda: self._number != known)
         return self._number, self._targets
 
     async def never(self) -> None:
-        """Does not answer: who asks learns when the actor dies."""
+        """Never answers: the call fails when the actor dies."""
         await asyncio.Event().wait()
 
 
 class SlotTargets:
-    """The pool's end. `run` must run: it makes the actor, and makes it anew when it has died."""
+    """The pool's end; `run` makes the actor, and makes it anew when it has died."""
 
     def __init__(self, application: str, epoch: int) -> None:
         self._name, self._epoch = actor_name(application), epoch
@@ -71,14 +70,14 @@ class SlotTargets:
 
     @property
     def targets(self) -> dict[str, int]:
-        """What this pool wants, whether it has been written or not."""
+        """Targets of this pool, written or not."""
         return dict(self._targets)
 
     async def set(self, targets: Mapping[str, int]) -> None:
-        """Want so many slots, by class; classes that are not named stay as they are.
+        """Set targets by class; classes that are not named keep theirs.
 
-        Costs nothing while nothing changes. Serve clips a target to the class's bounds. If the
-        actor is away, `run` writes the targets when it is back.
+        Serve clips a target to the class's bounds. If the actor is away, `run` writes the targets
+        once it is back.
         """
         if any(number < 0 for number in targets.values()):
             raise ValueError(f"targets below zero: {dict(targets)}")
@@ -87,7 +86,7 @@ class SlotTargets:
             await self._write(self._board)
 
     async def run(self) -> None:
-        """Keep the actor alive and its targets ours, until cancelled."""
+        """Keep the actor alive and its targets up to date, until cancelled."""
         while True:
             try:
                 async with on_ray("pool", None):
@@ -99,10 +98,10 @@ class SlotTargets:
             await asyncio.sleep(RETRY_S)
 
     async def _tend(self, board: Any) -> str:
-        """Ends when the actor has died, with the reason.
+        """Write targets until the actor has died; returns the reason.
 
-        Until then its handle must stay, since it keeps the actor alive, and after that it must go:
-        it would keep the name. So nothing is raised here that holds this frame.
+        The handle keeps the actor alive, and after its death it would keep the name. So no
+        exception is raised here, since its traceback would hold the handle.
         """
         death = asyncio.ensure_future(board.never.remote())
         self._board = board
@@ -121,7 +120,7 @@ class SlotTargets:
         return actor.options(scheduling_strategy=here, **options).remote()
 
     async def _write(self, board: Any) -> None:
-        """Bring the actor up to what is wanted; never raises."""
+        """Write the targets to the actor; never raises."""
         async with self._writing:
             while not self.superseded and board is self._board and self._written != self._targets:
                 targets = dict(self._targets)
