@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable, Mapping
 
 import pytest
+import structlog
 import uvloop
 from hypothesis import settings
 
@@ -17,6 +18,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # A busy machine is slow, which says nothing of the code.
 settings.register_profile("headrace", deadline=None)
 settings.load_profile("headrace")
+
+# Tracebacks that rich draws, structlog's default, take seconds each.
+_renderer = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+structlog.configure([*structlog.get_config()["processors"][:-1], _renderer])
 
 
 def pytest_asyncio_loop_factories(
