@@ -1,4 +1,4 @@
-"""The one thread of a slot in which models run, so that the loop always answers."""
+"""The thread of a slot in which models run, so that its loop always answers; a slot's cores."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def own_cores(local_rank: int, cpus: float, nodes: Sequence[Collection[int]]) ->
 
 
 def pin(local_rank: int, cpus: float) -> frozenset[int]:
-    """Keep this thread, and those it will start, on the slot's own cores; gives them."""
+    """Bind this thread, and those it will start, to the slot's own cores; gives them."""
     cores = own_cores(local_rank, cpus, numa_nodes(os.sched_getaffinity(0)))
     os.sched_setaffinity(0, cores)
     return cores
@@ -144,7 +144,7 @@ def numa_nodes(available: Collection[int], nodes: Path = NODES) -> list[frozense
 
 
 def parse_cores(text: str) -> set[int]:
-    """The kernel's way to write cores: `0-3,8,10-11`."""
+    """Cores from the kernel's notation, such as `0-3,8,10-11`."""
     cores: set[int] = set()
     for part in text.strip().split(","):
         first, _, last = part.partition("-")

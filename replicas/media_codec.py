@@ -1,8 +1,7 @@
-"""A part of a picture or of a video as a request: pixels or a place in a file, in; findings, out.
+"""The codec of parts of a picture or video: a tile's pixels or a segment's place in, findings out.
 
-The shard stage sends a tile's pixels, or which segment of a spooled file to decode: that happens
-here, so frames do not cross the cluster. What was found in a part is kept by the part's key, and
-an equal part is answered from there.
+The slot decodes a segment from the spooled file itself, so that frames do not cross the cluster.
+Findings are kept by the part's key, and an equal part is answered from there.
 """
 
 from __future__ import annotations
@@ -32,16 +31,16 @@ if TYPE_CHECKING:
 
 KEPT_RESULTS = 4096
 KEPT_BYTES = 32 * 1024 * 1024
-"""Of the latest results, so many of each model version and so much of them in all."""
+"""Limits on the findings that are kept for a model version, in number and in size."""
 DECODERS = 2
-"""Segments that a slot decodes at once: more of them take no less time, but more memory."""
+"""Segments that a slot decodes at once; more would take more memory and no less time."""
 
 _decoding = threading.BoundedSemaphore(DECODERS)
 
 
 @dataclass(slots=True)
 class _Note:
-    """What an answer needs to know of its request: sizes and times by row."""
+    """Notes for the answer: sizes, and times by row."""
 
     key: str
     postprocess: str
@@ -67,7 +66,7 @@ class MediaCodec:
         self._lock = threading.Lock()
 
     def kept(self, body: bytes | memoryview, call: Call) -> Encoded | None:
-        """The answer that an equal part got before."""
+        """The answer to an equal part, if one is kept."""
         key = str(_head(body, call)[0].get("key", ""))
         with self._lock:
             found = self._kept.get(key)
@@ -155,7 +154,7 @@ class MediaCodec:
     def encode(
         self, request: InferenceRequest, outputs: Mapping[str, Tensor], model: ModelSpec
     ) -> Encoded:
-        """What was found, as JSON: see `sharding.parts`."""
+        """Findings as JSON, in the form of `sharding.parts`."""
         from sharding.parts import Box, TagScore, TimedTags, findings_document
 
         note: _Note = request.encoding
@@ -184,7 +183,7 @@ class MediaCodec:
                 self._kept_bytes -= len(self._kept.popitem(last=False)[1])
 
     def _labels_in(self, name: str | None) -> Sequence[str]:
-        """A label on each line; none without a file's name."""
+        """Labels of the model's file, one a line; none without a file name."""
         if name is None:
             return ()
         if name not in self._labels:

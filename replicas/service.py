@@ -1,4 +1,4 @@
-"""What a slot does for gateways and for the pool, over the link; knows nothing of Ray."""
+"""The service of a slot for gateways and the pool, over the link; knows nothing of Ray."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from replicas.placements import Loaded, Order, Placements
 from replicas.repository import Repository
 
 LINGER_S = 1.5
-"""How long a slot that leaves still takes what comes; gateways stop asking unless all leave."""
+"""Time for which a leaving slot takes requests; gateways stop sending unless all slots leave."""
 HANDOVER_S = 10.0
-"""And how long it does so for versions that no other slot serves yet, while a pool places them."""
+"""Limit on that time while the pool places, in other slots, versions that only this one serves."""
 POLL_S = 0.05
 FAREWELL_S = 0.1
-"""How long a slot that is out of memory waits until its loop has said so."""
+"""Wait, in a slot out of memory, for its loop to answer the requests concerned."""
 
 
 class SlotService(LinkServer):
@@ -62,9 +62,9 @@ class SlotService(LinkServer):
         await super().start(unix_path, host, port)
 
     async def drain(self, hand_over_s: float = HANDOVER_S) -> None:
-        """Serve on until others do so, take nothing more, and wait until everything is answered.
+        """Serve until other slots do, then take no more requests, and answer those that are here.
 
-        The pool unloads what others serve; after `hand_over_s` nothing waits for it any more.
+        The pool unloads what others serve; it has `hand_over_s` seconds for that.
         """
         self.tell_draining()
         self.event("draining")
@@ -80,9 +80,9 @@ class SlotService(LinkServer):
         await self._placements.drain()
 
     def out_of_memory(self) -> None:
-        """Answer what may be the cause before the process ends, for a thread of its own.
+        """Answer the requests that may be the cause, so that gateways try them in no other slot.
 
-        Else gateways would try it in the next slot.
+        Called from the thread that watches the memory, just before the process ends.
         """
         said = threading.Event()
         with contextlib.suppress(RuntimeError):  # the loop is closed
@@ -106,7 +106,7 @@ class SlotService(LinkServer):
         self._compute.close()
 
     def channel_items(self, channel: Channel, items: list[Item]) -> None:
-        """Requests of a gateway."""
+        """Give each request to the engine of its placement."""
         engines = []
         for item in items:
             engine = self._placements.engine(item.placement_id)
@@ -119,19 +119,19 @@ class SlotService(LinkServer):
             engine.flush()
 
     def cancel(self, channel: Channel, item_id: int) -> None:
-        """A caller left."""
+        """Drop the request of a caller that left."""
         for loaded in self._placements:
             if loaded.engine is not None and loaded.engine.cancel(channel, item_id):
                 self._recorder.cancellation(loaded.order.model)
 
     def gone(self, channel: Channel) -> None:
-        """A gateway is gone."""
+        """Drop the requests of a gateway that is gone."""
         for loaded in self._placements:
             if loaded.engine is not None:
                 loaded.engine.gone(channel)
 
     async def call(self, peer: Hello, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        """An order of the pool; an older pool's orders are refused."""
+        """Carry out an order of the pool; orders of an earlier pool are refused."""
         if peer.epoch < self._epoch:
             raise Unavailable(f"a pool of epoch {self._epoch} is in charge, not {peer.epoch}")
         seen, self._epoch = self._epoch, peer.epoch
@@ -175,5 +175,5 @@ class SlotService(LinkServer):
 
 
 def _elsewhere(item: Item) -> Reply:
-    """The slot does not hold that placement (any more): the gateway asks another."""
+    """Reply that sends a request elsewhere: the slot does not hold its placement any more."""
     return Reply(item.id, 0, 503, Flag.ELSEWHERE, 0, None, 0.0, 0.0, 0.0, 0.0, 0, b"")

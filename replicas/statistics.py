@@ -1,8 +1,8 @@
-"""What a slot process has counted for one model version, by Triton's definitions; only growing.
+"""Counts of a slot for one model version, by Triton's definitions; they only grow.
 
-Per request: the whole time in the gateway and here, waiting, decoding, computing (all of each run
-that it took part in), encoding. Per run: the same of all its requests, by the rows of the run.
-Requests whose callers left are not counted; those that end in an error count as `fail` alone.
+Times of a request: all of it in gateway and slot, waiting, decoding, computing (the whole of each
+run it was part of), encoding. Times of runs, by their rows: the sums over their requests. Requests
+of callers that left are not counted, those that end in an error only as `fail`.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from collections.abc import Callable
 from typing import Any
 
 EXACT_ROWS = 128
-"""Runs of more rows are counted under the next power of two: clients may choose any number."""
+"""Rows above which runs count under the next power of two, as clients may choose any number."""
 
 
 class RunTotals:
-    """What runs of one size took together."""
+    """Sums over the runs of one size."""
 
     __slots__ = ("count", "infer_ns", "input_ns", "output_ns")
 
@@ -25,7 +25,7 @@ class RunTotals:
 
 
 class ModelStatistics:
-    """See the module. Belongs to the slot's loop; `clock` gives seconds since the epoch."""
+    """The counts; they belong to the slot's loop. `clock` gives seconds since the epoch."""
 
     __slots__ = (
         "_clock", "_fail_count", "_fail_ns", "_infer_ns", "_input_ns", "_last_s", "_output_ns",
@@ -80,7 +80,7 @@ class ModelStatistics:
         self._fail_ns += int(whole_s * 1e9)
 
     def document(self) -> dict[str, Any]:
-        """The counts so far: see `headrace.protocols.metadata`."""
+        """The counts in the form that `headrace.protocols.metadata` reads."""
         done = self._success_count
         return {
             "last_inference": int(self._last_s * 1e3),

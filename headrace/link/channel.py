@@ -42,9 +42,9 @@ BUNDLE_BYTES = 256 * 1024
 WRITE_BUFFER_BYTES = 128 * 1024
 """Limit on what the transport holds: a small frame waits behind no more parts than this."""
 MAX_SHARED_NAMES = 64
-"""Names of shared bodies that are kept before those that the peer has taken are looked for."""
+"""Limit on names of shared bodies; beyond it those that the peer has taken are forgotten."""
 MAX_CANCELLED = 4096
-"""Cancelled items that are remembered, as answers may be on the way: more than a round trip has."""
+"""Limit on cancelled items whose answer may still come: more than one round trip can hold."""
 FLUSH_POLL_S = 0.01
 PING_S = 1.0
 MISSED_PINGS = 3

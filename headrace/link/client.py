@@ -163,7 +163,7 @@ class SlotLink(ChannelOwner):
             self._data.send_items(requests)
 
     def cancel(self, request: Request) -> None:
-        """Nobody waits for this request any more."""
+        """Tell the slot that nobody waits for this request."""
         if self._data is not None:
             self._data.cancel(request.id)
 

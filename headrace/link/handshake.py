@@ -1,4 +1,4 @@
-"""Both ends of the link prove that they know the cluster's secret, before anything else is read.
+"""Proof of both ends of the link that they know the cluster's secret, before anything else is read.
 
 HELLO (client) → WELCOME with the server's proof → PROOF of the client. A proof is an HMAC-SHA256
 over both messages, so neither a nonce nor an offered version can be exchanged on the way.

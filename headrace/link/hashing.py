@@ -32,6 +32,6 @@ def _weight(key: bytes, member: str) -> bytes:
 
 @lru_cache(maxsize=4096)
 def _started(member: str) -> blake2b:
-    """The hash after the member's name, which is the same for all keys; only copies go on."""
+    """Hash state after the member's name, which all keys share; callers copy it."""
     name = member.encode()
     return blake2b(len(name).to_bytes(4, "big") + name, digest_size=8)

@@ -1,4 +1,4 @@
-"""The data plane behind every protocol, and what it and the protocols read from the snapshot."""
+"""The data plane behind every protocol, and the questions that protocols ask of the snapshot."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from headrace.snapshot import ModelView, Snapshot, State, VersionView
 from headrace.spec import ModelSpec
 
 TICK_S = 0.025
-"""How late a deadline may be noticed, and how often a slot hears of changed demand."""
+"""Interval at which deadlines are checked and slots hear of changed demand."""
 
 NOT_FOUND = {
     "tfserving": servable_not_found,
@@ -58,7 +58,7 @@ class DataPlane:
         self.on_link_down: Callable[[str], None] = lambda _: None
 
     def apply(self, snapshot: Snapshot) -> None:
-        """Take a newer view of the world: links to its slots, routes to what is READY."""
+        """Take a newer snapshot: links to its slots, routes to its READY placements."""
         if snapshot.epoch != self.snapshot.epoch:
             snapshot = with_known_specs(snapshot, self.snapshot)
         self.snapshot = snapshot
@@ -102,11 +102,11 @@ class DataPlane:
         return (name, found.version)
 
     def routing(self, name: str) -> Routing:
-        """How requests of a model choose their slot."""
+        """The routing of a model."""
         return self.snapshot.models[name].config.routing
 
     def config(self, name: str) -> ModelConfig | None:
-        """What the config says of a model, None if there is none of this name."""
+        """The config of a model, None if there is no such model."""
         view = self.snapshot.models.get(name)
         return None if view is None else view.config
 
@@ -115,12 +115,12 @@ class DataPlane:
         return time.monotonic()
 
     def next_id(self) -> int:
-        """A request number, unique in this process among those in flight."""
+        """A request number, unique among those in flight in this process."""
         self._number = (self._number + 1) & 0xFFFFFFFF
         return self._number
 
     def submit(self, request: Request) -> None:
-        """Queue a request. It leaves in this turn of the loop, bundled with others of the turn.
+        """Queue a request; it leaves in this turn of the loop, bundled with the others of the turn.
 
         A bundle as large as what the slots hold leaves at once, so that they compute while the
         rest of the turn's requests are read; waiting for the turn's end would make them take turns.
@@ -134,11 +134,11 @@ class DataPlane:
             self.flush_soon()
 
     def charge(self, request: Request, extra: float) -> None:
-        """An answered request cost so much more than was paid (below 0: less)."""
+        """Charge an answered request that cost `extra` more than was paid (below 0: less)."""
         self.router.charge(request, extra)
 
     def cancel(self, request: Request) -> None:
-        """The client left."""
+        """Drop the request of a client that left."""
         if not request.finished:
             self._recorder.cancellation(request.key[0])
             self.router.cancel(request)
@@ -157,7 +157,7 @@ class DataPlane:
             self._links[slot_id][0].send(requests)
 
     async def run(self) -> None:
-        """Deadlines and demand; runs until it is cancelled."""
+        """Check deadlines and tell demand, until cancelled."""
         try:
             while True:
                 await asyncio.sleep(TICK_S)
@@ -175,7 +175,7 @@ class DataPlane:
         return slot_id in self._links and self._links[slot_id][0].up
 
     def links(self) -> dict[str, str]:
-        """By slot: `unix`, `tcp`, or why the link is not up."""
+        """The transport by slot: `unix`, `tcp`, or why the link is down."""
         return {
             slot_id: link.transport if link.up else f"down: {link.last_error or 'connecting'}"
             for slot_id, (link, _) in self._links.items()
@@ -186,7 +186,7 @@ class DataPlane:
         self._recorder.gauges(self.router.in_flight(), self.router.waiting())
 
     def link_lost(self, link: SlotLink) -> None:
-        """Try again elsewhere what it had not answered."""
+        """A link broke: its requests are tried again in other slots."""
         before = self.router.retries.copy()
         self._recorder.link_lost()
         self.router.lane_down(link.slot.slot_id, self.now_s())
@@ -201,7 +201,7 @@ class DataPlane:
 
 
 def with_known_specs(new: Snapshot, old: Snapshot) -> Snapshot:
-    """A pool that has just started knows nothing of models that sleep: we may. Pure."""
+    """The snapshot of a new pool with the specs of sleeping models, which it cannot know. Pure."""
     known = {
         (name, version.version, version.revision): version.spec
         for name, model in old.models.items()
@@ -246,13 +246,13 @@ def routes_of(snapshot: Snapshot) -> Routes:
 
 
 def defaults_of(snapshot: Snapshot) -> dict[str, int | None]:
-    """By model, the version that answers requests which name none; None: there is none. Pure."""
+    """The default version by model, None where there is no version. Pure."""
     found = {name: model.version(None) for name, model in snapshot.models.items()}
     return {name: None if view is None else view.version for name, view in found.items()}
 
 
 def lacking_of(snapshot: Snapshot) -> dict[QueueKey, str]:
-    """What versions wait for that no slot holds yet, as far as the pool has told. Pure."""
+    """Reasons, as the pool tells them, why versions have no slot yet. Pure."""
     lacking: dict[QueueKey, str] = {}
     for name, model in snapshot.models.items():
         for version in model.versions:
@@ -279,7 +279,7 @@ def find_model(snapshot: Snapshot, name: str, version: str = "") -> tuple[ModelV
 
 
 def known_spec(name: str, found: VersionView) -> ModelSpec:
-    """What the version takes and gives; raises `Unavailable` until some slot has loaded it."""
+    """The spec of a version; raises `Unavailable` until some slot has loaded it."""
     if found.spec is None:
         state = f"model '{name}' version {found.version} is {found.state}"
         raise Unavailable(state + _because(found.reason))

@@ -1,7 +1,7 @@
-"""Slots as a gateway sees them: links with what is in flight, and which one takes a request. Pure.
+"""Lanes and seats of a gateway, and the choice of the seat that takes a request. Pure.
 
-A lane is a link to a slot, a seat a placement in it. A seat is open while its slot gave credit for
-more of our requests than it holds, is not leaving, and is not reserved for one request alone.
+A lane is a link to a slot, a seat a placement in it. A seat is open while its slot gives credit for
+more requests than it holds, is not leaving, and is not reserved for a single request.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from headrace.link.queue import ModelQueue
 from headrace.link.request import Request, Seat
 
 Route = tuple[Routing, Sequence[tuple[str, int]]]
-"""How to route, and (slot id, placement id) of the placements that are READY."""
+"""Routing of a model version, and (slot id, placement id) of its READY placements."""
 
 
 @dataclass(slots=True, eq=False)
@@ -32,7 +32,7 @@ class Lane:
     exclusive: Request | None = None
 
     def load(self, now_s: float) -> int:
-        """Requests that the slot holds, ours and, as far as it just said, of other gateways."""
+        """Requests in the slot: our own, or as many as it lately said if those are more."""
         own = len(self.in_flight)
         return max(own, self.depth) if now_s < self.depth_until_s else own
 
@@ -44,7 +44,7 @@ Lanes = Mapping[str, Lane]
 def choose_seat(
     queue: ModelQueue, request: Request, lanes: Lanes, rng: random.Random, now_s: float
 ) -> Seat | None:
-    """Where the request goes by the queue's policy; None if no seat is open."""
+    """The seat for a request by the queue's policy; None if no seat is open."""
     places = queue.places(request, now_s)
     if len(queue.seats) == 1:
         seat = queue.seats[0]
@@ -78,7 +78,7 @@ def reserve_seat(queue: ModelQueue, lanes: Lanes, now_s: float) -> Seat | None:
 
 
 def is_open(seat: Seat, lanes: Lanes, places: int, *, leaving: bool = False) -> bool:
-    """Whether the seat takes one more, of `places` at most; only `leaving` slots, if that is so."""
+    """Whether the seat takes one more, `places` at most, in a slot that is `leaving` or not."""
     lane = lanes.get(seat.slot_id)
     if lane is None or lane.draining is not leaving:
         return False
@@ -91,7 +91,7 @@ def _usable(seat: Seat, lanes: Lanes) -> Lane | None:
 
 
 def _last_resort(queue: ModelQueue, lanes: Lanes, places: int) -> list[Seat]:
-    """Slots that leave still answer for a moment: used only when all of a queue's leave."""
+    """Open seats in leaving slots, if all slots of the queue leave: they still answer."""
     if any(_usable(seat, lanes) for seat in queue.seats):
         return []
     return [seat for seat in queue.seats if is_open(seat, lanes, places, leaving=True)]

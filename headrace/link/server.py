@@ -21,9 +21,9 @@ from headrace.link.handshake import Hello, ServerHandshake, Session
 def share(capacity: int, demands: Mapping[str, int]) -> dict[str, int]:
     """Credits by gateway: proportional to demand, at least one each, else as much as fits.
 
-    `demands` counts each gateway's requests in flight and waiting. Where nobody wants anything
-    the capacity is split evenly, so that the first requests need not ask first. The sum stays
-    within `capacity`, but for the one credit that everybody keeps.
+    `demands` counts each gateway's requests in flight and waiting. Without any demand the capacity
+    is split evenly, so that the first requests are sent at once. The sum stays within `capacity`,
+    except for the one credit that each gateway keeps.
     """
     if not demands:
         return {}
@@ -63,11 +63,11 @@ class LinkServer(ChannelOwner):
         self.tcp_address = ""
 
     def cancel(self, channel: Channel, item_id: int) -> None:
-        """A caller left."""
+        """Drop the request of a caller that left."""
         raise NotImplementedError
 
     def gone(self, channel: Channel) -> None:
-        """A gateway's connection is gone: nobody waits for its requests."""
+        """Drop all requests of a gateway whose connection is gone."""
         raise NotImplementedError
 
     async def call(self, peer: Hello, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -75,7 +75,7 @@ class LinkServer(ChannelOwner):
         raise NotImplementedError
 
     async def start(self, unix_path: Path, host: str, port: int) -> None:
-        """Listen on both; the Unix socket, in a folder that exists, is for this user only."""
+        """Listen on a Unix socket, which only this user may open, and on TCP."""
         loop = asyncio.get_running_loop()
         mask = os.umask(0o177)
         try:
@@ -120,7 +120,7 @@ class LinkServer(ChannelOwner):
             channel.send_frame(Kind.DRAINING)
 
     def event(self, name: str, **facts: object) -> None:
-        """Tell the pool that something has changed."""
+        """Tell the pool of a change."""
         payload = json.dumps({"event": name, **facts}).encode()
         for channel, session in self._open.items():
             if session.peer.role == "pool":
@@ -159,7 +159,7 @@ class LinkServer(ChannelOwner):
                 self._share_out(placement_id)
 
     def channel_frame(self, channel: Channel, frame: Frame) -> None:
-        """Control frames and the pool's orders."""
+        """Cancellations, demand, and orders of the pool."""
         peer = self._open[channel].peer
         if frame.kind == Kind.CANCEL:
             self.cancel(channel, decode_numbers(frame)[0])
@@ -174,7 +174,7 @@ class LinkServer(ChannelOwner):
             raise LinkError(f"a frame of kind {frame.kind} from a {peer.role} connection")
 
     def channel_closed(self, channel: Channel, reason: str) -> None:
-        """Free what the peer held."""
+        """Drop the requests and the demand of a peer that is gone."""
         self._shaking.discard(channel)
         session = self._open.pop(channel, None)
         if session is None:

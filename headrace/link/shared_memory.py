@@ -16,7 +16,7 @@ from headrace.process import is_taken
 
 FOLDER = Path("/dev/shm")
 THRESHOLD_BYTES = 1024 * 1024
-"""Below this a socket is as fast, and costs no file."""
+"""Body size from which a file is faster than a socket."""
 _NAME = re.compile(r"headrace-(\d+)-[0-9a-f]{16}")
 
 
@@ -69,17 +69,17 @@ def take(name: str, length: int) -> memoryview:
 
 
 def exists(name: str) -> bool:
-    """Whether nobody has taken or removed such a file yet."""
+    """Whether the file has not been taken or removed yet."""
     return (FOLDER / name).exists()
 
 
 def discard(name: str) -> None:
-    """Remove such a file if it is still there."""
+    """Remove the file if it is still there."""
     (FOLDER / name).unlink(missing_ok=True)
 
 
 def sweep() -> int:
-    """Remove what processes that have died left behind; gives how many files."""
+    """Remove files of processes that have died; gives how many."""
     removed = 0
     for path in FOLDER.glob("headrace-*"):
         match = _NAME.fullmatch(path.name)
