@@ -18,7 +18,7 @@ Result = TypeVar("Result")
 
 
 @dataclass(slots=True, eq=False)
-class Job(Generic[Result]):
+class ComputeJob(Generic[Result]):
     """Work for the compute thread; `done` hears its result, or what it raised, on the loop.
 
     A `nice` job runs at low priority: it is one of many that make one request.
@@ -36,16 +36,16 @@ class ComputeThread:
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._jobs: queue.SimpleQueue[Job[Any] | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[ComputeJob[Any] | None] = queue.SimpleQueue()
         # A thread cannot raise its priority again, so nice jobs have a thread of their own; the
         # compute thread waits for it, so that still only one job runs at a time.
-        self._nice_jobs: queue.SimpleQueue[Job[Any] | None] = queue.SimpleQueue()
+        self._nice_jobs: queue.SimpleQueue[ComputeJob[Any] | None] = queue.SimpleQueue()
         self._nice_done = threading.Semaphore(0)
         self._open = 0
         for name, loop in (("compute", self._work), ("compute-nice", self._work_nicely)):
             threading.Thread(target=loop, name=name, daemon=True).start()
 
-    def submit(self, job: Job[Any]) -> None:
+    def submit(self, job: ComputeJob[Any]) -> None:
         """Queue a job; a brief one runs at once, on the loop, if no other is queued."""
         if job.brief and not self._open:
             # Its end is told in the next turn, so that the loop reads its sockets between jobs.
@@ -57,7 +57,7 @@ class ComputeThread:
     async def call(self, work: Callable[[], None]) -> None:
         """Run it after the queued jobs, and wait for its end."""
         ended = asyncio.Event()
-        self.submit(Job(work, lambda _: ended.set()))
+        self.submit(ComputeJob(work, lambda _: ended.set()))
         await ended.wait()
 
     def close(self) -> None:
@@ -79,12 +79,12 @@ class ComputeThread:
             self._run(job)
             self._nice_done.release()
 
-    def _run(self, job: Job[Any]) -> None:
+    def _run(self, job: ComputeJob[Any]) -> None:
         result = _result_of(job.work)
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
             self._loop.call_soon_threadsafe(self._end, job, result)
 
-    def _end(self, job: Job[Any], result: Any) -> None:
+    def _end(self, job: ComputeJob[Any], result: Any) -> None:
         self._open -= 1
         job.done(result)
 

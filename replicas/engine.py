@@ -34,7 +34,7 @@ from headrace.protocols.calls import call_of, codecs, form_of
 from headrace.protocols.tensors import Call, Codec, Encoded, InferenceRequest
 from headrace.spec import BYTES, Tensor
 from replicas.batcher import Batch, Batcher, Pending
-from replicas.compute import ComputeThread, Job
+from replicas.compute import ComputeJob, ComputeThread
 from replicas.media_codec import MediaCodec
 from replicas.runtime import Runtime
 from replicas.statistics import ModelStatistics, RunTotals
@@ -301,7 +301,7 @@ class Engine:
             finished = batch.deliver(outputs)
             return finished, time.perf_counter() - started, time.thread_time() - worked
 
-        self._compute.submit(Job(run, lambda result: self._ran(batch, result), nice, brief))
+        self._compute.submit(ComputeJob(run, lambda result: self._ran(batch, result), nice, brief))
 
     def _ran(self, batch: Batch, result: RunResult | BaseException) -> None:
         self._batch = None

@@ -5,7 +5,7 @@ import os
 import threading
 
 from headrace.process import NICE
-from replicas.compute import ComputeThread, Job
+from replicas.compute import ComputeJob, ComputeThread
 
 
 def niceness() -> int:
@@ -23,7 +23,7 @@ async def asked(compute: ComputeThread, *nice: bool) -> list[int | BaseException
             ended.set()
 
     for each in nice:
-        compute.submit(Job(niceness, done, each))
+        compute.submit(ComputeJob(niceness, done, each))
     await ended.wait()
     return told
 
@@ -50,7 +50,7 @@ async def test_what_a_nice_job_raises_is_its_result() -> None:
         told.append(result)
         ended.set()
 
-    compute.submit(Job(fail, done, nice=True))
+    compute.submit(ComputeJob(fail, done, nice=True))
     await ended.wait()
     compute.close()
     assert isinstance(told[0], ValueError)
@@ -65,7 +65,7 @@ class Where:
         self._ended = asyncio.Event()
 
     def submit(self, *, brief: bool) -> None:
-        self.compute.submit(Job(threading.get_ident, self._done, brief=brief))
+        self.compute.submit(ComputeJob(threading.get_ident, self._done, brief=brief))
 
     async def wait_for(self, count: int) -> list[bool]:
         """Whether the first `count` ran on the loop."""
@@ -108,6 +108,6 @@ async def test_what_a_brief_job_raises_is_its_result() -> None:
     def fail() -> None:
         raise ValueError("broken")
 
-    compute.submit(Job(fail, told.set_result, brief=True))
+    compute.submit(ComputeJob(fail, told.set_result, brief=True))
     assert isinstance(await told, ValueError)
     compute.close()
