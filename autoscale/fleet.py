@@ -252,10 +252,7 @@ class Fleet:
         held = {each.key: each.state for each in slot.placements.values()}
         if words is not None:
             # The slot's last words are newer: an order's answer may not have arrived.
-            held |= {
-                ModelVersion(each.model, each.version, each.revision): each.state
-                for each in words.loading
-            }
+            held |= words.loading
         for key, state in held.items():
             if state in IN_THE_MAKING:
                 # Counted as a failure, or a model that kills its slot would kill one after another.

@@ -10,7 +10,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ import structlog
 
 from headrace.logs import recent_lines
 from headrace.process import is_taken, memory_reader
-from headrace.snapshot import State
+from headrace.snapshot import ModelVersion, State
 
 SUFFIX = ".last"
 STALE_S = 86_400.0
@@ -34,21 +34,11 @@ log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
-    """A placement of the slot, as the pool calls it."""
-
-    model: str
-    version: int
-    revision: int
-    state: State
-
-
-@dataclass(frozen=True, slots=True)
 class Words:
     """Content of the file. `exit_code` is None if the end came from outside; `held` is a count."""
 
     pid: int
-    loading: tuple[Held, ...]
+    loading: Mapping[ModelVersion, State]
     held: int
     memory_bytes: int
     limit_bytes: int
@@ -61,10 +51,10 @@ class Words:
         data = json.loads(text)
         return cls(
             pid=int(data["pid"]),
-            loading=tuple(
-                Held(str(model), int(version), int(revision), State(state))
+            loading={
+                ModelVersion(str(model), int(version), int(revision)): State(state)
                 for model, version, revision, state in data["loading"]
-            ),
+            },
             held=int(data["held"]),
             memory_bytes=int(data["memory_bytes"]),
             limit_bytes=int(data["limit_bytes"]),
@@ -89,12 +79,12 @@ class LastWords:
         self._lock = threading.Lock()
         self._memory_bytes, self._held = 0, 0
         self._ended = self._troubled = False
-        self.loading: tuple[Held, ...] = ()
+        self.loading: Mapping[ModelVersion, State] = {}
 
-    def note(self, placements: Sequence[Held], memory_bytes: int) -> None:
-        """A placement has changed its state; `placements` are all that the slot holds."""
+    def note(self, placements: Sequence[tuple[ModelVersion, State]], memory_bytes: int) -> None:
+        """Note all placements of the slot, after one of them has changed its state."""
         with self._lock:
-            self.loading = tuple(each for each in placements if each.state in IN_THE_MAKING)
+            self.loading = {key: state for key, state in placements if state in IN_THE_MAKING}
             self._held, self._memory_bytes = len(placements), memory_bytes
             self._write(None)
 
@@ -105,7 +95,7 @@ class LastWords:
             self._write(None)
 
     def finish(self, exit_code: int, memory_bytes: int) -> None:
-        """The process is about to end by its own decision."""
+        """Note the end: the process is about to end itself."""
         got = self._lock.acquire(timeout=FINISH_S)
         try:
             self._memory_bytes = memory_bytes
@@ -127,7 +117,7 @@ class LastWords:
             return
         document = {
             "pid": os.getpid(),
-            "loading": [[h.model, h.version, h.revision, h.state] for h in self.loading],
+            "loading": [[*key, state] for key, state in self.loading.items()],
             "held": self._held,
             "memory_bytes": self._memory_bytes,
             "limit_bytes": self._limit_bytes,

@@ -19,7 +19,7 @@ from headrace.errors import HeadraceError, ModelLoadError
 from headrace.logs import recent_lines
 from headrace.metrics import Recorder
 from headrace.runtimes import RUNTIMES, RuntimeName
-from headrace.snapshot import State
+from headrace.snapshot import ModelVersion, State
 from headrace.spec import encode_spec
 from replicas.batcher import Batcher
 from replicas.compute import ComputeThread
@@ -52,6 +52,11 @@ class Order:
     runtime: RuntimeName | None
     batching: Batching
     revision: int = 0
+
+    @property
+    def key(self) -> ModelVersion:
+        """The version with its revision."""
+        return ModelVersion(self.model, self.version, self.revision)
 
     def __post_init__(self) -> None:
         if not isinstance(self.version, int) or not isinstance(self.revision, int):

@@ -18,7 +18,7 @@ from headrace.link.server import LinkServer
 from headrace.metrics import Recorder
 from headrace.process import resident_bytes
 from replicas.compute import ComputeThread
-from replicas.last_words import Held, LastWords
+from replicas.last_words import LastWords
 from replicas.placements import Loaded, Order, Placements
 from replicas.repository import Repository
 
@@ -166,11 +166,8 @@ class SlotService(LinkServer):
         self.set_capacity({} if self._leaving else self._placements.credits())
         if self._words is not None:
             # Before the pool hears of it: it may have no other chance.
-            held = [(each.order, each.state) for each in self._placements]
-            self._words.note(
-                [Held(o.model, o.version, o.revision, state) for o, state in held],
-                resident_bytes(),
-            )
+            held = [(each.order.key, each.state) for each in self._placements]
+            self._words.note(held, resident_bytes())
         self.event("placement", **loaded.facts())
 
 

@@ -10,7 +10,7 @@ MB = 2**20
 
 
 def words(memory_mb: int, limit_mb: int, exit_code: int | None = None, held: int = 1) -> Words:
-    return Words(7, (), held, memory_mb * MB, limit_mb * MB, exit_code, ("line",))
+    return Words(7, {}, held, memory_mb * MB, limit_mb * MB, exit_code, ("line",))
 
 
 def test_without_last_words_it_just_died() -> None:

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.snapshot import State
-from replicas.last_words import STALE_S, Held, LastWords, Words, path_of, sweep, take
+from headrace.snapshot import ModelVersion, State
+from replicas.last_words import STALE_S, LastWords, Words, path_of, sweep, take
 
-LOADING = Held("m", 3, 1, State.LOADING)
-READY = Held("other", 1, 0, State.READY)
+LOADING = (ModelVersion("m", 3, 1), State.LOADING)
+READY = (ModelVersion("other", 1), State.READY)
 
 
 def words_at(folder: Path, limit_bytes: int | None = 1000) -> LastWords:
@@ -28,7 +28,7 @@ def test_what_was_loading_is_told_with_its_memory_and_lines(tmp_path: Path) -> N
     words.refresh(800)
     assert stat.S_IMODE(path_of(tmp_path / "a.sock").stat().st_mode) == 0o600
     told = take(tmp_path / "a.sock")
-    assert told == Words(os.getpid(), (LOADING,), 2, 800, 1000, None, ("one", "two"))
+    assert told == Words(os.getpid(), dict([LOADING]), 2, 800, 1000, None, ("one", "two"))
     assert take(tmp_path / "a.sock") is None
 
 
@@ -40,7 +40,7 @@ def test_a_deliberate_end_is_the_last_word(tmp_path: Path) -> None:
     words.refresh(5)
     told = take(tmp_path / "a.sock")
     assert told is not None and (told.exit_code, told.memory_bytes) == (137, 1200)
-    assert told.loading == (LOADING,)
+    assert told.loading == dict([LOADING])
 
 
 def test_a_slot_that_leaves_in_good_order_leaves_nothing(tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_a_slot_that_leaves_in_good_order_leaves_nothing(tmp_path: Path) -> None
 def test_a_folder_that_cannot_be_written_does_not_stop_the_slot(tmp_path: Path) -> None:
     words = words_at(tmp_path / "absent")
     words.note([LOADING], 1)
-    assert words.loading == (LOADING,) and take(tmp_path / "absent" / "a.sock") is None
+    assert words.loading == dict([LOADING]) and take(tmp_path / "absent" / "a.sock") is None
 
 
 @given(text=st.one_of(st.binary(max_size=50), st.sampled_from([b"{}", b"[]", b'{"pid": []}'])))

@@ -4,24 +4,24 @@ import subprocess
 import sys
 from pathlib import Path
 
-from headrace.snapshot import State
-from replicas.last_words import EXIT_CODE, REFRESH_S, Held, LastWords, MemoryWatch, take
+from headrace.snapshot import ModelVersion, State
+from replicas.last_words import EXIT_CODE, REFRESH_S, LastWords, MemoryWatch, take
 
-LOADING = Held("m", 1, 0, State.LOADING)
+LOADING = (ModelVersion("m", 1), State.LOADING)
 
 ALLOCATE = """
 import sys, time
 from pathlib import Path
 from headrace.logs import configure
-from headrace.snapshot import State
-from replicas.last_words import Held, LastWords
+from headrace.snapshot import ModelVersion, State
+from replicas.last_words import LastWords
 from replicas.last_words import MemoryWatch
 from headrace.process import resident_bytes
 
 configure("info", "slot")
 limit = resident_bytes() + 60 * 2**20
 words = LastWords(Path(sys.argv[1]), limit)
-words.note([Held("m", 1, 0, State.LOADING)], resident_bytes())
+words.note([(ModelVersion("m", 1), State.LOADING)], resident_bytes())
 MemoryWatch(limit, words).start()
 taken = []
 for _ in range(200):
@@ -38,7 +38,7 @@ def test_a_process_that_takes_too_much_ends_and_says_so(tmp_path: Path) -> None:
     )
     assert ended.returncode == EXIT_CODE, ended.stderr
     told = take(socket)
-    assert told is not None and told.loading == (LOADING,)
+    assert told is not None and told.loading == dict([LOADING])
     assert told.exit_code == EXIT_CODE
     assert told.limit_bytes < told.memory_bytes < told.limit_bytes + 200 * 2**20
     assert "out_of_memory" in told.lines[-1]
