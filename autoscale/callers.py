@@ -58,7 +58,7 @@ class KeyDesk:
             given = config.keys
             store = KeyFile(Path(given).expanduser() if given else headrace_home() / "keys.jsonl")
         else:
-            from autoscale.key_store import KeyRedis  # redis is an extra
+            from autoscale.redis_stores import KeyRedis  # redis is an extra
 
             store = KeyRedis(config)
         return cls(store, key_pepper(secret))

@@ -1,6 +1,6 @@
-"""API keys in a file of JSON lines, or in a Redis.
+"""API keys in a file of JSON lines.
 
-Changes are appended to the file; the last line of an id counts. Several processes may share it, for
+Changes are appended; the last line of an id counts. Several processes may share the file, for
 instance two Headraces with one state folder: each write takes an advisory lock, and a change by
 another process shows in the file's size, inode and time.
 """
@@ -8,25 +8,20 @@ another process shows in the file's size, inode and time.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import orjson
 import structlog
-from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 from headrace.access import KeyRecord
-from headrace.config.args import Budgets
 from headrace.errors import ConfigError, Unavailable
 from headrace.files import append_whole, locked, opened
 from headrace.keys import decode_record, encode_record, kept
-from headrace.secrets import resolve
 
 SPARE_LINES = 200
 """Outdated lines at which the file is written anew."""
@@ -172,77 +167,3 @@ def _record(line: bytes) -> KeyRecord:
     except orjson.JSONDecodeError:
         raise ValueError("no JSON") from None
     return decode_record(document)
-
-
-TIMEOUT_S = 1.0
-
-
-class KeyRedis:
-    """A `KeyStore` in a Redis. Raises `ConfigError` for a wrong URL or an unreadable password."""
-
-    def __init__(self, config: Budgets) -> None:
-        password = None if config.password is None else resolve(config.password)
-        try:
-            self._redis = Redis.from_url(
-                config.store,
-                password=password,
-                socket_connect_timeout=TIMEOUT_S,
-                socket_timeout=TIMEOUT_S,
-            )
-        except ValueError:  # without its text, which may quote the URL and so a password
-            raise ConfigError("`budgets.store` is not a URL like redis://host:6379/0") from None
-        self._records = f"{config.prefix}:{{keys}}:records"
-        self._changes = f"{config.prefix}:{{keys}}:number"
-
-    async def load(self) -> Mapping[str, KeyRecord]:
-        """All records by id; a corrupt one is left out, and named in the log."""
-        try:
-            found = await self._redis.hgetall(self._records)
-        except (RedisError, OSError) as error:
-            raise _away(error) from None
-        records: dict[str, KeyRecord] = {}
-        for field, document in found.items():
-            name = field.decode("latin-1") if isinstance(field, bytes) else field
-            try:
-                record = decode_record(orjson.loads(document))
-                if record.id != name:
-                    raise ValueError("it stands under another id")
-            except ValueError as error:
-                log.error("key_record_corrupt", id=name[:16], reason=str(error))
-                continue
-            records[record.id] = record
-        left = kept(records, time.time())
-        await self._forget(records.keys() - left.keys())
-        return left
-
-    async def _forget(self, ended: Set[str]) -> None:
-        """Remove ended records; after an error the next load does it."""
-        if ended:
-            with contextlib.suppress(RedisError, OSError):
-                await self._redis.hdel(self._records, *ended)
-
-    async def put(self, *records: KeyRecord) -> None:
-        """Add or replace records in one transaction."""
-        try:
-            async with self._redis.pipeline(transaction=True) as pipeline:
-                for record in records:
-                    pipeline.hset(self._records, record.id, orjson.dumps(encode_record(record)))
-                pipeline.incr(self._changes)
-                await pipeline.execute()
-        except (RedisError, OSError) as error:
-            raise _away(error) from None
-
-    async def number(self) -> int:
-        """A number that rises with every change by any process."""
-        try:
-            return int(await self._redis.get(self._changes) or 0)
-        except (RedisError, OSError, ValueError) as error:
-            raise _away(error) from None
-
-    async def close(self) -> None:
-        """Give up the connections."""
-        await self._redis.aclose()
-
-
-def _away(error: Exception) -> Unavailable:
-    return Unavailable(f"the keys' Redis is away: {type(error).__name__}", retry_after_s=1.0)

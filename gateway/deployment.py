@@ -139,7 +139,7 @@ class Gateway:
         if settings.budgets.store == "pool":
             store = PoolBudgets(pool, self._process.name)
         else:
-            from gateway.access.budget_redis import RedisBudgets  # redis is an extra
+            from autoscale.redis_stores import RedisBudgets  # redis is an extra
 
             store = RedisBudgets(settings.budgets, self._process.name)
         recorder = self._process.recorder

@@ -96,3 +96,15 @@ def test_pure_modules_load_without_heavy_libraries() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+def test_pool_gateway_and_slot_load_without_extras() -> None:
+    """Each extra is imported by what needs it, when it is needed."""
+    extras = ["av", "multipart", "onnxruntime", "PIL", "pyvips", "redis", "tensorflow"]
+    loaded = ["autoscale.pool", "gateway.deployment", "replicas.slot"]
+    code = (
+        f"import sys\nsys.modules.update(dict.fromkeys({extras!r}))\n"
+        f"for name in {loaded!r}: __import__(name)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr

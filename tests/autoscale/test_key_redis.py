@@ -14,8 +14,8 @@ import pytest
 from redis import Redis
 from structlog.testing import capture_logs
 
-from autoscale import key_store as key_redis
-from autoscale.key_store import KeyRedis
+from autoscale import redis_stores
+from autoscale.redis_stores import KeyRedis
 from headrace.access import KeyRecord
 from headrace.config.args import Budgets
 from headrace.errors import ConfigError, Unavailable
@@ -34,7 +34,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
 @pytest.fixture
 def server(running: RedisServer, monkeypatch: pytest.MonkeyPatch) -> RedisServer:
     """An empty one; a busy test machine is no lost Redis."""
-    monkeypatch.setattr(key_redis, "TIMEOUT_S", 10.0)
+    monkeypatch.setattr(redis_stores, "KEYS_TIMEOUT_S", 10.0)
     with Redis.from_url(running.url) as admin:
         admin.flushall()
     return running
@@ -97,7 +97,7 @@ async def test_keys_that_ended_long_ago_are_removed(server: RedisServer) -> None
 async def test_a_lost_redis_is_unavailable_and_comes_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(key_redis, "TIMEOUT_S", 10.0)
+    monkeypatch.setattr(redis_stores, "KEYS_TIMEOUT_S", 10.0)
     with redis_server(tmp_path) as server:
         async with opened(server) as store:
             await store.put(record())

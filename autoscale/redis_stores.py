@@ -1,13 +1,17 @@
-"""Budgets counted in a Redis, which the gateways of several clusters may share."""
+"""Budgets and API keys in a Redis, which several clusters may share; needs the extra `redis`."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
+import orjson
+import structlog
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -21,14 +25,18 @@ from redis.exceptions import (
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from autoscale.budget_ledger import GATEWAYS_S, KEEP_S
-from headrace.access import ACTIVE_S, BudgetsAway, Claim, Grant
+from headrace.access import ACTIVE_S, BudgetsAway, Claim, Grant, KeyRecord
 from headrace.config.args import Budgets
 from headrace.config.tiers import UNLIMITED
-from headrace.errors import ConfigError
+from headrace.errors import ConfigError, Unavailable
+from headrace.keys import decode_record, encode_record, kept
 from headrace.secrets import resolve
 
+KEYS_TIMEOUT_S = 1.0
 TIMEOUT_S = 0.25
-"""Time-out of a connection and of each answer; an exchange with both may take twice as long."""
+"""Time-out for budgets, of a connection and of each answer; an exchange may take both."""
+
+log = structlog.get_logger()
 
 # The rules of `BudgetLedger`, which explains them. One hash holds a caller: bucket, day, and when
 # each gateway last claimed (fields "g:ID"). Numbers are stored and answered as text of 17
@@ -106,6 +114,24 @@ return {text(tokens), text(level), text(active), text(total)}
 """
 
 
+def _open(config: Budgets, timeout_s: float, **options: Any) -> Redis:
+    """A client of the configured Redis; nothing is sent yet.
+
+    Raises `ConfigError` for a wrong URL or an unreadable password.
+    """
+    password = None if config.password is None else resolve(config.password)
+    try:
+        return Redis.from_url(
+            config.store,
+            password=password,
+            socket_connect_timeout=timeout_s,
+            socket_timeout=timeout_s,
+            **options,
+        )
+    except ValueError:  # without its text, which may quote the URL and so a password
+        raise ConfigError("`budgets.store` is not a URL like redis://host:6379/0") from None
+
+
 class RedisBudgets:
     """A `BudgetStore`. Raises `ConfigError` for a wrong URL or an unreadable password.
 
@@ -114,21 +140,15 @@ class RedisBudgets:
     """
 
     def __init__(self, config: Budgets, gateway_id: str, *, script: str = SCRIPT) -> None:
-        password = None if config.password is None else resolve(config.password)
-        try:
-            self._redis = Redis.from_url(
-                config.store,
-                password=password,
-                socket_connect_timeout=TIMEOUT_S,
-                socket_timeout=TIMEOUT_S,
-                # No retry: a claim sent twice would count twice, and the next exchange is near.
-                retry=Retry(NoBackoff(), 0),
-                # RESP2: with RESP3 the client expects messages between answers, and does not check
-                # a reused connection for unread answers.
-                protocol=2,
-            )
-        except ValueError:  # without its text, which may quote the URL and so a password
-            raise ConfigError("`budgets.store` is not a URL like redis://host:6379/0") from None
+        self._redis = _open(
+            config,
+            TIMEOUT_S,
+            # No retry: a claim sent twice would count twice, and the next exchange is near.
+            retry=Retry(NoBackoff(), 0),
+            # RESP2: with RESP3 the client expects messages between answers, and does not check a
+            # reused connection for unread answers.
+            protocol=2,
+        )
         self._gateway_id = gateway_id
         self._prefix = config.prefix
         self._script = script
@@ -202,3 +222,65 @@ def _reason(error: Exception) -> str:
     if isinstance(error, TimeoutError | RedisTimeoutError):
         return f"no answer in {TIMEOUT_S} s"
     return type(error).__name__
+
+
+class KeyRedis:
+    """A `KeyStore` in a Redis. Raises `ConfigError` for a wrong URL or an unreadable password."""
+
+    def __init__(self, config: Budgets) -> None:
+        self._redis = _open(config, KEYS_TIMEOUT_S)
+        self._records = f"{config.prefix}:{{keys}}:records"
+        self._changes = f"{config.prefix}:{{keys}}:number"
+
+    async def load(self) -> Mapping[str, KeyRecord]:
+        """All records by id; a corrupt one is left out, and named in the log."""
+        try:
+            found = await self._redis.hgetall(self._records)
+        except (RedisError, OSError) as error:
+            raise _away(error) from None
+        records: dict[str, KeyRecord] = {}
+        for field, document in found.items():
+            name = field.decode("latin-1") if isinstance(field, bytes) else field
+            try:
+                record = decode_record(orjson.loads(document))
+                if record.id != name:
+                    raise ValueError("it stands under another id")
+            except ValueError as error:
+                log.error("key_record_corrupt", id=name[:16], reason=str(error))
+                continue
+            records[record.id] = record
+        left = kept(records, time.time())
+        await self._forget(records.keys() - left.keys())
+        return left
+
+    async def _forget(self, ended: Set[str]) -> None:
+        """Remove ended records; after an error the next load does it."""
+        if ended:
+            with contextlib.suppress(RedisError, OSError):
+                await self._redis.hdel(self._records, *ended)
+
+    async def put(self, *records: KeyRecord) -> None:
+        """Add or replace records in one transaction."""
+        try:
+            async with self._redis.pipeline(transaction=True) as pipeline:
+                for record in records:
+                    pipeline.hset(self._records, record.id, orjson.dumps(encode_record(record)))
+                pipeline.incr(self._changes)
+                await pipeline.execute()
+        except (RedisError, OSError) as error:
+            raise _away(error) from None
+
+    async def number(self) -> int:
+        """A number that rises with every change by any process."""
+        try:
+            return int(await self._redis.get(self._changes) or 0)
+        except (RedisError, OSError, ValueError) as error:
+            raise _away(error) from None
+
+    async def close(self) -> None:
+        """Give up the connections."""
+        await self._redis.aclose()
+
+
+def _away(error: Exception) -> Unavailable:
+    return Unavailable(f"the keys' Redis is away: {type(error).__name__}", retry_after_s=1.0)
