@@ -1,4 +1,4 @@
-"""What the pool tells everybody: one numbered, frozen view of slots, models and placements."""
+"""The snapshot that the pool publishes: slots, models and placements at one moment."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from headrace.spec import ModelSpec
 
 
 class State(StrEnum):
-    """The life of a placement in a slot; FAILED and END are where it can stop.
+    """The states of a placement, in order; it ends in FAILED or END.
 
-    SLEEPING is a version without a placement, which its next request wakes.
+    SLEEPING is a version without a placement; its next request loads it.
     """
 
     PENDING = "PENDING"
@@ -29,11 +29,11 @@ class State(StrEnum):
 
 
 ANSWERING = frozenset({State.READY, State.SLEEPING})
-"""A version in one of these states answers predictions, a sleeping one after its cold start."""
+"""States in which a version answers predictions, a sleeping one after its cold start."""
 
 
 class ModelVersion(NamedTuple):
-    """What a slot loads; the revision rises when the files of a version have changed."""
+    """A model and a version; `revision` rises when the version's files have changed."""
 
     model: str
     version: int
@@ -42,7 +42,7 @@ class ModelVersion(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class SlotView:
-    """A slot process and where its link listens (`unix_path` counts only on its own node)."""
+    """A slot process and the addresses of its link (`unix_path` is valid on its own node)."""
 
     slot_id: str
     slot_class: str
@@ -55,7 +55,7 @@ class SlotView:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """One (slot, model, version) and how far it is; `placement_id` is the slot's own number.
+    """One model version in one slot; `placement_id` is the slot's own number.
 
     `revision` rises when a version is loaded anew because its files have changed.
     """
@@ -95,9 +95,9 @@ class VersionView:
 class ModelView:
     """A model with its versions, newest last.
 
-    `default` answers those who name no version. `labels` holds where each label points now, which
-    may lag behind the config until the new version is ready. `incomplete` holds the versions of
-    the store that are not taken up yet, and why.
+    `default` answers requests that name no version. `labels` has the present version of each
+    label, which may lag behind the config until the new version is ready. `incomplete` has the
+    versions of the store that cannot be loaded yet, with the reason.
     """
 
     name: str
@@ -124,10 +124,10 @@ class ModelView:
 
 @dataclass(frozen=True, slots=True)
 class Override:
-    """What operators said about a model while the system ran; the config knows nothing of it.
+    """Changes to a model by operators at run time, which the config does not hold.
 
-    `config` is that of a model loaded by request. A model that is `unloaded` stays so until it is
-    loaded again; `rejected` versions are those that a rollback left.
+    `config` is that of a model loaded by request. An `unloaded` model stays so until it is loaded
+    again; `rejected` versions were left by a rollback.
     """
 
     config: ModelConfig | None = None
@@ -137,11 +137,11 @@ class Override:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What only the pool knows; gateways hold it with the snapshot and hand it to the next pool.
+    """State of the pool, kept by gateways with the snapshot and handed to the next pool.
 
-    `serving` holds the (version, revision) pairs that take each model's traffic; `statistics` is
-    what slots that are gone had counted. `too_small` holds by (model, version) the slot classes
-    that had not enough memory for it. `leases` is what other work holds of the pool.
+    `serving` has the (version, revision) pairs that take each model's traffic, `statistics` the
+    counts of slots that are gone, `too_small` the slot classes with too little memory by (model,
+    version), `leases` the slots that other work holds.
     """
 
     overrides: Mapping[str, Override] = field(default_factory=dict)
@@ -155,8 +155,8 @@ class Memory:
 class Snapshot:
     """`generation` counts config changes, `number` every change; both only rise in an epoch.
 
-    `access` is sent whole only to who has not got it yet: see `Pool.watch`.
-    `store_problem` says since when the store cannot be read, and why.
+    `access` is sent whole only to a gateway that lacks it. `store_problem` says since when the
+    store cannot be read, and why.
     """
 
     epoch: int = 0
@@ -171,24 +171,24 @@ class Snapshot:
 
 
 class FailureKind(StrEnum):
-    """What went wrong; it decides whether another try is worth a slot."""
+    """The kind of a failed load; it decides whether to try again."""
 
     BROKEN = "broken"
-    """A runtime or a check refused the files: the same files will be refused again."""
+    """A runtime or a check refused the files, and will again."""
     MEMORY = "memory"
-    """The slot had no memory left for it."""
+    """The slot ran out of memory."""
     DIED = "died"
-    """The slot's process ended while it was loading."""
+    """The slot's process ended while it loaded."""
     OTHER = "other"
-    """Anything else, such as a store that was away: it may pass."""
+    """Anything else, such as a store that was away; another try may succeed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What was found where a load failed; 0 bytes and no exit code mean: not known.
+    """Facts about a failed load; 0 bytes and no exit code mean that they are not known.
 
-    `alone` says that the slot held nothing else, `proven` that another slot holds the same files,
-    READY. `lines` are the last lines of the slot's log.
+    `alone`: the slot held nothing else. `proven`: another slot holds the same files, READY. `lines`
+    are the last ones of the slot's log.
     """
 
     kind: FailureKind = FailureKind.OTHER
