@@ -18,17 +18,17 @@ from gateway.access.admission import Admission
 from gateway.access.audit import AuditLog
 from gateway.access.auth import Authenticator
 from gateway.access.budgets import PoolBudgets
-from gateway.access.visits import Visits
 from gateway.config_file import check_document
+from gateway.door import Door
 from gateway.grpc.listener import GrpcListener
 from gateway.http.admin import GatewayControl, create_admin_app
 from gateway.http.api import create_app
-from gateway.http.lane import fast_lane, sweep
+from gateway.http.lane import fast_lane
 from gateway.http.listener import HttpListener
 from gateway.media.desk import MediaDesk, StageClient
 from gateway.media.inference import MediaInference
-from gateway.prediction import FrontState
-from gateway.shared_memory.prediction import RegionInference
+from gateway.prediction import PredictionDesk
+from gateway.shared_memory.prediction import region_destination
 from gateway.shared_memory.regions import Regions
 from gateway.view import GatewayView
 from headrace.access import BudgetStore
@@ -99,20 +99,20 @@ class Gateway:
         self._audit = self._open_audit()
         authenticator = Authenticator(key_pepper(secret))
         self._admission = self._open_admission(authenticator, pool)
-        self._front = FrontState(
-            self._plane, settings.limits, process.recorder, self._admission, self._audit
-        )
+        limits, recorder = settings.limits, process.recorder
+        self._door = Door(limits, self._admission.memory, recorder, self._audit)
+        self._predictions = PredictionDesk(self._admission, self._plane, limits, recorder)
         spool = settings.media.folder(process.node.spool)
-        media = MediaDesk(self._front, StageClient(stage), spool, settings.media)
+        media = MediaDesk(self._predictions, StageClient(stage), spool, settings.media)
         if stage is not None:
-            self._front.media = MediaInference(media)
+            self._predictions.media = MediaInference(media).destination
         self._prepare_listeners(media)
         self._informed = asyncio.Event()
         process.start(
             self._plane.run(),
             self._admission.run(),
             authenticator.run(),
-            sweep(self._front),
+            self._door.sweep(),
             self._pool.follow(self._report, self._apply),
             process.export(self._record_gauges),
             LoadReport(self._plane, self._pool).run(),
@@ -143,7 +143,7 @@ class Gateway:
 
             store = RedisBudgets(settings.budgets, self._process.name)
         recorder = self._process.recorder
-        return Admission(self._plane, settings.limits, authenticator, store, recorder)
+        return Admission(self._plane, settings.limits, authenticator, store, recorder, self._audit)
 
     def _prepare_listeners(self, media: MediaDesk) -> None:
         settings, limits, node = self._settings, self._settings.limits, self._process.node
@@ -159,23 +159,22 @@ class Gateway:
         )
         token = admin_token(settings.admin_token)
         admin_app = create_admin_app(view, control, token, media)
-        lane = fast_lane(self._front)
+        lane = fast_lane(self._door, self._predictions)
         self._http = HttpListener(create_app(view, media), http, idle_s, lane)
         self._admin = HttpListener(admin_app, admin, idle_s)
-        self._grpc = GrpcListener(grpc, view, self._front, media)
+        self._grpc = GrpcListener(grpc, view, self._door, self._predictions, media)
 
     def _view(self) -> GatewayView:
         settings, node = self._settings, self._process.node
         regions = None
         if settings.shared_memory is not None:
             regions = Regions(settings.shared_memory, node.regions, node.ip)
-            self._front.regions = RegionInference(self._front, regions)
-        visits = Visits(self._admission, self._process.recorder, self._audit)
+            self._predictions.regions = partial(region_destination, regions)
         return GatewayView(
             plane=self._plane,
             pool=self._pool,
             ready=self.ready,
-            visit=partial(visits.enter, protocol="http"),
+            admit=self._admission.admit,
             repository_control=settings.repository_control,
             regions=regions,
         )
@@ -184,7 +183,7 @@ class Gateway:
         """Listeners up, a config applied, a slot seen, and not leaving."""
         snapshot = self._plane.snapshot
         listening = self._http.started and self._admin.started
-        return listening and not self._front.draining and bool(snapshot.number and snapshot.slots)
+        return listening and not self._door.draining and bool(snapshot.number and snapshot.slots)
 
     def addresses(self) -> dict[str, str]:
         """By listener, where it listens."""
@@ -206,7 +205,7 @@ class Gateway:
             "pid": os.getpid(),
             "node_id": self._process.node.id,
             "addresses": self.addresses(),
-            "connections": len(self._front.connections),
+            "connections": len(self._door.connections),
             "in_flight": len(self._plane.router),
             "budget_store": "away" if self._admission.limiter.away else "connected",
             "callers": len(self._admission.limiter),
@@ -226,7 +225,7 @@ class Gateway:
 
     async def __del__(self) -> None:
         """Serve awaits this: not ready → say goodbye → stop accepting → drain → cut off."""
-        self._front.draining = True
+        self._door.draining = True
         await self._grpc.set_ready(False)
         await asyncio.sleep(GOODBYE_S)
         drain_s = self._settings.limits.drain_s

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from headrace.errors import InvalidArgument
+from headrace.errors import HeadraceError, InvalidArgument, Unauthenticated
 
 RETRY_MARGIN_S = 0.05
 """A retry must find the token that it was promised, though clocks and stores are not exact."""
 
 
-def whole_seconds(retry_after_s: float) -> int:
-    """The value of Retry-After, which must not be too early."""
-    return max(1, math.ceil(retry_after_s + RETRY_MARGIN_S))
+def error_headers(error: HeadraceError) -> dict[str, str]:
+    """Headers that say when to come back, and with what."""
+    found = {}
+    if error.retry_after_s is not None:
+        found["retry-after"] = str(max(1, math.ceil(error.retry_after_s + RETRY_MARGIN_S)))
+    if isinstance(error, Unauthenticated):
+        found["www-authenticate"] = "Bearer"
+    return found
+
+
+def given_timeout_s(headers: Mapping[bytes, bytes]) -> float | None:
+    """Seconds of X-Request-Timeout-Seconds, None without one; raises `InvalidArgument`."""
+    given = headers.get(b"x-request-timeout-seconds")
+    return None if given is None else parse_timeout_s(given.decode("latin-1"))
 
 
 def parse_timeout_s(text: str) -> float:

@@ -1,115 +1,91 @@
-"""One prediction in any protocol: from target and metadata to a router request and its record."""
+"""One prediction in any protocol, from its head to its record; its stages are methods, in order.
+
+`begin` with the head, `send` with the body, then one `record`, `cancel` or `abandon`.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from typing import ClassVar, Protocol
+from collections.abc import Callable, Mapping
+from typing import ClassVar
 
 import structlog
 
-from gateway.access.admission import Admission
-from gateway.access.audit import AuditLog, AuditRecord, Verdict
-from gateway.access.ticket import Destination, Ticket
-from gateway.access.visits import RefusedConnections
+from gateway.access.admission import Admission, Stages
+from gateway.access.visit import Destination, Visit
 from headrace.config.args import Limits
-from headrace.errors import Cancelled, DeadlineExceeded, HeadraceError
+from headrace.errors import DeadlineExceeded, HeadraceError
 from headrace.link.frames import Body, Reply, pieces
 from headrace.link.plane import DataPlane
 from headrace.link.request import Answer, Request
 from headrace.logs import request_id, valid_request_id, valid_traceparent
-from headrace.metrics import Recorder, RequestStage
+from headrace.metrics import Recorder
 from headrace.protocols.calls import call_number
 from headrace.protocols.targets import InferPath
 
-NO_TIER = "none"
 DEADLINE_SLACK_S = 0.05
-"""Time before a deadline in which a cancellation is taken for that deadline: the caller's clock
-started when it sent the request, ours when the request came."""
+"""Time before its deadline in which a call that ends was ended by it: the caller's clock started
+when it sent the call, ours when the call came."""
 
 log = structlog.get_logger()
 
 
-class Connection(Protocol):
-    """A connection, as far as the sweep of time limits knows it."""
+class PredictionDesk:
+    """What the predictions of a gateway share.
 
-    def check_time(self, now_s: float) -> None:
-        """Close it if a time limit has passed."""
-
-
-class MediaRoute(Destination, Protocol):
-    """Who answers predictions whose input is a whole picture or video."""
-
-    def takes(self, path: InferPath, body: Body) -> bool:
-        """Whether this is one."""
-        ...
-
-
-class RegionRoute(Protocol):
-    """Who answers predictions whose tensors lie in shared memory regions."""
-
-    def destination(
-        self, prediction: Prediction, request: Request, ticket: Ticket
-    ) -> Destination | None:
-        """Who answers this one; None if it is none of these."""
-        ...
-
-
-class FrontState:
-    """What all connections of a gateway share; `addresses` counts open connections by address."""
+    `regions` and `media` give the destination of a request that no slot answers by itself, None for
+    others; they are None where the config turns them off.
+    """
 
     def __init__(
-        self,
-        plane: DataPlane,
-        limits: Limits,
-        recorder: Recorder,
-        admission: Admission,
-        audit: AuditLog | None = None,
+        self, access: Admission, plane: DataPlane, limits: Limits, recorder: Recorder
     ) -> None:
-        self.plane, self.limits, self.recorder = plane, limits, recorder
-        self.admission, self.audit = admission, audit
-        self.media: MediaRoute | None = None
-        self.regions: RegionRoute | None = None
-        self.connections: set[Connection] = set()
-        self.addresses: Counter[str] = Counter()
-        self.refused_connections = RefusedConnections(
-            limits.connections_per_address, recorder, audit
-        )
-        self.draining = False
+        self.access, self.plane, self.limits, self.recorder = access, plane, limits, recorder
+        self.regions: Callable[[Prediction, Request], Destination | None] | None = None
+        self.media: Callable[[InferPath, Body], Destination | None] | None = None
+
+    def timeout_s(self, given_s: float | None) -> float:
+        """Seconds that a prediction may take: those that its caller gives, within the limits."""
+        limits = self.limits
+        return limits.default_deadline_s if given_s is None else min(given_s, limits.max_deadline_s)
 
 
-class Prediction:
-    """See the module. `headers` has lower-case names; `path` is None when the target was wrong.
+class Prediction(Visit):
+    """A request for a model. `path` is None while its target is not known, or was wrong.
 
     `cold_start_ms` says, once it is recorded, how long it waited for its model to be loaded.
     """
 
-    __slots__ = ("address", "cold_start_ms", "headers", "path", "request", "request_id", "ticket")
+    __slots__ = ("cold_start_ms", "desk", "path")
 
     family: ClassVar[str] = "http"
-    """Stands for the protocol in the metrics of a request whose target was wrong."""
 
-    def __init__(self, path: InferPath | None, headers: Mapping[bytes, bytes]) -> None:
-        self.path, self.headers = path, headers
-        self.request: Request | None = None
-        self.ticket: Ticket | None = None
-        self.address = ""
-        self.cold_start_ms = 0
+    def __init__(
+        self,
+        desk: PredictionDesk,
+        path: InferPath | None,
+        headers: Mapping[bytes, bytes],
+        address: str,
+    ) -> None:
         given = headers.get(b"x-request-id")
         valid = given is not None and valid_request_id(given)
-        self.request_id = given.decode("ascii") if given and valid else request_id()
+        super().__init__(
+            headers, address, given.decode("ascii") if given and valid else request_id()
+        )
+        self.desk, self.path = desk, path
+        self.cold_start_ms = 0
 
-    def enter(self, front: FrontState, address: str, length: int) -> None:
-        """Its head is here: raises what refuses it before its body, of `length` bytes, is read."""
-        self.address = address
-        self.ticket = front.admission.identify(self.headers, address)
-        if self.path is not None:
-            front.admission.admit(self.ticket, self.path.model, length)
+    @property
+    def target(self) -> tuple[str, str]:
+        """The protocol, and the name of the model."""
+        return (self.family, "") if self.path is None else (self.path.protocol, self.path.model)
+
+    def begin(self, length: int) -> None:
+        """With the head: raises what refuses it before its body, of `length` bytes, is read."""
+        self.desk.access.enter(self, None if self.path is None else self.path.model, length)
 
     def send(
         self,
-        front: FrontState,
         body: Body,
         length: int,
         done: Callable[[Request, Answer], None],
@@ -117,18 +93,17 @@ class Prediction:
         json_length: int | None = None,
         encodings: int = 0,
     ) -> None:
-        """Let it in, with its body; raises what is wrong with its model, and what refuses it."""
-        path, ticket, plane = self.path, self.ticket, front.plane
+        """With the body: raises what is wrong with its model, and what refuses it."""
+        desk, path = self.desk, self.path
+        plane, access = desk.plane, desk.access
         assert path is not None
-        assert ticket is not None
-        front.admission.hold(ticket, length)
         try:
             key = plane.resolve(path.protocol, path.model, path.version, path.label)
         except HeadraceError:
-            front.admission.visit(ticket)
+            access.pay(self)
             raise
         arrived_s = plane.now_s()
-        self.request = Request(
+        request = Request(
             id=plane.next_id(),
             key=key,
             call=call_number(path.protocol, path.method),
@@ -140,33 +115,15 @@ class Prediction:
             json_length=json_length,
             encodings=encodings,
             meta=self._meta(),
-            hash_key=self._hash_key(plane, path.model, body),
+            hash_key=self._hash_key(path.model, body),
             follows_default=path.version is None and path.label is None,
         )
-        if front.regions is not None:
-            ticket.destination = front.regions.destination(self, self.request, ticket)
-        if ticket.destination is None and front.media is not None:
-            ticket.destination = front.media if front.media.takes(path, body) else None
-        front.admission.submit(ticket, self.request)
-
-    def cancel(self, front: FrontState) -> None:
-        """The client left; nothing more is said to it."""
-        ticket = self.ticket
-        if ticket is None:
-            return
-        front.admission.cancel(ticket)
-        if front.audit is not None and self.path is not None and front.audit.wants("cancelled"):
-            front.audit.write(self._record("cancelled", Cancelled("the caller left"), front))
-
-    def abandon(self, front: FrontState) -> None:
-        """Nobody waits for it any more; the deadline, if it was that, is counted as an answer."""
-        request, ticket = self.request, self.ticket
-        if request is not None and front.plane.now_s() >= request.deadline_s - DEADLINE_SLACK_S:
-            if ticket is not None:
-                front.admission.cancel(ticket)
-            self.record(front, DeadlineExceeded("the deadline passed before the answer"))
-        else:
-            self.cancel(front)
+        self.request = request
+        if desk.regions is not None:
+            self.destination = desk.regions(self, request)
+        if self.destination is None and desk.media is not None:
+            self.destination = desk.media(path, body)
+        access.submit(self, request)
 
     def _meta(self) -> bytes:
         """Request id and trace context for the slot; empty unless the caller sent one of them."""
@@ -175,8 +132,8 @@ class Prediction:
             return self.request_id.encode() + b"\n" + trace
         return self.request_id.encode() if b"x-request-id" in self.headers else b""
 
-    def _hash_key(self, plane: DataPlane, model: str, body: Body) -> bytes:
-        routing = plane.routing(model)
+    def _hash_key(self, model: str, body: Body) -> bytes:
+        routing = self.desk.plane.routing(model)
         if routing.policy != "hash":
             return b""
         if routing.key == "header":
@@ -186,40 +143,60 @@ class Prediction:
             digest.update(piece)
         return digest.digest()
 
-    def record(self, front: FrontState, answer: Answer) -> None:
-        """Free its place; count the answer and the time spent in each stage; say who was refused.
+    def record(self, answer: Answer) -> None:
+        """With the answer: charge its cost, free its place, count it and the time of each stage.
 
-        Every prediction ends with exactly one `record` or `cancel`.
+        It lets go of the request, and so of the body.
         """
+        desk, path, request = self.desk, self.path, self.request
+        now_s = desk.plane.now_s()
+        stages: Stages = ()
+        if request is not None and isinstance(answer, Reply):
+            stages = (
+                ("queue", request.sent_s - request.arrived_s),
+                ("link", max(0.0, now_s - request.sent_s - answer.slot_s)),
+                ("batch_wait", answer.batch_wait_s),
+                ("compute", answer.compute_s),
+                ("encode", answer.encode_s),
+            )
+            if self.account is not None:
+                self._settle(request, answer)
+        desk.access.leave(self, answer, now_s, stages)
+        self.request = self.destination = None
+        self._count(path, request, answer, now_s, stages)
+
+    def _settle(self, request: Request, reply: Reply) -> None:
+        config = self.desk.plane.config(request.key[0])
+        if config is None or config.cost is None:
+            return  # It cost what it paid.
+        cost = config.cost.of(reply.rows, reply.megapixels)
+        if extra := self.desk.access.settle(self, cost):
+            self.desk.plane.charge(request, extra)
+            request.cost = cost
+
+    def _count(
+        self,
+        path: InferPath | None,
+        request: Request | None,
+        answer: Answer,
+        now_s: float,
+        stages: Stages,
+    ) -> None:
+        recorder = self.desk.recorder
         code = answer.status if isinstance(answer, Reply) else answer.http_status
-        path, request, recorder = self.path, self.request, front.recorder
-        tier = NO_TIER
-        if (ticket := self.ticket) is not None:
-            front.admission.leave(ticket, answer)
-            tier = NO_TIER if ticket.account is None else ticket.account.allowance.name
-        refused = not isinstance(answer, Reply) and answer.reason
-        if refused:
-            recorder.refusal(tier, str(refused))
-        if front.audit is not None:
-            decision: Verdict = "refused" if refused else "allowed" if code < 400 else "failed"
-            if front.audit.wants(decision):
-                front.audit.write(self._record(decision, answer, front))
         if path is None or request is None:
             # A name that nobody configured is whatever the caller sent: it must not become a label.
-            protocol = self.family if path is None else path.protocol
-            known = path is not None and front.plane.config(path.model) is not None
-            recorder.request(path.model if path and known else "", 0, protocol, code, tier, 0.0)
+            protocol, model = self.target
+            known = model and self.desk.plane.config(model) is not None
+            recorder.request(model if known else "", 0, protocol, code, self.tier, 0.0)
             return
-        now_s = front.plane.now_s()
-        version = request.version
-        total_s = now_s - request.arrived_s
-        stages = self._stages(request, answer, now_s) if isinstance(answer, Reply) else ()
-        recorder.request(path.model, version, path.protocol, code, tier, total_s, stages)
-        if isinstance(answer, Reply) and request.cold:
+        total_s, version = now_s - request.arrived_s, request.version
+        recorder.request(path.model, version, path.protocol, code, self.tier, total_s, stages)
+        if stages and request.cold:
             waited_s = request.sent_s - request.arrived_s
             self.cold_start_ms = max(1, round(waited_s * 1000))
             recorder.cold_start(path.model, waited_s)
-        if code >= 500 and not refused:
+        if code >= 500 and (isinstance(answer, Reply) or not answer.reason):
             reason = "answered by the slot" if isinstance(answer, Reply) else answer.message
             log.warning(
                 "request_failed",
@@ -229,39 +206,20 @@ class Prediction:
                 reason=reason,
             )
 
-    def _stages(
-        self, request: Request, reply: Reply, now_s: float
-    ) -> Iterator[tuple[RequestStage, float]]:
-        yield "queue", request.sent_s - request.arrived_s
-        yield "link", max(0.0, now_s - request.sent_s - reply.slot_s)
-        yield "batch_wait", reply.batch_wait_s
-        yield "compute", reply.compute_s
-        yield "encode", reply.encode_s
+    def cancel(self) -> None:
+        """The client left: nothing more is said to it."""
+        self.desk.access.cancel(self)
+        self.request = self.destination = None
 
-    def _record(self, decision: Verdict, answer: Answer, front: FrontState) -> AuditRecord:
-        """What the audit log keeps of it."""
-        path, request, ticket = self.path, self.request, self.ticket
-        account = ticket.account if ticket is not None else None
-        now_s = front.plane.now_s()
-        stages: dict[str, float] = {}
-        if request is not None:
-            stages["total"] = now_s - request.arrived_s
-            if isinstance(answer, Reply):
-                stages.update(self._stages(request, answer, now_s))
-        return AuditRecord(
-            request_id=self.request_id,
-            caller=account.caller.id if account is not None else "",
-            name=account.caller.name if account is not None else "",
-            tier=account.allowance.name if account is not None else NO_TIER,
-            address=self.address,
-            model=path.model if path is not None else "",
-            version=request.version if request is not None else 0,
-            protocol=path.protocol if path is not None else self.family,
-            cost=ticket.cost if ticket is not None and decision == "allowed" else 0.0,
-            decision=decision,
-            reason="" if isinstance(answer, Reply) else answer.reason,
-            code=answer.status if isinstance(answer, Reply) else answer.http_status,
-            bytes_in=request.length if request is not None else 0,
-            bytes_out=answer.length if isinstance(answer, Reply) else 0,
-            stages_s=stages,
-        )
+    def abandon(self) -> None:
+        """Nobody waits for it any more; the deadline, if it was that, is counted as an answer."""
+        request = self.request
+        if request is None or self.desk.plane.now_s() < request.deadline_s - DEADLINE_SLACK_S:
+            self.cancel()
+        else:
+            self.fail(DeadlineExceeded("the deadline passed before the answer"))
+
+    def fail(self, error: HeadraceError) -> None:
+        """End it with an error, wherever it is."""
+        self.desk.access.drop(self)
+        self.record(error)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib.metadata import version as distribution_version
 from typing import Any, Literal
 
-from gateway.access.ticket import Ticket
+from gateway.access.visit import Visit
 from gateway.shared_memory.regions import Regions
 from headrace.errors import FilesRefused, HeadraceError, InvalidArgument, PermissionDenied, quoted
 from headrace.link.plane import DataPlane
@@ -22,15 +22,15 @@ RELEASE = distribution_version("headrace")
 class GatewayView:
     """What the APIs share. `pool` takes operations: its table is in `autoscale.pool`.
 
-    `ready` is true when listeners are up, a config is applied and a slot has been seen.
-    `visit(headers, address)` lets in a request that is no prediction; it raises what refuses its
-    caller. `repository_control` says on which listener models may be loaded and unloaded.
+    `ready` is true when listeners are up, a config is applied and a slot has been seen. `admit`
+    lets in a request that is no prediction; it raises what refuses its caller. `repository_control`
+    says on which listener models may be loaded and unloaded.
     """
 
     plane: DataPlane
     pool: PoolClient
     ready: Callable[[], bool]
-    visit: Callable[[Mapping[bytes, bytes], str], Ticket]
+    admit: Callable[[Visit], None]
     repository_control: Literal["admin", "public"] = "admin"
     regions: Regions | None = None
 

@@ -24,15 +24,15 @@ from autoscale.budget_ledger import BudgetLedger
 from gateway.access.admission import Admission
 from gateway.access.audit import AuditLog
 from gateway.access.auth import Authenticator
-from gateway.access.visits import Visits
+from gateway.door import Door
 from gateway.grpc.listener import GrpcListener
 from gateway.http.api import create_app
-from gateway.http.lane import fast_lane, sweep
+from gateway.http.lane import fast_lane
 from gateway.http.listener import HttpListener
 from gateway.media.desk import MediaDesk, StageClient
 from gateway.media.inference import MediaInference
-from gateway.prediction import FrontState
-from gateway.shared_memory.prediction import RegionInference
+from gateway.prediction import PredictionDesk
+from gateway.shared_memory.prediction import region_destination
 from gateway.shared_memory.regions import Regions
 from gateway.view import GatewayView
 from headrace.access import Access, BudgetStore, Claim, Grant
@@ -120,34 +120,40 @@ class House:
         identity = Identity("gateway", "node", SECRET, self.limits.max_body_bytes, self.force_tcp)
         self.plane = DataPlane(identity, self.recorder)
         self.admission = Admission(
-            self.plane, self.limits, Authenticator(PEPPER), self.budgets, self.recorder
+            self.plane,
+            self.limits,
+            Authenticator(PEPPER),
+            self.budgets,
+            self.recorder,
+            self.audit,
         )
         self.admission.apply(self.access)
-        self.front = FrontState(self.plane, self.limits, self.recorder, self.admission, self.audit)
+        self.door = Door(self.limits, self.admission.memory, self.recorder, self.audit)
+        self.predictions = PredictionDesk(self.admission, self.plane, self.limits, self.recorder)
         desk = None
         if self.stage is not None:
-            desk = MediaDesk(self.front, self.stage, self.folder / "spool", self.media)
-            self.front.media = MediaInference(desk)
+            desk = MediaDesk(self.predictions, self.stage, self.folder / "spool", self.media)
+            self.predictions.media = MediaInference(desk).destination
         if self.regions is not None:
-            self.front.regions = RegionInference(self.front, self.regions)
+            self.predictions.regions = partial(region_destination, self.regions)
         self.pool = HousePool(self)
         self.view = GatewayView(
             plane=self.plane,
             pool=PoolClient(Handle(self.pool), self.plane, "gateway"),
             ready=lambda: bool(self.snapshot.slots),
-            visit=partial(Visits(self.admission, self.recorder, None).enter, protocol="http"),
+            admit=self.admission.admit,
             repository_control=self.repository_control,
             regions=self.regions,
         )
         app = create_app(self.view, desk)
-        self.http = HttpListener(app, "127.0.0.1:0", 60, fast_lane(self.front))
+        self.http = HttpListener(app, "127.0.0.1:0", 60, fast_lane(self.door, self.predictions))
         await self.http.start()
-        self.grpc = GrpcListener("127.0.0.1:0", self.view, self.front)
+        self.grpc = GrpcListener("127.0.0.1:0", self.view, self.door, self.predictions)
         await self.grpc.start()
         loop = asyncio.get_running_loop()
         self.tasks = [
             loop.create_task(each)
-            for each in (self.plane.run(), self.admission.run(), sweep(self.front))
+            for each in (self.plane.run(), self.admission.run(), self.door.sweep())
         ]
 
     @property

@@ -1,9 +1,8 @@
-"""Every request's way in: credential, tier, rate and quota, concurrency, queue, slot credit.
+"""Every request's way in: credential, tier, rate and quota, concurrency, queue.
 
-HTTP and gRPC go the same way, in two steps. `identify` and `admit` look at the head of a request,
-before its body is read. `submit` comes with the body: it pays, and either hands the request to the
-data plane or lets it wait for the caller's earlier ones. `leave` or `cancel` ends it, whatever
-became of it.
+HTTP and gRPC go the same way, in two steps: `enter` with the head of a request, before its body is
+read, `submit` with the body. A request that is submitted pays, and either goes to the data plane or
+waits for the caller's earlier ones. Each ends with one `leave` or `cancel`.
 """
 
 from __future__ import annotations
@@ -12,27 +11,29 @@ import asyncio
 import heapq
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from gateway.access.audit import AuditLog, Verdict
+from gateway.access.auth import Authenticator
 from gateway.access.budgets import BudgetExchange
 from gateway.access.limits import Account, Limiter, OverBudget, hint
-from gateway.access.ticket import Plane, Ticket
-from headrace.access import Access, BudgetStore, Identifier
+from gateway.access.visit import BodyMemory, Destination, Visit
+from headrace.access import Access, BudgetStore
 from headrace.config.args import Limits
 from headrace.config.tiers import ANONYMOUS
 from headrace.errors import (
+    Cancelled,
     DeadlineExceeded,
     HeadraceError,
     PayloadTooLarge,
     PermissionDenied,
     TooManyRequests,
     Unauthenticated,
-    Unavailable,
 )
 from headrace.link.frames import Reply
 from headrace.link.request import Answer, Request
-from headrace.metrics import Recorder
+from headrace.metrics import Recorder, RequestStage
 
 BUSY_HALF_LIFE_S = 30.0
 BUSIEST = 64
@@ -134,13 +135,13 @@ def check_turn(account: Account, request: Request) -> None:
         )
 
 
-def overdue(account: Account, ticket: Ticket, now_s: float) -> HeadraceError | None:
+def overdue(account: Account, visit: Visit, now_s: float) -> HeadraceError | None:
     """Why a request that waits may wait no longer; None if it may."""
-    assert ticket.request is not None
-    if now_s >= ticket.request.deadline_s:
+    assert visit.request is not None
+    if now_s >= visit.request.deadline_s:
         return DeadlineExceeded("the deadline passed before its turn")
     patience_s = account.allowance.tier.queue.wait_s
-    if now_s - ticket.since_s <= patience_s:
+    if now_s - visit.since_s <= patience_s:
         return None
     return TooManyRequests(
         f"it waited {patience_s:g} s for the caller's earlier requests",
@@ -153,37 +154,42 @@ def refused_guess(error: OverBudget) -> OverBudget:
     """What a sender of bad credentials hears once its address has no budget left for them."""
     return OverBudget(
         f"the credential is refused, and so were others from this address: {error.message}",
-        error.account,
+        error.limit,
         retry_after_s=error.retry_after_s or 0.0,
         reason=error.reason,
     )
 
 
+Stages = tuple[tuple[RequestStage, float], ...]
+"""Seconds of a request's stages."""
 TICK_S = 0.025
 SWEEP = 1000
 SMOOTHING = 0.1
 
 
 class Admission:
-    """See the module. Belongs to one event loop; `run` must run."""
+    """The gateway's access control. Belongs to one event loop; `run` must run."""
 
     def __init__(
         self,
-        plane: Plane,
+        plane: Destination,
         limits: Limits,
-        authenticator: Identifier,
+        authenticator: Authenticator,
         store: BudgetStore,
         recorder: Recorder,
+        audit: AuditLog | None = None,
+        now_s: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._now_s = now_s
         self._plane, self._limits = plane, limits
-        self._authenticator, self._recorder = authenticator, recorder
+        self._authenticator, self._recorder, self._audit = authenticator, recorder, audit
         self.access = Access()
-        self.limiter = Limiter({}, limits.max_callers, time.time() - plane.now_s())
+        self.limiter = Limiter({}, limits.max_callers, time.time() - now_s())
         self.busy = BusyCallers()
-        self.held_bytes = 0
+        self.memory = BodyMemory(limits.max_buffered_bytes)
         self._number = 0
         self._queued: dict[Account, None] = {}
-        self._exchange = BudgetExchange(self.limiter, store, plane.now_s, self._pump, self._queued)
+        self._exchange = BudgetExchange(self.limiter, store, now_s, self._pump, self._queued)
         self._urgent = self._exchange.urgent
 
     def apply(self, access: Access) -> None:
@@ -194,23 +200,47 @@ class Admission:
         if access.tiers is not None:
             self.limiter.set_tiers(access.tiers)
 
-    # -- the head of a request ----------------------------------------------------------------
+    def enter(self, visit: Visit, model: str | None, length: int) -> None:
+        """With a request's head: refuse, before its body is read, what would be refused after it.
 
-    def identify(self, headers: Mapping[bytes, bytes], address: str) -> Ticket:
-        """Who calls; raises `Unauthenticated`, or `OverBudget` when its address had too many."""
+        Raises what refuses its caller (`identify`), its model, or its body of `length` bytes. No
+        model stands for one that the body tells; then it enters once more.
+        """
+        if not visit.max_body_bytes:
+            self.identify(visit)
+        account = visit.account
+        if account is not None:
+            try:
+                named = (
+                    account.caller.models is not None or account.allowance.tier.models is not None
+                )
+                if named and model is not None:
+                    check_permission(account, model)
+                if account.tokens < 1 or account.allowance.quota is not None:
+                    self.limiter.check(account, self._now_s())
+                if model is not None and (account.running >= account.places or account.waiting):
+                    check_queue(account)
+            except HeadraceError:
+                account.refused += 1
+                raise
+        self.hold(visit, length)
+
+    def identify(self, visit: Visit) -> None:
+        """Find out who calls; raises `Unauthenticated`, or `OverBudget` if its address guesses."""
         limit_bytes = self._limits.max_body_bytes
         if self.access.tiers is None:
-            return Ticket(None, limit_bytes)
-        now_s = self._plane.now_s()
+            visit.max_body_bytes = limit_bytes
+            return
+        now_s = self._now_s()
         try:
-            caller = self._authenticator.identify(headers, address)
+            caller = self._authenticator.identify(visit.headers, visit.address)
         except Unauthenticated:
-            self._charge_address(headers, address, now_s)
+            self._charge_address(visit.headers, visit.address, now_s)
             raise
-        account = self.limiter.account(caller, now_s)
+        account = visit.account = self.limiter.account(caller, now_s)
         self.busy.note(account, now_s)
         tier_bytes = account.allowance.tier.max_body_bytes
-        return Ticket(account, min(limit_bytes, tier_bytes or limit_bytes))
+        visit.max_body_bytes = min(limit_bytes, tier_bytes or limit_bytes)
 
     def _charge_address(self, headers: Mapping[bytes, bytes], address: str, now_s: float) -> None:
         """Guessing costs what a stranger's request costs; good credentials never come here."""
@@ -225,60 +255,50 @@ class Admission:
         except OverBudget as error:
             raise refused_guess(error) from None
 
-    def admit(self, ticket: Ticket, model: str, length: int) -> None:
-        """Refuse, before the body is read, what would be refused after it."""
-        account = ticket.account
-        if account is not None:
-            try:
-                if account.caller.models is not None or account.allowance.tier.models is not None:
-                    check_permission(account, model)
-                if account.tokens < 1 or account.allowance.quota is not None:
-                    self.limiter.check(account, self._plane.now_s())
-                if account.running >= account.places or account.waiting:
-                    check_queue(account)
-            except HeadraceError:
-                account.refused += 1
-                raise
-        self.hold(ticket, length)
+    def admit(self, visit: Visit) -> None:
+        """Let in a request that is no prediction, such as one for metadata: it pays like one.
 
-    def visit(self, ticket: Ticket) -> None:
-        """Pay for a request that is not a prediction, such as one for metadata."""
-        account = ticket.account
+        Raises what refuses its caller. The metrics and the audit log hear of it.
+        """
+        try:
+            self.identify(visit)
+            self.pay(visit)
+        except HeadraceError as error:
+            self._recorder.refusal(visit.tier, error.reason)
+            self._tell(visit, "refused", error)
+            raise
+        self._tell(visit, "allowed", None)
+
+    def pay(self, visit: Visit) -> None:
+        """Take from its caller's budget what a request costs that goes no further."""
+        account = visit.account
         if account is None:
             return
         try:
-            if not self.limiter.charge(account, ticket.cost, self._plane.now_s()):
+            if not self.limiter.charge(account, visit.cost, self._now_s()):
                 self._urgent.set()
         except OverBudget:
             account.refused += 1
             raise
         account.allowed += 1
 
-    def hold(self, ticket: Ticket, length: int) -> None:
-        """The body will take, or takes by now, so many bytes; refuses before memory is short."""
-        if length > ticket.max_body_bytes:
-            text = f"the body is over {ticket.max_body_bytes} bytes (`max_body_bytes`)"
+    def hold(self, visit: Visit, length: int) -> None:
+        """Count the memory for a body of `length` bytes, of which some may be counted already.
+
+        Raises `PayloadTooLarge`, and `Unavailable` before memory is short.
+        """
+        if length > visit.max_body_bytes:
+            text = f"the body is over {visit.max_body_bytes} bytes (`max_body_bytes`)"
             raise PayloadTooLarge(text)
-        more = length - ticket.held_bytes
-        if more <= 0:
-            return
-        if self.held_bytes + more > self._limits.max_buffered_bytes:
-            raise Unavailable(
-                "the bodies of other requests fill the memory for them",
-                retry_after_s=1.0,
-                reason="memory",
-            )
-        self.held_bytes += more
-        ticket.held_bytes = length
+        if length > visit.held_bytes:
+            self.memory.take(length - visit.held_bytes)
+            visit.held_bytes = length
 
-    # -- with the body ------------------------------------------------------------------------
-
-    def submit(self, ticket: Ticket, request: Request) -> None:
+    def submit(self, visit: Visit, request: Request) -> None:
         """Run it now or let it wait for its turn; raises why it is refused."""
-        account = ticket.account
-        ticket.request = request
+        account, visit.request = visit.account, request
         if account is None:
-            (ticket.destination or self._plane).submit(request)
+            (visit.destination or self._plane).submit(request)
             return
         tier = account.allowance.tier
         request.caller, request.priority = account.caller.id, tier.priority
@@ -290,95 +310,126 @@ class Admission:
             if not free:
                 check_queue(account)
                 check_turn(account, request)
-            ticket.paid = self.limiter.take(account, ticket.cost, now_s)
-            if free and ticket.paid:
-                self._start(ticket)
+            visit.paid = self.limiter.take(account, visit.cost, now_s)
+            if free and visit.paid:
+                self._start(visit)
                 return
         except HeadraceError:
             account.refused += 1
             raise
-        if not ticket.paid:
+        if not visit.paid:
             self._urgent.set()
         self._number += 1
-        ticket.number, ticket.since_s, ticket.waiting = self._number, now_s, True
-        heapq.heappush(account.waiting, ticket)
+        visit.number, visit.since_s, visit.waiting = self._number, now_s, True
+        heapq.heappush(account.waiting, visit)
         self._queued[account] = None
 
-    def _start(self, ticket: Ticket) -> None:
-        account, request = ticket.account, ticket.request
+    def _start(self, visit: Visit) -> None:
+        account, request = visit.account, visit.request
         assert account is not None
         assert request is not None
         account.running += 1
-        ticket.running = True
+        visit.running = True
         try:
-            (ticket.destination or self._plane).submit(request)
+            (visit.destination or self._plane).submit(request)
         except HeadraceError:
             account.running -= 1
-            ticket.running = False
-            self.limiter.give_back(account, ticket.cost)
+            visit.running = False
+            self.limiter.give_back(account, visit.cost)
             raise
         account.allowed += 1
 
-    # -- the end of a request -----------------------------------------------------------------
+    def settle(self, visit: Visit, cost: float) -> float:
+        """Charge what a request turned out to cost; how much more that is than it paid."""
+        extra = cost - visit.cost
+        if extra and visit.account is not None:
+            visit.cost = cost
+            self.limiter.settle(visit.account, extra)
+        return extra
 
-    def leave(self, ticket: Ticket, answer: Answer) -> None:
-        """It was answered: its place is free, its cost is known."""
-        self._release(ticket)
-        account, request = ticket.account, ticket.request
-        if account is None or request is None or not ticket.running:
+    def leave(
+        self,
+        visit: Visit,
+        answer: Answer,
+        now_s: float,
+        stages: Stages = (),
+    ) -> None:
+        """With its answer: free its place, tell of refusals and to the audit log.
+
+        `stages` are those of a request that a slot answered.
+        """
+        self.memory.used_bytes -= visit.held_bytes
+        visit.held_bytes = 0
+        account, request = visit.account, visit.request
+        if account is not None and request is not None and visit.running:
+            visit.running = False
+            account.running -= 1
+            # Its own place was free while it waited for the caller's other requests.
+            took_s = now_s - (visit.since_s or request.arrived_s)
+            account.service_s += SMOOTHING * (took_s - account.service_s)
+            if account.waiting:
+                self._pump(account)
+        refused = not isinstance(answer, Reply) and answer.reason
+        if refused:
+            self._recorder.refusal(visit.tier, refused)
+        if self._audit is None:
             return
-        ticket.running = False
-        account.running -= 1
-        # What it waited for the caller's others is not how long it held its place.
-        took_s = self._plane.now_s() - (ticket.since_s or request.arrived_s)
-        account.service_s += SMOOTHING * (took_s - account.service_s)
-        if isinstance(answer, Reply):
-            self._settle(account, ticket, request, answer)
-        if account.waiting:
-            self._pump(account)
+        code = answer.status if isinstance(answer, Reply) else answer.http_status
+        decision: Verdict = "refused" if refused else "allowed" if code < 400 else "failed"
+        if self._audit.wants(decision):
+            stages_s: dict[str, float] = dict(stages)
+            if request is not None:
+                stages_s = {"total": now_s - request.arrived_s, **stages_s}
+            self._audit.write(visit.audit_record(decision, answer, stages_s))
 
-    def cancel(self, ticket: Ticket) -> None:
-        """The client left: the request is dropped wherever it is."""
-        self._release(ticket)
-        account, request = ticket.account, ticket.request
+    def cancel(self, visit: Visit) -> None:
+        """The client left: nothing more is said to it."""
+        if not visit.max_body_bytes:
+            return
+        self.drop(visit)
+        if visit.target[1]:
+            stages_s = {}
+            if visit.request is not None:
+                stages_s["total"] = self._now_s() - visit.request.arrived_s
+            self._tell(visit, "cancelled", Cancelled("the caller left"), stages_s)
+
+    def drop(self, visit: Visit) -> None:
+        """Take a request out of wherever it is: nobody waits for its answer."""
+        self.memory.used_bytes -= visit.held_bytes
+        visit.held_bytes = 0
+        account, request = visit.account, visit.request
         if request is None:
             return
-        if not ticket.waiting:
-            (ticket.destination or self._plane).cancel(request)
+        if not visit.waiting:
+            (visit.destination or self._plane).cancel(request)
         else:
-            self._withdraw(ticket)
+            self._withdraw(visit)
             request.finished = True
-        if account is not None and ticket.running:
-            ticket.running = False
+        if account is not None and visit.running:
+            visit.running = False
             account.running -= 1
             if account.waiting:
                 self._pump(account)
 
-    def _release(self, ticket: Ticket) -> None:
-        self.held_bytes -= ticket.held_bytes
-        ticket.held_bytes = 0
+    def _tell(
+        self,
+        visit: Visit,
+        decision: Verdict,
+        error: HeadraceError | None,
+        stages_s: Mapping[str, float] | None = None,
+    ) -> None:
+        if self._audit is not None and self._audit.wants(decision):
+            self._audit.write(visit.audit_record(decision, error, stages_s or {}))
 
-    def _settle(self, account: Account, ticket: Ticket, request: Request, reply: Reply) -> None:
-        config = self._plane.config(request.key[0])
-        if config is None or config.cost is None:
-            return  # It cost what it paid.
-        cost = config.cost.of(reply.rows, reply.megapixels)
-        if cost != ticket.cost:
-            self.limiter.settle(account, cost - ticket.cost)
-            self._plane.charge(request, cost - ticket.cost)
-            request.cost, ticket.cost = cost, cost
-
-    def _withdraw(self, ticket: Ticket) -> None:
-        account = ticket.account
+    def _withdraw(self, visit: Visit) -> None:
+        account = visit.account
         assert account is not None
-        ticket.waiting = False
-        account.waiting.remove(ticket)
+        visit.waiting = False
+        account.waiting.remove(visit)
         heapq.heapify(account.waiting)
-        if ticket.paid:
-            self.limiter.give_back(account, ticket.cost)
-            ticket.paid = False
-
-    # -- those that wait ----------------------------------------------------------------------
+        if visit.paid:
+            self.limiter.give_back(account, visit.cost)
+            visit.paid = False
 
     def _pump(self, account: Account) -> None:
         """Start what may start by now; answer what may not."""
@@ -387,43 +438,41 @@ class Admission:
         account.pumping = True
         try:
             while account.waiting and account.running < account.places:
-                ticket: Ticket = account.waiting[0]
+                visit: Visit = account.waiting[0]
                 try:
-                    if not ticket.paid:
-                        now_s = self._plane.now_s()
-                        ticket.paid = self.limiter.take(account, ticket.cost, now_s)
-                        if not ticket.paid:
+                    if not visit.paid:
+                        now_s = self._now_s()
+                        visit.paid = self.limiter.take(account, visit.cost, now_s)
+                        if not visit.paid:
                             self._urgent.set()
                             return
                     heapq.heappop(account.waiting)
-                    ticket.waiting, ticket.since_s = False, self._plane.now_s()
-                    self._start(ticket)
+                    visit.waiting, visit.since_s = False, self._now_s()
+                    self._start(visit)
                 except HeadraceError as error:
-                    self._refuse(ticket, error)
+                    self._refuse(visit, error)
         finally:
             account.pumping = False
 
-    def _refuse(self, ticket: Ticket, error: HeadraceError) -> None:
+    def _refuse(self, visit: Visit, error: HeadraceError) -> None:
         """Answer a request that waited."""
-        account, request = ticket.account, ticket.request
+        account, request = visit.account, visit.request
         assert account is not None
         assert request is not None
         account.refused += 1
-        if ticket.waiting:
-            self._withdraw(ticket)
+        if visit.waiting:
+            self._withdraw(visit)
         if not request.finished:
             request.finished = True
             request.done(request, error)
 
     def _expire(self, now_s: float) -> None:
         for account in list(self._queued):
-            for ticket in list(account.waiting):
-                if (error := overdue(account, ticket, now_s)) is not None:
-                    self._refuse(ticket, error)
+            for visit in list(account.waiting):
+                if (error := overdue(account, visit, now_s)) is not None:
+                    self._refuse(visit, error)
             if not account.waiting:
                 del self._queued[account]
-
-    # -- what goes on beside ------------------------------------------------------------------
 
     async def run(self) -> None:
         """Time limits and the exchange with the store, until cancelled."""
@@ -437,7 +486,7 @@ class Admission:
     async def _tick_forever(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
-            now_s = self._plane.now_s()
+            now_s = self._now_s()
             self._expire(now_s)
             self.limiter.sweep(now_s, SWEEP)
 
@@ -446,6 +495,6 @@ class Admission:
         self._recorder.budgets(
             callers=len(self.limiter),
             store_up=not self.limiter.away,
-            held_bytes=self.held_bytes,
+            held_bytes=self.memory.used_bytes,
             audit_dropped=audit_dropped,
         )

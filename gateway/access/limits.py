@@ -105,6 +105,24 @@ class Account:
         left = self.level + (now_s - self.level_s) * tier.rate + self.tokens
         return 0.0 if left < 0 else left if left < tier.burst else tier.burst
 
+    def limit_headers(self, now_s: float) -> tuple[bytes, bytes] | None:
+        """Values of RateLimit-Policy and RateLimit; None if the tier has no such limit.
+
+        As in draft-ietf-httpapi-ratelimit-headers-10.
+        """
+        tier = self.allowance
+        if not tier.policy:
+            return None
+        left = []
+        if tier.limited:
+            remaining = self.remaining(now_s)
+            full_s = (tier.burst - remaining) / tier.rate
+            left.append(b'"rate";r=%d;t=%d' % (remaining, full_s + 0.999))
+        if tier.quota is not None:
+            rest = max(0.0, tier.quota.per_day - self.used_before - self.used)
+            left.append(b'"quota";r=%d' % rest)
+        return tier.policy, b", ".join(left)
+
     def counted(self, cost: float) -> float:
         """What a request counts against the quota."""
         quota = self.allowance.quota
@@ -164,22 +182,30 @@ class Account:
 
 
 class OverBudget(TooManyRequests):
-    """Raised when the rate or the quota of a caller is used up; `account` tells what is left."""
+    """Raised when the rate or the quota of a caller is used up.
+
+    `limit` has the values of RateLimit-Policy and RateLimit.
+    """
 
     def __init__(
-        self, message: str, account: Account, *, retry_after_s: float, reason: str
+        self,
+        message: str,
+        limit: tuple[bytes, bytes] | None,
+        *,
+        retry_after_s: float,
+        reason: str,
     ) -> None:
         super().__init__(message, retry_after_s=retry_after_s, reason=reason)
-        self.account = account
+        self.limit = limit
 
 
-def rate_error(account: Account, wait_s: float) -> OverBudget:
-    """The rate is used up; a token will be there after so long."""
+def rate_error(account: Account, now_s: float, wait_s: float) -> OverBudget:
+    """The error of a rate that is used up until `wait_s` from now."""
     tier = account.allowance
     return OverBudget(
         f"the rate limit of tier {tier.name!r} is reached: {tier.tier.rate}, "
         f"at most {tier.burst:g} at once{hint(account)}",
-        account,
+        account.limit_headers(now_s),
         retry_after_s=wait_s,
         reason="rate",
     )
@@ -285,7 +311,7 @@ class Limiter:
     def check(self, account: Account, now_s: float) -> None:
         """Raise `TooManyRequests` if a request would certainly be refused now."""
         if now_s < account.empty_until_s and account.tokens < 1 and not self.away:
-            raise rate_error(account, account.empty_until_s - now_s)
+            raise rate_error(account, now_s, account.empty_until_s - now_s)
         if account.allowance.quota is not None:
             self._check_quota(account, now_s)
 
@@ -312,9 +338,9 @@ class Limiter:
     def _empty(self, account: Account, cost: float, now_s: float) -> bool:
         if self.away:
             share = account.allowance.rate / self.gateways
-            raise rate_error(account, (cost - account.tokens) / share)
+            raise rate_error(account, now_s, (cost - account.tokens) / share)
         if now_s < account.empty_until_s:
-            raise rate_error(account, account.empty_until_s - now_s)
+            raise rate_error(account, now_s, account.empty_until_s - now_s)
         self._ask(account)
         return False
 
@@ -324,11 +350,11 @@ class Limiter:
         if account.allowance.quota is not None:
             account.used -= account.counted(cost)
 
-    def lend(self, account: Account, cost: float) -> None:
+    def lend(self, account: Account, cost: float, now_s: float) -> None:
         """Let a request pass before the store has answered; refuses beyond a block of debt."""
         debt = cost - account.tokens
         if debt > account.allowance.block:
-            raise rate_error(account, debt / account.allowance.rate)
+            raise rate_error(account, now_s, debt / account.allowance.rate)
         self.settle(account, cost)
 
     def charge(self, account: Account, cost: float, now_s: float) -> bool:
@@ -336,7 +362,7 @@ class Limiter:
         self.check(account, now_s)
         if self.take(account, cost, now_s):
             return True
-        self.lend(account, cost)
+        self.lend(account, cost, now_s)
         return False
 
     def settle(self, account: Account, extra: float) -> None:
@@ -364,7 +390,7 @@ class Limiter:
             raise OverBudget(
                 f"the quota of tier {account.allowance.name!r} is used up: "
                 f"{quota.per_day:g} {quota.of} a day (UTC){hint(account)}",
-                account,
+                account.limit_headers(now_s),
                 retry_after_s=rest_s,
                 reason="quota",
             )

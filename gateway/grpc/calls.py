@@ -14,7 +14,7 @@ from functools import partial
 
 import structlog
 
-from gateway.access.ticket import Ticket
+from gateway.door import Door, outcome
 from gateway.grpc.connection import Connection
 from gateway.grpc.streams import AnswerLayout, Receiver, Stream
 from gateway.grpc.wire import (
@@ -28,7 +28,6 @@ from gateway.grpc.wire import (
     status_block,
     status_of,
 )
-from gateway.prediction import FrontState
 from headrace.errors import (
     DeadlineExceeded,
     HeadraceError,
@@ -72,10 +71,10 @@ class Method:
 class Exchange:
     """What the calls of a connection share. `now_s` is when the bytes now read have come."""
 
-    __slots__ = ("address", "connection", "front", "now_s", "tasks")
+    __slots__ = ("address", "connection", "door", "now_s", "tasks")
 
-    def __init__(self, connection: Connection[CallHead], front: FrontState, address: str) -> None:
-        self.connection, self.front, self.address = connection, front, address
+    def __init__(self, connection: Connection[CallHead], door: Door, address: str) -> None:
+        self.connection, self.door, self.address = connection, door, address
         self.now_s = 0.0
         self.tasks: set[asyncio.Task[None]] = set()
 
@@ -89,13 +88,13 @@ class GrpcCall(Receiver):
 
     __slots__ = (
         "_deadline_s",
+        "_held_bytes",
         "_message",
         "_method",
         "_reader",
         "_since_s",
         "_started",
         "_task",
-        "_ticket",
         "_timer",
         "_trailing",
         "_writing",
@@ -121,7 +120,7 @@ class GrpcCall(Receiver):
         self._trailing: Metadata = ()
         self._reader: MessageReader | None = None
         self._message: bytes | None = None
-        self._ticket: Ticket | None = None
+        self._held_bytes = 0
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
@@ -219,9 +218,8 @@ class GrpcCall(Receiver):
         task, self._task = self._task, None
         if task is not None and task is not asyncio.current_task():
             task.cancel()
-        if self._ticket is not None:
-            self.exchange.front.admission.cancel(self._ticket)
-            self._ticket = None
+        self.exchange.door.memory.used_bytes -= self._held_bytes
+        self._held_bytes = 0
         self._reader = self._message = None
 
     # -- the request --------------------------------------------------------------------------
@@ -252,7 +250,7 @@ class GrpcCall(Receiver):
     def _collect(self, data: bytes, ended: bool) -> None:
         reader = self._reader
         if reader is None:
-            reader = self._reader = MessageReader(self.exchange.front.limits.max_body_bytes)
+            reader = self._reader = MessageReader(self.exchange.door.limits.max_body_bytes)
             self.arm()
         reserved = reader.length is not None
         for compressed, message in reader.feed(data):
@@ -260,7 +258,7 @@ class GrpcCall(Receiver):
                 raise Unimplemented("the method takes one message, and the call has more")
             if compressed:
                 self._method.reserve(self, len(message))
-            limit_bytes = self.exchange.front.limits.max_body_bytes
+            limit_bytes = self.exchange.door.limits.max_body_bytes
             self._message = plain(compressed, message, self.head.encoding, limit_bytes)
         if reader.length is not None and not reserved:
             self._method.reserve(self, reader.length)
@@ -282,19 +280,15 @@ class GrpcCall(Receiver):
             step(*arguments)
         except HeadraceError as error:
             self.refuse(error)
-        except Exception as error:  # the boundary: what is not ours stays inside
-            self.refuse(self._unexpected(error))
-
-    def _unexpected(self, error: Exception) -> InternalError:
-        log.error("request_failed", path=self.head.path.decode("latin-1"), exc_info=error)
-        return InternalError("internal error")
+        except Exception:  # the boundary: what is not ours stays inside
+            log.exception("request_failed", path=self.head.path.decode("latin-1"))
+            self.refuse(InternalError("internal error"))
 
     def hold(self, length: int) -> None:
         """Count the message's bytes among those held, until the call ends; raises `Unavailable`."""
-        front = self.exchange.front
-        if self._ticket is None:
-            self._ticket = Ticket(None, front.limits.max_body_bytes)
-        front.admission.hold(self._ticket, length)
+        if length > self._held_bytes:
+            self.exchange.door.memory.take(length - self._held_bytes)
+            self._held_bytes = length
 
     # -- time ---------------------------------------------------------------------------------
 
@@ -316,7 +310,7 @@ class GrpcCall(Receiver):
 
     def check_time(self, now_s: float) -> None:
         """Refuse a body that took too long."""
-        limit_s = self.exchange.front.limits.body_timeout_s
+        limit_s = self.exchange.door.limits.body_timeout_s
         if not self._started and now_s - self._since_s > limit_s:
             self.refuse(RequestTimeout("the body took too long"))
 
@@ -331,17 +325,13 @@ class GrpcCall(Receiver):
         self._task.add_done_callback(tasks.discard)
 
     async def _await(self, method: Callable[[], Awaitable[bytes | None]]) -> None:
-        try:
-            message = await method()
-        except HeadraceError as error:
-            self.refuse(error)
-        except Exception as error:  # the boundary: what is not ours stays inside
-            self.refuse(self._unexpected(error))
+        message = await outcome(method(), path=self.head.path.decode("latin-1"))
+        if isinstance(message, HeadraceError):
+            self.refuse(message)
+        elif message is None:
+            self.finish()
         else:
-            if message is None:
-                self.finish()
-            else:
-                self.answer(message, len(message), self._trailing)
+            self.answer(message, len(message), self._trailing)
 
 
 def wake(waiter: asyncio.Future[None]) -> None:
@@ -361,11 +351,11 @@ class StreamedCall(GrpcCall):
     def __init__(self, exchange: Exchange, stream: Stream, head: CallHead, method: Method) -> None:
         super().__init__(exchange, stream, head, method)
         stream.paced = True
-        self._messages: deque[tuple[bool, bytes, Ticket]] = deque()
+        self._messages: deque[tuple[bool, bytes]] = deque()
         self._waiter: asyncio.Future[None] | None = None
         self._ended = False
         self._partial_since_s = 0.0
-        self._reader = MessageReader(exchange.front.limits.max_body_bytes)
+        self._reader = MessageReader(exchange.door.limits.max_body_bytes)
 
     def open(self) -> None:
         """The head is here: start."""
@@ -379,16 +369,15 @@ class StreamedCall(GrpcCall):
             self._guard(self._collect, data, ended)
 
     def _collect(self, data: bytes, ended: bool) -> None:
-        reader, front = self._reader, self.exchange.front
+        reader, memory = self._reader, self.exchange.door.memory
         assert reader is not None
         if not reader.partial:
             self._partial_since_s = self.exchange.now_s
         whole = reader.feed(data)
         for compressed, message in whole:
-            ticket, self._ticket = self._ticket, None
-            ticket = ticket or Ticket(None, front.limits.max_body_bytes)
-            self._messages.append((compressed, message, ticket))
-            front.admission.hold(ticket, len(message))
+            memory.take(len(message) - self._held_bytes)
+            self._held_bytes = 0
+            self._messages.append((compressed, message))
         if reader.length is not None:
             self.hold(reader.length)
         if ended:
@@ -412,11 +401,11 @@ class StreamedCall(GrpcCall):
                 await self._waiter
             finally:
                 self._waiter = None
-        compressed, message, ticket = self._messages.popleft()
+        compressed, message = self._messages.popleft()
         self.exchange.connection.credit(self.stream, PREFIX_BYTES + len(message))
-        front = self.exchange.front
-        front.admission.cancel(ticket)
-        return plain(compressed, message, self.head.encoding, front.limits.max_body_bytes)
+        door = self.exchange.door
+        door.memory.used_bytes -= len(message)
+        return plain(compressed, message, self.head.encoding, door.limits.max_body_bytes)
 
     def _credit_all(self) -> None:
         """A message longer than the window must come in whole before it can be read."""
@@ -425,14 +414,13 @@ class StreamedCall(GrpcCall):
     def check_time(self, now_s: float) -> None:
         """Only a message that somebody waits for can be late."""
         reader = self._reader
-        late = now_s - self._partial_since_s > self.exchange.front.limits.body_timeout_s
+        late = now_s - self._partial_since_s > self.exchange.door.limits.body_timeout_s
         if late and self._waiter is not None and reader is not None and reader.partial:
             self.refuse(RequestTimeout("the body took too long"))
 
     def _end(self) -> None:
         super()._end()
-        for _, _, ticket in self._messages:
-            self.exchange.front.admission.cancel(ticket)
+        self.exchange.door.memory.used_bytes -= sum(len(message) for _, message in self._messages)
         self._messages.clear()
 
 

@@ -7,8 +7,8 @@ import time
 from collections.abc import Mapping
 from functools import partial
 from operator import attrgetter
-from typing import cast
 
+from gateway.door import ClientConnection, Door
 from gateway.grpc import health as grpc_health
 from gateway.grpc import media as grpc_media
 from gateway.grpc import openinference as grpc_inference
@@ -25,7 +25,7 @@ from gateway.grpc.tfserving import ServingService
 from gateway.grpc.wire import CallHead, http_block, read_head
 from gateway.http.listener import BACKLOG, shared_socket
 from gateway.media.desk import MediaDesk
-from gateway.prediction import FrontState
+from gateway.prediction import PredictionDesk
 from gateway.view import GatewayView
 from headrace.errors import Unimplemented
 
@@ -34,24 +34,24 @@ JOIN_BYTES = 64 * 1024
 HIGH_WATER_BYTES = 1024 * 1024
 """The transport takes so much before it holds us back."""
 MAX_UNREAD_BYTES = 4 * HIGH_WATER_BYTES
-LINGER_S = 2.0
-"""After a GOAWAY that ends a connection we read on for so long, or a reset would overtake it."""
 LEAVE_S = 1.0
 """A peer that has not answered by then is told the last stream nonetheless."""
 Methods = Mapping[bytes, Method]
 
 
-class GrpcConnection(asyncio.Protocol):
+class GrpcConnection(asyncio.Protocol, ClientConnection):
     """One client's connection. `peers` holds those of the listener that are open.
 
     `gone` is done once it is closed.
     """
 
-    def __init__(self, front: FrontState, methods: Methods, peers: set[GrpcConnection]) -> None:
-        self._front, self._methods, self._peers = front, methods, peers
+    family = "grpc"
+
+    def __init__(self, door: Door, methods: Methods, peers: set[GrpcConnection]) -> None:
+        self._door, self._methods, self._peers = door, methods, peers
         self._loop = asyncio.get_running_loop()
-        self._transport: asyncio.Transport | None = None
-        limits = front.limits
+        self._is_open = False
+        limits = door.limits
         read = partial(read_head, max_headers=limits.max_headers, max_bytes=limits.max_header_bytes)
         self._connection = Connection(
             ConnectionLimits(limits.streams_per_connection, limits.max_header_bytes),
@@ -61,42 +61,28 @@ class GrpcConnection(asyncio.Protocol):
             self._open,
             self._wake,
         )
-        self._address = ""
-        self._exchange = Exchange(self._connection, front, "")
+        self._exchange = Exchange(self._connection, door, "")
         self._since_s = self._loop.time()
-        self._blocked_since_s: float | None = None
-        self._lingering = False
         self.gone: asyncio.Future[None] = self._loop.create_future()
-
-    # -- the connection -----------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Count the connection among those that the sweep checks, and those of its address."""
-        # uvloop's transports have the methods of `asyncio.Transport` without being one.
-        self._transport = transport = cast(asyncio.Transport, transport)
-        transport.set_write_buffer_limits(HIGH_WATER_BYTES)
-        peer = transport.get_extra_info("peername")
-        self._address = self._exchange.address = peer[0] if peer else ""
+        self._is_open = True
         self._peers.add(self)
-        front = self._front
-        front.connections.add(self)
-        front.addresses[self._address] += 1
-        if front.addresses[self._address] > front.limits.connections_per_address:
-            error = front.refused_connections.refuse(self._address, "grpc")
-            self._connection.fail(ErrorCode.ENHANCE_YOUR_CALM, error.message)
+        refusal = self._door.enter(self, transport)
+        self.transport.set_write_buffer_limits(HIGH_WATER_BYTES)
+        self._exchange.address = self.address
+        if refusal is not None:
+            self._connection.fail(ErrorCode.ENHANCE_YOUR_CALM, refusal.message)
             self._close()
         else:
             self._flush()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client left: nobody waits for its calls any more."""
-        front = self._front
-        front.connections.discard(self)
+        self._is_open = False
+        self._door.leave(self)
         self._peers.discard(self)
-        front.addresses[self._address] -= 1
-        if not front.addresses[self._address]:
-            del front.addresses[self._address]
-        self._transport = None
         self._connection.lose()
         if not self.gone.done():
             self.gone.set_result(None)
@@ -122,10 +108,9 @@ class GrpcConnection(asyncio.Protocol):
 
     def _overfull(self) -> bool:
         """Cut off a peer that makes us answer and does not read: refusals wait for no window."""
-        transport = self._transport
-        if transport is None or transport.get_write_buffer_size() < MAX_UNREAD_BYTES:
+        if not self._is_open or self.transport.get_write_buffer_size() < MAX_UNREAD_BYTES:
             return False
-        transport.abort()
+        self.transport.abort()
         return True
 
     def _wake(self) -> None:
@@ -133,9 +118,9 @@ class GrpcConnection(asyncio.Protocol):
 
     def _flush(self) -> None:
         """Write all that this turn of the loop has made, in one go."""
-        transport, connection = self._transport, self._connection
-        if transport is None:
+        if not self._is_open:
             return
+        transport, connection = self.transport, self._connection
         frames = connection.outbox.take()
         if transport.is_closing():
             return
@@ -155,21 +140,17 @@ class GrpcConnection(asyncio.Protocol):
 
     def _close(self) -> None:
         """Say the last words and close; what the peer still sends is not read."""
-        transport = self._transport
-        if transport is None or self._lingering:
+        if not self._is_open or self.lingering:
             return
-        self._lingering = True
+        self.lingering = True
         self._flush()
-        if not transport.is_closing():
+        if not self.transport.is_closing():
             self._connection.lose()
-            transport.write_eof()
-            self._loop.call_later(LINGER_S, transport.abort)
-
-    # -- leaving and time ---------------------------------------------------------------------
+            self.linger()
 
     def leave(self) -> None:
         """Take no more calls and close after those under way."""
-        if not self._connection.leaving and self._transport is not None:
+        if not self._connection.leaving and self._is_open:
             self._connection.leave()
             self._loop.call_later(LEAVE_S, self._finish_leaving)
 
@@ -179,23 +160,18 @@ class GrpcConnection(asyncio.Protocol):
     def cut(self) -> None:
         """Close now, whatever is under way."""
         self._connection.fail(ErrorCode.NO_ERROR, "the gateway is leaving")
-        if self._transport is not None:
+        if self._is_open:
             self._flush()
-            self._transport.abort()
+            self.transport.abort()
+
+    @property
+    def write_paused(self) -> bool:
+        """Whether the client has more to read than the socket takes."""
+        return self._connection.outbox.paused
 
     def check_time(self, now_s: float) -> None:
-        """Cut off who is too slow in sending or reading, or idle for too long."""
-        limits, connection, transport = self._front.limits, self._connection, self._transport
-        if transport is None:
-            return
-        if self._lingering:
-            return
-        if connection.outbox.paused:
-            self._blocked_since_s = self._blocked_since_s or now_s
-            if now_s - self._blocked_since_s > limits.write_timeout_s:
-                transport.abort()
-            return
-        self._blocked_since_s = None
+        """Cut off who sends too slowly, or is idle for too long."""
+        limits, connection = self._door.limits, self._connection
         since_s = connection.block_since_s if connection.begun else self._since_s
         if since_s is not None and now_s - since_s > limits.header_timeout_s:
             connection.fail(ErrorCode.ENHANCE_YOUR_CALM, "the headers took too long")
@@ -207,7 +183,7 @@ class GrpcConnection(asyncio.Protocol):
             self.leave()
 
     def _check_streams(self, now_s: float) -> None:
-        connection, limit_s = self._connection, self._front.limits.write_timeout_s
+        connection, limit_s = self._connection, self._door.limits.write_timeout_s
         for stream in tuple(connection.streams.values()):
             if stream.pending:
                 # The peer's window is closed, or the stream would have been taken by now.
@@ -216,8 +192,6 @@ class GrpcConnection(asyncio.Protocol):
                     connection.abandon(stream, ErrorCode.CANCEL)
             elif stream.receiver is not None:
                 stream.receiver.check_time(now_s)
-
-    # -- calls --------------------------------------------------------------------------------
 
     def _open(self, stream: Stream, head: CallHead) -> None:
         """A new call."""
@@ -256,14 +230,19 @@ class GrpcListener:
     """gRPC on an address. Bodies stay bytes, each at most `limits.max_body_bytes` long."""
 
     def __init__(
-        self, address: str, view: GatewayView, front: FrontState, media: MediaDesk | None = None
+        self,
+        address: str,
+        view: GatewayView,
+        door: Door,
+        predictions: PredictionDesk,
+        media: MediaDesk | None = None,
     ) -> None:
-        self._front = front
+        self._door = door
         self._health = HealthService(SERVICES)
-        self._inference = InferenceService(view, front)
+        self._inference = InferenceService(view, predictions)
         table = {
             **self._inference.handlers(),
-            **ServingService(view, front).handlers(),
+            **ServingService(view, predictions).handlers(),
             **MediaService(media).handlers(),
             **self._health.handlers(),
             **reflection_handlers(SERVICES),
@@ -278,7 +257,7 @@ class GrpcListener:
     async def start(self) -> None:
         """Accept connections; the health protocol says not serving until told so."""
         self._server = await asyncio.get_running_loop().create_server(
-            lambda: GrpcConnection(self._front, self._methods, self._connections),
+            lambda: GrpcConnection(self._door, self._methods, self._connections),
             sock=self._socket,
             backlog=BACKLOG,
         )

@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 from pydantic import ValidationError
 
 from gateway.grpc.calls import GrpcCall, Handlers, stream
-from gateway.grpc.prediction import limits_of, timeout_s
+from gateway.grpc.prediction import told_limits
 from gateway.media.desk import IncomingUpload, MediaDesk
 from gateway.media.upload import FORM, Declared, paced
 from gateway.prediction import Prediction
@@ -222,13 +222,12 @@ class MediaService:
         desk = self._desk
         if desk is None:
             raise Unimplemented("this server does not split large pictures and videos")
-        prediction = _Upload(None, context.headers)
-        prediction.address = context.address
+        prediction = _Upload(desk.predictions, None, context.headers, context.address)
         try:
             answer = await desk.recorded(prediction, _work(desk, context, prediction))
         finally:
             named = ("x-request-id", prediction.request_id)
-            context.set_trailing_metadata((named, *limits_of(prediction.ticket, desk.front)))
+            context.set_trailing_metadata((named, *told_limits(prediction)))
         if isinstance(answer, HeadraceError):
             raise answer
 
@@ -243,13 +242,13 @@ class _Upload(Prediction):
 
 async def _work(desk: MediaDesk, context: GrpcCall, prediction: Prediction) -> Reply:
     """All but the status; a caller who does not read the events is not worked for."""
-    front = desk.front
+    access, limits = desk.predictions.access, desk.predictions.limits
     # Before anything is read: a stranger's first message may be as long as any.
-    prediction.ticket = front.admission.identify(context.headers, context.address)
-    head = await _read_head(context, front.limits.body_timeout_s)
+    access.identify(prediction)
+    head = await _read_head(context, limits.body_timeout_s)
     prediction.path = InferPath(PROTOCOL, "process", head.model, head.version)
-    allowed_s = timeout_s(front, context)
-    request, sharding = await desk.let_in(prediction, context.address, allowed_s)
+    allowed_s = desk.predictions.timeout_s(context.time_remaining())
+    request, sharding = await desk.let_in(prediction, allowed_s)
     declared = Declared(head.content_type, "", None)
     if declared.kind == FORM:
         raise UnsupportedMedia("send the file itself in the chunks, not a form")
@@ -266,9 +265,9 @@ async def _work(desk: MediaDesk, context: GrpcCall, prediction: Prediction) -> R
         sent_bytes += len(message)
         await context.write(message)
 
-    pieces = paced(chunk, front.limits.body_timeout_s)
+    pieces = paced(chunk, limits.body_timeout_s)
     incoming = IncomingUpload(pieces, declared, head.options, head.name)
-    async with desk.job(request, sharding, incoming, prediction.ticket) as job:
+    async with desk.job(request, sharding, incoming, prediction) as job:
         if (left_s := context.time_remaining()) is not None:
             job = replace(job, timeout_s=max(0.0, min(job.timeout_s, left_s)))
         result = await desk.process(job, tell)

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 
 import structlog
 
 from gateway import settings
-from gateway.access.admission import Admission
 from gateway.grpc.calls import Gate, GrpcCall, Handlers, Method, stream, unary
-from gateway.grpc.prediction import InferStream, PredictionMethod, visit, visits_of
-from gateway.prediction import FrontState
+from gateway.grpc.prediction import GrpcVisit, InferStream, PredictionMethod, gate
+from gateway.prediction import PredictionDesk
 from gateway.shared_memory.regions import (
     Region,
-    caller_of,
     cuda_is_refused,
     registration_is_off,
     unknown_region,
@@ -32,12 +29,8 @@ from headrace.snapshot import ANSWERING, State
 class SharedMemoryMethods:
     """Methods of `inference.GRPCInferenceService`: an empty message says "none" or "done"."""
 
-    def __init__(self, view: GatewayView, admission: Admission) -> None:
-        self._view, self._admission = view, admission
-
-    def _caller(self, context: GrpcCall) -> str:
-        """Whose regions the caller's are."""
-        return caller_of(self._admission.identify(context.headers, context.address))
+    def __init__(self, view: GatewayView) -> None:
+        self._view = view
 
     def handlers(self, gate: Gate) -> Mapping[str, Method]:
         """By their short names."""
@@ -58,7 +51,7 @@ class SharedMemoryMethods:
             if name:
                 raise unknown_region(name, "system ")
             return b""
-        caller = self._caller(context)
+        caller = _caller(context)
         found = [regions.find(caller, name, "system ")] if name else regions.listed(caller)
         answer = message("inference.SystemSharedMemoryStatusResponse")()
         for each in found:
@@ -76,14 +69,14 @@ class SharedMemoryMethods:
             raise registration_is_off(request.name)
         regions.require_local(context.address, context.headers)
         region = Region(request.name, request.key, request.offset, request.byte_size)
-        regions.register(self._caller(context), region)
+        regions.register(_caller(context), region)
         return b""
 
     async def system_unregister(self, body: bytes, context: GrpcCall) -> bytes:
         """Forget a region of the caller, or all; one that is unknown is forgotten already."""
         name = parse("inference.SystemSharedMemoryUnregisterRequest", body).name
         if self._view.regions is not None:
-            self._view.regions.unregister(self._caller(context), name)
+            self._view.regions.unregister(_caller(context), name)
         return b""
 
     async def cuda_status(self, body: bytes, context: GrpcCall) -> bytes:
@@ -109,37 +102,35 @@ SERVICE = "inference.GRPCInferenceService"
 class InferenceService:
     """Every method takes the request's bytes and gives the answer's."""
 
-    def __init__(self, view: GatewayView, front: FrontState) -> None:
-        self._view, self._front = view, front
-        self._stream = InferStream(front)
+    def __init__(self, view: GatewayView, predictions: PredictionDesk) -> None:
+        self._view, self._predictions = view, predictions
+        self._stream = InferStream(predictions)
 
     def handlers(self) -> Handlers:
         """The service's methods by their full names."""
-        gate = partial(visit, visits_of(self._front))
+        admit = gate(self._predictions.access)
         offered = {
             "ServerLive": unary(self.live),
             "ServerReady": unary(self.ready),
-            "ModelReady": unary(self.model_ready, gate),
-            "ServerMetadata": unary(self.server_metadata, gate),
-            "ModelMetadata": unary(self.model_metadata, gate),
-            "ModelInfer": PredictionMethod(self._front, _infer_path),
+            "ModelReady": unary(self.model_ready, admit),
+            "ServerMetadata": unary(self.server_metadata, admit),
+            "ModelMetadata": unary(self.model_metadata, admit),
+            "ModelInfer": PredictionMethod(self._predictions, _infer_path),
             "ModelStreamInfer": stream(self._stream.run),
-            "ModelConfig": unary(self.model_config, gate),
-            "ModelStatistics": unary(self.statistics, gate),
-            "RepositoryIndex": unary(self.index, gate),
-            "RepositoryModelLoad": unary(self.load, gate),
-            "RepositoryModelUnload": unary(self.unload, gate),
-            "TraceSetting": unary(self.trace_setting, gate),
-            "LogSettings": unary(self.log_settings, gate),
-            **SharedMemoryMethods(self._view, self._front.admission).handlers(gate),
+            "ModelConfig": unary(self.model_config, admit),
+            "ModelStatistics": unary(self.statistics, admit),
+            "RepositoryIndex": unary(self.index, admit),
+            "RepositoryModelLoad": unary(self.load, admit),
+            "RepositoryModelUnload": unary(self.unload, admit),
+            "TraceSetting": unary(self.trace_setting, admit),
+            "LogSettings": unary(self.log_settings, admit),
+            **SharedMemoryMethods(self._view).handlers(admit),
         }
         return {f"/{SERVICE}/{name}": handler for name, handler in offered.items()}
 
     def leave(self) -> None:
         """The listener stops: streams answer what they have read and end."""
         self._stream.leave()
-
-    # -- the server ---------------------------------------------------------------------------
 
     async def live(self, body: bytes, context: GrpcCall) -> bytes:
         """The process answers."""
@@ -153,8 +144,6 @@ class InferenceService:
         """Name, release and extensions."""
         shared_memory = self._view.regions is not None
         return metadata.server_metadata(RELEASE, shared_memory=shared_memory)
-
-    # -- a model ------------------------------------------------------------------------------
 
     async def model_ready(self, body: bytes, context: GrpcCall) -> bytes:
         """Whether this model (version) can infer; without a version there is none that can."""
@@ -189,8 +178,6 @@ class InferenceService:
             statistics_document(totals, snapshot, request.name or None, version)
         )
 
-    # -- the repository -----------------------------------------------------------------------
-
     async def index(self, body: bytes, context: GrpcCall) -> bytes:
         """The models of the store and of the config."""
         request = parse("inference.RepositoryIndexRequest", body)
@@ -217,8 +204,6 @@ class InferenceService:
         await self._view.pool.operate("unload", name=request.model_name)
         return b""
 
-    # -- settings -----------------------------------------------------------------------------
-
     async def trace_setting(self, body: bytes, context: GrpcCall) -> bytes:
         """What is traced: nothing."""
         request = parse("inference.TraceSettingRequest", body)
@@ -234,6 +219,13 @@ class InferenceService:
         given = settings.read_log_settings(parse("inference.LogSettingsRequest", body))
         settings.check_log_settings(given, found)
         return settings.encode_log_settings(found)
+
+
+def _caller(context: GrpcCall) -> str:
+    """The caller whose regions are meant."""
+    visit = context.state
+    assert isinstance(visit, GrpcVisit)
+    return visit.caller_id
 
 
 def _infer_path(body: bytes) -> InferPath:

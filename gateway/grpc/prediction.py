@@ -11,12 +11,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from gateway.access.limits import OverBudget
-from gateway.access.ticket import Ticket, account_headers, limit_headers
-from gateway.access.visits import Visits
-from gateway.grpc.calls import GrpcCall, Method
+from gateway.access.admission import Admission
+from gateway.access.visit import Visit
+from gateway.grpc.calls import Gate, GrpcCall, Method
 from gateway.grpc.wire import OK_BLOCK, Metadata, metadata_block
-from gateway.prediction import FrontState, Prediction
+from gateway.prediction import Prediction, PredictionDesk
 from headrace.errors import HeadraceError, Unavailable
 from headrace.link.frames import OK, Body, Reply, decode_failure
 from headrace.link.request import Answer, Request
@@ -24,44 +23,36 @@ from headrace.protocols.metadata import stream_answer, stream_error
 from headrace.protocols.targets import InferPath, InferTarget, infer_target
 
 
-class GrpcPrediction(Prediction):
-    """See the module. `finished` hears its answer once, unless it is given up."""
+class GrpcVisit(Visit):
+    """A call that is no prediction."""
 
-    __slots__ = ("_ended", "_front")
+    __slots__ = ()
+
+    family: ClassVar[str] = "grpc"
+
+
+class GrpcPrediction(Prediction):
+    """A prediction that came over gRPC. `finished` hears its answer once, unless it is given up."""
+
+    __slots__ = ("_ended",)
 
     family: ClassVar[str] = "grpc"
 
     def __init__(
         self,
+        desk: PredictionDesk,
         path: InferPath | None,
         headers: Mapping[bytes, bytes],
-        front: FrontState,
         address: str,
     ) -> None:
-        super().__init__(path, headers)
-        self._front, self.address = front, address
+        super().__init__(desk, path, headers, address)
         self._ended = False
-
-    def reserve(self, length: int) -> None:
-        """A message of `length` bytes is coming: raises what refuses it before it is read."""
-        admission = self._front.admission
-        if self.ticket is None:
-            self.ticket = admission.identify(self.headers, self.address)
-            account = self.ticket.account
-            if account is not None:
-                # Its model is not known yet, its caller's budget is.
-                admission.limiter.check(account, self._front.plane.now_s())
-        admission.hold(self.ticket, length)
 
     def start(self, body: bytes, timeout_s: float) -> None:
         """Let it in; it may have finished, with a refusal, before this returns."""
-        front = self._front
         try:
-            if self.ticket is None:
-                self.enter(front, self.address, len(body))
-            elif self.path is not None:
-                front.admission.admit(self.ticket, self.path.model, len(body))
-            self.send(front, body, len(body), self._done, timeout_s)
+            self.begin(len(body))
+            self.send(body, len(body), self._done, timeout_s)
         except HeadraceError as error:
             self.end(error)
 
@@ -70,12 +61,10 @@ class GrpcPrediction(Prediction):
 
     def end(self, answer: Answer) -> None:
         """Its answer, or why there is none."""
-        if self._ended:
-            return
-        self._ended = True
-        self.record(self._front, answer)
-        self.finished(answer)
-        self._forget()
+        if not self._ended:
+            self._ended = True
+            self.record(answer)
+            self.finished(answer)
 
     def finished(self, answer: Answer) -> None:
         """It is answered and counted."""
@@ -85,14 +74,17 @@ class GrpcPrediction(Prediction):
         """Nobody waits for it any more."""
         if not self._ended:
             self._ended = True
-            self.abandon(self._front)
-            self._forget()
+            self.abandon()
 
-    def _forget(self) -> None:
-        """Let go of the body."""
-        self.request = None
-        if self.ticket is not None:
-            self.ticket.request = None
+    def trailing(self, answer: Answer | None = None) -> Metadata:
+        """What goes out with the status."""
+        metadata: Metadata = (
+            ("x-request-id", self.request_id),
+            *told_limits(self, answer),
+        )
+        if self.cold_start_ms:
+            return (("x-headrace-cold-start-ms", str(self.cold_start_ms)), *metadata)
+        return metadata
 
 
 class AwaitedPrediction(GrpcPrediction):
@@ -102,16 +94,16 @@ class AwaitedPrediction(GrpcPrediction):
 
     def __init__(
         self,
+        desk: PredictionDesk,
         path: InferPath | None,
         headers: Mapping[bytes, bytes],
-        front: FrontState,
         address: str,
     ) -> None:
-        super().__init__(path, headers, front, address)
+        super().__init__(desk, path, headers, address)
         self._answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
 
     def finished(self, answer: Answer) -> None:
-        """See `GrpcPrediction`."""
+        """Hand it to whoever awaits it."""
         if not self._answer.done():
             self._answer.set_result(answer)
 
@@ -134,8 +126,8 @@ class UnaryPrediction(GrpcPrediction):
 
     __slots__ = ("_call",)
 
-    def __init__(self, path: InferPath | None, call: GrpcCall, front: FrontState) -> None:
-        super().__init__(path, call.headers, front, call.address)
+    def __init__(self, desk: PredictionDesk, path: InferPath | None, call: GrpcCall) -> None:
+        super().__init__(desk, path, call.headers, call.address)
         self._call = call
         call.on_end = self.call_ended
 
@@ -145,106 +137,80 @@ class UnaryPrediction(GrpcPrediction):
             self.give_up()
         elif not self._ended:
             self._ended = True
-            if self.request is not None and self.ticket is not None:
-                self._front.admission.cancel(self.ticket)
-            self.record(self._front, error)
-            self._call.set_trailing_metadata(self._trailing(error))
-            self._forget()
+            self.fail(error)
+            self._call.set_trailing_metadata(self.trailing(error))
 
     def finished(self, answer: Answer) -> None:
-        """See `GrpcPrediction`."""
+        """Answer the call."""
         call = self._call
         call.on_end = None
         if isinstance(answer, Reply):
             if answer.status == OK:
-                block = OK_BLOCK + metadata_block(self._trailing())
+                block = OK_BLOCK + metadata_block(self.trailing())
                 call.answer(answer.body, answer.length, block)
                 return
             answer = decode_failure(answer)
-        call.set_trailing_metadata(self._trailing(answer))
+        call.set_trailing_metadata(self.trailing(answer))
         call.refuse(answer)
-
-    def _trailing(self, error: HeadraceError | None = None) -> Metadata:
-        more = limits_of(self.ticket, self._front, error)
-        if self.cold_start_ms:
-            more = (("x-headrace-cold-start-ms", str(self.cold_start_ms)), *more)
-        return (("x-request-id", self.request_id), *more)
 
 
 class PredictionMethod(Method):
     """A unary method; `find` reads the prediction's target from its message."""
 
-    __slots__ = ("find", "front")
+    __slots__ = ("_desk", "_find")
 
-    def __init__(self, front: FrontState, find: Callable[[bytes], InferPath]) -> None:
+    def __init__(self, desk: PredictionDesk, find: Callable[[bytes], InferPath]) -> None:
         super().__init__()
-        self.front, self.find = front, find
+        self._desk, self._find = desk, find
 
     def reserve(self, call: GrpcCall, length: int) -> None:
         """Check the caller's budget, and hold memory for the message."""
         prediction = call.state
         if not isinstance(prediction, UnaryPrediction):
-            prediction = call.state = UnaryPrediction(None, call, self.front)
-        prediction.reserve(length)
+            prediction = call.state = UnaryPrediction(self._desk, None, call)
+        # Its model is not known yet, its caller's budget is.
+        prediction.begin(length)
 
     def start(self, call: GrpcCall, message: bytes) -> None:
         """Begin the prediction that the message asks for."""
         prediction = call.state
         try:
-            path = self.find(message)
+            path = self._find(message)
         except HeadraceError as error:
             if not isinstance(prediction, UnaryPrediction):
-                UnaryPrediction(None, call, self.front)
+                UnaryPrediction(self._desk, None, call)
             call.refuse(error)
             return
         if isinstance(prediction, UnaryPrediction):
             prediction.path = path
         else:
-            prediction = UnaryPrediction(path, call, self.front)
+            prediction = UnaryPrediction(self._desk, path, call)
         call.disarm()  # The data plane keeps its deadline from here on.
-        prediction.start(message, timeout_s(self.front, call))
+        prediction.start(message, self._desk.timeout_s(call.time_remaining()))
 
 
-def visit(visits: Visits, context: GrpcCall) -> None:
-    """Let in a call that is no prediction; raises what refuses it."""
-    try:
-        visits.enter(context.headers, context.address, GrpcPrediction.family)
-    except OverBudget as error:
-        limit = account_headers(error.account, time.monotonic())
-        context.set_trailing_metadata(_limits(limit))
-        raise
+def gate(access: Admission) -> Gate:
+    """Lets in calls that are no predictions; each finds its `GrpcVisit` in its call's `state`."""
+
+    def admit(call: GrpcCall) -> None:
+        call.state = visit = GrpcVisit(
+            call.headers, call.address, call.headers.get(b"x-request-id", b"").decode("latin-1")
+        )
+        try:
+            access.admit(visit)
+        except HeadraceError as error:
+            call.set_trailing_metadata(told_limits(visit, error))
+            raise
+
+    return admit
 
 
-def visits_of(front: FrontState) -> Visits:
-    """The way in for calls that are no predictions."""
-    return Visits(front.admission, front.recorder, front.audit)
-
-
-def limits_of(
-    ticket: Ticket | None, front: FrontState, error: HeadraceError | None = None
-) -> Metadata:
-    """The RateLimit headers as metadata; with no ticket those that the error tells of."""
-    if ticket is None:
-        if isinstance(error, OverBudget):
-            return _limits(account_headers(error.account, front.plane.now_s()))
-        return ()
-    if ticket.account is None:
-        return ()
-    return _limits(limit_headers(ticket, front.plane.now_s()))
-
-
-def _limits(limit: tuple[bytes, bytes] | None) -> Metadata:
+def told_limits(visit: Visit, answer: Answer | None = None) -> Metadata:
+    """The RateLimit headers as metadata."""
+    limit = visit.limit_headers(time.monotonic(), answer)
     if limit is None:
         return ()
     return (("ratelimit-policy", limit[0].decode()), ("ratelimit", limit[1].decode()))
-
-
-def timeout_s(front: FrontState, context: GrpcCall) -> float:
-    """Seconds that a prediction of this call may take: the caller's deadline, within the limits."""
-    remaining_s = context.time_remaining()
-    if remaining_s is None:
-        return front.limits.default_deadline_s
-    return min(remaining_s, front.limits.max_deadline_s)
 
 
 def joined(body: Body) -> bytes:
@@ -276,8 +242,8 @@ class PendingAnswer:
 class InferStream:
     """The method; `leave` ends the streams that are open."""
 
-    def __init__(self, front: FrontState) -> None:
-        self._front = front
+    def __init__(self, desk: PredictionDesk) -> None:
+        self._desk = desk
         self._readers: set[asyncio.Task[None]] = set()
 
     def leave(self) -> None:
@@ -319,7 +285,9 @@ class InferStream:
                 if body is None:
                     return
                 pending.put_nowait(
-                    self._start(body, headers, address, timeout_s(self._front, context))
+                    self._start(
+                        body, headers, address, self._desk.timeout_s(context.time_remaining())
+                    )
                 )
         finally:
             pending.put_nowait(None)
@@ -330,9 +298,9 @@ class InferStream:
         try:
             target = infer_target(body)
         except HeadraceError as error:
-            prediction = AwaitedPrediction(None, headers, self._front, address)
+            prediction = AwaitedPrediction(self._desk, None, headers, address)
             prediction.end(error)
             return PendingAnswer(prediction, None)
-        prediction = AwaitedPrediction(target.path, headers, self._front, address)
+        prediction = AwaitedPrediction(self._desk, target.path, headers, address)
         prediction.start(body, limit_s)
         return PendingAnswer(prediction, target)

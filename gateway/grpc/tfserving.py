@@ -13,11 +13,9 @@ from gateway.grpc.calls import GrpcCall, Handlers, Method, unary
 from gateway.grpc.prediction import (
     AwaitedPrediction,
     PredictionMethod,
-    timeout_s,
-    visit,
-    visits_of,
+    gate,
 )
-from gateway.prediction import FrontState
+from gateway.prediction import PredictionDesk
 from gateway.view import GatewayView, require_public
 from headrace.config.args import Latest, ModelConfig
 from headrace.errors import InvalidArgument, Unimplemented
@@ -95,38 +93,38 @@ SIGNATURE_DEF = "signature_def"
 class ServingService:
     """Both services; every method takes the request's bytes and gives the answer's."""
 
-    def __init__(self, view: GatewayView, front: FrontState) -> None:
-        self._view, self._front = view, front
+    def __init__(self, view: GatewayView, predictions: PredictionDesk) -> None:
+        self._view, self._predictions = view, predictions
 
     def handlers(self) -> Handlers:
         """The methods of both services by their full names."""
-        gate = partial(visit, visits_of(self._front))
+        admit = gate(self._predictions.access)
         return {
             f"/{PREDICTION_SERVICE}/Predict": self._prediction("predict"),
             f"/{PREDICTION_SERVICE}/Classify": self._prediction("classify"),
             f"/{PREDICTION_SERVICE}/Regress": self._prediction("regress"),
             f"/{PREDICTION_SERVICE}/MultiInference": unary(self.multi_inference),
-            f"/{PREDICTION_SERVICE}/GetModelMetadata": unary(self.model_metadata, gate),
-            f"/{MODEL_SERVICE}/GetModelStatus": unary(self.model_status, gate),
-            f"/{MODEL_SERVICE}/HandleReloadConfigRequest": unary(self.reload, gate),
+            f"/{PREDICTION_SERVICE}/GetModelMetadata": unary(self.model_metadata, admit),
+            f"/{MODEL_SERVICE}/GetModelStatus": unary(self.model_status, admit),
+            f"/{MODEL_SERVICE}/HandleReloadConfigRequest": unary(self.reload, admit),
         }
 
     def _prediction(self, method: str) -> Method:
-        return PredictionMethod(self._front, partial(serving_target, method=method))
+        return PredictionMethod(self._predictions, partial(serving_target, method=method))
 
     async def multi_inference(self, body: bytes, context: GrpcCall) -> bytes:
         """Several classifications and regressions of one input by one version of one model."""
-        limits = self._front.limits
+        limits = self._predictions.limits
         tasks = multi_inference_tasks(body, limits.max_body_bytes, limits.max_elements)
-        path, plane = tasks[0][0], self._front.plane
+        path, plane = tasks[0][0], self._predictions.plane
         _, version = plane.resolve(path.protocol, path.model, path.version, path.label)
         headers, address = context.headers, context.address
-        limit_s = timeout_s(self._front, context)
+        limit_s = self._predictions.timeout_s(context.time_remaining())
         predictions = []
         try:
             for path, part in tasks:
                 pinned = replace(path, version=version, label=None)
-                prediction = AwaitedPrediction(pinned, headers, self._front, address)
+                prediction = AwaitedPrediction(self._predictions, pinned, headers, address)
                 predictions.append(prediction)
                 prediction.start(part, limit_s)
             answers = [await prediction.result() for prediction in predictions]

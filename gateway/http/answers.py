@@ -15,9 +15,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway.access.limits import OverBudget
-from gateway.access.ticket import account_headers, limit_headers
-from gateway.headers import combined, whole_seconds
+from gateway.access.visit import Visit
+from gateway.headers import combined, error_headers
 from gateway.view import GatewayView
 from headrace.errors import (
     HeadraceError,
@@ -25,8 +24,8 @@ from headrace.errors import (
     InvalidArgument,
     MethodNotAllowed,
     NotFound,
-    Unauthenticated,
 )
+from headrace.link.request import Answer
 from headrace.logs import request_id, valid_request_id
 from headrace.protocols.targets import canonical_path, encode_error, is_upload
 
@@ -76,24 +75,24 @@ class Envelope:
                 MutableHeaders(scope=message).update(more)
             await send(message)
 
-        try:
-            # What is uploaded has a way in of its own: it may have to wait for its turn.
-            probed = path == "/" or path.startswith(OPEN_PATHS)
-            if not (probed or is_upload(scope["method"], path)):
-                client = scope.get("client")
-                ticket = self._view.visit(headers, client[0] if client else "")
-                state["ticket"] = ticket
-                more |= told_limits(limit_headers(ticket, time.monotonic()))
-        except HeadraceError as error:
-            if isinstance(error, OverBudget):
-                more |= told_limits(account_headers(error.account, time.monotonic()))
-            await error_answer(error)(scope, receive, send_with_more)
-            return
+        # What is uploaded has a way in of its own: it may have to wait for its turn.
+        probed = path == "/" or path.startswith(OPEN_PATHS)
+        if not (probed or is_upload(scope["method"], path)):
+            client = scope.get("client")
+            state["visit"] = visit = Visit(headers, client[0] if client else "", identity)
+            try:
+                self._view.admit(visit)
+            except HeadraceError as error:
+                more |= told_limits(visit, error)
+                await error_answer(error)(scope, receive, send_with_more)
+                return
+            more |= told_limits(visit)
         await self._app({**scope, "path": path, "state": state}, receive, send_with_more)
 
 
-def told_limits(limit: tuple[bytes, bytes] | None) -> dict[str, str]:
+def told_limits(visit: Visit, answer: Answer | None = None) -> dict[str, str]:
     """The headers that tell what is left of a caller's limits."""
+    limit = visit.limit_headers(time.monotonic(), answer)
     if limit is None:
         return {}
     return {"ratelimit-policy": limit[0].decode(), "ratelimit": limit[1].decode()}
@@ -101,12 +100,8 @@ def told_limits(limit: tuple[bytes, bytes] | None) -> dict[str, str]:
 
 def error_answer(error: HeadraceError) -> Response:
     """The answer that says what was wrong, and when to come back."""
-    answer = Response(encode_error(error).body, error.http_status, media_type="application/json")
-    if error.retry_after_s is not None:
-        answer.headers["retry-after"] = str(whole_seconds(error.retry_after_s))
-    if isinstance(error, Unauthenticated):
-        answer.headers["www-authenticate"] = "Bearer"
-    return answer
+    body, headers = encode_error(error).body, error_headers(error)
+    return Response(body, error.http_status, headers, media_type="application/json")
 
 
 async def _answer_error(_: Request, error: Exception) -> Response:

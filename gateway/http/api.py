@@ -14,6 +14,7 @@ from fastapi import APIRouter, Depends, FastAPI
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from gateway.access.visit import Visit
 from gateway.http.answers import Envelope, answer_errors, json_answer
 from gateway.http.media import jobs, uploads
 from gateway.media.desk import MediaDesk
@@ -21,7 +22,6 @@ from gateway.settings import TRACE_SETTINGS, check_log_settings, check_trace_set
 from gateway.shared_memory.regions import (
     Region,
     Regions,
-    caller_of,
     cuda_is_refused,
     registration_is_off,
     unknown_region,
@@ -219,7 +219,8 @@ async def cuda_unregister(region: str = "") -> Response:
 
 def _regions(request: Request) -> tuple[Regions | None, str]:
     """The gateway's regions, and whose the caller's are."""
-    return request.app.state.view.regions, caller_of(getattr(request.state, "ticket", None))
+    visit: Visit | None = getattr(request.state, "visit", None)
+    return request.app.state.view.regions, "" if visit is None else visit.caller_id
 
 
 ALL_METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]

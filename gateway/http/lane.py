@@ -17,8 +17,10 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from gateway.door import ClientConnection, Door
+from gateway.headers import combined
 from gateway.http.prediction import HttpPrediction, content_length
-from gateway.prediction import FrontState
+from gateway.prediction import PredictionDesk
 from headrace.errors import (
     HeadersTooLarge,
     HeadraceError,
@@ -30,13 +32,10 @@ from headrace.link.frames import PART_BYTES, Body, Buffer
 from headrace.link.request import Answer
 from headrace.protocols.targets import InferPath, parse_infer_path
 
-SWEEP_S = 1.0
 UPLOAD = b":process"
-"""In the target of a request that keeps the time of its body itself, as that may be gigabytes."""
-LINGER_S = 2.0
-"""After refusing a body half-way we read on for so long, or the reset would overtake the answer."""
+"""Part of paths whose handlers time their own body, which may be gigabytes."""
 DISCARD_BYTES = 1024 * 1024
-"""A refused body that is no longer is read and dropped, so that its connection can stay."""
+"""Longest refused body that is read and dropped, so that its connection can stay."""
 
 
 class FastCycle:
@@ -81,17 +80,16 @@ class FastCycle:
         if not self.more_body:
             self.lane.dispatch(self)
 
-    def add(self, data: bytes, front: FrontState) -> None:
+    def add(self, data: bytes) -> None:
         """A piece of the body."""
         self.length += len(data)
         if self.failed is not None:
             if self.length > DISCARD_BYTES:
                 self.fail(self.failed)
             return
-        ticket = self.prediction.ticket
-        if ticket is not None and self.length > ticket.held_bytes:
+        if self.length > self.prediction.held_bytes:
             try:
-                front.admission.hold(ticket, self.length)
+                self.lane.predictions.access.hold(self.prediction, self.length)
             except HeadraceError as error:
                 self.fail(error)
                 return
@@ -115,10 +113,11 @@ class FastCycle:
         return b"".join(self.body) if self.length <= PART_BYTES else tuple(self.body)
 
 
-class FastLane(HttpToolsProtocol):
-    """See the module. Made by `fast_lane`, which sets `front`."""
+class FastLane(HttpToolsProtocol, ClientConnection):
+    """An HTTP connection. Made by `fast_lane`, which sets `door` and `predictions`."""
 
-    front: FrontState
+    door: Door
+    predictions: PredictionDesk
     flow: FlowControl
     # uvicorn keeps its own cycles here; ours have what it uses of them.
     cycle: Any
@@ -136,7 +135,6 @@ class FastLane(HttpToolsProtocol):
         self._since_s = self.loop.time()
         self._reading = ""
         self._header_bytes = 0
-        self._write_blocked_s = 0.0
         self._running: FastCycle | None = None
 
     # -- the connection -----------------------------------------------------------------------
@@ -144,39 +142,30 @@ class FastLane(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Count the connection among those that the sweep checks, and those of its address."""
         super().connection_made(transport)  # type: ignore[arg-type]
-        self.front.connections.add(self)
-        peer = transport.get_extra_info("peername")
-        self._address = peer[0] if peer else ""
-        addresses = self.front.addresses
-        addresses[self._address] += 1
-        if addresses[self._address] > self.front.limits.connections_per_address:
-            self._refuse(self.front.refused_connections.refuse(self._address, "http"))
+        if (refusal := self.door.enter(self, transport)) is not None:
+            self._refuse(refusal)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client left: nobody waits for its requests any more."""
-        front = self.front
-        front.connections.discard(self)
-        front.addresses[self._address] -= 1
-        if not front.addresses[self._address]:
-            del front.addresses[self._address]
+        self.door.leave(self)
         # Requests that wait behind it are with nobody yet; `cycle` may be the last of them.
         for cycle in dict.fromkeys((self._running, self.cycle, *(one for one, _ in self.pipeline))):
             if isinstance(cycle, FastCycle) and not cycle.response_complete:
-                cycle.prediction.cancel(front)
+                cycle.prediction.cancel()
         self.pipeline.clear()
         self._running = None
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Count bytes that are no body, headers and trailers: the parser itself has no limit."""
-        if self._reading == "lingering":
+        if self.lingering:
             return
         self._header_bytes += len(data)
         self._reading = self._reading or "headers"
         if self.timeout_keep_alive_task is not None:
             self._unset_keepalive_if_required()
         self._parse(data)
-        if self._header_bytes > self.front.limits.max_header_bytes:
+        if self._header_bytes > self.door.limits.max_header_bytes:
             self._refuse_headers()
 
     def _parse(self, data: Buffer) -> None:
@@ -208,32 +197,30 @@ class FastLane(HttpToolsProtocol):
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
         self.parser.feed_data(b"\r\n".join([*lines, b"", b""]))
 
+    @property
+    def write_paused(self) -> bool:
+        """Whether the client has more to read than the socket takes."""
+        return self.flow is not None and self.flow.write_paused
+
     def check_time(self, now_s: float) -> None:
-        """Cut off who is too slow in sending or reading, or idle for too long."""
-        limits = self.front.limits
+        """Cut off who sends too slowly, or is idle for too long."""
+        limits = self.door.limits
         age_s = now_s - self._since_s
-        if self.flow is not None and self.flow.write_paused:
-            self._write_blocked_s = self._write_blocked_s or now_s
-            if now_s - self._write_blocked_s > limits.write_timeout_s:
-                self.transport.abort()
-            return
-        self._write_blocked_s = 0.0
         if self._reading == "headers" and age_s > limits.header_timeout_s:
             self._refuse(RequestTimeout("the headers took too long"))
         elif self._reading == "body" and age_s > limits.body_timeout_s:
             self._refuse_body(RequestTimeout("the body took too long"))
         elif not self._reading and age_s > limits.idle_timeout_s and self._answered:
             self.transport.close()
-        elif self._reading == "lingering" and age_s > LINGER_S:
-            self.transport.abort()
 
     def _refuse(self, error: HeadraceError) -> None:
         """Close; say why if the answers to all earlier requests are written."""
         if self.transport.is_closing():
             return
         if self._answered:
-            refused = HttpPrediction(None, self.headers or ())
-            now_s = self.front.plane.now_s()
+            headers = combined(self.headers or ())
+            refused = HttpPrediction(self.predictions, None, headers, self.address)
+            now_s = self.predictions.plane.now_s()
             self.transport.writelines(refused.response(error, now_s, keep_alive=False))
         self.transport.close()
 
@@ -244,7 +231,7 @@ class FastLane(HttpToolsProtocol):
             self.cycle.fail(error)
 
     def _refuse_headers(self) -> None:
-        limits = self.front.limits
+        limits = self.door.limits
         error = HeadersTooLarge(
             f"a request may have {limits.max_headers} headers and trailers, and "
             f"{limits.max_header_bytes} bytes of them"
@@ -271,7 +258,7 @@ class FastLane(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """Collect headers, within a limit."""
         super().on_header(name, value)
-        if len(self.headers) > self.front.limits.max_headers:
+        if len(self.headers) > self.door.limits.max_headers:
             self._refuse_headers()
 
     def on_headers_complete(self) -> None:
@@ -303,7 +290,9 @@ class FastLane(HttpToolsProtocol):
 
     def _to_fast_lane(self, path: InferPath | None, failed: HeadraceError | None) -> None:
         keep_alive = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
-        cycle = FastCycle(self, HttpPrediction(path, self.headers), keep_alive)
+        headers = combined(self.headers)
+        prediction = HttpPrediction(self.predictions, path, headers, self.address)
+        cycle = FastCycle(self, prediction, keep_alive)
         cycle.started, self.cycle = self._answered, cycle
         if not cycle.started:
             self.flow.pause_reading()
@@ -313,7 +302,7 @@ class FastLane(HttpToolsProtocol):
             cycle.fail(failed)
             return
         try:
-            cycle.prediction.enter(self.front, self._address, length)
+            prediction.begin(length)
         except HeadraceError as error:
             if length <= DISCARD_BYTES and not self.expect_100_continue:
                 cycle.refuse(error)
@@ -328,7 +317,7 @@ class FastLane(HttpToolsProtocol):
         self._header_bytes = 0
         if isinstance(self.cycle, FastCycle):
             if self.cycle.more_body:
-                self.cycle.add(body, self.front)
+                self.cycle.add(body)
         elif self.cycle is not None:
             super().on_body(body)
 
@@ -339,7 +328,7 @@ class FastLane(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """The body is complete."""
         if self._reading not in ("body", "upload"):
-            if self._reading == "lingering":
+            if self.lingering:
                 self.transport.close()
             return
         self._reading, self._since_s = "", self.loop.time()
@@ -361,25 +350,21 @@ class FastLane(HttpToolsProtocol):
             if cycle.failed is not None:
                 raise cycle.failed
             prediction.submit(
-                self.front,
-                cycle.joined(),
-                cycle.length,
-                lambda _, answer: self._respond(cycle, answer),
+                cycle.joined(), cycle.length, lambda _, answer: self._respond(cycle, answer)
             )
         except HeadraceError as error:
             self._respond(cycle, error)
 
     def _respond(self, cycle: FastCycle, answer: Answer) -> None:
-        cycle.prediction.record(self.front, answer)
+        cycle.prediction.record(answer)
         cycle.response_complete = True
         # Its body must not stay in memory for as long as the connection is idle.
         self._running = None
-        cycle.prediction.forget()
         cycle.body.clear()
         if self.transport.is_closing():
             return
-        keep_alive = cycle.keep_alive and not self.front.draining
-        now_s = self.front.plane.now_s()
+        keep_alive = cycle.keep_alive and not self.door.draining
+        now_s = self.predictions.plane.now_s()
         self.transport.writelines(cycle.prediction.response(answer, now_s, keep_alive=keep_alive))
         self._since_s = self.loop.time()
         self.server_state.total_requests += 1
@@ -388,21 +373,11 @@ class FastLane(HttpToolsProtocol):
                 super().on_response_complete()
         elif self._reading == "body" and self.transport.can_write_eof():
             self._reading = "lingering"
-            self.transport.write_eof()
+            self.linger()
         else:
             self.transport.close()
 
 
-def fast_lane(front: FrontState) -> type[FastLane]:
+def fast_lane(door: Door, predictions: PredictionDesk) -> type[FastLane]:
     """The protocol class of one gateway, as uvicorn wants it."""
-    return type("FastLane", (FastLane,), {"front": front})
-
-
-async def sweep(front: FrontState) -> None:
-    """Enforce the time limits of all connections until cancelled."""
-    loop = asyncio.get_running_loop()
-    while True:
-        await asyncio.sleep(SWEEP_S)
-        now_s = loop.time()
-        for connection in tuple(front.connections):
-            connection.check_time(now_s)
+    return type("FastLane", (FastLane,), {"door": door, "predictions": predictions})

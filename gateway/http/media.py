@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import time
 from collections.abc import Coroutine, Mapping
 from typing import Annotated, Any, TypeVar
 
@@ -16,9 +15,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from gateway.access.limits import OverBudget
-from gateway.access.ticket import Ticket, account_headers, limit_headers
-from gateway.headers import combined, parse_timeout_s
+from gateway.access.visit import Visit
+from gateway.headers import combined, given_timeout_s
 from gateway.http.answers import error_answer, json_answer, told_limits
 from gateway.media.desk import IncomingUpload, MediaDesk, ignore
 from gateway.media.options import HEADER, json_options, query_options, read_options
@@ -81,13 +79,13 @@ class _Exchange:
         self._headers = combined(scope["headers"])
         self._query = QueryParams(scope["query_string"]).multi_items()
         client = scope.get("client")
-        self._address = client[0] if client else ""
         self._lines = LINES.encode() in self._headers.get(b"accept", b"").lower()
         self._later = _LATER.search(self._headers.get(b"prefer", b"")) is not None
         self._started = False
         self._sent_bytes = 0
         self._answer: Response | None = None
-        self._prediction = Prediction(path, self._headers)
+        address = client[0] if client else ""
+        self._prediction = Prediction(desk.predictions, path, self._headers, address)
         self._prediction.request_id = scope["state"]["request_id"]
 
     async def run(self) -> None:
@@ -101,14 +99,14 @@ class _Exchange:
     async def _work(self) -> Reply:
         """All but what `_end` sends, once the upload is gone and its cost known."""
         desk, prediction = self._desk, self._prediction
-        request, sharding = await desk.let_in(prediction, self._address, self._timeout_s())
+        request, sharding = await desk.let_in(prediction, self._timeout_s())
         options = read_options(
             query_options(self._query),
             json_options(self._headers.get(HEADER.encode(), b""), f"the header {HEADER}"),
         )
-        pieces = paced(self._body.read, desk.front.limits.body_timeout_s)
+        pieces = paced(self._body.read, desk.predictions.limits.body_timeout_s)
         incoming = IncomingUpload(pieces, self._declared(), options)
-        async with desk.job(request, sharding, incoming, prediction.ticket) as job:
+        async with desk.job(request, sharding, incoming, prediction) as job:
             if self._later:
                 self._answer = await self._hand_over(job)
                 return desk.reply(request, len(self._answer.body), {}, self._answer.status_code)
@@ -121,12 +119,11 @@ class _Exchange:
             return desk.reply(request, len(self._answer.body), result)
 
     def _timeout_s(self) -> float:
-        limits, jobs = self._desk.front.limits, self._desk.config.jobs
-        given = self._headers.get(b"x-request-timeout-seconds")
-        timeout_s = None if given is None else parse_timeout_s(given.decode("latin-1"))
+        given_s = given_timeout_s(self._headers)
         if self._later:
-            return min(timeout_s or jobs.max_run_s, jobs.max_run_s)
-        return min(timeout_s or limits.default_deadline_s, limits.max_deadline_s)
+            max_run_s = self._desk.config.jobs.max_run_s
+            return min(given_s or max_run_s, max_run_s)
+        return self._desk.predictions.timeout_s(given_s)
 
     def _declared(self) -> Declared:
         headers = self._headers
@@ -138,7 +135,7 @@ class _Exchange:
         )
 
     async def _hand_over(self, job: MediaJob) -> Response:
-        job_id = await self._desk.stage.submit(job, owner_of(self._prediction.ticket))
+        job_id = await self._desk.stage.submit(job, owner_of(self._prediction))
         answer = json_answer({"id": job_id, "state": "queued", "model": job.model}, 202)
         answer.headers["location"] = f"/v1/jobs/{job_id}"
         answer.headers["preference-applied"] = "respond-async"
@@ -179,9 +176,7 @@ class _Exchange:
                 await self._tell(line)
         else:
             answer = error_answer(error)
-            if isinstance(error, OverBudget):
-                limits = account_headers(error.account, time.monotonic())
-                answer.headers.update(told_limits(limits))
+            answer.headers.update(told_limits(self._prediction, error))
             if not self._body.complete:
                 answer.headers["connection"] = "close"
             await self._send_whole(answer)
@@ -195,9 +190,7 @@ class _Exchange:
 
     async def _start(self, status: int, headers: Mapping[str, str]) -> None:
         self._started = True
-        ticket = self._prediction.ticket
-        limits = None if ticket is None else limit_headers(ticket, time.monotonic())
-        named = {**told_limits(limits), **headers}
+        named = {**told_limits(self._prediction), **headers}
         raw = [(name.encode("latin-1"), text.encode("latin-1")) for name, text in named.items()]
         await self._send({"type": "http.response.start", "status": status, "headers": raw})
 
@@ -213,12 +206,10 @@ class _Uploads:
         await _Exchange(desk, path, scope, receive, send).run()
 
 
-def owner_of(ticket: Ticket | None) -> str:
+def owner_of(visit: Visit) -> str:
     """Who may see a job; "" for who has no name, so that everybody who knows the job's id may."""
-    account = ticket.account if ticket is not None else None
-    if account is None or account.caller.id.startswith("ip:"):
-        return ""
-    return account.caller.id
+    caller = visit.caller_id
+    return "" if caller.startswith("ip:") else caller
 
 
 def _desk(request: Request) -> MediaDesk:
@@ -230,7 +221,7 @@ def _desk(request: Request) -> MediaDesk:
 
 def _caller(request: Request) -> str | None:
     """Whose jobs are asked for; None on the admin's listener, where all are seen."""
-    return None if request.app.state.admin else owner_of(request.state.ticket)
+    return None if request.app.state.admin else owner_of(request.state.visit)
 
 
 Desk = Annotated[MediaDesk, Depends(_desk)]

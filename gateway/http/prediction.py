@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from http import HTTPStatus
 
-from gateway.access.limits import OverBudget
-from gateway.access.ticket import account_headers, limit_headers
-from gateway.headers import combined, parse_timeout_s, whole_seconds
-from gateway.prediction import FrontState, Prediction
-from headrace.config.args import Limits
-from headrace.errors import InvalidArgument, Unauthenticated
+from gateway.headers import error_headers, given_timeout_s
+from gateway.prediction import Prediction
+from headrace.errors import InvalidArgument
 from headrace.link.frames import OK, Body, Buffer, Reply, decode_failure, pieces
 from headrace.link.request import Answer, Request
 from headrace.protocols.calls import encodings_of, headers_of
-from headrace.protocols.targets import InferPath, encode_error
+from headrace.protocols.targets import encode_error
 
 CRLF = b"\r\n"
 STATUS_LINES = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
@@ -26,47 +23,22 @@ class HttpPrediction(Prediction):
 
     __slots__ = ()
 
-    def __init__(self, path: InferPath | None, headers: Sequence[tuple[bytes, bytes]]) -> None:
-        super().__init__(path, combined(headers))
-
-    def submit(
-        self, front: FrontState, body: Body, length: int, done: Callable[[Request, Answer], None]
-    ) -> None:
-        """Let it in, with its body; raises what is wrong with path, headers or model."""
+    def submit(self, body: Body, length: int, done: Callable[[Request, Answer], None]) -> None:
+        """Send it, with its body; raises what is wrong with its headers, and what `send` raises."""
         found = self.headers
         self.send(
-            front,
             body,
             length,
             done,
-            self._timeout_s(front.limits),
+            self.desk.timeout_s(given_timeout_s(found)),
             _json_length(found.get(b"inference-header-content-length")),
             encodings_of(found.get(b"content-encoding", b""), found.get(b"accept-encoding", b"")),
         )
 
-    def _timeout_s(self, limits: Limits) -> float:
-        given = self.headers.get(b"x-request-timeout-seconds")
-        if given is None:
-            return limits.default_deadline_s
-        return min(parse_timeout_s(given.decode("latin-1")), limits.max_deadline_s)
-
-    def forget(self) -> None:
-        """It is answered: let go of the body."""
-        if (ticket := self.ticket) is not None:
-            ticket.request = None
-        self.request = None
-
     def response(self, answer: Answer, now_s: float, *, keep_alive: bool) -> list[Buffer]:
         """Head and body of the HTTP answer."""
         more = b"x-request-id: " + self.request_id.encode() + CRLF
-        if self.ticket is not None:
-            limit = limit_headers(self.ticket, now_s)
-        elif isinstance(answer, OverBudget):
-            # Its credential was refused, so its address pays.
-            limit = account_headers(answer.account, now_s)
-        else:
-            limit = None
-        if limit is not None:
+        if (limit := self.limit_headers(now_s, answer)) is not None:
             more += b"ratelimit-policy: %b\r\nratelimit: %b\r\n" % limit
         if self.cold_start_ms:
             more += b"x-headrace-cold-start-ms: %d\r\n" % self.cold_start_ms
@@ -83,10 +55,8 @@ class HttpPrediction(Prediction):
             return [start, *pieces(answer.body)]
         body = encode_error(answer).body
         more += b"content-type: application/json\r\n"
-        if answer.retry_after_s is not None:
-            more += b"retry-after: %d\r\n" % whole_seconds(answer.retry_after_s)
-        if isinstance(answer, Unauthenticated):
-            more += b"www-authenticate: Bearer\r\n"
+        for name, text in error_headers(answer).items():
+            more += b"%b: %b\r\n" % (name.encode(), text.encode())
         return [head(answer.http_status, len(body), more, keep_alive=keep_alive), body]
 
 

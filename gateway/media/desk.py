@@ -15,10 +15,10 @@ from typing import Any
 
 import structlog
 
-from gateway.access.ticket import Ticket
+from gateway.door import outcome
 from gateway.media.options import check_tiling, read_options
 from gateway.media.upload import Declared, take
-from gateway.prediction import FrontState, Prediction
+from gateway.prediction import Prediction, PredictionDesk
 from headrace.config.args import MediaConfig
 from headrace.config.sharding import ProcessOptions, ShardingConfig
 from headrace.deployment import Away, on_ray, result_of
@@ -32,6 +32,7 @@ from headrace.errors import (
     error_for_status,
 )
 from headrace.link.frames import Reply
+from headrace.link.plane import DataPlane
 from headrace.link.request import Answer, Request
 from headrace.logs import valid_traceparent
 from headrace.protocols.calls import call_number
@@ -166,7 +167,7 @@ class IncomingUpload:
 class MediaDesk:
     """What every protocol asks for a large picture or video; `spool` is the folder of uploads."""
 
-    front: FrontState
+    predictions: PredictionDesk
     stage: StageClient
     spool: Path
     config: MediaConfig = field(default_factory=MediaConfig)
@@ -177,18 +178,18 @@ class MediaDesk:
         With `Cancelled` nobody is there any more to be answered.
         """
         try:
-            answer = await answer_of(work, prediction.request_id)
+            answer = await outcome(work, request_id=prediction.request_id)
         except asyncio.CancelledError:
-            prediction.abandon(self.front)
+            prediction.abandon()
             raise
         if isinstance(answer, Cancelled):
-            prediction.cancel(self.front)
+            prediction.cancel()
         else:
-            prediction.record(self.front, answer)
+            prediction.record(answer)
         return answer
 
     async def let_in(
-        self, prediction: Prediction, address: str, timeout_s: float
+        self, prediction: Prediction, timeout_s: float
     ) -> tuple[Request, ShardingConfig]:
         """Wait for the caller's turn, before its body is read; how its model splits what comes.
 
@@ -196,17 +197,14 @@ class MediaDesk:
         refuses the caller, `NotFound`, `Unavailable`, and `InvalidArgument` for a model that splits
         nothing.
         """
-        front, path = self.front, prediction.path
-        plane = front.plane
+        access, plane, path = self.predictions.access, self.predictions.plane, prediction.path
         assert path is not None
-        prediction.enter(front, address, 0)
-        ticket = prediction.ticket
-        assert ticket is not None
+        prediction.begin(0)
         try:
             key = plane.resolve("tfserving", path.model, path.version, path.label)
-            sharding = sharding_of(front, path.model)
+            sharding = sharding_of(plane, path.model)
         except HeadraceError:
-            front.admission.visit(ticket)
+            access.pay(prediction)
             raise
         turn, now_s = _Turn(), plane.now_s()
         trace = prediction.headers.get(b"traceparent", b"")
@@ -223,8 +221,8 @@ class MediaDesk:
             meta=b"%b\n%b" % (identity, trace) if valid_traceparent(trace) else identity,
             follows_default=path.version is None and path.label is None,
         )
-        ticket.destination = turn
-        front.admission.submit(ticket, request)
+        prediction.destination = turn
+        access.submit(prediction, request)
         await turn.came
         request.sent_s = plane.now_s()
         return request, sharding
@@ -235,26 +233,26 @@ class MediaDesk:
         request: Request,
         sharding: ShardingConfig,
         incoming: IncomingUpload,
-        ticket: Ticket | None = None,
+        prediction: Prediction | None = None,
     ) -> AsyncIterator[MediaJob]:
         """The job of an upload, whose file is there meanwhile.
 
-        With the `ticket` of one whose body is not in memory yet. Raises what is wrong with the
+        With the `prediction` of one whose body is not in memory yet. Raises what is wrong with the
         upload or its options, the latter before its body is read.
         """
         check_tiling(incoming.options, sharding)
         incoming.declared.check()
         limit_bytes = sharding.limits.max_upload_bytes
-        if ticket is not None:
-            memory_bytes = min(self.config.spool_memory, ticket.max_body_bytes)
-            self.front.admission.hold(ticket, memory_bytes)
-            if ticket.account is not None:
-                tier_bytes = ticket.account.allowance.tier.max_body_bytes
+        if prediction is not None:
+            memory_bytes = min(self.config.spool_memory, prediction.max_body_bytes)
+            self.predictions.access.hold(prediction, memory_bytes)
+            if prediction.account is not None:
+                tier_bytes = prediction.account.allowance.tier.max_body_bytes
                 limit_bytes = min(limit_bytes, tier_bytes or limit_bytes)
         async with Spool(limit_bytes, self.config.spool_memory, self.spool) as spool:
             medium: Medium = "image" if sharding.kind == "image-tiles" else "video"
             upload, more = await take(incoming.pieces, spool, incoming.declared, medium)
-            if ticket is not None:
+            if prediction is not None:
                 request.length = upload.length
             options = incoming.options
             if more:
@@ -285,7 +283,7 @@ class MediaDesk:
         self, request: Request, length: int, result: Mapping[str, Any], status: int = 200
     ) -> Reply:
         """What the record and the cost are made from: all of its time was spent on computing."""
-        took_s = self.front.plane.now_s() - request.sent_s
+        took_s = self.predictions.plane.now_s() - request.sent_s
         pixels = float(result.get("width") or 0) * float(result.get("height") or 0)
         return Reply(
             id=request.id,
@@ -298,20 +296,9 @@ class MediaDesk:
         )
 
 
-async def answer_of(work: Awaitable[Reply], request_id: str) -> Answer:
-    """What the work ends with; what is unexpected is logged and becomes an `InternalError`."""
-    try:
-        return await work
-    except HeadraceError as error:
-        return error
-    except Exception:
-        log.exception("request_failed", request_id=request_id)
-        return InternalError("internal error")
-
-
-def sharding_of(front: FrontState, model: str) -> ShardingConfig:
+def sharding_of(plane: DataPlane, model: str) -> ShardingConfig:
     """How a model that exists splits its input; raises `InvalidArgument` if it does not."""
-    config = front.plane.config(model)
+    config = plane.config(model)
     if config is None or config.sharding is None:
         raise InvalidArgument(
             f"model {model!r} does not split its input: its config has no `sharding`, so send it "

@@ -20,7 +20,9 @@ from typing import Any, Literal
 import numpy as np
 import orjson
 
-from gateway.media.desk import IncomingUpload, MediaDesk, answer_of, sharding_of
+from gateway.access.visit import Destination
+from gateway.door import outcome
+from gateway.media.desk import IncomingUpload, MediaDesk, sharding_of
 from gateway.media.options import parameter_options, read_options
 from gateway.media.upload import Declared
 from headrace.config.args import Limits
@@ -230,19 +232,20 @@ class MediaInference:
     """The `Destination` of requests whose one input is a whole picture or video."""
 
     def __init__(self, desk: MediaDesk) -> None:
-        self._desk, self._plane = desk, desk.front.plane
+        self._desk, self._plane = desk, desk.predictions.plane
         self._tasks: dict[int, asyncio.Task[None]] = {}
 
-    def takes(self, path: InferPath, body: Body) -> bool:
-        """Whether it is one of these; a model that reads BYTES itself keeps its requests."""
+    def destination(self, path: InferPath, body: Body) -> Destination | None:
+        """Itself if it is one of these; a model that reads BYTES itself keeps its requests."""
         view = self._plane.snapshot.models.get(path.model)
         if view is None or view.config.sharding is None:
-            return False
+            return None
         if not may_hold_media(path.protocol, body):
-            return False
+            return None
         found = view.version(path.version)
         signatures = found.spec.signatures.values() if found is not None and found.spec else ()
-        return not any(spec.dtype == BYTES for each in signatures for spec in each.inputs)
+        reads = any(spec.dtype == BYTES for each in signatures for spec in each.inputs)
+        return None if reads else self
 
     def submit(self, request: Request) -> None:
         """Begin with it."""
@@ -256,19 +259,19 @@ class MediaInference:
         task = self._tasks.get(request.id)
         if task is not None and not request.finished:
             request.finished = True
-            self._desk.front.recorder.cancellation(request.key[0])
+            self._desk.predictions.recorder.cancellation(request.key[0])
             task.cancel()
 
     async def _run(self, request: Request) -> None:
         request_id = request.meta.partition(b"\n")[0].decode("latin-1")
-        answer = await answer_of(self._answer(request), request_id)
+        answer = await outcome(self._answer(request), request_id=request_id)
         if not request.finished:
             request.finished = True
             request.done(request, answer)
 
     async def _answer(self, request: Request) -> Reply:
         desk = self._desk
-        sharding = sharding_of(desk.front, request.key[0])
+        sharding = sharding_of(self._plane, request.key[0])
         findings: FindingKind = "boxes" if sharding.kind == "image-tiles" else "tags"
         loop = asyncio.get_running_loop()
         # The event loop never reads a file, however it is wrapped.
@@ -294,7 +297,7 @@ class MediaInference:
     def _decode(self, request: Request, findings: FindingKind) -> MediaInput:
         body = b"".join(pieces(request.body))
         call = call_of(request.call, request.json_length, request.encodings)
-        limits = self._desk.front.limits
+        limits = self._desk.predictions.limits
         return decode_media(CALLS[request.call].protocol, body, call, findings, limits)
 
 

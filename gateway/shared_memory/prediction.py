@@ -12,11 +12,11 @@ from typing import Any, ParamSpec, TypeVar
 
 import structlog
 
-from gateway.access.ticket import Destination, Ticket
-from gateway.prediction import FrontState, Prediction
+from gateway.access.visit import Destination
+from gateway.door import outcome
+from gateway.prediction import Prediction
 from gateway.shared_memory.codec import MARK, RegionRequest, read_regions
-from gateway.shared_memory.regions import Region, RegionPart, Regions, caller_of
-from headrace.errors import HeadraceError, InternalError
+from gateway.shared_memory.regions import Region, RegionPart, Regions
 from headrace.link.frames import PART_BYTES, Buffer, Reply, pieces
 from headrace.link.request import Answer, Request
 from headrace.protocols.calls import CALLS, call_of
@@ -31,41 +31,28 @@ Given = ParamSpec("Given")
 Found = TypeVar("Found")
 
 
-class RegionInference:
-    """Tells which predictions may name regions."""
+def region_destination(
+    regions: Regions, prediction: Prediction, request: Request
+) -> Destination | None:
+    """The destination of a request that may name regions; None for all others.
 
-    def __init__(self, front: FrontState, regions: Regions) -> None:
-        self._front, self._regions = front, regions
-
-    def destination(
-        self, prediction: Prediction, request: Request, ticket: Ticket
-    ) -> Destination | None:
-        """Who answers a request that may name regions; None for all others.
-
-        Only short and plain bodies are looked into here: others are when it is their turn.
-        """
-        path = prediction.path
-        if path is None or path.protocol not in PROTOCOLS:
-            return None
-        plain = request.length <= PART_BYTES and not request.encodings & 15
-        if plain and MARK not in b"".join(pieces(request.body)):
-            return None
-        return RegionPrediction(self._front, self._regions, prediction, path, ticket)
+    Only short and plain bodies are looked into here: others are when it is their turn.
+    """
+    path = prediction.path
+    if path is None or path.protocol not in PROTOCOLS:
+        return None
+    plain = request.length <= PART_BYTES and not request.encodings & 15
+    if plain and MARK not in b"".join(pieces(request.body)):
+        return None
+    return RegionPrediction(regions, prediction, path)
 
 
 class RegionPrediction:
     """The destination of one request."""
 
-    def __init__(
-        self,
-        front: FrontState,
-        regions: Regions,
-        prediction: Prediction,
-        path: InferPath,
-        ticket: Ticket,
-    ) -> None:
-        self._front, self._regions, self._path = front, regions, path
-        self._ticket, self._address, self._headers = ticket, prediction.address, prediction.headers
+    def __init__(self, regions: Regions, prediction: Prediction, path: InferPath) -> None:
+        self._regions, self._prediction, self._path = regions, prediction, path
+        self._desk = prediction.desk
         self._next: Destination | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -81,7 +68,7 @@ class RegionPrediction:
             self._next.cancel(request)
         elif not request.finished:
             request.finished = True
-            self._front.recorder.cancellation(request.key[0])
+            self._desk.recorder.cancellation(request.key[0])
 
     def _start(
         self,
@@ -92,14 +79,7 @@ class RegionPrediction:
         """Take a step; what it gives or raises is the answer."""
 
         async def run() -> None:
-            answer: Answer | None
-            try:
-                answer = await step
-            except HeadraceError as error:
-                answer = error
-            except Exception:
-                log.exception("request_failed", model=request.key[0])
-                answer = InternalError("internal error")
+            answer = await outcome(step, model=request.key[0])
             if answer is not None:
                 request.finished = True
                 done(request, answer)
@@ -110,33 +90,31 @@ class RegionPrediction:
 
     async def _forward(self, request: Request) -> None:
         """Read its regions and let a slot answer it."""
-        front, size = self._front, request.length
+        desk, prediction, size = self._desk, self._prediction, request.length
         found = await _beside(size, self._read, request)
         if found is not None:
-            self._regions.require_local(self._address, self._headers)
-            caller = caller_of(self._ticket)
+            self._regions.require_local(prediction.address, prediction.headers)
+            caller = prediction.caller_id
             size += sum(part.byte_size for part in found.inputs)
-            front.admission.hold(self._ticket, size)
+            desk.access.hold(prediction, size)
             inputs, outputs = await _beside(size, self._places, caller, found)
             request.body, request.json_length = await _beside(size, self._fill, found, inputs)
             request.length = sum(map(len, pieces(request.body)))
             request.encodings = 0
-            front.admission.hold(self._ticket, request.length)
+            desk.access.hold(prediction, request.length)
             if outputs:
                 done = request.done
                 request.done = lambda request, answer: self._answered(
                     request, answer, done, found, outputs
                 )
-        if front.media is not None and front.media.takes(self._path, request.body):
-            self._next = front.media
-        else:
-            self._next = front.plane
+        media = None if desk.media is None else desk.media(self._path, request.body)
+        self._next = media or desk.plane
         self._next.submit(request)
 
     def _read(self, request: Request) -> RegionRequest | None:
         call = call_of(request.call, request.json_length, request.encodings)
         body = b"".join(pieces(request.body))
-        return read_regions(CALLS[request.call].protocol, body, call, self._front.limits)
+        return read_regions(CALLS[request.call].protocol, body, call, self._desk.limits)
 
     def _places(
         self, caller: str, found: RegionRequest

@@ -20,7 +20,6 @@ from pathlib import Path
 
 import orjson
 
-from gateway.access.ticket import Ticket
 from headrace.config.args import SharedMemory
 from headrace.errors import (
     AlreadyExists,
@@ -242,12 +241,6 @@ class Regions:
             yield descriptor
         finally:
             os.close(descriptor)
-
-
-def caller_of(ticket: Ticket | None) -> str:
-    """Whose regions they are, by who calls."""
-    account = None if ticket is None else ticket.account
-    return "" if account is None else account.caller.id
 
 
 def _load(path: Path) -> Region:

@@ -63,8 +63,8 @@ async def test_a_refused_connection_stays_open(tmp_path: Path) -> None:
     async with open_house(tmp_path, "a", access=tiers()) as house, client(house) as http:
         for _ in range(9):
             await http.post(PREDICT, json=BODY)
-        assert len(house.front.connections) == 1
-        assert house.admission.held_bytes == 0
+        assert len(house.door.connections) == 1
+        assert house.admission.memory.used_bytes == 0
 
 
 async def test_a_large_refused_body_is_not_read(tmp_path: Path) -> None:
@@ -214,15 +214,15 @@ async def too_many_connections(tmp_path: Path, limits: Limits, audit: AuditLog) 
     """Two stay, a third is told why not."""
     async with open_house(tmp_path, "a", limits=limits, audit=audit) as house:
         opened = [await asyncio.open_connection(*house.http.address.split(":")) for _ in range(2)]
-        await until(lambda: len(house.front.connections) == 2)
+        await until(lambda: len(house.door.connections) == 2)
         reader, writer = await asyncio.open_connection(*house.http.address.split(":"))
         answer = await asyncio.wait_for(reader.read(), 10)
         assert answer.startswith(b"HTTP/1.1 429 ")
         assert b"connections_per_address" in answer
         for _, each in (*opened, (reader, writer)):
             each.close()
-        await until(lambda: not house.front.connections)
-        assert not house.front.addresses
+        await until(lambda: not house.door.connections)
+        assert not house.door.addresses
 
 
 async def test_memory_for_bodies_is_bounded_and_comes_back(tmp_path: Path) -> None:
@@ -231,11 +231,11 @@ async def test_memory_for_bodies_is_bounded_and_comes_back(tmp_path: Path) -> No
         _, writer = await asyncio.open_connection(*house.http.address.split(":"))
         head = b"POST %b HTTP/1.1\r\nContent-Length: %d\r\n\r\n"
         writer.write(head % (PREDICT.encode(), MAX_BODY_BYTES - 10))
-        await until(lambda: house.admission.held_bytes > 0)
+        await until(lambda: house.admission.memory.used_bytes > 0)
         refused = await http.post(PREDICT, json=BODY)
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "2")
         writer.close()
-        await until(lambda: house.admission.held_bytes == 0)
+        await until(lambda: house.admission.memory.used_bytes == 0)
         assert (await http.post(PREDICT, json=BODY)).status_code == 200
 
 

@@ -351,8 +351,8 @@ async def test_a_client_that_does_not_read_is_cut_off(tmp_path: Path) -> None:
         reader, writer = await asyncio.open_connection(*house.http.address.split(":"), limit=1024)
         head = f"POST {INFER} HTTP/1.1\r\nContent-Length: {len(content)}\r\n{name}: {value}\r\n\r\n"
         writer.write(head.encode() + content)
-        await until(lambda: house.front.connections)
-        await asyncio.wait_for(until(lambda: not house.front.connections), 20)
+        await until(lambda: house.door.connections)
+        await asyncio.wait_for(until(lambda: not house.door.connections), 20)
         with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
             await reader.readexactly(16_000_000)
         writer.close()
@@ -376,7 +376,7 @@ async def test_an_expected_100_continue_is_given(tmp_path: Path) -> None:
 async def test_a_draining_gateway_closes_connections_after_their_answers(tmp_path: Path) -> None:
     async with open_house(tmp_path, "a") as house, client(house) as http:
         open_answer = await http.post(PREDICT, json={"instances": [ROW]})
-        house.front.draining = True
+        house.door.draining = True
         last_answer = await http.post(PREDICT, json={"instances": [ROW]})
     assert "connection" not in open_answer.headers
     assert last_answer.status_code == 200 and last_answer.headers["connection"] == "close"

@@ -8,7 +8,7 @@ from inspect import isawaitable
 from types import SimpleNamespace
 from typing import Any, Literal
 
-from gateway.access.ticket import Ticket
+from gateway.access.visit import Visit
 from gateway.shared_memory.regions import Regions
 from gateway.view import GatewayView
 from headrace.deployment import answer_of
@@ -90,11 +90,10 @@ class FixedPool:
             raise ConnectionError("no replica")
 
 
-def visit(headers: Mapping[bytes, bytes], address: str) -> Ticket:
+def admit(visit: Visit) -> None:
     """Let everybody in but those with a wrong key."""
-    if headers.get(b"x-api-key") == b"wrong":
+    if visit.headers.get(b"x-api-key") == b"wrong":
         raise Unauthenticated("this API key is not known")
-    return Ticket(None, 1024)
 
 
 def fixed_view(
@@ -103,7 +102,7 @@ def fixed_view(
     *,
     links: Mapping[str, str] | None = None,
     is_ready: bool = True,
-    visit: Callable[[Mapping[bytes, bytes], str], Ticket] = visit,
+    admit: Callable[[Visit], None] = admit,
     repository_control: Literal["admin", "public"] = "admin",
     regions: Regions | None = None,
 ) -> GatewayView:
@@ -113,7 +112,7 @@ def fixed_view(
         plane=plane,
         pool=PoolClient(Handle(pool or FixedPool()), plane, "gateway"),
         ready=lambda: is_ready,
-        visit=visit,
+        admit=admit,
         repository_control=repository_control,
         regions=regions,
     )

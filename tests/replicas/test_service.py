@@ -73,7 +73,7 @@ async def test_the_wait_in_the_gateway_counts_as_queue(tmp_path: Path) -> None:
     async with open_house(tmp_path, "a") as house, client(house) as http:
         await house.hold("a")
         task = asyncio.create_task(http.post(PREDICT, json={"instances": [[1.0] * 4]}))
-        await until(lambda: house.front.connections)
+        await until(lambda: house.door.connections)
         await asyncio.wait([task], timeout=0.05)
         house.services["a"].set_capacity({1: 8})
         assert (await task).status_code == 200

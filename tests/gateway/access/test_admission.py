@@ -10,10 +10,12 @@ import pytest
 
 from autoscale.budget_ledger import BudgetLedger
 from gateway.access.admission import Admission
+from gateway.access.audit import AuditLog
+from gateway.access.auth import Authenticator
 from gateway.access.limits import OverBudget
-from gateway.access.ticket import Ticket, limit_headers
+from gateway.access.visit import Visit
 from headrace.access import Access, BudgetsAway, Caller, Claim, Grant
-from headrace.config.args import Cost, Limits, ModelConfig
+from headrace.config.args import Limits
 from headrace.config.tiers import Queue, Tier
 from headrace.errors import (
     DeadlineExceeded,
@@ -43,8 +45,6 @@ class Plane:
     submitted: list[Request] = field(default_factory=list)
     cancelled: list[Request] = field(default_factory=list)
     error: HeadraceError | None = None
-    models: dict[str, ModelConfig] = field(default_factory=dict)
-    charged: list[float] = field(default_factory=list)
 
     def now_s(self) -> float:
         return self.clock_s
@@ -58,15 +58,12 @@ class Plane:
         request.finished = True
         self.cancelled.append(request)
 
-    def charge(self, request: Request, extra: float) -> None:
-        self.charged.append(extra)
 
-    def config(self, model: str) -> ModelConfig | None:
-        return self.models.get(model)
-
-
-class ByHeader:
+class ByHeader(Authenticator):
     """Takes the caller's name and tier from headers."""
+
+    def __init__(self) -> None:
+        super().__init__(b"no keys")
 
     def update(self, access: Access) -> None:
         """Nothing to know."""
@@ -101,25 +98,36 @@ class Store:
 class House:
     """An admission and the answers that its requests got."""
 
-    def __init__(self, tiers: Mapping[str, Tier] | None = TIERS, **limits: int) -> None:
+    def __init__(
+        self,
+        tiers: Mapping[str, Tier] | None = TIERS,
+        audit: AuditLog | None = None,
+        **limits: int,
+    ) -> None:
         self.plane = Plane()
         self.store = Store(self.plane)
         self.recorder = Recorder("gateway")
         self.admission = Admission(
-            self.plane, Limits(**limits), ByHeader(), self.store, self.recorder
+            self.plane,
+            Limits(**limits),
+            ByHeader(),
+            self.store,
+            self.recorder,
+            audit,
+            self.plane.now_s,
         )
         self.admission.apply(Access(1, tiers))
         self.answers: dict[int, Answer] = {}
-        self.tickets: dict[int, Ticket] = {}
+        self.visits: dict[int, Visit] = {}
 
     def send(
         self, number: int, caller: str = "a", tier: str = "anonymous", timeout_s: float = 60.0
-    ) -> Ticket:
+    ) -> Visit:
         """One request for `tagger`; an error that refuses it is raised."""
         headers = {b"caller": caller.encode(), b"tier": tier.encode()}
-        ticket = self.tickets[number] = self.admission.identify(headers, "127.0.0.1")
+        visit = self.visits[number] = Visit(headers, "127.0.0.1")
         try:
-            self.admission.admit(ticket, "tagger", 5)
+            self.admission.enter(visit, "tagger", 5)
             now_s = self.plane.clock_s
             request = Request(
                 number,
@@ -129,15 +137,15 @@ class House:
                 arrived_s=now_s,
                 done=self._answered,
             )
-            self.admission.submit(ticket, request)
+            self.admission.submit(visit, request)
         except HeadraceError as error:
-            self.admission.leave(ticket, error)
+            self.admission.leave(visit, error, self.plane.clock_s)
             raise
-        return ticket
+        return visit
 
     def _answered(self, request: Request, answer: Answer) -> None:
         self.answers[request.id] = answer
-        self.admission.leave(self.tickets[request.id], answer)
+        self.admission.leave(self.visits[request.id], answer, self.plane.clock_s)
 
     def answer(self, number: int, rows: int = 1) -> None:
         """The plane answers a request."""
@@ -187,7 +195,7 @@ async def test_the_earliest_deadline_of_a_caller_runs_next(house: House) -> None
 async def test_who_cannot_be_in_time_behind_its_own_requests_is_refused_now(house: House) -> None:
     for number in range(4):
         house.send(number)
-    account = house.tickets[0].account
+    account = house.visits[0].account
     assert account is not None
     for number in (0, 1, 2, 3):  # each holds its place for one second
         house.plane.clock_s += 0.5
@@ -216,10 +224,10 @@ async def test_callers_do_not_share_places(house: House) -> None:
 async def test_a_waiting_request_whose_client_leaves_frees_its_place(house: House) -> None:
     for number in range(4):
         house.send(number)
-    before = house.tickets[2].account
+    before = house.visits[2].account
     assert before is not None
     tokens = before.tokens
-    house.admission.cancel(house.tickets[2])
+    house.admission.cancel(house.visits[2])
     assert before.tokens == tokens + 1
     house.send(5)
     house.answer(0)
@@ -230,7 +238,7 @@ async def test_a_waiting_request_whose_client_leaves_frees_its_place(house: Hous
 async def test_a_running_request_whose_client_leaves_makes_room(house: House) -> None:
     for number in range(3):
         house.send(number)
-    house.admission.cancel(house.tickets[0])
+    house.admission.cancel(house.visits[0])
     assert house.plane.cancelled[0].id == 0
     assert 2 in house.running
 
@@ -299,7 +307,7 @@ async def test_a_plane_that_refuses_costs_nothing(house: House) -> None:
     for number in range(5):
         with pytest.raises(Unavailable):
             house.send(number)
-    account = house.tickets[0].account
+    account = house.visits[0].account
     assert account is not None and account.running == 0
     assert account.tokens == 10
 
@@ -327,22 +335,21 @@ async def test_a_tiers_own_sizes_hold() -> None:
     house = House({"anonymous": Tier(max_body_bytes=10, max_deadline_s=1)})
     house.send(0)
     assert house.plane.submitted[0].deadline_s == house.plane.clock_s + 1
-    ticket = house.admission.identify({}, "")
     with pytest.raises(PayloadTooLarge, match="over 10 bytes"):
-        house.admission.admit(ticket, "tagger", 11)
+        house.admission.enter(Visit({}, ""), "tagger", 11)
 
 
 async def test_bodies_beyond_the_memory_for_them_are_refused_and_it_is_freed() -> None:
     house = House(None, max_buffered_bytes=1024 * 1024)
-    tickets = [house.admission.identify({}, "") for _ in range(3)]
-    house.admission.admit(tickets[0], "tagger", 1_000_000)
+    visits = [Visit({}, "") for _ in range(3)]
+    house.admission.enter(visits[0], "tagger", 1_000_000)
     with pytest.raises(Unavailable) as refusal:
-        house.admission.admit(tickets[1], "tagger", 100_000)
+        house.admission.enter(visits[1], "tagger", 100_000)
     assert refusal.value.reason == "memory"
-    house.admission.cancel(tickets[0])
-    house.admission.admit(tickets[2], "tagger", 1_000_000)
-    house.admission.leave(tickets[2], Unavailable("x"))
-    assert house.admission.held_bytes == 0
+    house.admission.cancel(visits[0])
+    house.admission.enter(visits[2], "tagger", 1_000_000)
+    house.admission.leave(visits[2], Unavailable("x"), 0.0)
+    assert house.admission.memory.used_bytes == 0
 
 
 async def test_without_tiers_nothing_is_limited() -> None:
@@ -350,23 +357,21 @@ async def test_without_tiers_nothing_is_limited() -> None:
     for number in range(500):
         house.send(number)
     assert len(house.running) == 500
-    assert limit_headers(house.tickets[0], 0.0) is None
+    assert house.visits[0].limit_headers(0.0) is None
 
 
 async def test_rows_are_paid_when_they_are_known(house: House) -> None:
-    house.plane.models["tagger"] = ModelConfig(cost=Cost(per="rows", amount=0.5))
-    ticket = house.send(0)
-    account = ticket.account
+    visit = house.send(0)
+    account = visit.account
     assert account is not None
     before = account.tokens
-    house.answer(0, rows=8)
+    assert house.admission.settle(visit, 0.5 * 8) == 0.5 * 8 - 1
     assert before - account.tokens == 0.5 * 8 - 1
-    assert house.plane.charged == [0.5 * 8 - 1]
+    assert not house.admission.settle(visit, 0.5 * 8)
 
 
 async def test_headers_tell_what_is_left(house: House) -> None:
-    ticket = house.send(0)
-    values = limit_headers(ticket, house.plane.clock_s)
+    values = house.send(0).limit_headers(house.plane.clock_s)
     assert values == (b'"rate";q=100;w=10', b'"rate";r=99;t=1')
 
 
@@ -383,9 +388,8 @@ async def test_new_tiers_hold_for_those_who_are_in(house: House) -> None:
 async def test_a_visit_pays_too(house: House) -> None:
     refused = 0
     for _ in range(150):
-        ticket = house.admission.identify({}, "")
         try:
-            house.admission.visit(ticket)
+            house.admission.admit(Visit({}, ""))
         except TooManyRequests:
             refused += 1
         await house.exchanged()
@@ -397,7 +401,7 @@ async def guess(house: House, times: int, address: str = "192.0.2.1") -> list[in
     statuses = []
     for _ in range(times):
         with pytest.raises((Unauthenticated, OverBudget)) as refusal:
-            house.admission.identify({b"wrong": b""}, address)
+            house.admission.identify(Visit({b"wrong": b""}, address))
         statuses.append(refusal.value.http_status)
         await house.exchanged()
     return statuses
@@ -409,7 +413,7 @@ async def test_guessing_costs_what_a_stranger_has(house: House) -> None:
     assert statuses == [401] * paid + [429] * (300 - paid)
     assert paid == pytest.approx(100, abs=2)
     with pytest.raises(OverBudget, match=r"credential is refused.*rate limit") as refusal:
-        house.admission.identify({b"wrong": b""}, "192.0.2.1")
+        house.admission.identify(Visit({b"wrong": b""}, "192.0.2.1"))
     wait_s = refusal.value.retry_after_s
     assert wait_s is not None and 0 < wait_s <= 0.2
     house.plane.clock_s += wait_s
@@ -425,14 +429,16 @@ async def test_who_guesses_is_among_the_busiest(house: House) -> None:
 
 async def test_a_good_credential_is_good_wherever_others_guess(house: House) -> None:
     assert 429 in await guess(house, 200, "192.0.2.1")
-    ticket = house.admission.identify({b"caller": b"key:p", b"tier": b"premium"}, "192.0.2.1")
-    house.admission.admit(ticket, "tagger", 5)
-    assert ticket.account is not None and ticket.account.refused == 0
+    visit = Visit({b"caller": b"key:p", b"tier": b"premium"}, "192.0.2.1")
+    house.admission.enter(visit, "tagger", 5)
+    assert visit.account is not None and visit.account.refused == 0
 
 
 async def test_without_tiers_a_guess_is_not_looked_at() -> None:
     house = House(None)
-    assert house.admission.identify({b"wrong": b""}, "192.0.2.1").account is None
+    visit = Visit({b"wrong": b""}, "192.0.2.1")
+    house.admission.identify(visit)
+    assert visit.account is None
 
 
 async def test_run_asks_the_store_by_itself() -> None:

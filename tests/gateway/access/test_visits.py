@@ -11,13 +11,15 @@ import pytest
 
 from gateway.access.audit import AuditLog
 from gateway.access.limits import OverBudget
-from gateway.access.visits import Visits
+from gateway.access.visit import Visit
 from headrace.config.args import Audit
 from headrace.config.tiers import Quota, Tier
 from headrace.metrics import REFUSALS
 from tests.gateway.access.test_admission import House
 
-HEADERS = {b"caller": b"ip:192.0.2.7", b"x-request-id": b"one"}
+
+def visit() -> Visit:
+    return Visit({b"caller": b"ip:192.0.2.7"}, "192.0.2.7", "one")
 
 
 @pytest.fixture
@@ -33,17 +35,16 @@ def written(folder: Path) -> list[Any]:
 
 
 async def test_a_flood_of_visits_has_a_sender(log: AuditLog, tmp_path: Path) -> None:
-    house = House({"anonymous": Tier(rate="1/s", burst=2)})
-    visits = Visits(house.admission, house.recorder, log)
-    account = visits.enter(HEADERS, "192.0.2.7", "http").account
+    house = House({"anonymous": Tier(rate="1/s", burst=2)}, log)
+    house.admission.admit(visit())
     await house.exchanged()
     refused = 0
     for _ in range(5):
         try:
-            visits.enter(HEADERS, "192.0.2.7", "http")
+            house.admission.admit(visit())
         except OverBudget as error:
             refused += 1
-            assert error.account is account
+            assert error.limit is not None and error.limit[0] == b'"rate";q=2;w=2'
     assert refused >= 3
     assert house.recorder.snapshot().samples[REFUSALS.name] == {("anonymous", "rate"): (refused,)}
     log.close()
@@ -58,9 +59,8 @@ async def test_a_flood_of_visits_has_a_sender(log: AuditLog, tmp_path: Path) -> 
 
 async def test_without_an_audit_log_visits_are_still_counted() -> None:
     house = House({"anonymous": Tier(quota=Quota(per_day=1))})
-    visits = Visits(house.admission, house.recorder, None)
-    visits.enter(HEADERS, "192.0.2.7", "grpc")
+    house.admission.admit(visit())
     await house.exchanged()
     with pytest.raises(OverBudget, match="quota"):
-        visits.enter(HEADERS, "192.0.2.7", "grpc")
+        house.admission.admit(visit())
     assert house.recorder.snapshot().samples[REFUSALS.name] == {("anonymous", "quota"): (1,)}

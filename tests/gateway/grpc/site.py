@@ -13,11 +13,11 @@ import h2.config
 import h2.connection
 import h2.events
 
+from gateway.door import Door
 from gateway.grpc.calls import GrpcCall, Method, TaskMethod, server_stream, stream, unary
 from gateway.grpc.frames import Http2Reader, RawFrame, encode_frame
 from gateway.grpc.listener import GrpcConnection
 from gateway.grpc.wire import prefix
-from gateway.prediction import FrontState
 from headrace.errors import InvalidArgument, NotFound
 from tests.house import House, open_house
 
@@ -188,7 +188,7 @@ class Site:
 
     def __init__(self, house: House, address: tuple[str, int], methods: Methods) -> None:
         self.house, self.address, self.methods = house, address, methods
-        self.front: FrontState = house.front
+        self.door: Door = house.door
         self.connections: set[GrpcConnection] = set()
         self.peers: list[Peer] = []
 
@@ -210,7 +210,7 @@ async def open_site(tmp_path: Path, **more: Any) -> AsyncIterator[Site]:
         loop = asyncio.get_running_loop()
         site = Site(house, ("127.0.0.1", 0), methods)
         server = await loop.create_server(
-            lambda: GrpcConnection(house.front, methods.table, site.connections), "127.0.0.1", 0
+            lambda: GrpcConnection(house.door, methods.table, site.connections), "127.0.0.1", 0
         )
         site.address = server.sockets[0].getsockname()
         try:
@@ -224,5 +224,5 @@ async def open_site(tmp_path: Path, **more: Any) -> AsyncIterator[Site]:
                 connection.cut()
             if waits:
                 await asyncio.wait(waits, timeout=5)
-            assert house.admission.held_bytes == 0
-            assert not house.front.addresses
+            assert house.admission.memory.used_bytes == 0
+            assert not house.door.addresses

@@ -117,7 +117,7 @@ async def test_what_goes_wrong_inside_stays_inside(tmp_path: Path) -> None:
 
 async def test_a_draining_gateway_still_answers(tmp_path: Path) -> None:
     async with open_house(tmp_path, "a") as house:
-        house.front.draining = True
+        house.door.draining = True
         async with grpc_channel(house) as channel:
             answer = await channel.unary_unary("/inference.GRPCInferenceService/ServerLive")(b"")
     assert answer == b"\x08\x01"
@@ -125,10 +125,10 @@ async def test_a_draining_gateway_still_answers(tmp_path: Path) -> None:
 
 async def test_two_listeners_share_a_port_but_not_with_strangers(tmp_path: Path) -> None:
     async with open_house(tmp_path) as house:
-        second = GrpcListener(house.grpc.address, house.view, house.front)
+        second = GrpcListener(house.grpc.address, house.view, house.door, house.predictions)
         assert second.address == house.grpc.address
         await second.start()
         await second.stop(1)
         port = house.http.address.rpartition(":")[2]
         with pytest.raises(ConfigError, match="listen"):
-            GrpcListener(f"256.0.0.1:{port}", house.view, house.front)
+            GrpcListener(f"256.0.0.1:{port}", house.view, house.door, house.predictions)

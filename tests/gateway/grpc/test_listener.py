@@ -178,7 +178,7 @@ async def test_a_stream_of_requests_is_read_as_far_as_it_is_used(tmp_path: Path)
         await peer.pong()
         stuck = peer.h2.local_flow_control_window(stream_id)
         assert sent == STREAM_WINDOW_BYTES // len(piece) and stuck < len(piece)
-        assert not site.methods.seen and site.house.admission.held_bytes == sent * 99_995
+        assert not site.methods.seen and site.house.admission.memory.used_bytes == sent * 99_995
         site.methods.gate.set()
         # A message that is longer than the window comes in while it is waited for.
         rest = memoryview(prefix(3_000_000) + bytes(3_000_000))
@@ -288,7 +288,7 @@ async def test_a_message_too_large_is_refused_by_its_prefix(tmp_path: Path) -> N
         while stream_id not in peer.resets:
             await peer.read()
         peer.close()
-        assert house.admission.held_bytes == 0
+        assert house.admission.memory.used_bytes == 0
     assert end["grpc-status"] == "8" and "max_body_bytes" in end["grpc-message"]
     assert peer.resets[stream_id] == h2.errors.ErrorCodes.NO_ERROR
 
@@ -301,7 +301,7 @@ async def test_a_stranger_is_refused_before_the_message_is_read(tmp_path: Path) 
         peer.send(stream_id, prefix(500_000) + b"only the beginning")
         end = await peer.end_of(stream_id)
         peer.close()
-        assert house.admission.held_bytes == 0
+        assert house.admission.memory.used_bytes == 0
     assert end["grpc-status"] == "16" and "x-request-id" in end
 
 
@@ -313,10 +313,10 @@ async def test_bodies_beyond_the_memory_for_them_are_refused(tmp_path: Path) -> 
         peer.send(first, prefix(700_000) + b"a")
         peer.send(second, prefix(700_000) + b"a")
         end = await peer.end_of(second)
-        assert house.admission.held_bytes == 700_000
+        assert house.admission.memory.used_bytes == 700_000
         peer.h2.reset_stream(first)
         peer.flush()
-        await until(lambda: not house.admission.held_bytes)
+        await until(lambda: not house.admission.memory.used_bytes)
         peer.close()
     assert end["grpc-status"] == "14" and "grpc-retry-pushback-ms" in end
 
@@ -364,7 +364,7 @@ async def test_a_body_that_takes_too_long_is_refused(tmp_path: Path) -> None:
         peer = await site.peer()
         stream_id = peer.call("/echo")
         peer.send(stream_id, prefix(100) + b"slow")
-        await until(lambda: site.house.admission.held_bytes)
+        await until(lambda: site.house.admission.memory.used_bytes)
         site.pass_time(61)
         end = await peer.end_of(stream_id)
     assert end["grpc-status"] == "4" and "too long" in end["grpc-message"]
@@ -434,7 +434,7 @@ async def test_the_listener_cuts_off_what_does_not_end(tmp_path: Path) -> None:
         await until(lambda: sum(len(c._connection.streams) for c in house.grpc._connections) == 2)
         async with asyncio.timeout(5):
             await house.grpc.stop(0.1)
-        assert not house.grpc._connections and not house.front.connections
+        assert not house.grpc._connections and not house.door.connections
         assert await call.code() is grpc.StatusCode.UNAVAILABLE
         await peer.end()
         peer.close()

@@ -94,7 +94,7 @@ async def open_media(
         desk = None
         if stage is not None:
             media = MediaConfig(spool_memory=ByteSize(64 * 1024))
-            desk = MediaDesk(house.front, stage, tmp_path / "spool", media)
+            desk = MediaDesk(house.predictions, stage, tmp_path / "spool", media)
         table = MediaService(desk).handlers()
         house.grpc._methods.update({name.encode(): method for name, method in table.items()})
         yield house, house.grpc.address
@@ -160,7 +160,7 @@ async def test_an_upload_is_spooled_and_its_events_are_answered(tmp_path: Path) 
         trailing = dict(call.trailing_metadata())
         await until(lambda: not spooled(tmp_path))
         assert counted(house) == {("affine", 1, "media_grpc", 200, "none"): (1,)}
-        assert house.admission.held_bytes == 0
+        assert house.admission.memory.used_bytes == 0
     (job,) = stage.asked
     assert stage.content == PICTURE and stage.closed == 1
     assert (job.model, job.version, job.upload.length) == ("affine", None, len(PICTURE))
@@ -218,7 +218,7 @@ async def test_what_is_wrong_is_refused_and_leaves_nothing(tmp_path: Path) -> No
             await refusal(address, head(content_type="multipart/form-data"), *chunks(PICTURE)),
             await refusal(address, head(), *chunks(long)),
         ]
-        await until(lambda: not spooled(tmp_path) and not house.admission.held_bytes)
+        await until(lambda: not spooled(tmp_path) and not house.admission.memory.used_bytes)
     assert [code for code, _ in found] == [
         *["INVALID_ARGUMENT"] * 4,
         *["NOT_FOUND"] * 2,
@@ -266,7 +266,7 @@ async def test_leaving_ends_the_work_and_removes_the_upload(tmp_path: Path) -> N
         assert len(spooled(tmp_path)) == 1
         call.cancel()
         await until(lambda: stage.closed and not spooled(tmp_path))
-        await until(lambda: not house.admission.held_bytes)
+        await until(lambda: not house.admission.memory.used_bytes)
         assert counted(house) == {}
 
 
@@ -280,9 +280,9 @@ async def test_an_upload_that_is_cut_off_is_removed(tmp_path: Path) -> None:
         await call.write(head())
         for chunk in chunks(PICTURE)[:3]:
             await call.write(chunk)
-        await until(lambda: house.admission.held_bytes)
+        await until(lambda: house.admission.memory.used_bytes)
         call.cancel()
-        await until(lambda: not house.admission.held_bytes and not spooled(tmp_path))
+        await until(lambda: not house.admission.memory.used_bytes and not spooled(tmp_path))
     assert not stage.asked
 
 

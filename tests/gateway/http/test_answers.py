@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import httpx
 from fastapi import FastAPI
 
 from gateway.access.limits import Limiter, OverBudget
-from gateway.access.ticket import Ticket
+from gateway.access.visit import Visit
 from gateway.http.answers import Envelope, answer_errors
 from headrace.access import Caller
 from headrace.config.tiers import Tier
 from headrace.errors import Unavailable
-from tests.gateway.views import fixed_view, visit
+from tests.gateway.views import admit, fixed_view
 
 
 def broken_app() -> FastAPI:
@@ -52,12 +50,12 @@ async def test_errors_say_when_to_come_back() -> None:
 async def test_several_forwarding_lines_are_one_list() -> None:
     seen: list[bytes] = []
 
-    def listening(headers: Mapping[bytes, bytes], address: str) -> Ticket:
-        seen.append(headers[b"x-forwarded-for"])
-        return visit(headers, address)
+    def listening(visit: Visit) -> None:
+        seen.append(visit.headers[b"x-forwarded-for"])
+        admit(visit)
 
     app = FastAPI()
-    app.add_middleware(Envelope, view=fixed_view(visit=listening))
+    app.add_middleware(Envelope, view=fixed_view(admit=listening))
     lines = [("X-Forwarded-For", "203.0.113.9"), ("X-Forwarded-For", "10.0.0.3")]
     transport = httpx.ASGITransport(app=app)
     async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
@@ -69,11 +67,12 @@ async def test_a_refused_visit_tells_its_limits_too() -> None:
     limiter = Limiter({"anonymous": Tier(rate="1/s", burst=5)}, 10, 0.0)
     account = limiter.account(Caller("ip:192.0.2.7", "anonymous"), 0.0)
 
-    def full(headers: Mapping[bytes, bytes], address: str) -> Ticket:
-        raise OverBudget("too many", account, retry_after_s=1.2, reason="rate")
+    def full(visit: Visit) -> None:
+        limit = account.limit_headers(0.0)
+        raise OverBudget("too many", limit, retry_after_s=1.2, reason="rate")
 
     app = FastAPI()
-    app.add_middleware(Envelope, view=fixed_view(visit=full))
+    app.add_middleware(Envelope, view=fixed_view(admit=full))
     transport = httpx.ASGITransport(app=app)
     async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
         answer = await client.get("/v2")

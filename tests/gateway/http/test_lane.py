@@ -34,7 +34,7 @@ async def connect(house: House) -> tuple[asyncio.StreamReader, asyncio.StreamWri
 
 
 def the_lane(house: House) -> FastLane:
-    (lane,) = house.front.connections
+    (lane,) = house.door.connections
     assert isinstance(lane, FastLane)
     return lane
 
@@ -44,11 +44,11 @@ async def exchange(house: House, first: bytes, *rest: bytes) -> bytes:
     reader, writer = await connect(house)
     writer.write(first)
     for piece in rest:
-        await until(lambda: house.front.connections and the_lane(house)._reading == "body")
+        await until(lambda: house.door.connections and the_lane(house)._reading == "body")
         writer.write(piece)
     answer = await asyncio.wait_for(reader.read(), 10)
     writer.close()
-    await until(lambda: not house.front.connections)
+    await until(lambda: not house.door.connections)
     return answer
 
 
@@ -159,7 +159,7 @@ async def test_a_client_that_leaves_takes_its_pipelined_requests_along(
         await until(lambda: len(house.plane.router) == 1)
         assert len(the_lane(house).pipeline) == 1
         writer.close()
-        await until(lambda: not house.front.connections)
+        await until(lambda: not house.door.connections)
         assert len(house.plane.router) == 0
         counted = house.recorder.snapshot().samples["headrace_cancellations_total"]
     assert counted == {("affine",): (1,)}
@@ -172,14 +172,14 @@ async def test_a_request_whose_turn_comes_after_its_client_left_is_not_sent(
         await house.hold("a")
         _, writer = await connect(house)
         writer.write(post() + post())
-        await until(lambda: house.front.connections and the_lane(house).pipeline)
+        await until(lambda: house.door.connections and the_lane(house).pipeline)
         lane = the_lane(house)
         cycle, app = lane.pipeline[-1]
         lane.transport.abort()
         await cycle.run_asgi(app)
         assert cycle.prediction.request is None and len(house.plane.router) == 1
         writer.close()
-        await until(lambda: not house.front.connections)
+        await until(lambda: not house.door.connections)
         assert len(house.plane.router) == 0
 
 

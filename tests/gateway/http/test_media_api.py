@@ -49,7 +49,7 @@ PLAN = {"event": "plan", "parts": 2, "kind": "image-tiles", "shards": 1}
 
 async def empty(house: MediaHouse) -> None:
     """Nothing stays in the folder of uploads, and no place stays taken."""
-    await until(lambda: not house.left() and not house.admission.held_bytes)
+    await until(lambda: not house.left() and not house.admission.memory.used_bytes)
 
 
 async def in_pieces(content: bytes, size: int = 10_000) -> AsyncIterator[bytes]:
@@ -329,7 +329,7 @@ async def test_the_sweep_of_other_bodies_leaves_uploads_alone(tmp_path: Path) ->
     async with open_scripted(tmp_path) as house, client(house) as http:
         answer = asyncio.create_task(http.post(PROCESS, content=in_two()))
         await until(house.left)
-        for connection in tuple(house.front.connections):
+        for connection in tuple(house.door.connections):
             connection.check_time(asyncio.get_running_loop().time() + 1000)
         gate.set()
         assert (await answer).status_code == 200
@@ -625,7 +625,7 @@ async def test_only_its_caller_sees_a_job(tmp_path: Path) -> None:
 async def test_an_operator_sees_and_cancels_every_job(tmp_path: Path) -> None:
     async with open_scripted(tmp_path, hang) as house, client(house) as http:
         taken = await http.post(PROCESS, content=SMALL, headers=LATER)
-        desk = MediaDesk(house.front, house.local, tmp_path)
+        desk = MediaDesk(house.predictions, house.local, tmp_path)
         admin = httpx.ASGITransport(admin_app(Desk(metrics_folder=tmp_path), desk))
         headers = {"authorization": f"Bearer {TOKEN}"}
         async with httpx.AsyncClient(transport=admin, base_url="http://x", headers=headers) as op:

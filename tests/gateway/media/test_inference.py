@@ -174,7 +174,7 @@ async def test_a_real_picture_in_base64_and_as_bytes(tmp_path: Path) -> None:
         body, length = binary_body(astronauts(), **options)
         headers = {"inference-header-content-length": str(length)}
         raw = await http.post(url, content=body, headers=headers)
-        await until(lambda: not house.left() and not house.admission.held_bytes)
+        await until(lambda: not house.left() and not house.admission.memory.used_bytes)
     assert plain.status_code == 200, plain.text
     assert plain.json()["outputs"] == raw.json()["outputs"]
     assert plain.json()["outputs"][0]["shape"] == [2, 4]
@@ -222,7 +222,7 @@ async def test_a_model_that_splits_nothing_keeps_its_bytes(tmp_path: Path) -> No
 async def test_bad_input(tmp_path: Path, body: Any, status: int, words: str) -> None:
     async with open_scripted(tmp_path, find) as house, client(house) as http:
         answer = await http.post(INFER, json=body)
-        await until(lambda: not house.left() and not house.admission.held_bytes)
+        await until(lambda: not house.left() and not house.admission.memory.used_bytes)
     assert answer.status_code == status and words in answer.json()["error"], answer.text
 
 
@@ -238,7 +238,7 @@ async def test_a_client_that_leaves_stops_the_work(tmp_path: Path) -> None:
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
         await until(lambda: house.local.closed and not house.left())
-        await until(lambda: not house.admission.held_bytes)
+        await until(lambda: not house.admission.memory.used_bytes)
 
 
 async def test_a_tagger_answers_with_tags(tmp_path: Path) -> None:
@@ -255,8 +255,7 @@ async def test_a_tagger_answers_with_tags(tmp_path: Path) -> None:
 
 async def test_one_that_is_cancelled_before_it_begins_is_forgotten(tmp_path: Path) -> None:
     async with open_scripted(tmp_path) as house:
-        front = house.front
-        media = MediaInference(MediaDesk(front, house.local, tmp_path))
+        media = MediaInference(MediaDesk(house.predictions, house.local, tmp_path))
         request = Request(
             1, 0, key=("affine", None), deadline_s=1.0, arrived_s=0.0, done=lambda *_: None
         )

@@ -197,7 +197,7 @@ async def test_more_than_a_part_of_the_link_goes_through_regions(
         await c.register_system_shared_memory("out", result_key, rows.nbytes)
         given = x(protocol, "in", rows.nbytes, rows=10_000)
         await c.infer("affine", [given], outputs=[y(protocol, "out", rows.nbytes)])
-        assert house.admission.held_bytes == 0
+        assert house.admission.memory.used_bytes == 0
     np.testing.assert_array_equal(
         np.frombuffer(memory.read(result_key), np.float32), (2 * rows + 1).reshape(-1)
     )
@@ -475,7 +475,7 @@ async def test_a_tensor_lies_within_its_region(tmp_path: Path, memory: Memory) -
             with pytest.raises(grpc.RpcError) as caught:
                 await g.unary_unary(INFER)(proto(given))
             assert says in str(caught.value)
-            assert house.admission.held_bytes == 0
+            assert house.admission.memory.used_bytes == 0
 
 
 @both
@@ -526,7 +526,7 @@ async def test_what_is_read_counts_as_the_body(tmp_path: Path, memory: Memory) -
     async with sharing(tmp_path, limits=full) as house, client(house) as http:
         await register(http, "in", key, 2**40)
         answer = await http.post("/v2/models/affine/infer", json={"inputs": [entry]})
-        assert house.admission.held_bytes == 0
+        assert house.admission.memory.used_bytes == 0
     assert answer.status_code == 413
     assert answer.json()["error"] == "the body is over 1048576 bytes (`max_body_bytes`)"
 
@@ -614,7 +614,7 @@ async def test_a_caller_that_leaves_frees_its_place(tmp_path: Path, memory: Memo
         call = g.unary_unary(INFER)(proto({"region": "in", "byte_size": 32}))
         await until(lambda: len(house.plane.router))
         call.cancel()
-        await until(lambda: not len(house.plane.router) and not house.admission.held_bytes)
+        await until(lambda: not len(house.plane.router) and not house.admission.memory.used_bytes)
 
 
 class SlowRegions(Regions):
@@ -657,7 +657,7 @@ async def test_a_caller_that_leaves_while_a_region_is_copied(
         await until(regions.begun.is_set)
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
-        await until(lambda: not house.admission.held_bytes)
+        await until(lambda: not house.admission.memory.used_bytes)
         regions.go_on.set()
         again = await c.infer("affine", [given], outputs=outputs)
         assert not len(house.plane.router)

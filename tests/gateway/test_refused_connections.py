@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from gateway.access.audit import AuditLog
-from gateway.access.visits import AGAIN_S, REMEMBERED, RefusedConnections, Spaced
+from gateway.door import AGAIN_S, REMEMBERED, RefusedConnections, Spaced
 from headrace.config.args import Audit
 from headrace.metrics import REFUSALS, Recorder
 

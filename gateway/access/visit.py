@@ -1,0 +1,149 @@
+"""A request on its way in: whose it is, the memory that it holds, and its turn. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, Protocol
+
+from gateway.access.audit import AuditRecord, Verdict
+from gateway.access.limits import Account, OverBudget
+from headrace.errors import Unavailable
+from headrace.link.frames import Reply
+from headrace.link.request import Answer, Request
+
+NO_TIER = "none"
+"""Tier of requests whose caller is not known, in metrics and in the audit log."""
+
+
+class Destination(Protocol):
+    """Where admitted requests go."""
+
+    def submit(self, request: Request) -> None:
+        """Begin with it; raises what is wrong with it."""
+        ...
+
+    def cancel(self, request: Request) -> None:
+        """Stop: the client left."""
+        ...
+
+
+class BodyMemory:
+    """The memory of a gateway for the bodies of requests; who frees some lowers `used_bytes`."""
+
+    __slots__ = ("limit_bytes", "used_bytes")
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        self.used_bytes = 0
+
+    def take(self, size_bytes: int) -> None:
+        """Count more bytes; raises `Unavailable` where there is no room for them."""
+        if self.used_bytes + size_bytes > self.limit_bytes:
+            raise Unavailable(
+                "the bodies of other requests fill the memory for them",
+                retry_after_s=1.0,
+                reason="memory",
+            )
+        self.used_bytes += size_bytes
+
+
+class Visit:
+    """One request on its way in, with lower-case headers. Predictions add what they ask for.
+
+    `max_body_bytes` is 0 until its caller is known. Without an `account` nothing limits it but
+    memory. `paid`, `waiting` and `running` tell how far it is; `since_s` is when it began to wait
+    or, once it runs, when it left the queue (0: it never was in it). `destination` answers it where
+    the data plane does not.
+    """
+
+    __slots__ = (
+        "account",
+        "address",
+        "cost",
+        "destination",
+        "headers",
+        "held_bytes",
+        "max_body_bytes",
+        "number",
+        "paid",
+        "request",
+        "request_id",
+        "running",
+        "since_s",
+        "waiting",
+    )
+
+    family: ClassVar[str] = "http"
+    """Protocol of requests without a valid target, in metrics and in the audit log."""
+
+    def __init__(self, headers: Mapping[bytes, bytes], address: str, request_id: str = "") -> None:
+        self.headers, self.address, self.request_id = headers, address, request_id
+        self.account: Account | None = None
+        self.max_body_bytes = self.held_bytes = self.number = 0
+        self.cost, self.since_s = 1.0, 0.0
+        self.paid = self.running = self.waiting = False
+        self.request: Request | None = None
+        self.destination: Destination | None = None
+
+    def __lt__(self, other: Visit) -> bool:
+        """Waiting requests of a caller go by deadline, equal ones as they came."""
+        assert self.request is not None
+        assert other.request is not None
+        mine, theirs = self.request.deadline_s, other.request.deadline_s
+        return mine < theirs or (mine == theirs and self.number < other.number)
+
+    @property
+    def target(self) -> tuple[str, str]:
+        """The protocol, and the name of the model that is asked ("": none)."""
+        return self.family, ""
+
+    @property
+    def tier(self) -> str:
+        """The name of the caller's tier."""
+        return NO_TIER if self.account is None else self.account.allowance.name
+
+    @property
+    def caller_id(self) -> str:
+        """The id of the caller, "" where callers are not told apart."""
+        return "" if self.account is None else self.account.caller.id
+
+    def limit_headers(
+        self, now_s: float, answer: Answer | None = None
+    ) -> tuple[bytes, bytes] | None:
+        """Values of RateLimit-Policy and RateLimit; None if the caller has no such limit."""
+        if self.account is not None:
+            return self.account.limit_headers(now_s)
+        # The credential was refused, so its address pays.
+        return answer.limit if isinstance(answer, OverBudget) else None
+
+    def audit_record(
+        self,
+        decision: Verdict,
+        answer: Answer | None,
+        stages_s: Mapping[str, float],
+    ) -> AuditRecord:
+        """What the audit log keeps of it; without an answer it was let in and is no prediction."""
+        account, request = self.account, self.request
+        protocol, model = self.target
+        code, reason, bytes_out = 200, "", 0
+        if isinstance(answer, Reply):
+            code, bytes_out = answer.status, answer.length
+        elif answer is not None:
+            code, reason = answer.http_status, answer.reason
+        return AuditRecord(
+            request_id=self.request_id,
+            caller=self.caller_id,
+            name="" if account is None else account.caller.name,
+            tier=self.tier,
+            address=self.address,
+            model=model,
+            version=0 if request is None else request.version,
+            protocol=protocol,
+            cost=self.cost if decision == "allowed" else 0.0,
+            decision=decision,
+            reason=reason,
+            code=code,
+            bytes_in=0 if request is None else request.length,
+            bytes_out=bytes_out,
+            stages_s=stages_s,
+        )

@@ -1,0 +1,184 @@
+"""The door: what the connections of all protocols share, and what limits them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import ClassVar, TypeVar, cast
+
+import structlog
+
+from gateway.access.audit import AuditLog
+from gateway.access.visit import NO_TIER, BodyMemory, Visit
+from headrace.config.args import Limits
+from headrace.errors import HeadraceError, InternalError, TooManyRequests
+from headrace.metrics import Recorder
+
+SWEEP_S = 1.0
+LINGER_S = 2.0
+"""Time to read on after a connection is refused: a reset would overtake the last answer."""
+AGAIN_S = 60.0
+"""Time between two log lines about one address."""
+REMEMBERED = 1000
+"""Cap on addresses that had a log line lately; above it further ones get none."""
+REASON = "connections"
+
+Result = TypeVar("Result")
+
+log = structlog.get_logger()
+
+
+async def outcome(work: Awaitable[Result], **about: str) -> Result | HeadraceError:
+    """What the work gives, or the error that it ends with.
+
+    The unexpected is logged whole, with `about`, and becomes an `InternalError`.
+    """
+    try:
+        return await work
+    except HeadraceError as error:
+        return error
+    except Exception:  # the boundary: what is not ours stays inside
+        log.exception("request_failed", **about)
+        return InternalError("internal error")
+
+
+class ClientConnection:
+    """A client's connection as the door sees it, from `Door.enter` to `Door.leave`."""
+
+    family: ClassVar[str] = "http"
+    transport: asyncio.Transport
+    address = ""
+    lingering = False
+    _unread_since_s = 0.0
+
+    @property
+    def write_paused(self) -> bool:
+        """Whether the client has more to read than the socket takes."""
+        raise NotImplementedError
+
+    def check_time(self, now_s: float) -> None:
+        """Cut off who sends too slowly, or is idle for too long."""
+        raise NotImplementedError
+
+    def linger(self) -> None:
+        """Write no more, and close once the client has read the last words."""
+        self.lingering = True
+        self.transport.write_eof()
+        asyncio.get_running_loop().call_later(LINGER_S, self.transport.abort)
+
+    def reads(self, now_s: float, limit_s: float) -> bool:
+        """Whether the client reads its answers; one that does not for `limit_s` is cut off."""
+        if not self.write_paused:
+            self._unread_since_s = 0.0
+            return True
+        self._unread_since_s = self._unread_since_s or now_s
+        if now_s - self._unread_since_s > limit_s:
+            self.transport.abort()
+        return False
+
+
+class Door:
+    """Limits of connections, those that are open, and the memory for the bodies on them.
+
+    A gateway that is `draining` closes each connection with its next answer. `audit` is None where
+    the log is off.
+    """
+
+    def __init__(
+        self,
+        limits: Limits,
+        memory: BodyMemory,
+        recorder: Recorder,
+        audit: AuditLog | None = None,
+    ) -> None:
+        self.limits, self.memory = limits, memory
+        self.connections: set[ClientConnection] = set()
+        self.addresses: Counter[str] = Counter()
+        self.draining = False
+        self._refused = RefusedConnections(limits.connections_per_address, recorder, audit)
+
+    def enter(
+        self, connection: ClientConnection, transport: asyncio.BaseTransport
+    ) -> TooManyRequests | None:
+        """Count a new connection; an error if its address has too many."""
+        # uvloop's transports have the methods of `asyncio.Transport` without being one.
+        connection.transport = cast(asyncio.Transport, transport)
+        peer = transport.get_extra_info("peername")
+        address = connection.address = peer[0] if peer else ""
+        self.connections.add(connection)
+        self.addresses[address] += 1
+        if self.addresses[address] <= self.limits.connections_per_address:
+            return None
+        return self._refused.refuse(address, connection.family)
+
+    def leave(self, connection: ClientConnection) -> None:
+        """Count a connection that is closed no more."""
+        self.connections.discard(connection)
+        self.addresses[connection.address] -= 1
+        if not self.addresses[connection.address]:
+            del self.addresses[connection.address]
+
+    async def sweep(self) -> None:
+        """Enforce the time limits of all connections until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            now_s = loop.time()
+            for connection in tuple(self.connections):
+                if connection.lingering:
+                    continue  # It has its own end.
+                if connection.reads(now_s, self.limits.write_timeout_s):
+                    connection.check_time(now_s)
+
+
+class Spaced:
+    """Which names may have a log line: each once in `AGAIN_S`, `REMEMBERED` of them. Pure."""
+
+    def __init__(self) -> None:
+        # Oldest first, for a name comes back only after it is dropped.
+        self._told: dict[str, float] = {}
+
+    def due(self, name: str, now_s: float) -> bool:
+        """Whether this name may have a line now; if so, it counts as told."""
+        told = self._told
+        while told and now_s - told[oldest := next(iter(told))] >= AGAIN_S:
+            del told[oldest]
+        if name in told or len(told) >= REMEMBERED:
+            return False
+        told[name] = now_s
+        return True
+
+
+class RefusedConnections:
+    """Reports connections refused because their address has `most` already.
+
+    Each is counted in the metrics and written to the audit log, which folds equal ones; the
+    service's own log has few lines of them.
+    """
+
+    def __init__(
+        self,
+        most: int,
+        recorder: Recorder,
+        audit: AuditLog | None,
+        now_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._most, self._recorder, self._audit, self._now_s = most, recorder, audit, now_s
+        self._lines = Spaced()
+
+    def refuse(self, address: str, protocol: str) -> TooManyRequests:
+        """Report one; the error that its client is told."""
+        error = TooManyRequests(
+            f"this address has {self._most} connections already (`connections_per_address`)",
+            retry_after_s=1.0,
+            reason=REASON,
+        )
+        self._recorder.refusal(NO_TIER, REASON)
+        if self._lines.due(address, self._now_s()):
+            log.warning("connections_refused", address=address, most=self._most, protocol=protocol)
+        if self._audit is not None:
+            record = Visit({}, address).audit_record("refused", error, {})
+            self._audit.write(record._replace(protocol=protocol))
+        return error
