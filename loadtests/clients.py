@@ -283,7 +283,7 @@ class Course:
 async def capacity(
     url: str, message: Message, headers: Mapping[str, str], lines: int, seconds: float
 ) -> float:
-    """Answers 200 a second on so many connections; raises `BadAnswer` for any other answer."""
+    """Answers 200 a second on `lines` busy connections; raises `BadAnswer` for any other answer."""
     head = request_head(message, urlsplit(url).netloc, headers)
     end_s = time.monotonic() + seconds
     heads = itertools.takewhile(lambda _: time.monotonic() < end_s, itertools.repeat(head))

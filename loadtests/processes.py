@@ -22,7 +22,7 @@ POLL_S = 0.05
 
 
 class Failed(Exception):
-    """Raised for what a load test may meet; its command ends with one sentence."""
+    """Raised for a foreseen failure; the command ends with one sentence."""
 
 
 class NotStarted(Failed):

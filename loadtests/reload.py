@@ -40,9 +40,9 @@ class NotSwapped(Failed):
     """Raised when the new version never answered."""
 
 
-@click.command(help=__doc__)
-@click.option("--before", default=10.0, show_default=True, help="Seconds of load before the copy.")
-@click.option("--after", default=10.0, show_default=True, help="Seconds of load after the swap.")
+@click.command(help=__doc__, context_settings={"show_default": True})
+@click.option("--before", default=10.0, help="Seconds of load before the copy.")
+@click.option("--after", default=10.0, help="Seconds of load after the swap.")
 @out_option
 def main(before: float, after: float, out: Path) -> None:
     report = Report("reload", out)
@@ -117,7 +117,7 @@ class Swap:
 
     @property
     def first_new_s(self) -> float:
-        """When the first request was due that the new version answered."""
+        """Due time of the first request that the new version answered."""
         new = [answer.planned_s for answer in self.answers if answer.version == self.new]
         return min(new, default=math.nan)
 
@@ -144,7 +144,7 @@ class Swap:
 
     @property
     def disturbed_s(self) -> float:
-        """For how long, from the copying on, windows of 250 ms had a p99 above double."""
+        """Time from the copying on in which windows of 250 ms had a p99 above double."""
         end_s = max((answer.planned_s for answer in self.answers), default=0.0)
         windows = (
             self._p99_ms(start, start + WINDOW_S) for start in self._steps(self.copy_s, end_s)

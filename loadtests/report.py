@@ -231,8 +231,11 @@ def workplace(name: str) -> Iterator[Path]:
         folder = Path(text)
         try:
             yield folder
-        except FORESEEN as error:
+        except (*FORESEEN, ExceptionGroup) as error:
+            reason = error.exceptions[0] if isinstance(error, ExceptionGroup) else error
+            if not isinstance(reason, FORESEEN):
+                raise
             for log in sorted((*folder.glob("*.log"), *folder.glob("*/headrace.log"))):
                 lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
                 click.echo("\n".join(lines[-LOG_LINES:]), err=True)
-            raise click.ClickException(str(error) or type(error).__name__) from error
+            raise click.ClickException(str(reason) or type(reason).__name__) from error

@@ -33,17 +33,17 @@ ANSWER_WITHIN_S = 5.0
 KEY = "HEADRACE_LOADTEST_KEY"
 UNLIMITED_TIER = "admin"
 KEY_KNOWN_S = 1.0
-"""A new key is known to all gateways within a second."""
+"""Time until all gateways know a new key."""
 
 
 class Refused(click.ClickException):
     """Raised for what a person must change before the load test can run; exit status 1."""
 
 
-@click.command(help=__doc__)
-@click.option("--host", default="http://127.0.0.1:8080", show_default=True, help="System to load.")
-@click.option("--users", default="1,4,16", show_default=True, help="Steps of concurrency.")
-@click.option("--seconds", default=10.0, show_default=True, help="Length of a step.")
+@click.command(help=__doc__, context_settings={"show_default": True})
+@click.option("--host", default="http://127.0.0.1:8080", help="System to load.")
+@click.option("--users", default="1,4,16", help="Steps of concurrency.")
+@click.option("--seconds", default=10.0, help="Length of a step.")
 @click.option(
     "--kind", "kinds", multiple=True, type=click.Choice(list(KINDS)), help="Only these users."
 )

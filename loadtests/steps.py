@@ -21,14 +21,14 @@ KINDS: dict[str, str] = {
     "OpenInference": "Open Inference v2 (pixels)",
     "Light": "digits and price",
 }
-"""The locust user classes and what to call them."""
+"""Names of the locust user classes for people."""
 
 TIERS = ("anonymous", "standard", "premium")
 KEY_VARIABLE = {tier: f"HEADRACE_KEY_{tier.upper()}" for tier in TIERS[1:]}
 """Environment variables with the keys; strangers have none."""
 
 RETRY = " retry"
-"""Added to the name of a request that was refused before and comes as it was told."""
+"""Suffix to the name of a request that was refused and is sent again at the promised second."""
 
 REFUSED = (429, 503)
 STATUS = "status "
@@ -37,7 +37,7 @@ SAMPLES = "HEADRACE_LOADTEST_SAMPLES"
 """Environment variable that names the CSV file for one row per request."""
 
 GRACE_S = 60.0
-"""How much longer than its step locust may take to start, stop and write its files."""
+"""Extra time for locust to start, stop and write its files."""
 
 
 class StepFailed(Failed):
@@ -106,7 +106,7 @@ def run_locust(
     prefix: Path,
     settings: Mapping[str, str],
 ) -> tuple[Sample, ...]:
-    """All users at once for so long; `prefix` names the log and the rows of samples.
+    """Run locust with all users from the start; `prefix` names its log and the file of samples.
 
     Raises `StepFailed`.
     """

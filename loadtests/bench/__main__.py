@@ -26,17 +26,14 @@ from loadtests.processes import ROOT
 from loadtests.report import Report, describe_machine, out_option, workplace
 
 
-@click.command(help=__doc__)
-@click.option(
-    "--rounds", default=2, show_default=True, help="How often each server takes its turn."
-)
-@click.option("--seconds", default=6, show_default=True, help="Length of a measurement.")
-@click.option("--warm-up", default=3, show_default=True, help="Seconds of load before measuring.")
+@click.command(help=__doc__, context_settings={"show_default": True})
+@click.option("--rounds", default=2, help="How often each server takes its turn.")
+@click.option("--seconds", default=6, help="Length of a measurement.")
+@click.option("--warm-up", default=3, help="Seconds of load before measuring.")
 @click.option(
     "--protocol",
     type=click.Choice(["http", "grpc", "both"]),
     default="both",
-    show_default=True,
     help="What the servers are compared over.",
 )
 @click.option(

@@ -113,7 +113,7 @@ class Profile:
 
 
 async def send(house: House, body: Body, requests: int, in_flight: int) -> None:
-    """Predictions with so many always in flight; raises `RuntimeError` for a failure."""
+    """Send predictions, `in_flight` at any time; raises `RuntimeError` for a failure."""
     content = body.file.read_bytes()
     if body.protocol == V2_GRPC:
         await _send_grpc(house.grpc.address, body.path, unframed(content), requests, in_flight)
@@ -182,12 +182,12 @@ def module_table(found: Sequence[Calls], rows: int) -> Table:
     return Table("Calls of a prediction by module and in flight", heads, cells)
 
 
-@click.command(help=__doc__)
-@click.option("--requests", default=3200, show_default=True, help="Predictions of each kind.")
-@click.option("--in-flight", multiple=True, default=(1, 64), show_default=True)
-@click.option("--form", multiple=True, default=FORMS, show_default=True, type=click.Choice(FORMS))
-@click.option("--modules", default=50, show_default=True, help="Modules to show.")
-@click.option("--functions", default=0, show_default=True, help="Functions to show of each kind.")
+@click.command(help=__doc__, context_settings={"show_default": True})
+@click.option("--requests", default=3200, help="Predictions of each kind.")
+@click.option("--in-flight", multiple=True, default=(1, 64))
+@click.option("--form", multiple=True, default=FORMS, type=click.Choice(FORMS))
+@click.option("--modules", default=50, help="Modules to show.")
+@click.option("--functions", default=0, help="Functions to show of each kind.")
 def main(
     requests: int,
     in_flight: tuple[int, ...],

@@ -22,12 +22,11 @@ from typing import Any
 import click
 import grpc
 import numpy as np
-import onnx
 import uvloop
 from onnx import TensorProto, helper
 from tritonclient.grpc import service_pb2
 
-from loadtests.bench.mlp import INFER, ask
+from loadtests.bench.mlp import INFER, ask, write_version
 from loadtests.headrace import ANSWER_S, headrace
 
 STREAM_INFER = "/inference.GRPCInferenceService/ModelStreamInfer"
@@ -37,9 +36,9 @@ SIZES = (25, 25, 25, 250, 2500, 25_000)
 IN_FLIGHT = (1, 8, 64)
 CALL_S = 30.0
 TOO_LATE = ("DEADLINE_EXCEEDED", "UNAVAILABLE: the deadline would pass")
-"""What a call with a short deadline may be told."""
+"""Right answers to a call with a short deadline."""
 LATEST_S = 0.004
-"""Deadlines and cancellations come within so long: before the answer, with it, and after it."""
+"""Latest deadline or cancellation: they come before the answer, with it, and after it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +148,7 @@ class _Caller:
 async def stream_often(
     address: str, method: str, questions: Sequence[Question], messages: int, in_flight: int
 ) -> Tally:
-    """One stream of messages, of which so many are not answered yet at any time."""
+    """One stream of messages, of which `in_flight` are not answered yet at any time."""
     tally = Tally(in_flight)
     source = random.Random(in_flight)
     asked = [source.choice(questions) for _ in range(messages)]
@@ -186,18 +185,11 @@ async def _pairs(call: Any, asked: Sequence[Question]) -> AsyncIterator[tuple[by
 
 
 def write_model(store: Path) -> None:
-    """Write an ONNX model that answers `length` [1] with so many zeros, [length]."""
-    graph = helper.make_graph(
-        [helper.make_node("ConstantOfShape", ["length"], ["zeros"])],
-        NAME,
-        [helper.make_tensor_value_info("length", TensorProto.INT64, [1])],
-        [helper.make_tensor_value_info("zeros", TensorProto.FLOAT, ["length"])],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
-    model.ir_version = 9
-    path = store / NAME / "1" / "model.onnx"
-    path.parent.mkdir(parents=True)
-    onnx.save(model, str(path))
+    """Write an ONNX model that answers `length` [1] with zeros, [length]."""
+    inputs = [helper.make_tensor_value_info("length", TensorProto.INT64, [1])]
+    outputs = [helper.make_tensor_value_info("zeros", TensorProto.FLOAT, ["length"])]
+    node = helper.make_node("ConstantOfShape", ["length"], ["zeros"])
+    write_version(store, NAME, helper.make_graph([node], NAME, inputs, outputs))
 
 
 def infer_messages(address: str) -> list[Question]:
@@ -225,9 +217,9 @@ def streamed(question: Question) -> Question:
     return Question(question.message, empty + varint - 1 + question.answer_bytes)
 
 
-@click.command(help=__doc__)
-@click.option("--calls", default=200_000, show_default=True, help="Unary calls in all.")
-@click.option("--messages", default=50_000, show_default=True, help="Messages of a stream in all.")
+@click.command(help=__doc__, context_settings={"show_default": True})
+@click.option("--calls", default=200_000, help="Unary calls in all.")
+@click.option("--messages", default=50_000, help="Messages of a stream in all.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures for programs.")
 def main(calls: int, messages: int, as_json: bool) -> None:
     tallies: dict[str, list[Tally]] = {"calls": [], "messages": []}

@@ -41,13 +41,18 @@ class Body:
 
 def write_store(folder: Path) -> Path:
     """Write the model as version 1 into the model store `folder`; the path of the file."""
-    path = folder / NAME / "1" / "model.onnx"
-    path.parent.mkdir(parents=True)
-    onnx.save(build_model(), str(path))
+    return write_version(folder, NAME, mlp_graph())
+
+
+def write_version(store: Path, name: str, graph: onnx.GraphProto) -> Path:
+    """Write a graph as version 1 of a model that our runtime reads; the path of the file."""
+    path = store / name / "1" / "model.onnx"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    onnx.save(finished(graph), str(path))
     return path
 
 
-def build_model() -> onnx.ModelProto:
+def mlp_graph() -> onnx.GraphProto:
     """MatMul, Relu, MatMul, Softmax with random weights that are always the same."""
     random = np.random.default_rng(0)
     first = (random.standard_normal((INPUTS, HIDDEN)) * 0.05).astype(np.float32)
@@ -58,14 +63,13 @@ def build_model() -> onnx.ModelProto:
         helper.make_node("MatMul", ["active", "second"], ["logits"]),
         helper.make_node("Softmax", ["logits"], [OUTPUT], axis=-1),
     ]
-    graph = helper.make_graph(
+    return helper.make_graph(
         nodes,
         NAME,
         [helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, ["rows", INPUTS])],
         [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["rows", OUTPUTS])],
         [numpy_helper.from_array(first, "first"), numpy_helper.from_array(second, "second")],
     )
-    return finished(graph)
 
 
 def finished(graph: onnx.GraphProto) -> onnx.ModelProto:
@@ -127,7 +131,7 @@ def write_grpc_body(folder: Path) -> Body:
 
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 FRAME = struct.Struct(">BI")
-"""What stands before a message on the wire: compressed or not, and its length."""
+"""Prefix of a message on the wire: compressed or not, and its length."""
 
 
 def infer_message(model: str, name: str, row: NDArray[np.float32]) -> bytes:

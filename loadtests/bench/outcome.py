@@ -24,7 +24,7 @@ STREAMS = ("server", "client", "streams", "req/s", "p50 ms", "p99 ms", "err", "r
 PARTS = ("body", "decode µs", "run µs", "encode µs", "direct call µs", "gateway adds µs")
 MIB = 2**20
 GOALS = {16: 3.0, 64: 1.5}
-"""Headrace's rate over gRPC as a multiple of pytriton's that it shall reach, by streams."""
+"""Goals by streams: Headrace's rate over gRPC as a multiple of pytriton's."""
 
 GOAL_P50_MS = 1.0
 

@@ -57,7 +57,7 @@ session.run(None, {session.get_inputs()[0].name: numpy.zeros((64, 784), numpy.fl
 print("loaded", flush=True)
 sys.stdin.read()
 """
-"""A process with nothing but the runtime and the model, as the yardstick for a slot."""
+"""Yardstick for a slot: a process with nothing but the runtime and the model."""
 
 
 @dataclass(frozen=True, slots=True)

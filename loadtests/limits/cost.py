@@ -148,12 +148,12 @@ def cost_sentences(found: Sequence[Cost]) -> list[str]:
     ]
 
 
-@click.command(help=__doc__)
-@click.option("--rounds", default=12, show_default=True, help="How often each takes its turn.")
-@click.option("--seconds", default=2, show_default=True, help="Length of a measurement.")
-@click.option("--warm-up", default=3, show_default=True, help="Seconds of load before the first.")
+@click.command(help=__doc__, context_settings={"show_default": True})
+@click.option("--rounds", default=12, help="How often each takes its turn.")
+@click.option("--seconds", default=2, help="Length of a measurement.")
+@click.option("--warm-up", default=3, help="Seconds of load before the first.")
 @click.option("--redis", "with_redis", is_flag=True, help="Also one with budgets in a Redis.")
-@click.option("--body", default="v2 binary", show_default=True, help="Which body of make bench.")
+@click.option("--body", default="v2 binary", help="Which body of make bench.")
 @out_option
 def main(rounds: int, seconds: int, warm_up: int, with_redis: bool, body: str, out: Path) -> None:
     report = Report("limits", out, packages=("redis",))

@@ -80,7 +80,7 @@ def prepare_heads(message: Message, host: str, addresses: int, deadline_s: float
 async def flood(
     url: str, heads: Sequence[bytes], body: bytes, rate: float, seconds: float
 ) -> FloodCount:
-    """Send for so long; what is in flight then is given up."""
+    """Send for `seconds`; requests in flight then are given up."""
     lines = Lines(url, LINES)
     begin_s = time.monotonic()
     click.echo("begin")

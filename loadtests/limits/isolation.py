@@ -43,7 +43,7 @@ WARM_UP_S = 2.0
 REST_S = 3.0
 ANSWER_S = 30.0
 END_S = 15.0
-"""How much longer than planned a flood's process may take."""
+"""Extra time for the end of a flood's process."""
 
 GOAL = 2.0
 """Highest p99 beside a flood, as a multiple of that alone."""
@@ -153,16 +153,14 @@ def _flood_sentence(flood: FloodCount) -> str:
     return f"The flood: {flood.sent:,} sent, {told}, {rest}."
 
 
-@click.command(help=__doc__)
-@click.option("--rate", default=10.0, show_default=True, help="Premium requests a second.")
-@click.option("--seconds", default=30.0, show_default=True, help="Length of each phase.")
-@click.option("--capacity-seconds", default=5.0, show_default=True, help="Length of that search.")
-@click.option("--slots", default=1, show_default=True, help="Slots for the model.")
-@click.option("--rows", default=8, show_default=True, help="Rows of a batch at most.")
-@click.option("--deadline", default=10.0, show_default=True, help="The floods' deadlines, s.")
-@click.option(
-    "--settle", default=0.0, show_default=True, help="Leave so many first seconds of a flood out."
-)
+@click.command(help=__doc__, context_settings={"show_default": True})
+@click.option("--rate", default=10.0, help="Premium requests a second.")
+@click.option("--seconds", default=30.0, help="Length of each phase.")
+@click.option("--capacity-seconds", default=5.0, help="Length of that search.")
+@click.option("--slots", default=1, help="Slots for the model.")
+@click.option("--rows", default=8, help="Rows of a batch at most.")
+@click.option("--deadline", default=10.0, help="The floods' deadlines, s.")
+@click.option("--settle", default=0.0, help="First seconds of a flood that do not count.")
 @out_option
 def main(
     rate: float,

@@ -38,7 +38,7 @@ WARM_UP = 2_000
 ROUNDS = 5
 LINES = 16
 METRICS_S = 2.0
-"""Gateways write their metrics every second."""
+"""Wait for metrics, which gateways write every second."""
 
 GOAL_SLOWER = 0.20
 MIB = 2**20
@@ -173,16 +173,11 @@ def slices(name: str, course: Course, size: int) -> list[Slice]:
     return found
 
 
-@click.command(help=__doc__)
-@click.option("--callers", default=100_000, show_default=True, help="Distinct callers.")
-@click.option("--slice", "size", default=10_000, show_default=True, help="Requests compared.")
-@click.option("--lines", default=LINES, show_default=True, help="Connections, always busy.")
-@click.option(
-    "--refill",
-    default=180,
-    show_default=True,
-    help="Seconds until a stranger's request is forgotten.",
-)
+@click.command(help=__doc__, context_settings={"show_default": True})
+@click.option("--callers", default=100_000, help="Distinct callers.")
+@click.option("--slice", "size", default=10_000, help="Requests compared.")
+@click.option("--lines", default=LINES, help="Connections, always busy.")
+@click.option("--refill", default=180, help="Seconds until a stranger's request is forgotten.")
 @out_option
 def main(callers: int, size: int, lines: int, refill: int, out: Path) -> None:
     report = Report("callers", out)
@@ -223,7 +218,7 @@ def started(site: Site, name: str, refill_s: int, most: int) -> Iterator[Front]:
 
 
 def access(refill_s: int) -> dict[str, Any]:
-    """Tiers in which one request is given back after so long: until then its caller is remembered.
+    """Tiers that remember a caller for `refill_s`, until its one request is given back.
 
     The known caller's limits are never reached.
     """

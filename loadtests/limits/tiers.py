@@ -107,12 +107,12 @@ def _got(tier: str, samples: list[Sample], seconds: float) -> Got:
     )
 
 
-@click.command(help=__doc__)
+@click.command(help=__doc__, context_settings={"show_default": True})
 @click.option("--host", help="System to load; the one that runs here if left out.")
 @click.option("--admin", metavar="HOST:PORT", help="Its admin listener.")
 @click.option("--token-file", type=click.Path(), help="File with the admin token.")
-@click.option("--users", default=8, show_default=True, help="Half strangers, the rest by tier.")
-@click.option("--seconds", default=30.0, show_default=True, help="Length.")
+@click.option("--users", default=8, help="Half strangers, the rest by tier.")
+@click.option("--seconds", default=30.0, help="Length.")
 @out_option
 @click.option("--allow-remote", is_flag=True, help="Also load a host beyond this machine.")
 def main(

@@ -30,18 +30,18 @@ from loadtests.report import Check, Report, out_option, workplace
 
 PARTS = ("cold", "spike", "day")
 SEEDS = (1, 2)
-"""Of the days, beside the one that is given."""
+"""Seeds of the days beside the one that is given."""
 
 
-@click.command(help=__doc__)
+@click.command(help=__doc__, context_settings={"show_default": True})
 @click.argument("part", type=click.Choice((*PARTS, "all")), default="all")
-@click.option("--seed", default=3, show_default=True, help="Of the day's trace.")
+@click.option("--seed", default=3, help="Of the day's trace.")
 @click.option("--only-seed", is_flag=True, help=f"Not the days of the seeds {SEEDS} too.")
-@click.option("--cycles", default=50, show_default=True, help="Cold starts with a warm slot.")
-@click.option("--few", default=5, show_default=True, help="Cold starts without one.")
-@click.option("--seconds", default=300, show_default=True, help="Length of a day.")
-@click.option("--rate", default=2.5, show_default=True, help="Requests a second, mean of a day.")
-@click.option("--service", default=0.1, show_default=True, help="Run time of the spike's model, s.")
+@click.option("--cycles", default=50, help="Cold starts with a warm slot.")
+@click.option("--few", default=5, help="Cold starts without one.")
+@click.option("--seconds", default=300, help="Length of a day.")
+@click.option("--rate", default=2.5, help="Requests a second, mean of a day.")
+@click.option("--service", default=0.1, help="Run time of the spike's model, s.")
 @click.option("--no-tensorflow", is_flag=True, help="Leave tagger_tf out.")
 @click.option("--no-ray", is_flag=True, help="Leave Ray Serve's own scaling to zero out.")
 @click.option("--no-job", is_flag=True, help="No batch job beside the day.")

@@ -28,7 +28,7 @@ REPLICA_S = 0.5
 IDLE_S = 0.5
 REST_S = 0.2
 RAY_REST_S = 6.0
-"""Ray Serve needs some seconds until its last replica has gone."""
+"""Time until Ray Serve's last replica has gone."""
 
 TENSORFLOW_MODEL = "tagger_tf"
 SLOT = {"cpus": 0.25}

@@ -297,7 +297,7 @@ async def _run(site: Site, plan: Plan, folder: Path, *, job: bool) -> tuple[floa
 
 @asynccontextmanager
 async def batch_job(site: Site, folder: Path, slots: int) -> AsyncIterator[None]:
-    """A batch job that leases so many slots while the block lasts, where leases are there.
+    """A batch job that leases slots while the block lasts, where leases are there.
 
     It is told to stop, and started again, as serving needs its slots.
     """

@@ -18,7 +18,7 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
-from loadtests.bench.mlp import finished
+from loadtests.bench.mlp import finished, write_version
 from loadtests.headrace import Running, headrace
 from loadtests.messages import Message
 from loadtests.pool.log import PoolLog, read_log
@@ -68,7 +68,7 @@ class Site:
     folder: Path
 
     async def asleep(self, model: str, *, slots: int | None = None) -> None:
-        """Wait until a model sleeps, and no more than so many slots are left.
+        """Wait until a model sleeps, and at most `slots` are left.
 
         Raises `NeverAsleep`.
         """
@@ -120,8 +120,8 @@ TRY_ROUNDS = 2_000
 TRY_S = 1.0
 
 
-def loop_model(rounds: int) -> onnx.ModelProto:
-    """FP32 `x` [rows, 64] to `y` [rows, 64]: so many products with a matrix, one by one."""
+def loop_graph(rounds: int) -> onnx.GraphProto:
+    """FP32 `x` [rows, 64] to `y` [rows, 64]: `rounds` products with a matrix, one by one."""
     matrix = np.eye(WIDTH, dtype=np.float32) * np.float32(0.9999)
     body = helper.make_graph(
         [
@@ -140,7 +140,7 @@ def loop_model(rounds: int) -> onnx.ModelProto:
         ],
         [numpy_helper.from_array(matrix, "matrix")],
     )
-    graph = helper.make_graph(
+    return helper.make_graph(
         [helper.make_node("Loop", ["rounds", "always", "x"], ["y"], body=body)],
         "loop",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", WIDTH])],
@@ -150,7 +150,6 @@ def loop_model(rounds: int) -> onnx.ModelProto:
             numpy_helper.from_array(np.bool_(True), "always"),
         ],
     )
-    return finished(graph)
 
 
 def run_s(model: onnx.ModelProto) -> float:
@@ -172,8 +171,6 @@ def run_s(model: onnx.ModelProto) -> float:
 
 
 def write_model(store: Path, name: str, seconds: float) -> None:
-    """Write version 1 of a model that runs for about so long here."""
-    rounds = max(1, round(TRY_ROUNDS * seconds / run_s(loop_model(TRY_ROUNDS))))
-    path = store / name / "1" / "model.onnx"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    onnx.save(loop_model(rounds), str(path))
+    """Write version 1 of a model whose run takes about `seconds` on this machine."""
+    rounds = max(1, round(TRY_ROUNDS * seconds / run_s(finished(loop_graph(TRY_ROUNDS)))))
+    write_version(store, name, loop_graph(rounds))

@@ -13,9 +13,9 @@ Rates = NDArray[np.float64]
 BURSTS = 12
 BURST_PART = 1 / 100
 PEAK_PART = 1 / 25
-"""Of the day: an hour."""
+"""Length of the peak as a part of the day: an hour."""
 LEAST = 0.03
-"""Of the mean: the rate at night."""
+"""Rate at night as a part of the mean."""
 SCALINGS = 200
 
 

@@ -38,7 +38,7 @@ MODELS = {
     "speed": ("faces", ALONE),
     "beside": ("faces", SMALL),
 }
-"""What each measurement needs; its names are those of the parts."""
+"""Models that each measurement needs."""
 
 CLIP_S = 30
 
@@ -53,12 +53,12 @@ class Order:
     seconds: float
 
 
-@click.command(help=__doc__)
-@click.option("--seed", default=1, show_default=True, help="Decides on places and scenes.")
-@click.option("--bound", default=768, show_default=True, help="MiB that each process may take.")
-@click.option("--rounds", default=5, show_default=True, help="Of what is measured in turns.")
-@click.option("--rate", default=50.0, show_default=True, help="Small predictions a second.")
-@click.option("--seconds", default=40.0, show_default=True, help="Of small predictions, each way.")
+@click.command(help=__doc__, context_settings={"show_default": True})
+@click.option("--seed", default=1, help="Decides on places and scenes.")
+@click.option("--bound", default=768, help="MiB that each process may take.")
+@click.option("--rounds", default=5, help="Of what is measured in turns.")
+@click.option("--rate", default=50.0, help="Small predictions a second.")
+@click.option("--seconds", default=40.0, help="Of small predictions, each way.")
 @click.option("--only", multiple=True, type=click.Choice(tuple(MODELS)), help="Parts to run.")
 @out_option
 def main(

@@ -31,7 +31,7 @@ SETTLE_S = 1.0
 LAST_NICE = 19
 START_S = 60.0
 TILE = 1024
-"""That of `faces` in the system that is measured."""
+"""Tile of `faces` in the system that is measured."""
 PICTURE = (4256, 2848)
 
 
@@ -90,7 +90,7 @@ class Beside:
 async def measure_beside(
     fleet: Fleet, inputs: Inputs, rate: float, seconds: float, turns: int
 ) -> Beside:
-    """So many seconds each way, in turns.
+    """Small predictions for `seconds` alone and as long beside large pictures, in turns.
 
     Raises `AskFailed` for the first small prediction, `BadAnswer` for a large picture.
     """

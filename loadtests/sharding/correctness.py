@@ -1,4 +1,4 @@
-"""Whether large inputs get the right answers: boxes as without tiles, tags where the scenes are."""
+"""Are answers for large inputs right: boxes as without tiles, tags where the scenes are."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SAME = 0.5
 
 TOLERANCE_S = 1.0
 SURE = 0.5
-"""Below it the detector sees faces in a small tile that it does not see in the whole picture."""
+"""Threshold from which small tiles show the detector no other faces than the whole picture."""
 
 
 def measure_correctness(fleet: Fleet, inputs: Inputs) -> list[Check]:

@@ -1,7 +1,7 @@
 """A demo model in a process of its own without any server: a whole input at once, or its parts.
 
 `python -m loadtests.sharding.direct whole MODEL FILE` is the replica that does not split: it takes
-the whole input and, with `--memory`, ends like a slot whose class has so much. `parts MODEL FILE`
+the whole input and, with `--memory`, ends like a slot at its limit. `parts MODEL FILE`
 times what a shard does for each part, one after the other. Both print JSON. `tiles MODEL FILE` does
 for every line that it reads what a shard does for some tiles, and prints the seconds it took.
 """
@@ -69,7 +69,7 @@ class Direct:
         return tuple(each for each in found if isinstance(each, Box))
 
     def tags(self, pictures: Iterator[NDArray[np.uint8]], batch: int) -> int:
-        """Tag frames, so many in a run; how many there were."""
+        """Tag frames, `batch` in a run; the number of frames."""
         rows = [self._before(rgb) for rgb in pictures]
         for first in range(0, len(rows), batch):
             mine = rows[first : first + batch]

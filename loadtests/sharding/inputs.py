@@ -23,9 +23,9 @@ from loadtests.processes import ROOT, NotStarted
 
 Pixels = NDArray[np.uint8]
 PATCH = 40
-"""The side in pixels of a change that lies in the first tile alone."""
+"""Side in pixels of a change that lies in the first tile alone."""
 SCENES_S = 7.5
-"""Four scenes of this length are 30 s."""
+"""Length of a scene; four are 30 s."""
 VIDEO_HEIGHT = 720
 
 
@@ -175,7 +175,7 @@ class Fleet:
 
 @contextmanager
 def fleet(folder: Path, models: Iterable[str], memory_bytes: int) -> Iterator[Fleet]:
-    """Headrace with these models on slots of one thread, each of which may take so much memory.
+    """Headrace with these models on slots of one thread, each with a limit of memory.
 
     Raises `NotStarted`.
     """

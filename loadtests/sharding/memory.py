@@ -1,4 +1,4 @@
-"""What the stage and the shards hold for small and for large inputs, beside one that takes all."""
+"""Peak memory of stage and shards for small and large inputs, beside one replica without shards."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from loadtests.sharding.inputs import Fleet, Inputs
 
 MIB = 2**20
 RESET = "5"
-"""What `clear_refs` takes to let the peak begin anew at what is resident now (proc(5))."""
+"""Value for `clear_refs` that resets the peak to what is resident now (proc(5))."""
 
 
 @dataclass(frozen=True, slots=True)

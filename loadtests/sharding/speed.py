@@ -38,7 +38,7 @@ ENOUGH = 0.8
 LEAST_GAIN = 5.0
 MOST_OVERHEAD = 0.1
 WARM_UP = (98, 99)
-"""How much lighter the pictures before the first round are."""
+"""Brightness added to the pictures before the first round."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Work:
 
     `open_s` is what comes before the first part, `send_s` what the stage does for each, `latency_s`
     what a part needs besides, there and back, and `merge_s` what comes after the last. The times
-    of `work_s` are those of the parts in the plan's order, of so many pixels or frames (`sizes`).
+    of `work_s` are those of the parts in the plan's order; `sizes` are their pixels or frames.
     """
 
     sizes: tuple[int, ...]
@@ -297,7 +297,7 @@ def speed_checks(speed: Speed) -> list[Check]:
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """Seconds that an input of so many parts takes, for each number of `SHARDS`."""
+    """Seconds that an input takes, for each number of `SHARDS`."""
 
     name: str
     parts: int

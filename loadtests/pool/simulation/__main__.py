@@ -20,16 +20,16 @@ from loadtests.report import Report, out_option
 
 GOAL_S = 0.05
 SETTLE_S = 300.0
-"""In which the first slots start and every model is loaded once."""
+"""Time in which the first slots start and every model is loaded once."""
 GROWTH_HOURS = 0.25
 NOON = 0.5
 
 
-@click.command(help=__doc__)
-@click.option("--models", default=1000, show_default=True)
-@click.option("--hours", default=24.0, show_default=True, help="From noon on, if not a whole day.")
-@click.option("--seed", default=1, show_default=True)
-@click.option("--gap", default=2.0, show_default=True, help="Seconds between two decisions.")
+@click.command(help=__doc__, context_settings={"show_default": True})
+@click.option("--models", default=1000)
+@click.option("--hours", default=24.0, help="From noon on, if not a whole day.")
+@click.option("--seed", default=1)
+@click.option("--gap", default=2.0, help="Seconds between two decisions.")
 @click.option("--growth", is_flag=True, help="Also with fewer models, a quarter of an hour each.")
 @out_option
 def main(models: int, hours: float, seed: int, gap: float, growth: bool, out: Path) -> None:

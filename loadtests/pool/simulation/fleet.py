@@ -42,7 +42,7 @@ class Clock:
         self.at(self.now_s + delay_s, action)
 
     def compute(self, work_s: float, done: Action) -> None:
-        """Do so much work on one core; `done` is called at its end."""
+        """Do work of one core; `done` is called at its end."""
         heappush(self._jobs, (self._attained_s + work_s, next(self._numbers), done))
 
     def run(self, until_s: float) -> None:
@@ -95,7 +95,7 @@ class SimulatedSlot:
 
 
 class SimulatedFleet:
-    """See the module. `changed` is called when slots or placements are other than before.
+    """All slots, started, ordered and stopped. `changed` is called when slots or placements change.
 
     `live_s` adds up the seconds that slots exist, from the order to start until their end.
     """
@@ -128,8 +128,6 @@ class SimulatedFleet:
         """Slots where the model is READY, oldest first: of those that stay, or else of others."""
         ready = sorted(self._holders[model])
         return tuple([s for s in ready if not self.slots[s].view.draining] or ready)
-
-    # -- Serve
 
     def resize(self, targets: Mapping[str, int]) -> None:
         """The pool's targets, on which Serve acts a little later."""
@@ -220,8 +218,6 @@ class SimulatedFleet:
         """Bring `live_s` up to now."""
         self._count(0)
 
-    # -- what the pool orders
-
     def order(self, move: LoadOrder | UnloadOrder) -> None:
         slot = self.slots.get(move.slot_id)
         if slot is None:
@@ -264,8 +260,6 @@ class SimulatedFleet:
         if leaving and not slot.in_flight[key.model]:
             del slot.placements[key]
             self.changed()
-
-    # -- requests
 
     def run(self, slot_id: str, model: str, work_s: float, answer: Answer) -> None:
         slot = self.slots[slot_id]

@@ -29,7 +29,7 @@ class _Model:
 
 
 class SimulatedGateway:
-    """See the module. `report` takes what `Demand.report` takes.
+    """Queues, routes and reports of load. `report` takes what `Demand.report` takes.
 
     `latencies_s` holds (arrival, latency, cold) of what was answered in time; `lost` counts the
     rest.
@@ -110,8 +110,6 @@ class SimulatedGateway:
             self._assign(name, model)
 
         self._fleet.run(slot_id, name, self._setting.service_s[name](self._rng), answered)
-
-    # -- the report of load: see `headrace.link.pool`
 
     def _tick(self) -> None:
         if not self._ticking:

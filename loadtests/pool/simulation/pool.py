@@ -98,7 +98,7 @@ GATEWAY = "gateway"
 
 
 class SimulatedPool:
-    """See the module. `took_s` holds how long each decision took, in real seconds, `at_s` when.
+    """The pool, simulated. `took_s`: real seconds of each decision; `at_s`: when it was made.
 
     `worked_s` is the same in seconds of the processor, in which other programs do not count;
     `parts_s` are its parts.

@@ -90,20 +90,20 @@ MODELS_A_NODE = 5
 BINS_A_DAY = 1440
 DAY_S = 86_400.0
 GUARANTEED = 0.1
-"""Of the models have a slot that is always theirs."""
+"""Part of the models with a guaranteed slot."""
 RATE_A_MODEL = 0.05
 """Requests a second, mean over models and day."""
 SERVICE_MEDIAN_S = 1.5
 SERVICE_SIGMA = 0.6
 SERVICE_MOST_S = 20.0
-"""Of four million, one would else take 50 s of a slot that it shares, and others their deadline."""
+"""Cap on a run: one of four million would take 50 s, and others would miss their deadlines."""
 TARGET = 1.0
 """Requests in flight for each slot: it runs one at a time, so that more of them would only wait."""
 MEMORY = ByteSize(4 << 30)
 
 
 def many_models(models: int, seed: int, gap_s: float = 1.0) -> Setting:
-    """So many models of all kinds, with a fifth as many nodes."""
+    """Models of all kinds, with a fifth as many nodes."""
     rng = Random(seed)
     nodes = max(1, models // MODELS_A_NODE)
     names = [f"model-{number:04}" for number in range(models)]

@@ -19,7 +19,7 @@ from loadtests.samples import percentile
 
 SLOWEST = 100
 DRAIN_S = 120.0
-"""So long after the last request all have their answers, or are lost."""
+"""Time after the last request in which all are answered; the rest is lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ def simulate(
     Raises `Broken` as soon as a decision breaks a promise.
     """
     gc.collect()
-    # Or decisions would be timed with the collection of all that a test or a simulator holds.
+    # Keeps the collection of everything that already lives out of the decisions' times.
     gc.freeze()
     try:
         return _simulate(setting, arrivals, seconds, seed, settle_s, leases)
