@@ -14,8 +14,7 @@ from headrace.config.args import ModelConfig, Routing
 from headrace.errors import NotFound, Unavailable
 from headrace.link.client import Identity, SlotLink
 from headrace.link.request import QueueKey, Request
-from headrace.link.router import Router
-from headrace.link.seats import Route
+from headrace.link.router import Route, Router
 from headrace.metrics import Recorder
 from headrace.protocols.targets import model_not_found, parse_version, servable_not_found
 from headrace.snapshot import ModelView, Snapshot, State, VersionView

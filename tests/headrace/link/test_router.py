@@ -18,8 +18,7 @@ from headrace.errors import DeadlineExceeded, HeadraceError, NotFound, Unavailab
 from headrace.link.frames import Flag, Reply
 from headrace.link.queue import PRESENCE_S
 from headrace.link.request import Answer, QueueKey, Request
-from headrace.link.router import DEPTH_S, MAX_MOVES, RETRY_RESERVE, Router
-from headrace.link.seats import Route
+from headrace.link.router import DEPTH_S, MAX_MOVES, RETRY_RESERVE, Route, Router
 
 ANY: QueueKey = ("m", 1)
 LEAST = Routing()
