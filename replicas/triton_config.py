@@ -57,10 +57,10 @@ def configured(runtime: Runtime, text: bytes | None, files: Files) -> Runtime:
 
     Raises `ModelLoadError` for a configuration that is broken or does not fit the model.
     """
-    spec, config = runtime.spec, None
+    spec = runtime.spec
     if text is not None:
         config = _read(text)
-        spec = _Configuration(config, _says_max_batch_size(text)).applied(spec)
+        spec = _applied(config, config.max_batch_size if _says_max_batch_size(text) else None, spec)
     spec = _with_labels(spec, files)
     return runtime if spec == runtime.spec else ConfiguredRuntime(runtime, spec)
 
@@ -135,58 +135,48 @@ def _says_max_batch_size(text: bytes) -> bool:
     return b"max_batch_size" in _STRINGS_AND_COMMENTS.sub("", text.decode()).encode()
 
 
-class _Configuration:
-    """A parsed configuration; `states_rows` says whether it has a `max_batch_size`."""
-
-    def __init__(self, config: Any, states_rows: bool) -> None:
-        self._config, self._states_rows = config, states_rows
-
-    def applied(self, spec: ModelSpec) -> ModelSpec:
-        """The spec with the configuration applied; raises `ModelLoadError`."""
-        config = self._config
-        if config.name not in ("", spec.name):
-            raise ModelLoadError(
-                f"{CONFIG}: name is {quoted(config.name)}, but the folder is '{spec.name}'"
-            )
-        known = default_signature(spec)
-        # An output that is not listed is not served, so it may lack the rows.
-        served = replace(
-            known,
-            inputs=_served(config.input, known.inputs),
-            outputs=_served(config.output, known.outputs),
+def _applied(config: Any, row_limit: int | None, spec: ModelSpec) -> ModelSpec:
+    """The spec with a parsed configuration applied; raises `ModelLoadError`."""
+    if config.name not in ("", spec.name):
+        raise ModelLoadError(
+            f"{CONFIG}: name is {quoted(config.name)}, but the folder is '{spec.name}'"
         )
-        limit = self._row_limit(spec, served)
-        if limit is not None:
-            spec = replace(spec, max_rows=min(limit, spec.max_rows), row_limit=limit)
-        batched = spec.batches(served)
-        signature = replace(
-            known,
-            inputs=_tensors("input", config.input, known.inputs, batched),
-            outputs=_tensors("output", config.output, known.outputs, batched),
-        )
-        missing = {each.name for each in known.required} - {each.name for each in signature.inputs}
-        if missing:
-            raise ModelLoadError(f"{CONFIG} lists inputs, but not {listed(sorted(missing))}")
-        return replace(
-            spec,
-            signatures={
-                name: signature if each is known else each for name, each in spec.signatures.items()
-            },
-            ignored=tuple(_ignored(config, spec)),
-        )
+    known = default_signature(spec)
+    # An output that is not listed is not served, so it may lack the rows.
+    served = replace(
+        known,
+        inputs=_served(config.input, known.inputs),
+        outputs=_served(config.output, known.outputs),
+    )
+    if row_limit is not None:
+        _check_row_limit(row_limit, spec.batches(served))
+        spec = replace(spec, max_rows=min(row_limit, spec.max_rows), row_limit=row_limit)
+    batched = spec.batches(served)
+    signature = replace(
+        known,
+        inputs=_tensors("input", config.input, known.inputs, batched),
+        outputs=_tensors("output", config.output, known.outputs, batched),
+    )
+    missing = {each.name for each in known.required} - {each.name for each in signature.inputs}
+    if missing:
+        raise ModelLoadError(f"{CONFIG} lists inputs, but not {listed(sorted(missing))}")
+    return replace(
+        spec,
+        signatures={
+            name: signature if each is known else each for name, each in spec.signatures.items()
+        },
+        ignored=tuple(_ignored(config, spec)),
+    )
 
-    def _row_limit(self, spec: ModelSpec, signature: Signature) -> int | None:
-        limit: int = self._config.max_batch_size
-        if not self._states_rows:
-            return None
-        if limit < 0:
-            raise ModelLoadError(f"{CONFIG}: max_batch_size must be at least 0, not {limit}")
-        if limit and not spec.batches(signature):
-            raise ModelLoadError(
-                f"{CONFIG}: max_batch_size is {limit}, but not all inputs and outputs of the model "
-                "begin with the same free dimension; it must be 0"
-            )
-        return limit
+
+def _check_row_limit(limit: int, batched: bool) -> None:
+    if limit < 0:
+        raise ModelLoadError(f"{CONFIG}: max_batch_size must be at least 0, not {limit}")
+    if limit and not batched:
+        raise ModelLoadError(
+            f"{CONFIG}: max_batch_size is {limit}, but not all inputs and outputs of the model "
+            "begin with the same free dimension; it must be 0"
+        )
 
 
 def _served(entries: Any, known: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
