@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -17,7 +16,7 @@ from fsspec.asyn import AsyncFileSystem
 from fsspec.implementations.dirfs import DirFileSystem
 
 from headrace.runtimes import RUNTIMES, RuntimeName
-from replicas.verification import SUMS
+from replicas.verification import SUMS, SUMS_LINE
 
 MAX_BESIDE_BYTES = 4 << 20
 """Cap on a file beside the version folders: a million labels of ImageNet's length."""
@@ -27,7 +26,6 @@ _IDENTITY = (
     *("ETag", "etag", "content_md5", "md5Hash", "generation", "mtime", "LastModified"),
     *("last_modified", "modified", "created"),
 )
-_SUMS_LINE = re.compile(r"[0-9a-fA-F]{64} [ *](.+)")
 
 
 class ListedFile(NamedTuple):
@@ -78,8 +76,8 @@ def describe(
 
 def sums_names(text: bytes) -> frozenset[str]:
     """The paths that a SHA256SUMS lists; broken lines are left out, a load refuses them."""
-    matches = map(_SUMS_LINE.fullmatch, text.decode(errors="replace").splitlines())
-    return frozenset(str(PurePosixPath(match[1])) for match in matches if match)
+    matches = map(SUMS_LINE.fullmatch, text.decode(errors="replace").splitlines())
+    return frozenset(str(PurePosixPath(match[2])) for match in matches if match)
 
 
 def list_local(folder: Path) -> tuple[dict[str, ListedFile], float]:

@@ -13,7 +13,8 @@ from headrace.errors import InvalidArgument, ModelLoadError, quoted
 from headrace.protocols.wire import delimited_fields
 
 SUMS = "SHA256SUMS"
-_LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](.+)")
+SUMS_LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](.+)")
+"""A line of `sha256sum`: digest and path."""
 
 _Stamp = tuple[int, int, int]
 
@@ -72,7 +73,7 @@ def read_sums(path: Path, where: str) -> dict[str, str]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        match = _LINE.fullmatch(line)
+        match = SUMS_LINE.fullmatch(line)
         name = PurePosixPath(match[2]) if match else None
         if match is None or name is None or name.is_absolute() or ".." in name.parts:
             raise ModelLoadError(
