@@ -1,7 +1,7 @@
-"""The pool's loop: look at the store, decide, order slots about, tell everybody.
+"""The pool's loop: look at the store, decide, give orders to slots, publish snapshots.
 
 Knows nothing of Ray. Only one controller is in charge: its epoch rises at each start, and slots
-refuse older ones. After a restart it first listens, so that it does not load what is there already.
+refuse older ones. After a restart it listens first, so it does not load what slots hold already.
 """
 
 from __future__ import annotations
@@ -36,19 +36,20 @@ SETTLE_S = 3.0
 TICK_S = 1.0
 RETRY_S = 0.9
 GAP_S = 0.005
-"""Events that come so soon after a round are taken together; after quiet, one counts at once."""
+"""Pause after a round, so that events in quick succession share the next one."""
 BEAT_S = 0.25
 STALL_S = 3.0
-"""Who has stood still for so long has lost its slots, since no ping of theirs was answered."""
+"""Pause of this process after which its slots are lost, as their pings were not answered."""
 
 log = structlog.get_logger()
 
 
 class Controller:
-    """See the module. All state belongs to one event loop.
+    """State and loop of the pool; belongs to one event loop.
 
-    `fresh` says that no pool was here before, so there is nothing to wait for. `resize` is told how
-    many slots of each class there should be. At most `max_loads` loads run on a node at once.
+    `fresh` says that no pool ran here before, so there is nothing to listen for. `resize` is called
+    with the number of slots that each class should have. At most `max_loads` loads run on a node at
+    once.
     """
 
     def __init__(
@@ -96,10 +97,8 @@ class Controller:
         self._beat_s = time.monotonic()
         self._settled_at_s = self._beat_s + SETTLE_S
 
-    # -- what operators say -------------------------------------------------------------------
-
     async def configure(self, config: PoolConfig) -> None:
-        """Take the live part of the config; where it changed, it outdoes what was said before."""
+        """Take the live part of the config; changes in it override earlier operations."""
         old, before = self.config, self.models()
         self.config = config
         self.lending.configure(config.leases)
@@ -117,7 +116,7 @@ class Controller:
         self.snapshot = replace(self.snapshot, generation=self.snapshot.generation + 1)
 
     async def grant_access(self, access: Access) -> None:
-        """Tell gateways of other tiers, settings or keys."""
+        """Publish changed tiers, settings or keys."""
         async with self.decided:
             number = self.snapshot.access.number + 1
             self.snapshot = replace(self.snapshot, access=replace(access, number=number))
@@ -127,12 +126,12 @@ class Controller:
 
     @property
     def decision(self) -> Decision:
-        """What slots should hold, of the last round."""
+        """Decision of the last round."""
         return self.rounds.decision
 
     @property
     def plan(self) -> Plan:
-        """What must move, of the last round."""
+        """Plan of the last round."""
         return self.rounds.plan
 
     def models(self) -> dict[str, ModelConfig]:
@@ -140,7 +139,7 @@ class Controller:
         return self.overrides.effective(self.config.models)
 
     async def models_changed(self, before: Mapping[str, ModelConfig]) -> None:
-        """The models to serve are other than before: tell slots of batching, look at the store."""
+        """Apply changed configs of models: tell slots their batching, look at the store."""
         for name, model in self.models().items():
             if name in before and before[name].batching != model.batching:
                 await self.fleet.configure(name, model.batching.model_dump())
@@ -149,13 +148,13 @@ class Controller:
             self.lookout.soon()
 
     def say(self) -> int:
-        """Ask for a decision on what has been said so far; `heard` reaches this number with it."""
+        """Ask for a round; `heard` reaches the returned number once it is done."""
         self._said += 1
         self._wake.set()
         return self._said
 
     def recall(self, epoch: int, number: int, memory: Memory) -> None:
-        """A gateway says what an earlier pool knew."""
+        """Take the memory of an earlier pool from a gateway; the newest one counts."""
         if self._recalled is None or (epoch, number) > self._recalled[:2]:
             first = self._recalled is None
             self._recalled = (epoch, number, memory)
@@ -174,22 +173,18 @@ class Controller:
             self.lookout.soon()
 
     def take_load(self, gateway_id: str, loads: Mapping[str, Sequence[float]]) -> None:
-        """A gateway's load by model: see `Demand.report`."""
+        """Take a gateway's load by model: see `Demand.report`."""
         if self.economy.scaling.demand.report(gateway_id, loads, time.monotonic()):
             self._wake.set()
 
-    # -- what slots say -----------------------------------------------------------------------
-
     async def announce(self, view: SlotView) -> None:
-        """A slot is here and no pool listens to it."""
+        """Join a slot that no pool listens to."""
         report = await self.fleet.join(view)
         if report is not None and self._fresh and not report["seen_epoch"]:
             self._settled_at_s = min(self._settled_at_s, time.monotonic())
 
-    # -- the loop -----------------------------------------------------------------------------
-
     async def run(self, tick: Callable[[], object] = lambda: None) -> None:
-        """Until cancelled; `tick` is called each second."""
+        """Run until cancelled; `tick` is called each second."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._reconcile_forever())
             tasks.create_task(self.lookout.run())
@@ -202,9 +197,9 @@ class Controller:
             self._note_stall()
 
     def _note_stall(self) -> None:
-        """A process that was stopped for a while listens first again, as one that has started.
+        """After a long pause of this process, listen first again as after a start.
 
-        Its slots serve; to publish what it knows of them would cut them off from the gateways.
+        Its slots still serve; publishing that they are lost would cut them off from the gateways.
         """
         now_s = time.monotonic()
         stood_s, self._beat_s = now_s - self._beat_s, now_s
@@ -229,13 +224,13 @@ class Controller:
             if time.monotonic() < self._settled_at_s:
                 continue
             if self._configuring and not self.snapshot.number:
-                continue  # what a slow store has not told of yet must not be unloaded
+                continue  # models that a slow store has not shown yet must not be unloaded
             if self.snapshot.number == 0:
                 self._remember()
             try:
-                # Once only: rounds that go on asking for each other must leave others time.
+                # At once only one time: rounds that ask for each other must leave time for others.
                 again = await self._reconcile() and not again
-            except Exception:  # the pool must outlive whatever one round met
+            except Exception:  # one failed round must not end the pool
                 log.exception("reconcile_failed")
                 self._wake_later()
                 again = False
@@ -243,13 +238,13 @@ class Controller:
                 await asyncio.sleep(GAP_S)
 
     async def _reconcile(self) -> bool:
-        """One round; True if it asks for another one at once."""
+        """Run one round; True if it asks for another one at once."""
         said, found, now_s = self._said, self._look(), time.monotonic()
         again = self.rounds.run(found, now_s)
         if again:
             self._wake.set()
         self._carry_out(found, now_s)
-        # Traffic moves before what it leaves is unloaded.
+        # Traffic moves before the versions that it leaves are unloaded.
         await self._publish(found.placements, said, now_s)
         await self.fleet.give(self.rounds.moves, self.decision.models)
         self._wake_later(self.economy.again_s(now_s))
@@ -271,7 +266,7 @@ class Controller:
         )
 
     def _carry_out(self, found: Observation, now_s: float) -> None:
-        """Write down what was decided, settle leases, and have slots started and stopped."""
+        """Log the decision, settle leases, and set the number of slots."""
         division, decision = self.economy.division, self.decision
         self._tell_lost()
         self._log.scaled(self.economy.scaling.drain_changes(), now_s)
@@ -295,7 +290,7 @@ class Controller:
         )
 
     def _tell_lost(self) -> None:
-        """Say which classes have fewer slots than were asked for, or have them again."""
+        """Log classes that lack slots that were asked for, or have them again."""
         lost = self.economy.targets.lost
         for slot_class in sorted(lost.keys() | self._lost.keys()):
             missing = lost.get(slot_class, 0)
@@ -316,7 +311,7 @@ class Controller:
         self._lost = dict(lost)
 
     def pool_view(self) -> dict[str, Any]:
-        """Who holds, wants, lends and borrows, as of now; JSON."""
+        """The pool's state as JSON: see `autoscale.pool_view`."""
         economy = self.economy
         return render_pool(
             PoolFacts(
