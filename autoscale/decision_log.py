@@ -122,14 +122,15 @@ class DecisionLog:
         """Note leases that were granted, given notice or taken back."""
         self.told(events)
         if self._keep is not None:
-            why = "; ".join(f"{event.holder}: {event.why}" for event in events)
+            why = "; ".join(f"{event.lease.holder}: {event.why}" for event in events)
             self._keep(LEND, inputs, events_document(events), why, now_s)
 
     def told(self, events: Sequence[LeaseEvent]) -> None:
         """Note changes of leases in words, those that holders asked for too."""
         for event in events:
-            size = _counted(event.slots, "slot")
-            what = f"{event.holder} ({size} of {event.slot_class}) is {event.state}"
+            lease = event.lease
+            size = _counted(lease.slots, "slot")
+            what = f"{lease.holder} ({size} of {lease.slot_class}) is {lease.state}"
             self._note(LEND, what, event.why)
 
     def resized(self, targets: Mapping[str, int], division: Division, now_s: float) -> None:
@@ -258,7 +259,7 @@ def replay_leases(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 def events_document(events: Sequence[LeaseEvent]) -> dict[str, Any]:
     """Events of leases in the form of a log entry."""
-    return {"events": [[event.lease_id, str(event.state)] for event in events]}
+    return {"events": [[event.lease.lease_id, str(event.lease.state)] for event in events]}
 
 
 REPLAYED: Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {

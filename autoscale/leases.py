@@ -62,22 +62,17 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class LeaseEvent:
-    """A lease's change of state; `before` is None for a new one, `due_s` finite for a notice."""
+    """A lease's change of state: `lease` after it, `before` None for a new one."""
 
     at_s: float
-    lease_id: str
-    holder: str
-    slot_class: str
-    slots: int
+    lease: Lease
     before: LeaseState | None
-    state: LeaseState
     why: str
-    due_s: float = math.inf
 
     @property
     def refused(self) -> bool:
         """Whether the request was refused."""
-        return self.before is None and self.state is LeaseState.ENDED
+        return self.before is None and self.lease.state is LeaseState.ENDED
 
 
 def scores(running: Iterable[Lease], grace_weight: float = GRACE_WEIGHT) -> dict[str, float]:
@@ -179,9 +174,9 @@ class LeaseBook:
         lease = Lease(lease_id, holder, slots, slot_class, grace_s, priority, weight, now, order)
         refusal = self._refusal(lease)
         if refusal:
-            return _event(replace(lease, state=LeaseState.ENDED), None, now, refusal)
+            return LeaseEvent(now, replace(lease, state=LeaseState.ENDED), None, refusal)
         self._leases[lease_id] = lease
-        return _event(lease, None, now, f"asks for {slots} slots of class {slot_class}")
+        return LeaseEvent(now, lease, None, f"asks for {slots} slots of class {slot_class}")
 
     def release(self, lease_id: str, now: float, why: str = "released") -> list[LeaseEvent]:
         """End a lease in any state; no event if it is unknown."""
@@ -361,7 +356,7 @@ class LeaseBook:
     def _change(self, changed: Lease, now: float, why: str) -> None:
         before = self._leases[changed.lease_id].state
         self._leases[changed.lease_id] = changed
-        self._events.append(_event(changed, before, now, why))
+        self._events.append(LeaseEvent(now, changed, before, why))
 
     def _end(self, lease: Lease, now: float, why: str) -> None:
         ended = replace(lease, state=LeaseState.ENDED, due_s=math.inf)
@@ -383,17 +378,3 @@ class LeaseBook:
 def _position(lease: Lease) -> tuple[int, int]:
     """Sort key of the queue."""
     return (-lease.priority, lease.order)
-
-
-def _event(lease: Lease, before: LeaseState | None, now: float, why: str) -> LeaseEvent:
-    return LeaseEvent(
-        at_s=now,
-        lease_id=lease.lease_id,
-        holder=lease.holder,
-        slot_class=lease.slot_class,
-        slots=lease.slots,
-        before=before,
-        state=lease.state,
-        why=why,
-        due_s=lease.due_s,
-    )

@@ -61,20 +61,31 @@ def plan(
     """
     book = SlotBook(slots, placements, room, holds)
     lacks = [_Lack(want) for want in wanted]
-    unloads = handed_over(wanted, slots, placements, holds) + _surplus(lacks, book, holds)
+    _unload_surplus(lacks, book, holds)
     lacks = [lack for lack in lacks if lack.want.replicas]  # usual: most models sleep
     for lack in lacks:
         lack.late = retry_at.get(lack.key, now_s) > now_s
-    loads = _seat_sure(lacks, book, room, holds, unloads)
+    _seat_sure(lacks, book, room, holds)
     for lack in lacks:
         lack.count(book)
-    _seat_rest(lacks, book, loads, unloads)
+    _seat_rest(lacks, book)
     waiting = {lack.key: lack.reason() for lack in lacks if lack.lacking > 0 and lack.short > 0}
     crowded: Counter[str] = Counter()
     for lack in lacks:
         if lack.want.firm and lack.missing > 0 and not lack.late:
             crowded[lack.want.slot_class] += lack.missing
-    return Plan([*unloads, *loads], waiting, crowded)
+    handed = handed_over(wanted, slots, placements, holds)
+    return Plan([*handed, *book.unloads, *book.loads], waiting, crowded)
+
+
+def _unload_surplus(
+    lacks: Sequence[_Lack], book: SlotBook, holds: Mapping[ModelVersion, Hold]
+) -> None:
+    """Unload placements beyond what is desired: those not READY first, then the newest slots."""
+    loose = {lack.key for lack in lacks if not lack.want.firm}
+    for slot_id, key in book.surplus({(x.key, x.want.slot_class): x.target for x in lacks}):
+        if key not in holds or key in loose:
+            book.unload(slot_id, key)
 
 
 def _seat_sure(
@@ -82,14 +93,12 @@ def _seat_sure(
     book: SlotBook,
     room: Room,
     holds: Mapping[ModelVersion, Hold],
-    unloads: list[UnloadOrder],
-) -> list[LoadOrder]:
-    """Loads for sure places in classes that are full; appends the unloads that make room for them.
+) -> None:
+    """Load into sure places in classes that are full, and unload what is in their way.
 
     Shares may fit by their sum but into no slot, while what is there stays as long as it is called.
     Nothing leaves for a new version of a model that serves with another one.
     """
-    loads: list[LoadOrder] = []
     serving = {key.model for key, hold in holds.items() if hold is Hold.KEEP}
     sure = [
         lack
@@ -98,7 +107,7 @@ def _seat_sure(
         if lack.want.model not in serving
     ]
     if all(book.count(lack.key, lack.want.slot_class) >= lack.want.sure for lack in sure):
-        return loads
+        return
     guaranteed = {lack.key: lack.want.guaranteed for lack in lacks if lack.want.guaranteed}
     rights = {lack.key: lack.want.sure for lack in lacks if lack.want.sure}
     wants = {lack.key: lack.want for lack in lacks}
@@ -108,26 +117,20 @@ def _seat_sure(
             slot_id = book.best_slot(want)
             if slot_id is not None:
                 book.load(slot_id, lack.key)
-                loads.append(LoadOrder(slot_id, *lack.key))
                 continue
             first = number < want.guaranteed
             leaving = book.clear(want, guaranteed if first else rights, moving=first)
             if leaving is None:
                 break
             lack.cleared += 1
-            for slot_id, key in leaving:
-                unloads.append(UnloadOrder(slot_id, *key))
+            for key in leaving:
                 if key in guaranteed and book.count(key, want.slot_class) < guaranteed[key]:
                     moved = book.best_slot(wants[key])
                     assert moved is not None  # `clear` has found it room
                     book.load(moved, key)
-                    loads.append(LoadOrder(moved, *key))
-    return loads
 
 
-def _seat_rest(
-    lacks: Sequence[_Lack], book: SlotBook, loads: list[LoadOrder], unloads: list[UnloadOrder]
-) -> None:
+def _seat_rest(lacks: Sequence[_Lack], book: SlotBook) -> None:
     """Give each version a first place before any gets a second, firm ones first.
 
     Placements that yield are unloaded for firm ones.
@@ -144,7 +147,6 @@ def _seat_rest(
         slot_id = book.best_slot(want)
         if slot_id is not None:
             book.load(slot_id, lack.key)
-            loads.append(LoadOrder(slot_id, *lack.key))
         elif not book.reserve(want):
             yielding = book.yielding(want) if want.firm else []
             if not yielding:
@@ -152,7 +154,6 @@ def _seat_rest(
                 continue
             for slot_id, key in yielding:
                 book.unload(slot_id, key)
-                unloads.append(UnloadOrder(slot_id, *key))
             book.reserve(want)
         lack.missing -= 1
         if lack.missing > 0:
@@ -216,15 +217,3 @@ def within_limits(
             under_way[where] += 1
         allowed.append(move)
     return allowed
-
-
-def _surplus(
-    lacks: Sequence[_Lack], book: SlotBook, holds: Mapping[ModelVersion, Hold]
-) -> list[UnloadOrder]:
-    """Unloads of placements beyond what is desired: those not READY first, then newest slots."""
-    loose = {lack.key for lack in lacks if not lack.want.firm}
-    surplus = book.surplus({(lack.key, lack.want.slot_class): lack.target for lack in lacks})
-    unloads = [(slot_id, key) for slot_id, key in surplus if key not in holds or key in loose]
-    for slot_id, key in unloads:
-        book.unload(slot_id, key)
-    return [UnloadOrder(slot_id, *key) for slot_id, key in unloads]

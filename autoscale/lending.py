@@ -108,7 +108,7 @@ class Lending:
         if event.refused:
             raise InvalidArgument(event.why)
         self._hear([event])
-        return self.document(event.lease_id)
+        return self.document(event.lease.lease_id)
 
     async def watch(self, lease_id: str, known: str) -> dict[str, Any]:
         """The lease once its state is not `known`, or after `WATCH_S`; counts as a heartbeat.
@@ -126,7 +126,7 @@ class Lending:
         except TimeoutError:
             pass
         if self.book.renew(lease_id, time.monotonic()) is None:
-            raise NotFound(f"there is no lease {lease_id!r} (any more)")
+            raise _unknown(lease_id)
         return self.document(lease_id)
 
     def give_back(self, lease_id: str) -> dict[str, Any]:
@@ -135,7 +135,7 @@ class Lending:
         A lease whose notice was taken back meanwhile keeps its slots.
         """
         if self.book.renew(lease_id, time.monotonic()) is None:
-            raise NotFound(f"there is no lease {lease_id!r} (any more)")
+            raise _unknown(lease_id)
         self._hear(self.book.give_back(lease_id, time.monotonic()))
         return self.document(lease_id)
 
@@ -143,7 +143,7 @@ class Lending:
         """End a lease; raises `NotFound`."""
         events = self.book.release(lease_id, time.monotonic())
         if not events:
-            raise NotFound(f"there is no lease {lease_id!r} (any more)")
+            raise _unknown(lease_id)
         self._hear(events)
 
     def document(self, lease_id: str) -> dict[str, Any]:
@@ -175,23 +175,28 @@ class Lending:
 
     def _tell(self, events: Sequence[LeaseEvent]) -> None:
         for event in events:
+            lease = event.lease
             log.info(
                 "lease",
-                lease=event.lease_id,
-                holder=event.holder,
-                state=event.state,
-                slots=event.slots,
-                slot_class=event.slot_class,
+                lease=lease.lease_id,
+                holder=lease.holder,
+                state=lease.state,
+                slots=lease.slots,
+                slot_class=lease.slot_class,
                 why=event.why,
             )
-            if event.state is LeaseState.PREEMPTED:
-                self._recorder.preemption(event.holder)
+            if lease.state is LeaseState.PREEMPTED:
+                self._recorder.preemption(lease.holder)
         self._changed()
         asyncio.get_running_loop().create_task(self._notify())
 
     async def _notify(self) -> None:
         async with self._news:
             self._news.notify_all()
+
+
+def _unknown(lease_id: str) -> NotFound:
+    return NotFound(f"there is no lease {lease_id!r} (any more)")
 
 
 def _guaranteed(division: Division, slot_class: str) -> int:

@@ -7,7 +7,7 @@ from bisect import bisect_left, insort
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from autoscale.orders import HELD, PRESENT, DesiredVersion, Hold, Room
+from autoscale.orders import HELD, PRESENT, DesiredVersion, Hold, LoadOrder, Room, UnloadOrder
 from headrace.snapshot import ModelVersion, Placement, SlotView, State
 
 FULL = 1.0 + 1e-9
@@ -83,7 +83,8 @@ class Spare:
 class SlotBook:
     """Contents of the slots that stay; `ledger.handed_over` plans for those that stop.
 
-    `present` is by slot the state of each version, oldest slot first.
+    `present` is by slot the state of each version, oldest slot first. `loads` and `unloads` are the
+    orders given so far.
     """
 
     def __init__(
@@ -103,6 +104,8 @@ class SlotBook:
         self._used: dict[str, float] = dict.fromkeys(self._age, 0.0)
         self._holders: defaultdict[tuple[ModelVersion, str], set[str]] = defaultdict(set)
         self.present: dict[str, dict[ModelVersion, State]] = {slot_id: {} for slot_id in self._age}
+        self.loads: list[LoadOrder] = []
+        self.unloads: list[UnloadOrder] = []
         self._failed: set[tuple[str, ModelVersion]] = set()
         self._reserved: dict[str, float] = {}
         self._coming: dict[str, float] = {}
@@ -203,8 +206,8 @@ class SlotBook:
 
     def clear(
         self, want: DesiredVersion, rights: Mapping[ModelVersion, int], *, moving: bool
-    ) -> list[tuple[str, ModelVersion]] | None:
-        """Unload placements of one slot so that the version fits; None if that is impossible.
+    ) -> list[ModelVersion] | None:
+        """Unload versions from one slot so that this one fits; None if that is impossible.
 
         Each version keeps as many places as it has `rights` to; with `moving`, one of those leaves
         too, as a last resort, if it fits elsewhere. Placements that yield leave first, then those
@@ -237,7 +240,7 @@ class SlotBook:
         taken = self._reserved.get(want.slot_class, 0.0)
         self._reserved[want.slot_class] = taken + max(0.0, size - free)
         self._changed(slot_id)
-        return [(slot_id, key) for key in leaving]
+        return leaving
 
     def _leavers(
         self,
@@ -285,10 +288,12 @@ class SlotBook:
         )
 
     def load(self, slot_id: str, key: ModelVersion) -> None:
+        self.loads.append(LoadOrder(slot_id, *key))
         self._put(slot_id, key, State.PENDING)
         self._changed(slot_id)
 
     def unload(self, slot_id: str, key: ModelVersion) -> None:
+        self.unloads.append(UnloadOrder(slot_id, *key))
         self._put(slot_id, key, State.DRAINING)
         self._changed(slot_id)
 

@@ -35,7 +35,7 @@ def ask(
 
 
 def told(events: Sequence[LeaseEvent]) -> list[tuple[str, LeaseState]]:
-    return [(event.lease_id, event.state) for event in events]
+    return [(event.lease.lease_id, event.lease.state) for event in events]
 
 
 def state(book: LeaseBook, lease_id: str) -> LeaseState:
@@ -54,7 +54,7 @@ def job(name: str, slots: int, grace_s: float, priority: int = 0) -> Lease:
 def test_a_lease_waits_is_granted_and_ends() -> None:
     book = silent()
     asked = ask(book, "a", 3)
-    assert (asked.before, asked.state, asked.refused) == (None, WAITING, False)
+    assert (asked.before, asked.lease.state, asked.refused) == (None, WAITING, False)
     assert book.wanted() == {"cpu": 3} and book.held() == {}
     assert told(book.reconcile({"cpu": 2}, 1)) == []
     assert told(book.reconcile({"cpu": 3}, 2)) == [("a", GRANTED)]
@@ -158,7 +158,7 @@ def test_a_victim_has_notice_then_grace_and_goes_on_first() -> None:
     ask(book, "b", 2, grace_s=5)
     book.reconcile({"cpu": 2}, 0)
     events = book.reconcile({"cpu": -1}, 10)
-    assert told(events) == [("a", NOTICED)] and events[0].due_s == 15 == book.again_s()
+    assert told(events) == [("a", NOTICED)] and events[0].lease.due_s == 15 == book.again_s()
     assert events[0].why == "has 5 s to return 2 slots: serving needs 1"
     assert book.reconcile({"cpu": -1}, 14.9) == []
     assert told(book.reconcile({"cpu": -1}, 15)) == [("a", PREEMPTED), ("a", WAITING)]
@@ -267,17 +267,17 @@ def test_leases_under_any_course_of_events(
             events = book.reconcile({"cpu": free}, now)
         granted = 0
         for event in events:
-            assert event.before == states.get(event.lease_id)
-            states[event.lease_id] = event.state
-            if event.state is GRANTED and event.before is WAITING:
-                granted += event.slots
-            if event.state is NOTICED:
-                noticed[event.lease_id] = event
-            if event.state is PREEMPTED:
-                notice = noticed[event.lease_id]
-                grace_s = float(event.slots)
+            assert event.before == states.get(event.lease.lease_id)
+            states[event.lease.lease_id] = event.lease.state
+            if event.lease.state is GRANTED and event.before is WAITING:
+                granted += event.lease.slots
+            if event.lease.state is NOTICED:
+                noticed[event.lease.lease_id] = event
+            if event.lease.state is PREEMPTED:
+                notice = noticed[event.lease.lease_id]
+                grace_s = float(event.lease.slots)
                 assert event.before is NOTICED
-                assert event.at_s >= notice.due_s == notice.at_s + grace_s
+                assert event.at_s >= notice.lease.due_s == notice.at_s + grace_s
         assert granted <= max(0, free)
         for lease in book.leases():
             assert lease.state == states[lease.lease_id]
@@ -304,7 +304,7 @@ def test_every_gang_is_granted_while_others_keep_coming(steps: list[tuple[str, i
         book.reconcile({"cpu": 10 - book.held().get("cpu", 0)}, now)
         if state(book, "patient") is GRANTED:
             break
-    assert patient.state is WAITING and state(book, "patient") is GRANTED
+    assert patient.lease.state is WAITING and state(book, "patient") is GRANTED
 
 
 @given(STEPS)
