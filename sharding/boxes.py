@@ -15,7 +15,7 @@ Mask = NDArray[np.bool_]
 Indices = NDArray[np.intp]
 
 COVERED = 0.6
-"""A box is a piece of another when this share of its area lies in that one."""
+"""Share of a box's area inside another box from which on it counts as a piece of that one."""
 
 
 def overlap(box: Numbers, others: Numbers) -> tuple[Numbers, Numbers]:
@@ -56,7 +56,7 @@ def around(boxes: Numbers) -> Numbers:
 def suppress(
     boxes: Numbers, iou: float, beats: Callable[[Numbers, Numbers, float], Mask] = is_same
 ) -> Indices:
-    """Places of the boxes [n, 4] that stay: greedily, the earlier one wins, by `beats`."""
+    """Indices of the boxes [n, 4] that stay: greedy, each removes later ones that it `beats`."""
     waiting = np.arange(len(boxes))
     stays: list[int] = []
     while len(waiting):
@@ -156,7 +156,7 @@ class Views:
 
 
 def order(box: Box) -> tuple[float, int, float, float, float, float, str]:
-    """A key that sorts the best score first, and never leaves two different boxes equal."""
+    """Sort key: best score first, different boxes never equal."""
     return (-box.score, box.class_id, box.x1, box.y1, box.x2, box.y2, box.label)
 
 
@@ -165,7 +165,7 @@ def _place(box: Box, tile: Tile, width: int, height: int) -> Box | None:
     x1, x2 = ((tile.x + x) / tile.scale for x in (box.x1, box.x2))
     y1, y2 = ((tile.y + y) / tile.scale for y in (box.y1, box.y2))
     x1, y1, x2, y2 = max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))
-    # What is not a number fails this too.
+    # NaN fails this comparison too.
     if not (x1 < x2 and y1 < y2):
         return None
     return replace(box, x1=x1, y1=y1, x2=x2, y2=y2)

@@ -30,14 +30,13 @@ from sharding.spool import sweep
 from sharding.upload import Event, MediaJob, Tell
 
 MAX_OPEN = 4
-"""Uploads that are decoded at once in a process; each holds at most `split.PIXELS_IN_MEMORY`."""
+"""Jobs that run at once in a process; each holds at most `split.PIXELS_IN_MEMORY` of pixels."""
 
 
 class Sharder:
-    """Split, hash, shards, merge: one large picture or video as many small requests, and one
-    answer.
+    """Runs jobs on the shards: one large picture or video becomes many small requests.
 
-    `node_id` is where uploads lie and `folder` takes decoded pixels.
+    Uploads lie on the node `node_id`; `folder` takes decoded pixels.
     """
 
     def __init__(self, shards: Shards, node_id: str, folder: Path) -> None:
@@ -75,7 +74,7 @@ class StageSettings:
 
 
 class ShardStage:
-    """See the module; errors are answers, since Ray would wrap exceptions into its own."""
+    """The deployment. Its methods answer with errors, since Ray would wrap exceptions of ours."""
 
     async def __init__(self, settings: StageSettings, pool: Any, *slots: Any) -> None:  # type: ignore[misc]
         self._process = process = Process("stage", settings.log_level)
@@ -170,7 +169,7 @@ class ShardStage:
 
 
 async def _sweep(spool: Path) -> None:
-    """A gateway that dies while the stage lives leaves its uploads."""
+    """Remove uploads of gateways that died, again and again."""
     while True:
         await asyncio.sleep(SWEEP_S)
         await asyncio.get_running_loop().run_in_executor(None, sweep, spool)

@@ -1,4 +1,4 @@
-"""Shards of a request are had together or waited for together; first come, first served."""
+"""Leases of places at shards: all that a job asks for at once; first come, first served."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class _Waiter:
 
 
 class Gang:
-    """So many parts of one model may be in flight; belongs to one event loop.
+    """Places for parts in flight at the shards of one model version; belongs to one event loop.
 
-    A request is granted all that it asks for, or all there are if that is less, and nobody comes
-    before one that has waited longer: a large request is not starved by small ones.
+    A job gets all the places that it asks for, or all there are if that is less, and never before
+    one that has waited longer: small jobs do not starve a large one.
     """
 
     def __init__(self) -> None:
@@ -31,13 +31,13 @@ class Gang:
         self._queue: deque[_Waiter] = deque()
 
     def resize(self, capacity: int) -> None:
-        """Shards have come or gone; what is granted stays granted."""
+        """Set the number of places, as shards come and go; what is granted stays granted."""
         self._capacity = capacity
         self._admit()
 
     @asynccontextmanager
     async def lease(self, wanted: int) -> AsyncIterator[GangLease]:
-        """Wait for `wanted` places; they are free again afterwards."""
+        """`wanted` places, once they are free, for the time of the context."""
         waiter = _Waiter(max(1, wanted), asyncio.get_running_loop().create_future())
         self._queue.append(waiter)
         self._admit()
@@ -60,7 +60,7 @@ class Gang:
         while self._queue:
             waiter = self._queue[0]
             if waiter.granted.done():
-                self._queue.popleft()  # it gave up, and has not run since
+                self._queue.popleft()  # cancelled, but its task has not run since
                 continue
             places = min(waiter.wanted, self._capacity)
             if not places or self._used + places > self._capacity:
@@ -82,34 +82,33 @@ class Gang:
 
 @dataclass(slots=True, eq=False)
 class GangLease:
-    """What a request holds."""
+    """The places that a job holds."""
 
     gang: Gang
     places: int
 
     def grow(self, places: int) -> None:
-        """More would be of use: take what is there, if nobody waits for it."""
+        """Take free places, up to `places` in all, unless others wait for them."""
         self.places += self.gang._more(places - self.places)
 
     def shrink(self, places: int) -> None:
-        """So many are enough from now on: the others go to whoever waits."""
+        """Give back all but `places`, to those who wait."""
         if places < self.places:
             spare, self.places = self.places - places, places
             self.gang._release(spare)
 
 
 IN_FLIGHT = 2
-"""Parts that a shard has at once: one that it computes and one that comes next."""
+"""Parts sent to a shard at once: the one it computes and the next one."""
 REMEMBERED = 100_000
-"""Parts whose shard is remembered, so that it stays the same though others of a request change."""
+"""Parts whose home is remembered, so that it stays while other parts of an input change."""
 
 
 class Places:
-    """What the requests of a stage share: the places of shards, and where each part is at home.
+    """What the jobs of a stage share: the places at shards, and each part's home.
 
-    Parts whose shard died go one after the other, through `suspects`.
-
-    So none is blamed for another.
+    `suspects` lets parts whose shard died be tried one at a time, so that none is blamed for
+    another.
     """
 
     def __init__(self) -> None:
@@ -130,7 +129,7 @@ class Places:
         members: Sequence[str],
         epsilon: float,
     ) -> Mapping[bytes, str]:
-        """The shard of each part."""
+        """The home of each part, by its key."""
         if version not in self._homes:
             others = self._homes.items()
             self._homes = {known: homes for known, homes in others if known.model != version.model}

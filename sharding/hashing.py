@@ -10,12 +10,12 @@ from headrace.link.hashing import choose
 
 
 def load_bound(keys: int, members: int, epsilon: float) -> int:
-    """The most keys that a member may get: the mean times (1 + `epsilon`), or rounded up itself.
+    """Most keys of one member: the mean times (1 + `epsilon`), at least the mean rounded up.
 
-    Of few keys one more is much: with 24 on two members and an `epsilon` of 0.05 it would be 13 to
-    11, and all would wait for the 13th.
+    The first is rounded down: 24 keys on two members at 0.05 would split 13 to 11, and
+    all would wait for the 13th.
     """
-    # And a hair, because 1.1 * 100 / 10 may be below 11 in floating point.
+    # The 1e-9 is for floating point, where 1.1 * 100 / 10 may be below 11.
     if not keys:
         return 0
     mean = keys / members
@@ -35,7 +35,7 @@ def assign(
     negative `epsilon`. Bounded loads (Mirrokni, Thorup and Zadimoghaddam, "Consistent hashing with
     bounded loads", 2018) on rendezvous hashing.
     """
-    # Sorted, so that who comes first to a member's last place does not depend on the caller.
+    # Sorted, so that the caller's order does not decide which key gets a member's last place.
     wanted = sorted(set(keys))
     if epsilon < 0:
         raise ValueError(f"epsilon is {epsilon:g} and should be at least 0")
@@ -60,11 +60,11 @@ def assign(
 
 
 class Homes:
-    """Remembers where keys went, so that the other keys of a request do not move them.
+    """The member of each recent key, so that a change of some keys does not move the others.
 
-    With the bound alone, a picture of which one tile changed could have others move too. Holds
-    at most `capacity` keys, the latest used, and forgets all when the members change: then
-    rendezvous hashing decides anew, which moves few keys.
+    With the bound alone, one changed tile of a picture could move other tiles too. Holds the
+    `capacity` keys used last, and forgets all when the members change: rendezvous hashing then
+    moves few keys.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -86,7 +86,7 @@ class Homes:
             self._homes.clear()
         assigned = assign(keys, members, epsilon, self._homes)
         for key, member in assigned.items():
-            # Dictionaries keep their order: taken out and put back, a key is the latest.
+            # Put back at the end: the dictionary's order is that of use.
             self._homes.pop(key, None)
             self._homes[key] = member
         for key in list(self._homes)[: max(0, len(self._homes) - self._capacity)]:

@@ -1,8 +1,8 @@
 """Jobs and their results in SQLite: they survive a restart, and several stages may share them.
 
-A job is claimed by one statement, so no two stages run it. Who runs it says so every second; when
-that stops, another takes it over. Times are Unix seconds and come as arguments. Every method
-blocks; they may be called from any thread.
+One statement claims a job, so no two stages run it. Its owner beats every second; without beats
+another takes it over. Times are Unix seconds and come as arguments. Methods block and may be called
+from any thread.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from sharding.spool import disk_error
 from sharding.upload import MediaJob, Upload
 
 DEAD_S = 10.0
-"""Whoever has said nothing for so long does not run its jobs any more."""
+"""Time without a beat after which an owner counts as dead."""
 TRIES = 3
-"""A job that was running when so many stages ended is not given to another."""
+"""Stages that may end while they run a job; after the last one it has failed."""
 LISTED = 200
 BUSY_S = 10.0
 ORPHAN_S = 3600.0
@@ -36,7 +36,7 @@ _PREFIX = "upload-"
 ENDED = ("done", "failed", "cancelled")
 
 _SHORT = "id, state, job, done, parts, created_s, started_s, ended_s, beat_s"
-"""All but the results, which are large."""
+"""Columns without the results, which are large."""
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS jobs (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -63,7 +63,7 @@ CREATE INDEX IF NOT EXISTS jobs_by_caller ON jobs (caller, number);
 
 
 class JobStore:
-    """See the module. The uploads of jobs lie beside the file `path`, in a folder of their own."""
+    """The store in the SQLite file `path`; the uploads of its jobs lie in the same folder."""
 
     def __init__(self, path: Path) -> None:
         self.folder = path.parent
@@ -80,14 +80,11 @@ class JobStore:
         self._database.executescript(_SCHEMA)
 
     def close(self) -> None:
-        """Nobody asks any more."""
         with self._lock:
             self._database.close()
 
-    # -- callers ------------------------------------------------------------------------------
-
     def add(self, job: MediaJob, caller: str, max_waiting: int, now_s: float) -> str:
-        """Take a job over with its upload, which is moved here; its id.
+        """Queue a job and move its upload here; its id.
 
         Raises `TooManyRequests` if the caller has `max_waiting` jobs that have not ended, and
         `Unavailable` if there is no room for the upload.
@@ -122,7 +119,7 @@ class JobStore:
         return job_id
 
     def document(self, job_id: str, caller: str | None, now_s: float) -> dict[str, Any]:
-        """What is told of a job; raises `NotFound`. `caller` None sees every job.
+        """A job's document; raises `NotFound`. A `caller` of None sees every job.
 
         A job of a caller without a name belongs to everybody who knows its id.
         """
@@ -130,7 +127,7 @@ class JobStore:
         return _document(row, now_s, whole=True)
 
     def documents(self, caller: str | None, now_s: float) -> list[dict[str, Any]]:
-        """The newest jobs of a caller, without results; of none who has no name."""
+        """The newest jobs of a caller, without results; none for a caller without a name."""
         if caller == "":
             return []
         where, values = ("", ()) if caller is None else ("WHERE caller = ?", (caller,))
@@ -140,7 +137,7 @@ class JobStore:
         return [_document(row, now_s, whole=False) for row in rows]
 
     def cancel(self, job_id: str, caller: str | None, now_s: float) -> dict[str, Any]:
-        """Nobody wants it any more; one that has ended stays as it is. Raises `NotFound`."""
+        """Cancel a job; one that has ended stays as it is. Raises `NotFound`."""
         self._find(job_id, caller)
         if self._change(
             "UPDATE jobs SET state = 'cancelled', ended_s = ? "
@@ -150,10 +147,8 @@ class JobStore:
             self._upload(job_id).unlink(missing_ok=True)
         return self.document(job_id, caller, now_s)
 
-    # -- stages -------------------------------------------------------------------------------
-
     def claim(self, owner: str, now_s: float) -> tuple[str, MediaJob] | None:
-        """The job that has waited for longest is the owner's now; None if none waits."""
+        """Claim the job that has waited longest for this owner; None if none waits."""
         row = self._one(
             "UPDATE jobs SET state = 'running', owner = ?, beat_s = ?, started_s = ?, "
             "tries = tries + 1, done = 0, parts = 0, partial = NULL WHERE number = "
@@ -164,18 +159,18 @@ class JobStore:
         return None if row is None else (row["id"], decode_job(row["job"]))
 
     def beat(self, job_id: str, owner: str, now_s: float) -> bool:
-        """It is still running; False if it is not the owner's any more."""
+        """Record that the owner still runs the job; False if it is not the owner's any more."""
         return self._update(job_id, owner, "beat_s = ?", now_s)
 
     def progress(
         self, job_id: str, owner: str, done: int, parts: int, partial: Any, now_s: float
     ) -> bool:
-        """How far it is, and what was found so far; False if it is not the owner's any more."""
+        """Record progress and what was found so far; False if it is not the owner's any more."""
         values = (now_s, done, parts, orjson.dumps(partial))
         return self._update(job_id, owner, "beat_s = ?, done = ?, parts = ?, partial = ?", *values)
 
     def finish(self, job_id: str, owner: str, result: Any, now_s: float) -> bool:
-        """It is done; False if it is not the owner's any more."""
+        """Record the result; False if the job is not the owner's any more."""
         return self._end(
             job_id,
             owner,
@@ -184,7 +179,7 @@ class JobStore:
         )
 
     def fail(self, job_id: str, owner: str, status: int, error: str, now_s: float) -> bool:
-        """It cannot be done; False if it is not the owner's any more."""
+        """Record a failure; False if the job is not the owner's any more."""
         return self._end(
             job_id,
             owner,
@@ -193,7 +188,7 @@ class JobStore:
         )
 
     def give_back(self, owner: str) -> None:
-        """The owner ends in good order: others may take its jobs at once."""
+        """Queue the owner's jobs again at once, without counting a try: it ends in good order."""
         self._change(
             "UPDATE jobs SET state = 'queued', owner = '', tries = tries - 1 "
             "WHERE owner = ? AND state = 'running'",
@@ -201,7 +196,7 @@ class JobStore:
         )
 
     def take_over(self, now_s: float) -> int:
-        """Queue the jobs of stages that are dead again; how many. Fails those without a file."""
+        """Queue the jobs of dead owners again; how many. Jobs without their upload fail."""
         count = 0
         for row in self._all(
             "SELECT * FROM jobs WHERE state = 'running' AND beat_s < ?", now_s - DEAD_S
@@ -222,19 +217,17 @@ class JobStore:
         return count
 
     def sweep(self, keep_s: float, now_s: float) -> int:
-        """Forget what ended longer than `keep_s` ago, and uploads of no job; how many jobs."""
+        """Delete jobs that ended over `keep_s` ago, and uploads of no job; the number of jobs."""
         count = self._change("DELETE FROM jobs WHERE ended_s < ?", now_s - keep_s)
         states = {row["id"]: row["state"] for row in self._all("SELECT id, state FROM jobs")}
         for path in self.folder.glob(f"{_PREFIX}*"):
             if states.get(path.name.removeprefix(_PREFIX), "done") not in ENDED:
                 continue
             with suppress(OSError):
-                # One that is being added has its file before its row.
+                # A job that is being added has its file before its row.
                 if path.stat().st_ctime < now_s - ORPHAN_S:
                     path.unlink()
         return count
-
-    # -- the database -------------------------------------------------------------------------
 
     def _find(self, job_id: str, caller: str | None) -> sqlite3.Row:
         row = self._one("SELECT * FROM jobs WHERE id = ?", job_id)
@@ -270,14 +263,14 @@ class JobStore:
 
 
 def encode_job(job: MediaJob) -> bytes:
-    """A job as JSON, which unlike a pickle cannot run anything when it is read."""
+    """A job as JSON; reading a pickle could run code."""
     plain = asdict(replace(job, options=ProcessOptions()))
     plain["options"] = job.options.model_dump(mode="json")
     return orjson.dumps(plain)
 
 
 def decode_job(text: bytes) -> MediaJob:
-    """The job of that JSON."""
+    """The job of such JSON."""
     plain = orjson.loads(text)
     upload, options = Upload(**plain.pop("upload")), plain.pop("options")
     return MediaJob(**plain, upload=upload, options=ProcessOptions.model_validate(options))
@@ -299,7 +292,7 @@ def _document(row: sqlite3.Row, now_s: float, *, whole: bool) -> dict[str, Any]:
     }
     if state == "running" and done and row["started_s"] is not None:
         spent_s = row["beat_s"] - row["started_s"]
-        # What has gone by since the last part was done belongs to the next one.
+        # The time since the last part was done belongs to the next one.
         left_s = spent_s / done * (parts - done) - (now_s - row["beat_s"])
         document["eta_s"] = round(max(0.0, left_s), 1)
     if not whole:

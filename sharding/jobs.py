@@ -1,4 +1,4 @@
-"""Runs the jobs of a store, in their order and a few at a time, and keeps what they find."""
+"""Runner of a store's jobs: in their order, a few at a time, with progress and results stored."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from sharding.upload import Event, MediaJob, Tell
 __all__ = ["JobRunner", "JobStore"]
 
 PROGRESS_S = 0.2
-"""The store is told of progress at most so often."""
+"""Least time between two writes of a job's progress."""
 RETRY_S = 0.5
 PATIENCE_S = 60.0
-"""For so long a job waits until its model can be served."""
+"""Time that a job waits for its model to be served."""
 BEAT_S = 1.0
 LOOK_S = 1.0
-"""How often jobs that another process has queued are looked for."""
+"""Interval of looking for jobs that other processes queued."""
 SWEEP_S = 60.0
 MAX_PARTIAL = 1000
-"""Boxes or tags that are told before they are merged; the first ones that were found."""
+"""Boxes or tags kept of a running job, the first ones found."""
 
 T = TypeVar("T")
 
@@ -40,7 +40,7 @@ log = structlog.get_logger()
 
 
 class JobRunner:
-    """See the module. `run` must run; `submit` and the others are what callers ask.
+    """Works on the jobs of a store while `run` runs.
 
     Jobs that have ended are forgotten after `keep_s`; a caller may have `max_waiting` that have
     not. `now_s` is the clock of the store, which other processes share. While a job runs, its
@@ -66,8 +66,6 @@ class JobRunner:
         self._changed = asyncio.Event()
         self._swept_s = float("-inf")
 
-    # -- what callers ask ---------------------------------------------------------------------
-
     async def submit(self, job: MediaJob, caller: str) -> str:
         """Take a job with its file; its id. Raises `TooManyRequests` and `Unavailable`."""
         job_id = await self._ask(self._store.add, job, caller, self._max_waiting, self._now_s())
@@ -83,17 +81,15 @@ class JobRunner:
         return await self._ask(self._store.documents, caller, self._now_s())
 
     async def cancel(self, job_id: str, caller: str | None) -> dict[str, Any]:
-        """End a job; its document. Raises `NotFound`."""
+        """Cancel a job unless it has ended; its document. Raises `NotFound`."""
         document = await self._ask(self._store.cancel, job_id, caller, self._now_s())
-        # One that another process runs is noticed there, when it next tells its progress.
+        # A process that runs it elsewhere notices when it next writes progress.
         if document["state"] == "cancelled" and (task := self._running.get(job_id)) is not None:
             task.cancel()
         return document
 
-    # -- the work -----------------------------------------------------------------------------
-
     async def run(self) -> None:
-        """Work on jobs until cancelled, which gives back those that were running."""
+        """Work on jobs until cancelled, which queues running ones again."""
         try:
             while True:
                 self._changed.clear()
@@ -132,7 +128,7 @@ class JobRunner:
         del self._running[job_id]
         self._changed.set()
         if not task.cancelled() and (error := task.exception()) is not None:
-            # The store could not be told: when the job is not seen to run it is taken over.
+            # The store could not be told; the job is taken over once its beats are missing.
             log.error("job_lost", job=job_id, exc_info=error)
 
     async def _work(self, job_id: str, job: MediaJob) -> None:
@@ -163,7 +159,7 @@ class JobRunner:
             path = await asyncio.shield(entering)
             yield replace(job, upload=replace(job.upload, path=str(path)))
         finally:
-            # A thread cannot be stopped: what it makes is removed after it.
+            # A thread cannot be stopped: wait for it, then remove its file.
             await asyncio.wait([entering])
             if entering.exception() is None:
                 await self._ask(lent.__exit__, None, None, None)
@@ -171,7 +167,7 @@ class JobRunner:
     async def _result(self, job_id: str, job: MediaJob) -> Mapping[str, Any]:
         """The result of a job; raises what it failed with.
 
-        While nothing can serve it at all it waits for a while: the system may have just begun.
+        While nothing can serve it, it is tried for `PATIENCE_S`: the system may be starting.
         """
         until_s = time.monotonic() + PATIENCE_S
         while True:
@@ -184,7 +180,7 @@ class JobRunner:
                 await asyncio.sleep(RETRY_S)
 
     async def _tell(self, job_id: str, seen: _Seen, event: Event) -> None:
-        """Keep what an event tells; write it down unless that was done just before."""
+        """Note an event, and write progress unless it was written just before."""
         seen.note(event)
         now_s = self._now_s()
         if now_s - seen.told_s >= PROGRESS_S:
@@ -195,7 +191,7 @@ class JobRunner:
             )
 
     async def _beat(self, job_id: str, task: asyncio.Task[None]) -> None:
-        """Say that it is running; end it once somebody has cancelled it or taken it over."""
+        """Keep the job claimed; end its task once it is cancelled or taken over."""
         mine = True
         while mine:
             await asyncio.sleep(BEAT_S)
@@ -215,7 +211,7 @@ class JobRunner:
 
 @dataclass(slots=True)
 class _Seen:
-    """What a job has found up to now."""
+    """What a running job has found so far."""
 
     done: int = 0
     parts: int = 0
@@ -224,7 +220,7 @@ class _Seen:
     told_s: float = float("-inf")
 
     def note(self, event: Event) -> None:
-        """An event before the result; a plan begins, also anew."""
+        """Add a part's event; a plan's event begins anew."""
         if event["event"] == "plan":
             self.done, self.found, self.cut = 0, {}, False
         self.parts = event.get("parts", self.parts)
@@ -237,5 +233,5 @@ class _Seen:
                 kept.extend(event[kind][:room])
 
     def partial(self) -> dict[str, Any]:
-        """Boxes and tags as they came, not merged yet; `cut` says that there were more."""
+        """Boxes and tags before their merge; `cut` says that more were found."""
         return {**{kind: list(kept) for kind, kept in self.found.items()}, "cut": self.cut}

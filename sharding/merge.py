@@ -1,4 +1,4 @@
-"""Mergers: what makes one answer of the parts' results, built in or a user's own."""
+"""Mergers, which make one answer of the parts' results: built in or a user's own."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def tag_rules(config: ShardingConfig, options: ProcessOptions) -> TagRules:
 
 
 class MergerError(ValueError):
-    """Raised when a merger's name leads to none; the message says what was looked for."""
+    """Raised when a name leads to no merger."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Whole:
 
 @runtime_checkable
 class Merger(Protocol):
-    """Makes the answer of a request from what its parts gave.
+    """Makes the answer of a job from its parts' results.
 
     The order of `results` is that of their arrival and should not matter; with `partial: allow`
     some are missing. The answer is JSON; `shards` and `missing` are added to it afterwards. An

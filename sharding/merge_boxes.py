@@ -32,9 +32,9 @@ from sharding.parts import Box, PartResult
 ALIKE = 0.6
 """Pieces of one object have extents along the cut with at least this intersection over union."""
 CLEAR = 3.0
-"""A tile sees a place well that lies at least so many margins inside it."""
+"""Margins between a place and the edges of a tile from which on the tile sees it well."""
 WITNESS = 0.5
-"""Boxes with this share of the threshold do not reach the answer, but tell that something is
+"""Share of the threshold from which on a box, though not in the answer, shows that something is
 there."""
 
 
@@ -53,7 +53,7 @@ class BoxRules:
     margin: float = 16.0
 
     def wants(self, box: Box) -> bool:
-        """Whether a box takes part; one with a score that is no number does not."""
+        """Whether a box takes part; NaN scores do not."""
         if self.classes is not None and not {box.class_id, box.label} & set(self.classes):
             return False
         return box.score >= self.threshold * WITNESS
@@ -111,7 +111,7 @@ def _settle_suspects(
         return []
     boxes = np.array([around(views.places[group]) for group in groups])
     cuts = [_cut_sides(views, group, rules.margin) for group in groups]
-    # The least cut first, then the largest: what others see of the same object is a part of it.
+    # Least cut first, then largest: other views of the object are parts of it.
     areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
     best_first = np.lexsort((-areas, cuts))
     groups, boxes = [groups[i] for i in best_first], boxes[best_first]
@@ -121,7 +121,7 @@ def _settle_suspects(
 
 
 def _cut_sides(views: Views, group: list[int], margin: float) -> int:
-    """At how many sides of the group's common box no piece shows where the object ends."""
+    """The number of sides of the group's common box at which no piece shows the object's end."""
     outward = views.places[group] * (-1, -1, 1, 1)
     reach = margin / views.seen_by.scales[views.tiles[group[0]]]
     at_end = outward >= outward.max(axis=0) - reach
@@ -163,7 +163,7 @@ def _goes_on(views: Views, piece: int, others: Indices, axis: int, margin: float
 
 
 def _unite(group: dict[int, list[int]], one: int, other: int) -> None:
-    """Make two members' groups one list; every member of it names that list."""
+    """Join the groups of two members; `groups` of all of them is then the same list."""
     if group[one] is not group[other]:
         group[one].extend(group[other])
         for member in group[other]:
@@ -174,7 +174,7 @@ def _is_denied(views: Views, suspect: int, witnesses: Indices, margin: float) ->
     """Whether the tile that sees a suspect's place best, and well, found nothing of it there."""
     box, tile = views.places[suspect], views.tiles[suspect]
     rows = np.flatnonzero(views.seen_by.scales == views.seen_by.scales[tile])
-    # A picture's edge says nothing of the depth, but a tile must hold the box.
+    # Edges of the picture do not limit the depth, but a tile must hold the box.
     inside = _holds(views.seen_by.edges[rows], box)
     depths = np.where(inside, views.seen_by.gaps(box, rows).min(axis=1), -np.inf)
     best = int(np.argmax(depths))

@@ -1,8 +1,8 @@
 """Merge of tags: the labels of single frames become labels with the time in which they hold.
 
-A label holds as long as its smoothed score stays at `off` or above, if it reaches `on` meanwhile:
-one frame's whim neither begins nor ends anything. How the video was cut into segments does not
-matter: frames are put in order of time first.
+A label holds while its smoothed score stays at `off` or above, if it reaches `on` meanwhile: one
+odd frame neither begins nor ends a range. The cut into segments does not matter, as frames are
+sorted by time first.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sharding.boxes import Indices
 from sharding.parts import PartResult, Tag, TimedTags
 
 ROUNDING_S = 1e-6
-"""Times of neighbouring frames come from different sums, and so differ by less than this."""
+"""Most difference of two times that are equal but for rounding."""
 _ROWS = 4096
 
 Scores = NDArray[np.float64]
@@ -72,7 +72,7 @@ def _frame_key(frame: TimedTags) -> tuple[float, float, list[tuple[str, float]]]
 
 
 def _runs(frames: Sequence[TimedTags], bridge_s: float) -> list[list[TimedTags]]:
-    """Frames cut where more than `bridge_s` passes that none of them stands for."""
+    """Frames, cut where a gap of more than `bridge_s` lies between them."""
     runs = [[frame] for frame in frames[:1]]
     for before, frame in pairwise(frames):
         if frame.start_s > before.end_s + bridge_s + ROUNDING_S:
@@ -103,7 +103,7 @@ def _smooth(scores: Scores, windows: tuple[Indices, Indices]) -> Scores:
     first, after = windows
     width = np.arange((after - first).max())
     smooth = np.empty(len(scores))
-    # Some rows at a time, for the table of all windows may be large.
+    # Some rows at a time: the table of all windows may be large.
     for row in range(0, len(scores), _ROWS):
         rows = slice(row, row + _ROWS)
         places = first[rows, None] + width

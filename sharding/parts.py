@@ -1,4 +1,4 @@
-"""What the split, the shards and the merge hand to one another: parts and what was found in them.
+"""Parts and their results, as the split, the shards and the merge pass them on, and as JSON.
 
 A part's result never depends on where the part lies (boxes count from the tile's own corner), so
 that a cache keyed by the part's content serves the same content elsewhere.
@@ -85,7 +85,7 @@ class Box:
     label: str = ""
 
     def answer(self) -> dict[str, Any]:
-        """As it stands in the JSON answer."""
+        """The entry of the JSON answer."""
         box = [self.x1, self.y1, self.x2, self.y2]
         return {"box": box, "score": self.score, "class": self.class_id, "label": self.label}
 
@@ -120,7 +120,7 @@ class Tag:
     end_s: float
 
     def answer(self) -> dict[str, Any]:
-        """As it stands in the JSON answer."""
+        """The entry of the JSON answer."""
         return {
             "label": self.label,
             "score": self.score,
@@ -157,7 +157,7 @@ class Missing:
     end_s: float | None = None
 
     def answer(self) -> dict[str, Any]:
-        """As it stands in the JSON answer."""
+        """The entry of the JSON answer."""
         told: dict[str, Any] = {"part": self.part, "reason": self.reason}
         if self.box is not None:
             return {**told, "box": list(self.box)}
@@ -186,11 +186,11 @@ def _missing(part: Part, reason: str) -> Missing:
 
 
 KEYFRAMES = 4
-"""Where a file cannot be sought exactly, so many are tried before it is read from its beginning."""
+"""Keyframes that a shard may seek, the last ones before its segment: seeking may overshoot."""
 
 
 def segment_document(segment: Segment) -> dict[str, Any]:
-    """A segment."""
+    """A segment as JSON."""
     return asdict(segment)
 
 
@@ -200,10 +200,10 @@ def segment_of(document: Mapping[str, Any]) -> Segment:
 
 
 def video_document(info: VideoInfo, segment: Segment) -> dict[str, Any]:
-    """What a shard needs of a video: of its keyframes, those that the segment may begin at."""
+    """A video as JSON for a shard, with only the keyframes that the segment may begin at."""
     before = bisect_right(info.keyframes_s, segment.start_s + SAME_TIME_S)
     near = info.keyframes_s[max(0, before - KEYFRAMES) : before]
-    # Without the others first: a video may have very many.
+    # The keyframes first: `asdict` would copy all of a long video's.
     return asdict(replace(info, keyframes_s=near, notes=()))
 
 
@@ -217,7 +217,7 @@ def video_of(document: Mapping[str, Any]) -> VideoInfo:
 def findings_document(
     boxes: Sequence[Box], frames: Sequence[TimedTags], report: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """What was found in a part; `report` says what of it could not be decoded."""
+    """Findings of a part as JSON; `report` says what of it could not be decoded."""
     document: dict[str, Any] = {
         "boxes": [[b.x1, b.y1, b.x2, b.y2, b.score, b.class_id, b.label] for b in boxes],
         "frames": [

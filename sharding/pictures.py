@@ -5,8 +5,6 @@ to be turned. So the rows are written once, as 8-bit sRGB, to memory where that 
 private file, and every tile is cut from there. Nothing here is asynchronous: call it in a thread,
 and each picture in one at a time.
 
-A picture's header: what it is, how large, and what its decoder would need, decoding nothing.
-
 Loading this module bounds libvips for the whole process.
 """
 
@@ -35,9 +33,9 @@ from sharding.upload import Check
 
 _MIB = 1024 * 1024
 
-# Kept results would hold files and memory of requests that are gone.
+# No cache: it would hold files and memory of jobs that have ended.
 pyvips.cache_set_max(0)
-# Its threads each hold buffers; the decoders that matter use one thread anyway.
+# Threads of libvips, each with buffers; the decoders that matter use one anyway.
 pyvips.concurrency_set(2)
 
 PictureFile = bytes | Path
@@ -45,7 +43,7 @@ PictureFile = bytes | Path
 
 @dataclass(frozen=True, slots=True)
 class PictureLimits:
-    """What a picture may take. Raw pixels up to `memory_bytes` stay in memory, others on disk.
+    """Limits of a picture. Raw pixels up to `memory_bytes` stay in memory, others on disk.
 
     `decoder_bytes` bounds what a decoder itself holds, for formats that it cannot read by rows.
     """
@@ -57,9 +55,9 @@ class PictureLimits:
 
 @dataclass(frozen=True, slots=True)
 class PictureInfo:
-    """A picture as it is to be looked at: sides in pixels after EXIF orientation (1 to 8).
+    """A picture as shown: sides in pixels after EXIF orientation (1 to 8).
 
-    `notes` say in a sentence each what of the file is not used.
+    `notes` are sentences on what of the file is not used.
     """
 
     kind: MediaKind
@@ -119,7 +117,7 @@ def _notes(image: Any) -> Iterator[str]:
 
 
 def _decoder_bytes(image: Any, kind: MediaKind) -> int:
-    """About what the decoder holds at once, as measured; 0 where it reads row by row."""
+    """Memory of the decoder, as measured; 0 where it reads row by row."""
     pixels: int = image.width * image.height
     values: int = pixels * image.bands
     interlaced = bool(_number(image, "interlaced", 0))
@@ -145,7 +143,7 @@ def _number(image: Any, field: str, default: int) -> int:
 
 
 def unreadable(kind: MediaKind, said: str) -> InvalidArgument | UnsupportedMedia:
-    """What the caller is told when libvips gives up on a file with these words."""
+    """The caller's error for what libvips `said` of a file."""
     text = said.lower()
     if "support" in text or "no decoding plugin" in text:
         return UnsupportedMedia(f"this variant of {kind.name} cannot be decoded here")
@@ -154,7 +152,7 @@ def unreadable(kind: MediaKind, said: str) -> InvalidArgument | UnsupportedMedia
     return InvalidArgument(f"the {kind.name} is damaged and cannot be decoded")
 
 
-# The decoders keep several of them.
+# Rows read at once; decoders keep several such strips.
 _STRIP_BYTES = 1024 * 1024
 
 
@@ -168,7 +166,7 @@ class TilePixels(NamedTuple):
 
 
 class Picture:
-    """A decoded picture, closed when it is not needed any more."""
+    """A decoded picture; close it after use."""
 
     def __init__(self, info: PictureInfo, upright: Any, store: _Store) -> None:
         self.info = info
@@ -217,12 +215,10 @@ class Picture:
 
     @property
     def width(self) -> int:
-        """In pixels."""
         return self.info.width
 
     @property
     def height(self) -> int:
-        """In pixels."""
         return self.info.height
 
     def read(
@@ -256,13 +252,13 @@ class Picture:
             width, height = scaled_size(self.width, self.height, scale)
             whole = self._scaled[1.0]
             scaled = whole.resize(width / self.width, vscale=height / self.height)
-            # A smaller one is made once: each of its tiles would read many rows of the whole.
+            # A smaller scale is kept: each of its tiles would read many rows of the whole.
             self._scaled[scale] = self._store.keep(scaled) if scale < 1 else scaled
         return self._scaled[scale]
 
 
 def _to_rgb(image: Any) -> Any:
-    """8-bit sRGB in three channels, whatever it was, by its colour profile where it has one."""
+    """8-bit sRGB in three channels, by the picture's colour profile where it has one."""
     cmyk = image.interpretation == "cmyk"
     if image.hasalpha():
         white = 0 if cmyk else 65535 if image.format == "ushort" else 255
@@ -272,7 +268,7 @@ def _to_rgb(image: Any) -> Any:
         try:
             image = image.icc_transform("srgb", embedded=True, input_profile=fallback, depth=8)
         except pyvips.Error:
-            # A profile that does not fit says nothing: the usual meaning of the numbers holds.
+            # A profile that does not fit is ignored, as viewers do.
             image.remove("icc-profile-data")
     image = image.colourspace("srgb")
     if image.bands < 3:
@@ -281,7 +277,7 @@ def _to_rgb(image: Any) -> Any:
 
 
 class _Store:
-    """Decoded pictures, in memory while together they are small, and else in private files."""
+    """Decoded pixels of a picture: in memory up to a bound together, beyond it in private files."""
 
     def __init__(self, folder: Path, memory_bytes: int, check: Check) -> None:
         self._folder = folder
@@ -290,7 +286,7 @@ class _Store:
         self._cleanup = ExitStack()
 
     def keep(self, image: Any) -> Any:
-        """Compute 8-bit RGB from the top to the bottom, and give what reads from where it lies."""
+        """Compute 8-bit RGB row by row; the image that reads from the stored pixels."""
         size_bytes = image.width * image.height * 3
         if size_bytes <= self._memory_bytes:
             self._memory_bytes -= size_bytes
@@ -300,7 +296,7 @@ class _Store:
             return pyvips.Image.new_from_memory(content, image.width, image.height, 3, "uchar")
         with _disk_errors():
             path, descriptor = create_private(self._folder)
-        # From the last to the first: the lock goes with the descriptor, after the file.
+        # Called in reverse: the file goes before its descriptor, which holds the lock.
         self._cleanup.callback(os.close, descriptor)
         self._cleanup.callback(path.unlink, missing_ok=True)
         for strip in self._strips(image):
@@ -315,7 +311,7 @@ class _Store:
         rows = max(16, _STRIP_BYTES // (image.width * 3))
         for top in range(0, image.height, rows):
             self._check()
-            # A region that lives longer maps more and more of the file that it reads from.
+            # A new region each time: one maps ever more of the file that it reads from.
             region = pyvips.Region.new(image)
             yield memoryview(region.fetch(0, top, image.width, min(rows, image.height - top)))
 

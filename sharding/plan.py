@@ -67,7 +67,7 @@ def plan_segments(
     max_parts: int = MAX_PARTS,
     max_frames: int = 200_000,
 ) -> tuple[Segment, ...]:
-    """The segments of a video in which the frames at `start_s + n / fps` before `end_s` lie.
+    """Segments of a video for its frames at `start_s + n / fps` before `end_s`.
 
     A segment is the shortest run of groups of pictures that lasts `segment_s`: it begins at a
     keyframe (times in seconds, in any order; those outside the video do not count), or where the
@@ -102,7 +102,7 @@ class _Span:
 
 @dataclass(frozen=True, slots=True)
 class _Axis:
-    """How `length` pixels are cut into `count` spans of at most `tile` pixels."""
+    """The cut of `length` pixels into `count` spans of at most `tile` pixels."""
 
     length: int
     tile: int
@@ -113,8 +113,8 @@ class _Axis:
         last = self.count - 1
         if last == 0:
             return [_Span(0, self.length, (0, self.length), (False, False))]
-        # In whole strides, rounded down: steps differ by one stride at most, and none is larger
-        # than `tile` less `overlap`, for these are whole strides too.
+        # Whole strides, rounded down: steps differ by one stride at most, and none exceeds
+        # `tile - overlap`, which are whole strides too.
         room = _ceil_div(self.length - self.tile, self.multiple)
         starts = [room * i // last * self.multiple for i in range(self.count)]
         ends = [min(start + self.tile, self.length) for start in starts]
@@ -149,7 +149,7 @@ def _borders(
 ) -> list[float]:
     """Where segments begin: the last keyframe up to `start_s`, then one each `segment_s` or later.
 
-    Keyframes that are not numbers compare as false, and so do not count.
+    NaN keyframes compare as false and do not count.
     """
     times = sorted({0.0, *(time for time in keyframes if 0 <= time < end_s)})
     borders = [times[bisect_right(times, start_s) - 1]]
@@ -160,7 +160,7 @@ def _borders(
 
 
 def _frames_before(moment_s: float, start_s: float, fps: float) -> int:
-    """How many of the times `start_s + n / fps` lie before a moment, by these very sums."""
+    """The number of times `start_s + n / fps` before a moment, by the same floating-point sums."""
     count = max(0, math.ceil((moment_s - start_s) * fps))
     while count > 0 and start_s + (count - 1) / fps >= moment_s:
         count -= 1

@@ -1,4 +1,4 @@
-"""From a model's outputs for one part to what was found there: one small Protocol.
+"""Postprocessors, which read the findings of a part from a model's outputs.
 
 A user's own stands in the config as `module:name`, for example
 
@@ -21,9 +21,9 @@ from sharding.parts import Box, TagScore
 from sharding.preprocess import import_class
 
 FLOOR = 0.05
-"""Boxes below it are not told: a request's own threshold comes later, at the merge."""
+"""Least score of a box; a request's own threshold applies later, at the merge."""
 TAG_FLOOR = 0.01
-"""Of a thousand classes only few score more than this in a frame."""
+"""Least score of a tag; of a thousand classes only few score more in a frame."""
 MAX_BOXES = 1000
 _STRIDE = 4
 _IOU = 0.3

@@ -1,4 +1,4 @@
-"""From the pixels of a part to a model's inputs: one small Protocol, and the demo models' own.
+"""Preprocessors, which make a model's inputs of the pixels of a part; those of the demo models.
 
 A user's own stands in the config as `module:name`, for example
 
@@ -21,7 +21,7 @@ from headrace.config.types import import_named
 from headrace.errors import ConfigError
 
 PAD_VALUE = 0
-"""What lies beside a picture: black, as the zeros that convolutions pad with."""
+"""Value of padding: black, as the zeros that convolutions pad with."""
 
 
 @runtime_checkable

@@ -1,7 +1,7 @@
-"""One large picture or video: split, worked on by its shards, merged.
+"""The run of one job: split, sent to shards part by part, merged.
 
-Nothing is held but what is in flight: parts are read when they are sent, each shard has at most
-`IN_FLIGHT` of them, and what was decoded lies in memory up to a bound, then in a file.
+Only parts in flight are held: each is read when it is sent, a shard has at most `IN_FLIGHT` of
+them, and decoded pixels lie in memory up to a bound, then in a file.
 """
 
 from __future__ import annotations
@@ -41,23 +41,23 @@ TRIES = 3
 """Shards that a part is sent to, one after the other. The router moves no part: each is addressed
 to one slot, and the hash order of the part's key says which slot is next."""
 MERGE_S = 0.5
-"""With `partial: allow`, parts end so much before the deadline, or a tenth of the time."""
+"""Time kept for the merge with `partial: allow`, at most a tenth of the job's time."""
 WAKE_POLL_S = 0.01
 JOIN_S = 0.2
 MAX_FINDINGS = 300_000
-"""Boxes and labels of a request before they are merged: some 100 MB."""
+"""Cap on the boxes and labels of a job before their merge: some 100 MB."""
 HASHERS = 2
-"""Parts that are hashed at once, each of which is held meanwhile; no shard has work yet."""
+"""Threads that hash parts, each of which holds one; no shard has work yet."""
 
 log = structlog.get_logger()
 
 
 class _TakenOver(Exception):
-    """Raised inside a request when no shard has what it began with and other files answer."""
+    """Raised when no shard has the job's model version any more and another one answers."""
 
 
 class Run:
-    """See the module. Uploads lie on the node `node_id`, and `folder` takes decoded pixels."""
+    """One job. Uploads lie on the node `node_id`; `folder` takes decoded pixels."""
 
     def __init__(
         self,
@@ -85,13 +85,13 @@ class Run:
         self._anew: list[str] = []
 
     def late(self) -> DeadlineExceeded:
-        """What is told if the deadline passes."""
+        """The error for a deadline that has passed."""
         return DeadlineExceeded(
             f"the deadline passed: {len(self.results)} of {len(self.plan)} parts were done"
         )
 
     async def work(self, tell: Tell) -> dict[str, Any]:
-        """Split, send, merge: the result. `tell` hears of the plan and of every part."""
+        """The job's result; `tell` hears of the plan and of every part."""
         started_s = time.monotonic()
         source: Source = await self._in_thread(
             open_source, self._job, self._config, self._folder, self._check
@@ -122,7 +122,7 @@ class Run:
             await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, source.close))
 
     async def _in_thread(self, work: Any, *arguments: Any) -> Any:
-        """Blocking work; if nobody waits for it any more it is told to stop, and waited for."""
+        """The result of blocking work; a cancellation stops it and waits for its end."""
         job = asyncio.get_running_loop().run_in_executor(None, work, *arguments)
         try:
             return await asyncio.shield(job)
@@ -131,7 +131,7 @@ class Run:
             with suppress(Exception):
                 left = await job
                 if left is not None and hasattr(left, "close"):
-                    left.close()  # it was opened for nobody
+                    left.close()  # a source that nobody will use
             raise
 
     def _check(self) -> None:
@@ -147,7 +147,7 @@ class Run:
             return list(pool.map(key, source.plan))
 
     async def _members(self) -> list[str]:
-        """The shards; if the model sleeps, somebody is seen to wait for it until there are some.
+        """The shards that can be reached, which a sleeping model is woken for.
 
         Raises `_TakenOver`.
         """
@@ -158,14 +158,14 @@ class Run:
             raise Unavailable(f"model {job.model!r} has no slot on the node where the upload lies")
         with shards.waiting(job.model):
             while not (members := self._reachable()):
-                shards.config(job.model, job.version)  # raises once there is no hope
+                shards.config(job.model, job.version)  # raises once it cannot be served
                 await asyncio.sleep(WAKE_POLL_S)
         return members
 
     def _reachable(self) -> list[str]:
-        """The shards there are now.
+        """The shards that can be reached now.
 
-        Raises `_TakenOver` if nobody has any more what the parts are worked on with.
+        Raises `_TakenOver` if none has the job's model version any more and another one answers.
         """
         node_id = self._node_id if self._config.kind == "video-segments" else ""
         members = self._shards.members(self._asked(), node_id)
@@ -176,13 +176,11 @@ class Run:
         return members
 
     def _asked(self) -> ModelVersion | None:
-        """Whose shards are asked: one version for all parts."""
+        """The version that works on all parts: the one that the job began with."""
         return self._version or self._shards.version(self._job.model, self._job.version)
 
-    # -- parts --------------------------------------------------------------------------------
-
     async def _parts(self, source: Source, keys: Sequence[bytes], tell: Tell) -> None:
-        """Every part on its shard, all with one model version: if it goes, all begin anew."""
+        """Every part on its shard, all by one model version; if it goes, all begin anew."""
         job = self._job
         key_of = {part.index: key for part, key in zip(source.plan, keys, strict=True)}
         while True:
@@ -221,9 +219,9 @@ class Run:
         backlog: Callable[[int], None],
         tell: Tell,
     ) -> None:
-        """Keep every shard busy with its own parts, within what is leased and while there is time.
+        """Keep every shard busy with its own parts, within the leased places.
 
-        With `partial: refuse` it is the deadline of all that ends it.
+        With `partial: allow` it ends in time for the merge; else the deadline cancels it.
         """
         waiting = {part.index: part for part in source.plan}
         queues: dict[str, deque[Part]] = {}
@@ -234,7 +232,7 @@ class Run:
                 left_s = self._parts_until_s - time.monotonic()
                 if left_s <= 0 and self._job.options.partial == "allow":
                     return
-                # What is under way is answered, also by shards that leave.
+                # Without waiting parts the shards do not matter: leaving ones still answer.
                 members = (waiting and self._reachable()) or list(queues)
                 if set(members) != queues.keys():
                     queues = self._queues(version, list(waiting.values()), key_of, members)
@@ -249,11 +247,13 @@ class Run:
                         running[asyncio.create_task(work)] = (part, member)
                         busy[member] += 1
                 backlog(len(waiting))
-                if not running:  # every shard has just gone
-                    self._shards.config(self._job.model, self._job.version)  # or there is no hope
+                if not running:  # all shards have just gone
+                    self._shards.config(
+                        self._job.model, self._job.version
+                    )  # raises if it is for good
                     await asyncio.sleep(WAKE_POLL_S)
                     continue
-                # Time and again, since shards may join.
+                # At most `JOIN_S`, since shards may join.
                 done, _ = await asyncio.wait(
                     running,
                     timeout=max(0.0, min(JOIN_S, left_s)),
@@ -279,7 +279,7 @@ class Run:
         key_of: Mapping[int, bytes],
         members: Sequence[str],
     ) -> dict[str, deque[Part]]:
-        """The parts that nobody works on yet, by shard; all parts count for the bound of loads."""
+        """The waiting parts by shard; the bound of loads counts all parts."""
         places = self._places
         places.gang(version, members)
         keys = list(key_of.values())
@@ -292,7 +292,7 @@ class Run:
     async def _part(
         self, version: ModelVersion, source: Source, part: Part, key: bytes, home: str, more: bool
     ) -> PartResult:
-        """One part, on its shard or, where that is gone, on the next ones in hash order."""
+        """One part, on its home or, if that is lost, on the next shards in hash order."""
         job, tried, deaths = self._job, [home], 0
         head, rest = await self._in_thread(source.body, part, key, more)
         while True:
@@ -303,7 +303,7 @@ class Run:
                     answer = await self._shards.ask(job, version, shard, head, rest, until_s)
             except HeadraceError as error:
                 if isinstance(part, Segment) and isinstance(error, InvalidArgument):
-                    # Damage in the middle is told; only a video that is all damage is refused.
+                    # Damage becomes a note; only a video without an intact segment is refused.
                     self._blank.append(error)
                     self._damage.append(error.message)
                     return PartResult(part, shard=shard)
@@ -315,13 +315,13 @@ class Run:
                     ) from error
                 if len(tried) >= TRIES or not is_lost(error):
                     raise
-                await asyncio.sleep(WAKE_POLL_S)  # until the pool has told what it knows
+                await asyncio.sleep(WAKE_POLL_S)  # until the pool's snapshot may show the loss
                 ranked = rank(key, await self._members())
                 others = [m for m in ranked if m not in tried]
                 if not others and not isinstance(error, (NotFound, Unavailable)):
                     raise
                 log.warning("part_retried", model=job.model, shard=shard, reason=error.message)
-                # The only shard may be back.
+                # The only shard there is may be back.
                 tried.append((others or ranked)[0])
                 continue
             seconds = time.monotonic() - started_s
@@ -354,8 +354,6 @@ class Run:
                 f"{damage['corrupt']} frames between {part.start_s:.1f} and {part.end_s:.1f} s "
                 f"could not be decoded; {damage['missing']} asked-for times show nothing"
             )
-
-    # -- the answer ---------------------------------------------------------------------------
 
     def _planned(self, source: Source, members: Sequence[str]) -> dict[str, Any]:
         return {
@@ -393,7 +391,7 @@ def _size(source: Source) -> dict[str, Any]:
 
 
 def _account(result: PartResult) -> dict[str, Any]:
-    """Which part was done where, and how long it took."""
+    """The entry of a part in `shards`: where it lies, which shard did it, how long it took."""
     part = result.part
     told: dict[str, Any] = {"part": part.index}
     if isinstance(part, Tile):
@@ -410,7 +408,7 @@ def _account(result: PartResult) -> dict[str, Any]:
 
 
 def _found(result: PartResult) -> dict[str, Any]:
-    """What a part shows by itself, before it is merged with its neighbours."""
+    """Boxes or tags of one part, before its merge with others."""
     part = result.part
     if isinstance(part, Tile):
         return {"boxes": [_moved(box, part).answer() for box in result.boxes]}
@@ -429,7 +427,7 @@ def _found(result: PartResult) -> dict[str, Any]:
 
 
 def _moved(box: Box, tile: Tile) -> Box:
-    """A box of a tile in the picture's own pixels."""
+    """A box of a tile, in the picture's pixels."""
     return Box(
         (box.x1 + tile.x) / tile.scale,
         (box.y1 + tile.y) / tile.scale,

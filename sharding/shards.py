@@ -1,4 +1,4 @@
-"""The shards of a model: the slots that hold it, each with a queue of its own in the router."""
+"""Shards: the slots that hold a model, each with a queue of its own in the router."""
 
 from __future__ import annotations
 
@@ -64,14 +64,14 @@ class Shards:
         plane.on_link_down = self._lost
 
     def _lost(self, slot_id: str) -> None:
-        """What only this slot could answer is for others now; the job knows which."""
+        """Refuse what only this slot could answer; the job asks another one."""
         router = self._plane.router
         for key in router.queues():
             if isinstance(key[1], str) and key[1].endswith(f"@{slot_id}"):
                 router.refuse(key, Unavailable(f"the link to slot {slot_id} broke"))
 
     def config(self, model: str, version: int | None) -> tuple[ModelConfig, ShardingConfig]:
-        """Raises `NotFound`, `Unavailable` with the reason, or `InvalidArgument` without shards."""
+        """A model's config. Raises `NotFound`, `Unavailable`, `InvalidArgument` (no `sharding`)."""
         self._plane.resolve("tfserving", model, version)
         config = self._plane.snapshot.models[model].config
         if config.sharding is None:
@@ -131,7 +131,7 @@ class Shards:
             tell(0)
 
     def check_fits(self, length: int) -> None:
-        """Whether a part of so many bytes can be sent; raises `PayloadTooLarge`."""
+        """Raise `PayloadTooLarge` for a part that is too long for the link."""
         most = self._plane.max_body_bytes
         if length > most:
             raise PayloadTooLarge(
@@ -148,7 +148,7 @@ class Shards:
         rest: Sequence[Buffer],
         deadline_s: float,
     ) -> dict[str, object]:
-        """What a slot finds in a part, and the seconds of its own work on it as `shard_s`.
+        """The findings of a slot in a part, with the seconds of its own work as `shard_s`.
 
         Raises its error; `NotFound` or `Unavailable` if the slot is gone, `ShardDied` if it went
         with the part. Cancelling the wait cancels the part.
@@ -199,7 +199,7 @@ def _content(reply: Reply) -> dict[str, object]:
 
 
 def is_lost(error: HeadraceError) -> bool:
-    """Whether the shard, not the part, is to blame: another one may do it, if there is time."""
+    """Whether the shard failed rather than the part, so that another shard may do it."""
     if isinstance(error, DeadlineExceeded):
         return False
     return isinstance(error, (NotFound, Unavailable)) or error.http_status >= 500

@@ -1,4 +1,4 @@
-"""What an upload is by its own bytes, against what its content type says."""
+"""File formats: what an upload is by its bytes, checked against its content type."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Literal
 from headrace.errors import InvalidArgument, UnsupportedMedia
 
 HEAD_BYTES = 4096
-"""How much of an upload's beginning `sniff` wants."""
+"""Bytes of an upload's beginning that `sniff` looks at."""
 TAIL_BYTES = 66 * 1024
-"""And of its end: a ZIP archive ends with up to 64 KiB of comment."""
+"""Bytes of its end that `sniff` looks at: a ZIP archive ends with up to 64 KiB of comment."""
 
 Medium = Literal["image", "video"]
 
@@ -21,7 +21,7 @@ Medium = Literal["image", "video"]
 class MediaKind:
     """A file format: `reader` is the loader of libvips or the demuxer of FFmpeg that reads it.
 
-    Only the reader named here is ever tried, so that a file is decoded as what it was taken for.
+    Only this reader is tried, so that a file is decoded as the format it was checked for.
     """
 
     name: str
@@ -91,7 +91,7 @@ def sniff(head: bytes, tail: bytes = b"") -> MediaKind:
 
     Raises:
         InvalidArgument: it is empty.
-        UnsupportedMedia: it is nothing we read, or could be two things at once.
+        UnsupportedMedia: the format is not supported, or the bytes fit several at once.
     """
     if not head:
         raise InvalidArgument("the body is empty: send the bytes of a picture or a video")
@@ -119,7 +119,7 @@ def identify(
     kind = sniff(head, tail)
     said = (declared or "").partition(";")[0].strip().lower()
     if said not in _UNDECLARED | {f"{kind.medium}/*", *kind.content_types}:
-        # Only what looks like a content type is repeated.
+        # The message repeats only what looks like a content type.
         told = said if _TOKEN.fullmatch(said) else "something else"
         raise UnsupportedMedia(
             f"the content type says {told}, but the bytes are {kind.name} ({kind.content_types[0]})"
@@ -156,7 +156,7 @@ def _others_in(head: bytes) -> Iterator[str]:
 
 
 def _others_behind(head: bytes, tail: bytes) -> Iterator[str]:
-    """Formats that are found from elsewhere than the first byte: PDF near it, ZIP from the end."""
+    """Formats recognised elsewhere than at the first byte: PDF near it, ZIP at the end."""
     if b"%PDF-" in head[1:1024]:
         yield "PDF"
     end = tail.rfind(b"PK\5\6")

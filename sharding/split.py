@@ -1,4 +1,4 @@
-"""A spooled upload as a plan with a key and a body for each part. Blocking: call it in threads."""
+"""Sources: a spooled upload as a plan, with a key and a body for each part. Methods block."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
 from threading import Lock
-from typing import Any, Protocol
+from typing import Any
 
 from headrace.config.sharding import ShardingConfig
 from headrace.errors import ConfigError, InvalidArgument, PayloadTooLarge
@@ -23,15 +23,15 @@ from sharding.upload import Check, MediaJob, identify_file
 from sharding.video import VideoInfo, VideoLimits, probe
 
 MAX_FRAMES = 64
-"""A shard holds the inputs of so many frames at once; longer segments are cut again …"""
+"""Frames whose inputs a shard holds at once; longer segments are cut again."""
 INPUT_BYTES = 128 * 1024 * 1024
-"""… and so are those whose frames would take more than this, at `PIXEL_BYTES` each pixel."""
+"""Bytes of inputs that a shard holds at once, at `PIXEL_BYTES` for each pixel."""
 PIXEL_BYTES = 12
-"""Three colours as float32."""
+"""Bytes of a pixel: three colours as float32."""
 PIXELS_IN_MEMORY = 64 * 1024 * 1024
 
 
-class Source(Protocol):
+class Source:
     """An upload that has been split."""
 
     whole: Whole
@@ -40,15 +40,14 @@ class Source(Protocol):
 
     def key(self, part: Part) -> bytes:
         """The digest of what decides the part's result; called from several threads at once."""
-        ...
+        raise NotImplementedError
 
     def body(self, part: Part, key: bytes, more: bool = False) -> tuple[bytes, tuple[Buffer, ...]]:
         """What a shard is sent: the JSON part and what follows it; `more` parts come after it."""
-        ...
+        raise NotImplementedError
 
     def close(self) -> None:
-        """Let go of what was decoded."""
-        ...
+        """Remove what was decoded."""
 
 
 def open_source(job: MediaJob, config: ShardingConfig, folder: Path, check: Check) -> Source:
@@ -73,7 +72,7 @@ def _digest(*facts: object) -> bytes:
     return blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16).digest()
 
 
-class PictureSource:
+class PictureSource(Source):
     """Tiles of a picture, keyed by their pixels."""
 
     def __init__(self, job: MediaJob, config: ShardingConfig, folder: Path, check: Check) -> None:
@@ -95,13 +94,12 @@ class PictureSource:
         self._reading = Lock()
 
     def key(self, part: Part) -> bytes:
-        """See `Source`. Equal pixels have equal results wherever they lie."""
+        # Equal pixels have equal results wherever they lie.
         digest = blake2b(self._pixels(part), digest_size=16).digest()
         assert isinstance(part, Tile)
         return _digest(digest.hex(), part.width, part.height, *_facts(self._config))
 
     def body(self, part: Part, key: bytes, more: bool = False) -> tuple[bytes, tuple[Buffer, ...]]:
-        """See `Source`: uint8 [height, width, 3]."""
         assert isinstance(part, Tile)
         head = {
             "kind": "tile",
@@ -113,7 +111,6 @@ class PictureSource:
         return json.dumps(head).encode(), (self._pixels(part),)
 
     def close(self) -> None:
-        """See `Source`."""
         self._picture.close()
 
     def _pixels(self, part: Part) -> memoryview:
@@ -123,7 +120,7 @@ class PictureSource:
         return pixels.reshape(-1).data
 
 
-class VideoSource:
+class VideoSource(Source):
     """Segments of a video, keyed by the file's digest and their frames: shards decode them."""
 
     def __init__(self, job: MediaJob, config: ShardingConfig, check: Check) -> None:
@@ -155,12 +152,10 @@ class VideoSource:
         self.notes = self._info.notes
 
     def key(self, part: Part) -> bytes:
-        """See `Source`."""
         assert isinstance(part, Segment)
         return _digest(self._upload.digest, part.times_s, part.step_s, *_facts(self._config))
 
     def body(self, part: Part, key: bytes, more: bool = False) -> tuple[bytes, tuple[Buffer, ...]]:
-        """See `Source`: only where the frames are."""
         assert isinstance(part, Segment)
         head = {
             "kind": "segment",
@@ -172,12 +167,9 @@ class VideoSource:
         }
         return json.dumps(head).encode(), ()
 
-    def close(self) -> None:
-        """See `Source`."""
-
 
 def _facts(config: ShardingConfig) -> tuple[object, ...]:
-    """What of the config decides the result of a part; labels are part of it."""
+    """The keys of the config that decide the result of a part."""
     return config.preprocess, config.postprocess, config.labels
 
 

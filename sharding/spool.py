@@ -1,4 +1,4 @@
-"""An upload on its way in: in memory while it is small, then in a file that this node can open."""
+"""Spool of an upload: in memory while it is small, then in a file that this node can open."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from headrace.errors import InternalError, PayloadTooLarge, Unavailable
 from headrace.files import write_all
 
 BATCH_BYTES = 1024 * 1024
-"""Written and hashed at once, in a thread: a thread for every piece of 64 KiB costs more."""
+"""Bytes written and hashed at once by a thread; a thread for every piece of 64 KiB costs more."""
 PREFIX = "headrace-spool-"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -83,7 +83,7 @@ class Spool:
                     await self._flush()
 
     async def finish(self) -> str:
-        """The upload is complete: its blake2b digest, 32 bytes in hex. Raises as `write` does."""
+        """The blake2b digest of the complete upload, 32 bytes in hex. Raises as `write` does."""
         await self._flush()
         return self._hash.hexdigest()
 
@@ -110,17 +110,17 @@ class Spool:
         return self._path
 
     async def close(self) -> None:
-        """Forget the upload and remove its file."""
+        """Drop the upload and remove its file."""
         if self._closed:
             return
         self._closed = True
-        # Whoever is cancelled once more meanwhile leaves no file behind.
+        # Shielded, since a second cancellation must not leave the file behind.
         self._closing = asyncio.ensure_future(self._empty())
         await asyncio.shield(self._closing)
 
     async def _empty(self) -> None:
         if self._job is not None and not self._job.done():
-            # A thread cannot be stopped: what it writes is removed after it.
+            # A thread cannot be stopped: wait for it, then remove what it wrote.
             await asyncio.wait([self._job])
         self._memory, self._waiting = bytearray(), bytearray()
         await asyncio.get_running_loop().run_in_executor(None, self._remove)
@@ -130,12 +130,12 @@ class Spool:
             await self._in_thread(self._keep_waiting)
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
-        """Run `work` in a thread that `close` waits for when this task is cancelled meanwhile."""
+        """Run `work` in a thread; `close` waits for it if this task is cancelled."""
         if self._closed:
             raise ValueError("the spool is closed")
         loop = asyncio.get_running_loop()
         job = loop.run_in_executor(None, work)
-        # Kept without its result: what counts is that the thread is done with the file.
+        # Only whether the thread is done with the file counts, not its result.
         self._job = asyncio.ensure_future(_settle(job))
         try:
             return await asyncio.shield(job)
@@ -167,7 +167,7 @@ class Spool:
 
 
 def sweep(folder: Path) -> int:
-    """Remove the files that dead processes left in `folder`; how many. Blocks.
+    """Remove the files that dead processes left in `folder`; the number of them. Blocks.
 
     A living spool holds a lock on its file, which the system drops with the process.
     """
@@ -192,7 +192,7 @@ def create_private(folder: Path) -> tuple[Path, int]:
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-            # A sweep may have come before the lock: then once more.
+            # A sweep may have removed it before the lock was taken: try again.
             if os.fstat(descriptor).st_nlink:
                 return path, descriptor
         except OSError:
@@ -216,7 +216,7 @@ async def _settle(job: asyncio.Future[T]) -> None:
 
 
 def disk_error(error: OSError) -> Unavailable | InternalError:
-    """What the caller is told when the folder of large uploads fails."""
+    """The caller's error for an error of the folder of large uploads."""
     if error.errno in _FULL:
         return Unavailable(
             "there is no room left on the disk for large uploads: try again later",
@@ -227,7 +227,7 @@ def disk_error(error: OSError) -> Unavailable | InternalError:
 
 @contextmanager
 def borrowed(path: Path, folder: Path) -> Iterator[Path]:
-    """The name in `folder`; it is gone afterwards, the file itself stays. Blocks.
+    """A second name of the file in `folder`, removed afterwards; the file itself stays. Blocks.
 
     No byte is copied where both are on one disk. Raises `Unavailable` if there is no room, and
     `InternalError` if the file cannot be used.
@@ -246,8 +246,8 @@ def borrowed(path: Path, folder: Path) -> Iterator[Path]:
 def _link(path: Path, folder: Path) -> tuple[Path, int]:
     descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
     try:
-        # The lock belongs to the file under all of its names, and keeps `sweep` away. Whoever
-        # took the upload in may have it still, until that has heard that it is a job now.
+        # The lock belongs to the file under all its names and keeps `sweep` away. It is shared:
+        # the spool that took the upload in may hold one until its call returns.
         fcntl.flock(descriptor, fcntl.LOCK_SH)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         name = folder / f"{PREFIX}{secrets.token_hex(16)}"

@@ -1,4 +1,4 @@
-"""What the stage is asked for: an upload that lies in the spool, and what to do with it."""
+"""Media jobs: an upload in the spool, and what the shard stage should do with it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from headrace.errors import Unavailable
 from sharding.sniff import HEAD_BYTES, TAIL_BYTES, MediaKind, Medium, identify
 
 Check = Callable[[], None]
-"""Called between steps of long work; raises to give it up."""
+"""Function called between steps of long work; raises to stop it."""
 Event = Mapping[str, Any]
-"""JSON that a caller hears while a job is worked on: `event` is "plan", "part" or "result"."""
+"""JSON that a caller is sent about a job: `event` is "plan", "part" or "result"."""
 Tell = Callable[[Event], Awaitable[None]]
-"""Hears of the plan and of every part; the work waits for it."""
+"""Function that is told of the plan and of every part; the work waits for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Upload:
 
 @dataclass(frozen=True, slots=True)
 class MediaJob:
-    """One request. `timeout_s` counts from when the stage takes it."""
+    """One large picture or video to work on. `timeout_s` counts from the start of the work."""
 
     model: str
     upload: Upload
@@ -53,7 +53,7 @@ class MediaJob:
 
 
 def identify_file(upload: Upload, wanted: Medium) -> MediaKind:
-    """What the upload is by its bytes.
+    """The format of the upload, by its bytes.
 
     Raises `InvalidArgument`, `UnsupportedMedia`, and `Unavailable` if it is not on this node.
     """

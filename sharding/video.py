@@ -21,14 +21,14 @@ from headrace.errors import HeadraceError, InvalidArgument, PayloadTooLarge, Uns
 from sharding.sniff import MediaKind
 from sharding.upload import Check
 
-# FFmpeg writes to stderr what a damaged file looks like to it; we report in our own words.
+# Silent: errors are reported to the caller, not on stderr.
 av.logging.set_level(None)
 av.logging.set_libav_level(av.logging.PANIC)
 
 VideoFile = Path | BinaryIO
 
 SAME_TIME_S = 1e-3
-"""Matroska rounds times to this; two times nearer than it are one."""
+"""Precision of Matroska's times; nearer times count as the same."""
 _PROBE_PACKETS = 300
 _NAME_BYTES = 1024 * 1024
 _CODEC_NAME = re.compile(
@@ -42,7 +42,7 @@ _HDR = {16, 18}
 
 @dataclass(frozen=True, slots=True)
 class VideoLimits:
-    """What a video may take; `max_pixels` are those of a frame."""
+    """Limits of a video; `max_pixels` are those of a frame."""
 
     max_duration_s: float = 3600.0
     max_pixels: int = 4096 * 2304
@@ -51,10 +51,10 @@ class VideoLimits:
 
 @dataclass(frozen=True, slots=True)
 class VideoInfo:
-    """A video as it is to be looked at: `width` and `height` in pixels after rotation.
+    """A video as shown: `width` and `height` in pixels after rotation.
 
     `origin_s` is the file's own time of the first frame, `rotation` in degrees counterclockwise,
-    `fps` the mean, `keyframes_s` ascending. `notes` say in a sentence each what is unusual.
+    `fps` the mean, `keyframes_s` ascending. `notes` are sentences on what is unusual.
     """
 
     kind: MediaKind
@@ -110,7 +110,7 @@ def probe(
 
 @contextmanager
 def open_video(source: VideoFile, kind: MediaKind, limits: VideoLimits) -> Iterator[Any]:
-    """The container of a file; what FFmpeg says of it becomes an error of ours."""
+    """The container of a file; errors of FFmpeg become `InvalidArgument`."""
     options = {"protocol_whitelist": "file", "max_pixels": str(limits.max_pixels)}
     name: str | BinaryIO = str(source) if isinstance(source, Path) else source
     if not isinstance(source, Path):
@@ -141,7 +141,7 @@ def _video_stream(container: Any, source: VideoFile, kind: MediaKind) -> Any:
 
 
 def _codec_name(source: VideoFile) -> str:
-    """The codec as MP4, Matroska or AVI name it, since FFmpeg names only those that it has."""
+    """The codec's name in MP4, Matroska or AVI; FFmpeg names only codecs that it has."""
     with source.open("rb") if isinstance(source, Path) else nullcontext(source) as file:
         # A track's description stands at the file's beginning or, after the frames, at its end.
         file.seek(0, os.SEEK_END)
@@ -164,7 +164,7 @@ def _check_pixels(width: int, height: int, limits: VideoLimits) -> None:
 
 
 def prepare(stream: Any, limits: VideoLimits, threads: int) -> Any:
-    """The stream, ready to be decoded within the limits, with the others of its file left out."""
+    """The stream, set up to be decoded within the limits; other streams are discarded."""
     _check_pixels(stream.width, stream.height, limits)
     stream.codec_context.options = {"max_pixels": str(limits.max_pixels)}
     stream.codec_context.thread_count = threads
@@ -176,7 +176,7 @@ def prepare(stream: Any, limits: VideoLimits, threads: int) -> Any:
 
 @dataclass(slots=True)
 class _Scan:
-    """What the packets told, and the first frame that could be decoded near the beginning."""
+    """Facts from all packets, and the first frame decoded near the beginning."""
 
     origin_s: float
     duration_s: float = 0.0

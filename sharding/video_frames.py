@@ -1,4 +1,4 @@
-"""What a video shows at given times: one segment decoded, from its keyframe, on its own."""
+"""Frames of one segment of a video, decoded from its keyframe on, at given times."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from sharding.video import (
 _SEEKS = 3
 _REPORTED_TIMES = 20
 _HD_HEIGHT = 720
-# Without the latter two, greys come out up to two levels darker.
+# Without the last two flags greys come out up to two levels darker.
 _EXACTLY = Interpolation.AREA | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 _COLORSPACES = {
     1: Colorspace.ITU709,
@@ -43,11 +43,11 @@ _COLORSPACES = {
     9: Colorspace.BT2020,
     10: Colorspace.BT2020,
 }
-"""From the code of ITU-T H.273 (matrix coefficients), which FFmpeg uses too."""
+"""Colour spaces by their code of ITU-T H.273 (matrix coefficients), as in FFmpeg."""
 
 
 class VideoFrame(NamedTuple):
-    """What is shown at `time_s`: uint8 [h, w, 3], sRGB."""
+    """The frame shown at `time_s`: uint8 [h, w, 3], sRGB."""
 
     time_s: float
     pixels: NDArray[np.uint8]
@@ -67,13 +67,11 @@ class DecodeReport:
     missing_s: list[float] = field(default_factory=list)
 
     def add_corrupt(self, time_s: float) -> None:
-        """A frame or packet at this time could not be decoded."""
         self.corrupt += 1
         if len(self.corrupt_s) < _REPORTED_TIMES:
             self.corrupt_s.append(time_s)
 
     def add_missing(self, time_s: float) -> None:
-        """Nothing could be shown at this time."""
         self.missing += 1
         if len(self.missing_s) < _REPORTED_TIMES:
             self.missing_s.append(time_s)
@@ -90,7 +88,7 @@ def frames(
     report: DecodeReport | None = None,
     check: Check = lambda: None,
 ) -> Iterator[VideoFrame]:
-    """What is shown at each of the segment's `times_s`: the last frame that began by then.
+    """The frame shown at each of the segment's `times_s`: the last one that began by then.
 
     Decodes from the keyframe at or before the segment up to its last time. With `short_side`,
     frames are scaled down to that while they are converted. Frames that cannot be decoded are
@@ -107,7 +105,7 @@ def frames(
         waiting = list(reversed(segment.times_s))
         for time_s, frame in decoded:
             while waiting and waiting[-1] < time_s - SAME_TIME_S:
-                # Before the first frame that one is shown: a file may begin a little late.
+                # Times before the first frame get that one: a file may begin a little late.
                 image = shown if begun else frame
                 yield from _shown(waiting.pop(), image, convert, report)
             shown, begun = frame, True

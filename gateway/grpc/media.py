@@ -46,7 +46,7 @@ _MAX_NAME = 255
 
 @dataclass(frozen=True, slots=True)
 class ProcessHead:
-    """What the first message of a call says; `content_type` is "" where it is left to the bytes."""
+    """The first message of a call; `content_type` is "" where the bytes shall tell."""
 
     model: str
     version: int | None
@@ -88,7 +88,7 @@ def _request(body: bytes) -> Any:
 
 
 def _options(given: Any) -> ProcessOptions:
-    """Checked as those of the HTTP API are."""
+    """Options, checked as over HTTP."""
     found: dict[str, Any] = {
         name: getattr(given, name) for name in _OPTIONAL if given.HasField(name)
     }
@@ -208,7 +208,7 @@ PROTOCOL = "media_grpc"
 
 
 class MediaService:
-    """The service; without a desk, which a config without a stage has not, all is refused."""
+    """The service; it refuses all calls without a desk, where the config runs no stage."""
 
     def __init__(self, desk: MediaDesk | None) -> None:
         self._desk = desk

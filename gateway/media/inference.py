@@ -1,12 +1,9 @@
-"""Predictions whose one input is a whole picture or video: the stage answers them, not a slot.
+"""Open Inference requests whose one BYTES element is a whole picture or video.
 
-They come in as every prediction does and are told apart only for models that split their input.
-
-A whole picture or video as the one BYTES element of an Open Inference request, and its answer.
-
-What was found goes out as tensors: `boxes` FP32 [n, 4], `scores` FP32 [n], `classes` INT64 [n] and
-`labels` BYTES [n]; or `labels`, `scores`, `start_s` and `end_s` (FP64 [n]). Who asks for it by name
-also gets `shards`, BYTES [1], which holds JSON.
+The shard stage answers them, for models that split their input; all else about them is as for any
+prediction. The answer's tensors are `boxes` FP32 [n, 4], `scores` FP32 [n], `classes` INT64 [n] and
+`labels` BYTES [n]; or `labels`, `scores`, `start_s` and `end_s` (FP64 [n]). `shards`, BYTES [1], is
+JSON and comes where it is asked for by name.
 """
 
 from __future__ import annotations
@@ -52,9 +49,9 @@ from headrace.spec import BYTES, ModelSpec, Signature, Tensor, TensorSpec
 
 FindingKind = Literal["boxes", "tags"]
 PROTOCOLS = {"openinference": b'"BYTES"', "openinference_grpc": b"BYTES"}
-"""By protocol, how a datatype of BYTES looks in a request."""
+"""The datatype BYTES as it stands in a request, by protocol."""
 SIGHT_BYTES = 4096
-"""So much of both ends is looked through: the data of a tensor may stand before its datatype."""
+"""Bytes of both ends that are searched: a tensor's data may stand before its datatype."""
 
 _FP32, _FP64, _INT64 = (np.dtype(each) for each in (np.float32, np.float64, np.int64))
 _SHARDS = TensorSpec("shards", BYTES, (1,))
@@ -76,7 +73,7 @@ _OUTPUTS: Mapping[FindingKind, tuple[TensorSpec, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class MediaInput:
-    """What came: the file, the request's parameters, and how to answer."""
+    """A decoded request: the file, the parameters, and how to answer."""
 
     content: bytes
     parameters: Mapping[str, Any]
@@ -84,7 +81,7 @@ class MediaInput:
 
 
 def may_hold_media(protocol: str, body: Body) -> bool:
-    """A cheap look at a request: whether it may have an input of BYTES."""
+    """Whether a request may have an input of BYTES, by a cheap look."""
     mark = PROTOCOLS.get(protocol)
     if mark is None:
         return False

@@ -14,11 +14,11 @@ from headrace.errors import InvalidArgument, quoted
 
 HEADER = "x-headrace-options"
 LISTS = ("classes", "scales")
-"""In a query these are several values with commas between them, or several parameters."""
+"""Options with several values, in a query separated by commas or as several parameters."""
 
 
 def query_options(pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    """Options from the parameters of a URL, in text; a class of digits is a class id."""
+    """Options from the parameters of a URL; a class of digits is a class id."""
     found: dict[str, Any] = {}
     for name, text in pairs:
         if name in LISTS:
@@ -32,7 +32,7 @@ def query_options(pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
 
 
 def parameter_options(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Options among the parameters of an Open Inference request; others are not ours."""
+    """Options among the parameters of an Open Inference request; other parameters are skipped."""
     found: dict[str, Any] = {}
     for name, value in parameters.items():
         if name in ProcessOptions.model_fields:
@@ -52,7 +52,7 @@ def json_options(text: bytes | str, where: str) -> dict[str, Any]:
 
 
 def read_options(*sources: Mapping[str, Any]) -> ProcessOptions:
-    """The options of all sources, later ones going first; raises `InvalidArgument`."""
+    """The options of all sources; later ones win. Raises `InvalidArgument`."""
     given: dict[str, Any] = {}
     for source in sources:
         given |= source
@@ -72,7 +72,7 @@ def read_options(*sources: Mapping[str, Any]) -> ProcessOptions:
 
 
 def check_tiling(options: ProcessOptions, sharding: ShardingConfig) -> None:
-    """Whether they go with what the config says; raises `InvalidArgument`."""
+    """Raise `InvalidArgument` for options that do not fit the model's config."""
     try:
         sharding.tiling(options)
     except ValueError as error:
@@ -80,7 +80,7 @@ def check_tiling(options: ProcessOptions, sharding: ShardingConfig) -> None:
 
 
 def encode_options(options: ProcessOptions) -> str:
-    """JSON text of what is given, as the header takes it."""
+    """The given options as JSON text, as the header takes it."""
     return json.dumps(options.model_dump(mode="json", exclude_defaults=True))
 
 

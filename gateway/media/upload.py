@@ -1,4 +1,4 @@
-"""An upload on its way into the spool, as a raw body or as a form."""
+"""Uploads on their way into the spool: raw bodies and forms."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ except ImportError:  # it is in the extra `media`
     MultipartParser = None  # type: ignore[assignment, misc]
 
 MIN_BYTES_PER_S = 16 * 1024
-"""Slower senders hold a place that somebody else could use."""
+"""Least rate of a sender; a slower one keeps its place from others."""
 
 
 async def paced(
@@ -58,14 +58,14 @@ async def paced(
 
 FORM = "multipart/form-data"
 FORM_BYTES = 128 * 1024
-"""What boundaries, headers and options may take besides the file."""
+"""Cap on a form's bytes besides the file: boundaries, headers, options."""
 UNDECLARED = ("", "application/octet-stream", "application/x-www-form-urlencoded")
-"""curl declares the last one for any bytes that it is given."""
+"""Content types that say nothing; curl declares the last one for any bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Declared:
-    """What the headers say of a body; `length` is None for one in chunks."""
+    """A body as its headers declare it; `length` is None for one in chunks."""
 
     content_type: str
     coding: str
@@ -77,7 +77,7 @@ class Declared:
         return self.content_type.partition(";")[0].strip().lower()
 
     def check(self) -> None:
-        """Refuse, before it comes, what is no picture or video; raises `UnsupportedMedia`."""
+        """Raise `UnsupportedMedia` for what is no picture or video, before the body is read."""
         if self.coding.strip().lower() not in ("", "identity"):
             raise UnsupportedMedia(
                 f"Content-Encoding {quoted(self.coding)} is not taken here: pictures and videos "
@@ -143,7 +143,7 @@ def _type(content_type: str) -> str:
 
 
 class _Head:
-    """Looks at the first bytes on their way into the spool."""
+    """Writer into the spool that checks the first bytes on their way."""
 
     def __init__(self, spool: Spool, content_type: str, wanted: Medium) -> None:
         self._spool, self._content_type, self._wanted = spool, content_type, wanted
@@ -206,7 +206,7 @@ class FormReader:
             raise InvalidArgument(f"the multipart body cannot be read: {error}") from None
 
     def read(self, piece: bytes) -> list[bytes]:
-        """What of this piece of the body belongs to the file."""
+        """The bytes of the file in this piece of the body."""
         try:
             self._parser.write(piece)
         except FormParserError as error:
@@ -215,7 +215,7 @@ class FormReader:
         return found
 
     def finish(self) -> None:
-        """The body is over."""
+        """Check that the form was complete."""
         if not self._ended:
             raise InvalidArgument("the multipart body ends before its last boundary")
         if "file" not in self._seen:
