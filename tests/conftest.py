@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from collections.abc import Callable, Mapping
 
@@ -14,6 +15,9 @@ from hypothesis import settings
 # A shell ignores SIGINT in what it starts in the background, and so would all that tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# As `replicas.tensorflow_runtime` has it, whoever imports TensorFlow first.
+os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 
 # A busy machine is slow, which says nothing of the code.
 settings.register_profile("headrace", deadline=None)
