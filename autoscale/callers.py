@@ -1,4 +1,4 @@
-"""What the pool knows of callers: the keys they were given, the tiers, and everybody's budget."""
+"""Callers as the pool knows them: their keys, the tiers, and what each has used."""
 
 from __future__ import annotations
 
@@ -31,12 +31,10 @@ log = structlog.get_logger()
 
 
 class KeyDesk:
-    """Where operators get, list, revoke and rotate API keys; part of the pool.
+    """Operations on API keys: create, list, revoke, rotate.
 
-    `tiers` are the names that keys may have; `records` what is known now.
-
-    Orders come one after the other, each on what the store holds by then: other clusters may have
-    changed it, and a reading must not undo what was put while it lasted.
+    `tiers` are the names that keys may have, `records` the keys as last read. Operations run one
+    after the other, each on a fresh reading of the store, which other clusters may have changed.
     """
 
     def __init__(
@@ -209,12 +207,12 @@ class KeyDesk:
 
 
 REFRESH_S = 0.3
-"""How often keys that other clusters may change are looked at."""
+"""Period of reading keys that other clusters may change."""
 DAY_S = 86_400
 
 
 class CallerBook:
-    """See the module. `publish` brings a changed `Access` to all gateways."""
+    """Keys, tiers and budgets of callers. `publish` sends a changed `Access` to all gateways."""
 
     def __init__(
         self, desk: KeyDesk, max_callers: int, publish: Callable[[Access], Awaitable[None]]

@@ -1,4 +1,4 @@
-"""What operators may ask for while the system runs: load, unload, roll back, list."""
+"""Operations on models while the system runs: load, unload, roll back, list."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from headrace.snapshot import ModelVersion, ModelView, State, VersionView
 from replicas.repository import StoreAway
 
 READY_S = 120.0
-"""How long a request to load waits for the model to be ready."""
+"""Longest wait of a load for the model to be ready."""
 QUIET_S = 20.0
-"""And before that for its folder to be left alone."""
+"""Longest wait, before that, for files of the model to stop changing."""
 
 _INDEX_STATES = {
     State.READY: "READY",
@@ -34,18 +34,18 @@ _INDEX_STATES = {
 
 
 class StillUnderWay(Unavailable):
-    """Raised when an order takes longer than anybody waits; it is carried out all the same."""
+    """Raised when an operation takes longer than its caller waits; it goes on all the same."""
 
 
 class NoRoom(Unavailable):
-    """Raised when no slot is free for what was ordered."""
+    """Raised when no slot has room for the model."""
 
 
 class Operations:
-    """See the module. Each returns once what it asks for is true.
+    """Operations on models; each returns once its change has taken effect.
 
-    A load with a `config`, a reload and a rollback that fail are taken back: what was said before
-    counts again. All raise `Unavailable` while the store is away, or with what else went wrong.
+    A load with a `config`, a reload and a rollback that fail are undone. All raise `Unavailable`
+    while the store is away, or with what else went wrong.
     """
 
     def __init__(self, controller: Controller) -> None:
@@ -54,8 +54,8 @@ class Operations:
     async def load(self, name: str, config: Mapping[str, Any] | None = None) -> None:
         """Load a model of the store; again, if its files or `config` (Triton's) have changed.
 
-        Waits until its folder is left alone, so that what is there serves in the end.
-        Without a `config` the order stays, as the model is tried again. Raises `NotFound`,
+        Waits first until its files stop changing. Without a `config` a failed load stays ordered,
+        since the model is tried again. Raises `NotFound`,
         `InvalidArgument`, `Unimplemented` or, with the reason, `Unavailable`.
         """
         controller = self._controller
@@ -88,7 +88,7 @@ class Operations:
             raise NoRoom(f"{error.message}; it is loaded as soon as there is room") from None
 
     async def unload(self, name: str) -> None:
-        """Serve a model no more; what is under way is answered. Raises `NotFound`."""
+        """Stop serving a model; requests in flight are answered. Raises `NotFound`."""
         controller = self._controller
         before = controller.models()
         if name not in before:
@@ -161,9 +161,9 @@ class Operations:
         return sorted(rows, key=lambda row: (row["name"], row["version"]))
 
     async def _check(self, name: str, config: ModelConfig, known: ModelConfig) -> None:
-        """Refuse, before anything changes, what the store does not have.
+        """Refuse what the store does not have, before anything changes.
 
-        Versions that are `known` to be asked for already are no reason to refuse.
+        Versions that the config in force (`known`) names already are not checked.
         """
         catalog = self._controller.lookout.catalog
 
@@ -292,7 +292,7 @@ class Operations:
             raise NoRoom(f"{what} {controller.plan.waiting[key]}")
 
     def _has_slot(self, key: ModelVersion) -> bool:
-        """Whether some slot holds it, or is about to: then it will take what traffic there is."""
+        """Whether some slot holds it or is ordered to: then it can take traffic."""
         if any(key == each.key for each in self._controller.fleet.placements()):
             return True
         coming = (move for move in self._controller.plan.moves if isinstance(move, LoadOrder))

@@ -1,4 +1,4 @@
-"""What slots should hold, what fits into them, and the orders they get."""
+"""Versions that slots should hold, what fits into a slot, and orders to slots."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PRESENT = HELD | {State.DRAINING}
 
 
 class Hold(Enum):
-    """What may stay though it is not wanted (any more)."""
+    """Reasons for a version to stay in its slots though it is not desired."""
 
     KEEP = "it serves until the wanted version is ready"
     YIELD = "it stays while nobody needs its slot"
@@ -23,11 +23,10 @@ class Hold(Enum):
 
 @dataclass(frozen=True)
 class DesiredVersion:
-    """A model version that `replicas` slots of a class should hold.
+    """A model version and its desired slots (`replicas`) of a class, at most `granted` of them.
 
-    It gets at most what it was `granted`. One that is not `firm` comes after all that are, and
-    gives its slots up for them. In its `turn` it has gone without a place for long, or keeps for a
-    while the one that it got for that reason.
+    Versions that are not `firm` are placed after all others, and give up their slots for them.
+    `turn` is set for one that has starved, and for a while after it then got a slot.
     """
 
     model: str
@@ -47,12 +46,12 @@ class DesiredVersion:
 
     @cached_property
     def target(self) -> int:
-        """How many slots it may have now."""
+        """Desired slots within what was granted."""
         return min(self.replicas, self.granted)
 
     @cached_property
     def sure(self) -> int:
-        """Places for which others must leave where none is free."""
+        """Slots for which others must leave where none is free."""
         return min(self.target, max(self.guaranteed, int(self.turn))) if self.firm else 0
 
 
@@ -81,9 +80,9 @@ class UnloadOrder(_Order):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Orders, unloads first; and why wanted versions stay without all of their slots even then.
+    """Orders, unloads first. `waiting` says why a version stays without all of its desired slots.
 
-    `crowded` counts by class the places that were granted to firm wants and fit into no slot.
+    `crowded` counts by class the granted slots of firm versions that fit nowhere.
     """
 
     moves: list[LoadOrder | UnloadOrder] = field(default_factory=list)
@@ -93,13 +92,12 @@ class Plan:
 
 @dataclass(frozen=True)
 class Room:
-    """What fits into a slot, and what should stay free.
+    """What fits into a slot, and how many slots should stay empty.
 
-    `max_models` is by slot class (absent: 1). `sizes` is by model the part of a slot that it takes
-    (absent: one of `max_models` equal parts). While a class has no more than `spare` empty slots,
-    models that share go to slots that hold something already. `used_s` is when each model was
-    last called: the least recently used ones leave first. Classes that are `full` get no more
-    slots.
+    `max_models` is by slot class (default 1). `sizes` is the fraction of a slot that a model takes
+    (default: one of `max_models` equal parts). While a class has at most `spare` empty slots,
+    small models go to slots that hold something already. `used_s` is when each model was last
+    called; the least recently used leave first. Classes that are `full` get no more slots.
     """
 
     max_models: Mapping[str, int] = field(default_factory=dict)
@@ -109,7 +107,7 @@ class Room:
     full: Collection[str] = ()
 
     def size(self, model: str, slot_class: str) -> float:
-        """The part of a slot of this class that the model takes."""
+        """The fraction of a slot of this class that the model takes."""
         size, least = self.sizes.get(model, 0.0), self._least.get(slot_class, 1.0)
         return size if size > least else least
 

@@ -1,4 +1,4 @@
-"""What operators said about models while the system runs, on top of the config; pure."""
+"""Operators' changes of models while the system runs, on top of the config; pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from headrace.snapshot import Override
 
 
 class Overrides:
-    """By model; a model without an entry is as the config says."""
+    """Changes by model; a model without one is served as the config says."""
 
     def __init__(self) -> None:
         self._by_model: dict[str, Override] = {}
@@ -20,11 +20,11 @@ class Overrides:
         return dict(self._by_model)
 
     def restore(self, memory: Mapping[str, Override]) -> None:
-        """What an earlier pool knew, unless something newer has been said since."""
+        """Take over an earlier pool's changes, except of models changed since."""
         self._by_model = {**memory, **self._by_model}
 
     def effective(self, config: Mapping[str, ModelConfig]) -> dict[str, ModelConfig]:
-        """The models to serve: of the config and loaded by request, less the unloaded ones."""
+        """The models to serve: the config's and loaded ones, without the unloaded."""
         loaded = {n: o.config for n, o in self._by_model.items() if o.config is not None}
         return {
             name: model
@@ -33,16 +33,16 @@ class Overrides:
         }
 
     def rejected(self, model: str) -> frozenset[int]:
-        """Versions that a rollback has left."""
+        """Versions that were rolled back."""
         return frozenset(self._of(model).rejected)
 
     def load(self, model: str, config: ModelConfig | None) -> None:
-        """Serve it (again), with all its versions; `config` in place of what was said before."""
+        """Serve a model with all its versions; a `config` replaces the earlier one."""
         before = self._of(model)
         self._set(model, Override(config=config or before.config))
 
     def unload(self, model: str) -> None:
-        """Serve it no more."""
+        """Stop serving a model."""
         self._set(model, replace(self._of(model), unloaded=True))
 
     def reject(self, model: str, versions: Iterable[int]) -> None:
@@ -51,7 +51,7 @@ class Overrides:
         self._set(model, replace(before, rejected=tuple(sorted({*before.rejected, *versions}))))
 
     def serve_only(self, models: Mapping[str, ModelConfig], known: Iterable[str]) -> None:
-        """Serve these models so, and of the known ones no other."""
+        """Serve these models with these configs, and unload the other known ones."""
         for name in known:
             if name not in models:
                 self.unload(name)
@@ -64,16 +64,16 @@ class Overrides:
         said: Mapping[str, Override],
         before: Mapping[str, Override],
     ) -> None:
-        """Undo an order: of these models, `said` gives way to what was `before`.
+        """Undo an operation on these models: where `said` still holds, restore what was `before`.
 
-        Where something newer has been said since, that counts.
+        A later change of a model stays.
         """
         for name in models:
             if self._of(name) == said.get(name, Override()):
                 self._set(name, before.get(name, Override()))
 
     def forget(self, models: Iterable[str]) -> None:
-        """From now on the config alone counts."""
+        """Drop the changes of these models, so that the config decides again."""
         for name in models:
             self._by_model.pop(name, None)
 

@@ -44,7 +44,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class PoolSettings:
-    """What the pool is told when it starts."""
+    """The parts of the config that the pool needs."""
 
     store: str
     poll_s: float
@@ -58,7 +58,7 @@ class PoolSettings:
 
 
 class Pool:
-    """See the module."""
+    """One controller, and the methods that Serve's handle calls."""
 
     async def __init__(self, settings: PoolSettings) -> None:  # type: ignore[misc]
         self._process = process = Process("pool", settings.log_level)
@@ -123,11 +123,11 @@ class Pool:
         await self._controller.configure(config)
 
     async def announce(self, view: SlotView) -> None:
-        """A slot is here and no pool listens to it."""
+        """Take in a slot that no pool is connected to."""
         await self._controller.announce(view)
 
     def _resize(self, targets: dict[str, int]) -> None:
-        """Ask Ray Serve for so many slots of each class."""
+        """Tell Ray Serve the desired slots of each class."""
         task = asyncio.get_running_loop().create_task(self._targets.set(targets))
         self._resizing.add(task)
         task.add_done_callback(self._resizing.discard)
@@ -137,8 +137,8 @@ class Pool:
     ) -> Snapshot | None:
         """The snapshot after the one that is `known`; None if nothing changes for some seconds.
 
-        `known` comes without its models, placements and access: see `PoolClient`. Access goes
-        out whole only if its number is another one.
+        `known` comes without its models, placements and access. Access is sent only if its number
+        has changed.
         """
         controller = self._controller
         self._reports[gateway_id] = (time.monotonic(), report)
@@ -161,17 +161,17 @@ class Pool:
         return snapshot
 
     async def tell_load(self, gateway_id: str, loads: dict[str, tuple[float, int, int]]) -> None:
-        """A gateway's requests in flight and waiting: see `LoadReport`."""
+        """Take a gateway's counts of requests in flight and waiting, by model."""
         self._controller.take_load(gateway_id, loads)
 
     async def exchange_budgets(
         self, gateway_id: str, claims: list[Claim]
     ) -> tuple[list[Grant], int]:
-        """What a gateway let through and would like to lease: see `BudgetStore`."""
+        """Count what a gateway's callers used, and lease it their next budgets."""
         return self._callers.exchange(gateway_id, claims)
 
     async def details(self) -> dict[str, Any]:
-        """What changes too often for the snapshot: by slot and by gateway."""
+        """Figures that change too often for the snapshot, by slot and by gateway."""
         now_s = time.monotonic()
         self._reports = {
             gateway_id: (at_s, report)
@@ -189,7 +189,7 @@ class Pool:
         }
 
     async def statistics(self) -> list[dict[str, Any]]:
-        """What all slots have counted, up to now."""
+        """The counts of all slots, by model version."""
         await self._controller.fleet.refresh()
         return self._controller.statistics.totals()
 

@@ -26,9 +26,9 @@ Document = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class PoolFacts:
-    """What the view is made of. `waiting` tells what wanted versions lack, `leased` counts slots.
+    """Facts for the view. `waiting` says what versions lack, `leased` counts slots by class.
 
-    `leases` are those of `Lending.documents`.
+    `leases` are the documents of leases.
     """
 
     classes: Mapping[str, SlotClass]
@@ -155,7 +155,7 @@ def _borrowers(facts: PoolFacts, sharing: Mapping[str, _Sharing]) -> Iterator[Do
 
 
 def _groups(sharing: Mapping[str, _Sharing]) -> Iterator[Document]:
-    """What whole groups lend to others, in slots."""
+    """Slots that whole groups may have, use and lend."""
     for slot_class, mine in sharing.items():
         shares = mine.shares
         lent = lent_by(shares.loans, group=True)
@@ -171,7 +171,7 @@ def _groups(sharing: Mapping[str, _Sharing]) -> Iterator[Document]:
 
 
 def _outside(entry: CatalogEntry, desired: DesiredSlots, held: int) -> SlotAccount:
-    """A model that takes no part in the sharing, as it lingers or was not decided on yet."""
+    """The account of a model outside the sharing: it lingers, or is not decided on yet."""
     share, replicas = entry.config.share, entry.config.replicas
     return SlotAccount(
         entry.name,

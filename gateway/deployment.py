@@ -46,8 +46,9 @@ from headrace.deployment import Process
 from headrace.keys import key_pepper
 from headrace.link import shared_memory
 from headrace.link.client import Identity
+from headrace.link.load_report import LoadReport
 from headrace.link.plane import DataPlane
-from headrace.link.pool import LoadReport, PoolClient
+from headrace.link.pool import PoolClient
 from headrace.node import PortLock
 from headrace.secrets import admin_token, cluster_secret, headrace_home
 from headrace.snapshot import Snapshot
@@ -95,7 +96,7 @@ class Gateway:
         secret = cluster_secret(settings.secret)
         identity = Identity(process.name, process.node.id, secret, settings.limits.max_body_bytes)
         self._plane = DataPlane(identity, process.recorder)
-        self._pool = PoolClient(pool, self._plane, process.name)
+        self._pool = PoolClient(pool, process.name, lambda: self._plane.snapshot)
         self._audit = self._open_audit()
         authenticator = Authenticator(key_pepper(secret))
         self._admission = self._open_admission(authenticator, pool)
@@ -155,7 +156,12 @@ class Gateway:
         self._locks = [PortLock(port, node.id) for port in ports if port]
         view = self._view()
         control = GatewayControl(
-            node.metrics, settings.audit_folder, self.addresses, shut_down, apply_config
+            node.metrics,
+            settings.audit_folder,
+            self.addresses,
+            self._plane.links,
+            shut_down,
+            apply_config,
         )
         token = admin_token(settings.admin_token)
         admin_app = create_admin_app(view, control, token, media)
@@ -171,7 +177,7 @@ class Gateway:
             regions = Regions(settings.shared_memory, node.regions, node.ip)
             self._predictions.regions = partial(region_destination, regions)
         return GatewayView(
-            plane=self._plane,
+            known=lambda: self._plane.snapshot,
             pool=self._pool,
             ready=self.ready,
             admit=self._admission.admit,

@@ -10,7 +10,6 @@ from typing import Any, Literal
 from gateway.access.visit import Visit
 from gateway.shared_memory.regions import Regions
 from headrace.errors import FilesRefused, HeadraceError, InvalidArgument, PermissionDenied, quoted
-from headrace.link.plane import DataPlane
 from headrace.link.pool import PoolClient
 from headrace.protocols.json_bodies import read_json
 from headrace.snapshot import Snapshot
@@ -27,7 +26,7 @@ class GatewayView:
     says on which listener models may be loaded and unloaded.
     """
 
-    plane: DataPlane
+    known: Callable[[], Snapshot]
     pool: PoolClient
     ready: Callable[[], bool]
     admit: Callable[[Visit], None]
@@ -37,7 +36,7 @@ class GatewayView:
     @property
     def snapshot(self) -> Snapshot:
         """The newest snapshot from the pool."""
-        return self.plane.snapshot
+        return self.known()
 
 
 def require_public(view: GatewayView) -> None:

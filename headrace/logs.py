@@ -20,14 +20,14 @@ SECRET_KEYS = frozenset({"authorization", "x-api-key", "token", "secret", "passw
 REDACTED = "[redacted]"
 
 MAX_TEXT = 2000
-"""Longest text of a field: a longer one is data, and data does not belong in a log."""
+"""Longest text of a field, in characters; a longer one is cut, since it is data."""
 
 KEPT_LINES = 20
 KEPT_CHARACTERS = 500
-"""So much of each of the last lines is kept in memory, for whoever asks what happened."""
+"""Characters kept in memory of each of the latest lines, for reports of failures."""
 
 FOREIGN_LOGGERS = ("asyncio", "grpc", "uvicorn")
-"""Loggers of libraries whose lines would otherwise stand between ours in another format."""
+"""Loggers of libraries, whose lines are written in our format too."""
 
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _TRACEPARENT = re.compile(
@@ -70,7 +70,7 @@ def recent_lines() -> list[str]:
 
 
 def watched(task: asyncio.Task[None]) -> asyncio.Task[None]:
-    """Log it when a task that should run for ever ends with an error."""
+    """Log the error with which a lasting task ends."""
 
     def ended(task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
@@ -130,7 +130,7 @@ def _adopt(logger: logging.Logger, formatter: logging.Formatter, level: int) -> 
 
 
 class _Ids:
-    """Numbers in hex, counted up from a random start: processes do not meet in practice."""
+    """Hex numbers counted up from a random start, different in each process."""
 
     __slots__ = ("_next",)
 
@@ -138,11 +138,11 @@ class _Ids:
         self.restart()
 
     def restart(self) -> None:
-        """Start somewhere else, below 2**63 so that 16 digits are always enough."""
+        """Start at another random number, below 2**63 so that 16 digits are enough."""
         self._next = itertools.count(int.from_bytes(os.urandom(8), "big") >> 1).__next__
 
     def __call__(self) -> str:
-        """A new request id: 16 hex digits, unlike any other in practice. Not a secret."""
+        """A new request id of 16 hex digits, unique in practice; not a secret."""
         return f"{self._next():016x}"
 
 

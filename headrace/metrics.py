@@ -16,7 +16,7 @@ RequestStage = Literal["queue", "link", "batch_wait", "compute", "encode"]
 Labels = tuple[str | int, ...]
 
 MAX_SERIES = 10_000
-"""Label sets of one family; later ones are counted as `OTHER`, so no caller can fill memory."""
+"""Cap on label sets of one family; more are counted as `OTHER`, since callers choose some."""
 OTHER = "other"
 
 SECONDS_BOUNDS = (
@@ -156,7 +156,7 @@ class Series:
         (self._values.get(labels) or self._new(labels))[0] = value
 
     def observe(self, labels: Labels, value: float) -> None:
-        """Count `value` into its bucket (a value on an edge belongs below it)."""
+        """Count `value` into its bucket; a value on an edge belongs below it."""
         numbers = self._values.get(labels) or self._new(labels)
         numbers[bisect_left(self._bounds, value)] += 1
         numbers[-1] += value
@@ -220,7 +220,7 @@ def quantile(bounds: Sequence[float], counts: Sequence[float], q: float) -> floa
 
 
 class Recorder:
-    """What one process counts. A request for an unknown model is recorded with model ''."""
+    """The metrics of one process. A request for an unknown model is recorded with model ''."""
 
     def __init__(self, role: ProcessRole) -> None:
         self.role = role
@@ -274,7 +274,7 @@ class Recorder:
     def budgets(
         self, *, callers: int, store_up: bool, held_bytes: int, audit_dropped: int = 0
     ) -> None:
-        """The state of limits now."""
+        """Gauges of limits and of the audit log."""
         self._series[CALLERS.name].set((), callers)
         self._series[BUDGET_STORE_UP.name].set((), int(store_up))
         self._series[HELD_BYTES.name].set((), held_bytes)
@@ -290,7 +290,7 @@ class Recorder:
         places: Mapping[tuple[str, str], float],
         utilisation: Mapping[str, float],
     ) -> None:
-        """Its capacity by (class, kind), its accounts by (account, kind), and how full it is."""
+        """The pool's slots by (class, kind), places by (account, kind) and utilisation by class."""
         by_class = {(name,): value for name, value in utilisation.items()}
         for name, values in (
             (POOL_SLOTS.name, slots),

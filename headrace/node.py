@@ -14,12 +14,12 @@ from headrace.files import locked
 
 WILDCARDS = {"0.0.0.0", "::"}
 MAX_BASE = 40
-"""A Unix socket's path must stay under 108 bytes, so sockets cannot lie in just any folder."""
+"""Longest base folder, in bytes: the path of a Unix socket must stay under 108."""
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """`folder` belongs to this user and this node's run only; its path stays under 60 bytes."""
+    """A node; `folder` is this user's and this run's alone, its path under 60 bytes long."""
 
     id: str
     ip: str

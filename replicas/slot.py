@@ -36,7 +36,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class SlotSettings:
-    """What a slot is told when it starts."""
+    """The parts of the config that a slot needs."""
 
     name: str
     slot_class: SlotClass

@@ -16,8 +16,9 @@ from headrace.deployment import Process, answer_of, refusal
 from headrace.errors import HeadraceError, InternalError
 from headrace.link import shared_memory
 from headrace.link.client import Identity
+from headrace.link.load_report import LoadReport
 from headrace.link.plane import DataPlane
-from headrace.link.pool import LoadReport, PoolClient
+from headrace.link.pool import PoolClient
 from headrace.process import be_nice
 from headrace.secrets import cluster_secret, headrace_home
 from headrace.snapshot import Snapshot
@@ -65,7 +66,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class StageSettings:
-    """What a stage is told when it starts."""
+    """The parts of the config that a stage needs."""
 
     media: MediaConfig
     secret: SecretRef | None
@@ -90,7 +91,7 @@ class ShardStage:
         secret = cluster_secret(settings.secret)
         identity = Identity(process.name, node.id, secret, settings.max_body_bytes)
         self._plane = DataPlane(identity, process.recorder)
-        client = PoolClient(pool, self._plane, process.name)
+        client = PoolClient(pool, process.name, lambda: self._plane.snapshot)
         self._stage = Sharder(Shards(self._plane), "" if media.shared else node.id, spool)
         jobs = media.jobs
         folder = Path(jobs.folder or headrace_home() / "jobs")

@@ -138,8 +138,8 @@ class House:
             self.predictions.regions = partial(region_destination, self.regions)
         self.pool = HousePool(self)
         self.view = GatewayView(
-            plane=self.plane,
-            pool=PoolClient(Handle(self.pool), self.plane, "gateway"),
+            known=lambda: self.plane.snapshot,
+            pool=PoolClient(Handle(self.pool), "gateway", lambda: self.plane.snapshot),
             ready=lambda: bool(self.snapshot.slots),
             admit=self.admission.admit,
             repository_control=self.repository_control,

@@ -43,13 +43,15 @@ T = TypeVar("T")
 class GatewayControl:
     """What operators alone see of a gateway, and do to its application.
 
-    `audit_folder` is None where the log is off. `shut_down` deletes the application: everything
-    drains and ends. `apply` deploys a changed config; it raises `ConfigError` when it is not one.
+    `audit_folder` is None where the log is off. `links` says by slot how this gateway reaches it.
+    `shut_down` deletes the application: everything drains and ends. `apply` deploys a changed
+    config; it raises `ConfigError` when it is not one.
     """
 
     metrics_folder: Path
     audit_folder: Path | None
     addresses: Callable[[], dict[str, str]]
+    links: Callable[[], dict[str, str]]
     shut_down: Callable[[], Awaitable[None]]
     apply: Callable[[dict[str, Any]], Awaitable[None]]
 
@@ -59,14 +61,14 @@ def _pool(request: Request) -> PoolClient:
     return view.pool
 
 
-Pool = Annotated[PoolClient, Depends(_pool)]
+PoolHandle = Annotated[PoolClient, Depends(_pool)]
 audit = APIRouter()
-"""Its application keeps the folder in `state.audit_folder`, None where the log is off."""
+"""Routes of an application whose `state.audit_folder` is the log's folder, None where it is off."""
 
 
 @audit.get("/admin/v1/audit")
 async def records(request: Request) -> Response:
-    """`{"records": [...]}`, newest first; `limit` of them at most."""
+    """`{"records": [...]}`, newest first, `limit` of them at most."""
     query, limit = _query(request.query_params, DEFAULT_LIMIT)
     found = await _read(request, lambda folder: find(folder, query, limit))
     return json_answer({"records": found})
@@ -129,7 +131,7 @@ keys = APIRouter()
 
 
 class NewKey(Strict):
-    """A key that is asked for; without `models` it is good for all that its tier may use."""
+    """The body of a request for a key; without `models` it may use all that its tier may."""
 
     name: Annotated[str, Field(min_length=1, max_length=128)]
     tier: Name
@@ -138,32 +140,32 @@ class NewKey(Strict):
 
 
 class Rotation(Strict):
-    """How long the old key still holds."""
+    """Seconds for which the old key stays valid."""
 
     grace_s: Annotated[float, Field(ge=0, le=1e8)] = 0.0
 
 
 @keys.get("/admin/v1/keys")
-async def list_keys(pool: Pool) -> Response:
+async def list_keys(pool: PoolHandle) -> Response:
     """`{"keys": [...]}`, oldest first."""
     return json_answer({"keys": await pool.operate("list_keys")})
 
 
 @keys.post("/admin/v1/keys")
-async def create(wanted: NewKey, pool: Pool) -> Response:
+async def create(wanted: NewKey, pool: PoolHandle) -> Response:
     """A new key: its text is in `key`, this once."""
     return _secret(await pool.operate("create_key", **wanted.model_dump()))
 
 
 @keys.post("/admin/v1/keys/{key:path}/revoke")
-async def revoke(key: str, pool: Pool) -> Response:
+async def revoke(key: str, pool: PoolHandle) -> Response:
     """End a key, named by id or name, now."""
     return json_answer(await pool.operate("revoke_key", key=key))
 
 
 @keys.post("/admin/v1/keys/{key:path}/rotate")
-async def rotate(key: str, pool: Pool, rotation: Rotation | None = None) -> Response:
-    """A new key in its place; without a body the old one ends now."""
+async def rotate(key: str, pool: PoolHandle, rotation: Rotation | None = None) -> Response:
+    """Replace a key by a new one; without a body the old one ends now."""
     grace_s = (rotation or Rotation()).grace_s
     return _secret(await pool.operate("rotate_key", key=key, grace_s=grace_s))
 
@@ -178,10 +180,10 @@ leases = APIRouter()
 
 
 class Wanted(Strict):
-    """A gang of slots that is asked for, all of them or none.
+    """The body of a request for a lease of slots, all of them or none.
 
-    Who chooses the `id` can ask again when an answer was lost. Without `grace_s` the config says
-    how long the holder has after a notice.
+    A caller that chooses the `id` can repeat the request when an answer was lost. `grace_s` is
+    the time from a notice until the slots must be returned; by default the config's.
     """
 
     holder: Annotated[str, Field(min_length=1, max_length=128)]
@@ -192,43 +194,43 @@ class Wanted(Strict):
 
 
 @leases.get("/admin/v1/pool")
-async def pool_view(pool: Pool) -> Response:
+async def pool_view(pool: PoolHandle) -> Response:
     """`{classes, accounts, groups, leases, decisions}`."""
     return json_answer(await pool.ask("pool_view"))
 
 
 @leases.get("/admin/v1/leases")
-async def list_leases(pool: Pool) -> Response:
+async def list_leases(pool: PoolHandle) -> Response:
     """`{"leases": [...]}`, in the order of the queue."""
     return json_answer({"leases": (await pool.ask("pool_view"))["leases"]})
 
 
 @leases.post("/admin/v1/leases")
-async def request(wanted: Wanted, pool: Pool) -> Response:
-    """Ask for slots; the lease waits in the queue, or is refused with what can never be."""
+async def request(wanted: Wanted, pool: PoolHandle) -> Response:
+    """Ask for slots; the lease joins the queue, or is refused if it could never be granted."""
     arguments = wanted.model_dump(exclude={"id"})
     return json_answer(await pool.operate("request_lease", lease_id=wanted.id, **arguments))
 
 
 @leases.get("/admin/v1/leases/{lease_id}")
 async def watch(
-    lease_id: str, pool: Pool, known: Annotated[str, Query(max_length=32)] = ""
+    lease_id: str, pool: PoolHandle, known: Annotated[str, Query(max_length=32)] = ""
 ) -> Response:
-    """Its state, as soon as it is not `known`; asking is the heartbeat that keeps it."""
+    """A lease once its state is not `known`, or after some seconds; asking keeps it alive."""
     return json_answer(
         await pool.operate("watch_lease", timeout_s=WATCH_TIMEOUT_S, lease_id=lease_id, known=known)
     )
 
 
 @leases.post("/admin/v1/leases/{lease_id}/return")
-async def give_back(lease_id: str, pool: Pool) -> Response:
-    """After a notice: the slots are free now; the lease waits to go on."""
+async def give_back(lease_id: str, pool: PoolHandle) -> Response:
+    """Return the slots after a notice; the lease waits for others."""
     return json_answer(await pool.operate("return_lease", lease_id=lease_id))
 
 
 @leases.delete("/admin/v1/leases/{lease_id}")
-async def release(lease_id: str, pool: Pool) -> Response:
-    """End it, whatever its state."""
+async def release(lease_id: str, pool: PoolHandle) -> Response:
+    """End a lease, whatever its state."""
     await pool.operate("release_lease", lease_id=lease_id)
     return json_answer({"released": lease_id})
 
@@ -272,7 +274,7 @@ def create_admin_app(
     async def status() -> JSONResponse:
         details = await _details(view.pool)
         figures = await run_in_threadpool(summaries, control.metrics_folder)
-        return JSONResponse(render_status(view, control.addresses(), details, figures))
+        return JSONResponse(render_status(view, control, details, figures))
 
     @app.post("/admin/v1/models/{name}/rollback")
     async def rollback(name: str) -> JSONResponse:
@@ -324,13 +326,13 @@ def render_targets(own: str, details: dict[str, Any]) -> list[dict[str, Any]]:
 
 def render_status(
     view: GatewayView,
-    addresses: dict[str, str],
+    control: GatewayControl,
     details: dict[str, Any],
     figures: dict[str, ModelSummary],
 ) -> dict[str, Any]:
     """The whole of `GET /admin/v1/status`."""
     snapshot = view.snapshot
-    links = view.plane.links()
+    links = control.links()
     return {
         "version": RELEASE,
         "epoch": snapshot.epoch,
@@ -339,7 +341,7 @@ def render_status(
         "ready": view.ready(),
         "pool": "connected" if details else "away",
         "store_problem": snapshot.store_problem,
-        "addresses": addresses,
+        "addresses": control.addresses(),
         "gateways": details.get("gateways", []),
         "slots": _slots(snapshot, details.get("slots", {}), links),
         "models": [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import orjson
@@ -17,7 +18,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.access.visit import Visit
 from gateway.headers import combined, error_headers
-from gateway.view import GatewayView
 from headrace.errors import (
     HeadraceError,
     InternalError,
@@ -54,8 +54,8 @@ def answer_errors(app: FastAPI) -> None:
 class Envelope:
     """Lets callers in; gives each request its canonical path, each answer its `X-Request-Id`."""
 
-    def __init__(self, app: ASGIApp, view: GatewayView) -> None:
-        self._app, self._view = app, view
+    def __init__(self, app: ASGIApp, admit: Callable[[Visit], None]) -> None:
+        self._app, self._admit = app, admit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI entry."""
@@ -81,7 +81,7 @@ class Envelope:
             client = scope.get("client")
             state["visit"] = visit = Visit(headers, client[0] if client else "", identity)
             try:
-                self._view.admit(visit)
+                self._admit(visit)
             except HeadraceError as error:
                 more |= told_limits(visit, error)
                 await error_answer(error)(scope, receive, send_with_more)

@@ -240,7 +240,7 @@ def create_app(view: GatewayView, media: MediaDesk | None = None) -> FastAPI:
     app.include_router(settings)
     app.include_router(openinference)
     answer_errors(app)
-    app.add_middleware(Envelope, view=view)
+    app.add_middleware(Envelope, admit=view.admit)
     return app
 
 

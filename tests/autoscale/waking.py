@@ -12,7 +12,8 @@ from typing import Any, cast
 from autoscale.controller import Controller
 from headrace.config.args import Limits, ModelConfig
 from headrace.errors import Unavailable
-from headrace.link.pool import LoadReport, Loads, PoolClient
+from headrace.link.load_report import LoadReport
+from headrace.link.pool import Loads, PoolClient
 from tests.autoscale.plant import Plant, open_plant
 from tests.house import House
 from tests.link_ends import MAX_BODY_BYTES

@@ -13,7 +13,6 @@ from gateway.shared_memory.regions import Regions
 from gateway.view import GatewayView
 from headrace.deployment import answer_of
 from headrace.errors import NotFound, Unauthenticated
-from headrace.link.plane import DataPlane
 from headrace.link.pool import PoolClient
 from headrace.snapshot import Snapshot
 
@@ -21,16 +20,6 @@ INDEX = [
     {"name": "idle", "version": "", "state": "UNAVAILABLE", "reason": "not loaded"},
     {"name": "m", "version": "3", "state": "READY", "reason": ""},
 ]
-
-
-class FixedPlane(DataPlane):
-    """A data plane that only has a snapshot and links; it needs no event loop."""
-
-    def __init__(self, snapshot: Snapshot, links: Mapping[str, str] | None = None) -> None:
-        self.snapshot, self._fixed = snapshot, dict(links or {})
-
-    def links(self) -> dict[str, str]:
-        return self._fixed
 
 
 class Handle:
@@ -100,17 +89,15 @@ def fixed_view(
     snapshot: Snapshot = Snapshot(),  # noqa: B008 - frozen
     pool: Any = None,
     *,
-    links: Mapping[str, str] | None = None,
     is_ready: bool = True,
     admit: Callable[[Visit], None] = admit,
     repository_control: Literal["admin", "public"] = "admin",
     regions: Regions | None = None,
 ) -> GatewayView:
     """The view of a gateway whose pool is an object of this process."""
-    plane = FixedPlane(snapshot, links)
     return GatewayView(
-        plane=plane,
-        pool=PoolClient(Handle(pool or FixedPool()), plane, "gateway"),
+        known=lambda: snapshot,
+        pool=PoolClient(Handle(pool or FixedPool()), "gateway", lambda: snapshot),
         ready=lambda: is_ready,
         admit=admit,
         repository_control=repository_control,

@@ -105,9 +105,14 @@ class Desk(FixedPool):
 def admin_app(desk: Desk, media: MediaDesk | None = None) -> FastAPI:
     """The admin API of a gateway with this pool."""
     control = GatewayControl(
-        desk.metrics_folder, desk.audit_folder, lambda: ADDRESSES, desk.shut_down, desk.apply
+        desk.metrics_folder,
+        desk.audit_folder,
+        lambda: ADDRESSES,
+        lambda: {"cpu-1": "unix"},
+        desk.shut_down,
+        desk.apply,
     )
-    view = fixed_view(SNAPSHOT, desk, links={"cpu-1": "unix"})
+    view = fixed_view(SNAPSHOT, desk)
     return create_admin_app(view, control, TOKEN, media)
 
 

@@ -8,7 +8,8 @@ from itertools import pairwise
 from types import SimpleNamespace
 
 from headrace.config.args import ModelConfig
-from headrace.link.pool import LoadReport, Loads
+from headrace.link.load_report import LoadReport
+from headrace.link.pool import Loads
 
 REQUEST_S, PAUSE_S = 0.03, 0.33
 REQUESTS = 8
