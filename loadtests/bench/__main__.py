@@ -11,7 +11,7 @@ import click
 
 from loadtests.bench.generators import require_tool
 from loadtests.bench.outcome import Outcome, markdown, medians, sentences, tables, update_block
-from loadtests.bench.races import GRPC, HTTP, Pace, direct_calls, grpc_race, http_race
+from loadtests.bench.races import GRPC, HTTP, Schedule, direct_calls, grpc_race, http_race
 from loadtests.bench.servers import (
     EMPTY,
     HEADRACE,
@@ -57,7 +57,7 @@ def main(
     out: Path,
     document: Path | None,
 ) -> None:
-    pace = Pace(rounds, warm_up, seconds)
+    schedule = Schedule(rounds, warm_up, seconds)
     over_http = [each for each in HTTP if protocol != "grpc" and only in (None, each.name)]
     over_grpc = [name for name in GRPC if protocol != "http" and only in (None, name)]
     report = Report("bench", out)
@@ -65,8 +65,8 @@ def main(
     with workplace("bench") as folder:
         prepare({each.name for each in over_http}, set(over_grpc))
         site = make_site(folder)
-        measured, memory = http_race(over_http, site, pace, tell)
-        measured_grpc = grpc_race(over_grpc, site, pace, tell)
+        measured, memory = http_race(over_http, site, schedule, tell)
+        measured_grpc = grpc_race(over_grpc, site, schedule, tell)
         # The peers' codecs are not known here.
         bodies = [*site.bodies] if HEADRACE in {each.name for each in over_http} else []
         bodies += [site.grpc] if HEADRACE in over_grpc else []
@@ -74,7 +74,7 @@ def main(
         outcome = Outcome(
             when=report.when,
             machine=describe_machine(("headrace", "ray", "onnxruntime", "numpy", "grpcio")),
-            command=command_line(pace, protocol, startup),
+            command=command_line(schedule, protocol, startup),
             rows=medians(measured),
             grpc=medians(measured_grpc),
             direct=tuple(direct_calls(site, bodies)),
@@ -90,9 +90,9 @@ def main(
     report.end()
 
 
-def command_line(pace: Pace, protocol: str, startup: bool) -> str:
+def command_line(schedule: Schedule, protocol: str, startup: bool) -> str:
     """What to type for the same measurement."""
-    command = f"python -m loadtests.bench --rounds {pace.rounds} --seconds {pace.seconds}"
+    command = f"python -m loadtests.bench --rounds {schedule.rounds} --seconds {schedule.seconds}"
     over = "" if protocol == "both" else f" --protocol {protocol}"
     return command + over + (" --startup" if startup else "")
 

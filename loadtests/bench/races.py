@@ -61,7 +61,7 @@ sys.stdin.read()
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class Schedule:
     """How often each server takes its turn, and the seconds before and of a measurement."""
 
     rounds: int
@@ -73,51 +73,53 @@ class Pace:
 
 
 def http_race(
-    contenders: Sequence[Contender], site: Site, pace: Pace, tell: Callable[[str], None]
+    contenders: Sequence[Contender], site: Site, schedule: Schedule, tell: Callable[[str], None]
 ) -> tuple[list[Measured], SlotMemory | None]:
     """Every body at every number of connections, and the memory of Headrace's slot after it."""
     measured: list[Measured] = []
     memory = None
-    for number in range(1, pace.rounds + 1):
+    for number in range(1, schedule.rounds + 1):
         for contender in contenders:
-            tell(pace.turn(number, contender.label))
+            tell(schedule.turn(number, contender.label))
             with started(contender, site) as server:
-                measured += _drive_http(contender, server, site, pace)
+                measured += _drive_http(contender, server, site, schedule)
                 if contender.name == HEADRACE:
                     memory = slot_memory(server, site)
     return measured, memory
 
 
 def grpc_race(
-    names: Sequence[str], site: Site, pace: Pace, tell: Callable[[str], None]
+    names: Sequence[str], site: Site, schedule: Schedule, tell: Callable[[str], None]
 ) -> list[Measured]:
     """One inference over gRPC at every number of streams, by h2load and by grpcio's client."""
     measured: list[Measured] = []
-    for number in range(1, pace.rounds + 1):
+    for number in range(1, schedule.rounds + 1):
         for name in names:
-            tell(pace.turn(number, f"{name}, gRPC"))
+            tell(schedule.turn(number, f"{name}, gRPC"))
             with started_grpc(name, site) as target:
-                measured += _drive_grpc(name, target, site, pace)
+                measured += _drive_grpc(name, target, site, schedule)
     return measured
 
 
 def _drive_http(
-    contender: Contender, server: Running, site: Site, pace: Pace
+    contender: Contender, server: Running, site: Site, schedule: Schedule
 ) -> Iterator[Measured]:
     for body in contender.bodies(site):
         target = Target.of(body, server.url)
-        run_wrk(target, WARM_UP_CONNECTIONS, pace.warm_up)
+        run_wrk(target, WARM_UP_CONNECTIONS, schedule.warm_up)
         for connections in CONNECTIONS:
-            result = run_wrk(target, connections, pace.seconds)
+            result = run_wrk(target, connections, schedule.seconds)
             yield Measured(contender.label, body.label, result)
 
 
-def _drive_grpc(name: str, target: GrpcTarget, site: Site, pace: Pace) -> Iterator[Measured]:
-    run_h2load(target, *WARM_UP_STREAMS, pace.warm_up)
+def _drive_grpc(
+    name: str, target: GrpcTarget, site: Site, schedule: Schedule
+) -> Iterator[Measured]:
+    run_h2load(target, *WARM_UP_STREAMS, schedule.warm_up)
     label = site.grpc.label
     for run, told in ((run_h2load, label), (run_grpcio, f"{label}, {GRPCIO}")):
         for connections, streams in STREAMS:
-            yield Measured(name, told, run(target, connections, streams, pace.seconds))
+            yield Measured(name, told, run(target, connections, streams, schedule.seconds))
 
 
 def slot_memory(server: Running, site: Site) -> SlotMemory:

@@ -25,7 +25,7 @@ from loadtests.headrace import headrace_command
 from loadtests.messages import predict_message
 from loadtests.plots import COLORS, GREY, drawn, failed, level, scatter
 from loadtests.pool.log import Steps, leased_slots
-from loadtests.pool.server import ANSWER_S, WIDTH, Asked, Site, ask, elastic, write_model
+from loadtests.pool.server import ANSWER_S, WIDTH, Asked, PoolSystem, ask, elastic, write_model
 from loadtests.pool.simulation.setting import Pace, Setting, measured
 from loadtests.pool.simulation.simulation import Simulated, simulate
 from loadtests.pool.trace import Arrival, Rates, arrivals, day_rates, split
@@ -274,7 +274,9 @@ def measure_day(folder: Path, plan: Plan, *, job: bool = True) -> Day:
     )
 
 
-async def _run(site: Site, plan: Plan, folder: Path, *, job: bool) -> tuple[float, list[Asked]]:
+async def _run(
+    site: PoolSystem, plan: Plan, folder: Path, *, job: bool
+) -> tuple[float, list[Asked]]:
     messages = [predict_message(name, [[0.0] * WIDTH]) for name in plan.names]
     answers: list[Asked] = []
     async with unlimited_client(site.server.url, {}, ANSWER_S) as client:
@@ -296,7 +298,7 @@ async def _run(site: Site, plan: Plan, folder: Path, *, job: bool) -> tuple[floa
 
 
 @asynccontextmanager
-async def batch_job(site: Site, folder: Path, slots: int) -> AsyncIterator[None]:
+async def batch_job(site: PoolSystem, folder: Path, slots: int) -> AsyncIterator[None]:
     """A batch job that leases slots while the block lasts, where leases are there.
 
     It is told to stop, and started again, as serving needs its slots.
@@ -327,7 +329,7 @@ async def _leases_are_there() -> bool:
     return await asked.wait() == 0
 
 
-def lease_command(site: Site, slots: int) -> list[str]:
+def lease_command(site: PoolSystem, slots: int) -> list[str]:
     """`headrace lease` around a job that only waits: its slots are what counts here."""
     job = [sys.executable, "-c", "import time; time.sleep(86400)"]
     where = [

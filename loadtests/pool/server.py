@@ -61,7 +61,7 @@ async def ask(client: httpx.AsyncClient, model: str, message: Message, due_s: fl
 
 
 @dataclass(frozen=True, slots=True)
-class Site:
+class PoolSystem:
     """A running system; `folder` is where its Ray leaves the logs of all processes."""
 
     server: Running
@@ -97,13 +97,13 @@ class Site:
 @contextmanager
 def elastic(
     folder: Path, store: Path, models: Mapping[str, Any], slots: Mapping[str, Any]
-) -> Iterator[Site]:
+) -> Iterator[PoolSystem]:
     """Run Headrace while the block lasts, with its own folder for Ray; raises `NotStarted`."""
     before = os.environ.get("RAY_TMPDIR")
     os.environ["RAY_TMPDIR"] = str(folder)
     try:
         with headrace(folder, store, models, 1, more={"slots": dict(slots)}) as server:
-            yield Site(server, _ray_folder(folder))
+            yield PoolSystem(server, _ray_folder(folder))
     finally:
         if before is None:
             del os.environ["RAY_TMPDIR"]

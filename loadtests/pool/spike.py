@@ -14,7 +14,7 @@ from loadtests.clients import unlimited_client
 from loadtests.messages import predict_message
 from loadtests.plots import COLORS, drawn, moment
 from loadtests.pool.log import Steps
-from loadtests.pool.server import ANSWER_S, WIDTH, Asked, Site, ask, elastic, write_model
+from loadtests.pool.server import ANSWER_S, WIDTH, Asked, PoolSystem, ask, elastic, write_model
 from loadtests.report import Check, common_errors
 
 SPIKE_S = 1.0
@@ -117,7 +117,7 @@ def measure_spike(folder: Path, service_s: float) -> Spike:
     return Spike(CALLERS, begin_s, end_s, IDLE_S, ready, log.slots, tuple(answers))
 
 
-async def _run(site: Site) -> tuple[float, float, list[Asked]]:
+async def _run(site: PoolSystem) -> tuple[float, float, list[Asked]]:
     message = predict_message(LOOP, [[0.0] * WIDTH])
     answers: list[Asked] = []
     async with unlimited_client(site.server.url, {}, ANSWER_S) as client:
@@ -137,7 +137,7 @@ async def _run(site: Site) -> tuple[float, float, list[Asked]]:
     return begin_s, end_s, answers
 
 
-async def _all_there(site: Site) -> None:
+async def _all_there(site: PoolSystem) -> None:
     """Serve gives the first slot to start with and the others when it has time."""
     limit_s = time.monotonic() + 60.0
     while time.monotonic() < limit_s:

@@ -17,7 +17,7 @@ from loadtests.report import Check, Report, Table, out_option, workplace
 from loadtests.sharding.beside import beside_check, measure_beside, plot_beside
 from loadtests.sharding.calls import run_direct
 from loadtests.sharding.correctness import measure_correctness
-from loadtests.sharding.inputs import ALONE, SMALL, Fleet, Inputs, fleet
+from loadtests.sharding.inputs import ALONE, SMALL, Inputs, ShardedSystem, fleet
 from loadtests.sharding.memory import measure_memory, memory_checks, plot_memory
 from loadtests.sharding.speed import (
     PICTURES,
@@ -85,18 +85,22 @@ def main(
     report.end()
 
 
-def _correctness(started: Fleet, inputs: Inputs, order: Order, report: Report) -> Iterable[Check]:
+def _correctness(
+    started: ShardedSystem, inputs: Inputs, order: Order, report: Report
+) -> Iterable[Check]:
     return measure_correctness(started, inputs)
 
 
-def _memory(started: Fleet, inputs: Inputs, order: Order, report: Report) -> Iterable[Check]:
+def _memory(
+    started: ShardedSystem, inputs: Inputs, order: Order, report: Report
+) -> Iterable[Check]:
     peaks = measure_memory(started, inputs, order.bound_bytes)
     plot_memory(peaks, order.bound_bytes, report.title, report.path("-memory.png"))
     report.write(memory=peaks)
     return memory_checks(peaks, order.bound_bytes)
 
 
-def _speed(started: Fleet, inputs: Inputs, order: Order, report: Report) -> Iterable[Check]:
+def _speed(started: ShardedSystem, inputs: Inputs, order: Order, report: Report) -> Iterable[Check]:
     speed = measure_speed(started, inputs, order.rounds)
     curves = simulated(speed, inputs)
     plot_speed(curves, speed, report.title, report.path("-speed.png"))
@@ -104,7 +108,9 @@ def _speed(started: Fleet, inputs: Inputs, order: Order, report: Report) -> Iter
     return speed_checks(speed)
 
 
-def _beside(started: Fleet, inputs: Inputs, order: Order, report: Report) -> Iterable[Check]:
+def _beside(
+    started: ShardedSystem, inputs: Inputs, order: Order, report: Report
+) -> Iterable[Check]:
     measuring = measure_beside(started, inputs, order.rate, order.seconds, order.rounds)
     beside = asyncio.run(measuring)
     plot_beside(beside, report.title, report.path("-beside.png"))
@@ -120,7 +126,7 @@ def _beside(started: Fleet, inputs: Inputs, order: Order, report: Report) -> Ite
     return [beside_check(beside)]
 
 
-MEASURES: dict[str, Callable[[Fleet, Inputs, Order, Report], Iterable[Check]]] = {
+MEASURES: dict[str, Callable[[ShardedSystem, Inputs, Order, Report], Iterable[Check]]] = {
     "correctness": _correctness,
     "memory": _memory,
     "speed": _speed,

@@ -20,7 +20,7 @@ from loadtests.plots import COLORS, drawn, level, scatter
 from loadtests.report import Check
 from loadtests.samples import percentile, ratio
 from loadtests.sharding.calls import process_file
-from loadtests.sharding.inputs import Fleet, Inputs, variants
+from loadtests.sharding.inputs import Inputs, ShardedSystem, variants
 from sharding.plan import plan_tiles
 
 CALLERS = 2
@@ -36,7 +36,7 @@ PICTURE = (4256, 2848)
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class BesideTurn:
     """Small predictions by themselves, and right after that beside large pictures."""
 
     alone: tuple[Answer, ...]
@@ -67,7 +67,7 @@ class Beside:
     """
 
     rate: float
-    turns: tuple[Turn, ...]
+    turns: tuple[BesideTurn, ...]
     large: int
 
     @property
@@ -88,7 +88,7 @@ class Beside:
 
 
 async def measure_beside(
-    fleet: Fleet, inputs: Inputs, rate: float, seconds: float, turns: int
+    fleet: ShardedSystem, inputs: Inputs, rate: float, seconds: float, turns: int
 ) -> Beside:
     """Small predictions for `seconds` alone and as long beside large pictures, in turns.
 
@@ -96,7 +96,7 @@ async def measure_beside(
     """
     message, lines = price_message(), Lines(fleet.url)
     head = request_head(message, lines.host, {})
-    found: list[Turn] = []
+    found: list[BesideTurn] = []
 
     async def ask() -> str:
         status = await lines.ask(head, message.body)
@@ -117,7 +117,7 @@ async def measure_beside(
             alone = await asked()
             async with large.sent():
                 await asyncio.sleep(SETTLE_S)
-                found.append(Turn(alone, await asked()))
+                found.append(BesideTurn(alone, await asked()))
     lines.close()
     return Beside(rate, tuple(found), large.answered)
 
@@ -166,7 +166,7 @@ class Large:
     """Two callers of large pictures without a pause, whenever pictures are to be sent."""
 
     def __init__(
-        self, fleet: Fleet, pool: ProcessPoolExecutor, pictures: Iterator[tuple[Path, int]]
+        self, fleet: ShardedSystem, pool: ProcessPoolExecutor, pictures: Iterator[tuple[Path, int]]
     ) -> None:
         self._fleet, self._pool, self._pictures = fleet, pool, pictures
         self.answered = 0

@@ -10,7 +10,7 @@ from typing import Any
 from loadtests.headrace import BadAnswer
 from loadtests.report import Check
 from loadtests.sharding.calls import process_file, run_direct
-from loadtests.sharding.inputs import Fleet, Inputs, Scene, scenes_of
+from loadtests.sharding.inputs import Inputs, Scene, ShardedSystem, scenes_of
 from sharding.parts import Box
 
 SAME = 0.5
@@ -21,7 +21,7 @@ SURE = 0.5
 """Threshold from which small tiles show the detector no other faces than the whole picture."""
 
 
-def measure_correctness(fleet: Fleet, inputs: Inputs) -> list[Check]:
+def measure_correctness(fleet: ShardedSystem, inputs: Inputs) -> list[Check]:
     picture = inputs.mosaic(12)
     faces, objects = untiled("faces", picture), untiled("objects", picture)
     checks = []

@@ -161,7 +161,7 @@ def model_config(model: str) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, slots=True)
-class Fleet:
+class ShardedSystem:
     """A started system: its URL, and the processes of the stage, the gateway and the shards.
 
     `shards` has the slots of each model by their ids.
@@ -174,7 +174,7 @@ class Fleet:
 
 
 @contextmanager
-def fleet(folder: Path, models: Iterable[str], memory_bytes: int) -> Iterator[Fleet]:
+def fleet(folder: Path, models: Iterable[str], memory_bytes: int) -> Iterator[ShardedSystem]:
     """Headrace with these models on slots of one thread, each with a limit of memory.
 
     Raises `NotStarted`.
@@ -188,7 +188,7 @@ def fleet(folder: Path, models: Iterable[str], memory_bytes: int) -> Iterator[Fl
         yield described(server, names)
 
 
-def described(server: Running, names: Iterable[str]) -> Fleet:
+def described(server: Running, names: Iterable[str]) -> ShardedSystem:
     """Who is who, from the status of a server and the names of its processes."""
     status = server.admin.status()
     slots = status["slots"]
@@ -197,7 +197,7 @@ def described(server: Running, names: Iterable[str]) -> Fleet:
         for name in names
     }
     gateways = tuple(int(each["pid"]) for each in status["gateways"])
-    return Fleet(server.url, stage_pids(int(slots[0]["pid"])), gateways, shards)
+    return ShardedSystem(server.url, stage_pids(int(slots[0]["pid"])), gateways, shards)
 
 
 def stage_pids(relative: int) -> tuple[int, ...]:

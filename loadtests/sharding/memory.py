@@ -10,7 +10,7 @@ from typing import Any
 from loadtests.plots import COLORS, drawn, level
 from loadtests.report import Check
 from loadtests.sharding.calls import process_file, run_direct
-from loadtests.sharding.inputs import Fleet, Inputs
+from loadtests.sharding.inputs import Inputs, ShardedSystem
 
 MIB = 2**20
 RESET = "5"
@@ -46,7 +46,7 @@ class Peaks:
         return bounded and self.unsharded.peak_bytes is None
 
 
-def measure_memory(fleet: Fleet, inputs: Inputs, bound_bytes: int) -> list[Peaks]:
+def measure_memory(fleet: ShardedSystem, inputs: Inputs, bound_bytes: int) -> list[Peaks]:
     """The peaks for a picture and a video of two sizes each; raises `BadAnswer`, `OSError`."""
     wanted = {
         "12 MP picture": ("faces", inputs.mosaic(12)),
@@ -57,7 +57,7 @@ def measure_memory(fleet: Fleet, inputs: Inputs, bound_bytes: int) -> list[Peaks
     return [_peaks(fleet, name, *each, bound_bytes) for name, each in wanted.items()]
 
 
-def _peaks(fleet: Fleet, name: str, model: str, path: Path, bound_bytes: int) -> Peaks:
+def _peaks(fleet: ShardedSystem, name: str, model: str, path: Path, bound_bytes: int) -> Peaks:
     shards = fleet.shards[model].values()
     groups = (fleet.stage, tuple(shards), fleet.gateways)
     for pids in groups:

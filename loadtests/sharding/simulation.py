@@ -52,7 +52,7 @@ class Fleet:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class SimulatedRequest:
     """What a simulated request took: `wall_s` in all, `work_s` over all shards.
 
     `busiest_s` is the work of the shard that had most of it, `used` how many shards had any.
@@ -74,7 +74,7 @@ def simulate(
     fleet: Fleet,
     request: bytes = b"request",
     names: Sequence[str] = (),
-) -> Outcome:
+) -> SimulatedRequest:
     """One request on an idle fleet; equal keys are worked on once.
 
     A part goes out in the plan's order, but one whose shard has enough to do lets others go first.
@@ -94,7 +94,9 @@ def simulate(
     finished_s = _run(waiting, order, work_s, fleet)
     loads = [sum(work_s[key] for key in order if homes[key] == member) for member in gang]
     total_s = sum(work_s.values())
-    return Outcome(finished_s + fleet.merge_s, total_s, max(loads), len(set(homes.values())))
+    return SimulatedRequest(
+        finished_s + fleet.merge_s, total_s, max(loads), len(set(homes.values()))
+    )
 
 
 def _run(

@@ -16,10 +16,24 @@ from headrace.config.sharding import ShardingConfig
 from loadtests.headrace import BadAnswer
 from loadtests.plots import COLORS, GREY, MARKERS, drawn, scatter
 from loadtests.report import Check, figures
-from loadtests.sharding import simulation
 from loadtests.sharding.calls import Processed, bare_processes, ceiling, process
-from loadtests.sharding.inputs import ALONE, FACES, Fleet, Inputs, jpeg, lighter, patched, pixels_of
-from loadtests.sharding.simulation import PER_SHARD, Outcome, SimulatedPart, simulate
+from loadtests.sharding.inputs import (
+    ALONE,
+    FACES,
+    Inputs,
+    ShardedSystem,
+    jpeg,
+    lighter,
+    patched,
+    pixels_of,
+)
+from loadtests.sharding.simulation import (
+    PER_SHARD,
+    Fleet,
+    SimulatedPart,
+    SimulatedRequest,
+    simulate,
+)
 from sharding.parts import Tile
 from sharding.plan import plan_segments, plan_tiles
 from sharding.split import PictureSource
@@ -142,7 +156,7 @@ class Speed:
         }
 
 
-def measure_speed(fleet: Fleet, inputs: Inputs, rounds: int) -> Speed:
+def measure_speed(fleet: ShardedSystem, inputs: Inputs, rounds: int) -> Speed:
     """Rounds of a picture that is a little lighter each time; raises `BadAnswer`, `NotStarted`.
 
     The simulation gets the times that the one shard told for the picture before. Of two shards it
@@ -192,13 +206,13 @@ def work_of(answer: Processed, split: Split) -> Work:
 
 def foretold(
     work: Work, keys: tuple[bytes, ...], shards: tuple[str, ...], ceiling: float = 1.0
-) -> Outcome:
+) -> SimulatedRequest:
     """What the simulation says of a picture on shards with these names.
 
     `ceiling` is the efficiency of as many processes without a server.
     """
     count = len(shards)
-    fleet = simulation.Fleet(
+    fleet = Fleet(
         count,
         count,
         PER_SHARD * count,
@@ -331,7 +345,7 @@ def _curve(name: str, sizes: Sequence[int], work: Work) -> Curve:
     ]
     walls = []
     for shards in SHARDS:
-        fleet = simulation.Fleet(
+        fleet = Fleet(
             shards,
             shards,
             PER_SHARD * shards,

@@ -6,7 +6,7 @@ import pytest
 
 from loadtests.clients import Answer
 from loadtests.headrace import BadAnswer
-from loadtests.sharding.beside import PICTURE, Beside, Turn, beside_check, plot_beside, unseen
+from loadtests.sharding.beside import PICTURE, Beside, BesideTurn, beside_check, plot_beside, unseen
 from loadtests.sharding.calls import Processed
 from loadtests.sharding.memory import MIB, Peaks, Unsharded, memory_checks, plot_memory
 from loadtests.sharding.speed import (
@@ -110,7 +110,7 @@ def test_a_bound_is_kept_only_where_one_replica_breaks_it() -> None:
 
 
 def beside(*beside_ms: float) -> Beside:
-    turns = tuple(Turn(answers(5), answers(latency_ms)) for latency_ms in beside_ms)
+    turns = tuple(BesideTurn(answers(5), answers(latency_ms)) for latency_ms in beside_ms)
     return Beside(20.0, turns, large=3)
 
 
@@ -119,7 +119,7 @@ def test_small_predictions_may_take_twice_as_long_beside_large_pictures() -> Non
     assert not beside_check(beside(10.1)).met
     assert beside_check(beside(9, 500, 10)).met, "the machine may stand still in a turn"
     failed = (*answers(5), Answer(9.0, 1.0, "", "status 503"))
-    assert not beside_check(Beside(20.0, (Turn(answers(5), failed),), 3)).met
+    assert not beside_check(Beside(20.0, (BesideTurn(answers(5), failed),), 3)).met
 
 
 def test_no_large_picture_comes_twice_in_the_same_tiles() -> None:
