@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -370,15 +371,10 @@ class Controller:
                 memory=memory,
             )
             if new != self.snapshot or not new.number:
-                self._recorder.slot_states(_counts(placements))
+                counts: Counter[tuple[str, int | str, str]] = Counter(
+                    (each.model, each.version, str(each.state)) for each in placements
+                )
+                self._recorder.slot_states(counts)
                 self.snapshot = replace(new, number=new.number + 1)
             self.heard = said
             self.decided.notify_all()
-
-
-def _counts(placements: Sequence[Placement]) -> dict[tuple[str, int | str, str], int]:
-    counts: dict[tuple[str, int | str, str], int] = {}
-    for placement in placements:
-        key = (placement.model, placement.version, str(placement.state))
-        counts[key] = counts.get(key, 0) + 1
-    return counts
