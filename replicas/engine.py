@@ -240,6 +240,7 @@ class Engine:
         if work.pending is not None:
             self._batcher.cancel(work.pending)
             self._let_go(work)
+            work.pending = None
         self._check_idle()
         return True
 
@@ -400,6 +401,8 @@ class Engine:
         if work.ended:
             return
         work.ended = True
+        # Each holds the other: only the collector would free its tensors, and late.
+        work.pending = None
         item = work.item
         del self._waiting[work.channel, item.id]
         if work.holds:

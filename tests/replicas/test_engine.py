@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import threading
 import time
@@ -24,7 +25,7 @@ from headrace.metrics import Recorder
 from headrace.protocols.calls import call_number
 from headrace.protocols.tensors import Call, InferenceRequest
 from headrace.spec import BYTES, ModelSpec, Signature, Tensor, TensorSpec
-from replicas.batcher import Batcher
+from replicas.batcher import Batcher, Pending
 from replicas.compute import ComputeThread
 from replicas.engine import BRIEF_S, HEAVY_BYTES, HEAVY_SHARE, INLINE_BYTES, LATEST, Engine
 from replicas.media_codec import MediaCodec
@@ -220,6 +221,21 @@ async def test_requests_rows_and_runs_are_counted() -> None:
     computed = ("success", "queue", "compute_input", "compute_infer", "compute_output")
     assert {name: stats[name]["count"] for name in computed} == dict.fromkeys(computed, 3)
     assert {stats[name]["count"] for name in ("fail", "cache_hit", "cache_miss")} == {0}
+
+
+async def test_answered_requests_are_freed_without_the_collector() -> None:
+    async with bench() as b:
+        gc.collect()
+        gc.disable()
+        try:
+            for number in range(1, 6):
+                b.send(float(number))
+                b.engine.flush()
+                await b.gateway.wait_for(number)
+            alive = [each for each in gc.get_objects() if isinstance(each, Pending)]
+        finally:
+            gc.enable()
+    assert len(alive) <= 1, "the compute thread keeps its last job"
 
 
 async def test_all_that_a_runtime_said_is_logged_now_and_then() -> None:
