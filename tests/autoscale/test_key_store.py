@@ -17,7 +17,7 @@ import orjson
 import pytest
 from structlog.testing import capture_logs
 
-from autoscale import key_store as key_file
+from autoscale import key_store
 from autoscale.key_store import KeyFile
 from headrace.access import KeyRecord
 from headrace.errors import ConfigError, Unavailable
@@ -131,7 +131,7 @@ async def test_keys_that_ended_long_ago_are_forgotten(tmp_path: Path) -> None:
 async def test_a_file_that_has_grown_is_written_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(key_file, "SPARE_LINES", 3)
+    monkeypatch.setattr(key_store, "SPARE_LINES", 3)
     path = tmp_path / "keys.jsonl"
     alice = record()
     path.write_bytes(line(alice) * 4)
@@ -147,7 +147,7 @@ async def test_a_file_that_has_grown_is_written_anew(
 async def test_no_room_to_write_anew_keeps_the_long_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(key_file, "SPARE_LINES", 3)
+    monkeypatch.setattr(key_store, "SPARE_LINES", 3)
     path = tmp_path / "keys.jsonl"
     alice = record()
     path.write_bytes(line(alice) * 9)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from gateway.access import tokens as jwks
+from gateway.access import tokens
 from gateway.access.tokens import MAX_JWKS_BYTES, Jwks, JwtVerifier
 from headrace.errors import Unauthenticated, Unavailable
 from loadtests.processes import free_ports
@@ -177,7 +177,7 @@ async def test_a_source_that_is_no_place_is_only_away(source: str) -> None:
 
 
 async def test_a_source_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jwks, "FETCH_S", 0.05)
+    monkeypatch.setattr(tokens, "FETCH_S", 0.05)
 
     async def dawdle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n")
@@ -194,7 +194,7 @@ async def test_a_source_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPa
 
 
 async def test_a_new_key_is_fetched_when_a_token_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jwks, "SOONEST_S", 0.02)
+    monkeypatch.setattr(tokens, "SOONEST_S", 0.02)
     with issuing() as issuer:
         issuer.say(key_set(a=RSA_KEY))
         issuer.start()
@@ -209,7 +209,7 @@ async def test_a_new_key_is_fetched_when_a_token_names_it(monkeypatch: pytest.Mo
 
 
 async def test_a_source_that_is_down_is_asked_again_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jwks, "SOONEST_S", 0.02)
+    monkeypatch.setattr(tokens, "SOONEST_S", 0.02)
     with issuing() as issuer:
         issuer.say(b"", 503)
         issuer.start()

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 
-from gateway.access import tokens as jwt_tokens
+from gateway.access import tokens
 from gateway.access.tokens import MAX_TOKEN_BYTES, JwtVerifier
 from headrace.access import Caller
 from headrace.errors import Unauthenticated, Unavailable
@@ -123,7 +123,7 @@ def test_a_token_that_was_verified_is_remembered_until_it_ends() -> None:
 def test_only_so_many_tokens_are_remembered_the_last_used_ones(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(jwt_tokens, "REMEMBERED", 2)
+    monkeypatch.setattr(tokens, "REMEMBERED", 2)
     ready = verifier()
     one, two, three = (token(sub=name) for name in ("one", "two", "three"))
     first, second = ready.verify(one), ready.verify(two)

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from autoscale.budget_ledger import BudgetLedger
-from gateway.access import budgets as budget_pool
+from gateway.access import budgets
 from gateway.access.budgets import PoolBudgets
 from headrace.access import BudgetsAway, BudgetStore, Claim, Grant
 
@@ -45,7 +45,7 @@ async def test_whatever_the_handle_raises_the_store_is_away() -> None:
 
 
 async def test_a_pool_that_does_not_answer_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(budget_pool, "TIMEOUT_S", 0.01)
+    monkeypatch.setattr(budgets, "TIMEOUT_S", 0.01)
 
     async def hang(gateway_id: str, claims: list[Claim]) -> Answer:
         await asyncio.Event().wait()
