@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import math
 
+import pytest
 from pydantic import ByteSize
 
-from autoscale.failures import Failures, backoff_s, largest_above
+from autoscale.failures import Failures, autopsy, backoff_s, largest_above
 from headrace.config.args import SlotClass
-from headrace.snapshot import Evidence, FailureKind, ModelVersion
+from headrace.snapshot import Evidence, FailureKind, ModelVersion, State
+from replicas.last_words import Words
 
 KEY = ModelVersion("m", 1)
 BROKEN = Evidence(FailureKind.BROKEN, "cpu")
@@ -136,3 +138,40 @@ def test_what_is_known_is_told_with_the_next_try() -> None:
     failures.add(KEY, "killed", 12.0, out_of_memory("big"))
     (told,) = failures.documents(13.0)
     assert (told["retry_in_s"], told["next_class"], told["count"]) == (None, None, 2)
+
+
+MB = 2**20
+
+
+def words(memory_mb: int, limit_mb: int, exit_code: int | None = None, held: int = 1) -> Words:
+    return Words(7, {}, held, memory_mb * MB, limit_mb * MB, exit_code, ("line",))
+
+
+def test_without_last_words_it_just_died() -> None:
+    text, found = autopsy("cpu", State.LOADING, 1, None)
+    assert text == "the slot died while it was loading"
+    assert (found.kind, found.exit_code, found.memory_bytes) == (FailureKind.DIED, None, 0)
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        (words(510, 500, 137), FailureKind.MEMORY),
+        (words(451, 500), FailureKind.MEMORY),
+        (words(449, 500), FailureKind.DIED),
+        (words(9000, 0), FailureKind.DIED),
+    ],
+)
+def test_the_memory_at_death_tells_the_kind(said: Words, kind: FailureKind) -> None:
+    text, found = autopsy("cpu", State.WARMING, 1, said)
+    assert found.kind is kind and found.lines == ("line",) and found.slot_class == "cpu"
+    assert ("limit" in text) is (kind is FailureKind.MEMORY)
+    assert (found.memory_bytes, found.limit_bytes) == (said.memory_bytes, said.limit_bytes)
+
+
+def test_who_shared_the_slot_may_be_the_one_that_took_the_memory() -> None:
+    alone = [
+        autopsy("cpu", State.LOADING, *each)[1].alone for each in ((1, words(1, 1)), (2, None))
+    ]
+    told = autopsy("cpu", State.LOADING, 1, words(1, 1, held=3))[1].alone
+    assert (alone, told) == ([True, False], False)

@@ -6,8 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.errors import InvalidArgument
-from headrace.protocols.targets import InferPath, canonical_path, parse_infer_path
+from headrace.errors import InvalidArgument, NotFound
+from headrace.protocols.targets import (
+    InferPath,
+    canonical_path,
+    encode_error,
+    model_not_found,
+    parse_infer_path,
+    servable_not_found,
+)
 
 
 @pytest.mark.parametrize(
@@ -85,3 +92,24 @@ def test_parse_infer_path_raises_nothing_else(tail: bytes) -> None:
 )
 def test_canonical_path(path: str, expected: str) -> None:
     assert canonical_path(path) == expected
+
+
+def test_encode_error_has_one_key() -> None:
+    encoded = encode_error(InvalidArgument('a "b" \ud800'))
+    assert encoded.body == b'{"error":"a \\"b\\" ?"}'
+    assert encoded.content_type == "application/json"
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (servable_not_found("m"), "Servable not found for request: Latest(m)"),
+        (servable_not_found("m", 7), "Servable not found for request: Specific(m, 7)"),
+        (servable_not_found("m", label="new"), "Unrecognized servable version label: new"),
+        (model_not_found("m"), "Request for unknown model: 'm' is not found"),
+        (model_not_found("m", 7), "Request for unknown model: 'm' version 7 is not found"),
+    ],
+)
+def test_not_found_texts(error: NotFound, text: str) -> None:
+    assert error.message == text
+    assert error.http_status == 404
