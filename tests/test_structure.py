@@ -100,7 +100,7 @@ def test_pure_modules_load_without_heavy_libraries() -> None:
 
 def test_pool_gateway_and_slot_load_without_extras() -> None:
     """Each extra is imported by what needs it, when it is needed."""
-    extras = ["av", "multipart", "onnxruntime", "PIL", "pyvips", "redis", "tensorflow"]
+    extras = ["av", "onnxruntime", "PIL", "python_multipart", "pyvips", "redis", "tensorflow"]
     loaded = ["autoscale.pool", "gateway.deployment", "replicas.slot"]
     code = (
         f"import sys\nsys.modules.update(dict.fromkeys({extras!r}))\n"
