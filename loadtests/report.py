@@ -116,7 +116,9 @@ class Table:
     def rich(self) -> rich.table.Table:
         table = rich.table.Table(title=self.title)
         for number, head in enumerate(self.heads):
-            table.add_column(head, justify="left" if number < self.texts else "right", no_wrap=True)
+            words = number < self.texts
+            whole = number == 0 or not words
+            table.add_column(head, justify="left" if words else "right", no_wrap=whole)
         for row in self.rows:
             table.add_row(*row)
         return table
