@@ -14,19 +14,19 @@ from typing import Any, Generic, TypeVar
 
 from headrace.process import be_nice
 
-Result = TypeVar("Result")
+Value = TypeVar("Value")
 
 
 @dataclass(slots=True, eq=False)
-class ComputeJob(Generic[Result]):
+class ComputeJob(Generic[Value]):
     """Work for the compute thread; `done` hears its result, or what it raised, on the loop.
 
     A `nice` job runs at low priority: it is one of many that make one request.
     A `brief` job may run on the loop: waking a thread for it takes longer than the job itself.
     """
 
-    work: Callable[[], Result]
-    done: Callable[[Result | BaseException], None]
+    work: Callable[[], Value]
+    done: Callable[[Value | BaseException], None]
     nice: bool = False
     brief: bool = False
 
