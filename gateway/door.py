@@ -25,12 +25,12 @@ REMEMBERED = 1000
 """Cap on addresses that had a log line lately; above it further ones get none."""
 REASON = "connections"
 
-Result = TypeVar("Result")
+T = TypeVar("T")
 
 log = structlog.get_logger()
 
 
-async def outcome(work: Awaitable[Result], **about: str) -> Result | HeadraceError:
+async def outcome(work: Awaitable[T], **about: str) -> T | HeadraceError:
     """What the work gives, or the error that it ends with.
 
     The unexpected is logged whole, with `about`, and becomes an `InternalError`.

@@ -52,22 +52,6 @@ class Access:
     keys: Mapping[str, KeyRecord] = field(default_factory=dict)
 
 
-class Identifier(Protocol):
-    """Who tells callers apart: see `gateway.access.auth`."""
-
-    def update(self, access: Access) -> None:
-        """New settings and keys."""
-        ...
-
-    def identify(self, headers: Mapping[bytes, bytes], address: str) -> Caller:
-        """Who sent these headers from that address; raises `Unauthenticated`."""
-        ...
-
-    def stranger(self, headers: Mapping[bytes, bytes], address: str) -> Caller:
-        """The anonymous caller of that address, whatever its credential."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class Claim:
     """What a gateway tells and asks for one caller. Amounts are in units of cost.
