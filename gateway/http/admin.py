@@ -21,8 +21,8 @@ from gateway.access.audit import VERDICTS
 from gateway.access.audit_reader import Query as AuditQuery
 from gateway.access.audit_reader import find, parse_since, summarize
 from gateway.http.answers import answer_errors, json_answer
-from gateway.http.api import repository
 from gateway.http.media import jobs
+from gateway.http.repository import repository
 from gateway.media.desk import MediaDesk
 from gateway.view import RELEASE, GatewayView
 from headrace.config.types import Name, Strict

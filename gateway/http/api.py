@@ -5,18 +5,17 @@ Predictions never get here: the fast lane takes them from the connection before 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Annotated, Any
 
 import structlog
-from fastapi import APIRouter, Depends, FastAPI
-from starlette.requests import ClientDisconnect, Request
+from fastapi import APIRouter, FastAPI
+from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway.access.visit import Visit
 from gateway.http.answers import Envelope, answer_errors, json_answer
 from gateway.http.media import jobs, uploads
+from gateway.http.repository import View, read_document, repository
 from gateway.media.desk import MediaDesk
 from gateway.settings import TRACE_SETTINGS, check_log_settings, check_trace_settings, log_settings
 from gateway.shared_memory.regions import (
@@ -26,103 +25,18 @@ from gateway.shared_memory.regions import (
     registration_is_off,
     unknown_region,
 )
-from gateway.view import RELEASE, GatewayView, load_model, require_public
+from gateway.view import RELEASE, GatewayView
 from headrace.errors import (
-    Cancelled,
     InvalidArgument,
-    PayloadTooLarge,
     Unavailable,
     Unimplemented,
     quoted,
 )
 from headrace.link.plane import find_model, find_servable, known_spec, servable_versions
 from headrace.protocols import metadata
-from headrace.protocols.json_bodies import read_object
 from headrace.protocols.metadata import shown, statistics_document
 from headrace.protocols.targets import parse_infer_path, parse_serving_version
 from headrace.snapshot import ANSWERING
-
-MAX_DOCUMENT_BYTES = 1024 * 1024
-
-
-async def read_document(request: Request) -> dict[str, Any]:
-    """The JSON object of the body; an empty body is an empty object. Raises `InvalidArgument`."""
-    body = bytearray()
-    try:
-        async for piece in request.stream():
-            body += piece
-            if len(body) > MAX_DOCUMENT_BYTES:
-                raise PayloadTooLarge(f"the body is over {MAX_DOCUMENT_BYTES} bytes")
-    except ClientDisconnect:
-        raise Cancelled("the client has left") from None
-    return read_object(bytes(body)) if body.strip() else {}
-
-
-def flag_of(holder: Mapping[str, Any], name: str) -> bool:
-    """A member that is true or false, false where it is left out; raises `InvalidArgument`."""
-    value = holder.get(name, False)
-    if not isinstance(value, bool):
-        raise InvalidArgument(f"'{name}' must be true or false, not {quoted(value)}")
-    return value
-
-
-def _view(request: Request) -> GatewayView:
-    view: GatewayView = request.app.state.view
-    return view
-
-
-def _control(request: Request, view: Annotated[GatewayView, Depends(_view)]) -> GatewayView:
-    """The gateway, where this listener may load and unload models."""
-    if not request.app.state.admin:
-        require_public(view)
-    return view
-
-
-View = Annotated[GatewayView, Depends(_view)]
-Control = Annotated[GatewayView, Depends(_control)]
-repository = APIRouter()
-
-
-@repository.post("/v2/repository/index")
-async def index(request: Request, view: View) -> Response:
-    """The models of the store and those that are served; `{"ready": true}` asks for these alone."""
-    only_ready = flag_of(await read_document(request), "ready")
-    rows = await view.pool.operate("index")
-    return json_answer([row for row in rows if not only_ready or _is_ready(row)])
-
-
-@repository.post("/v2/repository/models/{name}/load")
-async def load(request: Request, view: Control, name: str) -> Response:
-    """Load a model, or load it anew; answers when it is ready."""
-    await load_model(view, name, _parameters(await read_document(request)))
-    return Response()
-
-
-@repository.post("/v2/repository/models/{name}/unload")
-async def unload(request: Request, view: Control, name: str) -> Response:
-    """Serve a model no more."""
-    _parameters(await read_document(request))
-    await view.pool.operate("unload", name=name)
-    return Response()
-
-
-@repository.post("/v2/repository/{repository_name}/index")
-@repository.post("/v2/repository/{repository_name}/models/{name}/{operation}")
-async def named_repository(repository_name: str) -> Response:
-    """There is one store, and it has no name."""
-    raise Unimplemented("there is one repository; leave its name out of the path")
-
-
-def _is_ready(row: Mapping[str, str]) -> bool:
-    return row["state"] == "READY"
-
-
-def _parameters(document: Mapping[str, Any]) -> Mapping[str, Any]:
-    parameters = document.get("parameters", {})
-    if not isinstance(parameters, dict):
-        raise InvalidArgument("'parameters' must be an object")
-    return parameters
-
 
 settings = APIRouter()
 

@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from headrace.config.scaling import Leases, Replicas, Scaling, Share
+from headrace.config.scaling import Leases, Replicas, Routing, Scaling, Share
 from headrace.config.sharding import ShardingConfig
 from headrace.config.tiers import ANONYMOUS, AuthConfig, Tier, with_defaults
 from headrace.config.types import Amount, Name, Seconds, SecretRef, Strict
@@ -306,20 +306,6 @@ class Batching(Strict):
     max_rows: int = Field(default=32, ge=1, le=65_536)
     max_wait_s: Seconds = 0.0
     row_limit: Annotated[int, Field(ge=1, le=65_536)] | None = None
-
-
-class Routing(Strict):
-    """How a gateway chooses among a model's slots; `hash` keys on a header or the body."""
-
-    policy: Literal["least-in-flight", "round-robin", "hash"] = "least-in-flight"
-    header: Annotated[str, Field(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~\-]{1,100}$")] | None = None
-    key: Literal["header", "body"] = "header"
-
-    @model_validator(mode="after")
-    def _header_is_named(self) -> Self:
-        if self.policy == "hash" and self.key == "header" and not self.header:
-            raise ValueError("hash routing by header needs `header`, the name of that header")
-        return self
 
 
 class Cost(Strict):

@@ -1,12 +1,30 @@
-"""How a model's slots follow its load, and its part of a pool that many share."""
+"""How a model's slots follow its load and share it, and its part of a pool that many share."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import (
+    Field,
+    model_validator,
+)
 
 from headrace.config.types import Name, Seconds, Strict
+
+
+class Routing(Strict):
+    """How a gateway chooses among a model's slots; `hash` keys on a header or the body."""
+
+    policy: Literal["least-in-flight", "round-robin", "hash"] = "least-in-flight"
+    header: Annotated[str, Field(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~\-]{1,100}$")] | None = None
+    key: Literal["header", "body"] = "header"
+
+    @model_validator(mode="after")
+    def _header_is_named(self) -> Self:
+        if self.policy == "hash" and self.key == "header" and not self.header:
+            raise ValueError("hash routing by header needs `header`, the name of that header")
+        return self
+
 
 DEFAULT_GROUP = "default"
 

@@ -10,7 +10,8 @@ from dataclasses import replace
 
 import structlog
 
-from headrace.config.args import ModelConfig, Routing
+from headrace.config.args import ModelConfig
+from headrace.config.scaling import Routing
 from headrace.errors import NotFound, Unavailable
 from headrace.link.client import Identity, SlotLink
 from headrace.link.request import QueueKey, Request

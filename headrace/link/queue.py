@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from headrace.config.args import Routing
+from headrace.config.scaling import Routing
 from headrace.errors import Unavailable
 from headrace.link.request import Request, Seat
 

@@ -18,7 +18,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from headrace.config.args import Routing
+from headrace.config.scaling import Routing
 from headrace.errors import DeadlineExceeded, HeadraceError, NotFound, Unavailable
 from headrace.link.frames import Flag, Reply
 from headrace.link.hashing import choose

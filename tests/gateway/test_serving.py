@@ -16,7 +16,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from gateway.access.audit import AuditLog
-from headrace.config.args import Audit, Batching, Limits, ModelConfig, Routing
+from headrace.config.args import Audit, Batching, Limits, ModelConfig
+from headrace.config.scaling import Routing
 from headrace.link import shared_memory
 from headrace.metrics import REQUESTS
 from tests.house import affine_model, client, open_house, until

@@ -23,7 +23,8 @@ from tritonclient.utils import InferenceServerException
 
 from gateway.grpc.prediction import MAX_IN_FLIGHT
 from gateway.view import RELEASE
-from headrace.config.args import Batching, Limits, ModelConfig, Routing
+from headrace.config.args import Batching, Limits, ModelConfig
+from headrace.config.scaling import Routing
 from headrace.protocols.wire import message
 from headrace.snapshot import ModelView
 from tests.house import House, grpc_channel, open_house, until

@@ -13,7 +13,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from headrace.config.args import Routing
+from headrace.config.scaling import Routing
 from headrace.errors import DeadlineExceeded, HeadraceError, NotFound, Unavailable
 from headrace.link.frames import Flag, Reply
 from headrace.link.queue import PRESENCE_S
