@@ -17,7 +17,7 @@ from headrace.config.args import Limits
 from headrace.errors import DeadlineExceeded, HeadraceError
 from headrace.link.frames import Body, Reply, pieces
 from headrace.link.plane import DataPlane
-from headrace.link.request import Answer, Request
+from headrace.link.queue import Answer, Request
 from headrace.logs import request_id, valid_request_id, valid_traceparent
 from headrace.metrics import Recorder
 from headrace.protocols.calls import call_number

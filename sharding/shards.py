@@ -20,7 +20,7 @@ from headrace.errors import (
 )
 from headrace.link.frames import OK, Buffer, Reply, decode_failure, pieces
 from headrace.link.plane import DataPlane, Routes, routes_of
-from headrace.link.request import Answer, QueueKey, Request
+from headrace.link.queue import Answer, QueueKey, Request
 from headrace.protocols.calls import call_number
 from headrace.snapshot import ModelVersion, Snapshot, State
 from sharding.upload import MediaJob

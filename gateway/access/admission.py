@@ -32,7 +32,7 @@ from headrace.errors import (
     Unauthenticated,
 )
 from headrace.link.frames import Reply
-from headrace.link.request import Answer, Request
+from headrace.link.queue import Answer, Request
 from headrace.metrics import Recorder, RequestStage
 
 BUSY_HALF_LIFE_S = 30.0

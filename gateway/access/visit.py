@@ -9,7 +9,7 @@ from gateway.access.audit import AuditRecord, Verdict
 from gateway.access.limits import Account, OverBudget
 from headrace.errors import Unavailable
 from headrace.link.frames import Reply
-from headrace.link.request import Answer, Request
+from headrace.link.queue import Answer, Request
 
 NO_TIER = "none"
 """Tier of requests whose caller is not known, in metrics and in the audit log."""

@@ -18,7 +18,7 @@ from gateway.grpc.wire import OK_BLOCK, Metadata, metadata_block
 from gateway.prediction import Prediction, PredictionDesk
 from headrace.errors import HeadraceError, Unavailable
 from headrace.link.frames import OK, Body, Reply, decode_failure
-from headrace.link.request import Answer, Request
+from headrace.link.queue import Answer, Request
 from headrace.protocols.metadata import stream_answer, stream_error
 from headrace.protocols.targets import InferPath, InferTarget, infer_target
 

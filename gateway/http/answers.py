@@ -25,7 +25,7 @@ from headrace.errors import (
     MethodNotAllowed,
     NotFound,
 )
-from headrace.link.request import Answer
+from headrace.link.queue import Answer
 from headrace.logs import request_id, valid_request_id
 from headrace.protocols.targets import canonical_path, encode_error, is_upload
 

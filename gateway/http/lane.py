@@ -29,7 +29,7 @@ from headrace.errors import (
     RequestTimeout,
 )
 from headrace.link.frames import PART_BYTES, Body, Buffer
-from headrace.link.request import Answer
+from headrace.link.queue import Answer
 from headrace.protocols.targets import InferPath, parse_infer_path
 
 UPLOAD = b":process"

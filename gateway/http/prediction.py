@@ -9,7 +9,7 @@ from gateway.headers import error_headers, given_timeout_s
 from gateway.prediction import Prediction
 from headrace.errors import InvalidArgument
 from headrace.link.frames import OK, Body, Buffer, Reply, decode_failure, pieces
-from headrace.link.request import Answer, Request
+from headrace.link.queue import Answer, Request
 from headrace.protocols.calls import encodings_of, headers_of
 from headrace.protocols.targets import encode_error
 

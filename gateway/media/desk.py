@@ -33,7 +33,7 @@ from headrace.errors import (
 )
 from headrace.link.frames import Reply
 from headrace.link.plane import DataPlane
-from headrace.link.request import Answer, Request
+from headrace.link.queue import Answer, Request
 from headrace.logs import valid_traceparent
 from headrace.protocols.calls import call_number
 from sharding.sniff import Medium

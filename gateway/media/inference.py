@@ -25,7 +25,7 @@ from gateway.media.upload import Declared
 from headrace.config.args import Limits
 from headrace.errors import DeadlineExceeded, InvalidArgument, quoted
 from headrace.link.frames import Body, Reply, pieces
-from headrace.link.request import Request
+from headrace.link.queue import Request
 from headrace.protocols.calls import CALLS, call_of, form_of
 from headrace.protocols.checks import find_output
 from headrace.protocols.compression import inflate

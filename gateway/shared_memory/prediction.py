@@ -18,7 +18,7 @@ from gateway.prediction import Prediction
 from gateway.shared_memory.codec import MARK, RegionRequest, read_regions
 from gateway.shared_memory.regions import Region, RegionPart, Regions
 from headrace.link.frames import PART_BYTES, Buffer, Reply, pieces
-from headrace.link.request import Answer, Request
+from headrace.link.queue import Answer, Request
 from headrace.protocols.calls import CALLS, call_of
 from headrace.protocols.targets import InferPath
 

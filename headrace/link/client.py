@@ -17,7 +17,7 @@ from headrace.errors import LinkError, Unavailable
 from headrace.link.channel import Channel, ChannelOwner
 from headrace.link.frames import STREAM, Frame, Kind, Reply, decode_numbers
 from headrace.link.handshake import ClientHandshake, Hello, Session
-from headrace.link.request import Request
+from headrace.link.queue import Request
 from headrace.link.router import Router
 from headrace.snapshot import SlotView
 

@@ -14,7 +14,7 @@ from headrace.config.args import ModelConfig
 from headrace.config.scaling import Routing
 from headrace.errors import NotFound, Unavailable
 from headrace.link.client import Identity, SlotLink
-from headrace.link.request import QueueKey, Request
+from headrace.link.queue import QueueKey, Request
 from headrace.link.router import Route, Router
 from headrace.metrics import Recorder
 from headrace.protocols.targets import model_not_found, parse_version, servable_not_found

@@ -1,4 +1,4 @@
-"""The queue of one model version. Pure: no I/O, no clock.
+"""Requests, and the queue of one model version. Pure: no I/O, no clock.
 
 Higher priorities go first. Inside a priority, callers take turns by deficit round robin
 (Shreedhar and Varghese 1996): each turn pays for one unit of cost, so a caller that sends many or
@@ -9,12 +9,65 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from headrace.config.scaling import Routing
-from headrace.errors import Unavailable
-from headrace.link.request import Request, Seat
+from headrace.errors import HeadraceError, Unavailable
+from headrace.link.frames import Item, Reply
+
+QueueKey = tuple[str, int | str | None]
+"""Model and version (None: it has none yet); at the shard stage, version and slot as text."""
+Answer = Reply | HeadraceError
+
+
+@dataclass(slots=True, eq=False)
+class Seat:
+    """A placement seen from here; `credit` is how many of our requests it may hold."""
+
+    slot_id: str
+    placement_id: int
+    credit: int = 0
+    used: int = 0
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Request(Item):
+    """One prediction on its way: an item of the link, and what the gateway notes of it.
+
+    `deadline_s` is on the monotonic clock; `done` is called once. `hash_key` is what hash routing
+    keys on; `caller`, `priority` and `cost` order the queue. One that `follows_default` named no
+    version: it waits for the model's default version. A `cold` one came while no slot held its
+    model. The router sets the fields from `deaths` on, and with a seat the item's placement, flags
+    and times.
+    """
+
+    key: QueueKey
+    deadline_s: float
+    arrived_s: float
+    done: Callable[[Request, Answer], None]
+    hash_key: bytes = b""
+    caller: str = ""
+    cost: float = 1.0
+    follows_default: bool = False
+    cold: bool = False
+    deaths: int = 0
+    moves: int = 0
+    seat: Seat | None = None
+    queued: bool = False
+    sent_s: float = 0.0
+    finished: bool = False
+
+    @property
+    def version(self) -> int:
+        """The number of the model version that answers; 0 where there is none yet."""
+        return self.key[1] if isinstance(self.key[1], int) else 0
+
+    @property
+    def alone(self) -> bool:
+        """Whether it must be the only request in flight on its slot."""
+        return self.deaths > 0
+
 
 QUANTUM = 1.0
 """Cost that one turn pays for; an ordinary request costs 1."""

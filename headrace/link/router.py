@@ -22,8 +22,7 @@ from headrace.config.scaling import Routing
 from headrace.errors import DeadlineExceeded, HeadraceError, NotFound, Unavailable
 from headrace.link.frames import Flag, Reply
 from headrace.link.hashing import choose
-from headrace.link.queue import FairQueue, ModelQueue
-from headrace.link.request import Answer, QueueKey, Request, Seat
+from headrace.link.queue import Answer, FairQueue, ModelQueue, QueueKey, Request, Seat
 
 MAX_DEATHS = 2
 """Slots that died with a request in flight before the request is taken for their cause."""

@@ -27,7 +27,7 @@ from headrace.errors import (
     Unavailable,
 )
 from headrace.link.frames import Reply
-from headrace.link.request import Answer, Request
+from headrace.link.queue import Answer, Request
 from headrace.metrics import REFUSALS, Recorder
 
 TIERS = {

@@ -19,7 +19,7 @@ from gateway.media.inference import MediaInference, decode_media, encode_finding
 from headrace.config.args import Batching, Limits, ModelConfig
 from headrace.config.sharding import ShardingConfig
 from headrace.errors import InvalidArgument
-from headrace.link.request import Request
+from headrace.link.queue import Request
 from headrace.protocols.raw_tensors import decode_raw
 from headrace.protocols.tensors import Call
 from headrace.protocols.wire import message

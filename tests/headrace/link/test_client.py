@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from headrace.config.args import Routing
+from headrace.config.scaling import Routing
 from headrace.link import channel
 from headrace.link.client import Identity, SlotLink, open_channel
 from headrace.link.frames import Reply
-from headrace.link.request import Answer, Request
+from headrace.link.queue import Answer, Request
 from headrace.link.router import Router
 from headrace.snapshot import SlotView
 from tests.headrace.link.test_channel import connected

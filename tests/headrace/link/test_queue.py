@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.link.queue import FairQueue
-from headrace.link.request import Request
+from headrace.link.queue import FairQueue, Request
 
 
 def request(

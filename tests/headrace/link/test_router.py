@@ -16,8 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from headrace.config.scaling import Routing
 from headrace.errors import DeadlineExceeded, HeadraceError, NotFound, Unavailable
 from headrace.link.frames import Flag, Reply
-from headrace.link.queue import PRESENCE_S
-from headrace.link.request import Answer, QueueKey, Request
+from headrace.link.queue import PRESENCE_S, Answer, QueueKey, Request
 from headrace.link.router import DEPTH_S, MAX_MOVES, RETRY_RESERVE, Route, Router
 
 ANY: QueueKey = ("m", 1)
