@@ -19,7 +19,6 @@ import structlog
 
 from headrace.errors import HeadraceError, InvalidArgument, ModelLoadError
 from headrace.protocols.calls import CALLS, call_number, codecs
-from headrace.protocols.checks import wanted_names
 from headrace.protocols.json_bodies import read_object
 from headrace.protocols.targets import SERVING, multi_inference_tasks
 from headrace.protocols.tensors import Call, InferenceRequest
@@ -173,8 +172,7 @@ def _run_recorded(runtime: Runtime, recorded: Recorded) -> None:
         # More rows than a batch holds: requests of callers are cut into several.
         inputs = {name: tensor[:most] for name, tensor in inputs.items()}
     try:
-        names = wanted_names(request.signature, request.outputs)
-        runtime.run(request.signature.name, inputs, list(names))
+        runtime.run(request.signature.name, inputs, request.output_names())
     except HeadraceError as error:
         raise ModelLoadError(f"warm-up request {recorded.where}: {error.message}") from error
 

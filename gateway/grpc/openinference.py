@@ -229,7 +229,7 @@ def _caller(context: GrpcCall) -> str:
 
 
 def _infer_path(body: bytes) -> InferPath:
-    return infer_target(body).path
+    return infer_target(body)[0]
 
 
 def _only_repository(name: str) -> None:

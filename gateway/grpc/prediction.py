@@ -20,7 +20,7 @@ from headrace.errors import HeadraceError, Unavailable
 from headrace.link.frames import OK, Body, Reply, decode_failure
 from headrace.link.queue import Answer, Request
 from headrace.protocols.metadata import stream_answer, stream_error
-from headrace.protocols.targets import InferPath, InferTarget, infer_target
+from headrace.protocols.targets import InferPath, infer_target
 
 
 class GrpcVisit(Visit):
@@ -224,19 +224,18 @@ MAX_IN_FLIGHT = 64
 
 @dataclass(frozen=True, slots=True)
 class PendingAnswer:
-    """A prediction whose answer has not been written; `target` is None when it had none."""
+    """A prediction whose answer has not been written; an error names the request's id and model."""
 
     prediction: AwaitedPrediction
-    target: InferTarget | None
+    id: str = ""
+    model: str = ""
 
     async def message(self) -> bytes:
         """The answer or the error as a message of the stream."""
         try:
             return stream_answer(await self.prediction.result())
         except HeadraceError as error:
-            target = self.target
-            name = "" if target is None else target.path.model
-            return stream_error(error.message, "" if target is None else target.id, name)
+            return stream_error(error.message, self.id, self.model)
 
 
 class InferStream:
@@ -296,11 +295,11 @@ class InferStream:
         self, body: bytes, headers: Mapping[bytes, bytes], address: str, limit_s: float
     ) -> PendingAnswer:
         try:
-            target = infer_target(body)
+            path, id = infer_target(body)
         except HeadraceError as error:
             prediction = AwaitedPrediction(self._desk, None, headers, address)
             prediction.end(error)
-            return PendingAnswer(prediction, None)
-        prediction = AwaitedPrediction(self._desk, target.path, headers, address)
+            return PendingAnswer(prediction)
+        prediction = AwaitedPrediction(self._desk, path, headers, address)
         prediction.start(body, limit_s)
-        return PendingAnswer(prediction, target)
+        return PendingAnswer(prediction, id, path.model)

@@ -32,8 +32,8 @@ from headrace.protocols.compression import inflate
 from headrace.protocols.elements import check_json
 from headrace.protocols.json_bodies import decode_base64, read_object
 from headrace.protocols.openinference_json import (
-    JsonEncoding,
     OpenInferenceCodec,
+    OpenInferenceForm,
     id_of,
     named_entries,
     parameters_of,
@@ -41,7 +41,7 @@ from headrace.protocols.openinference_json import (
     split_body,
     wanted_outputs,
 )
-from headrace.protocols.openinference_proto import OpenInferenceProtoCodec, ProtoEncoding
+from headrace.protocols.openinference_proto import OpenInferenceProtoCodec
 from headrace.protocols.raw_tensors import RawTail, decode_raw, shape_of
 from headrace.protocols.targets import InferPath, parse
 from headrace.protocols.tensors import Call, Encoded, InferenceRequest
@@ -130,8 +130,8 @@ def _decode_json(body: bytes, call: Call, findings: FindingKind, limits: Limits)
     tail.check_end()
     signature = _signature(name, findings)
     names, binary, classes = wanted_outputs(document, parameters, signature)
-    encoding = JsonEncoding(id_of(document), binary, call.reply_encoding, classes)
-    request = InferenceRequest(signature, {}, 1, names or _usual(findings), encoding=encoding)
+    form = OpenInferenceForm(id_of(document), classes, binary, call.reply_encoding)
+    request = InferenceRequest(signature, {}, 1, names or _usual(findings), encoding=form)
     return MediaInput(content, parameters, request)
 
 
@@ -159,8 +159,9 @@ def _decode_proto(body: bytes, findings: FindingKind, max_elements: int) -> Medi
         for key, value in message.parameters.items()
         if (kind := value.WhichOneof("parameter_choice")) is not None
     }
-    encoding = ProtoEncoding(message.id, bool(parameters.get("triton_enable_empty_final_response")))
-    request = InferenceRequest(signature, {}, 1, names or _usual(findings), encoding=encoding)
+    final = bool(parameters.get("triton_enable_empty_final_response"))
+    form = OpenInferenceForm(message.id, final=final)
+    request = InferenceRequest(signature, {}, 1, names or _usual(findings), encoding=form)
     return MediaInput(content, parameters, request)
 
 

@@ -117,8 +117,3 @@ def find_output(signature: Signature, name: object) -> TensorSpec:
         f"unknown output {quoted(name)}; signature '{signature.name}' gives "
         f"{listed(spec.name for spec in signature.outputs)}"
     )
-
-
-def wanted_names(signature: Signature, names: tuple[str, ...] | None) -> tuple[str, ...]:
-    """The names of the outputs to send, in order."""
-    return tuple(spec.name for spec in signature.outputs) if names is None else names

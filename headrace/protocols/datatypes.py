@@ -28,22 +28,13 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 _TENSORFLOW = {
-    "BOOL": "DT_BOOL",
-    "UINT8": "DT_UINT8",
-    "UINT16": "DT_UINT16",
-    "UINT32": "DT_UINT32",
-    "UINT64": "DT_UINT64",
-    "INT8": "DT_INT8",
-    "INT16": "DT_INT16",
-    "INT32": "DT_INT32",
-    "INT64": "DT_INT64",
+    **{name: f"DT_{name}" for name in _DTYPES},
     "FP16": "DT_HALF",
     "FP32": "DT_FLOAT",
     "FP64": "DT_DOUBLE",
-    "BYTES": "DT_STRING",
     "BF16": "DT_BFLOAT16",
+    "BYTES": "DT_STRING",
 }
-
 _FROM_TENSORFLOW = {theirs: ours for ours, theirs in _TENSORFLOW.items()}
 
 
@@ -65,11 +56,9 @@ def tensorflow_name(dtype: np.dtype[Any]) -> str:
     return _TENSORFLOW.get(datatype_name(dtype), "DT_INVALID")
 
 
-def v2_name(type_: str | np.dtype[Any]) -> str:
-    """The Open Inference Protocol name of TensorFlow's name, or of a dtype."""
-    if isinstance(type_, str):
-        return _FROM_TENSORFLOW.get(type_, type_)
-    return datatype_name(type_)
+def tensorflow_dtype(name: str) -> np.dtype[Any]:
+    """The dtype of TensorFlow's name; raises `InvalidArgument` for unknown ones."""
+    return dtype_of(_FROM_TENSORFLOW.get(name, name))
 
 
 def config_name(dtype: np.dtype[Any]) -> str:
@@ -83,7 +72,6 @@ def is_supported(dtype: np.dtype[Any]) -> bool:
     return dtype in _NAMES
 
 
-def check_supported(dtype: np.dtype[Any]) -> None:
-    """Raises `InvalidArgument` for a dtype that codecs have no form for."""
-    if dtype not in _NAMES:
-        dtype_of(dtype.name)
+def supported_name(dtype: np.dtype[Any]) -> str:
+    """The Open Inference Protocol name; raises `InvalidArgument` if codecs have no such dtype."""
+    return _NAMES.get(dtype) or datatype_name(dtype_of(dtype.name))

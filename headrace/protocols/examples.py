@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Collection, Iterable, Mapping, Sequence, Sized
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -36,25 +35,25 @@ def check_context(context: Collection[str], features: Collection[str], index: in
         )
 
 
-@dataclass(frozen=True, slots=True)
-class ContextLimits:
-    """Limits on the copies of a context, one for each example, together."""
+def check_copies(
+    context_bytes: int,
+    features: Iterable[Sized],
+    examples: int,
+    max_bytes: int,
+    max_elements: int,
+) -> None:
+    """Check the copies of a context together, one for each example.
 
-    max_bytes: int
-    max_elements: int
-
-    def check(self, context_bytes: int, features: Iterable[Sized], examples: int) -> None:
-        """Raises `InvalidArgument` for too many bytes, `PayloadTooLarge` for too many elements.
-
-        Each feature counts as an element, and each of its values.
-        """
-        if context_bytes * examples > self.max_bytes:
-            raise InvalidArgument(
-                f"a context of {context_bytes} bytes for each of {examples} examples is more than "
-                f"{self.max_bytes} bytes"
-            )
-        if sum(1 + len(values) for values in features) * examples > self.max_elements:
-            raise too_many(self.max_elements)
+    Raises `InvalidArgument` for too many bytes, `PayloadTooLarge` for too many elements: each
+    feature counts as one, and each of its values.
+    """
+    if context_bytes * examples > max_bytes:
+        raise InvalidArgument(
+            f"a context of {context_bytes} bytes for each of {examples} examples is more than "
+            f"{max_bytes} bytes"
+        )
+    if sum(1 + len(values) for values in features) * examples > max_elements:
+        raise too_many(max_elements)
 
 
 def takes_serialized(model: ModelSpec, signature: Signature) -> bool:
@@ -80,10 +79,16 @@ def named_inputs(rows: Sequence[Features], signature: Signature) -> dict[str, Te
     """The input tensors by feature name, one row for each example; raises `InvalidArgument`."""
     for row in rows:
         check_names(signature, row)
-    return {
-        spec.name: _stack([row[spec.name] for row in rows], spec)
-        for spec in given_inputs(rows, signature)
-    }
+    tensors = {}
+    for spec in given_inputs(rows, signature):
+        values = [_row(row[spec.name], spec) for row in rows]
+        try:
+            tensors[spec.name] = np.stack(values)
+        except ValueError:
+            raise InvalidArgument(
+                f"feature '{spec.name}' must have as many values in every example"
+            ) from None
+    return tensors
 
 
 def result_outputs(signature: Signature, method: str) -> tuple[str, ...]:
@@ -159,15 +164,6 @@ def _check_results(name: str, tensor: Tensor, examples: int) -> None:
         raise InvalidArgument(
             f"Expected {name} output batch size of {examples}. Got: {len(tensor)}"
         )
-
-
-def _stack(values: list[list[Any]], spec: TensorSpec) -> Tensor:
-    try:
-        return np.stack([_row(row, spec) for row in values])
-    except ValueError:
-        raise InvalidArgument(
-            f"feature '{spec.name}' must have as many values in every example"
-        ) from None
 
 
 def _row(values: list[Any], spec: TensorSpec) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,16 +11,10 @@ import numpy as np
 import simdjson
 
 from headrace.errors import HeadraceError, InvalidArgument, Unimplemented, listed, quoted
-from headrace.protocols.checks import (
-    check_inputs,
-    find_output,
-    find_signature,
-    match_signature,
-    wanted_names,
-)
+from headrace.protocols.checks import check_inputs, find_output, find_signature, match_signature
 from headrace.protocols.classification import check_classes, top_classes
 from headrace.protocols.compression import MAX_INFLATED_BYTES, deflate, inflate
-from headrace.protocols.datatypes import check_supported, datatype_name, dtype_of
+from headrace.protocols.datatypes import datatype_name, dtype_of, supported_name
 from headrace.protocols.elements import MAX_ELEMENTS, Elements, check_json
 from headrace.protocols.json_bodies import (
     flatten,
@@ -77,10 +71,12 @@ def decode_data(data: Any, dtype: np.dtype[Any], shape: tuple[int, ...], where: 
         flat: Tensor = data
     elif isinstance(data, list):
         leaves, nesting = flatten(data, f"{where}: 'data'", MAX_NESTING)
-        if len(nesting) > 1 and nesting != shape and not _same_order(nesting, shape):
-            raise InvalidArgument(
-                f"{where}: 'data' is nested as {list(nesting)}, but 'shape' is {list(shape)}"
-            )
+        if len(nesting) > 1 and nesting != shape:
+            lists = [size for size in nesting if size != 1]
+            if len(lists) > 1 and lists != [size for size in shape if size != 1]:
+                raise InvalidArgument(
+                    f"{where}: 'data' is nested as {list(nesting)}, but 'shape' is {list(shape)}"
+                )
         flat = leaves_to_array(leaves, dtype, where, lossless=False, b64=False)
     else:
         raise InvalidArgument(f"{where}: 'data' must be an array")
@@ -89,11 +85,6 @@ def decode_data(data: Any, dtype: np.dtype[Any], shape: tuple[int, ...], where: 
             f"{where} needs {math.prod(shape)} values for its shape {list(shape)}, not {flat.size}"
         )
     return flat.reshape(shape)
-
-
-def _same_order(nesting: tuple[int, ...], shape: tuple[int, ...]) -> bool:
-    lists = [size for size in nesting if size != 1]
-    return len(lists) < 2 or lists == [size for size in shape if size != 1]
 
 
 def flag_of(parameters: Mapping[str, Any], name: str, default: bool) -> bool:
@@ -108,18 +99,6 @@ def id_of(document: Mapping[str, Any]) -> str:
     if not isinstance(value, str):
         raise InvalidArgument("'id' must be a string")
     return value
-
-
-def json_data(name: str, tensor: Tensor) -> Any:
-    flat = tensor.reshape(-1)
-    if tensor.dtype != BYTES:
-        return flat
-    try:
-        return [e.decode() if isinstance(e, bytes) else str(e) for e in flat.tolist()]
-    except UnicodeDecodeError:
-        raise InvalidArgument(
-            f"output '{name}' holds bytes that are not UTF-8 text; ask for it as binary data"
-        ) from None
 
 
 _SEQUENCE = ("sequence_id", "sequence_start", "sequence_end")
@@ -214,41 +193,58 @@ _WITHOUT_JSON = (np.dtype(np.float16), BFLOAT16)
 
 
 @dataclass(frozen=True, slots=True)
-class JsonEncoding:
-    """How to answer: the request's id ("" for none), binary outputs, content coding.
+class OpenInferenceForm:
+    """How to answer: the request's id ("" for none), binary outputs and coding over REST.
 
     `classes` has the number of classes for each output that is sent as its highest classes.
+    `final` marks the answer as the final one of a stream.
     """
 
     id: str
-    binary: frozenset[str]
-    coding: str
     classes: Mapping[str, int] = field(default_factory=dict)
+    binary: frozenset[str] = frozenset()
+    coding: str = ""
+    final: bool = False
 
 
+def sent_tensors(
+    request: InferenceRequest, outputs: Mapping[str, Tensor], model: ModelSpec
+) -> Iterator[tuple[str, Tensor]]:
+    """The tensors to send, by name in order, or their highest classes."""
+    classes = request.encoding.classes
+    for name in request.output_names():
+        tensor = np.asarray(outputs[name], order="C")
+        if name in classes:
+            labels, batched = model.labels.get(name, ()), model.batches(request.signature)
+            tensor = top_classes(tensor, classes[name], labels, batched=batched)
+        yield name, tensor
+
+
+@dataclass(frozen=True, slots=True)
 class OpenInferenceCodec:
-    """The codec of `/v2/models/.../infer`, JSON and binary in any mixture."""
+    """The codec of `/v2/models/.../infer`, JSON and binary in any mixture.
 
-    def __init__(
-        self, max_inflated_bytes: int = MAX_INFLATED_BYTES, max_elements: int = MAX_ELEMENTS
-    ) -> None:
-        self._max_inflated_bytes, self._max_elements = max_inflated_bytes, max_elements
+    Limits: bytes once inflated, and elements.
+    """
+
+    max_bytes: int = MAX_INFLATED_BYTES
+    max_elements: int = MAX_ELEMENTS
 
     def decode(self, body: bytes | memoryview, call: Call, model: ModelSpec) -> InferenceRequest:
         """Read a request body; raises `InvalidArgument`, `PayloadTooLarge` or `Unimplemented`.
 
         Binary inputs may share the body's memory, which must not change afterwards.
         """
-        plain = inflate(body, call.content_encoding, self._max_inflated_bytes)
+        plain = inflate(body, call.content_encoding, self.max_bytes)
         if call.json_length == 0:
             return _raw_request(memoryview(plain), call, model)
         text, raw = split_body(plain, call.json_length)
-        check_json(text, self._max_elements)
+        check_json(text, self.max_elements)
         document = (None if raw else read_quickly(text)) or read_object(text)
         parameters = parameters_of(document, "the request")
         entries = named_entries(document, "inputs")
         signature = signature_of(model, parameters, entries)
-        tail, elements = RawTail(raw), Elements(self._max_elements)
+        tail, elements = RawTail(raw), Elements(self.max_elements)
         has_tail = call.json_length is not None
         inputs = {
             name: _decode_input(name, entry, tail if has_tail else None, elements)
@@ -257,44 +253,45 @@ class OpenInferenceCodec:
         tail.check_end()
         rows = check_inputs(signature, inputs)
         outputs, binary, classes = wanted_outputs(document, parameters, signature)
-        coding = call.reply_encoding
-        encoding = JsonEncoding(id_of(document), binary, coding, classes)
+        form = OpenInferenceForm(id_of(document), classes, binary, call.reply_encoding)
         timeout_s = timeout_s_of(parameters)
-        return InferenceRequest(signature, inputs, rows, outputs, timeout_s, encoding)
+        return InferenceRequest(signature, inputs, rows, outputs, timeout_s, form)
 
     def encode(
         self, request: InferenceRequest, outputs: Mapping[str, Tensor], model: ModelSpec
     ) -> Encoded:
         """Write the answer of one request; raises `InvalidArgument` for text that is not UTF-8."""
-        encoding: JsonEncoding = request.encoding
+        form: OpenInferenceForm = request.encoding
         entries: list[dict[str, Any]] = []
         tail: list[bytes] = []
-        for name in wanted_names(request.signature, request.outputs):
-            tensor = np.asarray(outputs[name], order="C")
-            if name in encoding.classes:
-                labels, batched = model.labels.get(name, ()), model.batches(request.signature)
-                tensor = top_classes(tensor, encoding.classes[name], labels, batched=batched)
-            check_supported(tensor.dtype)
-            entry: dict[str, Any] = {
-                "name": name,
-                "datatype": datatype_name(tensor.dtype),
-                "shape": tensor.shape,
-            }
-            if name in encoding.binary:
+        for name, tensor in sent_tensors(request, outputs, model):
+            datatype = supported_name(tensor.dtype)
+            entry: dict[str, Any] = {"name": name, "datatype": datatype, "shape": tensor.shape}
+            flat: Any = tensor.reshape(-1)
+            if name in form.binary:
                 tail.append(encode_raw(tensor))
                 entry["parameters"] = {"binary_data_size": len(tail[-1])}
+            elif tensor.dtype != BYTES:
+                entry["data"] = flat
             else:
-                entry["data"] = json_data(name, tensor)
+                try:
+                    texts = [e.decode() if isinstance(e, bytes) else str(e) for e in flat.tolist()]
+                except UnicodeDecodeError:
+                    raise InvalidArgument(
+                        f"output '{name}' holds bytes that are not UTF-8 text; "
+                        "ask for it as binary data"
+                    ) from None
+                entry["data"] = texts
             entries.append(entry)
-        answer: dict[str, Any] = {"id": encoding.id} if encoding.id else {}
+        answer: dict[str, Any] = {"id": form.id} if form.id else {}
         answer["model_name"] = model.name
         answer["model_version"] = str(model.version)
         answer["outputs"] = entries
         text = write_json(answer)
-        body = deflate(b"".join((text, *tail)), encoding.coding)
-        if not encoding.binary:
-            return Encoded(body, content_encoding=encoding.coding)
-        return Encoded(body, "application/octet-stream", len(text), encoding.coding)
+        body = deflate(b"".join((text, *tail)), form.coding)
+        if not form.binary:
+            return Encoded(body, content_encoding=form.coding)
+        return Encoded(body, "application/octet-stream", len(text), form.coding)
 
 
 def _raw_request(raw: memoryview, call: Call, model: ModelSpec) -> InferenceRequest:
@@ -313,8 +310,8 @@ def _raw_request(raw: memoryview, call: Call, model: ModelSpec) -> InferenceRequ
         tensor = decode_raw(raw, spec.dtype, shape, f"input '{spec.name}'")
     inputs = {spec.name: tensor}
     binary = frozenset(each.name for each in signature.outputs)
-    encoding = JsonEncoding("", binary, call.reply_encoding)
-    return InferenceRequest(signature, inputs, check_inputs(signature, inputs), encoding=encoding)
+    form = OpenInferenceForm("", binary=binary, coding=call.reply_encoding)
+    return InferenceRequest(signature, inputs, check_inputs(signature, inputs), encoding=form)
 
 
 def _raw_shape(spec: TensorSpec, size: int, *, batched: bool) -> tuple[int, ...]:
@@ -382,8 +379,11 @@ def wanted_outputs(
         spec = find_output(signature, name)
         if name in classes:
             check_classes(spec)
-        else:
-            _check_json_form(spec, binary)
+        elif spec.dtype in _WITHOUT_JSON and not binary:
+            raise InvalidArgument(
+                f"output '{spec.name}' is {datatype_name(spec.dtype)}, which has no JSON form; "
+                "ask for binary data"
+            )
     return names, frozenset(name for name, binary in flags.items() if binary), classes
 
 
@@ -395,14 +395,6 @@ def _class_count(parameters: Mapping[str, Any], where: str) -> int:
             f"not {quoted(count)}"
         )
     return count
-
-
-def _check_json_form(spec: TensorSpec, binary: bool) -> None:
-    if spec.dtype in _WITHOUT_JSON and not binary:
-        raise InvalidArgument(
-            f"output '{spec.name}' is {datatype_name(spec.dtype)}, which has no JSON form; "
-            "ask for binary data"
-        )
 
 
 def split_body(body: bytes | memoryview, json_length: int | None) -> tuple[bytes, memoryview]:

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from headrace.errors import InvalidArgument, quoted
-from headrace.protocols.checks import check_inputs, find_output, wanted_names
-from headrace.protocols.classification import check_classes, top_classes
-from headrace.protocols.datatypes import check_supported, datatype_name, dtype_of
+from headrace.protocols.checks import check_inputs, find_output
+from headrace.protocols.classification import check_classes
+from headrace.protocols.datatypes import dtype_of, supported_name
 from headrace.protocols.elements import MAX_ELEMENTS, Elements
-from headrace.protocols.openinference_json import refuse_unsupported, signature_of, timeout_s_of
+from headrace.protocols.openinference_json import (
+    OpenInferenceForm,
+    refuse_unsupported,
+    sent_tensors,
+    signature_of,
+    timeout_s_of,
+)
 from headrace.protocols.raw_tensors import decode_raw, encode_raw, shape_of
 from headrace.protocols.targets import parse
 from headrace.protocols.tensor_proto import read_list
@@ -27,13 +33,9 @@ _RESPONSE = "inference.ModelInferResponse"
 
 _CONTENTS = {
     "BOOL": "bool_contents",
-    "INT8": "int_contents",
-    "INT16": "int_contents",
-    "INT32": "int_contents",
+    **dict.fromkeys(("INT8", "INT16", "INT32"), "int_contents"),
     "INT64": "int64_contents",
-    "UINT8": "uint_contents",
-    "UINT16": "uint_contents",
-    "UINT32": "uint_contents",
+    **dict.fromkeys(("UINT8", "UINT16", "UINT32"), "uint_contents"),
     "UINT64": "uint64_contents",
     "FP32": "fp32_contents",
     "FP64": "fp64_contents",
@@ -42,53 +44,37 @@ _CONTENTS = {
 
 
 @dataclass(frozen=True, slots=True)
-class ProtoEncoding:
-    """How to answer: the request's id, and whether the answer is marked as the final one.
-
-    `classes` has the number of classes for each output that is sent as its highest classes.
-    """
-
-    id: str
-    final: bool
-    classes: Mapping[str, int] = field(default_factory=dict)
-
-
 class OpenInferenceProtoCodec:
     """The codec of ModelInfer. Answers are raw tensors, the only form that clients read."""
 
-    def __init__(self, max_elements: int = MAX_ELEMENTS) -> None:
-        self._max_elements = max_elements
+    max_elements: int = MAX_ELEMENTS
 
     def decode(self, body: bytes | memoryview, call: Call, model: ModelSpec) -> InferenceRequest:
         """Read a request; raises `InvalidArgument`, `PayloadTooLarge` or `Unimplemented`."""
-        request = parse(_REQUEST, body, self._max_elements)
+        request = parse(_REQUEST, body, self.max_elements)
         parameters = _parameters(request.parameters)
         signature = signature_of(model, parameters, [each.name for each in request.inputs])
-        inputs = _decode_inputs(request, Elements(self._max_elements))
+        inputs = _decode_inputs(request, Elements(self.max_elements))
         rows = check_inputs(signature, inputs)
         outputs, classes = _wanted(request, signature)
         final = bool(parameters.get("triton_enable_empty_final_response"))
-        encoding = ProtoEncoding(request.id, final, classes)
+        form = OpenInferenceForm(request.id, classes, final=final)
         timeout_s = timeout_s_of(parameters)
-        return InferenceRequest(signature, inputs, rows, outputs, timeout_s, encoding)
+        return InferenceRequest(signature, inputs, rows, outputs, timeout_s, form)
 
     def encode(
         self, request: InferenceRequest, outputs: Mapping[str, Tensor], model: ModelSpec
     ) -> Encoded:
         """Write the answer of one request."""
-        encoding: ProtoEncoding = request.encoding
+        form: OpenInferenceForm = request.encoding
         answer = message(_RESPONSE)(
-            model_name=model.name, model_version=str(model.version), id=encoding.id
+            model_name=model.name, model_version=str(model.version), id=form.id
         )
-        if encoding.final:
+        if form.final:
             answer.parameters["triton_final_response"].bool_param = True
-        for name in wanted_names(request.signature, request.outputs):
-            tensor = np.asarray(outputs[name], order="C")
-            if name in encoding.classes:
-                labels, batched = model.labels.get(name, ()), model.batches(request.signature)
-                tensor = top_classes(tensor, encoding.classes[name], labels, batched=batched)
-            check_supported(tensor.dtype)
-            answer.outputs.add(name=name, datatype=datatype_name(tensor.dtype), shape=tensor.shape)
+        for name, tensor in sent_tensors(request, outputs, model):
+            datatype = supported_name(tensor.dtype)
+            answer.outputs.add(name=name, datatype=datatype, shape=tensor.shape)
             answer.raw_output_contents.append(encode_raw(tensor))
         return Encoded(answer.SerializeToString(), "application/grpc")
 

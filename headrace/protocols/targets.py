@@ -147,7 +147,7 @@ SERVING = "tfserving_grpc"
 
 _METHODS = {"tensorflow/serving/classify": "classify", "tensorflow/serving/regress": "regress"}
 _RESULTS = {"classify": "classification_result", "regress": "regression_result"}
-_RESPONSES = {"classify": "ClassificationResponse", "regress": "RegressionResponse"}
+RESPONSES = {"classify": "ClassificationResponse", "regress": "RegressionResponse"}
 _CACHED_TARGETS = 4096
 _CACHED_TARGET_BYTES = 512
 """Longest cached name and version: names have at most 128 characters."""
@@ -155,21 +155,16 @@ _MAX_TASKS = 16
 """Cap on tasks: each gets a copy of the whole input."""
 
 
-@dataclass(frozen=True, slots=True)
-class InferTarget:
-    """The target of a ModelInferRequest and the id that its answer carries."""
+def infer_target(body: bytes) -> tuple[InferPath, str]:
+    """The target of a ModelInferRequest and the id that its answer carries.
 
-    path: InferPath
-    id: str
-
-
-def infer_target(body: bytes) -> InferTarget:
-    """The target of a ModelInferRequest; raises `InvalidArgument`."""
+    Raises `InvalidArgument`.
+    """
     found = read_delimited(body, 3)
     name, version = found.get(1, b""), found.get(2, b"")
     cached = len(name) + len(version) <= _CACHED_TARGET_BYTES
     path = (_infer_path_cached if cached else _infer_path)(name, version)
-    return InferTarget(path, _text(found.get(3, b""), "id"))
+    return path, _text(found.get(3, b""), "id")
 
 
 def _infer_path(name: bytes, version: bytes) -> InferPath:
@@ -247,7 +242,7 @@ def multi_inference_answer(parts: Sequence[tuple[str, bytes]]) -> bytes:
     """The MultiInferenceResponse of the tasks' (method, response), in their order."""
     answer = message("tensorflow.serving.MultiInferenceResponse")()
     for method, body in parts:
-        response = parse(f"tensorflow.serving.{_RESPONSES[method]}", body)
+        response = parse(f"tensorflow.serving.{RESPONSES[method]}", body)
         result = answer.results.add()
         result.model_spec.CopyFrom(response.model_spec)
         getattr(result, _RESULTS[method]).CopyFrom(response.result)

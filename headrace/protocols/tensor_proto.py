@@ -13,11 +13,10 @@ import numpy as np
 
 from headrace.errors import InvalidArgument
 from headrace.protocols.datatypes import (
-    check_supported,
     datatype_name,
-    dtype_of,
+    supported_name,
+    tensorflow_dtype,
     tensorflow_name,
-    v2_name,
 )
 from headrace.protocols.elements import Elements
 from headrace.protocols.raw_tensors import decode_raw, shape_of
@@ -83,12 +82,8 @@ _HALVES = (np.dtype(np.float16), BFLOAT16)
 
 _LISTS: dict[np.dtype[Any], str] = {
     np.dtype(np.bool_): "bool_val",
-    np.dtype(np.int8): "int_val",
-    np.dtype(np.int16): "int_val",
-    np.dtype(np.int32): "int_val",
+    **{np.dtype(t): "int_val" for t in (np.int8, np.int16, np.int32, np.uint8, np.uint16)},
     np.dtype(np.int64): "int64_val",
-    np.dtype(np.uint8): "int_val",
-    _UINT16: "int_val",
     np.dtype(np.uint32): "uint32_val",
     np.dtype(np.uint64): "uint64_val",
     **dict.fromkeys(_HALVES, "half_val"),
@@ -112,8 +107,18 @@ def decode_tensor(
     Clears fields of the proto. Raises `InvalidArgument`, also for values in two places and for a
     shape of more than `max_bytes`: a single value can fill any shape. Strings count in `elements`.
     """
-    dtype = _dtype(proto.dtype, where)
-    _check_one_list(proto, _LISTS[dtype], where)
+    known = _TYPES.values_by_number.get(proto.dtype)
+    if known is None or known.name == "DT_INVALID":
+        raise InvalidArgument(f"{where} has the unknown dtype {proto.dtype}")
+    dtype = tensorflow_dtype(known.name)
+    own = _LISTS[dtype]
+    given = {field.name for field, _ in proto.ListFields()} & _VALUES
+    for other in sorted(given - {own, "tensor_content"}):
+        raise InvalidArgument(f"{where} has values in {other!r}, but its dtype takes {own!r}")
+    if len(given) > 1:
+        raise InvalidArgument(
+            f"{where} has values in 'tensor_content' and in {own!r}; give one of them"
+        )
     if proto.tensor_shape.unknown_rank:
         raise InvalidArgument(f"{where} has no known rank; give its shape")
     shape = shape_of([each.size for each in proto.tensor_shape.dim], where)
@@ -136,7 +141,7 @@ def encode_tensor(tensor: Tensor, proto: Any) -> None:
 
     Many clients read `float_val` and never `tensor_content`.
     """
-    check_supported(tensor.dtype)
+    supported_name(tensor.dtype)
     proto.dtype = _TYPES.values_by_name[tensorflow_name(tensor.dtype)].number
     proto.tensor_shape.SetInParent()
     for size in tensor.shape:
@@ -144,24 +149,6 @@ def encode_tensor(tensor: Tensor, proto: Any) -> None:
     flat = np.ascontiguousarray(tensor).reshape(-1)
     bits = flat.view(_UINT16) if tensor.dtype in _HALVES else flat
     append_list(proto, _LISTS[tensor.dtype], bits)
-
-
-def _dtype(number: int, where: str) -> np.dtype[Any]:
-    known = _TYPES.values_by_number.get(number)
-    if known is None or known.name == "DT_INVALID":
-        raise InvalidArgument(f"{where} has the unknown dtype {number}")
-    return dtype_of(v2_name(known.name))
-
-
-def _check_one_list(proto: Any, own: str, where: str) -> None:
-    """Raises `InvalidArgument` for values in a field that is not read."""
-    found = {field.name for field, _ in proto.ListFields()} & _VALUES
-    for other in sorted(found - {own, "tensor_content"}):
-        raise InvalidArgument(f"{where} has values in {other!r}, but its dtype takes {own!r}")
-    if len(found) > 1:
-        raise InvalidArgument(
-            f"{where} has values in 'tensor_content' and in {own!r}; give one of them"
-        )
 
 
 def _listed_values(

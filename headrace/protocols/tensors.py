@@ -38,6 +38,12 @@ class InferenceRequest:
     timeout_s: float | None = None
     encoding: Any = field(default=None, repr=False)
 
+    def output_names(self) -> tuple[str, ...]:
+        """The outputs to send, in order."""
+        if self.outputs is not None:
+            return self.outputs
+        return tuple(spec.name for spec in self.signature.outputs)
+
 
 @dataclass(frozen=True, slots=True)
 class Encoded:

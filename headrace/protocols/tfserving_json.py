@@ -1,4 +1,4 @@
-"""TensorFlow Serving's REST bodies of `:predict`, in row and column format."""
+"""TensorFlow Serving's REST codecs: predict in rows and columns, classify and regress."""
 
 from __future__ import annotations
 
@@ -11,19 +11,13 @@ import numpy as np
 import simdjson
 
 from headrace.errors import InvalidArgument, quoted
-from headrace.protocols.checks import (
-    check_inputs,
-    check_names,
-    find_signature,
-    given_inputs,
-    wanted_names,
-)
+from headrace.protocols.checks import check_inputs, check_names, find_signature, given_inputs
 from headrace.protocols.compression import MAX_INFLATED_BYTES, deflate, inflate
-from headrace.protocols.datatypes import check_supported
+from headrace.protocols.datatypes import supported_name
 from headrace.protocols.elements import MAX_ELEMENTS, check_json
 from headrace.protocols.examples import (
-    ContextLimits,
     check_context,
+    check_copies,
     classes_of,
     encode_example,
     example_count,
@@ -48,46 +42,54 @@ from headrace.spec import BFLOAT16, BYTES, ModelSpec, Signature, Tensor
 
 
 @dataclass(frozen=True, slots=True)
-class PredictEncoding:
-    """How to answer: `layout` is `instances` or `inputs`."""
+class TfServingForm:
+    """How to answer: `kind` is `instances` or `inputs`, `classify` or `regress`."""
 
-    layout: str
+    kind: str
     coding: str
 
 
+@dataclass(frozen=True, slots=True)
 class PredictCodec:
-    """The codec of `/v1/models/...:predict`."""
+    """The codec of `/v1/models/...:predict`. Limits: bytes once inflated, and elements."""
 
-    def __init__(
-        self, max_inflated_bytes: int = MAX_INFLATED_BYTES, max_elements: int = MAX_ELEMENTS
-    ) -> None:
-        self._max_inflated_bytes, self._max_elements = max_inflated_bytes, max_elements
+    max_bytes: int = MAX_INFLATED_BYTES
+    max_elements: int = MAX_ELEMENTS
 
     def decode(self, body: bytes | memoryview, call: Call, model: ModelSpec) -> InferenceRequest:
         """Read a request body; raises `InvalidArgument` or `PayloadTooLarge`."""
-        text = bytes(inflate(body, call.content_encoding, self._max_inflated_bytes))
-        check_json(text, self._max_elements)
+        text = bytes(inflate(body, call.content_encoding, self.max_bytes))
+        check_json(text, self.max_elements)
         quick = _predict_quickly(text, model)
         signature, layout, inputs = quick or _predict(read_object(text), model)
         rows = check_inputs(signature, inputs)
-        encoding = PredictEncoding(layout, call.reply_encoding)
+        encoding = TfServingForm(layout, call.reply_encoding)
         return InferenceRequest(signature, inputs, rows, encoding=encoding)
 
     def encode(
         self, request: InferenceRequest, outputs: Mapping[str, Tensor], model: ModelSpec
     ) -> Encoded:
         """Write the answer of one request; raises `InvalidArgument` if it has no row form."""
-        encoding: PredictEncoding = request.encoding
-        names = wanted_names(request.signature, request.outputs)
-        wanted = {name: np.asarray(outputs[name], order="C") for name in names}
-        for tensor in wanted.values():
-            check_supported(tensor.dtype)
-        if encoding.layout == "instances":
-            answer = {"predictions": _rows(wanted)}
-        else:
-            answer = {"outputs": _columns(wanted)}
-        body = deflate(write_json(answer), encoding.coding)
-        return Encoded(body, content_encoding=encoding.coding)
+        form: TfServingForm = request.encoding
+        values, lengths = {}, set()
+        for name in request.output_names():
+            tensor = np.asarray(outputs[name], order="C")
+            supported_name(tensor.dtype)
+            lengths.add(tensor.shape[0] if tensor.ndim else None)
+            values[name] = _json_value(name, tensor)
+        answer: Any = next(iter(values.values())) if len(values) == 1 else values
+        if form.kind == "instances":
+            if len(lengths) != 1 or None in lengths:
+                raise InvalidArgument(
+                    "the outputs do not share a first dimension, so they have no row form; "
+                    "send 'inputs' in place of 'instances'"
+                )
+            if len(values) > 1:
+                rows = zip(*values.values(), strict=True)
+                answer = [dict(zip(values, row, strict=True)) for row in rows]
+        key = "predictions" if form.kind == "instances" else "outputs"
+        body = deflate(write_json({key: answer}), form.coding)
+        return Encoded(body, content_encoding=form.coding)
 
 
 def _predict_quickly(
@@ -176,24 +178,6 @@ def _only_input(signature: Signature, where: str) -> Any:
     return signature.required[0]
 
 
-def _rows(outputs: Mapping[str, Tensor]) -> Any:
-    lengths = {tensor.shape[0] if tensor.ndim else None for tensor in outputs.values()}
-    if len(lengths) != 1 or None in lengths:
-        raise InvalidArgument(
-            "the outputs do not share a first dimension, so they have no row form; "
-            "send 'inputs' in place of 'instances'"
-        )
-    values = {name: _json_value(name, tensor) for name, tensor in outputs.items()}
-    if len(values) == 1:
-        return next(iter(values.values()))
-    return [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
-
-
-def _columns(outputs: Mapping[str, Tensor]) -> Any:
-    values = {name: _json_value(name, tensor) for name, tensor in outputs.items()}
-    return next(iter(values.values())) if len(values) == 1 else values
-
-
 def _json_value(name: str, tensor: Tensor) -> Any:
     """A value for `write_json`: the array, nested lists of strings, or a scalar at rank 0."""
     if tensor.dtype == BFLOAT16:
@@ -215,64 +199,54 @@ _LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True, slots=True)
-class ExamplesEncoding:
-    """How to answer: the method and the content coding."""
-
-    method: str
-    coding: str
-
-
 class ExamplesCodec:
-    """The codec of `:classify` and `:regress`."""
+    """The codec of `:classify` and `:regress`. Limits: bytes once inflated, and elements."""
 
-    def __init__(
-        self, max_inflated_bytes: int = MAX_INFLATED_BYTES, max_elements: int = MAX_ELEMENTS
-    ) -> None:
-        self._max_inflated_bytes, self._max_elements = max_inflated_bytes, max_elements
+    max_bytes: int = MAX_INFLATED_BYTES
+    max_elements: int = MAX_ELEMENTS
 
     def decode(self, body: bytes | memoryview, call: Call, model: ModelSpec) -> InferenceRequest:
         """Read a request body; raises `InvalidArgument` or `PayloadTooLarge`."""
-        text = bytes(inflate(body, call.content_encoding, self._max_inflated_bytes))
-        check_json(text, self._max_elements)
-        most = ContextLimits(self._max_inflated_bytes, self._max_elements)
-        signature, inputs = _decode_inputs(read_object(text), model, most)
+        text = bytes(inflate(body, call.content_encoding, self.max_bytes))
+        check_json(text, self.max_elements)
+        signature, inputs = self._decode_inputs(read_object(text), model)
         outputs = result_outputs(signature, call.method)
         rows = check_inputs(signature, inputs)
-        encoding = ExamplesEncoding(call.method, call.reply_encoding)
+        encoding = TfServingForm(call.method, call.reply_encoding)
         return InferenceRequest(signature, inputs, rows, outputs, encoding=encoding)
 
     def encode(
         self, request: InferenceRequest, outputs: Mapping[str, Tensor], model: ModelSpec
     ) -> Encoded:
         """Write the answer of one request; raises `InvalidArgument` if the shapes do not fit."""
-        encoding: ExamplesEncoding = request.encoding
-        wanted = {name: outputs[name] for name in wanted_names(request.signature, request.outputs)}
+        form: TfServingForm = request.encoding
+        wanted = {name: outputs[name] for name in request.output_names()}
         for tensor in wanted.values():
-            check_supported(tensor.dtype)
-        results = regressions_of if encoding.method == "regress" else classes_of
+            supported_name(tensor.dtype)
+        results = regressions_of if form.kind == "regress" else classes_of
         answer = {"results": results(wanted, example_count(request))}
-        body = deflate(write_json(answer), encoding.coding)
-        return Encoded(body, content_encoding=encoding.coding)
+        body = deflate(write_json(answer), form.coding)
+        return Encoded(body, content_encoding=form.coding)
 
-
-def _decode_inputs(
-    document: dict[str, Any], model: ModelSpec, most: ContextLimits
-) -> tuple[Signature, dict[str, Tensor]]:
-    """The signature and its input tensors, one row for each example."""
-    signature = find_signature(model, document.get("signature_name", ""))
-    examples = document.get("examples")
-    if not isinstance(examples, list) or not examples:
-        raise InvalidArgument("'examples' must be an array with at least one example")
-    context = _features(document.get("context", {}), "'context'")
-    most.check(len(encode_example(context)), context.values(), len(examples))
-    rows = []
-    for index, example in enumerate(examples):
-        features = _features(example, f"example {index}")
-        check_context(context, features, index)
-        rows.append({**context, **features})
-    if takes_serialized(model, signature):
-        return signature, serialized_inputs([encode_example(row) for row in rows], signature)
-    return signature, named_inputs(rows, signature)
+    def _decode_inputs(
+        self, document: dict[str, Any], model: ModelSpec
+    ) -> tuple[Signature, dict[str, Tensor]]:
+        """The signature and its input tensors, one row for each example."""
+        signature = find_signature(model, document.get("signature_name", ""))
+        examples = document.get("examples")
+        if not isinstance(examples, list) or not examples:
+            raise InvalidArgument("'examples' must be an array with at least one example")
+        context = _features(document.get("context", {}), "'context'")
+        size_bytes, count = len(encode_example(context)), len(examples)
+        check_copies(size_bytes, context.values(), count, self.max_bytes, self.max_elements)
+        rows = []
+        for index, example in enumerate(examples):
+            features = _features(example, f"example {index}")
+            check_context(context, features, index)
+            rows.append({**context, **features})
+        if takes_serialized(model, signature):
+            return signature, serialized_inputs([encode_example(row) for row in rows], signature)
+        return signature, named_inputs(rows, signature)
 
 
 def _features(value: Any, where: str) -> dict[str, list[Any]]:

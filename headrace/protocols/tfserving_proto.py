@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from headrace.errors import InvalidArgument, quoted
-from headrace.protocols.checks import (
-    check_inputs,
-    check_names,
-    find_output,
-    find_signature,
-    wanted_names,
-)
+from headrace.protocols.checks import check_inputs, check_names, find_output, find_signature
 from headrace.protocols.compression import MAX_INFLATED_BYTES
-from headrace.protocols.datatypes import check_supported
+from headrace.protocols.datatypes import supported_name
 from headrace.protocols.elements import MAX_ELEMENTS, Elements
 from headrace.protocols.examples import (
-    ContextLimits,
     Features,
     check_context,
+    check_copies,
     classes_of,
     example_count,
     named_inputs,
@@ -30,7 +25,7 @@ from headrace.protocols.examples import (
     serialized_inputs,
     takes_serialized,
 )
-from headrace.protocols.targets import parse
+from headrace.protocols.targets import RESPONSES, parse
 from headrace.protocols.tensor_proto import decode_tensor, encode_tensor
 from headrace.protocols.tensors import Call, Encoded, InferenceRequest
 from headrace.protocols.wire import message
@@ -38,25 +33,23 @@ from headrace.spec import ModelSpec, Signature, Tensor
 
 _PACKAGE = "tensorflow.serving"
 _REQUESTS = {"classify": "ClassificationRequest", "regress": "RegressionRequest"}
-_RESPONSES = {"classify": "ClassificationResponse", "regress": "RegressionResponse"}
 
 
+@dataclass(frozen=True, slots=True)
 class PredictProtoCodec:
     """The codec of Predict. The limits hold for the shapes that a request claims, too."""
 
-    def __init__(
-        self, max_bytes: int = MAX_INFLATED_BYTES, max_elements: int = MAX_ELEMENTS
-    ) -> None:
-        self._max_bytes, self._max_elements = max_bytes, max_elements
+    max_bytes: int = MAX_INFLATED_BYTES
+    max_elements: int = MAX_ELEMENTS
 
     def decode(self, body: bytes | memoryview, call: Call, model: ModelSpec) -> InferenceRequest:
         """Read a PredictRequest; raises `InvalidArgument` or `PayloadTooLarge`."""
-        request = parse(f"{_PACKAGE}.PredictRequest", body, self._max_elements)
+        request = parse(f"{_PACKAGE}.PredictRequest", body, self.max_elements)
         signature = find_signature(model, request.model_spec.signature_name)
         # Names first: an error inside of an unknown input would mislead.
         check_names(signature, request.inputs)
         inputs: dict[str, Tensor] = {}
-        left_bytes, elements = self._max_bytes, Elements(self._max_elements)
+        left_bytes, elements = self.max_bytes, Elements(self.max_elements)
         for name, tensor in request.inputs.items():
             inputs[name] = decode_tensor(tensor, left_bytes, f"input {quoted(name)}", elements)
             left_bytes -= inputs[name].nbytes
@@ -68,30 +61,32 @@ class PredictProtoCodec:
     ) -> Encoded:
         """Write the PredictResponse of one request."""
         answer = message(f"{_PACKAGE}.PredictResponse")()
-        for name in wanted_names(request.signature, request.outputs):
+        for name in request.output_names():
             encode_tensor(np.asarray(outputs[name]), answer.outputs[name])
         _fill_spec(answer, request, model)
         return Encoded(answer.SerializeToString(), "application/grpc")
 
 
+@dataclass(frozen=True, slots=True)
 class ExamplesProtoCodec:
     """The codec of Classify and Regress; the call tells which.
 
     The limits hold for the copies of a context, too.
     """
 
-    def __init__(
-        self, max_bytes: int = MAX_INFLATED_BYTES, max_elements: int = MAX_ELEMENTS
-    ) -> None:
-        self._limits = ContextLimits(max_bytes, max_elements)
+    max_bytes: int = MAX_INFLATED_BYTES
+    max_elements: int = MAX_ELEMENTS
 
     def decode(self, body: bytes | memoryview, call: Call, model: ModelSpec) -> InferenceRequest:
-        """Read a ClassificationRequest or RegressionRequest; raises `InvalidArgument`, or
-        `PayloadTooLarge`."""
-        name = f"{_PACKAGE}.{_REQUESTS[call.method]}"
-        request = parse(name, body, self._limits.max_elements)
+        """Read an examples' request; raises `InvalidArgument` or `PayloadTooLarge`."""
+        request = parse(f"{_PACKAGE}.{_REQUESTS[call.method]}", body, self.max_elements)
         signature = find_signature(model, request.model_spec.signature_name)
-        inputs = _example_inputs(_examples(request.input, self._limits), model, signature)
+        examples = self._examples(request.input)
+        if takes_serialized(model, signature):
+            serialized = [each.SerializeToString() for each in examples]
+            inputs = serialized_inputs(serialized, signature)
+        else:
+            inputs = named_inputs([_features(each) for each in examples], signature)
         outputs = result_outputs(signature, call.method)
         rows = check_inputs(signature, inputs)
         return InferenceRequest(signature, inputs, rows, outputs, encoding=call.method)
@@ -101,10 +96,10 @@ class ExamplesProtoCodec:
     ) -> Encoded:
         """Write the answer of one request; raises `InvalidArgument` if the shapes do not fit."""
         method: str = request.encoding
-        wanted = {name: outputs[name] for name in wanted_names(request.signature, request.outputs)}
+        wanted = {name: outputs[name] for name in request.output_names()}
         for tensor in wanted.values():
-            check_supported(tensor.dtype)
-        answer = message(f"{_PACKAGE}.{_RESPONSES[method]}")()
+            supported_name(tensor.dtype)
+        answer = message(f"{_PACKAGE}.{RESPONSES[method]}")()
         answer.result.SetInParent()
         count = example_count(request)
         if method == "regress":
@@ -117,6 +112,21 @@ class ExamplesProtoCodec:
                     found.classes.add(label=label, score=score)
         _fill_spec(answer, request, model)
         return Encoded(answer.SerializeToString(), "application/grpc")
+
+    def _examples(self, given: Any) -> list[Any]:
+        """The Example messages of an Input, each with the context's features."""
+        kind = given.WhichOneof("kind")
+        examples = list(getattr(given, kind).examples) if kind is not None else []
+        if not examples:
+            raise InvalidArgument("'input' must hold at least one example")
+        if kind == "example_list_with_context":
+            context = given.example_list_with_context.context
+            size_bytes, features = context.ByteSize(), _features(context).values()
+            check_copies(size_bytes, features, len(examples), self.max_bytes, self.max_elements)
+            for index, example in enumerate(examples):
+                check_context(context.features.feature, example.features.feature, index)
+                example.MergeFrom(context)
+        return examples
 
 
 def _wanted(request: Any, signature: Signature) -> tuple[str, ...] | None:
@@ -133,29 +143,6 @@ def _fill_spec(answer: Any, request: InferenceRequest, model: ModelSpec) -> None
     answer.model_spec.name = model.name
     answer.model_spec.version.value = model.version
     answer.model_spec.signature_name = request.signature.name
-
-
-def _examples(given: Any, most: ContextLimits) -> list[Any]:
-    """The Example messages of an Input, each with the context's features."""
-    kind = given.WhichOneof("kind")
-    examples = list(getattr(given, kind).examples) if kind is not None else []
-    if not examples:
-        raise InvalidArgument("'input' must hold at least one example")
-    if kind == "example_list_with_context":
-        context = given.example_list_with_context.context
-        most.check(context.ByteSize(), _features(context).values(), len(examples))
-        for index, example in enumerate(examples):
-            check_context(context.features.feature, example.features.feature, index)
-            example.MergeFrom(context)
-    return examples
-
-
-def _example_inputs(
-    examples: Sequence[Any], model: ModelSpec, signature: Signature
-) -> dict[str, Tensor]:
-    if takes_serialized(model, signature):
-        return serialized_inputs([each.SerializeToString() for each in examples], signature)
-    return named_inputs([_features(each) for each in examples], signature)
 
 
 def _features(example: Any) -> Features:

@@ -7,10 +7,10 @@ import pytest
 
 from headrace.errors import InvalidArgument
 from headrace.protocols.datatypes import (
-    check_supported,
     config_name,
     datatype_name,
     dtype_of,
+    supported_name,
     tensorflow_name,
 )
 from headrace.spec import BFLOAT16, BYTES
@@ -37,4 +37,4 @@ def test_unknown_names_are_refused() -> None:
         with pytest.raises(InvalidArgument, match="unknown datatype"):
             dtype_of(name)
     with pytest.raises(InvalidArgument, match="complex64"):
-        check_supported(np.dtype(np.complex64))
+        supported_name(np.dtype(np.complex64))

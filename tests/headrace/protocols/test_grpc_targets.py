@@ -57,16 +57,15 @@ def test_infer_target_of_any_name(name: str, version: int | None, id: str) -> No
     )
     request.inputs.add(name="x", datatype="FP32", shape=[1, 4])
     request.raw_input_contents.append(bytes(16))
-    target = infer_target(request.SerializeToString())
-    assert target.path == InferPath("openinference_grpc", "infer", name, version)
-    assert target.id == id
+    path = InferPath("openinference_grpc", "infer", name, version)
+    assert infer_target(request.SerializeToString()) == (path, id)
 
 
 def test_infer_target_whatever_the_order() -> None:
     tensors = delimited(7, bytes(300)) + delimited(99, b"new") + b"\x20\x01"
     body = tensors + delimited(3, b"7") + delimited(1, b"old") + delimited(1, b"m")
-    assert infer_target(body).path.model == "m"
-    assert infer_target(body).id == "7"
+    path, id = infer_target(body)
+    assert (path.model, id) == ("m", "7")
 
 
 @pytest.mark.parametrize(
@@ -89,7 +88,7 @@ def test_infer_target_refuses(body: bytes, text: str) -> None:
 
 def test_long_names_are_read_but_not_kept() -> None:
     name = "n" * 100_000
-    assert infer_target(delimited(1, name.encode())).path.model == name
+    assert infer_target(delimited(1, name.encode()))[0].model == name
     assert serving_target(serving("PredictRequest", name=name), "predict").model == name
 
 

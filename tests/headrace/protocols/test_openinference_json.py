@@ -160,7 +160,7 @@ def test_compressed_both_ways(coding: str) -> None:
 
 
 def test_compressed_body_is_bounded() -> None:
-    small = OpenInferenceCodec(max_inflated_bytes=1000)
+    small = OpenInferenceCodec(max_bytes=1000)
     with pytest.raises(PayloadTooLarge):
         small.decode(deflate(bytes(1001), "gzip"), Call("infer", content_encoding="gzip"), MODEL)
 
