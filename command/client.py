@@ -6,20 +6,29 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 from urllib.parse import quote, urlencode
 
 import httpx
 
-from command.options import TimedOut
-from headrace.errors import HeadraceError, PermissionDenied, Unauthenticated, Unavailable
+from headrace.errors import (
+    DeadlineExceeded,
+    HeadraceError,
+    PermissionDenied,
+    Unauthenticated,
+    Unavailable,
+)
 
 JsonObject = dict[str, Any]
 
 LOAD_S = 180.0
 """Time-out of loads, which are answered when the model is ready; the pool gives up before this."""
-REFUSED = (Unauthenticated.http_status, PermissionDenied.http_status)
-"""Statuses for a token that is not valid, or not for this."""
+ERRORS: dict[int, type[HeadraceError]] = {
+    Unauthenticated.http_status: Unauthenticated,
+    PermissionDenied.http_status: Unauthenticated,
+    DeadlineExceeded.http_status: DeadlineExceeded,
+}
+"""Errors by the statuses that have an exit code of their own."""
 
 
 class NothingAnswers(Unavailable):
@@ -27,7 +36,9 @@ class NothingAnswers(Unavailable):
 
 
 @contextmanager
-def mapped_errors(address: str, path: str, late: type[HeadraceError]) -> Iterator[None]:
+def mapped_errors(
+    address: str, path: str, late: type[HeadraceError] = DeadlineExceeded
+) -> Iterator[None]:
     """Turn httpx's errors into ours; `late` is raised when an answer is not there in time."""
     try:
         yield
@@ -50,10 +61,8 @@ class HttpClient:
     """One keep-alive connection to a listener; proxies of the environment are ignored.
 
     Every call raises `HeadraceError`: `Unavailable` where nothing answers, `Unauthenticated` for a
-    refused token, `late` where there is no answer after `timeout_s`, else what the server said.
+    refused token, `DeadlineExceeded` for no answer within `timeout_s`, else what the server said.
     """
-
-    late: ClassVar[type[HeadraceError]] = TimedOut
 
     def __init__(
         self,
@@ -84,7 +93,7 @@ class HttpClient:
     def stream(self, method: str, path: str, **request: Any) -> Iterator[httpx.Response]:
         """An answer without an error status, whose body is still to be read."""
         with (
-            mapped_errors(self.address, path, self.late),
+            mapped_errors(self.address, path),
             self._http.stream(method, path, **request) as response,
         ):
             if response.is_error:
@@ -108,8 +117,8 @@ class HttpClient:
 
     def refusal(self, status: int, path: str, said: str, text: str) -> HeadraceError:
         """The error for an answer that is none; `said` is its message, `text` its whole body."""
-        message = f"{status} from {path}: {said or text[:200]}"
-        return Unauthenticated(message) if status in REFUSED else HeadraceError(message)
+        kind = ERRORS.get(status, HeadraceError)
+        return kind(f"{status} from {path}: {said or text[:200]}")
 
     def __enter__(self) -> Self:
         return self
@@ -125,8 +134,6 @@ class HttpClient:
 
 class AdminClient(HttpClient):
     """The admin API, `/admin/v1`, and the model repository's routes."""
-
-    late = HeadraceError
 
     def status(self) -> JsonObject:
         """Slots, models and gateways."""
@@ -184,12 +191,13 @@ class AdminClient(HttpClient):
         return super().parse(response, path, text or "{}")
 
     def refusal(self, status: int, path: str, said: str, text: str) -> HeadraceError:
-        if status in REFUSED:
+        kind = ERRORS.get(status, HeadraceError)
+        if kind is Unauthenticated:
             return Unauthenticated(f"{self.address} refused the admin token")
         if status < 400:
             return HeadraceError(f"what answers on {self.address} is not Headrace's admin listener")
         reason = f": {said}" if said else f" to {path}"
-        return HeadraceError(f"{self.address} answered {status}{reason}")
+        return kind(f"{self.address} answered {status}{reason}")
 
 
 def _quoted(name: str) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 
 from command.client import HttpClient, JsonObject
 from command.readiness import request_path
-from headrace.errors import ConfigError, InvalidArgument, Unavailable
+from headrace.errors import ConfigError, InvalidArgument
 from headrace.runtimes import version_folders
 
 STEP = 32
@@ -26,8 +26,6 @@ LARGEST_SIDE = 512
 
 class InferenceClient(HttpClient):
     """Predictions over HTTP."""
-
-    late = Unavailable
 
     def infer_image(self, model: str, version: str | None, picture: bytes) -> JsonObject:
         """Predict from a picture, sent in the form that the model's metadata asks for."""

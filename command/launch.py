@@ -20,14 +20,13 @@ from autoscale.callers import KeyDesk
 from command import instance
 from command.client import AdminClient
 from command.instance import InstanceAddress
-from command.options import TimedOut
 from command.processes import Hurry, StopSignals, descendants, end
 from command.readiness import StartFailed, VersionState, example_request, unsettled, version_states
 from command.terminal import Progress
 from gateway import ray_cluster
 from gateway.config_file import Config
 from headrace.config.args import split_address
-from headrace.errors import Unavailable
+from headrace.errors import DeadlineExceeded, Unavailable
 from headrace.process import ProcessId
 from headrace.secrets import admin_token, headrace_home
 
@@ -358,7 +357,7 @@ class Outcome(Enum):
 
 
 def take_down(target: InstanceAddress, timeout_s: float, *, known: bool = False) -> Outcome:
-    """Drain and stop; raises `TimedOut`, and `Unavailable` where a `known` address is silent."""
+    """Drain and stop; raises `DeadlineExceeded`, or `Unavailable` for a silent `known` address."""
     deadline_s = time.monotonic() + timeout_s
     try:
         with target.client() as client:
@@ -374,7 +373,7 @@ def take_down(target: InstanceAddress, timeout_s: float, *, known: bool = False)
     while not _gone(target):
         if time.monotonic() > deadline_s:
             who = f"process {target.found.pid}" if target.found else target.admin
-            raise TimedOut(f"{who} has not stopped after {timeout_s:.0f} s")
+            raise DeadlineExceeded(f"{who} has not stopped after {timeout_s:.0f} s")
         time.sleep(0.1)
     end_abandoned()
     return Outcome.STOPPED

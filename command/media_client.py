@@ -11,7 +11,7 @@ from urllib.parse import quote
 import httpx
 
 from command.client import HttpClient, JsonObject
-from headrace.errors import DeadlineExceeded, HeadraceError, InvalidArgument
+from headrace.errors import InvalidArgument
 
 PIECE_BYTES = 256 * 1024
 PATIENCE_S = 15.0
@@ -86,10 +86,6 @@ class MediaClient(HttpClient):
     def cancel(self, job_id: str) -> JsonObject:
         """Cancel a job unless it has ended."""
         return self.ask("DELETE", f"/v1/jobs/{quote(job_id, safe='')}")
-
-    def refusal(self, status: int, path: str, said: str, text: str) -> HeadraceError:
-        error = super().refusal(status, path, said, text)
-        return self.late(error.message) if status == DeadlineExceeded.http_status else error
 
     def _post(
         self,

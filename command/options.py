@@ -15,7 +15,13 @@ from typing import Any
 
 import click
 
-from headrace.errors import ConfigError, HeadraceError, Unauthenticated, Unavailable
+from headrace.errors import (
+    ConfigError,
+    DeadlineExceeded,
+    HeadraceError,
+    Unauthenticated,
+    Unavailable,
+)
 
 
 class Exit(IntEnum):
@@ -30,15 +36,11 @@ class Exit(IntEnum):
     TIMED_OUT = 6
 
 
-class TimedOut(HeadraceError):
-    """Raised when something did not happen within `--timeout`."""
-
-
 _CODES: tuple[tuple[type[HeadraceError], Exit], ...] = (
     (ConfigError, Exit.CONFIG_INVALID),
     (Unavailable, Exit.NOT_REACHABLE),
     (Unauthenticated, Exit.REFUSED),
-    (TimedOut, Exit.TIMED_OUT),
+    (DeadlineExceeded, Exit.TIMED_OUT),
 )
 
 

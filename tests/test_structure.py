@@ -55,6 +55,15 @@ def test_packages_import_only_from_those_before_them() -> None:
         assert not strays, f"{name} imports {sorted(strays)}, which come after it in {ORDER}"
 
 
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Imports inside functions count too: they only hide a circle."""
+    files = modules()
+    left = {name: imports(path) & files.keys() - {name} for name, path in files.items()}
+    while free := {name for name, needed in left.items() if not needed & left.keys()}:
+        left = {name: needed for name, needed in left.items() if name not in free}
+    assert not left, f"these import each other, or modules that do: {sorted(left)}"
+
+
 def test_all_log_through_one_set_up() -> None:
     users = {name for name, path in modules().items() if "logging.getLogger(" in path.read_text()}
     # Loggers of libraries, which are told how much to say.

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from command.client import AdminClient
-from headrace.errors import HeadraceError, Unauthenticated, Unavailable
+from headrace.errors import DeadlineExceeded, HeadraceError, Unauthenticated, Unavailable
 
 
 def admin(answer: Callable[[httpx.Request], httpx.Response]) -> AdminClient:
@@ -54,6 +54,10 @@ def silent(request: httpx.Request) -> httpx.Response:
     raise httpx.ConnectError("refused", request=request)
 
 
+def late(request: httpx.Request) -> httpx.Response:
+    raise httpx.ReadTimeout("late", request=request)
+
+
 @pytest.mark.parametrize(
     ("answer", "kind", "words"),
     [
@@ -61,7 +65,9 @@ def silent(request: httpx.Request) -> httpx.Response:
         (lambda _: httpx.Response(500, text="oops"), HeadraceError, "500 to /admin/v1/status"),
         (lambda _: httpx.Response(200, text="<html>"), HeadraceError, "not Headrace's"),
         (lambda _: httpx.Response(200, json=[1]), HeadraceError, "not Headrace's"),
+        (lambda _: httpx.Response(504, json={"error": "x"}), DeadlineExceeded, "answered 504: x"),
         (silent, Unavailable, "nothing answers on h:1"),
+        (late, DeadlineExceeded, "h:1 has not answered /admin/v1/status in time"),
     ],
 )
 def test_what_the_client_cannot_use_is_one_sentence(

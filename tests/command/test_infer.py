@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import socket
 import struct
 import zlib
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from PIL import Image
 
 from command.cli import main
 from command.infer import InferenceClient, describe, image_request, read_labels
-from headrace.errors import ConfigError, HeadraceError, InvalidArgument, Unavailable
+from headrace.errors import ConfigError, DeadlineExceeded, HeadraceError, InvalidArgument
 
 SCORES = {"name": "scores", "datatype": "FP32", "shape": [1, 3], "data": [0.1, 0.7, 0.2]}
 ANSWER = {"model_name": "m", "model_version": "1", "outputs": [SCORES]}
@@ -225,12 +226,19 @@ def test_an_answer_that_is_no_prediction_is_told(response: httpx.Response, words
         client(lambda _: response).infer_json("m", None, b'{"instances": [1]}')
 
 
-def test_a_server_that_says_nothing_is_unavailable() -> None:
-    def answer(request: httpx.Request) -> httpx.Response:
-        raise httpx.ReadTimeout("late", request=request)
+def test_an_answer_that_comes_too_late_is_exit_code_6(tmp_path: Path) -> None:
+    (tmp_path / "body.json").write_text('{"instances": [1]}')
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        where = f"127.0.0.1:{silent.getsockname()[1]}"
+        code, output = infer(
+            "m", "--http", where, "--json", f"{tmp_path}/body.json", "--timeout", "0.05"
+        )
+    assert code == 6 and f"{where} has not answered /v1/models/m:predict in time" in output
 
-    with pytest.raises(Unavailable, match=r"h:1 has not answered .*:predict in time"):
-        client(answer).infer_json("m", None, b'{"instances": [1]}')
+
+def test_an_answer_after_the_servers_deadline_is_late_too() -> None:
+    with pytest.raises(DeadlineExceeded, match="504 from /v1/models/m:predict"):
+        client(lambda _: httpx.Response(504)).infer_json("m", None, b'{"instances": [1]}')
 
 
 @pytest.mark.parametrize(

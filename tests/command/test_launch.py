@@ -32,13 +32,12 @@ from command.launch import (
     up_detached,
     wait_ready,
 )
-from command.options import TimedOut
 from command.readiness import StartFailed
 from command.terminal import Progress
 from gateway.config_file import Config
 from headrace.config.args import Args, PoolConfig
 from headrace.config.types import SecretRef
-from headrace.errors import ConfigError, Unavailable
+from headrace.errors import ConfigError, DeadlineExceeded, Unavailable
 from headrace.process import ProcessId, process_id
 from loadtests.processes import free_ports
 
@@ -264,7 +263,7 @@ def test_down_waits_until_the_listener_has_left() -> None:
 def test_down_tells_when_nothing_stops() -> None:
     with (
         serving(Admin(status(), leaves=False)) as admin,
-        pytest.raises(TimedOut, match=f"{admin.address} has not stopped after 0 s"),
+        pytest.raises(DeadlineExceeded, match=f"{admin.address} has not stopped after 0 s"),
     ):
         take_down(InstanceAddress(admin.address, "127.0.0.1:1"), 0)
 

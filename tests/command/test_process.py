@@ -19,10 +19,9 @@ from rich.console import Console
 
 from command.cli import main
 from command.media_client import MediaClient
-from command.options import TimedOut
 from command.process import POLLS_S, follow
 from command.terminal import WorkProgress
-from headrace.errors import HeadraceError, Unavailable
+from headrace.errors import DeadlineExceeded, HeadraceError, Unavailable
 from tests.sharding.media_files import clip
 
 CUP = {"box": [10.0, 20.0, 110.0, 90.5], "score": 0.87654, "class": 41, "label": "cup"}
@@ -386,7 +385,7 @@ def test_what_goes_wrong_on_the_way_is_one_of_our_errors(photo: Path) -> None:
 
     with pytest.raises(Unavailable, match="RemoteProtocolError"):
         list(client(cut).process("m", None, photo, "{}"))
-    with pytest.raises(TimedOut, match="in time"):
+    with pytest.raises(DeadlineExceeded, match="in time"):
         client(late).jobs()
     with pytest.raises(HeadraceError, match="200 from /v1/jobs: <html>"):
         client(lambda _: httpx.Response(200, text="<html>")).jobs()
