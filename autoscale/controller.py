@@ -22,10 +22,10 @@ from autoscale.failures import Failures
 from autoscale.fleet import Fleet, states_of
 from autoscale.lending import Lending
 from autoscale.lookout import Lookout
-from autoscale.orders import Plan
 from autoscale.overrides import Overrides
 from autoscale.pool_view import PoolFacts, gauges, model_view, render_pool
 from autoscale.rounds import Economy, Observation, Rounds
+from autoscale.slot_book import Plan
 from autoscale.statistics import StatisticsBook
 from headrace.access import Access
 from headrace.config.args import ModelConfig, PoolConfig, SlotClass

@@ -8,8 +8,8 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from autoscale.catalog import CatalogEntry, by_policy, wanted_versions
-from autoscale.orders import MANY, DesiredVersion, Hold
 from autoscale.rollout import Rollout, Situation, VersionRevision, roll_out
+from autoscale.slot_book import MANY, DesiredVersion, Hold
 from headrace.snapshot import ModelVersion, Placement, State
 
 

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 from autoscale.fair_share import SlotAccount, fair_shares
 from autoscale.leases import Lease, LeaseBook, LeaseEvent, LeaseState
 from autoscale.ledger import plan
-from autoscale.orders import DesiredVersion, Hold, LoadOrder, Plan, Room, UnloadOrder
 from autoscale.scaling import replay_step
 from autoscale.sharing import Division
+from autoscale.slot_book import DesiredVersion, Hold, LoadOrder, Plan, Room, UnloadOrder
 from headrace.snapshot import ModelVersion, Placement, SlotView, State
 
 SCALE, SHARE, LEND, PLACE, RESIZE = "scale", "share", "lend", "place", "resize"

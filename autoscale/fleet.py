@@ -14,7 +14,7 @@ from autoscale.catalog import CatalogEntry
 from autoscale.decision import ModelDecision
 from autoscale.failures import Failures, autopsy
 from autoscale.lookout import Lookout
-from autoscale.orders import HELD, LoadOrder, UnloadOrder
+from autoscale.slot_book import HELD, LoadOrder, UnloadOrder
 from autoscale.statistics import StatisticsBook
 from headrace.errors import HeadraceError
 from headrace.link.client import Identity, SlotControl

@@ -11,8 +11,16 @@ from collections.abc import Mapping, Sequence
 from heapq import heapify, heappop, heapreplace
 from types import MappingProxyType
 
-from autoscale.orders import HELD, DesiredVersion, Hold, LoadOrder, Plan, Room, UnloadOrder
-from autoscale.slot_book import SlotBook
+from autoscale.slot_book import (
+    HELD,
+    DesiredVersion,
+    Hold,
+    LoadOrder,
+    Plan,
+    Room,
+    SlotBook,
+    UnloadOrder,
+)
 from headrace.snapshot import ModelVersion, Placement, SlotView, State
 
 

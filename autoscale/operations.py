@@ -10,8 +10,8 @@ from typing import Any
 from autoscale.catalog import wanted_versions
 from autoscale.controller import Controller
 from autoscale.decision import ModelDecision
-from autoscale.orders import LoadOrder
 from autoscale.rollout import VersionRevision
+from autoscale.slot_book import LoadOrder
 from headrace.config.args import ModelConfig
 from headrace.errors import FailedPrecondition, HeadraceError, ModelLoadError, NotFound, Unavailable
 from headrace.protocols.metadata import overridden

@@ -13,10 +13,10 @@ from autoscale.decision import ModelDecision
 from autoscale.decision_log import Made
 from autoscale.failures import Failures
 from autoscale.fair_share import Shares, SlotAccount, lent_by
-from autoscale.orders import HELD
 from autoscale.policy import DesiredSlots
 from autoscale.rollout import VersionRevision, labels_now
 from autoscale.sharing import LEASES, Division
+from autoscale.slot_book import HELD
 from headrace.config.args import SlotClass
 from headrace.snapshot import ModelVersion, ModelView, Placement, SlotView, State, VersionView
 from headrace.spec import ModelSpec

@@ -18,7 +18,6 @@ from autoscale.decision import Decision, Knowledge, decide
 from autoscale.fair_share import STARVE_S
 from autoscale.leases import LeaseBook
 from autoscale.ledger import plan, within_limits
-from autoscale.orders import HELD, LoadOrder, Plan, Room, UnloadOrder
 from autoscale.policy import DesiredSlots
 from autoscale.rollout import VersionRevision
 from autoscale.scaling import ScalingBook
@@ -28,9 +27,8 @@ from autoscale.sharing import (
     ShareBook,
     TargetBook,
     divide,
-    room_of,
-    sizes_of,
 )
+from autoscale.slot_book import HELD, LoadOrder, Plan, Room, UnloadOrder
 from headrace.config.args import PoolConfig, SlotClass
 from headrace.snapshot import ModelVersion, Placement, SlotView, State
 
@@ -234,9 +232,11 @@ class Economy:
         """Room in the slots of each class."""
         if self._entries != entries:
             self._entries, self._sizes = list(entries), sizes_of(self.slots, entries)
+        most = {name: each.max_models for name, each in self.slots.items()}
+        free = {name: each.warm for name, each in self.slots.items()}
         demand = self.scaling.demand
         used_s = {entry.name: demand.active_s(entry.name) for entry in entries}
-        return room_of(self.slots, self._sizes, used_s, full)
+        return Room(most, self._sizes, free, used_s, full)
 
     def lingering(self) -> set[str]:
         """Models whose slots go to any model that needs them."""
@@ -370,6 +370,15 @@ class Rounds:
                 self.serving[name] = serving
         for name in self.serving.keys() - self.decision.models.keys():
             del self.serving[name]
+
+
+def sizes_of(slots: Mapping[str, SlotClass], entries: Sequence[CatalogEntry]) -> dict[str, float]:
+    """By model, the part of a slot that it takes."""
+    return {
+        entry.name: entry.config.part_of(slots[entry.slot_class])
+        for entry in entries
+        if entry.slot_class in slots
+    }
 
 
 def _keys(entry: CatalogEntry, found: Observation) -> list[ModelVersion]:

@@ -6,15 +6,13 @@ Desired places and leases become accounts of the fair share, class by class.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import Any
 
-from autoscale.catalog import CatalogEntry
 from autoscale.fair_share import Shares, SlotAccount, fair_shares
 from autoscale.leases import LeaseBook
-from autoscale.orders import Room
 from autoscale.policy import DesiredSlots
 from autoscale.water_filling import slots_filled
 from headrace.config.args import ModelConfig, PoolConfig, SlotClass
@@ -210,31 +208,6 @@ class ShareBook:
         if len(self._accounts) > len(models):
             names = {model.name for model in models}
             self._accounts = {n: each for n, each in self._accounts.items() if n in names}
-
-
-def sizes_of(slots: Mapping[str, SlotClass], entries: Sequence[CatalogEntry]) -> dict[str, float]:
-    """By model, the part of a slot that it takes."""
-    return {
-        entry.name: entry.config.part_of(slots[entry.slot_class])
-        for entry in entries
-        if entry.slot_class in slots
-    }
-
-
-def room_of(
-    slots: Mapping[str, SlotClass],
-    sizes: Mapping[str, float],
-    used_s: Mapping[str, float],
-    full: Collection[str] = (),
-) -> Room:
-    """Room in slots, given the parts that models take."""
-    return Room(
-        {name: each.max_models for name, each in slots.items()},
-        sizes,
-        {name: each.warm for name, each in slots.items()},
-        used_s,
-        full,
-    )
 
 
 class TargetBook:

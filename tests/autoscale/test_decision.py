@@ -7,8 +7,8 @@ from autoscale.catalog import CatalogEntry
 from autoscale.decision import Decision, Knowledge, decide
 from autoscale.failures import Failures
 from autoscale.fleet import states_of
-from autoscale.orders import DesiredVersion, Hold
 from autoscale.pool_view import model_view
+from autoscale.slot_book import DesiredVersion, Hold
 from headrace.config.args import ModelConfig
 from headrace.config.scaling import Replicas
 from headrace.snapshot import ModelVersion, Placement, State

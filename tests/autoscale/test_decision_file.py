@@ -15,7 +15,7 @@ import pytest
 from autoscale.decision_file import QUEUE_BYTES, DecisionFile, Entry, older, read, replay
 from autoscale.decision_log import REPLAYED, DecisionLog, replay_place
 from autoscale.ledger import plan
-from autoscale.orders import DesiredVersion, Hold, LoadOrder, Room, UnloadOrder
+from autoscale.slot_book import DesiredVersion, Hold, LoadOrder, Room, UnloadOrder
 from headrace.snapshot import ModelVersion, Placement, SlotView, State
 
 

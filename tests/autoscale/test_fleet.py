@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from autoscale.orders import UnloadOrder
+from autoscale.slot_book import UnloadOrder
 from headrace.config.args import SlotClass
 from headrace.snapshot import Placement, State
 from tests.autoscale.plant import CONFIG, Plant, open_plant

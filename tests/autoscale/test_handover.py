@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from autoscale.ledger import handed_over
-from autoscale.orders import DesiredVersion, Hold, UnloadOrder
+from autoscale.slot_book import DesiredVersion, Hold, UnloadOrder
 from headrace.config.args import ModelConfig
 from headrace.config.scaling import Replicas
 from headrace.snapshot import ModelVersion, Placement, SlotView, State

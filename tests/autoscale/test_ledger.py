@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoscale.ledger import plan
-from autoscale.orders import HELD, PRESENT, DesiredVersion, Hold, LoadOrder, Room, UnloadOrder
+from autoscale.slot_book import HELD, PRESENT, DesiredVersion, Hold, LoadOrder, Room, UnloadOrder
 from headrace.snapshot import ModelVersion, Placement, SlotView, State
 
 

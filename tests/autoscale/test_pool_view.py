@@ -7,10 +7,10 @@ import orjson
 from autoscale.catalog import CatalogEntry
 from autoscale.decision_log import RECENT, DecisionLog, Made
 from autoscale.leases import LeaseBook
-from autoscale.orders import LoadOrder, Plan, Room, UnloadOrder
 from autoscale.policy import DesiredSlots
 from autoscale.pool_view import PoolFacts, gauges, render_pool
 from autoscale.sharing import ModelPlaces, divide
+from autoscale.slot_book import LoadOrder, Plan, Room, UnloadOrder
 from headrace.config.args import ModelConfig, PoolConfig, SlotClass
 from headrace.metrics import POOL_PLACES, POOL_SLOTS, POOL_UTILISATION, Recorder
 from headrace.snapshot import ModelVersion, Placement, SlotView, State

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from autoscale.catalog import CatalogEntry
 from autoscale.decision import Decision, decide
 from autoscale.leases import LeaseBook
-from autoscale.orders import LoadOrder, Plan, UnloadOrder
 from autoscale.rounds import Economy, Observation, Rounds
 from autoscale.sharing import divide
+from autoscale.slot_book import LoadOrder, Plan, UnloadOrder
 from headrace.config.args import ModelConfig, PoolConfig, SlotClass
 from headrace.config.scaling import Replicas, Scaling, Share
 from headrace.snapshot import ModelVersion, Placement, SlotView, State

@@ -10,6 +10,7 @@ from pydantic import ByteSize
 from autoscale.catalog import CatalogEntry
 from autoscale.leases import Lease, LeaseBook, LeaseState
 from autoscale.policy import DesiredSlots
+from autoscale.rounds import sizes_of
 from autoscale.sharing import (
     BELIEVED_S,
     CROWDED_S,
@@ -20,10 +21,9 @@ from autoscale.sharing import (
     ShareBook,
     TargetBook,
     divide,
-    room_of,
-    sizes_of,
     slots_needed,
 )
+from autoscale.slot_book import Room
 from headrace.config.args import ModelConfig, PoolConfig, SlotClass
 from headrace.config.scaling import Replicas, Share
 
@@ -133,7 +133,7 @@ def test_room_by_memory_exclusive_or_count() -> None:
         CatalogEntry("small", ModelConfig(), "cpu"),
         CatalogEntry("tiny", ModelConfig(memory=ByteSize(1024 * 1024)), "cpu"),
     ]
-    room = room_of(slots, sizes_of(slots, entries), {})
+    room = Room({"cpu": 10}, sizes_of(slots, entries))
     sizes = {entry.name: room.size(entry.name, "cpu") for entry in entries}
     assert sizes == {"half": 0.5, "alone": 1.0, "small": 0.1, "tiny": 0.1}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from autoscale.ledger import within_limits
-from autoscale.orders import LoadOrder, UnloadOrder
+from autoscale.slot_book import LoadOrder, UnloadOrder
 from headrace.snapshot import Placement, SlotView, State
 
 SLOTS = [SlotView(f"{node}{n}", "cpu", node, "", "") for node in "xyz" for n in range(4)]

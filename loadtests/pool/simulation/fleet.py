@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 from random import Random
 
-from autoscale.orders import LoadOrder, UnloadOrder
+from autoscale.slot_book import LoadOrder, UnloadOrder
 from headrace.snapshot import ModelVersion, Placement, SlotView, State
 from loadtests.pool.simulation.setting import Setting
 from replicas.service import HANDOVER_S

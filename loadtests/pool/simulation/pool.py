@@ -12,10 +12,9 @@ from collections.abc import Mapping, Sequence
 
 from autoscale.decision import Decision
 from autoscale.leases import LeaseBook
-from autoscale.orders import HELD, PRESENT, LoadOrder, Plan, Room
 from autoscale.rounds import Economy, Observation, Rounds
 from autoscale.sharing import Division
-from autoscale.slot_book import FULL
+from autoscale.slot_book import FULL, HELD, PRESENT, LoadOrder, Plan, Room
 from autoscale.water_filling import TOLERANCE
 from headrace.link.pool import Loads
 from headrace.snapshot import ModelVersion, Placement, SlotView, State

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from autoscale.decision import Decision
 from autoscale.fair_share import SlotAccount, fair_shares
 from autoscale.leases import LeaseBook
-from autoscale.orders import Plan, Room
 from autoscale.sharing import Division
+from autoscale.slot_book import Plan, Room
 from headrace.config.args import ModelConfig, PoolConfig, SlotClass
 from headrace.config.scaling import Replicas, Scaling
 from headrace.snapshot import Placement, SlotView, State
