@@ -27,9 +27,8 @@ from headrace.files import write_all
 from sharding.parts import Tile
 from sharding.plan import scaled_size
 from sharding.preprocess import pad
-from sharding.sniff import AVIF, GIF, JPEG, PNG, TIFF, WEBP, MediaKind
+from sharding.sniff import AVIF, GIF, JPEG, PNG, TIFF, WEBP, Check, MediaKind
 from sharding.spool import create_private, disk_error
-from sharding.upload import Check
 
 _MIB = 1024 * 1024
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 from headrace.errors import InvalidArgument, UnsupportedMedia
+
+Check = Callable[[], None]
+"""Function called between steps of long work; raises to stop it."""
+
 
 HEAD_BYTES = 4096
 """Bytes of an upload's beginning that `sniff` looks at."""

@@ -19,7 +19,8 @@ from sharding.parts import Part, Segment, Tile, segment_document, video_document
 from sharding.pictures import Picture, PictureLimits
 from sharding.plan import TooManyPartsError, plan_segments, plan_tiles
 from sharding.preprocess import load_preprocessor
-from sharding.upload import Check, MediaJob, identify_file
+from sharding.sniff import Check
+from sharding.upload import MediaJob, identify_file
 from sharding.video import VideoInfo, VideoLimits, probe
 
 MAX_FRAMES = 64

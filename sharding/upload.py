@@ -11,8 +11,6 @@ from headrace.config.sharding import ProcessOptions
 from headrace.errors import Unavailable
 from sharding.sniff import HEAD_BYTES, TAIL_BYTES, MediaKind, Medium, identify
 
-Check = Callable[[], None]
-"""Function called between steps of long work; raises to stop it."""
 Event = Mapping[str, Any]
 """JSON that a caller is sent about a job: `event` is "plan", "part" or "result"."""
 Tell = Callable[[Event], Awaitable[None]]

@@ -18,8 +18,7 @@ from typing import Any, BinaryIO
 import av
 
 from headrace.errors import HeadraceError, InvalidArgument, PayloadTooLarge, UnsupportedMedia
-from sharding.sniff import MediaKind
-from sharding.upload import Check
+from sharding.sniff import Check, MediaKind
 
 # Silent: errors are reported to the caller, not on stderr.
 av.logging.set_level(None)

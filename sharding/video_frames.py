@@ -15,7 +15,7 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoRef
 from numpy.typing import NDArray
 
 from sharding.parts import Segment
-from sharding.upload import Check
+from sharding.sniff import Check
 from sharding.video import (
     SAME_TIME_S,
     VideoFile,
