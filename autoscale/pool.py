@@ -210,7 +210,7 @@ class Pool:
         if operation is None:
             raise InvalidArgument(f"the pool has no operation {name!r}")
         if not name.endswith("_lease"):
-            log.info("operation", operation=name, model=arguments.get("name", ""))
+            log.info("operation", operation=name, **subject(name, arguments))
         elif not self._controller.snapshot.number:
             # Until it knows what an earlier pool had lent, no lease can be said to be unknown.
             raise Unavailable("the pool has just started; try again in a moment")
@@ -226,6 +226,11 @@ class Pool:
         await self._process.stop()
         self._controller.fleet.close()
         self._decisions.close()
+
+
+def subject(operation: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Field of the log line for what an operation is about."""
+    return {"key" if operation.endswith("_key") else "model": arguments.get("name", "")}
 
 
 def next_epoch(file: Path, now: int) -> tuple[int, bool]:

@@ -89,12 +89,24 @@ async def answer_of(work: Awaitable[Any]) -> dict[str, Any]:
 
 
 def refusal(error: HeadraceError) -> dict[str, Any]:
-    """`{"status", "error"}`, from which `result_of` makes the error again."""
-    return {"status": error.http_status, "error": error.message}
+    """`{"status", "error", "retry_after_s", "reason"}`, from which `refused` makes it again."""
+    return {
+        "status": error.http_status,
+        "error": error.message,
+        "retry_after_s": error.retry_after_s,
+        "reason": error.reason,
+    }
+
+
+def refused(refusal: Mapping[str, Any]) -> HeadraceError:
+    """The error of a `refusal`."""
+    error = error_for_status(refusal["status"], refusal["error"])
+    error.retry_after_s, error.reason = refusal["retry_after_s"], refusal["reason"]
+    return error
 
 
 def result_of(answer: Mapping[str, Any]) -> Any:
     """The result in an answer of `answer_of`; raises what refused it."""
     if "error" in answer:
-        raise error_for_status(answer["status"], answer["error"])
+        raise refused(answer)
     return answer["result"]

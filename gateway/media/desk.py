@@ -21,7 +21,7 @@ from gateway.media.upload import Declared, take
 from gateway.prediction import Prediction, PredictionDesk
 from headrace.config.args import MediaConfig
 from headrace.config.sharding import ProcessOptions, ShardingConfig
-from headrace.deployment import Away, on_ray, result_of
+from headrace.deployment import Away, on_ray, refused, result_of
 from headrace.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -29,7 +29,6 @@ from headrace.errors import (
     InternalError,
     InvalidArgument,
     Unimplemented,
-    error_for_status,
 )
 from headrace.link.frames import Reply
 from headrace.link.plane import DataPlane
@@ -59,9 +58,9 @@ async def ignore(_: Event) -> None:
 class StageClient:
     """The shard stage over a handle of Ray Serve; None where the config runs no stage.
 
-    The deployment has methods of the same names. Its errors are answers, `{"status", "error"}`,
-    since Ray would wrap exceptions into its own; in a stream they are the last event. `caller` is
-    None for an operator, who sees every job.
+    The deployment has methods of the same names. Its errors are answers, made by `refusal`, since
+    Ray would wrap exceptions into its own; in a stream they are the last event. `caller` is None
+    for an operator, who sees every job.
     """
 
     def __init__(self, handle: Any) -> None:
@@ -77,7 +76,7 @@ class StageClient:
                 if event is None:
                     raise InternalError("the stage ended without a result")
                 if event["event"] == "error":
-                    raise error_for_status(event["status"], event["error"])
+                    raise refused(event)
                 if event["event"] == "result":
                     result: Mapping[str, Any] = event["result"]
                     return result

@@ -7,6 +7,7 @@ from typing import Any, Self
 import pytest
 
 from gateway.media.desk import StageClient, ignore
+from headrace.deployment import refusal
 from headrace.errors import InternalError, NotFound, Unavailable, Unimplemented, UnsupportedMedia
 from sharding.upload import Event, MediaJob, Upload
 
@@ -87,7 +88,7 @@ async def test_what_the_listener_raises_ends_the_call() -> None:
 
 async def test_an_error_event_is_raised() -> None:
     with pytest.raises(UnsupportedMedia, match="bad"):
-        await process(Stream([PLAN, {"event": "error", "status": 415, "error": "bad"}]))
+        await process(Stream([PLAN, {"event": "error", **refusal(UnsupportedMedia("bad"))}]))
 
 
 async def test_a_stream_without_a_result_is_an_internal_error() -> None:
@@ -110,7 +111,7 @@ async def test_a_job_that_failed_is_no_failed_call() -> None:
 
 
 async def test_an_answer_with_a_status_is_an_error() -> None:
-    client = StageClient(Handle({"status": 404, "error": "no job"}))
+    client = StageClient(Handle(refusal(NotFound("no job"))))
     for call in (client.job("1", ""), client.cancel("1", ""), client.submit(JOB, "")):
         with pytest.raises(NotFound, match="no job"):
             await call
