@@ -22,7 +22,7 @@ from headrace.link.plane import find_model, known_spec
 from headrace.protocols import metadata
 from headrace.protocols.metadata import statistics_document
 from headrace.protocols.targets import InferPath, infer_target, parse
-from headrace.protocols.wire import message
+from headrace.protocols.wire import encode_json, encode_message, message
 from headrace.snapshot import ANSWERING, State
 
 
@@ -134,37 +134,41 @@ class InferenceService:
 
     async def live(self, body: bytes, context: GrpcCall) -> bytes:
         """The process answers."""
-        return metadata.live(True)
+        return encode_message("inference.ServerLiveResponse", live=True)
 
     async def ready(self, body: bytes, context: GrpcCall) -> bytes:
         """The gateway can take predictions."""
-        return metadata.ready(self._view.ready())
+        return encode_message("inference.ServerReadyResponse", ready=self._view.ready())
 
     async def server_metadata(self, body: bytes, context: GrpcCall) -> bytes:
         """Name, release and extensions."""
         shared_memory = self._view.regions is not None
-        return metadata.server_metadata(RELEASE, shared_memory=shared_memory)
+        document = metadata.openinference_server(RELEASE, shared_memory=shared_memory)
+        return encode_json("inference.ServerMetadataResponse", document)
 
     async def model_ready(self, body: bytes, context: GrpcCall) -> bytes:
         """Whether this model (version) can infer; without a version there is none that can."""
         request = parse("inference.ModelReadyRequest", body)
         try:
             _, found = find_model(self._view.snapshot, request.name, request.version)
+            ready = found.state in ANSWERING
         except (NotFound, Unavailable):
-            return metadata.model_ready(False)
-        return metadata.model_ready(found.state in ANSWERING)
+            ready = False
+        return encode_message("inference.ModelReadyResponse", ready=ready)
 
     async def model_metadata(self, body: bytes, context: GrpcCall) -> bytes:
         """Inputs and outputs of a model."""
         request = parse("inference.ModelMetadataRequest", body)
         model, found = find_model(self._view.snapshot, request.name, request.version)
-        return metadata.model_metadata(model, known_spec(model.name, found))
+        document = metadata.openinference_model(model, known_spec(model.name, found))
+        return encode_json("inference.ModelMetadataResponse", document)
 
     async def model_config(self, body: bytes, context: GrpcCall) -> bytes:
         """Triton's model configuration."""
         request = parse("inference.ModelConfigRequest", body)
         model, found = find_model(self._view.snapshot, request.name, request.version)
-        return metadata.model_config(model.config, known_spec(model.name, found))
+        config = metadata.shown(model.config, known_spec(model.name, found))
+        return encode_json("inference.ModelConfigResponse", {"config": config})
 
     async def statistics(self, body: bytes, context: GrpcCall) -> bytes:
         """What a model, or every model, has counted."""
@@ -174,9 +178,8 @@ class InferenceService:
             _, found = find_model(snapshot, request.name, request.version)
             version = found.version if request.version else None
         totals = await self._view.pool.ask("statistics")
-        return metadata.model_statistics(
-            statistics_document(totals, snapshot, request.name or None, version)
-        )
+        document = statistics_document(totals, snapshot, request.name or None, version)
+        return encode_json("inference.ModelStatisticsResponse", document)
 
     async def index(self, body: bytes, context: GrpcCall) -> bytes:
         """The models of the store and of the config."""
@@ -185,7 +188,7 @@ class InferenceService:
         entries = await self._view.pool.operate("index")
         if request.ready:
             entries = [entry for entry in entries if entry["state"] == State.READY]
-        return metadata.repository_index(entries)
+        return encode_json("inference.RepositoryIndexResponse", {"models": entries})
 
     async def load(self, body: bytes, context: GrpcCall) -> bytes:
         """Load a model of the store, or load it anew."""

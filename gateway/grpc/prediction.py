@@ -19,8 +19,9 @@ from gateway.prediction import Prediction, PredictionDesk
 from headrace.errors import HeadraceError, Unavailable
 from headrace.link.frames import OK, Body, Reply, decode_failure
 from headrace.link.queue import Answer, Request
-from headrace.protocols.metadata import stream_answer, stream_error
+from headrace.protocols.metadata import stream_error
 from headrace.protocols.targets import InferPath, infer_target
+from headrace.protocols.wire import delimited
 
 
 class GrpcVisit(Visit):
@@ -233,7 +234,8 @@ class PendingAnswer:
     async def message(self) -> bytes:
         """The answer or the error as a message of the stream."""
         try:
-            return stream_answer(await self.prediction.result())
+            infer_response = await self.prediction.result()
+            return delimited(2, infer_response)  # field 2 of ModelStreamInferResponse
         except HeadraceError as error:
             return stream_error(error.message, self.id, self.model)
 

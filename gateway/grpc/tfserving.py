@@ -27,6 +27,7 @@ from headrace.protocols.targets import (
     parse,
     serving_target,
 )
+from headrace.protocols.wire import encode_message, message
 
 Versions = Any
 """What `ModelConfig.versions` takes."""
@@ -157,4 +158,5 @@ class ServingService:
         request = parse("tensorflow.serving.ReloadConfigRequest", body)
         models = reloaded_models(request.config)
         await self._view.pool.operate("serve_only", models=models)
-        return metadata.reload_answer(0, "")
+        done = message("tensorflow.serving.StatusProto")()
+        return encode_message("tensorflow.serving.ReloadConfigResponse", status=done)

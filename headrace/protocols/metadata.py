@@ -7,16 +7,15 @@ is a pair `{count, ns}` of integers that only grow.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from google.protobuf import json_format
 from pydantic import ValidationError
 
 from headrace.config.args import ModelConfig
 from headrace.errors import InvalidArgument, Unimplemented, listed
 from headrace.protocols.datatypes import config_name, datatype_name, tensorflow_name
-from headrace.protocols.wire import POOL, delimited, message
+from headrace.protocols.wire import encode_json, encode_message, message
 from headrace.runtimes import runtime_of
 from headrace.snapshot import ANSWERING, ModelView, Snapshot, State, VersionView
 from headrace.spec import ModelSpec, Signature, TensorSpec
@@ -82,7 +81,13 @@ def tfserving_metadata(spec: ModelSpec) -> dict[str, Any]:
                 | {
                     name: {
                         "inputs": {},
-                        "outputs": {name: _operation_info(operation)},
+                        "outputs": {
+                            name: {
+                                "dtype": "DT_INVALID",
+                                "tensor_shape": {"dim": [], "unknown_rank": True},
+                                "name": operation,
+                            }
+                        },
                         "method_name": "",
                     }
                     for name, operation in spec.operations.items()
@@ -133,11 +138,6 @@ def _tensor_info(tensor: TensorSpec) -> dict[str, Any]:
         },
         "name": tensor.graph_name or f"{tensor.name}:0",
     }
-
-
-def _operation_info(operation: str) -> dict[str, Any]:
-    shape = {"dim": [], "unknown_rank": True}
-    return {"dtype": "DT_INVALID", "tensor_shape": shape, "name": operation}
 
 
 def _tensor_metadata(tensor: TensorSpec) -> dict[str, Any]:
@@ -191,24 +191,19 @@ def statistics_document(
         if view.served
     }
     entries |= {(each["model"], each["version"]): each for each in totals}
+    empty = blank()
     return {
         "model_stats": [
-            _entry(*key, entries[key])
-            for key in sorted(entries)
-            if name in (None, key[0]) and version in (None, key[1])
+            {
+                "name": model,
+                "version": str(number),
+                **{scalar: counted.get(scalar, 0) for scalar in SCALARS},
+                "inference_stats": empty["inference_stats"] | counted.get("inference_stats", {}),
+                "batch_stats": counted.get("batch_stats", []),
+            }
+            for (model, number), counted in sorted(entries.items(), key=lambda entry: entry[0])
+            if name in (None, model) and version in (None, number)
         ]
-    }
-
-
-def _entry(name: str, version: int, counted: Mapping[str, Any]) -> dict[str, Any]:
-    empty = blank()
-    stats = empty["inference_stats"] | counted.get("inference_stats", {})
-    return {
-        "name": name,
-        "version": str(version),
-        **{scalar: counted.get(scalar, 0) for scalar in SCALARS},
-        "inference_stats": stats,
-        "batch_stats": counted.get("batch_stats", []),
     }
 
 
@@ -257,15 +252,46 @@ def shown(config: ModelConfig, spec: ModelSpec) -> dict[str, Any]:
     signature = default_signature(spec)
     batched = spec.batches(signature)
     runtime = runtime_of(spec.platform)
+    policy: dict[str, Any]
+    if config.versions == "all":
+        policy = {"all": {}}
+    elif isinstance(config.versions, tuple):
+        policy = {"specific": {"versions": list(config.versions)}}
+    else:
+        newest = 1 if config.versions == "latest" else config.versions.latest
+        policy = {"latest": {"num_versions": newest}}
+    row_limit = config.batching.row_limit or spec.row_limit or config.batching.max_rows
     document: dict[str, Any] = {
         "name": spec.name,
         "platform": spec.platform,
         "backend": runtime.backend if runtime else "",
         "runtime": "",
-        "version_policy": _version_policy(config.versions),
-        "max_batch_size": _row_limit(config, spec) if batched else 0,
-        "input": [_input(tensor, batched) for tensor in signature.inputs],
-        "output": [_output(tensor, batched) for tensor in signature.outputs],
+        "version_policy": policy,
+        "max_batch_size": row_limit if batched else 0,
+        "input": [
+            {
+                "name": tensor.name,
+                "data_type": config_name(tensor.dtype),
+                "format": tensor.format,
+                **_dims(tensor, batched),
+                "is_shape_tensor": False,
+                "allow_ragged_batch": False,
+                "optional": tensor.optional,
+                "is_non_linear_format_io": False,
+            }
+            for tensor in signature.inputs
+        ],
+        "output": [
+            {
+                "name": tensor.name,
+                "data_type": config_name(tensor.dtype),
+                **_dims(tensor, batched),
+                "label_filename": tensor.label_filename,
+                "is_shape_tensor": False,
+                "is_non_linear_format_io": False,
+            }
+            for tensor in signature.outputs
+        ],
         **_BEFORE,
     }
     if batched:
@@ -277,42 +303,6 @@ def shown(config: ModelConfig, spec: ModelSpec) -> dict[str, Any]:
     document["instance_group"] = []
     document["default_model_filename"] = runtime.file if runtime else ""
     return {**document, **_AFTER}
-
-
-def _version_policy(versions: Any) -> dict[str, Any]:
-    if versions == "all":
-        return {"all": {}}
-    if isinstance(versions, tuple):
-        return {"specific": {"versions": list(versions)}}
-    return {"latest": {"num_versions": 1 if versions == "latest" else versions.latest}}
-
-
-def _input(tensor: TensorSpec, batched: bool) -> dict[str, Any]:
-    return {
-        "name": tensor.name,
-        "data_type": config_name(tensor.dtype),
-        "format": tensor.format,
-        **_dims(tensor, batched),
-        "is_shape_tensor": False,
-        "allow_ragged_batch": False,
-        "optional": tensor.optional,
-        "is_non_linear_format_io": False,
-    }
-
-
-def _row_limit(config: ModelConfig, spec: ModelSpec) -> int:
-    return config.batching.row_limit or spec.row_limit or config.batching.max_rows
-
-
-def _output(tensor: TensorSpec, batched: bool) -> dict[str, Any]:
-    return {
-        "name": tensor.name,
-        "data_type": config_name(tensor.dtype),
-        **_dims(tensor, batched),
-        "label_filename": tensor.label_filename,
-        "is_shape_tensor": False,
-        "is_non_linear_format_io": False,
-    }
 
 
 def _dims(tensor: TensorSpec, batched: bool) -> dict[str, Any]:
@@ -331,11 +321,11 @@ def overridden(config: ModelConfig, document: Mapping[str, Any]) -> ModelConfig:
     """
     neutral = {key for key, value in _NEUTRAL.items() if document.get(key) == value}
     _check_keys(document, _INFORMATIVE | _OVERRIDING | neutral)
-    changes: dict[str, Any] = {}
-    batching = dict(config.batching.model_dump())
+    changes = config.model_dump()
+    batching = changes["batching"]
     if document.get("max_batch_size"):
         rows = _number(document["max_batch_size"], "max_batch_size")
-        batching |= {"max_rows": rows, "row_limit": rows}
+        batching["max_rows"] = batching["row_limit"] = rows
     dynamic = document.get("dynamic_batching") or {}
     if not isinstance(dynamic, Mapping):
         raise InvalidArgument("'dynamic_batching' must be an object")
@@ -344,11 +334,10 @@ def overridden(config: ModelConfig, document: Mapping[str, Any]) -> ModelConfig:
     if "max_queue_delay_microseconds" in dynamic:
         delay = _number(dynamic["max_queue_delay_microseconds"], "max_queue_delay_microseconds")
         batching["max_wait_s"] = delay / 1e6
-    changes["batching"] = batching
     if document.get("version_policy"):
         changes["versions"] = _versions(document["version_policy"])
     try:
-        return ModelConfig.model_validate({**config.model_dump(), **changes})
+        return ModelConfig.model_validate(changes)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
@@ -394,61 +383,12 @@ def _number(value: Any, where: str) -> int:
     raise InvalidArgument(f"'{where}' must be an integer")
 
 
-_MAP_URL = "type.googleapis.com/tensorflow.serving.SignatureDefMap"
 _ERROR_CODES = {"OK": "OK", "UNKNOWN": "UNKNOWN_ERROR"}
-
-
-def live(is_live: bool) -> bytes:
-    """ServerLiveResponse."""
-    return _encoded("inference.ServerLiveResponse", live=is_live)
-
-
-def ready(is_ready: bool) -> bytes:
-    """ServerReadyResponse."""
-    return _encoded("inference.ServerReadyResponse", ready=is_ready)
-
-
-def model_ready(is_ready: bool) -> bytes:
-    """ModelReadyResponse."""
-    return _encoded("inference.ModelReadyResponse", ready=is_ready)
-
-
-def server_metadata(version: str, *, shared_memory: bool = False) -> bytes:
-    """ServerMetadataResponse."""
-    document = openinference_server(version, shared_memory=shared_memory)
-    return _from_json("inference.ServerMetadataResponse", document)
-
-
-def model_metadata(model: ModelView, spec: ModelSpec) -> bytes:
-    """ModelMetadataResponse."""
-    document = openinference_model(model, spec)
-    return _from_json("inference.ModelMetadataResponse", document)
-
-
-def model_config(config: ModelConfig, spec: ModelSpec) -> bytes:
-    """ModelConfigResponse."""
-    return _from_json("inference.ModelConfigResponse", {"config": shown(config, spec)})
-
-
-def model_statistics(document: Mapping[str, Any]) -> bytes:
-    """ModelStatisticsResponse of the JSON form."""
-    return _from_json("inference.ModelStatisticsResponse", document)
-
-
-def repository_index(entries: Sequence[Mapping[str, str]]) -> bytes:
-    """RepositoryIndexResponse."""
-    models = [dict(entry) for entry in entries]
-    return _from_json("inference.RepositoryIndexResponse", {"models": models})
-
-
-def stream_answer(response: bytes) -> bytes:
-    """ModelStreamInferResponse around an encoded ModelInferResponse."""
-    return delimited(2, response)
 
 
 def stream_error(text: str, id: str, model: str) -> bytes:
     """ModelStreamInferResponse for a request that failed; the id tells the client which."""
-    return _encoded(
+    return encode_message(
         "inference.ModelStreamInferResponse",
         error_message=text,
         infer_response=message("inference.ModelInferResponse")(id=id, model_name=model),
@@ -460,7 +400,7 @@ def serving_status(versions: Iterable[VersionView]) -> bytes:
     document = tfserving_status(versions)
     for row in document["model_version_status"]:
         row["status"]["error_code"] = _ERROR_CODES[row["status"]["error_code"]]
-    return _from_json("tensorflow.serving.GetModelStatusResponse", document)
+    return encode_json("tensorflow.serving.GetModelStatusResponse", document)
 
 
 def serving_metadata(spec: ModelSpec) -> bytes:
@@ -470,25 +410,8 @@ def serving_metadata(spec: ModelSpec) -> bytes:
     answer.model_spec.name = spec.name
     answer.model_spec.version.value = spec.version
     packed = answer.metadata["signature_def"]
-    packed.type_url = _MAP_URL
+    packed.type_url = "type.googleapis.com/tensorflow.serving.SignatureDefMap"
     signatures = document["metadata"]["signature_def"]
-    packed.value = _from_json("tensorflow.serving.SignatureDefMap", signatures)
+    packed.value = encode_json("tensorflow.serving.SignatureDefMap", signatures)
     encoded: bytes = answer.SerializeToString()
-    return encoded
-
-
-def reload_answer(code: int, text: str) -> bytes:
-    """ReloadConfigResponse; `code` is a gRPC status code."""
-    status = message("tensorflow.serving.StatusProto")(error_code=code, error_message=text)
-    return _encoded("tensorflow.serving.ReloadConfigResponse", status=status)
-
-
-def _encoded(full_name: str, **fields: Any) -> bytes:
-    encoded: bytes = message(full_name)(**fields).SerializeToString()
-    return encoded
-
-
-def _from_json(full_name: str, document: Mapping[str, Any]) -> bytes:
-    parsed = json_format.ParseDict(document, message(full_name)(), descriptor_pool=POOL)
-    encoded: bytes = parsed.SerializeToString()
     return encoded

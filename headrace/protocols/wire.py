@@ -6,13 +6,13 @@ length and as many bytes (2) or 4 bytes (5); groups (3, 4) are long out of use.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from mmap import mmap
 from pathlib import Path
 from typing import Any
 
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf import descriptor_pb2, descriptor_pool, json_format, message_factory
 
 from headrace.errors import InvalidArgument
 
@@ -141,3 +141,16 @@ POOL = load_pool()
 def message(full_name: str) -> Any:
     """The message class of a full name, such as `inference.ModelInferRequest`."""
     return message_factory.GetMessageClass(POOL.FindMessageTypeByName(full_name))
+
+
+def encode_message(full_name: str, **fields: Any) -> bytes:
+    """A serialized message of these fields."""
+    encoded: bytes = message(full_name)(**fields).SerializeToString()
+    return encoded
+
+
+def encode_json(full_name: str, document: Mapping[str, Any]) -> bytes:
+    """A serialized message of its form in protobuf's JSON."""
+    parsed = json_format.ParseDict(document, message(full_name)(), descriptor_pool=POOL)
+    encoded: bytes = parsed.SerializeToString()
+    return encoded

@@ -13,7 +13,7 @@ from headrace.config.args import Batching, ModelConfig
 from headrace.protocols import metadata
 from headrace.protocols.metadata import blank, shown
 from headrace.protocols.targets import parse
-from headrace.protocols.wire import POOL
+from headrace.protocols.wire import POOL, encode_json, encode_message
 from headrace.snapshot import ModelView, State, VersionView
 from headrace.spec import BYTES, ModelSpec, TensorSpec
 from tests.headrace.protocols.specs import F4, model, signature, spec
@@ -38,20 +38,25 @@ def plain(read: Any) -> Any:
 
 @pytest.mark.parametrize("flag", [True, False])
 def test_flags(flag: bool) -> None:
-    live = service_pb2.ServerLiveResponse.FromString(metadata.live(flag))
-    ready = service_pb2.ServerReadyResponse.FromString(metadata.ready(flag))
-    model_ready = service_pb2.ModelReadyResponse.FromString(metadata.model_ready(flag))
-    assert (live.live, ready.ready, model_ready.ready) == (flag, flag, flag)
+    body = encode_message("inference.ServerLiveResponse", live=flag)
+    assert service_pb2.ServerLiveResponse.FromString(body).live is flag
+    body = encode_message("inference.ServerReadyResponse", ready=flag)
+    assert service_pb2.ServerReadyResponse.FromString(body).ready is flag
+    body = encode_message("inference.ModelReadyResponse", ready=flag)
+    assert service_pb2.ModelReadyResponse.FromString(body).ready is flag
 
 
 def test_server_metadata() -> None:
-    read = service_pb2.ServerMetadataResponse.FromString(metadata.server_metadata("1.2"))
+    document = metadata.openinference_server("1.2")
+    body = encode_json("inference.ServerMetadataResponse", document)
+    read = service_pb2.ServerMetadataResponse.FromString(body)
     assert (read.name, read.version) == ("triton", "1.2")
     assert tuple(read.extensions) == metadata.EXTENSIONS
 
 
 def test_model_metadata() -> None:
-    body = metadata.model_metadata(VIEW, SPEC)
+    document = metadata.openinference_model(VIEW, SPEC)
+    body = encode_json("inference.ModelMetadataResponse", document)
     read = service_pb2.ModelMetadataResponse.FromString(body)
     assert (read.name, read.platform, list(read.versions)) == ("m", "onnxruntime_onnx", ["3"])
     [given], [result] = read.inputs, read.outputs
@@ -60,9 +65,9 @@ def test_model_metadata() -> None:
 
 
 def test_model_config() -> None:
-    read = service_pb2.ModelConfigResponse.FromString(
-        metadata.model_config(ModelConfig(batching=Batching(max_rows=8)), SPEC)
-    ).config
+    document = {"config": shown(ModelConfig(batching=Batching(max_rows=8)), SPEC)}
+    body = encode_json("inference.ModelConfigResponse", document)
+    read = service_pb2.ModelConfigResponse.FromString(body).config
     assert (read.name, read.backend, read.max_batch_size) == ("m", "onnxruntime", 8)
     assert read.HasField("dynamic_batching")
     assert not read.model_transaction_policy.decoupled
@@ -82,7 +87,7 @@ def test_model_config_says_what_the_rest_api_does(rows: int, dtype: np.dtype[Any
         "s",
         rows,
     )
-    body = metadata.model_config(ModelConfig(), spec_)
+    body = encode_json("inference.ModelConfigResponse", {"config": shown(ModelConfig(), spec_)})
     config = service_pb2.ModelConfigResponse.FromString(body).config
     assert json_format.ParseDict(shown(ModelConfig(), spec_), type(config)()) == config
 
@@ -99,7 +104,7 @@ def test_model_statistics() -> None:
     }
     stats["batch_stats"] = [batch]
     document = {"model_stats": [{"name": "m", "version": "3", **stats}]}
-    body = metadata.model_statistics(document)
+    body = encode_json("inference.ModelStatisticsResponse", document)
     [read] = service_pb2.ModelStatisticsResponse.FromString(body).model_stats
     assert (read.name, read.version, read.inference_count) == ("m", "3", 2**40)
     assert read.last_inference == 1_700_000_000_000
@@ -110,18 +115,13 @@ def test_model_statistics() -> None:
 
 def test_repository_index() -> None:
     entry = {"name": "m", "version": "3", "state": "UNAVAILABLE", "reason": "unloaded"}
-    body = metadata.repository_index([entry, {"name": "n"}])
+    body = encode_json("inference.RepositoryIndexResponse", {"models": [entry, {"name": "n"}]})
     read = service_pb2.RepositoryIndexResponse.FromString(body)
     assert plain(read)["models"][0] == entry
     assert read.models[1].name == "n"
 
 
-def test_stream_messages() -> None:
-    answer = service_pb2.ModelInferResponse(model_name="m", id="7", raw_output_contents=[b"1234"])
-    body = metadata.stream_answer(answer.SerializeToString())
-    read = service_pb2.ModelStreamInferResponse.FromString(body)
-    assert read.infer_response == answer
-    assert read.error_message == ""
+def test_stream_error() -> None:
     failed = service_pb2.ModelStreamInferResponse.FromString(
         metadata.stream_error("too late", "7", "m")
     )
@@ -155,8 +155,3 @@ def test_serving_metadata_packs_the_signatures() -> None:
     assert packed.type_url == "type.googleapis.com/tensorflow.serving.SignatureDefMap"
     signatures = parse("tensorflow.serving.SignatureDefMap", packed.value)
     assert plain(signatures) == metadata.tfserving_metadata(spec_)["metadata"]["signature_def"]
-
-
-def test_reload_answer() -> None:
-    read = parse("tensorflow.serving.ReloadConfigResponse", metadata.reload_answer(3, "no"))
-    assert (read.status.error_code, read.status.error_message) == (3, "no")
