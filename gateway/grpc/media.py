@@ -6,6 +6,7 @@ The stage speaks in JSON-able events; here each becomes a `ProcessEvent`.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,7 +16,7 @@ from google.protobuf.message import DecodeError
 from pydantic import ValidationError
 
 from gateway.grpc.calls import GrpcCall, Handlers, stream
-from gateway.grpc.prediction import told_limits
+from gateway.grpc.wire import limit_metadata
 from gateway.media.desk import IncomingUpload, MediaDesk
 from gateway.media.upload import FORM, Declared, paced
 from gateway.prediction import Prediction
@@ -227,7 +228,8 @@ class MediaService:
             answer = await desk.recorded(prediction, _work(desk, context, prediction))
         finally:
             named = ("x-request-id", prediction.request_id)
-            context.set_trailing_metadata((named, *told_limits(prediction)))
+            limits = prediction.limit_headers(time.monotonic())
+            context.set_trailing_metadata((named, *limit_metadata(limits)))
         if isinstance(answer, HeadraceError):
             raise answer
 

@@ -14,7 +14,7 @@ from typing import ClassVar
 from gateway.access.admission import Admission
 from gateway.access.visit import Visit
 from gateway.grpc.calls import Gate, GrpcCall, Method
-from gateway.grpc.wire import OK_BLOCK, Metadata, metadata_block
+from gateway.grpc.wire import OK_BLOCK, Metadata, limit_metadata, metadata_block
 from gateway.prediction import Prediction, PredictionDesk
 from headrace.errors import HeadraceError, Unavailable
 from headrace.link.frames import OK, Body, Reply, decode_failure
@@ -81,7 +81,7 @@ class GrpcPrediction(Prediction):
         """What goes out with the status."""
         metadata: Metadata = (
             ("x-request-id", self.request_id),
-            *told_limits(self, answer),
+            *limit_metadata(self.limit_headers(time.monotonic(), answer)),
         )
         if self.cold_start_ms:
             return (("x-headrace-cold-start-ms", str(self.cold_start_ms)), *metadata)
@@ -200,18 +200,11 @@ def gate(access: Admission) -> Gate:
         try:
             access.admit(visit)
         except HeadraceError as error:
-            call.set_trailing_metadata(told_limits(visit, error))
+            limits = visit.limit_headers(time.monotonic(), error)
+            call.set_trailing_metadata(limit_metadata(limits))
             raise
 
     return admit
-
-
-def told_limits(visit: Visit, answer: Answer | None = None) -> Metadata:
-    """The RateLimit headers as metadata."""
-    limit = visit.limit_headers(time.monotonic(), answer)
-    if limit is None:
-        return ()
-    return (("ratelimit-policy", limit[0].decode()), ("ratelimit", limit[1].decode()))
 
 
 def joined(body: Body) -> bytes:

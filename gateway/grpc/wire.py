@@ -300,6 +300,13 @@ class StatusCode(IntEnum):
     UNAUTHENTICATED = 16
 
 
+def limit_metadata(limit: tuple[bytes, bytes] | None) -> Metadata:
+    """Metadata of RateLimit-Policy and RateLimit; none without such a limit."""
+    if limit is None:
+        return ()
+    return (("ratelimit-policy", limit[0].decode()), ("ratelimit", limit[1].decode()))
+
+
 def status_of(error: HeadraceError) -> tuple[int, str, Metadata]:
     """Code, details and metadata of this error; with RetryInfo where a retry can help."""
     details = error.message[:MAX_DETAILS].encode(errors="replace").decode()
