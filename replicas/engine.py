@@ -30,7 +30,8 @@ from headrace.link.channel import Channel
 from headrace.link.frames import Buffer, Flag, Item, Reply, encode_failure, pieces
 from headrace.metrics import Recorder
 from headrace.process import be_nice
-from headrace.protocols.calls import call_of, codecs, form_of
+from headrace.protocols.calls import call_of, form_of
+from headrace.protocols.codecs import codecs
 from headrace.protocols.tensors import Call, Codec, Encoded, InferenceRequest
 from headrace.spec import BYTES, Tensor
 from replicas.batcher import Batch, Batcher, Pending

@@ -18,7 +18,8 @@ import numpy as np
 import structlog
 
 from headrace.errors import HeadraceError, InvalidArgument, ModelLoadError
-from headrace.protocols.calls import CALLS, call_number, codecs
+from headrace.protocols.calls import CALLS, call_number
+from headrace.protocols.codecs import codecs
 from headrace.protocols.json_bodies import read_object
 from headrace.protocols.targets import SERVING, multi_inference_tasks
 from headrace.protocols.tensors import Call, InferenceRequest

@@ -15,6 +15,8 @@ ORDER = (
     *("sharding", "replicas", "autoscale", "gateway", "command"),
 )
 """A package imports only from itself and from those before it; CONTRIBUTING.md says so."""
+LONGEST_CHAIN = 12
+"""Modules of which each imports the next; a reader at the top has so many floors below."""
 ROOMS = tuple(name for name in ORDER if "." not in name)
 
 
@@ -55,13 +57,25 @@ def test_packages_import_only_from_those_before_them() -> None:
         assert not strays, f"{name} imports {sorted(strays)}, which come after it in {ORDER}"
 
 
-def test_no_modules_import_each_other_in_a_circle() -> None:
+def test_chains_of_imports_are_short_and_no_circles() -> None:
     """Imports inside functions count too: they only hide a circle."""
     files = modules()
     left = {name: imports(path) & files.keys() - {name} for name, path in files.items()}
+    floors = 0
     while free := {name for name, needed in left.items() if not needed & left.keys()}:
         left = {name: needed for name, needed in left.items() if name not in free}
+        floors += 1
     assert not left, f"these import each other, or modules that do: {sorted(left)}"
+    assert floors <= LONGEST_CHAIN
+
+
+def test_no_class_name_stands_for_two_things() -> None:
+    found: dict[str, list[str]] = {}
+    for name, path in modules().items():
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                found.setdefault(node.name, []).append(name)
+    assert not {name: users for name, users in found.items() if len(users) > 1}
 
 
 def test_all_log_through_one_set_up() -> None:

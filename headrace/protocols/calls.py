@@ -5,13 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from headrace.errors import InvalidArgument
-from headrace.protocols.compression import MAX_INFLATED_BYTES, reply_coding
-from headrace.protocols.elements import MAX_ELEMENTS
-from headrace.protocols.openinference_json import OpenInferenceCodec
-from headrace.protocols.openinference_proto import OpenInferenceProtoCodec
-from headrace.protocols.tensors import Call, Codec, Encoded
-from headrace.protocols.tfserving_json import ExamplesCodec, PredictCodec
-from headrace.protocols.tfserving_proto import ExamplesProtoCodec, PredictProtoCodec
+from headrace.protocols.compression import reply_coding
+from headrace.protocols.tensors import Call, Encoded
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,24 +28,7 @@ CALLS: tuple[CallKind, ...] = (
     CallKind("tfserving_grpc", "regress"),
     CallKind("media", "part"),
 )
-"""Calls by their number on the link: only append. The codec of `media` is the slot's own."""
-
-
-def codecs(
-    max_bytes: int = MAX_INFLATED_BYTES, max_elements: int = MAX_ELEMENTS
-) -> tuple[Codec, ...]:
-    """The codec of each call, by its number.
-
-    Limits: bytes of an inflated body, and its elements as `elements` counts them.
-    """
-    examples = ExamplesCodec(max_bytes, max_elements)
-    predict = PredictCodec(max_bytes, max_elements)
-    examples_proto = ExamplesProtoCodec(max_bytes, max_elements)
-    return (
-        *(predict, examples, examples, OpenInferenceCodec(max_bytes, max_elements)),
-        *(OpenInferenceProtoCodec(max_elements), PredictProtoCodec(max_bytes, max_elements)),
-        *(examples_proto, examples_proto),
-    )
+"""Calls by their number on the link: only append. The slot has a codec of its own for `media`."""
 
 
 _NUMBERS = {(kind.protocol, kind.method): number for number, kind in enumerate(CALLS)}

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from headrace.protocols.calls import call_number, codecs
+from headrace.protocols.calls import call_number
+from headrace.protocols.codecs import codecs
 from headrace.protocols.tensors import Call, Codec
 from loadtests.bench.generators import GrpcTarget, Target, run_grpcio, run_h2load, run_wrk
 from loadtests.bench.mlp import NAME, V2_GRPC, Body, unframed

@@ -14,7 +14,8 @@ import pytest
 from gateway.http.api import create_app
 from gateway.media.options import json_options, read_options
 from headrace.errors import HeadraceError, InvalidArgument
-from headrace.protocols.calls import CALLS, codecs
+from headrace.protocols.calls import CALLS
+from headrace.protocols.codecs import codecs
 from headrace.protocols.targets import (
     infer_target,
     multi_inference_tasks,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from headrace.protocols.calls import CALLS, call_number, call_of, codecs, form_of, headers_of
+from headrace.protocols.calls import CALLS, call_number, call_of, form_of, headers_of
+from headrace.protocols.codecs import codecs
 from headrace.protocols.openinference_json import OpenInferenceCodec
 from headrace.protocols.openinference_proto import OpenInferenceProtoCodec
 from headrace.protocols.tensors import Encoded

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from headrace.errors import HeadraceError, InvalidArgument, PayloadTooLarge
-from headrace.protocols.calls import call_number, codecs
+from headrace.protocols.calls import call_number
+from headrace.protocols.codecs import codecs
 from headrace.protocols.elements import check_json, check_message
 from headrace.protocols.tensors import Call
 from headrace.protocols.wire import delimited, message, varint
