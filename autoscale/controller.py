@@ -65,8 +65,9 @@ class Controller:
         keep: Keep | None = None,
         resize: Callable[[dict[str, int]], None] = lambda targets: None,
         max_loads: int = 4,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._recorder, self._resize = recorder, resize
+        self._recorder, self._resize, self._clock = recorder, resize, clock
         self.overrides = Overrides()
         self.failures = Failures(slots)
         self.lookout = Lookout(catalog, self.failures, self.models, self.wake)
@@ -95,7 +96,7 @@ class Controller:
         self._lost: dict[str, int] = {}
         self._configuring = 0
         self._fresh = fresh
-        self._beat_s = time.monotonic()
+        self._beat_s = self._clock()
         self._settled_at_s = self._beat_s + SETTLE_S
 
     async def configure(self, config: PoolConfig) -> None:
@@ -159,7 +160,7 @@ class Controller:
         if self._recalled is None or (epoch, number) > self._recalled[:2]:
             first = self._recalled is None
             self._recalled = (epoch, number, memory)
-            if first and time.monotonic() >= self._settled_at_s:
+            if first and self._clock() >= self._settled_at_s:
                 self._remember()
                 self._wake.set()
 
@@ -175,14 +176,14 @@ class Controller:
 
     def take_load(self, gateway_id: str, loads: Mapping[str, Sequence[float]]) -> None:
         """Take a gateway's load by model: see `Demand.report`."""
-        if self.economy.scaling.demand.report(gateway_id, loads, time.monotonic()):
+        if self.economy.scaling.demand.report(gateway_id, loads, self._clock()):
             self._wake.set()
 
     async def announce(self, view: SlotView) -> None:
         """Join a slot that no pool listens to."""
         report = await self.fleet.join(view)
         if report is not None and self._fresh and not report["seen_epoch"]:
-            self._settled_at_s = min(self._settled_at_s, time.monotonic())
+            self._settled_at_s = min(self._settled_at_s, self._clock())
 
     async def run(self, tick: Callable[[], object] = lambda: None) -> None:
         """Run until cancelled; `tick` is called each second."""
@@ -202,7 +203,7 @@ class Controller:
 
         Its slots still serve; publishing that they are lost would cut them off from the gateways.
         """
-        now_s = time.monotonic()
+        now_s = self._clock()
         stood_s, self._beat_s = now_s - self._beat_s, now_s
         if stood_s >= STALL_S:
             log.warning("stood_still", seconds=round(stood_s, 1))
@@ -222,7 +223,7 @@ class Controller:
             await self._wake.wait()
             self._wake.clear()
             self._note_stall()
-            if time.monotonic() < self._settled_at_s:
+            if self._clock() < self._settled_at_s:
                 continue
             if self._configuring and not self.snapshot.number:
                 continue  # models that a slow store has not shown yet must not be unloaded
@@ -240,7 +241,7 @@ class Controller:
 
     async def _reconcile(self) -> bool:
         """Run one round; True if it asks for another one at once."""
-        said, found, now_s = self._said, self._look(), time.monotonic()
+        said, found, now_s = self._said, self._look(), self._clock()
         again = self.rounds.run(found, now_s)
         if again:
             self._wake.set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ CONFIG = ModelConfig(runtime="onnx")
 
 @dataclass
 class Plant:
-    """`models` of the store, `slots` by name."""
+    """`models` of the store, `slots` by name; the controller's clock is `ahead_s` seconds fast."""
 
     folder: Path
     max_models: int = 1
@@ -35,6 +36,7 @@ class Plant:
     slots: dict[str, SlotService] = field(default_factory=dict)
     epoch: int = 1
     fresh: bool = True
+    ahead_s: float = 0.0
 
     def __post_init__(self) -> None:
         self.store = self.folder / "store"
@@ -52,6 +54,7 @@ class Plant:
             {"cpu": SlotClass(min=0, max=self.max_slots, max_models=self.max_models)},
             Recorder("pool"),
             fresh=self.fresh,
+            clock=lambda: time.monotonic() + self.ahead_s,
         )
         self.operations = Operations(self.controller)
         self.task = asyncio.get_running_loop().create_task(self.controller.run())
