@@ -1,7 +1,7 @@
 """A gRPC call on a stream: its message or messages in, its answer or status out.
 
-A method gets the call itself as its context. A call ends once, whoever is first: the method with an
-answer or an error, the deadline, a limit, or the caller, who may leave at any time.
+The call is also the context that a method gets. It ends once: by the method's answer or error, the
+deadline, a limit, or when the caller leaves.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from gateway.grpc.connection import Connection
 from gateway.grpc.streams import AnswerLayout, Receiver, Stream
 from gateway.grpc.wire import (
     ANSWER_BLOCK,
+    OK_BLOCK,
     PREFIX_BYTES,
     CallHead,
     MessageReader,
     Metadata,
+    error_block,
+    metadata_block,
     plain,
     prefix,
-    status_block,
-    status_of,
 )
 from headrace.errors import (
     DeadlineExceeded,
@@ -39,19 +40,18 @@ from headrace.link.frames import Body
 
 ANSWER = AnswerLayout(ANSWER_BLOCK, PREFIX_BYTES)
 WRITE_AHEAD_BYTES = 64 * 1024
-"""A method that writes more than this waits until it is on its way."""
+"""Unsent bytes above which a method that writes waits."""
 
 log = structlog.get_logger()
-
 
 Gate = Callable[["GrpcCall"], None]
 
 
 class Method:
-    """How a method is served; errors that it raises become the call's status.
+    """How calls of a method are served; errors become the call's status.
 
     `gate` may refuse a call by its head. A `streamed` method reads a stream of requests: it starts
-    with the head, without a message.
+    with the head, with an empty message.
     """
 
     __slots__ = ("gate", "streamed")
@@ -60,30 +60,35 @@ class Method:
         self.gate, self.streamed = gate, streamed
 
     def reserve(self, call: GrpcCall, length: int) -> None:
-        """Expect a message of `length` bytes in pieces; raises what refuses it."""
+        """Expect a message of `length` bytes in pieces; raises `HeadraceError` to refuse it."""
         call.hold(length)
 
     def start(self, call: GrpcCall, message: bytes) -> None:
-        """Begin: the message is whole."""
+        """Begin, with the whole message."""
         raise NotImplementedError
 
 
 class Exchange:
-    """What the calls of a connection share. `now_s` is when the bytes now read have come."""
+    """What the calls of a connection share.
+
+    `address` is the caller's, "" if it has none; `now_s` is when the bytes now read have come.
+    """
 
     __slots__ = ("address", "connection", "door", "now_s", "tasks")
 
-    def __init__(self, connection: Connection[CallHead], door: Door, address: str) -> None:
-        self.connection, self.door, self.address = connection, door, address
+    def __init__(self, connection: Connection, door: Door) -> None:
+        self.connection, self.door, self.address = connection, door, ""
         self.now_s = 0.0
         self.tasks: set[asyncio.Task[None]] = set()
 
 
 class GrpcCall(Receiver):
-    """See the module. This one has a single request message.
+    """A call with a single request message.
 
-    A method may keep something in `state`, and hears through `on_end` of an end that is not its
-    own: with the error that the caller is told, or with None when the caller has left.
+    `headers` are the caller's metadata, with names in lower case. A method may keep something in
+    `state`, set the metadata that goes out with the status in `trailing`, and hear through `on_end`
+    of an end that is not its own: with the error that the caller is told, or None when the caller
+    has left.
     """
 
     __slots__ = (
@@ -96,18 +101,21 @@ class GrpcCall(Receiver):
         "_started",
         "_task",
         "_timer",
-        "_trailing",
         "_writing",
+        "address",
         "done",
         "exchange",
         "head",
+        "headers",
         "on_end",
         "state",
         "stream",
+        "trailing",
     )
 
     def __init__(self, exchange: Exchange, stream: Stream, head: CallHead, method: Method) -> None:
         self.exchange, self.stream, self.head, self._method = exchange, stream, head, method
+        self.headers, self.address = head.headers, exchange.address
         self.done = self._started = self._writing = False
         self.on_end: Callable[[HeadraceError | None], None] | None = None
         self.state: object = None
@@ -115,34 +123,18 @@ class GrpcCall(Receiver):
         self._deadline_s = None
         if head.timeout_s is not None:
             self._deadline_s = self._since_s + head.timeout_s
-            # The caller's clock is ahead by the way here, and what it sent was rounded up.
+            # The caller's clock started earlier, and the time that it sends is rounded up.
             stream.held_from_s = min(stream.held_from_s, self._since_s + head.timeout_s / 2)
-        self._trailing: Metadata = ()
+        self.trailing: Metadata = ()
         self._reader: MessageReader | None = None
         self._message: bytes | None = None
         self._held_bytes = 0
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
-    # -- what a method uses -------------------------------------------------------------------
-
-    @property
-    def headers(self) -> Mapping[bytes, bytes]:
-        """The caller's metadata; names in lower case."""
-        return self.head.headers
-
-    @property
-    def address(self) -> str:
-        """The caller's address, "" if it has none."""
-        return self.exchange.address
-
     def time_remaining(self) -> float | None:
         """Seconds to the call's deadline, None if it has none."""
         return None if self._deadline_s is None else self._deadline_s - time.monotonic()
-
-    def set_trailing_metadata(self, metadata: Metadata) -> None:
-        """What goes out with the status."""
-        self._trailing = metadata
 
     async def read(self) -> bytes | None:
         """The next message of a stream of requests, None after the last."""
@@ -163,14 +155,12 @@ class GrpcCall(Receiver):
             finally:
                 stream.on_drained = None
 
-    # -- how it ends --------------------------------------------------------------------------
-
-    def answer(self, body: Body, length: int, trailing: Metadata | bytes = ()) -> None:
-        """End with one message of `length` bytes; `trailing` may be a whole block."""
+    def answer(self, body: Body, length: int) -> None:
+        """End with one message of `length` bytes."""
         if self.done:
             return
         self._end()
-        block = trailing if isinstance(trailing, bytes) else status_block(0, "", trailing)
+        block = OK_BLOCK + metadata_block(self.trailing)
         outbox = self.exchange.connection.outbox
         outbox.answer(self.stream, ANSWER, prefix(length), body, length, block)
 
@@ -179,24 +169,23 @@ class GrpcCall(Receiver):
         if not self.done:
             self._begin()
             self._end()
-            self.exchange.connection.outbox.end(self.stream, status_block(0, "", self._trailing))
+            block = OK_BLOCK + metadata_block(self.trailing)
+            self.exchange.connection.outbox.end(self.stream, block)
 
     def refuse(self, error: HeadraceError) -> None:
-        """End with the status of this error, after the metadata that was set."""
+        """End with the status of an error."""
         if self.done:
             return
         on_end = self.on_end
         self._end()
         if on_end is not None:
             on_end(error)
-        code, details, more = status_of(error)
-        block = status_block(code, details, (*self._trailing, *more))
+        block = error_block(error, self.trailing)
         if not self._writing:
             block = ANSWER_BLOCK + block
         self.exchange.connection.outbox.end(self.stream, block)
 
     def lost(self) -> None:
-        """Nobody waits for it any more."""
         if not self.done:
             on_end = self.on_end
             self._end()
@@ -209,7 +198,7 @@ class GrpcCall(Receiver):
             self.exchange.connection.outbox.headers(self.stream, ANSWER_BLOCK)
 
     def _end(self) -> None:
-        """Let go of all it holds, and of what holds it."""
+        """Let go of all it holds, and of what holds it, so that it is freed at once."""
         self.done = True
         self.on_end = self.state = None
         if self._timer is not None:
@@ -222,10 +211,8 @@ class GrpcCall(Receiver):
         self._held_bytes = 0
         self._reader = self._message = None
 
-    # -- the request --------------------------------------------------------------------------
-
     def open(self) -> None:
-        """The head is here."""
+        """Begin with the head."""
         if self.head.error is not None:
             self.refuse(self.head.error)
             return
@@ -233,7 +220,6 @@ class GrpcCall(Receiver):
             self._guard(gate, self)
 
     def received(self, data: bytes, *, ended: bool) -> None:
-        """Take a piece of the message."""
         if self.done:
             return
         if (
@@ -275,7 +261,7 @@ class GrpcCall(Receiver):
         self._guard(self._method.start, self, message)
 
     def _guard(self, step: Callable[..., None], *arguments: object) -> None:
-        """Take a step; what it raises is the call's status."""
+        """Take a step, whose error becomes the call's status."""
         try:
             step(*arguments)
         except HeadraceError as error:
@@ -285,21 +271,19 @@ class GrpcCall(Receiver):
             self.refuse(InternalError("internal error"))
 
     def hold(self, length: int) -> None:
-        """Count the message's bytes among those held, until the call ends; raises `Unavailable`."""
+        """Count `length` bytes as held until the call ends; raises `Unavailable`."""
         if length > self._held_bytes:
             self.exchange.door.memory.take(length - self._held_bytes)
             self._held_bytes = length
 
-    # -- time ---------------------------------------------------------------------------------
-
     def arm(self) -> None:
-        """Have the deadline noticed here, from now on."""
+        """Watch the deadline."""
         if self._deadline_s is not None and self._timer is None:
             wait_s = max(0.0, self._deadline_s - time.monotonic())
             self._timer = asyncio.get_running_loop().call_later(wait_s, self._expire)
 
     def disarm(self) -> None:
-        """Somebody else notices the deadline from now on."""
+        """Leave the deadline to somebody else."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -314,36 +298,34 @@ class GrpcCall(Receiver):
         if not self._started and now_s - self._since_s > limit_s:
             self.refuse(RequestTimeout("the body took too long"))
 
-    # -- methods that run as a task -----------------------------------------------------------
-
     def run(self, method: Callable[[], Awaitable[bytes | None]]) -> None:
         """Await the method in a task of its own: its answer, or None after a stream of answers."""
+
+        async def work() -> None:
+            message = await outcome(method(), path=self.head.path.decode("latin-1"))
+            if isinstance(message, HeadraceError):
+                self.refuse(message)
+            elif message is None:
+                self.finish()
+            else:
+                self.answer(message, len(message))
+
         self.arm()
         tasks = self.exchange.tasks
-        self._task = asyncio.get_running_loop().create_task(self._await(method))
+        self._task = asyncio.get_running_loop().create_task(work())
         tasks.add(self._task)
         self._task.add_done_callback(tasks.discard)
 
-    async def _await(self, method: Callable[[], Awaitable[bytes | None]]) -> None:
-        message = await outcome(method(), path=self.head.path.decode("latin-1"))
-        if isinstance(message, HeadraceError):
-            self.refuse(message)
-        elif message is None:
-            self.finish()
-        else:
-            self.answer(message, len(message), self._trailing)
-
 
 def wake(waiter: asyncio.Future[None]) -> None:
-    """What it waits for has come."""
     if not waiter.done():
         waiter.set_result(None)
 
 
 class StreamedCall(GrpcCall):
-    """A gRPC call with a stream of requests, read from the peer only as far as the method reads it.
+    """A call with a stream of requests, of which the peer sends on only as the method reads.
 
-    Messages that were not read yet count among the bytes held.
+    Messages that were not read yet count as held.
     """
 
     __slots__ = ("_ended", "_messages", "_partial_since_s", "_waiter")
@@ -358,13 +340,11 @@ class StreamedCall(GrpcCall):
         self._reader = MessageReader(exchange.door.limits.max_body_bytes)
 
     def open(self) -> None:
-        """The head is here: start."""
         super().open()
         if not self.done:
             self._start(b"")
 
     def received(self, data: bytes, *, ended: bool) -> None:
-        """Take a piece of the stream."""
         if not self.done:
             self._guard(self._collect, data, ended)
 
@@ -391,7 +371,7 @@ class StreamedCall(GrpcCall):
                 self._credit_all()
 
     async def read(self) -> bytes | None:
-        """The next message; the caller may send as much again."""
+        """The next message, None after the last; the caller may send as much again."""
         while not self._messages:
             if self._ended or self.done:
                 return None
@@ -408,11 +388,11 @@ class StreamedCall(GrpcCall):
         return plain(compressed, message, self.head.encoding, door.limits.max_body_bytes)
 
     def _credit_all(self) -> None:
-        """A message longer than the window must come in whole before it can be read."""
+        """Let a message that is longer than the window come in whole."""
         self.exchange.connection.credit(self.stream, self.stream.owed)
 
     def check_time(self, now_s: float) -> None:
-        """Only a message that somebody waits for can be late."""
+        """Refuse a message that somebody waits for and that took too long."""
         reader = self._reader
         late = now_s - self._partial_since_s > self.exchange.door.limits.body_timeout_s
         if late and self._waiter is not None and reader is not None and reader.partial:
@@ -429,7 +409,7 @@ Handlers = Mapping[str, Method]
 
 
 class TaskMethod(Method):
-    """A method that runs as a task."""
+    """A method that runs as a task: it returns its answer, or writes answers and returns None."""
 
     __slots__ = ("_run",)
 
@@ -444,24 +424,9 @@ class TaskMethod(Method):
         self._run = run
 
     def start(self, call: GrpcCall, message: bytes) -> None:
-        """Run it with the message, which is empty for a stream."""
         call.run(partial(self._run, message, call))
 
 
-def unary(
-    method: Callable[[bytes, GrpcCall], Awaitable[bytes]], gate: Gate | None = None
-) -> Method:
-    """A method with one request and one answer."""
-    return TaskMethod(method, gate)
-
-
-def server_stream(
-    method: Callable[[bytes, GrpcCall], Awaitable[None]], gate: Gate | None = None
-) -> Method:
-    """A method with one request and a stream of answers, which it writes."""
-    return TaskMethod(method, gate)
-
-
-def stream(method: Callable[[GrpcCall], Awaitable[None]], gate: Gate | None = None) -> Method:
+def stream(method: Callable[[GrpcCall], Awaitable[None]]) -> Method:
     """A method with a stream of requests, which it reads, and one of answers, which it writes."""
-    return TaskMethod(lambda _, call: method(call), gate, streamed=True)
+    return TaskMethod(lambda _, call: method(call), streamed=True)

@@ -1,14 +1,13 @@
-"""The server's side of an HTTP/2 connection (RFC 9113) without I/O: frames in, calls of a handler.
+"""The server's side of an HTTP/2 connection (RFC 9113) without I/O: frames in, streams out.
 
-What breaks the protocol, and what floods, raises `Http2Error` inside and ends the connection with a
-GOAWAY that says why; what only a stream did wrong resets that stream.
+A breach of the protocol, or a flood, ends the connection with a GOAWAY that says why; an error of
+one stream resets that stream.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from functools import partial
 
 from gateway.grpc.frames import (
     DEFAULT_FRAME_BYTES,
@@ -34,95 +33,86 @@ from gateway.grpc.frames import (
 )
 from gateway.grpc.headers import HeaderDecoder
 from gateway.grpc.streams import Outbox, Stream
+from gateway.grpc.wire import CallHead, read_head
+from headrace.config.args import Limits
 
 
 class FrameBudget:
-    """Up to `burst` at once and `per_second` for ever; times are seconds of any steady clock.
+    """A token bucket of `burst`, refilled at `per_second`; times are seconds of any steady clock.
 
-    What is earned is kept beyond `burst`, up to `most`: a peer may be late in using it.
+    Earned tokens are kept above `burst`, up to `most`, because a peer may use them late.
     """
 
     __slots__ = ("_burst", "_left", "_most", "_per_second", "_since_s")
 
     def __init__(self, burst: float, per_second: float, most: float | None = None) -> None:
-        if burst <= 0 or per_second <= 0:
-            raise ValueError("an allowance needs a positive burst and rate")
         self._burst, self._per_second = burst, per_second
         self._most = max(burst, most or burst)
         self._left = burst
         self._since_s = 0.0
 
-    def spend(self, now_s: float, cost: float = 1.0) -> bool:
-        """Take from it; False when it is used up."""
+    def spend(self, now_s: float) -> bool:
+        """Take one token; False when there is none."""
         if self._left < self._burst:
             refill = max(0.0, now_s - self._since_s) * self._per_second
             self._left = min(self._burst, self._left + refill)
-        self._left -= cost
+        self._left -= 1.0
         self._since_s = now_s
         return self._left >= 0
 
-    def earn(self, amount: float = 1.0) -> None:
-        """Give some of it back."""
+    def earn(self, amount: float) -> None:
         self._left = min(self._most, self._left + amount)
 
 
 STREAM_WINDOW_BYTES = 1024 * 1024
-"""So much of one request may be on its way to us."""
+"""Bytes of one request that may be under way to us."""
 WINDOW_BYTES = 16 * 1024 * 1024
-"""So much of all requests of a connection; it bounds what calls that do not read make us hold."""
+"""Bytes of a connection's requests that may be under way, or held for calls that do not read."""
 MAX_CONTINUATIONS = 64
-"""Parts of a header block beyond any that an honest client needs for what we accept."""
+"""Parts of a header block; no honest client needs as many for the sizes that we accept."""
 RESETS = (1000.0, 100.0)
-"""Burst and rate per second of resets. Each answer earns one more; those that come after the call's
-own deadline, or after it was held for `HELD_S`, are no flood."""
+"""Burst and rate per second of resets. Each answer earns one more; a reset after the call's
+deadline, or `HELD_S` after its begin, costs none."""
 HELD_S = 0.05
-"""Streams that are held so long are bounded by how many there may be at once."""
+"""Age of a stream whose reset is no flood: the cap on open streams bounds how many can reach it."""
 IDLE_FRAMES = (1000.0, 100.0)
-"""Burst and rate per second of frames that bring nothing: pings, settings, small window updates,
-empty DATA and the like. Earned beyond that is what flow control needs; see `EARNED`."""
+"""Burst and rate per second of frames without content: pings, settings, small window updates, empty
+DATA and the like. Flow control needs more; `EARNED` and a body's pieces pay for it."""
 EARNED = 4
-"""What one frame of ours may be answered with: a window for its stream and one for the connection
-(grpc-core sends both for each answer, however small), a ping that measures the round trip, and one
-to spare. A piece of a body earns one, because some clients measure while they send."""
+"""Frames with which a peer may answer one of ours: a window for its stream and one for the
+connection (grpc-core sends both for each answer, however small), a ping that measures the round
+trip, and one to spare. A piece of a body earns one, because some clients measure while they send.
+"""
 MOST_EARNED = 100_000.0
-"""A peer that was held up may answer what we sent long after; more is no honest debt."""
+"""Cap on earned frames: a peer that was held up may answer our frames late."""
 LARGEST_SENT_BYTES = 64 * 1024
-"""Our frames are no longer, whatever the peer would take, so that streams can take turns."""
+"""Cap on our own frames, even if the peer takes longer ones, so that streams can take turns."""
 SMALL_UPDATE_BYTES = 256
-"""A window that opens by less is no help to what it holds back."""
+"""Least window update that counts as flow control."""
 MAX_CUT = 1024
+"""Streams that are remembered because we ended them early."""
 MAX_SKIPPED = 64
-"""So many streams that we ended early, and gaps between streams, are remembered."""
+"""Gaps between stream ids that are remembered."""
 LEAVING_PING = b"headrace"
 
-Head = TypeVar("Head")
 
+class Connection:
+    """The streams of a connection, its windows and its defence against floods.
 
-@dataclass(frozen=True, slots=True)
-class ConnectionLimits:
-    """What a connection may take: streams at once, and bytes of a request's headers."""
-
-    streams: int
-    header_bytes: int
-
-
-class Connection(Generic[Head]):
-    """See the module. `opened` is called with each new stream and sets its receiver.
-
-    `decoder` reads header blocks, and `may_trail` says of one whether it may end a request. Times
-    are seconds of any steady clock.
+    `opened` is called with each new stream and sets its receiver; `wake` when `outbox` has
+    something to take. Times are seconds of any steady clock.
     """
 
     def __init__(
         self,
-        limits: ConnectionLimits,
-        decoder: HeaderDecoder[Head],
-        may_trail: Callable[[Head], bool],
-        opened: Callable[[Stream, Head], None],
+        limits: Limits,
+        opened: Callable[[Stream, CallHead], None],
         wake: Callable[[], None],
     ) -> None:
-        self._limits, self._decoder, self._opened = limits, decoder, opened
-        self._may_trail = may_trail
+        self._limits, self._opened = limits, opened
+        read = partial(read_head, max_headers=limits.max_headers, max_bytes=limits.max_header_bytes)
+        # Headers a little too large are refused as a call; only more ends the connection.
+        self._decoder = HeaderDecoder(read, 2 * limits.max_header_bytes)
         self.outbox = Outbox(wake, self._answered)
         self.streams: dict[int, Stream] = {}
         self.closed = False
@@ -137,9 +127,9 @@ class Connection(Generic[Head]):
         self._receive_window, self._owed = WINDOW_BYTES, 0
         self._resets, self._idle = FrameBudget(*RESETS), FrameBudget(*IDLE_FRAMES, MOST_EARNED)
         self._pieces = self._earned = 0
-        # Streams whose last frames may still be on their way, as we ended them early; and ids that
-        # were passed over and can never be used, as (first, last).
+        # Streams that we ended early: their last frames may still be under way.
         self._cut: dict[int, None] = {}
+        # Ids that were passed over and can never be used, as (first, last).
         self._skipped: list[tuple[int, int]] = []
         self._block: list[bytes] = []
         self._block_id = self._block_bytes = 0
@@ -157,23 +147,25 @@ class Connection(Generic[Head]):
             self._on_continuation,
         )
         settings = (
-            (Setting.MAX_CONCURRENT_STREAMS, limits.streams),
+            (Setting.MAX_CONCURRENT_STREAMS, limits.streams_per_connection),
             (Setting.INITIAL_WINDOW_SIZE, STREAM_WINDOW_BYTES),
-            (Setting.MAX_HEADER_LIST_SIZE, limits.header_bytes),
+            (Setting.MAX_HEADER_LIST_SIZE, limits.max_header_bytes),
         )
         more = WINDOW_BYTES - DEFAULT_WINDOW_BYTES
         self.outbox.send(encode_settings(settings) + encode_window_update(0, more))
 
-    # -- what comes ---------------------------------------------------------------------------
-
     def receive(self, data: bytes, now_s: float) -> None:
-        """Act on what came; never raises for what the peer did."""
+        """Act on bytes of the peer; never raises for what they say."""
         if self.closed:
             return
         self._now_s = now_s
         try:
             if len(self._preface) < len(PREFACE):
-                data = self._read_preface(data)
+                missing = len(PREFACE) - len(self._preface)
+                self._preface += data[:missing]
+                if not PREFACE.startswith(self._preface):
+                    raise _broken("this is not HTTP/2")
+                data = data[missing:]
             for kind, flags, stream_id, payload in self._reader.feed(data):
                 if self._block_id and (kind != 9 or stream_id != self._block_id):
                     raise _broken("another frame in the middle of a header block")
@@ -187,13 +179,6 @@ class Connection(Generic[Head]):
                     return
         except Http2Error as error:
             self.fail(error.code, error.message)
-
-    def _read_preface(self, data: bytes) -> bytes:
-        missing = len(PREFACE) - len(self._preface)
-        self._preface += data[:missing]
-        if not PREFACE.startswith(self._preface):
-            raise _broken("this is not HTTP/2")
-        return data[missing:]
 
     def _on_data(self, flags: int, stream_id: int, payload: bytes) -> None:
         length = len(payload)
@@ -213,7 +198,7 @@ class Connection(Generic[Head]):
             self.abandon(stream, ErrorCode.FLOW_CONTROL_ERROR)
             return
         if flags & 8:
-            payload = unpadded(flags, payload)
+            payload = unpadded(payload)
         ended = bool(flags & 1)
         if ended:
             stream.ended = True
@@ -234,7 +219,7 @@ class Connection(Generic[Head]):
 
     def _on_headers(self, flags: int, stream_id: int, payload: bytes) -> None:
         if flags & 8:
-            payload = unpadded(flags, payload)
+            payload = unpadded(payload)
         if flags & 32:
             if len(payload) < 5:
                 raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, "a priority that is cut short")
@@ -260,8 +245,8 @@ class Connection(Generic[Head]):
             self._head(stream_id, block, self._block_ends)
 
     def _check_block(self) -> None:
-        """A block is bounded before it is whole: see CVE-2024-27316 and its kin."""
-        parts, most = len(self._block), 2 * self._limits.header_bytes
+        """Bound a block before it is whole (CVE-2024-27316 and its kin)."""
+        parts, most = len(self._block), 2 * self._limits.max_header_bytes
         if parts > MAX_CONTINUATIONS or self._block_bytes > most:
             raise Http2Error(ErrorCode.ENHANCE_YOUR_CALM, "the headers are too large")
 
@@ -276,7 +261,7 @@ class Connection(Generic[Head]):
             self._skipped.append((self.last_stream_id + 1, stream_id - 1))
             del self._skipped[:-MAX_SKIPPED]
         self.last_stream_id = stream_id
-        if len(self.streams) >= self._limits.streams:
+        if len(self.streams) >= self._limits.streams_per_connection:
             self._spend_reset()
             if not ended:
                 self._remember_cut(stream_id)
@@ -290,12 +275,12 @@ class Connection(Generic[Head]):
             assert stream.receiver is not None
             stream.receiver.received(b"", ended=True)
 
-    def _trailers(self, stream_id: int, head: Head, ended: bool) -> None:
+    def _trailers(self, stream_id: int, head: CallHead, ended: bool) -> None:
         stream = self.streams.get(stream_id)
         if stream is None or stream.ended:
             self._spend_idle()
             self._stray(stream_id, stream, ended=ended)
-        elif not ended or not self._may_trail(head):
+        elif not ended or not head.may_trail:
             self.abandon(stream, ErrorCode.PROTOCOL_ERROR)
         else:
             stream.ended = True
@@ -304,7 +289,7 @@ class Connection(Generic[Head]):
                 stream.receiver.received(b"", ended=True)
 
     def _fits(self, stream: Stream, length: int) -> bool:
-        """Whether the body is as long as its `content-length` says; else the stream is ended."""
+        """Whether the body is as long as its `content-length` says; if not, end the stream."""
         assert stream.missing is not None
         stream.missing -= length
         right = stream.missing == 0 if stream.ended else stream.missing >= 0
@@ -315,7 +300,7 @@ class Connection(Generic[Head]):
     def _stray(self, stream_id: int, stream: Stream | None, *, ended: bool) -> None:
         """A frame on a stream that its sender has ended, or that is over.
 
-        It may have been under way when we ended the stream early; else it breaks the protocol.
+        It breaks the protocol, unless it was under way when we ended the stream early.
         """
         if stream is not None:
             self.abandon(stream, ErrorCode.STREAM_CLOSED)
@@ -333,11 +318,11 @@ class Connection(Generic[Head]):
             raise Http2Error(ErrorCode.STREAM_CLOSED, message)
 
     def _remember_cut(self, stream_id: int) -> None:
-        """The peer may not know yet that this stream, which it has not ended, is over."""
+        """Expect frames on a stream that is over, because the peer may not know it yet."""
         cut = self._cut
         cut[stream_id] = None
-        # Frames are on their way for no more streams than may be open at once.
-        if len(cut) > max(MAX_CUT, self._limits.streams):
+        # Frames are under way for no more streams than may be open at once.
+        if len(cut) > max(MAX_CUT, self._limits.streams_per_connection):
             del cut[next(iter(cut))]
 
     def _on_priority(self, flags: int, stream_id: int, payload: bytes) -> None:
@@ -357,7 +342,7 @@ class Connection(Generic[Head]):
         else:
             self._drop(stream)
             self._lost(stream)
-        # Open and reset, open and reset costs a client nothing and us a request: CVE-2023-44487.
+        # Streams that are opened and reset cost a client nothing, us a request: CVE-2023-44487.
         if stream is None or self._now_s < stream.held_from_s:
             self._spend_reset()
 
@@ -371,25 +356,21 @@ class Connection(Generic[Head]):
         if self.begun:
             self._spend_idle()
         self.begun = True
-        for name, value in decode_settings(payload):
-            self._apply(name, value)
-        self.outbox.send(encode_frame(FrameType.SETTINGS, flags=FrameFlag.ACK))
-
-    def _apply(self, name: int, value: int) -> None:
         outbox = self.outbox
-        if name == Setting.INITIAL_WINDOW_SIZE:
-            if value > MAX_WINDOW_BYTES:
-                raise Http2Error(ErrorCode.FLOW_CONTROL_ERROR, f"a window of {value} bytes")
-            more, outbox.initial_window = value - outbox.initial_window, value
-            for stream in self.streams.values():
-                if not outbox.widen(stream, more):
+        for name, value in decode_settings(payload):
+            if name == Setting.INITIAL_WINDOW_SIZE:
+                if value > MAX_WINDOW_BYTES:
+                    raise Http2Error(ErrorCode.FLOW_CONTROL_ERROR, f"a window of {value} bytes")
+                more, outbox.initial_window = value - outbox.initial_window, value
+                if not all(outbox.widen(stream, more) for stream in self.streams.values()):
                     raise Http2Error(ErrorCode.FLOW_CONTROL_ERROR, "a stream's window is too wide")
-        elif name == Setting.MAX_FRAME_SIZE:
-            if not DEFAULT_FRAME_BYTES <= value <= MAX_FRAME_BYTES:
-                raise _broken(f"frames of {value} bytes")
-            outbox.frame_bytes = min(value, LARGEST_SENT_BYTES)
-        elif name == Setting.ENABLE_PUSH and value > 1:
-            raise _broken("ENABLE_PUSH is 0 or 1")
+            elif name == Setting.MAX_FRAME_SIZE:
+                if not DEFAULT_FRAME_BYTES <= value <= MAX_FRAME_BYTES:
+                    raise _broken(f"frames of {value} bytes")
+                outbox.frame_bytes = min(value, LARGEST_SENT_BYTES)
+            elif name == Setting.ENABLE_PUSH and value > 1:
+                raise _broken("ENABLE_PUSH is 0 or 1")
+        outbox.send(encode_frame(FrameType.SETTINGS, flags=FrameFlag.ACK))
 
     def _on_push(self, flags: int, stream_id: int, payload: bytes) -> None:
         raise _broken("a client cannot push")
@@ -414,7 +395,7 @@ class Connection(Generic[Head]):
     def _on_window_update(self, flags: int, stream_id: int, payload: bytes) -> None:
         more = decode_number(payload, FrameType.WINDOW_UPDATE) & MAX_WINDOW_BYTES
         if more < SMALL_UPDATE_BYTES:
-            self._spend_idle()  # Answers in pieces of a byte are dear: CVE-2019-9511.
+            self._spend_idle()  # Answers in pieces of a byte cost much: CVE-2019-9511.
         if not stream_id:
             if not more:
                 raise _broken("a window update of 0 bytes")
@@ -440,10 +421,8 @@ class Connection(Generic[Head]):
         if not self._resets.spend(self._now_s):
             raise Http2Error(ErrorCode.ENHANCE_YOUR_CALM, "too many streams reset")
 
-    # -- what our side does -------------------------------------------------------------------
-
     def credit(self, stream: Stream, length: int, *, owed: bool = True) -> None:
-        """The peer may send so many bytes more: they were consumed. `owed`, of a paced stream."""
+        """Let the peer send as many bytes as were consumed; `owed` ones of a paced stream."""
         if not length:
             return
         if owed:
@@ -453,7 +432,7 @@ class Connection(Generic[Head]):
         if stream.ended or stream.closed:
             return
         stream.credit += length
-        # The peer hears of it in steps of half a window.
+        # Window updates are sent in steps of half a window.
         if stream.credit >= STREAM_WINDOW_BYTES // 2:
             self.outbox.send(encode_window_update(stream.id, stream.credit))
             stream.receive_window += stream.credit
@@ -480,10 +459,10 @@ class Connection(Generic[Head]):
         self._lost(stream)
 
     def _answered(self, stream: Stream) -> None:
-        """The last of its answer is on its way."""
+        """The end of a stream's answer was taken from the outbox."""
         if self.streams.pop(stream.id, None) is None:
             return
-        self._resets.earn()
+        self._resets.earn(1.0)
         stream.receiver = None  # or the two would keep each other from being freed at once
         if not stream.ended:
             self._remember_cut(stream.id)
@@ -514,14 +493,14 @@ class Connection(Generic[Head]):
             )
 
     def finish_leaving(self) -> None:
-        """The peer knows by now, or had its time to: what comes later is not answered."""
+        """Announce the last stream that is answered, once the peer knows that we leave."""
         if self._last_allowed == MAX_STREAM_ID and not self.closed:
             self._last_allowed = self.last_stream_id
             self.outbox.send(encode_goaway(self.last_stream_id, ErrorCode.NO_ERROR))
 
     @property
     def left(self) -> bool:
-        """Whether nothing more will happen: it may be closed."""
+        """Whether the last stream of a connection that leaves has ended."""
         return self._last_allowed != MAX_STREAM_ID and not self.streams
 
     def fail(self, code: ErrorCode, message: str = "") -> None:
@@ -531,7 +510,7 @@ class Connection(Generic[Head]):
             self.lose()
 
     def lose(self) -> None:
-        """The connection is gone."""
+        """End all streams without a word: the connection is gone."""
         self.closed = True
         streams, self.streams = self.streams, {}
         for stream in streams.values():

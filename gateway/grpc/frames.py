@@ -11,23 +11,21 @@ from collections.abc import Iterable, Iterator
 from enum import IntEnum
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-"""What a client sends before its first frame."""
+"""First bytes of a client, before its first frame."""
 HEAD = struct.Struct(">IBI")
 SETTING = struct.Struct(">HI")
 DEFAULT_WINDOW_BYTES = 65_535
 DEFAULT_FRAME_BYTES = 16_384
-"""What either side may send until the other one's settings say otherwise."""
+"""Limits of either side until the other one's settings say otherwise."""
 MAX_FRAME_BYTES = 0xFFFFFF
 MAX_WINDOW_BYTES = 0x7FFFFFFF
 MAX_STREAM_ID = 0x7FFFFFFF
 
 RawFrame = tuple[int, int, int, bytes]
-"""Type, flags, stream id and payload; a tuple because one is made for every frame that comes."""
+"""Type, flags, stream id and payload of a received frame; a tuple, for speed."""
 
 
 class FrameType(IntEnum):
-    """What a frame is."""
-
     DATA = 0
     HEADERS = 1
     PRIORITY = 2
@@ -41,7 +39,7 @@ class FrameType(IntEnum):
 
 
 class FrameFlag(IntEnum):
-    """Bits of a frame's flags; what they mean depends on its type."""
+    """Bits of a frame's flags; their meaning depends on the frame's type."""
 
     END_STREAM = 1
     ACK = 1
@@ -51,8 +49,6 @@ class FrameFlag(IntEnum):
 
 
 class Setting(IntEnum):
-    """What a side tells of itself in SETTINGS."""
-
     HEADER_TABLE_SIZE = 1
     ENABLE_PUSH = 2
     MAX_CONCURRENT_STREAMS = 3
@@ -62,7 +58,7 @@ class Setting(IntEnum):
 
 
 class ErrorCode(IntEnum):
-    """Why a stream or a connection ends."""
+    """Reasons for the end of a stream or connection."""
 
     NO_ERROR = 0
     PROTOCOL_ERROR = 1
@@ -101,7 +97,7 @@ class Http2Reader:
     def feed(self, data: bytes) -> Iterator[RawFrame]:
         """Yield the frames that `data` completes; raises `Http2Error` on a frame too long."""
         if self._rest:
-            # A frame that comes in many small pieces is only looked at when it can be whole.
+            # A frame in many small pieces is parsed once, when all of it can be here.
             self._rest += data
             self._missing -= len(data)
             if self._missing > 0:
@@ -119,29 +115,22 @@ class Http2Reader:
                 )
             start = offset + 9
             if end - start < length:
-                self._keep(data, offset, start + length - end)
+                self._rest, self._missing = bytearray(data[offset:]), start + length - end
                 return
             offset = start + length
             yield word & 0xFF, flags, stream_id & MAX_STREAM_ID, data[start:offset]
         if offset < end:
-            self._keep(data, offset, 9 - (end - offset))
-
-    def _keep(self, data: bytes, offset: int, missing: int) -> None:
-        self._rest = bytearray(data[offset:])
-        self._missing = missing
+            self._rest, self._missing = bytearray(data[offset:]), 9 - (end - offset)
 
 
-def unpadded(flags: int, payload: bytes) -> bytes:
-    """The payload of a DATA or HEADERS frame without its padding; raises `Http2Error`."""
-    if not flags & FrameFlag.PADDED:
-        return payload
+def unpadded(payload: bytes) -> bytes:
+    """The payload of a padded DATA or HEADERS frame without its padding; raises `Http2Error`."""
     if not payload or payload[0] >= len(payload):
         raise Http2Error(ErrorCode.PROTOCOL_ERROR, "a frame with more padding than payload")
     return payload[1 : len(payload) - payload[0]]
 
 
 def encode_frame(kind: int, payload: bytes = b"", *, flags: int = 0, stream_id: int = 0) -> bytes:
-    """One frame as bytes."""
     return HEAD.pack(len(payload) << 8 | kind, flags, stream_id) + payload
 
 
@@ -161,20 +150,19 @@ def encode_headers(
 
 
 def encode_settings(settings: Iterable[tuple[int, int]]) -> bytes:
-    """A SETTINGS frame of these (setting, value)."""
+    """A SETTINGS frame of pairs (setting, value)."""
     payload = b"".join(SETTING.pack(name, value) for name, value in settings)
     return encode_frame(FrameType.SETTINGS, payload)
 
 
 def decode_settings(payload: bytes) -> list[tuple[int, int]]:
-    """The (setting, value) of a SETTINGS frame, in their order; raises `Http2Error`."""
+    """The pairs (setting, value) of a SETTINGS frame; raises `Http2Error`."""
     if len(payload) % SETTING.size:
         raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, f"settings of {len(payload)} bytes")
     return list(SETTING.iter_unpack(payload))
 
 
 def encode_reset(stream_id: int, code: ErrorCode) -> bytes:
-    """An RST_STREAM frame."""
     return encode_frame(FrameType.RST_STREAM, code.to_bytes(4, "big"), stream_id=stream_id)
 
 

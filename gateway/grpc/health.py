@@ -1,4 +1,4 @@
-"""`grpc.health.v1`: readiness of the server and of each of its services, asked or watched."""
+"""`grpc.health.v1` and server reflection."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 from grpc_reflection.v1alpha.reflection import aio
 
-from gateway.grpc.calls import GrpcCall, Handlers, server_stream, stream, unary
+from gateway.grpc.calls import GrpcCall, Handlers, TaskMethod, stream
 from headrace.errors import InvalidArgument, NotFound, Unavailable
 from headrace.protocols.wire import load_pool
 
-SERVICE = "grpc.health.v1.Health"
+HEALTH_SERVICE = "grpc.health.v1.Health"
 SERVER = ""
 """The protocol's name for the server as a whole."""
 HealthAnswer = health_pb2.HealthCheckResponse
 
 
 class HealthService:
-    """All services are ready or none is: they share the gateway. Not ready until told so."""
+    """Readiness of the gateway, asked or watched; all of its services share it."""
 
     def __init__(self, services: Iterable[str]) -> None:
         self._services = frozenset((SERVER, *services))
@@ -33,19 +33,18 @@ class HealthService:
         self._changed = asyncio.Event()
 
     def handlers(self) -> Handlers:
-        """The service's methods by their full names."""
         return {
-            f"/{SERVICE}/Check": unary(self.check),
-            f"/{SERVICE}/Watch": server_stream(self.watch),
+            f"/{HEALTH_SERVICE}/Check": TaskMethod(self.check),
+            f"/{HEALTH_SERVICE}/Watch": TaskMethod(self.watch),
         }
 
     def set_ready(self, ready: bool) -> None:
-        """What is said from now on; watchers hear of it."""
+        """Answer so from now on, and tell those who watch."""
         self._ready = ready
         self._wake()
 
     def leave(self) -> None:
-        """Not ready any more; the calls that watch end."""
+        """Be not ready any more, and end the calls that watch."""
         self._ready, self._leaving = False, True
         self._wake()
 
@@ -70,7 +69,7 @@ class HealthService:
         service = _service_of(body)
         last = None
         while True:
-            # Before the status is read, so that no change is missed while it is written.
+            # Taken before the status, so that no change is missed while that is written.
             changed = self._changed
             status = self._status(service)
             if status != last:
@@ -94,35 +93,29 @@ def _answer(status: int) -> bytes:
 
 ALPHA_SERVICE = "grpc.reflection.v1alpha.ServerReflection"
 REFLECTION_SERVICE = "grpc.reflection.v1.ServerReflection"
-"""Its messages are v1alpha's under other names, so one servicer answers both."""
+"""The same messages as v1alpha under other names, so one servicer answers both."""
 
 
 def reflection_handlers(services: Iterable[str]) -> Handlers:
-    """The methods of both versions by their full names; they tell of these services."""
+    """The methods of both versions of server reflection, which describe these services."""
     alpha = reflection_pb2.DESCRIPTOR.serialized_pb
-    pool = load_pool(health_pb2.DESCRIPTOR.serialized_pb, alpha, _newer(alpha))
+    text = json_format.MessageToJson(FileDescriptorProto.FromString(alpha))
+    newer = json_format.Parse(text.replace("v1alpha", "v1"), FileDescriptorProto())
+    pool = load_pool(health_pb2.DESCRIPTOR.serialized_pb, alpha, newer.SerializeToString())
     servicer = aio.ReflectionServicer((*services, ALPHA_SERVICE, REFLECTION_SERVICE), pool)
 
+    async def requests(context: GrpcCall) -> AsyncIterator[Any]:
+        while (message := await context.read()) is not None:
+            try:
+                yield reflection_pb2.ServerReflectionRequest.FromString(message)
+            except DecodeError:
+                raise InvalidArgument("the message is not a ServerReflectionRequest") from None
+
     async def info(context: GrpcCall) -> None:
-        async for answer in servicer.ServerReflectionInfo(_requests(context), None):
+        async for answer in servicer.ServerReflectionInfo(requests(context), None):
             await context.write(answer.SerializeToString())
 
     return {
         f"/{name}/ServerReflectionInfo": stream(info)
         for name in (ALPHA_SERVICE, REFLECTION_SERVICE)
     }
-
-
-async def _requests(context: GrpcCall) -> AsyncIterator[Any]:
-    while (message := await context.read()) is not None:
-        try:
-            yield reflection_pb2.ServerReflectionRequest.FromString(message)
-        except DecodeError:
-            raise InvalidArgument("the message is not a ServerReflectionRequest") from None
-
-
-def _newer(alpha: bytes) -> bytes:
-    """The file of v1, made of that of v1alpha."""
-    text = json_format.MessageToJson(FileDescriptorProto.FromString(alpha))
-    file = json_format.Parse(text.replace("v1alpha", "v1"), FileDescriptorProto())
-    return bytes(file.SerializeToString())

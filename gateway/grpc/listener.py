@@ -5,24 +5,17 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
-from functools import partial
-from operator import attrgetter
 
 from gateway.door import ClientConnection, Door
-from gateway.grpc import health as grpc_health
-from gateway.grpc import media as grpc_media
-from gateway.grpc import openinference as grpc_inference
-from gateway.grpc import tfserving as grpc_serving
 from gateway.grpc.calls import Exchange, GrpcCall, Method, StreamedCall
-from gateway.grpc.connection import Connection, ConnectionLimits
+from gateway.grpc.connection import Connection
 from gateway.grpc.frames import ErrorCode
-from gateway.grpc.headers import HeaderDecoder
-from gateway.grpc.health import HealthService, reflection_handlers
-from gateway.grpc.media import MediaService
-from gateway.grpc.openinference import InferenceService
+from gateway.grpc.health import HEALTH_SERVICE, HealthService, reflection_handlers
+from gateway.grpc.media import MEDIA_SERVICE, MediaService
+from gateway.grpc.openinference import INFERENCE_SERVICE, InferenceService
 from gateway.grpc.streams import Stream
-from gateway.grpc.tfserving import ServingService
-from gateway.grpc.wire import CallHead, http_block, read_head
+from gateway.grpc.tfserving import MODEL_SERVICE, PREDICTION_SERVICE, ServingService
+from gateway.grpc.wire import CallHead, http_block
 from gateway.http.listener import BACKLOG, shared_socket
 from gateway.media.desk import MediaDesk
 from gateway.prediction import PredictionDesk
@@ -30,13 +23,22 @@ from gateway.view import GatewayView
 from headrace.errors import Unimplemented
 
 JOIN_BYTES = 64 * 1024
-"""Up to here one buffer is quicker to make and write than many are to write."""
+"""Bytes up to which frames are written as one buffer, which is quicker than many."""
 HIGH_WATER_BYTES = 1024 * 1024
-"""The transport takes so much before it holds us back."""
+"""Unsent bytes at which the transport pauses us."""
 MAX_UNREAD_BYTES = 4 * HIGH_WATER_BYTES
+"""Unsent bytes at which a peer that does not read is cut off: refusals wait for no window."""
 LEAVE_S = 1.0
-"""A peer that has not answered by then is told the last stream nonetheless."""
-Methods = Mapping[bytes, Method]
+"""Time in which a peer may acknowledge that we leave; then the last stream is announced."""
+CUT_S = 1.0
+"""Time in which connections that were cut off close."""
+SERVICES = (
+    INFERENCE_SERVICE,
+    PREDICTION_SERVICE,
+    MODEL_SERVICE,
+    MEDIA_SERVICE,
+    HEALTH_SERVICE,
+)
 
 
 class GrpcConnection(asyncio.Protocol, ClientConnection):
@@ -47,26 +49,18 @@ class GrpcConnection(asyncio.Protocol, ClientConnection):
 
     family = "grpc"
 
-    def __init__(self, door: Door, methods: Methods, peers: set[GrpcConnection]) -> None:
+    def __init__(
+        self, door: Door, methods: Mapping[bytes, Method], peers: set[GrpcConnection]
+    ) -> None:
         self._door, self._methods, self._peers = door, methods, peers
         self._loop = asyncio.get_running_loop()
         self._is_open = False
-        limits = door.limits
-        read = partial(read_head, max_headers=limits.max_headers, max_bytes=limits.max_header_bytes)
-        self._connection = Connection(
-            ConnectionLimits(limits.streams_per_connection, limits.max_header_bytes),
-            # What is a little too large is refused as a call; only more ends the connection.
-            HeaderDecoder(read, 2 * limits.max_header_bytes),
-            attrgetter("may_trail"),
-            self._open,
-            self._wake,
-        )
-        self._exchange = Exchange(self._connection, door, "")
+        self._connection = Connection(door.limits, self._open, self._wake)
+        self._exchange = Exchange(self._connection, door)
         self._since_s = self._loop.time()
         self.gone: asyncio.Future[None] = self._loop.create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Count the connection among those that the sweep checks, and those of its address."""
         self._is_open = True
         self._peers.add(self)
         refusal = self._door.enter(self, transport)
@@ -79,7 +73,6 @@ class GrpcConnection(asyncio.Protocol, ClientConnection):
             self._flush()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The client left: nobody waits for its calls any more."""
         self._is_open = False
         self._door.leave(self)
         self._peers.discard(self)
@@ -88,36 +81,30 @@ class GrpcConnection(asyncio.Protocol, ClientConnection):
             self.gone.set_result(None)
 
     def data_received(self, data: bytes) -> None:
-        """Frames, or pieces of them."""
         self._exchange.now_s = now_s = time.monotonic()
         connection = self._connection
         connection.receive(data, now_s)
-        if connection.outbox.paused and self._overfull():
-            return
-        if connection.closed or connection.leaving:
+        if (
+            connection.outbox.paused
+            and self._is_open
+            and self.transport.get_write_buffer_size() >= MAX_UNREAD_BYTES
+        ):
+            self.transport.abort()
+        elif connection.closed or connection.leaving:
             self._close_if_over()
 
     def pause_writing(self) -> None:
-        """The socket takes no more: answers wait in their streams."""
         self._connection.outbox.paused = True
 
     def resume_writing(self) -> None:
-        """The socket takes more."""
         self._connection.outbox.paused = False
         self._connection.outbox.resume()
-
-    def _overfull(self) -> bool:
-        """Cut off a peer that makes us answer and does not read: refusals wait for no window."""
-        if not self._is_open or self.transport.get_write_buffer_size() < MAX_UNREAD_BYTES:
-            return False
-        self.transport.abort()
-        return True
 
     def _wake(self) -> None:
         self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
-        """Write all that this turn of the loop has made, in one go."""
+        """Write in one go what this turn of the loop has made."""
         if not self._is_open:
             return
         transport, connection = self.transport, self._connection
@@ -139,7 +126,7 @@ class GrpcConnection(asyncio.Protocol, ClientConnection):
             self._close()
 
     def _close(self) -> None:
-        """Say the last words and close; what the peer still sends is not read."""
+        """Write the last frames and close; what the peer still sends is not read."""
         if not self._is_open or self.lingering:
             return
         self.lingering = True
@@ -152,10 +139,7 @@ class GrpcConnection(asyncio.Protocol, ClientConnection):
         """Take no more calls and close after those under way."""
         if not self._connection.leaving and self._is_open:
             self._connection.leave()
-            self._loop.call_later(LEAVE_S, self._finish_leaving)
-
-    def _finish_leaving(self) -> None:
-        self._connection.finish_leaving()
+            self._loop.call_later(LEAVE_S, self._connection.finish_leaving)
 
     def cut(self) -> None:
         """Close now, whatever is under way."""
@@ -166,11 +150,9 @@ class GrpcConnection(asyncio.Protocol, ClientConnection):
 
     @property
     def write_paused(self) -> bool:
-        """Whether the client has more to read than the socket takes."""
         return self._connection.outbox.paused
 
     def check_time(self, now_s: float) -> None:
-        """Cut off who sends too slowly, or is idle for too long."""
         limits, connection = self._door.limits, self._connection
         since_s = connection.block_since_s if connection.begun else self._since_s
         if since_s is not None and now_s - since_s > limits.header_timeout_s:
@@ -178,23 +160,19 @@ class GrpcConnection(asyncio.Protocol, ClientConnection):
             self._close()
         elif connection.streams:
             self._since_s = now_s
-            self._check_streams(now_s)
+            for stream in tuple(connection.streams.values()):
+                if stream.pending:
+                    # The peer's window is closed, or the stream would have been taken by now.
+                    stream.stalled_s = stream.stalled_s or now_s
+                    if now_s - stream.stalled_s > limits.write_timeout_s:
+                        connection.abandon(stream, ErrorCode.CANCEL)
+                elif stream.receiver is not None:
+                    stream.receiver.check_time(now_s)
         elif now_s - self._since_s > limits.idle_timeout_s:
             self.leave()
 
-    def _check_streams(self, now_s: float) -> None:
-        connection, limit_s = self._connection, self._door.limits.write_timeout_s
-        for stream in tuple(connection.streams.values()):
-            if stream.pending:
-                # The peer's window is closed, or the stream would have been taken by now.
-                stream.stalled_s = stream.stalled_s or now_s
-                if now_s - stream.stalled_s > limit_s:
-                    connection.abandon(stream, ErrorCode.CANCEL)
-            elif stream.receiver is not None:
-                stream.receiver.check_time(now_s)
-
     def _open(self, stream: Stream, head: CallHead) -> None:
-        """A new call."""
+        """Begin a call."""
         stream.missing = head.content_length
         if head.malformed:
             self._connection.reset(stream, ErrorCode.PROTOCOL_ERROR)
@@ -215,19 +193,8 @@ def _refuse(call: GrpcCall) -> None:
 NO_METHOD = Method(_refuse)
 
 
-SERVICES = (
-    grpc_inference.SERVICE,
-    grpc_serving.PREDICTION_SERVICE,
-    grpc_serving.MODEL_SERVICE,
-    grpc_media.SERVICE,
-    grpc_health.SERVICE,
-)
-CUT_S = 1.0
-"""Connections that were cut off are gone after this, or will be without us."""
-
-
 class GrpcListener:
-    """gRPC on an address. Bodies stay bytes, each at most `limits.max_body_bytes` long."""
+    """gRPC on an address; the health protocol says "not serving" until `set_ready`."""
 
     def __init__(
         self,
@@ -255,7 +222,7 @@ class GrpcListener:
         self.address = f"{host}:{port}"
 
     async def start(self) -> None:
-        """Accept connections; the health protocol says not serving until told so."""
+        """Accept connections."""
         self._server = await asyncio.get_running_loop().create_server(
             lambda: GrpcConnection(self._door, self._methods, self._connections),
             sock=self._socket,
@@ -263,11 +230,10 @@ class GrpcListener:
         )
 
     async def set_ready(self, ready: bool) -> None:
-        """What the health protocol says."""
         self._health.set_ready(ready)
 
     async def stop(self, timeout_s: float) -> None:
-        """Stop accepting and let calls end within `timeout_s`; streams read no more."""
+        """Stop accepting, let calls end within `timeout_s`, and cut off the rest."""
         self._health.leave()
         self._inference.leave()
         if self._server is not None:
@@ -275,16 +241,11 @@ class GrpcListener:
         self._socket.close()
         for connection in tuple(self._connections):
             connection.leave()
-        if await self._gone(timeout_s):
-            return
+        await self._wait_for_end(timeout_s)
         for connection in tuple(self._connections):
             connection.cut()
-        await self._gone(CUT_S)
+        await self._wait_for_end(CUT_S)
 
-    async def _gone(self, timeout_s: float) -> bool:
-        """Whether all connections are closed within that time."""
-        waits = [connection.gone for connection in self._connections]
-        if not waits:
-            return True
-        _, late = await asyncio.wait(waits, timeout=timeout_s)
-        return not late
+    async def _wait_for_end(self, timeout_s: float) -> None:
+        if waits := [connection.gone for connection in self._connections]:
+            await asyncio.wait(waits, timeout=timeout_s)

@@ -1,6 +1,6 @@
-"""Large pictures and videos over gRPC: `headrace.v1.Media`, as POST /v1/models/{model}:process.
+"""Large pictures and videos over gRPC: `headrace.v1.Media`, like POST /v1/models/{model}:process.
 
-The stage speaks in JSON-able events; here each becomes a `ProcessEvent`.
+The stage's events, which are JSON objects, become `ProcessEvent` messages.
 """
 
 from __future__ import annotations
@@ -43,11 +43,12 @@ _TYPED = frozenset(
     )
 )
 _MAX_NAME = 255
+"""Characters of a file's name."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessHead:
-    """The first message of a call; `content_type` is "" where the bytes shall tell."""
+    """The first message of a call; `content_type` is "" where the file's bytes decide."""
 
     model: str
     version: int | None
@@ -73,7 +74,7 @@ def read_head(body: bytes) -> ProcessHead:
 
 
 def read_chunk(body: bytes) -> bytes:
-    """A later message's piece of the file; raises `InvalidArgument`."""
+    """The piece of the file in a later message; raises `InvalidArgument`."""
     request = _request(body)
     if request.WhichOneof("content") != "chunk":
         raise InvalidArgument("after the head, every message should be a `chunk` of the file")
@@ -108,7 +109,7 @@ def _options(given: Any) -> ProcessOptions:
 
 
 def encode_event(event: Event) -> bytes:
-    """A `ProcessEvent`; an event of a kind that has no message is an `InternalError`."""
+    """A `ProcessEvent`; raises `InternalError` for a kind of event that has no message."""
     kind = event["event"]
     if kind not in _EVENTS:
         raise InternalError(f"the stage sent an event {kind!r}")
@@ -204,7 +205,7 @@ def _place(each: Event) -> dict[str, Any]:
     return {}
 
 
-SERVICE = "headrace.v1.Media"
+MEDIA_SERVICE = "headrace.v1.Media"
 PROTOCOL = "media_grpc"
 
 
@@ -215,11 +216,9 @@ class MediaService:
         self._desk = desk
 
     def handlers(self) -> Handlers:
-        """The service's methods by their full names."""
-        return {f"/{SERVICE}/Process": stream(self.process)}
+        return {f"/{MEDIA_SERVICE}/Process": stream(self.process)}
 
     async def process(self, context: GrpcCall) -> None:
-        """One upload and its events."""
         desk = self._desk
         if desk is None:
             raise Unimplemented("this server does not split large pictures and videos")
@@ -229,13 +228,13 @@ class MediaService:
         finally:
             named = ("x-request-id", prediction.request_id)
             limits = prediction.limit_headers(time.monotonic())
-            context.set_trailing_metadata((named, *limit_metadata(limits)))
+            context.trailing = (named, *limit_metadata(limits))
         if isinstance(answer, HeadraceError):
             raise answer
 
 
 class _Upload(Prediction):
-    """The record of a call; its `path` is known once the head has come."""
+    """A call; its `path` is known once the head has come."""
 
     __slots__ = ()
 
@@ -243,11 +242,18 @@ class _Upload(Prediction):
 
 
 async def _work(desk: MediaDesk, context: GrpcCall, prediction: Prediction) -> Reply:
-    """All but the status; a caller who does not read the events is not worked for."""
+    """Read the upload and tell its events, no faster than the caller reads them."""
     access, limits = desk.predictions.access, desk.predictions.limits
-    # Before anything is read: a stranger's first message may be as long as any.
+    # Before anything is read, because a first message may be as long as any.
     access.identify(prediction)
-    head = await _read_head(context, limits.body_timeout_s)
+    try:
+        async with asyncio.timeout(limits.body_timeout_s):
+            first = await context.read()
+    except TimeoutError:
+        raise RequestTimeout("the head took too long") from None
+    if first is None:
+        raise InvalidArgument("the call has no message: send a head, then chunks of the file")
+    head = read_head(first)
     prediction.path = InferPath(PROTOCOL, "process", head.model, head.version)
     allowed_s = desk.predictions.timeout_s(context.time_remaining())
     request, sharding = await desk.let_in(prediction, allowed_s)
@@ -275,14 +281,3 @@ async def _work(desk: MediaDesk, context: GrpcCall, prediction: Prediction) -> R
         result = await desk.process(job, tell)
         await tell({"event": "result", "result": result})
         return desk.reply(request, sent_bytes, result)
-
-
-async def _read_head(context: GrpcCall, limit_s: float) -> ProcessHead:
-    try:
-        async with asyncio.timeout(limit_s):
-            first = await context.read()
-    except TimeoutError:
-        raise RequestTimeout("the head took too long") from None
-    if first is None:
-        raise InvalidArgument("the call has no message: send a head, then chunks of the file")
-    return read_head(first)

@@ -1,20 +1,17 @@
-"""One prediction over gRPC: a call of its own, answered from the data plane without a task.
-
-Predictions that are part of a longer call, as in streams, are awaited: see `AwaitedPrediction`.
-"""
+"""Predictions over gRPC: a call of its own, answered without a task, or part of a longer call."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
 from gateway.access.admission import Admission
 from gateway.access.visit import Visit
 from gateway.grpc.calls import Gate, GrpcCall, Method
-from gateway.grpc.wire import OK_BLOCK, Metadata, limit_metadata, metadata_block
+from gateway.grpc.wire import Metadata, limit_metadata
 from gateway.prediction import Prediction, PredictionDesk
 from headrace.errors import HeadraceError, Unavailable
 from headrace.link.frames import OK, Body, Reply, decode_failure
@@ -33,78 +30,61 @@ class GrpcVisit(Visit):
 
 
 class GrpcPrediction(Prediction):
-    """A prediction that came over gRPC. `finished` hears its answer once, unless it is given up."""
+    """A prediction of a call. `finished` hears its answer once, unless it is given up."""
 
     __slots__ = ("_ended",)
 
     family: ClassVar[str] = "grpc"
 
-    def __init__(
-        self,
-        desk: PredictionDesk,
-        path: InferPath | None,
-        headers: Mapping[bytes, bytes],
-        address: str,
-    ) -> None:
-        super().__init__(desk, path, headers, address)
+    def __init__(self, desk: PredictionDesk, path: InferPath | None, call: GrpcCall) -> None:
+        super().__init__(desk, path, call.headers, call.address)
         self._ended = False
 
-    def start(self, body: bytes, timeout_s: float) -> None:
-        """Let it in; it may have finished, with a refusal, before this returns."""
+    def start(self, body: bytes, call: GrpcCall) -> None:
+        """Let it in; a refused one has finished when this returns."""
         try:
             self.begin(len(body))
-            self.send(body, len(body), self._done, timeout_s)
+            timeout_s = self.desk.timeout_s(call.time_remaining())
+            self.send(body, len(body), self.end, timeout_s)
         except HeadraceError as error:
-            self.end(error)
+            self.end(None, error)
 
-    def _done(self, _: Request, answer: Answer) -> None:
-        self.end(answer)
-
-    def end(self, answer: Answer) -> None:
-        """Its answer, or why there is none."""
+    def end(self, _: Request | None, answer: Answer) -> None:
+        """Record the answer, or the error in its place, and hand it on."""
         if not self._ended:
             self._ended = True
             self.record(answer)
             self.finished(answer)
 
     def finished(self, answer: Answer) -> None:
-        """It is answered and counted."""
+        """Hand the answer on."""
         raise NotImplementedError
 
     def give_up(self) -> None:
-        """Nobody waits for it any more."""
+        """Drop it: nobody waits for it any more."""
         if not self._ended:
             self._ended = True
             self.abandon()
 
     def trailing(self, answer: Answer | None = None) -> Metadata:
-        """What goes out with the status."""
-        metadata: Metadata = (
-            ("x-request-id", self.request_id),
-            *limit_metadata(self.limit_headers(time.monotonic(), answer)),
-        )
+        """The metadata that goes out with the status."""
+        limits = limit_metadata(self.limit_headers(time.monotonic(), answer))
+        metadata = (("x-request-id", self.request_id), *limits)
         if self.cold_start_ms:
             return (("x-headrace-cold-start-ms", str(self.cold_start_ms)), *metadata)
         return metadata
 
 
 class AwaitedPrediction(GrpcPrediction):
-    """A prediction as part of a longer call. Every one started must be awaited or given up."""
+    """A prediction as part of a longer call; each must be awaited or given up."""
 
     __slots__ = ("_answer",)
 
-    def __init__(
-        self,
-        desk: PredictionDesk,
-        path: InferPath | None,
-        headers: Mapping[bytes, bytes],
-        address: str,
-    ) -> None:
-        super().__init__(desk, path, headers, address)
+    def __init__(self, desk: PredictionDesk, path: InferPath | None, call: GrpcCall) -> None:
+        super().__init__(desk, path, call)
         self._answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
 
     def finished(self, answer: Answer) -> None:
-        """Hand it to whoever awaits it."""
         if not self._answer.done():
             self._answer.set_result(answer)
 
@@ -128,30 +108,29 @@ class UnaryPrediction(GrpcPrediction):
     __slots__ = ("_call",)
 
     def __init__(self, desk: PredictionDesk, path: InferPath | None, call: GrpcCall) -> None:
-        super().__init__(desk, path, call.headers, call.address)
+        super().__init__(desk, path, call)
         self._call = call
         call.on_end = self.call_ended
 
     def call_ended(self, error: HeadraceError | None) -> None:
-        """The caller left, or the call was refused without asking us."""
+        """Drop it: the caller left, or the call was refused with an error of its own."""
         if error is None:
             self.give_up()
         elif not self._ended:
             self._ended = True
             self.fail(error)
-            self._call.set_trailing_metadata(self.trailing(error))
+            self._call.trailing = self.trailing(error)
 
     def finished(self, answer: Answer) -> None:
-        """Answer the call."""
         call = self._call
         call.on_end = None
         if isinstance(answer, Reply):
             if answer.status == OK:
-                block = OK_BLOCK + metadata_block(self.trailing())
-                call.answer(answer.body, answer.length, block)
+                call.trailing = self.trailing()
+                call.answer(answer.body, answer.length)
                 return
             answer = decode_failure(answer)
-        call.set_trailing_metadata(self.trailing(answer))
+        call.trailing = self.trailing(answer)
         call.refuse(answer)
 
 
@@ -169,11 +148,10 @@ class PredictionMethod(Method):
         prediction = call.state
         if not isinstance(prediction, UnaryPrediction):
             prediction = call.state = UnaryPrediction(self._desk, None, call)
-        # Its model is not known yet, its caller's budget is.
+        # Its model is not known yet, but its caller's budget is.
         prediction.begin(length)
 
     def start(self, call: GrpcCall, message: bytes) -> None:
-        """Begin the prediction that the message asks for."""
         prediction = call.state
         try:
             path = self._find(message)
@@ -186,12 +164,12 @@ class PredictionMethod(Method):
             prediction.path = path
         else:
             prediction = UnaryPrediction(self._desk, path, call)
-        call.disarm()  # The data plane keeps its deadline from here on.
-        prediction.start(message, self._desk.timeout_s(call.time_remaining()))
+        call.disarm()  # The data plane watches the deadline from here on.
+        prediction.start(message, call)
 
 
 def gate(access: Admission) -> Gate:
-    """Lets in calls that are no predictions; each finds its `GrpcVisit` in its call's `state`."""
+    """Admission of calls that are no predictions; their `GrpcVisit` is in `call.state`."""
 
     def admit(call: GrpcCall) -> None:
         call.state = visit = GrpcVisit(
@@ -200,8 +178,7 @@ def gate(access: Admission) -> Gate:
         try:
             access.admit(visit)
         except HeadraceError as error:
-            limits = visit.limit_headers(time.monotonic(), error)
-            call.set_trailing_metadata(limit_metadata(limits))
+            call.trailing = limit_metadata(visit.limit_headers(time.monotonic(), error))
             raise
 
     return admit
@@ -213,12 +190,12 @@ def joined(body: Body) -> bytes:
 
 
 MAX_IN_FLIGHT = 64
-"""Predictions of one stream that are not answered yet; then the stream is not read."""
+"""Cap on a stream's predictions without an answer; at it the stream is not read."""
 
 
 @dataclass(frozen=True, slots=True)
 class PendingAnswer:
-    """A prediction whose answer has not been written; an error names the request's id and model."""
+    """A prediction whose answer was not written yet; an error names the request's id and model."""
 
     prediction: AwaitedPrediction
     id: str = ""
@@ -234,14 +211,14 @@ class PendingAnswer:
 
 
 class InferStream:
-    """The method; `leave` ends the streams that are open."""
+    """The method ModelStreamInfer."""
 
     def __init__(self, desk: PredictionDesk) -> None:
         self._desk = desk
         self._readers: set[asyncio.Task[None]] = set()
 
     def leave(self) -> None:
-        """Read no more requests: what has been read is answered, then the streams end."""
+        """Read no more requests; the streams end after the answers to those that were read."""
         for reader in self._readers:
             reader.cancel()
 
@@ -271,30 +248,21 @@ class InferStream:
         pending: asyncio.Queue[PendingAnswer | None],
         room: asyncio.Semaphore,
     ) -> None:
-        headers, address = context.headers, context.address
         try:
             while True:
                 await room.acquire()
                 body = await context.read()
                 if body is None:
                     return
-                pending.put_nowait(
-                    self._start(
-                        body, headers, address, self._desk.timeout_s(context.time_remaining())
-                    )
-                )
+                try:
+                    path, id = infer_target(body)
+                except HeadraceError as error:
+                    prediction = AwaitedPrediction(self._desk, None, context)
+                    prediction.end(None, error)
+                    pending.put_nowait(PendingAnswer(prediction))
+                else:
+                    prediction = AwaitedPrediction(self._desk, path, context)
+                    prediction.start(body, context)
+                    pending.put_nowait(PendingAnswer(prediction, id, path.model))
         finally:
             pending.put_nowait(None)
-
-    def _start(
-        self, body: bytes, headers: Mapping[bytes, bytes], address: str, limit_s: float
-    ) -> PendingAnswer:
-        try:
-            path, id = infer_target(body)
-        except HeadraceError as error:
-            prediction = AwaitedPrediction(self._desk, None, headers, address)
-            prediction.end(error)
-            return PendingAnswer(prediction)
-        prediction = AwaitedPrediction(self._desk, path, headers, address)
-        prediction.start(body, limit_s)
-        return PendingAnswer(prediction, id, path.model)

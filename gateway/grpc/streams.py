@@ -20,9 +20,9 @@ from gateway.grpc.frames import (
 from headrace.link.frames import Body, Buffer, pieces
 
 QUANTUM_BYTES = 256 * 1024
-"""So much DATA is taken at once; then other connections get their turn of the loop."""
+"""DATA taken at once; then other connections get their turn of the loop."""
 SMALL_FRAME_BYTES = 256
-"""A peer whose window cuts an answer into pieces below this makes us work for little."""
+"""Least DATA frame that counts as useful: a peer's window may cut an answer into tiny ones."""
 
 
 class Receiver:
@@ -45,10 +45,10 @@ class Receiver:
 class Stream:
     """One request and its answer. Windows are in bytes, as HTTP/2 counts them.
 
-    `paced` leaves it to the receiver to give credit for what it has consumed; otherwise credit is
-    given for all that comes. `owed` is what came and was not consumed, `credit` what was consumed
-    and not yet told to the peer. `missing` is what has yet to come of a body whose length is known.
-    From `held_from_s` on nobody is at fault who resets it.
+    The receiver of a `paced` stream gives credit for what it has consumed; for others all that
+    comes is consumed. `owed` is what came and was not consumed, `credit` what was consumed and not
+    yet told to the peer. `missing` is what has yet to come of a body whose length is known. A reset
+    from `held_from_s` on is no flood.
     """
 
     __slots__ = (
@@ -88,10 +88,10 @@ class Stream:
 
 
 class Outbox:
-    """See the module. `wake` is called when there is something to take, once until it is taken.
+    """What a connection has to send. `wake` is called when there is something to take, once.
 
-    `finished` hears of each stream whose last byte was taken. `useful_frames` counts frames that
-    bring something, not those that a small window makes small.
+    `finished` hears of each stream whose answer is whole. `useful_frames` counts frames with
+    content, without those that a small window makes small.
     """
 
     def __init__(self, wake: Callable[[], None], finished: Callable[[Stream], None]) -> None:
@@ -106,10 +106,8 @@ class Outbox:
         self.paused = False
         self.useful_frames = 0
 
-    # -- what goes out ------------------------------------------------------------------------
-
     def send(self, frames: bytes) -> None:
-        """Whole frames that no window holds back."""
+        """Add whole frames that no window holds back."""
         self._frames.append(frames)
         self._size += len(frames)
         if not self._woken:
@@ -117,7 +115,7 @@ class Outbox:
             self._wake()
 
     def headers(self, stream: Stream, block: bytes) -> None:
-        """The header block before a stream's DATA."""
+        """Add the header block before a stream's DATA."""
         self.send(encode_headers(stream.id, block, end=False, limit_bytes=self.frame_bytes))
 
     def answer(
@@ -129,7 +127,7 @@ class Outbox:
         length: int,
         end: bytes,
     ) -> None:
-        """A whole answer: header block, `prefix` and `length` bytes of body, trailing block."""
+        """Add a whole answer: header block, `prefix`, `length` bytes of body, trailing block."""
         total = len(prefix) + length
         at_once = (
             total <= stream.send_window
@@ -160,7 +158,7 @@ class Outbox:
         self._finished(stream)
 
     def data(self, stream: Stream, *buffers: Buffer) -> None:
-        """More of a stream's DATA."""
+        """Add DATA to a stream."""
         if stream.pending is None:
             stream.pending = deque()
         views = [memoryview(buffer) for buffer in buffers if len(buffer)]
@@ -169,7 +167,7 @@ class Outbox:
         self.turn(stream)
 
     def end(self, stream: Stream, block: bytes) -> None:
-        """The trailing block, which goes out after all of the stream's DATA."""
+        """Add the trailing block, which goes out after all of the stream's DATA."""
         if stream.pending:
             stream.trailers = block
             return
@@ -178,22 +176,18 @@ class Outbox:
         self._finished(stream)
 
     def forget(self, stream: Stream) -> None:
-        """Nothing more goes out on this stream."""
+        """Drop what a stream has to send."""
         self._turns.pop(stream, None)
         stream.pending = stream.trailers = None
 
-    # -- what holds it back -------------------------------------------------------------------
-
     def turn(self, stream: Stream) -> None:
-        """The stream may have something to send and room for it."""
+        """Let a stream send if it has DATA and room for it."""
         if stream.pending and stream.send_window > 0:
             self._turns[stream] = None
-            if self.window > 0 and not self.paused and not self._woken:
-                self._woken = True
-                self._wake()
+            self.resume()
 
     def widen(self, stream: Stream | None, more: int) -> bool:
-        """The peer opens the window of a stream, or of the connection; False if it is too wide."""
+        """Open the window of a stream, or of the connection; False if it is too wide."""
         if stream is None:
             self.window += more
             if self.window > MAX_WINDOW_BYTES:
@@ -207,15 +201,13 @@ class Outbox:
         return True
 
     def resume(self) -> None:
-        """The connection, or the socket, may have room again."""
+        """Wake if a stream can send: the connection or the socket may have room again."""
         if self._turns and self.window > 0 and not self.paused and not self._woken:
             self._woken = True
             self._wake()
 
-    # -- taking it ----------------------------------------------------------------------------
-
     def take(self) -> list[Buffer]:
-        """What can be written now, about `QUANTUM_BYTES` of it at most; wakes again for more."""
+        """Buffers to write now, about `QUANTUM_BYTES` at most; wakes again for more."""
         self._woken = False
         while self._turns and self.window > 0 and not self.paused and self._size < QUANTUM_BYTES:
             stream = next(iter(self._turns))
@@ -245,7 +237,7 @@ class Outbox:
         stream.pending_bytes -= size
         stream.stalled_s = 0.0
         if size >= SMALL_FRAME_BYTES or not pending:
-            self.useful_frames += 1  # see CVE-2019-9511 for what would let a peer dribble
+            self.useful_frames += 1  # Tiny frames earn a peer nothing: CVE-2019-9511.
         self._frames.append(HEAD.pack(size << 8, 0, stream.id))
         self._frames += parts
         self._size += size + HEAD.size
@@ -268,7 +260,7 @@ class AnswerLayout:
         self._struct = struct.Struct(f">IBI{len(block)}sIBI{prefix_bytes}s")
 
     def encode(self, stream_id: int, length: int, prefix: bytes) -> bytes:
-        """The frames' start for a DATA frame of `length` bytes, `prefix` included."""
+        """The bytes before the body; `length` is that of the DATA, `prefix` included."""
         return self._struct.pack(
             self._head, 4, stream_id, self.block, length << 8, 0, stream_id, prefix
         )

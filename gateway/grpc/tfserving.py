@@ -9,12 +9,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from gateway.grpc.calls import GrpcCall, Handlers, Method, unary
-from gateway.grpc.prediction import (
-    AwaitedPrediction,
-    PredictionMethod,
-    gate,
-)
+from gateway.grpc.calls import GrpcCall, Handlers, Method, TaskMethod
+from gateway.grpc.prediction import AwaitedPrediction, PredictionMethod, gate
 from gateway.prediction import PredictionDesk
 from gateway.view import GatewayView, require_public
 from headrace.config.args import Latest, ModelConfig
@@ -28,9 +24,6 @@ from headrace.protocols.targets import (
     serving_target,
 )
 from headrace.protocols.wire import encode_message, message
-
-Versions = Any
-"""What `ModelConfig.versions` takes."""
 
 
 def reloaded_models(config: Any) -> Mapping[str, ModelConfig]:
@@ -54,7 +47,12 @@ def reloaded_models(config: Any) -> Mapping[str, ModelConfig]:
 def _model(entry: Any) -> ModelConfig:
     if not entry.name:
         raise InvalidArgument("every model of the list needs a name")
-    _check_path(entry.name, entry.base_path)
+    # The store decides where models lie; only the last part of a path can be compared.
+    if entry.base_path and entry.base_path.rstrip("/").rpartition("/")[2] != entry.name:
+        raise InvalidArgument(
+            f"`base_path` of model {entry.name!r} must be empty or end with the model's name: "
+            "models are read from the store of the configuration"
+        )
     try:
         return ModelConfig(
             versions=_versions(entry.model_version_policy), labels=dict(entry.version_labels)
@@ -65,16 +63,8 @@ def _model(entry: Any) -> ModelConfig:
         raise InvalidArgument(f"model {entry.name!r}: {where}: {first['msg']}") from None
 
 
-def _check_path(name: str, base_path: str) -> None:
-    """The store decides where models lie; of a path only the last part can be compared."""
-    if base_path and base_path.rstrip("/").rpartition("/")[2] != name:
-        raise InvalidArgument(
-            f"`base_path` of model {name!r} must be empty or end with the model's name: "
-            "models are read from the store of the configuration"
-        )
-
-
-def _versions(policy: Any) -> Versions:
+def _versions(policy: Any) -> Any:
+    """What `ModelConfig.versions` takes, from a ModelVersionPolicy message."""
     kind = policy.WhichOneof("policy_choice")
     if kind == "all":
         return "all"
@@ -98,20 +88,17 @@ class ServingService:
         self._view, self._predictions = view, predictions
 
     def handlers(self) -> Handlers:
-        """The methods of both services by their full names."""
         admit = gate(self._predictions.access)
-        return {
-            f"/{PREDICTION_SERVICE}/Predict": self._prediction("predict"),
-            f"/{PREDICTION_SERVICE}/Classify": self._prediction("classify"),
-            f"/{PREDICTION_SERVICE}/Regress": self._prediction("regress"),
-            f"/{PREDICTION_SERVICE}/MultiInference": unary(self.multi_inference),
-            f"/{PREDICTION_SERVICE}/GetModelMetadata": unary(self.model_metadata, admit),
-            f"/{MODEL_SERVICE}/GetModelStatus": unary(self.model_status, admit),
-            f"/{MODEL_SERVICE}/HandleReloadConfigRequest": unary(self.reload, admit),
+        methods: dict[str, Method] = {
+            f"/{PREDICTION_SERVICE}/MultiInference": TaskMethod(self.multi_inference),
+            f"/{PREDICTION_SERVICE}/GetModelMetadata": TaskMethod(self.model_metadata, admit),
+            f"/{MODEL_SERVICE}/GetModelStatus": TaskMethod(self.model_status, admit),
+            f"/{MODEL_SERVICE}/HandleReloadConfigRequest": TaskMethod(self.reload, admit),
         }
-
-    def _prediction(self, method: str) -> Method:
-        return PredictionMethod(self._predictions, partial(serving_target, method=method))
+        for name in ("Predict", "Classify", "Regress"):
+            find = partial(serving_target, method=name.lower())
+            methods[f"/{PREDICTION_SERVICE}/{name}"] = PredictionMethod(self._predictions, find)
+        return methods
 
     async def multi_inference(self, body: bytes, context: GrpcCall) -> bytes:
         """Several classifications and regressions of one input by one version of one model."""
@@ -119,15 +106,13 @@ class ServingService:
         tasks = multi_inference_tasks(body, limits.max_body_bytes, limits.max_elements)
         path, plane = tasks[0][0], self._predictions.plane
         _, version = plane.resolve(path.protocol, path.model, path.version, path.label)
-        headers, address = context.headers, context.address
-        limit_s = self._predictions.timeout_s(context.time_remaining())
         predictions = []
         try:
             for path, part in tasks:
                 pinned = replace(path, version=version, label=None)
-                prediction = AwaitedPrediction(self._predictions, pinned, headers, address)
+                prediction = AwaitedPrediction(self._predictions, pinned, context)
                 predictions.append(prediction)
-                prediction.start(part, limit_s)
+                prediction.start(part, context)
             answers = [await prediction.result() for prediction in predictions]
         finally:
             for prediction in predictions:

@@ -3,11 +3,6 @@
 As in gRPC's "PROTOCOL-HTTP2": a message is a flag (1: compressed), its length (u32, big-endian) and
 its bytes; how a call ended stands in `grpc-status` and `grpc-message`; headers whose name ends in
 `-bin` hold base64.
-
-google.rpc.Status with RetryInfo: how gRPC says when to come back.
-
-Three small messages, so they are written by hand: Status {code, message, details}, Any {type_url,
-value}, RetryInfo {Duration {seconds, nanos}}.
 """
 
 from __future__ import annotations
@@ -16,11 +11,13 @@ import base64
 import binascii
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from enum import IntEnum
 from types import MappingProxyType
 from urllib.parse import quote_from_bytes
+
+import grpc
 
 from gateway.grpc.headers import Field, encode_block, encode_status
 from gateway.headers import RETRY_MARGIN_S, combined
@@ -44,7 +41,7 @@ CONTENT_TYPE = re.compile(rb"application/grpc(?:[+;].*)?", re.DOTALL)
 UNITS_S = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 TIMEOUT = re.compile(rb"([0-9]{1,8})([HMSmun])")
 PRINTABLE = " !\"#$&'()*+,/:;<=>?@[\\]^`{|}~"
-"""What `grpc-message` holds as it is, besides what is never quoted; not the percent sign."""
+"""Characters that `grpc-message` holds unquoted, besides those that are never quoted."""
 PSEUDO = frozenset((b":method", b":scheme", b":path", b":authority"))
 REQUIRED = frozenset((b":method", b":scheme", b":path"))
 OF_A_CONNECTION = frozenset(
@@ -61,10 +58,9 @@ Metadata = tuple[tuple[str, str | bytes], ...]
 class CallHead:
     """What the headers of a call say; shared by all calls with the same header block.
 
-    `malformed` is why the stream must be reset, `http_status` the answer to what is no gRPC call,
-    `error` what refuses it; `timeout_s` is None where the caller waits for ever, and
-    `content_length` where the headers do not tell it. `may_trail` is of blocks that open no call,
-    and may end the request of one.
+    `malformed` is the reason to reset the stream, `http_status` the answer to what is no gRPC call,
+    `error` what refuses the call. `timeout_s` is None without a deadline, `content_length` where
+    the headers do not tell it. A block that `may_trail` opens no call but may end a request.
     """
 
     path: bytes = b""
@@ -101,7 +97,9 @@ def read_head(fields: Sequence[Field], max_headers: int, max_bytes: int) -> Call
         return CallHead(malformed="the header 'content-length'")
     content_length = None if length is None else int(length)
     for name in [name for name in headers if name.endswith(b"-bin")]:
-        headers[name] = _unpacked(headers[name])
+        value = headers[name]
+        with suppress(binascii.Error):  # What is no base64 stays as it is.
+            headers[name] = base64.b64decode(value + b"=" * (-len(value) % 4), validate=True)
     if headers.get(b"te", b"trailers") != b"trailers":
         return CallHead(malformed="`te` may only be `trailers`")
     path = pseudo[b":path"]
@@ -134,16 +132,8 @@ def parse_timeout_s(value: bytes | None) -> float | None:
     return int(match[1]) * UNITS_S[match[2]]
 
 
-def _unpacked(value: bytes) -> bytes:
-    """A binary header's bytes; what is no base64 stays as it is."""
-    try:
-        return base64.b64decode(value + b"=" * (-len(value) % 4), validate=True)
-    except binascii.Error:
-        return value
-
-
 class MessageReader:
-    """Cuts the DATA of a call into messages of at most `limit_bytes`, whatever way it is cut.
+    """Cuts the DATA of a call into messages of at most `limit_bytes`.
 
     `length` is that of the message which is not whole yet, None before its prefix is.
     """
@@ -158,7 +148,7 @@ class MessageReader:
         self.length: int | None = None
 
     def feed(self, data: bytes) -> list[tuple[bool, bytes]]:
-        """Messages that `data` completes, each with whether it is compressed.
+        """The messages that `data` completes, as (compressed, message).
 
         Raises `PayloadTooLarge` as soon as a prefix says so, `InternalError` for a wrong flag.
         """
@@ -166,9 +156,19 @@ class MessageReader:
         at, end = 0, len(data)
         while at < end:
             if self.length is None:
-                at = self._read_prefix(data, at)
-                if self.length is None:
+                piece = data[at : at + PREFIX_BYTES - len(self._prefix)]
+                at += len(piece)
+                self._prefix += piece
+                if len(self._prefix) < PREFIX_BYTES:
                     break
+                if self._prefix[0] > 1:
+                    raise InternalError(f"a message with the flag {self._prefix[0]}, not 0 or 1")
+                length = int.from_bytes(self._prefix[1:], "big")
+                if length > self._limit_bytes:
+                    raise PayloadTooLarge(
+                        f"the body is over {self._limit_bytes} bytes (`max_body_bytes`)"
+                    )
+                self.length = length
             piece = data[at : at + self.length - self._have]
             at += len(piece)
             self._have += len(piece)
@@ -179,31 +179,14 @@ class MessageReader:
                 self._prefix, self._parts, self._have, self.length = b"", [], 0, None
         return whole
 
-    def _read_prefix(self, data: bytes, at: int) -> int:
-        piece = data[at : at + PREFIX_BYTES - len(self._prefix)]
-        self._prefix += piece
-        if len(self._prefix) == PREFIX_BYTES:
-            if self._prefix[0] > 1:
-                raise InternalError(f"a message with the flag {self._prefix[0]}, not 0 or 1")
-            length = int.from_bytes(self._prefix[1:], "big")
-            if length > self._limit_bytes:
-                raise PayloadTooLarge(too_large(self._limit_bytes))
-            self.length = length
-        return at + len(piece)
-
     @property
     def partial(self) -> bool:
         """Whether the bytes so far end inside a message."""
         return bool(self._prefix)
 
 
-def too_large(limit_bytes: int) -> str:
-    """What is said of a message over the limit."""
-    return f"the body is over {limit_bytes} bytes (`max_body_bytes`)"
-
-
 def plain(compressed: bool, message: bytes, encoding: bytes, limit_bytes: int) -> bytes:
-    """The message as it was before it was compressed; raises what is wrong with it."""
+    """The message, inflated if it is compressed; raises `HeadraceError`."""
     if not compressed:
         return message
     if encoding == IDENTITY:
@@ -212,7 +195,7 @@ def plain(compressed: bool, message: bytes, encoding: bytes, limit_bytes: int) -
 
 
 def prefix(length: int) -> bytes:
-    """What stands before a message of so many bytes."""
+    """The prefix of a message of `length` bytes."""
     return b"\x00" + length.to_bytes(4, "big")
 
 
@@ -224,80 +207,38 @@ ANSWER_BLOCK = encode_status(200) + encode_block(ANSWER_FIELDS)
 OK_BLOCK = encode_block([(b"grpc-status", b"0")])
 
 
-def status_block(code: int, details: str, metadata: Iterable[tuple[str, str | bytes]]) -> bytes:
-    """The trailing block of a call that ended so."""
-    if code == 0:
-        return OK_BLOCK + metadata_block(metadata)
+RETRY_INFO_URL = b"type.googleapis.com/google.rpc.RetryInfo"
+MAX_DETAILS = 2000
+"""Characters of details; longer ones may not fit into the headers that a client accepts."""
+
+
+def error_block(error: HeadraceError, metadata: Metadata) -> bytes:
+    """The trailing block of a call that ended with an error.
+
+    Where a retry can help, `grpc-status-details-bin` tells when: a google.rpc.Status {code,
+    message, details} with an Any {type_url, value} of a RetryInfo {Duration {seconds, nanos}}.
+    """
+    details = error.message[:MAX_DETAILS].encode(errors="replace")
+    code: int = grpc.StatusCode[error.grpc_status].value[0]
     fields = [(b"grpc-status", b"%d" % code)]
     if details:
-        fields.append((b"grpc-message", percent_encoded(details)))
+        fields.append((b"grpc-message", quote_from_bytes(details, PRINTABLE).encode()))
+    if error.retry_after_s is not None:
+        wait_s = error.retry_after_s + RETRY_MARGIN_S
+        seconds, rest_s = divmod(max(0.0, wait_s), 1.0)
+        duration = _number(1, int(seconds)) + _number(2, int(rest_s * 1e9))
+        retry = delimited(1, RETRY_INFO_URL) + delimited(2, delimited(1, duration))
+        status = _number(1, code) + delimited(2, details) + delimited(3, retry)
+        metadata = (
+            *metadata,
+            ("grpc-retry-pushback-ms", str(math.ceil(wait_s * 1000))),
+            ("grpc-status-details-bin", status),
+        )
     return encode_block(fields) + metadata_block(metadata)
-
-
-def metadata_block(metadata: Iterable[tuple[str, str | bytes]]) -> bytes:
-    """Metadata as header fields; bytes are for names that end in `-bin`."""
-    return encode_block(
-        [
-            (name.encode(), value.encode() if isinstance(value, str) else _packed(value))
-            for name, value in metadata
-        ]
-    )
-
-
-def _packed(value: bytes) -> bytes:
-    return base64.b64encode(value).rstrip(b"=")
-
-
-def percent_encoded(text: str) -> bytes:
-    """A `grpc-message`: UTF-8 with all but printable ASCII in percent notation."""
-    return quote_from_bytes(text.encode(), PRINTABLE).encode()
-
-
-def http_block(status: int) -> bytes:
-    """The header block that answers what is no gRPC call."""
-    allow = [(b"allow", b"POST")] if status == 405 else []
-    return encode_status(status) + encode_block([*allow, (b"content-length", b"0")])
-
-
-RETRY_INFO_URL = b"type.googleapis.com/google.rpc.RetryInfo"
-
-
-def status_with_retry(code: int, message: str, retry_s: float) -> bytes:
-    """The value of `grpc-status-details-bin`; `code` is gRPC's number of the status."""
-    seconds, rest_s = divmod(max(0.0, retry_s), 1.0)
-    duration = _number(1, int(seconds)) + _number(2, int(rest_s * 1e9))
-    detail = delimited(1, RETRY_INFO_URL) + delimited(2, delimited(1, duration))
-    return _number(1, code) + delimited(2, message.encode()) + delimited(3, detail)
 
 
 def _number(field: int, value: int) -> bytes:
     return varint(field << 3) + varint(value)
-
-
-MAX_DETAILS = 2000
-"""Longer details may not fit into the headers that a client accepts."""
-
-
-class StatusCode(IntEnum):
-    """gRPC's status codes."""
-
-    OK = 0
-    CANCELLED = 1
-    UNKNOWN = 2
-    INVALID_ARGUMENT = 3
-    DEADLINE_EXCEEDED = 4
-    NOT_FOUND = 5
-    ALREADY_EXISTS = 6
-    PERMISSION_DENIED = 7
-    RESOURCE_EXHAUSTED = 8
-    FAILED_PRECONDITION = 9
-    ABORTED = 10
-    OUT_OF_RANGE = 11
-    UNIMPLEMENTED = 12
-    INTERNAL = 13
-    UNAVAILABLE = 14
-    DATA_LOSS = 15
-    UNAUTHENTICATED = 16
 
 
 def limit_metadata(limit: tuple[bytes, bytes] | None) -> Metadata:
@@ -307,18 +248,20 @@ def limit_metadata(limit: tuple[bytes, bytes] | None) -> Metadata:
     return (("ratelimit-policy", limit[0].decode()), ("ratelimit", limit[1].decode()))
 
 
-def status_of(error: HeadraceError) -> tuple[int, str, Metadata]:
-    """Code, details and metadata of this error; with RetryInfo where a retry can help."""
-    details = error.message[:MAX_DETAILS].encode(errors="replace").decode()
-    code = StatusCode[error.grpc_status]
-    if error.retry_after_s is None:
-        return code, details, ()
-    wait_s = error.retry_after_s + RETRY_MARGIN_S
-    return (
-        code,
-        details,
-        (
-            ("grpc-retry-pushback-ms", str(math.ceil(wait_s * 1000))),
-            ("grpc-status-details-bin", status_with_retry(code, details, wait_s)),
-        ),
+def metadata_block(metadata: Metadata) -> bytes:
+    """Metadata as header fields; bytes are for names that end in `-bin`."""
+    return encode_block(
+        [
+            (
+                name.encode(),
+                value.encode() if isinstance(value, str) else base64.b64encode(value).rstrip(b"="),
+            )
+            for name, value in metadata
+        ]
     )
+
+
+def http_block(status: int) -> bytes:
+    """The header block that answers what is no gRPC call."""
+    allow = [(b"allow", b"POST")] if status == 405 else []
+    return encode_status(status) + encode_block([*allow, (b"content-length", b"0")])

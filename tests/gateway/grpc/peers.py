@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,11 +9,12 @@ import h2.config
 import h2.connection
 import h2.events
 
-from gateway.grpc.connection import Connection, ConnectionLimits
+from gateway.grpc.connection import Connection
 from gateway.grpc.frames import MAX_FRAME_BYTES, PREFACE, FrameType, Http2Reader, encode_settings
-from gateway.grpc.headers import Field, HeaderDecoder, encode_block, encode_status
+from gateway.grpc.headers import encode_block, encode_status
 from gateway.grpc.streams import AnswerLayout, Receiver, Stream
-from gateway.grpc.wire import ANSWER_BLOCK, OK_BLOCK
+from gateway.grpc.wire import ANSWER_BLOCK, OK_BLOCK, CallHead
+from headrace.config.args import Limits
 
 HEADERS = [
     (":method", "POST"),
@@ -26,7 +26,7 @@ HEADERS = [
 ]
 REQUEST_BLOCK = encode_block([(name.encode(), value.encode()) for name, value in HEADERS])
 LAYOUT = AnswerLayout(ANSWER_BLOCK, 0)
-LIMITS = ConnectionLimits(streams=8, header_bytes=16 * 1024)
+LIMITS = Limits(streams_per_connection=8, max_header_bytes=16 * 1024)
 
 
 @dataclass
@@ -35,7 +35,6 @@ class Echo(Receiver):
 
     house: Server
     stream: Stream
-    fields: Sequence[Field]
     body: bytearray = field(default_factory=bytearray)
     ended: bool = False
     left: bool = False
@@ -66,20 +65,19 @@ class Server:
     """
 
     def __init__(
-        self, *, answers: bool = True, paced: bool = False, limits: ConnectionLimits = LIMITS
+        self, *, answers: bool = True, paced: bool = False, limits: Limits = LIMITS
     ) -> None:
         self.answers, self.paced = answers, paced
         self.wakes = 0
         self.now_s = 1.0
         self.opened: list[Echo] = []
-        decoder = HeaderDecoder(tuple[Field, ...], 2 * limits.header_bytes)
-        self.connection = Connection(limits, decoder, may_trail, self._open, self._wake)
+        self.connection = Connection(limits, self._open, self._wake)
 
     def _wake(self) -> None:
         self.wakes += 1
 
-    def _open(self, stream: Stream, fields: tuple[Field, ...]) -> None:
-        echo = Echo(self, stream, fields)
+    def _open(self, stream: Stream, _: CallHead) -> None:
+        echo = Echo(self, stream)
         stream.receiver, stream.paced = echo, self.paced
         self.opened.append(echo)
 
@@ -97,11 +95,6 @@ class Server:
         """The preface and settings of a client that is written by hand."""
         self.receive(PREFACE + encode_settings([]))
         self.sent()
-
-
-def may_trail(fields: tuple[Field, ...]) -> bool:
-    """Trailers have no pseudo-headers."""
-    return not any(name.startswith(b":") for name, _ in fields)
 
 
 def goaway_code(data: bytes) -> int | None:

@@ -14,7 +14,7 @@ import h2.connection
 import h2.events
 
 from gateway.door import Door
-from gateway.grpc.calls import GrpcCall, Method, TaskMethod, server_stream, stream, unary
+from gateway.grpc.calls import GrpcCall, Method, TaskMethod, stream
 from gateway.grpc.frames import Http2Reader, RawFrame, encode_frame
 from gateway.grpc.listener import GrpcConnection
 from gateway.grpc.wire import prefix
@@ -29,17 +29,17 @@ class Methods:
         self.gate = asyncio.Event()
         self.seen: list[Any] = []
         self.table: Mapping[bytes, Method] = {
-            b"/echo": unary(self.echo),
-            b"/wait": unary(self.wait),
+            b"/echo": TaskMethod(self.echo),
+            b"/wait": TaskMethod(self.wait),
             b"/count": TaskMethod(lambda _, call: self.count(call), streamed=True),
-            b"/pour": server_stream(self.pour),
+            b"/pour": TaskMethod(self.pour),
             b"/both": stream(self.both),
-            b"/give": unary(self.give),
+            b"/give": TaskMethod(self.give),
         }
 
     async def echo(self, body: bytes, context: GrpcCall) -> bytes:
         if body == b"wrong":
-            context.set_trailing_metadata((("x-number", "7"), ("x-raw-bin", b"\0\1")))
+            context.trailing = (("x-number", "7"), ("x-raw-bin", b"\0\1"))
             raise InvalidArgument("100 % wr\u00f6ng")
         return bytes(context.headers.get(b"x-raw-bin", body))
 

@@ -20,7 +20,6 @@ from gateway.grpc.connection import (
     RESETS,
     STREAM_WINDOW_BYTES,
     WINDOW_BYTES,
-    ConnectionLimits,
     FrameBudget,
 )
 from gateway.grpc.frames import (
@@ -36,8 +35,9 @@ from gateway.grpc.frames import (
     encode_settings,
     encode_window_update,
 )
-from gateway.grpc.headers import Field
 from gateway.grpc.streams import Stream
+from gateway.grpc.wire import CallHead
+from headrace.config.args import Limits
 from tests.gateway.grpc.peers import REQUEST_BLOCK, Client, Server, goaway_code
 
 PATTERN = bytes(range(251)) * 300
@@ -167,7 +167,7 @@ def test_a_stream_that_ends_unread_gives_its_part_of_the_window_back() -> None:
 
 
 def test_streams_beyond_the_limit_are_refused() -> None:
-    server = Server(answers=False, limits=ConnectionLimits(2, 4096))
+    server = Server(answers=False, limits=Limits(streams_per_connection=2, max_header_bytes=4096))
     server.begin()
     block = REQUEST_BLOCK
     for stream_id in (1, 3, 5):
@@ -375,9 +375,9 @@ def test_a_head_without_a_body_has_no_length() -> None:
     server = Server(answers=False)
     opened = server.connection._opened
 
-    def open_with_length(stream: Stream, fields: tuple[Field, ...]) -> None:
+    def open_with_length(stream: Stream, head: CallHead) -> None:
         stream.missing = 5
-        opened(stream, fields)
+        opened(stream, head)
 
     server.connection._opened = open_with_length
     server.begin()
@@ -673,8 +673,3 @@ def test_what_is_earned_is_kept_up_to_the_most() -> None:
     assert [allowance.spend(9.0) for _ in range(5)] == [True, True, True, True, False]
     allowance.earn(1)
     assert [allowance.spend(99.0) for _ in range(3)] == [True, True, False]
-
-
-def test_an_allowance_of_nothing_makes_no_sense() -> None:
-    with pytest.raises(ValueError, match="positive"):
-        FrameBudget(0, 1)

@@ -76,14 +76,13 @@ def test_the_reserved_bit_of_a_stream_id_is_ignored() -> None:
 @given(st.binary(max_size=50), st.integers(0, 40))
 def test_padding_is_taken_off(payload: bytes, padding: int) -> None:
     padded = bytes([padding]) + payload + bytes(padding)
-    assert unpadded(FrameFlag.PADDED, padded) == payload
-    assert unpadded(0, padded) == padded
+    assert unpadded(padded) == payload
 
 
 @pytest.mark.parametrize("payload", [b"", b"\x01", b"\x05abcd"])
 def test_more_padding_than_payload_is_refused(payload: bytes) -> None:
     with pytest.raises(Http2Error):
-        unpadded(FrameFlag.PADDED, payload)
+        unpadded(payload)
 
 
 @given(st.binary(max_size=200), st.integers(1, 50), st.booleans())

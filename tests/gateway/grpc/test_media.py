@@ -13,7 +13,7 @@ import grpc
 import pytest
 from pydantic import ByteSize
 
-from gateway.grpc.media import SERVICE, MediaService
+from gateway.grpc.media import MEDIA_SERVICE, MediaService
 from gateway.media.desk import MediaDesk, StageClient
 from headrace.access import Access
 from headrace.config.args import Batching, Limits, MediaConfig, ModelConfig
@@ -27,7 +27,7 @@ from sharding.upload import Event, MediaJob, Tell
 from tests.house import PEPPER, House, open_house, until
 from tests.sharding.media_files import PICTURES
 
-METHOD = f"/{SERVICE}/Process"
+METHOD = f"/{MEDIA_SERVICE}/Process"
 PICTURE = (PICTURES / "coffee.png").read_bytes()
 CUP = {"box": [1.0, 2.0, 30.5, 40.0], "score": 0.5, "class": 41, "label": "cup"}
 PLACE = {"part": 0, "box": [0.0, 0.0, 600.0, 400.0], "shard": "cpu-1", "seconds": 0.1}

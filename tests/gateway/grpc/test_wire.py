@@ -16,15 +16,20 @@ from gateway.grpc.headers import Field
 from gateway.grpc.wire import (
     CallHead,
     MessageReader,
+    error_block,
     http_block,
     parse_timeout_s,
-    percent_encoded,
     plain,
     prefix,
     read_head,
-    status_block,
 )
-from headrace.errors import InternalError, InvalidArgument, PayloadTooLarge, Unimplemented
+from headrace.errors import (
+    InternalError,
+    InvalidArgument,
+    NotFound,
+    PayloadTooLarge,
+    Unimplemented,
+)
 
 PSEUDO: list[Field] = [
     (b":method", b"POST"),
@@ -174,19 +179,15 @@ def test_compressed_messages_are_inflated_within_a_limit() -> None:
         plain(True, b"no gzip", b"gzip", 1000)
 
 
-def test_details_are_percent_encoded() -> None:
-    assert percent_encoded("100 % \u00fc\n~") == b"100 %25 %C3%BC%0A~"
-
-
-def test_a_status_is_a_block_of_trailers() -> None:
-    block = status_block(5, "no \u2603", [("x-id", "7"), ("details-bin", b"\x00\x01")])
+def test_an_error_is_a_block_of_trailers() -> None:
+    error = NotFound("100 % \u2603\n~")
+    block = error_block(error, (("x-id", "7"), ("details-bin", b"\x00\x01")))
     assert list(Decoder().decode(block, raw=True)) == [
         (b"grpc-status", b"5"),
-        (b"grpc-message", b"no %E2%98%83"),
+        (b"grpc-message", b"100 %25 %E2%98%83%0A~"),
         (b"x-id", b"7"),
         (b"details-bin", b"AAE"),
     ]
-    assert list(Decoder().decode(status_block(0, "", ()), raw=True)) == [(b"grpc-status", b"0")]
 
 
 def test_what_is_no_call_gets_a_status_of_http() -> None:
