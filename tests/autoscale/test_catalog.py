@@ -103,9 +103,6 @@ def one(catalog: Catalog, config: ModelConfig = CONFIG) -> CatalogEntry:
     return entry
 
 
-# -- when a version is complete ---------------------------------------------------------------
-
-
 def test_a_version_is_complete_once_it_is_left_alone(tmp_path: Path) -> None:
     repository = Listed(tmp_path)
     catalog, clock = timed(repository)
@@ -212,9 +209,6 @@ def test_a_version_that_came_back_must_be_complete_again(tmp_path: Path) -> None
     assert one(catalog).versions == (1,)
     repository.found = both
     assert one(catalog).versions == (1,)
-
-
-# -- real stores ------------------------------------------------------------------------------
 
 
 def test_a_folder_that_is_copied_file_by_file_is_taken_up_with_its_last_one(
@@ -324,9 +318,6 @@ def test_a_model_that_is_not_asked_for_is_forgotten(store: Path, shelf: Shelf) -
     assert shelf.look().versions == ()
 
 
-# -- what an order may ask for ------------------------------------------------------------------
-
-
 def test_what_the_store_has_now_can_be_asked_for_without_taking_it_up(
     store: Path, shelf: Shelf
 ) -> None:
@@ -362,9 +353,6 @@ def test_a_store_that_is_away_or_empty_is_not_one_without_the_model(
         shelf.catalog.find("other", CONFIG)
 
 
-# -- slot classes and reasons -----------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("config", "slot_class"),
     [
@@ -395,9 +383,6 @@ def test_listed_versions_that_are_not_there_are_named(store: Path, shelf: Shelf)
     entry = shelf.look(versions=(3, 4))
     assert entry.reason == "the store has no complete version 3, 4 of model 'm'"
     assert entry.versions == (1,)
-
-
-# -- policy -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

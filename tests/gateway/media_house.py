@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -58,12 +59,24 @@ async def plain(job: MediaJob, tell: Tell) -> Mapping[str, Any]:
     return RESULT
 
 
+class Runner(JobRunner):
+    """`over` tells by id which jobs have ended."""
+
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self.over: dict[str, asyncio.Event] = defaultdict(asyncio.Event)
+
+    def _ended(self, job_id: str, task: asyncio.Task[None]) -> None:
+        super()._ended(job_id, task)
+        self.over[job_id].set()
+
+
 @dataclass
 class LocalStage(StageClient):
     """The stage in this process. `seen` holds what came, `closed` counts jobs that ended."""
 
     script: Script
-    runner: JobRunner
+    runner: Runner
     seen: list[tuple[MediaJob, bytes]] = field(default_factory=list)
     closed: int = 0
 
@@ -144,7 +157,7 @@ async def open_faces(
 @asynccontextmanager
 async def _running(house: MediaHouse, script: Script) -> AsyncIterator[None]:
     store = JobStore(house.folder / "jobs" / "jobs.sqlite")
-    runner = JobRunner(store, script, spool=house.folder / "spool")
+    runner = Runner(store, script, spool=house.folder / "spool")
     house.stage = house.local = LocalStage(script, runner)
     task = asyncio.create_task(runner.run())
     await house.start()

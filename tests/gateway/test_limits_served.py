@@ -239,9 +239,6 @@ async def test_memory_for_bodies_is_bounded_and_comes_back(tmp_path: Path) -> No
         assert (await http.post(PREDICT, json=BODY)).status_code == 200
 
 
-# -- gRPC -------------------------------------------------------------------------------------
-
-
 async def test_grpc_is_limited_by_the_same_budget_and_told_when_to_retry(tmp_path: Path) -> None:
     async with open_house(tmp_path, "a", access=tiers()) as house:
         channel = grpc.aio.insecure_channel(house.grpc.address)

@@ -80,9 +80,6 @@ async def answer(job: MediaJob, tell: Tell) -> Mapping[str, Any]:
     return {"boxes": [], "length": len(content)}
 
 
-# -- the store ------------------------------------------------------------------------------------
-
-
 def test_a_job_is_the_same_after_a_round_trip(tmp_path: Path) -> None:
     job = upload(tmp_path)
     assert decode_job(encode_job(job)) == job
@@ -290,9 +287,6 @@ def test_a_full_disk_is_said(store: JobStore, tmp_path: Path) -> None:
             store.add(job, MINE, 1000, 0.0)
             job = upload(tmp_path, name="x" * 200)
     assert len(files(store)) == len(store.documents(None, 1.0))
-
-
-# -- the runner -----------------------------------------------------------------------------------
 
 
 async def test_jobs_are_worked_on_in_order(store: JobStore, tmp_path: Path) -> None:

@@ -231,9 +231,6 @@ def test_what_the_connection_may_take_is_announced() -> None:
     assert client.h2.outbound_flow_control_window == WINDOW_BYTES
 
 
-# -- leaving --------------------------------------------------------------------------------------
-
-
 def test_leaving_loses_no_stream_that_is_under_way() -> None:
     server = Server(answers=False)
     server.begin()
@@ -252,8 +249,6 @@ def test_leaving_loses_no_stream_that_is_under_way() -> None:
         echo.answer()
     assert server.connection.left and not server.connection.closed
 
-
-# -- what breaks the protocol ---------------------------------------------------------------------
 
 HEAD = encode_headers(1, REQUEST_BLOCK, end=False)
 BROKEN: list[tuple[str, bytes, ErrorCode]] = [
@@ -439,9 +434,6 @@ def test_more_than_the_window_of_a_stream_ends_it() -> None:
     assert server.opened[0].left and not server.connection.closed
 
 
-# -- floods ---------------------------------------------------------------------------------------
-
-
 def flood_of(make: Callable[[int], bytes], most: int) -> tuple[int, Server]:
     """How many times this can be sent, at most `most`; the connection that took it."""
     server = Server(answers=False)
@@ -599,8 +591,6 @@ def test_a_bomb_of_headers_is_cut_off() -> None:
     server.receive(encode_headers(1, entry + b"\xbe" * 1000, end=True))
     assert goaway_code(server.sent()) == ErrorCode.ENHANCE_YOUR_CALM
 
-
-# -- mutations ------------------------------------------------------------------------------------
 
 CONVERSATION = [
     encode_settings([(4, 40_000), (5, 20_000)]),

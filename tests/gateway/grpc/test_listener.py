@@ -40,9 +40,6 @@ LIVE = "/inference.GRPCInferenceService/ServerLive"
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
-# -- calls ----------------------------------------------------------------------------------------
-
-
 async def test_a_unary_call(tmp_path: Path) -> None:
     async with open_site(tmp_path) as site:
         peer = await site.peer()
@@ -239,9 +236,6 @@ async def test_sixty_megabytes_both_ways_with_grpcs_own_client(tmp_path: Path) -
             assert await asyncio.gather(*calls) == [b"%d" % number for number in range(300)]
 
 
-# -- how calls end before their time --------------------------------------------------------------
-
-
 async def test_a_deadline_is_said_when_it_passes(tmp_path: Path) -> None:
     async with open_site(tmp_path) as site:
         peer = await site.peer()
@@ -319,9 +313,6 @@ async def test_bodies_beyond_the_memory_for_them_are_refused(tmp_path: Path) -> 
         await until(lambda: not house.admission.memory.used_bytes)
         peer.close()
     assert end["grpc-status"] == "14" and "grpc-retry-pushback-ms" in end
-
-
-# -- connections ----------------------------------------------------------------------------------
 
 
 async def test_an_address_has_a_limited_number_of_connections(tmp_path: Path) -> None:

@@ -320,9 +320,6 @@ async def test_a_slot_that_dies_is_not_noticed(tmp_path: Path) -> None:
     assert retried[("affine",)][0] >= 1
 
 
-# -- streams ------------------------------------------------------------------------------------
-
-
 async def inputs(*models: str) -> AsyncIterator[dict[str, Any]]:
     """A stream's requests; the first row's first value numbers them, and so does their id."""
     for number, model in enumerate(models):

@@ -52,9 +52,6 @@ async def exchange(house: House, first: bytes, *rest: bytes) -> bytes:
     return answer
 
 
-# -- upgrades ---------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("path", [PREDICT, b"/v2/repository/index"], ids=["prediction", "asgi"])
 @pytest.mark.parametrize("split", [False, True], ids=["at once", "in two"])
 async def test_a_request_that_asks_for_an_upgrade_is_answered_as_it_is(
@@ -89,9 +86,6 @@ async def test_connect_is_refused(tmp_path: Path) -> None:
         answer = await exchange(house, b"CONNECT example.com:443 HTTP/1.1\r\n\r\n" + LAST)
     assert answer.startswith(b"HTTP/1.1 405 ") and b"CONNECT" in answer
     assert answer.count(b"HTTP/1.1 ") == 1
-
-
-# -- limits on headers and trailers -----------------------------------------------------------
 
 
 async def test_trailers_are_read_and_left_out(tmp_path: Path) -> None:
@@ -141,9 +135,6 @@ async def test_a_refusal_has_a_content_type_and_a_request_id(
     assert line.split()[1] == status and json.loads(body)["error"]
     assert headers[b"content-type"] == b"application/json"
     assert headers[b"x-request-id"] == b"mine" or (status == b"400" and headers[b"x-request-id"])
-
-
-# -- clients that leave -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("last", [post(), LAST], ids=["prediction", "asgi"])

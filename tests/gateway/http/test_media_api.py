@@ -63,9 +63,6 @@ async def hang(job: MediaJob, tell: Tell) -> Mapping[str, Any]:
     return {}
 
 
-# -- ways to send one -----------------------------------------------------------------------------
-
-
 async def test_a_picture_is_split_and_answered_in_its_own_pixels(tmp_path: Path) -> None:
     async with open_faces(tmp_path, "a") as house, client(house) as http:
         answer = await http.post(
@@ -170,8 +167,6 @@ async def test_the_deadline_and_the_trace_go_along(tmp_path: Path) -> None:
         job = house.local.seen[0][0]
     assert (job.timeout_s, job.traceparent, job.request_id) == (7.0, trace, "mine")
 
-
-# -- what is refused ------------------------------------------------------------------------------
 
 BOUNDARY = {"content-type": "multipart/form-data; boundary=xx"}
 
@@ -397,9 +392,6 @@ async def test_a_large_upload_is_written_as_it_comes(tmp_path: Path) -> None:
         assert (await answer).status_code == 200
 
 
-# -- the stage's part -----------------------------------------------------------------------------
-
-
 async def test_an_error_of_the_stage_keeps_its_status(tmp_path: Path) -> None:
     async def fail(job: MediaJob, tell: Tell) -> Mapping[str, Any]:
         await tell(PLAN)
@@ -468,9 +460,6 @@ async def test_a_client_that_leaves_takes_its_parts_from_the_shards(tmp_path: Pa
         await asyncio.gather(asking, return_exceptions=True)
         await until(lambda: house.local.closed and not plane.router.in_flight().get("faces"))
         await empty(house)
-
-
-# -- admission ------------------------------------------------------------------------------------
 
 
 def tiers(**anonymous: Any) -> Access:
@@ -543,16 +532,16 @@ async def test_the_audit_log_tells_of_it(tmp_path: Path) -> None:
     assert good["bytes_in"] == len(SMALL) and bad["decision"] == "failed"
 
 
-# -- jobs -----------------------------------------------------------------------------------------
-
 LATER = {"prefer": "respond-async, wait=5"}
 
 
-async def ended(http: httpx.AsyncClient, url: str, **more: Any) -> dict[str, Any]:
-    while True:
-        document: dict[str, Any] = (await http.get(url, **more)).json()
-        if document["state"] in ("done", "failed", "cancelled"):
-            return document
+async def ended(
+    house: MediaHouse, http: httpx.AsyncClient, url: str, **more: Any
+) -> dict[str, Any]:
+    """The document of a job once it has ended."""
+    await house.local.runner.over[url.removeprefix("/v1/jobs/")].wait()
+    document: dict[str, Any] = (await http.get(url, **more)).json()
+    return document
 
 
 async def test_a_job_is_made_worked_on_and_read(tmp_path: Path) -> None:
@@ -562,7 +551,7 @@ async def test_a_job_is_made_worked_on_and_read(tmp_path: Path) -> None:
         assert taken.status_code == 202, taken.text
         assert taken.headers["preference-applied"] == "respond-async"
         await empty(house)
-        document = await ended(http, taken.headers["location"])
+        document = await ended(house, http, taken.headers["location"])
     assert document["id"] == taken.json()["id"] and document["state"] == "done"
     assert document["progress"]["done"] == document["progress"]["parts"] > 1
     assert len(document["result"]["boxes"]) == 2
@@ -574,7 +563,7 @@ async def test_a_job_with_a_video_is_decoded_by_its_shards(tmp_path: Path) -> No
     async with open_ as house, client(house) as http:
         url = "/v1/models/tagger:process?fps=2&threshold=0"
         taken = await http.post(url, content=content, headers=LATER)
-        document = await ended(http, taken.headers["location"])
+        document = await ended(house, http, taken.headers["location"])
         await empty(house)
     assert document["state"] == "done", document
     assert document["result"]["duration_s"] == 2.0
@@ -596,7 +585,7 @@ async def test_a_job_is_cancelled(tmp_path: Path) -> None:
 async def test_the_deadline_of_a_job_is_its_own(tmp_path: Path) -> None:
     async with open_scripted(tmp_path) as house, client(house) as http:
         taken = await http.post(PROCESS, content=SMALL, headers=LATER)
-        await ended(http, taken.headers["location"])
+        await ended(house, http, taken.headers["location"])
         given = LATER | {"x-request-timeout-seconds": "90000"}
         await http.post(PROCESS, content=SMALL, headers=given)
         store = house.local.runner._store
@@ -614,7 +603,7 @@ async def test_only_its_caller_sees_a_job(tmp_path: Path) -> None:
         one, two = ({"x-api-key": keys[name][0]} for name in ("one", "two"))
         taken = await http.post(PROCESS, content=SMALL, headers=LATER | one)
         url = taken.headers["location"]
-        assert (await ended(http, url, headers=one))["state"] == "done"
+        assert (await ended(house, http, url, headers=one))["state"] == "done"
         assert (await http.get(url, headers=two)).status_code == 404
         assert (await http.delete(url)).status_code == 404
         mine = (await http.get("/v1/jobs", headers=one)).json()["jobs"]

@@ -54,9 +54,6 @@ async def find(job: MediaJob, tell: Tell) -> Mapping[str, Any]:
     return FOUND
 
 
-# -- the codec ------------------------------------------------------------------------------------
-
-
 def test_json_and_binary_carry_the_same_file() -> None:
     text = json.dumps(json_body(parameters={"threshold": 0.5}, id="mine")).encode()
     body, json_length = binary_body(SMALL)
@@ -161,9 +158,6 @@ def test_what_is_no_such_request(change: dict[str, Any], words: str) -> None:
 )
 def test_a_look_tells_whether_it_may_be_one(protocol: str, body: Any, seen: bool) -> None:
     assert may_hold_media(protocol, body) is seen
-
-
-# -- over HTTP ------------------------------------------------------------------------------------
 
 
 async def test_a_real_picture_in_base64_and_as_bytes(tmp_path: Path) -> None:

@@ -308,9 +308,6 @@ async def test_inputs_in_regions_stand_between_others(tmp_path: Path, memory: Me
     assert [np.frombuffer(each, np.float32).tolist() for each in raws] == [expected, expected]
 
 
-# -- abuse ----------------------------------------------------------------------------------------
-
-
 async def register(http: Any, name: str, key: Any, byte_size: Any, **more: Any) -> Any:
     body = {"key": key, "byte_size": byte_size, **more}
     return await http.post(f"/v2/systemsharedmemory/region/{name}/register", json=body)
