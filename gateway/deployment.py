@@ -220,8 +220,7 @@ class Gateway:
 
     def _record_gauges(self) -> None:
         self._plane.record_gauges()
-        dropped = self._audit.counts()[1] if self._audit is not None else 0
-        self._admission.record_gauges(dropped)
+        self._admission.record_gauges()
 
     async def check_health(self) -> None:
         """Serve asks once per period; an exception makes it replace this replica."""

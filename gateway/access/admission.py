@@ -37,22 +37,18 @@ from headrace.metrics import Recorder, RequestStage
 
 BUSY_HALF_LIFE_S = 30.0
 BUSIEST = 64
-"""So many callers at least are remembered as the busiest ones."""
+"""Least number of callers that are kept as the busiest ones."""
 
 
 class BusyCallers:
-    """Which callers ask most: a measure for each that fades, and only the foremost remembered.
-    Pure.
-
-    `note` hears of every request.
-    """
+    """Which callers ask most: a measure for each that fades, and only the foremost kept. Pure."""
 
     def __init__(self) -> None:
         self._busiest: dict[Account, None] = {}
         self._floor = 0.0
 
     def note(self, account: Account, now_s: float) -> None:
-        """A request came: keep the measure of how busy its caller is."""
+        """Count one request of this caller."""
         age_s = now_s - account.busy_s
         account.busy = 1.0 + account.busy * math.exp2(-age_s / BUSY_HALF_LIFE_S)
         account.busy_s = account.seen_s = now_s
@@ -93,16 +89,7 @@ def _business(account: Account, now_s: float) -> float:
 
 
 PARKED = 32
-"""So many requests of a caller may wait for the store's answer even where the tier has no queue."""
-
-
-def check_permission(account: Account, model: str) -> None:
-    """Refuse a model that is not open to the caller's tier or credential."""
-    allowed = account.allowance.tier.models
-    if allowed is not None and model not in allowed:
-        raise PermissionDenied(f"tier {account.allowance.name!r} may not use model {model!r}")
-    if account.caller.models is not None and model not in account.caller.models:
-        raise PermissionDenied(f"this credential may not be used for model {model!r}")
+"""Requests of a caller that may wait for the store's answer even where the tier has no queue."""
 
 
 def check_queue(account: Account) -> None:
@@ -121,7 +108,7 @@ def check_queue(account: Account) -> None:
 
 
 def check_turn(account: Account, request: Request) -> None:
-    """Better now than late: refuse what the caller's own requests keep from being in time."""
+    """Refuse what the caller's own requests would keep from being in time."""
     if account.running < account.places:
         return
     ahead = sum(1 for each in account.waiting if each.request.deadline_s <= request.deadline_s)
@@ -135,36 +122,13 @@ def check_turn(account: Account, request: Request) -> None:
         )
 
 
-def overdue(account: Account, visit: Visit, now_s: float) -> HeadraceError | None:
-    """Why a request that waits may wait no longer; None if it may."""
-    assert visit.request is not None
-    if now_s >= visit.request.deadline_s:
-        return DeadlineExceeded("the deadline passed before its turn")
-    patience_s = account.allowance.tier.queue.wait_s
-    if now_s - visit.since_s <= patience_s:
-        return None
-    return TooManyRequests(
-        f"it waited {patience_s:g} s for the caller's earlier requests",
-        retry_after_s=account.service_s,
-        reason="queue",
-    )
-
-
-def refused_guess(error: OverBudget) -> OverBudget:
-    """What a sender of bad credentials hears once its address has no budget left for them."""
-    return OverBudget(
-        f"the credential is refused, and so were others from this address: {error.message}",
-        error.limit,
-        retry_after_s=error.retry_after_s or 0.0,
-        reason=error.reason,
-    )
-
-
 Stages = tuple[tuple[RequestStage, float], ...]
 """Seconds of a request's stages."""
 TICK_S = 0.025
 SWEEP = 1000
+"""Accounts looked at in one tick."""
 SMOOTHING = 0.1
+"""Weight of the newest answer in an account's mean time of service."""
 
 
 class Admission:
@@ -193,7 +157,7 @@ class Admission:
         self._urgent = self._exchange.urgent
 
     def apply(self, access: Access) -> None:
-        """New tiers, settings or keys; requests that are in stay in."""
+        """Use these tiers, settings and keys; requests that are in stay in."""
         self.access = access
         self._authenticator.update(access)
         self._exchange.enabled = access.tiers is not None
@@ -210,12 +174,13 @@ class Admission:
             self.identify(visit)
         account = visit.account
         if account is not None:
+            mine, of_tier = account.caller.models, account.allowance.tier.models
             try:
-                named = (
-                    account.caller.models is not None or account.allowance.tier.models is not None
-                )
-                if named and model is not None:
-                    check_permission(account, model)
+                if of_tier is not None and model is not None and model not in of_tier:
+                    tier = account.allowance.name
+                    raise PermissionDenied(f"tier {tier!r} may not use model {model!r}")
+                if mine is not None and model is not None and model not in mine:
+                    raise PermissionDenied(f"this credential may not be used for model {model!r}")
                 if account.tokens < 1 or account.allowance.quota is not None:
                     self.limiter.check(account, self._now_s())
                 if model is not None and (account.running >= account.places or account.waiting):
@@ -235,25 +200,31 @@ class Admission:
         try:
             caller = self._authenticator.identify(visit.headers, visit.address)
         except Unauthenticated:
-            self._charge_address(visit.headers, visit.address, now_s)
+            self._charge_address(visit, now_s)
             raise
         account = visit.account = self.limiter.account(caller, now_s)
         self.busy.note(account, now_s)
         tier_bytes = account.allowance.tier.max_body_bytes
         visit.max_body_bytes = min(limit_bytes, tier_bytes or limit_bytes)
 
-    def _charge_address(self, headers: Mapping[bytes, bytes], address: str, now_s: float) -> None:
+    def _charge_address(self, visit: Visit, now_s: float) -> None:
         """Guessing costs what a stranger's request costs; good credentials never come here."""
         if ANONYMOUS not in (self.access.tiers or ()):
             return  # Then strangers have no budget.
-        account = self.limiter.account(self._authenticator.stranger(headers, address), now_s)
+        stranger = self._authenticator.stranger(visit.headers, visit.address)
+        account = self.limiter.account(stranger, now_s)
         self.busy.note(account, now_s)
         account.refused += 1
         try:
             if not self.limiter.charge(account, 1.0, now_s):
                 self._urgent.set()
         except OverBudget as error:
-            raise refused_guess(error) from None
+            raise OverBudget(
+                f"the credential is refused, and so were others from this address: {error.message}",
+                error.limit,
+                retry_after_s=error.retry_after_s or 0.0,
+                reason=error.reason,
+            ) from None
 
     def admit(self, visit: Visit) -> None:
         """Let in a request that is no prediction, such as one for metadata: it pays like one.
@@ -347,13 +318,7 @@ class Admission:
             self.limiter.settle(visit.account, extra)
         return extra
 
-    def leave(
-        self,
-        visit: Visit,
-        answer: Answer,
-        now_s: float,
-        stages: Stages = (),
-    ) -> None:
+    def leave(self, visit: Visit, answer: Answer, now_s: float, stages: Stages = ()) -> None:
         """With its answer: free its place, tell of refusals and to the audit log.
 
         `stages` are those of a request that a slot answered.
@@ -416,10 +381,10 @@ class Admission:
         visit: Visit,
         decision: Verdict,
         error: HeadraceError | None,
-        stages_s: Mapping[str, float] | None = None,
+        stages_s: Mapping[str, float] = {},
     ) -> None:
         if self._audit is not None and self._audit.wants(decision):
-            self._audit.write(visit.audit_record(decision, error, stages_s or {}))
+            self._audit.write(visit.audit_record(decision, error, stages_s))
 
     def _withdraw(self, visit: Visit) -> None:
         account = visit.account
@@ -467,34 +432,40 @@ class Admission:
             request.done(request, error)
 
     def _expire(self, now_s: float) -> None:
+        """Refuse requests that have waited too long for their caller's others."""
         for account in list(self._queued):
+            patience_s = account.allowance.tier.queue.wait_s
             for visit in list(account.waiting):
-                if (error := overdue(account, visit, now_s)) is not None:
+                if now_s >= visit.request.deadline_s:
+                    error = DeadlineExceeded("the deadline passed before its turn")
                     self._refuse(visit, error)
+                elif now_s - visit.since_s > patience_s:
+                    text = f"it waited {patience_s:g} s for the caller's earlier requests"
+                    self._refuse(
+                        visit,
+                        TooManyRequests(text, retry_after_s=account.service_s, reason="queue"),
+                    )
             if not account.waiting:
                 del self._queued[account]
 
     async def run(self) -> None:
-        """Time limits and the exchange with the store, until cancelled."""
+        """Enforce time limits and exchange with the store, until cancelled."""
         try:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._tick_forever())
                 tasks.create_task(self._exchange.run())
+                while True:
+                    await asyncio.sleep(TICK_S)
+                    now_s = self._now_s()
+                    self._expire(now_s)
+                    self.limiter.sweep(now_s, SWEEP)
         finally:
             await self._exchange.close()
 
-    async def _tick_forever(self) -> None:
-        while True:
-            await asyncio.sleep(TICK_S)
-            now_s = self._now_s()
-            self._expire(now_s)
-            self.limiter.sweep(now_s, SWEEP)
-
-    def record_gauges(self, audit_dropped: int) -> None:
+    def record_gauges(self) -> None:
         """Bring the gauges of the metrics up to date."""
         self._recorder.budgets(
             callers=len(self.limiter),
             store_up=not self.limiter.away,
             held_bytes=self.memory.used_bytes,
-            audit_dropped=audit_dropped,
+            audit_dropped=0 if self._audit is None else self._audit.counts()[1],
         )

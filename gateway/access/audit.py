@@ -69,7 +69,7 @@ def audit_files(folder: Path) -> list[AuditFile]:
 
 
 class AuditWriter:
-    """Appends to this process's newest file; not thread-safe."""
+    """Appends to this process's newest file. Not thread-safe."""
 
     def __init__(
         self, folder: Path, process: str, *, max_file_bytes: int, files: int, started_s: float
@@ -97,14 +97,17 @@ class AuditWriter:
         try:
             append_whole(fd, lines)
         except OSError:
-            self._undo()
+            with suppress(OSError):
+                if self._size == 0:
+                    self._path.unlink()
+            with suppress(OSError):
+                self.close()
             raise
         self._size += len(lines)
         if fresh:  # After the write: a full disk must not cost old lines.
             self._tidy()
 
     def close(self) -> None:
-        """Close the file; `append` opens a new one."""
         fd, self._fd = self._fd, None
         if fd is not None:
             os.close(fd)
@@ -129,13 +132,6 @@ class AuditWriter:
             return not os.path.samestat(self._path.lstat(), os.fstat(fd))
         except OSError:
             return True
-
-    def _undo(self) -> None:
-        with suppress(OSError):
-            if self._size == 0:
-                self._path.unlink()
-        with suppress(OSError):
-            self.close()
 
     def _tidy(self) -> None:
         with suppress(OSError):
@@ -270,7 +266,11 @@ def encode_line(time_s: float, record: AuditRecord, count: int = 1) -> bytes:
     """A line of printable ASCII: no control characters for a terminal, no other line ends."""
     fields: dict[str, Any] = {"time": iso_time(time_s)}
     for name, value in zip(record._fields, record, strict=True):
-        fields[name] = _bounded(value) if isinstance(value, str) else value
+        if isinstance(value, str):
+            value = value[:MAX_TEXT]
+            if not value.isascii():  # JSON cannot hold half of a surrogate pair.
+                value = value.encode("utf-8", "replace").decode()
+        fields[name] = value
     del fields["stages_s"]
     fields["latency_ms"] = {
         stage: round(seconds * 1e3, 3) for stage, seconds in record.stages_s.items()
@@ -288,9 +288,3 @@ def iso_time(time_s: float) -> str:
     """UTC with milliseconds, always in one form: such times sort as text."""
     moment = datetime.fromtimestamp(min(max(time_s, 0.0), _LAST_S), UTC)
     return f"{moment.replace(tzinfo=None).isoformat(timespec='milliseconds')}Z"
-
-
-def _bounded(text: str) -> str:
-    text = text[:MAX_TEXT]
-    # JSON cannot hold half of a surrogate pair.
-    return text if text.isascii() else text.encode("utf-8", "replace").decode()

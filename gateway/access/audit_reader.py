@@ -1,4 +1,4 @@
-"""Searches the audit log, newest line first, while it is written and its files rotate.
+"""Search of the audit log, newest line first, while it is written and its files rotate.
 
 Files are read backwards in blocks, and not kept open between two blocks: one that is deleted
 meanwhile just ends. Torn and foreign lines are skipped.
@@ -44,8 +44,8 @@ Record = dict[str, Any]
 class Query:
     """A filter of records; None for any. Times are seconds since 1970, `until_s` is excluded.
 
-    A `caller` that ends in `.`, `:` or `*` is a prefix: `ip:10.0.`, `key:`. A
-    request whose credential was refused has no caller; it is found by `ip:` and its address.
+    A `caller` that ends in `.`, `:` or `*` is a prefix: `ip:10.0.`, `key:`. A request whose
+    credential was refused has no caller; it is found by `ip:` and its address.
     """
 
     caller: str | None = None
@@ -57,18 +57,15 @@ class Query:
 
     def matches(self, record: Record) -> bool:
         """Whether a record matches; its time is checked elsewhere."""
-        return (
-            (self.decision is None or record["decision"] == self.decision)
-            and (self.reason is None or record.get("reason") == self.reason)
-            and (self.model is None or record.get("model") == self.model)
-            and (self.caller is None or self._is_caller(who(record)))
-        )
-
-    def _is_caller(self, caller: str) -> bool:
-        assert self.caller is not None
-        if self.caller.endswith((".", ":", "*")):
-            return caller.startswith(self.caller.removesuffix("*"))
-        return caller == self.caller
+        if (
+            self.decision not in (None, record["decision"])
+            or self.reason not in (None, record.get("reason"))
+            or self.model not in (None, record.get("model"))
+        ):
+            return False
+        if self.caller is not None and self.caller.endswith((".", ":", "*")):
+            return who(record).startswith(self.caller.removesuffix("*"))
+        return self.caller is None or who(record) == self.caller
 
     def needles(self) -> tuple[bytes, ...]:
         """Bytes that a matching line holds: a search for them is cheaper than parsing."""

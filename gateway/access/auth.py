@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from gateway.access.tokens import Jwks, JwtVerifier
 from headrace.access import Access, Caller
-from headrace.config.tiers import ANONYMOUS, Jwt
+from headrace.config.tiers import ANONYMOUS
 from headrace.errors import Unauthenticated
 from headrace.keys import PREFIX, ends_s, find_record
 
@@ -18,7 +18,7 @@ IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 MAX_HOPS = 32
-"""A longer X-Forwarded-For is only read so far; nobody has so many proxies."""
+"""Cap on the entries of an X-Forwarded-For that are read; nobody has so many proxies."""
 
 
 def parse(text: str) -> IPAddress | None:
@@ -41,9 +41,15 @@ def origin(peer: str, forwarded_for: str, trusted: Sequence[IPNetwork]) -> IPAdd
     """
     found = parse(peer)
     for entry in reversed(forwarded_for.rsplit(",", MAX_HOPS)[-MAX_HOPS:]):
-        if found is None or not _is_trusted(found, trusted):
+        if found is None or not any(found in network for network in trusted):
             break
-        before = parse(_without_port(entry.strip()))
+        # Some proxies write `1.2.3.4:5` or `[::1]:5`.
+        text = entry.strip()
+        if text.startswith("["):
+            text = text[1:].partition("]")[0]
+        elif text.count(":") == 1:
+            text = text.partition(":")[0]
+        before = parse(text)
         if before is None:
             break
         found = before
@@ -59,26 +65,15 @@ def name_of(address: IPAddress | None) -> str:
     return str(address)
 
 
-def _is_trusted(address: IPAddress, trusted: Sequence[IPNetwork]) -> bool:
-    return any(address in network for network in trusted)
-
-
-def _without_port(entry: str) -> str:
-    """Some proxies write `1.2.3.4:5` or `[::1]:5`."""
-    if entry.startswith("["):
-        return entry[1:].partition("]")[0]
-    return entry.partition(":")[0] if entry.count(":") == 1 else entry
-
-
 MAX_REMEMBERED = 50_000
-"""Addresses whose callers need not be worked out again; then they all are."""
+"""Cap on the addresses whose callers are remembered; beyond it all are forgotten."""
 MAX_PATH = 256
-"""Longer ways of a request are not remembered: whoever sends them chooses how much we hold."""
+"""Cap on the characters of a remembered X-Forwarded-For; the sender chooses it."""
 _KEY_PREFIX = PREFIX.encode()
 
 
 class Authenticator:
-    """See the module. `run` keeps the keys of tokens fresh; `identify` never waits."""
+    """Tells callers by their credentials. `run` keeps the keys of tokens fresh."""
 
     def __init__(self, pepper: bytes, now_s: Callable[[], float] = time.time) -> None:
         self._pepper, self._now_s = pepper, now_s
@@ -97,17 +92,14 @@ class Authenticator:
         self._holders.clear()
         self._trusted = tuple(map(ipaddress.ip_network, access.auth.trusted_proxies))
         if access.auth.jwt != before.auth.jwt:
-            self._renew_verifier(access.auth.jwt)
+            former, self._verifier = self._verifier, None
+            if access.auth.jwt is not None:
+                self._verifier = JwtVerifier(access.auth.jwt, access.tiers or (), self._now_s)
+                if former is not None:
+                    self._verifier.inherit(former)
+            self._changed.set()
         elif self._verifier is not None and access.tiers != before.tiers:
             self._verifier.allow(access.tiers or ())
-
-    def _renew_verifier(self, config: Jwt | None) -> None:
-        before, self._verifier = self._verifier, None
-        if config is not None:
-            self._verifier = JwtVerifier(config, self._access.tiers or (), self._now_s)
-            if before is not None:
-                self._verifier.inherit(before)
-        self._changed.set()
 
     def identify(self, headers: Mapping[bytes, bytes], address: str) -> Caller:
         """The caller of a request with these (lower-case) headers, from this peer.
@@ -119,7 +111,7 @@ class Authenticator:
         if authorization is None and key is None:
             if not self._access.auth.anonymous:
                 raise Unauthenticated("a credential is needed: X-API-Key, or Authorization: Bearer")
-            return self._stranger(headers.get(b"x-forwarded-for"), address)
+            return self.stranger(headers, address)
         if authorization is None:
             assert key is not None
             # gRPC clients send what stands behind the colon, blanks and all.
@@ -138,15 +130,12 @@ class Authenticator:
 
     def stranger(self, headers: Mapping[bytes, bytes], address: str) -> Caller:
         """The anonymous caller of that address, whatever its credential and whether it may ask."""
-        return self._stranger(headers.get(b"x-forwarded-for"), address)
-
-    def _stranger(self, forwarded_for: bytes | None, address: str) -> Caller:
-        path = address
-        if forwarded_for is not None and self._trusted:
-            path = f"{address} {forwarded_for.decode('latin-1')}"
+        given = ""
+        if self._trusted:
+            given = headers.get(b"x-forwarded-for", b"").decode("latin-1")
+        path = f"{address} {given}" if given else address
         known = self._strangers.get(path)
         if known is None:
-            given = "" if path is address else path.partition(" ")[2]
             name = f"ip:{name_of(origin(address, given, self._trusted))}"
             known = Caller(name, ANONYMOUS)
             if len(path) <= MAX_PATH:
@@ -171,7 +160,7 @@ class Authenticator:
         return caller
 
     async def run(self) -> None:
-        """Fetch and refresh the keys of tokens, where those are configured, until cancelled."""
+        """Keep the keys of tokens fresh, where tokens are configured, until cancelled."""
         while True:
             self._changed.clear()
             async with asyncio.TaskGroup() as tasks:

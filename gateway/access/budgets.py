@@ -14,17 +14,17 @@ from headrace.access import BudgetsAway, BudgetStore, Claim, Grant
 from headrace.deployment import Away, on_ray
 
 EXCHANGE_S = 0.05
-"""How often the store hears of what was spent; at once when a request waits for its answer."""
+"""Seconds between two exchanges; at once when a request waits for the answer."""
 HEARTBEAT_S = 2.0
 AWAY_RETRY_S = 0.5
 CLAIMS = 500
-"""Callers in one exchange, so that none takes long."""
+"""Cap on the callers of one exchange, so that none takes long."""
 
 log = structlog.get_logger()
 
 
 class BudgetExchange:
-    """See the module. `run` must run; `urgent` is set when a request waits for the store.
+    """What tells and asks the store. `urgent` is set when a request waits for its answer.
 
     `resume` is told whose waiting requests may go on, after every answer or failure of the store;
     `queued` are all callers with such requests.
@@ -44,7 +44,7 @@ class BudgetExchange:
         self.enabled = False
 
     async def run(self) -> None:
-        """Tell and ask again and again until cancelled."""
+        """Tell and ask every `EXCHANGE_S`, or sooner where it is urgent, until cancelled."""
         told_s = -math.inf
         while True:
             try:
@@ -82,7 +82,6 @@ class BudgetExchange:
         return True
 
     async def close(self) -> None:
-        """Let go of the store."""
         await self._store.close()
 
     def _note_store(self, *, away: bool, reason: str = "") -> None:
@@ -98,14 +97,12 @@ TIMEOUT_S = 1.0
 
 
 class PoolBudgets:
-    """See `BudgetStore`. The pool answers `exchange_budgets(gateway_id, claims)`."""
+    """The store of budgets in the pool, which answers `exchange_budgets(gateway_id, claims)`."""
 
     def __init__(self, handle: Any, gateway_id: str) -> None:
-        self._handle = handle
-        self._gateway_id = gateway_id
+        self._handle, self._gateway_id = handle, gateway_id
 
     async def exchange(self, claims: Sequence[Claim]) -> tuple[Sequence[Grant], int]:
-        """See `BudgetStore`."""
         try:
             async with on_ray("pool", TIMEOUT_S):
                 grants, gateways = await self._handle.exchange_budgets.remote(

@@ -23,12 +23,12 @@ from headrace.errors import TooManyRequests
 
 DAY_S = 86_400
 IDLE_S = 2.0
-"""A lease that is not used for so long goes back to the store."""
+"""Seconds without a request after which a caller's lease goes back to the store."""
 BLOCK_OF_BURST = 0.1
+"""Size of a block as a share of the burst; it is the rate's `BLOCK_S` where that is more."""
 BLOCK_S = 0.1
-"""A block is so much of the burst, or as much as the rate gives in so long, whichever is more."""
 ROUNDING = 1e-6
-"""A token that lacks no more than this is whole: leases are added up from fractions."""
+"""Part that a whole token may lack: leases are added up from fractions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +63,10 @@ class Account:
     """What one gateway knows of one caller. Amounts are in units of cost.
 
     `tokens` may be spent now; `owed` were spent or set aside without asking the store. `level` is
-    what the store's bucket held at `level_s`. `used` counts against the quota and is not told yet;
-    `used_before` is the day's total that the store told. `places` is how many
-    of its requests may run through this gateway now. `running`, `waiting`, `pumping` and
-    `service_s` belong to the admission, `busy` and `busy_s` to `BusyCallers`.
+    what the store's bucket held at `level_s`. `used` counts against the quota since the last claim,
+    `used_before` is the day's total that the store told. At most `places` of its requests run
+    through this gateway. `running`, `waiting`, `pumping` and `service_s` belong to the admission,
+    `busy` and `busy_s` to `BusyCallers`.
     """
 
     caller: Caller
@@ -95,15 +95,9 @@ class Account:
     allowed: int = 0
 
     def share_places(self) -> None:
-        """Its tier, or the number of gateways that it uses, is another one."""
+        """Bring `places` up to date with the tier and with the number of gateways in use."""
         limit = self.allowance.tier.concurrency
         self.places = math.inf if limit is None else max(1.0, limit // max(1, self.active))
-
-    def remaining(self, now_s: float) -> float:
-        """Tokens that are left in all, as far as is known here."""
-        tier = self.allowance
-        left = self.level + (now_s - self.level_s) * tier.rate + self.tokens
-        return 0.0 if left < 0 else left if left < tier.burst else tier.burst
 
     def limit_headers(self, now_s: float) -> tuple[bytes, bytes] | None:
         """Values of RateLimit-Policy and RateLimit; None if the tier has no such limit.
@@ -113,18 +107,19 @@ class Account:
         tier = self.allowance
         if not tier.policy:
             return None
-        left = []
+        limits = []
         if tier.limited:
-            remaining = self.remaining(now_s)
-            full_s = (tier.burst - remaining) / tier.rate
-            left.append(b'"rate";r=%d;t=%d' % (remaining, full_s + 0.999))
+            left = self.level + (now_s - self.level_s) * tier.rate + self.tokens
+            left = 0.0 if left < 0 else left if left < tier.burst else tier.burst
+            full_s = (tier.burst - left) / tier.rate
+            limits.append(b'"rate";r=%d;t=%d' % (left, full_s + 0.999))
         if tier.quota is not None:
             rest = max(0.0, tier.quota.per_day - self.used_before - self.used)
-            left.append(b'"quota";r=%d' % rest)
-        return tier.policy, b", ".join(left)
+            limits.append(b'"quota";r=%d' % rest)
+        return tier.policy, b", ".join(limits)
 
     def counted(self, cost: float) -> float:
-        """What a request counts against the quota."""
+        """The units of the quota that a request of this cost uses."""
         quota = self.allowance.quota
         return cost if quota is not None and quota.of == "cost" else 1.0
 
@@ -173,7 +168,7 @@ class Account:
         self.empty_until_s = now_s + missing / self.allowance.rate if short else 0.0
 
     def forgettable(self, now_s: float) -> bool:
-        """Whether a stranger would have no more than this caller."""
+        """Whether a new account would begin with no more than this one has."""
         if self.owed or self.used:
             return False
         if self.allowance.rate == UNLIMITED:
@@ -188,12 +183,7 @@ class OverBudget(TooManyRequests):
     """
 
     def __init__(
-        self,
-        message: str,
-        limit: tuple[bytes, bytes] | None,
-        *,
-        retry_after_s: float,
-        reason: str,
+        self, message: str, limit: tuple[bytes, bytes] | None, *, retry_after_s: float, reason: str
     ) -> None:
         super().__init__(message, retry_after_s=retry_after_s, reason=reason)
         self.limit = limit
@@ -212,13 +202,13 @@ def rate_error(account: Account, now_s: float, wait_s: float) -> OverBudget:
 
 
 def hint(account: Account) -> str:
-    """What a stranger may do about a limit."""
+    """The end of a refusal: what a stranger may do about a limit."""
     stranger = account.allowance.name == ANONYMOUS
     return "; a credential may give a higher limit" if stranger else ""
 
 
 class Limiter:
-    """See the module. `utc_offset_s` added to the monotonic clock gives seconds since 1970."""
+    """The accounts of all callers here; `utc_offset_s` plus `now_s` is seconds since 1970."""
 
     def __init__(self, tiers: Mapping[str, Tier], max_accounts: int, utc_offset_s: float) -> None:
         self._max_accounts, self._utc_offset_s = max_accounts, utc_offset_s
@@ -233,47 +223,35 @@ class Limiter:
         self.set_tiers(tiers)
 
     def set_tiers(self, tiers: Mapping[str, Tier]) -> None:
-        """New limits; they hold for each caller from its next request on."""
+        """Set limits, which hold for each caller from its next request on."""
         self._allowances = {name: Allowance.of(name, tier) for name, tier in tiers.items()}
         self.generation += 1
 
-    def allowance(self, tier: str) -> Allowance:
-        """What the tier of this name allows; raises `KeyError`."""
-        return self._allowances[tier]
-
     def __len__(self) -> int:
         return len(self._accounts) + len(self._overflow)
-
-    # -- a request ----------------------------------------------------------------------------
 
     def account(self, caller: Caller, now_s: float) -> Account:
         """The caller's account here; a new one begins with one block."""
         found = self._accounts.get(caller.id)
         if found is None:
-            return self._open(caller, now_s)
+            if len(self._accounts) < self._max_accounts:
+                account = self._accounts[caller.id] = self._open(caller, now_s)
+                return account
+            # Strangers beyond number share one budget: no memory for each, and no refill by many.
+            found = self._overflow.get(caller.tier)
+            if found is None:
+                others = Caller(f"others:{caller.tier}", caller.tier)
+                account = self._overflow[caller.tier] = self._open(others, now_s)
+                return account
+            caller = found.caller
         if found.generation != self.generation or found.caller is not caller:
             self._renew(found, caller, now_s)
         return found
 
     def _open(self, caller: Caller, now_s: float) -> Account:
-        if len(self._accounts) >= self._max_accounts:
-            # Strangers beyond number share one budget: no memory for each, and no refill by many.
-            return self._shared(caller.tier, now_s)
-        return self._enter(self._accounts, caller.id, caller, now_s)
-
-    def _shared(self, tier: str, now_s: float) -> Account:
-        found = self._overflow.get(tier)
-        if found is None:
-            others = Caller(f"others:{tier}", tier)
-            return self._enter(self._overflow, tier, others, now_s)
-        if found.generation != self.generation:
-            self._renew(found, found.caller, now_s)
-        return found
-
-    def _enter(self, table: dict[str, Account], name: str, caller: Caller, now_s: float) -> Account:
         allowance = self._allowances[caller.tier]
         block = max(1.0, allowance.burst / self.gateways) if self.away else allowance.block
-        account = table[name] = Account(
+        account = Account(
             caller=caller,
             allowance=allowance,
             tokens=block,
@@ -323,11 +301,16 @@ class Limiter:
         if account.allowance.quota is not None and not self._fits_quota(account, now_s):
             self._ask(account)
             return False
+        if self.away and account.tokens < cost - ROUNDING:
+            self._refill(account, now_s)
         if account.tokens < cost - ROUNDING:
             if self.away:
-                self._refill(account, now_s)
-            if account.tokens < cost - ROUNDING:
-                return self._empty(account, cost, now_s)
+                share = account.allowance.rate / self.gateways
+                raise rate_error(account, now_s, (cost - account.tokens) / share)
+            if now_s < account.empty_until_s:
+                raise rate_error(account, now_s, account.empty_until_s - now_s)
+            self._ask(account)
+            return False
         account.tokens -= cost
         if account.allowance.quota is not None:
             account.used += account.counted(cost)
@@ -335,38 +318,28 @@ class Limiter:
             self._ask(account)
         return True
 
-    def _empty(self, account: Account, cost: float, now_s: float) -> bool:
-        if self.away:
-            share = account.allowance.rate / self.gateways
-            raise rate_error(account, now_s, (cost - account.tokens) / share)
-        if now_s < account.empty_until_s:
-            raise rate_error(account, now_s, account.empty_until_s - now_s)
-        self._ask(account)
-        return False
-
     def give_back(self, account: Account, cost: float) -> None:
-        """A request that was paid for never ran."""
+        """Return what a request paid that never ran."""
         account.tokens += cost
         if account.allowance.quota is not None:
             account.used -= account.counted(cost)
 
-    def lend(self, account: Account, cost: float, now_s: float) -> None:
-        """Let a request pass before the store has answered; refuses beyond a block of debt."""
+    def charge(self, account: Account, cost: float, now_s: float) -> bool:
+        """Pay for what cannot wait for the store; False if the store should hear of it at once.
+
+        Raises `TooManyRequests`, also beyond a block of debt.
+        """
+        self.check(account, now_s)
+        if self.take(account, cost, now_s):
+            return True
         debt = cost - account.tokens
         if debt > account.allowance.block:
             raise rate_error(account, now_s, debt / account.allowance.rate)
         self.settle(account, cost)
-
-    def charge(self, account: Account, cost: float, now_s: float) -> bool:
-        """Pay for what cannot wait for the store; False if the store should hear of it at once."""
-        self.check(account, now_s)
-        if self.take(account, cost, now_s):
-            return True
-        self.lend(account, cost, now_s)
         return False
 
     def settle(self, account: Account, extra: float) -> None:
-        """A request turned out to cost so much more than it paid; the bucket may go below zero."""
+        """Charge what a request cost beyond what it paid; the bucket may go below zero."""
         account.tokens -= extra
         quota = account.allowance.quota
         if quota is not None and quota.of == "cost":
@@ -374,10 +347,8 @@ class Limiter:
         if account.tokens < 0:
             self._ask(account)  # The bucket must not fill up meanwhile.
 
-    # -- the quota ----------------------------------------------------------------------------
-
     def day(self, now_s: float) -> int:
-        """Days since 1970, UTC."""
+        """Days since 1970 in UTC."""
         return int((now_s + self._utc_offset_s) // DAY_S)
 
     def _check_quota(self, account: Account, now_s: float) -> None:
@@ -411,8 +382,6 @@ class Limiter:
             self._ask(account)
         return True
 
-    # -- the store ----------------------------------------------------------------------------
-
     def _ask(self, account: Account) -> None:
         if not account.asked:
             self._asking[account] = None
@@ -431,7 +400,7 @@ class Limiter:
         return [(account, account.claim(now_s)) for account in chosen]
 
     def failed(self, accounts: Iterable[Account], now_s: float) -> None:
-        """The store did not answer: nothing of it has happened, as far as we know."""
+        """Put these on the list again: the store did not answer their claims."""
         for account in accounts:
             account.asked = False
             self._asking[account] = None
@@ -455,10 +424,8 @@ class Limiter:
         account.level_s = now_s
         self._ask(account)
 
-    # -- now and then -------------------------------------------------------------------------
-
     def sweep(self, now_s: float, at_most: int) -> None:
-        """Go on through the callers: forget whose buckets are full, give idle leases back."""
+        """Look at the next accounts: forget those with full buckets, give idle leases back."""
         if not self._unswept:
             self._unswept = list(self._accounts)
         for _ in range(min(at_most, len(self._unswept))):

@@ -25,17 +25,17 @@ from headrace.errors import Unauthenticated, Unavailable
 MAX_TOKEN_BYTES = 8192
 MAX_ID = 128
 REMEMBERED = 10_000
-"""Verified tokens: a signature costs 30 to 100 µs, finding the token again 2."""
+"""Cap on remembered tokens: to verify a signature takes 30 to 100 µs, to find its token 2 µs."""
 SOONEST_S = 5.0
-"""Unknown key ids make us look at the source again, but not more often than so."""
+"""Least time between two looks at the source, which an unknown key id asks for."""
 MAX_TIME_S = 1e12
-"""Times in a token are below this; JSON can also say Infinity, or more than a float holds."""
+"""Bound of a token's times; JSON can also say Infinity, or more than a float holds."""
 
 _SHAPE = re.compile(rb"[\w-]+\.[\w-]+\.[\w-]+")
 
 
 class JwtVerifier:
-    """See the module. `tiers` are the names that a token may ask for."""
+    """Tells callers by their tokens. `tiers` are the names that a token may ask for."""
 
     def __init__(
         self, config: Jwt, tiers: Collection[str], now_s: Callable[[], float] = time.time
@@ -47,18 +47,18 @@ class JwtVerifier:
         self.wanted = asyncio.Event()
 
     def allow(self, tiers: Collection[str]) -> None:
-        """Use these names of tiers from now on."""
+        """Use these names of tiers."""
         self._tiers = tiers
         self._known.clear()
 
     def inherit(self, before: JwtVerifier) -> None:
-        """Start with the keys of the verifier before, if they are from the same source."""
+        """Take over the keys of another verifier, if they are from the same source."""
         if before._document is not None and before.config.jwks == self.config.jwks:
             with contextlib.suppress(ValueError):
                 self.take(before._document)
 
     def take(self, document: Any) -> None:
-        """Use the keys of this JWKS from now on; raises `ValueError` if it has none for us."""
+        """Use the keys of this JWKS; raises `ValueError` if none of them verifies signatures."""
         listed = document.get("keys") if isinstance(document, Mapping) else None
         keys = {
             (key.key_id, key.algorithm_name): key
@@ -131,7 +131,7 @@ class JwtVerifier:
         return claims
 
     def _key(self, key_id: str | None, algorithm: str) -> jwt.PyJWK:
-        """The key of that name; without one, the only key that fits."""
+        """The key of that id; without an id, the only one of that algorithm."""
         keys = self._keys or {}
         if key_id is None:
             fitting = [key for (_, of), key in keys.items() if of == algorithm]
@@ -144,7 +144,7 @@ class JwtVerifier:
         return key
 
     def _end_s(self, claims: Mapping[str, Any]) -> float:
-        """Until when the token holds, in seconds since 1970; raises if that is not so now."""
+        """When the token ends, in seconds since 1970; raises if it does not hold now."""
         now_s, leeway_s = self._now_s(), self.config.leeway_s
         ends_s = _time(claims, "exp") + leeway_s
         if ends_s <= now_s:
@@ -227,7 +227,7 @@ log = structlog.get_logger()
 
 
 class Jwks:
-    """Fetches the key set of a verifier, now and then; keeps the last good one."""
+    """Fetches the key set of a verifier from its source; keeps the last good one."""
 
     def __init__(self, verifier: JwtVerifier) -> None:
         self._verifier, self._config = verifier, verifier.config
@@ -248,6 +248,8 @@ class Jwks:
         try:
             async with asyncio.timeout(FETCH_S):
                 content = await self._read()
+            if len(content) > MAX_JWKS_BYTES:
+                raise ValueError("the key set is too long")
             self._verifier.take(json.loads(content))
         except (OSError, httpx.HTTPError, httpx.InvalidURL, ValueError, RecursionError) as error:
             if not self._down:
@@ -263,8 +265,9 @@ class Jwks:
         return self._config.jwks.partition("?")[0].rpartition("@")[2]
 
     async def _read(self) -> bytes:
+        """The whole source, or its first bytes beyond `MAX_JWKS_BYTES`."""
         if not self._config.jwks.startswith(("http://", "https://")):
-            return await asyncio.to_thread(_read_file, Path(self._config.jwks))
+            return await asyncio.to_thread(_read_start, Path(self._config.jwks))
         async with (
             httpx.AsyncClient(timeout=FETCH_S) as client,
             client.stream("GET", self._config.jwks) as answer,
@@ -274,13 +277,10 @@ class Jwks:
             async for piece in answer.aiter_bytes():
                 content += piece
                 if len(content) > MAX_JWKS_BYTES:
-                    raise ValueError("the key set is too long")
+                    break
             return content
 
 
-def _read_file(path: Path) -> bytes:
+def _read_start(path: Path) -> bytes:
     with path.open("rb") as file:
-        content = file.read(MAX_JWKS_BYTES + 1)
-    if len(content) > MAX_JWKS_BYTES:
-        raise ValueError("the key set is too long")
-    return content
+        return file.read(MAX_JWKS_BYTES + 1)

@@ -20,15 +20,13 @@ class Destination(Protocol):
 
     def submit(self, request: Request) -> None:
         """Begin with it; raises what is wrong with it."""
-        ...
 
     def cancel(self, request: Request) -> None:
         """Stop: the client left."""
-        ...
 
 
 class BodyMemory:
-    """The memory of a gateway for the bodies of requests; who frees some lowers `used_bytes`."""
+    """The memory of a gateway for the bodies of requests; callers lower `used_bytes` to free it."""
 
     __slots__ = ("limit_bytes", "used_bytes")
 
@@ -86,7 +84,7 @@ class Visit:
         self.destination: Destination | None = None
 
     def __lt__(self, other: Visit) -> bool:
-        """Waiting requests of a caller go by deadline, equal ones as they came."""
+        """By deadline, those with the same one as they came."""
         assert self.request is not None
         assert other.request is not None
         mine, theirs = self.request.deadline_s, other.request.deadline_s
@@ -99,12 +97,11 @@ class Visit:
 
     @property
     def tier(self) -> str:
-        """The name of the caller's tier."""
         return NO_TIER if self.account is None else self.account.allowance.name
 
     @property
     def caller_id(self) -> str:
-        """The id of the caller, "" where callers are not told apart."""
+        """ "" where callers are not told apart."""
         return "" if self.account is None else self.account.caller.id
 
     def limit_headers(
@@ -117,10 +114,7 @@ class Visit:
         return answer.limit if isinstance(answer, OverBudget) else None
 
     def audit_record(
-        self,
-        decision: Verdict,
-        answer: Answer | None,
-        stages_s: Mapping[str, float],
+        self, decision: Verdict, answer: Answer | None, stages_s: Mapping[str, float]
     ) -> AuditRecord:
         """What the audit log keeps of it; without an answer it was let in and is no prediction."""
         account, request = self.account, self.request
