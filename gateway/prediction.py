@@ -133,7 +133,7 @@ class Prediction(Visit):
         return self.request_id.encode() if b"x-request-id" in self.headers else b""
 
     def _hash_key(self, model: str, body: Body) -> bytes:
-        routing = self.desk.plane.routing(model)
+        routing = self.desk.plane.snapshot.models[model].config.routing
         if routing.policy != "hash":
             return b""
         if routing.key == "header":
@@ -171,7 +171,7 @@ class Prediction(Visit):
             return  # It cost what it paid.
         cost = config.cost.of(reply.rows, reply.megapixels)
         if extra := self.desk.access.settle(self, cost):
-            self.desk.plane.charge(request, extra)
+            self.desk.plane.router.charge(request, extra)
             request.cost = cost
 
     def _count(

@@ -93,13 +93,13 @@ class Incoming(Generic[Message]):
 
 
 class ChannelOwner:
-    """Hears what comes over its channels; calls come from the loop and must not block.
+    """Receiver of what comes over its channels; calls come from the loop and must not block.
 
-    What an owner does not expect breaks the link: it raises `LinkError`.
+    A `LinkError` that it raises, about what it does not expect, ends the connection.
     """
 
     def channel_opened(self, channel: Channel, session: Session) -> None:
-        """The peer has proved that it knows the secret."""
+        """The handshake is done: the peer knows the secret."""
         raise NotImplementedError
 
     def channel_items(self, channel: Channel, items: list[Item]) -> None:
@@ -142,7 +142,6 @@ class Channel(asyncio.Protocol):
         self.last_heard_s = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """A client begins the handshake."""
         # uvloop's transports are no subclass of asyncio's, so this cannot be checked.
         self._transport = transport = cast(asyncio.Transport, transport)
         transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
@@ -155,17 +154,21 @@ class Channel(asyncio.Protocol):
         self.last_heard_s = asyncio.get_running_loop().time()
         try:
             for frame in self._reader.feed(data):
-                if self.session is None:
-                    self._shake(frame)
-                else:
+                if self.session is not None:
                     self._receive(frame)
+                    continue
+                answer, self.session = self._handshake.receive(frame)
+                if answer:
+                    self._write(answer)
+                if self.session is not None:
+                    self._reader.limit_bytes = self.session.max_frame_bytes
+                    self._owner.channel_opened(self, self.session)
                 if self._transport is None:
                     return
         except LinkError as error:
             self.close(error.message)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The end: the owner is told, what was under way is dropped."""
         if exc is not None:
             self._reason = str(exc) or type(exc).__name__
         self._transport = None
@@ -232,18 +235,8 @@ class Channel(asyncio.Protocol):
         self._paused = True
 
     def resume_writing(self) -> None:
-        """The transport has room again."""
         self._paused = False
         self._pump()
-
-    def _shake(self, frame: Frame) -> None:
-        answer, session = self._handshake.receive(frame)
-        if answer:
-            self._write(answer)
-        if session is not None:
-            self.session = session
-            self._reader.limit_bytes = session.max_frame_bytes
-            self._owner.channel_opened(self, session)
 
     def _receive(self, frame: Frame) -> None:
         if frame.kind == Kind.ITEMS:
@@ -260,7 +253,11 @@ class Channel(asyncio.Protocol):
         elif frame.kind == Kind.PART:
             self._part(frame)
         elif frame.kind == Kind.WINDOW:
-            self._window(*decode_numbers(frame))
+            stream_id, size = decode_numbers(frame)
+            for stream in self._outgoing:
+                if stream.stream_id == stream_id:
+                    stream.window_bytes += size
+            self._pump()
         elif frame.kind == Kind.PING:
             self.send_frame(Kind.PONG)
         elif frame.kind == Kind.PONG:
@@ -275,7 +272,7 @@ class Channel(asyncio.Protocol):
     def _arrived(
         self, messages: list[Message], partial: dict[int, Incoming[Message]]
     ) -> list[Message]:
-        """Those that are whole; streamed ones are remembered, shared ones mapped."""
+        """The messages that are whole; streamed ones are remembered, shared ones mapped."""
         for message in messages:
             if message.flags & OUTSIDE:
                 break
@@ -290,9 +287,11 @@ class Channel(asyncio.Protocol):
                 if message.id not in self._cancelled:
                     partial[message.id] = Incoming(message)
             elif message.flags & Flag.SHARED:
+                name = bytes(pieces(message.body)[0]).rstrip(b"\0").decode("ascii", "replace")
                 # A file that is gone was cancelled on the way, which is no fault of the link.
                 with contextlib.suppress(FileNotFoundError):
-                    whole.append(_map(message))
+                    body = shared_memory.take(name, message.length)
+                    whole.append(replace(message, body=body))
             else:
                 whole.append(message)
         return whole
@@ -319,12 +318,6 @@ class Channel(asyncio.Protocol):
         if received - stream.granted >= WINDOW_BYTES // 2:
             self._write(encode_numbers(Kind.WINDOW, stream_id, received - stream.granted))
             stream.granted = received
-
-    def _window(self, stream_id: int, size: int) -> None:
-        for stream in self._outgoing:
-            if stream.stream_id == stream_id:
-                stream.window_bytes += size
-        self._pump()
 
     def send_frame(self, kind: Kind, payload: Buffer = b"", *, count: int = 0) -> None:
         """Send a frame other than a bundle or a part."""
@@ -358,7 +351,12 @@ class Channel(asyncio.Protocol):
         size = 0
         for message in messages:
             if message.length > PART_BYTES:
-                self._send_large(message, encode)
+                shared = self.session is not None and "shared-memory" in self.session.features
+                if shared and message.length > shared_memory.THRESHOLD_BYTES:
+                    loop = asyncio.get_running_loop()
+                    self._sharing[message.id] = loop.create_task(self._share(message, encode))
+                else:
+                    self._stream(message, encode)
                 continue
             if bundle and size + message.length > BUNDLE_BYTES:
                 self._write(encode(bundle))
@@ -367,14 +365,6 @@ class Channel(asyncio.Protocol):
             size += message.length
         if bundle:
             self._write(encode(bundle))
-
-    def _send_large(self, message: Message, encode: Callable[[Sequence[Message]], bytes]) -> None:
-        shared = self.session is not None and "shared-memory" in self.session.features
-        if shared and message.length > shared_memory.THRESHOLD_BYTES:
-            task = asyncio.get_running_loop().create_task(self._share(message, encode))
-            self._sharing[message.id] = task
-        else:
-            self._stream(message, encode)
 
     async def _share(self, message: Message, encode: Callable[[Sequence[Message]], bytes]) -> None:
         # Copying takes tens of milliseconds for a large body, so it happens off the loop.
@@ -395,14 +385,11 @@ class Channel(asyncio.Protocol):
         elif name is None:
             self._stream(message, encode)
         else:
-            self._remember_shared(message.id, name)
+            if len(self._shared) >= MAX_SHARED_NAMES:
+                self._shared = {i: n for i, n in self._shared.items() if shared_memory.exists(n)}
+            self._shared[message.id] = name
             named = replace(message, flags=message.flags | Flag.SHARED, body=name.encode())
             self._write(encode([named]))
-
-    def _remember_shared(self, message_id: int, name: str) -> None:
-        if len(self._shared) >= MAX_SHARED_NAMES:
-            self._shared = {i: n for i, n in self._shared.items() if shared_memory.exists(n)}
-        self._shared[message_id] = name
 
     def _stream(self, message: Message, encode: Callable[[Sequence[Message]], bytes]) -> None:
         self._write(encode([replace(message, flags=message.flags | Flag.STREAM)]))
@@ -442,8 +429,3 @@ class Channel(asyncio.Protocol):
     def _write(self, data: bytes) -> None:
         if self._transport is not None:
             self._transport.write(data)
-
-
-def _map(message: Message) -> Message:
-    name = bytes(pieces(message.body)[0]).rstrip(b"\0").decode("ascii", "replace")
-    return replace(message, body=shared_memory.take(name, message.length))

@@ -15,7 +15,7 @@ import structlog
 
 from headrace.errors import LinkError, Unavailable
 from headrace.link.channel import Channel, ChannelOwner
-from headrace.link.frames import STREAM, Frame, Kind, Reply, decode_numbers
+from headrace.link.frames import Frame, Kind, Reply, decode_numbers
 from headrace.link.handshake import ClientHandshake, Hello, Session
 from headrace.link.queue import Request
 from headrace.link.router import Router
@@ -31,7 +31,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who this process is on the link, and what it must know to be let in."""
+    """This process on the link: its name and node, the cluster's secret, its limits."""
 
     peer_id: str
     node_id: str
@@ -61,7 +61,7 @@ async def connect(slot: SlotView, identity: Identity, channel: Channel) -> str:
 class SlotLink(ChannelOwner):
     """A link to one slot: `run` connects, and connects again, until it is cancelled.
 
-    It tells the router of the slot's state, credits and answers, calls `changed` after each, and
+    The router hears of the slot's state, credits and answers; `changed` is called after each, and
     `lost` when the link breaks.
     """
 
@@ -74,20 +74,15 @@ class SlotLink(ChannelOwner):
         lost: Callable[[SlotLink], None],
     ) -> None:
         self.slot, self._identity, self._router = slot, identity, router
-        self._slot_id = slot.slot_id
         self._changed, self._lost = changed, lost
+        self.up = False  # whether requests can be sent
         self.transport = ""
         self.last_error = ""
         self._data: Channel | None = None
         self._control: Channel | None = None
         self._opened, self._broken = asyncio.Event(), asyncio.Event()
-        self._up = self._draining = False
+        self._draining = False
         self._demand: dict[int, int] = {}
-
-    @property
-    def up(self) -> bool:
-        """Whether requests can be sent."""
-        return self._up
 
     async def run(self) -> None:
         """Keep the link up; ends only by cancellation."""
@@ -114,7 +109,7 @@ class SlotLink(ChannelOwner):
         except (OSError, TimeoutError, LinkError) as error:
             reason = str(error) or type(error).__name__
             if isinstance(error, LinkError) and reason != self.last_error:
-                log.warning("link_refused", slot=self._slot_id, reason=reason)
+                log.warning("link_refused", slot=self.slot.slot_id, reason=reason)
             self.last_error = reason
         self._close(self.last_error or "the link broke")
         return was_up
@@ -139,11 +134,11 @@ class SlotLink(ChannelOwner):
             if self._broken.is_set():
                 raise LinkError(self.last_error or "the slot closed the connection")
         control.keep_alive()
-        self._up = True
-        log.info("link_up", slot=self._slot_id, transport=self.transport)
-        self._router.lane_up(self._slot_id, self.cancel)
+        self.up = True
+        log.info("link_up", slot=self.slot.slot_id, transport=self.transport)
+        self._router.lane_up(self.slot.slot_id, self.cancel)
         if self._draining:
-            self._router.lane_draining(self._slot_id)
+            self._router.lane_draining(self.slot.slot_id)
         self._changed()
 
     def _close(self, reason: str) -> None:
@@ -151,8 +146,8 @@ class SlotLink(ChannelOwner):
         for channel in channels:
             if channel is not None:
                 channel.abort(reason)
-        if self._up:
-            self._up = False
+        if self.up:
+            self.up = False
             self.last_error = reason
             self._demand.clear()
             self._lost(self)
@@ -169,7 +164,7 @@ class SlotLink(ChannelOwner):
 
     def tell_demand(self, demand: dict[int, int]) -> None:
         """Tell the slot, by placement, what waits and is in flight, where that has changed."""
-        if self._control is None or not self._up:
+        if self._control is None or not self.up:
             return
         for placement_id, amount in demand.items():
             if self._demand.get(placement_id) != amount:
@@ -177,25 +172,24 @@ class SlotLink(ChannelOwner):
         self._demand = demand
 
     def channel_opened(self, channel: Channel, session: Session) -> None:
-        """One of the two connections is authenticated."""
         self._opened.set()
 
     def channel_replies(self, channel: Channel, replies: list[Reply]) -> None:
         """Answers; those of an earlier connection are dropped."""
         if channel is self._data:
             for reply in replies:
-                self._router.reply(self._slot_id, reply)
+                self._router.reply(self.slot.slot_id, reply)
             self._changed()
 
     def channel_frame(self, channel: Channel, frame: Frame) -> None:
         """Credits of the slot's placements, or that it leaves."""
-        if frame.kind == Kind.CREDIT and len(frame.payload) == STREAM.size:
-            self._router.credit(self._slot_id, *decode_numbers(frame))
+        if frame.kind == Kind.CREDIT:
+            self._router.credit(self.slot.slot_id, *decode_numbers(frame))
             self._changed()
         elif frame.kind == Kind.DRAINING:
             self._draining = True
-            if self._up:
-                self._router.lane_draining(self._slot_id)
+            if self.up:
+                self._router.lane_draining(self.slot.slot_id)
         else:
             raise LinkError(f"a frame of kind {frame.kind} from a slot")
 
@@ -205,7 +199,7 @@ class SlotLink(ChannelOwner):
             self.last_error = reason
             self._broken.set()
             self._opened.set()
-            if self._up:
+            if self.up:
                 self._close(reason)
 
 
@@ -264,12 +258,10 @@ class SlotControl(ChannelOwner):
         return result
 
     def close(self) -> None:
-        """Forget the slot."""
         if self._channel is not None:
             self._channel.close("the pool has let go of the slot")
 
     def channel_opened(self, channel: Channel, session: Session) -> None:
-        """The connection is authenticated."""
         self._opened.set()
 
     def channel_frame(self, channel: Channel, frame: Frame) -> None:
@@ -284,7 +276,6 @@ class SlotControl(ChannelOwner):
             raise LinkError(f"a frame of kind {frame.kind} from a slot")
 
     def channel_closed(self, channel: Channel, reason: str) -> None:
-        """The slot is gone."""
         self._refused = self._channel is None
         self._opened.set()
         for answer in self._calls.values():

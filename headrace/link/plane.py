@@ -11,7 +11,6 @@ from dataclasses import replace
 import structlog
 
 from headrace.config.args import ModelConfig
-from headrace.config.scaling import Routing
 from headrace.errors import NotFound, Unavailable
 from headrace.link.client import Identity, SlotLink
 from headrace.link.queue import QueueKey, Request
@@ -32,7 +31,7 @@ NOT_FOUND = {
 }
 
 Routes = tuple[dict[QueueKey, Route], dict[QueueKey, str]]
-"""Routes, and why the others are none."""
+"""Routes, and for the queues that cannot be served the reason."""
 
 log = structlog.get_logger()
 
@@ -50,7 +49,7 @@ class DataPlane:
         self._unsent = 0
         self._loop = asyncio.get_running_loop()
         self._number = 0
-        # Where requests go, and why some cannot; the shard stage has more routes than a gateway.
+        # The shard stage has more routes than a gateway.
         self.routes: Callable[[Snapshot], Routes] = routes_of
         # Called for the first request that no slot can answer.
         self.on_starved: Callable[[], None] = lambda: None
@@ -89,9 +88,7 @@ class DataPlane:
         if view is None and not self.snapshot.number:
             raise Unavailable("the gateway has not heard from the pool yet", retry_after_s=1)
         if label is not None and view is not None:
-            if label not in view.labels:
-                raise servable_not_found(name, label=label)
-            version = view.labels[label]
+            version = labelled(view, label)
         found = view.version(version) if view is not None else None
         if view is None or (found is None and version is not None):
             raise NOT_FOUND[protocol](name, version)
@@ -101,12 +98,7 @@ class DataPlane:
             raise Unavailable(f"model {name!r} version {found.version} failed: {found.reason}")
         return (name, found.version)
 
-    def routing(self, name: str) -> Routing:
-        """The routing of a model."""
-        return self.snapshot.models[name].config.routing
-
     def config(self, name: str) -> ModelConfig | None:
-        """The config of a model, None if there is no such model."""
         view = self.snapshot.models.get(name)
         return None if view is None else view.config
 
@@ -133,10 +125,6 @@ class DataPlane:
         else:
             self.flush_soon()
 
-    def charge(self, request: Request, extra: float) -> None:
-        """Charge an answered request that cost `extra` more than was paid (below 0: less)."""
-        self.router.charge(request, extra)
-
     def cancel(self, request: Request) -> None:
         """Drop the request of a client that left."""
         if not request.finished:
@@ -157,7 +145,7 @@ class DataPlane:
             self._links[slot_id][0].send(requests)
 
     async def run(self) -> None:
-        """Check deadlines and tell demand, until cancelled."""
+        """Check deadlines, and tell slots of changed demand, until cancelled."""
         try:
             while True:
                 await asyncio.sleep(TICK_S)
@@ -171,7 +159,6 @@ class DataPlane:
                 task.cancel()
 
     def reaches(self, slot_id: str) -> bool:
-        """Whether the link to this slot is up."""
         return slot_id in self._links and self._links[slot_id][0].up
 
     def links(self) -> dict[str, str]:
@@ -182,7 +169,6 @@ class DataPlane:
         }
 
     def record_gauges(self) -> None:
-        """Bring the gauges of the metrics up to date."""
         self._recorder.gauges(self.router.in_flight(), self.router.waiting())
 
     def link_lost(self, link: SlotLink) -> None:
@@ -253,12 +239,12 @@ def defaults_of(snapshot: Snapshot) -> dict[str, int | None]:
 
 def lacking_of(snapshot: Snapshot) -> dict[QueueKey, str]:
     """Reasons, as the pool tells them, why versions have no slot yet. Pure."""
-    lacking: dict[QueueKey, str] = {}
-    for name, model in snapshot.models.items():
-        for version in model.versions:
-            if version.served and version.state is State.PENDING and version.reason:
-                lacking[name, version.version] = version.reason
-    return lacking
+    return {
+        (name, version.version): version.reason
+        for name, model in snapshot.models.items()
+        for version in model.versions
+        if version.served and version.state is State.PENDING and version.reason
+    }
 
 
 def find_model(snapshot: Snapshot, name: str, version: str = "") -> tuple[ModelView, VersionView]:
@@ -304,7 +290,7 @@ def servable_versions(
 ) -> list[VersionView]:
     """The versions whose status is asked for: all, or that one; raises `NotFound`.
 
-    What is only kept warm for a rollback has been unloaded as far as clients are concerned.
+    To clients, a version that is only kept warm for a rollback is unloaded.
     """
     model = snapshot.models.get(name)
     if model is not None and label is not None:

@@ -97,7 +97,7 @@ class _Level:
 
 
 class FairQueue:
-    """Requests in the order in which they should be sent; `head` and `pop` give the same one."""
+    """Requests in the order in which they should be sent."""
 
     def __init__(self) -> None:
         self._levels: dict[int, _Level] = {}
@@ -108,7 +108,6 @@ class FairQueue:
         self._count = 0
 
     def push(self, request: Request) -> None:
-        """Add a request."""
         level = self._levels.get(request.priority)
         if level is None:
             level = self._levels[request.priority] = _Level()
@@ -149,14 +148,6 @@ class FairQueue:
                 level.ring.clear()
                 level.flows.clear()
         return None
-
-    def pop(self) -> Request:
-        """Take out the head; raises `IndexError` when the queue is empty."""
-        request = self.head()
-        if request is None:
-            raise IndexError("nothing waits")
-        self.remove_head(request)
-        return request
 
     def remove_head(self, request: Request) -> None:
         """Take out the request that `head` has just given."""
@@ -222,14 +213,11 @@ class FairQueue:
             visited += 1
             if visited >= len(ring):
                 visited = 0
-                self._skip_rounds(ring)
-
-    def _skip_rounds(self, ring: deque[_Flow]) -> None:
-        """Give at once the rounds after which the first flow can pay."""
-        missing = min(flow.heap[0][2].cost - flow.deficit for flow in ring if flow.heap)
-        rounds = max(0.0, missing // QUANTUM - 1)
-        for flow in ring:
-            flow.deficit += rounds * QUANTUM
+                # At once all rounds but the one after which the first flow can pay.
+                missing = min(each.heap[0][2].cost - each.deficit for each in ring if each.heap)
+                rounds = max(0.0, missing // QUANTUM - 1)
+                for each in ring:
+                    each.deficit += rounds * QUANTUM
 
     def _retire(self, level: _Level, flow: _Flow) -> None:
         """Remove a caller's empty flow: credit is forfeited, debt is kept."""
@@ -241,10 +229,10 @@ class FairQueue:
 
 MANY = 1 << 30
 PRESENCE_S = 5.0
-"""Time after its last request for which a priority is expected again …"""
+"""Time after its last request for which a priority is expected again."""
 YIELDING = 2
-"""… and for which a slot holds at most this many requests when one of a lower priority is sent: one
-that runs and one that comes next, so that a higher one waits for little."""
+"""Limit on requests that a slot holds when one of a lower priority than the expected one is sent:
+one that runs and one that comes next, so that a higher one waits for little."""
 SMOOTHING = 0.1
 """Weight of the newest answer in the averages of a queue."""
 

@@ -6,6 +6,7 @@ of `Router` alone.
 
 Work follows events: `_busy` has the queues that are not empty, `_loaded` the lanes that hold
 requests, `_changed` the queues whose demand slots have not heard of; all others cost nothing.
+Deadlines are looked at once `_earliest_s` has passed, which no deadline is before.
 
 A lane is a link to a slot, a seat a placement in it. A seat is open while its slot gives credit for
 more requests than it holds, is not leaving, and is not reserved for a single request.
@@ -13,6 +14,7 @@ more requests than it holds, is not leaving, and is not reserved for a single re
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
@@ -29,11 +31,12 @@ MAX_DEATHS = 2
 MAX_MOVES = 5
 """Limit on how often slots send a request elsewhere, as its model has just left them."""
 RETRY_SHARE = 0.1
-"""Share of all requests that retries may be …"""
+"""Retries allowed for each request that comes."""
 RETRY_RESERVE = 256.0
-"""… and retries that are possible at once: more than the credits of one slot."""
+"""Retries possible at once: more than the credits of one slot."""
 DEPTH_S = 0.1
-"""Time for which a slot's word about its load counts; an older one would keep requests away."""
+"""Time for which the load that a slot reported counts; an older one would keep requests away."""
+LATE = "the deadline passed before the answer was ready"
 
 Route = tuple[Routing, Sequence[tuple[str, int]]]
 """Routing of a model version, and (slot id, placement id) of its READY placements."""
@@ -74,6 +77,7 @@ class Router:
         self._defaults: Mapping[str, int | None] = {}
         self._lanes: dict[str, Lane] = {}
         self._loaded: dict[str, Lane] = {}
+        self._earliest_s = math.inf
         self._reserving = False
         self._seats: dict[tuple[str, int], Seat] = {}
         self._retry_budget = RETRY_RESERVE
@@ -142,12 +146,8 @@ class Router:
             queue.suspects.append(request)
         else:
             queue.waiting.push(request)
-        self._waits(request.key, queue)
-
-    def _waits(self, key: QueueKey, queue: ModelQueue) -> None:
-        """Note that this queue is not empty."""
-        self._busy[key] = queue
-        self._changed.add(key)
+        self._busy[request.key] = queue
+        self._changed.add(request.key)
 
     def _queue_of(self, request: Request) -> ModelQueue | None:
         """A request's queue: the model's default may have moved since it came."""
@@ -161,18 +161,15 @@ class Router:
         """Answer all requests in this queue with an error."""
         queue = self._queues.get(key)
         if queue is not None:
-            waiting, queue.waiting, queue.suspects = (
-                (*queue.suspects, *queue.waiting),
-                FairQueue(),
-                deque(),
-            )
+            waiting = (*queue.suspects, *queue.waiting)
+            queue.waiting, queue.suspects = FairQueue(), deque()
             for request in waiting:
                 request.queued = False
                 self._finish(request, error)
             self._changed.add(key)
 
     def lane_up(self, slot_id: str, cancel: Callable[[Request], None]) -> None:
-        """A link is ready; credits follow."""
+        """Take a link that is ready; its credits follow."""
         self._lanes[slot_id] = Lane(slot_id, cancel)
         self._untold.add(slot_id)
 
@@ -217,7 +214,8 @@ class Router:
                 queue.suspects.appendleft(request)
             else:
                 queue.waiting.push_back(request)
-            self._waits(request.key, queue)
+            self._busy[request.key] = queue
+            self._changed.add(request.key)
 
     def _retry(self, request: Request, now_s: float) -> None:
         queue = self._queue_of(request)
@@ -229,7 +227,7 @@ class Router:
         elif queue is None:
             error = NotFound(f"model {request.key[0]!r} has been removed")
         elif now_s >= request.deadline_s:
-            error = _late()
+            error = DeadlineExceeded(LATE)
         elif self._retry_budget < 1:
             error = Unavailable("the slot died and too many requests are being retried already")
         else:
@@ -237,7 +235,8 @@ class Router:
             self.retries[request.key[0]] += 1
             request.queued = True
             queue.suspects.append(request)
-            self._waits(request.key, queue)
+            self._busy[request.key] = queue
+            self._changed.add(request.key)
             return
         self._finish(request, error)
 
@@ -262,16 +261,18 @@ class Router:
         starved = request.cold and not queue.waiting
         queue.note(request)
         queue.waiting.push(request)
-        self._waits(request.key, queue)
+        self._busy[request.key] = queue
+        self._changed.add(request.key)
+        if request.deadline_s < self._earliest_s:
+            self._earliest_s = request.deadline_s
         return starved
 
     def wait_outside(self, model: str) -> None:
-        """Count someone who waits for a model's first slot, but not in a queue."""
+        """Count work that waits for a model's first slot, but not in a queue."""
         self._outside[model] += 1
         self.arrived[model] += 1
 
     def leave_outside(self, model: str) -> None:
-        """Count out one of these."""
         self._outside[model] -= 1
 
     def add_backlog(self, model: str, change: int) -> None:
@@ -292,21 +293,21 @@ class Router:
 
     def expire(self, now_s: float) -> int:
         """Answer the requests whose deadline has passed; gives how many."""
-        late = [r for t in self._busy.values() for r in t.waiting if now_s >= r.deadline_s]
-        late += [r for t in self._busy.values() for r in t.suspects if now_s >= r.deadline_s]
-        for lane in self._loaded.values():
-            late += [r for r in lane.in_flight.values() if now_s >= r.deadline_s]
+        if now_s < self._earliest_s:
+            return 0
+        held = [r for queue in self._busy.values() for r in (*queue.waiting, *queue.suspects)]
+        held += [r for lane in self._loaded.values() for r in lane.in_flight.values()]
+        late = [request for request in held if now_s >= request.deadline_s]
+        left_s = [request.deadline_s for request in held if now_s < request.deadline_s]
+        self._earliest_s = min(left_s, default=math.inf)
         for request in late:
             self._withdraw(request)
-            self._finish(request, self._late(request))
+            queue, why = self._queues.get(request.key), LATE
+            if not request.sent_s and queue is not None and not queue.seats:
+                lack = self._lacking.get(request.key) or "it is still being loaded"
+                why = f"the deadline passed while model {request.key[0]!r} waited: {lack}"
+            self._finish(request, DeadlineExceeded(why))
         return len(late)
-
-    def _late(self, request: Request) -> DeadlineExceeded:
-        queue = self._queues.get(request.key)
-        if request.sent_s or queue is None or queue.seats:
-            return _late()
-        why = self._lacking.get(request.key) or "it is still being loaded"
-        return DeadlineExceeded(f"the deadline passed while model {request.key[0]!r} waited: {why}")
 
     def _withdraw(self, request: Request) -> None:
         if request.seat is not None:
@@ -332,16 +333,16 @@ class Router:
         request = lane.in_flight.get(reply.id) if lane is not None else None
         if lane is None or request is None:
             return
-        elsewhere = reply.flags & Flag.ELSEWHERE
         lane.depth = reply.depth
         lane.depth_until_s = request.sent_s + reply.slot_s + DEPTH_S
-        if not elsewhere and (queue := self._queues.get(request.key)) is not None:
+        if reply.flags & Flag.ELSEWHERE:
+            self._leave(lane, request)
+            self._requeue(request)
+            return
+        if (queue := self._queues.get(request.key)) is not None:
             queue.measure(reply.slot_s)
         self._leave(lane, request)
-        if not elsewhere:
-            self._finish(request, reply)
-            return
-        self._requeue(request)
+        self._finish(request, reply)
 
     def _leave(self, lane: Lane, request: Request) -> None:
         if lane.in_flight.pop(request.id, None) is not None:
@@ -367,7 +368,7 @@ class Router:
         if self._reserving:
             self._reserving = False
             for lane in lanes.values():
-                # It is made anew each time: its suspect may have left, or its model moved.
+                # Made anew each time: the suspect may have left, or its model moved.
                 if lane.exclusive is not None and lane.exclusive.id not in lane.in_flight:
                     lane.exclusive = None
                 self._reserving = self._reserving or lane.exclusive is not None
@@ -468,7 +469,9 @@ def choose_seat(
         leaving = lanes[seat.slot_id].draining if seat.slot_id in lanes else False
         return seat if is_open(seat, lanes, places, leaving=leaving) else None
     seats = [each for each in queue.seats if is_open(each, lanes, places)]
-    seats = seats or _last_resort(queue, lanes, places)
+    if not seats and not any(_usable(each, lanes) for each in queue.seats):
+        # All slots of the queue are leaving; until they have left they still answer.
+        seats = [each for each in queue.seats if is_open(each, lanes, places, leaving=True)]
     if len(seats) <= 1:
         return seats[0] if seats else None
     if queue.routing.policy == "round-robin":
@@ -485,8 +488,11 @@ def choose_seat(
 
 def reserve_seat(queue: ModelQueue, lanes: Lanes, now_s: float) -> Seat | None:
     """Reserve a slot for the queue's first suspect alone; its seat, if nothing else is there."""
-    pairs = [(lane, seat) for seat in queue.seats if (lane := _usable(seat, lanes)) is not None]
-    free = [pair for pair in pairs if pair[0].exclusive is None and pair[1].credit >= 1]
+    free = [
+        (lane, seat)
+        for seat in queue.seats
+        if (lane := _usable(seat, lanes)) and lane.exclusive is None and seat.credit >= 1
+    ]
     if not free:
         return None
     lane, seat = min(free, key=lambda pair: (pair[0].load(now_s), pair[0].slot_id))
@@ -505,14 +511,3 @@ def is_open(seat: Seat, lanes: Lanes, places: int, *, leaving: bool = False) -> 
 def _usable(seat: Seat, lanes: Lanes) -> Lane | None:
     lane = lanes.get(seat.slot_id)
     return None if lane is None or lane.draining else lane
-
-
-def _last_resort(queue: ModelQueue, lanes: Lanes, places: int) -> list[Seat]:
-    """Open seats in leaving slots, if all slots of the queue leave: they still answer."""
-    if any(_usable(seat, lanes) for seat in queue.seats):
-        return []
-    return [seat for seat in queue.seats if is_open(seat, lanes, places, leaving=True)]
-
-
-def _late() -> DeadlineExceeded:
-    return DeadlineExceeded("the deadline passed before the answer was ready")

@@ -17,6 +17,16 @@ from headrace.link.channel import FLUSH_POLL_S, Channel, ChannelOwner
 from headrace.link.frames import Frame, Kind, decode_numbers
 from headrace.link.handshake import Hello, ServerHandshake, Session
 
+HANDSHAKE_TIMEOUT_S = 5.0
+SILENCE_S = 4.0
+"""Silence after which a gateway or pool, which pings each second, is gone."""
+FLUSH_S = 1.0
+"""Limit on waiting, when the slot stops, for peers to read their answers."""
+MAX_HANDSHAKES = 128
+"""Limit on connections whose handshake is not done; more are closed at once."""
+
+log = structlog.get_logger()
+
 
 def share(capacity: int, demands: Mapping[str, int]) -> dict[str, int]:
     """Credits by gateway: proportional to demand, at least one each, else as much as fits.
@@ -34,19 +44,8 @@ def share(capacity: int, demands: Mapping[str, int]) -> dict[str, int]:
     return {name: 1 + spare * demand // total for name, demand in demands.items()}
 
 
-HANDSHAKE_TIMEOUT_S = 5.0
-SILENCE_S = 4.0
-"""Silence after which a gateway or pool, which pings each second, is gone."""
-FLUSH_S = 1.0
-"""Limit on waiting, when the slot stops, for peers to read their answers."""
-MAX_HANDSHAKES = 128
-"""Limit on connections that have not proved themselves yet; more are closed at once."""
-
-log = structlog.get_logger()
-
-
 class LinkServer(ChannelOwner):
-    """Accepts links. A subclass answers: `channel_items`, `cancel`, `gone` and `call`."""
+    """Accepts links; a subclass does the work: `channel_items`, `cancel`, `gone` and `call`."""
 
     def __init__(self, hello: Hello, secret: bytes, max_body_bytes: int) -> None:
         self._hello, self._secret = hello, secret
@@ -128,7 +127,6 @@ class LinkServer(ChannelOwner):
 
     @property
     def pool_connected(self) -> bool:
-        """Whether a pool is listening to this slot."""
         return any(session.peer.role == "pool" for session in self._open.values())
 
     def _accept(self) -> Channel:
@@ -146,7 +144,6 @@ class LinkServer(ChannelOwner):
             channel.abort("the handshake took too long")
 
     def channel_opened(self, channel: Channel, session: Session) -> None:
-        """A peer has proved itself."""
         self._shaking.discard(channel)
         self._open[channel] = session
         if session.peer.role != "data":
@@ -159,7 +156,6 @@ class LinkServer(ChannelOwner):
                 self._share_out(placement_id)
 
     def channel_frame(self, channel: Channel, frame: Frame) -> None:
-        """Cancellations, demand, and orders of the pool."""
         peer = self._open[channel].peer
         if frame.kind == Kind.CANCEL:
             self.cancel(channel, decode_numbers(frame)[0])
@@ -169,7 +165,9 @@ class LinkServer(ChannelOwner):
                 self._demand.setdefault(placement_id, {})[peer.link_id] = demand
                 self._share_out(placement_id)
         elif frame.kind == Kind.CALL and peer.role == "pool":
-            self._spawn(self._call(channel, peer, frame))
+            task = asyncio.get_running_loop().create_task(self._call(channel, peer, frame))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
         else:
             raise LinkError(f"a frame of kind {frame.kind} from a {peer.role} connection")
 
@@ -212,7 +210,7 @@ class LinkServer(ChannelOwner):
         peers = {channel: session.peer for channel, session in self._open.items()}
         links = {peer.link_id for peer in peers.values() if peer.role == "data"}
         for channel, peer in peers.items():
-            # A gateway drops both connections once either ends, read or not: so it ends the other.
+            # A gateway drops both connections, read or not, once either ends: close only one.
             if peer.role != "control" or peer.link_id not in links:
                 channel.close("the slot has stopped")
         while self._open:  # noqa: ASYNC110
@@ -227,14 +225,6 @@ class LinkServer(ChannelOwner):
         except (ValueError, KeyError, TypeError) as error:
             # A pool of another release may say what this slot does not understand.
             log.exception("order_failed")
-            result = {"error": f"malformed order: {type(error).__name__}: {_line(error)}"}
+            line = " ".join(str(error).split())[:300]
+            result = {"error": f"malformed order: {type(error).__name__}: {line}"}
         channel.send_frame(Kind.RESULT, json.dumps(result).encode(), count=frame.count)
-
-    def _spawn(self, coroutine: Any) -> None:
-        task = asyncio.get_running_loop().create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

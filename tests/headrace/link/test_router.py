@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
@@ -126,11 +127,29 @@ def test_demand_is_told_where_it_changed_and_nowhere_else() -> None:
     assert house.router.changed_demand() == {"c": {1: 0}}
 
 
+def lines(work: Callable[[], object]) -> int:
+    """Lines of the product that some work runs."""
+    count = 0
+
+    def note(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal count
+        count += event == "line"
+        return note
+
+    before = sys.gettrace()
+    sys.settrace(note)
+    try:
+        work()
+    finally:
+        sys.settrace(before)
+    return count
+
+
 @pytest.mark.parametrize("waits", [False, True])
 def test_work_does_not_grow_with_models_and_slots_that_are_idle(waits: bool) -> None:
     def steps(models: int, slots: int) -> int:
-        """Lines of the product that a turn and a tick run."""
-        house, count = House(), 0
+        """Lines that a turn and a tick run."""
+        house = House()
         places: dict[QueueKey, Route] = {
             ("m", n): (LEAST, [(f"s{n % slots}", n)]) for n in range(models)
         }
@@ -142,25 +161,30 @@ def test_work_does_not_grow_with_models_and_slots_that_are_idle(waits: bool) -> 
         for _ in range(3 if waits else 0):
             house.ask(key=("m", 0))
 
-        def note(frame: FrameType, event: str, _: object) -> Any:
-            nonlocal count
-            count += event == "line"
-            return note
-
-        before = sys.gettrace()
-        sys.settrace(note)
-        try:
+        def work() -> None:
             house.router.assign(0.0)
             house.router.expire(0.0)
             house.router.changed_demand()
             house.router.load()
             house.router.held()
-        finally:
-            sys.settrace(before)
-        return count
+
+        return lines(work)
 
     # All models of the first slot are in its demand.
     assert steps(1000, 1000) == steps(10, 10)
+
+
+def test_deadlines_are_not_looked_at_before_the_earliest_of_them() -> None:
+    def steps(requests: int) -> int:
+        house = House()
+        house.slots("a", credit=requests // 2)
+        for number in range(requests):
+            house.ask(deadline_s=5.0 + number)
+        house.assign()
+        assert house.router.expire(5.0) == 1
+        return lines(lambda: house.router.expire(5.9))
+
+    assert steps(400) == steps(4)
 
 
 def test_whose_requests_turn_out_dear_gets_fewer_turns() -> None:
