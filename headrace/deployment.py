@@ -71,13 +71,9 @@ async def on_ray(who: str, timeout_s: float | None) -> AsyncIterator[None]:
     except HeadraceError:
         raise
     except Exception as error:
-        raise _away(who, type(error).__name__) from None
-
-
-def _away(who: str, kind: str) -> Away:
-    error = Away(f"the {who} is away; try again in a moment", retry_after_s=RETRY_AFTER_S)
-    error.kind = kind
-    return error
+        away = Away(f"the {who} is away; try again in a moment", retry_after_s=RETRY_AFTER_S)
+        away.kind = type(error).__name__
+        raise away from None
 
 
 async def answer_of(work: Awaitable[Any]) -> dict[str, Any]:

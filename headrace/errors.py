@@ -43,7 +43,6 @@ class Unauthenticated(HeadraceError):
     """Raised when credentials are missing or wrong."""
 
     reason = "credential"
-
     http_status = 401
     grpc_status = "UNAUTHENTICATED"
 
@@ -52,7 +51,6 @@ class PermissionDenied(HeadraceError):
     """Raised when the operation is not open to this caller or on this listener."""
 
     reason = "permission"
-
     http_status = 403
     grpc_status = "PERMISSION_DENIED"
 
@@ -95,7 +93,6 @@ class PayloadTooLarge(HeadraceError):
     """Raised when the body, or the picture or video in it, is larger than a limit."""
 
     reason = "body_size"
-
     http_status = 413
     grpc_status = "RESOURCE_EXHAUSTED"
 
@@ -111,7 +108,6 @@ class UnsupportedMedia(HeadraceError):
     """Raised when the body is of a kind, or in a codec, that Headrace does not read."""
 
     reason = "media"
-
     http_status = 415
     grpc_status = "INVALID_ARGUMENT"
 
@@ -182,22 +178,9 @@ class LinkError(HeadraceError):
 _BY_STATUS: dict[int, type[HeadraceError]] = {
     error.http_status: error
     for error in (
-        InvalidArgument,
-        Unauthenticated,
-        PermissionDenied,
-        NotFound,
-        MethodNotAllowed,
-        RequestTimeout,
-        FailedPrecondition,
-        PayloadTooLarge,
-        UnsupportedMedia,
-        TooManyRequests,
-        Cancelled,
-        InternalError,
-        Unimplemented,
-        Unavailable,
-        OutOfMemory,
-        DeadlineExceeded,
+        *(InvalidArgument, Unauthenticated, PermissionDenied, NotFound, MethodNotAllowed),
+        *(RequestTimeout, FailedPrecondition, PayloadTooLarge, UnsupportedMedia, TooManyRequests),
+        *(Cancelled, InternalError, Unimplemented, Unavailable, OutOfMemory, DeadlineExceeded),
     )
 }
 

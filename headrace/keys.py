@@ -160,8 +160,5 @@ def kept(records: Mapping[str, KeyRecord], now_s: float) -> dict[str, KeyRecord]
 
 def ends_s(record: KeyRecord) -> float:
     """Seconds since 1970 at which a key ends or has ended; infinite for never."""
-    return min(_or_never(record.expires_s), _or_never(record.revoked_s))
-
-
-def _or_never(time_s: float | None) -> float:
-    return float("inf") if time_s is None else time_s
+    ends = (time_s for time_s in (record.expires_s, record.revoked_s) if time_s is not None)
+    return min(ends, default=float("inf"))

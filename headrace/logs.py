@@ -42,11 +42,16 @@ _recent: deque[str] = deque(maxlen=KEPT_LINES)
 def configure(level: str, role: str) -> None:
     """Log from `level` (a word of the config) up; every line says which role wrote it."""
     number = logging.getLevelNamesMapping()[level.upper()]
+
+    def add_role(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+        event["role"] = role
+        return event
+
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
-        _with_role(role),
+        add_role,
         structlog.processors.format_exc_info,
         redact,
     ]
@@ -61,7 +66,12 @@ def configure(level: str, role: str) -> None:
         foreign_pre_chain=shared,
     )
     for name in FOREIGN_LOGGERS:
-        _adopt(logging.getLogger(name), formatter, max(number, logging.INFO))
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(formatter)
+        logger = logging.getLogger(name)
+        logger.handlers[:] = [handler]
+        logger.setLevel(max(number, logging.INFO))
+        logger.propagate = False
 
 
 def recent_lines() -> list[str]:
@@ -82,9 +92,8 @@ def watched(task: asyncio.Task[None]) -> asyncio.Task[None]:
 
 def redact(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
     """A processor: secrets by their key, bytes and arrays by their size, long text cut."""
-    for key, value in event.items():
-        event[key] = REDACTED if key.lower() in SECRET_KEYS else _clean(value)
-    return event
+    cleaned: EventDict = _clean(event)
+    return cleaned
 
 
 def _clean(value: Any) -> Any:
@@ -106,27 +115,11 @@ def _clean(value: Any) -> Any:
     return f"<{type(value).__name__}>"
 
 
-def _with_role(role: str) -> Processor:
-    def add_role(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
-        event["role"] = role
-        return event
-
-    return add_role
-
-
 def _render(logger: WrappedLogger, method: str, event: EventDict) -> str:
     first = {key: event.pop(key) for key in ("time", "level", "event", "role") if key in event}
     line = orjson.dumps({**first, **event}, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
     _recent.append(line if len(line) <= KEPT_CHARACTERS else f"{line[:KEPT_CHARACTERS]}…")
     return line
-
-
-def _adopt(logger: logging.Logger, formatter: logging.Formatter, level: int) -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(formatter)
-    logger.handlers[:] = [handler]
-    logger.setLevel(level)
-    logger.propagate = False
 
 
 class _Ids:

@@ -161,9 +161,11 @@ class Series:
         numbers[bisect_left(self._bounds, value)] += 1
         numbers[-1] += value
 
-    def clear(self) -> None:
-        """Forget all label sets (gauges only: counters never go down)."""
+    def replace(self, values: Iterable[tuple[Labels, float]]) -> None:
+        """Set a gauge, and forget its other label sets."""
         self._values.clear()
+        for labels, value in values:
+            self.set(labels, value)
 
     def values(self) -> dict[Labels, tuple[float, ...]]:
         """A copy that no longer changes."""
@@ -255,20 +257,15 @@ class Recorder:
     def gauges(self, in_flight: Mapping[str, int], queued: Mapping[str, int]) -> None:
         """Requests at slots and requests that wait, by model."""
         for series, counts in ((self._in_flight, in_flight), (self._queued, queued)):
-            series.clear()
-            for model, count in counts.items():
-                series.set((model,), count)
+            series.replace(((model,), count) for model, count in counts.items())
 
     def retry(self, model: str, count: int = 1) -> None:
-        """Requests were sent again."""
         self._series[RETRIES.name].add((model,), count)
 
     def cancellation(self, model: str) -> None:
-        """A caller left before the answer."""
         self._series[CANCELLATIONS.name].add((model,))
 
     def refusal(self, tier: str, reason: str) -> None:
-        """A limit refused a request."""
         self._series[REFUSALS.name].add((tier, reason))
 
     def budgets(
@@ -291,23 +288,15 @@ class Recorder:
         utilisation: Mapping[str, float],
     ) -> None:
         """The pool's slots by (class, kind), places by (account, kind) and utilisation by class."""
-        by_class = {(name,): value for name, value in utilisation.items()}
-        for name, values in (
-            (POOL_SLOTS.name, slots),
-            (POOL_PLACES.name, places),
-            (POOL_UTILISATION.name, by_class),
-        ):
-            series = self._series[name]
-            series.clear()
-            for labels, value in values.items():
-                series.set(labels, value)
+        self._series[POOL_SLOTS.name].replace(slots.items())
+        self._series[POOL_PLACES.name].replace(places.items())
+        by_class = (((name,), value) for name, value in utilisation.items())
+        self._series[POOL_UTILISATION.name].replace(by_class)
 
     def preemption(self, holder: str) -> None:
-        """A lease was taken back."""
         self._series[PREEMPTIONS.name].add((holder,))
 
     def link_lost(self) -> None:
-        """A link broke."""
         self._series[LINK_LOST.name].add(())
 
     def model_load(self, model: str, version: int | str, seconds: float) -> None:
@@ -316,13 +305,9 @@ class Recorder:
 
     def slot_states(self, counts: Mapping[tuple[str, int | str, str], int]) -> None:
         """All placements of the cluster, counted by (model, version, state)."""
-        states = self._series[SLOT_STATES.name]
-        states.clear()
-        for labels, count in counts.items():
-            states.set(labels, count)
+        self._series[SLOT_STATES.name].replace(counts.items())
 
     def resident_bytes(self, size_bytes: int) -> None:
-        """The process's resident memory."""
         self._series[RESIDENT_BYTES.name].set((self.role,), size_bytes)
 
     def snapshot(self) -> Statistics:

@@ -71,7 +71,11 @@ class Exporter:
         """Replace the file if something changed; readers see the old or the new one, whole."""
         # In steps of 1 MiB, so that an idle process writes nothing.
         self._recorder.resident_bytes(self._memory_bytes() >> 20 << 20)
-        content = _dump(_by_text(self._recorder.snapshot()), folded=[])
+        samples: Samples = {
+            name: {tuple(map(str, labels)): numbers for labels, numbers in part.items()}
+            for name, part in self._recorder.snapshot().samples.items()
+        }
+        content = _dump(samples, folded=[])
         if content == self._written:
             return False
         _replace(self.path, content)
@@ -173,7 +177,8 @@ def _live_and_retired(folder: Path) -> list[Samples]:
         else:
             dead[path] = file.samples
     if dead:
-        retired.samples = _lasting(_sum([retired.samples, *dead.values()]))
+        total = _sum([retired.samples, *dead.values()])
+        retired.samples = {name: total[name] for name in total if FAMILIES[name].kind != "gauge"}
         _replace(folder / RETIRED, _dump(retired.samples, folded=[path.name for path in dead]))
         for path in dead:
             path.unlink(missing_ok=True)
@@ -190,17 +195,6 @@ def _sum(parts: Iterable[Samples]) -> Samples:
                 have = into.get(labels)
                 into[labels] = tuple(map(sum, zip(have, numbers, strict=True))) if have else numbers
     return total
-
-
-def _lasting(samples: Samples) -> Samples:
-    return {name: part for name, part in samples.items() if FAMILIES[name].kind != "gauge"}
-
-
-def _by_text(statistics: Statistics) -> Samples:
-    return {
-        name: {tuple(map(str, labels)): numbers for labels, numbers in samples.items()}
-        for name, samples in statistics.samples.items()
-    }
 
 
 def _dump(samples: Samples, folded: list[str]) -> bytes:

@@ -56,21 +56,19 @@ def cluster_secret(ref: SecretRef | None = None) -> bytes:
     this user. A derived secret is used, not Ray's token itself: a leak of one must not open the
     other.
     """
-    if ref is not None:
-        return _derive(resolve(ref))
-    token = ray_token()
-    return _derive(token if token is not None else own_secret(headrace_home() / "cluster.secret"))
+    text = ray_token() if ref is None else resolve(ref)
+    if text is None:
+        text = own_secret(headrace_home() / "cluster.secret")
+    return hmac.digest(text.encode(), b"headrace cluster secret 1", hashlib.sha256)
 
 
 def ray_token() -> str | None:
     """Ray's authentication token by Ray's own order of places, None when it has none."""
     if os.environ.get("RAY_AUTH_MODE", "").lower() == "disabled":
         return None
-    token = os.environ.get("RAY_AUTH_TOKEN", "").strip()
-    if token:
+    if token := os.environ.get("RAY_AUTH_TOKEN", "").strip():
         return token
-    path = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    if path:
+    if path := os.environ.get("RAY_AUTH_TOKEN_PATH"):
         return _read(Path(path))
     default = ray_token_file()
     return _read(default) if default.is_file() else None
@@ -87,21 +85,17 @@ def own_secret(path: Path) -> str:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
     except FileExistsError:
-        return _read_finished(path)
+        # The other process may still be writing.
+        deadline_s = time.monotonic() + _WAIT_S
+        while path.stat().st_size == 0 and time.monotonic() < deadline_s:
+            time.sleep(0.01)
+        return _read(path)
     except OSError as error:
         raise ConfigError(f"cannot make {path}: {error.strerror}") from None
     token = secrets.token_hex(32)
     with os.fdopen(descriptor, "w", encoding="ascii") as file:
         file.write(token)
     return token
-
-
-def _read_finished(path: Path) -> str:
-    """Read a file that another process may have made but not yet written."""
-    deadline_s = time.monotonic() + _WAIT_S
-    while path.stat().st_size == 0 and time.monotonic() < deadline_s:
-        time.sleep(0.01)
-    return _read(path)
 
 
 def _read(path: Path) -> str:
@@ -118,7 +112,3 @@ def _read(path: Path) -> str:
     if len(content) > MAX_SECRET_BYTES:
         raise ConfigError(f"the secret file {path} is larger than {MAX_SECRET_BYTES} bytes")
     return text
-
-
-def _derive(secret: str) -> bytes:
-    return hmac.digest(secret.encode(), b"headrace cluster secret 1", hashlib.sha256)

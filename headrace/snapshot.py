@@ -110,16 +110,15 @@ class ModelView:
 
     def version(self, number: int | None) -> VersionView | None:
         """That version if it is served; without a number the default, else the newest ready one."""
-        served = [v for v in self.versions if v.served]
         wanted = self.default if number is None else number
-        for view in served:
-            if view.version == wanted:
+        for view in self.versions:
+            if view.served and view.version == wanted:
                 return view
         if number is not None:
             return None
-        ready = [v for v in served if v.state in ANSWERING]
-        candidates = ready or served
-        return candidates[-1] if candidates else None
+        served = [view for view in self.versions if view.served]
+        ready = [view for view in served if view.state in ANSWERING]
+        return next(reversed(ready or served), None)
 
 
 @dataclass(frozen=True, slots=True)

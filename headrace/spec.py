@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import ml_dtypes
@@ -12,10 +12,8 @@ from numpy.typing import NDArray
 
 Tensor = NDArray[Any]
 
-
 BYTES = np.dtype(object)
 """The dtype of string tensors: object arrays whose elements are `bytes`."""
-
 
 BFLOAT16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
 """bfloat16, which numpy lacks. Its kind is `V`, and it has no form in JSON."""
@@ -98,78 +96,41 @@ class ModelSpec:
 
 def encode_spec(spec: ModelSpec) -> dict[str, Any]:
     """Plain JSON values; dtypes by numpy's names, strings as `bytes`. Labels stay in the slot."""
-    return {
-        "name": spec.name,
-        "version": spec.version,
-        "platform": spec.platform,
-        "default_signature": spec.default_signature,
-        "max_rows": spec.max_rows,
-        "operations": dict(spec.operations),
-        "row_limit": spec.row_limit,
-        "ignored": spec.ignored,
-        "signatures": [
-            {
-                "name": signature.name,
-                "method": signature.method,
-                "shapes_bind": signature.shapes_bind,
-                "inputs": [_encode_tensor(tensor) for tensor in signature.inputs],
-                "outputs": [_encode_tensor(tensor) for tensor in signature.outputs],
-            }
-            for signature in spec.signatures.values()
-        ],
-    }
+    fields = {name: getattr(spec, name) for name in ModelSpec.__dataclass_fields__}
+    del fields["labels"]
+    fields["signatures"] = [
+        {
+            "name": signature.name,
+            "method": signature.method,
+            "shapes_bind": signature.shapes_bind,
+            "inputs": [_encode_tensor(tensor) for tensor in signature.inputs],
+            "outputs": [_encode_tensor(tensor) for tensor in signature.outputs],
+        }
+        for signature in spec.signatures.values()
+    ]
+    return fields
 
 
 def decode_spec(data: dict[str, Any]) -> ModelSpec:
     """The inverse of `encode_spec`, but for labels."""
-    signatures = [
-        Signature(
-            each["name"],
-            tuple(map(_decode_tensor, each["inputs"])),
-            tuple(map(_decode_tensor, each["outputs"])),
-            each["method"],
-            each.get("shapes_bind", True),
-        )
-        for each in data["signatures"]
-    ]
-    return ModelSpec(
-        data["name"],
-        data["version"],
-        data["platform"],
-        {signature.name: signature for signature in signatures},
-        data["default_signature"],
-        data["max_rows"],
-        data.get("operations", {}),
-        row_limit=data.get("row_limit"),
-        ignored=tuple(data.get("ignored", ())),
-    )
+    signatures = {}
+    for each in data["signatures"]:
+        inputs = tuple(map(_decode_tensor, each["inputs"]))
+        outputs = tuple(map(_decode_tensor, each["outputs"]))
+        signatures[each["name"]] = Signature(**{**each, "inputs": inputs, "outputs": outputs})
+    ignored = tuple(data.get("ignored", ()))
+    return ModelSpec(**{**data, "signatures": signatures, "ignored": ignored})
 
 
 def _encode_tensor(tensor: TensorSpec) -> dict[str, Any]:
     dtype = "bytes" if tensor.dtype == BYTES else tensor.dtype.name
-    return {
-        "name": tensor.name,
-        "dtype": dtype,
-        "shape": tensor.shape,
-        "graph_name": tensor.graph_name,
-        "optional": tensor.optional,
-        "format": tensor.format,
-        "reshape": tensor.reshape,
-        "label_filename": tensor.label_filename,
-    }
+    return {**asdict(tensor), "dtype": dtype}
 
 
 def _decode_tensor(data: dict[str, Any]) -> TensorSpec:
     # NumPy knows the name `bfloat16` too, through `ml_dtypes`.
     dtype = BYTES if data["dtype"] == "bytes" else np.dtype(data["dtype"])
     shape, reshape = data["shape"], data.get("reshape")
-    return TensorSpec(
-        data["name"],
-        dtype,
-        None if shape is None else tuple(shape),
-        data.get("graph_name", ""),
-        data.get("optional", False),
-        data.get("format", "FORMAT_NONE"),
-        None if reshape is None else tuple(reshape),
-        data.get("label_filename", ""),
-    )
+    shape = None if shape is None else tuple(shape)
+    reshape = None if reshape is None else tuple(reshape)
+    return TensorSpec(**{**data, "dtype": dtype, "shape": shape, "reshape": reshape})

@@ -225,11 +225,8 @@ class SlotClass(Strict):
 
     @model_validator(mode="after")
     def _numbers_fit(self) -> Self:
-        if self.count is not None and (self.min, self.warm, self.max) != (
-            self.count,
-            0,
-            self.count,
-        ):
+        short = (self.count, 0, self.count)
+        if self.count is not None and (self.min, self.warm, self.max) != short:
             raise ValueError("`count` is short for equal `min` and `max`: give either it or those")
         for name, number in (("min", self.min), ("warm", self.warm)):
             if number > self.max:
@@ -357,12 +354,10 @@ class ModelConfig(Strict):
 
     def part_of(self, slots: SlotClass) -> float:
         """How much of a slot of that class one copy takes, above 0 and up to 1."""
-        part = 1.0 / slots.max_models
         if self.exclusive:
-            part = 1.0
-        elif self.memory and slots.memory:
-            part = max(part, min(1.0, self.memory / slots.memory))
-        return part
+            return 1.0
+        by_memory = self.memory / slots.memory if self.memory and slots.memory else 0.0
+        return max(1.0 / slots.max_models, min(1.0, by_memory))
 
     def slot_class_for(self, runtime: RuntimeName) -> str:
         """The slot class that holds this model, given the runtime that loads it."""
