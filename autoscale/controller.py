@@ -16,7 +16,7 @@ from typing import Any
 import structlog
 
 from autoscale.catalog import Catalog
-from autoscale.decision import Decision
+from autoscale.decision import Decision, Observation
 from autoscale.decision_log import DecisionLog, Keep
 from autoscale.failures import Failures
 from autoscale.fleet import Fleet, states_of
@@ -24,7 +24,7 @@ from autoscale.lending import Lending
 from autoscale.lookout import Lookout
 from autoscale.overrides import Overrides
 from autoscale.pool_view import PoolFacts, gauges, model_view, render_pool
-from autoscale.rounds import Economy, Observation, Rounds
+from autoscale.rounds import Economy, Rounds
 from autoscale.slot_book import Plan
 from autoscale.statistics import StatisticsBook
 from headrace.access import Access
@@ -321,7 +321,7 @@ class Controller:
                 slots=self.fleet.views(),
                 placements=self.fleet.placements(),
                 entries=self.lookout.entries,
-                desired=economy.desired,
+                desired=economy.scaling.desired,
                 division=economy.division,
                 targets=economy.targets.targets,
                 waiting=self.plan.waiting,

@@ -8,39 +8,36 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from autoscale.catalog import CatalogEntry, by_policy, wanted_versions
+from autoscale.policy import DesiredSlots
 from autoscale.rollout import Rollout, Situation, VersionRevision, roll_out
 from autoscale.slot_book import MANY, DesiredVersion, Hold
-from headrace.snapshot import ModelVersion, Placement, State
+from headrace.config.args import PoolConfig
+from headrace.snapshot import ModelVersion, Placement, SlotView, State
 
 
 @dataclass(frozen=True, slots=True)
-class Knowledge:
-    """Inputs of a decision.
+class Observation:
+    """Store and slots as a round finds them.
 
-    `rejected` are versions left by a rollback, `revisions` the revision of each (model, version)
-    that has one above 0, `serving` the versions that took the traffic so far, `stuck` the versions
-    that found no slot last time. `desired` is by model the number of slots of each version (absent:
-    its least number), `granted` the places of all versions together (absent: all). Slots of a
-    `lingering` model go to any model that needs them. Models in `turns` have starved, see
-    `DesiredVersion.turn`. Slots that are `stopping` still serve for a while.
+    `failed` are placements that could not be loaded in slots that still exist, `told` the versions
+    whose inputs and outputs some slot has reported. `retry_at` says when failed versions may be
+    tried again (infinite: not until something changes). `rejected` are versions left by a
+    rollback; `revisions` holds the revision of each (model, version) that has one above 0.
     """
 
+    config: PoolConfig
     entries: Sequence[CatalogEntry]
+    slots: Sequence[SlotView]
     placements: Sequence[Placement]
+    failed: Sequence[Placement] = ()
+    told: Collection[ModelVersion] = frozenset()
+    retry_at: Mapping[ModelVersion, float] = field(default_factory=dict)
     rejected: Mapping[str, frozenset[int]] = field(default_factory=dict)
     revisions: Mapping[tuple[str, int], int] = field(default_factory=dict)
-    serving: Mapping[str, tuple[VersionRevision, ...]] = field(default_factory=dict)
-    failed: Collection[ModelVersion] = ()
-    stuck: Collection[ModelVersion] = ()
-    desired: Mapping[str, int] = field(default_factory=dict)
-    granted: Mapping[str, int] = field(default_factory=dict)
-    lingering: Collection[str] = ()
-    turns: Collection[str] = ()
-    stopping: Collection[str] = ()
 
 
 class Rare(NamedTuple):
-    """Facts that few models have; see `Knowledge` and `Situation`."""
+    """Facts of `Situation` that few models have; `revisions` by version, without those at 0."""
 
     rejected: frozenset[int] = frozenset()
     revisions: Mapping[int, int] = MappingProxyType({})
@@ -50,7 +47,7 @@ class Rare(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """The part of `Knowledge` about one model; see `Situation`."""
+    """Inputs of the decision about one model, for its `Situation`."""
 
     serving: tuple[VersionRevision, ...] = ()
     ready: Mapping[VersionRevision, int] = MappingProxyType({})
@@ -60,7 +57,7 @@ class Facts(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ModelDecision:
-    """Decision about one model and its inputs; `keys` are its wanted versions."""
+    """Decision about one model, and its inputs; `keys` are its wanted versions."""
 
     entry: CatalogEntry
     situation: Situation
@@ -102,20 +99,35 @@ class Decision:
     parts: dict[str, DesiredModel] = field(default_factory=dict)
 
 
-def decide(known: Knowledge, before: Decision | None = None) -> Decision:
-    """Decide anew; models whose inputs are unchanged are taken over from `before`."""
+def decide(
+    found: Observation,
+    before: Decision | None = None,
+    *,
+    serving: Mapping[str, tuple[VersionRevision, ...]] = MappingProxyType({}),
+    stuck: Collection[ModelVersion] = (),
+    desired: Mapping[str, DesiredSlots] = MappingProxyType({}),
+    granted: Mapping[str, int] = MappingProxyType({}),
+    turns: Collection[str] = (),
+) -> Decision:
+    """Decide anew; models whose inputs are unchanged are taken over from `before`.
+
+    `serving` took the traffic so far, `stuck` versions found no slot last time. By model,
+    `desired` are the slots of each version (absent: its least number) and `granted` the places of
+    all versions together (absent: all). Models in `turns` have starved, see `DesiredVersion.turn`.
+    """
     before = before or Decision()
     decision, usual = Decision(), Facts()
-    ready, rare = _ready(known.placements), _rare(known)
+    ready, rare = _ready(found.placements), _rare(found, stuck)
     # Plain tuples, mostly equal to those before: named ones take longer to make.
-    for entry in known.entries:
+    for entry in found.entries:
         name = entry.name
-        desired = known.desired.get(name)
-        if desired is None:
-            desired = entry.config.replicas.min
-        serving, odd = known.serving.get(name, ()), rare.get(name, usual.rare)
-        facts = (serving, ready.get(name, usual.ready), desired, odd)
-        rank = (known.granted.get(name), name not in known.lingering, name in known.turns)
+        wish = desired.get(name)
+        slots, firm = entry.config.replicas.min, True
+        if wish is not None:
+            slots, firm = wish.slots, not wish.lingering
+        odd = rare.get(name, usual.rare)
+        facts = (serving.get(name, ()), ready.get(name, usual.ready), slots, odd)
+        rank = (granted.get(name), firm, name in turns)
         one, part = before.models.get(name), before.parts.get(name)
         if one is None or one.entry is not entry or one.facts != facts:
             one, part = _decide(entry, Facts(*facts)), None
@@ -138,28 +150,27 @@ def _ready(placements: Iterable[Placement]) -> dict[str, dict[VersionRevision, i
     return ready
 
 
-def _rare(known: Knowledge) -> dict[str, Rare]:
-    stopping = {}
-    if known.stopping:
-        stopping = _ready(p for p in known.placements if p.slot_id in known.stopping)
-    stuck, failed = _by_model(known.stuck), _by_model(known.failed)
+def _rare(found: Observation, no_slot: Collection[ModelVersion]) -> dict[str, Rare]:
+    leaving = {slot.slot_id for slot in found.slots if slot.draining}
+    stopping = _ready(p for p in found.placements if p.slot_id in leaving) if leaving else {}
+    stuck, failed = _by_model(no_slot), _by_model(found.retry_at)
     revisions: dict[str, dict[int, int]] = {}
-    for (model, version), revision in known.revisions.items():
+    for (model, version), revision in found.revisions.items():
         revisions.setdefault(model, {})[version] = revision
     none = Rare()
     return {
         name: Rare(
-            known.rejected.get(name, none.rejected),
+            found.rejected.get(name, none.rejected),
             revisions.get(name, none.revisions),
             stuck.get(name, none.stuck),
             failed.get(name, none.failed),
             stopping.get(name, none.stopping),
         )
-        for name in {*known.rejected, *revisions, *stuck, *failed, *stopping}
+        for name in {*found.rejected, *revisions, *stuck, *failed, *stopping}
     }
 
 
-def _by_model(keys: Collection[ModelVersion]) -> dict[str, frozenset[VersionRevision]]:
+def _by_model(keys: Iterable[ModelVersion]) -> dict[str, frozenset[VersionRevision]]:
     found: dict[str, set[VersionRevision]] = {}
     for key in keys:
         found.setdefault(key.model, set()).add((key.version, key.revision))
@@ -231,19 +242,18 @@ def _decide(entry: CatalogEntry, facts: Facts) -> ModelDecision:
         stored=frozenset(entry.versions),
         stopping=rare.stopping,
     )
-    if not entry.known:
-        rollout = _as_it_is(situation, facts.ready)
-        return ModelDecision(entry, situation, rollout, facts, _keys(entry, situation))
-    last_good = _last_good(situation, rejected)
-    if last_good is not None:
-        situation = replace(situation, wanted=tuple(sorted({*wanted, last_good})))
-    in_place = config.swap == "in-place"
-    rollout = roll_out(situation, in_place=in_place, keep_previous=config.keep_previous)
-    return ModelDecision(entry, situation, rollout, facts, _keys(entry, situation))
-
-
-def _keys(entry: CatalogEntry, situation: Situation) -> tuple[ModelVersion, ...]:
-    return tuple(ModelVersion(entry.name, *target) for target in situation.wanted)
+    if entry.known:
+        last_good = _last_good(situation, rejected)
+        if last_good is not None:
+            situation = replace(situation, wanted=tuple(sorted({*wanted, last_good})))
+        in_place = config.swap == "in-place"
+        rollout = roll_out(situation, in_place=in_place, keep_previous=config.keep_previous)
+    else:
+        # The versions in the store are unknown: everything stays.
+        serving = tuple(target for target in facts.serving if situation.alive(target))
+        rollout = Rollout(serving or tuple(sorted(facts.ready)), frozenset(facts.ready))
+    keys = tuple(ModelVersion(entry.name, *target) for target in situation.wanted)
+    return ModelDecision(entry, situation, rollout, facts, keys)
 
 
 def _last_good(now: Situation, rejected: Collection[int]) -> VersionRevision | None:
@@ -259,9 +269,3 @@ def _last_good(now: Situation, rejected: Collection[int]) -> VersionRevision | N
     last = now.serving[-1]
     held = last[0] in now.stored and last[0] not in rejected
     return last if held and last[0] not in now.candidates else None
-
-
-def _as_it_is(now: Situation, ready: Mapping[VersionRevision, int]) -> Rollout:
-    """Roll-out while the versions in the store are unknown: everything stays."""
-    serving = tuple(t for t in now.serving if now.alive(t)) or tuple(sorted(ready))
-    return Rollout(serving, frozenset(ready))

@@ -88,7 +88,6 @@ class Shares:
     entitled: Mapping[str, float] = field(default_factory=dict)
     short: Mapping[str, int] = field(default_factory=dict)
     turns: Collection[str] = frozenset()
-    free: float = 0.0
     accounts: Sequence[SlotAccount] = ()
 
     @cached_property
@@ -420,7 +419,6 @@ def _report(accounts: Sequence[SlotAccount], table: _Table) -> Shares:
         },
         short={name: places for name, places in lacking if places},
         turns=frozenset([m.name for m in members if m.turn]),
-        free=max(0.0, table.capacity - sum([m.used for m in members])),
         accounts=accounts,
     )
 

@@ -9,16 +9,15 @@ import gc
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence, Set
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
 from autoscale.catalog import CatalogEntry, wanted_versions
-from autoscale.decision import Decision, Knowledge, decide
+from autoscale.decision import Decision, Observation, decide
 from autoscale.fair_share import STARVE_S
 from autoscale.leases import LeaseBook
 from autoscale.ledger import plan, within_limits
-from autoscale.policy import DesiredSlots
 from autoscale.rollout import VersionRevision
 from autoscale.scaling import ScalingBook
 from autoscale.sharing import (
@@ -29,32 +28,11 @@ from autoscale.sharing import (
     divide,
 )
 from autoscale.slot_book import HELD, LoadOrder, Plan, Room, UnloadOrder
-from headrace.config.args import PoolConfig, SlotClass
-from headrace.snapshot import ModelVersion, Placement, SlotView, State
+from headrace.config.args import SlotClass
+from headrace.snapshot import ModelVersion, Placement, State
 
 TURN_S = 20.0
 """Time for which an account keeps the place that it got because it starved."""
-
-
-@dataclass(frozen=True, slots=True)
-class Observation:
-    """Store and slots as a round finds them.
-
-    `failed` are placements that could not be loaded in slots that still exist, `told` the versions
-    whose inputs and outputs some slot has reported. `retry_at` says when failed versions may be
-    tried again (infinite: not until something changes). `rejected` are versions left by a
-    rollback; `revisions` holds the revision of each (model, version) that has one above 0.
-    """
-
-    config: PoolConfig
-    entries: Sequence[CatalogEntry]
-    slots: Sequence[SlotView]
-    placements: Sequence[Placement]
-    failed: Sequence[Placement] = ()
-    told: Collection[ModelVersion] = frozenset()
-    retry_at: Mapping[ModelVersion, float] = field(default_factory=dict)
-    rejected: Mapping[str, frozenset[int]] = field(default_factory=dict)
-    revisions: Mapping[tuple[str, int], int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -65,9 +43,9 @@ class _Wait:
 
 
 class Hunger:
-    """How long accounts have wanted a place and had none; updated once before each decision.
+    """Time for which accounts have wanted a place and had none; updated before each decision.
 
-    The time stands still during a turn and starts anew after it, so turns rotate: accounts that
+    It stands still during a turn and starts anew after it, so that turns rotate: accounts that
     waited meanwhile are then hungrier.
     """
 
@@ -82,10 +60,20 @@ class Hunger:
         self._waits = {name: w for name, w in self._waits.items() if wanted.get(name, 0) > 0}
         hungry = {}
         for name, places in wanted.items():
-            if places > 0:
-                seconds = self._look(name, holds.get(name, 0) > 0, now_s)
-                if seconds > 0:
-                    hungry[name] = seconds
+            wait = self._waits.get(name)
+            if places > 0 and not holds.get(name, 0):
+                if wait is None or wait.turn_since_s is not None:
+                    wait = self._waits[name] = _Wait(now_s)
+                wait.starved_s = now_s - wait.since_s
+            elif wait is not None:
+                if wait.turn_since_s is None:
+                    wait.turn_since_s = now_s
+                turn_s = now_s - wait.turn_since_s
+                if wait.starved_s < self._starve_s or turn_s >= self._turn_s:
+                    del self._waits[name]
+                    continue
+            if wait is not None and wait.starved_s > 0:
+                hungry[name] = wait.starved_s
         return hungry
 
     def again_s(self, now_s: float) -> float | None:
@@ -97,22 +85,6 @@ class Hunger:
             for wait in self._waits.values()
         )
         return min((at_s for at_s in times if at_s > now_s), default=None)
-
-    def _look(self, name: str, has: bool, now_s: float) -> float:
-        wait = self._waits.get(name)
-        if not has:
-            if wait is None or wait.turn_since_s is not None:
-                wait = self._waits[name] = _Wait(now_s)
-            wait.starved_s = now_s - wait.since_s
-            return wait.starved_s
-        if wait is None:
-            return 0.0
-        if wait.turn_since_s is None:
-            wait.turn_since_s = now_s
-        if wait.starved_s < self._starve_s or now_s - wait.turn_since_s >= self._turn_s:
-            del self._waits[name]
-            return 0.0
-        return wait.starved_s
 
 
 def _places(
@@ -218,7 +190,7 @@ class Economy:
             name, slot_class = entry.name, entry.slot_class
             if slot_class not in self.slots:
                 continue
-            desired = self.desired[name]
+            desired = self.scaling.desired[name]
             asked = (desired.slots, desired.lingering, desired.learning)
             counts = (versions.get(name, 1), sizes[name], held.get(name, 0), leaving.get(name, 0))
             facts = (entry.config, slot_class, asked, counts)
@@ -237,15 +209,6 @@ class Economy:
         demand = self.scaling.demand
         used_s = {entry.name: demand.active_s(entry.name) for entry in entries}
         return Room(most, self._sizes, free, used_s, full)
-
-    def lingering(self) -> set[str]:
-        """Models whose slots go to any model that needs them."""
-        return {name for name, each in self.scaling.desired.items() if each.lingering}
-
-    @property
-    def desired(self) -> Mapping[str, DesiredSlots]:
-        """Desired slots by model."""
-        return self.scaling.desired
 
     def again_s(self, now_s: float) -> float:
         """Seconds until time alone may change the division."""
@@ -291,7 +254,16 @@ class Rounds:
     def _run(self, found: Observation, now_s: float) -> bool:
         self._share_out(found, now_s)
         self._ended("settle")
-        before, self.decision = self.decision, decide(self._knowledge(found), self.decision)
+        before, economy = self.decision, self.economy
+        self.decision = decide(
+            found,
+            before,
+            serving=self.serving,
+            stuck=self._stuck,
+            desired=economy.scaling.desired,
+            granted=economy.division.grants,
+            turns=economy.turns,
+        )
         self._ended("decide")
         # A slot where a version has failed is the worst place for it.
         held = [*found.placements, *found.failed]
@@ -299,7 +271,7 @@ class Rounds:
             self.decision.wants,
             found.slots,
             held,
-            self.economy.room,
+            economy.room,
             now_s,
             found.retry_at,
             self.decision.holds,
@@ -341,23 +313,6 @@ class Rounds:
             for placement in placements
             if placement.state in HELD
             if (placement.version, placement.revision) in keep.get(placement.model, ())
-        )
-
-    def _knowledge(self, found: Observation) -> Knowledge:
-        economy = self.economy
-        return Knowledge(
-            entries=found.entries,
-            placements=found.placements,
-            rejected=found.rejected,
-            revisions=found.revisions,
-            serving=self.serving,
-            failed=found.retry_at.keys(),
-            stuck=self._stuck,
-            desired={name: each.slots for name, each in economy.desired.items()},
-            granted=economy.division.grants,
-            lingering=economy.lingering(),
-            turns=economy.turns,
-            stopping={slot.slot_id for slot in found.slots if slot.draining},
         )
 
     def _note_serving(self, before: Decision) -> None:

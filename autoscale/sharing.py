@@ -6,18 +6,17 @@ Desired places and leases become accounts of the fair share, class by class.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from operator import attrgetter
-from typing import Any
+from typing import Any, TypeVar
 
 from autoscale.fair_share import Shares, SlotAccount, fair_shares
 from autoscale.leases import LeaseBook
 from autoscale.policy import DesiredSlots
 from autoscale.water_filling import slots_filled
 from headrace.config.args import ModelConfig, PoolConfig, SlotClass
-from headrace.config.scaling import Leases
 
+T = TypeVar("T")
 LEASES = "leases"
 START_S = 30.0
 """Longest wait for a slot that was asked for; then it is not counted on: a node may be lost."""
@@ -90,10 +89,12 @@ def divide(
     """Share the `capacity` of each class among models and leases.
 
     Leases never get the slots that are always there; what is left of their share that no gang
-    fits into is for models. A `book` saves work for what is as it was the last time, without any
-    effect on the answer.
+    fits into is for models. A `book` saves work for what is as it was the last time; the answer is
+    the same.
     """
     book = book or ShareBook()
+    book.start()
+    weights = dict(config.shares)
     leases_wanted, leased = leases.wanted(), leases.held()
     grants: dict[str, int] = {}
     shares: dict[str, Shares] = {}
@@ -103,51 +104,51 @@ def divide(
     for slot_class, slots in capacity.items():
         mine = [model for model in models if model.slot_class == slot_class]
         firm = [model for model in mine if not model.desired.lingering]
-        accounts = [book.account(model, hungry_s.get(model.name, 0.0)) for model in firm]
+        accounts = [
+            book.reuse(model.name, ModelPlaces.account, model, hungry_s.get(model.name, 0.0))
+            for model in firm
+        ]
         wanted = leases_wanted.get(slot_class, 0)
         both = accounts
         if wanted:
-            most = max(0, slots - classes[slot_class].least)
-            lease = _lease_account(config.leases, most, wanted, leased.get(slot_class, 0))
+            lease = SlotAccount(
+                LEASES,
+                config.leases.group,
+                config.leases.weight,
+                maximum=max(0, slots - classes[slot_class].least),
+                priority=config.leases.priority,
+                wanted=wanted,
+                holds=leased.get(slot_class, 0),
+            )
             both = [*accounts, lease]
-        share = book.shares((slot_class, "all"), both, slots, config.shares)
+        share = book.reuse((slot_class, "all"), fair_shares, both, slots, weights)
         granted = share.granted.get(LEASES, 0)
         usable = leases.usable(slot_class, granted)
         if usable < granted:
             both = [*accounts, replace(lease, wanted=usable)]
-            share = book.shares((slot_class, "gangs"), both, slots, config.shares)
+            share = book.reuse((slot_class, "gangs"), fair_shares, both, slots, weights)
         asked[slot_class], shares[slot_class] = both, share
         for model in mine:
-            places = model.desired.slots * model.versions
-            grants[model.name] = share.granted.get(model.name, places)
+            everything = model.desired.slots * model.versions
+            grants[model.name] = share.granted.get(model.name, everything)
         for_leases[slot_class] = share.granted.get(LEASES, 0)
-        needed[slot_class] = book.needed(slot_class, mine, grants, classes[slot_class].warm)
-    book.retain(models)
+        places = [grants[model.name] for model in mine]
+        warm = classes[slot_class].warm
+        needed[slot_class] = book.reuse((slot_class, "needed"), slots_needed, mine, places, warm)
     return Division(grants, shares, dict(capacity), for_leases, asked, needed)
 
 
-def _lease_account(leases: Leases, most: int, wanted: int, leased: int) -> SlotAccount:
-    return SlotAccount(
-        name=LEASES,
-        group=leases.group,
-        weight=leases.weight,
-        maximum=most,
-        priority=leases.priority,
-        wanted=wanted,
-        holds=leased,
-    )
-
-
-def slots_needed(models: Sequence[ModelPlaces], grants: Mapping[str, int], warm: int = 0) -> int:
-    """Slots that all grants fit into, with the versions that serve until new ones are ready.
+def slots_needed(models: Sequence[ModelPlaces], grants: Sequence[int], warm: int = 0) -> int:
+    """Slots that the granted places fit into, with versions that serve until new ones are ready.
 
     Packed by best fit decreasing; copies of a version need slots of their own. All models with
     `learning` slots share one, or a `warm` one if there are any.
     """
     learners = 0
     places: list[tuple[float, int]] = []
-    for model in sorted(models, key=attrgetter("size"), reverse=True):
-        granted, size = grants[model.name], model.size
+    by_size = sorted(zip(models, grants, strict=True), key=lambda each: -each[0].size)
+    for model, granted in by_size:
+        size = model.size
         if model.desired.learning:
             learners += granted
         elif model.versions == 1:
@@ -165,49 +166,24 @@ def split(places: int, versions: int) -> list[int]:
 
 
 class ShareBook:
-    """Results of the last `divide`, reused while their inputs are equal."""
+    """Results of the last `divide`, reused while what they follow from is equal."""
 
     def __init__(self) -> None:
-        self._accounts: dict[str, tuple[ModelPlaces, float, SlotAccount]] = {}
-        self._shares: dict[tuple[str, str], tuple[Any, Shares]] = {}
-        self._needed: dict[str, tuple[Any, int]] = {}
+        self._last: dict[Hashable, tuple[tuple[Any, ...], Any]] = {}
+        self._now: dict[Hashable, tuple[tuple[Any, ...], Any]] = {}
 
-    def account(self, model: ModelPlaces, hungry_s: float) -> SlotAccount:
-        """Account of a model."""
-        found = self._accounts.get(model.name)
-        if found is None or found[0] is not model or found[1] != hungry_s:
-            found = self._accounts[model.name] = (model, hungry_s, model.account(hungry_s))
-        return found[2]
+    def start(self) -> None:
+        """Begin a division; results that the one before did not use are forgotten."""
+        self._last, self._now = self._now, {}
 
-    def shares(
-        self,
-        key: tuple[str, str],
-        accounts: Sequence[SlotAccount],
-        capacity: float,
-        weights: Mapping[str, float],
-    ) -> Shares:
-        """Result of `fair_shares`."""
-        facts = (list(accounts), capacity, dict(weights))
-        found = self._shares.get(key)
+    def reuse(self, key: Hashable, work: Callable[..., T], *facts: Any) -> T:
+        """Result of `work(*facts)`; facts must not be changed later."""
+        found = self._last.get(key)
         if found is None or found[0] != facts:
-            found = self._shares[key] = (facts, fair_shares(accounts, capacity, weights))
-        return found[1]
-
-    def needed(
-        self, slot_class: str, models: Sequence[ModelPlaces], grants: Mapping[str, int], warm: int
-    ) -> int:
-        """Result of `slots_needed`."""
-        facts = (list(models), [grants[model.name] for model in models], warm)
-        found = self._needed.get(slot_class)
-        if found is None or found[0] != facts:
-            found = self._needed[slot_class] = (facts, slots_needed(models, grants, warm))
-        return found[1]
-
-    def retain(self, models: Sequence[ModelPlaces]) -> None:
-        """Forget all other models."""
-        if len(self._accounts) > len(models):
-            names = {model.name for model in models}
-            self._accounts = {n: each for n, each in self._accounts.items() if n in names}
+            found = (facts, work(*facts))
+        self._now[key] = found
+        result: T = found[1]
+        return result
 
 
 class TargetBook:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from autoscale import controller
-from autoscale.rounds import Observation
+from autoscale.decision import Observation
 from headrace.config.args import Batching, ModelConfig
 from headrace.config.scaling import Replicas
 from headrace.snapshot import State

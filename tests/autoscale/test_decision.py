@@ -1,17 +1,20 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 from autoscale.catalog import CatalogEntry
-from autoscale.decision import Decision, Knowledge, decide
+from autoscale.decision import Decision, Observation, decide
 from autoscale.failures import Failures
 from autoscale.fleet import states_of
+from autoscale.policy import DesiredSlots
 from autoscale.pool_view import model_view
 from autoscale.slot_book import DesiredVersion, Hold
-from headrace.config.args import ModelConfig
+from headrace.config.args import ModelConfig, PoolConfig
 from headrace.config.scaling import Replicas
-from headrace.snapshot import ModelVersion, Placement, State
+from headrace.snapshot import ModelVersion, Placement, SlotView, State
 
 
 def entry(*versions: int, **config: Any) -> CatalogEntry:
@@ -22,8 +25,25 @@ def placed(version: int, state: State = State.READY, revision: int = 0) -> Place
     return Placement(f"slot-{version}", "m", version, state, revision=revision)
 
 
-def decided(known: CatalogEntry, *placements: Placement, **more: Any) -> Decision:
-    return decide(Knowledge([known], placements, **more))
+def decided(
+    known: CatalogEntry,
+    *placements: Placement,
+    failed: ModelVersion | None = None,
+    stopping: str | None = None,
+    rejected: Mapping[str, frozenset[int]] = MappingProxyType({}),
+    revisions: Mapping[tuple[str, int], int] = MappingProxyType({}),
+    **more: Any,
+) -> Decision:
+    found = Observation(
+        PoolConfig(),
+        [known],
+        [SlotView(stopping, "cpu", "", "", "", draining=True)] if stopping else [],
+        placements,
+        retry_at={failed: 1.0} if failed else {},
+        rejected=rejected,
+        revisions=revisions,
+    )
+    return decide(found, **more)
 
 
 def test_a_swap_wants_the_new_version_and_keeps_the_old_one() -> None:
@@ -41,10 +61,10 @@ def test_after_the_swap_the_old_version_may_stay() -> None:
 
 def test_a_version_whose_only_slot_stops_does_not_take_over() -> None:
     both = (placed(1), placed(2))
-    decision = decided(entry(1, 2), *both, serving={"m": ((1, 0),)}, stopping={"slot-2"})
+    decision = decided(entry(1, 2), *both, serving={"m": ((1, 0),)}, stopping="slot-2")
     assert decision.holds == {ModelVersion("m", 1): Hold.KEEP}
     assert decision.models["m"].rollout.default == 1
-    alone = decided(entry(2), placed(2), serving={"m": ((2, 0),)}, stopping={"slot-2"})
+    alone = decided(entry(2), placed(2), serving={"m": ((2, 0),)}, stopping="slot-2")
     assert alone.models["m"].rollout.serving == ((2, 0),), "it answers until its slot ends"
 
 
@@ -76,7 +96,7 @@ def granted(known: CatalogEntry, places: int, *placements: Placement, **more: An
 
 def test_where_places_are_fewer_than_versions_the_default_one_gets_them() -> None:
     both = entry(1, 2, versions="all", replicas=Replicas(min=0, max=2))
-    wish = {"desired": {"m": 2}}
+    wish = {"desired": {"m": DesiredSlots(2)}}
     assert [granted(both, places, **wish) for places in range(5)] == [
         [0, 0],
         [0, 1],
@@ -85,15 +105,15 @@ def test_where_places_are_fewer_than_versions_the_default_one_gets_them() -> Non
         [2, 2],
     ]
     served = {"serving": {"m": ((2, 0), (1, 0))}, **wish}
-    assert granted(both, 1, placed(1), failed=[ModelVersion("m", 2)], **served) == [1, 0]
-    assert granted(both, 3, placed(1), failed=[ModelVersion("m", 2)], **served) == [2, 1]
+    assert granted(both, 1, placed(1), failed=ModelVersion("m", 2), **served) == [1, 0]
+    assert granted(both, 3, placed(1), failed=ModelVersion("m", 2), **served) == [2, 1]
 
 
 def test_a_broken_new_version_of_a_sleeping_model_takes_no_traffic() -> None:
-    asleep = {"serving": {"m": ((1, 0),)}, "desired": {"m": 0}}
+    asleep: dict[str, Any] = {"serving": {"m": ((1, 0),)}, "desired": {"m": DesiredSlots(0)}}
     fresh = decided(entry(1, 2), **asleep).models["m"]
     assert fresh.rollout.default == 2
-    broken = decided(entry(1, 2), failed=[ModelVersion("m", 2)], **asleep).models["m"]
+    broken = decided(entry(1, 2), failed=ModelVersion("m", 2), **asleep).models["m"]
     assert broken.rollout.default == 1
 
 
@@ -138,12 +158,12 @@ def test_the_last_good_version_stays_wanted_while_what_follows_is_missing_or_bro
     serving = {"m": ((6, 0),)}
     for in_place in ("aside", "in-place"):
         decision = decided(
-            entry(5, 6, 7, swap=in_place), placed(6), serving=serving, failed=[ModelVersion("m", 7)]
+            entry(5, 6, 7, swap=in_place), placed(6), serving=serving, failed=ModelVersion("m", 7)
         )
         assert [want.version for want in decision.wants] == [6, 7]
         assert ModelVersion("m", 6) not in decision.holds
         assert decision.models["m"].rollout.default == 6
-    gone = decided(entry(5, 7), serving=serving, failed=[ModelVersion("m", 7)])
+    gone = decided(entry(5, 7), serving=serving, failed=ModelVersion("m", 7))
     assert [want.version for want in gone.wants] == [7]
     asked = decided(entry(5, 6, versions=(9,)), placed(6), serving=serving)
     assert [want.version for want in asked.wants] == [6]

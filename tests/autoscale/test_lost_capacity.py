@@ -9,7 +9,8 @@ from structlog.testing import capture_logs
 
 from autoscale import sharing
 from autoscale.catalog import CatalogEntry
-from autoscale.rounds import Economy, Observation
+from autoscale.decision import Observation
+from autoscale.rounds import Economy
 from autoscale.sharing import START_S
 from headrace.config.args import ModelConfig, PoolConfig, SlotClass
 from headrace.config.scaling import Replicas, Share

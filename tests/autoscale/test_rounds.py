@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoscale.catalog import CatalogEntry
-from autoscale.decision import Decision, decide
+from autoscale.decision import Decision, Observation, decide
 from autoscale.leases import LeaseBook
-from autoscale.rounds import Economy, Observation, Rounds
+from autoscale.rounds import Economy, Rounds
 from autoscale.sharing import divide
 from autoscale.slot_book import LoadOrder, Plan, UnloadOrder
 from headrace.config.args import ModelConfig, PoolConfig, SlotClass
@@ -127,9 +127,15 @@ def _check(house: House, now_s: float) -> None:
     hungry_s = {a.name: a.hungry_s for a in asked.accounts["cpu"]}
     fresh = divide(needs, PoolConfig(), CLASSES, asked.capacity, LeaseBook({}), hungry_s)
     assert replace(fresh, needed={}) == replace(asked, needed={})
-    assert all(need.desired.slots == economy.desired[need.name].slots for need in needs)
-    known = replace(rounds._knowledge(found), stuck=stuck, serving=serving)
-    alone = decide(known)
+    assert all(need.desired.slots == economy.scaling.desired[need.name].slots for need in needs)
+    alone = decide(
+        found,
+        serving=serving,
+        stuck=stuck,
+        desired=economy.scaling.desired,
+        granted=asked.grants,
+        turns=economy.turns,
+    )
     assert alone.wants == rounds.decision.wants and alone.holds == rounds.decision.holds
     assert alone.models == rounds.decision.models and len(seen) == 3
 

@@ -89,25 +89,25 @@ def test_leases_get_what_models_leave_but_never_the_least_slots() -> None:
 
 def test_slots_needed_are_the_sum_of_parts_or_the_most_copies() -> None:
     small = [need(str(number), 1, size=0.25) for number in range(5)]
-    assert slots_needed(small, {n.name: 1 for n in small}) == 2
+    assert slots_needed(small, [1] * len(small)) == 2
     copies = need("a", 3, size=0.25)
-    assert slots_needed([copies], {"a": 3}) == 3
+    assert slots_needed([copies], [3]) == 3
 
 
 def test_slots_needed_are_those_that_the_places_fit_into() -> None:
     large = [need(name, 1, size=0.6) for name in "abc"]
-    assert slots_needed(large, dict.fromkeys("abc", 1)) == 3, "no two fit into one"
+    assert slots_needed(large, [1] * 3) == 3, "no two fit into one"
     mixed = [*large, *(need(name, 1, size=0.4) for name in "xyz")]
-    assert slots_needed(mixed, dict.fromkeys("abcxyz", 1)) == 3
+    assert slots_needed(mixed, [1] * 6) == 3
     beside = [need("a", 3, size=0.25), need("b", 1)]
-    assert slots_needed(beside, {"a": 3, "b": 1}) == 4
+    assert slots_needed(beside, [3, 1]) == 4
     versions = replace(need("a", 2, size=0.5), versions=2)
-    assert slots_needed([versions], {"a": 4}) == 2, "other versions may lie beside each other"
+    assert slots_needed([versions], [4]) == 2, "other versions may lie beside each other"
 
 
 def test_what_serves_until_a_new_version_is_ready_needs_slots_too() -> None:
     swapped = replace(need("a", 2), leaving=2)
-    assert slots_needed([swapped], {"a": 2}) == 4
+    assert slots_needed([swapped], [2]) == 4
 
 
 def test_models_that_are_only_to_be_learned_of_make_do_with_one_slot() -> None:

@@ -37,7 +37,7 @@ async def test_a_broken_sleeping_model_asks_for_no_slot_and_the_version_before_s
         plant.write_broken(2)
         failures = plant.controller.failures
         await until(lambda: failures.retry_at().get(ModelVersion("m", 2)) == float("inf"))
-        await until(lambda: plant.controller.economy.desired["m"].slots == 0)
+        await until(lambda: plant.controller.economy.scaling.desired["m"].slots == 0)
         await until(lambda: plant.states()[1] == "SLEEPING")
         view = plant.model()
         assert view is not None and view.default == 1

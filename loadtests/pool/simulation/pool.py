@@ -10,9 +10,9 @@ from array import array
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
-from autoscale.decision import Decision
+from autoscale.decision import Decision, Observation
 from autoscale.leases import LeaseBook
-from autoscale.rounds import Economy, Observation, Rounds
+from autoscale.rounds import Economy, Rounds
 from autoscale.sharing import Division
 from autoscale.slot_book import FULL, HELD, PRESENT, LoadOrder, Plan, Room
 from autoscale.water_filling import TOLERANCE
