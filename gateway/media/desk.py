@@ -45,8 +45,7 @@ ASK_TIMEOUT_S = 5.0
 SUBMIT_TIMEOUT_S = 60.0
 """Time for handing a job over, which may copy its upload from one disk to another."""
 GRACE_S = 5.0
-"""Time after the deadline in which the stage, which knows it too and has better words for it, may
-still answer."""
+"""Time after the deadline in which the stage may still answer; its error says more than ours."""
 
 log = structlog.get_logger()
 
@@ -86,26 +85,22 @@ class StageClient:
 
     async def submit(self, job: MediaJob, caller: str) -> str:
         """Hand a job over with its file; its id. Raises `TooManyRequests` and `Unavailable`."""
-        call = self._found().submit.remote(job, caller)
-        answer: dict[str, str] = await self._answer(call, SUBMIT_TIMEOUT_S)
+        answer: dict[str, str] = await self._ask("submit", job, caller, timeout_s=SUBMIT_TIMEOUT_S)
         return answer["id"]
 
     async def job(self, job_id: str, caller: str | None) -> dict[str, Any]:
         """A job's document; raises `NotFound`."""
-        call = self._found().job.remote(job_id, caller)
-        document: dict[str, Any] = await self._answer(call, ASK_TIMEOUT_S)
+        document: dict[str, Any] = await self._ask("job", job_id, caller)
         return document
 
     async def cancel(self, job_id: str, caller: str | None) -> dict[str, Any]:
         """Cancel a job unless it has ended; its document. Raises `NotFound`."""
-        call = self._found().cancel.remote(job_id, caller)
-        document: dict[str, Any] = await self._answer(call, ASK_TIMEOUT_S)
+        document: dict[str, Any] = await self._ask("cancel", job_id, caller)
         return document
 
     async def jobs(self, caller: str | None) -> list[dict[str, Any]]:
         """The documents of a caller's jobs without their results, newest first."""
-        call = self._found().jobs.remote(caller)
-        documents: list[dict[str, Any]] = await self._answer(call, ASK_TIMEOUT_S)
+        documents: list[dict[str, Any]] = await self._ask("jobs", caller)
         return documents
 
     def _found(self) -> Any:
@@ -116,7 +111,8 @@ class StageClient:
             )
         return self._handle
 
-    async def _answer(self, call: Any, timeout_s: float) -> Any:
+    async def _ask(self, method: str, *given: Any, timeout_s: float = ASK_TIMEOUT_S) -> Any:
+        call = getattr(self._found(), method).remote(*given)
         async with _on_stage(timeout_s):
             return result_of(await call)
 

@@ -1,9 +1,9 @@
 """Open Inference requests whose one BYTES element is a whole picture or video.
 
-The shard stage answers them, for models that split their input; all else about them is as for any
+The shard stage answers them for models that split their input; otherwise they are like any
 prediction. The answer's tensors are `boxes` FP32 [n, 4], `scores` FP32 [n], `classes` INT64 [n] and
 `labels` BYTES [n]; or `labels`, `scores`, `start_s` and `end_s` (FP64 [n]). `shards`, BYTES [1], is
-JSON and comes where it is asked for by name.
+JSON and only sent if it is asked for by name.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ FindingKind = Literal["boxes", "tags"]
 PROTOCOLS = {"openinference": b'"BYTES"', "openinference_grpc": b"BYTES"}
 """The datatype BYTES as it stands in a request, by protocol."""
 SIGHT_BYTES = 4096
-"""Bytes of both ends that are searched: a tensor's data may stand before its datatype."""
+"""Bytes searched at both ends of a body: a tensor's data may stand before its datatype."""
 
 _FP32, _FP64, _INT64 = (np.dtype(each) for each in (np.float32, np.float64, np.int64))
 _SHARDS = TensorSpec("shards", BYTES, (1,))
@@ -81,7 +81,7 @@ class MediaInput:
 
 
 def may_hold_media(protocol: str, body: Body) -> bool:
-    """Whether a request may have an input of BYTES, by a cheap look."""
+    """Whether a request may have an input of BYTES, by a search in its two ends."""
     mark = PROTOCOLS.get(protocol)
     if mark is None:
         return False
@@ -234,7 +234,7 @@ class MediaInference:
         self._tasks: dict[int, asyncio.Task[None]] = {}
 
     def destination(self, path: InferPath, body: Body) -> Destination | None:
-        """Itself if it is one of these; a model that reads BYTES itself keeps its requests."""
+        """Itself for such a request, unless the model reads BYTES itself; None for others."""
         view = self._plane.snapshot.models.get(path.model)
         if view is None or view.config.sharding is None:
             return None
@@ -246,14 +246,12 @@ class MediaInference:
         return None if reads else self
 
     def submit(self, request: Request) -> None:
-        """Begin with it."""
         request.sent_s = self._plane.now_s()
         task = self._tasks[request.id] = asyncio.create_task(self._run(request))
-        # Also one that is cancelled before it has begun.
+        # A callback, because a task may be cancelled before it begins.
         task.add_done_callback(lambda _: self._tasks.pop(request.id, None))
 
     def cancel(self, request: Request) -> None:
-        """The client left: its parts leave the shards."""
         task = self._tasks.get(request.id)
         if task is not None and not request.finished:
             request.finished = True
@@ -271,33 +269,26 @@ class MediaInference:
         desk = self._desk
         sharding = sharding_of(self._plane, request.key[0])
         findings: FindingKind = "boxes" if sharding.kind == "image-tiles" else "tags"
-        loop = asyncio.get_running_loop()
-        # The event loop never reads a file, however it is wrapped.
-        given = await loop.run_in_executor(None, self._decode, request, findings)
+        protocol = CALLS[request.call].protocol
+        call = call_of(request.call, request.json_length, request.encodings)
+        body, limits = b"".join(pieces(request.body)), desk.predictions.limits
+        # Decoded in a thread, because the file may be large.
+        given = await asyncio.to_thread(decode_media, protocol, body, call, findings, limits)
         options = read_options(parameter_options(given.parameters))
-        incoming = IncomingUpload(_whole(given.content), Declared("", "", None), options)
+
+        async def whole() -> AsyncIterator[bytes]:
+            yield given.content
+
+        incoming = IncomingUpload(whole(), Declared("", "", None), options)
         async with desk.job(request, sharding, incoming) as job:
             left_s = request.deadline_s - self._plane.now_s()
             if left_s <= 0:
                 raise DeadlineExceeded("the deadline passed before the stage was asked")
             result = await desk.process(replace(job, timeout_s=left_s))
-        protocol = CALLS[request.call].protocol
-        encoded = await loop.run_in_executor(
-            None, encode_findings, protocol, given, result, findings
-        )
+        encoded = await asyncio.to_thread(encode_findings, protocol, given, result, findings)
         return replace(
             desk.reply(request, len(encoded.body), result),
             body=encoded.body,
             form=form_of(encoded),
             json_length=encoded.json_length,
         )
-
-    def _decode(self, request: Request, findings: FindingKind) -> MediaInput:
-        body = b"".join(pieces(request.body))
-        call = call_of(request.call, request.json_length, request.encodings)
-        limits = self._desk.predictions.limits
-        return decode_media(CALLS[request.call].protocol, body, call, findings, limits)
-
-
-async def _whole(content: bytes) -> AsyncIterator[bytes]:
-    yield content

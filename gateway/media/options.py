@@ -1,4 +1,4 @@
-"""A request's options from its query, a header or a part of a form."""
+"""Options of a request for media: from its query, a header, a part of a form, or parameters."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def json_options(text: bytes | str, where: str) -> dict[str, Any]:
 
 
 def read_options(*sources: Mapping[str, Any]) -> ProcessOptions:
-    """The options of all sources; later ones win. Raises `InvalidArgument`."""
+    """The options of all sources, of which later ones win; raises `InvalidArgument`."""
     given: dict[str, Any] = {}
     for source in sources:
         given |= source
@@ -72,7 +72,7 @@ def read_options(*sources: Mapping[str, Any]) -> ProcessOptions:
 
 
 def check_tiling(options: ProcessOptions, sharding: ShardingConfig) -> None:
-    """Raise `InvalidArgument` for options that do not fit the model's config."""
+    """Raises `InvalidArgument` for options that do not fit the model's config."""
     try:
         sharding.tiling(options)
     except ValueError as error:
@@ -80,7 +80,7 @@ def check_tiling(options: ProcessOptions, sharding: ShardingConfig) -> None:
 
 
 def encode_options(options: ProcessOptions) -> str:
-    """The given options as JSON text, as the header takes it."""
+    """The options without defaults as JSON text, for the header."""
     return json.dumps(options.model_dump(mode="json", exclude_defaults=True))
 
 

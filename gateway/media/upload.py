@@ -26,16 +26,16 @@ except ImportError:  # it is in the extra `media`
     MultipartParser = None  # type: ignore[assignment, misc]
 
 MIN_BYTES_PER_S = 16 * 1024
-"""Least rate of a sender; a slower one keeps its place from others."""
+"""Least rate of a sender: a slower one would keep its place from others."""
 
 
 async def paced(
     read: Callable[[], Awaitable[bytes | None]], timeout_s: float
 ) -> AsyncIterator[bytes]:
-    """The pieces that `read` gives until None. Raises `RequestTimeout`.
+    """The pieces that `read` gives until None; raises `RequestTimeout`.
 
-    `timeout_s` is the sender's time in all, and one second more for every `MIN_BYTES_PER_S` that
-    have come. Time that the reader spends between pieces does not count.
+    The sender has `timeout_s` in all and one second more for every `MIN_BYTES_PER_S` that have
+    come. Time that the reader spends between pieces does not count.
     """
     loop = asyncio.get_running_loop()
     waited_s, length = 0.0, 0
@@ -77,7 +77,7 @@ class Declared:
         return self.content_type.partition(";")[0].strip().lower()
 
     def check(self) -> None:
-        """Raise `UnsupportedMedia` for what is no picture or video, before the body is read."""
+        """Raises `UnsupportedMedia` for what is no picture or video, before the body is read."""
         if self.coding.strip().lower() not in ("", "identity"):
             raise UnsupportedMedia(
                 f"Content-Encoding {quoted(self.coding)} is not taken here: pictures and videos "
@@ -95,9 +95,9 @@ async def take(
 ) -> tuple[Upload, dict[str, Any]]:
     """Write a body into the spool; the upload, and the options that came in its form.
 
-    Its first bytes are looked at as soon as they are here, so that what can never be read is
-    refused before the rest comes. Raises `InvalidArgument`, `UnsupportedMedia`, `PayloadTooLarge`,
-    `Unavailable` (no room), and what the pieces raise.
+    The first bytes are checked when they come, so that an unreadable file is refused before the
+    rest comes. Raises `InvalidArgument`, `UnsupportedMedia`, `PayloadTooLarge`, `Unavailable` (no
+    room), and what the pieces raise.
     """
     if declared.kind == FORM:
         content_type, name, options = await _take_form(pieces, spool, declared, wanted)
@@ -143,7 +143,7 @@ def _type(content_type: str) -> str:
 
 
 class _Head:
-    """Writer into the spool that checks the first bytes on their way."""
+    """Writer into the spool that checks the first bytes."""
 
     def __init__(self, spool: Spool, content_type: str, wanted: Medium) -> None:
         self._spool, self._content_type, self._wanted = spool, content_type, wanted
@@ -165,9 +165,9 @@ PARTS = ("file", "options")
 
 
 class FormReader:
-    """Reads a body piece by piece; the parts may come in either order. Does no I/O.
+    """Reads a form piece by piece, without I/O; its two parts may come in either order.
 
-    Every method raises `InvalidArgument` for what is no form, or not this one. `file_type` is the
+    Every method raises `InvalidArgument` for anything else than such a form. `file_type` is the
     content type of the file, "" until it begins; `options` is JSON text once it has come.
     """
 
@@ -191,8 +191,8 @@ class FormReader:
                 boundary,
                 {
                     "on_part_begin": self._headers.clear,
-                    "on_header_field": self._on_header_name,
-                    "on_header_value": self._on_header_value,
+                    "on_header_field": lambda data, start, end: self._name.extend(data[start:end]),
+                    "on_header_value": lambda data, start, end: self._value.extend(data[start:end]),
                     "on_header_end": self._on_header_end,
                     "on_headers_finished": self._on_headers,
                     "on_part_data": self._on_data,
@@ -215,17 +215,11 @@ class FormReader:
         return found
 
     def finish(self) -> None:
-        """Check that the form was complete."""
+        """Check that the form is complete."""
         if not self._ended:
             raise InvalidArgument("the multipart body ends before its last boundary")
         if "file" not in self._seen:
             raise InvalidArgument("the multipart body has no part 'file' with the picture or video")
-
-    def _on_header_name(self, data: bytes, start: int, end: int) -> None:
-        self._name += data[start:end]
-
-    def _on_header_value(self, data: bytes, start: int, end: int) -> None:
-        self._value += data[start:end]
 
     def _on_header_end(self) -> None:
         self._headers[bytes(self._name).lower()] = bytes(self._value)

@@ -1,7 +1,7 @@
 """Triton's shared memory in a request: tensors that lie in regions, taken out and put back.
 
-A slot knows of no regions. Inputs that lie in one are put into the body as raw tensors, outputs
-that are to go to one are asked for as raw tensors and taken out of the answer.
+A slot knows of no regions: inputs in one are put into the body as raw tensors, outputs for one are
+asked for as raw tensors and taken out of the answer.
 """
 
 from __future__ import annotations
@@ -13,11 +13,7 @@ import orjson
 
 from gateway.shared_memory.regions import RegionPart
 from headrace.config.args import Limits
-from headrace.errors import (
-    InvalidArgument,
-    PayloadTooLarge,
-    quoted,
-)
+from headrace.errors import InvalidArgument, PayloadTooLarge, quoted
 from headrace.link.frames import Body, Buffer
 from headrace.protocols.compression import inflate
 from headrace.protocols.elements import check_json
@@ -29,14 +25,14 @@ from headrace.protocols.targets import parse
 from headrace.protocols.tensors import Call
 
 MARK = b"shared_memory_"
-"""What every request has that names a region."""
+"""Bytes in every request that names a region."""
 MAX_PARTS = 1024
-"""Tensors in regions of one request: each costs a look at files."""
+"""Cap on a request's tensors in regions, because each costs a look at files."""
 _REGION, _OFFSET, _SIZE = (MARK.decode() + word for word in ("region", "offset", "byte_size"))
 
 
 def read_regions(protocol: str, body: bytes, call: Call, limits: Limits) -> RegionRequest | None:
-    """Finds them in an Open Inference request, None if it has none.
+    """What an Open Inference request has in regions, None if nothing.
 
     Raises `InvalidArgument` or `PayloadTooLarge`.
     """
@@ -55,7 +51,9 @@ def read_regions(protocol: str, body: bytes, call: Call, limits: Limits) -> Regi
             return None
         check_json(text, limits.max_elements)
         found = JsonRegions(text, raw, limits.max_elements)
-    return found if found.inputs or found.outputs else None
+    if (count := len(found.inputs) + len(found.outputs)) > MAX_PARTS:
+        raise InvalidArgument(f"{count} tensors lie in shared memory; there may be {MAX_PARTS}")
+    return found if count else None
 
 
 class JsonRegions:
@@ -74,7 +72,6 @@ class JsonRegions:
         if self._document.get("outputs"):
             for name, entry in named_entries(self._document, "outputs").items():
                 self._read_output(name, entry)
-        _check_count(self)
 
     def _read_input(self, name: str, entry: dict[str, Any], tail: RawTail) -> None:
         where = f"input {quoted(name)}"
@@ -188,7 +185,6 @@ class ProtoRegions:
                     f"{quoted(each.name)}"
                 )
             self.outputs[each.name] = part
-        _check_count(self)
 
     def filled(self, contents: Iterable[Buffer]) -> tuple[Body, int | None]:
         """The request with the inputs' bytes in it; no part of it is JSON."""
@@ -219,7 +215,7 @@ RegionRequest = JsonRegions | ProtoRegions
 
 
 def _part(name: str, parameters: Mapping[str, Any]) -> RegionPart | None:
-    """Where a tensor lies by its parameters; raises `InvalidArgument`."""
+    """The place of a tensor by its parameters; raises `InvalidArgument`."""
     region = parameters.get(_REGION)
     if region is None:
         for other in (_OFFSET, _SIZE):
@@ -250,7 +246,7 @@ def _part(name: str, parameters: Mapping[str, Any]) -> RegionPart | None:
 
 
 def _proto_part(tensor: Any) -> RegionPart | None:
-    """The same of a gRPC tensor; what says so is taken out of its parameters."""
+    """The place of a gRPC tensor, removed from its parameters; raises `InvalidArgument`."""
     values: dict[str, Any] = {}
     for parameter in (_REGION, _OFFSET, _SIZE):
         if parameter in tensor.parameters:
@@ -272,9 +268,3 @@ def _fitting(part: RegionPart, length: int) -> RegionPart:
             f"({part.byte_size} bytes) should be at least {length} bytes to hold the results"
         )
     return part
-
-
-def _check_count(found: RegionRequest) -> None:
-    count = len(found.inputs) + len(found.outputs)
-    if count > MAX_PARTS:
-        raise InvalidArgument(f"{count} tensors lie in shared memory; there may be {MAX_PARTS}")

@@ -1,8 +1,8 @@
 """Triton's system shared memory: the regions that clients of this machine have registered.
 
-All gateways of a node share a folder with a file for each region, so it does not matter which of
-them a client reaches, and regions outlive a gateway. Nothing is mapped: who owns a file may cut it
-off at any time, and a process that touches a page that is gone ends.
+All gateways of a node share a folder with a file for each region, so a client may reach any of
+them, and regions outlive a gateway. Nothing is mapped: the owner of a file may truncate it at any
+time, and a process that touches a page that is gone is killed.
 """
 
 from __future__ import annotations
@@ -35,22 +35,15 @@ from headrace.link.frames import Buffer
 
 
 def unknown_region(name: str, kind: str = "") -> NotFound:
-    """Nobody has registered it; `kind` is `system ` or `cuda ` where its status was asked for."""
+    """`kind` is `system ` or `cuda ` where its status was asked for."""
     return NotFound(f"Unable to find {kind}shared memory region: {quoted(name)}")
 
 
-def region_exists(name: str) -> AlreadyExists:
-    """Its name is taken."""
-    return AlreadyExists(f"shared memory region {quoted(name)} already in manager")
-
-
 def registration_failed(name: str, reason: str) -> InvalidArgument:
-    """What was wrong with a region that was to be registered."""
     return InvalidArgument(f"failed to register shared memory region {quoted(name)}: {reason}")
 
 
 def registration_is_off(name: str) -> Unimplemented:
-    """System regions need the config's consent."""
     return Unimplemented(
         f"failed to register shared memory region {quoted(name)}: shared memory is off here "
         "(`shared_memory: true` under `args` allows it); send tensors in the request"
@@ -58,7 +51,6 @@ def registration_is_off(name: str) -> Unimplemented:
 
 
 def cuda_is_refused(name: str) -> InvalidArgument:
-    """The processes that compute are not the one that is asked, and most have no GPU."""
     return InvalidArgument(
         f"failed to register CUDA shared memory region: {quoted(name)}, GPUs not supported: "
         "a GPU's memory is not taken from clients; send tensors in the request"
@@ -77,13 +69,13 @@ class RegionPart:
 
 MEMORY = Path("/dev/shm")
 MAX_REGIONS = 4096
-"""Of all callers of a node: each is a small file."""
+"""Cap for all callers of a node; each region is a small file."""
 MAX_REGIONS_OF_CALLER = 512
 MAX_NAME_BYTES = 1024
 MAX_FILE_BYTES = 16 * 1024
-"""JSON may need six bytes for one of a name or key."""
+"""Cap on a registration's JSON, which may need six bytes for one of a name or key."""
 RESERVED = ("headrace-", "sem.", "plasma")
-"""Bodies on their way between our processes, semaphores, and the object store of Ray."""
+"""Prefixes of our own bodies under way, of semaphores, and of Ray's object store."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +89,9 @@ class Region:
 
 
 class Regions:
-    """See the module. Each caller has names of its own; `node_ip` is an address of this machine.
+    """The regions by caller and name; `node_ip` is an address of this machine.
 
-    `caller` is the id of a caller, "" where nobody is told apart.
+    `caller` is the id of a caller, "" where callers are not told apart.
     """
 
     def __init__(self, config: SharedMemory, folder: Path, node_ip: str = "127.0.0.1") -> None:
@@ -109,7 +101,7 @@ class Regions:
     def require_local(self, address: str, headers: Collection[bytes]) -> None:
         """Raises `PermissionDenied` for callers that are not on this machine.
 
-        `headers` are lower-case names: what a proxy passes on comes from anywhere.
+        `headers` are lower-case names; what a proxy passes on may come from anywhere.
         """
         with suppress(ValueError):
             found = ipaddress.ip_address(address)
@@ -118,8 +110,6 @@ class Regions:
             if local and b"x-forwarded-for" not in headers and b"forwarded" not in headers:
                 return
         raise PermissionDenied("shared memory is for callers on the gateway's own machine")
-
-    # -- what is registered -------------------------------------------------------------------
 
     def register(self, caller: str, region: Region) -> None:
         """Make a region known by its name; raises `InvalidArgument` or `AlreadyExists`."""
@@ -143,13 +133,13 @@ class Regions:
                 f"too many shared memory regions: {mine} are yours, {len(names)} in all; "
                 f"there may be {MAX_REGIONS_OF_CALLER} and {MAX_REGIONS}"
             )
-        # A link is there whole or not at all, and never in place of another.
+        # A hard link appears whole or not at all, and never replaces a file.
         draft = self._folder / f".{secrets.token_hex(8)}"
         draft.write_bytes(orjson.dumps(asdict(region)))
         try:
             path.hardlink_to(draft)
         except FileExistsError:
-            raise region_exists(name) from None
+            raise AlreadyExists(f"shared memory region {quoted(name)} already in manager") from None
         finally:
             draft.unlink()
 
@@ -169,15 +159,13 @@ class Regions:
         return sorted(found, key=lambda region: region.name)
 
     def unregister(self, caller: str, name: str = "") -> None:
-        """Forget the caller's region of that name, without one all; an unknown one is forgotten."""
+        """Forget a caller's region, or all if `name` is ""; an unknown one is no error."""
         names = [name] if name else [region.name for region in self.listed(caller)]
         for each in names:
             self._path(caller, each).unlink(missing_ok=True)
 
     def _path(self, caller: str, name: str) -> Path:
         return self._folder / f"{_digest(caller)}-{_digest(name)}"
-
-    # -- what is in them ----------------------------------------------------------------------
 
     def place(self, caller: str, part: RegionPart) -> Region:
         """A part of a caller's region, as a region; raises `NotFound` or `InvalidArgument`."""
@@ -203,7 +191,7 @@ class Regions:
         return content
 
     def write(self, place: Region, content: Buffer) -> None:
-        """Put bytes, at most as many as it has, at its begin; raises `InvalidArgument`."""
+        """Write bytes to its begin, at most as many as it has; raises `InvalidArgument`."""
         rest, at = memoryview(content), place.offset
         with self._opened(place, os.O_WRONLY) as descriptor:
             while rest:
@@ -212,9 +200,10 @@ class Regions:
 
     @contextmanager
     def _opened(self, place: Region, flags: int) -> Iterator[int]:
-        """The file below a region, as large as it must be; raises `InvalidArgument`."""
+        """The descriptor of a region's file; raises `InvalidArgument` also if it is too small."""
         name = place.key.lstrip("/")
-        if not _is_plain(name) or name.startswith(RESERVED):
+        plain = name not in ("", ".", "..") and not {"/", "\0"} & set(name)
+        if not plain or len(name.encode()) > 255 or name.startswith(RESERVED):
             raise InvalidArgument(f"invalid shm key {quoted(place.key)}: it is one plain file name")
         if not name.startswith(self._config.prefix):
             raise InvalidArgument(
@@ -244,7 +233,7 @@ class Regions:
 
 
 def _load(path: Path) -> Region:
-    """A registration; in three calls of the system, as requests wait for it."""
+    """A registration, in three system calls, because requests wait for it."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         return Region(**orjson.loads(os.read(descriptor, MAX_FILE_BYTES)))
@@ -255,11 +244,6 @@ def _load(path: Path) -> Region:
 @lru_cache(maxsize=4096)
 def _digest(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-def _is_plain(name: str) -> bool:
-    """Whether it is one component of a path."""
-    return name not in ("", ".", "..") and not {"/", "\0"} & set(name) and len(name.encode()) <= 255
 
 
 def _too_small(place: Region) -> InvalidArgument:
