@@ -100,14 +100,14 @@ def _query(given: Mapping[str, str], limit: int) -> tuple[AuditQuery, int]:
     wanted: dict[str, Any] = {name: given.get(name) or None for name in FILTERS}
     if wanted["decision"] not in (None, *VERDICTS):
         raise InvalidArgument(f"'decision' should be one of {', '.join(VERDICTS)}")
+    if text := given.get("limit"):
+        if not (re.fullmatch(r"[0-9]{1,9}", text) and 1 <= int(text) <= MAX_LIMIT):
+            raise InvalidArgument(f"'limit' should be a number from 1 to {MAX_LIMIT}")
+        limit = int(text)
+    times_s = _time(given, "since", now_s), _time(given, "until", now_s)
     return AuditQuery(
-        caller=wanted["caller"],
-        since_s=_time(given, "since", now_s),
-        until_s=_time(given, "until", now_s),
-        decision=wanted["decision"],
-        reason=wanted["reason"],
-        model=wanted["model"],
-    ), _limit(given.get("limit"), limit)
+        wanted["caller"], *times_s, wanted["decision"], wanted["reason"], wanted["model"]
+    ), limit
 
 
 def _time(given: Mapping[str, str], name: str, now_s: float) -> float | None:
@@ -117,14 +117,6 @@ def _time(given: Mapping[str, str], name: str, now_s: float) -> float | None:
         return parse_since(text, now_s)
     except ValueError as error:
         raise InvalidArgument(f"{name!r} {error}") from None
-
-
-def _limit(text: str | None, default: int) -> int:
-    if not text:
-        return default
-    if not (re.fullmatch(r"[0-9]{1,9}", text) and 1 <= int(text) <= MAX_LIMIT):
-        raise InvalidArgument(f"'limit' should be a number from 1 to {MAX_LIMIT}")
-    return int(text)
 
 
 keys = APIRouter()
@@ -300,8 +292,14 @@ def create_admin_app(
 
     @app.get("/sd")
     async def service_discovery() -> JSONResponse:
-        details = await _details(view.pool)
-        return JSONResponse(render_targets(control.addresses()["admin"], details))
+        """Prometheus' HTTP service discovery: for each node, its first gateway's listener."""
+        by_node: dict[str, str] = {}
+        for gateway in (await _details(view.pool)).get("gateways", []):
+            by_node.setdefault(gateway["node_id"], gateway["addresses"]["admin"])
+        targets = sorted(set(by_node.values())) or [control.addresses()["admin"]]
+        return JSONResponse(
+            [{"targets": [target], "labels": {"job": "headrace"}} for target in targets]
+        )
 
     return app
 
@@ -313,15 +311,6 @@ async def _details(pool: PoolClient) -> dict[str, Any]:
     except Unavailable:
         return {}
     return details
-
-
-def render_targets(own: str, details: dict[str, Any]) -> list[dict[str, Any]]:
-    """Prometheus' HTTP service discovery: one target per node, its first gateway's listener."""
-    by_node: dict[str, str] = {}
-    for gateway in details.get("gateways", []):
-        by_node.setdefault(gateway["node_id"], gateway["addresses"]["admin"])
-    targets = sorted(set(by_node.values())) or [own]
-    return [{"targets": [target], "labels": {"job": "headrace"}} for target in targets]
 
 
 def render_status(
@@ -389,12 +378,12 @@ def _model(
         "rejected": list(override.rejected) if override is not None else [],
         **figures,
         "versions": versions,
-        "failures": [_without_model(each) for each in failures if each["model"] == model.name],
+        "failures": [
+            {key: value for key, value in each.items() if key != "model"}
+            for each in failures
+            if each["model"] == model.name
+        ],
     }
-
-
-def _without_model(failure: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in failure.items() if key != "model"}
 
 
 def _version(model: ModelView, version: VersionView, snapshot: Snapshot) -> dict[str, Any]:

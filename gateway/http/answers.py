@@ -30,21 +30,19 @@ from headrace.logs import request_id, valid_request_id
 from headrace.protocols.targets import canonical_path, encode_error, is_upload
 
 OPEN_PATHS = ("/healthz", "/readyz", "/v2/health/")
-"""Whoever asks for these gets an answer: a probe has no credential and must not meet a limit."""
-
+"""Paths that are answered without access control: a probe has no credential."""
 MAX_PLACE = 128
-"""The name of a field that should not be there is the sender's own: so much of it is said."""
+"""Cap on the characters of a field's name in an error: the sender may have made it up."""
 
 log = structlog.get_logger()
 
 
 def json_answer(value: Any, status: int = 200) -> Response:
-    """A JSON answer from plain Python values."""
     return Response(orjson.dumps(value), status, media_type="application/json")
 
 
 def answer_errors(app: FastAPI) -> None:
-    """Every error of the application becomes `{"error": text}`."""
+    """Answer every error of the application with `{"error": text}`."""
     app.add_exception_handler(HeadraceError, _answer_error)
     app.add_exception_handler(HTTPException, _answer_routing)
     app.add_exception_handler(RequestValidationError, _answer_unfit)
@@ -58,7 +56,6 @@ class Envelope:
         self._app, self._admit = app, admit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI entry."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -135,4 +132,4 @@ async def _answer_unfit(_: Request, error: Exception) -> Response:
 
 async def _answer_unexpected(request: Request, error: Exception) -> Response:
     log.error("request_failed", path=request.url.path, exc_info=error)
-    return await _answer_error(request, InternalError("internal error"))
+    return error_answer(InternalError("internal error"))

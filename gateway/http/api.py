@@ -6,6 +6,7 @@ Predictions never get here: the fast lane takes them from the connection before 
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import NoReturn
 
 import structlog
 from fastapi import APIRouter, FastAPI
@@ -26,12 +27,7 @@ from gateway.shared_memory.regions import (
     unknown_region,
 )
 from gateway.view import RELEASE, GatewayView
-from headrace.errors import (
-    InvalidArgument,
-    Unavailable,
-    Unimplemented,
-    quoted,
-)
+from headrace.errors import InvalidArgument, Unavailable, Unimplemented, quoted
 from headrace.link.plane import find_model, find_servable, known_spec, servable_versions
 from headrace.protocols import metadata
 from headrace.protocols.metadata import shown, statistics_document
@@ -127,7 +123,7 @@ async def cuda_register(region: str) -> Response:
 @shared_memory.post("/v2/cudasharedmemory/unregister")
 @shared_memory.post("/v2/cudasharedmemory/region/{region}/unregister")
 async def cuda_unregister(region: str = "") -> Response:
-    """Nothing to do, as for system regions."""
+    """Nothing to do: there are none."""
     return Response()
 
 
@@ -165,7 +161,7 @@ openinference = APIRouter()
 
 @health.get("/")
 async def alive() -> Response:
-    """The process answers, in the words of KServe's first protocol."""
+    """`live` in the words of KServe's first protocol."""
     return json_answer({"status": "alive"})
 
 
@@ -224,8 +220,7 @@ async def tfserving_nameless() -> Response:
 @tfserving.api_route("/v1/{rest:path}", methods=ALL_METHODS)
 async def tfserving_malformed(request: Request) -> Response:
     """Every other path of TensorFlow Serving's API."""
-    _refuse_prediction(request)
-    raise _malformed(request)
+    _refuse(request)
 
 
 @openinference.get("/v2")
@@ -282,14 +277,14 @@ async def model_ready(view: View, name: str, version: str = "") -> Response:
 @openinference.post("/v2/models/{name}/versions/{version}/infer")
 async def infer(request: Request) -> Response:
     """Stands here so that other methods are answered with 405."""
-    _refuse_prediction(request)
-    raise _malformed(request)
+    _refuse(request)
 
 
-def _refuse_prediction(request: Request) -> None:
-    """A prediction that came past the fast lane; or what was wrong with its path."""
+def _refuse(request: Request) -> NoReturn:
+    """Raises what is wrong with a path, or that a prediction came past the fast lane."""
     if request.method == "POST" and parse_infer_path(request.scope["raw_path"]) is not None:
         raise Unimplemented("predictions are not answered on this path of the server")
+    raise _malformed(request)
 
 
 def _malformed(request: Request) -> InvalidArgument:

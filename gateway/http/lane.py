@@ -19,7 +19,7 @@ from uvicorn.server import ServerState
 
 from gateway.door import ClientConnection, Door
 from gateway.headers import combined
-from gateway.http.prediction import HttpPrediction, content_length
+from gateway.http.prediction import HttpPrediction
 from gateway.prediction import PredictionDesk
 from headrace.errors import (
     HeadersTooLarge,
@@ -30,10 +30,10 @@ from headrace.errors import (
 )
 from headrace.link.frames import PART_BYTES, Body, Buffer
 from headrace.link.queue import Answer
-from headrace.protocols.targets import InferPath, parse_infer_path
+from headrace.protocols.targets import parse_infer_path
 
 UPLOAD = b":process"
-"""Part of paths whose handlers time their own body, which may be gigabytes."""
+"""Part of the paths whose handlers time their own body, which may have gigabytes."""
 DISCARD_BYTES = 1024 * 1024
 """Longest refused body that is read and dropped, so that its connection can stay."""
 
@@ -81,7 +81,7 @@ class FastCycle:
             self.lane.dispatch(self)
 
     def add(self, data: bytes) -> None:
-        """A piece of the body."""
+        """Take a piece of the body."""
         self.length += len(data)
         if self.failed is not None:
             if self.length > DISCARD_BYTES:
@@ -95,22 +95,12 @@ class FastCycle:
                 return
         self.body.append(data)
 
-    def refuse(self, error: HeadraceError) -> None:
-        """Answer with an error once the body, which is not kept, has passed."""
-        self.failed = error
-
     def fail(self, error: HeadraceError) -> None:
         """Answer with an error without waiting for the rest of the body."""
         self.failed, self.keep_alive, self.more_body = error, False, False
         self.body.clear()
         if self.started:
             self.lane.dispatch(self)
-
-    def joined(self) -> Body:
-        """The body: one buffer where it is small, else its pieces."""
-        if len(self.body) == 1:
-            return self.body[0]
-        return b"".join(self.body) if self.length <= PART_BYTES else tuple(self.body)
 
 
 class FastLane(HttpToolsProtocol, ClientConnection):
@@ -137,16 +127,14 @@ class FastLane(HttpToolsProtocol, ClientConnection):
         self._header_bytes = 0
         self._running: FastCycle | None = None
 
-    # -- the connection -----------------------------------------------------------------------
-
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Count the connection among those that the sweep checks, and those of its address."""
+        """Refuse the connection where its address has too many."""
         super().connection_made(transport)  # type: ignore[arg-type]
         if (refusal := self.door.enter(self, transport)) is not None:
             self._refuse(refusal)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The client left: nobody waits for its requests any more."""
+        """Cancel the requests of the client that left."""
         self.door.leave(self)
         # Requests that wait behind it are with nobody yet; `cycle` may be the last of them.
         for cycle in dict.fromkeys((self._running, self.cycle, *(one for one, _ in self.pipeline))):
@@ -164,21 +152,19 @@ class FastLane(HttpToolsProtocol, ClientConnection):
         self._reading = self._reading or "headers"
         if self.timeout_keep_alive_task is not None:
             self._unset_keepalive_if_required()
-        self._parse(data)
-        if self._header_bytes > self.door.limits.max_header_bytes:
-            self._refuse_headers()
-
-    def _parse(self, data: Buffer) -> None:
+        rest: Buffer = data
         try:
             while True:
                 try:
-                    self.parser.feed_data(data)
-                    return
+                    self.parser.feed_data(rest)
+                    break
                 except httptools.HttpParserUpgrade as upgrade:
-                    data = memoryview(data)[upgrade.args[0] :]
-                self._ignore_upgrade()
+                    rest = memoryview(rest)[upgrade.args[0] :]
+                    self._ignore_upgrade()
         except httptools.HttpParserError:
             self._refuse(InvalidArgument("this is no valid HTTP request"))
+        if self._header_bytes > self.door.limits.max_header_bytes:
+            self._refuse_headers()
 
     def _ignore_upgrade(self) -> None:
         """Read a request that asks for another protocol as one that does not (RFC 9110, 7.8).
@@ -199,11 +185,9 @@ class FastLane(HttpToolsProtocol, ClientConnection):
 
     @property
     def write_paused(self) -> bool:
-        """Whether the client has more to read than the socket takes."""
         return self.flow is not None and self.flow.write_paused
 
     def check_time(self, now_s: float) -> None:
-        """Cut off who sends too slowly, or is idle for too long."""
         limits = self.door.limits
         age_s = now_s - self._since_s
         if self._reading == "headers" and age_s > limits.header_timeout_s:
@@ -243,9 +227,8 @@ class FastLane(HttpToolsProtocol, ClientConnection):
 
     @property
     def _answered(self) -> bool:
+        """Whether all requests that have begun on this connection are answered."""
         return self.cycle is None or self.cycle.response_complete
-
-    # -- the parser's callbacks ---------------------------------------------------------------
 
     def on_message_begin(self) -> None:
         """A request begins; the ASGI scope is only made for those that need it."""
@@ -256,13 +239,13 @@ class FastLane(HttpToolsProtocol, ClientConnection):
         self._reading = "headers"
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Collect headers, within a limit."""
+        """Collect a header, up to the limit of their number."""
         super().on_header(name, value)
         if len(self.headers) > self.door.limits.max_headers:
             self._refuse_headers()
 
     def on_headers_complete(self) -> None:
-        """Choose the lane."""
+        """Take a prediction in, or hand the request to the ASGI application."""
         if self.parser.should_upgrade():
             return  # `_ignore_upgrade` comes next.
         self._header_bytes, self._reading, self._since_s = 0, "body", self.loop.time()
@@ -276,8 +259,30 @@ class FastLane(HttpToolsProtocol, ClientConnection):
                 failed = error
         if path is None and failed is None:
             self._to_asgi()
-        else:
-            self._to_fast_lane(path, failed)
+            return
+        keep_alive = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
+        headers = combined(self.headers)
+        prediction = HttpPrediction(self.predictions, path, headers, self.address)
+        cycle = FastCycle(self, prediction, keep_alive)
+        cycle.started, self.cycle = self._answered, cycle
+        if not cycle.started:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((cycle, self.app))
+        if failed is not None:
+            cycle.fail(failed)
+            return
+        given = headers.get(b"content-length", b"")
+        length = int(given) if given.isdigit() else 0
+        try:
+            prediction.begin(length)
+        except HeadraceError as error:
+            if length <= DISCARD_BYTES and not self.expect_100_continue:
+                cycle.failed = error  # It is answered once the body, which is not kept, is over.
+            else:
+                cycle.fail(error)
+            return
+        if self.expect_100_continue and cycle.started:
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _to_asgi(self) -> None:
         if UPLOAD in self.url:
@@ -288,32 +293,7 @@ class FastLane(HttpToolsProtocol, ClientConnection):
         self.headers.extend(headers)
         super().on_headers_complete()
 
-    def _to_fast_lane(self, path: InferPath | None, failed: HeadraceError | None) -> None:
-        keep_alive = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
-        headers = combined(self.headers)
-        prediction = HttpPrediction(self.predictions, path, headers, self.address)
-        cycle = FastCycle(self, prediction, keep_alive)
-        cycle.started, self.cycle = self._answered, cycle
-        if not cycle.started:
-            self.flow.pause_reading()
-            self.pipeline.appendleft((cycle, self.app))
-        length = content_length(self.headers)
-        if failed is not None:
-            cycle.fail(failed)
-            return
-        try:
-            prediction.begin(length)
-        except HeadraceError as error:
-            if length <= DISCARD_BYTES and not self.expect_100_continue:
-                cycle.refuse(error)
-            else:
-                cycle.fail(error)
-            return
-        if self.expect_100_continue and cycle.started:
-            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-
     def on_body(self, body: bytes) -> None:
-        """Keep a piece of a prediction's body."""
         self._header_bytes = 0
         if isinstance(self.cycle, FastCycle):
             if self.cycle.more_body:
@@ -341,17 +321,18 @@ class FastLane(HttpToolsProtocol, ClientConnection):
             if cycle.started:
                 self.dispatch(cycle)
 
-    # -- the prediction -----------------------------------------------------------------------
-
     def dispatch(self, cycle: FastCycle) -> None:
-        """Hand a complete prediction to the data plane."""
-        self._running, prediction = cycle, cycle.prediction
+        """Submit a complete prediction, or answer one that has failed."""
+        self._running, length = cycle, cycle.length
+        body: Body
+        if len(cycle.body) == 1:
+            body = cycle.body[0]
+        else:
+            body = b"".join(cycle.body) if length <= PART_BYTES else tuple(cycle.body)
         try:
             if cycle.failed is not None:
                 raise cycle.failed
-            prediction.submit(
-                cycle.joined(), cycle.length, lambda _, answer: self._respond(cycle, answer)
-            )
+            cycle.prediction.submit(body, length, lambda _, answer: self._respond(cycle, answer))
         except HeadraceError as error:
             self._respond(cycle, error)
 

@@ -16,6 +16,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from gateway.access.visit import Visit
+from gateway.door import LINGER_S
 from gateway.headers import combined, given_timeout_s
 from gateway.http.answers import error_answer, json_answer, told_limits
 from gateway.media.desk import IncomingUpload, MediaDesk, ignore
@@ -28,8 +29,6 @@ from headrace.protocols.targets import InferPath, parse_version
 from sharding.upload import Event, MediaJob
 
 LINES = "application/x-ndjson"
-LINGER_S = 2.0
-"""Time in which the rest of a refused body is still read: a reset would overtake the answer."""
 _LATER = re.compile(rb"(?:^|,)\s*respond-async\s*(?:$|[,;])", re.IGNORECASE)
 
 T = TypeVar("T")
@@ -54,7 +53,7 @@ class _Body:
         return piece
 
     async def gone(self) -> None:
-        """Returns when the client has left; the body has to be complete."""
+        """Wait until the client has left; the body has to be complete."""
         while (await self._receive())["type"] != "http.disconnect":
             pass
 
@@ -91,21 +90,36 @@ class _Exchange:
     async def run(self) -> None:
         """Read, work and answer."""
         answer = await self._desk.recorded(self._prediction, self._work())
-        if isinstance(answer, Reply):
-            await self._end()
-        elif not isinstance(answer, Cancelled):
+        if isinstance(answer, Cancelled):
+            return
+        if not isinstance(answer, Reply):
             await self._refuse(answer)
+        elif self._answer is not None:
+            await self._send_whole(self._answer)
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _work(self) -> Reply:
-        """All but what `_end` sends, once the upload is gone and its cost known."""
-        desk, prediction = self._desk, self._prediction
-        request, sharding = await desk.let_in(prediction, self._timeout_s())
+        """All but the answer as a whole, which is sent once the upload is gone and recorded."""
+        desk, prediction, headers = self._desk, self._prediction, self._headers
+        timeout_s = given_timeout_s(headers)
+        if self._later:
+            max_run_s = desk.config.jobs.max_run_s
+            timeout_s = min(timeout_s or max_run_s, max_run_s)
+        else:
+            timeout_s = desk.predictions.timeout_s(timeout_s)
+        request, sharding = await desk.let_in(prediction, timeout_s)
         options = read_options(
             query_options(self._query),
-            json_options(self._headers.get(HEADER.encode(), b""), f"the header {HEADER}"),
+            json_options(headers.get(HEADER.encode(), b""), f"the header {HEADER}"),
+        )
+        length = headers.get(b"content-length", b"")
+        declared = Declared(
+            headers.get(b"content-type", b"").decode("latin-1"),
+            headers.get(b"content-encoding", b"").decode("latin-1"),
+            int(length) if length.isdigit() else None,
         )
         pieces = paced(self._body.read, desk.predictions.limits.body_timeout_s)
-        incoming = IncomingUpload(pieces, self._declared(), options)
+        incoming = IncomingUpload(pieces, declared, options)
         async with desk.job(request, sharding, incoming, prediction) as job:
             if self._later:
                 self._answer = await self._hand_over(job)
@@ -117,22 +131,6 @@ class _Exchange:
                 return desk.reply(request, self._sent_bytes, result)
             self._answer = json_answer(result)
             return desk.reply(request, len(self._answer.body), result)
-
-    def _timeout_s(self) -> float:
-        given_s = given_timeout_s(self._headers)
-        if self._later:
-            max_run_s = self._desk.config.jobs.max_run_s
-            return min(given_s or max_run_s, max_run_s)
-        return self._desk.predictions.timeout_s(given_s)
-
-    def _declared(self) -> Declared:
-        headers = self._headers
-        length = headers.get(b"content-length", b"")
-        return Declared(
-            headers.get(b"content-type", b"").decode("latin-1"),
-            headers.get(b"content-encoding", b"").decode("latin-1"),
-            int(length) if length.isdigit() else None,
-        )
 
     async def _hand_over(self, job: MediaJob) -> Response:
         job_id = await self._desk.stage.submit(job, owner_of(self._prediction))
@@ -163,11 +161,6 @@ class _Exchange:
         self._sent_bytes += len(line)
         await self._send({"type": "http.response.body", "body": line, "more_body": True})
 
-    async def _end(self) -> None:
-        if self._answer is not None:
-            await self._send_whole(self._answer)
-        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
-
     async def _refuse(self, error: HeadraceError) -> None:
         """Answer with an error: as a line where lines have gone out already."""
         if self._started:
@@ -181,7 +174,6 @@ class _Exchange:
                 answer.headers["connection"] = "close"
             await self._send_whole(answer)
             await self._body.discard()
-        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _send_whole(self, answer: Response) -> None:
         await self._start(answer.status_code, answer.headers)
@@ -196,7 +188,7 @@ class _Exchange:
 
 
 class _Uploads:
-    """The ASGI application of `POST /v1/models/{model}:process`: see `docs/media.md`."""
+    """The ASGI application of `POST /v1/models/{model}:process` (`docs/media.md`)."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         desk, place = _desk(Request(scope)), scope["path_params"]
@@ -207,7 +199,7 @@ class _Uploads:
 
 
 def owner_of(visit: Visit) -> str:
-    """Who may see a job; "" for who has no name, so that everybody who knows the job's id may."""
+    """The caller that may see a job; "" lets everybody who knows its id see it."""
     caller = visit.caller_id
     return "" if caller.startswith("ip:") else caller
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from http import HTTPStatus
 
 from gateway.headers import error_headers, given_timeout_s
@@ -19,19 +19,20 @@ STATUS_LINES[499] = b"HTTP/1.1 499 Client Closed Request\r\n"
 
 
 class HttpPrediction(Prediction):
-    """A prediction that came over HTTP."""
-
     __slots__ = ()
 
     def submit(self, body: Body, length: int, done: Callable[[Request, Answer], None]) -> None:
         """Send it, with its body; raises what is wrong with its headers, and what `send` raises."""
         found = self.headers
+        json_length = found.get(b"inference-header-content-length")
+        if json_length is not None and (not json_length.isdigit() or len(json_length) > 10):
+            raise InvalidArgument("Inference-Header-Content-Length must be a number of bytes")
         self.send(
             body,
             length,
             done,
             self.desk.timeout_s(given_timeout_s(found)),
-            _json_length(found.get(b"inference-header-content-length")),
+            None if json_length is None else int(json_length),
             encodings_of(found.get(b"content-encoding", b""), found.get(b"accept-encoding", b"")),
         )
 
@@ -65,19 +66,3 @@ def head(status: int, length: int, more: bytes, *, keep_alive: bool) -> bytes:
     connection = b"" if keep_alive else b"connection: close\r\n"
     line = STATUS_LINES.get(status) or b"HTTP/1.1 %d Error\r\n" % status
     return line + more + b"content-length: %d\r\n" % length + connection + CRLF
-
-
-def content_length(headers: Iterable[tuple[bytes, bytes]]) -> int:
-    """What the client says that the body's length will be; 0 if it does not say."""
-    for name, value in headers:
-        if name == b"content-length" and value.isdigit():
-            return int(value)
-    return 0
-
-
-def _json_length(given: bytes | None) -> int | None:
-    if given is None:
-        return None
-    if not given.isdigit() or len(given) > 10:
-        raise InvalidArgument("Inference-Header-Content-Length must be a number of bytes")
-    return int(given)

@@ -11,13 +11,7 @@ from starlette.responses import Response
 
 from gateway.http.answers import json_answer
 from gateway.view import GatewayView, load_model, require_public
-from headrace.errors import (
-    Cancelled,
-    InvalidArgument,
-    PayloadTooLarge,
-    Unimplemented,
-    quoted,
-)
+from headrace.errors import Cancelled, InvalidArgument, PayloadTooLarge, Unimplemented, quoted
 from headrace.protocols.json_bodies import read_object
 
 MAX_DOCUMENT_BYTES = 1024 * 1024
@@ -36,14 +30,6 @@ async def read_document(request: Request) -> dict[str, Any]:
     return read_object(bytes(body)) if body.strip() else {}
 
 
-def flag_of(holder: Mapping[str, Any], name: str) -> bool:
-    """A member that is true or false, false where it is left out; raises `InvalidArgument`."""
-    value = holder.get(name, False)
-    if not isinstance(value, bool):
-        raise InvalidArgument(f"'{name}' must be true or false, not {quoted(value)}")
-    return value
-
-
 def _view(request: Request) -> GatewayView:
     view: GatewayView = request.app.state.view
     return view
@@ -57,20 +43,18 @@ def _control(request: Request, view: Annotated[GatewayView, Depends(_view)]) -> 
 
 
 View = Annotated[GatewayView, Depends(_view)]
-
-
 Control = Annotated[GatewayView, Depends(_control)]
-
-
 repository = APIRouter()
 
 
 @repository.post("/v2/repository/index")
 async def index(request: Request, view: View) -> Response:
     """The models of the store and those that are served; `{"ready": true}` asks for these alone."""
-    only_ready = flag_of(await read_document(request), "ready")
+    only_ready = (await read_document(request)).get("ready", False)
+    if not isinstance(only_ready, bool):
+        raise InvalidArgument(f"'ready' must be true or false, not {quoted(only_ready)}")
     rows = await view.pool.operate("index")
-    return json_answer([row for row in rows if not only_ready or _is_ready(row)])
+    return json_answer([row for row in rows if not only_ready or row["state"] == "READY"])
 
 
 @repository.post("/v2/repository/models/{name}/load")
@@ -93,10 +77,6 @@ async def unload(request: Request, view: Control, name: str) -> Response:
 async def named_repository(repository_name: str) -> Response:
     """There is one store, and it has no name."""
     raise Unimplemented("there is one repository; leave its name out of the path")
-
-
-def _is_ready(row: Mapping[str, str]) -> bool:
-    return row["state"] == "READY"
 
 
 def _parameters(document: Mapping[str, Any]) -> Mapping[str, Any]:
