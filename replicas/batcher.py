@@ -80,7 +80,6 @@ class RowRange(NamedTuple):
 
     @property
     def whole(self) -> bool:
-        """True when this is the entire request."""
         return self.start == 0 and self.stop == self.pending.rows
 
 
@@ -96,7 +95,6 @@ class Batch:
 
     @property
     def pendings(self) -> list[Pending]:
-        """The requests of the batch, in order."""
         return [part.pending for part in self.parts]
 
     def inputs(self) -> dict[str, Tensor]:
@@ -124,11 +122,26 @@ class Batch:
 
         Raises `InternalError` when an output does not have the batch's rows and must be split.
         """
+        answers = []
         if len(self.parts) == 1 and self.parts[0].whole:
-            answers = [(self.parts[0].pending, dict(outputs))]
+            answers.append((self.parts[0].pending, dict(outputs)))
         else:
-            self._check_rows(outputs)
-            answers = self._split(outputs)
+            for name, output in outputs.items():
+                if output.ndim == 0 or output.shape[0] != self.rows:
+                    raise InternalError(
+                        f"output {name!r} has shape {list(output.shape)} for a batch of "
+                        f"{self.rows} rows: its first dimension must be the rows for requests to "
+                        "share a batch"
+                    )
+            at = 0
+            for pending, start, stop in self.parts:
+                end = at + stop - start
+                rows = {name: output[at:end] for name, output in outputs.items()}
+                at = end
+                if stop - start == pending.rows:
+                    answers.append((pending, rows))
+                elif (joined := _joined(pending, start, stop, rows)) is not None:
+                    answers.append((pending, joined))
         finished = [answer for answer in answers if not answer[0]._ended]
         for pending, _ in finished:
             pending._ended = True
@@ -147,27 +160,6 @@ class Batch:
                 pending.error = error
                 ended.append(pending)
         return ended
-
-    def _split(self, outputs: Mapping[str, Tensor]) -> list[tuple[Pending, dict[str, Tensor]]]:
-        answers = []
-        at = 0
-        for pending, start, stop in self.parts:
-            end = at + stop - start
-            rows = {name: output[at:end] for name, output in outputs.items()}
-            at = end
-            if stop - start == pending.rows:
-                answers.append((pending, rows))
-            elif (joined := _joined(pending, start, stop, rows)) is not None:
-                answers.append((pending, joined))
-        return answers
-
-    def _check_rows(self, outputs: Mapping[str, Tensor]) -> None:
-        for name, output in outputs.items():
-            if output.ndim == 0 or output.shape[0] != self.rows:
-                raise InternalError(
-                    f"output {name!r} has shape {list(output.shape)} for a batch of {self.rows} "
-                    "rows: its first dimension must be the rows for requests to share a batch"
-                )
 
 
 def _joined(
@@ -194,8 +186,7 @@ class Taken:
 PRESENCE_S = 5.0
 """Time after its last request for which a priority is expected again."""
 YIELDING_ROWS = 1
-"""Rows of a batch while requests of a higher priority are expected: a short run, as they may have
-to wait for it."""
+"""Rows of a batch while a higher priority is expected, whose requests then wait for little."""
 
 
 class _Queue:
@@ -211,17 +202,6 @@ class _Queue:
         self.rows = 0
         self.due_s = math.inf
 
-    def add(self, pending: Pending) -> None:
-        """Insert a request behind those of its priority."""
-        waiting = self.waiting
-        at = len(waiting)
-        while at and waiting[at - 1].priority < pending.priority:
-            at -= 1
-        if at == len(waiting):
-            waiting.append(pending)
-        else:
-            waiting.insert(at, pending)
-
 
 class Batcher:
     """Requests that wait, by key; keys take turns by priority, then by age.
@@ -236,8 +216,6 @@ class Batcher:
         self._max_rows = max_rows
         self._max_wait_s = max_wait_s
         self._queues: dict[Hashable, _Queue] = {}  # None: those that run alone
-        self.depth = 0
-        self.rows = 0
         self._peak, self._peak_until_s = 0, -math.inf
 
     def configure(self, max_rows: int, max_wait_s: float) -> None:
@@ -257,20 +235,22 @@ class Batcher:
             raise ValueError(f"max_rows {max_rows} and max_wait_s {max_wait_s} must be 0 or more")
 
     def add(self, pending: Pending) -> None:
-        """Add a request."""
+        """Add a request, behind those of its priority."""
         if pending.priority >= self._peak or pending.arrived_s > self._peak_until_s:
             self._peak, self._peak_until_s = pending.priority, pending.arrived_s + PRESENCE_S
         key = pending.key if self._max_rows else None
         queue = self._queues.get(key)
         if queue is None:
             queue = self._queues[key] = _Queue()
-        queue.add(pending)
+        waiting = queue.waiting
+        at = len(waiting)
+        while at and waiting[at - 1].priority < pending.priority:
+            at -= 1
+        waiting.insert(at, pending)
         queue.rows += pending.rows
         due_s = self._due_s(pending)
         if due_s < queue.due_s:
             queue.due_s = due_s
-        self.depth += 1
-        self.rows += pending.rows
 
     def cancel(self, pending: Pending) -> bool:
         """Drop the rows that have not started; False when none were waiting.
@@ -282,7 +262,7 @@ class Batcher:
         if queue is None or pending not in queue.waiting:
             return False
         queue.waiting.remove(pending)
-        self._leave(queue, pending)
+        queue.rows -= pending.rows - pending._taken
         pending._ended = True
         self._settle(key, queue)
         return True
@@ -329,11 +309,14 @@ class Batcher:
         """Parts in order until the next does not fit; only what fits no batch is cut."""
         parts: list[RowRange] = []
         waiting = queue.waiting
-        room = self._room(waiting[0], now_s)
+        room = self._max_rows
+        if self._yields(waiting[0], now_s):
+            room = min(YIELDING_ROWS, room)
         while waiting and not (alone and parts):
             pending = waiting[0]
             if pending.deadline_s <= now_s:
-                self._leave(queue, waiting.popleft())
+                waiting.popleft()
+                queue.rows -= pending.rows - pending._taken
                 pending._ended = True
                 late.append(pending)
                 continue
@@ -341,7 +324,7 @@ class Batcher:
                 break
             start = pending._taken
             rows = pending.rows - start
-            if rows > room and self._may_cut(pending):
+            if rows > room and self._max_rows and pending.request.rows is not None:
                 if parts:
                     break
                 rows = room
@@ -349,29 +332,13 @@ class Batcher:
             parts.append(RowRange(pending, start, start + rows))
             room -= rows
             queue.rows -= rows
-            self.rows -= rows
             if pending._taken == pending.rows:
                 waiting.popleft()
-                self.depth -= 1
         return parts
-
-    def _room(self, first: Pending, now_s: float) -> int:
-        yields = self._yields(first, now_s)
-        return min(YIELDING_ROWS, self._max_rows) if yields else self._max_rows
 
     def _yields(self, pending: Pending, now_s: float) -> bool:
         """Whether requests of a higher priority are expected, which its rows must not delay."""
         return pending.priority < self._peak and now_s <= self._peak_until_s
-
-    def _may_cut(self, pending: Pending) -> bool:
-        return self._max_rows > 0 and pending.request.rows is not None
-
-    def _leave(self, queue: _Queue, pending: Pending) -> None:
-        """Count out a request that ends before all of its rows have started."""
-        rows = pending.rows - pending._taken
-        queue.rows -= rows
-        self.rows -= rows
-        self.depth -= 1
 
     def _settle(self, key: Hashable, queue: _Queue) -> None:
         """Forget a queue that is empty; else find when its first request is due."""

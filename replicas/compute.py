@@ -55,7 +55,7 @@ class ComputeThread:
         self._jobs.put(job)
 
     async def call(self, work: Callable[[], None]) -> None:
-        """Run it after the queued jobs, and wait for its end."""
+        """Run work after the queued jobs, and wait for its end."""
         ended = asyncio.Event()
         self.submit(ComputeJob(work, lambda _: ended.set()))
         await ended.wait()
@@ -81,7 +81,7 @@ class ComputeThread:
 
     def _run(self, job: ComputeJob[Any]) -> None:
         result = _result_of(job.work)
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+        with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile: nobody waits
             self._loop.call_soon_threadsafe(self._end, job, result)
 
     def _end(self, job: ComputeJob[Any], result: Any) -> None:

@@ -138,7 +138,6 @@ class Engine:
             self._batcher.configure(max_rows, batching.max_wait_s)
 
     async def drained(self) -> None:
-        """Wait until every request is answered."""
         while self._waiting:
             self._idle.clear()
             await self._idle.wait()
@@ -242,7 +241,8 @@ class Engine:
             self._batcher.cancel(work.pending)
             self._let_go(work)
             work.pending = None
-        self._check_idle()
+        if not self._waiting:
+            self._idle.set()
         return True
 
     def gone(self, channel: Channel) -> None:
@@ -272,8 +272,7 @@ class Engine:
         now_s = time.monotonic()
         taken = self._batcher.take(now_s)
         for pending in taken.late:
-            error = DeadlineExceeded("the deadline passed before inference")
-            self._answer(pending.token, error)
+            self._answer(pending.token, DeadlineExceeded("the deadline passed before inference"))
         if taken.batch is not None:
             self._run(taken.batch, now_s)
         elif (due_s := self._batcher.next_s(now_s)) is not None:
@@ -323,8 +322,14 @@ class Engine:
             self._start()
             totals = self._statistics.ran(batch.rows, input_s, took_s)
             for pending, outputs in finished:
-                pending.token.totals = totals
-                self._finish(pending.token, pending.request, outputs)
+                work = pending.token
+                work.totals = totals
+                if work.ended:
+                    continue
+                if sum([tensor.nbytes for tensor in outputs.values()]) > INLINE_BYTES:
+                    self._loop.create_task(self._encode_large(work, pending.request, outputs))
+                else:
+                    self._answer(work, self._encode(work, pending.request, outputs))
         self.flush()
 
     def _failed(self, batch: Batch, error: BaseException) -> None:
@@ -338,10 +343,20 @@ class Engine:
             shown = InternalError(f"the model failed ({type(error).__name__})")
         together = len(batch.parts) > 1
         for pending in batch.fail(shown):
-            if together:
-                self._again(pending.token, pending)
-            else:
-                self._answer(pending.token, shown)
+            work: Work = pending.token
+            if not together:
+                self._answer(work, shown)
+            elif not work.ended:
+                # Each by itself: neighbours must not share the mistake of one of them.
+                work.pending = Pending.of(
+                    pending.request,
+                    pending.deadline_s,
+                    pending.arrived_s,
+                    token=work,
+                    alone=True,
+                    priority=pending.priority,
+                )
+                self._batcher.add(work.pending)
 
     def _tell_cause(self, error: HeadraceError) -> None:
         """Log what the runtime said, at most each `TELL_S`: callers cause these refusals."""
@@ -352,32 +367,7 @@ class Engine:
         tell = log.warning if error.http_status >= 500 else log.info
         tell("run_failed", model=self.spec.name, reason=error.message, said=str(error.__cause__))
 
-    def _again(self, work: Work, pending: Pending) -> None:
-        """Run a request of a failed batch by itself: neighbours must not share its mistake."""
-        if work.ended:
-            return
-        work.pending = Pending.of(
-            pending.request,
-            pending.deadline_s,
-            pending.arrived_s,
-            token=work,
-            alone=True,
-            priority=pending.priority,
-        )
-        self._batcher.add(work.pending)
-
-    def _finish(self, work: Work, request: InferenceRequest, outputs: dict[str, Tensor]) -> None:
-        if work.ended:
-            return
-        size = 0
-        for tensor in outputs.values():
-            size += tensor.nbytes
-        if size > INLINE_BYTES:
-            self._loop.create_task(self._finish_large(work, request, outputs))
-        else:
-            self._answer(work, self._encode(work, request, outputs))
-
-    async def _finish_large(
+    async def _encode_large(
         self, work: Work, request: InferenceRequest, outputs: dict[str, Tensor]
     ) -> None:
         encoded = await self._loop.run_in_executor(None, self._encode, work, request, outputs)
@@ -430,7 +420,6 @@ class Engine:
             id=item.id,
             length=len(answer.body),
             status=status,
-            flags=0,
             form=form_of(answer),
             json_length=answer.json_length,
             slot_s=slot_s,
@@ -443,17 +432,14 @@ class Engine:
             megapixels=work.megapixels,
         )
         self._outbox.setdefault(work.channel, []).append(reply)
-        self._check_idle()
+        if not self._waiting:
+            self._idle.set()
 
     def _send(self) -> None:
         if self._outbox:
             outbox, self._outbox = self._outbox, {}
             for channel, replies in outbox.items():
                 channel.send_replies(replies)
-
-    def _check_idle(self) -> None:
-        if not self._waiting:
-            self._idle.set()
 
 
 def megapixels(request: InferenceRequest) -> float:

@@ -57,7 +57,6 @@ class SlotService(LinkServer):
         self._leaving = False
 
     async def start(self, unix_path: Path, host: str, port: int) -> None:
-        """Listen for gateways and for the pool."""
         self._loop = asyncio.get_running_loop()
         await super().start(unix_path, host, port)
 
@@ -101,17 +100,16 @@ class SlotService(LinkServer):
         self._loop.call_soon(said.set)  # uvloop writes at the end of a round
 
     async def close(self) -> None:
-        """Stop listening, and the compute thread."""
         await super().close()
         self._compute.close()
 
     def channel_items(self, channel: Channel, items: list[Item]) -> None:
-        """Give each request to the engine of its placement."""
+        """Give each request to the engine of its placement; without one it is sent elsewhere."""
         engines = []
         for item in items:
             engine = self._placements.engine(item.placement_id)
             if engine is None:
-                channel.send_replies([_elsewhere(item)])
+                channel.send_replies([Reply(item.id, 0, status=503, flags=Flag.ELSEWHERE)])
             else:
                 engine.accept(channel, item)
                 engines.append(engine)
@@ -119,13 +117,11 @@ class SlotService(LinkServer):
             engine.flush()
 
     def cancel(self, channel: Channel, item_id: int) -> None:
-        """Drop the request of a caller that left."""
         for loaded in self._placements:
             if loaded.engine is not None and loaded.engine.cancel(channel, item_id):
                 self._recorder.cancellation(loaded.order.model)
 
     def gone(self, channel: Channel) -> None:
-        """Drop the requests of a gateway that is gone."""
         for loaded in self._placements:
             if loaded.engine is not None:
                 loaded.engine.gone(channel)
@@ -136,7 +132,15 @@ class SlotService(LinkServer):
             raise Unavailable(f"a pool of epoch {self._epoch} is in charge, not {peer.epoch}")
         seen, self._epoch = self._epoch, peer.epoch
         if name == "report":
-            return self._report() | {"seen_epoch": seen}
+            engines = [each.engine for each in self._placements if each.engine is not None]
+            return {
+                "placements": [loaded.facts() for loaded in self._placements],
+                "draining": self.draining,
+                "memory_bytes": resident_bytes(),
+                "statistics": self._placements.statistics(),
+                "in_flight": sum(map(len, engines)),
+                "seen_epoch": seen,
+            }
         if name == "load":
             if self.draining:
                 raise Unavailable("the slot is draining")
@@ -151,17 +155,6 @@ class SlotService(LinkServer):
             return {}
         raise InvalidArgument(f"a slot has no call {name!r}")
 
-    def _report(self) -> dict[str, Any]:
-        return {
-            "placements": [loaded.facts() for loaded in self._placements],
-            "draining": self.draining,
-            "memory_bytes": resident_bytes(),
-            "statistics": self._placements.statistics(),
-            "in_flight": sum(
-                len(each.engine) for each in self._placements if each.engine is not None
-            ),
-        }
-
     def _changed(self, loaded: Loaded) -> None:
         self.set_capacity({} if self._leaving else self._placements.credits())
         if self._words is not None:
@@ -169,8 +162,3 @@ class SlotService(LinkServer):
             held = [(each.order.key, each.state) for each in self._placements]
             self._words.note(held, resident_bytes())
         self.event("placement", **loaded.facts())
-
-
-def _elsewhere(item: Item) -> Reply:
-    """Reply that sends a request elsewhere: the slot does not hold its placement any more."""
-    return Reply(item.id, 0, 503, Flag.ELSEWHERE, 0, None, 0.0, 0.0, 0.0, 0.0, 0, b"")

@@ -118,6 +118,21 @@ async def test_what_a_brief_job_raises_is_its_result() -> None:
     compute.close()
 
 
+def test_a_job_that_ends_after_its_loop_was_closed_is_dropped() -> None:
+    release, alive = threading.Event(), threading.Event()
+
+    async def begin() -> ComputeThread:
+        compute = ComputeThread()
+        compute.submit(ComputeJob(release.wait, print))
+        return compute
+
+    compute = asyncio.run(begin())
+    release.set()
+    compute.submit(ComputeJob(alive.set, print))
+    assert alive.wait(10)
+    compute.close()
+
+
 @given(st.integers(1, 64), st.integers(1, 8), st.integers(0, 7))
 def test_slots_that_fit_share_no_core(cores: int, cpus: int, rank: int) -> None:
     if (rank + 1) * cpus > cores:
