@@ -66,6 +66,11 @@ class Plant:
             await self.task
         self.controller.fleet.close()
 
+    async def round(self) -> None:
+        """Wait until the controller has decided anew."""
+        said = self.controller.say()
+        await until(lambda: self.controller.heard >= said)
+
     def write(self, version: int, model: str = "m") -> None:
         """Put a version into the store, whole or not at all."""
         draft = self.folder / f"draft-{model}-{version}"

@@ -64,8 +64,7 @@ async def test_no_order_is_given_twice(
         await plant.configure({} if models else {"m": CONFIG})
         await until(lambda: asked in orders)
         for _ in range(5):
-            plant.controller.wake()
-            await asyncio.sleep(0.15)
+            await plant.round()
         placements = plant.controller.snapshot.placements
     assert orders.count(asked) == 1
     expected = State.DRAINING if asked == "unload" else State.PENDING
@@ -122,7 +121,8 @@ async def test_the_next_order_for_a_placement_waits_for_the_answer_to_the_last_o
         await plant.configure({"m": CONFIG})
         await until(lambda: orders)
         await plant.configure({})
-        await asyncio.sleep(0.4)
+        for _ in range(3):
+            await plant.round()
         assert orders == ["load"]
         assert [p.state for p in fleet.placements()] == [State.PENDING]
         go_on.set()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import time
+import threading
 from pathlib import Path
 
 import pytest
 
-from autoscale import controller
+from autoscale.controller import SETTLE_S
 from headrace.config.args import ModelConfig
 from headrace.config.scaling import Replicas, Scaling
 from headrace.snapshot import ModelVersion
@@ -63,21 +63,25 @@ async def test_a_store_that_answers_late_makes_a_new_pool_unload_nothing(
         await plant.serves(1)
         before = plant.controller.snapshot.placements
         await plant.stop_controller()
-        monkeypatch.setattr(controller, "SETTLE_S", 0.1)
         plant.epoch, plant.fresh = 2, False
         plant.start_controller()
         read = plant.controller.lookout.catalog.read
-        reads: list[int] = []
+        answers = threading.Event()
 
         def late(models: dict[str, ModelConfig]) -> object:
-            reads.append(len(models))
-            time.sleep(0.6)
+            answers.wait(20)
             return read(models)
 
         monkeypatch.setattr(plant.controller.lookout.catalog, "read", late)
         configured = asyncio.create_task(plant.configure({"m": ModelConfig(runtime="onnx")}))
         await plant.announce("a")
+        for _ in range(20):  # the pool has listened long enough
+            plant.ahead_s += SETTLE_S / 10
+            plant.controller.wake()
+            await asyncio.sleep(0)
+        assert not configured.done()
+        answers.set()
         await configured
         await plant.serves(1)
         after = plant.controller.snapshot.placements
-        assert reads and [p.placement_id for p in after] == [p.placement_id for p in before]
+        assert [p.placement_id for p in after] == [p.placement_id for p in before]

@@ -15,10 +15,10 @@ from command.processes import descendants, end
 from headrace.process import ProcessId, process_id
 
 SLEEPER = """
-import subprocess, time
+import signal, subprocess
 subprocess.Popen(["sleep", "60"])
 print(flush=True)
-time.sleep(60)
+signal.pause()
 """
 
 

@@ -42,14 +42,14 @@ from headrace.process import ProcessId, process_id
 from loadtests.processes import free_ports
 
 SUPERVISOR = """
-import sys, time
+import signal, sys
 from command import instance
 http, admin = sys.argv[1:]
 instance.claim(http).write(
     instance.Instance(__import__("os").getpid(), "f", "a", http, "127.0.0.1:1", admin, "s")
 )
 print("up", flush=True)
-time.sleep(600)
+signal.pause()
 """
 
 

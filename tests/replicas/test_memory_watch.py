@@ -10,7 +10,7 @@ from replicas.last_words import EXIT_CODE, REFRESH_S, LastWords, MemoryWatch, ta
 LOADING = (ModelVersion("m", 1), State.LOADING)
 
 ALLOCATE = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from headrace.logs import configure
 from headrace.snapshot import ModelVersion, State
@@ -27,7 +27,7 @@ taken = []
 for _ in range(200):
     taken.append(bytearray(b"x") * (4 * 2**20))
     time.sleep(0.01)
-time.sleep(5)
+signal.pause()
 """
 
 

@@ -5,6 +5,12 @@ import asyncio
 from sharding.gang import Gang
 
 
+async def turns() -> None:
+    """Let the loop run until nothing happens any more."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
 async def test_all_or_nothing_in_order() -> None:
     gang = Gang()
     gang.resize(4)
@@ -19,10 +25,10 @@ async def test_all_or_nothing_in_order() -> None:
     tasks = [asyncio.create_task(work("a", 3, first))]
     await asyncio.sleep(0)
     tasks += [asyncio.create_task(work("b", 4, others)), asyncio.create_task(work("c", 1, others))]
-    await asyncio.sleep(0.01)
+    await turns()
     assert order == ["a:3"], "the small one does not overtake the large one"
     first.set()
-    await asyncio.sleep(0.01)
+    await turns()
     assert order == ["a:3", "b:4"]
     others.set()
     await asyncio.gather(*tasks)
