@@ -19,6 +19,18 @@ BFLOAT16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
 """bfloat16, which numpy lacks. Its kind is `V`, and it has no form in JSON."""
 
 
+def bytes_tensor(elements: Sequence[bytes]) -> Tensor:
+    """A string tensor `[elements]`; `np.array` would make one of fixed width."""
+    tensor = np.empty(len(elements), BYTES)
+    tensor[:] = elements
+    return tensor
+
+
+def shown_shape(shape: Sequence[int | None] | None) -> list[int]:
+    """The shape with -1 for free dimensions; an unknown rank is one free dimension."""
+    return [-1 if size is None else size for size in ((None,) if shape is None else shape)]
+
+
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
     """A named input or output; `shape` has None where a dimension is free, first the rows.

@@ -37,16 +37,13 @@ _ONNX_BFLOAT16 = 16
 """Number of bfloat16 in ONNX's TensorProto."""
 
 _DTYPES = {
-    "tensor(bool)": np.dtype(np.bool_),
-    "tensor(int8)": np.dtype(np.int8),
-    "tensor(int16)": np.dtype(np.int16),
-    "tensor(int32)": np.dtype(np.int32),
-    "tensor(int64)": np.dtype(np.int64),
-    "tensor(uint8)": np.dtype(np.uint8),
-    "tensor(uint16)": np.dtype(np.uint16),
-    "tensor(uint32)": np.dtype(np.uint32),
-    "tensor(uint64)": np.dtype(np.uint64),
-    "tensor(float16)": np.dtype(np.float16),
+    **{
+        f"tensor({name})": np.dtype(name)
+        for name in (
+            *("bool", "int8", "int16", "int32", "int64"),
+            *("uint8", "uint16", "uint32", "uint64", "float16"),
+        )
+    },
     "tensor(float)": np.dtype(np.float32),
     "tensor(double)": np.dtype(np.float64),
     "tensor(bfloat16)": BFLOAT16,
@@ -148,12 +145,19 @@ class OnnxRuntime:
         where = f"model {self.spec.name} version {self.spec.version}"
         if signature != SIGNATURE:
             raise NotFound(f"{where} has no signature {signature!r}; it has {SIGNATURE!r}")
-        feed = {name: _to_text(name, value) for name, value in inputs.items()}
+        feed = {
+            name: _to_text(name, value) if value.dtype == BYTES else value
+            for name, value in inputs.items()
+        }
+        large = sum(value.nbytes for value in feed.values()) > _SHRINK_ABOVE_BYTES
+        options = self._shrinking if large and not more else None
         try:
             if self._bound_to:
                 results = self._bound_run(feed, outputs)
+            elif self._has_bfloat16:
+                results = self._bfloat16_run(feed, outputs, options)
             else:
-                results = self._run(feed, outputs, more)
+                results = self._session.run(list(outputs), feed, options)
         except UnicodeDecodeError as error:
             raise InvalidArgument(
                 f"{where} gave a string that is not UTF-8, which ONNX Runtime cannot hand over"
@@ -172,16 +176,24 @@ class OnnxRuntime:
         """Drop the session, which frees its memory."""
         self._session = None
 
-    def _run(self, feed: dict[str, Tensor], outputs: Sequence[str], more: bool) -> list[Tensor]:
-        large = sum(value.nbytes for value in feed.values()) > _SHRINK_ABOVE_BYTES
-        options = self._shrinking if large and not more else None
-        results: list[Tensor]
-        if self._has_bfloat16:
-            held = {name: _held(value) for name, value in feed.items()}
-            answers = self._session.run_with_ort_values(list(outputs), held, options)
-            results = [_array(answer) for answer in answers]
-        else:
-            results = self._session.run(list(outputs), feed, options)
+    def _bfloat16_run(
+        self, feed: dict[str, Tensor], outputs: Sequence[str], options: ort.RunOptions | None
+    ) -> list[Tensor]:
+        """Run on `OrtValue`s, which bfloat16 needs; its results are read at their addresses."""
+        held = {}
+        for name, value in feed.items():
+            if value.dtype == BFLOAT16:
+                bits = np.ascontiguousarray(value).view(np.uint16)
+                held[name] = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, _ONNX_BFLOAT16)
+            else:
+                held[name] = ort.OrtValue.ortvalue_from_numpy(value)
+        results: list[Tensor] = []
+        for answer in self._session.run_with_ort_values(list(outputs), held, options):
+            if answer.data_type() == "tensor(bfloat16)":
+                content = ctypes.string_at(answer.data_ptr(), answer.tensor_size_in_bytes())
+                results.append(np.frombuffer(content, BFLOAT16).reshape(answer.shape()))
+            else:
+                results.append(answer.numpy())
         return results
 
     def _bound_run(self, feed: dict[str, Tensor], outputs: Sequence[str]) -> list[Tensor]:
@@ -304,31 +316,12 @@ def _rows_are_free(inputs: Sequence[Any], outputs: Sequence[Any], optional: Sequ
     return len(leading) <= 1 and all(isinstance(size, str) for size in leading)
 
 
-def _held(value: Tensor) -> Any:
-    """A tensor as ONNX Runtime takes it; bfloat16 needs an `OrtValue`."""
-    if value.dtype != BFLOAT16:
-        return ort.OrtValue.ortvalue_from_numpy(value)
-    bits = np.ascontiguousarray(value).view(np.uint16)
-    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, _ONNX_BFLOAT16)
-
-
-def _array(value: Any) -> Tensor:
-    """The inverse of `_held`; bfloat16 is read at its address in memory."""
-    if value.data_type() != "tensor(bfloat16)":
-        array: Tensor = value.numpy()
-        return array
-    held = ctypes.string_at(value.data_ptr(), value.tensor_size_in_bytes())
-    return np.frombuffer(held, BFLOAT16).reshape(value.shape())
-
-
 def _to_text(name: str, value: Tensor) -> Tensor:
-    """Strings as ONNX Runtime reads them; other dtypes stay as they are.
+    """Strings as ONNX Runtime reads them.
 
     Its Python layer takes text, bytes of equal length as they are, and bytes of other lengths up to
     the first NUL.
     """
-    if value.dtype != BYTES:
-        return value
     elements: list[bytes] = value.reshape(-1).tolist()
     try:
         text = np.array([element.decode() for element in elements], dtype=object)

@@ -72,10 +72,13 @@ def load(path: Path, name: str, version: int, settings: RuntimeSettings) -> Runt
     _configure_process(settings)
     graph = _serving_graph(path, where)
     spec = _model_spec(graph, name, version, settings, where)
-    # Exports of TensorFlow 2 hold objects. Only a session runs all graphs of TensorFlow 1.
-    open_model = _open_objects if graph.HasField("object_graph_def") else _open_graph
     try:
-        model, functions = open_model(path, graph, spec, settings)
+        # Exports of TensorFlow 2 hold objects. Only a session runs all graphs of TensorFlow 1.
+        if graph.HasField("object_graph_def"):
+            model = tf.saved_model.load(os.fspath(path), tags=list(graph.meta_info_def.tags))
+            functions = {name: _object_function(model.signatures[name]) for name in spec.signatures}
+        else:
+            model, functions = _open_graph(path, graph, spec, settings)
     except _LOAD_ERRORS as error:
         raise ModelLoadError(
             f"{where}: the SavedModel is damaged, incomplete or not supported: "
@@ -112,7 +115,8 @@ class TensorFlowRuntime:
         where = f"model {self.spec.name} version {self.spec.version}"
         function = self._functions.get(signature)
         if function is None:
-            raise NotFound(f"{where} has no signature {signature!r}; it has {_list(self.spec)}")
+            known = ", ".join(map(repr, self.spec.signatures))
+            raise NotFound(f"{where} has no signature {signature!r}; it has {known}")
         wanted = {spec.name for spec in self.spec.signatures[signature].inputs}
         if inputs.keys() != wanted:
             raise InvalidArgument(
@@ -136,17 +140,13 @@ class TensorFlowRuntime:
         self._model = None
 
 
-def _open_objects(
-    path: Path, graph: Any, spec: ModelSpec, settings: RuntimeSettings
-) -> tuple[Any, dict[str, Function]]:
-    """The object of a TensorFlow 2 export, and its signatures."""
-    model = tf.saved_model.load(os.fspath(path), tags=list(graph.meta_info_def.tags))
-    return model, {name: _object_function(model.signatures[name]) for name in spec.signatures}
-
-
 def _object_function(concrete: Any) -> Function:
     def run(inputs: Mapping[str, Tensor], outputs: Sequence[str]) -> dict[str, Tensor]:
-        results = concrete(**{name: _to_tensor(value) for name, value in inputs.items()})
+        tensors = {
+            name: tf.constant(value, tf.string if value.dtype == BYTES else None)
+            for name, value in inputs.items()
+        }
+        results = concrete(**tensors)
         return {name: _to_array(results[name].numpy()) for name in outputs}
 
     return run
@@ -305,17 +305,9 @@ def _rows_are_free(signature: Signature) -> bool:
     return bool(signature.inputs) and all(each.shape and each.shape[0] is None for each in tensors)
 
 
-def _to_tensor(value: Tensor) -> Any:
-    return tf.constant(value, tf.string) if value.dtype == BYTES else tf.constant(value)
-
-
 def _to_array(value: Any) -> Tensor:
     # A scalar string comes as bare bytes.
     return np.array(value, dtype=object) if isinstance(value, bytes) else np.asarray(value)
-
-
-def _list(spec: ModelSpec) -> str:
-    return ", ".join(repr(name) for name in spec.signatures)
 
 
 def _reason(error: Exception, folder: Path) -> str:

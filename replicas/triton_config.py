@@ -21,7 +21,7 @@ from headrace.protocols.datatypes import config_name
 from headrace.protocols.metadata import default_signature
 from headrace.protocols.wire import POOL, message
 from headrace.runtimes import runtime_of
-from headrace.spec import ModelSpec, Signature, Tensor, TensorSpec
+from headrace.spec import ModelSpec, Tensor, TensorSpec, shown_shape
 from replicas.listing import MAX_BESIDE_BYTES
 from replicas.runtime import Runtime
 
@@ -60,7 +60,9 @@ def configured(runtime: Runtime, text: bytes | None, files: Files) -> Runtime:
     spec = runtime.spec
     if text is not None:
         config = _read(text)
-        spec = _applied(config, config.max_batch_size if _says_max_batch_size(text) else None, spec)
+        # protobuf does not tell a `max_batch_size` of 0 from an absent one.
+        written = b"max_batch_size" in _STRINGS_AND_COMMENTS.sub("", text.decode()).encode()
+        spec = _applied(config, config.max_batch_size if written else None, spec)
     spec = _with_labels(spec, files)
     return runtime if spec == runtime.spec else ConfiguredRuntime(runtime, spec)
 
@@ -119,7 +121,7 @@ def _reshape(tensor: Tensor, spec: TensorSpec, batched: bool, *, inward: bool) -
 
 def _read(text: bytes) -> Any:
     try:
-        found = text_format.Parse(
+        return text_format.Parse(
             text.decode("utf-8"), message("inference.ModelConfig")(), descriptor_pool=POOL
         )
     except UnicodeDecodeError as error:
@@ -127,12 +129,6 @@ def _read(text: bytes) -> Any:
     except text_format.ParseError as error:
         said = " ".join(str(error).split())[:_REASON_CHARS]
         raise ModelLoadError(f"{CONFIG} is not a model configuration: {said}") from error
-    return found
-
-
-def _says_max_batch_size(text: bytes) -> bool:
-    """Whether `max_batch_size` is written: protobuf does not tell 0 from absent."""
-    return b"max_batch_size" in _STRINGS_AND_COMMENTS.sub("", text.decode()).encode()
 
 
 def _applied(config: Any, row_limit: int | None, spec: ModelSpec) -> ModelSpec:
@@ -149,7 +145,13 @@ def _applied(config: Any, row_limit: int | None, spec: ModelSpec) -> ModelSpec:
         outputs=_served(config.output, known.outputs),
     )
     if row_limit is not None:
-        _check_row_limit(row_limit, spec.batches(served))
+        if row_limit < 0:
+            raise ModelLoadError(f"{CONFIG}: max_batch_size must be at least 0, not {row_limit}")
+        if row_limit and not spec.batches(served):
+            raise ModelLoadError(
+                f"{CONFIG}: max_batch_size is {row_limit}, but not all inputs and outputs of the "
+                "model begin with the same free dimension; it must be 0"
+            )
         spec = replace(spec, max_rows=min(row_limit, spec.max_rows), row_limit=row_limit)
     batched = spec.batches(served)
     signature = replace(
@@ -167,16 +169,6 @@ def _applied(config: Any, row_limit: int | None, spec: ModelSpec) -> ModelSpec:
         },
         ignored=tuple(_ignored(config, spec)),
     )
-
-
-def _check_row_limit(limit: int, batched: bool) -> None:
-    if limit < 0:
-        raise ModelLoadError(f"{CONFIG}: max_batch_size must be at least 0, not {limit}")
-    if limit and not batched:
-        raise ModelLoadError(
-            f"{CONFIG}: max_batch_size is {limit}, but not all inputs and outputs of the model "
-            "begin with the same free dimension; it must be 0"
-        )
 
 
 def _served(entries: Any, known: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
@@ -229,7 +221,8 @@ def _shaped(entry: Any, spec: TensorSpec, batched: bool, where: str) -> TensorSp
             raise ModelLoadError(f"{where}: reshape must not be empty without a batch dimension")
         if _chunks(dims) != _chunks(reshape):
             raise ModelLoadError(
-                f"{where} has different size for dims {_shown(dims)} and reshape {_shown(reshape)}"
+                f"{where} has different size for dims {shown_shape(dims)} and "
+                f"reshape {shown_shape(reshape)}"
             )
     if not dims:
         return spec
@@ -266,14 +259,10 @@ def _fitting(dims: Shape, spec: TensorSpec, leading: int, where: str) -> Shape:
         want != have for want, have in zip(dims, own, strict=True) if None not in (want, have)
     ):
         raise ModelLoadError(
-            f"{where} has the shape {_shown(dims)}, but the model's is {_shown(own)}"
+            f"{where} has the shape {shown_shape(dims)}, but the model's is {shown_shape(own)}"
             + (" without the batch dimension" if leading else "")
         )
     return tuple(have if want is None else want for want, have in zip(dims, own, strict=True))
-
-
-def _shown(shape: Shape) -> list[int]:
-    return [-1 if size is None else size for size in shape]
 
 
 def _ignored(config: Any, spec: ModelSpec) -> Iterator[str]:
@@ -292,14 +281,10 @@ def _ignored(config: Any, spec: ModelSpec) -> Iterator[str]:
                 if each.name not in _TENSOR_READ
             }
             yield from (f"{field.name}.{name}" for name in sorted(unread))
-        elif field.name not in _READ and not _is_empty(field, value):
-            yield field.name
-
-
-def _is_empty(field: Any, value: Any) -> bool:
-    """Whether a message has no field set, such as `dynamic_batching { }`."""
-    single = field.message_type is not None and not field.is_repeated
-    return single and value.ByteSize() == 0
+        elif field.name not in _READ:
+            is_message = field.message_type is not None and not field.is_repeated
+            if not is_message or value.ByteSize():  # `dynamic_batching { }` asks for nothing
+                yield field.name
 
 
 def _with_labels(spec: ModelSpec, files: Files) -> ModelSpec:
@@ -311,21 +296,16 @@ def _with_labels(spec: ModelSpec, files: Files) -> ModelSpec:
     for name, signature in spec.signatures.items():
         outputs = []
         for output in signature.outputs:
+            row = (output.shape or (None,))[int(spec.batches(signature)) :]
+            classes = None if None in row else math.prod(size or 0 for size in row)
             if output.label_filename:
                 labels[output.name] = _named_labels(output, files)
-            elif common_labels and _classes(spec, signature, output) == len(common_labels):
+            elif common_labels and classes == len(common_labels):
                 labels[output.name] = common_labels
                 output = replace(output, label_filename=LABELS)
             outputs.append(output)
         signatures[name] = replace(signature, outputs=tuple(outputs))
     return replace(spec, signatures=signatures, labels=labels) if labels else spec
-
-
-def _classes(spec: ModelSpec, signature: Signature, output: TensorSpec) -> int | None:
-    """Values in a row of the output; None where that is not known."""
-    shape = output.shape or (None,)
-    sizes = shape[1:] if spec.batches(signature) else shape
-    return None if None in sizes else math.prod(size or 0 for size in sizes)
 
 
 def _named_labels(output: TensorSpec, files: Files) -> list[str]:

@@ -24,7 +24,7 @@ from headrace.protocols.json_bodies import read_object
 from headrace.protocols.targets import SERVING, multi_inference_tasks
 from headrace.protocols.tensors import Call, InferenceRequest
 from headrace.protocols.wire import read_delimited
-from headrace.spec import BYTES, ModelSpec, Signature, Tensor, TensorSpec
+from headrace.spec import BYTES, ModelSpec, Signature, Tensor
 from replicas.runtime import Runtime
 
 JSON_FOLDER = "warmup"
@@ -84,7 +84,16 @@ def recorded_requests(folder: Path) -> Iterator[Recorded]:
     for file in files:
         yield _of_json(f"{JSON_FOLDER}/{file.name}", file.read_bytes())
     if records.is_file():
-        yield from _of_records(records.read_bytes())
+        for number, record in enumerate(read_records(records.read_bytes()), 1):
+            if number > MAX_RECORDS:
+                raise ModelLoadError(
+                    f"{RECORDS} holds more than {MAX_RECORDS} requests, remove some"
+                )
+            where = f"{RECORDS}, record {number}"
+            try:
+                yield from _of_log(where, record)
+            except InvalidArgument as error:
+                raise ModelLoadError(f"warm-up request {where}: {error.message}") from error
 
 
 def _of_json(where: str, body: bytes) -> Recorded:
@@ -98,17 +107,6 @@ def _of_json(where: str, body: bytes) -> Recorded:
     if tensors and inputs:
         return Recorded(where, call_number("openinference", "infer"), body)
     return Recorded(where, call_number("tfserving", "predict"), body)
-
-
-def _of_records(content: bytes) -> Iterator[Recorded]:
-    for number, record in enumerate(read_records(content), 1):
-        where = f"{RECORDS}, record {number}"
-        if number > MAX_RECORDS:
-            raise ModelLoadError(f"{RECORDS} holds more than {MAX_RECORDS} requests, remove some")
-        try:
-            yield from _of_log(where, record)
-        except InvalidArgument as error:
-            raise ModelLoadError(f"warm-up request {where}: {error.message}") from error
 
 
 def _of_log(where: str, record: bytes) -> Iterator[Recorded]:
@@ -199,29 +197,17 @@ def synthetic_inputs(signature: Signature, rows: int) -> dict[str, Tensor] | Non
     """
     tensors = {}
     for spec in signature.required:
-        shape = _shape(spec, rows)
+        shape = spec.shape
         if shape is None:
             return None
-        tensors[spec.name] = _fill(spec, shape)
+        # [N, H, W, C] or [N, C, H, W].
+        picture = len(shape) == 4 and (shape[1] in _CHANNELS or shape[3] in _CHANNELS)
+        sizes = [(_SIDE if picture else 1) if size is None else size for size in shape]
+        if shape and shape[0] is None:
+            sizes[0] = rows
+        if spec.dtype == BYTES:
+            text = PICTURE_PNG if _PICTURE_NAME.search(spec.name) else b""
+            tensors[spec.name] = np.full(sizes, text, dtype=object)
+        else:
+            tensors[spec.name] = np.zeros(sizes, spec.dtype)
     return tensors
-
-
-def _shape(spec: TensorSpec, rows: int) -> tuple[int, ...] | None:
-    if spec.shape is None:
-        return None
-    side = _SIDE if _is_picture(spec.shape) else 1
-    sizes = [side if size is None else size for size in spec.shape]
-    if spec.shape and spec.shape[0] is None:
-        sizes[0] = rows
-    return tuple(sizes)
-
-
-def _is_picture(shape: tuple[int | None, ...]) -> bool:
-    """[N, H, W, C] or [N, C, H, W]."""
-    return len(shape) == 4 and (shape[1] in _CHANNELS or shape[3] in _CHANNELS)
-
-
-def _fill(spec: TensorSpec, shape: tuple[int, ...]) -> Tensor:
-    if spec.dtype != BYTES:
-        return np.zeros(shape, spec.dtype)
-    return np.full(shape, PICTURE_PNG if _PICTURE_NAME.search(spec.name) else b"", dtype=object)

@@ -8,7 +8,7 @@ from typing import Any
 
 from headrace.errors import InvalidArgument, listed, quoted
 from headrace.protocols.datatypes import datatype_name
-from headrace.spec import ModelSpec, Signature, Tensor, TensorSpec
+from headrace.spec import ModelSpec, Signature, Tensor, TensorSpec, shown_shape
 
 
 def find_signature(model: ModelSpec, name: object) -> Signature:
@@ -50,7 +50,7 @@ def check_inputs(signature: Signature, inputs: Mapping[str, Tensor]) -> int | No
         check_names(signature, inputs)
     rows: set[int | None] = set()
     for spec in signature.inputs:
-        free = bool(spec.shape) and spec.shape is not None and spec.shape[0] is None
+        free = spec.shape and spec.shape[0] is None
         tensor = inputs.get(spec.name)
         if tensor is not None:
             fits = check_tensor(spec, tensor, signature.shapes_bind)
@@ -101,9 +101,9 @@ def check_tensor(spec: TensorSpec, tensor: Tensor, shapes_bind: bool = True) -> 
     ):
         return True
     if shapes_bind:
-        wanted = ", ".join("-1" if size is None else str(size) for size in spec.shape)
         raise InvalidArgument(
-            f"input '{spec.name}' has shape {list(tensor.shape)}, but the model takes [{wanted}]"
+            f"input '{spec.name}' has shape {list(tensor.shape)}, "
+            f"but the model takes {shown_shape(spec.shape)}"
         )
     return False
 

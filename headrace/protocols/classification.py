@@ -12,7 +12,7 @@ import numpy as np
 
 from headrace.errors import InvalidArgument
 from headrace.protocols.datatypes import datatype_name
-from headrace.spec import BYTES, Tensor, TensorSpec
+from headrace.spec import Tensor, TensorSpec, bytes_tensor
 
 _MAX_ELEMENTS = 1_000_000
 """Cap on the values of a row, which are all sorted, and on the strings of an answer; Triton's."""
@@ -41,30 +41,21 @@ def top_classes(tensor: Tensor, count: int, labels: Sequence[str], *, batched: b
             f"for {rows} rows; at most {_MAX_ELEMENTS} are ranked, and as many given"
         )
     table = tensor.reshape(rows, classes)
-    highest = _highest(table)[:, :count]
+    scores = np.where(np.isnan(table), -np.inf, table) if table.dtype.kind == "f" else table
+    # Backwards twice: a stable sort keeps the later one of two equal values first.
+    ascending = np.argsort(scores[:, ::-1], axis=1, kind="stable")
+    highest = (classes - 1 - ascending[:, ::-1])[:, :count]
     number = "{:f}" if table.dtype.kind == "f" else "{}"
     labelled = len(labels)
-    found = np.empty(highest.size, BYTES)
-    found[:] = [
+    values = np.take_along_axis(table, highest, 1).ravel().tolist()
+    found = [
         (
             f"{number.format(value)}:{index}:{labels[index]}"
             if index < labelled and labels[index]
             else f"{number.format(value)}:{index}"
         ).encode()
-        for value, index in zip(
-            np.take_along_axis(table, highest, 1).ravel().tolist(),
-            highest.ravel().tolist(),
-            strict=True,
-        )
+        for value, index in zip(values, highest.ravel().tolist(), strict=True)
     ]
-    return found.reshape(highest.shape if batched and tensor.ndim else highest.shape[1:])
-
-
-def _highest(table: Tensor) -> Tensor:
-    """Indices of the values of each row, the highest value first."""
-    if table.dtype.kind == "f":
-        table = np.where(np.isnan(table), -np.inf, table)
-    # Backwards twice: a stable sort keeps the later one of two equal values first.
-    ascending = np.argsort(table[:, ::-1], axis=1, kind="stable")
-    highest: Tensor = table.shape[1] - 1 - ascending[:, ::-1]
-    return highest
+    return bytes_tensor(found).reshape(
+        highest.shape if batched and tensor.ndim else highest.shape[1:]
+    )

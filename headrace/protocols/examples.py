@@ -20,7 +20,7 @@ from headrace.protocols.json_bodies import leaves_to_array, text_of
 from headrace.protocols.tensors import InferenceRequest
 from headrace.protocols.wire import delimited, varint
 from headrace.runtimes import TENSORFLOW
-from headrace.spec import BYTES, ModelSpec, Signature, Tensor, TensorSpec
+from headrace.spec import BYTES, ModelSpec, Signature, Tensor, TensorSpec, bytes_tensor, shown_shape
 
 Features = dict[str, list[Any]]
 """Values by feature name: all `int` (64 bit), all `float` or all `bytes`."""
@@ -70,9 +70,7 @@ def takes_serialized(model: ModelSpec, signature: Signature) -> bool:
 
 def serialized_inputs(examples: Sequence[bytes], signature: Signature) -> dict[str, Tensor]:
     """The one input of a signature that takes serialized examples."""
-    strings = np.empty(len(examples), dtype=BYTES)
-    strings[:] = examples
-    return {signature.inputs[0].name: strings}
+    return {signature.inputs[0].name: bytes_tensor(examples)}
 
 
 def named_inputs(rows: Sequence[Features], signature: Signature) -> dict[str, Tensor]:
@@ -168,20 +166,18 @@ def _check_results(name: str, tensor: Tensor, examples: int) -> None:
 
 def _row(values: list[Any], spec: TensorSpec) -> Tensor:
     where = f"feature '{spec.name}'"
-    if spec.dtype == BYTES and not all(isinstance(value, bytes) for value in values):
-        raise InvalidArgument(f"{where} takes strings")
     if spec.dtype == BYTES:
-        array = np.empty(len(values), dtype=BYTES)
-        array[:] = values
+        if not all(isinstance(value, bytes) for value in values):
+            raise InvalidArgument(f"{where} takes strings")
+        array = bytes_tensor(values)
     else:
         array = leaves_to_array(values, spec.dtype, where, lossless=True, b64=False)
     shape = (None,) if spec.shape is None else spec.shape[1:]
     try:
-        return array.reshape([-1 if size is None else size for size in shape])
+        return array.reshape(shown_shape(shape))
     except ValueError:
-        wanted = ", ".join("-1" if size is None else str(size) for size in shape)
         raise InvalidArgument(
-            f"{where} has {len(values)} values, but an example takes [{wanted}]"
+            f"{where} has {len(values)} values, but an example takes {shown_shape(shape)}"
         ) from None
 
 

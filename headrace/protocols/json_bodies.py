@@ -17,7 +17,7 @@ import orjson
 import simdjson
 
 from headrace.errors import InvalidArgument, quoted
-from headrace.spec import BYTES, Tensor
+from headrace.spec import BYTES, Tensor, bytes_tensor
 
 _KEPT_PARSER_BYTES = 1024 * 1024
 """Longest text for a thread's own parser, which keeps buffers of its largest text's size."""
@@ -32,7 +32,19 @@ def read_json(text: bytes) -> Any:
     except orjson.JSONDecodeError as error:
         if b"NaN" not in text and b"Infinity" not in text:
             raise InvalidArgument(f"JSON Parse error: {error}") from None
-    return _read_with_tokens(text)
+    try:
+        value = json.loads(text.decode())
+        if b"\\ud" in text.lower():
+            json.dumps(value, ensure_ascii=False).encode()  # refuses half a surrogate pair
+        return value
+    except UnicodeDecodeError as error:
+        raise InvalidArgument(f"JSON Parse error: not UTF-8 at offset {error.start}") from None
+    except UnicodeEncodeError:
+        raise InvalidArgument("JSON Parse error: no low surrogate in string") from None
+    except RecursionError:
+        raise InvalidArgument("JSON Parse error: nested too deeply") from None
+    except ValueError as error:
+        raise InvalidArgument(f"JSON Parse error: {error}") from None
 
 
 def read_object(text: bytes) -> dict[str, Any]:
@@ -65,7 +77,10 @@ def write_json(value: Any) -> bytes:
     Answers hold no null of their own: a null in the text stands for a number that is not finite.
     """
     text = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
-    return text if b"null" not in text else _write_with_tokens(value)
+    if b"null" in text:
+        tokens = json.dumps(value, default=_plain, ensure_ascii=False, separators=(",", ":"))
+        return tokens.encode()
+    return text
 
 
 def text_of(value: bytes, name: str) -> str:
@@ -76,26 +91,6 @@ def text_of(value: bytes, name: str) -> str:
         raise InvalidArgument(
             f"output '{name}' holds bytes that are not UTF-8 text, which JSON cannot carry"
         ) from None
-
-
-def _read_with_tokens(text: bytes) -> Any:
-    try:
-        value = json.loads(text.decode())
-        if b"\\ud" in text.lower():
-            json.dumps(value, ensure_ascii=False).encode()  # refuses half a surrogate pair
-        return value
-    except UnicodeDecodeError as error:
-        raise InvalidArgument(f"JSON Parse error: not UTF-8 at offset {error.start}") from None
-    except UnicodeEncodeError:
-        raise InvalidArgument("JSON Parse error: no low surrogate in string") from None
-    except RecursionError:
-        raise InvalidArgument("JSON Parse error: nested too deeply") from None
-    except ValueError as error:
-        raise InvalidArgument(f"JSON Parse error: {error}") from None
-
-
-def _write_with_tokens(value: Any) -> bytes:
-    return json.dumps(value, default=_plain, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def _plain(value: Any) -> Any:
@@ -203,14 +198,18 @@ def leaves_to_array(
     `b64` allows `{"b64": text}` in place of a string.
     """
     if dtype == BYTES:
-        strings = np.empty(len(leaves), dtype=BYTES)
-        strings[:] = [_to_bytes(leaf, where, b64) for leaf in leaves]
-        return strings
+        return bytes_tensor([_to_bytes(leaf, where, b64) for leaf in leaves])
     if dtype.kind == "b":
         _check_types(leaves, {bool}, "true or false", where)
         return np.array(leaves, dtype=dtype)
     if dtype.kind in "iu":
-        return _to_integers(leaves, dtype, where)
+        _check_types(leaves, {int}, "integers", where)
+        low, high = _LIMITS[dtype]
+        if leaves and (min(leaves) < low or max(leaves) > high):
+            raise InvalidArgument(
+                f"{where} holds an integer outside of {low} to {high} ({dtype.name})"
+            )
+        return np.array(leaves, dtype=dtype)
     if dtype.kind == "f":
         return _to_floats(leaves, dtype, where, lossless)
     raise InvalidArgument(f"{where} of type {dtype.name} cannot be sent as JSON")
@@ -251,14 +250,6 @@ def _to_bytes(leaf: Any, where: str, b64: bool) -> bytes:
         return decode_b64(leaf["b64"], where)
     allowed = 'strings or {"b64": ...} objects' if b64 else "strings"
     raise InvalidArgument(f"{where} takes {allowed}, not {quoted(leaf)}")
-
-
-def _to_integers(leaves: list[Any], dtype: np.dtype[Any], where: str) -> Tensor:
-    _check_types(leaves, {int}, "integers", where)
-    low, high = _LIMITS[dtype]
-    if leaves and (min(leaves) < low or max(leaves) > high):
-        raise InvalidArgument(f"{where} holds an integer outside of {low} to {high} ({dtype.name})")
-    return np.array(leaves, dtype=dtype)
 
 
 def _to_floats(leaves: list[Any], dtype: np.dtype[Any], where: str, lossless: bool) -> Tensor:

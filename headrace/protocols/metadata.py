@@ -18,7 +18,7 @@ from headrace.protocols.datatypes import config_name, datatype_name, tensorflow_
 from headrace.protocols.wire import encode_json, encode_message, message
 from headrace.runtimes import runtime_of
 from headrace.snapshot import ANSWERING, ModelView, Snapshot, State, VersionView
-from headrace.spec import ModelSpec, Signature, TensorSpec
+from headrace.spec import ModelSpec, Signature, TensorSpec, shown_shape
 
 EXTENSIONS = (
     "classification",
@@ -121,15 +121,9 @@ def default_signature(spec: ModelSpec) -> Signature:
     return found or next(iter(spec.signatures.values()), Signature("", (), ()))
 
 
-def shown_shape(tensor: TensorSpec) -> list[int]:
-    """The shape with -1 for free dimensions; an unknown rank is one free dimension."""
-    shape = (None,) if tensor.shape is None else tensor.shape
-    return [-1 if size is None else size for size in shape]
-
-
 def _tensor_info(tensor: TensorSpec) -> dict[str, Any]:
     unknown = tensor.shape is None
-    sizes = [] if unknown else shown_shape(tensor)
+    sizes = [] if unknown else shown_shape(tensor.shape)
     return {
         "dtype": tensorflow_name(tensor.dtype),
         "tensor_shape": {
@@ -144,7 +138,7 @@ def _tensor_metadata(tensor: TensorSpec) -> dict[str, Any]:
     return {
         "name": tensor.name,
         "datatype": datatype_name(tensor.dtype),
-        "shape": shown_shape(tensor),
+        "shape": shown_shape(tensor.shape),
     }
 
 
@@ -306,11 +300,10 @@ def shown(config: ModelConfig, spec: ModelSpec) -> dict[str, Any]:
 
 
 def _dims(tensor: TensorSpec, batched: bool) -> dict[str, Any]:
-    sizes = shown_shape(tensor)
+    sizes = shown_shape(tensor.shape)
     shape: dict[str, Any] = {"dims": sizes[1:] if batched else sizes}
     if tensor.reshape is not None:
-        inside = [-1 if size is None else size for size in tensor.reshape]
-        shape["reshape"] = {"shape": inside}
+        shape["reshape"] = {"shape": shown_shape(tensor.reshape)}
     return shape
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from headrace.errors import InvalidArgument, quoted
 from headrace.protocols.elements import Elements
 from headrace.protocols.json_bodies import MAX_RANK
-from headrace.spec import BYTES, Tensor
+from headrace.spec import BYTES, Tensor, bytes_tensor
 
 _LENGTH = struct.Struct("<I")
 _SHORT_BYTES = 1024
@@ -101,7 +101,7 @@ def encode_raw(tensor: Tensor) -> bytes:
         return tensor.astype(tensor.dtype.newbyteorder("<"), copy=False).tobytes()
     elements = tensor.reshape(-1).tolist()
     if set(map(type, elements)) - {bytes}:
-        elements = [_as_bytes(element) for element in elements]
+        elements = [each if isinstance(each, bytes) else str(each).encode() for each in elements]
     # As items of four bytes, so that numpy makes all of them at once.
     lengths = np.array(list(map(len, elements)), "<u4").view("V4").tolist()
     return b"".join(chain.from_iterable(zip(lengths, elements, strict=True)))
@@ -124,10 +124,4 @@ def _decode_strings(raw: memoryview, count: int, where: str) -> Tensor:
         raise InvalidArgument(f"{where} must hold exactly {count} strings with their lengths")
     if data is raw:
         strings = [bytes(each) for each in strings]
-    array = np.empty(count, dtype=BYTES)
-    array[:] = strings
-    return array
-
-
-def _as_bytes(element: Any) -> bytes:
-    return element if isinstance(element, bytes) else str(element).encode()
+    return bytes_tensor(strings)

@@ -21,7 +21,7 @@ from headrace.protocols.datatypes import (
 from headrace.protocols.elements import Elements
 from headrace.protocols.raw_tensors import decode_raw, shape_of
 from headrace.protocols.wire import POOL, delimited, read_delimited
-from headrace.spec import BFLOAT16, BYTES, Tensor
+from headrace.spec import BFLOAT16, BYTES, Tensor, bytes_tensor
 
 _MEMORY = {np.dtype(np.bool_): "?", np.dtype(np.float32): "<f4", np.dtype(np.float64): "<f8"}
 """Dtypes whose packed lists are arrays, with the arrays' byte order."""
@@ -34,9 +34,7 @@ def read_list(holder: Any, field: str, dtype: np.dtype[Any], where: str) -> Tens
     """
     values = getattr(holder, field)
     if dtype == BYTES:
-        strings = np.empty(len(values), dtype=BYTES)
-        strings[:] = list(values)
-        return strings
+        return bytes_tensor(list(values))
     if dtype in _MEMORY:
         return np.frombuffer(_packed(holder, field), _MEMORY[dtype]).astype(dtype, copy=False)
     if dtype.itemsize == 8:
