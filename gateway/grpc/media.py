@@ -6,8 +6,6 @@ The stage's events, which are JSON objects, become `ProcessEvent` messages.
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +14,7 @@ from google.protobuf.message import DecodeError
 from pydantic import ValidationError
 
 from gateway.grpc.calls import GrpcCall, Handlers, stream
-from gateway.grpc.wire import limit_metadata
+from gateway.grpc.prediction import GrpcPrediction
 from gateway.media.desk import IncomingUpload, MediaDesk
 from gateway.media.upload import FORM, Declared, paced
 from gateway.prediction import Prediction
@@ -31,17 +29,17 @@ from headrace.errors import (
 )
 from headrace.link.frames import Reply
 from headrace.protocols.targets import InferPath
-from headrace.protocols.wire import message
+from headrace.protocols.wire import encode_message, message
 from sharding.upload import Event
 
 _PACKAGE = "headrace.v1"
 _OPTIONAL = ("threshold", "top_k", "tile", "overlap", "fps", "start_s", "end_s")
+_SIZE = ("width", "height", "duration_s")
+_CORNERS = ("x1", "y1", "x2", "y2")
 _TYPED = frozenset(
-    (
-        *("model", "version", "boxes", "tags", "shards", "missing", "notes"),
-        *("timing", "width", "height", "duration_s"),
-    )
+    ("model", "version", "boxes", "tags", "shards", "missing", "notes", "timing", *_SIZE)
 )
+"""Fields of a result that have a field of the message; others go into `more_json`."""
 _MAX_NAME = 255
 """Characters of a file's name."""
 
@@ -113,95 +111,76 @@ def encode_event(event: Event) -> bytes:
     kind = event["event"]
     if kind not in _EVENTS:
         raise InternalError(f"the stage sent an event {kind!r}")
-    encoded: bytes = _new("ProcessEvent", **{kind: _EVENTS[kind](event)}).SerializeToString()
-    return encoded
+    return encode_message(f"{_PACKAGE}.ProcessEvent", **{kind: _EVENTS[kind](event)})
 
 
-def _plan(event: Event) -> Any:
-    return _new(
-        "Plan",
-        parts=event["parts"],
-        kind=event["kind"],
-        **_size(event),
-        shards=event.get("shards", 0),
-        notes=event.get("notes", ()),
-    )
+def _plan(event: Event) -> dict[str, Any]:
+    more = {name: event.get(name) for name in ("shards", "notes", *_SIZE)}
+    return {"parts": event["parts"], "kind": event["kind"], **more}
 
 
-def _part(event: Event) -> Any:
+def _part(event: Event) -> dict[str, Any]:
     failed = event.get("error")
-    return _new(
-        "Part",
-        part=event["part"],
-        done=event["done"],
-        parts=event["parts"],
-        shard=None if failed else _shard(event),
-        error=failed,
-        boxes=_boxes(event),
-        tags=_tags(event),
-    )
+    return {
+        "part": event["part"],
+        "done": event["done"],
+        "parts": event["parts"],
+        "shard": None if failed else _shard(event),
+        "error": failed,
+        "boxes": _boxes(event),
+        "tags": _tags(event),
+    }
 
 
-def _result(event: Event) -> Any:
+def _result(event: Event) -> dict[str, Any]:
     result = event["result"]
     more = {name: value for name, value in result.items() if name not in _TYPED}
-    return _new(
-        "Result",
-        model=result["model"],
-        version=result.get("version"),
-        boxes=_boxes(result),
-        tags=_tags(result),
-        shards=[_shard(each) for each in result.get("shards", ())],
-        missing=[
-            _new("Missing", part=each["part"], reason=each["reason"], **_place(each))
+    return {
+        "model": result["model"],
+        "boxes": _boxes(result),
+        "tags": _tags(result),
+        "shards": [_shard(each) for each in result.get("shards", ())],
+        "missing": [
+            {"part": each["part"], "reason": each["reason"], **_place(each)}
             for each in result.get("missing", ())
         ],
-        notes=result.get("notes", ()),
-        timing=_new("Timing", **result["timing"]) if "timing" in result else None,
-        **_size(result),
-        more_json=orjson.dumps(more).decode() if more else None,
-    )
+        **{name: result.get(name) for name in ("version", "notes", "timing", *_SIZE)},
+        "more_json": orjson.dumps(more).decode() if more else None,
+    }
 
 
 _EVENTS = {"plan": _plan, "part": _part, "result": _result}
+"""Fields of the message by kind of event; those that are None are left out."""
 
 
-def _new(name: str, **fields: Any) -> Any:
-    """A message; a field that is None is left out."""
-    return message(f"{_PACKAGE}.{name}")(**fields)
+def _boxes(found: Event) -> list[dict[str, Any]]:
+    return [
+        {
+            **dict(zip(_CORNERS, each["box"], strict=True)),
+            "score": each["score"],
+            "class_id": each["class"],
+            "label": each["label"],
+        }
+        for each in found.get("boxes", ())
+    ]
 
 
-def _size(found: Event) -> dict[str, Any]:
-    return {name: found.get(name) for name in ("width", "height", "duration_s")}
+def _tags(found: Event) -> list[dict[str, Any]]:
+    names = ("label", "score", "start_s", "end_s")
+    return [{name: each[name] for name in names} for each in found.get("tags", ())]
 
 
-def _boxes(found: Event) -> Iterable[Any]:
-    kind = message(f"{_PACKAGE}.Box")
-    for each in found.get("boxes", ()):
-        x1, y1, x2, y2 = each["box"]
-        score, class_id, label = each["score"], each["class"], each["label"]
-        yield kind(x1=x1, y1=y1, x2=x2, y2=y2, score=score, class_id=class_id, label=label)
-
-
-def _tags(found: Event) -> Iterable[Any]:
-    kind = message(f"{_PACKAGE}.Tag")
-    for each in found.get("tags", ()):
-        span = {"start_s": each["start_s"], "end_s": each["end_s"]}
-        yield kind(label=each["label"], score=each["score"], **span)
-
-
-def _shard(each: Event) -> Any:
+def _shard(each: Event) -> dict[str, Any]:
     work = {name: each.get(name) for name in ("shard", "seconds", "shard_seconds", "cached")}
-    return _new("Shard", part=each["part"], **_place(each), **work)
+    return {"part": each["part"], **_place(each), **work}
 
 
 def _place(each: Event) -> dict[str, Any]:
-    """Where a part lies: a region of the picture or a range of the video's time."""
+    """The place of a part: a region of the picture or a range of the video's time."""
     if each.get("box") is not None:
-        x1, y1, x2, y2 = each["box"]
-        return {"region": _new("Region", x1=x1, y1=y1, x2=x2, y2=y2)}
+        return {"region": dict(zip(_CORNERS, each["box"], strict=True))}
     if each.get("start_s") is not None:
-        return {"range": _new("Range", start_s=each["start_s"], end_s=each["end_s"])}
+        return {"range": {"start_s": each["start_s"], "end_s": each["end_s"]}}
     return {}
 
 
@@ -222,23 +201,13 @@ class MediaService:
         desk = self._desk
         if desk is None:
             raise Unimplemented("this server does not split large pictures and videos")
-        prediction = _Upload(desk.predictions, None, context.headers, context.address)
+        prediction = GrpcPrediction(desk.predictions, None, context)
         try:
             answer = await desk.recorded(prediction, _work(desk, context, prediction))
         finally:
-            named = ("x-request-id", prediction.request_id)
-            limits = prediction.limit_headers(time.monotonic())
-            context.trailing = (named, *limit_metadata(limits))
+            context.trailing = prediction.trailing()
         if isinstance(answer, HeadraceError):
             raise answer
-
-
-class _Upload(Prediction):
-    """A call; its `path` is known once the head has come."""
-
-    __slots__ = ()
-
-    family = "grpc"
 
 
 async def _work(desk: MediaDesk, context: GrpcCall, prediction: Prediction) -> Reply:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import structlog
 
 from gateway import settings
@@ -20,7 +22,7 @@ from headrace.link.plane import find_model, known_spec
 from headrace.protocols import metadata
 from headrace.protocols.metadata import statistics_document
 from headrace.protocols.targets import infer_target, parse
-from headrace.protocols.wire import encode_json, encode_message, message
+from headrace.protocols.wire import encode_json, encode_message
 from headrace.snapshot import ANSWERING, State
 
 INFERENCE_SERVICE = "inference.GRPCInferenceService"
@@ -155,13 +157,8 @@ class InferenceService:
             return b""
         caller = _caller(context)
         found = [regions.find(caller, name, "system ")] if name else regions.listed(caller)
-        answer = message("inference.SystemSharedMemoryStatusResponse")()
-        for each in found:
-            status = answer.regions[each.name]
-            status.name, status.key = each.name, each.key
-            status.offset, status.byte_size = each.offset, each.byte_size
-        encoded: bytes = answer.SerializeToString()
-        return encoded
+        document = {"regions": {each.name: asdict(each) for each in found}}
+        return encode_json("inference.SystemSharedMemoryStatusResponse", document)
 
     async def system_register(self, body: bytes, context: GrpcCall) -> bytes:
         request = parse("inference.SystemSharedMemoryRegisterRequest", body)

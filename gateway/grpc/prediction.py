@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import ClassVar
 
 from gateway.access.admission import Admission
@@ -14,7 +13,7 @@ from gateway.grpc.calls import Gate, GrpcCall, Method
 from gateway.grpc.wire import Metadata, limit_metadata
 from gateway.prediction import Prediction, PredictionDesk
 from headrace.errors import HeadraceError, Unavailable
-from headrace.link.frames import OK, Body, Reply, decode_failure
+from headrace.link.frames import OK, Reply, decode_failure, pieces
 from headrace.link.queue import Answer, Request
 from headrace.protocols.metadata import stream_error
 from headrace.protocols.targets import InferPath, infer_target
@@ -97,7 +96,7 @@ class AwaitedPrediction(GrpcPrediction):
             raise
         if isinstance(answer, Reply):
             if answer.status == OK:
-                return joined(answer.body)
+                return b"".join(pieces(answer.body))
             raise decode_failure(answer)
         raise answer
 
@@ -184,30 +183,8 @@ def gate(access: Admission) -> Gate:
     return admit
 
 
-def joined(body: Body) -> bytes:
-    """The body as one `bytes` object."""
-    return b"".join(body) if isinstance(body, tuple) else bytes(body)
-
-
 MAX_IN_FLIGHT = 64
 """Cap on a stream's predictions without an answer; at it the stream is not read."""
-
-
-@dataclass(frozen=True, slots=True)
-class PendingAnswer:
-    """A prediction whose answer was not written yet; an error names the request's id and model."""
-
-    prediction: AwaitedPrediction
-    id: str = ""
-    model: str = ""
-
-    async def message(self) -> bytes:
-        """The answer or the error as a message of the stream."""
-        try:
-            infer_response = await self.prediction.result()
-            return delimited(2, infer_response)  # field 2 of ModelStreamInferResponse
-        except HeadraceError as error:
-            return stream_error(error.message, self.id, self.model)
 
 
 class InferStream:
@@ -224,45 +201,48 @@ class InferStream:
 
     async def run(self, context: GrpcCall) -> None:
         """Serve one stream; ends after the answer to the last request."""
-        pending: asyncio.Queue[PendingAnswer | None] = asyncio.Queue()
+        # Predictions without an answer, with the id and model that an error names; then None.
+        pending: asyncio.Queue[tuple[AwaitedPrediction, str, str] | None] = asyncio.Queue()
         room = asyncio.Semaphore(MAX_IN_FLIGHT)
-        reader = asyncio.create_task(self._read(context, pending, room))
+
+        async def read() -> None:
+            try:
+                while True:
+                    await room.acquire()
+                    body = await context.read()
+                    if body is None:
+                        return
+                    try:
+                        path, id = infer_target(body)
+                    except HeadraceError as error:
+                        prediction = AwaitedPrediction(self._desk, None, context)
+                        prediction.end(None, error)
+                        pending.put_nowait((prediction, "", ""))
+                    else:
+                        prediction = AwaitedPrediction(self._desk, path, context)
+                        prediction.start(body, context)
+                        pending.put_nowait((prediction, id, path.model))
+            finally:
+                pending.put_nowait(None)
+
+        reader = asyncio.create_task(read())
         self._readers.add(reader)
         try:
             while (each := await pending.get()) is not None:
-                await context.write(await each.message())
+                prediction, id, model = each
+                try:
+                    infer_response = await prediction.result()
+                    message = delimited(2, infer_response)  # field 2 of ModelStreamInferResponse
+                except HeadraceError as error:
+                    message = stream_error(error.message, id, model)
+                await context.write(message)
                 room.release()
         finally:
             reader.cancel()
             self._readers.discard(reader)
             while not pending.empty():
                 if (each := pending.get_nowait()) is not None:
-                    each.prediction.give_up()
+                    each[0].give_up()
         if reader.cancelled():
             raise Unavailable("the gateway is leaving; send the rest of the stream to another")
         reader.result()
-
-    async def _read(
-        self,
-        context: GrpcCall,
-        pending: asyncio.Queue[PendingAnswer | None],
-        room: asyncio.Semaphore,
-    ) -> None:
-        try:
-            while True:
-                await room.acquire()
-                body = await context.read()
-                if body is None:
-                    return
-                try:
-                    path, id = infer_target(body)
-                except HeadraceError as error:
-                    prediction = AwaitedPrediction(self._desk, None, context)
-                    prediction.end(None, error)
-                    pending.put_nowait(PendingAnswer(prediction))
-                else:
-                    prediction = AwaitedPrediction(self._desk, path, context)
-                    prediction.start(body, context)
-                    pending.put_nowait(PendingAnswer(prediction, id, path.model))
-        finally:
-            pending.put_nowait(None)
