@@ -18,7 +18,7 @@ from sharding.deployment import ShardStage, StageSettings
 COMMON: dict[str, Any] = {
     "health_check_period_s": 0.5,
     "health_check_timeout_s": 10.0,
-    # Serve knows nothing of requests on the link, so its own wait would only cost time.
+    # Serve's wait for its own requests would only cost time: it knows nothing of those on the link.
     "graceful_shutdown_wait_loop_s": 0.1,
     "max_ongoing_requests": 10_000,
     # Serve would log each of the pool's calls; our own lines go to stderr as JSON.
@@ -85,7 +85,7 @@ def _slots(args: Args, name: str, pool: serve.Application) -> serve.Application:
 
 
 def slot_scaling(name: str, slot_class: SlotClass) -> AutoscalingConfig:
-    """The pool says how many, at once; Serve only keeps the bounds.
+    """Serve's bounds of a slot class; the pool says how many there are, without a delay.
 
     Without `initial_replicas` an update of the application keeps the number that is there.
     """
@@ -138,10 +138,11 @@ def _gateways(
         shared_memory=args.shared_memory,
         log_level=args.log_level,
     )
+    automatic = min(8, max(1, (os.cpu_count() or 1) // 4))
     deployment = serve.deployment(
         Gateway,
         name="Gateway",
-        num_replicas=gateway_count(args),
+        num_replicas=automatic if args.gateways == "auto" else args.gateways,
         graceful_shutdown_timeout_s=args.limits.drain_s + 5,
         # New gateways share the ports with the old ones before those leave.
         max_surge_percent=100,
@@ -150,10 +151,3 @@ def _gateways(
         **COMMON,
     )
     return deployment.bind(settings, pool, stage, *slots)
-
-
-def gateway_count(args: Args) -> int:
-    """How many gateway processes: as configured, or with `auto` one for four cores, at most 8."""
-    if args.gateways == "auto":
-        return min(8, max(1, (os.cpu_count() or 1) // 4))
-    return args.gateways

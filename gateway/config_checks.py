@@ -9,20 +9,12 @@ from pathlib import Path
 
 from autoscale.fair_share import SlotAccount, check_guarantees
 from autoscale.policy import BUILT_IN, policy_named
+from autoscale.sharing import LEASES
 from autoscale.water_filling import TOLERANCE
 from gateway.yaml_source import KeyPath
-from headrace.config.args import (
-    Args,
-    Latest,
-    ModelConfig,
-    PoolConfig,
-    SlotClass,
-    split_address,
-)
-from headrace.runtimes import RUNTIMES, RuntimeName, version_folders
+from headrace.config.args import Args, Latest, ModelConfig, PoolConfig, split_address
+from headrace.runtimes import RUNTIMES, version_folders
 
-LEASES = "leases"
-"""The name of their account in the fair share: see `autoscale.sharing`."""
 _LOOPBACK = ("127.", "localhost", "::1")
 
 
@@ -45,17 +37,20 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def cross_check(args: Args, pool: PoolConfig) -> list[Finding]:
-    """Every mistake and every doubt about a config whose fields are valid one by one."""
+    """All mistakes and warnings of a config whose fields are valid one by one."""
     store = Path(args.store)
     here = store if "://" not in args.store and store.is_dir() else None
     findings = [
-        *_addresses(args),
         *_slots_of_models(args, pool, here),
         *_room(args, pool, here),
         *_tiers(args, pool),
         *_policies(pool),
         *_sharing(args, pool),
     ]
+    host, _ = split_address(args.listen.admin)
+    if not host.startswith(_LOOPBACK):
+        message = f"{host} is not loopback: the admin token would travel in clear"
+        findings.append(Finding(("args", "listen", "admin"), message, warning=True))
     if here is not None:
         findings += _store(here, pool)
     elif "://" not in args.store:
@@ -64,28 +59,14 @@ def cross_check(args: Args, pool: PoolConfig) -> list[Finding]:
     return findings
 
 
-def stored_versions(store: Path, model: str) -> dict[int, str]:
+def _stored_versions(store: Path | None, model: str) -> dict[int, str]:
     """The version folders of a model in a local store by their numbers, ascending."""
+    if store is None:
+        return {}
     try:
         return version_folders(entry.name for entry in (store / model).iterdir())
     except OSError:
         return {}
-
-
-def stored_runtime(store: Path, model: str) -> RuntimeName | None:
-    """The runtime that the newest version's files ask for, None when they do not say."""
-    for name in reversed(stored_versions(store, model).values()):
-        for runtime, kind in RUNTIMES.items():
-            if (store / model / name / kind.file).is_file():
-                return runtime
-    return None
-
-
-def _addresses(args: Args) -> Iterator[Finding]:
-    host, _ = split_address(args.listen.admin)
-    if not host.startswith(_LOOPBACK):
-        message = f"{host} is not loopback: the admin token would travel in clear"
-        yield Finding(("args", "listen", "admin"), message, warning=True)
 
 
 def _tiers(args: Args, pool: PoolConfig) -> Iterator[Finding]:
@@ -114,7 +95,18 @@ def _tiers(args: Args, pool: PoolConfig) -> Iterator[Finding]:
 
 
 def _slot_class(model: ModelConfig, name: str, store: Path | None) -> str | None:
-    runtime = model.runtime or (stored_runtime(store, name) if store else None)
+    """A model's slot class, by the files of its newest version if need be; None if unknown."""
+    runtime = model.runtime
+    if runtime is None and store is not None:
+        runtime = next(
+            (
+                runtime
+                for version in reversed(_stored_versions(store, name).values())
+                for runtime, kind in RUNTIMES.items()
+                if (store / name / version / kind.file).is_file()
+            ),
+            None,
+        )
     return model.slot_class_for(runtime) if runtime else model.slot_class
 
 
@@ -143,7 +135,7 @@ def _slots_of_models(args: Args, pool: PoolConfig, store: Path | None) -> Iterat
 
 def _versions(name: str, model: ModelConfig, store: Path | None) -> int:
     """How many versions a model holds at least, as far as config and store tell."""
-    stored = list(stored_versions(store, name)) if store is not None else []
+    stored = list(_stored_versions(store, name))
     if isinstance(model.versions, tuple):
         kept = set(model.versions)
     elif model.versions == "all":
@@ -153,26 +145,20 @@ def _versions(name: str, model: ModelConfig, store: Path | None) -> int:
     return max(1, len(kept | set(model.labels.values())))
 
 
-def _account(
-    name: str, model: ModelConfig, slots: SlotClass | None, store: Path | None
-) -> SlotAccount:
-    """A model's guarantee as the fair share sees it."""
-    versions, replicas = _versions(name, model, store), model.replicas
-    return SlotAccount(
-        name,
-        minimum=replicas.min * versions,
-        maximum=replicas.max * versions,
-        place=model.part_of(slots) if slots is not None else 1.0,
-    )
-
-
 def _room(args: Args, pool: PoolConfig, store: Path | None) -> Iterator[Finding]:
     """The sum of what models are guaranteed, against what the slots of each class hold."""
     wanted: dict[str | None, list[SlotAccount]] = {}
     for name, model in pool.models.items():
         slot_class = _slot_class(model, name, store)
         slots = args.slots.get(slot_class) if slot_class is not None else None
-        wanted.setdefault(slot_class, []).append(_account(name, model, slots, store))
+        versions, replicas = _versions(name, model, store), model.replicas
+        account = SlotAccount(
+            name,
+            minimum=replicas.min * versions,
+            maximum=replicas.max * versions,
+            place=model.part_of(slots) if slots is not None else 1.0,
+        )
+        wanted.setdefault(slot_class, []).append(account)
     for slot_class, slots in args.slots.items():
         accounts = wanted.get(slot_class, [])
         message = check_guarantees(accounts, slots.max, slot_class)
@@ -187,7 +173,7 @@ def _room(args: Args, pool: PoolConfig, store: Path | None) -> Iterator[Finding]
             yield Finding(("args", "slots", slot_class), message, warning=True)
     unknown = sum(account.minimum for account in wanted.get(None, []))
     known = sum(a.minimum * a.place for name in args.slots for a in wanted.get(name, []))
-    # Who knows neither runtime nor class of a model knows only that it takes some part of a slot.
+    # A model whose runtime and class are unknown takes some part of any slot.
     total = sum(slots.max * slots.max_models for slots in args.slots.values())
     if unknown and known + unknown > total:
         message = f"models ask for {known + unknown:g} placements; all slots hold {total}"
@@ -195,7 +181,7 @@ def _room(args: Args, pool: PoolConfig, store: Path | None) -> Iterator[Finding]
 
 
 def _policies(pool: PoolConfig) -> Iterator[Finding]:
-    """Classes of one's own that decide on scaling have to be there."""
+    """Policies of scaling that cannot be imported."""
     for name, model in pool.models.items():
         policy = model.scaling.policy
         if policy in BUILT_IN:
@@ -203,10 +189,8 @@ def _policies(pool: PoolConfig) -> Iterator[Finding]:
         try:
             policy_named(policy)
         except Exception as error:  # somebody else's module may fail in any way
-            said = (
-                str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-            )
-            yield Finding(("pool", "models", name, "scaling", "policy"), said)
+            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+            yield Finding(("pool", "models", name, "scaling", "policy"), f"{kind}{error}")
 
 
 def _sharing(args: Args, pool: PoolConfig) -> Iterator[Finding]:
@@ -248,12 +232,11 @@ def _store(store: Path, pool: PoolConfig) -> Iterator[Finding]:
             message = f"no folder {name!r} in the store {str(store)!r}{did_you_mean(name, present)}"
             yield Finding(path, message, warning=True)
             continue
-        stored = stored_versions(store, name)
-        for version in model.versions if isinstance(model.versions, tuple) else ():
+        stored = _stored_versions(store, name)
+        numbers = model.versions if isinstance(model.versions, tuple) else ()
+        named: list[tuple[KeyPath, int]] = [(("versions",), number) for number in numbers]
+        named += [(("labels", label), number) for label, number in model.labels.items()]
+        for where, version in named:
             if version not in stored:
                 message = f"the store has no version {version} of {name!r}"
-                yield Finding((*path, "versions"), message, warning=True)
-        for label, version in model.labels.items():
-            if version not in stored:
-                message = f"the store has no version {version} of {name!r}"
-                yield Finding((*path, "labels", label), message, warning=True)
+                yield Finding((*path, *where), message, warning=True)

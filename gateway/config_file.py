@@ -17,9 +17,10 @@ from headrace.config.args import Args, PoolConfig
 from headrace.errors import ConfigError
 
 SECRET_KEYS = frozenset({"secret", "admin_token"})
-"""Under these keys values are not shown: a secret may stand where its reference should."""
+"""Keys whose values are not shown: a secret may stand where its reference should."""
 
 _ROUNDS = 8
+"""Cap on the times that a value is checked again without what was wrong in it."""
 _REQUIRED: Mapping[KeyPath, Any] = {("schema",): 1}
 """What stands in for a required key whose own value was wrong."""
 
@@ -29,10 +30,10 @@ ModelT = TypeVar("ModelT", bound=BaseModel)
 def validate(
     model: type[ModelT], value: Any, source: YamlSource, base: KeyPath, problems: list[Problem]
 ) -> ModelT | None:
-    """The typed value, also when parts of it were wrong: those count as not given.
+    """The typed value without the parts that are wrong, which join `problems`; None without any.
 
     A check over several fields runs only once each field is valid, so wrong parts are taken out
-    and the rest is checked again. None means that nothing typed can be made of it.
+    and the rest is checked again.
     """
     for _ in range(_ROUNDS):
         try:
@@ -41,7 +42,7 @@ def validate(
             problems.extend(explain(error, model, source, base))
             paths = {_document_path(e["loc"], value, e["type"]) for e in error.errors()}
         value = copy.deepcopy(value)
-        taken = [_take_out(value, path) for path in sorted(paths, key=_depth)]
+        taken = [_take_out(value, path) for path in sorted(paths, key=_last_first)]
         if not any(taken):
             return None
     return None
@@ -83,8 +84,8 @@ def _has(value: Any, part: int | str) -> bool:
     return isinstance(value, Mapping) and part in value
 
 
-def _depth(path: KeyPath) -> tuple[int, int]:
-    """Sorts what must be taken out last to first, so that list positions stay true."""
+def _last_first(path: KeyPath) -> tuple[int, int]:
+    """Sort key: the last items of a list are taken out first, so that positions stay true."""
     last = path[-1] if path else 0
     return -len(path), -last if isinstance(last, int) else 0
 
@@ -196,7 +197,7 @@ _OWN_SIZE = ("num_replicas", "autoscaling_config", "ray_actor_options")
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """A valid file. `document` is what Ray Serve gets; `warnings` are doubts, not mistakes."""
+    """A valid file. `document` is what Ray Serve gets."""
 
     file: str
     application: str
@@ -225,7 +226,10 @@ def load_config(file: str | Path, import_path: str = IMPORT_PATH) -> Config:
     user_config = value_at(source.value, pool_path) or {}
     pool = validate(PoolConfig, user_config, source, pool_path, problems)
     whole = not problems
-    warnings = list(_proxy_warnings(source))
+    warnings = []
+    if source.value.get("proxy_location") != "Disabled":
+        message = "should be Disabled: Headrace has listeners of its own and Serve's stay idle"
+        warnings.append(source.problem(("proxy_location",), message))
     for finding in cross_check(args, pool) if args and pool else ():
         base = args_path if finding.path[0] == "args" else pool_path
         problem = source.problem((*base, *finding.path[1:]), finding.message)
@@ -246,9 +250,9 @@ def load_config(file: str | Path, import_path: str = IMPORT_PATH) -> Config:
 
 
 def check_document(document: Mapping[str, Any], application: str) -> None:
-    """Raise `ConfigError` unless a document, already read, configures this running application.
+    """Raise `ConfigError` unless a document configures this running application.
 
-    The command line has reported mistakes with their lines; this is the last look of the system.
+    The command line has reported mistakes with their lines before it sent the document.
     """
     ours = [
         each
@@ -281,14 +285,12 @@ def _serve_problems(source: YamlSource) -> list[Problem]:
         from ray.serve.schema import ServeDeploySchema  # 1 s: only who checks a file pays it
     except ImportError:
         raise ConfigError("Ray Serve is not installed here: pip install headrace") from None
+    problems: list[Problem] = []
     try:
         ServeDeploySchema.model_validate(source.value)
     except ValidationError as error:
-        return [
-            *explain(error, ServeDeploySchema, source, ()),
-            *unknown_keys(source.value, ServeDeploySchema, source),
-        ]
-    return list(unknown_keys(source.value, ServeDeploySchema, source))
+        problems.extend(explain(error, ServeDeploySchema, source, ()))
+    return [*problems, *unknown_keys(source.value, ServeDeploySchema, source)]
 
 
 def _find_application(
@@ -341,9 +343,3 @@ def _deployments(source: YamlSource, place: KeyPath, problems: list[Problem]) ->
             message = "only the deployment Pool takes a user_config"
             problems.append(source.problem((*here, "user_config"), message))
     return pool_path
-
-
-def _proxy_warnings(source: YamlSource) -> Iterator[Problem]:
-    if source.value.get("proxy_location") != "Disabled":
-        message = "should be Disabled: Headrace has listeners of its own and Serve's stay idle"
-        yield source.problem(("proxy_location",), message)

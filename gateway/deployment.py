@@ -78,7 +78,7 @@ class GatewaySettings:
 
     @property
     def audit_folder(self) -> Path | None:
-        """Where audit records are written; None where the log is off."""
+        """Folder of the audit log; None where it is off."""
         if not self.audit.enabled:
             return None
         return Path(self.audit.folder or headrace_home() / "audit")
@@ -97,7 +97,8 @@ class Gateway:
         identity = Identity(process.name, process.node.id, secret, settings.limits.max_body_bytes)
         self._plane = DataPlane(identity, process.recorder)
         self._pool = PoolClient(pool, process.name, lambda: self._plane.snapshot)
-        self._audit = self._open_audit()
+        folder = settings.audit_folder
+        self._audit = None if folder is None else AuditLog(settings.audit, folder, process.name)
         authenticator = Authenticator(key_pepper(secret))
         self._admission = self._open_admission(authenticator, pool)
         limits, recorder = settings.limits, process.recorder
@@ -128,12 +129,6 @@ class Gateway:
         await self._grpc.set_ready(self.ready())
         log.info("listening", **self.addresses())
 
-    def _open_audit(self) -> AuditLog | None:
-        folder = self._settings.audit_folder
-        if folder is None:
-            return None
-        return AuditLog(self._settings.audit, folder, self._process.name)
-
     def _open_admission(self, authenticator: Authenticator, pool: Any) -> Admission:
         settings = self._settings
         store: BudgetStore
@@ -154,7 +149,18 @@ class Gateway:
         )
         ports = [split_address(address)[1] for address in (http, admin, grpc)]
         self._locks = [PortLock(port, node.id) for port in ports if port]
-        view = self._view()
+        regions = None
+        if settings.shared_memory is not None:
+            regions = Regions(settings.shared_memory, node.regions, node.ip)
+            self._predictions.regions = partial(region_destination, regions)
+        view = GatewayView(
+            known=lambda: self._plane.snapshot,
+            pool=self._pool,
+            ready=self.ready,
+            admit=self._admission.admit,
+            repository_control=settings.repository_control,
+            regions=regions,
+        )
         control = GatewayControl(
             node.metrics,
             settings.audit_folder,
@@ -170,21 +176,6 @@ class Gateway:
         self._admin = HttpListener(admin_app, admin, idle_s)
         self._grpc = GrpcListener(grpc, view, self._door, self._predictions, media)
 
-    def _view(self) -> GatewayView:
-        settings, node = self._settings, self._process.node
-        regions = None
-        if settings.shared_memory is not None:
-            regions = Regions(settings.shared_memory, node.regions, node.ip)
-            self._predictions.regions = partial(region_destination, regions)
-        return GatewayView(
-            known=lambda: self._plane.snapshot,
-            pool=self._pool,
-            ready=self.ready,
-            admit=self._admission.admit,
-            repository_control=settings.repository_control,
-            regions=regions,
-        )
-
     def ready(self) -> bool:
         """Listeners up, a config applied, a slot seen, and not leaving."""
         snapshot = self._plane.snapshot
@@ -192,7 +183,7 @@ class Gateway:
         return listening and not self._door.draining and bool(snapshot.number and snapshot.slots)
 
     def addresses(self) -> dict[str, str]:
-        """By listener, where it listens."""
+        """Each listener's address by its name."""
         return {
             "http": self._http.address,
             "grpc": self._grpc.address,
@@ -223,7 +214,7 @@ class Gateway:
         self._admission.record_gauges()
 
     async def check_health(self) -> None:
-        """Serve asks once per period; an exception makes it replace this replica."""
+        """Raises, for Serve to replace this replica, when a part of it has ended."""
         if not self._http.started or not self._admin.started:
             raise RuntimeError("a listener is not up")
         self._process.check_health()

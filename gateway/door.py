@@ -20,9 +20,9 @@ SWEEP_S = 1.0
 LINGER_S = 2.0
 """Time to read on after a connection is refused: a reset would overtake the last answer."""
 AGAIN_S = 60.0
-"""Time between two log lines about one address."""
+"""Least time between two log lines about one address."""
 REMEMBERED = 1000
-"""Cap on addresses that had a log line lately; above it further ones get none."""
+"""Cap on the addresses that had a log line lately; beyond it others get none."""
 REASON = "connections"
 
 T = TypeVar("T")
@@ -31,10 +31,7 @@ log = structlog.get_logger()
 
 
 async def outcome(work: Awaitable[T], **about: str) -> T | HeadraceError:
-    """What the work gives, or the error that it ends with.
-
-    The unexpected is logged whole, with `about`, and becomes an `InternalError`.
-    """
+    """The work's result, or its error; an unexpected one is logged and becomes `InternalError`."""
     try:
         return await work
     except HeadraceError as error:
@@ -87,11 +84,7 @@ class Door:
     """
 
     def __init__(
-        self,
-        limits: Limits,
-        memory: BodyMemory,
-        recorder: Recorder,
-        audit: AuditLog | None = None,
+        self, limits: Limits, memory: BodyMemory, recorder: Recorder, audit: AuditLog | None = None
     ) -> None:
         self.limits, self.memory = limits, memory
         self.connections: set[ClientConnection] = set()
@@ -114,7 +107,7 @@ class Door:
         return self._refused.refuse(address, connection.family)
 
     def leave(self, connection: ClientConnection) -> None:
-        """Count a connection that is closed no more."""
+        """Forget a connection that is closed."""
         self.connections.discard(connection)
         self.addresses[connection.address] -= 1
         if not self.addresses[connection.address]:
@@ -134,14 +127,14 @@ class Door:
 
 
 class Spaced:
-    """Which names may have a log line: each once in `AGAIN_S`, `REMEMBERED` of them. Pure."""
+    """The names that have had a log line: each once in `AGAIN_S`, `REMEMBERED` of them. Pure."""
 
     def __init__(self) -> None:
-        # Oldest first, for a name comes back only after it is dropped.
+        # Oldest first: a name comes back only after it is dropped.
         self._told: dict[str, float] = {}
 
     def due(self, name: str, now_s: float) -> bool:
-        """Whether this name may have a line now; if so, it counts as told."""
+        """Whether this name may have a line now, which counts as told."""
         told = self._told
         while told and now_s - told[oldest := next(iter(told))] >= AGAIN_S:
             del told[oldest]
@@ -155,7 +148,7 @@ class RefusedConnections:
     """Reports connections refused because their address has `most` already.
 
     Each is counted in the metrics and written to the audit log, which folds equal ones; the
-    service's own log has few lines of them.
+    service's log has a line for an address in `AGAIN_S`.
     """
 
     def __init__(

@@ -14,6 +14,7 @@ import structlog
 from gateway.access.admission import Admission, Stages
 from gateway.access.visit import Destination, Visit
 from headrace.config.args import Limits
+from headrace.config.scaling import Routing
 from headrace.errors import DeadlineExceeded, HeadraceError
 from headrace.link.frames import Body, Reply, pieces
 from headrace.link.plane import DataPlane
@@ -24,8 +25,8 @@ from headrace.protocols.calls import call_number
 from headrace.protocols.targets import InferPath
 
 DEADLINE_SLACK_S = 0.05
-"""Time before its deadline in which a call that ends was ended by it: the caller's clock started
-when it sent the call, ours when the call came."""
+"""Time before its deadline in which a call counts as ended by it: the caller's clock started when
+it sent the call, ours when the call came."""
 
 log = structlog.get_logger()
 
@@ -53,7 +54,7 @@ class PredictionDesk:
 class Prediction(Visit):
     """A request for a model. `path` is None while its target is not known, or was wrong.
 
-    `cold_start_ms` says, once it is recorded, how long it waited for its model to be loaded.
+    `cold_start_ms` is set by `record`: how long it waited for its model to be loaded.
     """
 
     __slots__ = ("cold_start_ms", "desk", "path")
@@ -77,7 +78,6 @@ class Prediction(Visit):
 
     @property
     def target(self) -> tuple[str, str]:
-        """The protocol, and the name of the model."""
         return (self.family, "") if self.path is None else (self.path.protocol, self.path.model)
 
     def begin(self, length: int) -> None:
@@ -102,6 +102,13 @@ class Prediction(Visit):
         except HeadraceError:
             access.pay(self)
             raise
+        # For the slot: request id and trace context, if the caller sent one of them.
+        trace, meta = self.headers.get(b"traceparent"), b""
+        if trace is not None and valid_traceparent(trace):
+            meta = self.request_id.encode() + b"\n" + trace
+        elif b"x-request-id" in self.headers:
+            meta = self.request_id.encode()
+        routing = plane.snapshot.models[path.model].config.routing
         arrived_s = plane.now_s()
         request = Request(
             id=plane.next_id(),
@@ -114,8 +121,8 @@ class Prediction(Visit):
             done=done,
             json_length=json_length,
             encodings=encodings,
-            meta=self._meta(),
-            hash_key=self._hash_key(path.model, body),
+            meta=meta,
+            hash_key=b"" if routing.policy != "hash" else self._hash_key(routing, body),
             follows_default=path.version is None and path.label is None,
         )
         self.request = request
@@ -125,17 +132,7 @@ class Prediction(Visit):
             self.destination = desk.media(path, body)
         access.submit(self, request)
 
-    def _meta(self) -> bytes:
-        """Request id and trace context for the slot; empty unless the caller sent one of them."""
-        trace = self.headers.get(b"traceparent")
-        if trace is not None and valid_traceparent(trace):
-            return self.request_id.encode() + b"\n" + trace
-        return self.request_id.encode() if b"x-request-id" in self.headers else b""
-
-    def _hash_key(self, model: str, body: Body) -> bytes:
-        routing = self.desk.plane.snapshot.models[model].config.routing
-        if routing.policy != "hash":
-            return b""
+    def _hash_key(self, routing: Routing, body: Body) -> bytes:
         if routing.key == "header":
             return self.headers.get((routing.header or "").lower().encode(), b"")
         digest = hashlib.blake2b(digest_size=16)
@@ -159,20 +156,15 @@ class Prediction(Visit):
                 ("compute", answer.compute_s),
                 ("encode", answer.encode_s),
             )
-            if self.account is not None:
-                self._settle(request, answer)
+            config = None if self.account is None else desk.plane.config(request.key[0])
+            if config is not None and config.cost is not None:
+                cost = config.cost.of(answer.rows, answer.megapixels)
+                if extra := desk.access.settle(self, cost):
+                    desk.plane.router.charge(request, extra)
+                    request.cost = cost
         desk.access.leave(self, answer, now_s, stages)
         self.request = self.destination = None
         self._count(path, request, answer, now_s, stages)
-
-    def _settle(self, request: Request, reply: Reply) -> None:
-        config = self.desk.plane.config(request.key[0])
-        if config is None or config.cost is None:
-            return  # It cost what it paid.
-        cost = config.cost.of(reply.rows, reply.megapixels)
-        if extra := self.desk.access.settle(self, cost):
-            self.desk.plane.router.charge(request, extra)
-            request.cost = cost
 
     def _count(
         self,

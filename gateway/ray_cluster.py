@@ -22,10 +22,10 @@ SETTINGS: Mapping[str, str] = {
     # Prestarted workers import Serve while Ray comes up: the first replicas start 1 s earlier.
     "RAY_preload_python_modules": "ray.serve._private.replica",
 }
-"""In the environment of every Ray process; a value that is already there stays."""
+"""Environment of every Ray process; a value that is already there stays."""
 
 OBJECT_STORE_BYTES = 256 * 1024 * 1024
-"""No tensor passes through Ray's object store; by default it would claim 30 % of memory."""
+"""Size of Ray's object store, which carries no tensor; by default it claims 30 % of memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,9 @@ def start(address: str | None) -> None:
     """Start a private Ray, or join the cluster at `address`; raises `Unavailable`."""
     if address is None:
         prepare_environment()
-        _ensure_token()
+        by_token = os.environ["RAY_AUTH_MODE"].lower() == "token"
+        if by_token and not any(map(os.environ.get, ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))):
+            own_secret(ray_token_file())  # where Ray would make it, but for this user only
     import ray  # reads the environment on import
 
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "namespace": "serve"}
@@ -80,17 +82,10 @@ def start(address: str | None) -> None:
             ray.init(address=address, **quiet)
     except (ConnectionError, RuntimeError, ValueError) as error:
         doing = "start Ray" if address is None else f"join the Ray cluster at {address}"
-        raise Unavailable(f"cannot {doing}: {_first_line(error)}") from error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise Unavailable(f"cannot {doing}: {reason}") from error
     # Serve would announce an address of its own proxy, which does not run.
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-
-
-def _ensure_token() -> None:
-    """Make Ray's token where Ray would, but readable by this user only."""
-    if os.environ["RAY_AUTH_MODE"].lower() != "token":
-        return
-    if not os.environ.get("RAY_AUTH_TOKEN") and not os.environ.get("RAY_AUTH_TOKEN_PATH"):
-        own_secret(ray_token_file())
 
 
 def deploy(document: Mapping[str, Any]) -> None:
@@ -150,7 +145,3 @@ def stop(private: bool) -> None:
     if private:
         serve.shutdown()
     ray.shutdown()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

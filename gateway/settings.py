@@ -17,12 +17,12 @@ TRACE_SETTINGS: Mapping[str, Any] = {
     "trace_file": "",
     "trace_mode": "triton",
 }
-"""No request is traced into files, so this is what Triton says until it is told to."""
+"""Triton's own defaults: no request is traced into files."""
 _KINDS = {bool: "true or false", int: "a number", str: "a string"}
 
 
 def log_settings(level: int) -> dict[str, Any]:
-    """What is logged from this level of `logging` on; lines go to stderr with ISO times."""
+    """Triton's settings for a level of `logging`; lines go to stderr with ISO times."""
     return {
         "log_file": "",
         "log_info": level <= logging.INFO,
@@ -49,7 +49,7 @@ def check_log_settings(given: Mapping[str, Any], settings: Mapping[str, Any]) ->
 
 
 def check_trace_settings(given: Mapping[str, Any]) -> None:
-    """Raises as `check_log_settings` does; a setting without a value is one to be cleared."""
+    """Raises as `check_log_settings` does; a setting without a value is to be cleared."""
     for name, value in given.items():
         if name not in TRACE_SETTINGS:
             raise _unknown("trace", name, TRACE_SETTINGS)

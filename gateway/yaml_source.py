@@ -14,7 +14,7 @@ from headrace.errors import ConfigError
 KeyPath = tuple[str | int, ...]
 
 MAX_INDEXED = 100_000
-"""Aliases can make a short file unfold without end; beyond this many keys lines are not kept."""
+"""Cap on the keys whose lines are kept: aliases can make a short file unfold without end."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -41,7 +41,7 @@ class ConfigFileError(ConfigError):
 
 @dataclass(frozen=True, slots=True)
 class YamlSource:
-    """A parsed file. `lines` counts from 1; `duplicates` are keys that stand twice."""
+    """A parsed file. `lines` counts from 1; `duplicates` are keys that a mapping has twice."""
 
     file: str
     value: Any
@@ -55,7 +55,6 @@ class YamlSource:
         return self.lines.get(path, 1)
 
     def problem(self, path: KeyPath, message: str) -> Problem:
-        """A mistake at this path."""
         return Problem(self.file, self.line(path), format_path(path), message)
 
 
@@ -83,7 +82,10 @@ def read_source(file: str | Path) -> YamlSource:
             name, loader.construct_document(node), index.lines, tuple(index.duplicates)
         )
     except yaml.YAMLError as error:
-        raise ConfigFileError([_syntax_problem(name, error)]) from None
+        mark = getattr(error, "problem_mark", None)
+        what = getattr(error, "problem", None) or str(error).splitlines()[0]
+        line = mark.line + 1 if mark else 0
+        raise ConfigFileError([Problem(name, line, "", f"not valid YAML: {what}")]) from None
     except RecursionError:
         raise ConfigFileError([Problem(name, 0, "", "the file nests too deeply")]) from None
     except ValueError as error:  # a date such as 2026-99-99
@@ -96,20 +98,14 @@ def _read_text(name: str) -> str:
     try:
         return Path(name).read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ConfigFileError([Problem(name, 0, "", "no such file")]) from None
+        message = "no such file"
     except IsADirectoryError:
-        raise ConfigFileError([Problem(name, 0, "", "is a folder, not a file")]) from None
+        message = "is a folder, not a file"
     except UnicodeDecodeError:
-        raise ConfigFileError([Problem(name, 0, "", "is not UTF-8 text")]) from None
+        message = "is not UTF-8 text"
     except OSError as error:
         message = f"cannot be read: {error.strerror or error}"
-        raise ConfigFileError([Problem(name, 0, "", message)]) from None
-
-
-def _syntax_problem(name: str, error: yaml.YAMLError) -> Problem:
-    mark = getattr(error, "problem_mark", None)
-    what = getattr(error, "problem", None) or str(error).splitlines()[0]
-    return Problem(name, mark.line + 1 if mark else 0, "", f"not valid YAML: {what}")
+    raise ConfigFileError([Problem(name, 0, "", message)])
 
 
 class _Index:

@@ -18,7 +18,7 @@ from tritonclient.utils import InferenceServerException
 
 from gateway.access.audit import AuditLog
 from headrace.access import Access
-from headrace.config.args import Audit, Batching, Limits, ModelConfig
+from headrace.config.args import Audit, Batching, Cost, Limits, ModelConfig
 from headrace.config.tiers import AuthConfig, Queue, Tier
 from headrace.keys import new_key
 from headrace.metrics import REFUSALS, REQUESTS
@@ -41,6 +41,17 @@ def tiers(stranger: Tier = STRICT, **auth: Any) -> Access:
     """These tiers, and Alice's and Bob's keys."""
     keys = {record.id: record for record in (RECORD, NARROW)}
     return Access(1, {"anonymous": stranger, "premium": WIDE}, AuthConfig(**auth), keys)
+
+
+async def test_the_turn_of_a_caller_pays_for_what_its_answer_cost(tmp_path: Path) -> None:
+    config = ModelConfig(cost=Cost(per="rows"))
+    opened = open_house(tmp_path, "a", access=tiers(Tier()), config=config)
+    async with opened as house, client(house) as http:
+        await http.post(PREDICT, json=BODY)
+        queue = house.plane.router._queues["affine", 1].waiting
+        assert queue._debts == {}
+        await http.post(PREDICT, json={"instances": [[1.0, 2.0, 3.0, 4.0]] * 5})
+        assert queue._debts == {"ip:127.0.0.1": 4.0}
 
 
 async def test_a_burst_is_answered_and_the_rest_told_when_to_come_back(tmp_path: Path) -> None:
