@@ -203,3 +203,22 @@ def wait_for_key(url: str, model: str, key: str) -> None:
         if time.monotonic() > limit_s:
             raise BadAnswer(f"{where} answered {answer.status_code} to a new key")
         time.sleep(POLL_S)
+
+
+@contextmanager
+def keys(
+    admin: Admin, url: str, model: str, name: str, tiers: Mapping[str, str]
+) -> Iterator[dict[str, str]]:
+    """A key for each of `tiers`, by the environment variable for it; revoked after the block.
+
+    Raises `BadAnswer`.
+    """
+    made: dict[str, str] = {}
+    try:
+        for variable, tier in tiers.items():
+            made[variable] = admin.make_key(f"{name}-{tier}", tier)
+            wait_for_key(url, model, made[variable])
+        yield made
+    finally:
+        for variable in made:
+            admin.revoke_key(f"{name}-{tiers[variable]}")

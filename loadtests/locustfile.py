@@ -18,35 +18,26 @@ from locust import FastHttpUser, events, task
 from locust.exception import StopUser
 
 from loadtests.messages import (
+    CLASSES,
     DIGITS,
     HIGHEST_PRICE,
     LENGTH_HEADER,
     LOWEST_PRICE,
     Message,
-    Picture,
     WrongAnswer,
     check_classes,
     check_number,
+    check_tagged,
     digit_messages,
-    infer_binary_message,
     load_pictures,
     picture_instance,
     predict_message,
     price_message,
     read_infer,
     read_predictions,
+    tagger_message,
 )
-from loadtests.steps import KEY_VARIABLE, RETRY, SAMPLES, TIERS, retry_after_s, status_error
-
-KEY = "HEADRACE_LOADTEST_KEY"
-"""Environment variable with the API key that every request brings; without it all are strangers."""
-
-CLASSES = 1000
-
-
-def _credential() -> dict[str, str]:
-    key = os.environ.get(KEY)
-    return {"X-API-Key": key} if key else {}
+from loadtests.steps import KEY, KEY_VARIABLE, RETRY, SAMPLES, STATUS, TIERS, retry_after_s
 
 
 class CheckedUser(FastHttpUser):  # type: ignore[misc]
@@ -54,56 +45,72 @@ class CheckedUser(FastHttpUser):  # type: ignore[misc]
 
     abstract = True
     network_timeout = 60.0
+    key = os.environ.get(KEY)
 
-    def send(self, name: str, message: Message, check: Callable[[Any], None]) -> None:
-        """Post one message; `check` raises `WrongAnswer` for a 200 with wrong content."""
+    def send(self, name: str, message: Message, check: Callable[[Any], None]) -> float | None:
+        """Post one message; after how many seconds to come back, if it was refused with a time.
+
+        `check` raises `WrongAnswer` for a 200 with wrong content.
+        """
         with self.client.post(
             message.path,
             data=message.body,
-            headers=message.headers | _credential(),
+            headers=message.headers | ({"X-API-Key": self.key} if self.key else {}),
             name=name,
             catch_response=True,
         ) as response:
-            if response.status_code != 200:
-                response.failure(f"status {response.status_code}: {(response.text or '')[:120]}")
-                return
+            status = response.status_code
+            if status != 200:
+                response.failure(f"{STATUS}{status}: {(response.text or '')[:120]}")
+                return retry_after_s(status, response.headers)
             try:
                 check(response)
             except WrongAnswer as error:
                 response.failure(str(error))
+            return None
 
 
 class TensorFlowServing(CheckedUser):
     """Encoded pictures in JSON to the TensorFlow tagger, as TensorFlow Serving's users send."""
 
     def on_start(self) -> None:
-        self.requests = [(picture, _predict(picture)) for picture in load_pictures()]
+        self.requests = [
+            (
+                picture.expected,
+                predict_message("tagger_tf", [picture_instance(picture.png)], "image_bytes"),
+            )
+            for picture in load_pictures()
+        ]
 
     @task  # type: ignore[untyped-decorator]
     def tag(self) -> None:
-        picture, message = random.choice(self.requests)
-        self.send("tagger_tf :predict (PNG)", message, lambda response: _tagged(response, picture))
+        expected, message = random.choice(self.requests)
+
+        def check(response: Any) -> None:
+            check_classes(read_predictions(response.content, "scores"), expected, CLASSES)
+
+        self.send("tagger_tf :predict (PNG)", message, check)
 
 
 class OpenInference(CheckedUser):
     """Raw pixels with the binary tensor extension to the ONNX tagger, as Triton's users send."""
 
     def on_start(self) -> None:
-        self.requests = [
-            (picture, infer_binary_message("tagger", "images", picture.pixels, "scores"))
-            for picture in load_pictures()
-        ]
+        self.requests = [(picture, tagger_message(picture)) for picture in load_pictures()]
 
     @task  # type: ignore[untyped-decorator]
     def tag(self) -> None:
         picture, message = random.choice(self.requests)
 
         def check(response: Any) -> None:
-            length = response.headers.get(LENGTH_HEADER)
-            scores = read_infer(response.content, length, "scores")
-            check_classes(scores, picture.expected, CLASSES)
+            check_tagged(response.content, response.headers.get(LENGTH_HEADER), picture)
 
         self.send("tagger /infer (raw pixels)", message, check)
+
+
+def check_price(response: Any) -> None:
+    prices = read_infer(response.content, response.headers.get(LENGTH_HEADER), "price")
+    check_number(prices, LOWEST_PRICE, HIGHEST_PRICE)
 
 
 class Light(CheckedUser):
@@ -125,85 +132,46 @@ class Light(CheckedUser):
 
     @task  # type: ignore[untyped-decorator]
     def estimate(self) -> None:
-
-        def check(response: Any) -> None:
-            length = response.headers.get(LENGTH_HEADER)
-            prices = read_infer(response.content, length, "price")
-            check_number(prices, LOWEST_PRICE, HIGHEST_PRICE)
-
-        self.send("price /infer (JSON)", self.price, check)
+        self.send("price /infer (JSON)", self.price, check_price)
 
 
-class Caller(FastHttpUser):  # type: ignore[misc]
+class Caller(CheckedUser):
     """Asks for a price without a pause; waits as long as a refusal says, and asks once more."""
 
     abstract = True
-    network_timeout = 60.0
-    tier = ""
+    tier = TIERS[0]
 
     def on_start(self) -> None:
-        """Read the request, and the tier's key unless strangers need none."""
-        self.message = price_message()
-        self.headers = dict(self.message.headers)
-        variable = KEY_VARIABLE.get(self.tier)
-        if variable is not None:
-            key = os.environ.get(variable)
-            if not key:
-                raise StopUser(f"{variable} is not set")
-            self.headers["X-API-Key"] = key
+        self.price = price_message()
+        variable = KEY_VARIABLE.get(self.tier, "")
+        self.key = os.environ.get(variable)
+        if variable and not self.key:
+            raise StopUser(f"{variable} is not set")
 
     @task  # type: ignore[untyped-decorator]
     def estimate(self) -> None:
-        wait_s = self.send(self.tier)
+        wait_s = self.send(self.tier, self.price, check_price)
         if wait_s is not None:
             gevent.sleep(wait_s)
-            self.send(self.tier + RETRY)
-
-    def send(self, name: str) -> float | None:
-        """Post the request; after how many seconds to come back, if it was refused with a time."""
-        with self.client.post(
-            self.message.path,
-            data=self.message.body,
-            headers=self.headers,
-            name=name,
-            catch_response=True,
-        ) as response:
-            if response.status_code != 200:
-                response.failure(status_error(response.status_code))
-                return retry_after_s(response.status_code, response.headers)
-            try:
-                prices = read_infer(response.content, response.headers.get(LENGTH_HEADER), "price")
-                check_number(prices, LOWEST_PRICE, HIGHEST_PRICE)
-            except WrongAnswer as error:
-                response.failure(str(error))
-            return None
+            self.send(self.tier + RETRY, self.price, check_price)
 
 
 class Anonymous(Caller):
     """Strangers: all from this machine's address, so one caller to the gateway."""
 
-    tier, weight = TIERS[0], 2
+    weight = 2
 
 
 class Standard(Caller):
     """Users of one standard key."""
 
-    tier, weight = TIERS[1], 1
+    tier = TIERS[1]
 
 
 class Premium(Caller):
     """Users of one premium key."""
 
-    tier, weight = TIERS[2], 1
-
-
-def _predict(picture: Picture) -> Message:
-    return predict_message("tagger_tf", [picture_instance(picture.png)], "image_bytes")
-
-
-def _tagged(response: Any, picture: Picture) -> None:
-    scores = read_predictions(response.content, "scores")
-    check_classes(scores, picture.expected, CLASSES)
+    tier = TIERS[2]
 
 
 @events.init.add_listener  # type: ignore[untyped-decorator]

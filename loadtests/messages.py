@@ -170,22 +170,25 @@ class Picture:
     expected: frozenset[int]
 
 
-def cache_folder() -> Path:
-    return Path(os.environ.get(CACHE_VARIABLE, CACHE))
+def cached(*names: str) -> list[Path]:
+    """What `models/build.py` left, by patterns; raises `PicturesMissing` for what is not there."""
+    folder = Path(os.environ.get(CACHE_VARIABLE, CACHE))
+    found = []
+    for name in names:
+        files = sorted(folder.glob(name))
+        if not files:
+            raise PicturesMissing(f"no {folder / name}: build the models first (make models)")
+        found += files
+    return found
 
 
 def load_pictures() -> list[Picture]:
     """The whole pictures, by name; raises `PicturesMissing`."""
-    files = [
-        file
-        for file in sorted((cache_folder() / "pictures").glob("*.png"))
+    return [
+        read_picture(file.stem, file.read_bytes())
+        for file in cached("pictures/*.png")
         if not file.stem.startswith("digit_") and not file.stem.endswith(f"_{SIDE}")
     ]
-    if not files:
-        raise PicturesMissing(
-            f"no pictures in {cache_folder() / 'pictures'}: build them first (make models)"
-        )
-    return [read_picture(file.stem, file.read_bytes()) for file in files]
 
 
 def read_picture(name: str, png: bytes) -> Picture:
@@ -207,21 +210,14 @@ LOWEST_PRICE, HIGHEST_PRICE = 60.0, 160.0
 
 def digit_messages() -> list[tuple[int, Message]]:
     """Each digit with the request that carries its picture; raises `PicturesMissing`."""
-    folder = cache_folder() / "pictures"
-    files = [(digit, folder / f"digit_{digit}.png") for digit in range(DIGITS)]
-    if missing := [file.name for _, file in files if not file.is_file()]:
-        raise PicturesMissing(f"no {missing[0]} in {folder}: build it first (make models)")
-    return [
-        (digit, predict_message("digits", [picture_instance(file.read_bytes())]))
-        for digit, file in files
-    ]
+    files = cached(*(f"pictures/digit_{digit}.png" for digit in range(DIGITS)))
+    pictures = (picture_instance(file.read_bytes()) for file in files)
+    return list(enumerate(predict_message("digits", [picture]) for picture in pictures))
 
 
 def price_message() -> Message:
     """A booking as v2 JSON; raises `PicturesMissing`."""
-    file = cache_folder() / "requests" / "price.json"
-    if not file.is_file():
-        raise PicturesMissing(f"no {file}: build it first (make models)")
+    [file] = cached("requests/price.json")
     json_type = {"Content-Type": "application/json"}
     return Message("/v2/models/price/infer", file.read_bytes(), json_type)
 

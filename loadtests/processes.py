@@ -10,8 +10,8 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -55,7 +55,14 @@ def running(
     try:
         yield process
     finally:
-        _stop(process, stop_s, whole_group)
+        # The group outlives its leader, so it is told even when the leader has gone.
+        with suppress(ProcessLookupError):
+            (os.killpg if whole_group else os.kill)(process.pid, signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=stop_s)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def wait_until(ready: Callable[[], bool], process: subprocess.Popen[bytes], limit_s: float) -> None:
@@ -87,35 +94,12 @@ def free_ports(count: int) -> list[int]:
     raise RuntimeError("no free ports on loopback")
 
 
-def _stop(process: subprocess.Popen[bytes], stop_s: float, whole_group: bool) -> None:
-    # The group outlives its leader, so it is told even when the leader has gone.
-    if whole_group:
-        _signal_group(process.pid, signal.SIGTERM)
-    else:
-        process.terminate()
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(timeout=stop_s)
-    _signal_group(process.pid, signal.SIGKILL)
-    process.wait()
+def process_memory(pid: int) -> Any:
+    """psutil's record of one process; raises `psutil.Error` when it is gone or not ours.
 
-
-def _signal_group(group: int, number: signal.Signals) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(group, number)
-
-
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """Resident bytes, and the same with shared pages divided among those who share them."""
-
-    rss_bytes: int
-    pss_bytes: int
-
-
-def process_memory(pid: int) -> Memory:
-    """The memory of one process; raises `psutil.Error` when it is gone or not ours."""
-    found = psutil.Process(pid).memory_full_info()
-    return Memory(found.rss, found.pss)
+    `rss` are its resident bytes, `pss` divides shared pages among those who share them.
+    """
+    return psutil.Process(pid).memory_full_info()
 
 
 def process_cpu_s(pid: int) -> float:

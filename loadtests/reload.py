@@ -10,7 +10,6 @@ import asyncio
 import math
 import shutil
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +21,7 @@ from loadtests.headrace import copy_models, headrace
 from loadtests.messages import TAGGER, Picture, load_pictures, tagger_message
 from loadtests.plots import COLORS, drawn, failed, level, moment, scatter
 from loadtests.processes import Failed
-from loadtests.report import Report, common_errors, out_option, workplace
+from loadtests.report import Report, common_errors, failure_sentences, out_option, workplace
 from loadtests.samples import percentile
 
 MODELS = {TAGGER: {"runtime": "onnx", "batching": {"max_rows": 8, "max_wait_s": 0.002}}}
@@ -34,65 +33,13 @@ CAPACITY_S = 5.0
 SETTLE_S = 3.0
 SWAP_LIMIT_S = 120.0
 ANSWER_S = 30.0
+WINDOW_S = 0.25
+LIMIT = 2.0
+"""Highest p99 of an undisturbed window, as a multiple of that before."""
 
 
 class NotSwapped(Failed):
     """Raised when the new version never answered."""
-
-
-@click.command(help=__doc__, context_settings={"show_default": True})
-@click.option("--before", default=10.0, help="Seconds of load before the copy.")
-@click.option("--after", default=10.0, help="Seconds of load after the swap.")
-@out_option
-def main(before: float, after: float, out: Path) -> None:
-    report = Report("reload", out)
-    with workplace("reload") as folder:
-        picture = load_pictures()[0]
-        store = copy_models(folder, {TAGGER: TAGGER})
-        with headrace(folder, store, MODELS, SLOTS) as server:
-            swap = asyncio.run(measure(server.url, store, picture, before, after))
-    report.say(*swap_sentences(swap))
-    plot_swap(swap, report.title, report.path(".png"))
-    report.write(swap=swap)
-    report.end()
-
-
-def copy_version(store: Path) -> None:
-    """Put version 2 beside version 1 as one should: under a hidden name first, then at once."""
-    incoming = store / TAGGER / f".{NEW}-incoming"
-    shutil.copytree(store / TAGGER / OLD, incoming)
-    incoming.rename(store / TAGGER / NEW)
-
-
-async def measure(url: str, store: Path, picture: Picture, before_s: float, after_s: float) -> Swap:
-    """Find the capacity, then swap under half of it; raises `BadAnswer`, `NotSwapped`."""
-    message = tagger_message(picture)
-    async with unlimited_client(url, {}, ANSWER_S) as client:
-        ask: Ask = partial(ask_tagger, client, message, picture)
-        await ask()
-        await capacity(url, message, {}, CONCURRENCY, WARM_UP_S)
-        most = await capacity(url, message, {}, CONCURRENCY, CAPACITY_S)
-        async with Arrivals(most / 2, ask) as load:
-            await asyncio.sleep(SETTLE_S)
-            begin_s = load.now_s()
-            await asyncio.sleep(before_s)
-            copy_s = load.now_s()
-            await asyncio.to_thread(copy_version, store)
-            complete_s = load.now_s()
-            try:
-                await load.seen(NEW, SWAP_LIMIT_S)
-            except TimeoutError:
-                raise NotSwapped(
-                    f"version {NEW} did not answer within {SWAP_LIMIT_S:g} s"
-                ) from None
-            await asyncio.sleep(after_s)
-    return Swap(most, most / 2, NEW, begin_s, copy_s, complete_s, tuple(load.answers))
-
-
-WINDOW_S = 0.25
-SECOND_S = 1.0
-LIMIT = 2.0
-"""Highest p99 of an undisturbed window, as a multiple of that before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +72,7 @@ class Swap:
     def over_s(self) -> float:
         """A second after the last request was due that the old version answered."""
         old = [a.planned_s for a in self.answers if a.version not in ("", self.new)]
-        return max(old, default=self.complete_s) + SECOND_S
+        return max(old, default=self.complete_s) + 1.0
 
     @property
     def before_ms(self) -> float:
@@ -134,9 +81,8 @@ class Swap:
     @property
     def during_ms(self) -> float:
         """p99 of the worst second from the copying on, in steps of a quarter."""
-        starts = self._steps(self.copy_s, self.over_s)
-        seconds = (self._p99_ms(start, start + SECOND_S) for start in starts)
-        return max((ms for ms in seconds if not math.isnan(ms)), default=math.nan)
+        found = self._windows(self.over_s, 1.0)
+        return max((ms for ms in found if not math.isnan(ms)), default=math.nan)
 
     @property
     def after_ms(self) -> float:
@@ -146,33 +92,77 @@ class Swap:
     def disturbed_s(self) -> float:
         """Time from the copying on in which windows of 250 ms had a p99 above double."""
         end_s = max((answer.planned_s for answer in self.answers), default=0.0)
-        windows = (
-            self._p99_ms(start, start + WINDOW_S) for start in self._steps(self.copy_s, end_s)
-        )
-        return WINDOW_S * sum(1 for ms in windows if ms > LIMIT * self.before_ms)
+        return WINDOW_S * sum(ms > LIMIT * self.before_ms for ms in self._windows(end_s, WINDOW_S))
 
     def _p99_ms(self, start_s: float, end_s: float) -> float:
         inside = (a.latency_ms for a in self.answers if start_s <= a.planned_s < end_s)
         return percentile(inside, 0.99)
 
-    def _steps(self, start_s: float, end_s: float) -> Iterator[float]:
-        count = max(math.ceil((end_s - start_s) / WINDOW_S), 0)
-        return (start_s + number * WINDOW_S for number in range(count))
+    def _windows(self, end_s: float, length_s: float) -> list[float]:
+        """p99 of windows that begin every 250 ms from the copying on."""
+        count = max(math.ceil((end_s - self.copy_s) / WINDOW_S), 0)
+        starts = [self.copy_s + number * WINDOW_S for number in range(count)]
+        return [self._p99_ms(start_s, start_s + length_s) for start_s in starts]
+
+    def sentences(self) -> list[str]:
+        return [
+            f"{self.rate:.1f} requests/s, half of {self.capacity:.1f}; "
+            f"{len(self.answers)} requests, {self.failures.total()} failed.",
+            f"Version {self.new} answered {self.first_new_s - self.complete_s:.1f} s after its "
+            "folder was complete.",
+            f"p99 before {self.before_ms:.1f} ms, in the worst second {self.during_ms:.1f} ms, "
+            f"after {self.after_ms:.1f} ms.",
+            f"p99 was above double of before for {self.disturbed_s:.2f} s "
+            f"(windows of {WINDOW_S * 1000:.0f} ms; goal: at most 1 s).",
+            *failure_sentences(self.failures),
+        ]
 
 
-def swap_sentences(swap: Swap) -> list[str]:
-    failed = swap.failures
-    took_s = swap.first_new_s - swap.complete_s
-    lines = [
-        f"{swap.rate:.1f} requests/s, half of {swap.capacity:.1f}; "
-        f"{len(swap.answers)} requests, {failed.total()} failed.",
-        f"Version {swap.new} answered {took_s:.1f} s after its folder was complete.",
-        f"p99 before {swap.before_ms:.1f} ms, in the worst second {swap.during_ms:.1f} ms, "
-        f"after {swap.after_ms:.1f} ms.",
-        f"p99 was above double of before for {swap.disturbed_s:.2f} s "
-        f"(windows of {WINDOW_S * 1000:.0f} ms; goal: at most 1 s).",
-    ]
-    return lines + [f"failed {count} times: {error}" for error, count in failed.most_common(5)]
+@click.command(help=__doc__, context_settings={"show_default": True})
+@click.option("--before", default=10.0, help="Seconds of load before the copy.")
+@click.option("--after", default=10.0, help="Seconds of load after the swap.")
+@out_option
+def main(before: float, after: float, out: Path) -> None:
+    report = Report("reload", out)
+    with workplace("reload") as folder:
+        picture = load_pictures()[0]
+        store = copy_models(folder, {TAGGER: TAGGER})
+        with headrace(folder, store, MODELS, SLOTS) as server:
+            swap = asyncio.run(measure(server.url, store, picture, before, after))
+    report.say(*swap.sentences())
+    plot_swap(swap, report.title, report.path(".png"))
+    report.write(swap=swap)
+    report.end()
+
+
+def copy_version(store: Path) -> None:
+    """Put version 2 beside version 1 as one should: under a hidden name first, then at once."""
+    incoming = store / TAGGER / f".{NEW}-incoming"
+    shutil.copytree(store / TAGGER / OLD, incoming)
+    incoming.rename(store / TAGGER / NEW)
+
+
+async def measure(url: str, store: Path, picture: Picture, before_s: float, after_s: float) -> Swap:
+    """Find the capacity, then swap under half of it; raises `BadAnswer`, `NotSwapped`."""
+    message = tagger_message(picture)
+    async with unlimited_client(url, {}, ANSWER_S) as client:
+        ask: Ask = partial(ask_tagger, client, message, picture)
+        await ask()
+        await capacity(url, message, {}, CONCURRENCY, WARM_UP_S)
+        most = await capacity(url, message, {}, CONCURRENCY, CAPACITY_S)
+        async with Arrivals(most / 2, ask) as load:
+            await asyncio.sleep(SETTLE_S)
+            begin_s = load.now_s()
+            await asyncio.sleep(before_s)
+            copy_s = load.now_s()
+            await asyncio.to_thread(copy_version, store)
+            complete_s = load.now_s()
+            try:
+                await load.seen(NEW, SWAP_LIMIT_S)
+            except TimeoutError:
+                raise NotSwapped(f"no answer of version {NEW} in {SWAP_LIMIT_S:g} s") from None
+            await asyncio.sleep(after_s)
+    return Swap(most, most / 2, NEW, begin_s, copy_s, complete_s, tuple(load.answers))
 
 
 def plot_swap(swap: Swap, title: str, path: Path) -> None:

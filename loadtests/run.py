@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import ipaddress
+import itertools
 import os
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import datetime
+from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -18,11 +16,11 @@ import httpx
 from command.instance import find_instance
 from headrace.errors import HeadraceError
 from headrace.secrets import admin_token
-from loadtests.headrace import Admin, BadAnswer
+from loadtests.headrace import Admin, BadAnswer, keys
 from loadtests.messages import PicturesMissing, digit_messages, load_pictures, price_message
-from loadtests.page import Page, step_table, write_page
-from loadtests.report import describe_machine, out_option, terminal
-from loadtests.steps import KINDS, Step, StepFailed, run_step
+from loadtests.page import step_table, write_page
+from loadtests.report import Report, out_option
+from loadtests.steps import KEY, KINDS, Step, StepFailed, measured_seconds, run_locust
 
 READY_MODELS = {
     "TensorFlowServing": ("tagger_tf",),
@@ -30,10 +28,7 @@ READY_MODELS = {
     "Light": ("digits", "price"),
 }
 ANSWER_WITHIN_S = 5.0
-KEY = "HEADRACE_LOADTEST_KEY"
 UNLIMITED_TIER = "admin"
-KEY_KNOWN_S = 1.0
-"""Time until all gateways know a new key."""
 
 
 class Refused(click.ClickException):
@@ -52,56 +47,55 @@ class Refused(click.ClickException):
 def main(
     host: str, users: str, seconds: float, kinds: tuple[str, ...], out: Path, allow_remote: bool
 ) -> None:
-    console = terminal()
+    report = Report("loadtest", out, packages=("locust",))
+    console = report.console
     counts = parse_users(users)
     kinds = kinds or tuple(KINDS)
     host = check_host(host, allow_remote)
     check_system(host, kinds)
-    now = datetime.now().astimezone()
-    folder = out / now.strftime("%Y%m%d-%H%M%S")
+    folder = out / f"{report.when:%Y%m%d-%H%M%S}"
     raw = folder / "raw"
     raw.mkdir(parents=True)
     steps: list[Step] = []
-    with credential(f"loadtest-{now:%Y%m%d-%H%M%S}"):
-        for kind in kinds:
-            for count in counts:
-                with console.status(f"{KINDS[kind]}: {count} user(s) for {seconds:g} s"):
-                    try:
-                        steps.append(run_step(kind, count, seconds, host, raw))
-                    except StepFailed as error:
-                        raise Refused(str(error)) from error
-                console.print(_line(steps[-1]), soft_wrap=True)
-    machine = describe_machine(("headrace", "locust", "ray", "onnxruntime"))
-    write_page(Page(host, now, machine, tuple(steps)), folder)
+    with ExitStack() as stack:
+        settings = credential(stack, host, READY_MODELS[kinds[0]][0], f"loadtest-{folder.name}")
+        for kind, count in itertools.product(kinds, counts):
+            prefix = raw / f"{kind}-{count}"
+            words = [kind, "--csv", str(prefix), "--csv-full-history"]
+            with console.status(f"{KINDS[kind]}: {count} user(s) for {seconds:g} s"):
+                try:
+                    samples = run_locust(words, count, seconds, host, prefix, settings)
+                except StepFailed as error:
+                    raise Refused(str(error)) from error
+            step = Step(kind, count, measured_seconds(samples, seconds), samples)
+            steps.append(step)
+            found = step.percentiles_ms
+            console.print(
+                f"{step.label}: {count} user(s), {step.per_second:,.0f} requests/s, "
+                f"p50 {found['p50']:.1f} ms, p99 {found['p99']:.1f} ms, {step.failures} failed",
+                soft_wrap=True,
+            )
+    write_page(report, host, steps, folder)
     console.print(step_table(steps).rich())
     console.print(f"report: {folder / 'report.html'}", soft_wrap=True)
     if any(step.errors or not step.samples for step in steps):
         sys.exit(2)
 
 
-@contextmanager
-def credential(name: str) -> Iterator[None]:
-    """A key without limits for locust, unless the environment has one already.
+def credential(stack: ExitStack, host: str, model: str, name: str) -> dict[str, str]:
+    """A key without limits for locust, by its variable, unless the environment has one already.
 
     Where no admin listener can be asked for it, the users are strangers, and are limited as such.
     """
     if os.environ.get(KEY):
-        yield
-        return
+        return {}
     try:
         instance = find_instance(None, None)
         desk = Admin(f"http://{instance.admin}", admin_token(instance.token))
-        os.environ[KEY] = desk.make_key(name, UNLIMITED_TIER)
+        return stack.enter_context(keys(desk, host, model, name, {KEY: UNLIMITED_TIER}))
     except (BadAnswer, HeadraceError) as error:
         click.echo(f"without a key, so the limits of strangers hold: {error}", err=True)
-        yield
-        return
-    try:
-        time.sleep(KEY_KNOWN_S)
-        yield
-    finally:
-        del os.environ[KEY]
-        desk.revoke_key(name)
+        return {}
 
 
 def parse_users(text: str) -> list[int]:
@@ -152,14 +146,6 @@ def check_system(host: str, kinds: tuple[str, ...]) -> None:
                 raise Refused(f"no system answers at {host}: start it with `make serve`") from error
             if status != 200:
                 raise Refused(f"model {model} is not ready at {host} (status {status})")
-
-
-def _line(step: Step) -> str:
-    found = step.summary
-    return (
-        f"{step.label}: {step.users} user(s), {found.per_second:,.0f} requests/s, "
-        f"p50 {found.p50_ms:.1f} ms, p99 {found.p99_ms:.1f} ms, {found.failures} failed"
-    )
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from loadtests.processes import ROOT, Failed
 from loadtests.report import LOG_LINES, common_errors
-from loadtests.samples import Sample, Summary, summarize
+from loadtests.samples import percentile, ratio
 
 LOCUSTFILE = Path(__file__).resolve().parent / "locustfile.py"
 KINDS: dict[str, str] = {
@@ -22,6 +23,9 @@ KINDS: dict[str, str] = {
     "Light": "digits and price",
 }
 """Names of the locust user classes for people."""
+
+KEY = "HEADRACE_LOADTEST_KEY"
+"""Environment variable with the API key that every request brings; without it all are strangers."""
 
 TIERS = ("anonymous", "standard", "premium")
 KEY_VARIABLE = {tier: f"HEADRACE_KEY_{tier.upper()}" for tier in TIERS[1:]}
@@ -32,6 +36,7 @@ RETRY = " retry"
 
 REFUSED = (429, 503)
 STATUS = "status "
+"""Beginning of what the locust file says of an answer that is not 200: its status follows."""
 
 SAMPLES = "HEADRACE_LOADTEST_SAMPLES"
 """Environment variable that names the CSV file for one row per request."""
@@ -45,8 +50,22 @@ class StepFailed(Failed):
 
 
 @dataclass(frozen=True, slots=True)
+class Sample:
+    """One finished request: when it started (epoch seconds), how long it took, what was wrong."""
+
+    started_s: float
+    latency_ms: float
+    name: str
+    error: str = ""
+
+    @property
+    def ended_s(self) -> float:
+        return self.started_s + self.latency_ms / 1000
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
-    """What `users` users of one kind saw in `seconds`; `first_s` is the first request's epoch."""
+    """What `users` users of one kind saw in `seconds`; latencies count wrong answers too."""
 
     kind: str
     users: int
@@ -59,16 +78,31 @@ class Step:
 
     @property
     def first_s(self) -> float:
-        """When the first request started; 0 if none did."""
+        """When the first request started (epoch seconds); 0 if none did."""
         return min((sample.started_s for sample in self.samples), default=0.0)
 
     @property
-    def summary(self) -> Summary:
-        return summarize(self.samples, self.seconds)
+    def requests(self) -> int:
+        return len(self.samples)
+
+    @property
+    def per_second(self) -> float:
+        return ratio(self.requests, self.seconds)
 
     @property
     def errors(self) -> Counter[str]:
         return common_errors(sample.error for sample in self.samples)
+
+    @property
+    def failures(self) -> int:
+        return self.errors.total()
+
+    @property
+    def percentiles_ms(self) -> dict[str, float]:
+        """p50, p90, p99 and the maximum by name; NaN without a request."""
+        latencies = [sample.latency_ms for sample in self.samples]
+        found = {f"p{part}": percentile(latencies, part / 100) for part in (50, 90, 99)}
+        return found | {"max": max(latencies, default=math.nan)}
 
 
 def read_samples(lines: Iterable[str]) -> tuple[Sample, ...]:
@@ -84,18 +118,10 @@ def measured_seconds(samples: Iterable[Sample], planned_s: float) -> float:
 
     A step whose last answers are slow must not look faster than it was.
     """
-    spans = [(sample.started_s, sample.started_s + sample.latency_ms / 1000) for sample in samples]
+    spans = [(sample.started_s, sample.ended_s) for sample in samples]
     if not spans:
         return planned_s
     return max(planned_s, max(end for _, end in spans) - min(start for start, _ in spans))
-
-
-def run_step(kind: str, users: int, seconds: float, host: str, raw: Path) -> Step:
-    """Run locust for one step; its own CSV files and our samples go to the folder `raw`."""
-    prefix = raw / f"{kind}-{users}"
-    words = ["-f", str(LOCUSTFILE), kind, "--csv", str(prefix), "--csv-full-history"]
-    samples = run_locust(words, users, seconds, host, prefix, {})
-    return Step(kind, users, measured_seconds(samples, seconds), samples)
 
 
 def run_locust(
@@ -137,7 +163,7 @@ def run_locust(
 def locust_command(words: Iterable[str], users: int, seconds: float, host: str) -> list[str]:
     """No web page, and status 0 with failures."""
     return [
-        *(sys.executable, "-m", "locust", *words),
+        *(sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), *words),
         *("--headless", "--host", host, "--users", str(users), "--spawn-rate", str(users)),
         *("--run-time", f"{seconds:g}s", "--stop-timeout", "5", "--exit-code-on-error", "0"),
         "--only-summary",
@@ -151,11 +177,6 @@ def status_of(error: str) -> int:
     # Locust writes a failure as CatchResponseError('status 429').
     _, found, rest = error.partition(STATUS)
     return int(rest[:3]) if found and rest[:3].isdigit() else 0
-
-
-def status_error(status: int) -> str:
-    """What the locust file says of an answer that is not 200: `status_of` reads it."""
-    return f"{STATUS}{status}"
 
 
 def retry_after_s(status: int, headers: Mapping[str, str] | None) -> float | None:

@@ -10,20 +10,20 @@ from pathlib import Path
 import click
 
 from loadtests.bench.generators import require_tool
-from loadtests.bench.outcome import Outcome, markdown, medians, sentences, tables, update_block
+from loadtests.bench.outcome import Outcome, grpc_rows, http_rows, update_block
 from loadtests.bench.races import GRPC, HTTP, Schedule, direct_calls, grpc_race, http_race
 from loadtests.bench.servers import (
     EMPTY,
     HEADRACE,
     MOSEC,
     PYTRITON,
+    Site,
     install_mosec,
     install_pytriton,
-    make_site,
     measure_startup,
 )
 from loadtests.processes import ROOT
-from loadtests.report import Report, describe_machine, out_option, workplace
+from loadtests.report import Report, figures, out_option, workplace
 
 
 @click.command(help=__doc__, context_settings={"show_default": True})
@@ -57,44 +57,38 @@ def main(
     out: Path,
     document: Path | None,
 ) -> None:
-    schedule = Schedule(rounds, warm_up, seconds)
     over_http = [each for each in HTTP if protocol != "grpc" and only in (None, each.name)]
     over_grpc = [name for name in GRPC if protocol != "http" and only in (None, name)]
-    report = Report("bench", out)
-    tell = report.console.print
+    command = f"python -m loadtests.bench --rounds {rounds} --seconds {seconds}"
+    command += "" if protocol == "both" else f" --protocol {protocol}"
+    command += " --startup" if startup else ""
+    report = Report("bench", out, packages=("numpy", "grpcio"))
     with workplace("bench") as folder:
         prepare({each.name for each in over_http}, set(over_grpc))
-        site = make_site(folder)
-        measured, memory = http_race(over_http, site, schedule, tell)
-        measured_grpc = grpc_race(over_grpc, site, schedule, tell)
+        site = Site.made(folder)
+        schedule = Schedule(rounds, warm_up, seconds, report.console.print)
+        measured, memory = http_race(over_http, site, schedule)
+        measured_grpc = grpc_race(over_grpc, site, schedule)
         # The peers' codecs are not known here.
-        bodies = [*site.bodies] if HEADRACE in {each.name for each in over_http} else []
+        bodies = [*site.bodies] if memory else []
         bodies += [site.grpc] if HEADRACE in over_grpc else []
         demo = ROOT / "examples" / "demo.yaml"
         outcome = Outcome(
-            when=report.when,
-            machine=describe_machine(("headrace", "ray", "onnxruntime", "numpy", "grpcio")),
-            command=command_line(schedule, protocol, startup),
-            rows=medians(measured),
-            grpc=medians(measured_grpc),
-            direct=tuple(direct_calls(site, bodies)),
+            command,
+            rows=http_rows(measured),
+            grpc=grpc_rows(measured_grpc),
+            direct=direct_calls(site, bodies),
             memory=memory,
             startup=measure_startup(demo, folder / "headrace.log") if startup else {},
         )
-    for table in tables(outcome):
+    for table in outcome.tables():
         report.show(table)
-    report.say(*sentences(outcome))
-    report.write(**outcome.document())
+    report.say(*outcome.sentences())
+    report.write(**figures(outcome, "command", "rows", "grpc", "direct", "memory", "startup"))
     if document is not None:
-        update_block(document, markdown(outcome))
+        where = f"{report.machine.line()}, {report.when:%Y-%m-%d}"
+        update_block(document, outcome.markdown(where))
     report.end()
-
-
-def command_line(schedule: Schedule, protocol: str, startup: bool) -> str:
-    """What to type for the same measurement."""
-    command = f"python -m loadtests.bench --rounds {schedule.rounds} --seconds {schedule.seconds}"
-    over = "" if protocol == "both" else f" --protocol {protocol}"
-    return command + over + (" --startup" if startup else "")
 
 
 def prepare(over_http: set[str], over_grpc: set[str]) -> None:

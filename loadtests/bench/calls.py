@@ -13,8 +13,7 @@ import sys
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -74,16 +73,11 @@ class Calls:
         return [function for function, count in self.counts.items() if count >= least]
 
     @property
-    def by_module(self) -> dict[str, float]:
+    def by_module(self) -> Counter[str]:
         found: Counter[str] = Counter()
         for (module, _), count in self.counts.items():
             found[module] += count
-        return {module: count / self.requests for module, count in found.items()}
-
-    def cells(self) -> list[str]:
-        modules = len({module for module, _ in self.passed})
-        row = (self.form, self.in_flight, f"{self.total:.1f}", len(self.passed), modules)
-        return [str(cell) for cell in row]
+        return found
 
 
 class Profile:
@@ -100,46 +94,26 @@ class Profile:
             if code.co_filename.startswith(PACKAGES):
                 self.counts[code.co_filename.removeprefix(f"{ROOT}/"), code.co_qualname] += 1
 
-    @contextmanager
-    def installed(self) -> Iterator[None]:
-        """Hook this thread and those that start while the block lasts."""
-        threading.setprofile(self)
-        sys.setprofile(self)
-        try:
-            yield
-        finally:
-            sys.setprofile(None)
-            threading.setprofile(None)
-
 
 async def send(house: House, body: Body, requests: int, in_flight: int) -> None:
     """Send predictions, `in_flight` at any time; raises `RuntimeError` for a failure."""
     content = body.file.read_bytes()
     if body.protocol == V2_GRPC:
-        await _send_grpc(house.grpc.address, body.path, unframed(content), requests, in_flight)
+        numbers, message = iter(range(requests)), unframed(content)
+        async with grpc.aio.insecure_channel(house.grpc.address) as channel:
+            method = channel.unary_unary(body.path)
+
+            async def caller() -> None:
+                for _ in numbers:
+                    await method(message)
+
+            await asyncio.gather(*(caller() for _ in range(in_flight)))
         return
-    message = Message(body.path, content, dict(body.headers))
-    head = request_head(message, house.http.address, {})
+    head = request_head(Message(body.path, content, dict(body.headers)), house.http.address, {})
     course = Course(itertools.repeat(head, requests), content)
     await course.run(house.url, in_flight)
     if any(course.failed):
         raise RuntimeError(f"{sum(course.failed)} of {requests} requests failed")
-
-
-async def _send_grpc(
-    address: str, path: str, message: bytes, requests: int, in_flight: int
-) -> None:
-    numbers = iter(range(requests))
-    async with grpc.aio.insecure_channel(address) as channel:
-        method = channel.unary_unary(path)
-
-        async def caller() -> None:
-            for _ in numbers:
-                await method(message)
-
-        async with asyncio.TaskGroup() as group:
-            for _ in range(in_flight):
-                group.create_task(caller())
 
 
 async def count_calls(
@@ -149,35 +123,40 @@ async def count_calls(
     write_store(folder / "store")
     bodies = [*write_bodies(folder), write_grpc_body(folder)]
     profile, found = Profile(), []
-    with profile.installed():
-        house = House(folder / "store", folder)
+    house = House(folder / "store", folder)
+    # Hooks this thread and those that start from now on.
+    threading.setprofile(profile)
+    sys.setprofile(profile)
+    try:
         await house.start()
-        try:
-            await house.add_slot("slot")
-            await house.place("slot", NAME, 1, ModelConfig(batching=Batching(max_rows=64)))
-            for body in (each for each in bodies if each.label in forms):
-                for in_flight in in_flights:
-                    await send(house, body, WARM_UP * in_flight, in_flight)
-                    profile.counts, profile.counting = Counter(), True
-                    await send(house, body, requests, in_flight)
-                    profile.counting = False
-                    found.append(Calls(body.label, in_flight, requests, profile.counts))
-        finally:
-            await house.stop()
+        await house.add_slot("slot")
+        await house.place("slot", NAME, 1, ModelConfig(batching=Batching(max_rows=64)))
+        for body in (each for each in bodies if each.label in forms):
+            for in_flight in in_flights:
+                await send(house, body, WARM_UP * in_flight, in_flight)
+                profile.counts, profile.counting = Counter(), True
+                await send(house, body, requests, in_flight)
+                profile.counting = False
+                found.append(Calls(body.label, in_flight, requests, profile.counts))
+    finally:
+        sys.setprofile(None)
+        threading.setprofile(None)
+        await house.stop()
     return found
 
 
-def module_table(found: Sequence[Calls], rows: int) -> Table:
+def module_table(found: Sequence[Calls]) -> Table:
     """Calls of a prediction by module, those with most first."""
-    by_module = [each.by_module for each in found]
+    columns = [(each.by_module, each.requests) for each in found]
     totals: Counter[str] = Counter()
-    for each in by_module:
-        totals.update(each)
+    for counts, _ in columns:
+        totals.update(counts)
     heads = ["module", *(f"{each.form}, {each.in_flight}" for each in found)]
+    least = SHOWN * max(requests for _, requests in columns)
     cells = [
-        [module, *(f"{each.get(module, 0):.1f}" for each in by_module)]
-        for module, total in totals.most_common(rows)
-        if total >= SHOWN
+        [module, *(f"{counts[module] / requests:.1f}" for counts, requests in columns)]
+        for module, total in totals.most_common()
+        if total >= least
     ]
     return Table("Calls of a prediction by module and in flight", heads, cells)
 
@@ -186,25 +165,18 @@ def module_table(found: Sequence[Calls], rows: int) -> Table:
 @click.option("--requests", default=3200, help="Predictions of each kind.")
 @click.option("--in-flight", multiple=True, default=(1, 64))
 @click.option("--form", multiple=True, default=FORMS, type=click.Choice(FORMS))
-@click.option("--modules", default=50, help="Modules to show.")
-@click.option("--functions", default=0, help="Functions to show of each kind.")
-def main(
-    requests: int,
-    in_flight: tuple[int, ...],
-    form: tuple[str, ...],
-    modules: int,
-    functions: int,
-) -> None:
-    console = terminal()
+def main(requests: int, in_flight: tuple[int, ...], form: tuple[str, ...]) -> None:
     with tempfile.TemporaryDirectory(prefix="calls-") as folder:
         found = uvloop.run(count_calls(Path(folder), form, in_flight, requests))
+    rows = []
+    for each in found:
+        modules = {module for module, _ in each.passed}
+        row = (each.form, each.in_flight, f"{each.total:.1f}", len(each.passed), len(modules))
+        rows.append([str(cell) for cell in row])
     heads = ("form", "in flight", "calls", "functions", "modules")
-    console.print(Table("One prediction", heads, [each.cells() for each in found]).rich())
-    console.print(module_table(found, modules).rich())
-    for each in found if functions else ():
-        console.print(f"{each.form}, {each.in_flight} in flight:")
-        for (module, name), count in each.counts.most_common(functions):
-            console.print(f"  {count / requests:6.2f}  {name}  ({module})", highlight=False)
+    console = terminal()
+    console.print(Table("One prediction", heads, rows).rich())
+    console.print(module_table(found).rich())
 
 
 if __name__ == "__main__":

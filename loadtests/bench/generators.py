@@ -50,11 +50,15 @@ class ToolFailed(Failed):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What to post where: a URL, the file with the body, and headers."""
+    """What to post where: a URL, the file with the body, and headers.
+
+    Over gRPC the body is one framed message, and `answer_bytes` the size of a right answer.
+    """
 
     url: str
     body: Path
-    headers: tuple[tuple[str, str], ...]
+    headers: tuple[tuple[str, str], ...] = ()
+    answer_bytes: int = 0
 
     @classmethod
     def of(cls, body: Body, base: str) -> Target:
@@ -62,33 +66,19 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
-class GrpcTarget:
-    """A method of a server, the file with one framed message, and the size of a right answer."""
-
-    url: str
-    body: Path
-    answer_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
 class Result:
-    """One run of a load generator: `connections` with `streams` requests in flight on each.
+    """One run of a load generator, with as many requests in flight all the time.
 
     `errors` counts broken requests, answers of 400 and above, and those without the content of a
     right one.
     """
 
-    connections: int
-    streams: int
+    in_flight: int
     requests: int
     per_second: float
     p50_ms: float
     p99_ms: float
     errors: int
-
-    @property
-    def in_flight(self) -> int:
-        return self.connections * self.streams
 
 
 def require_tool(name: str) -> str:
@@ -131,7 +121,6 @@ def parse_wrk(output: str, connections: int) -> Result:
         found = orjson.loads(lines[-1].removeprefix(WRK_PREFIX))
         return Result(
             connections,
-            1,
             int(found["requests"]),
             found["requests"] / found["duration_us"] * 1e6,
             found["p50_us"] / 1000,
@@ -142,7 +131,7 @@ def parse_wrk(output: str, connections: int) -> Result:
         raise ToolFailed(f"the result line of wrk cannot be read: {error!r}") from error
 
 
-def run_h2load(target: GrpcTarget, connections: int, streams: int, seconds: int) -> Result:
+def run_h2load(target: Target, connections: int, streams: int, seconds: int) -> Result:
     """Keep `connections` times `streams` calls in flight for `seconds` from one thread."""
     with tempfile.TemporaryDirectory(prefix="h2load-") as folder:
         log = Path(folder) / "requests.tsv"
@@ -154,7 +143,7 @@ def run_h2load(target: GrpcTarget, connections: int, streams: int, seconds: int)
         output = _run(command, seconds, {})
         with log.open(encoding="ascii") as lines:
             latencies_ms = read_latencies(lines)
-    return parse_h2load(output, latencies_ms, target.answer_bytes, connections, streams)
+    return parse_h2load(output, latencies_ms, target.answer_bytes, connections * streams)
 
 
 def read_latencies(lines: Iterable[str]) -> list[float]:
@@ -164,7 +153,7 @@ def read_latencies(lines: Iterable[str]) -> list[float]:
 
 
 def parse_h2load(
-    output: str, latencies_ms: list[float], answer_bytes: int, connections: int, streams: int
+    output: str, latencies_ms: list[float], answer_bytes: int, in_flight: int
 ) -> Result:
     """The figures that h2load printed; raises `ToolFailed` if there are none.
 
@@ -178,65 +167,49 @@ def parse_h2load(
     requests, failed = int(found["done"]), int(found["failed"])
     right = int(found["data_bytes"]) // answer_bytes
     errors = failed + max(requests - failed - right, 0)
-    return _result(connections, streams, requests, found["per_second"], latencies_ms, errors)
-
-
-def _result(
-    connections: int,
-    streams: int,
-    requests: int,
-    per_second: float,
-    latencies_ms: list[float],
-    errors: int,
-) -> Result:
     p50_ms, p99_ms = (percentile(latencies_ms, part) for part in (0.5, 0.99))
-    return Result(connections, streams, requests, per_second, p50_ms, p99_ms, errors)
+    return Result(in_flight, requests, found["per_second"], p50_ms, p99_ms, errors)
 
 
-def run_grpcio(target: GrpcTarget, connections: int, streams: int, seconds: int) -> Result:
+def run_grpcio(target: Target, connections: int, streams: int, seconds: float) -> Result:
     """Keep `connections` times `streams` calls in flight for `seconds` from one loop."""
-    result: Result = uvloop.run(_GrpcLoad(target, seconds).run(connections, streams))
+    result: Result = uvloop.run(_run_grpcio(target, connections, streams, seconds))
     return result
 
 
-class _GrpcLoad:
-    def __init__(self, target: GrpcTarget, seconds: float) -> None:
-        where = urlsplit(target.url)
-        self._address, self._method = where.netloc, where.path
-        self._message = unframed(target.body.read_bytes())
-        self._answer_bytes = target.answer_bytes - FRAME.size
-        self._seconds = seconds
-        self._latencies_ms: list[float] = []
-        self._errors = 0
+async def _run_grpcio(target: Target, connections: int, streams: int, seconds: float) -> Result:
+    where = urlsplit(target.url)
+    message = unframed(target.body.read_bytes())
+    latencies_ms: list[float] = []
+    errors = 0
 
-    async def run(self, connections: int, streams: int) -> Result:
-        channels = [
-            grpc.aio.insecure_channel(self._address, options=OWN_CONNECTION)
-            for _ in range(connections)
-        ]
-        try:
-            await asyncio.gather(*(channel.channel_ready() for channel in channels))
-            began_s = time.perf_counter()
-            async with asyncio.TaskGroup() as group:
-                for channel in channels:
-                    method = channel.unary_unary(self._method)
-                    for _ in range(streams):
-                        group.create_task(self._call(method, began_s + self._seconds))
-            took_s = time.perf_counter() - began_s
-        finally:
-            await asyncio.gather(*(channel.close() for channel in channels))
-        right, errors = len(self._latencies_ms), self._errors
-        rate = right / took_s
-        return _result(connections, streams, right + errors, rate, self._latencies_ms, errors)
-
-    async def _call(self, method: Any, end_s: float) -> None:
+    async def caller(method: Any, end_s: float) -> None:
+        nonlocal errors
         while (sent_s := time.perf_counter()) < end_s:
             try:
-                answer = await method(self._message, timeout=CALL_S)
+                answer = await method(message, timeout=CALL_S)
             except grpc.RpcError:
-                self._errors += 1
+                errors += 1
                 continue
-            if len(answer) == self._answer_bytes:
-                self._latencies_ms.append((time.perf_counter() - sent_s) * 1000)
+            if len(answer) + FRAME.size == target.answer_bytes:
+                latencies_ms.append((time.perf_counter() - sent_s) * 1000)
             else:
-                self._errors += 1
+                errors += 1
+
+    channels = [
+        grpc.aio.insecure_channel(where.netloc, options=OWN_CONNECTION) for _ in range(connections)
+    ]
+    try:
+        await asyncio.gather(*(channel.channel_ready() for channel in channels))
+        began_s = time.perf_counter()
+        async with asyncio.TaskGroup() as group:
+            for channel in channels:
+                method = channel.unary_unary(where.path)
+                for _ in range(streams):
+                    group.create_task(caller(method, began_s + seconds))
+        rate = len(latencies_ms) / (time.perf_counter() - began_s)
+    finally:
+        await asyncio.gather(*(channel.close() for channel in channels))
+    p50_ms, p99_ms = (percentile(latencies_ms, part) for part in (0.5, 0.99))
+    requests = len(latencies_ms) + errors
+    return Result(connections * streams, requests, rate, p50_ms, p99_ms, errors)

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import json
 import random
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ import uvloop
 from onnx import TensorProto, helper
 from tritonclient.grpc import service_pb2
 
-from loadtests.bench.mlp import INFER, ask, write_version
+from loadtests.bench.mlp import INFER, ask, infer_message, write_version
 from loadtests.headrace import ANSWER_S, headrace
 
 STREAM_INFER = "/inference.GRPCInferenceService/ModelStreamInfer"
@@ -63,7 +62,13 @@ class Tally:
 
     @property
     def failed(self) -> int:
-        return sum(self.lost.values())
+        return self.lost.total()
+
+    def count(self, answer: bytes, question: Question) -> None:
+        if len(answer) == question.answer_bytes:
+            self.answered += 1
+        else:
+            self.lost[f"{len(answer)} bytes, not {question.answer_bytes}"] += 1
 
     def line(self, what: str) -> str:
         done = self.answered + self.expired + self.cancelled + self.failed
@@ -78,110 +83,82 @@ class Tally:
 async def watched_channel(address: str, tally: Tally) -> AsyncIterator[Any]:
     """One channel that is connected, with one connection as long as the server keeps it."""
     async with grpc.aio.insecure_channel(address) as channel:
+
+        async def watch() -> None:
+            state = grpc.ChannelConnectivity.READY
+            while True:
+                await channel.wait_for_state_change(state)
+                state = channel.get_state()
+                tally.reconnected += state is not grpc.ChannelConnectivity.READY
+
         await channel.channel_ready()
-        watch = asyncio.create_task(_watch(channel, tally))
+        watching = asyncio.create_task(watch())
+        began_s = time.monotonic()
         try:
             yield channel
         finally:
-            watch.cancel()
-
-
-async def _watch(channel: Any, tally: Tally) -> None:
-    state = grpc.ChannelConnectivity.READY
-    while True:
-        await channel.wait_for_state_change(state)
-        state = channel.get_state()
-        tally.reconnected += state is not grpc.ChannelConnectivity.READY
+            tally.seconds = time.monotonic() - began_s
+            watching.cancel()
 
 
 async def call_often(
     address: str, method: str, questions: Sequence[Question], calls: int, in_flight: int
 ) -> Tally:
     """Unary calls; of 20 one has a deadline that may pass, and one is cancelled."""
-    tally = Tally(in_flight)
+    tally, source = Tally(in_flight), random.Random(in_flight)
     numbers = iter(range(calls))
-    began_s = time.monotonic()
-    async with watched_channel(address, tally) as channel:
-        caller = _Caller(channel.unary_unary(method), questions, tally)
-        async with asyncio.TaskGroup() as group:
-            for _ in range(in_flight):
-                group.create_task(caller.run(numbers))
-    tally.seconds = time.monotonic() - began_s
-    return tally
 
-
-class _Caller:
-    def __init__(self, method: Any, questions: Sequence[Question], tally: Tally) -> None:
-        self._method, self._questions, self._tally = method, questions, tally
-        self._random = random.Random(tally.in_flight)
-
-    async def run(self, numbers: Iterator[int]) -> None:
+    async def caller(ask: Any) -> None:
         for number in numbers:
-            await self._one(number)
+            question, soon_s = source.choice(questions), source.uniform(0.0, LATEST_S)
+            hurried, fickle = number % 20 == 7, number % 20 == 13
+            call = ask(question.message, timeout=soon_s if hurried else CALL_S)
+            if fickle:
+                asyncio.get_running_loop().call_later(soon_s, call.cancel)
+            try:
+                tally.count(await call, question)
+            except asyncio.CancelledError:
+                if not fickle:
+                    raise
+                tally.cancelled += 1
+            except grpc.RpcError as error:
+                reason = f"{error.code().name}: {error.details()}"
+                if hurried and reason.startswith(TOO_LATE):
+                    tally.expired += 1
+                else:
+                    tally.lost[reason] += 1
 
-    async def _one(self, number: int) -> None:
-        tally, question = self._tally, self._random.choice(self._questions)
-        soon_s = self._random.uniform(0.0, LATEST_S)
-        hurried, fickle = number % 20 == 7, number % 20 == 13
-        call = self._method(question.message, timeout=soon_s if hurried else CALL_S)
-        if fickle:
-            asyncio.get_running_loop().call_later(soon_s, call.cancel)
-        try:
-            answer = await call
-        except asyncio.CancelledError:
-            if not fickle:
-                raise
-            tally.cancelled += 1
-        except grpc.RpcError as error:
-            reason = f"{error.code().name}: {error.details()}"
-            if hurried and reason.startswith(TOO_LATE):
-                tally.expired += 1
-            else:
-                tally.lost[reason] += 1
-        else:
-            if len(answer) == question.answer_bytes:
-                tally.answered += 1
-            else:
-                tally.lost[f"{len(answer)} bytes, not {question.answer_bytes}"] += 1
+    async with watched_channel(address, tally) as channel, asyncio.TaskGroup() as group:
+        for _ in range(in_flight):
+            group.create_task(caller(channel.unary_unary(method)))
+    return tally
 
 
 async def stream_often(
     address: str, method: str, questions: Sequence[Question], messages: int, in_flight: int
 ) -> Tally:
     """One stream of messages, of which `in_flight` are not answered yet at any time."""
-    tally = Tally(in_flight)
-    source = random.Random(in_flight)
+    tally, source = Tally(in_flight), random.Random(in_flight)
     asked = [source.choice(questions) for _ in range(messages)]
-    began_s = time.monotonic()
     async with watched_channel(address, tally) as channel:
         call = channel.stream_stream(method)()
         unsent = iter(asked)
         try:
             for question in itertools.islice(unsent, in_flight):
                 await call.write(question.message)
-            async for answer, question in _pairs(call, asked):
-                if len(answer) == question.answer_bytes:
-                    tally.answered += 1
-                else:
-                    tally.lost[f"{len(answer)} bytes, not {question.answer_bytes}"] += 1
+            for question in asked:
+                answer = await call.read()
+                if answer is grpc.aio.EOF:
+                    reason = f"the stream ended: {await call.details()}"
+                    raise grpc.aio.AioRpcError(await call.code(), None, None, details=reason)
+                tally.count(answer, question)
                 following = next(unsent, None)
                 if following is not None:
                     await call.write(following.message)
             await call.done_writing()
         except grpc.RpcError as error:
             tally.lost[f"{error.code().name}: {error.details()}"] += messages - tally.answered
-    tally.seconds = time.monotonic() - began_s
     return tally
-
-
-async def _pairs(call: Any, asked: Sequence[Question]) -> AsyncIterator[tuple[bytes, Question]]:
-    for question in asked:
-        answer = await call.read()
-        if answer is grpc.aio.EOF:
-            raise grpc.aio.AioRpcError(
-                await call.code(), None, None, details=f"the stream ended: {await call.details()}"
-            )
-        yield answer, question
 
 
 def write_model(store: Path) -> None:
@@ -196,13 +173,7 @@ def infer_messages(address: str) -> list[Question]:
     """A request for each of `SIZES`, with the length of the answer that the gateway gives now."""
     questions = []
     for size in SIZES:
-        tensor = service_pb2.ModelInferRequest.InferInputTensor(
-            name="length", datatype="INT64", shape=[1]
-        )
-        raw = [np.array([size], "<i8").tobytes()]
-        request = service_pb2.ModelInferRequest(
-            model_name=NAME, inputs=[tensor], raw_input_contents=raw
-        ).SerializeToString()
+        request = infer_message(NAME, "length", "INT64", np.array([size], "<i8"))
         questions.append(Question(request, len(ask(address, request, ANSWER_S))))
     return questions
 
@@ -211,40 +182,34 @@ def streamed(question: Question) -> Question:
     """The same over a stream, where the answer is a field of another message."""
     answer = service_pb2.ModelInferResponse.FromString(b"")
     empty = service_pb2.ModelStreamInferResponse(infer_response=answer).ByteSize()
-    length, varint = question.answer_bytes, 1
-    while length > 127:
-        length, varint = length >> 7, varint + 1
+    # Each seven bits of the length take a byte, of which the empty answer's has one.
+    varint = max(1, -(-question.answer_bytes.bit_length() // 7))
     return Question(question.message, empty + varint - 1 + question.answer_bytes)
 
 
 @click.command(help=__doc__, context_settings={"show_default": True})
 @click.option("--calls", default=200_000, help="Unary calls in all.")
 @click.option("--messages", default=50_000, help="Messages of a stream in all.")
-@click.option("--json", "as_json", is_flag=True, help="Print the figures for programs.")
-def main(calls: int, messages: int, as_json: bool) -> None:
-    tallies: dict[str, list[Tally]] = {"calls": [], "messages": []}
+def main(calls: int, messages: int) -> None:
+    tallies = []
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         store = Path(folder) / "store"
         write_model(store)
         with headrace(Path(folder), store, {NAME: {}}) as server:
             questions = infer_messages(server.grpc)
             ahead = [streamed(question) for question in questions]
-            for in_flight in IN_FLIGHT:
-                part = calls // len(IN_FLIGHT) + 1
-                tally = uvloop.run(call_often(server.grpc, INFER, questions, part, in_flight))
-                tallies["calls"].append(tally)
-                click.echo(tally.line("calls"), err=as_json)
-            for in_flight in IN_FLIGHT:
-                part = messages // len(IN_FLIGHT) + 1
-                tally = uvloop.run(stream_often(server.grpc, STREAM_INFER, ahead, part, in_flight))
-                tallies["messages"].append(tally)
-                click.echo(tally.line("messages of one stream"), err=as_json)
-    if as_json:
-        click.echo(json.dumps({kind: [asdict(t) for t in each] for kind, each in tallies.items()}))
-    every = [tally for each in tallies.values() for tally in each]
-    for reason, count in sum((tally.lost for tally in every), Counter[str]()).items():
-        click.echo(f"lost {count}: {reason}", err=True)
-    if any(tally.failed or tally.reconnected for tally in every):
+            for run, method, asked, count, what in (
+                (call_often, INFER, questions, calls, "calls"),
+                (stream_often, STREAM_INFER, ahead, messages, "messages of one stream"),
+            ):
+                for in_flight in IN_FLIGHT:
+                    part = count // len(IN_FLIGHT) + 1
+                    tally = uvloop.run(run(server.grpc, method, asked, part, in_flight))
+                    tallies.append(tally)
+                    click.echo(tally.line(what))
+    for reason, lost in sum((tally.lost for tally in tallies), Counter[str]()).items():
+        click.echo(f"lost {lost}: {reason}", err=True)
+    if any(tally.failed or tally.reconnected for tally in tallies):
         raise click.ClickException("calls were lost")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -123,9 +124,9 @@ def write_bodies(folder: Path) -> tuple[Body, ...]:
 
 def write_grpc_body(folder: Path) -> Body:
     """The same row for v2 over gRPC, as the framed message of an HTTP/2 body."""
-    row = one_row().astype(np.float32)[np.newaxis]
+    row = one_row().astype("<f4")[np.newaxis]
     file = folder / "v2.grpc"
-    file.write_bytes(framed(infer_message(NAME, INPUT, row)))
+    file.write_bytes(framed(infer_message(NAME, INPUT, "FP32", row)))
     return Body("v2 gRPC", V2_GRPC, "infer", INFER, file, ())
 
 
@@ -134,14 +135,13 @@ FRAME = struct.Struct(">BI")
 """Prefix of a message on the wire: compressed or not, and its length."""
 
 
-def infer_message(model: str, name: str, row: NDArray[np.float32]) -> bytes:
-    """A ModelInferRequest with one float32 input as raw contents."""
+def infer_message(model: str, name: str, datatype: str, values: NDArray[Any]) -> bytes:
+    """A ModelInferRequest with one input as raw contents, of the array's little-endian bytes."""
     tensor = service_pb2.ModelInferRequest.InferInputTensor(
-        name=name, datatype="FP32", shape=row.shape
+        name=name, datatype=datatype, shape=values.shape
     )
-    raw = [row.astype("<f4").tobytes()]
     request = service_pb2.ModelInferRequest(
-        model_name=model, inputs=[tensor], raw_input_contents=raw
+        model_name=model, inputs=[tensor], raw_input_contents=[values.tobytes()]
     )
     return bytes(request.SerializeToString())
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from datetime import datetime
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from loadtests.bench.generators import Result
 from loadtests.bench.servers import EMPTY, HEADRACE, PYTRITON
-from loadtests.processes import Failed, Memory
-from loadtests.report import Machine, Table, figure
+from loadtests.processes import Failed
+from loadtests.report import MIB, Table, figure
 from loadtests.samples import middle, ratio
 
 GRPCIO = "grpcio"
@@ -22,25 +21,22 @@ END = "<!-- bench:end -->"
 RATES = ("server", "body", "conns", "req/s", "p50 ms", "p99 ms", "err", "ratio")
 STREAMS = ("server", "client", "streams", "req/s", "p50 ms", "p99 ms", "err", "ratio", "of empty")
 PARTS = ("body", "decode µs", "run µs", "encode µs", "direct call µs", "gateway adds µs")
-MIB = 2**20
 GOALS = {16: 3.0, 64: 1.5}
 """Goals by streams: Headrace's rate over gRPC as a multiple of pytriton's."""
 
 GOAL_P50_MS = 1.0
 
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """One run of a load generator, and of what."""
-
-    server: str
-    body: str
-    result: Result
+Measured = tuple[str, str, Result]
+"""One run of a load generator: against which server, with which body, and its figures."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Medians over the rounds of a server, a body and requests in flight; errors are summed."""
+    """Medians over the rounds of a server, a body and requests in flight; errors are summed.
+
+    `ratio` is the rate as a multiple of that of the best peer (over gRPC: of pytriton), `of_empty`
+    of that of a gRPC server that does nothing; NaN where there is none with as many in flight.
+    """
 
     server: str
     body: str
@@ -50,6 +46,53 @@ class Row:
     p50_ms: float
     p99_ms: float
     errors: int
+    ratio: float = math.nan
+    of_empty: float = math.nan
+
+    def cells(self) -> list[str]:
+        latencies = (f"{self.p50_ms:.2f}", f"{self.p99_ms:.2f}")
+        rate = f"{self.per_second:,.0f}"
+        return [str(self.in_flight), rate, *latencies, str(self.errors), figure(self.ratio, ".2f")]
+
+
+def medians(measured: Iterable[Measured]) -> list[Row]:
+    groups: dict[tuple[str, str, int], list[Result]] = {}
+    for server, body, result in measured:
+        groups.setdefault((server, body, result.in_flight), []).append(result)
+    return [
+        Row(
+            *key,
+            rounds=len(results),
+            per_second=middle([result.per_second for result in results]),
+            p50_ms=middle([result.p50_ms for result in results]),
+            p99_ms=middle([result.p99_ms for result in results]),
+            errors=sum(result.errors for result in results),
+        )
+        for key, results in groups.items()
+    ]
+
+
+def _times(row: Row, others: Iterable[Row]) -> float:
+    rates = [other.per_second for other in others if other.in_flight == row.in_flight]
+    return ratio(row.per_second, max(rates, default=0.0))
+
+
+def http_rows(measured: Iterable[Measured]) -> list[Row]:
+    """Rows compared with the best peer at as many connections."""
+    rows = medians(measured)
+    peers = [row for row in rows if row.server != HEADRACE]
+    return [replace(row, ratio=_times(row, peers)) for row in rows]
+
+
+def grpc_rows(measured: Iterable[Measured]) -> list[Row]:
+    """Rows compared with pytriton and the empty server, by the same client and streams."""
+    rows = medians(measured)
+    found = []
+    for row in rows:
+        same = [other for other in rows if other.body == row.body]
+        triton, empty = ([r for r in same if r.server == name] for name in (PYTRITON, EMPTY))
+        found.append(replace(row, ratio=_times(row, triton), of_empty=_times(row, empty)))
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,173 +105,103 @@ class DirectCall:
     encode_us: float
     total_us: float
 
-
-@dataclass(frozen=True, slots=True)
-class SlotMemory:
-    """A slot's process after the load, and a bare one with the same runtime and model."""
-
-    slot: Memory
-    bare: Memory
-
-    @property
-    def over(self) -> Memory:
-        """What the slot holds beyond its runtime's own."""
-        return Memory(
-            self.slot.rss_bytes - self.bare.rss_bytes, self.slot.pss_bytes - self.bare.pss_bytes
-        )
+    def added_us(self, rows: Iterable[Row]) -> float:
+        """Median latency of one request at a time minus this call."""
+        mine = (HEADRACE, self.body, 1)
+        alone = [r.p50_ms * 1000 for r in rows if (r.server, r.body, r.in_flight) == mine]
+        return middle(alone) - self.total_us
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """Everything that one run of the benchmark measured.
 
-    `startup` has the seconds from the command to the first ready answer of each model.
+    `memory` has the bytes of a slot's process after the load, and those of a `bare` one with the
+    same runtime and model, resident (`rss`) and with shared pages divided (`pss`); it is empty
+    where Headrace was left out. `startup` has the seconds from the command to the first ready
+    answer of each model.
     """
 
-    when: datetime
-    machine: Machine
     command: str
-    rows: tuple[Row, ...]
-    grpc: tuple[Row, ...]
-    direct: tuple[DirectCall, ...]
-    memory: SlotMemory | None
+    rows: Sequence[Row]
+    grpc: Sequence[Row]
+    direct: Sequence[DirectCall]
+    memory: dict[str, int]
     startup: dict[str, float]
 
-    def ratio_to_peer(self, row: Row) -> float:
-        """An HTTP row's rate as a multiple of the best peer's at as many connections."""
-        peers = [
-            other.per_second
-            for other in self.rows
-            if not other.server.startswith(HEADRACE) and other.in_flight == row.in_flight
+    def tables(self) -> list[Table]:
+        """Rates over HTTP and over gRPC, and the parts of a direct call."""
+        http = [[row.server, row.body, *row.cells()] for row in self.rows]
+        grpc = [
+            [
+                *(row.server, GRPCIO if row.body.endswith(GRPCIO) else "h2load"),
+                *(*row.cells(), figure(row.of_empty, ".2f")),
+            ]
+            for row in self.grpc
         ]
-        return ratio(row.per_second, max(peers, default=0.0))
-
-    def ratio_over_grpc(self, row: Row, server: str) -> float:
-        """A gRPC row's rate as a multiple of a server's with the same client and streams."""
-        others = [
-            other.per_second
-            for other in self.grpc
-            if (other.server, other.body, other.in_flight) == (server, row.body, row.in_flight)
+        direct = []
+        for call in self.direct:
+            parts_us = (call.decode_us, call.run_us, call.encode_us, call.total_us)
+            added_us = call.added_us((*self.rows, *self.grpc))
+            direct.append([call.body, *(figure(us, ".0f") for us in (*parts_us, added_us))])
+        return [
+            Table("HTTP, medians over the rounds", RATES, http, texts=2),
+            Table("gRPC, medians over the rounds", STREAMS, grpc, texts=2),
+            Table("One request without a server, medians", PARTS, direct),
         ]
-        return ratio(row.per_second, max(others, default=0.0))
 
-    def added_us(self, call: DirectCall) -> float:
-        """Median latency of one request at a time minus the direct call, in microseconds."""
-        alone = [
-            row.p50_ms * 1000
-            for row in (*self.rows, *self.grpc)
-            if (row.server, row.body, row.in_flight) == (HEADRACE, call.body, 1)
+    def sentences(self) -> list[str]:
+        """gRPC, memory and start-up, one line each, for what was measured."""
+        lines = []
+        ours = [r for r in self.grpc if r.server == HEADRACE and not r.body.endswith(GRPCIO)]
+        against, shares = [], []
+        for row in ours:
+            streams = f"at {row.in_flight} stream{'s' if row.in_flight > 1 else ''}"
+            goal = GOALS.get(row.in_flight)
+            aim = "" if goal is None else f" (goal: {goal:g})"
+            against += [] if math.isnan(row.ratio) else [f"{row.ratio:.1f} {streams}{aim}"]
+            shares += [] if math.isnan(row.of_empty) else [f"{row.of_empty:.0%} {streams}"]
+        if against:
+            text = "Headrace's rate over gRPC as a multiple of pytriton's"
+            lines.append(f"{text}: {', '.join(against)}.")
+        lines += [
+            f"Its median over gRPC with one stream is {row.p50_ms:.2f} ms "
+            f"(goal: under {GOAL_P50_MS:g} ms)."
+            for row in ours
+            if row.in_flight == 1
         ]
-        return middle(alone) - call.total_us
+        if shares:
+            text = "Of the rate of a grpc.aio server that does nothing it has"
+            lines.append(f"{text} {', '.join(shares)}.")
+        if self.memory:
+            slot, bare = (
+                [self.memory[f"{kind}{part}_bytes"] / MIB for part in ("rss", "pss")]
+                for kind in ("", "bare_")
+            )
+            lines.append(
+                f"A slot holds {slot[0]:.0f} MiB resident ({slot[1]:.0f} with shared pages divided "
+                "among their holders), a bare process with the same runtime and model "
+                f"{bare[0]:.0f} MiB ({bare[1]:.0f}): {slot[0] - bare[0]:.0f} MiB more "
+                f"({slot[1] - bare[1]:.0f})."
+            )
+        if ready_s := self.startup.values():
+            lines.append(
+                "demo.yaml, from built state: the first model answered after "
+                f"{min(ready_s):.1f} s, all {len(ready_s)} after {max(ready_s):.1f} s."
+            )
+        return lines
 
-    def document(self) -> dict[str, Any]:
-        return {
-            "when": self.when.isoformat(timespec="seconds"),
-            "command": self.command,
-            "machine": self.machine,
-            "rows": [asdict(row) | {"ratio": self.ratio_to_peer(row)} for row in self.rows],
-            "grpc": [
-                asdict(row)
-                | {
-                    "over_pytriton": self.ratio_over_grpc(row, PYTRITON),
-                    "over_empty": self.ratio_over_grpc(row, EMPTY),
-                }
-                for row in self.grpc
-            ],
-            "direct": [asdict(call) | {"added_us": self.added_us(call)} for call in self.direct],
-            "memory": self.memory,
-            "startup": self.startup,
-        }
-
-
-def medians(measured: Sequence[Measured]) -> tuple[Row, ...]:
-    groups: dict[tuple[str, str, int], list[Result]] = {}
-    for each in measured:
-        key = (each.server, each.body, each.result.in_flight)
-        groups.setdefault(key, []).append(each.result)
-    return tuple(
-        Row(
-            *key,
-            rounds=len(results),
-            per_second=middle([result.per_second for result in results]),
-            p50_ms=middle([result.p50_ms for result in results]),
-            p99_ms=middle([result.p99_ms for result in results]),
-            errors=sum(result.errors for result in results),
-        )
-        for key, results in groups.items()
-    )
-
-
-def tables(outcome: Outcome) -> list[Table]:
-    """Rates over HTTP and over gRPC, and the parts of a direct call."""
-    medians = "medians over the rounds"
-    http = [
-        [row.server, row.body, *_cells(row), figure(outcome.ratio_to_peer(row), ".2f")]
-        for row in outcome.rows
-    ]
-    grpc = [
-        [
-            row.server,
-            GRPCIO if row.body.endswith(GRPCIO) else "h2load",
-            *_cells(row),
-            figure(outcome.ratio_over_grpc(row, PYTRITON), ".2f"),
-            figure(outcome.ratio_over_grpc(row, EMPTY), ".2f"),
+    def markdown(self, where: str) -> str:
+        """The block that stands between the markers in the documentation; `where` it was run."""
+        rounds = max((row.rounds for row in (*self.rows, *self.grpc)), default=0)
+        parts = [
+            f"`{self.command}` on {where}, median of {rounds} round{'s' if rounds > 1 else ''}, "
+            "load generator on the same machine:"
         ]
-        for row in outcome.grpc
-    ]
-    direct = [
-        [
-            call.body,
-            *(f"{us:.0f}" for us in (call.decode_us, call.run_us, call.encode_us, call.total_us)),
-            figure(outcome.added_us(call), ".0f"),
-        ]
-        for call in outcome.direct
-    ]
-    return [
-        Table(f"HTTP, {medians}", RATES, http, texts=2),
-        Table(f"gRPC, {medians}", STREAMS, grpc, texts=2),
-        Table("One request without a server, medians", PARTS, direct),
-    ]
-
-
-def _cells(row: Row) -> list[str]:
-    latencies = (f"{row.p50_ms:.2f}", f"{row.p99_ms:.2f}")
-    return [str(row.in_flight), f"{row.per_second:,.0f}", *latencies, str(row.errors)]
-
-
-def sentences(outcome: Outcome) -> list[str]:
-    """gRPC, memory and start-up, one line each, for what was measured."""
-    lines = _grpc_sentences(outcome)
-    if outcome.memory is not None:
-        slot, bare = outcome.memory.slot, outcome.memory.bare
-        over = outcome.memory.over
-        lines.append(
-            f"A slot holds {slot.rss_bytes / MIB:.0f} MiB resident ({slot.pss_bytes / MIB:.0f} "
-            "with shared pages divided among their holders), a bare process with the same runtime "
-            f"and model {bare.rss_bytes / MIB:.0f} MiB ({bare.pss_bytes / MIB:.0f}): "
-            f"{over.rss_bytes / MIB:.0f} MiB more ({over.pss_bytes / MIB:.0f})."
-        )
-    if outcome.startup:
-        ready_s = outcome.startup.values()
-        lines.append(
-            f"demo.yaml, from built state: the first model answered after {min(ready_s):.1f} s, "
-            f"all {len(ready_s)} after {max(ready_s):.1f} s."
-        )
-    return lines
-
-
-def markdown(outcome: Outcome) -> str:
-    """The block that stands between the markers in the documentation."""
-    rounds = max((row.rounds for row in (*outcome.rows, *outcome.grpc)), default=0)
-    head = (
-        f"`{outcome.command}` on {outcome.machine.line()}, {outcome.when:%Y-%m-%d}, "
-        f"median of {rounds} round{'s' if rounds > 1 else ''}, load generator on the same machine:"
-    )
-    parts = [head]
-    for title, table in zip(("", "gRPC:", "One request at a time:"), tables(outcome), strict=True):
-        if table.rows:
-            parts += [title, table.markdown()]
-    return "\n\n".join(part for part in (*parts, *sentences(outcome)) if part)
+        titles = ("", "gRPC:", "One request at a time:")
+        for title, table in zip(titles, self.tables(), strict=True):
+            parts += [title, table.markdown()] if table.rows else []
+        return "\n\n".join(part for part in (*parts, *self.sentences()) if part)
 
 
 def update_block(file: Path, block: str) -> None:
@@ -239,41 +212,3 @@ def update_block(file: Path, block: str) -> None:
     if not begin or not end:
         raise Failed(f"{file} has no {BEGIN} … {END}")
     file.write_text(f"{before}{BEGIN}\n\n{block}\n\n{END}{after}", encoding="utf-8")
-
-
-def _grpc_sentences(outcome: Outcome) -> list[str]:
-    ours = {
-        row.in_flight: row
-        for row in outcome.grpc
-        if row.server == HEADRACE and not row.body.endswith(GRPCIO)
-    }
-    servers = {row.server for row in outcome.grpc}
-    if not ours:
-        return []
-    lines = []
-    if PYTRITON in servers:
-        told = (_against_pytriton(outcome, row) for row in ours.values())
-        lines.append(f"Headrace's rate over gRPC as a multiple of pytriton's: {', '.join(told)}.")
-    if 1 in ours:
-        lines.append(
-            f"Its median over gRPC with one stream is {ours[1].p50_ms:.2f} ms "
-            f"(goal: under {GOAL_P50_MS:g} ms)."
-        )
-    shares = {streams: outcome.ratio_over_grpc(row, EMPTY) for streams, row in ours.items()}
-    if EMPTY in servers:
-        told = (f"{share:.0%} at {_streams(n)}" for n, share in shares.items() if share == share)
-        lines.append(
-            f"Of the rate of a grpc.aio server that does nothing it has {', '.join(told)}."
-        )
-    return lines
-
-
-def _against_pytriton(outcome: Outcome, row: Row) -> str:
-    times = f"{outcome.ratio_over_grpc(row, PYTRITON):.1f}"
-    goal = GOALS.get(row.in_flight)
-    aim = "" if goal is None else f" (goal: {goal:g})"
-    return f"{times} at {_streams(row.in_flight)}{aim}"
-
-
-def _streams(count: int) -> str:
-    return f"{count} stream{'s' if count > 1 else ''}"

@@ -15,7 +15,7 @@ import httpx
 import numpy as np
 import yaml
 
-from loadtests.bench.generators import GrpcTarget
+from loadtests.bench.generators import Target
 from loadtests.bench.mlp import (
     NAME,
     OUTPUT,
@@ -48,6 +48,7 @@ MOSEC = "mosec"
 PYTRITON = "pytriton"
 EMPTY = "empty grpc.aio"
 ROWS = 64
+MODELS = {NAME: {"batching": {"max_rows": ROWS}}}
 TOLERANCE = 1e-4
 PEERS = Path(__file__).resolve().parent / "peers"
 MOSEC_PINS = ("mosec==0.9.8", "msgspec==0.22.0")
@@ -58,8 +59,6 @@ OLDEST, NEWEST = (3, 11, 0), (3, 11, 2)
 """Our onnxruntime wants 3.11, and the Python backend of this pytriton ends at 3.11.2."""
 
 STOP_S = 10.0
-
-
 STARTUP_LIMIT_S = 300.0
 
 
@@ -77,12 +76,11 @@ class Site:
     grpc: Body
     answer: Values
 
-
-def make_site(folder: Path) -> Site:
-    store = folder / "store"
-    model = write_store(store)
-    bodies, grpc = write_bodies(folder), write_grpc_body(folder)
-    return Site(folder, store, model, bodies, grpc, right_answer(model))
+    @classmethod
+    def made(cls, folder: Path) -> Site:
+        model = write_store(folder / "store")
+        bodies, grpc = write_bodies(folder), write_grpc_body(folder)
+        return cls(folder, folder / "store", model, bodies, grpc, right_answer(model))
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +90,7 @@ class Contender:
     name: str
     rows: int
 
-    @property
-    def label(self) -> str:
+    def __str__(self) -> str:
         if self.name == HEADRACE:
             return self.name
         return f"{self.name}, batch {self.rows}" if self.rows > 1 else f"{self.name}, no batch"
@@ -102,20 +99,15 @@ class Contender:
         """The bodies it understands: mosec's example server only the first."""
         if self.name == HEADRACE:
             return site.bodies
-        body = site.bodies[0]
-        return (replace(body, path="/inference"),)
-
-
-def gateway(site: Site, rows: int) -> AbstractContextManager[Running]:
-    models = {NAME: {"batching": {"max_rows": rows}}}
-    return headrace(site.folder, site.store, models)
+        return (replace(site.bodies[0], path="/inference"),)
 
 
 @contextmanager
 def started(contender: Contender, site: Site) -> Iterator[Running]:
     """Run a contender while the block lasts; raises `NotStarted` and `BadAnswer`."""
     ours = contender.name == HEADRACE
-    with gateway(site, contender.rows) if ours else _mosec(contender, site) as server:
+    gateway = headrace(site.folder, site.store, MODELS) if ours else _mosec(contender, site)
+    with gateway as server:
         for body in contender.bodies(site):
             check_answer(server, body, site.answer)
         yield server
@@ -162,20 +154,20 @@ def _mosec(contender: Contender, site: Site) -> Iterator[Running]:
     ) as process:
         server = Running(f"http://127.0.0.1:{port}")
         [body] = contender.bodies(site)
-        wait_until(lambda: _infers(server, body, site.answer), process, START_S)
+
+        def infers() -> bool:
+            try:
+                check_answer(server, body, site.answer)
+            except (httpx.TransportError, BadAnswer):
+                return False
+            return True
+
+        wait_until(infers, process, START_S)
         yield server
 
 
-def _infers(server: Running, body: Body, right: Values) -> bool:
-    try:
-        check_answer(server, body, right)
-    except (httpx.TransportError, BadAnswer):
-        return False
-    return True
-
-
 @contextmanager
-def started_grpc(name: str, site: Site) -> Iterator[GrpcTarget]:
+def started_grpc(name: str, site: Site) -> Iterator[Target]:
     """Run a server while the block lasts; raises `NotStarted` and `BadAnswer`."""
     with STARTS[name](site) as address:
         message = unframed(site.grpc.file.read_bytes())
@@ -186,7 +178,7 @@ def started_grpc(name: str, site: Site) -> Iterator[GrpcTarget]:
         except WrongAnswer as error:
             raise BadAnswer(f"{name} over gRPC: {error}") from error
         url = f"http://{address}{site.grpc.path}"
-        yield GrpcTarget(url, site.grpc.file, len(framed(answer)))
+        yield Target(url, site.grpc.file, answer_bytes=len(framed(answer)))
 
 
 def install_pytriton() -> Path:
@@ -197,7 +189,7 @@ def install_pytriton() -> Path:
 
 @contextmanager
 def _headrace(site: Site) -> Iterator[str]:
-    with gateway(site, ROWS) as server:
+    with headrace(site.folder, site.store, MODELS) as server:
         yield server.grpc
 
 
@@ -225,18 +217,18 @@ def _pytriton(site: Site) -> Iterator[str]:
 def _empty(site: Site) -> Iterator[str]:
     [port] = free_ports(1)
     address = f"127.0.0.1:{port}"
+
+    def infers() -> bool:
+        try:
+            ask(address, b"", ANSWER_S)
+        except WrongAnswer:
+            return False
+        return True
+
     command = [sys.executable, str(PEERS / "empty_grpc.py"), str(port)]
     with running(command, site.folder / "empty-grpc.log") as process:
-        wait_until(lambda: _answers_grpc(address), process, START_S)
+        wait_until(infers, process, START_S)
         yield address
-
-
-def _answers_grpc(address: str) -> bool:
-    try:
-        ask(address, b"", ANSWER_S)
-    except WrongAnswer:
-        return False
-    return True
 
 
 STARTS: dict[str, Callable[[Site], AbstractContextManager[str]]] = {

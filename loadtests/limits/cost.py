@@ -20,17 +20,17 @@ import click
 
 from loadtests.bench.generators import Result, Target, require_tool, run_wrk
 from loadtests.bench.mlp import NAME
-from loadtests.bench.servers import ROWS, Site, check_answer, make_site
+from loadtests.bench.servers import MODELS, Site, check_answer
 from loadtests.headrace import OPEN, headrace, known_key
 from loadtests.processes import Failed, NotStarted, free_ports, process_cpu_s, running, wait_until
-from loadtests.report import Report, Table, out_option, workplace
+from loadtests.report import Check, Report, Table, out_option, workplace
 from loadtests.samples import middle, ratio
 
 OFF, POOL, REDIS = "tiers off", "tiers on", "tiers on, Redis"
 MANY, ONE = 64, 1
 """Connections at which the rate and the median latency are compared."""
 
-GOAL_SHARE = {POOL: 0.10, REDIS: 0.15}
+GOAL_LOST = {POOL: 0.10, REDIS: 0.15}
 """Share of the rate that may be lost."""
 
 GOAL_MS = 0.05
@@ -83,43 +83,36 @@ class Cost:
     cpu_us: float
     errors: int
 
-    @property
-    def lost(self) -> float:
-        return 1 - self.share
-
-    def met(self) -> bool:
-        lost_at_most = GOAL_SHARE.get(self.setting, math.inf)
-        return self.lost <= lost_at_most and self.added_ms <= GOAL_MS and not self.errors
+    def checks(self) -> list[Check]:
+        name = self.setting
+        return [
+            Check.at_most(f"{name}, part of the rate lost", 1 - self.share, GOAL_LOST[name]),
+            Check.at_most(f"{name}, ms added to the median", self.added_ms, GOAL_MS),
+            Check.at_most(f"{name}, errors", self.errors, 0),
+        ]
 
 
 def costs(turns: Sequence[Turn]) -> list[Cost]:
     """Each setting in figures, in the order in which they were first measured."""
-    many = {(t.setting, t.round): t for t in turns if t.result.connections == MANY}
-    one = {(t.setting, t.round): t for t in turns if t.result.connections == ONE}
     found = []
+    off = {(t.result.in_flight, t.round): t.result for t in turns if t.setting == OFF}
     for setting in dict.fromkeys(turn.setting for turn in turns):
-        rates = [(many.get((OFF, t.round)), t) for t in many.values() if t.setting == setting]
-        medians = [(one.get((OFF, t.round)), t) for t in one.values() if t.setting == setting]
+        own = [turn for turn in turns if turn.setting == setting]
+        many, one = ([t for t in own if t.result.in_flight == count] for count in (MANY, ONE))
+        rates = [(t.result.per_second, off.get((MANY, t.round))) for t in many]
+        medians = [(t.result.p50_ms, off.get((ONE, t.round))) for t in one]
         found.append(
             Cost(
-                setting=setting,
-                per_second=middle([t.result.per_second for _, t in rates]),
-                p50_ms=middle([t.result.p50_ms for _, t in medians]),
-                share=middle(
-                    [ratio(t.result.per_second, off.result.per_second) for off, t in rates if off]
-                ),
-                added_ms=middle([t.result.p50_ms - off.result.p50_ms for off, t in medians if off]),
-                cpu_us=middle([t.cpu_us for _, t in rates]),
-                errors=sum(turn.result.errors for turn in turns if turn.setting == setting),
+                setting,
+                per_second=middle([rate for rate, _ in rates]),
+                p50_ms=middle([ms for ms, _ in medians]),
+                share=middle([ratio(rate, base.per_second) for rate, base in rates if base]),
+                added_ms=middle([ms - base.p50_ms for ms, base in medians if base]),
+                cpu_us=middle([turn.cpu_us for turn in many]),
+                errors=sum(turn.result.errors for turn in own),
             )
         )
     return found
-
-
-def order(settings: Sequence[str], number: int) -> list[str]:
-    """The settings of round `number`: each is first in its turn, since warmth moves on."""
-    first = number % len(settings)
-    return [*settings[first:], *settings[:first]]
 
 
 def cost_table(found: Sequence[Cost]) -> Table:
@@ -137,17 +130,6 @@ def cost_table(found: Sequence[Cost]) -> Table:
     return Table("What limits cost, medians over the rounds", heads, rows)
 
 
-def cost_sentences(found: Sequence[Cost]) -> list[str]:
-    return [
-        f"{cost.setting}: {cost.lost:+.1%} of the rate lost at {MANY} connections "
-        f"(goal: at most {GOAL_SHARE[cost.setting]:.0%}), {cost.added_ms:+.3f} ms at the median "
-        f"of {ONE} (goal: at most {GOAL_MS:g} ms), {cost.errors} errors: "
-        f"{'met' if cost.met() else 'missed'}."
-        for cost in found
-        if cost.setting in GOAL_SHARE
-    ]
-
-
 @click.command(help=__doc__, context_settings={"show_default": True})
 @click.option("--rounds", default=12, help="How often each takes its turn.")
 @click.option("--seconds", default=2, help="Length of a measurement.")
@@ -159,27 +141,22 @@ def main(rounds: int, seconds: int, warm_up: int, with_redis: bool, body: str, o
     report = Report("limits", out, packages=("redis",))
     with workplace("limits") as folder, ExitStack() as stack:
         require_tool("wrk")
-        gateways = start_all(stack, make_site(folder), body, with_redis)
+        gateways = start_all(stack, Site.made(folder), body, with_redis)
         turns = list(measure(gateways, rounds, seconds, warm_up, report.console.print))
     found = costs(turns)
     report.show(cost_table(found))
-    report.say(*cost_sentences(found))
+    report.check(check for cost in found if cost.setting != OFF for check in cost.checks())
     report.write(body=body, settings=found, turns=turns)
-    report.end()
+    report.end(missed=0)
 
 
-@dataclass(frozen=True, slots=True)
-class Reached:
-    """A gateway that runs: what to post where, and its process."""
+def start_all(
+    stack: ExitStack, site: Site, body: str, with_redis: bool
+) -> dict[str, tuple[Target, int]]:
+    """Start the gateways, and Redis: by setting what to post where, and the gateway's process.
 
-    target: Target
-    pid: int
-
-
-def start_all(stack: ExitStack, site: Site, body: str, with_redis: bool) -> dict[str, Reached]:
-    """Start the gateways, and Redis, for as long as the stack lives.
-
-    Raises `NotStarted`, `BadAnswer`, and `Failed` for a body that does not exist.
+    They live as long as the stack. Raises `NotStarted`, `BadAnswer`, and `Failed` for a body that
+    does not exist.
     """
     bodies = [each for each in site.bodies if each.label == body]
     if not bodies:
@@ -196,14 +173,13 @@ def start_all(stack: ExitStack, site: Site, body: str, with_redis: bool) -> dict
     for number, (setting, (access, more)) in enumerate(reversed(settings.items())):
         folder = site.folder / f"gateway-{number}"
         folder.mkdir()
-        models = {NAME: {"batching": {"max_rows": ROWS}}}
-        server = stack.enter_context(headrace(folder, site.store, models, 1, access, more))
+        server = stack.enter_context(headrace(folder, site.store, MODELS, 1, access, more))
         if setting != OFF:
             key = known_key(server, NAME, "limits", TIER)
         sent = replace(bodies[0], headers=(*bodies[0].headers, ("X-API-Key", key)))
         check_answer(server, sent, site.answer)
         [pid] = server.admin.pids("gateways")
-        found[setting] = Reached(Target.of(sent, server.url), pid)
+        found[setting] = (Target.of(sent, server.url), pid)
     return {setting: found[setting] for setting in settings}
 
 
@@ -214,40 +190,42 @@ def redis_server(folder: Path) -> Iterator[str]:
     if path is None:
         raise NotStarted("--redis needs redis-server: apt install redis-server")
     [port] = free_ports(1)
+
+    def listens() -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", port)) == 0
+
     command = [path, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
     with running([*command, "--dir", str(folder)], folder / "redis.log") as process:
-        wait_until(lambda: _listens(port), process, REDIS_START_S)
+        wait_until(listens, process, REDIS_START_S)
         yield f"redis://127.0.0.1:{port}/0"
 
 
 def measure(
-    gateways: Mapping[str, Reached],
+    gateways: Mapping[str, tuple[Target, int]],
     rounds: int,
     seconds: int,
     warm_up: int,
     tell: Callable[[str], None],
 ) -> Iterator[Turn]:
-    """All turns of all rounds; raises `ToolFailed`."""
-    for reached in gateways.values():
-        run_wrk(reached.target, WARM_UP_CONNECTIONS, warm_up)
+    """All turns of all rounds; each setting is first in its turn. Raises `ToolFailed`."""
+    for target, _ in gateways.values():
+        run_wrk(target, WARM_UP_CONNECTIONS, warm_up)
+    settings = list(gateways)
     for number in range(rounds):
+        first = number % len(settings)
         for connections in (MANY, ONE):
-            for setting in order(list(gateways), number):
-                reached = gateways[setting]
-                before_s = process_cpu_s(reached.pid)
-                result = run_wrk(reached.target, connections, seconds)
-                turn = Turn(setting, number, result, process_cpu_s(reached.pid) - before_s)
+            for setting in settings[first:] + settings[:first]:
+                target, pid = gateways[setting]
+                before_s = process_cpu_s(pid)
+                result = run_wrk(target, connections, seconds)
+                turn = Turn(setting, number, result, process_cpu_s(pid) - before_s)
                 tell(
                     f"round {number + 1} of {rounds}: {setting}, {connections} connections: "
                     f"{result.per_second:,.0f}/s, p50 {result.p50_ms:.3f} ms, "
                     f"{turn.cpu_us:.0f} µs of the gateway"
                 )
                 yield turn
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 if __name__ == "__main__":

@@ -50,10 +50,6 @@ class FloodCount:
         return sum(map(Counter, self.seconds), Counter())
 
 
-def kind_of(status: int) -> str:
-    return str(status) if str(status) in KINDS else "other"
-
-
 @click.command(help=__doc__)
 @click.option("--url", required=True, help="Base URL of the gateway.")
 @click.option("--rate", required=True, type=float, help="Requests a second.")
@@ -90,14 +86,14 @@ async def flood(
     async def send(head: bytes) -> None:
         nonlocal unsent
         try:
-            kind = kind_of(await lines.ask(head, body))
+            kind = str(await lines.ask(head, body))
         except TooManyLines:
             unsent += 1
             return
         except OSError:
             kind = "other"
         second = min(int(time.monotonic() - begin_s), len(counts) - 1)
-        counts[second][kind] += 1
+        counts[second][kind if kind in KINDS else "other"] += 1
 
     tasks = []
     for number, head in zip(range(int(rate * seconds)), itertools.cycle(heads), strict=False):

@@ -28,7 +28,16 @@ from loadtests.limits.flood import KINDS, FloodCount
 from loadtests.messages import TAGGER, Picture, load_pictures, tagger_message
 from loadtests.plots import COLORS, RED, drawn, failed, level, scatter
 from loadtests.processes import ROOT, Failed
-from loadtests.report import Report, common_errors, out_option, workplace
+from loadtests.report import (
+    Check,
+    Report,
+    Table,
+    common_errors,
+    failure_sentences,
+    figure,
+    out_option,
+    workplace,
+)
 from loadtests.samples import percentile, ratio
 
 ACCESS = {"tiers": dict(DEFAULT_TIERS), "auth": {"trusted_proxies": ["127.0.0.1"]}}
@@ -39,7 +48,7 @@ LINES = 16
 """Connections that find the capacity: two full batches."""
 
 TIMES_CAPACITY = 3.0
-WARM_UP_S = 2.0
+WARM_UP_S, CAPACITY_S = 2.0, 5.0
 REST_S = 3.0
 ANSWER_S = 30.0
 END_S = 15.0
@@ -65,7 +74,6 @@ class Load:
 
     rate: float
     seconds: float
-    capacity_s: float
     deadline_s: float
     settle_s: float
 
@@ -109,82 +117,68 @@ class Isolation:
     flood_rate: float
     phases: tuple[Phase, ...]
 
-    @property
-    def alone(self) -> Phase:
-        return self.phases[0]
-
     def times_alone(self, phase: Phase) -> float:
-        return ratio(phase.p99_ms, self.alone.p99_ms)
+        return ratio(phase.p99_ms, self.phases[0].p99_ms)
 
-    def met(self, phase: Phase) -> bool:
-        return self.times_alone(phase) <= GOAL and not phase.failures
-
-    def sentences(self) -> list[str]:
-        lines = [
-            f"Capacity {self.capacity:.1f} requests/s; the premium caller asks at "
-            f"{self.rate:g}/s, each flood at {self.flood_rate:.1f}/s."
-        ]
+    def table(self) -> Table:
+        heads = (
+            *("premium caller", "sent", "p50 ms", "p99 ms", "times alone", "refused", "failed"),
+            *(f"flood: {kind}" for kind in KINDS),
+            *("in flight at its end", "not sent"),
+        )
+        rows = []
         for phase in self.phases:
-            lines.append(self._premium(phase))
-            if phase.flood is not None:
-                lines.append(_flood_sentence(phase.flood))
-            lines += [f"failed {n} times: {error}" for error, n in phase.failures.most_common(5)]
-        return lines
+            times = figure(self.times_alone(phase), ".2f")
+            failed, flood = phase.failures.total() - phase.refused, phase.flood
+            row = [phase.name, str(len(phase.answers)), f"{phase.p50_ms:.1f}"]
+            row += [f"{phase.p99_ms:.1f}", times, str(phase.refused), str(failed)]
+            told = [*map(flood.kinds.get, KINDS), flood.unanswered, flood.unsent] if flood else []
+            row += [f"{count or 0:,}" for count in told]
+            rows.append(row + [""] * (len(heads) - len(row)))
+        return Table("A premium caller beside anonymous floods", heads, rows)
 
-    def _premium(self, phase: Phase) -> str:
-        text = (
-            f"Premium {phase.name}: {len(phase.answers)} requests, p50 {phase.p50_ms:.1f} ms, "
-            f"p99 {phase.p99_ms:.1f} ms, {phase.refused} refused, "
-            f"{phase.failures.total() - phase.refused} failed otherwise"
-        )
-        if phase is self.alone:
-            return f"{text}."
-        verdict = "met" if self.met(phase) else "missed"
-        return (
-            f"{text}: p99 {self.times_alone(phase):.2f} times that alone "
-            f"(goal: at most {GOAL:g}, none refused: {verdict})."
-        )
-
-
-def _flood_sentence(flood: FloodCount) -> str:
-    told = ", ".join(f"{flood.kinds[kind]:,} answered {kind}" for kind in KINDS)
-    unsent = f", {flood.unsent:,} not sent for lack of a connection" if flood.unsent else ""
-    rest = f"{flood.unanswered:,} in flight at its end{unsent}"
-    return f"The flood: {flood.sent:,} sent, {told}, {rest}."
+    def checks(self) -> list[Check]:
+        return [
+            check
+            for phase in self.phases[1:]
+            for check in (
+                Check.at_most(f"{phase.name}, times the p99 alone", self.times_alone(phase), GOAL),
+                Check.at_most(f"{phase.name}, failed", phase.failures.total(), 0),
+            )
+        ]
 
 
 @click.command(help=__doc__, context_settings={"show_default": True})
 @click.option("--rate", default=10.0, help="Premium requests a second.")
 @click.option("--seconds", default=30.0, help="Length of each phase.")
-@click.option("--capacity-seconds", default=5.0, help="Length of that search.")
 @click.option("--slots", default=1, help="Slots for the model.")
 @click.option("--rows", default=8, help="Rows of a batch at most.")
 @click.option("--deadline", default=10.0, help="The floods' deadlines, s.")
 @click.option("--settle", default=0.0, help="First seconds of a flood that do not count.")
 @out_option
 def main(
-    rate: float,
-    seconds: float,
-    capacity_seconds: float,
-    slots: int,
-    rows: int,
-    deadline: float,
-    settle: float,
-    out: Path,
+    rate: float, seconds: float, slots: int, rows: int, deadline: float, settle: float, out: Path
 ) -> None:
     report = Report("isolation", out, f"{slots} slot{'s' * (slots > 1)}, batches of {rows}")
-    load = Load(rate, seconds, capacity_seconds, deadline, settle)
+    load = Load(rate, seconds, deadline, settle)
     models = {TAGGER: {"runtime": "onnx", "batching": {"max_rows": rows, "max_wait_s": 0.002}}}
     with workplace("isolation") as folder:
         picture = load_pictures()[0]
         store = copy_models(folder, {TAGGER: TAGGER})
         with headrace(folder, store, models, slots, ACCESS) as server:
             key = known_key(server, TAGGER, "isolation", "premium")
-            isolation = asyncio.run(measure(server.url, key, picture, load))
-    report.say(*isolation.sentences())
-    plot_isolation(isolation, report.title, report.path(".png"))
-    report.write(isolation=isolation)
-    report.end()
+            found = asyncio.run(measure(server.url, key, picture, load))
+    report.say(
+        f"Capacity {found.capacity:.1f} requests/s; the premium caller asks at "
+        f"{found.rate:g}/s, each flood at {found.flood_rate:.1f}/s."
+    )
+    report.show(found.table())
+    for phase in found.phases:
+        report.say(*failure_sentences(phase.failures, f"{phase.name}: "))
+    report.check(found.checks())
+    plot_isolation(found, report.title, report.path(".png"))
+    report.write(isolation=found)
+    report.end(missed=0)
 
 
 async def measure(url: str, key: str, picture: Picture, load: Load) -> Isolation:
@@ -194,42 +188,39 @@ async def measure(url: str, key: str, picture: Picture, load: Load) -> Isolation
         ask: Ask = partial(ask_tagger, client, message, picture)
         await ask()
         await capacity(url, message, headers, LINES, WARM_UP_S)
-        most = await capacity(url, message, headers, LINES, load.capacity_s)
+        most = await capacity(url, message, headers, LINES, CAPACITY_S)
         origin_s = time.monotonic()
-        phases = [await premium("alone", ask, load, origin_s)]
+
+        async def premium(name: str) -> Phase:
+            begin_s = time.monotonic() - origin_s
+            async with Arrivals(load.rate, ask) as arrivals:
+                await asyncio.sleep(load.seconds)
+            return Phase(name, begin_s, tuple(arrivals.answers))
+
+        phases = [await premium("alone")]
         for name, addresses in FLOODS.items():
             await asyncio.sleep(REST_S)
-            async with flooded(url, TIMES_CAPACITY * most, addresses, load) as counted:
-                phase = await premium(name, ask, load, origin_s)
-            count = replace(counted[0], begin_s=counted[0].begin_s - origin_s)
-            phases.append(replace(phase, flood=count))
+            async with flooded(flood_command(url, TIMES_CAPACITY * most, addresses, load)) as told:
+                await asyncio.sleep(load.settle_s)
+                phase = await premium(name)
+            [count] = told
+            phases.append(replace(phase, flood=replace(count, begin_s=count.begin_s - origin_s)))
     return Isolation(most, load.rate, TIMES_CAPACITY * most, tuple(phases))
 
 
-async def premium(name: str, ask: Ask, load: Load, origin_s: float) -> Phase:
-    begin_s = time.monotonic() - origin_s
-    async with Arrivals(load.rate, ask) as arrivals:
-        await asyncio.sleep(load.seconds)
-    return Phase(name, begin_s, tuple(arrivals.answers))
-
-
 @asynccontextmanager
-async def flooded(
-    url: str, rate: float, addresses: int, load: Load
-) -> AsyncIterator[list[FloodCount]]:
-    """A flood, on when the block begins; its figures are there after the block.
+async def flooded(command: Sequence[str]) -> AsyncIterator[list[FloodCount]]:
+    """A flood's process, which sends when the block begins; its figures are there after the block.
 
     Raises `FloodFailed`.
     """
     counted: list[FloodCount] = []
-    command = flood_command(url, rate, addresses, load)
     process = await asyncio.create_subprocess_exec(
         *command, cwd=ROOT, stdout=asyncio.subprocess.PIPE
     )
     assert process.stdout is not None
     try:
         await process.stdout.readline()
-        await asyncio.sleep(load.settle_s)
         yield counted
         async with asyncio.timeout(END_S):
             line = await process.stdout.readline()
@@ -246,15 +237,11 @@ async def flooded(
 
 def flood_command(url: str, rate: float, addresses: int, load: Load) -> list[str]:
     """The flood's process: it lasts somewhat longer than the phase beside it."""
-    options = {
-        "--url": url,
-        "--rate": f"{rate:.3f}",
-        "--seconds": f"{load.settle_s + load.seconds + 1.0:g}",
-        "--addresses": str(addresses),
-        "--deadline": f"{load.deadline_s:g}",
-    }
-    words = [word for option in options.items() for word in option]
-    return [sys.executable, "-m", "loadtests.limits.flood", *words]
+    return [
+        *(sys.executable, "-m", "loadtests.limits.flood", "--url", url, "--rate", f"{rate:.3f}"),
+        *("--seconds", f"{load.settle_s + load.seconds + 1.0:g}", "--addresses", str(addresses)),
+        *("--deadline", f"{load.deadline_s:g}"),
+    ]
 
 
 def plot_isolation(isolation: Isolation, title: str, path: Path) -> None:
@@ -269,32 +256,24 @@ def plot_isolation(isolation: Isolation, title: str, path: Path) -> None:
             scatter(above, [(x, y) for x, y, error in dots if not error], label, color=color)
             wrong += [(x, y) for x, y, error in dots if error]
         failed(above, wrong)
-        alone_ms = isolation.alone.p99_ms
+        alone_ms = isolation.phases[0].p99_ms
         level(above, alone_ms, f"p99 alone: {alone_ms:.0f} ms")
         level(above, GOAL * alone_ms, f"goal: {GOAL * alone_ms:.0f} ms", linewidth=1.6)
         above.set_ylim(bottom=0)
         above.set_ylabel("premium latency (ms)")
-        _draw_floods(below, [phase.flood for phase in isolation.phases if phase.flood is not None])
+        floods = [phase.flood for phase in isolation.phases if phase.flood is not None]
+        # The last second of a flood is hardly begun, and left out.
+        bars = [(f.begin_s + n, counts) for f in floods for n, counts in enumerate(f.seconds[:-1])]
+        times, bottom = [begin_s for begin_s, _ in bars], [0] * len(bars)
+        for kind in KINDS:
+            heights = [counts.get(kind, 0) for _, counts in bars]
+            if any(heights):
+                color = KIND_COLORS[kind]
+                below.bar(times, heights, 0.9, bottom, align="edge", color=color, label=kind)
+            bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
         level(below, isolation.capacity, "capacity", linestyle=":")
         below.set_ylabel("the flood's answers a second")
         below.set_xlabel("time since the first phase began (s)")
-
-
-def _draw_floods(panel: Any, floods: Sequence[FloodCount]) -> None:
-    """Bars stacked by kind; the last second of a flood is hardly begun, and left out."""
-    seconds = [
-        (flood.begin_s + second, counts)
-        for flood in floods
-        for second, counts in enumerate(flood.seconds[:-1])
-    ]
-    times = [begin_s for begin_s, _ in seconds]
-    bottom = [0] * len(seconds)
-    for kind in KINDS:
-        heights = [counts.get(kind, 0) for _, counts in seconds]
-        if any(heights):
-            color = KIND_COLORS[kind]
-            panel.bar(times, heights, 0.9, bottom, align="edge", color=color, label=kind)
-        bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
 
 
 if __name__ == "__main__":

@@ -10,25 +10,30 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import click
 import uvloop
 
 from loadtests.bench.mlp import NAME
-from loadtests.bench.servers import ROWS, Site, make_site
+from loadtests.bench.servers import MODELS, Site
 from loadtests.clients import Course, caller_address, request_head
-from loadtests.headrace import Admin, headrace, known_key
+from loadtests.headrace import Running, headrace, known_key
 from loadtests.limits.cost import AMPLE, TIER
 from loadtests.messages import Message
 from loadtests.processes import process_memory
-from loadtests.report import Report, out_option, workplace
+from loadtests.report import MIB, Check, Report, Table, out_option, workplace
 from loadtests.samples import middle, percentile, ratio
+
+SLICE = 10_000
+"""Requests in a row that are compared with as many others."""
+
+LINES = 16
+"""Connections, always busy."""
 
 QUIET_S = 10.0
 """Time after a caller's last request in which its gateway gives back what it had leased for it."""
@@ -36,12 +41,10 @@ QUIET_S = 10.0
 FORGET_S = 10.0
 WARM_UP = 2_000
 ROUNDS = 5
-LINES = 16
 METRICS_S = 2.0
 """Wait for metrics, which gateways write every second."""
 
 GOAL_SLOWER = 0.20
-MIB = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,15 +71,13 @@ class Known:
     callers: int
 
 
-class Pair(NamedTuple):
-    """One known caller's requests to the gateway that remembers all, and to one that does not."""
+Pair = tuple[Slice, Slice]
+"""One known caller's requests to the gateway that remembers all, and to one that does not."""
 
-    crowded: Slice
-    empty: Slice
 
-    @property
-    def slower(self) -> float:
-        return 1 - ratio(self.crowded.per_second, self.empty.per_second)
+def slower(pairs: Iterable[Pair]) -> float:
+    """By what part the first gateway is slower, as the median of the rounds."""
+    return middle([1 - ratio(first.per_second, second.per_second) for first, second in pairs])
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,65 +96,51 @@ class Crowd:
     moments: tuple[Known, ...]
 
     @property
-    def bytes_per_caller(self) -> float:
-        """What a remembered caller takes of the gateway's memory."""
-        before, after, *_ = self.moments
-        return ratio(after.rss_bytes - before.rss_bytes, self.callers_remembered)
-
-    @property
-    def callers_remembered(self) -> int:
+    def remembered(self) -> int:
         return self.moments[1].callers - self.moments[0].callers
 
     @property
-    def slower(self) -> float:
+    def bytes_per_caller(self) -> float:
+        """What a remembered caller takes of the gateway's memory."""
+        return ratio(self.moments[1].rss_bytes - self.moments[0].rss_bytes, self.remembered)
+
+    def tables(self) -> list[Table]:
+        memory = [
+            [each.when, f"{each.rss_bytes / MIB:.1f}", f"{each.callers:,}"] for each in self.moments
+        ]
+        rates = []
+        for when, pairs in (("right after the strangers", self.after), ("later", self.quiet)):
+            sides = zip(*pairs, strict=True)
+            medians = (middle([each.per_second for each in side]) for side in sides)
+            rates.append([when, *(f"{rate:,.0f}" for rate in medians)])
+        return [
+            Table("The gateway's memory", ("when", "MiB resident", "callers"), memory),
+            Table("A known caller, medians", ("when", "requests/s", "without strangers"), rates),
+        ]
+
+    def checks(self) -> list[Check]:
+        """The last third of the strangers against the first, and the known caller's rounds."""
         third = max(1, len(self.strangers) // 3)
         first, last = (
             middle([each.per_second for each in part])
             for part in (self.strangers[:third], self.strangers[-third:])
         )
-        return 1 - ratio(last, first)
-
-    @property
-    def control_slower(self) -> float:
-        return middle([pair.slower for pair in self.after])
-
-    @property
-    def quiet_slower(self) -> float:
-        return middle([pair.slower for pair in self.quiet])
-
-    @property
-    def slices(self) -> tuple[Slice, ...]:
-        return (*self.strangers, *itertools.chain(*self.after, *self.quiet))
-
-    def sentences(self) -> list[str]:
-        failures = sum(each.failures for each in self.slices)
-        slowest = max(self.slower, self.control_slower, self.quiet_slower)
-        verdict = "met" if slowest <= GOAL_SLOWER and not failures else "missed"
+        slices = (*self.strangers, *itertools.chain(*self.after, *self.quiet))
+        parts = {
+            "the last third of the strangers": 1 - ratio(last, first),
+            "a known caller right after": slower(self.after),
+            "the same later": slower(self.quiet),
+        }
         return [
             *(
-                f"{each.when}: {each.rss_bytes / MIB:.1f} MiB resident, "
-                f"{each.callers:,} callers remembered."
-                for each in self.moments
+                Check.at_most(f"{name}, slower by", part, GOAL_SLOWER)
+                for name, part in parts.items()
             ),
-            f"{self.bytes_per_caller:,.0f} bytes for each of {self.callers_remembered:,} callers.",
-            f"the last third of the strangers: {self.slower:+.1%} slower than the first.",
-            _compared("a known caller right after", self.after, self.control_slower),
-            _compared("the same later", self.quiet, self.quiet_slower),
-            f"{failures} requests failed; goal: no slow-down over {GOAL_SLOWER:.0%}: {verdict}.",
+            Check.at_most("requests failed", sum(each.failures for each in slices), 0),
         ]
 
 
-def _compared(when: str, pairs: Sequence[Pair], slower: float) -> str:
-    crowded, empty = (
-        middle([each.per_second for each in side]) for side in zip(*pairs, strict=True)
-    )
-    return (
-        f"{when}: {crowded:,.0f} requests/s, {empty:,.0f} at a gateway without strangers, medians "
-        f"of {len(pairs)} rounds in turn: {slower:+.1%} slower."
-    )
-
-
-def slices(name: str, course: Course, size: int) -> list[Slice]:
+def slices(name: str, course: Course, size: int = SLICE) -> list[Slice]:
     sent_s, ended_s = course.sent_s, course.ended_s
     count = max(len(ended_s) // size, 1)
     bounds = [*(number * size for number in range(count)), len(ended_s)]
@@ -175,123 +162,91 @@ def slices(name: str, course: Course, size: int) -> list[Slice]:
 
 @click.command(help=__doc__, context_settings={"show_default": True})
 @click.option("--callers", default=100_000, help="Distinct callers.")
-@click.option("--slice", "size", default=10_000, help="Requests compared.")
-@click.option("--lines", default=LINES, help="Connections, always busy.")
 @click.option("--refill", default=180, help="Seconds until a stranger's request is forgotten.")
 @out_option
-def main(callers: int, size: int, lines: int, refill: int, out: Path) -> None:
+def main(callers: int, refill: int, out: Path) -> None:
     report = Report("callers", out)
-    # Twice as many as come: nobody is to share a budget with other strangers.
-    most = max(2 * callers, 1000)
     with workplace("callers") as folder:
-        site = make_site(folder)
+        site = Site.made(folder)
+        body = site.bodies[-1]
+        message = Message(body.path, body.file.read_bytes(), dict(body.headers))
         with (
-            started(site, "crowded", refill, most) as crowded,
-            started(site, "empty", refill, most) as empty,
+            started(site, "crowded", refill, callers) as crowded,
+            started(site, "empty", refill, callers) as empty,
         ):
-            crowd = Gathering(crowded, empty, message_of(site), lines, size)
-            found = crowd.measure(callers, refill)
-    report.say(*found.sentences())
+            found = measure(crowded, empty, message, callers, refill)
+    for table in found.tables():
+        report.show(table)
+    report.say(f"{found.bytes_per_caller:,.0f} bytes for each of {found.remembered:,} callers.")
+    report.check(found.checks())
     report.write(crowd=found)
-    report.end()
-
-
-@dataclass(frozen=True, slots=True)
-class Front:
-    """A gateway, and the key of the known caller there."""
-
-    url: str
-    admin: Admin
-    key: str
+    report.end(missed=0)
 
 
 @contextmanager
-def started(site: Site, name: str, refill_s: int, most: int) -> Iterator[Front]:
-    """A Headrace while the block lasts that remembers `most` callers; raises `NotStarted`."""
+def started(site: Site, name: str, refill_s: int, callers: int) -> Iterator[Running]:
+    """A Headrace that remembers a caller until its request is given back, after `refill_s`.
+
+    Twice as many callers fit as come: nobody is to share a budget with other strangers. Raises
+    `NotStarted`.
+    """
     folder = site.folder / name
     folder.mkdir()
-    models = {NAME: {"batching": {"max_rows": ROWS}}}
-    more = {"limits": {"max_callers": most}}
-    with headrace(folder, site.store, models, 1, access(refill_s), more) as server:
-        key = known_key(server, NAME, "control", TIER)
-        yield Front(server.url, server.admin, key)
-
-
-def access(refill_s: int) -> dict[str, Any]:
-    """Tiers that remember a caller for `refill_s`, until its one request is given back.
-
-    The known caller's limits are never reached.
-    """
     strangers = {"rate": f"{3600 / refill_s:.6f}/hour", "burst": 100, "concurrency": 8}
-    return {
+    access = {
         "tiers": {"anonymous": strangers, TIER: AMPLE},
         "auth": {"trusted_proxies": ["127.0.0.1"]},
     }
+    more = {"limits": {"max_callers": max(2 * callers, 1000)}}
+    with headrace(folder, site.store, MODELS, 1, access, more) as server:
+        yield server
 
 
-def message_of(site: Site) -> Message:
-    body = next(each for each in site.bodies if each.label == "v2 binary")
-    return Message(body.path, body.file.read_bytes(), dict(body.headers))
+def measure(
+    crowded: Running, empty: Running, message: Message, callers: int, refill_s: float
+) -> Crowd:
+    """The strangers, who meet one gateway alone, and the known caller; raises `BadAnswer`."""
+    keys = {server.url: known_key(server, NAME, "control", TIER) for server in (crowded, empty)}
 
+    def head(server: Running, headers: Mapping[str, str]) -> bytes:
+        return request_head(message, urlsplit(server.url).netloc, headers)
 
-@dataclass(frozen=True, slots=True)
-class Gathering:
-    """Who sends what where, and how many requests make a slice.
+    def run(name: str, server: Running, heads: Iterator[bytes]) -> list[Slice]:
+        course = Course(heads, message.body)
+        uvloop.run(course.run(server.url, LINES))
+        return slices(name, course)
 
-    The strangers meet the `crowded` gateway alone.
-    """
+    def known(server: Running, count: int) -> Slice:
+        heads = itertools.repeat(head(server, {"X-API-Key": keys[server.url]}), count)
+        return run("known", server, heads)[0]
 
-    crowded: Front
-    empty: Front
-    message: Message
-    lines: int
-    size: int
-
-    def measure(self, callers: int, refill_s: float) -> Crowd:
-        """The strangers, and the known caller after them; raises `BadAnswer`."""
-        for front in (self.crowded, self.empty):
-            self._run("warm-up", front, self._known(front, WARM_UP))
-        before = self._look("before")
-        strangers = self._run("strangers", self.crowded, self._strangers(callers))
-        full = self._look("after")
-        after = self._pairs()
-        time.sleep(QUIET_S)
-        quiet = self._pairs()
-        at_rest = self._look("some seconds later")
-        time.sleep(refill_s + FORGET_S)
-        end = self._look("when all could be forgotten")
-        return Crowd(callers, tuple(strangers), after, quiet, (before, full, at_rest, end))
-
-    def _pairs(self) -> tuple[Pair, ...]:
-        pairs = []
+    def pairs() -> tuple[Pair, ...]:
+        found = []
         for number in range(ROUNDS):
-            fronts = (self.crowded, self.empty)
-            found = {}
-            for front in fronts if number % 2 else fronts[::-1]:
-                [found[front.url]] = self._run("known", front, self._known(front, self.size))
-            pairs.append(Pair(found[self.crowded.url], found[self.empty.url]))
-        return tuple(pairs)
+            turns = (crowded, empty) if number % 2 else (empty, crowded)
+            told = {server.url: known(server, SLICE) for server in turns}
+            found.append((told[crowded.url], told[empty.url]))
+        return tuple(found)
 
-    def _run(self, name: str, front: Front, heads: Iterable[bytes]) -> list[Slice]:
-        course = Course(iter(heads), self.message.body)
-        uvloop.run(course.run(front.url, self.lines))
-        return slices(name, course, self.size)
-
-    def _known(self, front: Front, count: int) -> Iterator[bytes]:
-        head = request_head(self.message, urlsplit(front.url).netloc, {"X-API-Key": front.key})
-        return itertools.repeat(head, count)
-
-    def _strangers(self, count: int) -> Iterator[bytes]:
-        host = urlsplit(self.crowded.url).netloc
-        for number in range(count):
-            address = {"X-Forwarded-For": caller_address(number)}
-            yield request_head(self.message, host, address)
-
-    def _look(self, when: str) -> Known:
+    def look(when: str) -> Known:
         time.sleep(METRICS_S)
-        admin = self.crowded.admin
-        rss_bytes = sum(process_memory(pid).rss_bytes for pid in admin.pids("gateways"))
-        return Known(when, rss_bytes, int(admin.metric("headrace_callers")))
+        rss_bytes = sum(process_memory(pid).rss for pid in crowded.admin.pids("gateways"))
+        return Known(when, rss_bytes, int(crowded.admin.metric("headrace_callers")))
+
+    for server in (crowded, empty):
+        known(server, WARM_UP)
+    before = look("before")
+    addresses = map(caller_address, range(callers))
+    heads = (head(crowded, {"X-Forwarded-For": address}) for address in addresses)
+    strangers = run("strangers", crowded, heads)
+    full = look("after")
+    after = pairs()
+    time.sleep(QUIET_S)
+    quiet = pairs()
+    at_rest = look("some seconds later")
+    time.sleep(refill_s + FORGET_S)
+    end = look("when all could be forgotten")
+    return Crowd(callers, tuple(strangers), after, quiet, (before, full, at_rest, end))
 
 
 if __name__ == "__main__":

@@ -7,10 +7,9 @@ once more: that must succeed.
 
 from __future__ import annotations
 
-import math
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,24 +18,22 @@ import click
 from command.instance import find_instance
 from headrace.errors import ConfigError
 from headrace.secrets import admin_token
-from loadtests.headrace import Admin, wait_for_key
+from loadtests.headrace import Admin, keys
 from loadtests.messages import price_message
 from loadtests.processes import Failed
-from loadtests.report import Report, Table, out_option, workplace
+from loadtests.report import Check, Report, Table, out_option, workplace
 from loadtests.run import check_host
-from loadtests.samples import Sample, percentile
+from loadtests.samples import percentile, ratio
 from loadtests.steps import (
     KEY_VARIABLE,
-    LOCUSTFILE,
     REFUSED,
     RETRY,
     TIERS,
+    Sample,
     measured_seconds,
     run_locust,
     status_of,
 )
-
-MODEL = "price"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +58,24 @@ def who_got_what(samples: Iterable[Sample], seconds: float) -> list[Got]:
     by_tier: dict[str, list[Sample]] = {tier: [] for tier in TIERS}
     for sample in samples:
         by_tier[sample.name.removesuffix(RETRY)].append(sample)
-    return [_got(tier, mine, seconds) for tier, mine in by_tier.items() if mine]
+    found = []
+    for tier, mine in by_tier.items():
+        statuses = Counter(status_of(sample.error) for sample in mine)
+        well = [sample.latency_ms for sample in mine if not sample.error]
+        retries = [sample for sample in mine if sample.name.endswith(RETRY)]
+        got = Got(
+            tier=tier,
+            requests=len(mine),
+            statuses=dict(sorted(statuses.items())),
+            failures=sum(n for status, n in statuses.items() if status not in (200, *REFUSED)),
+            per_second=ratio(len(well), seconds),
+            p50_ms=percentile(well, 0.50),
+            p99_ms=percentile(well, 0.99),
+            retries=len(retries),
+            retried=sum(not sample.error for sample in retries),
+        )
+        found += [got] if mine else []
+    return found
 
 
 def got_table(found: Iterable[Got]) -> Table:
@@ -74,37 +88,6 @@ def got_table(found: Iterable[Got]) -> Table:
         rows.append([got.tier, *cells, f"{got.retried:,} of {got.retries:,}"])
     heads = ("tier", "sent", "200", "429", "503", "other", "200/s", "p50", "p99", "came back")
     return Table("Who got what, latencies in ms", heads, rows)
-
-
-def retry_sentence(found: Iterable[Got]) -> str:
-    found = list(found)
-    retries, retried = sum(got.retries for got in found), sum(got.retried for got in found)
-    if not retries:
-        return "Nobody was refused with a time to come back at."
-    return (
-        f"{retried:,} of {retries:,} requests that came back at the promised second were answered "
-        f"({retried / retries:.1%})."
-    )
-
-
-def _got(tier: str, samples: list[Sample], seconds: float) -> Got:
-    statuses: dict[int, int] = {}
-    for sample in samples:
-        status = status_of(sample.error)
-        statuses[status] = statuses.get(status, 0) + 1
-    well = [sample.latency_ms for sample in samples if not sample.error]
-    retries = [sample for sample in samples if sample.name.endswith(RETRY)]
-    return Got(
-        tier=tier,
-        requests=len(samples),
-        statuses=dict(sorted(statuses.items())),
-        failures=sum(n for status, n in statuses.items() if status not in (200, *REFUSED)),
-        per_second=len(well) / seconds if seconds > 0 else math.nan,
-        p50_ms=percentile(well, 0.50),
-        p99_ms=percentile(well, 0.99),
-        retries=len(retries),
-        retried=sum(not sample.error for sample in retries),
-    )
 
 
 @click.command(help=__doc__, context_settings={"show_default": True})
@@ -126,48 +109,26 @@ def main(
 ) -> None:
     report = Report("tiers", out, packages=("locust",))
     with workplace("tiers") as folder:
-        desk, url = system(host, admin, token_file, allow_remote)
+        try:
+            instance = find_instance(admin, token_file)
+            url = check_host(host or f"http://{instance.http}", allow_remote)
+            desk = Admin(f"http://{instance.admin}", admin_token(instance.token))
+        except ConfigError as error:
+            raise Failed(str(error)) from error
         price_message()
         name = f"loadtest-{report.when:%Y%m%d-%H%M%S}"
+        wanted = {variable: tier for tier, variable in KEY_VARIABLE.items()}
         told = report.console.status(f"{users} users for {seconds:g} s")
-        with keys(desk, url, name) as secrets, told:
-            words = ["-f", str(LOCUSTFILE), "Anonymous", "Standard", "Premium"]
+        with keys(desk, url, "price", name, wanted) as secrets, told:
+            words = ["Anonymous", "Standard", "Premium"]
             samples = run_locust(words, users, seconds, url, folder / "locust", secrets)
     found = who_got_what(samples, measured_seconds(samples, seconds))
     report.show(got_table(found))
-    report.say(retry_sentence(found))
+    report.check([Check.at_most("other answers", sum(got.failures for got in found), 0)])
     report.write(host=url, tiers=found)
-    report.end()
-    if not samples or any(got.failures for got in found):
+    report.end(missed=2)
+    if not samples:
         sys.exit(2)
-
-
-def system(
-    host: str | None, admin: str | None, token_file: str | None, allow_remote: bool
-) -> tuple[Admin, str]:
-    """The admin listener and the base URL of a started system; raises `Failed`, `Refused`."""
-    try:
-        instance = find_instance(admin, token_file)
-        url = check_host(host or f"http://{instance.http}", allow_remote)
-        return Admin(f"http://{instance.admin}", admin_token(instance.token)), url
-    except ConfigError as error:
-        raise Failed(str(error)) from error
-
-
-@contextmanager
-def keys(desk: Admin, url: str, name: str) -> Iterator[dict[str, str]]:
-    """A key for each tier that has keys, by the environment variable for it; raises `BadAnswer`."""
-    made: list[str] = []
-    secrets = {}
-    try:
-        for tier, variable in KEY_VARIABLE.items():
-            secrets[variable] = desk.make_key(f"{name}-{tier}", tier)
-            made.append(f"{name}-{tier}")
-            wait_for_key(url, MODEL, secrets[variable])
-        yield secrets
-    finally:
-        for each in made:
-            desk.revoke_key(each)
 
 
 if __name__ == "__main__":

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from loadtests.page import Page, link_latest, write_page
-from loadtests.report import Machine
+from loadtests.page import html, summary, write_page
+from loadtests.report import Machine, Report
 from loadtests.steps import Step, read_samples
 
+HOST = "http://127.0.0.1:8080"
 MACHINE = Machine(2, "Processor <X>", 8 * 2**30, "3.11.2", "Linux 6", {"headrace": "0.1.0"})
 WHEN = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
 RECORDED = """started_s,latency_ms,name,error
@@ -22,51 +23,53 @@ RECORDED = """started_s,latency_ms,name,error
 
 
 @pytest.fixture
-def report() -> Page:
+def report(tmp_path: Path) -> Report:
+    report = Report("loadtest", tmp_path)
+    report.when, report.machine = WHEN, MACHINE
+    report.title = f"{MACHINE.line()} · {WHEN:%Y-%m-%d %H:%M %Z}"
+    return report
+
+
+@pytest.fixture
+def steps() -> tuple[Step, ...]:
     samples = read_samples(RECORDED.splitlines())
-    steps = (
+    return (
         Step("TensorFlowServing", 1, 2.0, samples),
         Step("TensorFlowServing", 4, 2.0, samples),
         Step("OpenInference", 1, 2.0, samples[:2]),
         Step("OpenInference", 4, 2.0, ()),
     )
-    return Page("http://127.0.0.1:8080", WHEN, MACHINE, steps)
 
 
-def test_report_holds_two_plots_a_page_and_a_summary(report: Page, tmp_path: Path) -> None:
-    folder = tmp_path / "20260102-030400"
-    write_page(report, folder)
+def test_report_holds_two_plots_a_page_and_a_summary(
+    report: Report, steps: tuple[Step, ...], tmp_path: Path
+) -> None:
+    for name in ("first", "second"):
+        folder = tmp_path / name
+        write_page(report, HOST, steps, folder)
     for name in ("latency_over_time.png", "percentiles_by_concurrency.png"):
         with Image.open(folder / name) as picture:
             assert picture.width > 800
             assert len(picture.convert("RGB").getcolors(1 << 24) or ()) > 10
         assert f'src="{name}"' in (folder / "report.html").read_text()
     assert (tmp_path / "latest").resolve() == folder
-    assert json.loads((folder / "summary.json").read_text())["host"] == report.host
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "latest", "second"]
 
 
-def test_summary_has_the_figures_of_each_step(report: Page) -> None:
-    first, _, _, empty = report.document()["steps"]
+def test_summary_has_the_figures_of_each_step(report: Report, steps: tuple[Step, ...]) -> None:
+    document = json.loads(summary(report, HOST, steps))
+    first, _, _, empty = document["steps"]
+    assert document["host"] == HOST
     assert (first["users"], first["requests"], first["failures"]) == (1, 4, 1)
     assert (first["per_second"], first["p50_ms"], first["max_ms"]) == (2.0, 20.0, 40.0)
     assert first["errors"] == {"status 503: <busy>": 1}
     assert (empty["requests"], empty["p99_ms"]) == (0, None)
 
 
-def test_page_escapes_what_servers_and_machines_say(report: Page) -> None:
-    page = report.html()
+def test_page_escapes_what_servers_and_machines_say(
+    report: Report, steps: tuple[Step, ...]
+) -> None:
+    page = html(report, HOST, steps)
     assert "status 503: &lt;busy&gt;" in page
     assert "Processor &lt;X&gt;" in page
     assert "<busy>" not in page
-
-
-def test_title_tells_cores_and_date(report: Page) -> None:
-    assert report.title == "2 cores · Processor <X> · 8 GiB · 2026-01-02 03:04 UTC"
-
-
-def test_latest_moves_to_the_newest_report(tmp_path: Path) -> None:
-    for name in ("first", "second"):
-        (tmp_path / name).mkdir()
-        link_latest(tmp_path / name)
-    assert (tmp_path / "latest").resolve() == tmp_path / "second"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "latest", "second"]

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from loadtests.clients import Answer
-from loadtests.reload import Swap, copy_version, plot_swap, swap_sentences
+from loadtests.reload import Swap, copy_version, plot_swap
 from loadtests.report import plain
 
 
@@ -43,7 +43,7 @@ def test_disturbed_are_the_windows_above_double_of_before(swap: Swap) -> None:
 
 def test_failures_are_counted_by_what_went_wrong(swap: Swap) -> None:
     failed = (Answer(6.0, 30.0, "", "status 503"), Answer(6.1, 30.0, "", "status 503"))
-    lines = swap_sentences(replace(swap, answers=swap.answers + failed))
+    lines = replace(swap, answers=swap.answers + failed).sentences()
     assert "202 requests, 2 failed" in lines[0]
     assert lines[-1] == "failed 2 times: status 503"
 

@@ -43,7 +43,7 @@ def test_users_are_numbers_of_at_least_one() -> None:
 
 def test_missing_pictures_are_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
-    with pytest.raises(Refused, match="build them first"):
+    with pytest.raises(Refused, match="build the models first"):
         check_system("http://127.0.0.1:1", ("OpenInference",))
 
 

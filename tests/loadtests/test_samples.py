@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtests.samples import Sample, by_second, middle, percentile, ratio, summarize
+from loadtests.samples import middle, percentile, ratio
 
 values = st.lists(st.floats(0, 1e6), min_size=1, max_size=300)
 
@@ -31,24 +31,6 @@ def test_percentile_of_nothing_is_nan() -> None:
 def test_percentile_refuses_an_impossible_quantile(quantile: float) -> None:
     with pytest.raises(ValueError, match="quantile"):
         percentile([1.0], quantile)
-
-
-def test_summary_counts_failures_and_keeps_their_latencies() -> None:
-    samples = [Sample(0, 10, "a"), Sample(1, 30, "a", "status 503"), Sample(2, 20, "a")]
-    summary = summarize(samples, 2.0)
-    assert (summary.requests, summary.failures, summary.per_second) == (3, 1, 1.5)
-    assert (summary.mean_ms, summary.p50_ms, summary.max_ms) == (20, 20, 30)
-
-
-def test_summary_of_a_step_without_answers_has_no_latencies() -> None:
-    summary = summarize([], 10.0)
-    assert summary.per_second == 0
-    assert math.isnan(summary.p99_ms)
-
-
-def test_samples_belong_to_the_second_in_which_they_ended() -> None:
-    early, late = Sample(100.2, 100, "a"), Sample(100.9, 250, "a")
-    assert by_second([late, early], 100.0) == {0: [early], 1: [late]}
 
 
 def test_middle_is_the_median_and_nan_of_no_rounds() -> None:

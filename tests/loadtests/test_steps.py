@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from loadtests.samples import Sample
-from loadtests.steps import Step, locust_command, measured_seconds, read_samples
+from loadtests.steps import Sample, Step, locust_command, measured_seconds, read_samples
 
 ROWS = """started_s,latency_ms,name,error
 1763700000.500000,12.250,tagger /infer (raw pixels),
@@ -32,8 +31,15 @@ def test_errors_of_a_step_are_counted_by_text() -> None:
 
 
 def test_locust_runs_one_kind_headless_and_failures_do_not_end_it() -> None:
-    command = locust_command(["-f", "file.py", "Light"], 4, 2.5, "http://127.0.0.1:1")
+    command = locust_command(["Light"], 4, 2.5, "http://127.0.0.1:1")
     text = " ".join(command)
     assert "Light --headless --host http://127.0.0.1:1 --users 4 --spawn-rate 4" in text
     assert "--run-time 2.5s" in text
     assert "--exit-code-on-error 0" in text
+
+
+def test_a_step_counts_failures_and_keeps_their_latencies() -> None:
+    samples = (Sample(0, 10, "a"), Sample(1, 30, "a", "status 503"), Sample(2, 20, "a"))
+    step = Step("Light", 1, 2.0, samples)
+    assert (step.requests, step.failures, step.per_second) == (3, 1, 1.5)
+    assert step.percentiles_ms == {"p50": 20, "p90": 30, "p99": 30, "max": 30}

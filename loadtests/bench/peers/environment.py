@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from loadtests.processes import Failed
@@ -45,49 +45,26 @@ def peer_python(
 def find_interpreter(name: str, oldest: Version, newest: Version, path: str | None = None) -> Path:
     """A Python of these versions on PATH that is no virtual environment, for the peer `name`."""
     found = []
-    for file in _candidates(os.environ.get("PATH", "") if path is None else path):
-        version = _own_version(file)
-        if version is None:
+    folders = (os.environ.get("PATH", "") if path is None else path).split(os.pathsep)
+    for file in (Path(folder) / name for folder in folders if folder for name in NAMES):
+        try:
+            command = [str(file), "-I", "-c", DESCRIBE]
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=ASK_S, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired):
             continue
-        if oldest <= version <= newest:
-            return file
-        found.append(_dotted(version))
+        match done.stdout.split():
+            case [major, minor, micro, "True"]:
+                if oldest <= (int(major), int(minor), int(micro)) <= newest:
+                    return file
+                found.append(f"{major}.{minor}.{micro}")
+    first, last = (".".join(map(str, version)) for version in (oldest, newest))
     raise PeerNotInstalled(
-        f"{name} needs Python {_dotted(oldest)} to {_dotted(newest)}, and PATH has "
+        f"{name} needs Python {first} to {last}, and PATH has "
         f"{', '.join(dict.fromkeys(found)) or 'none'}: install one, or leave {name} out "
         "with --protocol http"
     )
-
-
-def _candidates(path: str) -> Iterator[Path]:
-    for folder in dict.fromkeys(path.split(os.pathsep)):
-        for name in NAMES:
-            file = Path(folder) / name
-            if folder and os.access(file, os.X_OK):
-                yield file
-
-
-def _own_version(file: Path) -> Version | None:
-    """The interpreter's version; None if it is a virtual environment's or does not run."""
-    try:
-        done = subprocess.run(
-            [str(file), "-I", "-c", DESCRIBE],
-            capture_output=True,
-            text=True,
-            timeout=ASK_S,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    words = done.stdout.split()
-    if done.returncode != 0 or len(words) != 4 or words[3] != "True":
-        return None
-    major, minor, micro = (int(word) for word in words[:3])
-    return major, minor, micro
-
-
-def _dotted(version: Version) -> str:
-    return ".".join(map(str, version))
 
 
 def _run(command: Sequence[str], name: str) -> None:

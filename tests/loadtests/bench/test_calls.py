@@ -11,4 +11,4 @@ async def test_calls_of_gateway_link_and_slot_are_counted(tmp_path: Path) -> Non
     assert packages >= {"gateway", "headrace", "replicas"}
     assert 50 < four.total < alone.total, "bundles share calls"
     assert len(alone.passed) < len(alone.counts), "timers are not passed by each"
-    assert len(module_table([alone, four], 5).rows) == 5
+    assert len(module_table([alone, four]).rows) > 5

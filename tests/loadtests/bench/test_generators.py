@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from loadtests.bench.generators import (
-    GrpcTarget,
     Result,
+    Target,
     ToolFailed,
     parse_h2load,
     parse_wrk,
@@ -37,8 +37,8 @@ Requests/sec:  13210.79
 def test_parse_reads_the_result_line_among_the_rest() -> None:
     result = parse_wrk(OUTPUT, 64)
     assert result.per_second == pytest.approx(13210.78, abs=0.01)
-    expected = Result(64, 1, 79308, result.per_second, p50_ms=4.37, p99_ms=9.12, errors=15)
-    assert result == expected and result.in_flight == 64
+    expected = Result(64, 79308, result.per_second, p50_ms=4.37, p99_ms=9.12, errors=15)
+    assert result == expected
 
 
 def test_parse_names_the_output_when_wrk_could_not_connect() -> None:
@@ -66,20 +66,18 @@ time for request:     2.43ms     12.09ms      5.07ms      1.08ms    70.94%
 req/s           :      781.12      784.84      783.15        1.41    75.00%
 """
 LATENCIES = [4.0, 5.0, 12.0]
-RIGHT = Result(4, 4, 9399, 3133.0, 5.0, 12.0, 0)
+RIGHT = Result(16, 9399, 3133.0, 5.0, 12.0, 0)
 
 
-def test_figures_are_read_and_in_flight_counts_all_streams() -> None:
-    result = parse_h2load(H2LOAD_OUTPUT, LATENCIES, 70, 4, 4)
-    assert result == RIGHT
-    assert result.in_flight == 16
+def test_figures_are_read() -> None:
+    assert parse_h2load(H2LOAD_OUTPUT, LATENCIES, 70, 16) == RIGHT
 
 
 def test_an_answer_without_its_content_is_an_error_though_its_status_is_200() -> None:
     short = H2LOAD_OUTPUT.replace("(657930) data", f"({657930 - 30 * 70}) data")
-    assert parse_h2load(short, LATENCIES, 70, 4, 4) == replace(RIGHT, errors=30)
+    assert parse_h2load(short, LATENCIES, 70, 16) == replace(RIGHT, errors=30)
     empty = H2LOAD_OUTPUT.replace("(657930) data", "(0) data")
-    assert parse_h2load(empty, LATENCIES, 70, 4, 4).errors == 9399
+    assert parse_h2load(empty, LATENCIES, 70, 16).errors == 9399
 
 
 def test_failed_requests_are_counted_once() -> None:
@@ -87,7 +85,7 @@ def test_failed_requests_are_counted_once() -> None:
         "9399 succeeded, 0 failed, 0 errored", "9389 succeeded, 10 failed, 10"
     )
     lost = broken.replace("(657930) data", f"({657930 - 10 * 70}) data")
-    assert parse_h2load(lost, LATENCIES, 70, 4, 4).errors == 10
+    assert parse_h2load(lost, LATENCIES, 70, 16).errors == 10
 
 
 def test_latencies_are_those_of_answers() -> None:
@@ -97,7 +95,7 @@ def test_latencies_are_those_of_answers() -> None:
 
 def test_output_without_figures_is_shown() -> None:
     with pytest.raises(ToolFailed, match="Could not connect"):
-        parse_h2load("Could not connect to host\n", [], 70, 1, 1)
+        parse_h2load("Could not connect to host\n", [], 70, 1)
 
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -111,7 +109,9 @@ async def test_answers_of_the_right_length_are_measured(
     body.write_bytes(framed(b"7"))
     async with open_site(tmp_path) as site:
         host, port = site.address
-        target = GrpcTarget(f"http://{host}:{port}{path}", body, len(framed(bytes(length))))
+        target = Target(
+            f"http://{host}:{port}{path}", body, answer_bytes=len(framed(bytes(length)))
+        )
         result = await asyncio.to_thread(run_grpcio, target, 2, 3, 1)
     assert result.in_flight == 6 and result.requests > 20
     assert (result.errors == 0) == right and (result.per_second > 0) == right
@@ -122,6 +122,6 @@ async def test_calls_that_fail_are_errors(tmp_path: Path) -> None:
     body.write_bytes(framed(b""))
     async with open_site(tmp_path) as site:
         host, port = site.address
-        target = GrpcTarget(f"http://{host}:{port}/nobody", body, 5)
+        target = Target(f"http://{host}:{port}/nobody", body, answer_bytes=5)
         result = await asyncio.to_thread(run_grpcio, target, 1, 1, 1)
     assert result.errors == result.requests > 0

@@ -73,7 +73,7 @@ def test_a_refusal_is_told_with_its_status() -> None:
     server = grpc.server(futures.ThreadPoolExecutor(1), handlers=(handler,))
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
-    message = infer_message("mlp", "x", np.zeros((1, 2), np.float32))
+    message = infer_message("mlp", "x", "FP32", np.zeros((1, 2), np.float32))
     with pytest.raises(WrongAnswer, match=f"NOT_FOUND: {len(message)} bytes for nobody"):
         ask(f"127.0.0.1:{port}", message, 10.0)
     server.stop(0).wait()

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -13,28 +13,20 @@ from loadtests.bench.outcome import (
     DirectCall,
     Measured,
     Outcome,
-    SlotMemory,
-    markdown,
-    medians,
-    sentences,
+    grpc_rows,
+    http_rows,
     update_block,
 )
-from loadtests.processes import Failed, Memory
-from loadtests.report import Machine
-
-MACHINE = Machine(2, "Processor", 8 * 2**30, "3.11.2", "Linux 6", {})
-WHEN = datetime(2026, 1, 2, tzinfo=UTC)
+from loadtests.processes import Failed
+from loadtests.report import MIB
 
 
-def measured(server: str, connections: int, rate: float, errors: int = 0) -> Measured:
-    result = Result(connections, 1, int(rate * 6), rate, 1.0, 3.0, errors)
-    return Measured(server, "TFS JSON", result)
+def measured(server: str, in_flight: int, rate: float, errors: int = 0) -> Measured:
+    return server, "TFS JSON", Result(in_flight, int(rate * 6), rate, 1.0, 3.0, errors)
 
 
-def streamed(server: str, streams: int, rate: float, body: str = "v2 gRPC") -> Measured:
-    connections = min(streams, 4)
-    result = Result(connections, streams, int(rate * 6), rate, 0.4, 3.0, 0)
-    return Measured(server, body, result)
+def streamed(server: str, in_flight: int, rate: float, body: str = "v2 gRPC") -> Measured:
+    return server, body, Result(in_flight, int(rate * 6), rate, 0.4, 3.0, 0)
 
 
 @pytest.fixture
@@ -49,22 +41,20 @@ def outcome() -> Outcome:
     ]
     grpc = [
         streamed("headrace", 1, 5_000),
-        streamed("headrace", 4, 9_000),
+        streamed("headrace", 16, 9_000),
         streamed("pytriton", 1, 500),
-        streamed("pytriton", 4, 4_000),
-        streamed("empty grpc.aio", 4, 12_000),
-        streamed("headrace", 4, 3_000, "v2 gRPC, grpcio"),
-        streamed("empty grpc.aio", 4, 6_000, "v2 gRPC, grpcio"),
+        streamed("pytriton", 16, 4_000),
+        streamed("empty grpc.aio", 16, 12_000),
+        streamed("headrace", 16, 3_000, "v2 gRPC, grpcio"),
+        streamed("empty grpc.aio", 16, 6_000, "v2 gRPC, grpcio"),
     ]
-    memory = SlotMemory(Memory(200 * 2**20, 150 * 2**20), Memory(80 * 2**20, 60 * 2**20))
+    sizes = {"rss": 200, "pss": 150, "bare_rss": 80, "bare_pss": 60}
     return Outcome(
-        when=WHEN,
-        machine=MACHINE,
         command="make bench",
-        rows=medians(runs),
-        grpc=medians(grpc),
-        direct=(DirectCall("TFS JSON", 20.0, 12.0, 4.0, 36.0),),
-        memory=memory,
+        rows=http_rows(runs),
+        grpc=grpc_rows(grpc),
+        direct=[DirectCall("TFS JSON", 20.0, 12.0, 4.0, 36.0)],
+        memory={f"{name}_bytes": size * MIB for name, size in sizes.items()},
         startup={"price": 9.0, "tagger": 20.5},
     )
 
@@ -76,20 +66,19 @@ def test_rounds_become_medians_and_errors_are_summed(outcome: Outcome) -> None:
 
 
 def test_ratio_is_to_the_best_peer_setting_at_as_many_connections(outcome: Outcome) -> None:
-    ours, batched, plain, alone = outcome.rows
-    ratios = [outcome.ratio_to_peer(row) for row in (ours, batched, plain)]
-    assert ratios == [1.0, 1.0, 0.25]
-    assert outcome.ratio_to_peer(alone) != outcome.ratio_to_peer(alone)  # NaN: no peer at 1
+    *busy, alone = outcome.rows
+    assert [row.ratio for row in busy] == [1.0, 1.0, 0.25]
+    assert math.isnan(alone.ratio), "no peer at 1"
 
 
 def test_added_latency_is_the_median_at_one_connection_less_the_direct_call(
     outcome: Outcome,
 ) -> None:
-    assert outcome.added_us(outcome.direct[0]) == pytest.approx(1000 - 36)
+    assert outcome.direct[0].added_us(outcome.rows) == pytest.approx(1000 - 36)
 
 
 def test_memory_and_startup_are_told_in_sentences(outcome: Outcome) -> None:
-    memory, startup = sentences(outcome)[-2:]
+    memory, startup = outcome.sentences()[-2:]
     assert "120 MiB more (90)" in memory
     assert "after 9.0 s, all 2 after 20.5 s" in startup
 
@@ -97,20 +86,18 @@ def test_memory_and_startup_are_told_in_sentences(outcome: Outcome) -> None:
 def test_grpc_is_compared_with_pytriton_and_with_a_server_that_does_nothing(
     outcome: Outcome,
 ) -> None:
-    alone, busy = outcome.grpc[:2]
-    assert (alone.in_flight, busy.in_flight) == (1, 16)
-    assert outcome.ratio_over_grpc(busy, "pytriton") == 2.25
-    assert outcome.ratio_over_grpc(busy, "empty grpc.aio") == 0.75
-    against, median, share = sentences(outcome)[:3]
+    busy = outcome.grpc[1]
+    assert (busy.in_flight, busy.ratio, busy.of_empty) == (16, 2.25, 0.75)
+    against, median, share = outcome.sentences()[:3]
     assert against.endswith("pytriton's: 10.0 at 1 stream, 2.2 at 16 streams (goal: 3).")
     assert "0.40 ms (goal: under 1 ms)" in median
     assert "75% at 16 streams" in share
 
 
 def test_what_was_not_measured_has_no_table(outcome: Outcome) -> None:
-    http_only = markdown(replace(outcome, grpc=()))
+    http_only = replace(outcome, grpc=()).markdown("here")
     assert "| server | client | streams |" not in http_only and "| server | body |" in http_only
-    grpc_only = markdown(replace(outcome, rows=()))
+    grpc_only = replace(outcome, rows=()).markdown("here")
     assert "| headrace | h2load | 16 | 9,000 | 0.40 | 3.00 | 0 | 2.25 | 0.75 |" in grpc_only
     assert "| headrace | grpcio | 16 | 3,000 | 0.40 | 3.00 | 0 | - | 0.50 |" in grpc_only
     assert "| server | body |" not in grpc_only
@@ -122,7 +109,7 @@ def test_markdown_replaces_only_what_is_between_the_markers(
     page = tmp_path / "performance.md"
     page.write_text(f"# Before\n\n{BEGIN}\nold table\n{END}\n\nafter\n", encoding="utf-8")
     for _ in range(2):
-        update_block(page, markdown(outcome))
+        update_block(page, outcome.markdown("here"))
     text = page.read_text(encoding="utf-8")
     assert text.startswith("# Before\n")
     assert text.endswith(f"{END}\n\nafter\n")
@@ -134,5 +121,5 @@ def test_a_page_without_markers_is_refused(outcome: Outcome, tmp_path: Path) -> 
     page = tmp_path / "performance.md"
     page.write_text("# Nothing\n", encoding="utf-8")
     with pytest.raises(Failed, match="bench:begin"):
-        update_block(page, markdown(outcome))
+        update_block(page, outcome.markdown("here"))
     assert page.read_text(encoding="utf-8") == "# Nothing\n"

@@ -12,14 +12,12 @@ import pytest
 import yaml
 
 from headrace.config.args import Args, PoolConfig
-from loadtests.bench.mlp import one_row, right_answer, write_bodies, write_grpc_body, write_store
-from loadtests.bench.servers import Contender, Site, check_answer, read_config
+from loadtests.bench.mlp import one_row, write_bodies
+from loadtests.bench.servers import MODELS, Contender, Site, check_answer, read_config
 from loadtests.headrace import BadAnswer, Running, headrace_config
 from loadtests.messages import LENGTH_HEADER
 from replicas.onnx_runtime import load
 from replicas.runtime import RuntimeSettings
-
-MODELS = {"mlp": {"batching": {"max_rows": 64}}}
 
 
 @contextmanager
@@ -44,12 +42,6 @@ def answering(status: int, body: bytes) -> Iterator[Running]:
         thread.join()
 
 
-def site_in(folder: Path) -> Site:
-    model = write_store(folder / "store")
-    bodies, grpc = write_bodies(folder), write_grpc_body(folder)
-    return Site(folder, folder / "store", model, bodies, grpc, right_answer(model))
-
-
 def test_the_generated_config_is_a_valid_headrace_config(tmp_path: Path) -> None:
     document = yaml.safe_load(headrace_config(tmp_path, MODELS, 2, [9001, 9002, 9003]))
     [application] = document["applications"]
@@ -64,7 +56,7 @@ def test_the_generated_config_is_a_valid_headrace_config(tmp_path: Path) -> None
 
 
 def test_the_right_answer_is_what_onnx_runtime_computes(tmp_path: Path) -> None:
-    site = site_in(tmp_path)
+    site = Site.made(tmp_path)
     runtime = load(site.model.parent, "mlp", 1, RuntimeSettings())
     row = one_row().astype(np.float32)[np.newaxis]
     [output] = runtime.run("serving_default", {"x": row}, ["y"]).values()
@@ -79,13 +71,13 @@ def test_the_right_answer_is_what_onnx_runtime_computes(tmp_path: Path) -> None:
 def test_a_server_that_answers_wrongly_is_not_measured(
     tmp_path: Path, status: int, body: bytes
 ) -> None:
-    site = site_in(tmp_path)
+    site = Site.made(tmp_path)
     with answering(status, body) as server, pytest.raises(BadAnswer, match=r"/v1/models/mlp"):
         check_answer(server, site.bodies[0], site.answer)
 
 
 def test_all_bodies_carry_the_same_row(tmp_path: Path) -> None:
-    predict, infer, binary = (body.file.read_bytes() for body in site_in(tmp_path).bodies)
+    predict, infer, binary = (body.file.read_bytes() for body in Site.made(tmp_path).bodies)
     [row] = orjson.loads(predict)["instances"]
     assert orjson.loads(infer)["inputs"][0]["data"] == row
     length = int(dict(write_bodies(tmp_path)[2].headers)[LENGTH_HEADER])
@@ -94,7 +86,7 @@ def test_all_bodies_carry_the_same_row(tmp_path: Path) -> None:
 
 
 def test_mosec_gets_the_json_body_on_its_own_path(tmp_path: Path) -> None:
-    site = site_in(tmp_path)
+    site = Site.made(tmp_path)
     [body] = Contender("mosec", 1).bodies(site)
     assert body.path == "/inference"
     assert body.file == site.bodies[0].file
