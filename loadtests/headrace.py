@@ -29,6 +29,7 @@ KEY_S = 86_400.0
 """Life of a key, for where a load test could not revoke it."""
 
 POLL_S = 0.05
+COLD_HEADER = "X-Headrace-Cold-Start-Ms"
 OPEN: Mapping[str, Any] = {"tiers": False}
 """Access for everybody: what is measured is the serving."""
 NOTHING: Mapping[str, Any] = {}
@@ -108,6 +109,7 @@ def headrace(
     slots: int = 1,
     access: Mapping[str, Any] = OPEN,
     more: Mapping[str, Any] = NOTHING,
+    environment: Mapping[str, str] = NOTHING,
 ) -> Iterator[Running]:
     """Run the complete gateway while the block lasts; raises `NotStarted`.
 
@@ -124,7 +126,7 @@ def headrace(
     with running(
         [headrace_command(), "up", str(config)],
         folder / "headrace.log",
-        {"HEADRACE_HOME": str(home)},
+        {"HEADRACE_HOME": str(home), **environment},
         stop_s=DRAIN_S,
         whole_group=False,
     ) as process:

@@ -11,7 +11,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +24,7 @@ from loadtests.clients import unlimited_client
 from loadtests.headrace import headrace_command
 from loadtests.messages import predict_message
 from loadtests.plots import COLORS, GREY, drawn, failed, level, scatter
-from loadtests.pool.log import Steps, leased_slots
+from loadtests.pool.log import PoolLog, Steps, leased_slots
 from loadtests.pool.server import ANSWER_S, WIDTH, Asked, PoolSystem, ask, elastic, write_model
 from loadtests.pool.simulation.setting import Pace, Setting, measured
 from loadtests.pool.simulation.simulation import Simulated, simulate
@@ -37,6 +37,8 @@ DAY_PART = 0.4
 """Goal for the slot-seconds, as a part of those of fixed slots that are enough for the peak."""
 PREDICTION = 0.15
 SETTLE_S = 60.0
+START_S = 1.5
+"""Time that a slot takes to start."""
 WORK_PART = 0.7
 """Part of a slot's start that is work of a core; the rest is waiting for Serve and for Ray."""
 BEFORE_S = 0.5
@@ -45,31 +47,84 @@ BIN_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Day:
-    """A trace that was sent from `begin_s` to `end_s`; `rates` are requests a second, by bin.
+class Plan:
+    """What to send, and the pool that receives it.
 
-    `fixed` slots would be enough for the peak. `start_s` is what a slot takes to start: it costs
-    already then, but is not in `slots` yet. `service_s` are by model the latencies of requests that
-    met no other one: what each adds to the requests in flight.
+    `rate` requests a second are the mean over `seconds`, of models that run for `service_s` each
+    and get `weights` of it. `target` is their `target_in_flight`: far below one, as two cores have
+    to run all slots and their starts beside; so more slots are a matter of the target and not of
+    need, and they wait for a load that lasts. A request for a model without a slot waits for a
+    slot's start, as none is kept `warm`: that is the price, and `idle_s` keeps it rare.
     """
 
     seed: int
+    seconds: int = 300
+    rate: float = 2.5
+    service_s: tuple[float, ...] = (0.03, 0.03)
+    weights: tuple[float, ...] = (0.7, 0.3)
+    target: float = 0.04
+    warm: int = 0
+    max_slots: int = 12
+    idle_s: float = 10.0
+    down_delay_s: float = 0.2
+    look_back_s: float = 6.0
+    max_step: int = 1
+    up_delay_s: float = 5.0
+    job_slots: int = 2
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(f"model_{number}" for number in range(1, len(self.service_s) + 1))
+
+    def rates(self) -> Rates:
+        """Requests a second: [models, seconds]."""
+        return split(day_rates(self.seed, self.seconds, self.rate, PEAK), self.weights)
+
+    def arrivals(self) -> list[Arrival]:
+        return list(arrivals(self.rates(), BIN_S, self.seed))
+
+    def fixed(self, service_s: Sequence[float]) -> int:
+        """Slots that are enough for the peak of each model, whose requests take so long."""
+        peaks = [float(rate) for rate in self.rates().max(axis=1)]
+        return min(self.max_slots, slots_for_peak(peaks, service_s, self.target))
+
+    def model(self) -> dict[str, Any]:
+        return {
+            "runtime": "onnx",
+            "replicas": {"min": 0, "max": self.max_slots},
+            "scaling": {
+                "target_in_flight": self.target,
+                "idle_s": self.idle_s,
+                "down_delay_s": self.down_delay_s,
+                "look_back_s": self.look_back_s,
+                "max_step": self.max_step,
+                "up_delay_s": self.up_delay_s,
+            },
+            "batching": {"max_rows": 1},
+        }
+
+    def slots(self) -> dict[str, Any]:
+        counts = {"min": 0, "warm": self.warm, "max": self.max_slots}
+        return {"cpu": {**counts, "cpus": 0.1, "preload": ["onnx"]}}
+
+
+@dataclass(frozen=True, slots=True)
+class Day:
+    """A plan that was sent from `begin_s` on (epoch seconds), and what the pool logged meanwhile.
+
+    A slot costs already while it starts, but is not in the log yet. `leased` are the slots that
+    the batch job held.
+    """
+
+    plan: Plan
     begin_s: float
-    end_s: float
-    rates: tuple[float, ...]
     answers: tuple[Asked, ...]
-    slots: Steps
-    ready: dict[str, Steps]
-    joined_s: tuple[float, ...]
-    start_s: float
-    service_s: Mapping[str, tuple[float, ...]]
-    fixed: int
-    load_s: float
+    log: PoolLog
     leased: Steps = field(default_factory=Steps)
 
     @property
-    def seconds(self) -> float:
-        return self.end_s - self.begin_s
+    def end_s(self) -> float:
+        return self.begin_s + self.plan.seconds
 
     @property
     def lost(self) -> int:
@@ -86,30 +141,33 @@ class Day:
     @property
     def slot_seconds(self) -> float:
         """Of all slots, warm and starting ones counted."""
-        starts = sum(self.begin_s < at_s < self.end_s for at_s in self.joined_s)
-        return self.slots.total(self.begin_s, self.end_s) + starts * self.start_s
+        starts = sum(self.begin_s < at_s < self.end_s for at_s in self.log.joined_s)
+        return self.log.slots.total(self.begin_s, self.end_s) + starts * START_S
 
     @property
     def mean_slots(self) -> float:
-        return self.slot_seconds / self.seconds
+        return self.slot_seconds / self.plan.seconds
+
+    @property
+    def fixed(self) -> int:
+        """Slots that would be enough for the peak, by what requests took on this day."""
+        service_s = undisturbed(self.answers)
+        return self.plan.fixed([percentile(service_s[name], 0.5) for name in self.plan.names])
 
     @property
     def part(self) -> float:
         """Slot-seconds as a part of those of fixed provisioning for the peak."""
-        return ratio(self.slot_seconds, self.fixed * self.seconds)
+        return ratio(self.slot_seconds, self.fixed * self.plan.seconds)
 
     @property
     def utilisation(self) -> float:
-        """The part of the time of all slots, leased ones too, in which they were of use.
-
-        They are while they hold a model or are leased.
-        """
-        held = sum(steps.total(self.begin_s, self.end_s) for steps in self.ready.values())
+        """The part of the time of all slots in which they held a model or were leased."""
+        held = sum(steps.total(self.begin_s, self.end_s) for steps in self.log.ready.values())
         leased = self.leased.total(self.begin_s, self.end_s)
         return ratio(held + leased, self.slot_seconds + leased)
 
     def goals(self) -> list[Check]:
-        name = f"day {self.seed}"
+        name = f"day {self.plan.seed}"
         return [
             Check.at_most(f"{name}, requests lost", self.lost, 0),
             Check.at_most(f"{name}, p99 s", self.p99_s, DAY_P99_S),
@@ -147,25 +205,26 @@ def day_table(days: Sequence[Day]) -> Table:
     rows = []
     for day in days:
         cold = sum(bool(answer.cold_s) for answer in day.answers)
-        most = day.slots.most(day.begin_s, day.end_s)
+        most = day.log.slots.most(day.begin_s, day.end_s)
         cells = [f"{len(day.answers):,}", str(day.lost), str(cold), f"{day.p50_s:.3f}"]
         cells += [f"{day.p99_s:.3f}", f"{day.mean_slots:.2f}", str(most)]
         cells += [f"{day.slot_seconds:,.0f}", f"{day.part:.0%} of {day.fixed}"]
-        rows.append([str(day.seed), *cells, f"{day.utilisation:.0%}"])
+        rows.append([str(day.plan.seed), *cells, f"{day.utilisation:.0%}"])
     return Table("Days", heads, rows, texts=0)
 
 
 def plot_day(day: Day, title: str, path: Path) -> None:
-    title = f"A day in {day.seconds:.0f} s, seed {day.seed}\n{title}"
+    plan = day.plan
+    title = f"A day in {plan.seconds} s, seed {plan.seed}\n{title}"
     shape: dict[str, Any] = {"sharex": True, "height_ratios": (2, 2, 3)}
     with drawn(path, title, (12, 8), rows=3, **shape) as [rate, slots, latency]:
-        width_s = day.seconds / len(day.rates)
-        times = [number * width_s for number in range(len(day.rates))]
-        rate.step(times, day.rates, where="post", color=COLORS[1], label="asked for")
-        level(rate, sum(day.rates) / len(day.rates), "mean", linestyle="-")
+        rates = plan.rates().sum(axis=0)
+        times = [number * BIN_S for number in range(len(rates))]
+        rate.step(times, rates, where="post", color=COLORS[1], label="asked for")
+        level(rate, rates.mean(), "mean", linestyle="-")
         rate.set_ylabel("requests a second")
-        day.slots.draw(slots, day.begin_s, day.end_s, "slots", color=GREY)
-        for color, (model, steps) in zip(COLORS, sorted(day.ready.items()), strict=False):
+        day.log.slots.draw(slots, day.begin_s, day.end_s, "slots", color=GREY)
+        for color, (model, steps) in zip(COLORS, sorted(day.log.ready.items()), strict=False):
             steps.draw(slots, day.begin_s, day.end_s, f"that serve {model}", color=color)
         level(slots, day.fixed, "fixed, for the peak", linestyle=":")
         slots.set_ylabel("slots")
@@ -181,108 +240,26 @@ def plot_day(day: Day, title: str, path: Path) -> None:
         latency.set_xlabel("since the trace began (s)")
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What to send, and the pool that receives it.
-
-    `rate` requests a second are the mean over `seconds`, of models that run for `service_s` each
-    and get `weights` of it. `target` is their `target_in_flight`: far below one, as two cores have
-    to run all slots and their starts beside; so more slots are a matter of the target and not of
-    need, and they wait for a load that lasts. A request for a model without a slot waits for a
-    slot's start, as none is kept `warm`: that is the price, and `idle_s` keeps it rare.
-    """
-
-    seed: int
-    seconds: int = 300
-    rate: float = 2.5
-    service_s: tuple[float, ...] = (0.03, 0.03)
-    weights: tuple[float, ...] = (0.7, 0.3)
-    target: float = 0.04
-    warm: int = 0
-    max_slots: int = 12
-    idle_s: float = 10.0
-    down_delay_s: float = 0.2
-    look_back_s: float = 6.0
-    max_step: int = 1
-    up_delay_s: float = 5.0
-    start_s: float = 1.5
-    job_slots: int = 2
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(f"model_{number}" for number in range(1, len(self.service_s) + 1))
-
-    def rates(self) -> Rates:
-        return split(day_rates(self.seed, self.seconds, self.rate, PEAK), self.weights)
-
-    def arrivals(self) -> list[Arrival]:
-        return list(arrivals(self.rates(), BIN_S, self.seed))
-
-    def fixed(self, service_s: Sequence[float]) -> int:
-        peaks = [float(rate) for rate in self.rates().max(axis=1)]
-        return min(self.max_slots, slots_for_peak(peaks, service_s, self.target))
-
-    def models(self) -> dict[str, Any]:
-        return {name: self.model() for name in self.names}
-
-    def model(self) -> dict[str, Any]:
-        return {
-            "runtime": "onnx",
-            "replicas": {"min": 0, "max": self.max_slots},
-            "scaling": {
-                "target_in_flight": self.target,
-                "idle_s": self.idle_s,
-                "down_delay_s": self.down_delay_s,
-                "look_back_s": self.look_back_s,
-                "max_step": self.max_step,
-                "up_delay_s": self.up_delay_s,
-            },
-            "batching": {"max_rows": 1},
-        }
-
-    def slots(self) -> dict[str, Any]:
-        return {
-            "cpu": {"min": 0, "warm": self.warm, "max": self.max_slots, "cpus": 0.1}
-            | {"preload": ["onnx"]}
-        }
-
-
-def measure_day(folder: Path, plan: Plan, *, job: bool = True) -> Day:
+def measure_day(folder: Path, plan: Plan) -> Day:
     """Send the trace in real time; raises `NotStarted`, `NeverAsleep`."""
     for name, seconds in zip(plan.names, plan.service_s, strict=True):
         write_model(folder / "store", name, seconds)
-    with elastic(folder, folder / "store", plan.models(), plan.slots()) as site:
-        begin_s, answers = asyncio.run(_run(site, plan, folder, job=job))
+    models = {name: plan.model() for name in plan.names}
+    with elastic(folder, folder / "store", models, plan.slots()) as site:
+        begin_s, answers = asyncio.run(_run(site, plan, folder))
         log = site.log()
         journal = (folder / "home" / "pool.log").read_bytes().splitlines()
-    service_s = undisturbed(answers)
-    loads = [load_s for times in log.loads_s.values() for load_s in times]
-    return Day(
-        seed=plan.seed,
-        begin_s=begin_s,
-        end_s=begin_s + plan.seconds,
-        rates=tuple(float(rate) for rate in plan.rates().sum(axis=0)),
-        answers=tuple(answers),
-        slots=log.slots,
-        ready=log.ready,
-        joined_s=log.joined_s,
-        start_s=plan.start_s,
-        service_s=service_s,
-        fixed=plan.fixed([percentile(service_s[name], 0.5) for name in plan.names]),
-        load_s=median(loads) if loads else 0.0,
-        leased=leased_slots(journal, time.time() - time.monotonic()),
-    )
+    leased = leased_slots(journal, time.time() - time.monotonic())
+    return Day(plan, begin_s, tuple(answers), log, leased)
 
 
-async def _run(
-    site: PoolSystem, plan: Plan, folder: Path, *, job: bool
-) -> tuple[float, list[Asked]]:
+async def _run(site: PoolSystem, plan: Plan, folder: Path) -> tuple[float, list[Asked]]:
     messages = [predict_message(name, [[0.0] * WIDTH]) for name in plan.names]
     answers: list[Asked] = []
     async with unlimited_client(site.server.url, {}, ANSWER_S) as client:
         for name in plan.names:
             await site.asleep(name)
-        async with batch_job(site, folder, plan.job_slots if job else 0):
+        async with batch_job(site, folder, plan.job_slots):
             begin_s = time.time() + BEFORE_S
 
             async def send(arrival: Arrival) -> None:
@@ -299,14 +276,15 @@ async def _run(
 
 @asynccontextmanager
 async def batch_job(site: PoolSystem, folder: Path, slots: int) -> AsyncIterator[None]:
-    """A batch job that leases slots while the block lasts, where leases are there.
+    """`headrace lease` around a job that only waits: the slots that it holds are what counts here.
 
     It is told to stop, and started again, as serving needs its slots.
     """
-    if not slots or not await _leases_are_there():
-        yield
-        return
-    command = lease_command(site, slots)
+    command = [
+        *(headrace_command(), "lease", "--admin", urlsplit(site.server.admin_url).netloc),
+        *("--token-file", str(site.server.token_file), "--slots", str(slots), "--grace", "1"),
+        *("--", sys.executable, "-c", "import time; time.sleep(86400)"),
+    ]
     environment = {**os.environ, "HEADRACE_HOME": str(folder / "home")}
     with (folder / "job.log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(
@@ -318,28 +296,6 @@ async def batch_job(site: PoolSystem, folder: Path, slots: int) -> AsyncIterator
             with contextlib.suppress(ProcessLookupError):
                 process.terminate()
             await process.wait()
-
-
-async def _leases_are_there() -> bool:
-    asked = await asyncio.create_subprocess_exec(
-        *(headrace_command(), "lease", "--help"),
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.DEVNULL,
-    )
-    return await asked.wait() == 0
-
-
-def lease_command(site: PoolSystem, slots: int) -> list[str]:
-    """`headrace lease` around a job that only waits: its slots are what counts here."""
-    job = [sys.executable, "-c", "import time; time.sleep(86400)"]
-    where = [
-        "--admin",
-        urlsplit(site.server.admin_url).netloc,
-        "--token-file",
-        str(site.server.token_file),
-    ]
-    wanted = ["--slots", str(slots), "--grace", "1"]
-    return [headrace_command(), "lease", *where, *wanted, "--", *job]
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,7 +322,7 @@ class Prediction:
         The 99th percentile is left out: of a day it is the seventh slowest cold start or so, and
         another one when the same day is measured again.
         """
-        name, off = f"simulation of day {self.day.seed}", self.off
+        name, off = f"simulation of day {self.day.plan.seed}", self.off
         return [
             Check.at_most(f"{name}, {figure} off by", abs(off[figure]), PREDICTION)
             for figure in ("slot_seconds", "p50_s")
@@ -374,31 +330,27 @@ class Prediction:
 
     def sentence(self) -> str:
         off = ", ".join(f"{name} {part:+.0%}" for name, part in self.off.items())
-        return f"Simulation of seed {self.day.seed}: {off}"
+        return f"Simulation of seed {self.day.plan.seed}: {off}"
 
 
-def setting_of(plan: Plan, day: Day) -> Setting:
-    """The same pool; what requests, loads and starts take is what was measured.
+def predict(day: Day) -> Prediction:
+    """Simulate the same pool; what requests and loads take is what was measured.
 
     The times of requests hold all that they met on the way, a busy machine too.
     """
-    return Setting(
-        PoolConfig(
-            models={name: ModelConfig.model_validate(plan.model()) for name in plan.names},
-            tiers=None,
-        ),
+    plan = day.plan
+    models = {name: ModelConfig.model_validate(plan.model()) for name in plan.names}
+    loads = [load_s for times in day.log.loads_s.values() for load_s in times]
+    setting = Setting(
+        PoolConfig(models=models, tiers=None),
         {name: SlotClass.model_validate(each) for name, each in plan.slots().items()},
-        {name: measured(seconds) for name, seconds in day.service_s.items()},
+        {name: measured(seconds) for name, seconds in undisturbed(day.answers).items()},
         Pace(
-            start_wait_s=day.start_s * (1 - WORK_PART),
-            start_work_s=day.start_s * WORK_PART,
-            load_s=day.load_s,
+            start_wait_s=START_S * (1 - WORK_PART),
+            start_work_s=START_S * WORK_PART,
+            load_s=median(loads) if loads else 0.0,
             overhead_s=0.0,
         ),
     )
-
-
-def predict(plan: Plan, day: Day) -> Prediction:
-    setting = setting_of(plan, day)
-    simulated = simulate(setting, plan.arrivals(), plan.seconds, plan.seed, settle_s=SETTLE_S)
-    return Prediction(day, simulated)
+    found = simulate(setting, plan.arrivals(), plan.seconds, plan.seed, settle_s=SETTLE_S)
+    return Prediction(day, found)

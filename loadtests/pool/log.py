@@ -5,6 +5,7 @@ Their lines are exact to the millisecond, and reading them afterwards disturbs n
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -48,11 +49,11 @@ class Steps:
         inside = [level for at_s, level in self.points if start_s < at_s < end_s]
         return max([self.at(start_s), *inside])
 
-    def first(self, since_s: float, *, least: int = 0, most: int = 2**31) -> float | None:
-        """From when on it is within these bounds for the first time; None if it never is."""
+    def first(self, since_s: float, *, least: int = 0, most: int = 2**31) -> float:
+        """From when on it is within these bounds for the first time; NaN if it never is."""
         if least <= self.at(since_s) <= most:
             return since_s
-        return next((t for t, n in self.points if t > since_s and least <= n <= most), None)
+        return next((t for t, n in self.points if t > since_s and least <= n <= most), math.nan)
 
     def draw(self, panel: Any, start_s: float, end_s: float, label: str, **style: Any) -> None:
         """A line of steps, by the seconds since the start."""
@@ -77,7 +78,10 @@ class PoolLog:
 
 def read_log(session: Path) -> PoolLog:
     files = sorted((session / "logs").glob("worker-*.err"))
-    return parse_log({process_of(file): file.read_bytes().splitlines() for file in files})
+    # Their names are worker-WORKER-JOB-PROCESS.err.
+    return parse_log(
+        {int(file.stem.rpartition("-")[2]): file.read_bytes().splitlines() for file in files}
+    )
 
 
 def leased_slots(journal: Sequence[bytes], clock_s: float) -> Steps:
@@ -97,11 +101,6 @@ def leased_slots(journal: Sequence[bytes], clock_s: float) -> Steps:
             changes.append((line["at"] + clock_s, holds - held))
             holding[lease_id] = holds
     return Steps.of(changes)
-
-
-def process_of(file: Path) -> int:
-    """The process whose log this is: worker-WORKER-JOB-PROCESS.err."""
-    return int(file.stem.rpartition("-")[2])
 
 
 def parse_log(processes: Mapping[int, Sequence[bytes]]) -> PoolLog:

@@ -13,21 +13,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from loadtests.headrace import answers
+from loadtests.headrace import COLD_HEADER, answers
 from loadtests.processes import free_ports, running, wait_until
 
 START_S = 90.0
 STOP_S = 20.0
-ROOT = Path(__file__).resolve().parents[2]
 SHAPE = (1, 224, 224, 3)
-COLD_HEADER = "X-Headrace-Cold-Start-Ms"
-"""As Headrace says it: milliseconds since the replica began, for its first answer only."""
 
 
 @contextmanager
 def ray_cold(folder: Path, model: Path) -> Iterator[str]:
     """Run it while the block lasts; its base URL. Raises `NotStarted`."""
-    folder.mkdir(parents=True, exist_ok=True)
     [port] = free_ports(1)
     environment = {
         "BENCH_MODEL": str(model),
@@ -84,7 +80,7 @@ def serve_model() -> None:
 
             pixels = np.frombuffer(await request.body(), np.uint8).reshape(SHAPE)
             [scores] = self._session.run(["scores"], {"images": pixels})
-            headers = {}
+            headers = {}  # as Headrace tells it, for the first answer of a replica only
             if self._began_s is not None:
                 headers[COLD_HEADER] = str(round(1000 * (time.monotonic() - self._began_s)))
                 self._began_s = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,12 +18,11 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 from loadtests.bench.mlp import finished, write_version
-from loadtests.headrace import Running, headrace
+from loadtests.headrace import COLD_HEADER, Running, headrace
 from loadtests.messages import Message
 from loadtests.pool.log import PoolLog, read_log
 from loadtests.processes import Failed
 
-COLD_HEADER = "X-Headrace-Cold-Start-Ms"
 ANSWER_S = 70.0
 POLL_S = 0.05
 ASLEEP_S = 120.0
@@ -99,20 +97,9 @@ def elastic(
     folder: Path, store: Path, models: Mapping[str, Any], slots: Mapping[str, Any]
 ) -> Iterator[PoolSystem]:
     """Run Headrace while the block lasts, with its own folder for Ray; raises `NotStarted`."""
-    before = os.environ.get("RAY_TMPDIR")
-    os.environ["RAY_TMPDIR"] = str(folder)
-    try:
-        with headrace(folder, store, models, 1, more={"slots": dict(slots)}) as server:
-            yield PoolSystem(server, _ray_folder(folder))
-    finally:
-        if before is None:
-            del os.environ["RAY_TMPDIR"]
-        else:
-            os.environ["RAY_TMPDIR"] = before
-
-
-def _ray_folder(folder: Path) -> Path:
-    return folder / "ray" if (folder / "ray").is_dir() else folder
+    more, environment = {"slots": dict(slots)}, {"RAY_TMPDIR": str(folder)}
+    with headrace(folder, store, models, more=more, environment=environment) as server:
+        yield PoolSystem(server, folder / "ray" if (folder / "ray").is_dir() else folder)
 
 
 WIDTH = 64

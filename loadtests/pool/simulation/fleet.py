@@ -7,8 +7,8 @@ import math
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from heapq import heappop, heappush
-from random import Random
 
 from autoscale.slot_book import LoadOrder, UnloadOrder
 from headrace.snapshot import ModelVersion, Placement, SlotView, State
@@ -76,9 +76,6 @@ class Clock:
         self.now_s = to_s
 
 
-Answer = Callable[[], None]
-
-
 @dataclass(slots=True)
 class SimulatedSlot:
     """A slot process. `queue` holds (model, work in s, what its end calls) of waiting requests.
@@ -88,20 +85,17 @@ class SimulatedSlot:
 
     view: SlotView
     placements: dict[ModelVersion, Placement] = field(default_factory=dict)
-    queue: deque[tuple[str, float, Answer]] = field(default_factory=deque)
+    queue: deque[tuple[str, float, Action]] = field(default_factory=deque)
     in_flight: Counter[str] = field(default_factory=Counter)
     busy: bool = False
     waits: bool = True
 
 
 class SimulatedFleet:
-    """All slots, started, ordered and stopped. `changed` is called when slots or placements change.
+    """All slots. `changed` is called when slots or placements change."""
 
-    `live_s` adds up the seconds that slots exist, from the order to start until their end.
-    """
-
-    def __init__(self, setting: Setting, clock: Clock, rng: Random) -> None:
-        self._setting, self._clock, self._rng = setting, clock, rng
+    def __init__(self, setting: Setting, clock: Clock) -> None:
+        self._setting, self._clock = setting, clock
         self._numbers = itertools.count()
         self._starting: Counter[str] = Counter()
         self._targets: dict[str, int] = {}
@@ -111,12 +105,11 @@ class SimulatedFleet:
         self.changed: Callable[[], None] = lambda: None
         self.ready: Callable[[str], None] = lambda model: None
         """Called with a model that has got or lost a READY placement."""
-        self.existing = 0
-        self.live_s = 0.0
-        self.busy_s = 0.0
+        self._existing = 0
+        self._lived_s = 0.0
+        self._counted_s = 0.0
         self.most = 0
         self.loads = 0
-        self._counted_s = 0.0
 
     def views(self) -> list[SlotView]:
         return [slot.view for slot in self.slots.values()]
@@ -164,17 +157,13 @@ class SimulatedFleet:
             view = SlotView(slot_id, slot_class, node, "", "")
             self.slots[slot_id] = SimulatedSlot(view)
             self.changed()
-            if self._staying(slot_class) > self._targets.get(slot_class, 0):
+            views = self.views()
+            staying = sum(v.slot_class == slot_class and not v.draining for v in views)
+            if staying > self._targets.get(slot_class, 0):
                 self._drain(self.slots[slot_id])
 
-        wait_s = pace.start_wait_s
-        self._clock.after(wait_s, lambda: self._clock.compute(pace.start_work_s, up))
-
-    def _staying(self, slot_class: str) -> int:
-        return sum(
-            slot.view.slot_class == slot_class and not slot.view.draining
-            for slot in self.slots.values()
-        )
+        work = partial(self._clock.compute, pace.start_work_s, up)
+        self._clock.after(pace.start_wait_s, work)
 
     def _drain(self, slot: SimulatedSlot) -> None:
         slot.view = replace(slot.view, draining=True)
@@ -208,15 +197,13 @@ class SimulatedFleet:
         self._clock.after(self._setting.pace.stop_s, gone)
 
     def _count(self, change: int) -> None:
-        now_s = self._clock.now_s
-        self.live_s += self.existing * (now_s - self._counted_s)
-        self._counted_s = now_s
-        self.existing += change
-        self.most = max(self.most, self.existing)
+        self._lived_s, self._counted_s = self.lived_s(), self._clock.now_s
+        self._existing += change
+        self.most = max(self.most, self._existing)
 
-    def settle(self) -> None:
-        """Bring `live_s` up to now."""
-        self._count(0)
+    def lived_s(self) -> float:
+        """Seconds that slots have existed until now, from the order to start until their end."""
+        return self._lived_s + self._existing * (self._clock.now_s - self._counted_s)
 
     def order(self, move: LoadOrder | UnloadOrder) -> None:
         slot = self.slots.get(move.slot_id)
@@ -261,7 +248,7 @@ class SimulatedFleet:
             del slot.placements[key]
             self.changed()
 
-    def run(self, slot_id: str, model: str, work_s: float, answer: Answer) -> None:
+    def run(self, slot_id: str, model: str, work_s: float, answer: Action) -> None:
         slot = self.slots[slot_id]
         slot.in_flight[model] += 1
         slot.queue.append((model, work_s, answer))
@@ -275,10 +262,8 @@ class SimulatedFleet:
             return
         slot.busy = True
         model, work_s, answer = slot.queue.popleft()
-        begin_s = self._clock.now_s
 
         def done() -> None:
-            self.busy_s += self._clock.now_s - begin_s
             slot.in_flight[model] -= 1
             answer()
             for key in [key for key in slot.placements if key.model == model]:

@@ -114,8 +114,7 @@ class SimulatedPool:
         self.economy = Economy(setting.slots, leases)
         self.entries = setting.entries()
         self.rounds = Rounds(self.economy, setting.max_loads, self._note)
-        self.at_s, self.took_s, self.worked_s = array("d"), array("d"), array("d")
-        self.parts_s: dict[str, array[float]] = {}
+        self.forget_times()
         self._noted_s = 0.0
         self._resized: Mapping[str, int] = {}
         self._due_s = float("inf")
@@ -125,7 +124,7 @@ class SimulatedPool:
     def forget_times(self) -> None:
         """Measure from now on."""
         self.at_s, self.took_s, self.worked_s = array("d"), array("d"), array("d")
-        self.parts_s = {}
+        self.parts_s: dict[str, array[float]] = {}
 
     def report(self, loads: Loads) -> None:
         if self.economy.scaling.demand.report(GATEWAY, loads, self._clock.now_s):

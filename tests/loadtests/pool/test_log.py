@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtests.pool.log import Steps, leased_slots, parse_log, process_of
+from loadtests.pool.log import Steps, leased_slots, parse_log, read_log
 
 
 def line(at_s: float, event: str, **more: object) -> bytes:
@@ -21,6 +22,9 @@ def placement(at_s: float, state: str, model: str = "a") -> bytes:
     return line(at_s, "placement", model=model, version=1, state=state)
 
 
+READY = placement(10, "READY")
+
+
 def test_steps_add_up_and_know_when_they_reach_a_number() -> None:
     steps = Steps.of([(1.0, +1), (2.0, +1), (4.0, -1), (5.0, -1)])
     assert [steps.at(at_s) for at_s in (0.5, 1.0, 2.5, 4.5, 9.0)] == [0, 1, 2, 1, 0]
@@ -28,7 +32,7 @@ def test_steps_add_up_and_know_when_they_reach_a_number() -> None:
     assert steps.total(2.5, 4.5) == pytest.approx(1.5 * 2 + 0.5)
     assert steps.most(0.0, 1.5) == 1 and steps.most(4.5, 9.0) == 1
     assert steps.first(0.0, least=2) == 2.0 and steps.first(3.0, most=0) == 5.0
-    assert steps.first(3.0, least=2) == 3.0 and steps.first(0.0, least=3) is None
+    assert steps.first(3.0, least=2) == 3.0 and math.isnan(steps.first(0.0, least=3))
 
 
 @given(
@@ -64,8 +68,13 @@ def test_a_model_that_is_loaded_again_counts_again() -> None:
     assert log.loads_s == {"a": (1.0, 2.0)}
 
 
-def test_a_workers_log_names_its_process() -> None:
-    assert process_of(Path("/r/logs/worker-5f0c-01000000-4711.err")) == 4711
+def test_a_log_is_read_by_the_process_in_its_name(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    lost = {"worker-1-2-5.err": line(30, "slot_lost", slot="cpu-7-a"), "worker-1-2-7.err": READY}
+    for name, content in lost.items():
+        (tmp_path / "logs" / name).write_bytes(content)
+    log = read_log(tmp_path)
+    assert [log.ready["a"].at(at_s) for at_s in (10, 31)] == [1, 0]
 
 
 def lend(at_s: float, event: str, slots: int) -> bytes:

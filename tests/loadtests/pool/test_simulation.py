@@ -18,7 +18,8 @@ from headrace.config.scaling import Replicas, Scaling
 from headrace.snapshot import Placement, SlotView, State
 from loadtests.pool.day import Day, predict
 from loadtests.pool.day import Plan as DayPlan
-from loadtests.pool.log import Steps
+from loadtests.pool.log import PoolLog, Steps
+from loadtests.pool.server import Asked
 from loadtests.pool.simulation.fleet import Clock
 from loadtests.pool.simulation.pool import Broken, check_plan, check_shares, check_slots
 from loadtests.pool.simulation.setting import Pace, Setting, many_models, many_rates, measured
@@ -149,9 +150,9 @@ def test_a_thousand_models_have_traffic_that_a_day_repeats() -> None:
 
 def test_a_prediction_is_compared_with_what_was_measured() -> None:
     plan = DayPlan(1, 60)
-    service = {name: (each,) for name, each in zip(plan.names, plan.service_s, strict=True)}
-    day = Day(1, 0.0, 60.0, (), (), Steps.of([(-1.0, 4)]), {}, (), 1.5, service, 8, 0.05)
-    prediction = predict(plan, day)
+    answers = tuple(Asked(name, 10.0 * n, 0.03) for n, name in enumerate(plan.names))
+    log = PoolLog(slots=Steps.of([(-1.0, 4)]), loads_s={"model_1": (0.05,)})
+    prediction = predict(Day(plan, 0.0, answers, log))
     off = prediction.off
     assert off["slot_seconds"] == pytest.approx(prediction.simulated.slot_seconds / 240 - 1)
-    assert missed(prediction.goals())  # no latency was measured
+    assert missed(prediction.goals())
