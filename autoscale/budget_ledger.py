@@ -43,61 +43,41 @@ class _Account:
         return self.day != day or self.used == 0
 
     def exchange(self, gateway_id: str, claim: Claim, now_s: float, day: int) -> Grant:
-        """Count a claim and lease tokens."""
-        active = self._active(gateway_id, now_s)
-        self._charge(claim, now_s)
-        tokens = self._leased(claim.want, active)
-        if math.isfinite(self.rate):
-            self.level -= tokens
-        return Grant(
-            tokens=tokens,
-            level=self.level,
-            active=active,
-            used=self._count(claim, day),
-        )
+        """Refill the bucket, take the charge, lease tokens, and count the day's use.
 
-    def _active(self, gateway_id: str, now_s: float) -> int:
-        """Gateways that share this caller, after this claim."""
+        The lease is an equal part of the level for each active gateway; one token where a part
+        would be less. Debts beyond one burst are forgiven: they arise only while gateways decide on
+        their own, and a caller should wait for one burst's refill at most, not for hours.
+        """
         self.gateways[gateway_id] = now_s
         _drop_silent(self.gateways, now_s, ACTIVE_S)
-        return len(self.gateways)
-
-    def _charge(self, claim: Claim, now_s: float) -> None:
-        """Refill at the rate until now, then take the charge.
-
-        Debts beyond one burst are forgiven: they arise only while gateways decide on their own,
-        and a caller should wait for one burst's refill at most, not for hours.
-        """
+        active = len(self.gateways)
         level = self.level_at(now_s)
         self.at_s, self.rate, self.burst = now_s, claim.rate, claim.burst
-        if math.isinf(claim.rate):
-            self.level = math.inf
-        else:
+        limited = math.isfinite(claim.rate)
+        self.level = math.inf
+        if limited:
             self.level = _clamped(_clamped(level, claim.burst) - claim.charge, claim.burst)
-
-    def _leased(self, want: float, active: int) -> float:
-        """An equal part of the level; one token where a part would be less."""
         share = self.level / active
         if share < 1 <= self.level:
             share = 1.0
-        return max(0.0, min(want, share))
-
-    def _count(self, claim: Claim, day: int) -> float:
-        """Today's total with this claim; a gateway's clock may be a little ahead."""
+        tokens = max(0.0, min(claim.want, share))
+        if limited:
+            self.level -= tokens
         if self.day != day:
             self.day, self.used = day, claim.used_before if claim.day == day else 0.0
-        if claim.day >= day:
+        if claim.day >= day:  # a gateway's clock may be a little ahead
             self.used += claim.used
-        return self.used
+        return Grant(tokens=tokens, level=self.level, active=active, used=self.used)
 
 
 class BudgetLedger:
     """Accounts of up to `max_callers` callers.
 
     Accounts with a full bucket and nothing counted today are forgotten, a few at each exchange.
-    When no more fit, all further new callers of one rate and burst share one account, with its
-    bucket and its quota: they limit each other, and none gets more than its tier allows. A caller
-    that moves from there to an account of its own keeps the shared level.
+    When no more fit, all further new callers of one rate and burst share one bucket and one quota,
+    so none gets more than its tier allows. A caller that later gets an account of its own keeps
+    the shared level.
     """
 
     def __init__(self, max_callers: int) -> None:

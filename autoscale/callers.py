@@ -1,4 +1,4 @@
-"""Callers as the pool knows them: their keys, the tiers, and what each has used."""
+"""Callers at the pool: API keys and their operations, tiers, and budgets."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class KeyDesk:
         return cls(store, key_pepper(secret))
 
     async def refresh(self) -> bool:
-        """Read the keys if they may have changed; whether they did since the last call.
+        """Read the keys; True if any has changed since the last call.
 
         Raises `Unavailable`, and `ConfigError` for a store that cannot be understood.
         """
@@ -71,11 +71,10 @@ class KeyDesk:
         return changed
 
     async def close(self) -> None:
-        """Give up the connection to the store."""
         await self._store.close()
 
     async def list(self) -> Sequence[Mapping[str, Any]]:
-        """The public facts of all keys, oldest first; raises `Unavailable` if none were read."""
+        """All keys without their secrets, oldest first; raises `Unavailable` if never read."""
         if self._number is None:
             async with self._current():
                 pass
@@ -89,7 +88,7 @@ class KeyDesk:
         models: Sequence[str] | None = None,
         expires_in_s: float | None = None,
     ) -> Mapping[str, Any]:
-        """A new key; its text, `key`, is in this answer and nowhere else."""
+        """A new key; its text, `key`, is in this answer alone and stored nowhere."""
         self._check_tier(tier)
         if expires_in_s is not None and not expires_in_s > 0:
             raise InvalidArgument("a key should expire later than now")
@@ -111,10 +110,9 @@ class KeyDesk:
         return {"key": text, **self._facts(record)}
 
     async def revoke(self, key: str) -> Mapping[str, Any]:
-        """End a key, named by id or name, now; also one that was to end later."""
+        """End a key now, given by id or name; also one that would end later."""
         async with self._current():
-            record = self._find(key, "valid", "ending")
-            revoked = replace(record, revoked_s=self._now_s())
+            revoked = replace(self._find(key, "valid", "ending"), revoked_s=self._now_s())
             await self._put(revoked)
         return self._facts(revoked)
 
@@ -137,10 +135,14 @@ class KeyDesk:
 
     @asynccontextmanager
     async def _current(self) -> AsyncIterator[None]:
-        """Alone at the desk, with `records` as they are in the store."""
+        """Exclusive use of the desk, with `records` as they are in the store."""
         async with self._one:
             try:
-                await self._read()
+                number = await self._store.number()
+                if number != self._number:
+                    records = await self._store.load()
+                    self._untold = self._untold or records != self.records
+                    self._number, self.records = number, records
             except (Unavailable, ConfigError) as error:
                 if not self._away:
                     log.warning("key_store_away", reason=error.message)
@@ -150,14 +152,6 @@ class KeyDesk:
                 log.info("key_store_back")
             self._away = False
             yield
-
-    async def _read(self) -> None:
-        number = await self._store.number()
-        if number == self._number:
-            return
-        records = await self._store.load()
-        self._untold = self._untold or records != self.records
-        self._number, self.records = number, records
 
     async def _put(self, *records: KeyRecord) -> None:
         await self._store.put(*records)
@@ -171,7 +165,7 @@ class KeyDesk:
             raise InvalidArgument(f"there is no tier {tier!r}; known: {known}")
 
     def _find(self, key: str, *states: str) -> KeyRecord:
-        """The key in one of these states that has this id, or else the only one of this name."""
+        """Key in one of these states with this id, or the only one with this name."""
         usable = self._in_state(*states)
         found = [record for record in usable if record.id == key]
         found = found or [record for record in usable if record.name == key]
@@ -212,7 +206,7 @@ DAY_S = 86_400
 
 
 class CallerBook:
-    """Keys, tiers and budgets of callers. `publish` sends a changed `Access` to all gateways."""
+    """Keys, tiers and budgets of callers. `publish` gives a changed `Access` to all gateways."""
 
     def __init__(
         self, desk: KeyDesk, max_callers: int, publish: Callable[[Access], Awaitable[None]]
@@ -223,20 +217,14 @@ class CallerBook:
         self._loaded = False
 
     async def configure(self, config: PoolConfig) -> None:
-        """Tiers and settings as the config has them now."""
+        """Take the tiers and settings of the config."""
         self._config = config
         self._desk.tiers = frozenset(config.tiers or ())
         if not self._loaded:
-            await self._load()
+            with suppress(Unavailable):  # the keys follow when the store is back
+                await self._desk.refresh()
+                self._loaded = True
         await self._tell()
-
-    async def _load(self) -> None:
-        """Read the keys; those of a store that is away follow when it is back."""
-        try:
-            await self._desk.refresh()
-            self._loaded = True
-        except Unavailable:
-            self._loaded = False
 
     async def _tell(self) -> None:
         await self._publish(
@@ -244,14 +232,14 @@ class CallerBook:
         )
 
     def exchange(self, gateway_id: str, claims: Sequence[Claim]) -> tuple[list[Grant], int]:
-        """Count what a gateway claims; see `BudgetStore`."""
+        """Grants for a gateway's claims, in order, and the number of gateways."""
         day = int(time.time() // DAY_S)
         return self._ledger.exchange(gateway_id, claims, time.monotonic(), day)
 
     def telling(
         self, change: Callable[..., Awaitable[Mapping[str, Any]]]
     ) -> Callable[..., Awaitable[Mapping[str, Any]]]:
-        """A change of keys that gateways know of when it returns."""
+        """The same change of keys, published to the gateways before it returns."""
 
         async def changed(**arguments: Any) -> Mapping[str, Any]:
             facts = await change(**arguments)
@@ -265,7 +253,7 @@ class CallerBook:
         try:
             while True:
                 await asyncio.sleep(REFRESH_S)
-                with suppress(HeadraceError):  # the desk says so; what is known stays known
+                with suppress(HeadraceError):  # logged by the desk; the keys read last stay valid
                     if await self._desk.refresh():
                         self._loaded = True
                         await self._tell()

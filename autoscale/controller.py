@@ -16,7 +16,7 @@ from typing import Any
 import structlog
 
 from autoscale.catalog import Catalog
-from autoscale.decision import Decision, Observation
+from autoscale.decision import Observation
 from autoscale.decision_log import DecisionLog, Keep
 from autoscale.failures import Failures
 from autoscale.fleet import Fleet, states_of
@@ -25,7 +25,6 @@ from autoscale.lookout import Lookout
 from autoscale.overrides import Overrides
 from autoscale.pool_view import PoolFacts, gauges, model_view, render_pool
 from autoscale.rounds import Economy, Rounds
-from autoscale.slot_book import Plan
 from autoscale.statistics import StatisticsBook
 from headrace.access import Access
 from headrace.config.args import ModelConfig, PoolConfig, SlotClass
@@ -48,7 +47,7 @@ log = structlog.get_logger()
 class Controller:
     """State and loop of the pool; belongs to one event loop.
 
-    `fresh` says that no pool ran here before, so there is nothing to listen for. `resize` is called
+    `fresh` says that no pool ran here before, so no slot holds anything yet. `resize` is called
     with the number of slots that each class should have. At most `max_loads` loads run on a node at
     once.
     """
@@ -100,7 +99,7 @@ class Controller:
         self._settled_at_s = self._beat_s + SETTLE_S
 
     async def configure(self, config: PoolConfig) -> None:
-        """Take the live part of the config; changes in it override earlier operations."""
+        """Apply the live part of the config; a changed model loses operators' earlier changes."""
         old, before = self.config, self.models()
         self.config = config
         self.lending.configure(config.leases)
@@ -118,7 +117,6 @@ class Controller:
         self.snapshot = replace(self.snapshot, generation=self.snapshot.generation + 1)
 
     async def grant_access(self, access: Access) -> None:
-        """Publish changed tiers, settings or keys."""
         async with self.decided:
             number = self.snapshot.access.number + 1
             self.snapshot = replace(self.snapshot, access=replace(access, number=number))
@@ -126,18 +124,8 @@ class Controller:
                 self.snapshot = replace(self.snapshot, number=self.snapshot.number + 1)
             self.decided.notify_all()
 
-    @property
-    def decision(self) -> Decision:
-        """Decision of the last round."""
-        return self.rounds.decision
-
-    @property
-    def plan(self) -> Plan:
-        """Plan of the last round."""
-        return self.rounds.plan
-
     def models(self) -> dict[str, ModelConfig]:
-        """The models to serve."""
+        """Models to serve: those of the config, with operators' changes."""
         return self.overrides.effective(self.config.models)
 
     async def models_changed(self, before: Mapping[str, ModelConfig]) -> None:
@@ -175,18 +163,18 @@ class Controller:
             self.lookout.soon()
 
     def take_load(self, gateway_id: str, loads: Mapping[str, Sequence[float]]) -> None:
-        """Take a gateway's load by model: see `Demand.report`."""
+        """Take a gateway's load by model, as `GatewayLoad`s."""
         if self.economy.scaling.demand.report(gateway_id, loads, self._clock()):
             self._wake.set()
 
     async def announce(self, view: SlotView) -> None:
-        """Join a slot that no pool listens to."""
+        """Connect to a slot that no pool is connected to."""
         report = await self.fleet.join(view)
         if report is not None and self._fresh and not report["seen_epoch"]:
             self._settled_at_s = min(self._settled_at_s, self._clock())
 
     async def run(self, tick: Callable[[], object] = lambda: None) -> None:
-        """Run until cancelled; `tick` is called each second."""
+        """Run until cancelled; `tick` is called every `TICK_S`."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._reconcile_forever())
             tasks.create_task(self.lookout.run())
@@ -199,7 +187,7 @@ class Controller:
             self._note_stall()
 
     def _note_stall(self) -> None:
-        """After a long pause of this process, listen first again as after a start.
+        """After a long pause of this process, listen before deciding, as after a start.
 
         Its slots still serve; publishing that they are lost would cut them off from the gateways.
         """
@@ -230,7 +218,7 @@ class Controller:
             if self.snapshot.number == 0:
                 self._remember()
             try:
-                # At once only one time: rounds that ask for each other must leave time for others.
+                # Only once in a row without a pause: other tasks need their turn.
                 again = await self._reconcile() and not again
             except Exception:  # one failed round must not end the pool
                 log.exception("reconcile_failed")
@@ -241,21 +229,9 @@ class Controller:
 
     async def _reconcile(self) -> bool:
         """Run one round; True if it asks for another one at once."""
-        said, found, now_s = self._said, self._look(), self._clock()
-        again = self.rounds.run(found, now_s)
-        if again:
-            self._wake.set()
-        self._carry_out(found, now_s)
-        # Traffic moves before the versions that it leaves are unloaded.
-        await self._publish(found.placements, said, now_s)
-        await self.fleet.give(self.rounds.moves, self.decision.models)
-        self._wake_later(self.economy.again_s(now_s))
-        return again
-
-    def _look(self) -> Observation:
-        entries = self.lookout.entries
+        said, entries = self._said, self.lookout.entries
         rejected = {entry.name: self.overrides.rejected(entry.name) for entry in entries}
-        return Observation(
+        found = Observation(
             config=self.config,
             entries=entries,
             slots=self.fleet.views(),
@@ -266,10 +242,20 @@ class Controller:
             rejected={name: versions for name, versions in rejected.items() if versions},
             revisions=self.lookout.revisions,
         )
+        now_s = self._clock()
+        again = self.rounds.run(found, now_s)
+        if again:
+            self._wake.set()
+        self._carry_out(found, now_s)
+        # Traffic moves before the versions that it leaves are unloaded.
+        await self._publish(found.placements, said, now_s)
+        await self.fleet.give(self.rounds.moves, self.rounds.decision.models)
+        self._wake_later(self.economy.again_s(now_s))
+        return again
 
     def _carry_out(self, found: Observation, now_s: float) -> None:
         """Log the decision, settle leases, and set the number of slots."""
-        division, decision = self.economy.division, self.decision
+        division, decision = self.economy.division, self.rounds.decision
         self._tell_lost()
         self._log.scaled(self.economy.scaling.drain_changes(), now_s)
         self._log.shared(division, self.config.shares, now_s)
@@ -287,7 +273,7 @@ class Controller:
             [*found.placements, *found.failed],
             self.economy.room,
             found.retry_at,
-            self.plan,
+            self.rounds.plan,
             now_s,
         )
 
@@ -313,7 +299,7 @@ class Controller:
         self._lost = dict(lost)
 
     def pool_view(self) -> dict[str, Any]:
-        """The pool's state as JSON: see `autoscale.pool_view`."""
+        """State of the pool as JSON: `{classes, accounts, groups, leases, decisions}`."""
         economy = self.economy
         return render_pool(
             PoolFacts(
@@ -324,7 +310,7 @@ class Controller:
                 desired=economy.scaling.desired,
                 division=economy.division,
                 targets=economy.targets.targets,
-                waiting=self.plan.waiting,
+                waiting=self.rounds.plan.waiting,
                 leased=self.lending.book.held(),
                 leases=self.lending.documents(),
                 decisions=self._log.recent(),
@@ -349,11 +335,11 @@ class Controller:
                 states.get(name, {}),
                 self.fleet.specs,
                 self.failures,
-                self.plan.waiting,
+                self.rounds.plan.waiting,
                 self.snapshot.models.get(name),
                 now_s,
             )
-            for name, model in self.decision.models.items()
+            for name, model in self.rounds.decision.models.items()
         }
         memory = Memory(
             self.overrides.memory(),

@@ -15,7 +15,7 @@ from autoscale.slot_book import LoadOrder
 from headrace.config.args import ModelConfig
 from headrace.errors import FailedPrecondition, HeadraceError, ModelLoadError, NotFound, Unavailable
 from headrace.protocols.metadata import overridden
-from headrace.snapshot import ModelVersion, ModelView, State, VersionView
+from headrace.snapshot import ModelVersion, ModelView, State
 from replicas.repository import StoreAway
 
 READY_S = 120.0
@@ -45,18 +45,18 @@ class Operations:
     """Operations on models; each returns once its change has taken effect.
 
     A load with a `config`, a reload and a rollback that fail are undone. All raise `Unavailable`
-    while the store is away, or with what else went wrong.
+    with the reason, also while the store is away.
     """
 
     def __init__(self, controller: Controller) -> None:
         self._controller = controller
 
     async def load(self, name: str, config: Mapping[str, Any] | None = None) -> None:
-        """Load a model of the store; again, if its files or `config` (Triton's) have changed.
+        """Load a model of the store, or load it anew if its files or `config` have changed.
 
-        Waits first until its files stop changing. Without a `config` a failed load stays ordered,
-        since the model is tried again. Raises `NotFound`,
-        `InvalidArgument`, `Unimplemented` or, with the reason, `Unavailable`.
+        `config` is in Triton's form. Waits first until the files stop changing. Without a `config`
+        a failed load is not undone: the model is tried again. Raises `NotFound`, `InvalidArgument`,
+        `Unimplemented` or `Unavailable`.
         """
         controller = self._controller
         known = controller.models().get(name) or controller.config.models.get(name)
@@ -100,9 +100,13 @@ class Operations:
         )
 
     async def roll_back(self, name: str) -> dict[str, Any]:
-        """Serve the version before; gives both. Raises `NotFound` or `FailedPrecondition`."""
+        """Serve the version before: `{model, from, to, warm}`.
+
+        `warm` says that the version was ready already. Raises `NotFound`, `FailedPrecondition` if
+        there is no such version, or `Unavailable`.
+        """
         controller = self._controller
-        one = controller.decision.models.get(name)
+        one = controller.rounds.decision.models.get(name)
         current = one.rollout.default if one is not None else None
         if one is None or current is None:
             raise NotFound(f"model {name!r} is not served")
@@ -115,7 +119,7 @@ class Operations:
                 f"model {name!r} has no version before {current} that its config allows"
             )
         warm = previous in {target[0] for target, count in one.situation.ready.items() if count}
-        # What failed long ago may work today.
+        # An earlier failure of that version must not refuse the rollback.
         controller.failures.forget_model(name, previous)
         try:
             await self._carry_out(
@@ -156,12 +160,13 @@ class Operations:
         """The models of the store and those that are served, as Triton's repository index."""
         snapshot = self._controller.snapshot
         rows = [row for model in snapshot.models.values() for row in _rows(model)]
-        idle = sorted(set(await self._stored()) - snapshot.models.keys())
+        stored = await self._controller.lookout.ask(self._controller.lookout.catalog.names)
+        idle = set(stored) - snapshot.models.keys()
         rows += [_row(name, "", "UNAVAILABLE", "not loaded") for name in idle]
         return sorted(rows, key=lambda row: (row["name"], row["version"]))
 
     async def _check(self, name: str, config: ModelConfig, known: ModelConfig) -> None:
-        """Refuse what the store does not have, before anything changes.
+        """Raise `NotFound` for a model or versions that the store lacks.
 
         Versions that the config in force (`known`) names already are not checked.
         """
@@ -192,7 +197,7 @@ class Operations:
         change: Callable[[], None],
         done: Callable[[], Awaitable[None]],
     ) -> None:
-        """Make a change and wait until it is `done`; if that fails, `names` are as before."""
+        """Make a change and wait for `done`; if that fails, undo it for the models `names`."""
         controller = self._controller
         models, before = controller.models(), controller.overrides.memory()
         change()
@@ -210,13 +215,10 @@ class Operations:
                 await self._until(lambda: True, "what was there before is not back")
             raise
 
-    async def _stored(self) -> list[str]:
-        return await self._controller.lookout.ask(self._controller.lookout.catalog.names)
-
     async def _until(
         self, true: Callable[[], bool], what: str = "", within_s: float | None = None
     ) -> None:
-        """Wait for a round of the controller after which it is true; raises `StillUnderWay`."""
+        """Wait until `true` holds after a round of the controller; raises `StillUnderWay`."""
         controller = self._controller
         said, within_s = controller.say(), READY_S if within_s is None else within_s
         try:
@@ -226,9 +228,9 @@ class Operations:
             raise StillUnderWay(f"{what} after {within_s:.0f} s; the work goes on") from None
 
     async def _until_settled(self, name: str) -> None:
-        """Wait for a look after which the model's folder is left alone.
+        """Wait until the model's folder has stopped changing.
 
-        Raises `Unavailable` if it then lacks something that a wanted version needs.
+        Raises `Unavailable` if that takes too long or a wanted version is then not complete.
         """
         controller = self._controller
         lookout = controller.lookout
@@ -269,34 +271,29 @@ class Operations:
         if not one.situation.candidates:
             if one.entry.reason:
                 raise Unavailable(one.entry.reason)
-            return False  # what is there has not been left alone for long enough
+            return False  # its files may still be changing
         for target in one.situation.wanted:
             self._raise_failure(one, target)
-        return one.settled() and all(
-            _serves(one, version, revision) for version, revision in one.situation.wanted
-        )
+        return one.settled() and set(one.situation.wanted) <= set(one.rollout.serving)
 
     def _decided(self, name: str) -> ModelDecision | None:
-        """None for a short time; raises `Unavailable` if the model is to be served no more."""
+        """Decision about a model, None before the first; raises `Unavailable` once unloaded."""
         if name not in self._controller.models():
             raise Unavailable(f"model {name!r} was unloaded meanwhile")
-        return self._controller.decision.models.get(name)
+        return self._controller.rounds.decision.models.get(name)
 
     def _raise_failure(self, one: ModelDecision, target: VersionRevision) -> None:
-        """Raise why a version will not be ready, if so."""
+        """Raise `Unavailable` if the version has failed, `NoRoom` if it has no slot."""
         controller, key = self._controller, ModelVersion(one.entry.name, *target)
-        what = f"model {key.model!r} version {key.version}"
+        what, plan = f"model {key.model!r} version {key.version}", controller.rounds.plan
         if key in controller.failures:
             raise Unavailable(f"{what} failed: {controller.failures.reason(key)}")
-        if key in controller.plan.waiting and not self._has_slot(key):
-            raise NoRoom(f"{what} {controller.plan.waiting[key]}")
-
-    def _has_slot(self, key: ModelVersion) -> bool:
-        """Whether some slot holds it or is ordered to: then it can take traffic."""
-        if any(key == each.key for each in self._controller.fleet.placements()):
-            return True
-        coming = (move for move in self._controller.plan.moves if isinstance(move, LoadOrder))
-        return any(key == move.key for move in coming)
+        if key in plan.waiting:
+            # It can take traffic with one slot, though it lacks others.
+            slots = [each.key for each in controller.fleet.placements()]
+            slots += [move.key for move in plan.moves if isinstance(move, LoadOrder)]
+            if key not in slots:
+                raise NoRoom(f"{what} {plan.waiting[key]}")
 
 
 def _named(config: ModelConfig) -> set[int]:
@@ -305,24 +302,18 @@ def _named(config: ModelConfig) -> set[int]:
     return {*listed, *config.labels.values()}
 
 
-def _serves(one: ModelDecision, version: int, revision: int) -> bool:
-    return (version, revision) in one.rollout.serving
-
-
 def _rows(model: ModelView) -> list[dict[str, str]]:
-    rows = [_version_row(model.name, version) for version in model.versions]
+    rows = []
+    for version in model.versions:
+        state, reason = _INDEX_STATES.get(version.state, "UNAVAILABLE"), version.reason
+        if not version.served and version.state is State.READY:
+            state, reason = "UNAVAILABLE", "kept warm for a rollback"
+        rows.append(_row(model.name, str(version.version), state, reason))
     rows += [
         _row(model.name, str(version), "UNAVAILABLE", reason)
         for version, reason in model.incomplete.items()
     ]
     return rows or [_row(model.name, "", "UNAVAILABLE", model.reason)]
-
-
-def _version_row(name: str, version: VersionView) -> dict[str, str]:
-    if not version.served and version.state is State.READY:
-        return _row(name, str(version.version), "UNAVAILABLE", "kept warm for a rollback")
-    state = _INDEX_STATES.get(version.state, "UNAVAILABLE")
-    return _row(name, str(version.version), state, version.reason)
 
 
 def _row(name: str, version: str, state: str, reason: str) -> dict[str, str]:

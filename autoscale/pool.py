@@ -1,7 +1,7 @@
-"""The Pool deployment: the one controller of a Headrace, and what gateways and slots ask of it.
+"""The Pool deployment: the controller of an instance, and the calls of its gateways and slots.
 
-Slots announce themselves, gateways wait in `watch` for the next snapshot, operators' orders come
-through `operate`. Serve restarts it; its epoch then outranks the one before.
+Slots announce themselves, gateways wait in `watch` for the next snapshot, operators' operations
+come through `operate`. A pool that Serve has restarted has a higher epoch than the one before.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class Pool:
         )
 
     def _table(self, models: Operations, keys: KeyDesk) -> dict[str, Callable[..., Any]]:
-        """Everything that an operator can ask the pool to do, by the name in `operate`."""
+        """Operators' operations by name."""
         lending = self._controller.lending
         return {
             "index": models.index,
@@ -117,17 +117,15 @@ class Pool:
         }
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Serve calls this with the live part of the config, at start and on every change."""
+        """Apply the live part of the config; called by Serve at start and on every change."""
         config = PoolConfig.model_validate(user_config)
         await self._callers.configure(config)
         await self._controller.configure(config)
 
     async def announce(self, view: SlotView) -> None:
-        """Take in a slot that no pool is connected to."""
         await self._controller.announce(view)
 
     def _resize(self, targets: dict[str, int]) -> None:
-        """Tell Ray Serve the desired slots of each class."""
         task = asyncio.get_running_loop().create_task(self._targets.set(targets))
         self._resizing.add(task)
         task.add_done_callback(self._resizing.discard)
@@ -135,7 +133,7 @@ class Pool:
     async def watch(
         self, known: Snapshot, gateway_id: str, report: dict[str, Any]
     ) -> Snapshot | None:
-        """The snapshot after the one that is `known`; None if nothing changes for some seconds.
+        """A snapshot newer than the `known` one; None if there is none within `WATCH_S`.
 
         `known` comes without its models, placements and access. Access is sent only if its number
         has changed.
@@ -161,13 +159,13 @@ class Pool:
         return snapshot
 
     async def tell_load(self, gateway_id: str, loads: dict[str, tuple[float, int, int]]) -> None:
-        """Take a gateway's counts of requests in flight and waiting, by model."""
+        """Take a gateway's load by model, as `GatewayLoad`s."""
         self._controller.take_load(gateway_id, loads)
 
     async def exchange_budgets(
         self, gateway_id: str, claims: list[Claim]
     ) -> tuple[list[Grant], int]:
-        """Count what a gateway's callers used, and lease it their next budgets."""
+        """Grants for a gateway's claims, in order, and the number of gateways."""
         return self._callers.exchange(gateway_id, claims)
 
     async def details(self) -> dict[str, Any]:
@@ -189,18 +187,18 @@ class Pool:
         }
 
     async def statistics(self) -> list[dict[str, Any]]:
-        """The counts of all slots, by model version."""
+        """Inference statistics, one document for each model version."""
         await self._controller.fleet.refresh()
         return self._controller.statistics.totals()
 
     async def pool_view(self) -> dict[str, Any]:
-        """Who holds, wants, lends and borrows slots, and why: see `autoscale.pool_view`."""
+        """State of the pool as JSON: `{classes, accounts, groups, leases, decisions}`."""
         return self._controller.pool_view()
 
     async def operate(self, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Carry out an operator's operation; the answer of `answer_of` and the snapshot's number.
+        """Carry out an operator's operation: its answer, in the form of `answer_of`, and `number`.
 
-        `number` is that of the first snapshot which shows what was changed.
+        `number` is that of the first snapshot with the change.
         """
         answer = await answer_of(self._carry_out(name, arguments))
         return {**answer, "number": self._controller.snapshot.number}
@@ -212,13 +210,12 @@ class Pool:
         if not name.endswith("_lease"):
             log.info("operation", operation=name, **subject(name, arguments))
         elif not self._controller.snapshot.number:
-            # Until it knows what an earlier pool had lent, no lease can be said to be unknown.
+            # The leases of an earlier pool may not be known yet.
             raise Unavailable("the pool has just started; try again in a moment")
         result = operation(**arguments)
         return await result if isawaitable(result) else result
 
     async def check_health(self) -> None:
-        """Serve asks once per period."""
         self._process.check_health()
 
     async def __del__(self) -> None:
@@ -234,9 +231,9 @@ def subject(operation: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def next_epoch(file: Path, now: int) -> tuple[int, bool]:
-    """An epoch above that of any pool before on this node, and whether this is the first one.
+    """Epoch above those of earlier pools on this node, and whether this pool is the first.
 
-    `now` counts milliseconds; a clock that was set back must not make a new pool an old one.
+    `now` is in milliseconds. The epoch rises even if the clock was set back.
     """
     last = 0
     with contextlib.suppress(OSError, ValueError):

@@ -1,4 +1,4 @@
-"""The pool as operators see it: who holds, wants, lends and borrows slots, and why; pure."""
+"""State of the pool for operators: slots and places held, wanted, lent and borrowed; pure."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ Document = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class PoolFacts:
-    """Facts for the view. `waiting` says what versions lack, `leased` counts slots by class.
+    """Facts for the view.
 
-    `leases` are the documents of leases.
+    `waiting` is why versions wait, `leased` the number of slots by class, `leases` the documents of
+    leases.
     """
 
     classes: Mapping[str, SlotClass]
@@ -54,7 +55,7 @@ class _Sharing:
 
 
 def render_pool(facts: PoolFacts) -> Document:
-    """`{classes, accounts, groups, leases, decisions}`: see `docs/operations.md`."""
+    """`{classes, accounts, groups, leases, decisions}`, as in `docs/operations.md`."""
     sharing = {
         slot_class: _Sharing(
             {account.name: account for account in facts.division.accounts.get(slot_class, ())},
@@ -68,14 +69,22 @@ def render_pool(facts: PoolFacts) -> Document:
         "accounts": [*_models(facts, sharing), *_borrowers(facts, sharing)],
         "groups": list(_groups(sharing)),
         "leases": list(facts.leases),
-        "decisions": [_decision(made) for made in facts.decisions],
+        "decisions": [
+            {
+                "at": datetime.fromtimestamp(made.at_s, UTC).isoformat(timespec="milliseconds"),
+                "kind": made.kind,
+                "what": made.what,
+                "why": made.why,
+            }
+            for made in facts.decisions
+        ],
     }
 
 
 def gauges(
     view: Mapping[str, Any],
 ) -> tuple[dict[tuple[str, str], float], dict[tuple[str, str], float], dict[str, float]]:
-    """For metrics: slots by (class, kind), places by (account, kind), utilisation by class."""
+    """Metrics: slots by (class, kind), places by (account, kind), utilisation by class."""
     slots = {
         (each["slot_class"], kind): float(each[kind])
         for each in view["classes"]
@@ -124,7 +133,7 @@ def _models(facts: PoolFacts, sharing: Mapping[str, _Sharing]) -> Iterator[Docum
         reasons = waiting.get(name, []) or ([entry.reason] if entry.reason else [])
         mine = sharing.get(entry.slot_class, _Sharing())
         account = mine.accounts.get(name) or _outside(entry, desired, held[name])
-        # What lingers is no part of the sharing: it has what nobody else needs.
+        # Lingering models have no part in the sharing: they keep what no other one needs.
         granted = mine.shares.granted.get(name, held[name] if desired.lingering else 0)
         yield {
             **_account(account, mine, held[name], granted),
@@ -223,12 +232,8 @@ def _state(account: SlotAccount, desired: DesiredSlots, held: int, reasons: Sequ
     return "waiting" if reasons or held < account.most else "served"
 
 
-def _decision(made: Made) -> Document:
-    at = datetime.fromtimestamp(made.at_s, UTC).isoformat(timespec="milliseconds")
-    return {"at": at, "kind": made.kind, "what": made.what, "why": made.why}
-
-
 _PROGRESS = (State.READY, State.WARMING, State.LOADING, State.DRAINING)
+"""States of a version with placements: the first that one of them has."""
 
 
 def model_view(
@@ -240,14 +245,22 @@ def model_view(
     before: ModelView | None,
     now_s: float,
 ) -> ModelView:
-    """A model with the versions that are served and those that are still there."""
+    """View of a model: the versions that are served, and others that slots still hold."""
     entry, rollout = decision.entry, decision.rollout
     name = entry.name
 
     def view(target: VersionRevision, *, served: bool) -> VersionView:
         key = ModelVersion(name, *target)
         asleep = decision.situation.desired == 0 and key in specs
-        state, reason = _placement_state(key, states, failures, waiting, now_s, asleep=asleep)
+        there = [state for state in _PROGRESS if state in states.get(key, ())]
+        if there:
+            state, reason = there[0], ""
+        elif key in failures and not (asleep and failures.due(key, now_s)):
+            state, reason = State.FAILED, failures.reason(key)
+        elif asleep and key not in waiting:
+            state, reason = State.SLEEPING, "its next request wakes it"
+        else:
+            state, reason = State.PENDING, waiting.get(key, "")
         return VersionView(target[0], state, specs.get(key), reason, served, target[1])
 
     versions = {target[0]: view(target, served=True) for target in rollout.serving}
@@ -272,9 +285,9 @@ def model_view(
 
 
 def _reasons(decision: ModelDecision, labels: Mapping[str, int]) -> Iterator[str]:
-    """What the store lacks; without any version a reason means that there is nothing to wait for.
+    """What the store lacks for the model, and labels whose version is not served.
 
-    That is why labels are told of only beside versions.
+    A model with a reason and no version is not waited for, so labels alone must not give a reason.
     """
     entry = decision.entry
     if entry.reason:
@@ -282,22 +295,3 @@ def _reasons(decision: ModelDecision, labels: Mapping[str, int]) -> Iterator[str
     for label, version in entry.config.labels.items() if decision.rollout.serving else ():
         if label not in labels:
             yield f"label {label!r} names version {version}, which is not served"
-
-
-def _placement_state(
-    key: ModelVersion,
-    states: Mapping[ModelVersion, list[State]],
-    failures: Failures,
-    waiting: Mapping[ModelVersion, str],
-    now_s: float,
-    *,
-    asleep: bool,
-) -> tuple[State, str]:
-    for state in _PROGRESS:
-        if state in states.get(key, ()):
-            return state, ""
-    if key in failures and not (asleep and failures.due(key, now_s)):
-        return State.FAILED, failures.reason(key)
-    if asleep and key not in waiting:
-        return State.SLEEPING, "its next request wakes it"
-    return State.PENDING, waiting.get(key, "")

@@ -216,7 +216,7 @@ async def test_a_load_is_undone_with_the_files_it_would_have_taken(tmp_path: Pat
             with pytest.raises(Unavailable, match="version 1 failed"):
                 await plant.operations.load("m", {"max_batch_size": 3})
             await a_round(plant)
-            assert [want.revision for want in plant.controller.decision.wants] == [0]
+            assert [want.revision for want in plant.controller.rounds.decision.wants] == [0]
         assert plant.controller.snapshot.placements == (before,)
 
 
