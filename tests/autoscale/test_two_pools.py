@@ -30,7 +30,7 @@ async def test_an_older_pool_neither_loads_nor_unloads(tmp_path: Path) -> None:
             await plant.announce(slot)
         await plant.configure({"m": TWO})
         try:
-            await until(lambda: new.snapshot.number > 0 and not new.plan.moves)
+            await until(lambda: new.snapshot.number > 0 and not new.rounds.plan.moves)
             before = new.snapshot
             with capture_logs() as told:
                 # It would unload all and load another.
