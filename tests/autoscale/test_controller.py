@@ -10,8 +10,14 @@ from autoscale.decision import Observation
 from headrace.config.args import Batching, ModelConfig
 from headrace.config.scaling import Replicas
 from headrace.snapshot import State
-from tests.autoscale.plant import CONFIG, open_plant
+from tests.autoscale.plant import CONFIG, Plant, open_plant
 from tests.house import until
+
+
+def placed(plant: Plant, version: int, model: str = "m") -> list[str]:
+    """Slots that hold a version."""
+    placements = plant.controller.snapshot.placements
+    return [p.slot_id for p in placements if (p.model, p.version) == (model, version)]
 
 
 async def test_a_new_version_is_loaded_aside_and_the_old_one_stays_warm(tmp_path: Path) -> None:
@@ -20,9 +26,12 @@ async def test_a_new_version_is_loaded_aside_and_the_old_one_stays_warm(tmp_path
         plant.write(2)
         await plant.serves(2)
         await until(lambda: plant.states() == {1: "STANDBY", 2: "READY"})
+        first, second = placed(plant, 1), placed(plant, 2)
+        assert {*first, *second} == {"a", "b"}
         plant.write(3)
         await plant.serves(3)
         await until(lambda: plant.states() == {2: "STANDBY", 3: "READY"})
+        assert (placed(plant, 2), placed(plant, 3)) == (second, first)
 
 
 async def test_traffic_moves_before_the_old_version_is_unloaded(tmp_path: Path) -> None:
@@ -60,6 +69,7 @@ async def test_in_place_the_old_version_makes_room(tmp_path: Path) -> None:
         plant.write(2)
         await plant.serves(2)
         await until(lambda: plant.states() == {2: "READY"})
+        assert (placed(plant, 1), placed(plant, 2)) == ([], ["a"])
 
 
 async def test_more_replicas_than_spare_slots_swap_too(tmp_path: Path) -> None:
@@ -75,6 +85,7 @@ async def test_more_replicas_than_spare_slots_swap_too(tmp_path: Path) -> None:
             return ready.count(2) == 2
 
         await until(both)
+        assert plant.states().get(1) != "READY"
 
 
 async def test_a_broken_version_never_takes_traffic(tmp_path: Path) -> None:
@@ -113,6 +124,7 @@ async def test_a_slot_that_is_needed_takes_the_warm_version_away(tmp_path: Path)
         await plant.configure({"m": CONFIG, "other": CONFIG})
         await plant.serves(1, "other")
         await until(lambda: plant.states() == {2: "READY"})
+        assert {*placed(plant, 2), *placed(plant, 1, "other")} == {"a", "b"}
 
 
 async def test_a_restarted_pool_takes_over_what_runs(tmp_path: Path) -> None:
@@ -184,6 +196,7 @@ async def test_all_versions_are_served_when_the_config_asks_for_it(tmp_path: Pat
     async with open_plant(tmp_path, "a", models=models, versions=(1, 2), max_models=2) as plant:
         await plant.serves(2)
         await until(lambda: plant.states() == {1: "READY", 2: "READY"})
+        assert placed(plant, 1) == placed(plant, 2) == ["a"]
 
 
 async def test_the_first_event_after_quiet_counts_at_once_and_a_flood_is_taken_together(

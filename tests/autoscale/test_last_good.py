@@ -47,6 +47,7 @@ async def test_the_last_good_version_is_loaded_again_when_its_slot_dies(tmp_path
         await plant.serves(1)
         plant.write(3)
         await plant.serves(3)
+        assert holders(plant, 3) and not holders(plant, 2)
 
 
 async def test_in_place_a_broken_version_gives_the_slot_back(tmp_path: Path) -> None:
@@ -173,6 +174,7 @@ async def test_a_load_that_finds_room_for_some_replicas_is_carried_out(tmp_path:
         await plant.operations.load("m", {"version_policy": {"specific": {"versions": [2]}}})
         await plant.serves(2)
         await until(lambda: len(holders(plant, 2)) == 2)
+        assert plant.states()[2] == "READY"
 
 
 async def test_an_order_that_finds_no_slot_changes_nothing_and_does_not_wait(

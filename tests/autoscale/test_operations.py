@@ -89,6 +89,7 @@ async def test_a_change_of_config_outdoes_what_was_said_before(tmp_path: Path) -
         await plant.operations.roll_back("m")
         await plant.configure({"m": ModelConfig(runtime="onnx", versions="all")})
         await plant.serves(2)
+        assert plant.states() == {1: "READY", 2: "READY"}
 
 
 async def test_loading_again_takes_up_files_that_have_changed(tmp_path: Path) -> None:

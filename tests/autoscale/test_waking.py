@@ -99,6 +99,7 @@ async def test_load_moves_slots_and_comes_back(tmp_path: Path) -> None:
         await until(lambda: len(house.plane.snapshot.placements) == 3)
         plant.controller.take_load("other", {})
         await until(lambda: state(house) == "SLEEPING")
+        assert not held(house)
 
 
 async def test_a_broken_model_refuses_its_callers_and_disturbs_nobody(tmp_path: Path) -> None:
@@ -164,6 +165,7 @@ async def test_a_higher_share_takes_what_others_borrowed(tmp_path: Path) -> None
         await until(lambda: held(house) == {"m": 3})
         controller.take_load("g", {"m": (3.0, 0, 3), "n": (3.0, 0, 3)})
         await until(lambda: held(house).get("n", 0) >= 1)
+        assert sum(held(house).values()) <= 3
 
 
 def held(house: House) -> dict[str, int]:

@@ -454,6 +454,7 @@ async def test_another_process_stops_the_work_by_the_store(
         other = JobStore(store.folder / "jobs.sqlite")
         other.cancel(job_id, MINE, 1.0)
         await stopped.wait()
+        assert (await runner.job(job_id, MINE))["state"] == "cancelled"
 
 
 async def test_a_runner_that_ends_leaves_its_job_to_the_next(

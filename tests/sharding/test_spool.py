@@ -170,4 +170,5 @@ async def test_whoever_is_cancelled_twice_leaves_no_file(
         await asyncio.wait([task], timeout=0.02)
     go.set()
     await asyncio.gather(task, return_exceptions=True)
+    assert task.cancelled()
     await until(lambda: not files(tmp_path))

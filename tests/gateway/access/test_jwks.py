@@ -216,6 +216,7 @@ async def test_a_source_that_is_down_is_asked_again_soon(monkeypatch: pytest.Mon
         verifier, source = opened(issuer.url)
         running = asyncio.create_task(source.run())
         await until(lambda: issuer.asked >= 2)
+        assert not knows(verifier, token())
         issuer.say(key_set(a=RSA_KEY))
         await until(lambda: knows(verifier, token()))
         running.cancel()

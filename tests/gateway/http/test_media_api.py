@@ -448,6 +448,7 @@ async def test_a_client_that_leaves_stops_the_work(tmp_path: Path, accept: str) 
             await asyncio.gather(asking, return_exceptions=True)
         await until(lambda: house.local.closed)
         await empty(house)
+        assert len(house.local.seen) == house.local.closed == 1
 
 
 async def test_a_client_that_leaves_takes_its_parts_from_the_shards(tmp_path: Path) -> None:
@@ -460,6 +461,7 @@ async def test_a_client_that_leaves_takes_its_parts_from_the_shards(tmp_path: Pa
         await asyncio.gather(asking, return_exceptions=True)
         await until(lambda: house.local.closed and not plane.router.in_flight().get("faces"))
         await empty(house)
+        assert len(house.local.seen) == house.local.closed == 1
 
 
 def tiers(**anonymous: Any) -> Access:

@@ -233,6 +233,7 @@ async def test_a_client_that_leaves_stops_the_work(tmp_path: Path) -> None:
         await asyncio.gather(asking, return_exceptions=True)
         await until(lambda: house.local.closed and not house.left())
         await until(lambda: not house.admission.memory.used_bytes)
+        assert len(house.local.seen) == house.local.closed == 1
 
 
 async def test_a_tagger_answers_with_tags(tmp_path: Path) -> None:

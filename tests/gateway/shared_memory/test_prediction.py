@@ -392,6 +392,7 @@ async def test_a_caller_that_leaves_frees_its_place(tmp_path: Path, memory: Memo
         await until(lambda: len(house.plane.router))
         call.cancel()
         await until(lambda: not len(house.plane.router) and not house.admission.memory.used_bytes)
+    assert memory.read(key) == ROWS.tobytes()
 
 
 class SlowRegions(Regions):
