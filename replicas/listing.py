@@ -101,11 +101,6 @@ def list_local(folder: Path) -> tuple[dict[str, ListedFile], float]:
     return files, changed_s
 
 
-def belongs_beside(name: str) -> bool:
-    """Whether a name is that of Triton's configuration or of labels, for all versions."""
-    return name == "config.pbtxt" or name.endswith(".txt")
-
-
 def may_say_more(name: str, size: int | None) -> bool:
     """Whether versions may depend on a file beside them: any name may be a labels file."""
     notes = name.startswith(".") or name.lower().endswith(".md")

@@ -147,7 +147,9 @@ class MediaCodec:
                 f"no frame from {segment.times_s[0]:.1f} to {segment.times_s[-1]:.1f} s can be "
                 "decoded"
             )
-        told = {"corrupt": report.corrupt, "missing": report.missing} if _bad(report) else None
+        told = None
+        if report.corrupt or report.missing:
+            told = {"corrupt": report.corrupt, "missing": report.missing}
         note = _Note(head["key"], head["postprocess"], labels, size, tuple(spans), told)
         return {name: rows[: len(spans)] for name, rows in inputs.items()}, note
 
@@ -217,7 +219,3 @@ def _postprocessor(name: str) -> Postprocessor:
     from sharding.postprocess import load_postprocessor
 
     return load_postprocessor(name)
-
-
-def _bad(report: Any) -> bool:
-    return bool(report.corrupt or report.missing)

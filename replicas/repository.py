@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -23,7 +23,6 @@ from headrace.runtimes import RUNTIMES, RuntimeName, is_version, version_folders
 from replicas.listing import (
     ListedFile,
     VersionFiles,
-    belongs_beside,
     describe,
     list_beside,
     list_local,
@@ -120,7 +119,8 @@ class Repository:
             elif versions[int(name)] != name:
                 others[name] = f"{versions[int(name)]} is the same version"
         for name in {PurePosixPath(entry).name for entry in entries} - set(folders):
-            if not belongs_beside(name):
+            # Triton's configuration and files of labels are for all versions.
+            if name != "config.pbtxt" and not name.endswith(".txt"):
                 others[name] = "it is not in a version folder"
         return {name: why for name, why in sorted(others.items()) if not name.startswith(".")}
 
@@ -218,9 +218,9 @@ class Repository:
             if version not in known:
                 listing = ", ".join(map(str, known)) or "none"
                 raise ModelLoadError(f"{where} is not in the store (versions there: {listing})")
-            if self._local is not None:
+            if (local := self._local) is not None:
                 with self._store_errors():
-                    return self._check_local(self._local / model / known[version], where)
+                    return self._check_local(local / model / known[version], local, where)
             source = f"{self._root}/{model}/{known[version]}"
             with self._store_errors():
                 files = self._files(source, where)
@@ -248,17 +248,21 @@ class Repository:
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts:
             raise ModelLoadError(f"{where} is outside of the model's folder")
-        if self._local is not None:
+        if (local := self._local) is not None:
             with self._store_errors():
-                return self._read_local(self._local / model / name, most_bytes, where)
+                return self._read_local(local / model / name, local, most_bytes, where)
         copy = self._cache / ".beside" / model / name
+        content: bytes | None = None
         try:
-            with self._store_errors():
-                content = self._read_remote(f"{self._root}/{model}/{name}", most_bytes, where)
+            with self._store_errors(), suppress(FileNotFoundError):
+                self._fs.invalidate_cache()
+                content = self._fs.cat_file(f"{self._root}/{model}/{name}", 0, most_bytes + 1)
         except StoreAway:
             if not copy.parent.is_dir():  # nothing is known of this model
                 raise
             return copy.read_bytes() if copy.is_file() else None
+        if content is not None:
+            _check_size(content, most_bytes, where)
         copy.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         if content is None:
             copy.unlink(missing_ok=True)
@@ -268,27 +272,19 @@ class Repository:
             os.replace(partial.name, copy)
         return content
 
-    def _read_local(self, path: Path, most_bytes: int, where: str) -> bytes | None:
-        assert self._local is not None
+    def _read_local(self, path: Path, local: Path, most_bytes: int, where: str) -> bytes | None:
         if not path.is_file():
             return None
-        if not path.resolve().is_relative_to(self._local):
+        if not path.resolve().is_relative_to(local):
             raise ModelLoadError(f"{where} is a link that leaves {self._shown}")
         with path.open("rb") as file:
-            return _at_most(file.read(most_bytes + 1), most_bytes, where)
+            content = file.read(most_bytes + 1)
+        _check_size(content, most_bytes, where)
+        return content
 
-    def _read_remote(self, source: str, most_bytes: int, where: str) -> bytes | None:
-        self._fs.invalidate_cache()
-        try:
-            content = self._fs.cat_file(source, 0, most_bytes + 1)
-        except FileNotFoundError:
-            return None
-        return _at_most(content, most_bytes, where)
-
-    def _check_local(self, folder: Path, where: str) -> Path:
-        assert self._local is not None
+    def _check_local(self, folder: Path, local: Path, where: str) -> Path:
         for path in (folder, *(folder / name for name in files_below(folder, where))):
-            if not path.resolve().is_relative_to(self._local):
+            if not path.resolve().is_relative_to(local):
                 raise ModelLoadError(
                     f"{where}: {path.name} is a link that leaves the store; "
                     "put the file itself there"
@@ -331,7 +327,14 @@ class Repository:
         with tempfile.TemporaryDirectory(prefix=".partial-", dir=target.parent) as scratch:
             partial = Path(scratch) / "files"
             for name, info in files.items():
-                self._get(f"{source}/{name}", partial / name, info.get("size"), where)
+                file, size = partial / name, info.get("size")
+                file.parent.mkdir(parents=True, exist_ok=True)
+                self._fs.get_file(f"{source}/{name}", str(file))
+                got = file.stat().st_size
+                if size is not None and got != size:
+                    raise Interrupted(
+                        f"{where}: {file.name} arrived with {got} of {size} bytes from the store"
+                    )
             if self._contents(source, self._files(source, where)) != contents:
                 raise Interrupted(f"{where} changed while it was downloaded")
             self._verifier.verify(partial, where)
@@ -380,15 +383,6 @@ class Repository:
             known = repr(rows).encode()
         return hashlib.sha256(known).hexdigest()[:16]
 
-    def _get(self, source: str, target: Path, size: int | None, where: str) -> None:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        self._fs.get_file(source, str(target))
-        got = target.stat().st_size
-        if size is not None and got != size:
-            raise Interrupted(
-                f"{where}: {target.name} arrived with {got} of {size} bytes from the store"
-            )
-
     def _folders(self, path: str) -> list[str]:
         if self._local is not None:
             # fsspec calls a link to a folder a link; here it counts as a folder, and is checked.
@@ -429,14 +423,13 @@ class Repository:
             said = without_places(_CREDENTIALS.sub("", said_by(error)))[:_REASON_CHARS]
             raise StoreAway(
                 "the model store cannot be read; check its address, credentials and client library "
-                f"({type(error).__name__}: {said})"
+                f"({kind}: {said})"
             ) from None
 
 
-def _at_most(content: bytes, most_bytes: int, where: str) -> bytes:
+def _check_size(content: bytes, most_bytes: int, where: str) -> None:
     if len(content) > most_bytes:
         raise ModelLoadError(f"{where} is larger than {most_bytes} bytes")
-    return content
 
 
 def detect_runtime(path: Path) -> RuntimeName:

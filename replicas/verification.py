@@ -159,36 +159,20 @@ def external_locations(model_file: Path) -> set[str]:
         mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
     ):
         # The key stands in the file as these bytes, so nearly all models need no walk.
-        if data.find(b"location") < 0:
-            return set()
-        return set(_walk(data))
-
-
-def _walk(data: mmap.mmap) -> Iterator[str]:
-    pending = [("ModelProto", 0, len(data))]
-    while pending:
-        message, start, end = pending.pop()
-        if message == _ENTRY:
-            key, value = _entry(data, start, end)
-            if key == b"location":
-                yield _text(value)
-            continue
-        inner = CONTAINERS[message]
-        pending.extend(
-            (inner[number], first, last)
-            for number, first, last in delimited_fields(data, start, end)
-            if number in inner
-        )
-
-
-def _entry(data: mmap.mmap, start: int, end: int) -> tuple[bytes, bytes]:
-    # A field that is given twice counts with its last value.
-    found = {number: data[first:last] for number, first, last in delimited_fields(data, start, end)}
-    return found.get(_KEY, b""), found.get(_VALUE, b"")
-
-
-def _text(value: bytes) -> str:
+        pending = [("ModelProto", 0, len(data))] if data.find(b"location") >= 0 else []
+        found: set[bytes] = set()
+        while pending:
+            message, start, end = pending.pop()
+            fields = delimited_fields(data, start, end)
+            if message == _ENTRY:
+                # A field that is given twice counts with its last value.
+                entry = {number: data[first:last] for number, first, last in fields}
+                if entry.get(_KEY) == b"location":
+                    found.add(entry.get(_VALUE, b""))
+            else:
+                inner = CONTAINERS[message]
+                pending += [(inner[at], first, last) for at, first, last in fields if at in inner]
     try:
-        return value.decode()
+        return {location.decode() for location in found}
     except UnicodeDecodeError as error:
         raise InvalidArgument("a location is not UTF-8") from error

@@ -87,7 +87,7 @@ def decode_data(data: Any, dtype: np.dtype[Any], shape: tuple[int, ...], where: 
     return flat.reshape(shape)
 
 
-def flag_of(parameters: Mapping[str, Any], name: str, default: bool) -> bool:
+def _flag(parameters: Mapping[str, Any], name: str, default: bool) -> bool:
     value = parameters.get(name, default)
     if not isinstance(value, bool):
         raise InvalidArgument(f"'{name}' must be true or false, not {quoted(value)}")
@@ -361,7 +361,7 @@ def wanted_outputs(
     document: Mapping[str, Any], parameters: Mapping[str, Any], signature: Signature
 ) -> tuple[tuple[str, ...] | None, frozenset[str], dict[str, int]]:
     """Names of the wanted outputs (None: all) and of the binary ones; classes wanted by output."""
-    default = flag_of(parameters, "binary_data_output", False)
+    default = _flag(parameters, "binary_data_output", False)
     names: tuple[str, ...] | None = None
     flags = {spec.name: default for spec in signature.outputs}
     classes: dict[str, int] = {}
@@ -372,7 +372,7 @@ def wanted_outputs(
             where = f"output {quoted(name)}"
             own = parameters_of(entry, where)
             refuse_unsupported(own, where)
-            flags[name] = flag_of(own, "binary_data", default)
+            flags[name] = _flag(own, "binary_data", default)
             if count := _class_count(own, where):
                 classes[name] = count
     for name, binary in flags.items():

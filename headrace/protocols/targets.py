@@ -1,4 +1,4 @@
-"""The request targets of predictions, and one spelling for the paths of everything else."""
+"""The targets of predictions in every protocol, and one spelling for the paths of all others."""
 
 from __future__ import annotations
 

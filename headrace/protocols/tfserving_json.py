@@ -122,10 +122,11 @@ def _predict_quickly(
 def _predict(
     document: dict[str, Any], model: ModelSpec
 ) -> tuple[Signature, str, dict[str, Tensor]]:
+    """A request of any form, read the thorough way; raises `InvalidArgument`."""
     signature = find_signature(model, document.get("signature_name", ""))
-    if "instances" in document and "inputs" in document:
-        raise InvalidArgument("give 'instances' (row format) or 'inputs' (columnar), not both")
     if "instances" in document:
+        if "inputs" in document:
+            raise InvalidArgument("give 'instances' (row format) or 'inputs' (columnar), not both")
         return signature, "instances", _decode_rows(document["instances"], signature)
     if "inputs" in document:
         return signature, "inputs", _decode_columns(document["inputs"], signature)
@@ -137,30 +138,32 @@ def _decode_rows(instances: Any, signature: Signature) -> dict[str, Tensor]:
         raise InvalidArgument("'instances' must be an array with at least one element")
     named = [_is_named(instance) for instance in instances]
     if not any(named):
-        spec = _only_input(signature, "an instance")
-        return {spec.name: to_array(instances, spec.dtype, f"input '{spec.name}'")}
+        return _tensors({_only_input(signature, "an instance"): instances}, signature)
     if not all(named):
         raise InvalidArgument("'instances' must be all plain values or all objects, not both")
     for instance in instances:
         check_names(signature, instance)
-    return {
-        spec.name: to_array(
-            [instance[spec.name] for instance in instances], spec.dtype, f"input '{spec.name}'"
-        )
+    columns = {
+        spec.name: [instance[spec.name] for instance in instances]
         for spec in given_inputs(instances, signature)
     }
+    return _tensors(columns, signature)
 
 
 def _decode_columns(value: Any, signature: Signature) -> dict[str, Tensor]:
     if not _is_named(value):
-        spec = _only_input(signature, "'inputs'")
-        return {spec.name: to_array(value, spec.dtype, f"input '{spec.name}'")}
+        return _tensors({_only_input(signature, "'inputs'"): value}, signature)
     known = {spec.name: value[spec.name] for spec in signature.inputs if spec.name in value}
     check_names(signature, known)
+    return _tensors(known, signature)
+
+
+def _tensors(columns: Mapping[str, Any], signature: Signature) -> dict[str, Tensor]:
+    """The inputs of nested lists by name."""
     return {
-        spec.name: to_array(known[spec.name], spec.dtype, f"input '{spec.name}'")
+        spec.name: to_array(columns[spec.name], spec.dtype, f"input '{spec.name}'")
         for spec in signature.inputs
-        if spec.name in known
+        if spec.name in columns
     }
 
 
@@ -169,13 +172,13 @@ def _is_named(value: Any) -> bool:
     return isinstance(value, dict) and value.keys() != {"b64"}
 
 
-def _only_input(signature: Signature, where: str) -> Any:
+def _only_input(signature: Signature, where: str) -> str:
     if len(signature.required) != 1:
         raise InvalidArgument(
             f"{where} must be an object with a tensor for each input, because signature "
             f"'{signature.name}' has {len(signature.inputs)} inputs"
         )
-    return signature.required[0]
+    return signature.required[0].name
 
 
 def _json_value(name: str, tensor: Tensor) -> Any:
