@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from typing import ClassVar
 
 import structlog
 
@@ -59,8 +58,6 @@ class Prediction(Visit):
 
     __slots__ = ("cold_start_ms", "desk", "path")
 
-    family: ClassVar[str] = "http"
-
     def __init__(
         self,
         desk: PredictionDesk,
@@ -68,11 +65,9 @@ class Prediction(Visit):
         headers: Mapping[bytes, bytes],
         address: str,
     ) -> None:
-        given = headers.get(b"x-request-id")
-        valid = given is not None and valid_request_id(given)
-        super().__init__(
-            headers, address, given.decode("ascii") if given and valid else request_id()
-        )
+        given = headers.get(b"x-request-id", b"")
+        identity = given.decode("ascii") if given and valid_request_id(given) else request_id()
+        super().__init__(headers, address, identity)
         self.desk, self.path = desk, path
         self.cold_start_ms = 0
 

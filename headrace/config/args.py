@@ -42,10 +42,9 @@ class JobsConfig(Strict):
 class MediaConfig(Strict):
     """The stage that splits large pictures and videos; `replicas: 0` turns it off.
 
-    `cpus` is what Ray reserves for each replica: none, as shards do the work.
-    `spool` is the folder of uploads (default: one of the node); if it is one that all nodes share,
-    `shared` lets the slots of all of them work on a video. Up to `spool_memory` of an upload
-    stay in memory while it comes.
+    `cpus` is what Ray reserves for each replica: none, as the slots do the work. `spool` is the
+    folder of uploads (default: one of the node); where all nodes share it, `shared` lets the slots
+    of all of them work on a video. Up to `spool_memory` of an upload stay in memory while it comes.
     """
 
     replicas: int = Field(default=1, ge=0, le=256)
@@ -56,17 +55,16 @@ class MediaConfig(Strict):
     jobs: JobsConfig = JobsConfig()
 
     def folder(self, of_node: Path) -> Path:
-        """Where uploads lie; `of_node` is where they do if the config says nothing."""
+        """The folder of uploads; `of_node` where the config names none."""
         return Path(self.spool) if self.spool else of_node
 
     @property
     def enabled(self) -> bool:
-        """Whether a stage runs at all."""
         return self.replicas > 0
 
 
 MAX_SLOTS = 10_000
-"""No class has more: Ray and our own tables are meant for no larger clusters."""
+"""Cap on the slots of a class: Ray and our own tables are meant for no larger clusters."""
 
 SlotCount = Annotated[int, Field(ge=0, le=MAX_SLOTS)]
 
@@ -103,7 +101,7 @@ Address = Annotated[str, AfterValidator(_checked_address)]
 
 
 class Listen(Strict):
-    """Addresses as `host:port`; all on loopback unless said otherwise. Port 0 takes a free one."""
+    """Addresses as `host:port`, by default on loopback. Port 0 takes a free one."""
 
     http: Address = "127.0.0.1:8080"
     grpc: Address = "127.0.0.1:8081"
@@ -124,7 +122,7 @@ class Listen(Strict):
 
 
 class Limits(Strict):
-    """What one connection or request may take; `max_elements` see `headrace.protocols.elements`."""
+    """Limits of a connection or request; `headrace.protocols.elements` counts `max_elements`."""
 
     max_body_bytes: int = Field(default=128 * 1024 * 1024, ge=1024)
     max_elements: int = Field(default=2**20, ge=1024)
@@ -151,10 +149,10 @@ class Limits(Strict):
 
 
 class Audit(Strict):
-    """Where each gateway writes its decisions, and how much of it is kept.
+    """Where each gateway writes its decisions, and how many of them are kept.
 
-    `folder` defaults to `audit` in the state folder. Refusals are all written, of what was let
-    through only the share `sample`.
+    `folder` defaults to `audit` in the state folder. All refusals are written, and the share
+    `sample` of what was allowed.
     """
 
     enabled: bool = True
@@ -189,7 +187,7 @@ class SlotClass(Strict):
 
     `min` are always there, `warm` free ones are kept ready beyond those that models hold, and
     there are never more than `max`; `count: 3` stands for `min: 3, max: 3`. `max: 0` turns the
-    class off. `memory` is a slot's budget: models that share it stay within, and more is too much.
+    class off. `memory` is a slot's budget, which the models in it share.
     """
 
     count: SlotCount | None = None
@@ -206,13 +204,13 @@ class SlotClass(Strict):
 
     @property
     def least(self) -> int:
-        """So many slots are there when models hold none."""
+        """The number of slots while models hold none."""
         return max(self.min, self.warm)
 
     @model_validator(mode="before")
     @classmethod
     def _in_short(cls, data: Any) -> Any:
-        """`count` alone, and `max` following `min` and `warm` where it is not given."""
+        """Set `min` and `max` from `count`, or a missing `max` from `min` and `warm`."""
         if not isinstance(data, dict):
             return data
         count = _slot_count(data.get("count"))
@@ -231,10 +229,6 @@ class SlotClass(Strict):
         for name, number in (("min", self.min), ("warm", self.warm)):
             if number > self.max:
                 raise ValueError(f"`{name}` ({number}) should not be above `max` ({self.max})")
-        return self
-
-    @model_validator(mode="after")
-    def _whole_cores(self) -> Self:
         if self.pin and (self.cpus < 1 or self.cpus != int(self.cpus)):
             raise ValueError("`pin` needs a whole number of `cpus`, at least 1")
         return self
@@ -244,7 +238,7 @@ _SLOT_COUNT: TypeAdapter[int] = TypeAdapter(SlotCount)
 
 
 def _slot_count(value: Any) -> int | None:
-    """As the field would read it; None where it would not."""
+    """The number that the field reads in a value; None where it refuses it."""
     try:
         return _SLOT_COUNT.validate_python(value)
     except ValidationError:
@@ -252,16 +246,16 @@ def _slot_count(value: Any) -> int | None:
 
 
 class RepositoryAccess(Strict):
-    """Who may load and unload models by request, and how often a remote store is looked at."""
+    """The listener on which models may be loaded by request, and the period of a remote store."""
 
     control: Literal["admin", "public"] = "admin"
     poll_s: Annotated[float, Field(ge=0.2, le=86_400)] = 5.0
 
 
 class SharedMemory(Strict):
-    """Which files below /dev/shm clients of this machine may register as regions.
+    """Files below /dev/shm that clients of this machine may register as regions.
 
-    Their names begin with `prefix`, and they belong to `user`, by number (default: ours).
+    Their names begin with `prefix`, and they belong to `user`, a number (default: our own).
     """
 
     prefix: Annotated[str, Field(pattern=r"^[^/]{0,200}$")] = ""
@@ -297,7 +291,7 @@ class Batching(Strict):
     """How a slot joins rows: at most `max_rows` a run, waiting `max_wait_s` for more.
 
     Requests of more than `row_limit` rows are refused. It replaces the `max_batch_size` of the
-    model's `config.pbtxt`; without either they are cut.
+    model's `config.pbtxt`; without either, long requests are split over several runs.
     """
 
     max_rows: int = Field(default=32, ge=1, le=65_536)
@@ -306,7 +300,7 @@ class Batching(Strict):
 
 
 class Cost(Strict):
-    """What a request costs of its caller's budget, told when it is answered: `amount` per unit."""
+    """What a request takes of its caller's budget once it is answered: `amount` per unit."""
 
     per: Literal["request", "rows", "megapixels"] = "request"
     amount: Annotated[float, Field(gt=0, le=1e6)] = 1.0
@@ -328,7 +322,7 @@ VersionNumber = Annotated[int, Field(ge=0, lt=10**18)]
 
 
 class ModelConfig(Strict):
-    """One model of the store. `runtime` is told by its files, `slot_class` by its runtime.
+    """One model of the store. `runtime` follows from its files, `slot_class` from its runtime.
 
     An `exclusive` model shares its slot with none; others share it as far as the slot's memory
     goes, where both say their `memory`. `swap` says what happens when a new version finds no free
@@ -353,14 +347,14 @@ class ModelConfig(Strict):
     sharding: ShardingConfig | None = None
 
     def part_of(self, slots: SlotClass) -> float:
-        """How much of a slot of that class one copy takes, above 0 and up to 1."""
+        """The part of a slot of that class that one copy takes, above 0 and up to 1."""
         if self.exclusive:
             return 1.0
         by_memory = self.memory / slots.memory if self.memory and slots.memory else 0.0
         return max(1.0 / slots.max_models, min(1.0, by_memory))
 
     def slot_class_for(self, runtime: RuntimeName) -> str:
-        """The slot class that holds this model, given the runtime that loads it."""
+        """The slot class that holds this model if this runtime loads it."""
         return self.slot_class or RUNTIMES[runtime].slot_class
 
 

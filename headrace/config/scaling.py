@@ -50,11 +50,11 @@ class Replicas(Strict):
 class Scaling(Strict):
     """When a model gets another slot and when it gives one back, between its `replicas`.
 
-    A slot should have `target_in_flight` requests, as the mean over `look_back_s`. More are asked
-    for once that has held for `up_delay_s`, fewer once it has for `down_delay_s`, and at most
-    `max_step` slots within a second. A model that nobody has called for `idle_s` gives back the
-    last one too, where `replicas.min` is 0. `policy` is `reactive`, `trend`, or the import path of
-    a class of your own: see `autoscale.policy.Policy`.
+    A slot should have `target_in_flight` requests, as the mean over `look_back_s`. More slots are
+    asked for once they were wanted for `up_delay_s`, fewer after `down_delay_s`, and at most
+    `max_step` within a second. A model that nobody has called for `idle_s` gives back the last one
+    too, where `replicas.min` is 0. `policy` is `reactive`, `trend`, or the import path of a class
+    of your own with the methods of `autoscale.policy.Policy`.
     """
 
     target_in_flight: Annotated[float, Field(gt=0, le=10_000)] = 8.0
@@ -75,10 +75,10 @@ class Scaling(Strict):
 
 
 class Share(Strict):
-    """What a model may claim while others want slots too: see `autoscale.fair_share`.
+    """What a model may claim while others want slots too (`autoscale.fair_share`).
 
-    Guaranteed are its `replicas.min`. Beyond them groups share by their weights (`shares` of the
-    pool) and models of a group by theirs. A higher priority takes first what others lend.
+    Its `replicas.min` are guaranteed. Beyond them groups share by their weights (`shares` of the
+    pool) and models of a group by theirs. What others lend goes to a higher priority first.
     """
 
     weight: Annotated[float, Field(gt=0, le=1e6)] = 1.0
@@ -90,8 +90,8 @@ class Leases(Strict):
     """What other work may lease of the pool.
 
     A job that must return its slots is told `grace_s` before (a lease may ask for less or more, up
-    to `max_grace_s`), and it is interrupted so at most `max_preemptions` times where that can be
-    avoided. A holder that is silent for `ttl_s` has lost its lease.
+    to `max_grace_s`). A job that was interrupted `max_preemptions` times is spared where that is
+    possible. A holder that is silent for `ttl_s` has lost its lease.
     """
 
     max_slots: Annotated[int, Field(ge=0, le=100_000)] = 1000

@@ -9,11 +9,11 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from headrace.config.types import Strict
 
 MAX_PARTS = 4096
-"""What one request may be split into where the config says nothing: a plan stays under 1 MB."""
+"""Default cap on the parts of a request: their plan stays under 1 MB."""
 MAX_SCALE = 4.0
-"""Pixels made up beyond this help no detector."""
+"""Cap on the enlargement of a picture: more interpolated pixels help no detector."""
 STRIDE = 32
-"""Sides and origins of tiles are multiples of it: the largest stride of the usual detectors."""
+"""Divisor of sides and origins of tiles: the largest stride of the usual detectors."""
 
 
 def _whole_strides(pixels: int) -> int:
@@ -37,11 +37,11 @@ Scales = Annotated[tuple[Scale, ...], Field(min_length=1, max_length=8), AfterVa
 FrameRate = Annotated[float, Field(gt=0, le=240)]
 Moment = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 ImportPath = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_\-]*$|^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
-"""The name of a built-in one, or `package.module:Name`."""
+"""Name of a built-in class, or `package.module:Name`."""
 
 
 class ProcessOptions(Strict):
-    """A request's options; what is not given is taken from the model's config.
+    """A request's options, by default those of the model's config.
 
     `classes` are class ids or labels. `partial: allow` answers with the parts that were done.
     """
@@ -67,7 +67,7 @@ class ProcessOptions(Strict):
 
 
 class ShardingLimits(Strict):
-    """What a large input may be; beyond it the answer is 413 with the limit."""
+    """Limits of a large input; beyond one the answer is 413 with the limit."""
 
     max_pixels: int = Field(default=400_000_000, ge=1, le=100_000_000_000)
     max_duration_s: Annotated[float, Field(gt=0, le=1e6)] = 4 * 3600.0
@@ -77,14 +77,14 @@ class ShardingLimits(Strict):
 
 
 class BoxMerging(Strict):
-    """How boxes of several tiles become one; see `sharding.merge_boxes.BoxRules`."""
+    """How boxes of several tiles become one (`sharding.merge_boxes.BoxRules`)."""
 
     iou: Annotated[float, Field(gt=0, lt=1)] = 0.5
     margin: Annotated[float, Field(ge=0, le=1024)] = 16.0
 
 
 class TagMerging(Strict):
-    """How labels of frames become ranges of time; see `sharding.merge_tags.TagRules`.
+    """How labels of frames become ranges of time (`sharding.merge_tags.TagRules`).
 
     A range begins where a label scores `high` and ends where it falls below `low`. A request's
     `threshold` stands in for `high`, and `low` keeps its share of it.
@@ -108,8 +108,8 @@ class ShardingConfig(Strict):
 
     `preprocess`, `postprocess` and `merge` name built-ins or import paths; `merge` follows `kind`
     where it is not given. `labels` is a file of the model's version with a label on each line.
-    A shard gets at most (1 + `epsilon`) of the mean number of parts: the busiest one decides when
-    all are done, and a tighter bound moves few more parts when shards come and go.
+    A shard gets at most (1 + `epsilon`) times the mean number of parts: the busiest one decides
+    when all are done, and a tighter bound moves few more parts when shards come and go.
     """
 
     kind: Literal["image-tiles", "video-segments"]
@@ -147,7 +147,7 @@ class ShardingConfig(Strict):
 
     @property
     def merger(self) -> str:
-        """The name of the merger: the given one, or the one of the kind."""
+        """The name of the merger: `merge`, or by default the one for `kind`."""
         return self.merge or ("boxes" if self.kind == "image-tiles" else "tags")
 
     def tiling(self, options: ProcessOptions) -> tuple[int, int, tuple[float, ...]]:

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field, model_validator
 from headrace.config.types import Name, Seconds, Strict
 
 ANONYMOUS = "anonymous"
-"""The tier of callers without a credential."""
+"""Tier of callers without a credential."""
 UNLIMITED = float("inf")
 
 _PERIODS_S = {"s": 1.0, "second": 1.0, "m": 60.0, "minute": 60.0, "h": 3600.0, "hour": 3600.0}
@@ -49,14 +49,14 @@ Count = Annotated[int, Field(ge=1, le=10**9)]
 
 
 class Queue(Strict):
-    """How many requests of a caller may wait for its own earlier ones, and how long."""
+    """How many requests of a caller may wait for its own earlier ones, and for how long."""
 
     size: int = Field(default=0, ge=0, le=1_000_000)
     wait_s: Seconds = 30.0
 
 
 class Quota(Strict):
-    """What a caller may use in a day (UTC): so many requests, or so much cost."""
+    """Requests that a caller may send in a day (UTC), or the cost of them."""
 
     per_day: Annotated[float, Field(gt=0, le=1e15)]
     of: Literal["requests", "cost"] = "requests"
@@ -65,7 +65,7 @@ class Quota(Strict):
 class Tier(Strict):
     """What each caller of a tier gets; what is left out is not limited.
 
-    `burst` is how much a caller that was quiet may ask at once, before `rate` holds. Waiting
+    `burst` is the number of requests at once after a pause, beyond which `rate` holds. Waiting
     requests of a higher `priority` go first.
     """
 
@@ -124,11 +124,11 @@ DEFAULT_TIERS: Mapping[str, Mapping[str, Any]] = {
     },
     "admin": {"priority": 30},
 }
-"""These always exist; what the config says of one of them replaces it, field by field."""
+"""Tiers that always exist; the config replaces them field by field."""
 
 
 def with_defaults(given: Any) -> Any:
-    """The default tiers with what the config says of them; what is no mapping stays as it is."""
+    """The default tiers with the fields that a config gives; what is no mapping stays as it is."""
     if not isinstance(given, Mapping):
         return given
     merged: dict[Any, Any] = {name: dict(fields) for name, fields in DEFAULT_TIERS.items()}
@@ -141,7 +141,7 @@ def with_defaults(given: Any) -> Any:
 class Jwt(Strict):
     """JSON Web Tokens signed with a key of a JWKS, which is a file or a URL.
 
-    Symmetric algorithms are left out: with public keys they invite forgery.
+    Symmetric algorithms are left out: a public key used as their secret lets everybody sign.
     """
 
     jwks: Annotated[str, Field(min_length=1)]

@@ -1,4 +1,4 @@
-"""What every part of the configuration is made of: strict models, units, secret references."""
+"""Base of every part of the configuration: strict models, units, secret references."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}$")]
 
 
 class Strict(BaseModel):
-    """Unknown keys are errors, values do not change after reading.
+    """A frozen model that refuses unknown keys.
 
     Values stay out of error texts: somebody may have written a secret in place of its reference.
     """
@@ -22,7 +22,7 @@ class Strict(BaseModel):
 
 
 class SecretRef(Strict):
-    """Where a secret is, never the secret itself: exactly one of `file` and `env`."""
+    """Place of a secret, never the secret itself: exactly one of `file` and `env`."""
 
     file: Annotated[str, Field(min_length=1)] | None = None
     env: Annotated[str, Field(min_length=1)] | None = None
