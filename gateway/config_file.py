@@ -107,7 +107,7 @@ def explain(
     """One problem for each path; the members of a union become `this or that`."""
     allowed: dict[KeyPath, list[str]] = {}
     found: dict[KeyPath, str] = {}
-    root = value_at(source.value, base) if base else source.value
+    root = value_at(source.value, base)
     for detail in error.errors(include_url=False):
         path = _document_path(detail["loc"], root, detail["type"])
         if detail["type"] == "extra_forbidden":
@@ -212,11 +212,11 @@ class Config:
         return tuple(app.get("name", "default") for app in self.document["applications"])
 
 
-def load_config(file: str | Path, import_path: str = IMPORT_PATH) -> Config:
+def load_config(file: str | Path) -> Config:
     """Read and check a file; raises `ConfigFileError` with all that is wrong in it."""
     source = read_source(file)
     problems = [*source.duplicates, *_serve_problems(source)]
-    place = _find_application(source, import_path, problems)
+    place = _find_application(source, problems)
     if place is None:
         raise ConfigFileError(problems)
     application = value_at(source.value, place)
@@ -293,15 +293,14 @@ def _serve_problems(source: YamlSource) -> list[Problem]:
     return [*problems, *unknown_keys(source.value, ServeDeploySchema, source)]
 
 
-def _find_application(
-    source: YamlSource, import_path: str, problems: list[Problem]
-) -> KeyPath | None:
-    applications = source.value.get("applications") if isinstance(source.value, Mapping) else None
+def _find_application(source: YamlSource, problems: list[Problem]) -> KeyPath | None:
+    """Where Headrace's application stands; None, with the reason in `problems`, without one."""
+    applications = value_at(source.value, ("applications",))
     found: list[KeyPath] = []
     others: list[str] = []
     for number, entry in enumerate(applications if isinstance(applications, list) else ()):
         path = entry.get("import_path") if isinstance(entry, Mapping) else None
-        if path == import_path:
+        if path == IMPORT_PATH:
             found.append(("applications", number))
         elif isinstance(path, str):
             others.append(path)
@@ -310,7 +309,7 @@ def _find_application(
         problems.append(source.problem(found[1], message))
     elif not found and not problems:
         seen = f" (found: {', '.join(others)})" if others else ""
-        message = f"no application with `import_path: {import_path}`{seen}"
+        message = f"no application with `import_path: {IMPORT_PATH}`{seen}"
         problems.append(source.problem(("applications",), message))
     return found[0] if found else None
 

@@ -266,7 +266,7 @@ class Admission:
             visit.held_bytes = length
 
     def submit(self, visit: Visit, request: Request) -> None:
-        """Run it now or let it wait for its turn; raises why it is refused."""
+        """Start it, or let it wait for its turn; raises what refuses it."""
         account, visit.request = visit.account, request
         if account is None:
             (visit.destination or self._plane).submit(request)
@@ -319,10 +319,7 @@ class Admission:
         return extra
 
     def leave(self, visit: Visit, answer: Answer, now_s: float, stages: Stages = ()) -> None:
-        """With its answer: free its place, tell of refusals and to the audit log.
-
-        `stages` are those of a request that a slot answered.
-        """
+        """With its answer: free its place, count a refusal and write to the audit log."""
         self.memory.used_bytes -= visit.held_bytes
         visit.held_bytes = 0
         account, request = visit.account, visit.request
@@ -348,7 +345,7 @@ class Admission:
             self._audit.write(visit.audit_record(decision, answer, stages_s))
 
     def cancel(self, visit: Visit) -> None:
-        """The client left: nothing more is said to it."""
+        """Drop the request of a client that left; the audit log keeps it."""
         if not visit.max_body_bytes:
             return
         self.drop(visit)
@@ -359,7 +356,7 @@ class Admission:
             self._tell(visit, "cancelled", Cancelled("the caller left"), stages_s)
 
     def drop(self, visit: Visit) -> None:
-        """Take a request out of wherever it is: nobody waits for its answer."""
+        """Take a request out of the queue or the slot that has it, without an answer."""
         self.memory.used_bytes -= visit.held_bytes
         visit.held_bytes = 0
         account, request = visit.account, visit.request

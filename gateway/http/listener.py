@@ -17,7 +17,7 @@ BACKLOG = 2048
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server, which waits for an event where uvicorn looks ten times a second."""
+    """uvicorn's server, woken by an event in place of a look ten times a second."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -71,7 +71,7 @@ class HttpListener:
 
     @property
     def address(self) -> str:
-        """Where it listens, with the real port."""
+        """Host and port, the real one where the config says 0."""
         host, port, *_ = self._socket.getsockname()
         return f"{host}:{port}"
 
@@ -81,7 +81,7 @@ class HttpListener:
         return self._server.started and self._task is not None and not self._task.done()
 
     async def start(self) -> None:
-        """Listen; returns once connections are accepted."""
+        """Listen; raises `ConfigError` if no connections can be accepted."""
         # Only now: the kernel gives connections to every socket of the port that listens.
         self._socket.listen(BACKLOG)
         loop = asyncio.get_running_loop()
