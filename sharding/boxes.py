@@ -160,12 +160,17 @@ def order(box: Box) -> tuple[float, int, float, float, float, float, str]:
     return (-box.score, box.class_id, box.x1, box.y1, box.x2, box.y2, box.label)
 
 
-def _place(box: Box, tile: Tile, width: int, height: int) -> Box | None:
-    """Move a tile's box to the picture and cut it there; None where nothing is left."""
+def moved(box: Box, tile: Tile) -> Box:
+    """A box of a tile, in the picture's pixels."""
     x1, x2 = ((tile.x + x) / tile.scale for x in (box.x1, box.x2))
     y1, y2 = ((tile.y + y) / tile.scale for y in (box.y1, box.y2))
-    x1, y1, x2, y2 = max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))
-    # NaN fails this comparison too.
-    if not (x1 < x2 and y1 < y2):
-        return None
     return replace(box, x1=x1, y1=y1, x2=x2, y2=y2)
+
+
+def _place(box: Box, tile: Tile, width: int, height: int) -> Box | None:
+    """Move a tile's box to the picture and cut it there; None where nothing is left."""
+    box = moved(box, tile)
+    x1, y1 = max(box.x1, 0.0), max(box.y1, 0.0)
+    x2, y2 = min(box.x2, float(width)), min(box.y2, float(height))
+    # NaN fails this comparison too.
+    return replace(box, x1=x1, y1=y1, x2=x2, y2=y2) if x1 < x2 and y1 < y2 else None

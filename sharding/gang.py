@@ -69,12 +69,6 @@ class Gang:
             self._used += places
             waiter.granted.set_result(places)
 
-    def _more(self, places: int) -> int:
-        free = 0 if self._queue else self._capacity - self._used
-        taken = max(0, min(places, free))
-        self._used += taken
-        return taken
-
     def _release(self, places: int) -> None:
         self._used -= places
         self._admit()
@@ -89,7 +83,11 @@ class GangLease:
 
     def grow(self, places: int) -> None:
         """Take free places, up to `places` in all, unless others wait for them."""
-        self.places += self.gang._more(places - self.places)
+        gang = self.gang
+        free = 0 if gang._queue else gang._capacity - gang._used
+        more = max(0, min(places - self.places, free))
+        gang._used += more
+        self.places += more
 
     def shrink(self, places: int) -> None:
         """Give back all but `places`, to those who wait."""
@@ -105,7 +103,7 @@ REMEMBERED = 100_000
 
 
 class Places:
-    """What the jobs of a stage share: the places at shards, and each part's home.
+    """Places at shards and homes of parts, which all jobs of a stage share.
 
     `suspects` lets parts whose shard died be tried one at a time, so that none is blamed for
     another.
@@ -117,7 +115,6 @@ class Places:
         self.suspects = asyncio.Lock()
 
     def gang(self, version: ModelVersion, members: Sequence[str]) -> Gang:
-        """The places of a model version's shards."""
         gang = self._gangs.setdefault(version, Gang())
         gang.resize(IN_FLIGHT * len(members))
         return gang

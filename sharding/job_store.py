@@ -12,8 +12,7 @@ import secrets
 import shutil
 import sqlite3
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -123,8 +122,7 @@ class JobStore:
 
         A job of a caller without a name belongs to everybody who knows its id.
         """
-        row = self._find(job_id, caller)
-        return _document(row, now_s, whole=True)
+        return _document(self._find(job_id, caller), now_s, whole=True)
 
     def documents(self, caller: str | None, now_s: float) -> list[dict[str, Any]]:
         """The newest jobs of a caller, without results; none for a caller without a name."""
@@ -263,14 +261,13 @@ class JobStore:
 
 
 def encode_job(job: MediaJob) -> bytes:
-    """A job as JSON; reading a pickle could run code."""
+    """A job as JSON, since reading a pickle could run code."""
     plain = asdict(replace(job, options=ProcessOptions()))
     plain["options"] = job.options.model_dump(mode="json")
     return orjson.dumps(plain)
 
 
 def decode_job(text: bytes) -> MediaJob:
-    """The job of such JSON."""
     plain = orjson.loads(text)
     upload, options = Upload(**plain.pop("upload")), plain.pop("options")
     return MediaJob(**plain, upload=upload, options=ProcessOptions.model_validate(options))
@@ -311,13 +308,8 @@ def _move(source: Path, target: Path) -> None:
         os.rename(source, target)
     except OSError:
         # The folder is on another disk.
-        with source.open("rb") as incoming, _private(target) as outgoing:
-            shutil.copyfileobj(incoming, outgoing, 1024 * 1024)
+        with source.open("rb") as incoming:
+            descriptor = os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+            with os.fdopen(descriptor, "wb") as outgoing:
+                shutil.copyfileobj(incoming, outgoing, 1024 * 1024)
         source.unlink(missing_ok=True)
-
-
-@contextmanager
-def _private(path: Path) -> Iterator[Any]:
-    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        yield file

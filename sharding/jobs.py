@@ -20,8 +20,6 @@ from sharding.job_store import JobStore
 from sharding.spool import borrowed
 from sharding.upload import Event, MediaJob, Tell
 
-__all__ = ["JobRunner", "JobStore"]
-
 PROGRESS_S = 0.2
 """Least time between two writes of a job's progress."""
 RETRY_S = 0.5
@@ -77,7 +75,6 @@ class JobRunner:
         return await self._ask(self._store.document, job_id, caller, self._now_s())
 
     async def jobs(self, caller: str | None) -> list[dict[str, Any]]:
-        """A caller's jobs, newest first."""
         return await self._ask(self._store.documents, caller, self._now_s())
 
     async def cancel(self, job_id: str, caller: str | None) -> dict[str, Any]:
@@ -93,7 +90,12 @@ class JobRunner:
         try:
             while True:
                 self._changed.clear()
-                await self._look_after()
+                now_s = self._now_s()
+                if taken := await self._ask(self._store.take_over, now_s):
+                    log.warning("jobs_taken_over", count=taken)
+                if now_s - self._swept_s >= SWEEP_S:
+                    self._swept_s = now_s
+                    await self._ask(self._store.sweep, self._keep_s, now_s)
                 await self._fill()
                 with suppress(TimeoutError):
                     async with asyncio.timeout(LOOK_S):
@@ -104,15 +106,6 @@ class JobRunner:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
             await asyncio.shield(self._ask(self._store.give_back, self._owner))
-
-    async def _look_after(self) -> None:
-        now_s = self._now_s()
-        taken = await self._ask(self._store.take_over, now_s)
-        if taken:
-            log.warning("jobs_taken_over", count=taken)
-        if now_s - self._swept_s >= SWEEP_S:
-            self._swept_s = now_s
-            await self._ask(self._store.sweep, self._keep_s, now_s)
 
     async def _fill(self) -> None:
         while len(self._running) < self._max_running:

@@ -163,7 +163,7 @@ def _goes_on(views: Views, piece: int, others: Indices, axis: int, margin: float
 
 
 def _unite(group: dict[int, list[int]], one: int, other: int) -> None:
-    """Join the groups of two members; `groups` of all of them is then the same list."""
+    """Join the groups of two members: `group` then has the same list for all of them."""
     if group[one] is not group[other]:
         group[one].extend(group[other])
         for member in group[other]:
@@ -174,21 +174,16 @@ def _is_denied(views: Views, suspect: int, witnesses: Indices, margin: float) ->
     """Whether the tile that sees a suspect's place best, and well, found nothing of it there."""
     box, tile = views.places[suspect], views.tiles[suspect]
     rows = np.flatnonzero(views.seen_by.scales == views.seen_by.scales[tile])
-    # Edges of the picture do not limit the depth, but a tile must hold the box.
-    inside = _holds(views.seen_by.edges[rows], box)
+    # Edges of the picture do not limit the depth, but a tile must hold the box, bar a fraction of
+    # a pixel.
+    edges = views.seen_by.edges[rows]
+    inside = np.hstack([edges[:, :2] <= box[:2] + 1, edges[:, 2:] >= box[2:] - 1]).all(axis=1)
     depths = np.where(inside, views.seen_by.gaps(box, rows).min(axis=1), -np.inf)
     best = int(np.argmax(depths))
     if rows[best] == tile or depths[best] < CLEAR * margin:
         return False
     there = witnesses[views.tiles[witnesses] == rows[best]]
     return not is_part(box, views.places[there], 0.0).any()
-
-
-def _holds(edges: Numbers, box: Numbers) -> Mask:
-    """Which tiles with these `edges` [t, 4] hold all of `box` [4], but for a pixel's fraction."""
-    sides = np.concatenate([edges[:, :2] <= box[:2] + 1, edges[:, 2:] >= box[2:] - 1], axis=1)
-    holds: Mask = np.logical_and.reduce(sides, axis=1)
-    return holds
 
 
 def _suppress_groups(

@@ -47,12 +47,8 @@ class Tile:
     def region(self) -> tuple[float, float, float, float]:
         """(x1, y1, x2, y2) in the pixels of the picture before scaling."""
         right, bottom = self.x + self.width, self.y + self.height
-        return (
-            self.x / self.scale,
-            self.y / self.scale,
-            right / self.scale,
-            bottom / self.scale,
-        )
+        scale = self.scale
+        return (self.x / scale, self.y / scale, right / scale, bottom / scale)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +81,6 @@ class Box:
     label: str = ""
 
     def answer(self) -> dict[str, Any]:
-        """The entry of the JSON answer."""
         box = [self.x1, self.y1, self.x2, self.y2]
         return {"box": box, "score": self.score, "class": self.class_id, "label": self.label}
 
@@ -120,13 +115,7 @@ class Tag:
     end_s: float
 
     def answer(self) -> dict[str, Any]:
-        """The entry of the JSON answer."""
-        return {
-            "label": self.label,
-            "score": self.score,
-            "start_s": self.start_s,
-            "end_s": self.end_s,
-        }
+        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,56 +135,36 @@ class PartResult:
     shard_s: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Missing:
-    """A part without a result and why; it covers `box` of the picture or a range of the video."""
-
-    part: int
-    reason: str
-    box: tuple[float, float, float, float] | None = None
-    start_s: float | None = None
-    end_s: float | None = None
-
-    def answer(self) -> dict[str, Any]:
-        """The entry of the JSON answer."""
-        told: dict[str, Any] = {"part": self.part, "reason": self.reason}
-        if self.box is not None:
-            return {**told, "box": list(self.box)}
-        return {**told, "start_s": self.start_s, "end_s": self.end_s}
+def place_of(part: Part) -> dict[str, Any]:
+    """The box of the picture or the range of the video that a part covers, for the JSON answer."""
+    if isinstance(part, Tile):
+        return {"box": list(part.region)}
+    # From the first frame: the keyframe may lie before what was asked for.
+    return {"start_s": part.times_s[0], "end_s": part.times_s[-1] + part.step_s}
 
 
 def find_missing(
     plan: Sequence[Part], results: Iterable[PartResult], reasons: Mapping[int, str]
-) -> list[Missing]:
-    """The parts of the plan without a result, in its order; `reasons` by the part's index."""
+) -> list[dict[str, Any]]:
+    """The answer's entries for parts without a result; `reasons` by the part's index."""
     done = {result.part.index for result in results}
     return [
-        _missing(part, reasons.get(part.index, "not done in time"))
+        {
+            "part": part.index,
+            "reason": reasons.get(part.index, "not done in time"),
+            **place_of(part),
+        }
         for part in plan
         if part.index not in done
     ]
-
-
-def _missing(part: Part, reason: str) -> Missing:
-    if isinstance(part, Tile):
-        return Missing(part.index, reason, box=part.region)
-    # The keyframe may lie before what was asked for: what is missing are the frames.
-    return Missing(
-        part.index, reason, start_s=part.times_s[0], end_s=part.times_s[-1] + part.step_s
-    )
 
 
 KEYFRAMES = 4
 """Keyframes that a shard may seek, the last ones before its segment: seeking may overshoot."""
 
 
-def segment_document(segment: Segment) -> dict[str, Any]:
-    """A segment as JSON."""
-    return asdict(segment)
-
-
 def segment_of(document: Mapping[str, Any]) -> Segment:
-    """The segment that a document describes."""
+    """The segment that its `asdict` describes."""
     return Segment(**{**document, "times_s": tuple(document["times_s"])})
 
 

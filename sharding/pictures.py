@@ -15,7 +15,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -122,7 +121,9 @@ def _decoder_bytes(image: Any, kind: MediaKind) -> int:
     interlaced = bool(_number(image, "interlaced", 0))
     if kind == JPEG and interlaced:
         # Two bytes for every coefficient; colours are mostly at half the resolution.
-        return 3 * pixels if _is_subsampled(image) else 2 * values
+        sampling = "jpeg-chroma-subsample"
+        halved = bool(image.get_typeof(sampling)) and "4:2:0" in image.get(sampling)
+        return 3 * pixels if halved else 2 * values
     if (kind == PNG and interlaced) or kind == TIFF:
         # A single strip may hold all of a TIFF.
         return values * _VALUE_BYTES.get(image.format, 8)
@@ -130,11 +131,6 @@ def _decoder_bytes(image: Any, kind: MediaKind) -> int:
 
 
 _VALUE_BYTES = {"uchar": 1, "char": 1, "ushort": 2, "short": 2, "uint": 4, "int": 4, "float": 4}
-
-
-def _is_subsampled(image: Any) -> bool:
-    field = "jpeg-chroma-subsample"
-    return bool(image.get_typeof(field)) and "4:2:0" in image.get(field)
 
 
 def _number(image: Any, field: str, default: int) -> int:
@@ -204,12 +200,7 @@ class Picture:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     @property
@@ -224,7 +215,13 @@ class Picture:
         self, x: int, y: int, width: int, height: int, scale: float = 1.0
     ) -> NDArray[np.uint8]:
         """A region of the picture scaled by `scale`, in that one's pixels: [height, width, 3]."""
-        image = self._at(scale)
+        if scale not in self._scaled:
+            wide, high = scaled_size(self.width, self.height, scale)
+            whole = self._scaled[1.0]
+            scaled = whole.resize(wide / self.width, vscale=high / self.height)
+            # A smaller scale is kept: each of its tiles would read many rows of the whole.
+            self._scaled[scale] = self._store.keep(scaled) if scale < 1 else scaled
+        image = self._scaled[scale]
         if not (0 <= x <= x + width <= image.width and 0 <= y <= y + height <= image.height):
             raise ValueError(f"no region {width} x {height} at ({x}, {y}) in this picture")
         content = image.crop(x, y, width, height).write_to_memory()
@@ -242,18 +239,8 @@ class Picture:
             yield TilePixels(tile, pad(pixels, sides, multiple), tile.width, tile.height)
 
     def close(self) -> None:
-        """Remove what was decoded."""
         self._scaled.clear()
         self._store.close()
-
-    def _at(self, scale: float) -> Any:
-        if scale not in self._scaled:
-            width, height = scaled_size(self.width, self.height, scale)
-            whole = self._scaled[1.0]
-            scaled = whole.resize(width / self.width, vscale=height / self.height)
-            # A smaller scale is kept: each of its tiles would read many rows of the whole.
-            self._scaled[scale] = self._store.keep(scaled) if scale < 1 else scaled
-        return self._scaled[scale]
 
 
 def _to_rgb(image: Any) -> Any:
@@ -279,9 +266,7 @@ class _Store:
     """Decoded pixels of a picture: in memory up to a bound together, beyond it in private files."""
 
     def __init__(self, folder: Path, memory_bytes: int, check: Check) -> None:
-        self._folder = folder
-        self._memory_bytes = memory_bytes
-        self._check = check
+        self._folder, self._memory_bytes, self._check = folder, memory_bytes, check
         self._cleanup = ExitStack()
 
     def keep(self, image: Any) -> Any:

@@ -35,20 +35,33 @@ def plan_tiles(
     `TooManyPartsError`.
     """
     _check_tiling(width, height, tile, overlap, scales, multiple)
-    grids = []
-    count = 0
-    for scale in dict.fromkeys(scales):
-        grid_width, grid_height = scaled_size(width, height, scale)
-        columns = _axis(grid_width, tile, overlap, multiple)
-        rows = _axis(grid_height, tile, overlap, multiple)
-        count += columns.count * rows.count
+    counts: dict[float, tuple[int, int]] = {}
+    for scale in scales:
+        columns, rows = (
+            max(1, _ceil_div(_ceil_div(side, multiple) * multiple - overlap, tile - overlap))
+            for side in scaled_size(width, height, scale)
+        )
+        counts[scale] = (columns, rows)
+        count = sum(across * down for across, down in counts.values())
         _check_count(count, max_parts, "tiles", "a larger `tile`, fewer `scales` or less `overlap`")
-        grids.append((scale, columns, rows))
     tiles: list[Tile] = []
-    for scale, columns, rows in grids:
-        for row in rows.spans():
-            for column in columns.spans():
-                tiles.append(_tile(len(tiles), scale, column, row))
+    for scale, (columns, rows) in counts.items():
+        wide, high = scaled_size(width, height, scale)
+        across = _spans(wide, tile, columns, multiple)
+        for row in _spans(high, tile, rows, multiple):
+            for column in across:
+                tiles.append(
+                    Tile(
+                        index=len(tiles),
+                        scale=scale,
+                        x=column.start,
+                        y=row.start,
+                        width=column.end - column.start,
+                        height=row.end - row.start,
+                        inner=Edges(column.inner[0], row.inner[0], column.inner[1], row.inner[1]),
+                        core=(column.core[0], row.core[0], column.core[1], row.core[1]),
+                    )
+                )
     return tuple(tiles)
 
 
@@ -100,48 +113,21 @@ class _Span:
     inner: tuple[bool, bool]
 
 
-@dataclass(frozen=True, slots=True)
-class _Axis:
+def _spans(length: int, tile: int, count: int, multiple: int) -> list[_Span]:
     """The cut of `length` pixels into `count` spans of at most `tile` pixels."""
-
-    length: int
-    tile: int
-    count: int
-    multiple: int
-
-    def spans(self) -> list[_Span]:
-        last = self.count - 1
-        if last == 0:
-            return [_Span(0, self.length, (0, self.length), (False, False))]
-        # Whole strides, rounded down: steps differ by one stride at most, and none exceeds
-        # `tile - overlap`, which are whole strides too.
-        room = _ceil_div(self.length - self.tile, self.multiple)
-        starts = [room * i // last * self.multiple for i in range(self.count)]
-        ends = [min(start + self.tile, self.length) for start in starts]
-        middles = [(end + start) // 2 for end, start in zip(ends, starts[1:], strict=False)]
-        cores = [0, *middles, self.length]
-        return [
-            _Span(starts[i], ends[i], (cores[i], cores[i + 1]), (i > 0, i < last))
-            for i in range(self.count)
-        ]
-
-
-def _axis(length: int, tile: int, overlap: int, multiple: int) -> _Axis:
-    padded = _ceil_div(length, multiple) * multiple
-    return _Axis(length, tile, max(1, _ceil_div(padded - overlap, tile - overlap)), multiple)
-
-
-def _tile(index: int, scale: float, column: _Span, row: _Span) -> Tile:
-    return Tile(
-        index=index,
-        scale=scale,
-        x=column.start,
-        y=row.start,
-        width=column.end - column.start,
-        height=row.end - row.start,
-        inner=Edges(column.inner[0], row.inner[0], column.inner[1], row.inner[1]),
-        core=(column.core[0], row.core[0], column.core[1], row.core[1]),
-    )
+    last = count - 1
+    if last == 0:
+        return [_Span(0, length, (0, length), (False, False))]
+    # Whole strides, rounded down: steps differ by one stride at most, and none exceeds
+    # `tile - overlap`, which are whole strides too.
+    room = _ceil_div(length - tile, multiple)
+    starts = [room * i // last * multiple for i in range(count)]
+    ends = [min(start + tile, length) for start in starts]
+    middles = [(end + start) // 2 for end, start in zip(ends, starts[1:], strict=False)]
+    cores = [0, *middles, length]
+    return [
+        _Span(starts[i], ends[i], (cores[i], cores[i + 1]), (i > 0, i < last)) for i in range(count)
+    ]
 
 
 def _borders(

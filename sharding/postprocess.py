@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from headrace.errors import ConfigError, InternalError
 from sharding.boxes import suppress
 from sharding.parts import Box, TagScore
-from sharding.preprocess import import_class
+from sharding.preprocess import make
 
 FLOOR = 0.05
 """Least score of a box; a request's own threshold applies later, at the merge."""
@@ -26,6 +26,7 @@ TAG_FLOOR = 0.01
 """Least score of a tag; of a thousand classes only few score more in a frame."""
 MAX_BOXES = 1000
 _STRIDE = 4
+"""Pixels of a cell of CenterFace's outputs, both ways."""
 _IOU = 0.3
 
 Outputs = Mapping[str, NDArray[Any]]
@@ -109,9 +110,7 @@ POSTPROCESSORS: Mapping[str, type[Postprocessor]] = {
 
 def load_postprocessor(name: str) -> Postprocessor:
     """A built-in, or what `module:name` leads to; raises `ConfigError`."""
-    if name in POSTPROCESSORS:
-        return POSTPROCESSORS[name]()
-    found = import_class(name, POSTPROCESSORS)
+    found = make(name, POSTPROCESSORS)
     if not callable(found):
         raise ConfigError(f"`postprocess: {name}` cannot be called")
     return found

@@ -59,7 +59,11 @@ class CentreCrop:
         top, left = (height - side) // 2, (width - side) // 2
         square = rgb[top : top + side, left : left + side]
         if side != self._size:
-            square = _resize(square, self._size)
+            # Only those who resize need it.
+            from PIL import Image
+
+            scaled = Image.fromarray(square).resize((self._size,) * 2, Image.Resampling.BILINEAR)
+            square = np.asarray(scaled, np.uint8)
         return {"images": np.ascontiguousarray(square)[None]}
 
 
@@ -97,17 +101,20 @@ PREPROCESSORS: Mapping[str, type[Preprocessor]] = {
 
 def load_preprocessor(name: str) -> Preprocessor:
     """A built-in, or what `module:name` leads to; raises `ConfigError`."""
-    found = PREPROCESSORS[name]() if name in PREPROCESSORS else import_class(name, PREPROCESSORS)
+    found = make(name, PREPROCESSORS)
     if not isinstance(found, Preprocessor):
         raise ConfigError(f"`preprocess: {name}` has no `short_side`, no `multiple` or no call")
     return found
 
 
-def import_class(name: str, known: Mapping[str, object]) -> object:
-    """What `module:name` leads to, called without arguments if it is a class.
+def make(name: str, known: Mapping[str, type]) -> object:
+    """An instance of the `known` class, or what `module:name` leads to; raises `ConfigError`.
 
-    Raises `ConfigError`, which names those that are `known` without an import.
+    A class is called without arguments.
     """
+    if name in known:
+        instance: object = known[name]()
+        return instance
     module, _, attribute = name.partition(":")
     if not module or not attribute:
         raise ConfigError(
@@ -137,11 +144,3 @@ def pad(
     padded = np.full((high, wide, 3), PAD_VALUE, np.uint8)
     padded[:height, :width] = pixels
     return padded
-
-
-def _resize(square: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
-    # Only those who resize need it.
-    from PIL import Image
-
-    scaled = Image.fromarray(square).resize((side, side), Image.Resampling.BILINEAR)
-    return np.asarray(scaled, np.uint8)

@@ -30,10 +30,11 @@ from headrace.errors import (
 from headrace.link.hashing import rank
 from headrace.link.router import MAX_DEATHS
 from headrace.snapshot import ModelVersion
+from sharding.boxes import moved
 from sharding.gang import IN_FLIGHT, GangLease, Places
 from sharding.merge import find_merger
-from sharding.parts import Box, Part, PartResult, Segment, Tile, find_missing, result_of
-from sharding.shards import ShardDied, Shards, is_lost
+from sharding.parts import Part, PartResult, Segment, Tile, find_missing, place_of, result_of
+from sharding.shards import ShardDied, Shards
 from sharding.split import Source, open_source
 from sharding.upload import MediaJob, Tell
 
@@ -85,7 +86,6 @@ class Run:
         self._anew: list[str] = []
 
     def late(self) -> DeadlineExceeded:
-        """The error for a deadline that has passed."""
         return DeadlineExceeded(
             f"the deadline passed: {len(self.results)} of {len(self.plan)} parts were done"
         )
@@ -187,7 +187,16 @@ class Run:
             members = await self._members()
             version = self._version = self._asked()
             assert version is not None  # it has members
-            await tell(self._planned(source, members))
+            await tell(
+                {
+                    "event": "plan",
+                    "parts": len(self.plan),
+                    "kind": self._config.kind,
+                    **_size(source),
+                    "shards": len(members),
+                    "notes": [*source.notes, *self._anew],
+                }
+            )
             gang = self._places.gang(version, members)
             try:
                 with self._shards.backlog(job.model) as backlog:
@@ -202,13 +211,10 @@ class Run:
                 done = {result.part.index for result in self.results}
                 self._reasons |= {p.index: told for p in self.plan if p.index not in done}
                 return
-            self._begin_anew(told)
-
-    def _begin_anew(self, told: str) -> None:
-        self._version, self._found = None, 0
-        for noted in (self.results, self._reasons, self._blank, self._damage):
-            noted.clear()
-        self._anew = [f"{told}: all parts began anew"]
+            self._version, self._found = None, 0
+            for noted in (self.results, self._reasons, self._blank, self._damage):
+                noted.clear()
+            self._anew = [f"{told}: all parts began anew"]
 
     async def _pump(
         self,
@@ -247,10 +253,8 @@ class Run:
                         running[asyncio.create_task(work)] = (part, member)
                         busy[member] += 1
                 backlog(len(waiting))
-                if not running:  # all shards have just gone
-                    self._shards.config(
-                        self._job.model, self._job.version
-                    )  # raises if it is for good
+                if not running:  # all shards have just gone; this raises if it is for good
+                    self._shards.config(self._job.model, self._job.version)
                     await asyncio.sleep(WAKE_POLL_S)
                     continue
                 # At most `JOIN_S`, since shards may join.
@@ -313,7 +317,7 @@ class Run:
                         f"{deaths} slots died while they worked on part {part.index}, so it is "
                         "not tried again"
                     ) from error
-                if len(tried) >= TRIES or not is_lost(error):
+                if len(tried) >= TRIES or not _is_lost(error):
                     raise
                 await asyncio.sleep(WAKE_POLL_S)  # until the pool's snapshot may show the loss
                 ranked = rank(key, await self._members())
@@ -325,7 +329,12 @@ class Run:
                 tried.append((others or ranked)[0])
                 continue
             seconds = time.monotonic() - started_s
-            self._note_damage(part, answer)
+            damage = answer.get("damage")
+            if damage and isinstance(part, Segment):
+                self._damage.append(
+                    f"{damage['corrupt']} frames between {part.start_s:.1f} and {part.end_s:.1f} s "
+                    f"could not be decoded; {damage['missing']} asked-for times show nothing"
+                )
             return result_of(answer, part, shard, round(seconds, 4))
 
     def _note(self, part: Part, outcome: PartResult | HeadraceError) -> dict[str, Any]:
@@ -347,24 +356,6 @@ class Run:
         done = len(self.results) + len(self._reasons)
         return {**event, "done": done, "parts": len(self.plan)}
 
-    def _note_damage(self, part: Part, answer: Mapping[str, Any]) -> None:
-        damage = answer.get("damage")
-        if damage and isinstance(part, Segment):
-            self._damage.append(
-                f"{damage['corrupt']} frames between {part.start_s:.1f} and {part.end_s:.1f} s "
-                f"could not be decoded; {damage['missing']} asked-for times show nothing"
-            )
-
-    def _planned(self, source: Source, members: Sequence[str]) -> dict[str, Any]:
-        return {
-            "event": "plan",
-            "parts": len(self.plan),
-            "kind": self._config.kind,
-            **_size(source),
-            "shards": len(members),
-            "notes": [*source.notes, *self._anew],
-        }
-
     def _merged(self, source: Source) -> dict[str, Any]:
         job, config = self._job, self._config
         merger = find_merger(config.merger)
@@ -381,7 +372,7 @@ class Run:
             "notes": [*source.notes, *self._anew, *self._damage],
         }
         if missing:
-            answer["missing"] = [each.answer() for each in missing]
+            answer["missing"] = missing
         return answer
 
 
@@ -392,14 +383,9 @@ def _size(source: Source) -> dict[str, Any]:
 
 def _account(result: PartResult) -> dict[str, Any]:
     """The entry of a part in `shards`: where it lies, which shard did it, how long it took."""
-    part = result.part
-    told: dict[str, Any] = {"part": part.index}
-    if isinstance(part, Tile):
-        told["box"] = list(part.region)
-    else:
-        told |= {"start_s": part.times_s[0], "end_s": part.times_s[-1] + part.step_s}
     return {
-        **told,
+        "part": result.part.index,
+        **place_of(result.part),
         "shard": result.shard,
         "seconds": result.seconds,
         "shard_seconds": result.shard_s,
@@ -411,7 +397,7 @@ def _found(result: PartResult) -> dict[str, Any]:
     """Boxes or tags of one part, before its merge with others."""
     part = result.part
     if isinstance(part, Tile):
-        return {"boxes": [_moved(box, part).answer() for box in result.boxes]}
+        return {"boxes": [moved(box, part).answer() for box in result.boxes]}
     return {
         "tags": [
             {
@@ -426,14 +412,8 @@ def _found(result: PartResult) -> dict[str, Any]:
     }
 
 
-def _moved(box: Box, tile: Tile) -> Box:
-    """A box of a tile, in the picture's pixels."""
-    return Box(
-        (box.x1 + tile.x) / tile.scale,
-        (box.y1 + tile.y) / tile.scale,
-        (box.x2 + tile.x) / tile.scale,
-        (box.y2 + tile.y) / tile.scale,
-        box.score,
-        box.class_id,
-        box.label,
-    )
+def _is_lost(error: HeadraceError) -> bool:
+    """Whether the shard failed rather than the part, so that another shard may do it."""
+    if isinstance(error, DeadlineExceeded):
+        return False
+    return isinstance(error, (NotFound, Unavailable)) or error.http_status >= 500

@@ -5,20 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import orjson
 
 from headrace.config.args import ModelConfig
 from headrace.config.sharding import ShardingConfig
-from headrace.errors import (
-    DeadlineExceeded,
-    HeadraceError,
-    InvalidArgument,
-    NotFound,
-    PayloadTooLarge,
-    Unavailable,
-)
-from headrace.link.frames import OK, Buffer, Reply, decode_failure, pieces
+from headrace.errors import HeadraceError, InvalidArgument, PayloadTooLarge, Unavailable
+from headrace.link.frames import OK, Buffer, decode_failure, pieces
 from headrace.link.plane import DataPlane, Routes, routes_of
 from headrace.link.queue import Answer, QueueKey, Request
 from headrace.protocols.calls import call_number
@@ -106,7 +100,7 @@ class Shards:
 
     @contextmanager
     def waiting(self, model: str) -> Iterator[None]:
-        """A job waits for a model that has no slot yet."""
+        """Count a job that waits for a model's first slot."""
         router = self._plane.router
         router.wait_outside(model)
         self._plane.on_starved()
@@ -147,7 +141,7 @@ class Shards:
         head: bytes,
         rest: Sequence[Buffer],
         deadline_s: float,
-    ) -> dict[str, object]:
+    ) -> dict[str, Any]:
         """The findings of a slot in a part, with the seconds of its own work as `shard_s`.
 
         Raises its error; `NotFound` or `Unavailable` if the slot is gone, `ShardDied` if it went
@@ -188,18 +182,7 @@ class Shards:
             if request.deaths and isinstance(answer, Unavailable):
                 raise ShardDied(f"slot {slot_id} died while it worked on a part") from answer
             raise answer
-        return _content(answer)
-
-
-def _content(reply: Reply) -> dict[str, object]:
-    if reply.status != OK:
-        raise decode_failure(reply)
-    content: dict[str, object] = orjson.loads(b"".join(pieces(reply.body)))
-    return {**content, "shard_s": reply.compute_s + reply.encode_s}
-
-
-def is_lost(error: HeadraceError) -> bool:
-    """Whether the shard failed rather than the part, so that another shard may do it."""
-    if isinstance(error, DeadlineExceeded):
-        return False
-    return isinstance(error, (NotFound, Unavailable)) or error.http_status >= 500
+        if answer.status != OK:
+            raise decode_failure(answer)
+        content: dict[str, Any] = orjson.loads(b"".join(pieces(answer.body)))
+        return {**content, "shard_s": answer.compute_s + answer.encode_s}

@@ -18,6 +18,8 @@ HEAD_BYTES = 4096
 TAIL_BYTES = 66 * 1024
 """Bytes of its end that `sniff` looks at: a ZIP archive ends with up to 64 KiB of comment."""
 
+KNOWN = "JPEG, PNG, GIF, WebP, TIFF, AVIF, MP4, QuickTime, WebM, Matroska, AVI, MPEG or Ogg"
+
 Medium = Literal["image", "video"]
 
 
@@ -100,7 +102,7 @@ def sniff(head: bytes, tail: bytes = b"") -> MediaKind:
     if not head:
         raise InvalidArgument("the body is empty: send the bytes of a picture or a video")
     found = list(dict.fromkeys(_media_in(head)))
-    others = [*_others_in(head), *_others_behind(head, tail)]
+    others = list(_others_in(head, tail))
     names = [*(kind.name for kind in found), *others]
     if found and len(names) > 1:
         raise UnsupportedMedia(
@@ -108,7 +110,7 @@ def sniff(head: bytes, tail: bytes = b"") -> MediaKind:
         )
     if not found:
         what = f"a file of the kind {others[0]}" if others else "a file of a kind unknown here"
-        raise UnsupportedMedia(f"{what} cannot be read: send one of {_known()}")
+        raise UnsupportedMedia(f"{what} cannot be read: send one of {KNOWN}")
     return found[0]
 
 
@@ -138,8 +140,11 @@ def _media_in(head: bytes) -> Iterator[MediaKind]:
     for offset, signature, kind in _SIGNATURES:
         if head.startswith(signature, offset):
             yield kind
-    if _is_transport_stream(head):
-        yield MPEG_TS
+    # Packets of 188 bytes begin with 0x47, four bytes later where a time code precedes them.
+    for first, step in ((0, 188), (4, 192)):
+        starts = head[first : first + 2 * step + 1 : step]
+        if starts == b"\x47\x47\x47":
+            yield MPEG_TS
     if head[4:8] == b"ftyp":
         brands = _brands(head)
         if brands & {b"avif", b"avis"}:
@@ -150,17 +155,14 @@ def _media_in(head: bytes) -> Iterator[MediaKind]:
         yield MP4
 
 
-def _others_in(head: bytes) -> Iterator[str]:
+def _others_in(head: bytes, tail: bytes) -> Iterator[str]:
+    """Formats that are not supported, also where they begin later than at the first byte."""
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
     for offset, signature, name in _REFUSED:
         if (head if offset else text).startswith(signature, offset):
             yield name
     if head[4:8] == b"ftyp" and _is_heic(_brands(head)):
         yield "HEIC (HEVC)"
-
-
-def _others_behind(head: bytes, tail: bytes) -> Iterator[str]:
-    """Formats recognised elsewhere than at the first byte: PDF near it, ZIP at the end."""
     if b"%PDF-" in head[1:1024]:
         yield "PDF"
     end = tail.rfind(b"PK\5\6")
@@ -178,16 +180,3 @@ def _brands(head: bytes) -> set[bytes]:
 
 def _is_heic(brands: set[bytes]) -> bool:
     return bool(brands & {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis"})
-
-
-def _is_transport_stream(head: bytes) -> bool:
-    """Packets of 188 bytes begin with 0x47, four bytes later where a time code precedes them."""
-    return any(
-        len(head) > first + 2 * step
-        and all(head[first + number * step] == 0x47 for number in range(3))
-        for first, step in ((0, 188), (4, 192))
-    )
-
-
-def _known() -> str:
-    return "JPEG, PNG, GIF, WebP, TIFF, AVIF, MP4, QuickTime, WebM, Matroska, AVI, MPEG or Ogg"

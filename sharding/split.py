@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from hashlib import blake2b
 from pathlib import Path
 from threading import Lock
@@ -15,7 +15,7 @@ from headrace.config.sharding import ShardingConfig
 from headrace.errors import ConfigError, InvalidArgument, PayloadTooLarge
 from headrace.link.frames import Buffer
 from sharding.merge import Whole
-from sharding.parts import Part, Segment, Tile, segment_document, video_document
+from sharding.parts import Part, Segment, Tile, video_document
 from sharding.pictures import Picture, PictureLimits
 from sharding.plan import TooManyPartsError, plan_segments, plan_tiles
 from sharding.preprocess import load_preprocessor
@@ -33,7 +33,7 @@ PIXELS_IN_MEMORY = 64 * 1024 * 1024
 
 
 class Source:
-    """An upload that has been split."""
+    """An upload with the plan of its parts."""
 
     whole: Whole
     plan: Sequence[Part]
@@ -161,7 +161,7 @@ class VideoSource(Source):
         head = {
             "kind": "segment",
             "path": self._upload.path,
-            "segment": segment_document(part),
+            "segment": asdict(part),
             "video": video_document(self._info, part),
             "within_s": max(0.0, self._deadline_s - time.monotonic()),
             **_reading(self._config, key),
@@ -184,7 +184,7 @@ def _reading(config: ShardingConfig, key: bytes) -> dict[str, Any]:
 
 
 def held_frames(width: int, height: int, preprocess: str | None) -> int:
-    """How many frames of a video a shard may hold the inputs of, at least one."""
+    """Cap on the frames whose inputs a shard holds at once, at least one."""
     assert preprocess is not None
     pixels, least = width * height, min(width, height)
     short_side = load_preprocessor(preprocess).short_side
@@ -194,7 +194,7 @@ def held_frames(width: int, height: int, preprocess: str | None) -> int:
 
 
 def shortened(segments: Sequence[Segment], most: int = MAX_FRAMES) -> tuple[Segment, ...]:
-    """Segments of at most so many frames: where keyframes are rare, several begin at one."""
+    """Segments cut to `most` frames each: where keyframes are rare, several begin at one."""
     found: list[Segment] = []
     for segment in segments:
         times = segment.times_s

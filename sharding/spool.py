@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
-from types import TracebackType
 from typing import Self, TypeVar
 
 from headrace.errors import InternalError, PayloadTooLarge, Unavailable
@@ -51,12 +50,7 @@ class Spool:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     async def expect(self, size_bytes: int) -> None:
@@ -95,11 +89,6 @@ class Spool:
         if self._descriptor is None:
             return bytes(self._memory[offset : offset + length])
         return await self._in_thread(lambda: _read(self._descriptor, offset, length))
-
-    async def content(self) -> bytes | Path:
-        """Where the upload lies: the bytes themselves while it is small, else its file."""
-        await self._flush()
-        return bytes(self._memory) if self._path is None else self._path
 
     async def path(self) -> Path:
         """The upload as a file, however small it is. Raises as `write` does."""

@@ -153,18 +153,14 @@ def _codec_name(source: VideoFile) -> str:
     return "one without a name"
 
 
-def _check_pixels(width: int, height: int, limits: VideoLimits) -> None:
-    if width * height > limits.max_pixels:
+def prepare(stream: Any, limits: VideoLimits, threads: int) -> Any:
+    """The stream, set up to be decoded within the limits; other streams are discarded."""
+    if stream.width * stream.height > limits.max_pixels:
         raise PayloadTooLarge(
-            f"the video's frames have {width} x {height} pixels, above the limit of "
+            f"the video's frames have {stream.width} x {stream.height} pixels, above the limit of "
             f"{limits.max_pixels} pixels",
             reason="pixels",
         )
-
-
-def prepare(stream: Any, limits: VideoLimits, threads: int) -> Any:
-    """The stream, set up to be decoded within the limits; other streams are discarded."""
-    _check_pixels(stream.width, stream.height, limits)
     stream.codec_context.options = {"max_pixels": str(limits.max_pixels)}
     stream.codec_context.thread_count = threads
     for other in stream.container.streams:

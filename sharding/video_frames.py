@@ -71,11 +71,6 @@ class DecodeReport:
         if len(self.corrupt_s) < _REPORTED_TIMES:
             self.corrupt_s.append(time_s)
 
-    def add_missing(self, time_s: float) -> None:
-        self.missing += 1
-        if len(self.missing_s) < _REPORTED_TIMES:
-            self.missing_s.append(time_s)
-
 
 def frames(
     source: VideoFile,
@@ -201,10 +196,12 @@ def _in_order(
 def _shown(
     time_s: float, frame: Any, convert: _Converter, report: DecodeReport
 ) -> Iterator[VideoFrame]:
-    if frame is None:
-        report.add_missing(time_s)
-    else:
+    if frame is not None:
         yield VideoFrame(time_s, convert(frame))
+        return
+    report.missing += 1
+    if len(report.missing_s) < _REPORTED_TIMES:
+        report.missing_s.append(time_s)
 
 
 class _Converter:
@@ -219,10 +216,14 @@ class _Converter:
     def __call__(self, frame: Any) -> NDArray[np.uint8]:
         if self._last is not None and self._last[0] is frame:
             return self._last[1]
+        if self._size is None:
+            width, height = display_size(frame)
+            if self._short_side is not None and min(width, height) > self._short_side:
+                scale = self._short_side / min(width, height)
+                width, height = max(1, round(width * scale)), max(1, round(height * scale))
+            self._size = width, height
         turns = quarter_turns(frame)
-        width, height = self._upright_size(frame)
-        if turns % 2:
-            width, height = height, width
+        width, height = reversed(self._size) if turns % 2 else self._size
         rgb = self._reformatter.reformat(
             frame,
             width,
@@ -237,15 +238,6 @@ class _Converter:
         pixels = np.ascontiguousarray(np.rot90(cast(NDArray[np.uint8], rgb.to_ndarray()), turns))
         self._last = frame, pixels
         return pixels
-
-    def _upright_size(self, frame: Any) -> tuple[int, int]:
-        if self._size is None:
-            width, height = display_size(frame)
-            if self._short_side is not None and min(width, height) > self._short_side:
-                scale = self._short_side / min(width, height)
-                width, height = max(1, round(width * scale)), max(1, round(height * scale))
-            self._size = width, height
-        return self._size
 
 
 def _matrix(frame: Any) -> Colorspace:

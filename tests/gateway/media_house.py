@@ -22,7 +22,8 @@ from headrace.link.plane import DataPlane
 from headrace.metrics import Recorder
 from headrace.snapshot import State
 from sharding.deployment import Sharder
-from sharding.jobs import JobRunner, JobStore
+from sharding.job_store import JobStore
+from sharding.jobs import JobRunner
 from sharding.shards import Shards
 from sharding.upload import MediaJob, Tell
 from tests.house import House, affine_model, until

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from headrace.protocols.tensors import Call, InferenceRequest
 from headrace.spec import ModelSpec, Signature, TensorSpec
 from replicas import media_codec
 from replicas.media_codec import MediaCodec
-from sharding.parts import Segment, segment_document, video_document
+from sharding.parts import Segment, video_document
 from sharding.video import VideoLimits, probe
 from tests.sharding.media_files import clip, kind_of
 
@@ -53,7 +53,7 @@ def segment(path: Path, times_s: tuple[float, ...], **more: Any) -> bytes:
     head = {
         "kind": "segment",
         "path": str(path),
-        "segment": segment_document(part),
+        "segment": asdict(part),
         "video": video_document(info, part),
         "preprocess": "imagenet-224",
         "postprocess": "class-scores",

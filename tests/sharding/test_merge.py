@@ -78,8 +78,8 @@ def test_what_is_missing_is_told_with_its_place() -> None:
     tiles = plan_tiles(1500, 500, 1024, 256)
     (missing,) = find_missing(tiles, [PartResult(tiles[0])], {1: "the shard died"})
     box = [tiles[1].x, 0, 1500, 500]
-    assert missing.answer() == {"part": 1, "reason": "the shard died", "box": box}
+    assert missing == {"part": 1, "reason": "the shard died", "box": box}
     segments = plan_segments(20.0, [0.0, 8.0], 5.0, 1.0, 10.0)
     (gap,) = find_missing(segments, [], {})
     times = {"start_s": 10.0, "end_s": 20.0}
-    assert gap.answer() == {"part": 0, "reason": "not done in time", **times}
+    assert gap == {"part": 0, "reason": "not done in time", **times}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from hashlib import blake2b
 from itertools import pairwise
 from pathlib import Path
@@ -11,7 +11,7 @@ import pytest
 
 from headrace.config.sharding import ProcessOptions, ShardingConfig
 from headrace.errors import PayloadTooLarge, Unavailable
-from sharding.parts import Segment, segment_document, segment_of, video_document, video_of
+from sharding.parts import Segment, segment_of, video_document, video_of
 from sharding.plan import plan_segments
 from sharding.split import MAX_FRAMES, VideoSource, held_frames, open_source, shortened
 from sharding.upload import MediaJob, Upload
@@ -73,7 +73,7 @@ def test_shards_seek_as_near_as_the_stage_would(tmp_path: Path) -> None:
         report = DecodeReport()
         times = [each.time_s for each in frames(path, video, last, report=report)]
         decoded.append((times, report.decoded))
-    assert segment_of(segment_document(last)) == last
+    assert segment_of(asdict(last)) == last
     assert decoded[0] == decoded[1]
     assert decoded[1][1] < info.frames / 2
 
