@@ -229,7 +229,8 @@ class GrpcCall(Receiver):
             and not data[0]
             and int.from_bytes(data[1:PREFIX_BYTES], "big") == len(data) - PREFIX_BYTES
         ):
-            self._start(data[PREFIX_BYTES:])
+            self._started = True
+            self._guard(self._method.start, self, data[PREFIX_BYTES:])
         else:
             self._guard(self._collect, data, ended)
 
@@ -254,11 +255,8 @@ class GrpcCall(Receiver):
             if self._message is None:
                 raise Unimplemented("the method takes one message, and the call has none")
             message, self._message = self._message, None
-            self._start(message)
-
-    def _start(self, message: bytes) -> None:
-        self._started = True
-        self._guard(self._method.start, self, message)
+            self._started = True
+            self._method.start(self, message)
 
     def _guard(self, step: Callable[..., None], *arguments: object) -> None:
         """Take a step, whose error becomes the call's status."""
@@ -342,7 +340,8 @@ class StreamedCall(GrpcCall):
     def open(self) -> None:
         super().open()
         if not self.done:
-            self._start(b"")
+            self._started = True
+            self._guard(self._method.start, self, b"")
 
     def received(self, data: bytes, *, ended: bool) -> None:
         if not self.done:

@@ -107,7 +107,7 @@ class Connection:
         self,
         limits: Limits,
         opened: Callable[[Stream, CallHead], None],
-        wake: Callable[[], None],
+        wake: Callable[[], object],
     ) -> None:
         self._limits, self._opened = limits, opened
         read = partial(read_head, max_headers=limits.max_headers, max_bytes=limits.max_header_bytes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
+from functools import partial
 
 from gateway.door import ClientConnection, Door
 from gateway.grpc.calls import Exchange, GrpcCall, Method, StreamedCall
@@ -55,7 +56,8 @@ class GrpcConnection(asyncio.Protocol, ClientConnection):
         self._door, self._methods, self._peers = door, methods, peers
         self._loop = asyncio.get_running_loop()
         self._is_open = False
-        self._connection = Connection(door.limits, self._open, self._wake)
+        wake = partial(self._loop.call_soon, self._flush)
+        self._connection = Connection(door.limits, self._open, wake)
         self._exchange = Exchange(self._connection, door)
         self._since_s = self._loop.time()
         self.gone: asyncio.Future[None] = self._loop.create_future()
@@ -90,8 +92,8 @@ class GrpcConnection(asyncio.Protocol, ClientConnection):
             and self.transport.get_write_buffer_size() >= MAX_UNREAD_BYTES
         ):
             self.transport.abort()
-        elif connection.closed or connection.leaving:
-            self._close_if_over()
+        elif connection.closed or (connection.leaving and connection.left):
+            self._close()
 
     def pause_writing(self) -> None:
         self._connection.outbox.paused = True
@@ -99,9 +101,6 @@ class GrpcConnection(asyncio.Protocol, ClientConnection):
     def resume_writing(self) -> None:
         self._connection.outbox.paused = False
         self._connection.outbox.resume()
-
-    def _wake(self) -> None:
-        self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
         """Write in one go what this turn of the loop has made."""
@@ -118,11 +117,7 @@ class GrpcConnection(asyncio.Protocol, ClientConnection):
                 transport.write(b"".join(frames))
             else:
                 transport.writelines(frames)
-        if connection.closed or connection.leaving:
-            self._close_if_over()
-
-    def _close_if_over(self) -> None:
-        if self._connection.closed or self._connection.left:
+        if connection.closed or (connection.leaving and connection.left):
             self._close()
 
     def _close(self) -> None:

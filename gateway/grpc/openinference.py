@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 import structlog
 
 from gateway import settings
@@ -13,6 +11,7 @@ from gateway.prediction import PredictionDesk
 from gateway.shared_memory.regions import (
     Region,
     cuda_is_refused,
+    region_documents,
     registration_is_off,
     unknown_region,
 )
@@ -150,14 +149,8 @@ class InferenceService:
     async def system_status(self, body: bytes, context: GrpcCall) -> bytes:
         """The regions that the caller has registered, or the one that is named."""
         name = parse("inference.SystemSharedMemoryStatusRequest", body).name
-        regions = self._view.regions
-        if regions is None:
-            if name:
-                raise unknown_region(name, "system ")
-            return b""
-        caller = _caller(context)
-        found = [regions.find(caller, name, "system ")] if name else regions.listed(caller)
-        document = {"regions": {each.name: asdict(each) for each in found}}
+        found = region_documents(self._view.regions, _caller(context), name)
+        document = {"regions": {each["name"]: each for each in found}}
         return encode_json("inference.SystemSharedMemoryStatusResponse", document)
 
     async def system_register(self, body: bytes, context: GrpcCall) -> bytes:

@@ -94,7 +94,7 @@ class Outbox:
     content, without those that a small window makes small.
     """
 
-    def __init__(self, wake: Callable[[], None], finished: Callable[[Stream], None]) -> None:
+    def __init__(self, wake: Callable[[], object], finished: Callable[[Stream], None]) -> None:
         self._wake, self._finished = wake, finished
         self._frames: list[Buffer] = []
         self._size = 0

@@ -5,7 +5,6 @@ Predictions never get here: the fast lane takes them from the connection before 
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import NoReturn
 
 import structlog
@@ -23,6 +22,7 @@ from gateway.shared_memory.regions import (
     Region,
     Regions,
     cuda_is_refused,
+    region_documents,
     registration_is_off,
     unknown_region,
 )
@@ -64,13 +64,7 @@ shared_memory = APIRouter()
 @shared_memory.get("/v2/systemsharedmemory/region/{region}/status")
 async def system_status(request: Request, region: str = "") -> Response:
     """The regions that the caller has registered, or that one."""
-    regions, caller = _regions(request)
-    if regions is None:
-        if region:
-            raise unknown_region(region, "system ")
-        return json_answer([])
-    found = [regions.find(caller, region, "system ")] if region else regions.listed(caller)
-    return json_answer([asdict(each) for each in found])
+    return json_answer(region_documents(*_regions(request), region))
 
 
 @shared_memory.post("/v2/systemsharedmemory/region/{region}/register")

@@ -51,7 +51,7 @@ log = structlog.get_logger()
 
 
 async def ignore(_: Event) -> None:
-    """Events that nobody wants to hear."""
+    """Drop an event."""
 
 
 class StageClient:
@@ -128,13 +128,12 @@ async def _on_stage(timeout_s: float | None) -> AsyncIterator[None]:
 
 
 class _Turn:
-    """The `Destination` of an upload: nothing of it goes to the data plane, it only begins."""
+    """The `Destination` of an upload: its turn lets it begin, without the data plane."""
 
     def __init__(self) -> None:
         self.came: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def submit(self, request: Request) -> None:
-        """Begin with it."""
         if not self.came.done():
             self.came.set_result(None)
 
@@ -142,7 +141,6 @@ class _Turn:
         """The task that reads the upload ends by itself."""
 
     def refused(self, _: Request, answer: Answer) -> None:
-        """It waited in vain."""
         assert isinstance(answer, HeadraceError)
         if not self.came.done():
             self.came.set_exception(answer)
@@ -150,7 +148,7 @@ class _Turn:
 
 @dataclass(frozen=True, slots=True)
 class IncomingUpload:
-    """An upload as its protocol brings it: the pieces of its body, and what was said of it."""
+    """An upload as its protocol brings it."""
 
     pieces: AsyncIterator[bytes]
     declared: Declared
@@ -160,7 +158,7 @@ class IncomingUpload:
 
 @dataclass(frozen=True, slots=True)
 class MediaDesk:
-    """What every protocol asks for a large picture or video; `spool` is the folder of uploads."""
+    """Admission, spool and stage for the uploads of all protocols; `spool` is their folder."""
 
     predictions: PredictionDesk
     stage: StageClient
@@ -168,10 +166,7 @@ class MediaDesk:
     config: MediaConfig = field(default_factory=MediaConfig)
 
     async def recorded(self, prediction: Prediction, work: Awaitable[Reply]) -> Answer:
-        """What the work ends with, errors included, which is recorded.
-
-        With `Cancelled` nobody is there any more to be answered.
-        """
+        """The reply or the error of the work, recorded; after `Cancelled` the caller has left."""
         try:
             answer = await outcome(work, request_id=prediction.request_id)
         except asyncio.CancelledError:
@@ -186,11 +181,11 @@ class MediaDesk:
     async def let_in(
         self, prediction: Prediction, timeout_s: float
     ) -> tuple[Request, ShardingConfig]:
-        """Wait for the caller's turn, before its body is read; how its model splits what comes.
+        """Wait for the caller's turn, before its body is read; its request and the model's config.
 
         It holds its place from then on, whether or not the upload is ever complete. Raises what
-        refuses the caller, `NotFound`, `Unavailable`, and `InvalidArgument` for a model that splits
-        nothing.
+        refuses the caller, `NotFound`, `Unavailable`, and `InvalidArgument` for a model without
+        `sharding`.
         """
         access, plane, path = self.predictions.access, self.predictions.plane, prediction.path
         assert path is not None
@@ -230,10 +225,10 @@ class MediaDesk:
         incoming: IncomingUpload,
         prediction: Prediction | None = None,
     ) -> AsyncIterator[MediaJob]:
-        """The job of an upload, whose file is there meanwhile.
+        """The job of an upload, whose file exists in the context.
 
-        With the `prediction` of one whose body is not in memory yet. Raises what is wrong with the
-        upload or its options, the latter before its body is read.
+        `prediction` is needed if the body is not in memory yet. Wrong options raise before the body
+        is read.
         """
         check_tiling(incoming.options, sharding)
         incoming.declared.check()
@@ -277,7 +272,7 @@ class MediaDesk:
     def reply(
         self, request: Request, length: int, result: Mapping[str, Any], status: int = 200
     ) -> Reply:
-        """What the record and the cost are made from: all of its time was spent on computing."""
+        """The reply for the record and the cost; all of its time counts as compute."""
         took_s = self.predictions.plane.now_s() - request.sent_s
         pixels = float(result.get("width") or 0) * float(result.get("height") or 0)
         return Reply(
@@ -292,7 +287,7 @@ class MediaDesk:
 
 
 def sharding_of(plane: DataPlane, model: str) -> ShardingConfig:
-    """How a model that exists splits its input; raises `InvalidArgument` if it does not."""
+    """How a model splits its input; raises `InvalidArgument` for one that does not."""
     config = plane.config(model)
     if config is None or config.sharding is None:
         raise InvalidArgument(

@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import orjson
 
@@ -151,7 +152,7 @@ class Regions:
             raise unknown_region(name, kind) from None
 
     def listed(self, caller: str) -> list[Region]:
-        """All regions of a caller, by name."""
+        """All regions of a caller, sorted by name."""
         found = []
         for path in self._folder.glob(f"{_digest(caller)}-*"):
             with suppress(FileNotFoundError):
@@ -251,3 +252,16 @@ def _too_small(place: Region) -> InvalidArgument:
         f"invalid args: the shared memory object {quoted(place.key)} is smaller than "
         f"{place.offset} + {place.byte_size} bytes"
     )
+
+
+def region_documents(regions: Regions | None, caller: str, name: str) -> list[dict[str, Any]]:
+    """The regions of a caller, or the one of a `name`; none where shared memory is off.
+
+    Raises `NotFound` for an unknown name.
+    """
+    if regions is None:
+        if name:
+            raise unknown_region(name, "system ")
+        return []
+    found = [regions.find(caller, name, "system ")] if name else regions.listed(caller)
+    return [asdict(each) for each in found]
