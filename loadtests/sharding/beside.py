@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.synchronize import Barrier
@@ -17,11 +17,14 @@ from loadtests.clients import LOST, Answer, Arrivals, AskFailed, Lines, request_
 from loadtests.headrace import BadAnswer
 from loadtests.messages import price_message
 from loadtests.plots import COLORS, drawn, level, scatter
-from loadtests.report import Check
+from loadtests.report import Check, Report
 from loadtests.samples import percentile, ratio
 from loadtests.sharding.calls import process_file
 from loadtests.sharding.inputs import Inputs, ShardedSystem, variants
 from sharding.plan import plan_tiles
+
+RATE, SECONDS = 50.0, 40.0
+"""Small predictions a second, and how long in all, each way."""
 
 CALLERS = 2
 PICTURES = 24
@@ -43,20 +46,17 @@ class BesideTurn:
     beside: tuple[Answer, ...]
 
     @property
-    def alone_ms(self) -> float:
-        return _p99_ms(self.alone)
-
-    @property
-    def beside_ms(self) -> float:
-        return _p99_ms(self.beside)
+    def p99_ms(self) -> tuple[float, float]:
+        alone, beside = (
+            percentile((each.latency_ms for each in answers), 0.99)
+            for answers in (self.alone, self.beside)
+        )
+        return alone, beside
 
     @property
     def times(self) -> float:
-        return ratio(self.beside_ms, self.alone_ms)
-
-
-def _p99_ms(answers: Iterable[Answer]) -> float:
-    return percentile((each.latency_ms for each in answers), 0.99)
+        alone_ms, beside_ms = self.p99_ms
+        return ratio(beside_ms, alone_ms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,37 +66,48 @@ class Beside:
     Figures are medians of the turns, as a machine may stand still for a moment.
     """
 
-    rate: float
     turns: tuple[BesideTurn, ...]
     large: int
 
     @property
-    def alone_ms(self) -> float:
-        return median(turn.alone_ms for turn in self.turns)
+    def p99_ms(self) -> tuple[float, float]:
+        """Alone, and beside large pictures."""
+        alone, beside = zip(*(turn.p99_ms for turn in self.turns), strict=True)
+        return median(alone), median(beside)
 
-    @property
-    def beside_ms(self) -> float:
-        return median(turn.beside_ms for turn in self.turns)
+    def check(self) -> Check:
+        alone_ms, beside_ms = self.p99_ms
+        times = median(turn.times for turn in self.turns)
+        answers = [each for turn in self.turns for each in (*turn.alone, *turn.beside)]
+        failed = sum(bool(each.error) for each in answers)
+        return Check(
+            f"small predictions at {RATE:g}/s beside {CALLERS} large pictures",
+            f"p99 {beside_ms:.1f} ms, alone {alone_ms:.1f} ms: {times:.2f} times; "
+            f"{failed} failed, {self.large} large pictures answered (medians of "
+            f"{len(self.turns)} turns)",
+            f"{GOAL:g} times, none failed",
+            times <= GOAL and not failed,
+        )
 
-    @property
-    def times(self) -> float:
-        return median(turn.times for turn in self.turns)
 
-    @property
-    def failed(self) -> int:
-        return sum(bool(each.error) for turn in self.turns for each in (*turn.alone, *turn.beside))
+def run_beside(fleet: ShardedSystem, inputs: Inputs, rounds: int, report: Report) -> list[Check]:
+    beside = asyncio.run(measure_beside(fleet, inputs, rounds))
+    plot_beside(beside, report.title, report.path("-beside.png"))
+    alone_ms, beside_ms = beside.p99_ms
+    told = {"p99_alone_ms": alone_ms, "p99_beside_ms": beside_ms, "large": beside.large}
+    report.write(beside={**told, "times": [turn.times for turn in beside.turns]})
+    return [beside.check()]
 
 
-async def measure_beside(
-    fleet: ShardedSystem, inputs: Inputs, rate: float, seconds: float, turns: int
-) -> Beside:
-    """Small predictions for `seconds` alone and as long beside large pictures, in turns.
+async def measure_beside(fleet: ShardedSystem, inputs: Inputs, turns: int) -> Beside:
+    """Small predictions alone and as long beside large pictures, in turns.
 
     Raises `AskFailed` for the first small prediction, `BadAnswer` for a large picture.
     """
     message, lines = price_message(), Lines(fleet.url)
     head = request_head(message, lines.host, {})
     found: list[BesideTurn] = []
+    large = 0
 
     async def ask() -> str:
         status = await lines.ask(head, message.body)
@@ -105,21 +116,34 @@ async def measure_beside(
         return "1"
 
     async def asked() -> tuple[Answer, ...]:
-        async with Arrivals(rate, ask) as arrivals:
-            await asyncio.sleep(seconds / turns)
+        async with Arrivals(RATE, ask) as arrivals:
+            await asyncio.sleep(SECONDS / turns)
         return tuple(arrivals.answers)
+
+    async def caller(over: asyncio.Event) -> None:
+        """One large picture after the other, whose answers are awaited."""
+        nonlocal large
+        loop = asyncio.get_running_loop()
+        while not over.is_set():
+            if not await loop.run_in_executor(pool, ask_large, fleet.url, *next(pictures)):
+                raise BadAnswer("a large picture came from the caches and was no load")
+            large += 1
 
     for _ in range(WARM_UP):
         await ask()
     with elsewhere() as pool, going_first():
-        large = Large(fleet, pool, unseen(written(inputs.mosaic(12), PICTURES)))
+        pictures = unseen(written(inputs.mosaic(12), PICTURES))
         for _ in range(turns):
             alone = await asked()
-            async with large.sent():
+            over = asyncio.Event()
+            async with asyncio.TaskGroup() as group:
+                for _ in range(CALLERS):
+                    group.create_task(caller(over))
                 await asyncio.sleep(SETTLE_S)
                 found.append(BesideTurn(alone, await asked()))
+                over.set()
     lines.close()
-    return Beside(rate, tuple(found), large.answered)
+    return Beside(tuple(found), large)
 
 
 @contextmanager
@@ -162,37 +186,6 @@ def _go_last(gate: Barrier) -> None:
     gate.wait(START_S)
 
 
-class Large:
-    """Two callers of large pictures without a pause, whenever pictures are to be sent."""
-
-    def __init__(
-        self, fleet: ShardedSystem, pool: ProcessPoolExecutor, pictures: Iterator[tuple[Path, int]]
-    ) -> None:
-        self._fleet, self._pool, self._pictures = fleet, pool, pictures
-        self.answered = 0
-
-    @asynccontextmanager
-    async def sent(self) -> AsyncIterator[None]:
-        """While the block lasts; its end waits for the answers."""
-        over = asyncio.Event()
-        async with asyncio.TaskGroup() as group:
-            for _ in range(CALLERS):
-                group.create_task(self._caller(over))
-            try:
-                yield
-            finally:
-                over.set()
-
-    async def _caller(self, over: asyncio.Event) -> None:
-        loop = asyncio.get_running_loop()
-        while not over.is_set():
-            path, overlap = next(self._pictures)
-            url = self._fleet.url
-            if not await loop.run_in_executor(self._pool, ask_large, url, path, overlap):
-                raise BadAnswer("a large picture came from the caches and was no load")
-            self.answered += 1
-
-
 def ask_large(url: str, path: Path, overlap: int) -> int:
     """How many parts of a large picture were computed; raises `BadAnswer`."""
     return process_file(url, "faces", path, overlap=overlap).computed
@@ -223,22 +216,12 @@ def unseen(pictures: Sequence[Path]) -> Iterator[tuple[Path, int]]:
             yield content, overlap
 
 
-def beside_check(beside: Beside) -> Check:
-    return Check(
-        f"small predictions at {beside.rate:g}/s beside {CALLERS} large pictures",
-        f"p99 {beside.beside_ms:.1f} ms, alone {beside.alone_ms:.1f} ms: {beside.times:.2f} times; "
-        f"{beside.failed} failed, {beside.large} large pictures answered (medians of "
-        f"{len(beside.turns)} turns)",
-        f"{GOAL:g} times, none failed",
-        beside.times <= GOAL and not beside.failed,
-    )
-
-
 def plot_beside(beside: Beside, title: str, path: Path) -> None:
     """One dot for each small prediction, alone and beside the large pictures."""
+    alone_ms, beside_ms = beside.p99_ms
     groups = (
-        ("alone", [turn.alone for turn in beside.turns], beside.alone_ms),
-        ("beside", [turn.beside for turn in beside.turns], beside.beside_ms),
+        ("alone", [turn.alone for turn in beside.turns], alone_ms),
+        ("beside", [turn.beside for turn in beside.turns], beside_ms),
     )
     title = f"Small predictions beside two large pictures\n{title}"
     with drawn(path, title, (10, 4.4), columns=2, sharey=True) as panels:

@@ -8,7 +8,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,9 @@ from replicas.last_words import EXIT_CODE
 from sharding.parts import Box
 
 ANSWER_S = 600.0
-STOP_S = 10.0
 TYPES = {".jpg": "image/jpeg", ".png": "image/png", ".mp4": "video/mp4"}
 
-Worker = subprocess.Popen[str]
+Worker = subprocess.Popen[bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,14 +112,22 @@ def run_direct(command: str, model: str, path: Path, *options: str) -> dict[str,
 @contextmanager
 def bare_processes(picture: Path, count: int = 2) -> Iterator[Sequence[Worker]]:
     """Processes that do what shards do, while the block lasts; raises `NotStarted`."""
-    workers: list[Worker] = []
-    try:
-        workers.extend(_started(picture) for _ in range(count))
+    with ExitStack() as stack:
+        # Each ends when its standard input is closed.
+        workers = [
+            stack.enter_context(
+                subprocess.Popen(
+                    command(picture),
+                    cwd=ROOT,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    bufsize=0,
+                )
+            )
+            for _ in range(count)
+        ]
         _seconds(workers)  # their first runs take longer
         yield workers
-    finally:
-        for worker in workers:
-            _end(worker)
 
 
 def ceiling(workers: Sequence[Worker]) -> float:
@@ -137,37 +144,17 @@ def _seconds(workers: Sequence[Worker]) -> list[float]:
     for worker in workers:
         assert worker.stdin is not None
         with suppress(BrokenPipeError):  # it has ended, which is told when it is read
-            print(file=worker.stdin, flush=True)
-    return [_told(worker) for worker in workers]
-
-
-def _end(worker: Worker) -> None:
-    assert worker.stdin is not None
-    assert worker.stdout is not None
-    with suppress(BrokenPipeError):
-        worker.stdin.close()
-    worker.stdout.close()
-    try:
-        worker.wait(STOP_S)
-    except subprocess.TimeoutExpired:
-        worker.kill()
-        worker.wait()
+            worker.stdin.write(b"\n")
+    found = []
+    for worker in workers:
+        assert worker.stdout is not None
+        line = worker.stdout.readline()
+        if not line:
+            raise NotStarted("a process that works on tiles without a server has ended")
+        found.append(float(line))
+    return found
 
 
 def command(picture: Path) -> list[str]:
     """A process that works on tiles as often as it is told to."""
     return [sys.executable, "-m", "loadtests.sharding.direct", "tiles", "faces", str(picture)]
-
-
-def _started(picture: Path) -> Worker:
-    return subprocess.Popen(
-        command(picture), cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-
-
-def _told(worker: Worker) -> float:
-    assert worker.stdout is not None
-    line = worker.stdout.readline()
-    if not line:
-        raise NotStarted("a process that works on tiles without a server has ended")
-    return float(line)

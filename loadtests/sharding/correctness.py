@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from loadtests.headrace import BadAnswer
-from loadtests.report import Check
+from loadtests.report import Check, Report
 from loadtests.sharding.calls import process_file, run_direct
 from loadtests.sharding.inputs import Inputs, Scene, ShardedSystem, scenes_of
 from sharding.parts import Box
@@ -21,31 +21,22 @@ SURE = 0.5
 """Threshold from which small tiles show the detector no other faces than the whole picture."""
 
 
-def measure_correctness(fleet: ShardedSystem, inputs: Inputs) -> list[Check]:
-    picture = inputs.mosaic(12)
+def run_correctness(
+    fleet: ShardedSystem, inputs: Inputs, rounds: int, report: Report
+) -> list[Check]:
+    picture, clip = inputs.mosaic(12), inputs.clip()
     faces, objects = untiled("faces", picture), untiled("objects", picture)
-    checks = []
-    large = match_boxes(faces, process_file(fleet.url, "faces", picture).boxes)
-    checks.append(large_tiles(large))
     options = {"tile": 512, "overlap": 256, "threshold": SURE}
+    large = process_file(fleet.url, "faces", picture).boxes
     small = process_file(fleet.url, "faces", picture, **options).boxes
-    checks.append(small_tiles(match_boxes(faces, small)))
-    checks.append(
-        more_objects(match_boxes(objects, process_file(fleet.url, "objects", picture).boxes))
-    )
-    clip = inputs.clip()
-    match = match_scenes(scenes_of(clip), process_file(fleet.url, "tagger", clip).result["tags"])
-    worst_s = max(match.worst_start_s, match.worst_end_s)
-    checks.append(
-        Check(
-            f"`tagger`, a clip of {match.scenes} scenes",
-            f"starts within {match.worst_start_s:.2f} s, ends within {match.worst_end_s:.2f} s, "
-            f"{len(match.strays)} stray tags {', '.join(match.strays)}".rstrip(),
-            "within 1 s, none stray",
-            worst_s <= 1.0 and not match.strays,
-        )
-    )
-    return checks
+    tiled = process_file(fleet.url, "objects", picture).boxes
+    tags = process_file(fleet.url, "tagger", clip).result["tags"]
+    return [
+        large_tiles(match_boxes(faces, large)),
+        small_tiles(match_boxes(faces, small)),
+        more_objects(match_boxes(objects, tiled)),
+        right_tags(match_scenes(scenes_of(clip), tags)),
+    ]
 
 
 def large_tiles(match: Match) -> Check:
@@ -76,6 +67,16 @@ def more_objects(match: Match) -> Check:
         f"{match.found} of {match.expected} un-tiled boxes found, {match.given} in all",
         "90 %, and more in all than un-tiled",
         match.recall >= 0.9 and match.given > match.expected,
+    )
+
+
+def right_tags(match: SceneMatch) -> Check:
+    return Check(
+        f"`tagger`, a clip of {match.scenes} scenes",
+        f"starts within {match.worst_start_s:.2f} s, ends within {match.worst_end_s:.2f} s, "
+        f"{len(match.strays)} stray tags {', '.join(match.strays)}".rstrip(),
+        "within 1 s, none stray",
+        max(match.worst_start_s, match.worst_end_s) <= 1.0 and not match.strays,
     )
 
 
@@ -155,12 +156,14 @@ def match_scenes(scenes: Sequence[Scene], tags: Sequence[Mapping[str, Any]]) -> 
         )
         starts.append(start)
         ends.append(end)
-    strays = tuple(tag["label"] for tag in tags if not any(_holds(s, tag) for s in scenes))
-    return SceneMatch(len(scenes), max(starts), max(ends), strays)
-
-
-def _holds(scene: Scene, tag: Mapping[str, Any]) -> bool:
-    inside = (
-        tag["start_s"] >= scene.start_s - TOLERANCE_S and tag["end_s"] <= scene.end_s + TOLERANCE_S
-    )
-    return inside and tag["label"] in scene.labels
+    strays = [
+        tag["label"]
+        for tag in tags
+        if not any(
+            tag["start_s"] >= scene.start_s - TOLERANCE_S
+            and tag["end_s"] <= scene.end_s + TOLERANCE_S
+            and tag["label"] in scene.labels
+            for scene in scenes
+        )
+    ]
+    return SceneMatch(len(scenes), max(starts), max(ends), tuple(strays))

@@ -18,7 +18,7 @@ import psutil
 from numpy.typing import NDArray
 from PIL import Image
 
-from loadtests.headrace import Running, copy_models, headrace
+from loadtests.headrace import copy_models, headrace
 from loadtests.processes import ROOT, NotStarted
 
 Pixels = NDArray[np.uint8]
@@ -145,18 +145,13 @@ ROWS = {"faces": 1, "objects": 4, "tagger": 8, ALONE: 1, SMALL: 256}
 SHARDS = {"faces": 2, "objects": 2, "tagger": 2, ALONE: 1, SMALL: 1}
 
 
-def built_as(model: str) -> str:
-    """The demo model's own name."""
-    return "faces" if model == ALONE else model
-
-
 def model_config(model: str) -> dict[str, Any]:
     found: dict[str, Any] = {
         "runtime": "onnx",
         "batching": {"max_rows": ROWS[model]},
         "replicas": {"min": SHARDS[model], "max": SHARDS[model]},
     }
-    sharding = SHARDING.get(built_as(model))
+    sharding = FACES if model == ALONE else SHARDING.get(model)
     return {**found, "sharding": dict(sharding)} if sharding else found
 
 
@@ -164,10 +159,11 @@ def model_config(model: str) -> dict[str, Any]:
 class ShardedSystem:
     """A started system: its URL, and the processes of the stage, the gateway and the shards.
 
-    `shards` has the slots of each model by their ids.
+    `shards` has the slots of each model by their ids; each may take `bound_bytes`.
     """
 
     url: str
+    bound_bytes: int
     stage: tuple[int, ...]
     gateways: tuple[int, ...]
     shards: Mapping[str, Mapping[str, int]]
@@ -180,24 +176,20 @@ def fleet(folder: Path, models: Iterable[str], memory_bytes: int) -> Iterator[Sh
     Raises `NotStarted`.
     """
     names = list(models)
-    store = copy_models(folder, {name: built_as(name) for name in names})
+    store = copy_models(folder, {name: "faces" if name == ALONE else name for name in names})
     count = sum(SHARDS[name] for name in names)
     slots = {"cpu": {"count": count, "cpus": 1 / count, "memory": memory_bytes}}
     configs = {name: model_config(name) for name in names}
     with headrace(folder, store, configs, more={"slots": slots}) as server:
-        yield described(server, names)
-
-
-def described(server: Running, names: Iterable[str]) -> ShardedSystem:
-    """Who is who, from the status of a server and the names of its processes."""
-    status = server.admin.status()
-    slots = status["slots"]
-    shards = {
-        name: {slot["slot_id"]: int(slot["pid"]) for slot in slots if f"{name}/1" in slot["models"]}
-        for name in names
-    }
-    gateways = tuple(int(each["pid"]) for each in status["gateways"])
-    return ShardedSystem(server.url, stage_pids(int(slots[0]["pid"])), gateways, shards)
+        status = server.admin.status()
+        shards: dict[str, dict[str, int]] = {name: {} for name in names}
+        for slot in status["slots"]:
+            for name in names:
+                if f"{name}/1" in slot["models"]:
+                    shards[name][slot["slot_id"]] = int(slot["pid"])
+        gateways = tuple(int(each["pid"]) for each in status["gateways"])
+        stage = stage_pids(int(status["slots"][0]["pid"]))
+        yield ShardedSystem(server.url, memory_bytes, stage, gateways, shards)
 
 
 def stage_pids(relative: int) -> tuple[int, ...]:

@@ -6,17 +6,17 @@ import random
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 from headrace.config.sharding import ShardingConfig
 from loadtests.headrace import BadAnswer
 from loadtests.plots import COLORS, GREY, MARKERS, drawn, scatter
-from loadtests.report import Check, figures
-from loadtests.sharding.calls import Processed, bare_processes, ceiling, process
+from loadtests.report import Check, Report, figures
+from loadtests.sharding.calls import Processed, bare_processes, ceiling, process, run_direct
 from loadtests.sharding.inputs import (
     ALONE,
     FACES,
@@ -45,6 +45,7 @@ PICTURES = {"12 MP picture": (4256, 2848), "100 MP picture": (11_552, 8_704)}
 HOUR_S = 3600.0
 SEGMENT_S = 2.0
 FPS = 2.0
+CLIP_S = 30
 EPSILON: float = ShardingConfig.model_fields["epsilon"].default
 
 NEAR = 0.15
@@ -96,13 +97,10 @@ class Speed:
     work: Work
 
     @property
-    def alone_s(self) -> float:
-        """The caller's median wait with one shard."""
-        return median(each.alone.wall_s for each in self.rounds)
-
-    @property
-    def both_s(self) -> float:
-        return median(each.both.wall_s for each in self.rounds)
+    def seconds(self) -> tuple[float, float]:
+        """The caller's median wait with one shard and with two."""
+        alone_s = median(each.alone.wall_s for each in self.rounds)
+        return alone_s, median(each.both.wall_s for each in self.rounds)
 
     @property
     def efficiency(self) -> float:
@@ -119,26 +117,6 @@ class Speed:
         """The efficiency over that of two processes without a server."""
         return self.efficiency / self.ceiling
 
-    @property
-    def errors(self) -> tuple[float, float]:
-        """How far the simulation is off, as a share of what was measured: one shard, two."""
-        return (
-            median(each.alone_told_s / each.alone.wall_s - 1 for each in self.rounds),
-            median(each.both_told_s / each.both.wall_s - 1 for each in self.rounds),
-        )
-
-    @property
-    def overheads(self) -> tuple[float, float]:
-        """The share of split, hash and merge in the stage's time: one shard, two."""
-        return (
-            median(each.alone.overhead for each in self.rounds),
-            median(each.both.overhead for each in self.rounds),
-        )
-
-    @property
-    def gain(self) -> float:
-        return self.rounds[-1].both.wall_s / self.again.wall_s
-
     def document(self) -> dict[str, Any]:
         return {
             "one_shard_s": [each.alone.wall_s for each in self.rounds],
@@ -154,6 +132,62 @@ class Speed:
             "share_of_ceiling": self.share,
             **figures(self.work, "work_s", "open_s", "send_s"),
         }
+
+    def checks(self) -> list[Check]:
+        alone_s, both_s = self.seconds
+        # How far the simulation is off, as a share of what was measured: one shard, two.
+        alone_off = median(each.alone_told_s / each.alone.wall_s - 1 for each in self.rounds)
+        both_off = median(each.both_told_s / each.both.wall_s - 1 for each in self.rounds)
+        # The share of split, hash and merge in the stage's time.
+        alone = median(each.alone.overhead for each in self.rounds)
+        both = median(each.both.overhead for each in self.rounds)
+        again, changed = self.again, self.changed
+        gain = self.rounds[-1].both.wall_s / again.wall_s
+        return [
+            Check(
+                "12 MP on 2 shards",
+                f"{both_s:.2f} s, on one {alone_s:.2f} s: efficiency {self.efficiency:.2f}; two "
+                f"processes without a server have {self.ceiling:.2f}, so {self.share:.2f} of the "
+                "cores that are there",
+                f"{ENOUGH}",
+                self.share >= ENOUGH,
+            ),
+            Check(
+                "the simulation of 1 and 2 shards",
+                f"off by {alone_off:+.0%} and {both_off:+.0%}",
+                f"within {NEAR:.0%}",
+                max(abs(alone_off), abs(both_off)) <= NEAR,
+            ),
+            Check(
+                "split, hash and merge",
+                f"{alone:.1%} of the time with 1 shard, {both:.1%} with 2",
+                f"under {MOST_OVERHEAD:.0%}",
+                max(alone, both) < MOST_OVERHEAD,
+            ),
+            Check(
+                "the same picture again",
+                f"{again.wall_s:.2f} s, {gain:.1f} times faster, "
+                f"{again.computed} of {again.parts} parts computed",
+                f"{LEAST_GAIN:g} times, none computed",
+                gain >= LEAST_GAIN and again.computed == 0,
+            ),
+            Check(
+                "with one tile changed",
+                f"{changed.computed} of {changed.parts} parts computed",
+                "one",
+                changed.computed == 1,
+            ),
+        ]
+
+
+def run_speed(fleet: ShardedSystem, inputs: Inputs, rounds: int, report: Report) -> list[Check]:
+    speed = measure_speed(fleet, inputs, rounds)
+    curves = [picture_curve(name, size, speed.work) for name, size in PICTURES.items()]
+    told = run_direct("parts", "tagger", inputs.video(CLIP_S))
+    curves += [] if told is None else [video_curve(work_told(told))]
+    plot_speed(curves, speed, report.title, report.path("-speed.png"))
+    report.write(speed=speed.document(), simulated={"shards": SHARDS, "curves": curves})
+    return speed.checks()
 
 
 def measure_speed(fleet: ShardedSystem, inputs: Inputs, rounds: int) -> Speed:
@@ -204,6 +238,20 @@ def work_of(answer: Processed, split: Split) -> Work:
     )
 
 
+def fleet_of(shards: int, work: Work, open_s: float) -> Fleet:
+    """So many shards, of which a request may have all."""
+    return Fleet(
+        shards,
+        shards,
+        PER_SHARD * shards,
+        epsilon=EPSILON,
+        split_s=open_s,
+        send_s=work.send_s,
+        latency_s=work.latency_s,
+        merge_s=work.merge_s,
+    )
+
+
 def foretold(
     work: Work, keys: tuple[bytes, ...], shards: tuple[str, ...], ceiling: float = 1.0
 ) -> SimulatedRequest:
@@ -211,35 +259,16 @@ def foretold(
 
     `ceiling` is the efficiency of as many processes without a server.
     """
-    count = len(shards)
-    fleet = Fleet(
-        count,
-        count,
-        PER_SHARD * count,
-        epsilon=EPSILON,
-        split_s=work.open_s,
-        send_s=work.send_s,
-        latency_s=work.latency_s,
-        merge_s=work.merge_s,
-    )
     parts = [
         SimulatedPart(key, work_s / ceiling) for key, work_s in zip(keys, work.work_s, strict=True)
     ]
-    return simulate(parts, fleet, names=shards)
+    return simulate(parts, fleet_of(len(shards), work, work.open_s), names=shards)
 
 
-def mean_work(told: list[dict[str, Any]]) -> Work:
-    """From what processes printed; raises `BadAnswer` for nothing."""
-    if not told:
-        raise BadAnswer("no process told how long its parts take")
-    work_s = zip(*(each["work_s"] for each in told), strict=True)
-    sends = [send_s for each in told for send_s in each["send_s"]]
-    return Work(
-        tuple(told[0]["sizes"]),
-        tuple(sum(each) / len(each) for each in work_s),
-        sum(each["open_s"] for each in told) / len(told),
-        sum(sends) / len(sends),
-    )
+def work_told(told: dict[str, Any]) -> Work:
+    """From what `loadtests.sharding.direct parts` printed."""
+    sizes, work_s = tuple(told["sizes"]), tuple(told["work_s"])
+    return Work(sizes, work_s, told["open_s"], mean(told["send_s"]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,46 +296,6 @@ def _split(folder: Path, content: bytes) -> Split:
             return Split(keys, tuple(tile.width * tile.height for tile in tiles), send_s)
         finally:
             source.close()
-
-
-def speed_checks(speed: Speed) -> list[Check]:
-    alone, both = speed.overheads
-    errors = speed.errors
-    return [
-        Check(
-            "12 MP on 2 shards",
-            f"{speed.both_s:.2f} s, on one {speed.alone_s:.2f} s: efficiency "
-            f"{speed.efficiency:.2f}; two processes without a server have {speed.ceiling:.2f}, so "
-            f"{speed.share:.2f} of the cores that are there",
-            f"{ENOUGH}",
-            speed.share >= ENOUGH,
-        ),
-        Check(
-            "the simulation of 1 and 2 shards",
-            f"off by {errors[0]:+.0%} and {errors[1]:+.0%}",
-            f"within {NEAR:.0%}",
-            max(map(abs, errors)) <= NEAR,
-        ),
-        Check(
-            "split, hash and merge",
-            f"{alone:.1%} of the time with 1 shard, {both:.1%} with 2",
-            f"under {MOST_OVERHEAD:.0%}",
-            max(alone, both) < MOST_OVERHEAD,
-        ),
-        Check(
-            "the same picture again",
-            f"{speed.again.wall_s:.2f} s, {speed.gain:.1f} times faster, "
-            f"{speed.again.computed} of {speed.again.parts} parts computed",
-            f"{LEAST_GAIN:g} times, none computed",
-            speed.gain >= LEAST_GAIN and speed.again.computed == 0,
-        ),
-        Check(
-            "with one tile changed",
-            f"{speed.changed.computed} of {speed.changed.parts} parts computed",
-            "one",
-            speed.changed.computed == 1,
-        ),
-    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,18 +332,8 @@ def _curve(name: str, sizes: Sequence[int], work: Work) -> Curve:
         SimulatedPart(blake2b(f"{name} {number}".encode(), digest_size=16).digest(), work_s)
         for number, work_s in enumerate(times)
     ]
-    walls = []
-    for shards in SHARDS:
-        fleet = Fleet(
-            shards,
-            shards,
-            PER_SHARD * shards,
-            epsilon=EPSILON,
-            split_s=open_s,
-            send_s=work.send_s,
-            latency_s=work.latency_s,
-        )
-        walls.append(simulate(parts, fleet).wall_s)
+    work = replace(work, merge_s=0.0)
+    walls = (simulate(parts, fleet_of(shards, work, open_s)).wall_s for shards in SHARDS)
     return Curve(name, len(parts), tuple(walls))
 
 
@@ -367,7 +346,7 @@ def plot_speed(curves: Sequence[Curve], speed: Speed, title: str, path: Path) ->
             line: dict[str, Any] = {"color": color, "marker": marker, "markersize": 4}
             seconds.plot(SHARDS, curve.wall_s, label=text, **line)
             faster.plot(SHARDS, [curve.speedup(n) for n in SHARDS], label=text, **line)
-        measured = [(1, speed.alone_s), (2, speed.both_s)]
+        measured = zip((1, 2), speed.seconds, strict=True)
         mark: dict[str, Any] = {"s": 90, "color": GREY, "marker": "+", "zorder": 3}
         scatter(seconds, measured, "12 MP picture, measured", **mark)
         faster.plot(SHARDS, SHARDS, color=GREY, linestyle=":", label="as many times as shards")

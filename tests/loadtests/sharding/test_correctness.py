@@ -2,14 +2,13 @@ from __future__ import annotations
 
 import pytest
 
-from loadtests.report import Check
-from loadtests.sharding.__main__ import check_table
 from loadtests.sharding.correctness import (
     iou,
     large_tiles,
     match_boxes,
     match_scenes,
     more_objects,
+    right_tags,
     small_tiles,
 )
 from loadtests.sharding.inputs import Scene
@@ -62,14 +61,11 @@ def test_any_label_of_a_scene_will_do() -> None:
     match = match_scenes(SCENES, tags)
     assert (match.worst_start_s, match.worst_end_s) == (0.5, 0.5)
     assert match.strays == ("tiger cat",)
+    assert not right_tags(match).met
+    assert right_tags(match_scenes(SCENES, tags[:2])).met
 
 
 def test_a_scene_without_its_tag_is_infinitely_far_and_a_tag_without_a_scene_strays() -> None:
     match = match_scenes(SCENES, [tag("espresso", 0.0, 4.0), tag("goose", 5.0, 6.0)])
     assert match.worst_end_s == float("inf")
     assert match.strays == ("goose",)
-
-
-def test_the_table_has_a_row_for_each_check() -> None:
-    text = check_table([Check("a", "1 s", "2 s", True), Check("b", "3 s", "2 s", False)]).markdown()
-    assert text.splitlines()[-2:] == ["| a | 1 s | 2 s | yes |", "| b | 3 s | 2 s | no |"]

@@ -19,9 +19,7 @@ from loadtests.sharding.inputs import (
     pixels_of,
     scenes_of,
 )
-from loadtests.sharding.memory import largest_peak, parse_peak, reset_peaks
-
-STATUS = "Name:\tpython\nVmPeak:\t  900 kB\nVmHWM:\t    1500 kB\nVmRSS:\t    1000 kB\n"
+from loadtests.sharding.memory import peak_bytes, reset_peaks
 
 
 def photograph() -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
@@ -59,12 +57,9 @@ def test_models_are_configured_as_the_gateway_takes_it(model: str) -> None:
     assert config.preprocess and config.postprocess
 
 
-def test_peaks_are_read_in_bytes_and_begin_anew() -> None:
-    assert parse_peak(STATUS) == 1500 * 1024
-    with pytest.raises(ValueError, match="VmHWM"):
-        parse_peak("Name: kernel\n")
+def test_peaks_begin_anew() -> None:
     block = bytearray(64 * 2**20)
-    before = largest_peak([os.getpid()])
+    before = peak_bytes(os.getpid())
     del block
     reset_peaks([os.getpid()])
-    assert largest_peak([os.getpid()]) <= before - 50 * 2**20
+    assert peak_bytes("self") <= before - 50 * 2**20

@@ -6,9 +6,10 @@ import pytest
 
 from loadtests.clients import Answer
 from loadtests.headrace import BadAnswer
-from loadtests.sharding.beside import PICTURE, Beside, BesideTurn, beside_check, plot_beside, unseen
+from loadtests.report import MIB
+from loadtests.sharding.beside import PICTURE, Beside, BesideTurn, plot_beside, unseen
 from loadtests.sharding.calls import Processed
-from loadtests.sharding.memory import MIB, Peaks, Unsharded, memory_checks, plot_memory
+from loadtests.sharding.memory import Peaks, plot_memory
 from loadtests.sharding.speed import (
     PICTURES,
     SHARDS,
@@ -17,18 +18,17 @@ from loadtests.sharding.speed import (
     Split,
     Work,
     foretold,
-    mean_work,
     picture_curve,
     plot_speed,
-    speed_checks,
     video_curve,
     work_of,
+    work_told,
 )
 from sharding.plan import plan_tiles
 
 KEYS = tuple(number.to_bytes(4, "big") for number in range(24))
 WORK = Work((1024 * 1024,) * 24, (0.1,) * 24, 0.2, 0.001)
-PEAKS = Peaks("12 MP picture", 200 * MIB, 500 * MIB, 100 * MIB, Unsharded(None), 3.0)
+PEAKS = Peaks("12 MP picture", 200 * MIB, 500 * MIB, 100 * MIB, None, 3.0)
 
 
 def answer(wall_s: float, computed: int = 24, split_s: float = 0.1) -> Processed:
@@ -70,22 +70,15 @@ def test_work_is_what_one_shard_told() -> None:
         work_of(answer(3.0, computed=23), Split(KEYS, (1,) * 24, 0.001))
 
 
-def test_the_work_of_two_processes_is_their_mean() -> None:
-    told = [
-        {"sizes": [6, 7], "work_s": [1.0, 3.0], "open_s": 1.0, "send_s": [0.0, 0.2]},
-        {"sizes": [6, 7], "work_s": [3.0, 5.0], "open_s": 3.0, "send_s": [0.0, 0.2]},
-    ]
-    work = mean_work(told)
-    assert (work.sizes, work.work_s, work.open_s) == ((6, 7), (2.0, 4.0), 2.0)
-    assert work.send_s == pytest.approx(0.1)
-    with pytest.raises(BadAnswer):
-        mean_work([])
+def test_the_work_of_a_process_is_what_it_printed() -> None:
+    work = work_told({"sizes": [6, 7], "work_s": [1.0, 3.0], "open_s": 1.0, "send_s": [0.0, 0.2]})
+    assert work == Work((6, 7), (1.0, 3.0), 1.0, 0.1)
 
 
 def test_figures_that_reach_their_goals_and_one_that_does_not() -> None:
-    assert all(check.met for check in speed_checks(speed()))
-    assert speed_checks(speed(both_s=1.8, ceiling=0.9))[0].met
-    missed = [check.name for check in speed_checks(speed(both_s=1.8)) if not check.met]
+    assert all(check.met for check in speed().checks())
+    assert speed(both_s=1.8, ceiling=0.9).checks()[0].met
+    missed = [check.name for check in speed(both_s=1.8).checks() if not check.met]
     assert missed == ["12 MP on 2 shards", "the simulation of 1 and 2 shards"]
 
 
@@ -104,22 +97,22 @@ def test_an_hour_of_video_is_looked_at_at_the_measured_pace() -> None:
 
 
 def test_a_bound_is_kept_only_where_one_replica_breaks_it() -> None:
-    other = Peaks("30 s video", MIB, MIB, MIB, Unsharded(300 * MIB), 3.0)
-    assert [check.met for check in memory_checks([PEAKS, other], 512 * MIB)] == [True, False]
-    assert not memory_checks([PEAKS], 499 * MIB)[0].met
+    other = Peaks("30 s video", MIB, MIB, MIB, 300 * MIB, 3.0)
+    assert [each.check(512 * MIB).met for each in (PEAKS, other)] == [True, False]
+    assert not PEAKS.check(499 * MIB).met
 
 
 def beside(*beside_ms: float) -> Beside:
     turns = tuple(BesideTurn(answers(5), answers(latency_ms)) for latency_ms in beside_ms)
-    return Beside(20.0, turns, large=3)
+    return Beside(turns, large=3)
 
 
 def test_small_predictions_may_take_twice_as_long_beside_large_pictures() -> None:
-    assert beside_check(beside(10)).met
-    assert not beside_check(beside(10.1)).met
-    assert beside_check(beside(9, 500, 10)).met, "the machine may stand still in a turn"
+    assert beside(10).check().met
+    assert not beside(10.1).check().met
+    assert beside(9, 500, 10).check().met, "the machine may stand still in a turn"
     failed = (*answers(5), Answer(9.0, 1.0, "", "status 503"))
-    assert not beside_check(Beside(20.0, (BesideTurn(answers(5), failed),), 3)).met
+    assert not Beside((BesideTurn(answers(5), failed),), 3).check().met
 
 
 def test_no_large_picture_comes_twice_in_the_same_tiles() -> None:
