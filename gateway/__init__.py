@@ -1,1 +1,1 @@
-"""The front door: listeners, protocols, router and the client end of the link."""
+"""The front door: listeners, admission, predictions, uploads."""

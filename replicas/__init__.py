@@ -1,1 +1,1 @@
-"""Beside the model: slots, the server end of the link, batching and runtimes."""
+"""Slots: the model store, batching, runtimes, and the service behind the link."""

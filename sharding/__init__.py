@@ -1,1 +1,1 @@
-"""Large inputs over many slots; today the hashing that both routing and sharding stand on."""
+"""Large pictures and videos: plan, split, assign to slots, merge."""
