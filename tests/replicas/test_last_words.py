@@ -12,7 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.snapshot import ModelVersion, State
-from replicas.last_words import STALE_S, LastWords, Words, path_of, sweep, take
+from replicas.last_words import (
+    EXIT_CODE,
+    REFRESH_S,
+    STALE_S,
+    LastWords,
+    MemoryWatch,
+    Words,
+    path_of,
+    sweep,
+    take,
+)
 
 LOADING = (ModelVersion("m", 3, 1), State.LOADING)
 READY = (ModelVersion("other", 1), State.READY)
@@ -74,3 +84,85 @@ def test_only_old_words_of_gone_processes_are_swept(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 3
     sweep(tmp_path, time.time() + STALE_S + 60)
     assert {path.name for path in tmp_path.iterdir()} == {"a.last", "pool.epoch"}
+
+
+HELD = (ModelVersion("m", 1), State.LOADING)
+
+ALLOCATE = """
+import signal, sys, time
+from pathlib import Path
+from headrace.logs import configure
+from headrace.snapshot import ModelVersion, State
+from replicas.last_words import LastWords
+from replicas.last_words import MemoryWatch
+from headrace.process import resident_bytes
+
+configure("info", "slot")
+limit = resident_bytes() + 60 * 2**20
+words = LastWords(Path(sys.argv[1]), limit)
+words.note([(ModelVersion("m", 1), State.LOADING)], resident_bytes())
+MemoryWatch(limit, words).start()
+taken = []
+for _ in range(200):
+    taken.append(bytearray(b"x") * (4 * 2**20))
+    time.sleep(0.01)
+signal.pause()
+"""
+
+
+def test_a_process_that_takes_too_much_ends_and_says_so(tmp_path: Path) -> None:
+    socket = tmp_path / "a.sock"
+    ended = subprocess.run(
+        [sys.executable, "-c", ALLOCATE, str(socket)], capture_output=True, text=True, timeout=30
+    )
+    assert ended.returncode == EXIT_CODE, ended.stderr
+    told = take(socket)
+    assert told is not None and told.loading == dict([HELD])
+    assert told.exit_code == EXIT_CODE
+    assert told.limit_bytes < told.memory_bytes < told.limit_bytes + 200 * 2**20
+    assert "out_of_memory" in told.lines[-1]
+
+
+def watch(
+    folder: Path, limit_bytes: int | None, memory: list[int]
+) -> tuple[MemoryWatch, list[int]]:
+    ended: list[int] = []
+    words = LastWords(folder / "a.sock", limit_bytes, lambda: [])
+    words.note([HELD], 0)
+    taken = iter(memory)
+    looking = MemoryWatch(limit_bytes, words, resident_bytes=lambda: next(taken), end=ended.append)
+    return looking, ended
+
+
+def test_what_there_is_to_say_is_said_before_the_end(tmp_path: Path) -> None:
+    order: list[str] = []
+
+    def lines() -> list[str]:
+        order.append("words")
+        return []
+
+    looking = MemoryWatch(
+        100,
+        LastWords(tmp_path / "a.sock", 100, lines),
+        farewell=lambda: order.append("farewell"),
+        resident_bytes=lambda: 101,
+        end=lambda _: order.append("end"),
+    )
+    looking.look(1.0)
+    assert order == ["farewell", "words", "end"]
+
+
+def test_as_much_as_the_limit_is_allowed(tmp_path: Path) -> None:
+    looking, ended = watch(tmp_path, 100, [100, 101])
+    looking.look(10.0)
+    assert ended == []
+    looking.look(10.1)
+    assert ended == [EXIT_CODE]
+
+
+def test_memory_is_told_now_and_then_while_something_loads(tmp_path: Path) -> None:
+    looking, ended = watch(tmp_path, None, [5, 6, 7])
+    for now_s in (10.0, 10.1, 10.1 + REFRESH_S):
+        looking.look(now_s)
+    told = take(tmp_path / "a.sock")
+    assert told is not None and (told.memory_bytes, told.exit_code, ended) == (7, None, [])

@@ -17,7 +17,7 @@ from sharding.split import MAX_FRAMES, VideoSource, held_frames, open_source, sh
 from sharding.upload import MediaJob, Upload
 from sharding.video_frames import DecodeReport, frames
 from tests.sharding.media_files import clip
-from tests.sharding.test_stage import mosaic, png
+from tests.sharding.test_run import mosaic, png
 
 TILES = ShardingConfig(
     kind="image-tiles", preprocess="centernet", postprocess="centernet", tile=512, overlap=64

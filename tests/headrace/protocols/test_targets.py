@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tritonclient.grpc import service_pb2
 
-from headrace.errors import InvalidArgument, NotFound
+from headrace.errors import InvalidArgument, NotFound, PayloadTooLarge
 from headrace.protocols.targets import (
     InferPath,
     canonical_path,
     encode_error,
+    infer_target,
     model_not_found,
+    multi_inference_answer,
+    multi_inference_tasks,
+    parse,
     parse_infer_path,
     servable_not_found,
+    serving_target,
 )
+from headrace.protocols.wire import delimited, message
 
 
 @pytest.mark.parametrize(
@@ -113,3 +123,173 @@ def test_encode_error_has_one_key() -> None:
 def test_not_found_texts(error: NotFound, text: str) -> None:
     assert error.message == text
     assert error.http_status == 404
+
+
+MULTI = bytes.fromhex(
+    "0a2e0a0f0a016d1a0a735f636c617373696679121b74656e736f72666c6f772f73657276696e672f636c617373696679"
+    "0a2c0a0e0a016d1a09735f72656772657373121a74656e736f72666c6f772f73657276696e672f72656772657373"
+    "12180a160a140a120a100a0473697a65120812060a040000c03f"
+)
+"""Of tensorflow-serving-api: classify with signature s_classify and regress with s_regress."""
+
+
+def serving(full_name: str, **spec: Any) -> bytes:
+    """A request with that model spec; `version` is a plain number."""
+    request = message(f"tensorflow.serving.{full_name}")()
+    version = spec.pop("version", None)
+    for name, value in spec.items():
+        setattr(request.model_spec, name, value)
+    if version is not None:
+        request.model_spec.version.value = version
+    encoded: bytes = request.SerializeToString()
+    return encoded
+
+
+def multi(*specs: dict[str, Any], method: str = "tensorflow/serving/classify") -> bytes:
+    """A request with a task for each model spec."""
+    request = message("tensorflow.serving.MultiInferenceRequest")()
+    for spec in specs:
+        request.tasks.add(model_spec=spec, method_name=method)
+    encoded: bytes = request.SerializeToString()
+    return encoded
+
+
+@given(st.text(min_size=1), st.one_of(st.none(), st.integers(0, 10**18)), st.text())
+def test_infer_target_of_any_name(name: str, version: int | None, id: str) -> None:
+    request = service_pb2.ModelInferRequest(
+        model_name=name, model_version="" if version is None else str(version), id=id
+    )
+    request.inputs.add(name="x", datatype="FP32", shape=[1, 4])
+    request.raw_input_contents.append(bytes(16))
+    path = InferPath("openinference_grpc", "infer", name, version)
+    assert infer_target(request.SerializeToString()) == (path, id)
+
+
+def test_infer_target_whatever_the_order() -> None:
+    tensors = delimited(7, bytes(300)) + delimited(99, b"new") + b"\x20\x01"
+    body = tensors + delimited(3, b"7") + delimited(1, b"old") + delimited(1, b"m")
+    path, id = infer_target(body)
+    assert (path.model, id) == ("m", "7")
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        (b"", "names no model"),
+        (delimited(1, b""), "names no model"),
+        (delimited(1, b"\xff"), "'model_name' must be UTF-8"),
+        (delimited(1, b"m") + delimited(3, b"\xff"), "'id' must be UTF-8"),
+        (delimited(1, b"m") + delimited(2, b"latest"), "must be a number, not 'latest'"),
+        (delimited(1, b"m") + delimited(2, b"-1"), "must be a number, not '-1'"),
+        (delimited(1, b"m") + delimited(2, b"9" * 20), "must be a number"),
+        (delimited(1, b"m")[:-1], "middle of a field"),
+    ],
+)
+def test_infer_target_refuses(body: bytes, text: str) -> None:
+    with pytest.raises(InvalidArgument, match=text):
+        infer_target(body)
+
+
+def test_long_names_are_read_but_not_kept() -> None:
+    name = "n" * 100_000
+    assert infer_target(delimited(1, name.encode()))[0].model == name
+    assert serving_target(serving("PredictRequest", name=name), "predict").model == name
+
+
+@pytest.mark.parametrize(
+    ("spec", "version", "label"),
+    [({}, None, None), ({"version": 0}, 0, None), ({"version_label": "canary"}, None, "canary")],
+)
+def test_serving_target(spec: dict[str, Any], version: int | None, label: str | None) -> None:
+    body = serving("PredictRequest", name="m", signature_name="s", **spec)
+    expected = InferPath("tfserving_grpc", "predict", "m", version, label)
+    assert serving_target(body, "predict") == expected
+    assert serving_target(serving("RegressionRequest", name="m"), "regress").method == "regress"
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        (b"", "names no model in its model_spec"),
+        (serving("PredictRequest", version=3), "names no model in its model_spec"),
+        (serving("PredictRequest", name="m", version=-1), "at least 0, not -1"),
+        (
+            delimited(1, delimited(1, b"m") + delimited(2, b"\x08\x03") + delimited(4, b"canary")),
+            "not both",
+        ),
+        (delimited(1, b"\x0a\x05m"), "middle of a field"),
+        (delimited(1, delimited(1, b"\xff")), "not a ModelSpec"),
+    ],
+)
+def test_serving_target_refuses(body: bytes, text: str) -> None:
+    with pytest.raises(InvalidArgument, match=text):
+        serving_target(body, "predict")
+
+
+def test_multi_inference_becomes_one_request_for_each_task() -> None:
+    (first, first_body), (second, second_body) = multi_inference_tasks(MULTI)
+    assert first == InferPath("tfserving_grpc", "classify", "m")
+    assert second == InferPath("tfserving_grpc", "regress", "m")
+    classify = parse("tensorflow.serving.ClassificationRequest", first_body)
+    regress = parse("tensorflow.serving.RegressionRequest", second_body)
+    assert classify.model_spec.signature_name == "s_classify"
+    assert regress.model_spec.signature_name == "s_regress"
+    feature = classify.input.example_list.examples[0].features.feature["size"]
+    assert list(feature.float_list.value) == [1.5]
+    assert regress.input == classify.input
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        (b"", "has 0 tasks"),
+        (multi(*[{"name": "m"}] * 17), "has 17 tasks; it may have 1 to 16"),
+        (multi({"name": "m"}, {"name": "n"}), "same model and version"),
+        (multi({"name": "m"}, {"name": "m", "version_label": "canary"}), "same model and version"),
+        (multi({"name": "m"}, method="predict"), "must be one of .*, not 'predict'"),
+        (multi({}), "names no model"),
+        (b"\x0a\x05", "not a MultiInferenceRequest"),
+    ],
+)
+def test_multi_inference_refuses(body: bytes, text: str) -> None:
+    with pytest.raises(InvalidArgument, match=text):
+        multi_inference_tasks(body)
+
+
+def test_the_inputs_of_all_tasks_are_together_no_larger_than_one_may_be() -> None:
+    tasks = {"name": "m"}, {"name": "m"}
+    request = message("tensorflow.serving.MultiInferenceRequest")
+    given = request.FromString(multi(*tasks))
+    for _ in range(60):
+        given.input.example_list.examples.add()
+    body, size = given.SerializeToString(), given.input.ByteSize()
+    assert len(multi_inference_tasks(body, 2 * size, 200)) == 2
+    with pytest.raises(PayloadTooLarge, match=f"{size} bytes for each of 2 tasks"):
+        multi_inference_tasks(body, 2 * size - 1, 200)
+    with pytest.raises(PayloadTooLarge, match="more than 100 elements"):
+        multi_inference_tasks(body, 2 * size, 100)
+
+
+def test_multi_inference_answers_in_the_order_of_the_tasks() -> None:
+    regress = message("tensorflow.serving.RegressionResponse")()
+    regress.result.regressions.add(value=0.5)
+    regress.model_spec.signature_name = "s_regress"
+    classify = message("tensorflow.serving.ClassificationResponse")()
+    classify.result.classifications.add().classes.add(label="cat", score=1)
+    classify.model_spec.signature_name = "s_classify"
+    parts = [
+        ("regress", regress.SerializeToString()),
+        ("classify", classify.SerializeToString()),
+    ]
+    answer = parse("tensorflow.serving.MultiInferenceResponse", multi_inference_answer(parts))
+    assert [each.model_spec.signature_name for each in answer.results] == [
+        "s_regress",
+        "s_classify",
+    ]
+    assert answer.results[0].regression_result == regress.result
+    assert answer.results[1].classification_result == classify.result
+
+
+def test_parse_says_what_the_bytes_are_not() -> None:
+    with pytest.raises(InvalidArgument, match=re.escape("the message is not a ModelInferRequest")):
+        parse("inference.ModelInferRequest", memoryview(b"\x0a\x05"))
