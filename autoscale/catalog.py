@@ -39,7 +39,6 @@ class CatalogEntry:
     classes: Mapping[int, str] = field(default_factory=dict)
 
     def class_of(self, version: int) -> str:
-        """Slot class of a version."""
         return self.classes.get(version, self.slot_class)
 
 

@@ -37,7 +37,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """An entry whose inputs now lead to another decision, or to none for the reason `error`."""
+    """An entry whose inputs now lead to another decision, or to none because of `error`."""
 
     entry: Entry
     replayed: dict[str, Any] | None
@@ -45,12 +45,12 @@ class Difference:
 
 
 def older(file: Path) -> Path:
-    """The name that a full file gets; it takes the place of the one before."""
+    """Path that a full file is moved to, in place of the one before."""
     return file.with_name(f"{file.name}.1")
 
 
 class DecisionFile(Journal[bytes]):
-    """Appends to `file` and goes on with its numbers; it and the older one hold `max_bytes` each.
+    """Writer of `file`, which goes on with its numbers; each of the two files holds `max_bytes`.
 
     Raises `OSError` if the file cannot be opened.
     """
@@ -86,36 +86,41 @@ class DecisionFile(Journal[bytes]):
 
     def _append(self, lines: bytes) -> None:
         if self._size and self._size + len(lines) > self._max_bytes:
-            self._rotate()
+            with suppress(FileNotFoundError):  # removed by somebody else
+                os.replace(self._file, older(self._file))
+            fresh = _open(self._file)
+            os.close(self._fd)
+            self._fd, self._size = fresh, 0
         append_whole(self._fd, lines)
         self._size += len(lines)
 
     def _close(self) -> None:
         os.close(self._fd)
 
-    def _rotate(self) -> None:
-        with suppress(FileNotFoundError):  # Somebody has tidied up.
-            os.replace(self._file, older(self._file))
-        fresh = _open(self._file)
-        os.close(self._fd)
-        self._fd, self._size = fresh, 0
-
 
 def read(path: Path) -> Iterator[Entry]:
-    """The entries, those of the older file first.
+    """Entries, those of the older file first; a torn last line of a file is left out.
 
-    A file's last line may be torn: it is left out. Raises `OSError` for a file that cannot be
-    read, and `ValueError` for any other line that is no entry, with its place.
+    Raises `OSError` for a file that cannot be read, and `ValueError`, with file and line, for a
+    line that is no entry.
     """
     for file in (older(path), path):
-        if file == path or file.exists():
-            yield from _read_one(file)
+        if file != path and not file.exists():
+            continue
+        with file.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                if not line.endswith(b"\n"):
+                    break
+                try:
+                    yield _decode(line)
+                except (KeyError, TypeError, ValueError) as error:
+                    raise ValueError(f"{file}, line {number}: no entry of a journal") from error
 
 
 def replay(
     entries: Iterable[Entry], decide: Mapping[str, Callable[[dict[str, Any]], Mapping[str, Any]]]
 ) -> list[Difference]:
-    """Decide anew, and tell where that differs; kinds that `decide` lacks are passed over."""
+    """Decide anew: the entries whose outcome differs, without kinds that `decide` lacks."""
     differences = []
     for entry in entries:
         if entry.kind not in decide:
@@ -123,7 +128,7 @@ def replay(
         try:
             replayed = orjson.loads(_encode(decide[entry.kind](entry.inputs)))
         except (AttributeError, LookupError, TypeError, ValueError) as error:
-            # Another release wrote it, whose inputs had other fields.
+            # Written by another release, whose inputs had other fields.
             reason = f"{type(error).__name__}: {error}"
             differences.append(Difference(entry, None, reason))
             continue
@@ -137,7 +142,7 @@ def _encode(fields: Mapping[str, Any]) -> bytes:
 
 
 def _plain(value: Any) -> Any:
-    """What orjson does not know by itself: named tuples, sets, read-only mappings."""
+    """Form of a type that orjson does not know: named tuples, sets, read-only mappings."""
     if isinstance(value, Mapping):
         return dict(value)
     if isinstance(value, tuple):
@@ -145,17 +150,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, set | frozenset):
         return sorted(value)
     raise TypeError(f"JSON cannot hold {type(value).__name__}")
-
-
-def _read_one(file: Path) -> Iterator[Entry]:
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.endswith(b"\n"):
-                return
-            try:
-                yield _decode(line)
-            except (KeyError, TypeError, ValueError) as error:
-                raise ValueError(f"{file}, line {number}: no entry of a journal") from error
 
 
 def _decode(line: bytes) -> Entry:

@@ -1,4 +1,4 @@
-"""The pool's decisions with their inputs, so that they can be replayed; the latest in words."""
+"""Decisions of the pool: with their inputs, for replay, and the latest ones in words."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class DecisionLog:
     def scaled(
         self, changes: Sequence[tuple[Mapping[str, Any], Mapping[str, Any], str]], now_s: float
     ) -> None:
-        """Note changed wishes of models."""
+        """Note changed numbers of desired slots."""
         for inputs, decision, why in changes:
             model = inputs["model"]
             self._wished[model] = why
@@ -65,7 +65,6 @@ class DecisionLog:
                 self._keep(SCALE, inputs, decision, why, now_s)
 
     def shared(self, division: Division, weights: Mapping[str, float], now_s: float) -> None:
-        """Note a division of slots."""
         for slot_class, shares in division.shares.items():
             granted = dict(shares.granted)
             before = self._granted.get(slot_class)
@@ -98,7 +97,6 @@ class DecisionLog:
         made: Plan,
         now_s: float,
     ) -> None:
-        """Note orders to slots."""
         if not made.moves:
             return
         why = "; ".join(sorted({f"{key.model} {text}" for key, text in made.waiting.items()}))
@@ -134,7 +132,7 @@ class DecisionLog:
             self._note(LEND, what, event.why)
 
     def resized(self, targets: Mapping[str, int], division: Division, now_s: float) -> None:
-        """Note the number of slots asked of Ray Serve; it follows from earlier decisions."""
+        """Note the number of slots that Ray Serve is asked for, by class."""
         what = ", ".join(f"{count} of {name}" for name, count in targets.items())
         needed = ", ".join(f"{count} of {name}" for name, count in division.needed.items())
         self._note(RESIZE, f"slots: {what}", f"models need {needed}" if needed else "")
@@ -268,4 +266,4 @@ REPLAYED: Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
     LEND: replay_leases,
     PLACE: replay_place,
 }
-"""Replays by kind of entry; a `resize` follows from the clock and is not replayed."""
+"""Replays by kind of entry; a `resize` depends on the clock and is not replayed."""

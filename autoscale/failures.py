@@ -1,9 +1,9 @@
-"""Failed loads: why, when to try again, and in slots of which class; pure.
+"""Failed loads: reason, time of the next try, and slot class for it; pure.
 
 Most failures may pass, so the load is tried again after ever longer waits. Files that were refused
 are tried once more, in another slot if there is one; a version that took too much memory is tried
-once more in the largest slot. After that only a change of files or config, or an operator's order,
-brings another try.
+once more in the largest slot. After that only changed files or config, or an operator's load,
+cause another try.
 """
 
 from __future__ import annotations
@@ -51,23 +51,22 @@ class Failures:
     def add(
         self, key: ModelVersion, reason: str, now_s: float, evidence: Evidence | None = None
     ) -> None:
-        """Count one more failure."""
+        """Note one more failure of a version, and when it may be tried again."""
         found = evidence or Evidence()
         before = self._failures.get(key)
         count = before.count + 1 if before else 1
         lasting = (before.lasting if before else 0) + (found.kind in _LASTING)
-        hopeless = not found.proven and self._hopeless(key, found, lasting)
+        hopeless = found.kind in _LASTING and lasting >= TRIES
         if found.kind is FailureKind.MEMORY and not found.proven:
             version = (key.model, key.version)
-            self._too_small[version] = self._classes_of(version) | {found.slot_class}
-        retry_at_s = math.inf if hopeless else now_s + backoff_s(count)
+            too_small = self._classes_of(version)
+            if found.alone:
+                larger = largest_above(found.slot_class, self._slots)
+                hopeless = larger is None or larger in too_small
+            self._too_small[version] = too_small | {found.slot_class}
+        retry = found.proven or not hopeless
+        retry_at_s = now_s + backoff_s(count) if retry else math.inf
         self._failures[key] = _Failure(reason, count, lasting, now_s, retry_at_s, found)
-
-    def _hopeless(self, key: ModelVersion, found: Evidence, lasting: int) -> bool:
-        if found.kind is FailureKind.MEMORY and found.alone:
-            larger = largest_above(found.slot_class, self._slots)
-            return larger is None or larger in self._classes_of((key.model, key.version))
-        return found.kind in _LASTING and lasting >= TRIES
 
     def _classes_of(self, version: tuple[str, int]) -> frozenset[str]:
         return self._too_small.get(version, frozenset())
@@ -175,11 +174,11 @@ def backoff_s(failures: int) -> float:
 
 
 NEAR = 0.9
-"""Part of the memory limit that counts as all: the last sample before the end is a little lower."""
+"""Part of the memory limit that counts as all of it: the last sample is taken before the end."""
 
 
 def autopsy(slot_class: str, state: State, held: int, words: Words | None) -> tuple[str, Evidence]:
-    """Sentence and evidence about a slot that died; `held` counts its placements, this included.
+    """Sentence and evidence about a slot that died holding `held` placements.
 
     Without `words` (the slot was on another node, or wrote none) the cause is unknown.
     """

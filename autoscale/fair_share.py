@@ -27,7 +27,7 @@ from autoscale.water_filling import (
 )
 
 STARVE_S = 20.0
-"""Time without any place after which an account gets a turn, ahead of what others borrow."""
+"""Time without any place after which an account gets a turn, before others borrow."""
 UNLIMITED = 2**31
 ROUNDS = 8
 SHOWN = 6
@@ -102,9 +102,9 @@ class Shares:
 
     @cached_property
     def loans(self) -> dict[str, tuple[Loan, ...]]:
-        """Lenders of what an account uses beyond its entitlement, by account.
+        """By account, loans of the slots that it uses beyond its entitlement.
 
-        For operators only, so computed when asked for.
+        Computed on first use: only operators' views need them.
         """
         parts = [
             Balance(a.name, a.group, self.entitled[a.name], self.granted[a.name] * a.place)
@@ -180,16 +180,16 @@ def fair_shares(
     """Share a class's slots. Groups weigh 1 unless `group_weights` says otherwise.
 
     The grants are stable: given back as `holds`, they stay the same. With places of different sizes
-    a first answer may lead to another one, so answers are followed until they repeat; of a cycle
-    the same one is always chosen. Raises `ValueError` for names used twice and for weights that are
-    not above 0.
+    a division may change what it starts from, so it is repeated until the grants repeat; of a cycle
+    of grants the same ones are always chosen. Raises `ValueError` for names used twice and for
+    weights that are not above 0.
     """
     _check(accounts, group_weights)
     table = _seat(accounts, capacity, group_weights)
     tried: list[dict[str, int]] = []
     grants = {member.name: member.holds for member in table.members}
     if _enough(table):
-        # All get what they want, whatever they hold, so this answer is stable.
+        # All get all that they want, whatever they hold, so these grants are stable.
         grants = {member.name: member.cap for member in table.members}
     while grants not in tried and len(tried) < ROUNDS:
         tried.append(grants)
@@ -198,7 +198,7 @@ def fair_shares(
     if grants in tried:
         cycle = range(tried.index(grants), len(tried))
         chosen = min(cycle, key=lambda number: sorted(tried[number].items()))
-        # The answer that leads to the chosen one.
+        # The grants that lead to the chosen ones.
         before = chosen - 1 if chosen > cycle.start else cycle.stop - 1
         if before != len(tried) - 1:
             _divide(table, tried[before])
@@ -243,7 +243,7 @@ def _enough(table: _Table) -> bool:
 
 
 def _divide(table: _Table, holds: Mapping[str, int]) -> None:
-    """Divide anew, given what each account holds."""
+    """Divide the slots, given the places that each account holds."""
     groups, members, capacity = table.groups, table.members, table.capacity
     for member in members:
         member.holds, member.count, member.turn = holds[member.name], 0, False
@@ -333,7 +333,7 @@ def _give_turns(members: Sequence[_Member], starved: list[_Member], capacity: fl
     starved.sort(key=lambda m: (not m.holds, -m.account.hungry_s, m.name))
     for member in starved:
         if member.place > unowned + TOLERANCE:
-            break  # or smaller ones behind it would take what it waits for
+            break  # or smaller accounts behind it would take the slots that it waits for
         unowned -= member.place
         member.turn = True
     if not any(m.turn for m in starved):
@@ -344,7 +344,7 @@ def _give_turns(members: Sequence[_Member], starved: list[_Member], capacity: fl
 
 
 def _give(members: Sequence[_Member], places: Sequence[int], budget: float) -> None:
-    """Give these places to each, or the fair part of them if they do not fit."""
+    """Give each member its number of places, or fair parts of these if they do not fit."""
     more = sum([(n - m.count) * m.place for m, n in zip(members, places, strict=True)])
     if more <= budget + TOLERANCE:
         for member, number in zip(members, places, strict=True):
@@ -358,7 +358,7 @@ def _give(members: Sequence[_Member], places: Sequence[int], budget: float) -> N
 
 
 def _share(groups: Sequence[_Group], capacity: float) -> None:
-    """Slots of each group: its own share as far as it is wanted, then what others leave."""
+    """Set each group's slots: its own share as far as it is wanted, then slots others leave."""
     demands = [group.demand() for group in groups]
     vessels = [
         (g.weight, g.used(), max(g.used(), min(g.entitled, demand)))
@@ -376,7 +376,7 @@ def _share(groups: Sequence[_Group], capacity: float) -> None:
 
 
 def _give_rest(groups: Sequence[_Group], free: float) -> None:
-    """Give the parts of places that groups have left, put together, then all that still fits."""
+    """Give places made of the parts that groups have left, then all places that still fit."""
 
     def order(group: _Group) -> tuple[float, float, bool, str]:
         best = min(group.unmet(), key=lambda m: (-m.priority, m.holds <= m.count, m.name))

@@ -1,4 +1,4 @@
-"""The slots that the pool knows: what each holds and reports, and the orders it is given."""
+"""Slots from the pool's side: their placements and reports, and the orders that they get."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from headrace.link.client import Identity, SlotControl
 from headrace.snapshot import Evidence, FailureKind, ModelVersion, Placement, SlotView, State
 from headrace.spec import ModelSpec, decode_spec
 from replicas import last_words
-from replicas.last_words import IN_THE_MAKING, Words
+from replicas.last_words import IN_THE_MAKING
 
 MAX_FAILED = 64
 """Failed placements remembered for each slot."""
@@ -75,10 +75,7 @@ class Fleet:
         return [slot.view for slot in self._slots.values()]
 
     def placements(self) -> list[Placement]:
-        """Placements as they will be once every order under way is carried out.
-
-        So no order is given twice.
-        """
+        """Placements as if every order under way were carried out, so none is given twice."""
         return self.as_ordered(self._held())
 
     def as_ordered(self, placements: Sequence[Placement]) -> list[Placement]:
@@ -236,11 +233,13 @@ class Fleet:
             self._take_facts(slot, event)
 
     def slot_lost(self, slot_id: str, reason: str) -> None:
-        """Loss of a slot's process: what it held will be placed anew."""
+        """Forget a slot whose process is lost; the next round places its versions anew."""
         slot = self._slots.pop(slot_id, None)
         if slot is None:
             return
-        words = self._last_words(slot)
+        words = None
+        if slot.view.node_id == self._identity.node_id:  # those of other nodes are out of reach
+            words = last_words.take(slot.view.unix_path)
         log.warning(
             "slot_lost",
             slot=slot_id,
@@ -251,17 +250,17 @@ class Fleet:
         self._statistics.lost(slot_id)
         held = {each.key: each.state for each in slot.placements.values()}
         if words is not None:
-            # The slot's last words are newer: an order's answer may not have arrived.
+            # Newer than the answers: that to an order may not have arrived.
             held |= words.loading
         for key, state in held.items():
             if state in IN_THE_MAKING:
-                # Counted as a failure, or a model that kills its slot would kill one after another.
+                # A failure, or else a model that kills its slot would kill one after another.
                 text, evidence = autopsy(slot.view.slot_class, state, len(held), words)
                 self._fail(key, text, evidence)
         self._changed()
 
     def _fail(self, key: ModelVersion, reason: str, evidence: Evidence) -> None:
-        """A load has failed, or its slot died meanwhile."""
+        """Note that a load has failed, or that its slot died during it."""
         proven = State.READY in states_of(self._held()).get(key, ())
         evidence = replace(evidence, proven=proven)
         self._failures.add(key, reason, time.monotonic(), evidence)
@@ -274,12 +273,6 @@ class Fleet:
             slot_class=evidence.slot_class,
             exit_code=evidence.exit_code,
         )
-
-    def _last_words(self, slot: _Slot) -> Words | None:
-        """Last words of a slot on this node; those on other nodes are out of reach."""
-        if slot.view.node_id != self._identity.node_id:
-            return None
-        return last_words.take(slot.view.unix_path)
 
     async def _refresh(self, slot: _Slot) -> None:
         try:
@@ -317,36 +310,27 @@ class Fleet:
             self.specs[key] = decode_spec(facts["spec"])
         if placement.state in (State.FAILED, State.END):
             slot.placements.pop(placement.placement_id, None)
-            _remember_failure(slot, placement)
         elif slot.placements.get(placement.placement_id) != placement:
             slot.placements[placement.placement_id] = placement
         else:
             return
         if placement.state is State.FAILED:
-            self._fail(key, placement.reason, _evidence(slot, facts))
+            slot.failed.pop(key, None)  # the latest come last
+            slot.failed[key] = placement
+            if len(slot.failed) > MAX_FAILED:
+                del slot.failed[next(iter(slot.failed))]
+            evidence = Evidence(
+                FailureKind.BROKEN if facts["broken"] else FailureKind.OTHER,
+                slot.view.slot_class,
+                alone=not slot.placements,
+                lines=tuple(facts["lines"]),
+            )
+            self._fail(key, placement.reason, evidence)
         elif placement.state is State.READY:
             slot.failed.pop(key, None)
             self._failures.forget([key])
             self._lookout.loaded(key)
         self._changed()
-
-
-def _remember_failure(slot: _Slot, placement: Placement) -> None:
-    if placement.state is State.FAILED:
-        slot.failed.pop(placement.key, None)
-        slot.failed[placement.key] = placement
-        if len(slot.failed) > MAX_FAILED:
-            del slot.failed[next(iter(slot.failed))]
-
-
-def _evidence(slot: _Slot, facts: Mapping[str, Any]) -> Evidence:
-    """Evidence of a failure in a slot that lives on."""
-    return Evidence(
-        FailureKind.BROKEN if facts["broken"] else FailureKind.OTHER,
-        slot.view.slot_class,
-        alone=not slot.placements,
-        lines=tuple(facts["lines"]),
-    )
 
 
 def states_of(placements: Iterable[Placement]) -> dict[ModelVersion, list[State]]:

@@ -1,4 +1,4 @@
-"""Leases: slots that batch and training jobs borrow, a gang at a time; pure.
+"""Leases: gangs of slots that batch and training jobs borrow; pure.
 
 WAITING -> GRANTED -> NOTICED -> PREEMPTED -> WAITING, and from anywhere to ENDED. A notice is
 taken back (NOTICED -> GRANTED) if the slots are no longer needed before the grace time ends.
@@ -178,11 +178,11 @@ class LeaseBook:
         self._leases[lease_id] = lease
         return LeaseEvent(now, lease, None, f"asks for {slots} slots of class {slot_class}")
 
-    def release(self, lease_id: str, now: float, why: str = "released") -> list[LeaseEvent]:
+    def release(self, lease_id: str, now: float) -> list[LeaseEvent]:
         """End a lease in any state; no event if it is unknown."""
         lease = self._leases.get(lease_id)
         if lease is not None:
-            self._end(lease, now, why)
+            self._end(lease, now, "released")
         return self._drain()
 
     def give_back(self, lease_id: str, now: float) -> list[LeaseEvent]:
@@ -270,8 +270,10 @@ class LeaseBook:
         ]
 
     def _reclaim(self, slot_class: str, free: int, may_have: int, owed: int, now: float) -> None:
-        """Preempt what is due, take back notices that are not needed, give new ones."""
-        first = self._first(slot_class, may_have)
+        """Preempt leases whose grace time is over, take back notices, and give new ones."""
+        waiting = self._in(slot_class, LeaseState.WAITING)
+        # The head of the queue, if leases may have as many slots as it asks for.
+        first = waiting[0] if waiting and waiting[0].slots <= may_have else None
         need = -free if free < 0 else first.slots - free if first is not None else 0
         noticed = self._in(slot_class, LeaseState.NOTICED)
         coming = sum(lease.slots for lease in noticed)
@@ -294,7 +296,7 @@ class LeaseBook:
             self._change(told, now, why)
 
     def _victims(self, slot_class: str, room: int, owed: int) -> Sequence[Lease]:
-        """Leases to preempt for serving; those at `max_preemptions` only for what is owed."""
+        """Leases to preempt for serving; those at `max_preemptions` only for `owed` slots."""
         running = self._in(slot_class, LeaseState.GRANTED)
         open_to = [lease for lease in running if lease.preemptions < self.max_preemptions]
         victims = choose_victims(running, open_to, room)
@@ -314,11 +316,6 @@ class LeaseBook:
         if sum(lease.slots for lease in passers) < room:
             return []
         return choose_victims(running, passers, room)
-
-    def _first(self, slot_class: str, may_have: int) -> Lease | None:
-        """The first waiting lease, if leases may have as many slots as it asks for."""
-        waiting = self._in(slot_class, LeaseState.WAITING)
-        return waiting[0] if waiting and waiting[0].slots <= may_have else None
 
     def _grant(self, slot_class: str, free: int, may_have: int, now: float) -> None:
         """Grant in the order of the queue; the first that could fit but does not blocks the rest.
@@ -376,5 +373,4 @@ class LeaseBook:
 
 
 def _position(lease: Lease) -> tuple[int, int]:
-    """Sort key of the queue."""
     return (-lease.priority, lease.order)

@@ -1,7 +1,7 @@
-"""Which slot holds which model version, and what must move; pure: time is an argument.
+"""Orders that bring slots from what they hold to what is desired; pure: time is an argument.
 
-Every order brings slots closer to what is desired. A placement is never moved to balance slots, and
-leaves for another only if that has a right to a place and none is free.
+A placement is never moved to balance slots. It leaves for another version only if that one has a
+right to a place and none is free.
 """
 
 from __future__ import annotations
@@ -69,7 +69,10 @@ def plan(
     """
     book = SlotBook(slots, placements, room, holds)
     lacks = [_Lack(want) for want in wanted]
-    _unload_surplus(lacks, book, holds)
+    loose = {lack.key for lack in lacks if not lack.want.firm}
+    for slot_id, key in book.surplus({(x.key, x.want.slot_class): x.target for x in lacks}):
+        if key not in holds or key in loose:
+            book.unload(slot_id, key)
     lacks = [lack for lack in lacks if lack.want.replicas]  # usual: most models sleep
     for lack in lacks:
         lack.late = retry_at.get(lack.key, now_s) > now_s
@@ -86,25 +89,15 @@ def plan(
     return Plan([*handed, *book.unloads, *book.loads], waiting, crowded)
 
 
-def _unload_surplus(
-    lacks: Sequence[_Lack], book: SlotBook, holds: Mapping[ModelVersion, Hold]
-) -> None:
-    """Unload placements beyond what is desired: those not READY first, then the newest slots."""
-    loose = {lack.key for lack in lacks if not lack.want.firm}
-    for slot_id, key in book.surplus({(x.key, x.want.slot_class): x.target for x in lacks}):
-        if key not in holds or key in loose:
-            book.unload(slot_id, key)
-
-
 def _seat_sure(
     lacks: Sequence[_Lack],
     book: SlotBook,
     room: Room,
     holds: Mapping[ModelVersion, Hold],
 ) -> None:
-    """Load into sure places in classes that are full, and unload what is in their way.
+    """Load versions into their sure places in full classes; others are unloaded for them.
 
-    Shares may fit by their sum but into no slot, while what is there stays as long as it is called.
+    Shares may fit by their sum and yet into no slot, as placements stay while they are called.
     Nothing leaves for a new version of a model that serves with another one.
     """
     serving = {key.model for key, hold in holds.items() if hold is Hold.KEEP}
@@ -196,7 +189,7 @@ class _Lack:
         return max(0, self.missing) + self.want.replicas - self.target
 
     def reason(self) -> str:
-        """Why it waits, for operators."""
+        """Reason why it waits, for operators."""
         if self.late:
             # No seconds in it: a text that changes with time would change every snapshot.
             return "failed to load, waits before the next try"

@@ -60,7 +60,7 @@ class Lending:
         """Grant, give notice and preempt; returns the seconds until time alone may change it."""
         held = self.book.held()
         free = {name: slots - held.get(name, 0) for name, slots in division.for_leases.items()}
-        # Only what guarantees need is owed; the rest may stay lent.
+        # Slots that guarantees need are owed; others may stay lent.
         owed = {
             name: max(0, slots - division.capacity[name] + _guaranteed(division, name))
             for name, slots in held.items()
@@ -168,7 +168,7 @@ class Lending:
         )
 
     def _hear(self, events: Sequence[LeaseEvent]) -> None:
-        """Log and tell what a holder has changed."""
+        """Log changes that a holder has caused, and wake those who watch."""
         if events:
             self._log.told(events)
             self._tell(events)

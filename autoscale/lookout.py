@@ -1,4 +1,4 @@
-"""The store as the pool sees it now, and the files that have changed since they were loaded."""
+"""Latest look at the model store, and the files that have changed since they were loaded."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 class Lookout:
-    """Looks at the store for the models to serve; `changed` is called after every look.
+    """Reader of the store for the models to serve; `changed` is called after every look.
 
     `revisions` holds the revision of each (model, version) that has one above 0. `changing` and
     `lacking` belong to the same look as the entries; the catalog's own are ahead of them while a
@@ -93,7 +93,7 @@ class Lookout:
         self._changed()
 
     async def ask(self, question: Callable[[], T]) -> T:
-        """Ask the catalog in a thread, between looks."""
+        """Answer of a blocking question to the catalog; runs in a thread, between looks."""
         async with self._looking:
             return await asyncio.get_running_loop().run_in_executor(None, question)
 
@@ -106,11 +106,11 @@ class Lookout:
             self._stamps.setdefault(version, stamp)
 
     def loaded(self, key: ModelVersion) -> None:
-        """Note a loaded version; so a pool that has just started learns its revision."""
+        """Note a loaded version and its revision, which a restarted pool does not know."""
         version = (key.model, key.version)
         if key.revision >= self.revisions.get(version, 0):
             self.revisions[version] = key.revision
-            # Files loaded for an earlier pool are unknown: this stamp differs from every other.
+            # The stamp of files loaded for an earlier pool is unknown: this differs from any.
             self._stamps.setdefault(version, "")
 
     def renew(self, model: str) -> dict[ModelVersion, str]:

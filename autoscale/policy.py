@@ -1,6 +1,6 @@
-"""How many slots a model should have, from its load; pure: time is an argument.
+"""Desired slots of a model, from its load; pure: time is an argument.
 
-Each step is a function of (settings, state, signals), so a log of them can be replayed.
+Each step is a function of (settings, state, signals), so a log of these can be replayed.
 """
 
 from __future__ import annotations
@@ -195,7 +195,7 @@ def step(
 def _noted(
     recommended: tuple[Recommendation, ...], latest: Recommendation, span_s: float
 ) -> tuple[Recommendation, ...]:
-    """Appends the latest one if it differs, and drops those that ended before the span."""
+    """Recommendations with the latest one, if it differs, and without those before the span."""
     if recommended[-1].slots != latest.slots:
         recommended = (*recommended, latest)
     start_s = latest.at_s - span_s
@@ -219,7 +219,7 @@ def _again_s(scaling: Scaling, replicas: Replicas, state: ScalerState, now: Sign
     """Seconds until time alone may change the answer."""
     waits = [math.inf]
     if replicas.min < replicas.max or not replicas.min:
-        # A slot that only teaches the pool inputs and outputs goes with its report, not with time.
+        # A slot for learning inputs and outputs is given up at its report, not after a time.
         standing = state.slots > replicas.min and now.known
         if max(now.load, now.expected) >= IDLE_LOAD or (
             standing and scaling.policy not in BUILT_IN
@@ -238,8 +238,3 @@ def _again_s(scaling: Scaling, replicas: Replicas, state: ScalerState, now: Sign
             if delay_s > idle_for_s
         ]
     return max(0.01, min(waits))
-
-
-def settled(state: ScalerState, slots: int) -> ScalerState:
-    """State of a model that has `slots` already, as a restarted pool finds it."""
-    return state._replace(slots=slots)

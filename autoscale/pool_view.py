@@ -15,7 +15,7 @@ from autoscale.failures import Failures
 from autoscale.fair_share import Shares, SlotAccount, lent_by
 from autoscale.policy import DesiredSlots
 from autoscale.rollout import VersionRevision, labels_now
-from autoscale.sharing import LEASES, Division
+from autoscale.sharing import LEASES, Division, ModelPlaces
 from autoscale.slot_book import HELD
 from headrace.config.args import SlotClass
 from headrace.snapshot import ModelVersion, ModelView, Placement, SlotView, State, VersionView
@@ -99,7 +99,7 @@ def gauges(
 
 
 def _class(name: str, facts: PoolFacts) -> Document:
-    """`held` are slots with something in them, `free` those with nothing; leased ones are gone."""
+    """`held` slots have placements, `free` ones have none; both without `leased` ones."""
     slots = {s.slot_id for s in facts.slots if s.slot_class == name and not s.draining}
     held = len(slots & {p.slot_id for p in facts.placements if p.state in HELD})
     leased = facts.leased.get(name, 0)
@@ -132,7 +132,10 @@ def _models(facts: PoolFacts, sharing: Mapping[str, _Sharing]) -> Iterator[Docum
         desired = facts.desired.get(name, DesiredSlots(0))
         reasons = waiting.get(name, []) or ([entry.reason] if entry.reason else [])
         mine = sharing.get(entry.slot_class, _Sharing())
-        account = mine.accounts.get(name) or _outside(entry, desired, held[name])
+        account = mine.accounts.get(name)
+        if account is None:  # lingering, or not decided on yet
+            places = ModelPlaces(name, entry.config, entry.slot_class, desired, held=held[name])
+            account = places.account(0.0)
         # Lingering models have no part in the sharing: they keep what no other one needs.
         granted = mine.shares.granted.get(name, held[name] if desired.lingering else 0)
         yield {
@@ -179,23 +182,8 @@ def _groups(sharing: Mapping[str, _Sharing]) -> Iterator[Document]:
             }
 
 
-def _outside(entry: CatalogEntry, desired: DesiredSlots, held: int) -> SlotAccount:
-    """The account of a model outside the sharing: it lingers, or is not decided on yet."""
-    share, replicas = entry.config.share, entry.config.replicas
-    return SlotAccount(
-        entry.name,
-        share.group,
-        share.weight,
-        replicas.min,
-        replicas.max,
-        share.priority,
-        wanted=desired.slots,
-        holds=held,
-    )
-
-
 def _account(account: SlotAccount, sharing: _Sharing, held: int, granted: int) -> Document:
-    """Places of `size` slots each; `lends` and what it borrows from whom are slots."""
+    """Figures in places of `size` slots each; `borrows_from` and `lends` are in slots."""
     name, shares = account.name, sharing.shares
     return {
         "name": name,

@@ -38,11 +38,11 @@ TIMEOUT_S = 0.25
 
 log = structlog.get_logger()
 
-# The rules of `BudgetLedger`, which explains them. One hash holds a caller: bucket, day, and when
+# Follows the rules of `BudgetLedger`. One hash holds a caller: bucket, day, and when
 # each gateway last claimed (fields "g:ID"). Numbers are stored and answered as text of 17
-# digits, which gives a double back exactly; Redis would cut numbers to integers. They come in one
-# argument: Redis tells a client without a password what is wrong only for commands of at most ten.
-# The clock is Redis's own, since those of gateways differ.
+# digits, which keeps doubles exact; Redis would cut numbers to integers. They come in one argument:
+# without a password, Redis reports an error only for commands of at most ten arguments. The clock
+# is that of Redis, since the clocks of gateways differ.
 SCRIPT = """
 local gateway, numbers, count = 'g:' .. ARGV[1], {}, 0
 for word in string.gmatch(ARGV[2], '%S+') do
@@ -169,7 +169,6 @@ class RedisBudgets:
         return grants, gateways.active
 
     async def close(self) -> None:
-        """Give up connections."""
         await self._redis.aclose()
 
     def _key(self, caller: str) -> str:
@@ -278,7 +277,6 @@ class KeyRedis:
             raise _away(error) from None
 
     async def close(self) -> None:
-        """Give up the connections."""
         await self._redis.aclose()
 
 

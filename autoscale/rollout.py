@@ -1,4 +1,4 @@
-"""Roll-out: which versions of a model take its traffic while new ones come; pure.
+"""Roll-out: the versions of a model that take its traffic while new ones load; pure.
 
 A new version is loaded beside the old one, traffic moves once it is ready, and the old one may stay
 warm for a rollback. A version that never becomes ready never takes traffic.

@@ -159,7 +159,7 @@ class Economy:
         )
         whole = {name: each.max for name, each in self.slots.items()}
         if capacity != whole:
-            # Missing slots are still asked for; otherwise no node would ever be added for them.
+            # Missing slots are still asked for, or no node would ever be added for them.
             needed = divide(
                 models,
                 found.config,
@@ -171,7 +171,7 @@ class Economy:
             ).needed
             self.division = replace(self.division, needed=needed)
         self.targets.follow(self.division.needed, leased, now_s)
-        # The last plan knew the slots of then: slots that came or were asked for since may do.
+        # `crowded` is of the last plan: slots that came or were asked for since may be enough.
         self.targets.note_crowded(crowded, self._live, leased, now_s)
         self._live = live
         return self.division
@@ -203,7 +203,12 @@ class Economy:
     def _room(self, entries: Sequence[CatalogEntry], full: Collection[str]) -> Room:
         """Room in the slots of each class."""
         if self._entries != entries:
-            self._entries, self._sizes = list(entries), sizes_of(self.slots, entries)
+            self._entries = list(entries)
+            self._sizes = {
+                entry.name: entry.config.part_of(self.slots[entry.slot_class])
+                for entry in entries
+                if entry.slot_class in self.slots
+            }
         most = {name: each.max_models for name, each in self.slots.items()}
         free = {name: each.warm for name, each in self.slots.items()}
         demand = self.scaling.demand
@@ -300,20 +305,15 @@ class Rounds:
             versions[name] = len(keys) - len(hopeless.intersection(keys) if hopeless else ())
             if keys and all(map(told.__contains__, keys)):
                 known.add(name)
-        leaving = self._leaving(found.placements)
-        self.economy.settle(found, versions, known, now_s, leaving, self.plan.crowded)
-
-    def _leaving(self, placements: Sequence[Placement]) -> Mapping[str, int]:
-        """By model, the placements that serve until a new version is ready."""
+        # Placements that serve until a new version is ready.
         keep = {n: m.rollout.keep for n, m in self.decision.models.items() if m.rollout.keep}
-        if not keep:
-            return {}
-        return Counter(
+        leaving = Counter(
             placement.model
-            for placement in placements
+            for placement in (found.placements if keep else ())
             if placement.state in HELD
             if (placement.version, placement.revision) in keep.get(placement.model, ())
         )
+        self.economy.settle(found, versions, known, now_s, leaving, self.plan.crowded)
 
     def _note_serving(self, before: Decision) -> None:
         """Note versions as serving once they are ready; before, the first ready one may serve."""
@@ -325,15 +325,6 @@ class Rounds:
                 self.serving[name] = serving
         for name in self.serving.keys() - self.decision.models.keys():
             del self.serving[name]
-
-
-def sizes_of(slots: Mapping[str, SlotClass], entries: Sequence[CatalogEntry]) -> dict[str, float]:
-    """By model, the part of a slot that it takes."""
-    return {
-        entry.name: entry.config.part_of(slots[entry.slot_class])
-        for entry in entries
-        if entry.slot_class in slots
-    }
 
 
 def _keys(entry: CatalogEntry, found: Observation) -> list[ModelVersion]:

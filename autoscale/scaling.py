@@ -18,7 +18,6 @@ from autoscale.policy import (
     ScalerState,
     Signals,
     policy_named,
-    settled,
     step,
 )
 from headrace.config.args import ModelConfig
@@ -109,7 +108,7 @@ class Demand:
                     model.loads.pop(gateway_id, None)
 
     def retain(self, models: Mapping[str, float]) -> None:
-        """Keep these models alone, with so many seconds of history each."""
+        """Keep these models alone, each with this many seconds of history."""
         if models == self._spans and self._models.keys() == models.keys():
             return
         self._spans = dict(models)
@@ -137,15 +136,9 @@ class Demand:
         return found.active_s if found is not None else float("-inf")
 
     def touch(self, model: str, now_s: float) -> None:
-        """Count the model as called now."""
         found = self._models.setdefault(model, _Model())
         found.active_s = now_s
         self._changed(model)
-
-    def load(self, model: str) -> float:
-        """Requests in flight and waiting, by the last reports."""
-        history = self.history(model)
-        return history[-1].load if history else 0.0
 
     def _changed(self, model: str) -> None:
         self.changes[model] = self.changes.get(model, 0) + 1
@@ -210,9 +203,8 @@ class _Change(NamedTuple):
 class ScalingBook:
     """Desired slots of all models.
 
-    A model is looked at when its own demand has changed or its time has come, so reports about
-    other models cost nothing. `again_s` is the number of seconds until time alone may change
-    something.
+    A model is decided on when its own demand has changed or its time has come, so reports about
+    other models cost nothing. Time alone may change a decision in `again_s` seconds.
     """
 
     def __init__(self) -> None:
@@ -273,7 +265,7 @@ class ScalingBook:
         demand = self.demand
         state = self._states.get(name)
         if state is None:
-            state = settled(ScalerState(), min(max(held, replicas.min), replicas.max))
+            state = ScalerState(min(max(held, replicas.min), replicas.max))
             if held:
                 demand.touch(name, now_s)
         history = demand.history(name)
@@ -321,5 +313,5 @@ def replay_step(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _number(value: Any) -> Any:
-    """JSON has no infinity: it is written as null."""
+    """Number from the log; minus infinity, which JSON lacks, is written there as null."""
     return -math.inf if value is None else value

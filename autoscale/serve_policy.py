@@ -1,4 +1,4 @@
-"""Autoscaling policy for Ray Serve: as many slots as the pool says.
+"""Autoscaling policy for Ray Serve: the number of slots that the pool sets.
 
 Serve pickles this module by value and runs it in its controller, so it imports nothing of Headrace.
 """
@@ -28,8 +28,8 @@ def actor_name(application: str) -> str:
 class SlotPolicy:
     """Policy of one slot class's deployment.
 
-    A call only reads a field; a thread waits for the next target. Without an answer the number
-    stays as it is, also after a restart of Serve's controller.
+    A call only reads a field; a thread waits for the next target. Until there is one the number of
+    replicas stays, also after a restart of Serve's controller.
     """
 
     def __init__(self, slot_class: str) -> None:
@@ -57,7 +57,7 @@ def _follow(policy: weakref.ref[SlotPolicy], slot_class: str, name: str) -> None
             if actor is None:
                 actor, known = ray.get_actor(name, namespace=NAMESPACE), -1
             known, targets = ray.get(actor.watch.remote(known), timeout=_ANSWER_S)
-        except Exception:  # of many kinds: the pool makes the actor anew
+        except Exception:  # Ray raises many kinds; the pool makes the actor anew
             actor = None
             time.sleep(_RETRY_S)
             continue

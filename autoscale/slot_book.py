@@ -1,4 +1,4 @@
-"""The contents of slots while a plan is made; pure."""
+"""Orders, and the contents of slots while a plan of orders is made; pure."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class DesiredVersion:
     """A model version and its desired slots (`replicas`) of a class, at most `granted` of them.
 
     Versions that are not `firm` are placed after all others, and give up their slots for them.
-    `turn` is set for one that has starved, and for a while after it then got a slot.
+    `turn` is set for a starved version, and for a while after it got a slot for that reason.
     """
 
     model: str
@@ -44,7 +44,6 @@ class DesiredVersion:
 
     @cached_property
     def key(self) -> ModelVersion:
-        """The model version itself."""
         return ModelVersion(self.model, self.version, self.revision)
 
     @cached_property
@@ -67,7 +66,6 @@ class _Order:
 
     @property
     def key(self) -> ModelVersion:
-        """The model version to load or unload."""
         return ModelVersion(self.model, self.version, self.revision)
 
 
@@ -152,7 +150,7 @@ class OpenSlots:
 
     def fullest(self, size: float) -> Iterator[str]:
         """Slots with room for `size`, the fullest first, then by id."""
-        # Starts a little early, since sums of parts are not exact.
+        # Begins a little early, since sums of parts are not exact.
         first = bisect_left(self._by_use, (size - FULL - 1e-9, ""))
         for number in range(first, len(self._by_use)):
             used, slot_id = self._by_use[number]
@@ -266,7 +264,7 @@ class SlotBook:
         return worse
 
     def reserve(self, want: DesiredVersion) -> bool:
-        """Count on room that a drain in the class will make; False if all of it is spoken for."""
+        """Reserve room that draining placements of the class will leave; False if none is left."""
         size = self._room.size(want.model, want.slot_class)
         taken = self._reserved.get(want.slot_class, 0.0)
         if self._coming.get(want.slot_class, 0.0) + FULL - 1 < taken + size:
@@ -385,7 +383,7 @@ class SlotBook:
             free -= minus
             leaving.append(key)
             if rank == 3:
-                break  # the room elsewhere is enough for one
+                break  # one is known to fit elsewhere, not several
         return leaving if free + FULL - 1 >= size else None
 
     def _fits_elsewhere(self, key: ModelVersion, slot_id: str) -> bool:

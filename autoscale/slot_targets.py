@@ -27,7 +27,7 @@ log = structlog.get_logger()
 
 
 class TargetBoard:
-    """The actor: the targets of the newest pool; `watch` waits for changes."""
+    """Actor that holds the targets of the newest pool."""
 
     def __init__(self) -> None:
         self._epoch = 0
@@ -58,7 +58,7 @@ class TargetBoard:
 
 
 class SlotTargets:
-    """The pool's end; `run` makes the actor, and makes it anew when it has died."""
+    """The pool's side; `run` makes the actor, and makes it anew when it has died."""
 
     def __init__(self, application: str, epoch: int) -> None:
         self._name, self._epoch = actor_name(application), epoch
@@ -66,12 +66,7 @@ class SlotTargets:
         self._written: dict[str, int] | None = None
         self._board: Any = None
         self._writing = asyncio.Lock()
-        self.superseded = False
-
-    @property
-    def targets(self) -> dict[str, int]:
-        """Targets of this pool, written or not."""
-        return dict(self._targets)
+        self._superseded = False
 
     async def set(self, targets: Mapping[str, int]) -> None:
         """Set targets by class; classes that are not named keep theirs.
@@ -122,7 +117,7 @@ class SlotTargets:
     async def _write(self, board: Any) -> None:
         """Write the targets to the actor; never raises."""
         async with self._writing:
-            while not self.superseded and board is self._board and self._written != self._targets:
+            while not self._superseded and board is self._board and self._written != self._targets:
                 targets = dict(self._targets)
                 try:
                     async with on_ray("pool", CALL_TIMEOUT_S):
@@ -133,5 +128,5 @@ class SlotTargets:
                 if epoch == self._epoch:
                     self._written = targets
                 else:
-                    self.superseded = True
+                    self._superseded = True
                     log.warning("slot_targets_superseded", epoch=epoch)

@@ -12,7 +12,7 @@ from typing import Any
 from headrace.protocols.metadata import BATCH_PAIRS, PAIRS, SCALARS
 
 GONE_KEPT = 64
-"""Lost slots whose counts can be taken back: their process may live, only the link broke."""
+"""Lost slots whose counts can be taken back, as only the link may have broken."""
 
 Version = tuple[str, int]
 ModelCounts = Mapping[str, Any]

@@ -73,7 +73,7 @@ class Filled:
         return self.count * self.place
 
     def vessel(self) -> Vessel:
-        """Range of what it may still get, in slots."""
+        """Range of its slots, from those it has to those it may get."""
         return (self.weight, self.used, max(self.count, self.cap) * self.place)
 
 

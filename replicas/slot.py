@@ -1,4 +1,4 @@
-"""The ModelServer deployment: one process that the pool loads models into."""
+"""The ModelServer deployment: a slot, whose process the pool loads models into."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class SlotSettings:
 
 
 class ModelServer:
-    """A generic slot; Serve starts, checks and stops it, the pool says what it holds."""
+    """A slot: Serve starts, checks and stops it; the pool loads and unloads models."""
 
     async def __init__(self, settings: SlotSettings, pool: Any) -> None:  # type: ignore[misc]
         self._settings, self._pool = settings, pool
@@ -59,10 +59,10 @@ class ModelServer:
         shared_memory.sweep()
         last_words.sweep(self._process.node.folder)
         if settings.slot_class.pin:
-            # Before any runtime starts its threads: those inherit it.
+            # Before any runtime starts threads: they inherit the cores.
             cores = pin(serve.get_replica_context().rank.local_rank, settings.slot_class.cpus)
             log.info("pinned", cores=sorted(cores))
-        # Importing TensorFlow takes seconds; a slot is worth having only once that is done.
+        # Importing TensorFlow takes seconds, which no load should wait for.
         for runtime in settings.slot_class.preload:
             await loop.run_in_executor(None, import_runtime, runtime)
         self._slot_id = f"{settings.name}-{os.getpid()}-{os.urandom(3).hex()}"
@@ -104,7 +104,7 @@ class ModelServer:
         )
 
     async def _announce(self) -> None:
-        """Tell the pool that this slot is here, whenever no pool is listening to it."""
+        """Announce this slot to the pool while no pool is connected to it."""
         while True:
             if not self._service.pool_connected and not self._draining:
                 try:
@@ -115,16 +115,16 @@ class ModelServer:
             await asyncio.sleep(ANNOUNCE_S * random.uniform(0.5, 1.5))
 
     async def check_health(self) -> None:
-        """Serve asks once per period; an exception makes it replace this replica."""
+        """Called by Serve once per period; after an exception it replaces this replica."""
         if not self._service.tcp_address:
             raise RuntimeError("the link is not listening")
         self._process.check_health()
 
     async def __del__(self) -> None:
-        """Serve awaits this before it ends the process: answer what is there, take no more."""
+        """Drain, then close; Serve awaits this before it ends the process."""
         self._draining, drain_s = True, self._settings.limits.drain_s
         if not self._started:
-            return  # told to stop while it was starting: nobody has heard of it
+            return  # stopped while it was starting: it was never announced
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(drain_s):
                 await self._service.drain(min(HANDOVER_S, drain_s / 2))

@@ -111,8 +111,7 @@ def test_the_load_of_all_gateways_is_one_step_function() -> None:
     assert list(demand.history("m")) == [Sample(1.0, 2.0), Sample(2.0, 5.0)]
     assert not demand.report("a", {"m": (2.0, 0, 2)}, 2.5), "nothing new"
     assert demand.report("a", {}, 3.0), "what it does not name is over"
-    assert (demand.load("m"), demand.held("m")) == (3.0, 1)
-    assert demand.load("other") == 0.0
+    assert (demand.history("m")[-1].load, demand.held("m")) == (3.0, 1)
 
 
 def test_a_request_too_short_to_be_seen_in_flight_keeps_its_model_awake() -> None:
@@ -138,9 +137,9 @@ def test_a_gateway_that_is_gone_has_no_load() -> None:
     demand.report("a", {"m": (4.0, 2, 4)}, 0.0)
     demand.report("b", {"m": (1.0, 0, 1)}, 9.0)
     demand.forget(9.9, 10.0)
-    assert demand.load("m") == 5.0
+    assert demand.history("m")[-1].load == 5.0
     demand.forget(10.0, 10.0)
-    assert (demand.load("m"), demand.held("m")) == (1.0, 0)
+    assert (demand.history("m")[-1].load, demand.held("m")) == (1.0, 0)
 
 
 def test_history_is_kept_for_as_long_as_a_model_asks_and_no_longer() -> None:

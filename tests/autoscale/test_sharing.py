@@ -10,7 +10,6 @@ from pydantic import ByteSize
 from autoscale.catalog import CatalogEntry
 from autoscale.leases import Lease, LeaseBook, LeaseState
 from autoscale.policy import DesiredSlots
-from autoscale.rounds import sizes_of
 from autoscale.sharing import (
     BELIEVED_S,
     CROWDED_S,
@@ -133,7 +132,7 @@ def test_room_by_memory_exclusive_or_count() -> None:
         CatalogEntry("small", ModelConfig(), "cpu"),
         CatalogEntry("tiny", ModelConfig(memory=ByteSize(1024 * 1024)), "cpu"),
     ]
-    room = Room({"cpu": 10}, sizes_of(slots, entries))
+    room = Room({"cpu": 10}, {e.name: e.config.part_of(slots[e.slot_class]) for e in entries})
     sizes = {entry.name: room.size(entry.name, "cpu") for entry in entries}
     assert sizes == {"half": 0.5, "alone": 1.0, "small": 0.1, "tiny": 0.1}
 
