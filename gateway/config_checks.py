@@ -194,7 +194,7 @@ def _policies(pool: PoolConfig) -> Iterator[Finding]:
 
 
 def _sharing(args: Args, pool: PoolConfig) -> Iterator[Finding]:
-    """Weights of groups that nobody is in, and leases that can never be had."""
+    """Groups without a model, a model named as the leases' account, and leases never granted."""
     leases = pool.leases
     groups = {model.share.group for model in pool.models.values()} | {leases.group}
     for group in pool.shares.keys() - groups:

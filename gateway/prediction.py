@@ -88,7 +88,7 @@ class Prediction(Visit):
         json_length: int | None = None,
         encodings: int = 0,
     ) -> None:
-        """With the body: raises what is wrong with its model, and what refuses it."""
+        """With the body: submit it; raises what refuses its model or its caller."""
         desk, path = self.desk, self.path
         plane, access = desk.plane, desk.access
         assert path is not None
@@ -172,7 +172,7 @@ class Prediction(Visit):
         recorder = self.desk.recorder
         code = answer.status if isinstance(answer, Reply) else answer.http_status
         if path is None or request is None:
-            # A name that nobody configured is whatever the caller sent: it must not become a label.
+            # The name of an unknown model is the caller's own text: it must not become a label.
             protocol, model = self.target
             known = model and self.desk.plane.config(model) is not None
             recorder.request(model if known else "", 0, protocol, code, self.tier, 0.0)

@@ -19,7 +19,7 @@ RELEASE = distribution_version("headrace")
 
 @dataclass(kw_only=True)
 class GatewayView:
-    """What the APIs share. `pool` takes operations: its table is in `autoscale.pool`.
+    """What the APIs share. `pool` takes the operations that `autoscale.pool` lists.
 
     `ready` is true when listeners are up, a config is applied and a slot has been seen. `admit`
     lets in a request that is no prediction; it raises what refuses its caller. `repository_control`

@@ -19,10 +19,10 @@ class Destination(Protocol):
     """Where admitted requests go."""
 
     def submit(self, request: Request) -> None:
-        """Begin with it; raises what is wrong with it."""
+        """Take the request; raises what refuses it."""
 
     def cancel(self, request: Request) -> None:
-        """Stop: the client left."""
+        """Drop the request of a client that left."""
 
 
 class BodyMemory:

@@ -275,7 +275,7 @@ async def infer(request: Request) -> Response:
 
 
 def _refuse(request: Request) -> NoReturn:
-    """Raises what is wrong with a path, or that a prediction came past the fast lane."""
+    """Raises `Unimplemented` for a prediction past the fast lane, `InvalidArgument` for others."""
     if request.method == "POST" and parse_infer_path(request.scope["raw_path"]) is not None:
         raise Unimplemented("predictions are not answered on this path of the server")
     raise _malformed(request)

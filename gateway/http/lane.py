@@ -136,7 +136,7 @@ class FastLane(HttpToolsProtocol, ClientConnection):
     def connection_lost(self, exc: Exception | None) -> None:
         """Cancel the requests of the client that left."""
         self.door.leave(self)
-        # Requests that wait behind it are with nobody yet; `cycle` may be the last of them.
+        # Those in the pipeline are not submitted yet; `cycle` may be the last of them.
         for cycle in dict.fromkeys((self._running, self.cycle, *(one for one, _ in self.pipeline))):
             if isinstance(cycle, FastCycle) and not cycle.response_complete:
                 cycle.prediction.cancel()

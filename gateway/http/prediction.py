@@ -22,7 +22,7 @@ class HttpPrediction(Prediction):
     __slots__ = ()
 
     def submit(self, body: Body, length: int, done: Callable[[Request, Answer], None]) -> None:
-        """Send it, with its body; raises what is wrong with its headers, and what `send` raises."""
+        """Send it; raises `InvalidArgument` for its headers, and what `send` raises."""
         found = self.headers
         json_length = found.get(b"inference-header-content-length")
         if json_length is not None and (not json_length.isdigit() or len(json_length) > 10):
