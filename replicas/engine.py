@@ -44,7 +44,7 @@ INLINE_BYTES = 256 * 1024
 HEAVY_BYTES = 1024 * 1024
 """Size from which a body may hold enough elements to fill the memory; so may a compressed one."""
 HEAVY_SHARE = 8
-"""Part of `max_elements`: a request with more strings holds the slot's `heavy` until answered."""
+"""Divisor of `max_elements`: with more strings a request holds `heavy` until it is answered."""
 BRIEF_S = 0.2e-3
 """Run time below which a run on the loop costs less than waking a thread and the loop for it."""
 LATEST = 32
@@ -347,15 +347,9 @@ class Engine:
             if not together:
                 self._answer(work, shown)
             elif not work.ended:
-                # Each by itself: neighbours must not share the mistake of one of them.
-                work.pending = Pending.of(
-                    pending.request,
-                    pending.deadline_s,
-                    pending.arrived_s,
-                    token=work,
-                    alone=True,
-                    priority=pending.priority,
-                )
+                # Each alone (without a key): neighbours must not share the mistake of one of them.
+                rest = (pending.rows, pending.deadline_s, pending.arrived_s, work)
+                work.pending = Pending(pending.request, None, *rest, pending.priority)
                 self._batcher.add(work.pending)
 
     def _tell_cause(self, error: HeadraceError) -> None:

@@ -68,7 +68,7 @@ class SlotService(LinkServer):
         self.tell_draining()
         self.event("draining")
         until_s = time.monotonic() + hand_over_s
-        # Gateways that end at the same time say goodbye first, and have nobody else to ask.
+        # Gateways that stop at the same time finish first: they may have no other slot to ask.
         await asyncio.sleep(LINGER_S)
         while self.pool_connected and self._placements.credits():
             if time.monotonic() >= until_s:

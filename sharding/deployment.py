@@ -32,6 +32,9 @@ from sharding.upload import Event, MediaJob, Tell
 
 MAX_OPEN = 4
 """Jobs that run at once in a process; each holds at most `split.PIXELS_IN_MEMORY` of pixels."""
+SWEEP_S = 60.0
+
+log = structlog.get_logger()
 
 
 class Sharder:
@@ -57,11 +60,6 @@ class Sharder:
                 return await run.work(tell)
         except TimeoutError:
             raise run.late() from None
-
-
-SWEEP_S = 60.0
-
-log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +141,7 @@ class ShardStage:
         return await answer_of(self._submit(job, caller))
 
     async def job(self, job_id: str, caller: str | None) -> dict[str, Any]:
-        """A job's document; `caller` is None for an operator, who sees all."""
+        """A job's document; `caller` is None for an operator."""
         return await answer_of(self._jobs.job(job_id, caller))
 
     async def cancel(self, job_id: str, caller: str | None) -> dict[str, Any]:
@@ -151,7 +149,6 @@ class ShardStage:
         return await answer_of(self._jobs.cancel(job_id, caller))
 
     async def jobs(self, caller: str | None) -> Any:
-        """A caller's jobs, newest first."""
         return await answer_of(self._jobs.jobs(caller))
 
     async def _submit(self, job: MediaJob, caller: str) -> dict[str, str]:

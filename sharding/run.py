@@ -39,16 +39,17 @@ from sharding.split import Source, open_source
 from sharding.upload import MediaJob, Tell
 
 TRIES = 3
-"""Shards that a part is sent to, one after the other. The router moves no part: each is addressed
-to one slot, and the hash order of the part's key says which slot is next."""
+"""Shards that a part is sent to, one after the other, in the hash order of its key. The router
+moves no part, as each is addressed to one slot."""
 MERGE_S = 0.5
 """Time kept for the merge with `partial: allow`, at most a tenth of the job's time."""
 WAKE_POLL_S = 0.01
 JOIN_S = 0.2
+"""Interval of looking for shards that have joined."""
 MAX_FINDINGS = 300_000
 """Cap on the boxes and labels of a job before their merge: some 100 MB."""
 HASHERS = 2
-"""Threads that hash parts, each of which holds one; no shard has work yet."""
+"""Threads that hash parts before the first is sent; each thread holds one part."""
 
 log = structlog.get_logger()
 
@@ -147,10 +148,7 @@ class Run:
             return list(pool.map(key, source.plan))
 
     async def _members(self) -> list[str]:
-        """The shards that can be reached, which a sleeping model is woken for.
-
-        Raises `_TakenOver`.
-        """
+        """The shards that can be reached; a sleeping model is woken. Raises `_TakenOver`."""
         job, shards = self._job, self._shards
         if members := self._reachable():
             return members
@@ -257,7 +255,6 @@ class Run:
                     self._shards.config(self._job.model, self._job.version)
                     await asyncio.sleep(WAKE_POLL_S)
                     continue
-                # At most `JOIN_S`, since shards may join.
                 done, _ = await asyncio.wait(
                     running,
                     timeout=max(0.0, min(JOIN_S, left_s)),

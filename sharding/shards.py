@@ -29,7 +29,7 @@ class ShardDied(Unavailable):
 def routes_by_slot(snapshot: Snapshot) -> Routes:
     """The routes of a gateway, and one to every slot that holds a model version. Pure.
 
-    Also of versions that answer nobody any more: a job goes on with the one it began with.
+    Versions without traffic have one too, since a job goes on with the version that it began with.
     """
     routes, failed = routes_of(snapshot)
     for placement in snapshot.placements:
@@ -42,7 +42,7 @@ def routes_by_slot(snapshot: Snapshot) -> Routes:
 
 
 def slot_key(version: ModelVersion, slot_id: str) -> QueueKey:
-    """The queue of what only this slot may answer."""
+    """The queue of the parts that only this slot may answer."""
     return (version.model, f"{version.version}.{version.revision}@{slot_id}")
 
 
@@ -58,7 +58,7 @@ class Shards:
         plane.on_link_down = self._lost
 
     def _lost(self, slot_id: str) -> None:
-        """Refuse what only this slot could answer; the job asks another one."""
+        """Refuse the parts that wait for this slot; their jobs ask another one."""
         router = self._plane.router
         for key in router.queues():
             if isinstance(key[1], str) and key[1].endswith(f"@{slot_id}"):

@@ -124,7 +124,7 @@ class Spool:
             raise ValueError("the spool is closed")
         loop = asyncio.get_running_loop()
         job = loop.run_in_executor(None, work)
-        # Only whether the thread is done with the file counts, not its result.
+        # Done once the thread has left the file, whatever its result.
         self._job = asyncio.ensure_future(_settle(job))
         try:
             return await asyncio.shield(job)

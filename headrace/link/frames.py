@@ -27,7 +27,7 @@ ERROR = struct.Struct("<dB")
 MAX_FRAME_BYTES = 1024 * 1024
 """Limit on a frame, which is read whole: bounds the memory that one peer can claim."""
 MAX_HANDSHAKE_BYTES = 4096
-"""Limit on frames of a peer that has not proved yet that it knows the cluster's secret."""
+"""Limit on frames before the handshake is done."""
 PART_BYTES = 64 * 1024
 """Size of a part; longer bodies are cut, so that a small request waits for one part at most."""
 NO_JSON_LENGTH = 0xFFFFFFFF
@@ -109,7 +109,7 @@ class Item:
 class Reply:
     """An answer on the link: an HTTP status, and a body in the client's protocol.
 
-    With another status than 200 the body is an error, which `decode_failure` reads. Times are
+    Unless the status is 200, the body is an error, which `decode_failure` reads. Times are
     seconds in the slot: whole, waiting for a batch, computing, encoding. `depth` is the number of
     requests that the slot still holds; `rows` and `megapixels` are the request's size (0: not
     known). With ELSEWHERE the slot did not take the request.
@@ -182,19 +182,11 @@ def encode_items(items: Iterable[Item]) -> bytes:
         count += 1
         parts.append(
             ITEM.pack(
-                item.id,
-                item.length,
-                item.placement_id,
-                item.call,
-                item.flags,
+                item.id, item.length, item.placement_id, item.call, item.flags,
                 NO_JSON_LENGTH if item.json_length is None else item.json_length,
-                item.remaining_s,
-                item.waited_s,
-                len(item.meta),
-                item.encodings,
-                item.priority,
+                item.remaining_s, item.waited_s, len(item.meta), item.encodings, item.priority,
             )
-        )
+        )  # fmt: skip
         parts.append(item.meta)
         _add_body(parts, item.flags, item.body)
     return _bundle(Kind.ITEMS, count, parts)
@@ -208,22 +200,12 @@ def encode_replies(replies: Iterable[Reply]) -> bytes:
         count += 1
         parts.append(
             REPLY.pack(
-                reply.id,
-                reply.length,
-                reply.status,
-                reply.flags,
-                reply.form,
-                NO_JSON_LENGTH if reply.json_length is None else reply.json_length,
-                reply.slot_s,
-                reply.batch_wait_s,
-                reply.compute_s,
-                reply.encode_s,
-                min(reply.depth, 0xFFFF),
-                0,
-                min(reply.rows, 0xFFFFFFFF),
-                reply.megapixels,
+                reply.id, reply.length, reply.status, reply.flags, reply.form,
+                NO_JSON_LENGTH if reply.json_length is None else reply.json_length, reply.slot_s,
+                reply.batch_wait_s, reply.compute_s, reply.encode_s, min(reply.depth, 0xFFFF), 0,
+                min(reply.rows, 0xFFFFFFFF), reply.megapixels,
             )
-        )
+        )  # fmt: skip
         _add_body(parts, reply.flags, reply.body)
     return _bundle(Kind.REPLIES, count, parts)
 
@@ -312,7 +294,7 @@ def encode_failure(error: HeadraceError) -> bytes:
 
 
 def decode_failure(reply: Reply) -> HeadraceError:
-    """The error that a reply with another status than 200 holds."""
+    """The error in a reply whose status is not 200."""
     body = b"".join(pieces(reply.body))
     if len(body) < ERROR.size:
         return error_for_status(reply.status, f"the slot answered with status {reply.status}")
@@ -349,7 +331,6 @@ def encode_numbers(kind: Kind, first: int, second: int = 0) -> bytes:
 
 
 def decode_numbers(frame: Frame) -> tuple[int, int]:
-    """The two numbers of such a frame."""
     if len(frame.payload) != STREAM.size:
         raise LinkError(f"a frame of kind {frame.kind} with {len(frame.payload)} bytes, not 8")
     first, second = STREAM.unpack(frame.payload)

@@ -82,7 +82,7 @@ class DataPlane:
     ) -> tuple[str, int]:
         """The model version that answers; raises the protocol's `NotFound`, or `Unavailable`.
 
-        Label and default are resolved here and now: what was asked before they moved goes one way.
+        Label and default are resolved once, on arrival; the request carries the version.
         """
         view = self.snapshot.models.get(name)
         if view is None and not self.snapshot.number:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -60,19 +61,20 @@ class PoolClient:
                 self._followed = asyncio.Event()
 
     async def _watch(self, report: dict[str, Any]) -> Snapshot | None:
-        """The next snapshot, None if there is none for now. A new pool learns from the last one."""
+        """The next snapshot, None if there is none for now; a new pool starts from the last one.
+
+        The pool leaves out the access rules that are known already.
+        """
         known = self._known()
-        access = Access(known.access.number)
-        short = replace(known, slots=(), placements=(), models={}, access=access)
+        had = (known.epoch, known.access.number)
+        short = replace(known, slots=(), placements=(), models={}, access=Access(had[1]))
         snapshot: Snapshot | None
         snapshot = await self._call(WATCH_TIMEOUT_S, "watch", short, self._name, report)
-        same = snapshot is not None and snapshot.epoch == known.epoch
-        if snapshot is not None and same and snapshot.access.number == known.access.number:
+        if snapshot is not None and (snapshot.epoch, snapshot.access.number) == had:
             return replace(snapshot, access=known.access)
         return snapshot
 
     async def tell_load(self, loads: Loads) -> None:
-        """What this process's router holds and what waits, by model."""
         await self._call(ASK_TIMEOUT_S, "tell_load", self._name, loads)
 
     async def ask(self, what: Literal["details", "pool_view", "statistics"]) -> Any:
@@ -85,12 +87,10 @@ class PoolClient:
         """The result of an operation of the pool's table, once this process acts on it too."""
         answer = await self._call(timeout_s, "operate", operation, arguments)
         result = result_of(answer)
-        try:
+        with suppress(TimeoutError):  # it is carried out all the same
             async with asyncio.timeout(FOLLOW_S):
                 while self._known().number < answer["number"]:
                     await self._followed.wait()
-        except TimeoutError:
-            pass  # it is carried out all the same
         return result
 
     async def _call(self, timeout_s: float, method: str, *arguments: Any) -> Any:

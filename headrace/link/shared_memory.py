@@ -28,7 +28,7 @@ def available() -> bool:
 def write(body: Body, wanted: Callable[[], bool] = lambda: True) -> str:
     """Put a body into a new file and give its name; blocks, so call it in a thread.
 
-    The file is removed again if it is no longer `wanted` once it is written.
+    Once written, the file is removed again unless it is still `wanted`.
     """
     name = f"headrace-{os.getpid()}-{secrets.token_hex(8)}"
     descriptor = os.open(FOLDER / name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
@@ -46,9 +46,9 @@ def write(body: Body, wanted: Callable[[], bool] = lambda: True) -> str:
 
 
 def take(name: str, length: int) -> memoryview:
-    """Map such a file for reading and unlink it; raises `LinkError` if it is not what was said.
+    """Map a peer's file of `length` bytes for reading and unlink it; raises `LinkError`.
 
-    Raises `FileNotFoundError` if the sender has taken it back: the message was cancelled.
+    Raises `FileNotFoundError` if the sender has removed it: the message was cancelled.
     """
     if not _NAME.fullmatch(name):
         raise LinkError("a shared body with a name that is not ours")
