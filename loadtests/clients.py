@@ -11,8 +11,8 @@ import itertools
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Self, cast
 from urllib.parse import urlsplit
 
@@ -187,12 +187,7 @@ class Arrivals:
         self._sender = asyncio.create_task(self._send_all())
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         self._stop.set()
         await self._sender
 
@@ -207,17 +202,11 @@ class Arrivals:
         async with asyncio.TaskGroup() as group:
             for number in itertools.count():
                 planned_s = number / self._rate
-                if await self._stopped_before(planned_s):
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(max(planned_s - self.now_s(), 0)):
+                        await self._stop.wait()
                     return
                 group.create_task(self._send(planned_s))
-
-    async def _stopped_before(self, planned_s: float) -> bool:
-        try:
-            async with asyncio.timeout(max(planned_s - self.now_s(), 0)):
-                await self._stop.wait()
-        except TimeoutError:
-            return False
-        return True
 
     async def _send(self, planned_s: float) -> None:
         version, error = "", ""

@@ -125,13 +125,12 @@ def _json(body: bytes) -> dict[str, Any]:
 
 def _tensor(described: Mapping[str, Any], raw: bytes | None) -> Values:
     try:
-        shape = tuple(described["shape"])
         flat = (
-            np.asarray(described["data"], dtype=np.float64)
+            described["data"]
             if raw is None
-            else np.frombuffer(raw, NUMPY_OF[described["datatype"]]).astype(np.float64)
+            else np.frombuffer(raw, NUMPY_OF[described["datatype"]])
         )
-        return flat.reshape(shape)
+        return np.asarray(flat, np.float64).reshape(tuple(described["shape"]))
     except (KeyError, ValueError, TypeError) as error:
         raise WrongAnswer(f"an output cannot be read: {error!r}") from error
 

@@ -28,10 +28,11 @@ from loadtests.bench.mlp import (
     NAME,
     V2_GRPC,
     Body,
+    mlp_graph,
     unframed,
     write_bodies,
     write_grpc_body,
-    write_store,
+    write_version,
 )
 from loadtests.clients import Course, request_head
 from loadtests.messages import Message
@@ -120,7 +121,7 @@ async def count_calls(
     folder: Path, forms: Sequence[str], in_flights: Sequence[int], requests: int
 ) -> list[Calls]:
     """Open the whole serving path in this process and count each form at each number in flight."""
-    write_store(folder / "store")
+    write_version(folder / "store", NAME, mlp_graph())
     bodies = [*write_bodies(folder), write_grpc_body(folder)]
     profile, found = Profile(), []
     house = House(folder / "store", folder)

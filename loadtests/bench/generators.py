@@ -141,8 +141,7 @@ def run_h2load(target: Target, connections: int, streams: int, seconds: int) -> 
             *("-H", "content-type: application/grpc", "-H", "te: trailers", target.url),
         ]
         output = _run(command, seconds, {})
-        with log.open(encoding="ascii") as lines:
-            latencies_ms = read_latencies(lines)
+        latencies_ms = read_latencies(log.read_text(encoding="ascii").splitlines())
     return parse_h2load(output, latencies_ms, target.answer_bytes, connections * streams)
 
 

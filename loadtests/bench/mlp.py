@@ -40,11 +40,6 @@ class Body:
     headers: tuple[tuple[str, str], ...]
 
 
-def write_store(folder: Path) -> Path:
-    """Write the model as version 1 into the model store `folder`; the path of the file."""
-    return write_version(folder, NAME, mlp_graph())
-
-
 def write_version(store: Path, name: str, graph: onnx.GraphProto) -> Path:
     """Write a graph as version 1 of a model that our runtime reads; the path of the file."""
     path = store / name / "1" / "model.onnx"
@@ -170,13 +165,10 @@ def read_answer(message: bytes, output: str) -> Values:
     """The named float32 output of a ModelInferResponse in its shape, from the raw contents."""
     try:
         answer = service_pb2.ModelInferResponse.FromString(message)
-    except DecodeError as error:
-        raise WrongAnswer(f"the answer is no ModelInferResponse: {error}") from error
-    for described, raw in zip(answer.outputs, answer.raw_output_contents, strict=False):
-        if described.name == output:
-            flat = np.frombuffer(raw, "<f4").astype(np.float64)
-            try:
+        for described, raw in zip(answer.outputs, answer.raw_output_contents, strict=False):
+            if described.name == output:
+                flat = np.frombuffer(raw, "<f4").astype(np.float64)
                 return flat.reshape(tuple(described.shape))
-            except ValueError as error:
-                raise WrongAnswer(f"an output cannot be read: {error!r}") from error
+    except (DecodeError, ValueError) as error:
+        raise WrongAnswer(f"the answer cannot be read: {error!r}") from error
     raise WrongAnswer(f"the answer has no raw output {output!r}")

@@ -22,12 +22,13 @@ from loadtests.bench.mlp import (
     Body,
     ask,
     framed,
+    mlp_graph,
     read_answer,
     right_answer,
     unframed,
     write_bodies,
     write_grpc_body,
-    write_store,
+    write_version,
 )
 from loadtests.bench.peers.environment import find_interpreter, peer_python
 from loadtests.headrace import (
@@ -78,7 +79,7 @@ class Site:
 
     @classmethod
     def made(cls, folder: Path) -> Site:
-        model = write_store(folder / "store")
+        model = write_version(folder / "store", NAME, mlp_graph())
         bodies, grpc = write_bodies(folder), write_grpc_body(folder)
         return cls(folder, folder / "store", model, bodies, grpc, right_answer(model))
 

@@ -132,7 +132,12 @@ def measure_cold(
 
         answers = asyncio.run(ask_often(site.server.url, model, message, cycles, rest))
         log = site.log()
-    starts = [_start_s(answer, log.joined_s) for answer in answers] if not warm else []
+    starts = []
+    for answer in answers if not warm else ():
+        # From when it was sent until a slot joined: Serve's way and the replica's start.
+        end_s = answer.due_s + answer.latency_s
+        came = [at_s - answer.due_s for at_s in log.joined_s if answer.due_s < at_s < end_s]
+        starts.append(came[0] if came else 0.0)
     name = f"{model}, {'warm slot' if warm else 'no warm slot'}"
     # The first load was to learn its inputs and outputs, before anybody called it.
     loads = log.loads_s.get(model, ())[-cycles:]
@@ -149,12 +154,6 @@ async def ask_often(
             await rest()
             answers.append(await ask(client, model, message, time.time()))
     return answers
-
-
-def _start_s(answer: Asked, joined_s: tuple[float, ...]) -> float:
-    """From when a request was sent until a slot joined: Serve's way and the replica's start."""
-    came = [at_s for at_s in joined_s if answer.due_s < at_s < answer.due_s + answer.latency_s]
-    return came[0] - answer.due_s if came else 0.0
 
 
 def measure_ray(folder: Path, model: Path, message: Message, cycles: int) -> Cold:

@@ -20,7 +20,7 @@ from loadtests.plots import COLORS, drawn, level, scatter
 from loadtests.report import Check, Report
 from loadtests.samples import percentile, ratio
 from loadtests.sharding.calls import process_file
-from loadtests.sharding.inputs import Inputs, ShardedSystem, variants
+from loadtests.sharding.inputs import Inputs, ShardedSystem, jpeg, lighter, pixels_of
 from sharding.plan import plan_tiles
 
 RATE, SECONDS = 50.0, 40.0
@@ -192,12 +192,11 @@ def ask_large(url: str, path: Path, overlap: int) -> int:
 
 
 def written(mosaic: Path, count: int) -> Sequence[Path]:
-    """Variants of a picture as files beside it."""
-    paths = []
-    for number, content in enumerate(variants(mosaic, 1, count)):
-        path = mosaic.with_name(f"variant-{number}.jpg")
-        path.write_bytes(content)
-        paths.append(path)
+    """Pictures like the mosaic that share no tile, as files beside it."""
+    pixels = pixels_of(mosaic)
+    paths = [mosaic.with_name(f"variant-{number}.jpg") for number in range(count)]
+    for levels, path in enumerate(paths, start=1):
+        path.write_bytes(jpeg(lighter(pixels, levels)))
     return paths
 
 

@@ -56,10 +56,6 @@ class Processed:
         return found
 
     @property
-    def stage_s(self) -> float:
-        return float(self.result["timing"]["total_s"])
-
-    @property
     def overhead(self) -> float:
         timing = self.result["timing"]
         return float((timing["split_s"] + timing["merge_s"]) / timing["total_s"])

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,16 +57,12 @@ class Inputs:
     def _made(self, name: str, file: str, folder: str, *options: str) -> Path:
         path = self._folder / folder / file
         if not path.exists():
-            height = ("--height", str(VIDEO_HEIGHT))
-            place = ("--seed", str(self._seed), "--out", str(path.parent))
-            command = [sys.executable, str(ROOT / "models" / "media.py"), name]
-            done = subprocess.run(
-                [*command, *place, *height, *options],
-                cwd=ROOT,
-                capture_output=True,
-                text=True,
-                check=False,
-            )
+            command = [
+                *(sys.executable, str(ROOT / "models" / "media.py"), name, *options),
+                *("--seed", str(self._seed), "--out", str(path.parent)),
+                *("--height", str(VIDEO_HEIGHT)),
+            ]
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
             if done.returncode:
                 raise NotStarted(f"models/media.py failed: {done.stderr.strip()[-300:]}")
         return path
@@ -102,12 +98,6 @@ def patched(pixels: Pixels) -> Pixels:
     changed = pixels.copy()
     changed[:PATCH, :PATCH] = 0
     return changed
-
-
-def variants(path: Path, first: int, count: int) -> Sequence[bytes]:
-    """JPEGs of a picture that share no tile, numbered from `first` on."""
-    pixels = pixels_of(path)
-    return [jpeg(lighter(pixels, first + number)) for number in range(count)]
 
 
 FACES = {
@@ -195,9 +185,9 @@ def fleet(folder: Path, models: Iterable[str], memory_bytes: int) -> Iterator[Sh
 def stage_pids(relative: int) -> tuple[int, ...]:
     """The stage's processes in the session of another process of the same system."""
     session = os.getsid(relative)
-    found = []
-    for process in psutil.process_iter(["cmdline"]):
-        named = any(":ShardStage" in word for word in process.info["cmdline"] or ())
-        if named and os.getsid(process.pid) == session:
-            found.append(process.pid)
-    return tuple(sorted(found))
+    stages = (
+        process.pid
+        for process in psutil.process_iter(["cmdline"])
+        if any(":ShardStage" in word for word in process.info["cmdline"] or ())
+    )
+    return tuple(sorted(pid for pid in stages if os.getsid(pid) == session))

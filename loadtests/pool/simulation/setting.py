@@ -78,12 +78,6 @@ def measured(values: tuple[float, ...]) -> Draw:
     return lambda rng: values[int(rng.random() * len(values))]
 
 
-def lognormal(median_s: float, sigma: float, most_s: float) -> Draw:
-    """Draws from a lognormal distribution; what is more than `most_s` counts as that."""
-    mu = math.log(median_s)
-    return lambda rng: min(rng.lognormvariate(mu, sigma), most_s)
-
-
 GROUPS = 10
 SLOTS_A_NODE = 4
 MODELS_A_NODE = 5
@@ -111,6 +105,11 @@ def many_models(models: int, seed: int, gap_s: float = 1.0) -> Setting:
     slot_class = SlotClass(
         min=0, warm=max(1, nodes // 10), max=nodes * SLOTS_A_NODE, memory=MEMORY, max_models=8
     )
+
+    def service(median_s: float) -> Draw:
+        mu = math.log(median_s)
+        return lambda rng: min(rng.lognormvariate(mu, SERVICE_SIGMA), SERVICE_MOST_S)
+
     medians_s = {name: SERVICE_MEDIAN_S * rng.uniform(0.5, 2) for name in names}
     # The mean of a lognormal distribution.
     means_s = {name: each * math.exp(SERVICE_SIGMA**2 / 2) for name, each in medians_s.items()}
@@ -123,7 +122,7 @@ def many_models(models: int, seed: int, gap_s: float = 1.0) -> Setting:
             shares={f"team-{number}": 1.0 + number % 3 for number in range(GROUPS)},
         ),
         {"cpu": slot_class},
-        {name: lognormal(medians_s[name], SERVICE_SIGMA, SERVICE_MOST_S) for name in names},
+        {name: service(medians_s[name]) for name in names},
         Pace(load_s=0.5, start_wait_s=1.0, report_s=1.0, gap_s=gap_s),
         nodes=nodes,
     )

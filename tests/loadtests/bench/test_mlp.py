@@ -51,7 +51,7 @@ def test_an_output_is_read_in_its_shape() -> None:
 @pytest.mark.parametrize(
     ("message", "what"),
     [
-        (b"\xff\xff", "no ModelInferResponse"),
+        (b"\xff\xff", "cannot be read"),
         (answer(b"\x00" * 4, (1, 2)), "cannot be read"),
         (b"", "no raw output 'y'"),
     ],
