@@ -1,1 +1,1 @@
-"""What every part says: errors, configuration, snapshot, keys, logs, metrics."""
+"""The base that every package shares: errors, configuration, snapshot, keys, logs, metrics."""

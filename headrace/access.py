@@ -94,7 +94,7 @@ class Grant:
 
 
 ACTIVE_S = 5.0
-"""A gateway that claimed nothing for a caller for so long has no part in its limits."""
+"""Time after its last claim for a caller for which a gateway has a part in its limits."""
 
 
 class BudgetsAway(Exception):
@@ -109,8 +109,6 @@ class BudgetStore(Protocol):
 
         Raises `BudgetsAway`; then nothing may be assumed about what was counted.
         """
-        ...
 
     async def close(self) -> None:
         """Give up connections."""
-        ...

@@ -95,7 +95,6 @@ def refusal(error: HeadraceError) -> dict[str, Any]:
 
 
 def refused(refusal: Mapping[str, Any]) -> HeadraceError:
-    """The error of a `refusal`."""
     error = error_for_status(refusal["status"], refusal["error"])
     error.retry_after_s, error.reason = refusal["retry_after_s"], refusal["reason"]
     return error

@@ -33,19 +33,15 @@ class KeyStore(Protocol):
 
     async def load(self) -> Mapping[str, KeyRecord]:
         """All records by id."""
-        ...
 
     async def put(self, *records: KeyRecord) -> None:
         """Add records, or replace those with their ids, in one step."""
-        ...
 
     async def number(self) -> int:
         """A number that rises when another process may have changed the records."""
-        ...
 
     async def close(self) -> None:
         """Close connections; nothing is asked afterwards."""
-        ...
 
 
 def key_pepper(secret: bytes) -> bytes:
@@ -119,7 +115,6 @@ def find_record(
 
 
 def encode_record(record: KeyRecord) -> dict[str, Any]:
-    """A record as plain JSON values."""
     return asdict(record)
 
 

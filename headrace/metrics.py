@@ -148,11 +148,9 @@ class Series:
         self._values: dict[Labels, list[float]] = {}
 
     def add(self, labels: Labels, amount: float = 1) -> None:
-        """Count up, or move a gauge."""
         (self._values.get(labels) or self._new(labels))[0] += amount
 
     def set(self, labels: Labels, value: float) -> None:
-        """Set a gauge."""
         (self._values.get(labels) or self._new(labels))[0] = value
 
     def observe(self, labels: Labels, value: float) -> None:
@@ -251,7 +249,6 @@ class Recorder:
             self._stages.observe((model, version, stage), seconds)
 
     def batch(self, model: str, version: int | str, rows: int) -> None:
-        """One run of a model."""
         self._batches.observe((model, version), rows)
 
     def gauges(self, in_flight: Mapping[str, int], queued: Mapping[str, int]) -> None:
@@ -278,7 +275,6 @@ class Recorder:
         self._series[AUDIT_DROPPED.name].set((), audit_dropped)
 
     def cold_start(self, model: str, seconds: float) -> None:
-        """A request waited for its model to be loaded."""
         self._series[COLD_START_SECONDS.name].observe((model,), seconds)
 
     def pool(
@@ -300,7 +296,6 @@ class Recorder:
         self._series[LINK_LOST.name].add(())
 
     def model_load(self, model: str, version: int | str, seconds: float) -> None:
-        """A model version became ready."""
         self._series[MODEL_LOAD_SECONDS.name].observe((model, version), seconds)
 
     def slot_states(self, counts: Mapping[tuple[str, int | str, str], int]) -> None:

@@ -100,5 +100,4 @@ class PortLock:
         fcntl.flock(self._file, fcntl.LOCK_SH)
 
     def release(self) -> None:
-        """Give the port back."""
         self._file.close()

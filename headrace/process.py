@@ -60,7 +60,6 @@ def read_stat(pid: int) -> Stat | None:
 
 
 def process_id(pid: int) -> ProcessId:
-    """The identity of a running process."""
     stat = read_stat(pid)
     return ProcessId(pid, stat.started if stat else 0)
 
@@ -71,7 +70,6 @@ def is_taken(pid: int) -> bool:
 
 
 def resident_bytes() -> int:
-    """Resident memory of this process."""
     return _resident_bytes((PROC / "self" / "statm").read_bytes())
 
 

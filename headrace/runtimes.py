@@ -59,12 +59,10 @@ _VERSION = re.compile(r"0*(?:0|[1-9][0-9]{0,17})")
 
 
 def runtime_of(platform: str) -> RuntimeKind | None:
-    """The runtime of a spec's platform."""
     return _BY_PLATFORM.get(platform)
 
 
 def is_version(name: str) -> bool:
-    """Whether a folder of that name is a version."""
     return _VERSION.fullmatch(name) is not None
 
 

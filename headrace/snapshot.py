@@ -71,7 +71,6 @@ class Placement:
 
     @property
     def key(self) -> ModelVersion:
-        """The model version that it holds."""
         return ModelVersion(self.model, self.version, self.revision)
 
 

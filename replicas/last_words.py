@@ -89,7 +89,6 @@ class LastWords:
             self._write(None)
 
     def refresh(self, memory_bytes: int) -> None:
-        """Note the resident memory."""
         with self._lock:
             self._memory_bytes = memory_bytes
             self._write(None)
@@ -165,10 +164,10 @@ def sweep(folder: Path, now_s: float | None = None) -> None:
 
 
 SAMPLE_S = 0.05
-"""A model that allocates 1 GB/s is stopped 50 MB above the limit."""
+"""Time between samples: a model that allocates 1 GB/s is stopped 50 MB above the limit."""
 REFRESH_S = 0.5
 EXIT_CODE = 137
-"""As after a SIGKILL, which is what the kernel sends for the same reason."""
+"""The code after a SIGKILL, which the kernel sends for the same reason."""
 
 
 class MemoryWatch:
@@ -197,7 +196,6 @@ class MemoryWatch:
         self._stopped = threading.Event()
 
     def start(self) -> None:
-        """Start the thread."""
         thread = threading.Thread(target=self._run, name="memory-watch", daemon=True)
         thread.start()
 

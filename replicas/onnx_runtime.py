@@ -173,7 +173,6 @@ class OnnxRuntime:
         }
 
     def close(self) -> None:
-        """Drop the session, which frees its memory."""
         self._session = None
 
     def _bfloat16_run(

@@ -55,7 +55,6 @@ class Order:
 
     @property
     def key(self) -> ModelVersion:
-        """The version with its revision."""
         return ModelVersion(self.model, self.version, self.revision)
 
     def __post_init__(self) -> None:

@@ -30,12 +30,10 @@ class Runtime(Protocol):
     @property
     def single_threaded(self) -> bool:
         """Whether a run uses only the thread that calls it."""
-        ...
 
     @property
     def spec(self) -> ModelSpec:
         """Names, dtypes and shapes."""
-        ...
 
     def run(
         self,
@@ -48,11 +46,9 @@ class Runtime(Protocol):
 
         With `more` a run of the same size follows at once: its memory may be kept.
         """
-        ...
 
     def close(self) -> None:
         """Free the model's memory; nothing may run afterwards."""
-        ...
 
 
 _LONGEST = 2000

@@ -103,7 +103,6 @@ class ConfiguredRuntime:
         }
 
     def close(self) -> None:
-        """Free the model's memory."""
         self._runtime.close()
 
 

@@ -11,8 +11,6 @@ from headrace.protocols.tensors import Call, Encoded
 
 @dataclass(frozen=True, slots=True)
 class CallKind:
-    """One method of one protocol."""
-
     protocol: str
     method: str
 
@@ -37,7 +35,6 @@ CONTENT_TYPES = ("application/json", "application/octet-stream", "application/gr
 
 
 def call_number(protocol: str, method: str) -> int:
-    """The number of a call."""
     return _NUMBERS[protocol, method]
 
 
@@ -66,5 +63,4 @@ def form_of(encoded: Encoded) -> int:
 
 
 def headers_of(form: int) -> tuple[str, str]:
-    """Content type and coding of that number."""
     return CONTENT_TYPES[form & 15], ENCODINGS[form >> 4]

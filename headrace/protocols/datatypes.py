@@ -68,7 +68,6 @@ def config_name(dtype: np.dtype[Any]) -> str:
 
 
 def is_supported(dtype: np.dtype[Any]) -> bool:
-    """Whether codecs have a form for this dtype."""
     return dtype in _NAMES
 
 

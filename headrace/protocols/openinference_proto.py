@@ -65,7 +65,6 @@ class OpenInferenceProtoCodec:
     def encode(
         self, request: InferenceRequest, outputs: Mapping[str, Tensor], model: ModelSpec
     ) -> Encoded:
-        """Write the answer of one request."""
         form: OpenInferenceForm = request.encoding
         answer = message(_RESPONSE)(
             model_name=model.name, model_version=str(model.version), id=form.id

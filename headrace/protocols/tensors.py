@@ -60,10 +60,8 @@ class Codec(Protocol):
 
     def decode(self, body: bytes | memoryview, call: Call, model: ModelSpec) -> InferenceRequest:
         """Read a request body; raises `InvalidArgument` or `NotFound` (signature)."""
-        ...
 
     def encode(
         self, request: InferenceRequest, outputs: Mapping[str, Tensor], model: ModelSpec
     ) -> Encoded:
         """Write the answer of one request; `outputs` holds at least the wanted ones."""
-        ...

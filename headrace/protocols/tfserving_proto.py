@@ -59,7 +59,6 @@ class PredictProtoCodec:
     def encode(
         self, request: InferenceRequest, outputs: Mapping[str, Tensor], model: ModelSpec
     ) -> Encoded:
-        """Write the PredictResponse of one request."""
         answer = message(f"{_PACKAGE}.PredictResponse")()
         for name in request.output_names():
             encode_tensor(np.asarray(outputs[name]), answer.outputs[name])
