@@ -17,8 +17,7 @@ import orjson
 import pytest
 from structlog.testing import capture_logs
 
-from autoscale import key_store
-from autoscale.key_store import KeyFile
+from autoscale.key_store import SPARE_LINES, KeyFile
 from headrace.access import KeyRecord
 from headrace.errors import ConfigError, Unavailable
 from headrace.keys import KEPT_S, encode_record, new_key
@@ -128,33 +127,29 @@ async def test_keys_that_ended_long_ago_are_forgotten(tmp_path: Path) -> None:
     assert (await KeyFile(path).load()).keys() == {lately.id}
 
 
-async def test_a_file_that_has_grown_is_written_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(key_store, "SPARE_LINES", 3)
+async def test_a_file_that_has_grown_is_written_anew(tmp_path: Path) -> None:
     path = tmp_path / "keys.jsonl"
     alice = record()
-    path.write_bytes(line(alice) * 4)
+    long = line(alice) * (SPARE_LINES + 1)
+    path.write_bytes(long)
     await KeyFile(path).load()
-    assert path.read_bytes() == line(alice) * 4
-    path.write_bytes(line(alice) * 4 + line(replace(alice, name="al")))
+    assert path.read_bytes() == long
+    path.write_bytes(long + line(replace(alice, name="al")))
     await KeyFile(path).load()
     assert path.read_bytes() == line(replace(alice, name="al"))
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert os.listdir(tmp_path) == ["keys.jsonl"]
 
 
-async def test_no_room_to_write_anew_keeps_the_long_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(key_store, "SPARE_LINES", 3)
+async def test_no_room_to_write_anew_keeps_the_long_file(tmp_path: Path) -> None:
     path = tmp_path / "keys.jsonl"
     alice = record()
-    path.write_bytes(line(alice) * 9)
+    long = line(alice) * (SPARE_LINES + 2)
+    path.write_bytes(long)
     with room_for(10), capture_logs() as logs:
         assert (await KeyFile(path).load()).keys() == {alice.id}
     assert [each["event"] for each in logs] == ["key_file_not_rewritten"]
-    assert path.read_bytes() == line(alice) * 9 and os.listdir(tmp_path) == ["keys.jsonl"]
+    assert path.read_bytes() == long and os.listdir(tmp_path) == ["keys.jsonl"]
 
 
 async def test_two_processes_that_share_a_file_see_each_other(tmp_path: Path) -> None:

@@ -15,10 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from gateway.access import audit
 from gateway.access.audit import (
     MAX_TEXT,
+    PIECE_BYTES,
     PROCESSES,
+    QUEUE,
     AuditLog,
     AuditRecord,
     AuditWriter,
@@ -111,7 +112,7 @@ def test_hostile_strings_take_one_line_and_read_back_equal(
     line = encode_line(NOW_S, record(**given, version=version, cost=cost))
     (only,) = line.decode("ascii").splitlines()
     assert only.isprintable() or "\x7f" in only
-    assert len(line) + audit.PIECE_BYTES < 64 * 1024
+    assert len(line) + PIECE_BYTES < 64 * 1024
     found = orjson.loads(line)
     assert {name: found[name] for name in names} == {
         name: text[:MAX_TEXT] for name, text in given.items()
@@ -174,13 +175,12 @@ def test_a_flood_over_many_models_is_folded_too() -> None:
     assert sum(count for _, _, count in found) == 1000 and found[-1][2] == 992
 
 
-def test_a_full_queue_drops_and_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(audit, "QUEUE", 10)
+def test_a_full_queue_drops_and_counts(tmp_path: Path) -> None:
     log = by_hand(tmp_path)
-    for _ in range(15):
+    for _ in range(QUEUE + 5):
         log.write(BASE)
     log._drain(0.0)
-    assert log.counts() == (10, 5)
+    assert log.counts() == (QUEUE, 5)
 
 
 def test_close_writes_what_is_left_and_takes_no_more(tmp_path: Path) -> None:
