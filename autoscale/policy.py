@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple, Protocol
 
-from headrace.config.scaling import Replicas, Scaling
+from headrace.config.scaling import POLICIES, Replicas, Scaling
 from headrace.config.types import import_named
 
 EPSILON = 1e-6
@@ -53,16 +53,11 @@ class Trend:
         return latest + max(0.0, latest - before)
 
 
-BUILT_IN: dict[str, type[Policy]] = {"reactive": Reactive, "trend": Trend}
-
-
 @lru_cache(maxsize=256)
 def policy_named(name: str) -> Policy:
     """Built-in policy or class by import path; raises `ValueError` if there is none."""
-    if name in BUILT_IN:
-        return BUILT_IN[name]()
     try:
-        policy: Policy = import_named(name)()
+        policy: Policy = import_named(POLICIES.get(name, name))()
     except (ImportError, AttributeError, TypeError) as error:
         raise ValueError(f"policy {name!r} cannot be used: {error}") from error
     if not callable(getattr(policy, "expected", None)):
@@ -222,7 +217,7 @@ def _again_s(scaling: Scaling, replicas: Replicas, state: ScalerState, now: Sign
         # A slot for learning inputs and outputs is given up at its report, not after a time.
         standing = state.slots > replicas.min and now.known
         if max(now.load, now.expected) >= IDLE_LOAD or (
-            standing and scaling.policy not in BUILT_IN
+            standing and scaling.policy not in POLICIES
         ):
             waits.append(scaling.look_back_s / 4)
         elif standing:

@@ -147,7 +147,7 @@ class Economy:
         self.scaling.update(configs, each, coming, known, now_s)
         live = Counter([slot.slot_class for slot in found.slots if not slot.draining])
         leased = self._leases.held()
-        capacity = self.targets.capacity(live, leased, now_s)
+        capacity = self.targets.update_capacity(live, leased, now_s)
         full = {n for n, most in capacity.items() if live[n] + leased.get(n, 0) >= most}
         self.room = self._room(entries, full)
         models = self._model_places(entries, versions, held, leaving)

@@ -19,11 +19,11 @@ from headrace.config.args import ModelConfig, PoolConfig, SlotClass
 T = TypeVar("T")
 LEASES = "leases"
 START_S = 30.0
-"""Longest wait for a slot that was asked for; then it is not counted on: a node may be lost."""
+"""A slot that has not come after this is no longer counted on: a node may be lost."""
 BELIEVED_S = 600.0
-"""Time for which the number of slots that came is taken as the most that can come."""
+"""After a shortage, the slots that came count as the most that can come for so long."""
 CROWDED_S = 300.0
-"""Time for which extra slots are kept for places that fitted by their sum but into no slot."""
+"""Time for which extra slots are kept for places whose sum fitted, but that no slot could take."""
 FEWER_S = 5.0
 """Time for which slots must be unneeded before they are given back."""
 
@@ -32,8 +32,8 @@ FEWER_S = 5.0
 class ModelPlaces:
     """Places that a model should have and has; a place is a slot or the part `size` of one.
 
-    Each of `versions` has the same desired slots. The model has `held` places, of which `leaving`
-    ones of an older version serve until the new one is ready.
+    Each of `versions` has the same desired slots. The model has `held` places; `leaving` of them
+    belong to an older version and serve until the new one is ready.
     """
 
     name: str
@@ -88,9 +88,8 @@ def divide(
 ) -> Division:
     """Share the `capacity` of each class among models and leases.
 
-    Leases never get the slots that are always there; what is left of their share that no gang
-    fits into is for models. A `book` saves work for what is as it was the last time; the answer is
-    the same.
+    Leases never get the slots that are always there; a remainder of their share that
+    is too small for a whole lease goes to models. A `book` caches results and changes none.
     """
     book = book or ShareBook()
     book.start()
@@ -201,7 +200,7 @@ class TargetBook:
         self.lost: dict[str, int] = {}
         self.targets = {name: each.least for name, each in slots.items()}
 
-    def capacity(
+    def update_capacity(
         self, live: Mapping[str, int], leased: Mapping[str, int], now_s: float
     ) -> dict[str, int]:
         """By class, the most slots that can be counted on."""
@@ -223,7 +222,7 @@ class TargetBook:
                 self._most[name] = (there, now_s)
             elif now_s - known_s >= BELIEVED_S:
                 self._most.pop(name, None)
-            # Kept while fewer are asked for: that does not bring lost slots back.
+            # Kept also when the target falls: asking for fewer does not bring lost slots back.
             capacity[name] = max(self._most[name][0], there) if name in self._most else each.max
         return capacity
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoscale.fair_share import SlotAccount, check_guarantees
-from autoscale.policy import BUILT_IN, policy_named
+from autoscale.policy import policy_named
 from autoscale.sharing import LEASES
 from autoscale.water_filling import TOLERANCE
 from gateway.yaml_source import KeyPath
@@ -184,8 +184,6 @@ def _policies(pool: PoolConfig) -> Iterator[Finding]:
     """Policies of scaling that cannot be imported."""
     for name, model in pool.models.items():
         policy = model.scaling.policy
-        if policy in BUILT_IN:
-            continue
         try:
             policy_named(policy)
         except Exception as error:  # somebody else's module may fail in any way

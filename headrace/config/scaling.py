@@ -26,6 +26,10 @@ class Routing(Strict):
 DEFAULT_GROUP = "default"
 
 
+POLICIES = {"reactive": "autoscale.policy:Reactive", "trend": "autoscale.policy:Trend"}
+"""Scaling policies by name; a class of your own goes by its import path."""
+
+
 class Replicas(Strict):
     """How many slots a model holds."""
 
@@ -53,8 +57,8 @@ class Scaling(Strict):
     A slot should have `target_in_flight` requests, as the mean over `look_back_s`. More slots are
     asked for once they were wanted for `up_delay_s`, fewer after `down_delay_s`, and at most
     `max_step` within a second. A model that nobody has called for `idle_s` gives back the last one
-    too, where `replicas.min` is 0. `policy` is `reactive`, `trend`, or the import path of a class
-    of your own with the methods of `autoscale.policy.Policy`.
+    too, where `replicas.min` is 0. `policy` is one of `POLICIES`, or the import path of a class of
+    your own with the methods of `autoscale.policy.Policy`.
     """
 
     target_in_flight: Annotated[float, Field(gt=0, le=10_000)] = 8.0
@@ -69,8 +73,9 @@ class Scaling(Strict):
     def _known_policy(self) -> Self:
         module, colon, name = self.policy.partition(":")
         path = colon and name.isidentifier() and all(map(str.isidentifier, module.split(".")))
-        if self.policy not in ("reactive", "trend") and not path:
-            raise ValueError("`policy` should be reactive, trend or an import path (module:Class)")
+        if self.policy not in POLICIES and not path:
+            names = ", ".join(POLICIES)
+            raise ValueError(f"`policy` should be {names} or an import path (module:Class)")
         return self
 
 

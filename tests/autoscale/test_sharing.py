@@ -149,7 +149,7 @@ class Targets:
 
     def capacity(self, live: int, after_s: float = 0.0) -> int:
         self.now_s += after_s
-        return self.book.capacity({"cpu": live}, {}, self.now_s)["cpu"]
+        return self.book.update_capacity({"cpu": live}, {}, self.now_s)["cpu"]
 
 
 def test_targets_rise_at_once_and_fall_after_a_while() -> None:
