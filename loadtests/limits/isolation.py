@@ -120,22 +120,23 @@ class Isolation:
     def times_alone(self, phase: Phase) -> float:
         return ratio(phase.p99_ms, self.phases[0].p99_ms)
 
-    def table(self) -> Table:
-        heads = (
-            *("premium caller", "sent", "p50 ms", "p99 ms", "times alone", "refused", "failed"),
-            *(f"flood: {kind}" for kind in KINDS),
-            *("in flight at its end", "not sent"),
-        )
-        rows = []
+    def tables(self) -> list[Table]:
+        """What the premium caller felt, and what became of the floods' requests."""
+        premium, floods = [], []
         for phase in self.phases:
-            times = figure(self.times_alone(phase), ".2f")
             failed, flood = phase.failures.total() - phase.refused, phase.flood
-            row = [phase.name, str(len(phase.answers)), f"{phase.p50_ms:.1f}"]
-            row += [f"{phase.p99_ms:.1f}", times, str(phase.refused), str(failed)]
-            told = [*map(flood.kinds.get, KINDS), flood.unanswered, flood.unsent] if flood else []
-            row += [f"{count or 0:,}" for count in told]
-            rows.append(row + [""] * (len(heads) - len(row)))
-        return Table("A premium caller beside anonymous floods", heads, rows)
+            times = figure(self.times_alone(phase), ".2f")
+            cells = [str(len(phase.answers)), f"{phase.p50_ms:.1f}", f"{phase.p99_ms:.1f}", times]
+            premium.append([phase.name, *cells, str(phase.refused), str(failed)])
+            if flood is not None:
+                kinds = (flood.kinds[kind] for kind in KINDS)
+                counts = (flood.sent, *kinds, flood.unanswered, flood.unsent)
+                floods.append([phase.name, *(f"{count:,}" for count in counts)])
+        heads = ("phase", "sent", "p50 ms", "p99 ms", "times alone", "refused", "failed")
+        return [
+            Table("Premium caller", heads, premium),
+            Table("Flood", ("phase", "sent", *KINDS, "in flight at its end", "not sent"), floods),
+        ]
 
     def checks(self) -> list[Check]:
         return [
@@ -172,7 +173,8 @@ def main(
         f"Capacity {found.capacity:.1f} requests/s; the premium caller asks at "
         f"{found.rate:g}/s, each flood at {found.flood_rate:.1f}/s."
     )
-    report.show(found.table())
+    for table in found.tables():
+        report.show(table)
     for phase in found.phases:
         report.say(*failure_sentences(phase.failures, f"{phase.name}: "))
     report.check(found.checks())

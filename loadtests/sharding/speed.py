@@ -239,7 +239,7 @@ def work_of(answer: Processed, split: Split) -> Work:
 
 
 def fleet_of(shards: int, work: Work, open_s: float) -> Fleet:
-    """So many shards, of which a request may have all."""
+    """A fleet of which one request may have every shard."""
     return Fleet(
         shards,
         shards,

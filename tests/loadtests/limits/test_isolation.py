@@ -54,11 +54,13 @@ def test_a_phase_meets_the_goal_by_its_p99_without_a_refusal(isolation: Isolatio
         assert [check.met for check in checks] == [True, False]
 
 
-def test_the_table_tells_both_sides(isolation: Isolation) -> None:
-    alone, one, many = isolation.table().rows
-    assert alone == [*("alone", "100", "20.0", "20.0", "1.00", "0", "0"), *[""] * 6]
-    assert one[4:] == ["1.50", "0", "0", "20", "77", "0", "0", "3", "0"]
-    assert many[-2:] == ["20", "5"]
+def test_tables_tell_both_sides(isolation: Isolation) -> None:
+    premium, floods = isolation.tables()
+    assert premium.rows[1] == ["beside one", "100", "30.0", "30.0", "1.50", "0", "0"]
+    assert [row[1:] for row in floods.rows] == [
+        ["100", "20", "77", "0", "0", "3", "0"],
+        ["100", "60", "0", "20", "0", "20", "5"],
+    ]
 
 
 def test_figures_are_plain_numbers_or_null(isolation: Isolation) -> None:
