@@ -131,7 +131,8 @@ def wait_ready(
     with AdminClient(config.args.listen.admin, admin_token(config.args.admin_token)) as admin:
         while not wait(0.25):
             processes = check()
-            with contextlib.suppress(Unavailable):  # not listening yet
+            # Not listening yet, or slow while it starts.
+            with contextlib.suppress(Unavailable, DeadlineExceeded):
                 status = admin.status()
                 states = version_states(status)
                 late = unsettled(states, config.pool)

@@ -12,7 +12,6 @@ from typing import Self, TextIO
 from headrace.errors import ConfigError
 from headrace.files import locked
 
-WILDCARDS = {"0.0.0.0", "::"}
 MAX_BASE = 40
 """Longest base folder, in bytes: the path of a Unix socket must stay under 108."""
 

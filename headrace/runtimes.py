@@ -62,7 +62,7 @@ def runtime_of(platform: str) -> RuntimeKind | None:
     return _BY_PLATFORM.get(platform)
 
 
-def is_version(name: str) -> bool:
+def is_version_folder(name: str) -> bool:
     return _VERSION.fullmatch(name) is not None
 
 
@@ -72,6 +72,6 @@ def version_folders(names: Iterable[str]) -> dict[int, str]:
     Of two names of one number the shorter one counts: it has fewer leading zeros.
     """
     found: dict[int, str] = {}
-    for name in sorted(filter(is_version, names), key=len):
+    for name in sorted(filter(is_version_folder, names), key=len):
         found.setdefault(int(name), name)
     return dict(sorted(found.items()))

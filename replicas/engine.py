@@ -42,12 +42,13 @@ from replicas.statistics import ModelStatistics, RunTotals
 
 INLINE_BYTES = 256 * 1024
 HEAVY_BYTES = 1024 * 1024
-"""Size from which a body may hold enough elements to fill the memory; so may a compressed one."""
-HEAVY_SHARE = 8
-"""Divisor of `max_elements`: with more strings a request holds `heavy` until it is answered."""
+"""Size from which a body may hold enough elements to fill the memory; a compressed one of any size
+may too."""
+HEAVY_DIVISOR = 8
+"""A request with more than `max_elements` / 8 strings holds `heavy` until it is answered."""
 BRIEF_S = 0.2e-3
-"""Run time below which a run on the loop costs less than waking a thread and the loop for it."""
-LATEST = 32
+"""Shorter runs are done on the loop: waking a thread and coming back costs more."""
+AVERAGED_RUNS = 32
 """Exponential average over about this many runs."""
 TELL_S = 1.0
 """Least time between log lines on runs that the runtime refused."""
@@ -65,15 +66,16 @@ RunResult = tuple[list[tuple[Pending, dict[str, Tensor]]], float, float]
 class Work:
     """A request from its arrival to its answer, with the times that the answer will carry.
 
-    `arrived_s` is when it was decoded. `batch_wait_s` leaves out earlier runs of a request that was
-    cut. `totals` are of the run that finished it. `holds` tells that it has the slot's `heavy`.
+    `batch_wait_s` leaves out earlier runs of a request that was split over
+    several batches. `totals` are of the run that finished it. `holds` tells that it has the slot's
+    `heavy`.
     """
 
     channel: Channel
     item: Item
     codec: Codec
     accepted_s: float
-    arrived_s: float
+    decoded_s: float
     pending: Pending | None = None
     decode_s: float = 0.0
     batch_wait_s: float | None = None
@@ -109,7 +111,7 @@ class Engine:
         self._codecs: tuple[Codec, ...] = codecs(limits.max_body_bytes, limits.max_elements)
         if media is not None:
             self._codecs = (*self._codecs, media)
-        self._heavy, self._heavy_strings = heavy, limits.max_elements // HEAVY_SHARE
+        self._heavy, self._heavy_strings = heavy, limits.max_elements // HEAVY_DIVISOR
         self._media = media
         self._media_threads = ThreadPoolExecutor(MEDIA_THREADS, "media", initializer=be_nice)
         self.runtime, self.spec = runtime, runtime.spec
@@ -206,7 +208,7 @@ class Engine:
     def _decoded(self, work: Work, decoded: Decoded) -> None:
         if work.ended:
             return  # cancelled while it was decoded
-        item, work.arrived_s = work.item, time.monotonic()
+        item, work.decoded_s = work.item, time.monotonic()
         item.body = b""
         if not isinstance(decoded, InferenceRequest):
             self._answer(work, decoded)
@@ -216,8 +218,8 @@ class Engine:
             remaining_s = min(remaining_s, decoded.timeout_s)
         work.pending = Pending.of(
             decoded,
-            work.arrived_s + remaining_s,
-            work.arrived_s,
+            work.decoded_s + remaining_s,
+            work.decoded_s,
             token=work,
             alone=bool(item.flags & Flag.ALONE),
             priority=item.priority,
@@ -292,7 +294,7 @@ class Engine:
             work: Work = part.pending.token
             brief = brief and not work.large
             nice = nice and work.codec is media
-            work.batch_wait_s = now_s - work.arrived_s - work.compute_s
+            work.batch_wait_s = now_s - work.decoded_s - work.compute_s
         more = media is not None and nice and any(map(media.more_follow, batch.pendings))
         self._recorder.batch(self.spec.name, str(self.spec.version), batch.rows)
 
@@ -311,7 +313,7 @@ class Engine:
         else:
             finished, took_s, worked_s = result
             # Processor time: waiting for a core or for the interpreter makes no run longer.
-            self._run_s += (worked_s - self._run_s) / LATEST
+            self._run_s += (worked_s - self._run_s) / AVERAGED_RUNS
             input_s = 0.0
             for part in batch.parts:
                 work: Work = part.pending.token
@@ -393,7 +395,7 @@ class Engine:
         if work.holds:
             self._let_go(work)
         now_s = time.monotonic()
-        slot_s = now_s - work.arrived_s
+        slot_s = now_s - work.decoded_s
         wait_s = slot_s if work.batch_wait_s is None else work.batch_wait_s
         whole_s = item.waited_s + now_s - work.accepted_s
         status = 200

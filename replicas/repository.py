@@ -19,7 +19,7 @@ import structlog
 from fsspec.implementations.local import LocalFileSystem
 
 from headrace.errors import HeadraceError, ModelLoadError
-from headrace.runtimes import RUNTIMES, RuntimeName, is_version, version_folders
+from headrace.runtimes import RUNTIMES, RuntimeName, is_version_folder, version_folders
 from replicas.listing import (
     ListedFile,
     VersionFiles,
@@ -114,7 +114,7 @@ class Repository:
         versions = version_folders(folders)
         others = {}
         for name in folders:
-            if not is_version(name):
+            if not is_version_folder(name):
                 others[name] = "its name is not a number"
             elif versions[int(name)] != name:
                 others[name] = f"{versions[int(name)]} is the same version"

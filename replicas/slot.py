@@ -13,12 +13,11 @@ from typing import Any
 import structlog
 from ray import serve
 
-from headrace.config.args import Limits, SlotClass, split_address
+from headrace.config.args import WILDCARDS, Limits, SlotClass, split_address
 from headrace.config.types import SecretRef
 from headrace.deployment import Away, Process, on_ray
 from headrace.link import shared_memory
 from headrace.link.handshake import FEATURES, Hello
-from headrace.node import WILDCARDS
 from headrace.secrets import cluster_secret
 from headrace.snapshot import SlotView
 from replicas import last_words

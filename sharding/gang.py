@@ -1,4 +1,4 @@
-"""Leases of places at shards: all that a job asks for at once; first come, first served."""
+"""Places for parts in flight at shards; a job gets all of its places together, in its turn."""
 
 from __future__ import annotations
 

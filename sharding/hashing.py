@@ -1,4 +1,4 @@
-"""Rendezvous hashing: which member serves a key, moving few keys when members change."""
+"""Assignment of keys to members: rendezvous hashing with a bound on each member's keys."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from headrace.link.hashing import choose
 def load_bound(keys: int, members: int, epsilon: float) -> int:
     """Most keys of one member: the mean times (1 + `epsilon`), at least the mean rounded up.
 
-    The product is rounded down: up, 24 keys on two members at 0.05 would split 13 to 11.
+    The product is rounded down: rounded up, 24 keys on two members at 0.05 could split 13 to 11.
     """
     # The 1e-9 is for floating point, where 1.1 * 100 / 10 may be below 11.
     if not keys:

@@ -1,4 +1,4 @@
-"""Split: a picture into tiles with overlap, a video into segments that begin at keyframes."""
+"""Plan: a picture into tiles with overlap, a video into segments that begin at keyframes."""
 
 from __future__ import annotations
 

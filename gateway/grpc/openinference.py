@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import structlog
 
-from gateway import settings
+from gateway import triton_settings
 from gateway.grpc.calls import GrpcCall, Handlers, TaskMethod, stream
 from gateway.grpc.prediction import GrpcVisit, InferStream, PredictionMethod, gate
 from gateway.prediction import PredictionDesk
@@ -137,14 +137,14 @@ class InferenceService:
         if request.model_name:
             find_model(self._view.snapshot, request.model_name)
         given = {name: list(setting.value) for name, setting in request.settings.items()}
-        settings.check_trace_settings(given)
-        return settings.encode_trace_settings()
+        triton_settings.check_trace_settings(given)
+        return triton_settings.encode_trace_settings()
 
     async def log_settings(self, body: bytes, context: GrpcCall) -> bytes:
-        found = settings.log_settings(structlog.get_logger().get_effective_level())
-        given = settings.read_log_settings(parse("inference.LogSettingsRequest", body))
-        settings.check_log_settings(given, found)
-        return settings.encode_log_settings(found)
+        found = triton_settings.log_settings(structlog.get_logger().get_effective_level())
+        given = triton_settings.read_log_settings(parse("inference.LogSettingsRequest", body))
+        triton_settings.check_log_settings(given, found)
+        return triton_settings.encode_log_settings(found)
 
     async def system_status(self, body: bytes, context: GrpcCall) -> bytes:
         """The regions that the caller has registered, or the one that is named."""

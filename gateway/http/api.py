@@ -17,7 +17,6 @@ from gateway.http.answers import Envelope, answer_errors, json_answer
 from gateway.http.media import jobs, uploads
 from gateway.http.repository import View, read_document, repository
 from gateway.media.desk import MediaDesk
-from gateway.settings import TRACE_SETTINGS, check_log_settings, check_trace_settings, log_settings
 from gateway.shared_memory.regions import (
     Region,
     Regions,
@@ -25,6 +24,12 @@ from gateway.shared_memory.regions import (
     region_documents,
     registration_is_off,
     unknown_region,
+)
+from gateway.triton_settings import (
+    TRACE_SETTINGS,
+    check_log_settings,
+    check_trace_settings,
+    log_settings,
 )
 from gateway.view import RELEASE, GatewayView
 from headrace.errors import InvalidArgument, Unavailable, Unimplemented, quoted

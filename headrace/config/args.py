@@ -70,7 +70,7 @@ SlotCount = Annotated[int, Field(ge=0, le=MAX_SLOTS)]
 
 _LABEL = r"[A-Za-z0-9]([A-Za-z0-9\-]{0,61}[A-Za-z0-9])?"
 _HOST_NAME = re.compile(rf"{_LABEL}(\.{_LABEL})*\.?")
-_WILDCARDS = frozenset({"0.0.0.0", "::"})
+WILDCARDS = frozenset({"0.0.0.0", "::"})
 
 
 def split_address(address: str) -> tuple[str, int]:
@@ -114,7 +114,7 @@ class Listen(Strict):
         for name in ("http", "grpc", "admin", "link"):
             host, port = split_address(getattr(self, name))
             for other, other_host, other_port in taken:
-                same_host = host == other_host or not _WILDCARDS.isdisjoint((host, other_host))
+                same_host = host == other_host or not WILDCARDS.isdisjoint((host, other_host))
                 if port and port == other_port and same_host:
                     raise ValueError(f"`{other}` and `{name}` both use port {port}")
             taken.append((name, host, port))

@@ -67,7 +67,7 @@ class LoadReport:
 
     def _loads(self, *, latest: bool) -> Loads:
         router = self._plane.router
-        held, load = router.held(), router.load() if latest else self._sums
+        held, load = router.without_slot(), router.load() if latest else self._sums
         samples = 1 if latest else self._samples
         return {
             name: (round(load.get(name, 0) / samples, 3), held.get(name, 0), count)

@@ -120,7 +120,7 @@ class DataPlane:
         if self.router.submit(request):
             self.on_starved()
         self._unsent += 1
-        if self._unsent > self.router.sent:
+        if self._unsent > self.router.in_slots:
             self._flush()
         else:
             self.flush_soon()

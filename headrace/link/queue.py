@@ -122,7 +122,7 @@ class FairQueue:
         level.count += 1
         self._count += 1
 
-    def push_back(self, request: Request) -> None:
+    def return_to_front(self, request: Request) -> None:
         """Return a request that had its turn already: it goes before all others."""
         self._returned.appendleft(request)
         self._count += 1

@@ -1,15 +1,16 @@
 """Which slot answers which request: queues, credits, choice, retries. Pure: no I/O, no clock.
 
 A request is in one of `_queues` (by model version) until `assign` moves it to one of `_lanes` (by
-slot), and there until it is answered; only what `assign` returns is sent. State changes by methods
-of `Router` alone.
+slot), and there until it is answered; only what `assign` returns is sent. Only `Router`
+and the functions that it calls here change state.
 
 Work follows events: `_busy` has the queues that are not empty, `_loaded` the lanes that hold
-requests, `_changed` the queues whose demand slots have not heard of; all others cost nothing.
-Deadlines are looked at once `_earliest_s` has passed, which no deadline is before.
+requests, `_changed` the queues whose new demand slots have not been told; all others cost
+nothing.
+`expire` looks at deadlines only from `_earliest_s` on: no deadline is earlier.
 
-A lane is a link to a slot, a seat a placement in it. A seat is open while its slot gives credit for
-more requests than it holds, is not leaving, and is not reserved for a single request.
+A lane is a link to a slot, a seat a placement in it. A seat is open while it holds fewer
+requests than its credit, and its slot is neither leaving nor reserved for a single request.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from headrace.link.hashing import choose
 from headrace.link.queue import Answer, FairQueue, ModelQueue, QueueKey, Request, Seat
 
 MAX_DEATHS = 2
-"""Slots that died with a request in flight before the request is taken for their cause."""
+"""After so many slots died with a request in flight, it is taken for the cause and not retried."""
 MAX_MOVES = 5
 """Limit on how often slots send a request elsewhere, as its model has just left them."""
 RETRY_SHARE = 0.1
@@ -35,7 +36,8 @@ RETRY_SHARE = 0.1
 RETRY_RESERVE = 256.0
 """Retries possible at once: more than the credits of one slot."""
 DEPTH_S = 0.1
-"""Time for which the load that a slot reported counts; an older one would keep requests away."""
+"""Time for which the load that a slot reported counts; an older report would keep
+requests away."""
 LATE = "the deadline passed before the answer was ready"
 
 Route = tuple[Routing, Sequence[tuple[str, int]]]
@@ -87,10 +89,11 @@ class Router:
         # waiting for a turn in slots that are there.
         self._outside: Counter[str] = Counter()
         self._backlog: Counter[str] = Counter()
-        # Read from outside. By model, since the start; and requests that slots hold now.
+        # By model, since the start.
         self.retries: Counter[str] = Counter()
         self.arrived: Counter[str] = Counter()
-        self.sent = 0
+        # Requests that slots hold now.
+        self.in_slots = 0
 
     def set_routes(
         self,
@@ -179,7 +182,10 @@ class Router:
             self._lanes[slot_id].draining = True
 
     def lane_down(self, slot_id: str, now_s: float) -> None:
-        """The link is gone: its requests are tried again, each alone on its slot, or refused."""
+        """The link is gone: its requests are tried again, each alone on its slot, or refused.
+
+        Those of a draining slot go back to their queues.
+        """
         lane = self._lanes.pop(slot_id, None)
         self._loaded.pop(slot_id, None)
         if lane is None:
@@ -213,7 +219,7 @@ class Router:
             if request.alone:
                 queue.suspects.appendleft(request)
             else:
-                queue.waiting.push_back(request)
+                queue.waiting.return_to_front(request)
             self._busy[request.key] = queue
             self._changed.add(request.key)
 
@@ -292,7 +298,7 @@ class Router:
         self._withdraw(request)
 
     def expire(self, now_s: float) -> int:
-        """Answer the requests whose deadline has passed; gives how many."""
+        """Answer the requests whose deadline has passed; returns their number."""
         if now_s < self._earliest_s:
             return 0
         held = [r for queue in self._busy.values() for r in (*queue.waiting, *queue.suspects)]
@@ -346,7 +352,7 @@ class Router:
 
     def _leave(self, lane: Lane, request: Request) -> None:
         if lane.in_flight.pop(request.id, None) is not None:
-            self.sent -= 1
+            self.in_slots -= 1
             if not lane.in_flight:
                 self._loaded.pop(lane.slot_id, None)
         self._changed.add(request.key)
@@ -393,7 +399,7 @@ class Router:
         self, request: Request, seat: Seat, now_s: float, sends: dict[str, list[Request]]
     ) -> None:
         seat.used += 1
-        self.sent += 1
+        self.in_slots += 1
         request.queued = False
         request.seat, request.sent_s = seat, now_s
         request.placement_id = seat.placement_id
@@ -412,7 +418,7 @@ class Router:
             counts[model] = counts.get(model, 0) + len(queue)
         return counts
 
-    def held(self) -> dict[str, int]:
+    def without_slot(self) -> dict[str, int]:
         """Requests, by model, that wait while no slot holds their version."""
         counts = {model: count for model, count in self._outside.items() if count}
         for (model, _), queue in self._busy.items():
@@ -501,7 +507,9 @@ def reserve_seat(queue: ModelQueue, lanes: Lanes, now_s: float) -> Seat | None:
 
 
 def is_open(seat: Seat, lanes: Lanes, places: int, *, leaving: bool = False) -> bool:
-    """Whether the seat takes one more, `places` at most, in a slot that is `leaving` or not."""
+    """Whether the seat takes one more: it has credit, holds fewer than `places`, and its slot is
+    draining just if `leaving`.
+    """
     lane = lanes.get(seat.slot_id)
     if lane is None or lane.draining is not leaving:
         return False

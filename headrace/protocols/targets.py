@@ -90,19 +90,19 @@ def is_upload(method: str, path: str) -> bool:
 
 def parse_version(text: str) -> int:
     """A model version; raises `InvalidArgument` unless it is a number of digits."""
-    if is_version(text):
+    if is_version_number(text):
         return int(text)
     raise InvalidArgument(f"the model version must be a number, not {quoted(text)}")
 
 
 def parse_serving_version(digits: str) -> int:
     """A version; raises `InvalidArgument` in TensorFlow Serving's words if it is too large."""
-    if is_version(digits):
+    if is_version_number(digits):
         return int(digits)
     raise InvalidArgument(f"Failed to convert version: {quoted(digits)} to numeric.")
 
 
-def is_version(text: str) -> bool:
+def is_version_number(text: str) -> bool:
     """Whether the text is a number of digits that fits into 64 bits."""
     short = text.isascii() and text.isdigit() and len(text) <= _VERSION_DIGITS
     return short and int(text) <= _LARGEST_VERSION

@@ -138,7 +138,7 @@ async def test_it_waits_for_another_place_only_so_long(tmp_path: Path, brief: No
             assert (await asked).status_code == 200
             stop_s = await stopped
             late = asyncio.create_task(http.post(PREDICT, json=BODY))
-            await until(house.plane.router.held)
+            await until(house.plane.router.without_slot)
             assert not late.done()
             await plant.add_slot("b")
             assert (await late).status_code == 200

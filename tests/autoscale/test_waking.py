@@ -123,7 +123,7 @@ async def test_without_the_pool_a_sleeping_models_caller_waits_for_it(tmp_path: 
                 "/v1/models/m:predict", json=BODY, headers={"X-Request-Timeout-Seconds": "0.3"}
             )
             waiting = asyncio.create_task(ask(http))
-            await until(lambda: house.plane.router.held().get("m") == 1)
+            await until(lambda: house.plane.router.without_slot().get("m") == 1)
             pool.away = False
             answered = await waiting
     assert late.status_code == 504

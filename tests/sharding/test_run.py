@@ -300,7 +300,7 @@ async def test_a_slot_that_goes_with_its_part_is_told_apart(tmp_path: object) ->
                 job, ModelVersion("faces", 1), "a", text.encode(), (pixels,), time.monotonic() + 30
             )
         )
-        await until(lambda: asking.done() or stage.plane.router.sent)
+        await until(lambda: asking.done() or stage.plane.router.in_slots)
         await stage.house.kill_slot("a")
         with pytest.raises(ShardDied):
             await asking
@@ -370,10 +370,10 @@ async def test_the_first_request_wakes_the_model_through_the_pool(tmp_path: obje
         snapshot = stage.house.snapshot
         stage.plane.apply(_without_placements(stage))
         asked = asyncio.create_task(stage.run(stage.job("faces", png(TWO[:512, :512]))))
-        await until(lambda: stage.plane.router.held() == {"faces": 1})
+        await until(lambda: stage.plane.router.without_slot() == {"faces": 1})
         stage.plane.apply(snapshot)
         assert (await asked)[1]["width"] == 512
-        assert stage.plane.router.held() == {}
+        assert stage.plane.router.without_slot() == {}
 
 
 def _without_placements(stage: StageHouse):  # type: ignore[no-untyped-def]

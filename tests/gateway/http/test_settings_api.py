@@ -9,7 +9,7 @@ import httpx
 import pytest
 import structlog
 
-from gateway.settings import check_log_settings
+from gateway.triton_settings import check_log_settings
 from headrace.errors import InvalidArgument
 from tests.gateway.http.test_shared_memory_api import both, refusal, triton
 from tests.house import open_house

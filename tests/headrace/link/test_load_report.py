@@ -21,13 +21,13 @@ class Router:
     def __init__(self) -> None:
         self.arrived: Counter[str] = Counter()
         self.now = 0
-        self.without_slot = 0
+        self.held = 0
 
     def load(self) -> Counter[str]:
-        return Counter(a=self.now + self.without_slot)
+        return Counter(a=self.now + self.held)
 
-    def held(self) -> dict[str, int]:
-        return {"a": self.without_slot}
+    def without_slot(self) -> dict[str, int]:
+        return {"a": self.held}
 
 
 class Plane:
@@ -85,7 +85,7 @@ async def test_a_request_without_a_slot_is_told_of_at_once() -> None:
     await asyncio.sleep(0.15)
     assert not pool.told or "a" not in pool.told[-1][1]
     plane.router.arrived["a"] += 1
-    plane.router.without_slot = 1
+    plane.router.held = 1
     plane.on_starved()
     for _ in range(3):
         await asyncio.sleep(0)

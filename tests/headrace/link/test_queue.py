@@ -97,7 +97,7 @@ def test_a_debt_outlives_the_flow() -> None:
 def test_what_is_pushed_back_goes_before_all() -> None:
     queue = filled(request(priority=20))
     again = request(priority=0)
-    queue.push_back(again)
+    queue.return_to_front(again)
     assert queue.head() is again
     assert pop(queue) is again
 
@@ -105,7 +105,7 @@ def test_what_is_pushed_back_goes_before_all() -> None:
 def test_a_finished_request_is_passed_over() -> None:
     gone, stays, back = request(), request(), request("b")
     queue = filled(gone, stays)
-    queue.push_back(back)
+    queue.return_to_front(back)
     for job in (gone, back):
         job.finished = True
         queue.discard(job)
@@ -146,7 +146,7 @@ def test_nothing_is_lost_and_priorities_hold(steps: list[Request | str]) -> None
             taken = pop(queue)
             assert taken is head
             if step == "back":
-                queue.push_back(taken)
+                queue.return_to_front(taken)
                 assert pop(queue) is taken
             assert taken.priority == max(job.priority for job in waiting)
             waiting.remove(taken)

@@ -166,7 +166,7 @@ def test_work_does_not_grow_with_models_and_slots_that_are_idle(waits: bool) -> 
             house.router.expire(0.0)
             house.router.changed_demand()
             house.router.load()
-            house.router.held()
+            house.router.without_slot()
 
         return lines(work)
 
