@@ -85,12 +85,16 @@ class GatewaySettings:
 
 
 class Gateway:
-    """One gateway process: what its listeners share, and its life under Serve."""
+    """One gateway process: what its listeners share, and its life under Serve.
+
+    Serve starts the deployments that are arguments of another; the gateway itself finds its slots
+    in snapshots and calls none of `slots`.
+    """
 
     async def __init__(  # type: ignore[misc]
         self, settings: GatewaySettings, pool: Any, stage: Any, *slots: Any
     ) -> None:
-        self._settings, self._slots = settings, slots
+        self._settings = settings
         self._process = process = Process("gateway", settings.log_level)
         shared_memory.sweep()
         secret = cluster_secret(settings.secret)

@@ -1,8 +1,8 @@
 """The budgets of callers at one gateway: leased tokens, quotas, and when to ask the store. Pure.
 
 A token bucket per caller (rate and burst of its tier) lives in the store that all gateways share.
-A gateway spends tokens that it has leased from it in small blocks, so no request waits for the
-store but those that find the lease used up. A caller that is new here may spend one block at once;
+A gateway spends tokens that it has leased from it in small blocks, so a request waits for the
+store only when the lease is used up. A caller that is new here may spend one block at once;
 it is charged afterwards. So over any time `t` all gateways together let through at most
 `burst + rate * t` and one block for each of them; and in a day the quota and one block for each.
 
@@ -25,7 +25,7 @@ DAY_S = 86_400
 IDLE_S = 2.0
 """Seconds without a request after which a caller's lease goes back to the store."""
 BLOCK_OF_BURST = 0.1
-"""Size of a block as a share of the burst; it is the rate's `BLOCK_S` where that is more."""
+"""A block is this share of the burst, or what comes in `BLOCK_S` if that is more."""
 BLOCK_S = 0.1
 ROUNDING = 1e-6
 """Part that a whole token may lack: leases are added up from fractions."""
@@ -62,11 +62,11 @@ class Allowance:
 class Account:
     """What one gateway knows of one caller. Amounts are in units of cost.
 
-    `tokens` may be spent now; `owed` were spent or set aside without asking the store. `level` is
-    what the store's bucket held at `level_s`. `used` counts against the quota since the last claim,
-    `used_before` is the day's total that the store told. At most `places` of its requests run
-    through this gateway. `running`, `waiting`, `pumping` and `service_s` belong to the admission,
-    `busy` and `busy_s` to `BusyCallers`.
+    `tokens` may be spent now; `owed` is spent or reserved and not yet reported to the
+    store. `level` is what the store's bucket held at `level_s`. `used` counts against the quota
+    since the last claim, `used_before` is the day's total that the store told. At most `places` of
+    its requests run through this gateway. `running`, `waiting`, `pumping` and `service_s` belong to
+    the admission, `busy` and `busy_s` to `BusyCallers`.
     """
 
     caller: Caller
@@ -104,19 +104,19 @@ class Account:
 
         As in draft-ietf-httpapi-ratelimit-headers-10.
         """
-        tier = self.allowance
-        if not tier.policy:
+        allowance = self.allowance
+        if not allowance.policy:
             return None
         limits = []
-        if tier.limited:
-            left = self.level + (now_s - self.level_s) * tier.rate + self.tokens
-            left = 0.0 if left < 0 else left if left < tier.burst else tier.burst
-            full_s = (tier.burst - left) / tier.rate
+        if allowance.limited:
+            left = self.level + (now_s - self.level_s) * allowance.rate + self.tokens
+            left = 0.0 if left < 0 else left if left < allowance.burst else allowance.burst
+            full_s = (allowance.burst - left) / allowance.rate
             limits.append(b'"rate";r=%d;t=%d' % (left, full_s + 0.999))
-        if tier.quota is not None:
-            rest = max(0.0, tier.quota.per_day - self.used_before - self.used)
+        if allowance.quota is not None:
+            rest = max(0.0, allowance.quota.per_day - self.used_before - self.used)
             limits.append(b'"quota";r=%d' % rest)
-        return tier.policy, b", ".join(limits)
+        return allowance.policy, b", ".join(limits)
 
     def counted(self, cost: float) -> float:
         """The units of the quota that a request of this cost uses."""
@@ -125,23 +125,23 @@ class Account:
 
     def claim(self, now_s: float) -> Claim:
         """What to tell and to ask the store now; an idle lease is given back with it."""
-        tier = self.allowance
-        wanted = tier.block + sum(1 for each in self.waiting if not each.paid)
+        allowance = self.allowance
+        wanted = allowance.block + sum(1 for each in self.waiting if not each.paid)
         idle = now_s - self.seen_s > IDLE_S and not self.waiting
         charge = self.owed
-        if idle and self.tokens > 0 and tier.rate != UNLIMITED:
+        if idle and self.tokens > 0 and allowance.rate != UNLIMITED:
             charge -= self.tokens
             self.tokens, wanted = 0.0, 0.0
             self.owed = charge
-        level = self.level + (now_s - self.level_s) * tier.rate if self.known else None
-        quota = tier.tier.quota
+        level = self.level + (now_s - self.level_s) * allowance.rate if self.known else None
+        quota = allowance.quota
         return Claim(
             caller=self.caller.id,
-            rate=tier.rate,
-            burst=tier.burst,
+            rate=allowance.rate,
+            burst=allowance.burst,
             charge=charge,
-            want=max(0.0, wanted - self.tokens) if tier.rate != UNLIMITED else 0.0,
-            level=min(level, tier.burst) if level is not None else None,
+            want=max(0.0, wanted - self.tokens) if allowance.rate != UNLIMITED else 0.0,
+            level=min(level, allowance.burst) if level is not None else None,
             quota=None if quota is None else quota.per_day,
             used=self.used,
             used_before=self.used_before,
@@ -168,7 +168,7 @@ class Account:
         self.empty_until_s = now_s + missing / self.allowance.rate if short else 0.0
 
     def forgettable(self, now_s: float) -> bool:
-        """Whether a new account would begin with no more than this one has."""
+        """Whether forgetting it would give its caller nothing."""
         if self.owed or self.used:
             return False
         if self.allowance.rate == UNLIMITED:
@@ -191,10 +191,10 @@ class OverBudget(TooManyRequests):
 
 def rate_error(account: Account, now_s: float, wait_s: float) -> OverBudget:
     """The error of a rate that is used up until `wait_s` from now."""
-    tier = account.allowance
+    allowance = account.allowance
     return OverBudget(
-        f"the rate limit of tier {tier.name!r} is reached: {tier.tier.rate}, "
-        f"at most {tier.burst:g} at once{hint(account)}",
+        f"the rate limit of tier {allowance.name!r} is reached: {allowance.tier.rate}, "
+        f"at most {allowance.burst:g} at once{hint(account)}",
         account.limit_headers(now_s),
         retry_after_s=wait_s,
         reason="rate",
@@ -237,7 +237,8 @@ class Limiter:
             if len(self._accounts) < self._max_accounts:
                 account = self._accounts[caller.id] = self._open(caller, now_s)
                 return account
-            # Strangers beyond number share one budget: no memory for each, and no refill by many.
+            # Beyond `max_accounts` new callers of a tier share one account: neither its memory nor
+            # its rate grows with their number.
             found = self._overflow.get(caller.tier)
             if found is None:
                 others = Caller(f"others:{caller.tier}", caller.tier)
@@ -294,7 +295,7 @@ class Limiter:
             self._check_quota(account, now_s)
 
     def take(self, account: Account, cost: float, now_s: float) -> bool:
-        """Pay for a request; False if the store must be asked first, and has been put on the list.
+        """Pay for a request; False if the store must be asked first: the account then waits for it.
 
         Raises `TooManyRequests` with the time after which a retry will be let through.
         """
@@ -373,8 +374,8 @@ class Limiter:
         assert quota is not None
         if self.away:
             return True
-        # What is not told yet stays within a block, so all together exceed the quota by no more
-        # than a block for each gateway; near its end they go by smaller steps.
+        # Uses not yet reported stay within a block, so all gateways together exceed the quota by
+        # at most a block each; near its end they report more often.
         most = min(account.allowance.block, (quota.per_day - account.used_before) / self.gateways)
         if account.used + 1 > max(1.0, most):
             return False
@@ -413,11 +414,12 @@ class Limiter:
         self.away = away
 
     def _refill(self, account: Account, now_s: float) -> None:
-        tier = account.allowance
-        if tier.rate == UNLIMITED:
+        allowance = account.allowance
+        if allowance.rate == UNLIMITED:
             return
-        most = max(1.0, tier.burst / self.gateways)
-        grown = min((now_s - account.level_s) * tier.rate / self.gateways, most - account.tokens)
+        most = max(1.0, allowance.burst / self.gateways)
+        since_s = now_s - account.level_s
+        grown = min(since_s * allowance.rate / self.gateways, most - account.tokens)
         if grown > 0:
             account.tokens += grown
             account.owed += grown
