@@ -39,8 +39,6 @@ PREDICTION = 0.15
 SETTLE_S = 60.0
 START_S = 1.5
 """Time that a slot takes to start."""
-WORK_PART = 0.7
-"""Part of a slot's start that is work of a core; the rest is waiting for Serve and for Ray."""
 BEFORE_S = 0.5
 PEAK = 6.0
 BIN_S = 1.0
@@ -345,12 +343,7 @@ def predict(day: Day) -> Prediction:
         PoolConfig(models=models, tiers=None),
         {name: SlotClass.model_validate(each) for name, each in plan.slots().items()},
         {name: measured(seconds) for name, seconds in undisturbed(day.answers).items()},
-        Pace(
-            start_wait_s=START_S * (1 - WORK_PART),
-            start_work_s=START_S * WORK_PART,
-            load_s=median(loads) if loads else 0.0,
-            overhead_s=0.0,
-        ),
+        Pace(start_s=START_S, load_s=median(loads) if loads else 0.0, overhead_s=0.0),
     )
     found = simulate(setting, plan.arrivals(), plan.seconds, plan.seed, settle_s=SETTLE_S)
     return Prediction(day, found)

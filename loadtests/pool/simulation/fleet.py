@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from heapq import heappop, heappush
 
 from autoscale.slot_book import LoadOrder, UnloadOrder
@@ -19,21 +17,12 @@ Action = Callable[[], None]
 
 
 class Clock:
-    """Actions run at their time, those of one time in the order in which they were asked for.
+    """Actions run at their time, those of one time in the order in which they were asked for."""
 
-    Work shares `cores` equally (processor sharing): with more jobs than cores each goes on at
-    `cores / jobs` of its pace. Its heap is ordered by attained work, which is the same for all.
-    """
-
-    def __init__(self, cores: float = math.inf) -> None:
+    def __init__(self) -> None:
         self.now_s = 0.0
-        self.worked_s = 0.0
-        """Seconds of work that have been done."""
-        self._cores = cores
         self._numbers = itertools.count()
         self._events: list[tuple[float, int, Action]] = []
-        self._jobs: list[tuple[float, int, Action]] = []
-        self._attained_s = 0.0
 
     def at(self, at_s: float, action: Action) -> None:
         heappush(self._events, (max(at_s, self.now_s), next(self._numbers), action))
@@ -41,39 +30,12 @@ class Clock:
     def after(self, delay_s: float, action: Action) -> None:
         self.at(self.now_s + delay_s, action)
 
-    def compute(self, work_s: float, done: Action) -> None:
-        """Do work of one core; `done` is called at its end."""
-        heappush(self._jobs, (self._attained_s + work_s, next(self._numbers), done))
-
     def run(self, until_s: float) -> None:
-        """Go on until a time, or until nothing is left to do."""
-        while self._events or self._jobs:
-            event_s = self._events[0][0] if self._events else math.inf
-            job_s = self._next_job_s()
-            if min(event_s, job_s) > until_s:
-                break
-            if job_s <= event_s:
-                self._advance(job_s)
-                _, _, action = heappop(self._jobs)
-            else:
-                self._advance(event_s)
-                _, _, action = heappop(self._events)
+        """Go on until a time."""
+        while self._events and self._events[0][0] <= until_s:
+            self.now_s, _, action = heappop(self._events)
             action()
-        self._advance(max(self.now_s, until_s))
-
-    def _pace(self) -> float:
-        return min(1.0, self._cores / len(self._jobs)) if self._jobs else 1.0
-
-    def _next_job_s(self) -> float:
-        if not self._jobs:
-            return math.inf
-        return self.now_s + max(0.0, self._jobs[0][0] - self._attained_s) / self._pace()
-
-    def _advance(self, to_s: float) -> None:
-        passed_s = (to_s - self.now_s) * self._pace()
-        self._attained_s += passed_s
-        self.worked_s += passed_s * len(self._jobs)
-        self.now_s = to_s
+        self.now_s = max(self.now_s, until_s)
 
 
 @dataclass(slots=True)
@@ -142,7 +104,6 @@ class SimulatedFleet:
                 self._drain(slot)
 
     def _start(self, slot_class: str) -> None:
-        pace = self._setting.pace
         self._starting[slot_class] += 1
         self._count(+1)
 
@@ -162,8 +123,7 @@ class SimulatedFleet:
             if staying > self._targets.get(slot_class, 0):
                 self._drain(self.slots[slot_id])
 
-        work = partial(self._clock.compute, pace.start_work_s, up)
-        self._clock.after(pace.start_wait_s, work)
+        self._clock.after(self._setting.pace.start_s, up)
 
     def _drain(self, slot: SimulatedSlot) -> None:
         slot.view = replace(slot.view, draining=True)
@@ -233,7 +193,7 @@ class SimulatedFleet:
                 self._put(slot, key, State.READY)
                 self.ready(key.model)
 
-        self._clock.compute(self._setting.load_s(key.model), loaded)
+        self._clock.after(self._setting.pace.load_s, loaded)
 
     def _put(self, slot: SimulatedSlot, key: ModelVersion, state: State) -> None:
         slot.placements[key] = Placement(slot.view.slot_id, key.model, key.version, state)
@@ -270,4 +230,4 @@ class SimulatedFleet:
                 self._forget_if_idle(slot, key)
             self._next(slot)
 
-        self._clock.compute(work_s, done)
+        self._clock.after(work_s, done)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from random import Random
 
 import numpy as np
@@ -22,27 +22,24 @@ Draw = Callable[[Random], float]
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How long things take, in seconds; `cores` share all work.
+    """How long things take, in seconds; each slot has a core of its own.
 
-    A slot needs `start_wait_s` and `start_work_s` of a core until it announces itself, and Serve
-    acts `serve_s` after the pool has said how many. A model takes `load_s` of work to load, unless
-    `loads_s` names it. `hop_s` is a message between pool, gateways and slots; `overhead_s` is what
-    an answer takes beside its service. Gateways report every `report_s`, and the pool decides at
-    most every `gap_s` (0: at every event), and at least every `tick_s`.
+    A slot needs `start_s` until it announces itself, and Serve acts `serve_s` after the pool has
+    said how many. A model takes `load_s` to load. `hop_s` is a message between pool, gateways and
+    slots; `overhead_s` is what an answer takes beside its service. Gateways report every
+    `report_s`, and the pool decides at most every `gap_s` (0: at every event), and at least every
+    `tick_s`.
     """
 
-    start_wait_s: float = 0.3
-    start_work_s: float = 0.9
+    start_s: float = 1.2
     serve_s: float = 0.25
     stop_s: float = 0.3
     load_s: float = 0.03
-    loads_s: Mapping[str, float] = field(default_factory=dict)
     hop_s: float = 0.003
     overhead_s: float = 0.002
     report_s: float = 0.1
     gap_s: float = 0.0
     tick_s: float = 1.0
-    cores: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +63,6 @@ class Setting:
 
     def slot_class(self, model: ModelConfig) -> str:
         return model.slot_class_for(model.runtime or "onnx")
-
-    def load_s(self, model: str) -> float:
-        return self.pace.loads_s.get(model, self.pace.load_s)
 
 
 def measured(values: tuple[float, ...]) -> Draw:
@@ -123,7 +117,7 @@ def many_models(models: int, seed: int, gap_s: float = 1.0) -> Setting:
         ),
         {"cpu": slot_class},
         {name: service(medians_s[name]) for name in names},
-        Pace(load_s=0.5, start_wait_s=1.0, report_s=1.0, gap_s=gap_s),
+        Pace(load_s=0.5, start_s=1.9, report_s=1.0, gap_s=gap_s),
         nodes=nodes,
     )
 

@@ -220,7 +220,7 @@ def simulate(
     Raises `Broken` as soon as a decision breaks a promise.
     """
     rng = Random(seed)
-    clock = Clock(setting.pace.cores)
+    clock = Clock()
     fleet = SimulatedFleet(setting, clock)
     pool = SimulatedPool(setting, clock, fleet, leases)
     gateway = SimulatedGateway(setting, clock, fleet, rng, pool.report)

@@ -20,14 +20,13 @@ from loadtests.pool.day import Day, predict
 from loadtests.pool.day import Plan as DayPlan
 from loadtests.pool.log import PoolLog, Steps
 from loadtests.pool.server import Asked
-from loadtests.pool.simulation.fleet import Clock
 from loadtests.pool.simulation.pool import Broken, check_plan, check_shares, check_slots
 from loadtests.pool.simulation.setting import Pace, Setting, many_models, many_rates, measured
 from loadtests.pool.simulation.simulation import simulate
 from loadtests.pool.trace import Arrival, arrivals
 from loadtests.report import missed
 
-PACE = Pace(start_wait_s=0.5, start_work_s=0.5, load_s=0.1, hop_s=0.001, overhead_s=0.0)
+PACE = Pace(start_s=1.0, load_s=0.1, hop_s=0.001, overhead_s=0.0)
 
 
 def setting(most: int = 5, warm: int = 5, service_s: float = 0.2, **scaling: float) -> Setting:
@@ -52,18 +51,6 @@ def held(slots: int) -> LeaseBook:
     book.request("batch", "job", slots, "cpu", 0.0, 0, 1.0, 0.0)
     book.reconcile({"cpu": slots}, 0.0)
     return book
-
-
-def test_work_shares_the_cores() -> None:
-    clock = Clock(cores=2)
-    ended: list[tuple[str, float]] = []
-    for name, work_s in (("a", 1.0), ("b", 2.0), ("c", 2.0), ("d", 2.0)):
-        clock.compute(work_s, lambda name=name: ended.append((name, clock.now_s)))  # type: ignore[misc]
-    clock.run(100)
-    # Four at half of their pace until 2 s, then three with one second of work at two thirds.
-    assert [name for name, _ in ended] == ["a", "b", "c", "d"]
-    assert [at_s for _, at_s in ended] == pytest.approx([2.0, 3.5, 3.5, 3.5])
-    assert clock.worked_s == pytest.approx(7.0)
 
 
 def test_a_sleeping_model_answers_after_its_load_where_a_slot_is_warm() -> None:
