@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -16,8 +16,7 @@ from statistics import median
 from loadtests.clients import LOST, Answer, Arrivals, AskFailed, Lines, request_head
 from loadtests.headrace import BadAnswer
 from loadtests.messages import price_message
-from loadtests.plots import COLORS, drawn, level, scatter
-from loadtests.report import Check, Report
+from loadtests.report import Check, Report, figures
 from loadtests.samples import percentile, ratio
 from loadtests.sharding.calls import process_file
 from loadtests.sharding.inputs import Inputs, ShardedSystem, jpeg, lighter, pixels_of
@@ -38,53 +37,42 @@ TILE = 1024
 PICTURE = (4256, 2848)
 
 
-@dataclass(frozen=True, slots=True)
-class BesideTurn:
-    """Small predictions by themselves, and right after that beside large pictures."""
-
-    alone: tuple[Answer, ...]
-    beside: tuple[Answer, ...]
-
-    @property
-    def p99_ms(self) -> tuple[float, float]:
-        alone, beside = (
-            percentile((each.latency_ms for each in answers), 0.99)
-            for answers in (self.alone, self.beside)
-        )
-        return alone, beside
-
-    @property
-    def times(self) -> float:
-        alone_ms, beside_ms = self.p99_ms
-        return ratio(beside_ms, alone_ms)
+def p99_ms(answers: Iterable[Answer]) -> float:
+    return percentile((each.latency_ms for each in answers), 0.99)
 
 
 @dataclass(frozen=True, slots=True)
 class Beside:
     """What the caller of small predictions saw, and how many large pictures were answered.
 
-    Figures are medians of the turns, as a machine may stand still for a moment.
+    A turn holds its answers alone, and those right after that beside large pictures. Figures are
+    medians of the turns, as a machine may stand still for a moment.
     """
 
-    turns: tuple[BesideTurn, ...]
+    turns: tuple[tuple[Sequence[Answer], Sequence[Answer]], ...]
     large: int
 
     @property
-    def p99_ms(self) -> tuple[float, float]:
-        """Alone, and beside large pictures."""
-        alone, beside = zip(*(turn.p99_ms for turn in self.turns), strict=True)
-        return median(alone), median(beside)
+    def p99_alone_ms(self) -> float:
+        return median(p99_ms(alone) for alone, _ in self.turns)
+
+    @property
+    def p99_beside_ms(self) -> float:
+        return median(p99_ms(beside) for _, beside in self.turns)
+
+    @property
+    def times(self) -> list[float]:
+        """The p99 beside large pictures as a multiple of that alone, by turn."""
+        return [ratio(p99_ms(beside), p99_ms(alone)) for alone, beside in self.turns]
 
     def check(self) -> Check:
-        alone_ms, beside_ms = self.p99_ms
-        times = median(turn.times for turn in self.turns)
-        answers = [each for turn in self.turns for each in (*turn.alone, *turn.beside)]
-        failed = sum(bool(each.error) for each in answers)
+        times = median(self.times)
+        failed = sum(bool(each.error) for turn in self.turns for part in turn for each in part)
         return Check(
             f"small predictions at {RATE:g}/s beside {CALLERS} large pictures",
-            f"p99 {beside_ms:.1f} ms, alone {alone_ms:.1f} ms: {times:.2f} times; "
-            f"{failed} failed, {self.large} large pictures answered (medians of "
-            f"{len(self.turns)} turns)",
+            f"p99 {self.p99_beside_ms:.1f} ms, alone {self.p99_alone_ms:.1f} ms: "
+            f"{times:.2f} times; {failed} failed, {self.large} large pictures answered "
+            f"(medians of {len(self.turns)} turns)",
             f"{GOAL:g} times, none failed",
             times <= GOAL and not failed,
         )
@@ -92,10 +80,7 @@ class Beside:
 
 def run_beside(fleet: ShardedSystem, inputs: Inputs, rounds: int, report: Report) -> list[Check]:
     beside = asyncio.run(measure_beside(fleet, inputs, rounds))
-    plot_beside(beside, report.title, report.path("-beside.png"))
-    alone_ms, beside_ms = beside.p99_ms
-    told = {"p99_alone_ms": alone_ms, "p99_beside_ms": beside_ms, "large": beside.large}
-    report.write(beside={**told, "times": [turn.times for turn in beside.turns]})
+    report.write(beside=figures(beside, "p99_alone_ms", "p99_beside_ms", "large", "times"))
     return [beside.check()]
 
 
@@ -106,7 +91,7 @@ async def measure_beside(fleet: ShardedSystem, inputs: Inputs, turns: int) -> Be
     """
     message, lines = price_message(), Lines(fleet.url)
     head = request_head(message, lines.host, {})
-    found: list[BesideTurn] = []
+    found: list[tuple[Sequence[Answer], Sequence[Answer]]] = []
     large = 0
 
     async def ask() -> str:
@@ -115,10 +100,10 @@ async def measure_beside(fleet: ShardedSystem, inputs: Inputs, turns: int) -> Be
             raise AskFailed(f"status {status}" if status != LOST else "the connection ended")
         return "1"
 
-    async def asked() -> tuple[Answer, ...]:
+    async def asked() -> Sequence[Answer]:
         async with Arrivals(RATE, ask) as arrivals:
             await asyncio.sleep(SECONDS / turns)
-        return tuple(arrivals.answers)
+        return arrivals.answers
 
     async def caller(over: asyncio.Event) -> None:
         """One large picture after the other, whose answers are awaited."""
@@ -140,7 +125,7 @@ async def measure_beside(fleet: ShardedSystem, inputs: Inputs, turns: int) -> Be
                 for _ in range(CALLERS):
                     group.create_task(caller(over))
                 await asyncio.sleep(SETTLE_S)
-                found.append(BesideTurn(alone, await asked()))
+                found.append((alone, await asked()))
                 over.set()
     lines.close()
     return Beside(tuple(found), large)
@@ -213,27 +198,3 @@ def unseen(pictures: Sequence[Path]) -> Iterator[tuple[Path, int]]:
         seen.add(count)
         for content in pictures:
             yield content, overlap
-
-
-def plot_beside(beside: Beside, title: str, path: Path) -> None:
-    """One dot for each small prediction, alone and beside the large pictures."""
-    alone_ms, beside_ms = beside.p99_ms
-    groups = (
-        ("alone", [turn.alone for turn in beside.turns], alone_ms),
-        ("beside", [turn.beside for turn in beside.turns], beside_ms),
-    )
-    title = f"Small predictions beside two large pictures\n{title}"
-    with drawn(path, title, (10, 4.4), columns=2, sharey=True) as panels:
-        for panel, (name, turns, p99_ms), color in zip(panels, groups, COLORS, strict=False):
-            # One turn after the other, as if there were nothing between them.
-            length_s = max((each.planned_s for answers in turns for each in answers), default=0.0)
-            dots = [
-                (number * length_s + each.planned_s, each.latency_ms)
-                for number, answers in enumerate(turns)
-                for each in answers
-            ]
-            scatter(panel, dots, name, color=color)
-            level(panel, p99_ms, f"median p99: {p99_ms:.1f} ms")
-            panel.set_xlabel("s")
-        panels[0].set_ylabel("latency (ms)")
-        panels[0].set_ylim(bottom=0)

@@ -125,7 +125,7 @@ TAGS = {
     "labels": "labels.txt",
 }
 SHARDING: Mapping[str, Mapping[str, Any]] = {"faces": FACES, "objects": OBJECTS, "tagger": TAGS}
-"""As in the demo's config."""
+"""`faces` and `objects` as in the demo's config."""
 
 ALONE = "faces_alone"
 """The same model on one shard, beside `faces` on two: so a slow minute meets both."""

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from loadtests.plots import COLORS, drawn, level
 from loadtests.report import MIB, Check, Report
 from loadtests.sharding.calls import process_file, run_direct
 from loadtests.sharding.inputs import Inputs, ShardedSystem
@@ -63,7 +61,6 @@ def run_memory(fleet: ShardedSystem, inputs: Inputs, rounds: int, report: Report
         alone = run_direct("whole", model, path, "--memory", str(fleet.bound_bytes))
         whole = None if alone is None else int(alone["peak_bytes"])
         peaks.append(Peaks(name, stage, shard, gateway, whole, answer.wall_s))
-    plot_memory(peaks, fleet.bound_bytes, report.title, report.path("-memory.png"))
     report.write(memory=peaks)
     return [each.check(fleet.bound_bytes) for each in peaks]
 
@@ -80,24 +77,3 @@ def peak_bytes(pid: int | str) -> int:
     if found is None:
         raise ValueError(f"process {pid} tells no VmHWM")
     return int(found[1]) * 1024
-
-
-def plot_memory(peaks: Sequence[Peaks], bound_bytes: int, title: str, path: Path) -> None:
-    """Bars of the peaks of each kind of process; one that was ended reaches beyond the bound."""
-    kinds = {
-        "gateway": [each.gateway_bytes for each in peaks],
-        "stage": [each.stage_bytes for each in peaks],
-        "largest shard": [each.shard_bytes for each in peaks],
-        "one replica, whole input": [each.unsharded_bytes or bound_bytes for each in peaks],
-    }
-    with drawn(path, f"Peak resident memory by input\n{title}", (10, 5.2)) as [panel]:
-        for number, ((kind, values), color) in enumerate(zip(kinds.items(), COLORS, strict=True)):
-            places = [place + 0.2 * number for place in range(len(peaks))]
-            panel.bar(places, [value / MIB for value in values], 0.18, color=color, label=kind)
-        for place, each in enumerate(peaks):
-            if each.unsharded_bytes is None:
-                above: dict[str, Any] = {"ha": "center", "va": "bottom", "size": 9}
-                panel.text(place + 0.6, bound_bytes / MIB, "ended", **above)
-        level(panel, bound_bytes / MIB, f"bound: {bound_bytes / MIB:.0f} MiB")
-        panel.set_xticks([n + 0.3 for n in range(len(peaks))], [each.name for each in peaks])
-        panel.set_ylabel("MiB")
