@@ -34,6 +34,8 @@ LOST = 0
 """Status of a request whose connection ended, or became unreadable, before the answer."""
 
 ANSWERS_S = 600.0
+CAPACITY_S, WARM_UP_S = 5.0, 2.0
+"""Time in which a server's capacity is found, and load before it."""
 
 
 def request_head(message: Message, host: str, headers: Mapping[str, str]) -> bytes:
@@ -52,22 +54,21 @@ def caller_address(number: int) -> str:
 
 
 class Line(asyncio.Protocol):
-    """A connection; `done` gets it with a status, or `LOST`, once for each request."""
+    """A connection with at most one request at a time."""
 
     transport: asyncio.Transport
 
-    def __init__(self, done: Callable[[Line, int], None]) -> None:
-        self._done = done
+    def __init__(self) -> None:
         self._parser = httptools.HttpResponseParser(self)
+        self._answer: asyncio.Future[int] | None = None
         self.open = False
-        self.busy = False
-        self.sent_s = 0.0
-        """For the user of the line: when the request was sent."""
 
-    def send(self, head: bytes, body: bytes) -> None:
-        self.busy = True
+    def ask(self, head: bytes, body: bytes) -> asyncio.Future[int]:
+        """The status of the answer, or `LOST`."""
+        self._answer = asyncio.get_running_loop().create_future()
         self.transport.write(head)
         self.transport.write(body)
+        return self._answer
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports have all of its methods, but are no asyncio.Transport.
@@ -88,9 +89,8 @@ class Line(asyncio.Protocol):
         self._tell(LOST)
 
     def _tell(self, status: int) -> None:
-        if self.busy:
-            self.busy = False
-            self._done(self, status)
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_result(status)
 
 
 class TooManyLines(Exception):
@@ -106,47 +106,34 @@ class Lines:
         self._address = (parts.hostname or "", parts.port or 80)
         self._most, self._used = most, 0
         self._free: list[Line] = []
-        self._answers: dict[Line, asyncio.Future[int]] = {}
+        self._all: list[Line] = []
 
     async def ask(self, head: bytes, body: bytes) -> int:
         """The status of the answer, or `LOST`; raises `TooManyLines`, and `OSError`."""
-        line = await self._line()
-        answer = self._answers[line] = asyncio.get_running_loop().create_future()
-        line.send(head, body)
+        if self._used >= self._most:
+            raise TooManyLines
+        self._used += 1
         try:
-            status: int = await answer
+            line = await self._line()
+            status = await line.ask(head, body)
         finally:
             self._used -= 1
         self._free.append(line)
         return status
 
     async def _line(self) -> Line:
-        while self._free and not self._free[-1].open:
-            self._free.pop()
-        if self._used >= self._most:
-            raise TooManyLines
-        self._used += 1
-        if self._free:
-            return self._free.pop()
-        try:
-            connecting = asyncio.get_running_loop().create_connection(
-                lambda: Line(self._done), *self._address
-            )
-            _, line = await connecting
-        except BaseException:
-            self._used -= 1
-            raise
+        while self._free:
+            line = self._free.pop()
+            if line.open:
+                return line
+        _, line = await asyncio.get_running_loop().create_connection(Line, *self._address)
+        self._all.append(line)
         return line
 
     def close(self) -> None:
         """Hang up, on those who have not answered too."""
-        for line in (*self._free, *self._answers):
+        for line in self._all:
             line.transport.abort()
-
-    def _done(self, line: Line, status: int) -> None:
-        answer = self._answers.pop(line)
-        if not answer.cancelled():
-            answer.set_result(status)
 
 
 Ask = Callable[[], Awaitable[str]]
@@ -221,75 +208,73 @@ class Arrivals:
 
 @dataclass(slots=True)
 class Course:
-    """What was sent, in the order of the answers. `heads` are taken as lines become free."""
+    """What was sent, in the order of the answers. `heads` are taken as connections become free."""
 
     heads: Iterator[bytes]
     body: bytes
     sent_s: list[float] = field(default_factory=list)
     ended_s: list[float] = field(default_factory=list)
     failed: list[bool] = field(default_factory=list)
-    _busy: int = 0
-    _over: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def run(self, url: str, lines: int) -> None:
         """Send all; raises `BadAnswer` when a connection breaks, `TimeoutError`."""
-        loop, parts = asyncio.get_running_loop(), urlsplit(url)
-        pairs = [
-            await loop.create_connection(
-                lambda: Line(self._answer), parts.hostname or "", parts.port or 80
-            )
-            for _ in range(lines)
-        ]
-        for _, line in pairs:
-            self._send(line)
-        if self._busy:
-            async with asyncio.timeout(ANSWERS_S):
-                await self._over.wait()
-        broken = sum(not line.open for _, line in pairs)
-        for transport, _ in pairs:
-            transport.close()
+        connections, broken = Lines(url), 0
+
+        async def send_all() -> None:
+            nonlocal broken
+            for head in self.heads:
+                sent_s = time.monotonic()
+                status = await connections.ask(head, self.body)
+                self.sent_s.append(sent_s)
+                self.ended_s.append(time.monotonic())
+                self.failed.append(status != 200)
+                if status == LOST:
+                    broken += 1
+                    return
+
+        async with asyncio.timeout(ANSWERS_S), asyncio.TaskGroup() as group:
+            for _ in range(lines):
+                group.create_task(send_all())
+        connections.close()
         if broken:
             raise BadAnswer(f"{broken} of {lines} connections broke")
 
-    def _send(self, line: Line) -> None:
-        head = next(self.heads, None)
-        if head is None or not line.open:
-            return
-        self._busy += 1
-        line.sent_s = time.monotonic()
-        line.send(head, self.body)
-
-    def _answer(self, line: Line, status: int) -> None:
-        self._busy -= 1
-        self.sent_s.append(line.sent_s)
-        self.ended_s.append(time.monotonic())
-        self.failed.append(status != 200)
-        self._send(line)
-        if not self._busy:
-            self._over.set()
-
 
 async def capacity(
-    url: str, message: Message, headers: Mapping[str, str], lines: int, seconds: float
+    url: str,
+    message: Message,
+    headers: Mapping[str, str],
+    lines: int,
+    seconds: float = CAPACITY_S,
+    warm_up_s: float = WARM_UP_S,
 ) -> float:
     """Answers 200 a second on `lines` busy connections; raises `BadAnswer` for any other answer."""
     head = request_head(message, urlsplit(url).netloc, headers)
-    end_s = time.monotonic() + seconds
-    heads = itertools.takewhile(lambda _: time.monotonic() < end_s, itertools.repeat(head))
-    course = Course(heads, message.body)
+
+    def until(end_s: float) -> Iterator[bytes]:
+        return itertools.takewhile(lambda _: time.monotonic() < end_s, itertools.repeat(head))
+
+    await Course(until(time.monotonic() + warm_up_s), message.body).run(url, lines)
+    course = Course(until(time.monotonic() + seconds), message.body)
     await course.run(url, lines)
     if any(course.failed):
         raise BadAnswer(f"{sum(course.failed)} of {len(course.failed)} requests were not answered")
     return len(course.ended_s) / (max(course.ended_s) - min(course.sent_s))
 
 
-async def ask_tagger(client: httpx.AsyncClient, message: Message, picture: Picture) -> str:
+async def post(client: httpx.AsyncClient, message: Message) -> httpx.Response:
+    """The answer 200; raises `AskFailed` for any other, and for none."""
     try:
         answer = await client.post(message.path, content=message.body, headers=message.headers)
     except httpx.TransportError as error:
         raise AskFailed(f"{type(error).__name__}: {error}") from error
     if answer.status_code != 200:
         raise AskFailed(f"status {answer.status_code}: {answer.text[:120]}")
+    return answer
+
+
+async def ask_tagger(client: httpx.AsyncClient, message: Message, picture: Picture) -> str:
+    answer = await post(client, message)
     length = answer.headers.get(LENGTH_HEADER)
     try:
         check_tagged(answer.content, length, picture)

@@ -28,8 +28,6 @@ MODELS = {TAGGER: {"runtime": "onnx", "batching": {"max_rows": 8, "max_wait_s": 
 SLOTS = 2
 OLD, NEW = "1", "2"
 CONCURRENCY = 8
-WARM_UP_S = 2.0
-CAPACITY_S = 5.0
 SETTLE_S = 3.0
 SWAP_LIMIT_S = 120.0
 ANSWER_S = 30.0
@@ -148,8 +146,7 @@ async def measure(url: str, store: Path, picture: Picture, before_s: float, afte
     async with unlimited_client(url, {}, ANSWER_S) as client:
         ask: Ask = partial(ask_tagger, client, message, picture)
         await ask()
-        await capacity(url, message, {}, CONCURRENCY, WARM_UP_S)
-        most = await capacity(url, message, {}, CONCURRENCY, CAPACITY_S)
+        most = await capacity(url, message, {}, CONCURRENCY)
         async with Arrivals(most / 2, ask) as load:
             await asyncio.sleep(SETTLE_S)
             begin_s = load.now_s()

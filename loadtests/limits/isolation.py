@@ -48,7 +48,6 @@ LINES = 16
 """Connections that find the capacity: two full batches."""
 
 TIMES_CAPACITY = 3.0
-WARM_UP_S, CAPACITY_S = 2.0, 5.0
 REST_S = 3.0
 ANSWER_S = 30.0
 END_S = 15.0
@@ -189,8 +188,7 @@ async def measure(url: str, key: str, picture: Picture, load: Load) -> Isolation
     async with unlimited_client(url, headers, ANSWER_S) as client:
         ask: Ask = partial(ask_tagger, client, message, picture)
         await ask()
-        await capacity(url, message, headers, LINES, WARM_UP_S)
-        most = await capacity(url, message, headers, LINES, CAPACITY_S)
+        most = await capacity(url, message, headers, LINES)
         origin_s = time.monotonic()
 
         async def premium(name: str) -> Phase:

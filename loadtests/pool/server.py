@@ -18,6 +18,7 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 from loadtests.bench.mlp import finished, write_version
+from loadtests.clients import AskFailed, post
 from loadtests.headrace import COLD_HEADER, Running, headrace
 from loadtests.messages import Message
 from loadtests.pool.log import PoolLog, read_log
@@ -49,12 +50,10 @@ class Asked:
 async def ask(client: httpx.AsyncClient, model: str, message: Message, due_s: float) -> Asked:
     error, cold_s = "", 0.0
     try:
-        answer = await client.post(message.path, content=message.body, headers=message.headers)
+        answer = await post(client, message)
         cold_s = float(answer.headers.get(COLD_HEADER, 0)) / 1000
-        if answer.status_code != 200:
-            error = f"status {answer.status_code}: {answer.text[:120]}"
-    except httpx.TransportError as failed:
-        error = f"{type(failed).__name__}: {failed}"
+    except AskFailed as failed:
+        error = str(failed)
     return Asked(model, due_s, time.time() - due_s, cold_s, error)
 
 

@@ -42,19 +42,14 @@ def test_strangers_have_different_addresses() -> None:
 
 
 async def test_a_line_tells_each_answer_and_that_it_was_lost() -> None:
-    statuses: asyncio.Queue[int] = asyncio.Queue()
     wanted = [200, 429, None]
     head = request_head(Message("/", b"body", {}), "here", {})
     async with answering(lambda _: wanted.pop(0)) as port:
-        loop = asyncio.get_running_loop()
-        _, line = await loop.create_connection(
-            lambda: Line(lambda _, status: statuses.put_nowait(status)), "127.0.0.1", port
-        )
+        _, line = await asyncio.get_running_loop().create_connection(Line, "127.0.0.1", port)
         told = []
         for _ in range(3):
             assert line.open
-            line.send(head, b"body")
-            told.append(await statuses.get())
+            told.append(await line.ask(head, b"body"))
         assert told == [200, 429, LOST]
         assert not line.open
         line.transport.close()
@@ -103,14 +98,14 @@ async def test_capacity_is_what_was_answered_in_time() -> None:
         return 200
 
     async with answering(decide) as port:
-        rate = await capacity(at(port), MESSAGE, {}, 2, seconds=0.1)
+        rate = await capacity(at(port), MESSAGE, {}, 2, seconds=0.1, warm_up_s=0.0)
     assert 0 < rate <= asked / 0.09
 
 
 async def test_capacity_is_not_found_with_refusals() -> None:
     async with answering(lambda _: 429) as port:
         with pytest.raises(BadAnswer, match="were not answered"):
-            await capacity(at(port), MESSAGE, {}, 2, seconds=0.05)
+            await capacity(at(port), MESSAGE, {}, 2, seconds=0.05, warm_up_s=0.0)
 
 
 async def test_a_stall_delays_no_other_request_and_counts_from_the_planned_time() -> None:
