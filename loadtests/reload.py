@@ -29,6 +29,9 @@ SLOTS = 2
 OLD, NEW = "1", "2"
 CONCURRENCY = 8
 SETTLE_S = 3.0
+BEFORE_S, AFTER_S = 10.0, 10.0
+"""Time of load before the copying, and after the swap."""
+
 SWAP_LIMIT_S = 120.0
 ANSWER_S = 30.0
 WINDOW_S = 0.25
@@ -116,17 +119,15 @@ class Swap:
         ]
 
 
-@click.command(help=__doc__, context_settings={"show_default": True})
-@click.option("--before", default=10.0, help="Seconds of load before the copy.")
-@click.option("--after", default=10.0, help="Seconds of load after the swap.")
+@click.command(help=__doc__)
 @out_option
-def main(before: float, after: float, out: Path) -> None:
+def main(out: Path) -> None:
     report = Report("reload", out)
     with workplace("reload") as folder:
         picture = load_pictures()[0]
         store = copy_models(folder, {TAGGER: TAGGER})
         with headrace(folder, store, MODELS, SLOTS) as server:
-            swap = asyncio.run(measure(server.url, store, picture, before, after))
+            swap = asyncio.run(measure(server.url, store, picture))
     report.say(*swap.sentences())
     plot_swap(swap, report.title, report.path(".png"))
     report.write(swap=swap)
@@ -140,7 +141,7 @@ def copy_version(store: Path) -> None:
     incoming.rename(store / TAGGER / NEW)
 
 
-async def measure(url: str, store: Path, picture: Picture, before_s: float, after_s: float) -> Swap:
+async def measure(url: str, store: Path, picture: Picture) -> Swap:
     """Find the capacity, then swap under half of it; raises `BadAnswer`, `NotSwapped`."""
     message = tagger_message(picture)
     async with unlimited_client(url, {}, ANSWER_S) as client:
@@ -150,7 +151,7 @@ async def measure(url: str, store: Path, picture: Picture, before_s: float, afte
         async with Arrivals(most / 2, ask) as load:
             await asyncio.sleep(SETTLE_S)
             begin_s = load.now_s()
-            await asyncio.sleep(before_s)
+            await asyncio.sleep(BEFORE_S)
             copy_s = load.now_s()
             await asyncio.to_thread(copy_version, store)
             complete_s = load.now_s()
@@ -158,7 +159,7 @@ async def measure(url: str, store: Path, picture: Picture, before_s: float, afte
                 await load.seen(NEW, SWAP_LIMIT_S)
             except TimeoutError:
                 raise NotSwapped(f"no answer of version {NEW} in {SWAP_LIMIT_S:g} s") from None
-            await asyncio.sleep(after_s)
+            await asyncio.sleep(AFTER_S)
     return Swap(most, most / 2, NEW, begin_s, copy_s, complete_s, tuple(load.answers))
 
 

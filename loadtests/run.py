@@ -90,12 +90,18 @@ def credential(stack: ExitStack, host: str, model: str, name: str) -> dict[str, 
     if os.environ.get(KEY):
         return {}
     try:
-        instance = find_instance(None, None)
-        desk = Admin(f"http://{instance.admin}", admin_token(instance.token))
-        return stack.enter_context(keys(desk, host, model, name, {KEY: UNLIMITED_TIER}))
+        _, admin = local_system()
+        return stack.enter_context(keys(admin, host, model, name, {KEY: UNLIMITED_TIER}))
     except (BadAnswer, HeadraceError) as error:
         click.echo(f"without a key, so the limits of strangers hold: {error}", err=True)
         return {}
+
+
+def local_system() -> tuple[str, Admin]:
+    """The base URL of the system that runs here, and its admin listener; raises `HeadraceError`."""
+    instance = find_instance(None, None)
+    admin = Admin(f"http://{instance.admin}", admin_token(instance.token))
+    return f"http://{instance.http}", admin
 
 
 def parse_users(text: str) -> list[int]:

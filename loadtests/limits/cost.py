@@ -44,7 +44,7 @@ AMPLE = {
 """Limits that are checked and never reached."""
 
 ON: Mapping[str, Any] = {"tiers": {TIER: AMPLE}}
-WARM_UP_CONNECTIONS = 16
+WARM_UP_CONNECTIONS, WARM_UP_S = 16, 3
 REDIS_START_S = 10.0
 
 
@@ -133,16 +133,15 @@ def cost_table(found: Sequence[Cost]) -> Table:
 @click.command(help=__doc__, context_settings={"show_default": True})
 @click.option("--rounds", default=12, help="How often each takes its turn.")
 @click.option("--seconds", default=2, help="Length of a measurement.")
-@click.option("--warm-up", default=3, help="Seconds of load before the first.")
 @click.option("--redis", "with_redis", is_flag=True, help="Also one with budgets in a Redis.")
 @click.option("--body", default="v2 binary", help="Which body of make bench.")
 @out_option
-def main(rounds: int, seconds: int, warm_up: int, with_redis: bool, body: str, out: Path) -> None:
+def main(rounds: int, seconds: int, with_redis: bool, body: str, out: Path) -> None:
     report = Report("limits", out, packages=("redis",))
     with workplace("limits") as folder, ExitStack() as stack:
         require_tool("wrk")
         gateways = start_all(stack, Site.made(folder), body, with_redis)
-        turns = list(measure(gateways, rounds, seconds, warm_up, report.console.print))
+        turns = list(measure(gateways, rounds, seconds, report.console.print))
     found = costs(turns)
     report.show(cost_table(found))
     report.check(check for cost in found if cost.setting != OFF for check in cost.checks())
@@ -205,12 +204,11 @@ def measure(
     gateways: Mapping[str, tuple[Target, int]],
     rounds: int,
     seconds: int,
-    warm_up: int,
     tell: Callable[[str], None],
 ) -> Iterator[Turn]:
     """All turns of all rounds; each setting is first in its turn. Raises `ToolFailed`."""
     for target, _ in gateways.values():
-        run_wrk(target, WARM_UP_CONNECTIONS, warm_up)
+        run_wrk(target, WARM_UP_CONNECTIONS, WARM_UP_S)
     settings = list(gateways)
     for number in range(rounds):
         first = number % len(settings)

@@ -47,6 +47,9 @@ FLOODS = {"beside a flood from 1 address": 1, "beside a flood from 500 addresses
 LINES = 16
 """Connections that find the capacity: two full batches."""
 
+RATE = 10.0
+"""Premium requests a second."""
+
 TIMES_CAPACITY = 3.0
 REST_S = 3.0
 ANSWER_S = 30.0
@@ -66,12 +69,11 @@ class FloodFailed(Failed):
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """How to measure: premium requests a second, the length of a phase, the floods' deadline.
+    """How to measure: the length of a phase, and the floods' deadline.
 
     A flood is on for `settle_s` before the premium caller's requests count.
     """
 
-    rate: float
     seconds: float
     deadline_s: float
     settle_s: float
@@ -149,18 +151,15 @@ class Isolation:
 
 
 @click.command(help=__doc__, context_settings={"show_default": True})
-@click.option("--rate", default=10.0, help="Premium requests a second.")
 @click.option("--seconds", default=30.0, help="Length of each phase.")
 @click.option("--slots", default=1, help="Slots for the model.")
 @click.option("--rows", default=8, help="Rows of a batch at most.")
 @click.option("--deadline", default=10.0, help="The floods' deadlines, s.")
 @click.option("--settle", default=0.0, help="First seconds of a flood that do not count.")
 @out_option
-def main(
-    rate: float, seconds: float, slots: int, rows: int, deadline: float, settle: float, out: Path
-) -> None:
+def main(seconds: float, slots: int, rows: int, deadline: float, settle: float, out: Path) -> None:
     report = Report("isolation", out, f"{slots} slot{'s' * (slots > 1)}, batches of {rows}")
-    load = Load(rate, seconds, deadline, settle)
+    load = Load(seconds, deadline, settle)
     models = {TAGGER: {"runtime": "onnx", "batching": {"max_rows": rows, "max_wait_s": 0.002}}}
     with workplace("isolation") as folder:
         picture = load_pictures()[0]
@@ -193,7 +192,7 @@ async def measure(url: str, key: str, picture: Picture, load: Load) -> Isolation
 
         async def premium(name: str) -> Phase:
             begin_s = time.monotonic() - origin_s
-            async with Arrivals(load.rate, ask) as arrivals:
+            async with Arrivals(RATE, ask) as arrivals:
                 await asyncio.sleep(load.seconds)
             return Phase(name, begin_s, tuple(arrivals.answers))
 
@@ -205,7 +204,7 @@ async def measure(url: str, key: str, picture: Picture, load: Load) -> Isolation
                 phase = await premium(name)
             [count] = told
             phases.append(replace(phase, flood=replace(count, begin_s=count.begin_s - origin_s)))
-    return Isolation(most, load.rate, TIMES_CAPACITY * most, tuple(phases))
+    return Isolation(most, RATE, TIMES_CAPACITY * most, tuple(phases))
 
 
 @asynccontextmanager

@@ -1,8 +1,8 @@
 """`make loadtest-tiers`: strangers, standard and premium callers at once; who got what.
 
-Loads a started system with bookings to `price`. Makes one key for each tier that needs one, and
-revokes them at the end. A caller that is refused waits for the seconds of Retry-After and asks
-once more: that must succeed.
+Loads the system that runs on this machine with bookings to `price`. Makes one key for each tier
+that needs one, and revokes them at the end. A caller that is refused waits for the seconds of
+Retry-After and asks once more: that must succeed.
 """
 
 from __future__ import annotations
@@ -15,14 +15,12 @@ from pathlib import Path
 
 import click
 
-from command.instance import find_instance
-from headrace.errors import ConfigError
-from headrace.secrets import admin_token
-from loadtests.headrace import Admin, keys
+from headrace.errors import HeadraceError
+from loadtests.headrace import keys
 from loadtests.messages import price_message
 from loadtests.processes import Failed
 from loadtests.report import Check, Report, Table, out_option, workplace
-from loadtests.run import check_host
+from loadtests.run import local_system
 from loadtests.samples import percentile, ratio
 from loadtests.steps import (
     KEY_VARIABLE,
@@ -91,35 +89,21 @@ def got_table(found: Iterable[Got]) -> Table:
 
 
 @click.command(help=__doc__, context_settings={"show_default": True})
-@click.option("--host", help="System to load; the one that runs here if left out.")
-@click.option("--admin", metavar="HOST:PORT", help="Its admin listener.")
-@click.option("--token-file", type=click.Path(), help="File with the admin token.")
 @click.option("--users", default=8, help="Half strangers, the rest by tier.")
 @click.option("--seconds", default=30.0, help="Length.")
 @out_option
-@click.option("--allow-remote", is_flag=True, help="Also load a host beyond this machine.")
-def main(
-    host: str | None,
-    admin: str | None,
-    token_file: str | None,
-    users: int,
-    seconds: float,
-    out: Path,
-    allow_remote: bool,
-) -> None:
+def main(users: int, seconds: float, out: Path) -> None:
     report = Report("tiers", out, packages=("locust",))
     with workplace("tiers") as folder:
         try:
-            instance = find_instance(admin, token_file)
-            url = check_host(host or f"http://{instance.http}", allow_remote)
-            desk = Admin(f"http://{instance.admin}", admin_token(instance.token))
-        except ConfigError as error:
+            url, admin = local_system()
+        except HeadraceError as error:
             raise Failed(str(error)) from error
         price_message()
         name = f"loadtest-{report.when:%Y%m%d-%H%M%S}"
         wanted = {variable: tier for tier, variable in KEY_VARIABLE.items()}
         told = report.console.status(f"{users} users for {seconds:g} s")
-        with keys(desk, url, "price", name, wanted) as secrets, told:
+        with keys(admin, url, "price", name, wanted) as secrets, told:
             words = ["Anonymous", "Standard", "Premium"]
             samples = run_locust(words, users, seconds, url, folder / "locust", secrets)
     found = who_got_what(samples, measured_seconds(samples, seconds))

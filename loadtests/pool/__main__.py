@@ -37,12 +37,8 @@ SEEDS = (1, 2)
 @click.option("--seed", default=3, help="Of the day's trace.")
 @click.option("--only-seed", is_flag=True, help=f"Not the days of the seeds {SEEDS} too.")
 @click.option("--cycles", default=50, help="Cold starts with a warm slot; a tenth without.")
-@click.option("--seconds", default=300, help="Length of a day.")
-@click.option("--rate", default=2.5, help="Requests a second, mean of a day.")
 @out_option
-def main(
-    part: str, seed: int, only_seed: bool, cycles: int, seconds: int, rate: float, out: Path
-) -> None:
+def main(part: str, seed: int, only_seed: bool, cycles: int, out: Path) -> None:
     report = Report("pool", out)
     # A short path: Ray's sockets lie in it, and their paths may have 107 bytes.
     with workplace("pool") as folder:
@@ -52,7 +48,7 @@ def main(
             run_spike(report, folder / "s")
         if part in ("day", "all"):
             seeds = (seed,) if only_seed else (*SEEDS, seed)
-            run_days(report, folder, [Plan(each, seconds, rate) for each in dict.fromkeys(seeds)])
+            run_days(report, folder, [Plan(each) for each in dict.fromkeys(seeds)])
     report.end()
 
 

@@ -17,6 +17,9 @@ from loadtests.pool.simulation.simulation import Simulated, simulate
 from loadtests.pool.trace import arrivals
 from loadtests.report import Report, out_option
 
+MODELS, SEED = 1000, 1
+GAP_S = 2.0
+"""Time between two decisions."""
 GOAL_S = 0.05
 SETTLE_S = 300.0
 """Time in which the first slots start and every model is loaded once."""
@@ -25,33 +28,31 @@ NOON = 0.5
 
 
 @click.command(help=__doc__, context_settings={"show_default": True})
-@click.option("--models", default=1000)
 @click.option("--hours", default=24.0, help="From noon on, if not a whole day.")
-@click.option("--seed", default=1)
-@click.option("--gap", default=2.0, help="Seconds between two decisions.")
 @click.option("--growth", is_flag=True, help="Also with fewer models, a quarter of an hour each.")
 @out_option
-def main(models: int, hours: float, seed: int, gap: float, growth: bool, out: Path) -> None:
+def main(hours: float, growth: bool, out: Path) -> None:
     report = Report("pool-simulation", out)
-    sizes = [(models // part, min(hours, GROWTH_HOURS)) for part in (8, 4, 2)] if growth else []
+    sizes = [(MODELS // part, min(hours, GROWTH_HOURS)) for part in (8, 4, 2)] if growth else []
     found = {}
-    for count, length in [*sizes, (models, hours)]:
+    for count, length in [*sizes, (MODELS, hours)]:
         begin_s = time.monotonic()
-        found[count] = run(count, length, seed, gap)
+        found[count] = run(count, length)
         report.say(sentence(count, found[count]))
         report.say(f"simulated in {time.monotonic() - begin_s:.0f} s")
-    report.write(seed=seed, gap_s=gap, runs=found)
+    report.write(seed=SEED, gap_s=GAP_S, runs=found)
     report.end()
 
 
-def run(models: int, hours: float, seed: int, gap_s: float) -> Simulated:
+def run(models: int, hours: float) -> Simulated:
     """Part of a day: all of it, or from noon on. Raises `Broken` for a broken promise."""
     seconds = hours * 3600
-    rates = many_rates(models, seed)
+    rates = many_rates(models, SEED)
     first = int(BINS_A_DAY * NOON) if seconds < DAY_S * NOON else 0
-    every = arrivals(rates[:, first:], DAY_S / BINS_A_DAY, seed)
+    every = arrivals(rates[:, first:], DAY_S / BINS_A_DAY, SEED)
     requests = itertools.takewhile(lambda arrival: arrival.at_s < seconds, every)
-    return simulate(many_models(models, seed, gap_s), requests, seconds, seed, settle_s=SETTLE_S)
+    many = many_models(models, SEED, GAP_S)
+    return simulate(many, requests, seconds, SEED, settle_s=SETTLE_S)
 
 
 def sentence(models: int, found: Simulated) -> str:

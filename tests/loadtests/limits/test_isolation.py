@@ -94,7 +94,7 @@ async def test_a_flood_that_dies_is_told() -> None:
 
 
 def test_the_flood_outlasts_the_phase_beside_it() -> None:
-    load = Load(rate=10, seconds=30.0, deadline_s=10, settle_s=2.0)
+    load = Load(seconds=30.0, deadline_s=10, settle_s=2.0)
     words = flood_command("http://here", 99.0, 500, load)
     options = dict(zip(words[3::2], words[4::2], strict=True))
     assert words[:3] == [sys.executable, "-m", "loadtests.limits.flood"]
