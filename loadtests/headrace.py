@@ -111,11 +111,12 @@ def headrace(
     more: Mapping[str, Any] = NOTHING,
     environment: Mapping[str, str] = NOTHING,
 ) -> Iterator[Running]:
-    """Run the complete gateway while the block lasts; raises `NotStarted`.
+    """Run the complete gateway in a folder of its own while the block lasts; raises `NotStarted`.
 
     `models` is what the config says of each; all are ready when the block begins. `access` is its
     part on `tiers` and `auth`, `more` goes into its `args`.
     """
+    folder.mkdir(exist_ok=True)
     ports = free_ports(3)
     config = folder / "headrace.yaml"
     text = headrace_config(store, models, slots, ports, access, more)

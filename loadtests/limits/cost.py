@@ -171,7 +171,6 @@ def start_all(
     # The one without tiers comes last: it knows no keys, but gets one that looks like the others.
     for number, (setting, (access, more)) in enumerate(reversed(settings.items())):
         folder = site.folder / f"gateway-{number}"
-        folder.mkdir()
         server = stack.enter_context(headrace(folder, site.store, MODELS, 1, access, more))
         if setting != OFF:
             key = known_key(server, NAME, "limits", TIER)

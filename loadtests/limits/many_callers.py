@@ -27,7 +27,7 @@ from loadtests.limits.cost import AMPLE, TIER
 from loadtests.messages import Message
 from loadtests.processes import process_memory
 from loadtests.report import MIB, Check, Report, Table, out_option, workplace
-from loadtests.samples import middle, percentile, ratio
+from loadtests.samples import middle, ratio
 
 SLICE = 10_000
 """Requests in a row that are compared with as many others."""
@@ -49,12 +49,11 @@ GOAL_SLOWER = 0.20
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """Some requests in a row: how many, how long they took in all, the p99, the failed ones."""
+    """Some requests in a row: how many, how long they took in all, the failed ones."""
 
     name: str
     requests: int
     seconds: float
-    p99_ms: float
     failures: int
 
     @property
@@ -147,13 +146,11 @@ def slices(name: str, course: Course, size: int = SLICE) -> list[Slice]:
     found = []
     for begin, end in itertools.pairwise(bounds):
         since_s = ended_s[begin - 1] if begin else min(sent_s, default=0.0)
-        times = zip(sent_s[begin:end], ended_s[begin:end], strict=True)
         found.append(
             Slice(
                 name=f"{name} {begin + 1:,} to {end:,}",
                 requests=end - begin,
                 seconds=ended_s[end - 1] - since_s if end else 0.0,
-                p99_ms=percentile(((end_s - begin_s) * 1000 for begin_s, end_s in times), 0.99),
                 failures=sum(course.failed[begin:end]),
             )
         )
@@ -190,15 +187,13 @@ def started(site: Site, name: str, refill_s: int, callers: int) -> Iterator[Runn
     Twice as many callers fit as come: nobody is to share a budget with other strangers. Raises
     `NotStarted`.
     """
-    folder = site.folder / name
-    folder.mkdir()
     strangers = {"rate": f"{3600 / refill_s:.6f}/hour", "burst": 100, "concurrency": 8}
     access = {
         "tiers": {"anonymous": strangers, TIER: AMPLE},
         "auth": {"trusted_proxies": ["127.0.0.1"]},
     }
     more = {"limits": {"max_callers": max(2 * callers, 1000)}}
-    with headrace(folder, site.store, MODELS, 1, access, more) as server:
+    with headrace(site.folder / name, site.store, MODELS, 1, access, more) as server:
         yield server
 
 

@@ -11,11 +11,12 @@ from pathlib import Path
 from statistics import median
 
 from loadtests.clients import unlimited_client
-from loadtests.messages import TAGGER, Message
+from loadtests.headrace import REPOSITORY
+from loadtests.messages import TAGGER, Message, load_pictures, tagger_message
 from loadtests.plots import COLORS, drawn, moment
 from loadtests.pool.ray_cold import ray_cold
 from loadtests.pool.server import ANSWER_S, Asked, ask, elastic
-from loadtests.report import Check, Table, figure
+from loadtests.report import Check, Report, Table, figure
 from loadtests.samples import percentile
 
 COLD_P50_S, COLD_P99_S = 0.3, 1.0
@@ -64,6 +65,34 @@ class Cold:
         """The median of what came after the slot's own start."""
         pairs = zip(self.answers, self.starts_s, strict=False)
         return percentile((a.latency_s - start for a, start in pairs if start), 0.50)
+
+
+def run_cold(report: Report, folder: Path, cycles: int) -> None:
+    picture = load_pictures()[0]
+    few = max(1, cycles // 10)
+    pixels = Message("/", picture.pixels.tobytes(), {})
+    file = REPOSITORY / TAGGER / "1" / "model.onnx"
+
+    def cold(model: str, count: int, *, warm: bool) -> Callable[[Path], Cold]:
+        message = tagger_message(picture, model)
+        return lambda place: measure_cold(place, REPOSITORY, model, message, count, warm=warm)
+
+    measures: list[tuple[Callable[[Path], Cold], Callable[[Cold], list[Check]]]] = [
+        (cold(TAGGER, cycles, warm=True), warm_goals),
+        (cold(TAGGER, few, warm=False), start_goals),
+        # What is not Headrace is only compared with.
+        (lambda place: measure_ray(place, file, pixels, few), lambda cold: []),
+        (cold(TENSORFLOW_MODEL, max(few, cycles // 5), warm=True), load_goals),
+    ]
+    colds = []
+    for number, (measure, goals_of) in enumerate(measures):
+        found = measure(folder / f"c{number}")
+        colds.append(found)
+        if goals := goals_of(found):
+            report.check([*goals, Check.at_most(f"{found.name}, failed", found.failed, 0)])
+    plot_cold(colds, report.title, report.path("-cold.png"))
+    report.show(cold_table(colds))
+    report.write(cold=colds)
 
 
 def warm_goals(cold: Cold) -> list[Check]:
@@ -127,7 +156,7 @@ def measure_cold(
     with elastic(folder, store, {model: sleeping}, slots) as site:
 
         async def rest() -> None:
-            await site.asleep(model, slots=None if warm else 0)
+            await site.asleep(model, slots=1 if warm else 0)
             await asyncio.sleep(REST_S)
 
         answers = asyncio.run(ask_often(site.server.url, model, message, cycles, rest))

@@ -29,7 +29,7 @@ from loadtests.pool.server import ANSWER_S, WIDTH, Asked, PoolSystem, ask, elast
 from loadtests.pool.simulation.setting import Pace, Setting, measured
 from loadtests.pool.simulation.simulation import Simulated, simulate
 from loadtests.pool.trace import Arrival, Rates, arrivals, day_rates, split
-from loadtests.report import Check, Table
+from loadtests.report import Check, Report, Table
 from loadtests.samples import percentile, ratio
 
 DAY_P99_S = 1.5
@@ -239,7 +239,7 @@ def plot_day(day: Day, title: str, path: Path) -> None:
 
 
 def measure_day(folder: Path, plan: Plan) -> Day:
-    """Send the trace in real time; raises `NotStarted`, `NeverAsleep`."""
+    """Send the trace in real time; raises `NotStarted`, `NotReached`."""
     for name, seconds in zip(plan.names, plan.service_s, strict=True):
         write_model(folder / "store", name, seconds)
     models = {name: plan.model() for name in plan.names}
@@ -347,3 +347,15 @@ def predict(day: Day) -> Prediction:
     )
     found = simulate(setting, plan.arrivals(), plan.seconds, plan.seed, settle_s=SETTLE_S)
     return Prediction(day, found)
+
+
+def run_days(report: Report, folder: Path, plans: Sequence[Plan]) -> None:
+    predictions = []
+    for plan in plans:
+        day = measure_day(folder / f"d{plan.seed}", plan)
+        plot_day(day, report.title, report.path(f"-day-{plan.seed}.png"))
+        predictions.append(predict(day))
+    report.show(day_table([each.day for each in predictions]))
+    report.say(*(each.sentence() for each in predictions))
+    report.check(goal for each in predictions for goal in (*each.day.goals(), *each.goals()))
+    report.write(predictions=predictions)

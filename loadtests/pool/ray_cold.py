@@ -24,6 +24,7 @@ SHAPE = (1, 224, 224, 3)
 @contextmanager
 def ray_cold(folder: Path, model: Path) -> Iterator[str]:
     """Run it while the block lasts; its base URL. Raises `NotStarted`."""
+    folder.mkdir()
     [port] = free_ports(1)
     environment = {
         "BENCH_MODEL": str(model),

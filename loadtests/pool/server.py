@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,11 +26,11 @@ from loadtests.processes import Failed
 
 ANSWER_S = 70.0
 POLL_S = 0.05
-ASLEEP_S = 120.0
+LIMIT_S = 120.0
 
 
-class NeverAsleep(Failed):
-    """Raised when a model or its slots did not go in time."""
+class NotReached(Failed):
+    """Raised when models or slots did not come or go in time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,26 +64,24 @@ class PoolSystem:
     server: Running
     folder: Path
 
-    async def asleep(self, model: str, *, slots: int | None = None) -> None:
-        """Wait until a model sleeps, and at most `slots` are left.
+    async def asleep(self, model: str, *, slots: int = 2**31) -> None:
+        """Wait until a model sleeps, no slot holds any, and at most `slots` are left."""
 
-        Raises `NeverAsleep`.
-        """
-        limit_s = time.monotonic() + ASLEEP_S
-        while True:
-            status = await asyncio.to_thread(self.server.admin.status)
-            holders = [slot for slot in status["slots"] if slot["models"]]
-            states = {
-                version["state"]
-                for each in status["models"]
-                for version in each["versions"]
-                if each["name"] == model
-            }
-            few = slots is None or len(status["slots"]) <= slots
-            if states == {"SLEEPING"} and not holders and few:
-                return
+        def sleeps(status: dict[str, Any]) -> bool:
+            [own] = (each for each in status["models"] if each["name"] == model)
+            states = {version["state"] for version in own["versions"]}
+            held = any(slot["models"] for slot in status["slots"])
+            return states == {"SLEEPING"} and not held and len(status["slots"]) <= slots
+
+        await self.until(sleeps)
+
+    async def until(self, true: Callable[[dict[str, Any]], bool]) -> None:
+        """Wait until something is true of the status; raises `NotReached`."""
+        limit_s = time.monotonic() + LIMIT_S
+        while not true(status := await asyncio.to_thread(self.server.admin.status)):
             if time.monotonic() > limit_s:
-                raise NeverAsleep(f"{model} is {sorted(states)}, {len(status['slots'])} slots")
+                slots, models = len(status["slots"]), status["models"]
+                raise NotReached(f"after {LIMIT_S:g} s there are {slots} slots, models {models}")
             await asyncio.sleep(POLL_S)
 
     def log(self) -> PoolLog:

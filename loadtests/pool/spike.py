@@ -13,7 +13,7 @@ from loadtests.messages import predict_message
 from loadtests.plots import COLORS, drawn, moment
 from loadtests.pool.log import Steps
 from loadtests.pool.server import ANSWER_S, WIDTH, Asked, PoolSystem, ask, elastic, write_model
-from loadtests.report import Check
+from loadtests.report import Check, Report
 
 SPIKE_S = 1.0
 LOOP = "loop"
@@ -81,6 +81,14 @@ class Spike:
         )
 
 
+def run_spike(report: Report, place: Path) -> None:
+    spike = measure_spike(place)
+    plot_spike(spike, report.title, report.path("-spike.png"))
+    report.say(spike.sentence())
+    report.check(spike.goals())
+    report.write(spike=spike)
+
+
 def plot_spike(spike: Spike, title: str, path: Path) -> None:
     title = f"{spike.wanted} requests in flight at a sleeping model\n{title}"
     in_flight = Steps.of(
@@ -98,14 +106,15 @@ def plot_spike(spike: Spike, title: str, path: Path) -> None:
 
 
 def measure_spike(folder: Path) -> Spike:
-    """Callers that ask one request after the other; raises `NotStarted`, `NeverAsleep`."""
+    """Callers that ask one request after the other; raises `NotStarted`, `NotReached`."""
     write_model(folder / "store", LOOP, SERVICE_S)
     message = predict_message(LOOP, [[0.0] * WIDTH])
     answers: list[Asked] = []
 
     async def run(site: PoolSystem) -> tuple[float, float]:
         async with unlimited_client(site.server.url, {}, ANSWER_S) as client:
-            await _all_there(site)
+            # Serve gives the first slot to start with and the others when it has time.
+            await site.until(lambda status: len(status["slots"]) >= CALLERS)
             await site.asleep(LOOP)
             begin_s = time.time()
 
@@ -124,13 +133,3 @@ def measure_spike(folder: Path) -> Spike:
         begin_s, end_s = asyncio.run(run(site))
         ready = site.log().ready[LOOP]
     return Spike(CALLERS, begin_s, end_s, ready, tuple(answers))
-
-
-async def _all_there(site: PoolSystem) -> None:
-    """Serve gives the first slot to start with and the others when it has time."""
-    limit_s = time.monotonic() + 60.0
-    while time.monotonic() < limit_s:
-        status = await asyncio.to_thread(site.server.admin.status)
-        if len(status["slots"]) >= CALLERS:
-            return
-        await asyncio.sleep(0.2)

@@ -42,9 +42,7 @@ def main(seed: int, bound: int, rounds: int, only: Sequence[str], out: Path) -> 
         inputs = Inputs(folder / "media", seed)
         for part in only or PARTS:
             run, models = PARTS[part]
-            place = folder / part
-            place.mkdir()
-            with fleet(place, models, bound * MIB) as started:
+            with fleet(folder / part, models, bound * MIB) as started:
                 report.check(run(started, inputs, rounds, report))
             report.write()
     report.end()

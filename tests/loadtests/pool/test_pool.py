@@ -129,7 +129,7 @@ def test_the_command_fails_if_a_goal_is_missed(
     wanted: int, status: int, spike: Spike, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = replace(spike, wanted=wanted)
-    monkeypatch.setattr(pool, "measure_spike", lambda place: found)
+    monkeypatch.setattr("loadtests.pool.spike.measure_spike", lambda place: found)
     result = CliRunner().invoke(pool.main, ["spike", "--out", str(tmp_path)])
     assert result.exit_code == status
     (figures,) = tmp_path.glob("*.json")
