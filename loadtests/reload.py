@@ -45,15 +45,13 @@ class NotSwapped(Failed):
 
 @dataclass(frozen=True, slots=True)
 class Swap:
-    """A load under which version `new` took over.
+    """A load of half of the capacity, under which version `NEW` took over.
 
     Moments are seconds since the load began: from `begin_s` on answers count, at `copy_s` the
     copying of the new version began, at `complete_s` its folder got its name.
     """
 
     capacity: float
-    rate: float
-    new: str
     begin_s: float
     copy_s: float
     complete_s: float
@@ -66,13 +64,13 @@ class Swap:
     @property
     def first_new_s(self) -> float:
         """Due time of the first request that the new version answered."""
-        new = [answer.planned_s for answer in self.answers if answer.version == self.new]
+        new = [answer.planned_s for answer in self.answers if answer.version == NEW]
         return min(new, default=math.nan)
 
     @property
     def over_s(self) -> float:
         """A second after the last request was due that the old version answered."""
-        old = [a.planned_s for a in self.answers if a.version not in ("", self.new)]
+        old = [a.planned_s for a in self.answers if a.version not in ("", NEW)]
         return max(old, default=self.complete_s) + 1.0
 
     @property
@@ -107,9 +105,9 @@ class Swap:
 
     def sentences(self) -> list[str]:
         return [
-            f"{self.rate:.1f} requests/s, half of {self.capacity:.1f}; "
+            f"{self.capacity / 2:.1f} requests/s, half of {self.capacity:.1f}; "
             f"{len(self.answers)} requests, {self.failures.total()} failed.",
-            f"Version {self.new} answered {self.first_new_s - self.complete_s:.1f} s after its "
+            f"Version {NEW} answered {self.first_new_s - self.complete_s:.1f} s after its "
             "folder was complete.",
             f"p99 before {self.before_ms:.1f} ms, in the worst second {self.during_ms:.1f} ms, "
             f"after {self.after_ms:.1f} ms.",
@@ -160,7 +158,7 @@ async def measure(url: str, store: Path, picture: Picture) -> Swap:
             except TimeoutError:
                 raise NotSwapped(f"no answer of version {NEW} in {SWAP_LIMIT_S:g} s") from None
             await asyncio.sleep(AFTER_S)
-    return Swap(most, most / 2, NEW, begin_s, copy_s, complete_s, tuple(load.answers))
+    return Swap(most, begin_s, copy_s, complete_s, tuple(load.answers))
 
 
 def plot_swap(swap: Swap, title: str, path: Path) -> None:

@@ -114,9 +114,11 @@ class Isolation:
     """The whole measurement; the first phase is the premium caller alone. Rates are by second."""
 
     capacity: float
-    rate: float
-    flood_rate: float
     phases: tuple[Phase, ...]
+
+    @property
+    def flood_rate(self) -> float:
+        return TIMES_CAPACITY * self.capacity
 
     def times_alone(self, phase: Phase) -> float:
         return ratio(phase.p99_ms, self.phases[0].p99_ms)
@@ -169,7 +171,7 @@ def main(seconds: float, slots: int, rows: int, deadline: float, settle: float, 
             found = asyncio.run(measure(server.url, key, picture, load))
     report.say(
         f"Capacity {found.capacity:.1f} requests/s; the premium caller asks at "
-        f"{found.rate:g}/s, each flood at {found.flood_rate:.1f}/s."
+        f"{RATE:g}/s, each flood at {found.flood_rate:.1f}/s."
     )
     for table in found.tables():
         report.show(table)
@@ -177,7 +179,7 @@ def main(seconds: float, slots: int, rows: int, deadline: float, settle: float, 
         report.say(*failure_sentences(phase.failures, f"{phase.name}: "))
     report.check(found.checks())
     plot_isolation(found, report.title, report.path(".png"))
-    report.write(isolation=found)
+    report.write(isolation=found, rate=RATE)
     report.end(missed=0)
 
 
@@ -204,7 +206,7 @@ async def measure(url: str, key: str, picture: Picture, load: Load) -> Isolation
                 phase = await premium(name)
             [count] = told
             phases.append(replace(phase, flood=replace(count, begin_s=count.begin_s - origin_s)))
-    return Isolation(most, RATE, TIMES_CAPACITY * most, tuple(phases))
+    return Isolation(most, tuple(phases))
 
 
 @asynccontextmanager

@@ -40,7 +40,10 @@ SETTLE_S = 60.0
 START_S = 1.5
 """Time that a slot takes to start."""
 BEFORE_S = 0.5
-PEAK = 6.0
+RATE, PEAK = 2.5, 6.0
+"""Requests a second, mean of a day, and its peak as a multiple of that."""
+JOB_SLOTS = "2"
+"""Slots that the batch job leases."""
 BIN_S = 1.0
 
 
@@ -48,8 +51,8 @@ BIN_S = 1.0
 class Plan:
     """What to send, and the pool that receives it.
 
-    `rate` requests a second are the mean over `seconds`, of models that run for `service_s` each
-    and get `weights` of it. `target` is their `target_in_flight`: far below one, as two cores have
+    Requests last for `seconds`, of models that run for `service_s` each and get `weights` of the
+    rate. `target` is their `target_in_flight`: far below one, as two cores have
     to run all slots and their starts beside; so more slots are a matter of the target and not of
     need, and they wait for a load that lasts. A request for a model without a slot waits for a
     slot's start, as none is kept `warm`: that is the price, and `idle_s` keeps it rare.
@@ -57,18 +60,10 @@ class Plan:
 
     seed: int
     seconds: int = 300
-    rate: float = 2.5
     service_s: tuple[float, ...] = (0.03, 0.03)
     weights: tuple[float, ...] = (0.7, 0.3)
     target: float = 0.04
-    warm: int = 0
     max_slots: int = 12
-    idle_s: float = 10.0
-    down_delay_s: float = 0.2
-    look_back_s: float = 6.0
-    max_step: int = 1
-    up_delay_s: float = 5.0
-    job_slots: int = 2
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -76,7 +71,7 @@ class Plan:
 
     def rates(self) -> Rates:
         """Requests a second: [models, seconds]."""
-        return split(day_rates(self.seed, self.seconds, self.rate, PEAK), self.weights)
+        return split(day_rates(self.seed, self.seconds, RATE, PEAK), self.weights)
 
     def arrivals(self) -> list[Arrival]:
         return list(arrivals(self.rates(), BIN_S, self.seed))
@@ -92,17 +87,17 @@ class Plan:
             "replicas": {"min": 0, "max": self.max_slots},
             "scaling": {
                 "target_in_flight": self.target,
-                "idle_s": self.idle_s,
-                "down_delay_s": self.down_delay_s,
-                "look_back_s": self.look_back_s,
-                "max_step": self.max_step,
-                "up_delay_s": self.up_delay_s,
+                "idle_s": 10.0,
+                "down_delay_s": 0.2,
+                "look_back_s": 6.0,
+                "max_step": 1,
+                "up_delay_s": 5.0,
             },
             "batching": {"max_rows": 1},
         }
 
     def slots(self) -> dict[str, Any]:
-        counts = {"min": 0, "warm": self.warm, "max": self.max_slots}
+        counts = {"min": 0, "warm": 0, "max": self.max_slots}
         return {"cpu": {**counts, "cpus": 0.1, "preload": ["onnx"]}}
 
 
@@ -257,7 +252,7 @@ async def _run(site: PoolSystem, plan: Plan, folder: Path) -> tuple[float, list[
     async with unlimited_client(site.server.url, {}, ANSWER_S) as client:
         for name in plan.names:
             await site.asleep(name)
-        async with batch_job(site, folder, plan.job_slots):
+        async with batch_job(site, folder):
             begin_s = time.time() + BEFORE_S
 
             async def send(arrival: Arrival) -> None:
@@ -273,14 +268,14 @@ async def _run(site: PoolSystem, plan: Plan, folder: Path) -> tuple[float, list[
 
 
 @asynccontextmanager
-async def batch_job(site: PoolSystem, folder: Path, slots: int) -> AsyncIterator[None]:
+async def batch_job(site: PoolSystem, folder: Path) -> AsyncIterator[None]:
     """`headrace lease` around a job that only waits: the slots that it holds are what counts here.
 
     It is told to stop, and started again, as serving needs its slots.
     """
     command = [
         *(headrace_command(), "lease", "--admin", urlsplit(site.server.admin_url).netloc),
-        *("--token-file", str(site.server.token_file), "--slots", str(slots), "--grace", "1"),
+        *("--token-file", str(site.server.token_file), "--slots", JOB_SLOTS, "--grace", "1"),
         *("--", sys.executable, "-c", "import time; time.sleep(86400)"),
     ]
     environment = {**os.environ, "HEADRACE_HOME": str(folder / "home")}

@@ -26,7 +26,7 @@ def swap() -> Swap:
         *answers(5.5, 6, 50, "1"),
         *answers(6, 10, 12, "2"),
     ]
-    return Swap(40.0, 20.0, "2", begin_s=2.0, copy_s=5.0, complete_s=5.25, answers=tuple(load))
+    return Swap(40.0, begin_s=2.0, copy_s=5.0, complete_s=5.25, answers=tuple(load))
 
 
 def test_p99_is_told_before_during_and_after(swap: Swap) -> None:
@@ -49,7 +49,7 @@ def test_failures_are_counted_by_what_went_wrong(swap: Swap) -> None:
 
 
 def test_a_version_that_never_answered_has_no_first_answer(swap: Swap) -> None:
-    never = replace(swap, new="3", answers=tuple(answers(2, 5, 10, "1")))
+    never = replace(swap, answers=tuple(answers(2, 5, 10, "1")))
     assert plain(never)["first_new_s"] is None
 
 

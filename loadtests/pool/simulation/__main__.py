@@ -57,9 +57,9 @@ def run(models: int, hours: float) -> Simulated:
 
 def sentence(models: int, found: Simulated) -> str:
     made = found.decisions
-    times = [made.median_s, made.p99_s, made.max_s]
-    worked = [made.worked_median_s, made.worked_p99_s, made.worked_max_s]
-    shown, alone = (", ".join(f"{1000 * each:.1f}" for each in part) for part in (times, worked))
+    shown, alone = (
+        ", ".join(f"{1000 * each:.1f}" for each in part) for part in (made.took_s, made.worked_s)
+    )
     parts = ", ".join(f"{name} {1000 * each:.1f}" for name, each in made.parts_s.items())
     over = sum(worked_s > GOAL_S for _, worked_s in made.slowest)
     met = f"missed by {over}" if over else "met"

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import gc
-import math
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from heapq import nlargest
 from random import Random
@@ -151,35 +150,31 @@ class SimulatedGateway:
 
 @dataclass(frozen=True, slots=True)
 class Decisions:
-    """How long decisions took; `worked` in seconds of the processor, `parts_s` are its medians.
+    """How long decisions took (median, p99 and largest), in real time and in time of the processor.
 
-    `slowest` are the slowest ones as (simulated time, worked), in s. The same command decides the
-    same, so what is slow in one run alone was the machine.
+    `parts_s` are the medians of a decision's parts, in time of the processor. `slowest` are the
+    slowest ones as (simulated time, worked), in s. The same command decides the same, so what is
+    slow in one run alone was the machine.
     """
 
     count: int
-    median_s: float
-    p99_s: float
-    max_s: float
-    worked_median_s: float
-    worked_p99_s: float
-    worked_max_s: float
+    took_s: tuple[float, float, float]
+    worked_s: tuple[float, float, float]
     parts_s: dict[str, float]
-    slowest: tuple[tuple[float, float], ...] = ()
+    slowest: tuple[tuple[float, float], ...]
 
     @classmethod
     def of(cls, pool: SimulatedPool) -> Decisions:
-        took, worked = pool.took_s, pool.worked_s
+        def spread(values: Sequence[float]) -> tuple[float, float, float]:
+            return percentile(values, 0.50), percentile(values, 0.99), percentile(values, 1)
+
+        timed = zip(pool.at_s, pool.worked_s, strict=True)
         return cls(
-            len(took),
-            percentile(took, 0.50),
-            percentile(took, 0.99),
-            max(took, default=math.nan),
-            percentile(worked, 0.50),
-            percentile(worked, 0.99),
-            max(worked, default=math.nan),
+            len(pool.took_s),
+            spread(pool.took_s),
+            spread(pool.worked_s),
             {name: percentile(values, 0.50) for name, values in pool.parts_s.items()},
-            tuple(nlargest(SLOWEST, zip(pool.at_s, worked, strict=True), key=lambda one: one[1])),
+            tuple(nlargest(SLOWEST, timed, key=lambda one: one[1])),
         )
 
 

@@ -40,7 +40,7 @@ def isolation() -> Isolation:
         Phase("beside one", 12.0, answers(100, 30), one),
         Phase("beside many", 24.0, answers(100, 50), many),
     )
-    return Isolation(capacity=33.0, rate=10.0, flood_rate=99.0, phases=phases)
+    return Isolation(capacity=33.0, phases=phases)
 
 
 def test_a_phase_meets_the_goal_by_its_p99_without_a_refusal(isolation: Isolation) -> None:
