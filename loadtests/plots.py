@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
 
 MARKERS = ("o", "s", "^", "D")
 GREY, RED = "#555555", "#b00020"
+LINE: Mapping[str, Any] = {"color": GREY, "linewidth": 1.0, "linestyle": "-."}
 DOT = 8
 """Area of an answer's dot, in square points."""
 
@@ -55,12 +56,8 @@ def failed(panel: Any, points: Sequence[tuple[float, float]]) -> None:
 
 
 def level(panel: Any, value: float, label: str, **style: Any) -> None:
-    panel.axhline(
-        value, label=label, **{"color": GREY, "linewidth": 1.0, "linestyle": "-."} | style
-    )
+    panel.axhline(value, label=label, **{**LINE, **style})
 
 
 def moment(panel: Any, value: float, label: str, **style: Any) -> None:
-    panel.axvline(
-        value, label=label, **{"color": GREY, "linewidth": 1.0, "linestyle": "-."} | style
-    )
+    panel.axvline(value, label=label, **{**LINE, **style})

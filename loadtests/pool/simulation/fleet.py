@@ -54,7 +54,10 @@ class SimulatedSlot:
 
 
 class SimulatedFleet:
-    """All slots. `changed` is called when slots or placements change."""
+    """All slots. `changed` is called when slots or placements change.
+
+    `counts` has a change of their number for each order to start one, and for each end.
+    """
 
     def __init__(self, setting: Setting, clock: Clock) -> None:
         self._setting, self._clock = setting, clock
@@ -67,10 +70,7 @@ class SimulatedFleet:
         self.changed: Callable[[], None] = lambda: None
         self.ready: Callable[[str], None] = lambda model: None
         """Called with a model that has got or lost a READY placement."""
-        self._existing = 0
-        self._lived_s = 0.0
-        self._counted_s = 0.0
-        self.most = 0
+        self.counts: list[tuple[float, int]] = []
         self.loads = 0
 
     def views(self) -> list[SlotView]:
@@ -105,7 +105,7 @@ class SimulatedFleet:
 
     def _start(self, slot_class: str) -> None:
         self._starting[slot_class] += 1
-        self._count(+1)
+        self.counts.append((self._clock.now_s, +1))
 
         def up() -> None:
             self._starting[slot_class] -= 1
@@ -151,19 +151,10 @@ class SimulatedFleet:
             if self.slots.pop(slot.view.slot_id, None) is not None:
                 for key in slot.placements:
                     self._holders[key.model].discard(slot.view.slot_id)
-                self._count(-1)
+                self.counts.append((self._clock.now_s, -1))
                 self.changed()
 
         self._clock.after(self._setting.pace.stop_s, gone)
-
-    def _count(self, change: int) -> None:
-        self._lived_s, self._counted_s = self.lived_s(), self._clock.now_s
-        self._existing += change
-        self.most = max(self.most, self._existing)
-
-    def lived_s(self) -> float:
-        """Seconds that slots have existed until now, from the order to start until their end."""
-        return self._lived_s + self._existing * (self._clock.now_s - self._counted_s)
 
     def order(self, move: LoadOrder | UnloadOrder) -> None:
         slot = self.slots.get(move.slot_id)

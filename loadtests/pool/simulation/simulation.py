@@ -11,6 +11,7 @@ from random import Random
 
 from autoscale.leases import LeaseBook
 from headrace.link.pool import Loads
+from loadtests.pool.log import Steps
 from loadtests.pool.simulation.fleet import Clock, SimulatedFleet
 from loadtests.pool.simulation.pool import SimulatedPool
 from loadtests.pool.simulation.setting import Setting
@@ -241,16 +242,16 @@ def simulate(
     try:
         pool.wake()
         clock.run(settle_s)
-        begin_s, before_s, loads_before = clock.now_s, fleet.lived_s(), fleet.loads
+        begin_s, loads_before = clock.now_s, fleet.loads
         pool.forget_times()
         gc.freeze()
         expect()
         clock.run(begin_s + seconds)
-        slot_seconds = fleet.lived_s() - before_s
         decisions = Decisions.of(pool)
         clock.run(begin_s + seconds + DRAIN_S)
     finally:
         gc.unfreeze()
+    slots = Steps.of(fleet.counts)
     latencies = [latency for latency, _ in gateway.latencies_s]
     return Simulated(
         seconds=seconds,
@@ -259,8 +260,8 @@ def simulate(
         cold=sum(cold for _, cold in gateway.latencies_s),
         p50_s=percentile(latencies, 0.50),
         p99_s=percentile(latencies, 0.99),
-        slot_seconds=slot_seconds,
-        most_slots=fleet.most,
+        slot_seconds=slots.total(begin_s, begin_s + seconds),
+        most_slots=slots.most(0.0, clock.now_s),
         loads=fleet.loads - loads_before,
         decisions=decisions,
     )
