@@ -15,7 +15,7 @@ from gateway.access.visit import Destination, Visit
 from headrace.config.args import Limits
 from headrace.config.scaling import Routing
 from headrace.errors import DeadlineExceeded, HeadraceError
-from headrace.link.frames import Body, Reply, pieces
+from headrace.link.frames import Body, Reply, decode_failure, pieces
 from headrace.link.plane import DataPlane
 from headrace.link.queue import Answer, Request
 from headrace.logs import request_id, valid_request_id, valid_traceparent
@@ -156,7 +156,6 @@ class Prediction(Visit):
                 cost = config.cost.of(answer.rows, answer.megapixels)
                 if extra := desk.access.settle(self, cost):
                     desk.plane.router.charge(request, extra)
-                    request.cost = cost
         desk.access.leave(self, answer, now_s, stages)
         self.request = self.destination = None
         self._count(path, request, answer, now_s, stages)
@@ -184,13 +183,13 @@ class Prediction(Visit):
             self.cold_start_ms = max(1, round(waited_s * 1000))
             recorder.cold_start(path.model, waited_s)
         if code >= 500 and (isinstance(answer, Reply) or not answer.reason):
-            reason = "answered by the slot" if isinstance(answer, Reply) else answer.message
+            error = decode_failure(answer) if isinstance(answer, Reply) else answer
             log.warning(
                 "request_failed",
                 request_id=self.request_id,
                 model=path.model,
                 code=code,
-                reason=reason,
+                reason=error.message,
             )
 
     def cancel(self) -> None:

@@ -7,8 +7,8 @@ from typing import ClassVar, Protocol
 
 from gateway.access.audit import AuditRecord, Verdict
 from gateway.access.limits import Account, OverBudget
-from headrace.errors import Unavailable
-from headrace.link.frames import Reply
+from headrace.errors import HeadraceError, Unavailable
+from headrace.link.frames import decode_failure
 from headrace.link.queue import Answer, Request
 
 NO_TIER = "none"
@@ -120,10 +120,12 @@ class Visit:
         account, request = self.account, self.request
         protocol, model = self.target
         code, reason, bytes_out = 200, "", 0
-        if isinstance(answer, Reply):
+        if isinstance(answer, HeadraceError):
+            code, reason = answer.http_status, answer.reason
+        elif answer is not None and answer.status < 400:
             code, bytes_out = answer.status, answer.length
         elif answer is not None:
-            code, reason = answer.http_status, answer.reason
+            code, reason = answer.status, decode_failure(answer).reason
         return AuditRecord(
             request_id=self.request_id,
             caller=self.caller_id,

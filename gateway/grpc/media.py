@@ -202,10 +202,11 @@ class MediaService:
         if desk is None:
             raise Unimplemented("this server does not split large pictures and videos")
         prediction = GrpcPrediction(desk.predictions, None, context)
+        answer = None
         try:
             answer = await desk.recorded(prediction, _work(desk, context, prediction))
         finally:
-            context.trailing = prediction.trailing()
+            context.trailing = prediction.trailing(answer)
         if isinstance(answer, HeadraceError):
             raise answer
 

@@ -272,7 +272,12 @@ class MediaDesk:
     def reply(
         self, request: Request, length: int, result: Mapping[str, Any], status: int = 200
     ) -> Reply:
-        """The reply for the record and the cost; all of its time counts as compute."""
+        """The reply for the record and the cost; all of its time counts as compute.
+
+        The request is recorded for the version that gave the result: the default may have moved.
+        """
+        if (version := result.get("version")) is not None:
+            request.key = (request.key[0], version)
         took_s = self.predictions.plane.now_s() - request.sent_s
         pixels = float(result.get("width") or 0) * float(result.get("height") or 0)
         return Reply(

@@ -433,6 +433,18 @@ async def test_an_answer_after_a_roll_out_is_recorded_for_the_version_that_gave_
     assert {labels[1]: count for labels, (count,) in counted.items()} == {1: 2, 2: 2}
 
 
+async def test_a_slots_refusal_is_audited_without_an_answer(tmp_path: Path) -> None:
+    audit = AuditLog(Audit(sample=1.0), tmp_path / "audit", "gateway")
+    async with open_house(tmp_path, "a", audit=audit) as house, client(house) as http:
+        good = await http.post(PREDICT, json={"instances": [ROW]})
+        await http.post(PREDICT, json={"instances": [[1.0]]})
+    audit.close()
+    (file,) = (tmp_path / "audit").iterdir()
+    answered, refused = map(json.loads, file.read_text().splitlines())
+    assert (answered["code"], answered["bytes_out"]) == (200, len(good.content))
+    assert (refused["code"], refused["bytes_out"], refused["decision"]) == (400, 0, "failed")
+
+
 async def test_a_client_that_leaves_is_cancelled_in_the_slot(tmp_path: Path) -> None:
     config = ModelConfig(batching=Batching(max_rows=8, max_wait_s=20))
     async with open_house(tmp_path, "a", config=config) as house, client(house) as http:

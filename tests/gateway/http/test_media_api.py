@@ -23,6 +23,7 @@ from headrace.config.tiers import Tier
 from headrace.errors import Unavailable
 from headrace.files import write_all
 from headrace.keys import new_key
+from headrace.metrics import REQUESTS
 from sharding import spool
 from sharding.job_store import decode_job
 from sharding.upload import MediaJob, Tell
@@ -532,6 +533,17 @@ async def test_the_audit_log_tells_of_it(tmp_path: Path) -> None:
     good, bad = records["good"], records["bad"]
     assert (good["decision"], good["model"], good["protocol"]) == ("allowed", "affine", "media")
     assert good["bytes_in"] == len(SMALL) and bad["decision"] == "failed"
+
+
+async def test_a_result_is_recorded_for_the_version_that_gave_it(tmp_path: Path) -> None:
+    async def newer(job: MediaJob, tell: Tell) -> Mapping[str, Any]:
+        return RESULT | {"version": 2}
+
+    async with open_scripted(tmp_path, newer) as house, client(house) as http:
+        answer = await http.post(PROCESS, content=SMALL)
+        assert answer.json()["version"] == 2
+        counted = house.recorder.snapshot().samples[REQUESTS.name]
+    assert [labels[:2] for labels in counted] == [("affine", 2)]
 
 
 LATER = {"prefer": "respond-async, wait=5"}
