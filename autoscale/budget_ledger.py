@@ -37,7 +37,7 @@ class _Account:
         return min(self.burst, self.level + self.rate * max(0.0, now_s - self.at_s))
 
     def may_go(self, now_s: float, day: int) -> bool:
-        """Whether it may be forgotten: an unknown caller would get no more than this one."""
+        """Whether it equals a new account (full bucket, nothing used today) and may be dropped."""
         if now_s - self.at_s < KEEP_S or self.level_at(now_s) < self.burst:
             return False
         return self.day != day or self.used == 0

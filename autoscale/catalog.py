@@ -166,10 +166,10 @@ class Catalog:
         return f"; passed over: {', '.join(told)}" if told else ""
 
     def _changing(self, name: str, found: Mapping[int, VersionFiles]) -> set[int]:
-        """Versions that have changed within `settle_s`.
+        """Versions that may still be changing.
 
-        File times count as far as clocks agree; a difference between two looks counts as a change
-        after the first one, whatever the file times say.
+        Those with a file time within `settle_s`, and those that differ from the look before,
+        whatever their file times say: clocks may disagree.
         """
         first_look = name not in self._seen
         before, now_s, wall_s = self._seen.get(name, {}), self._monotonic(), self._clock()

@@ -174,7 +174,7 @@ def backoff_s(failures: int) -> float:
 
 
 NEAR = 0.9
-"""Part of the memory limit that counts as all of it: the last sample is taken before the end."""
+"""Fraction of the memory limit that counts as out of memory: the last sample precedes the peak."""
 
 
 def autopsy(slot_class: str, state: State, held: int, words: Words | None) -> tuple[str, Evidence]:

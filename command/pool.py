@@ -95,9 +95,9 @@ def pool(
 @click.argument("log", required=False, type=click.Path(dir_okay=False, path_type=Path))
 @as_json
 def replay(log: Path | None, as_json: bool) -> None:
-    """Decide anew what LOG tells of, and report where that differs; asks nobody.
+    """Replay the decisions in LOG offline and report where they differ.
 
-    LOG is pool.log in the state folder when it is left out; what is in LOG.1 comes first.
+    LOG is by default pool.log in the state folder, preceded by what is in LOG.1.
     """
     from autoscale.decision_file import read
     from autoscale.decision_file import replay as decide_anew

@@ -56,8 +56,8 @@ class Access:
 class Claim:
     """What a gateway tells and asks for one caller. Amounts are in units of cost.
 
-    `charge` is what the gateway let through without having leased it, less the leased rest that
-    it gives back; `want` is what it would like to lease now, of which less is welcome too.
+    `charge` is what the gateway let through without a lease, less the rest of a lease that it
+    gives back. `want` is what it asks to lease now; the store may grant less.
     `rate` (per second) and `burst` are those of the caller's tier. `level` is what the gateway
     believes the bucket to hold before this claim: a store that does not know the caller (it has
     restarted) starts from there, None from a full bucket. `quota` is the day's limit (None: there

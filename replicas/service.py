@@ -61,9 +61,9 @@ class SlotService(LinkServer):
         await super().start(unix_path, host, port)
 
     async def drain(self, hand_over_s: float = HANDOVER_S) -> None:
-        """Serve until other slots do, then take no more requests, and answer those that are here.
+        """Serve until other slots hold these versions, at most `hand_over_s`; then only finish.
 
-        The pool unloads what others serve; it has `hand_over_s` seconds for that.
+        The pool unloads what others serve meanwhile. Then new requests are sent elsewhere.
         """
         self.tell_draining()
         self.event("draining")

@@ -32,10 +32,9 @@ from sharding.parts import Box, PartResult
 ALIKE = 0.6
 """Pieces of one object have extents along the cut with at least this intersection over union."""
 CLEAR = 3.0
-"""Margins between a place and the edges of a tile from which on the tile sees it well."""
+"""Margins from the edges of a tile; what lies further inside, the tile sees well."""
 WITNESS = 0.5
-"""Share of the threshold from which on a box, though not in the answer, shows that something is
-there."""
+"""Fraction of the threshold from which a box that is not in the answer still shows an object."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +79,7 @@ def merge_boxes(
 
 
 def _settle(views: Views, of_class: Indices, rules: BoxRules) -> list[tuple[int, Numbers]]:
-    """Which views of one class stay, given best first, each with the box [4] it stays with."""
+    """Views of one class that survive suppression, best first, each with its merged box [4]."""
     places, depth = views.places, views.gaps.min(axis=1)
     # In each tile as the detector would without tiles …
     strong = of_class[[views.boxes[i].score >= rules.threshold for i in of_class]]

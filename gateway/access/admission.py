@@ -93,7 +93,7 @@ PARKED = 32
 
 
 def check_queue(account: Account) -> None:
-    """Refuse what finds no place: to run, or to wait for the caller's others or the store."""
+    """Raise `TooManyRequests` if the caller's concurrency and its queue are both full."""
     tier = account.allowance.tier
     full = account.running >= account.places
     if len(account.waiting) < (tier.queue.size if full else max(PARKED, tier.queue.size)):
@@ -108,7 +108,7 @@ def check_queue(account: Account) -> None:
 
 
 def check_turn(account: Account, request: Request) -> None:
-    """Refuse what the caller's own requests would keep from being in time."""
+    """Raise `TooManyRequests` if the caller's earlier requests leave this one too little time."""
     if account.running < account.places:
         return
     ahead = sum(1 for each in account.waiting if each.request.deadline_s <= request.deadline_s)
@@ -165,10 +165,10 @@ class Admission:
             self.limiter.set_tiers(access.tiers)
 
     def enter(self, visit: Visit, model: str | None, length: int) -> None:
-        """With a request's head: refuse, before its body is read, what would be refused after it.
+        """Check caller, model and body length from the head, so that a refused body is never read.
 
-        Raises what refuses its caller (`identify`), its model, or its body of `length` bytes. No
-        model stands for one that the body tells; then it enters once more.
+        `model` is None where only the body names it; then this is called again. Raises what refuses
+        the caller (`identify`), its model, or its body of `length` bytes.
         """
         if not visit.max_body_bytes:
             self.identify(visit)
@@ -208,7 +208,7 @@ class Admission:
         visit.max_body_bytes = min(limit_bytes, tier_bytes or limit_bytes)
 
     def _charge_address(self, visit: Visit, now_s: float) -> None:
-        """Guessing costs what a stranger's request costs; good credentials never come here."""
+        """Charge a refused credential to its address, as an anonymous request."""
         if ANONYMOUS not in (self.access.tiers or ()):
             return  # Then strangers have no budget.
         stranger = self._authenticator.stranger(visit.headers, visit.address)

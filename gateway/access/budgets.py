@@ -24,10 +24,11 @@ log = structlog.get_logger()
 
 
 class BudgetExchange:
-    """What tells and asks the store. `urgent` is set when a request waits for its answer.
+    """Exchanges claims and grants with the store.
 
-    `resume` is told whose waiting requests may go on, after every answer or failure of the store;
-    `queued` are all callers with such requests.
+    `urgent` is set when a request waits for the answer. `resume` is told whose waiting requests
+    may go on, after every answer or failure of the store; `queued` are all callers with such
+    requests.
     """
 
     def __init__(

@@ -124,7 +124,7 @@ class Account:
         return cost if quota is not None and quota.of == "cost" else 1.0
 
     def claim(self, now_s: float) -> Claim:
-        """What to tell and to ask the store now; an idle lease is given back with it."""
+        """The next claim to the store; it also returns an idle lease."""
         allowance = self.allowance
         wanted = allowance.block + sum(1 for each in self.waiting if not each.paid)
         idle = now_s - self.seen_s > IDLE_S and not self.waiting

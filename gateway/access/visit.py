@@ -116,7 +116,7 @@ class Visit:
     def audit_record(
         self, decision: Verdict, answer: Answer | None, stages_s: Mapping[str, float]
     ) -> AuditRecord:
-        """What the audit log keeps of it; without an answer it was let in and is no prediction."""
+        """The audit record; `answer` is None for an admitted request that is not a prediction."""
         account, request = self.account, self.request
         protocol, model = self.target
         code, reason, bytes_out = 200, "", 0

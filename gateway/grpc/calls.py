@@ -198,7 +198,7 @@ class GrpcCall(Receiver):
             self.exchange.connection.outbox.headers(self.stream, ANSWER_BLOCK)
 
     def _end(self) -> None:
-        """Let go of all it holds, and of what holds it, so that it is freed at once."""
+        """Drop all references, so that memory is freed without the garbage collector."""
         self.done = True
         self.on_end = self.state = None
         if self._timer is not None:
@@ -281,7 +281,7 @@ class GrpcCall(Receiver):
             self._timer = asyncio.get_running_loop().call_later(wait_s, self._expire)
 
     def disarm(self) -> None:
-        """Leave the deadline to somebody else."""
+        """Stop the timer: from now on the data plane ends the call at its deadline."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

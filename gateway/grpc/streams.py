@@ -48,7 +48,7 @@ class Stream:
     The receiver of a `paced` stream gives credit for what it has consumed; for others all that
     comes is consumed. `owed` is what came and was not consumed, `credit` what was consumed and not
     yet told to the peer. `missing` is what has yet to come of a body whose length is known. A reset
-    from `held_from_s` on is no flood.
+    later than `held_from_s` does not count towards the limit on floods.
     """
 
     __slots__ = (

@@ -234,7 +234,7 @@ class MediaInference:
         self._tasks: dict[int, asyncio.Task[None]] = {}
 
     def destination(self, path: InferPath, body: Body) -> Destination | None:
-        """Itself for such a request, unless the model reads BYTES itself; None for others."""
+        """Itself if the body may hold a picture or video that the model cannot read; else None."""
         view = self._plane.snapshot.models.get(path.model)
         if view is None or view.config.sharding is None:
             return None

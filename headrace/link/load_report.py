@@ -60,7 +60,7 @@ class LoadReport:
                 if urgent or loads != self._told or now_s - self._told_s >= HEARTBEAT_S:
                     self._urgent.clear()
                     await self._tell(loads, now_s)
-                # Told or not: the pool takes each mean to hold until the next one.
+                # A new interval even if the report failed: the pool keeps a mean until the next.
                 self._since_s = now_s
                 self._sums.clear()
                 self._samples = 0

@@ -128,7 +128,8 @@ class Router:
                 self._by_slot.setdefault(seat.slot_id, []).append((queue, seat))
         self._busy = {key: queue for key, queue in self._queues.items() if len(queue)}
         self._untold.update(self._lanes)
-        # In new queues, as a queue passes over only what is finished.
+        # Their requests go into new queues: a fair queue drops only what is finished. What callers
+        # owe is forgotten with the old one.
         for queue in [self._queues[key] for key in moved if key in self._queues]:
             gone.append(replace(queue))
             queue.waiting, queue.suspects = FairQueue(), deque()
