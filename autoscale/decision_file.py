@@ -18,6 +18,8 @@ import orjson
 from headrace.files import append_whole
 from headrace.journal import Journal
 
+FILE = "pool.log"
+"""Its name in the state folder."""
 MAX_BYTES = 16 * 1024 * 1024
 QUEUE_BYTES = 16 * 1024 * 1024
 """Cap on the lines that wait for the thread."""

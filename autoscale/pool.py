@@ -21,7 +21,7 @@ from ray import serve
 from autoscale.callers import CallerBook, KeyDesk
 from autoscale.catalog import Catalog
 from autoscale.controller import Controller
-from autoscale.decision_file import DecisionFile
+from autoscale.decision_file import FILE, DecisionFile
 from autoscale.lookout import StoreWatch
 from autoscale.operations import Operations
 from autoscale.slot_targets import SlotTargets
@@ -37,7 +37,6 @@ from replicas.repository import Repository
 
 WATCH_S = 5.0
 EPOCH_FILE = "pool.epoch"
-JOURNAL_FILE = "pool.log"
 
 log = structlog.get_logger()
 
@@ -71,7 +70,7 @@ class Pool:
         repository = await loop.run_in_executor(
             None, Repository, settings.store, node.folder / "store"
         )
-        self._decisions = DecisionFile(headrace_home() / JOURNAL_FILE)
+        self._decisions = DecisionFile(headrace_home() / FILE)
         self._controller = Controller(
             Catalog(repository),
             identity,

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from autoscale.decision_file import Difference
     from command.client import JsonObject
 
-JOURNAL_FILE = "pool.log"
 DIFFERENCES_SHOWN = 20
 COLOURS = {
     **dict.fromkeys(("served", "GRANTED"), "green"),
@@ -99,13 +98,13 @@ def replay(log: Path | None, as_json: bool) -> None:
 
     LOG is by default pool.log in the state folder, preceded by what is in LOG.1.
     """
-    from autoscale.decision_file import read
+    from autoscale.decision_file import FILE, read
     from autoscale.decision_file import replay as decide_anew
     from autoscale.decision_log import REPLAYED
     from headrace.secrets import headrace_home
 
     with exit_codes():
-        file = log or headrace_home() / JOURNAL_FILE
+        file = log or headrace_home() / FILE
         try:
             entries = list(read(file))
         except OSError as error:
