@@ -23,15 +23,15 @@ DRAIN_S = 60.0
 ANSWER_S = 2.0
 ADMIN_ANSWER_S = 10.0
 KEY_LIMIT_S = 5.0
-"""Longest wait for a gateway to know a new key; a second is usual."""
+"""Time limit for a gateway to know a new key; a second is usual."""
 
 KEY_S = 86_400.0
-"""Life of a key, for where a load test could not revoke it."""
+"""Lifetime of a key, in case a load test cannot revoke it."""
 
 POLL_S = 0.05
 COLD_HEADER = "X-Headrace-Cold-Start-Ms"
 OPEN: Mapping[str, Any] = {"tiers": False}
-"""Access for everybody: what is measured is the serving."""
+"""Access for everybody, for load tests of serving alone."""
 NOTHING: Mapping[str, Any] = {}
 
 

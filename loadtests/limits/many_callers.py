@@ -36,13 +36,13 @@ LINES = 16
 """Connections, always busy."""
 
 QUIET_S = 10.0
-"""Time after a caller's last request in which its gateway gives back what it had leased for it."""
+"""Time after a caller's last request in which the gateway returns its leases for that caller."""
 
 FORGET_S = 10.0
 WARM_UP = 2_000
 ROUNDS = 5
 METRICS_S = 2.0
-"""Wait for metrics, which gateways write every second."""
+"""Wait for fresh metrics; gateways write them every second."""
 
 GOAL_SLOWER = 0.20
 
@@ -81,11 +81,11 @@ def slower(pairs: Iterable[Pair]) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Crowd:
-    """The whole measurement: strangers by slice, and after them one known caller.
+    """The whole measurement: strangers by slice, and one known caller after them.
 
-    It asks in turns right `after` them, and again some seconds later (`quiet`), when all are
-    remembered but nothing is done for them. The first of the `moments` is before the strangers,
-    the second after them.
+    The known caller's turns right `after` the strangers, and those some seconds later (`quiet`),
+    when leases have been returned. The first of the `moments` is before the strangers, the second
+    right after them.
     """
 
     callers: int

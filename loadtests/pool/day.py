@@ -51,11 +51,9 @@ BIN_S = 1.0
 class Plan:
     """What to send, and the pool that receives it.
 
-    Requests last for `seconds`, of models that run for `service_s` each and get `weights` of the
-    rate. `target` is their `target_in_flight`: far below one, as two cores have
-    to run all slots and their starts beside; so more slots are a matter of the target and not of
-    need, and they wait for a load that lasts. A request for a model without a slot waits for a
-    slot's start, as none is kept `warm`: that is the price, and `idle_s` keeps it rare.
+    Length of the trace, run time and share of the rate of each model, and the `target_in_flight`
+    of all. The target is far below one, as two cores run all slots and their starts. No slot is
+    kept warm: a request for a model without a slot waits for one to start.
     """
 
     seed: int
@@ -103,10 +101,9 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Day:
-    """A plan that was sent from `begin_s` on (epoch seconds), and what the pool logged meanwhile.
+    """A plan that was sent from `begin_s` on (epoch seconds), and the pool's log of that time.
 
-    A slot costs already while it starts, but is not in the log yet. `leased` are the slots that
-    the batch job held.
+    The log has a slot only after its start. `leased` are the slots that the batch job held.
     """
 
     plan: Plan
@@ -269,10 +266,7 @@ async def _run(site: PoolSystem, plan: Plan, folder: Path) -> tuple[float, list[
 
 @asynccontextmanager
 async def batch_job(site: PoolSystem, folder: Path) -> AsyncIterator[None]:
-    """`headrace lease` around a job that only waits: the slots that it holds are what counts here.
-
-    It is told to stop, and started again, as serving needs its slots.
-    """
+    """`headrace lease` around a job that only waits; Headrace ends it when it needs the slots."""
     command = [
         *(headrace_command(), "lease", "--admin", urlsplit(site.server.admin_url).netloc),
         *("--token-file", str(site.server.token_file), "--slots", JOB_SLOTS, "--grace", "1"),
@@ -312,8 +306,8 @@ class Prediction:
     def goals(self) -> list[Check]:
         """Slots and the usual latency are near to what was measured.
 
-        The 99th percentile is left out: of a day it is the seventh slowest cold start or so, and
-        another one when the same day is measured again.
+        The 99th percentile has no goal: it is about the seventh slowest cold start of a day, and
+        differs between runs of the same day.
         """
         name, off = f"simulation of day {self.day.plan.seed}", self.off
         return [
@@ -327,10 +321,7 @@ class Prediction:
 
 
 def predict(day: Day) -> Prediction:
-    """Simulate the same pool; what requests and loads take is what was measured.
-
-    The times of requests hold all that they met on the way, a busy machine too.
-    """
+    """Simulation of the same pool, with the times of requests and loads that were measured."""
     plan = day.plan
     models = {name: ModelConfig.model_validate(plan.model()) for name in plan.names}
     loads = [load_s for times in day.log.loads_s.values() for load_s in times]

@@ -45,8 +45,8 @@ def p99_ms(answers: Iterable[Answer]) -> float:
 class Beside:
     """What the caller of small predictions saw, and how many large pictures were answered.
 
-    A turn holds its answers alone, and those right after that beside large pictures. Figures are
-    medians of the turns, as a machine may stand still for a moment.
+    A turn holds the answers alone, and then those beside large pictures. Figures are medians over
+    the turns, so that a stall of the machine in one turn does not decide.
     """
 
     turns: tuple[tuple[Sequence[Answer], Sequence[Answer]], ...]
@@ -133,10 +133,9 @@ async def measure_beside(fleet: ShardedSystem, inputs: Inputs, turns: int) -> Be
 
 @contextmanager
 def going_first() -> Iterator[None]:
-    """What is measured is how Headrace serves and not how long this process waits for a core.
+    """Real-time scheduling of this process (sched(7), SCHED_FIFO), where the kernel permits it.
 
-    Callers are elsewhere, so this one has a core whenever it wants one, which is seldom. Only root
-    may ask for that (sched(7), SCHED_FIFO); without it the figure is what it is.
+    Otherwise latencies include this process's own wait for a core.
     """
     with suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(1))
@@ -149,10 +148,10 @@ def going_first() -> Iterator[None]:
 
 @contextmanager
 def elsewhere() -> Iterator[ProcessPoolExecutor]:
-    """Processes for the callers of large pictures, which take a core when nobody else wants one.
+    """Processes of lowest priority for the callers of large pictures.
 
-    They would be other machines: what they take from Headrace is not its doing. And an upload in
-    this process would hold up what it measures.
+    In production callers run on other machines, and an upload in this process would delay the
+    small predictions.
     """
     gate = get_context("spawn").Barrier(CALLERS + 1)
     with ProcessPoolExecutor(
