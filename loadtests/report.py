@@ -196,6 +196,7 @@ class Report:
             self.checks.append(check)
 
     def path(self, ending: str) -> Path:
+        self._stem.parent.mkdir(parents=True, exist_ok=True)
         return self._stem.with_name(self._stem.name + ending)
 
     def write(self, **found: Any) -> None:
@@ -203,7 +204,6 @@ class Report:
         self._document |= plain(found)
         if self.checks:
             self._document |= {"checks": plain(self.checks), "missed": missed(self.checks)}
-        self._stem.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(self._document, indent=2, allow_nan=False)
         self.path(".json").write_text(text + "\n", encoding="utf-8")
         text = "\n\n".join([f"{self.title}:", *self._blocks])
