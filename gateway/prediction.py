@@ -18,7 +18,7 @@ from headrace.errors import DeadlineExceeded, HeadraceError
 from headrace.link.frames import Body, Reply, decode_failure, pieces
 from headrace.link.plane import DataPlane
 from headrace.link.queue import Answer, Request
-from headrace.logs import request_id, valid_request_id, valid_traceparent
+from headrace.logs import request_id, valid_traceparent
 from headrace.metrics import Recorder
 from headrace.protocols.calls import call_number
 from headrace.protocols.targets import InferPath
@@ -65,9 +65,7 @@ class Prediction(Visit):
         headers: Mapping[bytes, bytes],
         address: str,
     ) -> None:
-        given = headers.get(b"x-request-id", b"")
-        identity = given.decode("ascii") if given and valid_request_id(given) else request_id()
-        super().__init__(headers, address, identity)
+        super().__init__(headers, address, request_id(headers.get(b"x-request-id", b"")))
         self.desk, self.path = desk, path
         self.cold_start_ms = 0
 

@@ -15,6 +15,7 @@ from gateway.prediction import Prediction, PredictionDesk
 from headrace.errors import HeadraceError, Unavailable
 from headrace.link.frames import OK, Reply, decode_failure, pieces
 from headrace.link.queue import Answer, Request
+from headrace.logs import request_id
 from headrace.protocols.metadata import stream_error
 from headrace.protocols.targets import InferPath, infer_target
 from headrace.protocols.wire import delimited
@@ -171,9 +172,8 @@ def gate(access: Admission) -> Gate:
     """Admission of calls that are no predictions; their `GrpcVisit` is in `call.state`."""
 
     def admit(call: GrpcCall) -> None:
-        call.state = visit = GrpcVisit(
-            call.headers, call.address, call.headers.get(b"x-request-id", b"").decode("latin-1")
-        )
+        identity = request_id(call.headers.get(b"x-request-id", b""))
+        call.state = visit = GrpcVisit(call.headers, call.address, identity)
         try:
             access.admit(visit)
         except HeadraceError as error:

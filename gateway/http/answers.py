@@ -26,7 +26,7 @@ from headrace.errors import (
     NotFound,
 )
 from headrace.link.queue import Answer
-from headrace.logs import request_id, valid_request_id
+from headrace.logs import request_id
 from headrace.protocols.targets import canonical_path, encode_error, is_upload
 
 OPEN_PATHS = ("/healthz", "/readyz", "/v2/health/")
@@ -60,8 +60,7 @@ class Envelope:
             await self._app(scope, receive, send)
             return
         headers = combined(scope["headers"])
-        given = headers.get(b"x-request-id", b"")
-        identity = given.decode("latin-1") if valid_request_id(given) else request_id()
+        identity = request_id(headers.get(b"x-request-id", b""))
         path = canonical_path(scope["path"])
         headers[b"x-request-id"] = identity.encode("latin-1")
         more = {"x-request-id": identity}

@@ -115,6 +115,12 @@ def test_payloads_are_not_logged() -> None:
     }
 
 
+def test_a_callers_request_id_is_taken_if_it_is_safe_to_show() -> None:
+    assert request_id(b"mine-1") == "mine-1"
+    for unsafe in (b"", b"two words", b"x" * 129, "\u00fc".encode()):
+        assert len(request_id(unsafe)) == 16
+
+
 def test_request_ids_are_distinct_and_valid() -> None:
     ids = {request_id() for _ in range(10_000)}
     assert len(ids) == 10_000
