@@ -162,11 +162,22 @@ def module_table(found: Sequence[Calls]) -> Table:
     return Table("Calls of a prediction by module and in flight", heads, cells)
 
 
+def function_table(each: Calls, shown: int) -> Table:
+    """The functions that a prediction calls most, and how often."""
+    cells = [
+        [module, name, f"{count / each.requests:.2f}"]
+        for (module, name), count in each.counts.most_common(shown)
+    ]
+    title = f"Calls of a prediction by function: {each.form}, {each.in_flight} in flight"
+    return Table(title, ["module", "function", "calls"], cells)
+
+
 @click.command(help=__doc__, context_settings={"show_default": True})
 @click.option("--requests", default=3200, help="Predictions of each kind.")
 @click.option("--in-flight", multiple=True, default=(1, 64))
 @click.option("--form", multiple=True, default=FORMS, type=click.Choice(FORMS))
-def main(requests: int, in_flight: tuple[int, ...], form: tuple[str, ...]) -> None:
+@click.option("--functions", default=0, help="Functions to list for each kind of prediction.")
+def main(requests: int, in_flight: tuple[int, ...], form: tuple[str, ...], functions: int) -> None:
     with tempfile.TemporaryDirectory(prefix="calls-") as folder:
         found = uvloop.run(count_calls(Path(folder), form, in_flight, requests))
     rows = []
@@ -178,6 +189,8 @@ def main(requests: int, in_flight: tuple[int, ...], form: tuple[str, ...]) -> No
     console = terminal()
     console.print(Table("One prediction", heads, rows).rich())
     console.print(module_table(found).rich())
+    for each in found if functions else []:
+        console.print(function_table(each, functions).rich())
 
 
 if __name__ == "__main__":
