@@ -127,7 +127,7 @@ def main(out: Path) -> None:
         with headrace(folder, store, MODELS, SLOTS) as server:
             swap = asyncio.run(measure(server.url, store, picture))
     report.say(*swap.sentences())
-    plot_swap(swap, report.title, report.path(".png"))
+    plot_swap(swap, report.title, report.picture(".png"))
     report.write(swap=swap)
     report.end()
 

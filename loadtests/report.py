@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import datetime
-from html import escape
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -118,11 +117,6 @@ class Table:
         rule = ["---" if number < self.texts else "---:" for number in range(len(self.heads))]
         return "\n".join(f"| {' | '.join(cells)} |" for cells in (self.heads, rule, *self.rows))
 
-    def html(self) -> str:
-        heads = "".join(f"<th>{escape(head)}</th>" for head in self.heads)
-        rows = ("".join(f"<td>{escape(cell)}</td>" for cell in row) for row in self.rows)
-        return f"<table><tr>{heads}</tr>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
-
 
 def figure(value: float, style: str, absent: str = "-") -> str:
     """A figure in a format; NaN is what was not measured."""
@@ -198,6 +192,12 @@ class Report:
     def path(self, ending: str) -> Path:
         self._stem.parent.mkdir(parents=True, exist_ok=True)
         return self._stem.with_name(self._stem.name + ending)
+
+    def picture(self, ending: str = ".png") -> Path:
+        """Where to draw a plot, which the Markdown shows here."""
+        path = self.path(ending)
+        self._blocks.append(f"![{path.stem}]({path.name})")
+        return path
 
     def write(self, **found: Any) -> None:
         """Add figures (see `plain`), and write all that are there so far."""

@@ -8,6 +8,7 @@ import os
 import sys
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import click
@@ -18,8 +19,8 @@ from headrace.errors import HeadraceError
 from headrace.secrets import admin_token
 from loadtests.headrace import Admin, BadAnswer, keys
 from loadtests.messages import PicturesMissing, digit_messages, load_pictures, price_message
-from loadtests.page import step_table, write_page
-from loadtests.report import Report, out_option
+from loadtests.report import Report, failure_sentences, figures, out_option
+from loadtests.step_plots import latency_over_time, percentiles_by_concurrency, step_table
 from loadtests.steps import KEY, KINDS, Step, StepFailed, measured_seconds, run_locust
 
 READY_MODELS = {
@@ -53,12 +54,13 @@ def main(
     kinds = kinds or tuple(KINDS)
     host = check_host(host, allow_remote)
     check_system(host, kinds)
-    folder = out / f"{report.when:%Y%m%d-%H%M%S}"
-    raw = folder / "raw"
-    raw.mkdir(parents=True)
+    raw = report.path("-raw")
+    raw.mkdir()
     steps: list[Step] = []
     with ExitStack() as stack:
-        settings = credential(stack, host, READY_MODELS[kinds[0]][0], f"loadtest-{folder.name}")
+        settings = credential(
+            stack, host, READY_MODELS[kinds[0]][0], f"loadtest-{report.when:%Y%m%d-%H%M%S}"
+        )
         for kind, count in itertools.product(kinds, counts):
             prefix = raw / f"{kind}-{count}"
             words = [kind, "--csv", str(prefix), "--csv-full-history"]
@@ -75,11 +77,20 @@ def main(
                 f"p50 {found['p50']:.1f} ms, p99 {found['p99']:.1f} ms, {step.failures} failed",
                 soft_wrap=True,
             )
-    write_page(report, host, steps, folder)
-    console.print(step_table(steps).rich())
-    console.print(f"report: {folder / 'report.html'}", soft_wrap=True)
+    report.show(step_table(steps))
+    for step in steps:
+        report.say(*failure_sentences(step.errors, f"{step.label}, {step.users} users: "))
+    percentiles_by_concurrency(steps, report.title, report.picture("-by-users.png"))
+    latency_over_time(steps, report.title, report.picture("-over-time.png"))
+    report.write(host=host, steps=[step_document(step) for step in steps])
+    report.end()
     if any(step.errors or not step.samples for step in steps):
         sys.exit(2)
+
+
+def step_document(step: Step) -> dict[str, Any]:
+    names = ("kind", "label", "users", "seconds", "requests", "failures", "per_second", "errors")
+    return figures(step, *names) | {f"{name}_ms": ms for name, ms in step.percentiles_ms.items()}
 
 
 def credential(stack: ExitStack, host: str, model: str, name: str) -> dict[str, str]:

@@ -178,7 +178,7 @@ def main(seconds: float, slots: int, rows: int, deadline: float, settle: float, 
     for phase in found.phases:
         report.say(*failure_sentences(phase.failures, f"{phase.name}: "))
     report.check(found.checks())
-    plot_isolation(found, report.title, report.path(".png"))
+    plot_isolation(found, report.title, report.picture(".png"))
     report.write(isolation=found, rate=RATE)
     report.end(missed=0)
 

@@ -90,7 +90,7 @@ def run_cold(report: Report, folder: Path, cycles: int) -> None:
         colds.append(found)
         if goals := goals_of(found):
             report.check([*goals, Check.at_most(f"{found.name}, failed", found.failed, 0)])
-    plot_cold(colds, report.title, report.path("-cold.png"))
+    plot_cold(colds, report.title, report.picture("-cold.png"))
     report.show(cold_table(colds))
     report.write(cold=colds)
 

@@ -339,7 +339,7 @@ def run_days(report: Report, folder: Path, plans: Sequence[Plan]) -> None:
     predictions = []
     for plan in plans:
         day = measure_day(folder / f"d{plan.seed}", plan)
-        plot_day(day, report.title, report.path(f"-day-{plan.seed}.png"))
+        plot_day(day, report.title, report.picture(f"-day-{plan.seed}.png"))
         predictions.append(predict(day))
     report.show(day_table([each.day for each in predictions]))
     report.say(*(each.sentence() for each in predictions))

@@ -83,7 +83,7 @@ class Spike:
 
 def run_spike(report: Report, place: Path) -> None:
     spike = measure_spike(place)
-    plot_spike(spike, report.title, report.path("-spike.png"))
+    plot_spike(spike, report.title, report.picture("-spike.png"))
     report.say(spike.sentence())
     report.check(spike.goals())
     report.write(spike=spike)

@@ -185,7 +185,7 @@ def run_speed(fleet: ShardedSystem, inputs: Inputs, rounds: int, report: Report)
     curves = [picture_curve(name, size, speed.work) for name, size in PICTURES.items()]
     told = run_direct("parts", "tagger", inputs.video(CLIP_S))
     curves += [] if told is None else [video_curve(work_told(told))]
-    plot_speed(curves, speed, report.title, report.path("-speed.png"))
+    plot_speed(curves, speed, report.title, report.picture("-speed.png"))
     report.write(speed=speed.document(), simulated={"shards": SHARDS, "curves": curves})
     return speed.checks()
 

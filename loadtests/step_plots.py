@@ -1,77 +1,17 @@
-"""The report of `make loadtest`: two plots, one page of HTML, `summary.json`, the `latest` link."""
+"""The steps of `make loadtest` as a table, and in two plots."""
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from loadtests.plots import COLORS, GREY, MARKERS, drawn, failed, moment
-from loadtests.report import Report, Table, figures, plain
+from loadtests.report import Table, figure
 from loadtests.samples import percentile
 from loadtests.steps import Step
-
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem }
-table { border-collapse: collapse } img { max-width: 100%; height: auto; margin: 1rem 0 }
-th, td { padding: .3rem .8rem; border-bottom: 1px solid #ddd; text-align: right }
-th:first-child, td:first-child { text-align: left }
-"""
-
-
-def write_page(report: Report, host: str, steps: Sequence[Step], folder: Path) -> None:
-    """Write the whole report into `folder` and point `latest` beside it there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    latency_over_time(steps, report.title, folder / "latency_over_time.png")
-    percentiles_by_concurrency(steps, report.title, folder / "percentiles_by_concurrency.png")
-    (folder / "summary.json").write_text(summary(report, host, steps), encoding="utf-8")
-    (folder / "report.html").write_text(html(report, host, steps), encoding="utf-8")
-    # Replaced by a fresh link, so that there is no moment in which it is missing.
-    fresh = folder.parent / f".latest-{os.getpid()}"
-    fresh.symlink_to(folder.name, target_is_directory=True)
-    fresh.replace(folder.parent / "latest")
-
-
-def summary(report: Report, host: str, steps: Sequence[Step]) -> str:
-    names = ("kind", "label", "users", "seconds", "requests", "failures", "per_second", "errors")
-    told = [
-        figures(step, *names) | {f"{name}_ms": ms for name, ms in step.percentiles_ms.items()}
-        for step in steps
-    ]
-    when = report.when.isoformat(timespec="seconds")
-    document = {"host": host, "when": when, "machine": report.machine, "steps": told}
-    return json.dumps(plain(document), indent=2, allow_nan=False) + "\n"
-
-
-def html(report: Report, host: str, steps: Sequence[Step]) -> str:
-    versions = ", ".join(f"{name} {text}" for name, text in report.machine.versions.items())
-    wrong = [
-        f"<li>{escape(step.label)}, {step.users} users: {count} times {escape(error)}</li>"
-        for step in steps
-        for error, count in step.errors.most_common(5)
-    ]
-    return f"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>Headrace load test {report.when:%Y-%m-%d}</title>
-<style>{STYLE}</style>
-<h1>Load test</h1>
-<p>{escape(report.title)}<br>{escape(host)}; the load generator runs on the machine above.
-<br>{escape(versions)}, Python {escape(report.machine.python)}</p>
-{step_table(steps).html()}
-{f"<h2>Failures</h2><ul>{''.join(wrong)}</ul>" if wrong else ""}
-<h2>Percentiles by concurrency</h2>
-<img src="percentiles_by_concurrency.png" alt="Latency percentiles and rate by number of users">
-<h2>Latency over time</h2>
-<img src="latency_over_time.png" alt="Median and 99th percentile of each second">
-<p>Each user sends its next request as soon as it has the last answer. An answer counts as failed
-when its status is not 200 or its content is not what the picture shows. Per-request samples and
-locust's own tables are in <code>raw/</code>.</p>
-</html>
-"""
 
 
 def step_table(steps: Sequence[Step]) -> Table:
@@ -79,7 +19,7 @@ def step_table(steps: Sequence[Step]) -> Table:
     rows = [
         [
             *(step.label, str(step.users), f"{step.per_second:,.1f}"),
-            *(f"{ms:,.1f}" for ms in step.percentiles_ms.values()),
+            *(figure(ms, ",.1f") for ms in step.percentiles_ms.values()),
             f"{step.failures:,}",
         ]
         for step in steps
@@ -94,12 +34,10 @@ def latency_over_time(steps: Sequence[Step], title: str, path: Path) -> None:
     shared = {"sharex": True, "sharey": True}
     with drawn(path, f"Latency over time\n{title}", size, len(kinds), **shared) as panels:
         for panel, kind, color in zip(panels, kinds, COLORS, strict=False):
+            _make_logarithmic(panel)
             _draw_kind(panel, [step for step in steps if step.kind == kind], color)
         longest_s = max(sum(s.seconds for s in steps if s.kind == kind) for kind in kinds)
         panels[0].set_xlim(0, longest_s)
-        panels[0].set_yscale("log")
-        for panel in panels:
-            _plain_numbers(panel.yaxis)
         panels[-1].set_xlabel("time since the first request of the first step (s)")
 
 
@@ -136,12 +74,15 @@ def _draw_kind(panel: Any, steps: Sequence[Step], color: str) -> None:
 
 
 def percentiles_by_concurrency(steps: Sequence[Step], title: str, path: Path) -> None:
-    """Left: p50, p90 and p99 by number of users. Right: answered requests per second."""
+    """Left: p50, p90 and p99 by number of users. Right: requests per second."""
     title = f"Percentiles by concurrency\n{title}"
+    answered = [step for step in steps if step.samples]
     with drawn(path, title, (12, 5.6), columns=2, width_ratios=(3, 2)) as [latency, rate]:
-        kinds = dict.fromkeys(step.kind for step in steps)
+        for panel in (latency, rate):
+            _make_logarithmic(panel)
+        kinds = dict.fromkeys(step.kind for step in answered)
         for kind, color, marker in zip(kinds, COLORS, MARKERS, strict=False):
-            own = [step for step in steps if step.kind == kind]
+            own = [step for step in answered if step.kind == kind]
             users, found = [step.users for step in own], [step.percentiles_ms for step in own]
             for name, style, width in (("p50", "-", 1.8), ("p90", "--", 1.1), ("p99", ":", 1.4)):
                 look: dict[str, Any] = {"color": color, "linewidth": width}
@@ -161,15 +102,18 @@ def percentiles_by_concurrency(steps: Sequence[Step], title: str, path: Path) ->
             panel.set_xticks(counts, [str(count) for count in counts])
             panel.minorticks_off()
             panel.margins(x=0.08)
-            panel.set(xlabel="concurrent users", yscale="log")
-            _plain_numbers(panel.yaxis)
+            panel.set_xlabel("concurrent users")
         latency.set_ylabel("latency (ms, log scale)")
         rate.set_ylabel("requests per second (log scale)")
         rate.margins(y=0.12)
 
 
-def _plain_numbers(axis: Any) -> None:
-    """Numbers in place of powers of ten, on a logarithmic axis."""
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-    axis.set_minor_formatter(NullFormatter())
+def _make_logarithmic(panel: Any) -> None:
+    """A logarithmic y axis with numbers in place of powers of ten.
+
+    Of a panel that is still empty: matplotlib refuses this where no value turns out to be positive.
+    """
+    panel.set_yscale("log")
+    panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    panel.yaxis.set_minor_formatter(NullFormatter())
