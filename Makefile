@@ -81,9 +81,8 @@ loadtest: setup ## Load a started system with locust and write a report with plo
 bench-reload: setup models ## Measure a new version of tagger under load
 	@$(BIN)/python -m loadtests.reload $(ARGS)
 
-bench-limits: setup models redis ## Measure isolation from a flood, and what limits cost
-	@$(BIN)/python -m loadtests.limits.isolation
-	@$(BIN)/python -m loadtests.limits.cost --redis
+bench-limits: setup models ## Measure isolation from a flood
+	@$(BIN)/python -m loadtests.limits.isolation $(ARGS)
 
 bench-pool: setup models ## Simulate the shared pool; measure cold starts, a spike and a bursty day
 	@$(BIN)/python -m loadtests.pool.simulation --hours 1 --growth

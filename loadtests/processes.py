@@ -100,9 +100,3 @@ def process_memory(pid: int) -> Any:
     `rss` are its resident bytes, `pss` divides shared pages among those who share them.
     """
     return psutil.Process(pid).memory_full_info()
-
-
-def process_cpu_s(pid: int) -> float:
-    """Processor time of a process so far, in steps of 10 ms; raises `psutil.Error`."""
-    times = psutil.Process(pid).cpu_times()
-    return float(times.user + times.system)

@@ -1,1 +1,1 @@
-"""Isolation from floods, the cost of limits, many callers, tiers."""
+"""Isolation from floods, and callers of all tiers."""
