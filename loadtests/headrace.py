@@ -29,7 +29,6 @@ KEY_S = 86_400.0
 """Lifetime of a key, in case a load test cannot revoke it."""
 
 POLL_S = 0.05
-COLD_HEADER = "X-Headrace-Cold-Start-Ms"
 OPEN: Mapping[str, Any] = {"tiers": False}
 """Access for everybody, for load tests of serving alone."""
 NOTHING: Mapping[str, Any] = {}

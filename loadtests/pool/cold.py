@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -14,8 +13,7 @@ from loadtests.clients import unlimited_client
 from loadtests.headrace import REPOSITORY
 from loadtests.messages import TAGGER, Message, load_pictures, tagger_message
 from loadtests.plots import COLORS, drawn, moment
-from loadtests.pool.ray_cold import ray_cold
-from loadtests.pool.server import ANSWER_S, Asked, ask, elastic
+from loadtests.pool.server import ANSWER_S, Asked, PoolSystem, ask, elastic
 from loadtests.report import Check, Report, Table, figure
 from loadtests.samples import percentile
 
@@ -26,8 +24,6 @@ REPLICA_S = 0.5
 """Goal without a warm slot, beyond the replica's own start."""
 IDLE_S = 0.5
 REST_S = 0.2
-RAY_REST_S = 6.0
-"""Time until Ray Serve's last replica has gone."""
 
 TENSORFLOW_MODEL = "tagger_tf"
 
@@ -70,26 +66,18 @@ class Cold:
 def run_cold(report: Report, folder: Path, cycles: int) -> None:
     picture = load_pictures()[0]
     few = max(1, cycles // 10)
-    pixels = Message("/", picture.pixels.tobytes(), {})
-    file = REPOSITORY / TAGGER / "1" / "model.onnx"
-
-    def cold(model: str, count: int, *, warm: bool) -> Callable[[Path], Cold]:
-        message = tagger_message(picture, model)
-        return lambda place: measure_cold(place, REPOSITORY, model, message, count, warm=warm)
-
-    measures: list[tuple[Callable[[Path], Cold], Callable[[Cold], list[Check]]]] = [
-        (cold(TAGGER, cycles, warm=True), warm_goals),
-        (cold(TAGGER, few, warm=False), start_goals),
-        # What is not Headrace is only compared with.
-        (lambda place: measure_ray(place, file, pixels, few), lambda cold: []),
-        (cold(TENSORFLOW_MODEL, max(few, cycles // 5), warm=True), load_goals),
+    measures: list[tuple[str, int, bool, Callable[[Cold], list[Check]]]] = [
+        (TAGGER, cycles, True, warm_goals),
+        (TAGGER, few, False, start_goals),
+        (TENSORFLOW_MODEL, max(few, cycles // 5), True, load_goals),
     ]
     colds = []
-    for number, (measure, goals_of) in enumerate(measures):
-        found = measure(folder / f"c{number}")
+    for number, (model, count, warm, goals_of) in enumerate(measures):
+        message = tagger_message(picture, model)
+        found = measure_cold(folder / f"c{number}", model, message, count, warm=warm)
         colds.append(found)
-        if goals := goals_of(found):
-            report.check([*goals, Check.at_most(f"{found.name}, failed", found.failed, 0)])
+        failed = Check.at_most(f"{found.name}, failed", found.failed, 0)
+        report.check([*goals_of(found), failed])
     plot_cold(colds, report.title, report.picture("-cold.png"))
     report.show(cold_table(colds))
     report.write(cold=colds)
@@ -119,7 +107,7 @@ def cold_table(colds: Sequence[Cold]) -> Table:
     rows = [
         [
             *(cold.name, str(len(cold.answers)), f"{cold.p50_s:.3f}", f"{cold.p99_s:.3f}"),
-            f"{cold.load_s:.3f}" if cold.load_s else "",
+            f"{cold.load_s:.3f}",
             figure(percentile(cold.starts_s, 0.5), ".3f", absent=""),
             str(cold.failed),
         ]
@@ -142,9 +130,8 @@ def plot_cold(colds: Sequence[Cold], title: str, path: Path) -> None:
         panel.set_ylabel("part of the cold starts")
 
 
-def measure_cold(
-    folder: Path, store: Path, model: str, message: Message, cycles: int, *, warm: bool
-) -> Cold:
+def measure_cold(folder: Path, model: str, message: Message, cycles: int, *, warm: bool) -> Cold:
+    """Raises `NotStarted`, `NotReached`."""
     runtime = "tensorflow" if model == TENSORFLOW_MODEL else "onnx"
     kind = "tensorflow" if model == TENSORFLOW_MODEL else "cpu"
     slots = {kind: {"cpus": 0.25, "preload": [runtime], "min": 0, "warm": int(warm), "max": 1}}
@@ -153,13 +140,8 @@ def measure_cold(
         "replicas": {"min": 0, "max": 1},
         "scaling": {"target_in_flight": 4.0, "idle_s": IDLE_S, "down_delay_s": 0.2},
     }
-    with elastic(folder, store, {model: sleeping}, slots) as site:
-
-        async def rest() -> None:
-            await site.asleep(model, slots=1 if warm else 0)
-            await asyncio.sleep(REST_S)
-
-        answers = asyncio.run(ask_often(site.server.url, model, message, cycles, rest))
+    with elastic(folder, REPOSITORY, {model: sleeping}, slots) as site:
+        answers = asyncio.run(ask_often(site, model, message, cycles, slots=int(warm)))
         log = site.log()
     starts = []
     for answer in answers if not warm else ():
@@ -174,20 +156,13 @@ def measure_cold(
 
 
 async def ask_often(
-    url: str, model: str, message: Message, cycles: int, rest: Callable[[], Awaitable[None]]
+    site: PoolSystem, model: str, message: Message, cycles: int, *, slots: int
 ) -> list[Asked]:
-    """A request after each rest."""
+    """A request each time that the model sleeps and at most so many slots are left."""
     answers = []
-    async with unlimited_client(url, {}, ANSWER_S) as client:
+    async with unlimited_client(site.server.url, {}, ANSWER_S) as client:
         for _ in range(cycles):
-            await rest()
+            await site.asleep(model, slots=slots)
+            await asyncio.sleep(REST_S)
             answers.append(await ask(client, model, message, time.time()))
     return answers
-
-
-def measure_ray(folder: Path, model: Path, message: Message, cycles: int) -> Cold:
-    """Ray Serve's own `min_replicas: 0` with the same ONNX model; raises `NotStarted`."""
-    with ray_cold(folder, model) as url:
-        gone = partial(asyncio.sleep, RAY_REST_S)
-        answers = asyncio.run(ask_often(url, TAGGER, message, cycles, gone))
-    return Cold("tagger, Ray Serve's own min_replicas: 0", tuple(answers), 0.0, ())

@@ -19,11 +19,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from loadtests.bench.mlp import finished, write_version
 from loadtests.clients import AskFailed, post
-from loadtests.headrace import COLD_HEADER, Running, headrace
+from loadtests.headrace import Running, headrace
 from loadtests.messages import Message
 from loadtests.pool.log import PoolLog, read_log
 from loadtests.processes import Failed
 
+COLD_HEADER = "X-Headrace-Cold-Start-Ms"
 ANSWER_S = 70.0
 POLL_S = 0.05
 LIMIT_S = 120.0
