@@ -83,7 +83,7 @@ class Fleet:
         if not self._orders:
             return list(placements)
         held = {(p.slot_id, p.key) for p in placements if p.state in HELD}
-        leaving = {place for place, each in self._orders.items() if isinstance(each, UnloadOrder)}
+        leaving = {moved for moved, each in self._orders.items() if isinstance(each, UnloadOrder)}
         coming = [
             Placement(slot_id, key.model, key.version, State.PENDING, revision=key.revision)
             for slot_id, key in self._orders
@@ -167,7 +167,7 @@ class Fleet:
     async def _give(
         self, order: LoadOrder | UnloadOrder, models: Mapping[str, ModelDecision]
     ) -> None:
-        slot_id, key = place = order.slot_id, order.key
+        slot_id, key = moved = order.slot_id, order.key
         try:
             slot = self._slots.get(slot_id)
             if slot is None:
@@ -185,7 +185,7 @@ class Fleet:
             log.exception("move_failed", move=str(order))
             self._again()
         finally:
-            del self._orders[place]
+            del self._orders[moved]
 
     async def _load(self, slot: _Slot, key: ModelVersion, entry: CatalogEntry) -> None:
         self._lookout.loading(key, entry.stamps[key.version], again=key in self._failures)

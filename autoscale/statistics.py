@@ -66,8 +66,8 @@ class StatisticsBook:
         for key, document in retired.items():
             model, _, version = key.rpartition("/")
             mine = self._retired.setdefault((model, int(version)), {})
-            for place, number in _numbers(document):
-                mine[place] = max(mine.get(place, 0), number)
+            for path, number in _numbers(document):
+                mine[path] = max(mine.get(path, 0), number)
 
     def totals(self) -> list[dict[str, Any]]:
         """One document with `model` and `version` for each that was ever reported."""
@@ -87,19 +87,19 @@ class StatisticsBook:
 def _restarted(old: ModelCounts, new: ModelCounts) -> bool:
     """Whether the slot has begun to count a version anew."""
     before, after = dict(_numbers(old)), dict(_numbers(new))
-    return any(after.get(place, 0) < number for place, number in before.items() if place != LAST)
+    return any(after.get(path, 0) < number for path, number in before.items() if path != LAST)
 
 
 def _add(counts: Counts, document: ModelCounts) -> None:
-    for place, number in _numbers(document):
-        before = counts.get(place, 0)
-        counts[place] = max(before, number) if place == LAST else before + number
+    for path, number in _numbers(document):
+        before = counts.get(path, 0)
+        counts[path] = max(before, number) if path == LAST else before + number
 
 
 def _subtract(counts: Counts, document: ModelCounts) -> None:
-    for place, number in _numbers(document):
-        if place != LAST:
-            counts[place] -= number
+    for path, number in _numbers(document):
+        if path != LAST:
+            counts[path] -= number
 
 
 def _numbers(document: ModelCounts) -> Iterator[tuple[tuple[str | int, ...], int]]:
@@ -115,7 +115,7 @@ def _numbers(document: ModelCounts) -> Iterator[tuple[tuple[str | int, ...], int
 
 
 def _document(counts: Counts) -> dict[str, Any]:
-    sizes = sorted({place[0] for place, number in counts.items() if len(place) == 3 and number})
+    sizes = sorted({path[0] for path, number in counts.items() if len(path) == 3 and number})
     return {
         **{scalar: counts.get((scalar,), 0) for scalar in SCALARS},
         "inference_stats": {name: _pair(counts, name) for name in PAIRS},
@@ -126,5 +126,5 @@ def _document(counts: Counts) -> dict[str, Any]:
     }
 
 
-def _pair(counts: Counts, *place: str | int) -> dict[str, int]:
-    return {key: counts.get((*place, key), 0) for key in ("count", "ns")}
+def _pair(counts: Counts, *path: str | int) -> dict[str, int]:
+    return {key: counts.get((*path, key), 0) for key in ("count", "ns")}

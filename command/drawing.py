@@ -127,20 +127,20 @@ def _with_missing(
     drawn: Image.Image, missing: Iterable[Mapping[str, Any]], scale: float
 ) -> Image.Image:
     """The picture with a grey veil and a label over parts without a result."""
-    places = [_scaled(each["box"], scale) for each in missing if each.get("box")]
-    if not places:
+    regions = [_scaled(each["box"], scale) for each in missing if each.get("box")]
+    if not regions:
         return drawn
     veil = Image.new("L", drawn.size, 0)
     over = ImageDraw.Draw(veil)
-    for place in places:
-        over.rectangle(place, fill=150)
+    for region in regions:
+        over.rectangle(region, fill=150)
     drawn = Image.composite(Image.new("RGB", drawn.size, (96, 96, 96)), drawn, veil)
     draw = ImageDraw.Draw(drawn)
     letters, words = font(_letter_pixels(drawn.size)), "not done"
-    for place in places:
-        draw.rectangle(place, outline=WHITE)
-        if letters.getlength(words) < place.right - place.left:
-            middle = ((place.left + place.right) / 2, (place.top + place.bottom) / 2)
+    for region in regions:
+        draw.rectangle(region, outline=WHITE)
+        if letters.getlength(words) < region.right - region.left:
+            middle = ((region.left + region.right) / 2, (region.top + region.bottom) / 2)
             draw.text(middle, words, WHITE, letters, anchor="mm")
     return drawn
 
@@ -165,17 +165,17 @@ def _label_all(
         inner = draw.textbbox((0, 0), text, letters, anchor="la")
         pad = max(2, round((inner[3] - inner[1]) / 4))
         wide, high = inner[2] - inner[0] + 2 * pad, inner[3] - inner[1] + 2 * pad
-        place = _place(rect, (wide, high), size, taken)
-        taken.append(place)
-        draw.rectangle(place, fill=colour)
-        at = (place.left + pad - inner[0], place.top + pad - inner[1])
+        spot = _label_box(rect, (wide, high), size, taken)
+        taken.append(spot)
+        draw.rectangle(spot, fill=colour)
+        at = (spot.left + pad - inner[0], spot.top + pad - inner[1])
         draw.text(at, text, ink_on(colour), letters)
 
 
-def _place(
+def _label_box(
     rect: Rect, label: tuple[float, float], size: tuple[int, int], taken: Sequence[Rect]
 ) -> Rect:
-    """Place of a label: above the box, below it, or inside of it; always in the picture."""
+    """Where a label goes: above the box, below it, or inside of it; always in the picture."""
     wide, high = label
     spots = (
         (rect.left, rect.top - high),
@@ -190,11 +190,11 @@ def _place(
     for left, top in spots:
         left = max(0.0, min(left, size[0] - wide - 1))
         top = max(0.0, min(top, size[1] - high - 1))
-        place = Rect(left, top, left + wide, top + high)
+        spot = Rect(left, top, left + wide, top + high)
         # Hiding the box's own inside is better than hiding another label.
-        hidden = sum(place.shared(other) for other in taken) + 0.1 * place.shared(rect)
+        hidden = sum(spot.shared(other) for other in taken) + 0.1 * spot.shared(rect)
         if hidden < least:
-            best, least = place, hidden
+            best, least = spot, hidden
     return best
 
 

@@ -52,7 +52,7 @@ def render(answer: JsonObject) -> RenderableType:
 def headline(answer: JsonObject) -> Text:
     """Model, counts and time, and how the work was shared."""
     shards = answer.get("shards", ())
-    places = {each["shard"] for each in shards}
+    names = {each["shard"] for each in shards}
     cached = sum(bool(each["cached"]) for each in shards)
     name = f"{answer['model']}/{answer['version']}" if answer.get("version") else answer["model"]
     found = ", ".join(
@@ -60,7 +60,7 @@ def headline(answer: JsonObject) -> Text:
         for kind, word in (("boxes", "box"), ("tags", "tag"))
         if kind in answer
     )
-    work = f"{counted(len(shards), 'part')} on {counted(len(places), 'shard')}"
+    work = f"{counted(len(shards), 'part')} on {counted(len(names), 'shard')}"
     if cached:
         work += f", {cached} from the cache"
     took = answer.get("timing", {}).get("total_s")

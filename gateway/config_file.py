@@ -216,13 +216,13 @@ def load_config(file: str | Path) -> Config:
     """Read and check a file; raises `ConfigFileError` with all that is wrong in it."""
     source = read_source(file)
     problems = [*source.duplicates, *_serve_problems(source)]
-    place = _find_application(source, problems)
-    if place is None:
+    application_path = _find_application(source, problems)
+    if application_path is None:
         raise ConfigFileError(problems)
-    application = value_at(source.value, place)
-    args_path = (*place, "args")
+    application = value_at(source.value, application_path)
+    args_path = (*application_path, "args")
     args = validate(Args, application.get("args", {}), source, args_path, problems)
-    pool_path = _deployments(source, place, problems)
+    pool_path = _deployments(source, application_path, problems)
     user_config = value_at(source.value, pool_path) or {}
     pool = validate(PoolConfig, user_config, source, pool_path, problems)
     whole = not problems
@@ -314,11 +314,11 @@ def _find_application(source: YamlSource, problems: list[Problem]) -> KeyPath | 
     return found[0] if found else None
 
 
-def _deployments(source: YamlSource, place: KeyPath, problems: list[Problem]) -> KeyPath:
+def _deployments(source: YamlSource, application_path: KeyPath, problems: list[Problem]) -> KeyPath:
     """Where the Pool's `user_config` stands; what is wrong around it joins `problems`."""
-    path: KeyPath = (*place, "deployments")
+    path: KeyPath = (*application_path, "deployments")
     pool_path: KeyPath = (*path, "user_config")
-    slots = value_at(source.value, (*place, "args", "slots"))
+    slots = value_at(source.value, (*application_path, "args", "slots"))
     known = {
         "Gateway",
         "Pool",

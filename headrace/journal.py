@@ -33,18 +33,18 @@ class Journal(ABC, Generic[T]):
     """A queue and its thread. `room` bounds the sum of the waiting records' sizes.
 
     After an error nothing is tried for `retry_s`. Events are `<name>_fails` and
-    `<name>_works_again`, with `place` as field of the first. `clock` gives seconds since 1970.
+    `<name>_works_again`, with `fields` in the first. `clock` gives seconds since 1970.
     """
 
     def __init__(
         self,
         name: str,
-        place: dict[str, str],
+        fields: dict[str, str],
         room: int,
         retry_s: float = 0.0,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._place, self._clock = place, clock
+        self._fields, self._clock = fields, clock
         self._fails, self._works_again = f"{name}_fails", f"{name}_works_again"
         self._room, self._retry_s, self._retry_at_s = room, retry_s, -math.inf
         self._queue: deque[tuple[float, T, int]] = deque()
@@ -125,7 +125,7 @@ class Journal(ABC, Generic[T]):
             if self._failing_since is None:
                 self._failing_since = self._lost
                 reason = error.strerror or str(error)
-                log.warning(self._fails, **self._place, reason=reason)
+                log.warning(self._fails, **self._fields, reason=reason)
             return False
         if self._failing_since is not None:
             log.info(self._works_again, dropped=self._lost - self._failing_since)

@@ -108,12 +108,12 @@ class Tiles:
 class Views:
     """Boxes cut at the picture's border, the best score first; only the boxes decide the order.
 
-    `places` [n, 4] are their corners, `tiles` [n] the row of each one's tile in `seen_by`, `gaps`
+    `corners` [n, 4] are their corners, `tiles` [n] the row of each one's tile in `seen_by`, `gaps`
     [n, 4] what `Tiles.gaps` says of them.
     """
 
     boxes: tuple[Box, ...]
-    places: Numbers
+    corners: Numbers
     classes: Indices
     tiles: Indices
     gaps: Numbers
@@ -142,15 +142,15 @@ class Views:
         if not found:
             return None
         found.sort(key=lambda each: (order(each[0]), each[1]))
-        places = np.array([(box.x1, box.y1, box.x2, box.y2) for box, _ in found])
+        corners = np.array([(box.x1, box.y1, box.x2, box.y2) for box, _ in found])
         rows = np.array([row for _, row in found], np.intp)
         seen_by = Tiles.of(tiles)
         return cls(
             boxes=tuple(box for box, _ in found),
-            places=places,
+            corners=corners,
             classes=np.array([box.class_id for box, _ in found], np.intp),
             tiles=rows,
-            gaps=seen_by.gaps(places, rows),
+            gaps=seen_by.gaps(corners, rows),
             seen_by=seen_by,
         )
 

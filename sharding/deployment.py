@@ -22,7 +22,7 @@ from headrace.link.pool import PoolClient
 from headrace.process import be_nice
 from headrace.secrets import cluster_secret, headrace_home
 from headrace.snapshot import Snapshot
-from sharding.gang import Places
+from sharding.gang import Gangs
 from sharding.job_store import JobStore
 from sharding.jobs import JobRunner
 from sharding.run import Run
@@ -45,7 +45,7 @@ class Sharder:
 
     def __init__(self, shards: Shards, node_id: str, folder: Path) -> None:
         self._shards, self._node_id, self._folder = shards, node_id, folder
-        self.places = Places()
+        self.gangs = Gangs()
         self._open = asyncio.Semaphore(MAX_OPEN)
 
     async def run(self, job: MediaJob, tell: Tell) -> dict[str, Any]:
@@ -54,7 +54,7 @@ class Sharder:
         Raises `HeadraceError`. Cancelling it takes the parts back from the shards.
         """
         _, config = self._shards.config(job.model, job.version)
-        run = Run(job, config, self._shards, self.places, self._node_id, self._folder)
+        run = Run(job, config, self._shards, self.gangs, self._node_id, self._folder)
         try:
             async with asyncio.timeout(job.timeout_s), self._open:
                 return await run.work(tell)

@@ -1,4 +1,4 @@
-"""Places for parts in flight at shards; a job gets all of its places together, in its turn."""
+"""Permits for parts in flight at shards; a job gets all of its own together."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class _Waiter:
 
 
 class Gang:
-    """Places for parts in flight at the shards of one model version; belongs to one event loop.
+    """Permits for parts in flight at the shards of one model version; belongs to one event loop.
 
-    A job gets all the places that it asks for, or all there are if that is less, and never before
+    A job gets all the permits that it asks for, or all there are if that is less, and never before
     one that has waited longer: small jobs do not starve a large one.
     """
 
@@ -31,18 +31,18 @@ class Gang:
         self._queue: deque[_Waiter] = deque()
 
     def resize(self, capacity: int) -> None:
-        """Set the number of places, as shards come and go; what is granted stays granted."""
+        """Set the number of permits, as shards come and go; what is granted stays granted."""
         self._capacity = capacity
         self._admit()
 
     @asynccontextmanager
     async def lease(self, wanted: int) -> AsyncIterator[GangLease]:
-        """`wanted` places, once they are free, for the time of the context."""
+        """`wanted` permits, once they are free, for the time of the context."""
         waiter = _Waiter(max(1, wanted), asyncio.get_running_loop().create_future())
         self._queue.append(waiter)
         self._admit()
         try:
-            places = await waiter.granted
+            permits = await waiter.granted
         except asyncio.CancelledError:
             if waiter in self._queue:
                 self._queue.remove(waiter)
@@ -50,7 +50,7 @@ class Gang:
                 self._release(waiter.granted.result())
             self._admit()
             raise
-        lease = GangLease(self, places)
+        lease = GangLease(self, permits)
         try:
             yield lease
         finally:
@@ -62,37 +62,37 @@ class Gang:
             if waiter.granted.done():
                 self._queue.popleft()  # cancelled, but its task has not run since
                 continue
-            places = min(waiter.wanted, self._capacity)
-            if not places or self._used + places > self._capacity:
+            permits = min(waiter.wanted, self._capacity)
+            if not permits or self._used + permits > self._capacity:
                 return
             self._queue.popleft()
-            self._used += places
-            waiter.granted.set_result(places)
+            self._used += permits
+            waiter.granted.set_result(permits)
 
-    def _release(self, places: int) -> None:
-        self._used -= places
+    def _release(self, permits: int) -> None:
+        self._used -= permits
         self._admit()
 
 
 @dataclass(slots=True, eq=False)
 class GangLease:
-    """The places that a job holds."""
+    """The permits that a job holds."""
 
     gang: Gang
-    places: int
+    permits: int
 
-    def grow(self, places: int) -> None:
-        """Take free places, up to `places` in all, unless others wait for them."""
+    def grow(self, permits: int) -> None:
+        """Take free permits, up to `permits` in all, unless others wait for them."""
         gang = self.gang
         free = 0 if gang._queue else gang._capacity - gang._used
-        more = max(0, min(places - self.places, free))
+        more = max(0, min(permits - self.permits, free))
         gang._used += more
-        self.places += more
+        self.permits += more
 
-    def shrink(self, places: int) -> None:
-        """Give back all but `places`, to those who wait."""
-        if places < self.places:
-            spare, self.places = self.places - places, places
+    def shrink(self, permits: int) -> None:
+        """Give back all but `permits`, to those who wait."""
+        if permits < self.permits:
+            spare, self.permits = self.permits - permits, permits
             self.gang._release(spare)
 
 
@@ -102,8 +102,8 @@ REMEMBERED = 100_000
 """Parts whose home is remembered, so that it stays while other parts of an input change."""
 
 
-class Places:
-    """Places at shards and homes of parts, which all jobs of a stage share.
+class Gangs:
+    """Permits at shards and homes of parts, which all jobs of a stage share.
 
     `suspects` lets parts whose shard died be tried one at a time, so that none is blamed for
     another.

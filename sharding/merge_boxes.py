@@ -80,21 +80,21 @@ def merge_boxes(
 
 def _settle(views: Views, of_class: Indices, rules: BoxRules) -> list[tuple[int, Numbers]]:
     """Views of one class that survive suppression, best first, each with its merged box [4]."""
-    places, depth = views.places, views.gaps.min(axis=1)
+    corners, depth = views.corners, views.gaps.min(axis=1)
     # In each tile as the detector would without tiles …
     strong = of_class[[views.boxes[i].score >= rules.threshold for i in of_class]]
-    alone = _suppress_groups(places, strong, views.tiles, rules.iou)
+    alone = _suppress_groups(corners, strong, views.tiles, rules.iou)
     is_suspect = depth[alone] < rules.margin
     # … between the tiles of a scale by depth, and between scales by score again.
     whole = alone[~is_suspect]
     whole = whole[np.argsort(-depth[whole], kind="stable")]
     scales = views.seen_by.scales[views.tiles]
-    whole = np.sort(_suppress_groups(places, whole, scales, rules.iou))
-    whole = whole[suppress(places[whole], rules.iou)]
+    whole = np.sort(_suppress_groups(corners, whole, scales, rules.iou))
+    whole = whole[suppress(corners[whole], rules.iou)]
     suspects = alone[is_suspect]
-    suspects = suspects[is_apart(places[suspects], places[whole], rules.iou)]
-    found = [(int(i), places[i]) for i in whole]
-    return found + _settle_suspects(views, suspects, of_class, places[whole], rules)
+    suspects = suspects[is_apart(corners[suspects], corners[whole], rules.iou)]
+    found = [(int(i), corners[i]) for i in whole]
+    return found + _settle_suspects(views, suspects, of_class, corners[whole], rules)
 
 
 def _settle_suspects(
@@ -108,7 +108,7 @@ def _settle_suspects(
     ]
     if not groups:
         return []
-    boxes = np.array([around(views.places[group]) for group in groups])
+    boxes = np.array([around(views.corners[group]) for group in groups])
     cuts = [_cut_sides(views, group, rules.margin) for group in groups]
     # Least cut first, then largest: other views of the object are parts of it.
     areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
@@ -121,7 +121,7 @@ def _settle_suspects(
 
 def _cut_sides(views: Views, group: list[int], margin: float) -> int:
     """The number of sides of the group's common box at which no piece shows the object's end."""
-    outward = views.places[group] * (-1, -1, 1, 1)
+    outward = views.corners[group] * (-1, -1, 1, 1)
     reach = margin / views.seen_by.scales[views.tiles[group[0]]]
     at_end = outward >= outward.max(axis=0) - reach
     shows_end = (at_end & (views.gaps[group] >= margin)).any(axis=0)
@@ -147,16 +147,16 @@ def _goes_on(views: Views, piece: int, others: Indices, axis: int, margin: float
     Two tiles share a band (or a line). An object that both cut goes through all of it, so each
     piece must reach the far side of the band, and both must have about the same extent along it.
     """
-    seen_by, places, tile, tiles = views.seen_by, views.places, views.tiles[piece], views.tiles
+    seen_by, corners, tile, tiles = views.seen_by, views.corners, views.tiles[piece], views.tiles
     begins, ends = seen_by.edges[tiles[others], axis], seen_by.edges[tile, axis + 2]
     reach = margin / seen_by.scales[tile]
     goes_on: Mask = (
         (seen_by.scales[tiles[others]] == seen_by.scales[tile])
         & (seen_by.edges[tile, axis] < begins)
         & (begins <= ends)
-        & (places[piece, axis] <= begins + reach)
-        & (places[others, axis + 2] >= ends - reach)
-        & (alike(places[piece], places[others], 1 - axis) >= ALIKE)
+        & (corners[piece, axis] <= begins + reach)
+        & (corners[others, axis + 2] >= ends - reach)
+        & (alike(corners[piece], corners[others], 1 - axis) >= ALIKE)
     )
     return goes_on
 
@@ -171,7 +171,7 @@ def _unite(group: dict[int, list[int]], one: int, other: int) -> None:
 
 def _is_denied(views: Views, suspect: int, witnesses: Indices, margin: float) -> bool:
     """Whether the tile that sees a suspect's place best, and well, found nothing of it there."""
-    box, tile = views.places[suspect], views.tiles[suspect]
+    box, tile = views.corners[suspect], views.tiles[suspect]
     rows = np.flatnonzero(views.seen_by.scales == views.seen_by.scales[tile])
     # Edges of the picture do not limit the depth, but a tile must hold the box, bar a fraction of
     # a pixel.
@@ -182,16 +182,16 @@ def _is_denied(views: Views, suspect: int, witnesses: Indices, margin: float) ->
     if rows[best] == tile or depths[best] < CLEAR * margin:
         return False
     there = witnesses[views.tiles[witnesses] == rows[best]]
-    return not is_part(box, views.places[there], 0.0).any()
+    return not is_part(box, views.corners[there], 0.0).any()
 
 
 def _suppress_groups(
-    places: Numbers, ordered: Indices, column: NDArray[np.generic], iou: float
+    corners: Numbers, ordered: Indices, column: NDArray[np.generic], iou: float
 ) -> Indices:
     """Greedy suppression among views with the same value in `column`; the earlier one wins."""
     values = column[ordered]
     stays = np.zeros(len(ordered), bool)
     for value in np.unique(values):
         group = np.flatnonzero(values == value)
-        stays[group[suppress(places[ordered[group]], iou)]] = True
+        stays[group[suppress(corners[ordered[group]], iou)]] = True
     return ordered[stays]

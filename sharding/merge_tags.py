@@ -106,9 +106,9 @@ def _smooth(scores: Scores, windows: tuple[Indices, Indices]) -> Scores:
     # Some rows at a time: the table of all windows may be large.
     for row in range(0, len(scores), _ROWS):
         rows = slice(row, row + _ROWS)
-        places = first[rows, None] + width
-        inside = places < after[rows, None]
-        table = np.where(inside, scores[np.minimum(places, len(scores) - 1)], np.nan)
+        columns = first[rows, None] + width
+        inside = columns < after[rows, None]
+        table = np.where(inside, scores[np.minimum(columns, len(scores) - 1)], np.nan)
         smooth[rows] = np.nanmedian(table, axis=1)
     return smooth
 

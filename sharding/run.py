@@ -31,7 +31,7 @@ from headrace.link.hashing import rank
 from headrace.link.router import MAX_DEATHS
 from headrace.snapshot import ModelVersion
 from sharding.boxes import moved
-from sharding.gang import IN_FLIGHT, GangLease, Places
+from sharding.gang import IN_FLIGHT, GangLease, Gangs
 from sharding.merge import find_merger
 from sharding.parts import Part, PartResult, Segment, Tile, find_missing, place_of, result_of
 from sharding.shards import ShardDied, Shards
@@ -66,11 +66,11 @@ class Run:
         job: MediaJob,
         config: ShardingConfig,
         shards: Shards,
-        places: Places,
+        gangs: Gangs,
         node_id: str,
         folder: Path,
     ) -> None:
-        self._job, self._config, self._shards, self._places = job, config, shards, places
+        self._job, self._config, self._shards, self._gangs = job, config, shards, gangs
         self._node_id, self._folder = node_id, folder
         self._deadline_s = time.monotonic() + job.timeout_s
         self._parts_until_s = self._deadline_s
@@ -195,7 +195,7 @@ class Run:
                     "notes": [*source.notes, *self._anew],
                 }
             )
-            gang = self._places.gang(version, members)
+            gang = self._gangs.gang(version, members)
             try:
                 with self._shards.backlog(job.model) as backlog:
                     backlog(len(keys))
@@ -223,7 +223,7 @@ class Run:
         backlog: Callable[[int], None],
         tell: Tell,
     ) -> None:
-        """Keep every shard busy with its own parts, within the leased places.
+        """Keep every shard busy with its own parts, within the leased permits.
 
         With `partial: allow` it ends in time for the merge; else the deadline cancels it.
         """
@@ -243,7 +243,7 @@ class Run:
                     lease.grow(min(len(waiting) + len(running), IN_FLIGHT * len(members)))
                 for member in sorted(queues, key=busy.__getitem__):
                     queue = queues[member]
-                    while queue and busy[member] < IN_FLIGHT and len(running) < lease.places:
+                    while queue and busy[member] < IN_FLIGHT and len(running) < lease.permits:
                         part = queue.popleft()
                         del waiting[part.index]
                         key, more = key_of[part.index], bool(queue)
@@ -267,7 +267,7 @@ class Run:
                     if error is not None and not isinstance(error, HeadraceError):
                         raise error
                     await tell(self._note(part, error if error is not None else task.result()))
-                lease.shrink(max(1, min(lease.places, len(waiting) + len(running))))
+                lease.shrink(max(1, min(lease.permits, len(waiting) + len(running))))
         finally:
             for task in running:
                 task.cancel()
@@ -281,10 +281,10 @@ class Run:
         members: Sequence[str],
     ) -> dict[str, deque[Part]]:
         """The waiting parts by shard; the bound of loads counts all parts."""
-        places = self._places
-        places.gang(version, members)
+        gangs = self._gangs
+        gangs.gang(version, members)
         keys = list(key_of.values())
-        homes = places.assign(version, keys, members, self._config.epsilon)
+        homes = gangs.assign(version, keys, members, self._config.epsilon)
         queues: dict[str, deque[Part]] = {member: deque() for member in members}
         for part in waiting:
             queues[homes[key_of[part.index]]].append(part)
@@ -299,7 +299,7 @@ class Run:
         while True:
             shard, started_s = tried[-1], time.monotonic()
             try:
-                async with self._places.suspects if deaths else nullcontext():
+                async with self._gangs.suspects if deaths else nullcontext():
                     until_s = self._deadline_s
                     answer = await self._shards.ask(job, version, shard, head, rest, until_s)
             except HeadraceError as error:

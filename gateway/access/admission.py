@@ -95,10 +95,10 @@ PARKED = 32
 def check_queue(account: Account) -> None:
     """Raise `TooManyRequests` if the caller's concurrency and its queue are both full."""
     tier = account.allowance.tier
-    full = account.running >= account.places
+    full = account.running >= account.concurrency
     if len(account.waiting) < (tier.queue.size if full else max(PARKED, tier.queue.size)):
         return
-    wait_s = (len(account.waiting) + 1) * account.service_s / max(1.0, account.places)
+    wait_s = (len(account.waiting) + 1) * account.service_s / max(1.0, account.concurrency)
     raise TooManyRequests(
         f"tier {account.allowance.name!r} may have {tier.concurrency} requests in flight and "
         f"{tier.queue.size} waiting{hint(account)}",
@@ -109,10 +109,10 @@ def check_queue(account: Account) -> None:
 
 def check_turn(account: Account, request: Request) -> None:
     """Raise `TooManyRequests` if the caller's earlier requests leave this one too little time."""
-    if account.running < account.places:
+    if account.running < account.concurrency:
         return
     ahead = sum(1 for each in account.waiting if each.request.deadline_s <= request.deadline_s)
-    wait_s = ahead * account.service_s / account.places
+    wait_s = ahead * account.service_s / account.concurrency
     if request.arrived_s + wait_s + account.service_s > request.deadline_s:
         raise TooManyRequests(
             f"the deadline would pass before its turn: {ahead} of the caller's requests wait, and "
@@ -183,7 +183,9 @@ class Admission:
                     raise PermissionDenied(f"this credential may not be used for model {model!r}")
                 if account.tokens < 1 or account.allowance.quota is not None:
                     self.limiter.check(account, self._now_s())
-                if model is not None and (account.running >= account.places or account.waiting):
+                if model is not None and (
+                    account.running >= account.concurrency or account.waiting
+                ):
                     check_queue(account)
             except HeadraceError:
                 account.refused += 1
@@ -276,7 +278,7 @@ class Admission:
         now_s = request.arrived_s
         if tier.max_deadline_s is not None:
             request.deadline_s = min(request.deadline_s, request.arrived_s + tier.max_deadline_s)
-        free = account.running < account.places and not account.waiting
+        free = account.running < account.concurrency and not account.waiting
         try:
             if not free:
                 check_queue(account)
@@ -399,7 +401,7 @@ class Admission:
             return  # An answer below frees a place, which this loop will see.
         account.pumping = True
         try:
-            while account.waiting and account.running < account.places:
+            while account.waiting and account.running < account.concurrency:
                 visit: Visit = account.waiting[0]
                 try:
                     if not visit.paid:

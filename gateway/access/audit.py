@@ -252,9 +252,9 @@ def fold(batch: Iterable[Timed]) -> list[tuple[float, AuditRecord, int]]:
             if key not in known and models[kind] >= MODELS_APART:
                 record = record._replace(model=MANY_MODELS)
                 key = (*kind, MANY_MODELS)
-            place = known.setdefault(key, len(lines))
-            if place < len(lines):
-                counts[place] += 1
+            index = known.setdefault(key, len(lines))
+            if index < len(lines):
+                counts[index] += 1
                 continue
             models[kind] += 1
         lines.append((time_s, record))

@@ -64,9 +64,9 @@ class Account:
 
     `tokens` may be spent now; `owed` is spent or reserved and not yet reported to the
     store. `level` is what the store's bucket held at `level_s`. `used` counts against the quota
-    since the last claim, `used_before` is the day's total that the store told. At most `places` of
-    its requests run through this gateway. `running`, `waiting`, `pumping` and `service_s` belong to
-    the admission, `busy` and `busy_s` to `BusyCallers`.
+    since the last claim, `used_before` is the day's total that the store told. At most
+    `concurrency` of its requests run through this gateway. `running`, `waiting`, `pumping` and
+    `service_s` belong to the admission, `busy` and `busy_s` to `BusyCallers`.
     """
 
     caller: Caller
@@ -77,7 +77,7 @@ class Account:
     level_s: float
     seen_s: float
     generation: int
-    places: float = math.inf
+    concurrency: float = math.inf
     known: bool = False
     asked: bool = False
     empty_until_s: float = 0.0
@@ -94,10 +94,10 @@ class Account:
     refused: int = 0
     allowed: int = 0
 
-    def share_places(self) -> None:
-        """Bring `places` up to date with the tier and with the number of gateways in use."""
+    def divide_concurrency(self) -> None:
+        """Bring `concurrency` up to date with the tier and with the number of gateways in use."""
         limit = self.allowance.tier.concurrency
-        self.places = math.inf if limit is None else max(1.0, limit // max(1, self.active))
+        self.concurrency = math.inf if limit is None else max(1.0, limit // max(1, self.active))
 
     def limit_headers(self, now_s: float) -> tuple[bytes, bytes] | None:
         """Values of RateLimit-Policy and RateLimit; None if the tier has no such limit.
@@ -153,7 +153,7 @@ class Account:
         self.asked, self.known = False, True
         if self.active != grant.active:
             self.active = grant.active
-            self.share_places()
+            self.divide_concurrency()
         if claim.day == self.day:
             self.used -= claim.used
             self.used_before = grant.used
@@ -263,7 +263,7 @@ class Limiter:
             generation=self.generation,
             day=self.day(now_s),
         )
-        account.share_places()
+        account.divide_concurrency()
         if account.owed or allowance.quota is not None:
             self._asking[account] = None
         return account
@@ -275,7 +275,7 @@ class Limiter:
             account.allowance = allowance
             return
         account.allowance, account.empty_until_s = allowance, 0.0
-        account.share_places()
+        account.divide_concurrency()
         if allowance.rate == UNLIMITED:
             account.tokens, account.owed, account.level = UNLIMITED, 0.0, UNLIMITED
         elif before.rate == UNLIMITED:

@@ -93,9 +93,9 @@ class RegionPrediction:
             desk.access.hold(prediction, size)
 
             def fill() -> tuple[dict[str, Region], Body, int | None]:
-                places = [regions.place(caller, part) for part in found.inputs]
-                to = {name: regions.place(caller, part) for name, part in found.outputs.items()}
-                return to, *found.filled(map(regions.read, places))
+                inputs = [regions.locate(caller, part) for part in found.inputs]
+                to = {name: regions.locate(caller, part) for name, part in found.outputs.items()}
+                return to, *found.filled(map(regions.read, inputs))
 
             outputs, request.body, request.json_length = await _beside(size, fill)
             request.length = sum(map(len, pieces(request.body)))

@@ -168,7 +168,7 @@ class Regions:
     def _path(self, caller: str, name: str) -> Path:
         return self._folder / f"{_digest(caller)}-{_digest(name)}"
 
-    def place(self, caller: str, part: RegionPart) -> Region:
+    def locate(self, caller: str, part: RegionPart) -> Region:
         """A part of a caller's region, as a region; raises `NotFound` or `InvalidArgument`."""
         region = self.find(caller, part.region)
         if part.offset >= region.byte_size:
@@ -179,36 +179,39 @@ class Regions:
             )
         return Region(part.region, region.key, region.offset + part.offset, part.byte_size)
 
-    def read(self, place: Region) -> bytearray:
+    def read(self, region: Region) -> bytearray:
         """A copy of its bytes; raises `InvalidArgument`."""
-        content = bytearray(place.byte_size)
-        rest, at = memoryview(content), place.offset
-        with self._opened(place, os.O_RDONLY) as descriptor:
+        content = bytearray(region.byte_size)
+        rest, at = memoryview(content), region.offset
+        with self._opened(region, os.O_RDONLY) as descriptor:
             while rest:
                 count = os.preadv(descriptor, [rest], at)
                 if not count:
-                    raise _too_small(place)
+                    raise _too_small(region)
                 rest, at = rest[count:], at + count
         return content
 
-    def write(self, place: Region, content: Buffer) -> None:
+    def write(self, region: Region, content: Buffer) -> None:
         """Write bytes to its begin, at most as many as it has; raises `InvalidArgument`."""
-        rest, at = memoryview(content), place.offset
-        with self._opened(place, os.O_WRONLY) as descriptor:
+        rest, at = memoryview(content), region.offset
+        with self._opened(region, os.O_WRONLY) as descriptor:
             while rest:
                 count = os.pwrite(descriptor, rest, at)
                 rest, at = rest[count:], at + count
 
     @contextmanager
-    def _opened(self, place: Region, flags: int) -> Iterator[int]:
+    def _opened(self, region: Region, flags: int) -> Iterator[int]:
         """The descriptor of a region's file; raises `InvalidArgument` also if it is too small."""
-        name = place.key.lstrip("/")
+        name = region.key.lstrip("/")
         plain = name not in ("", ".", "..") and not {"/", "\0"} & set(name)
         if not plain or len(name.encode()) > 255 or name.startswith(RESERVED):
-            raise InvalidArgument(f"invalid shm key {quoted(place.key)}: it is one plain file name")
+            raise InvalidArgument(
+                f"invalid shm key {quoted(region.key)}: it is one plain file name"
+            )
         if not name.startswith(self._config.prefix):
             raise InvalidArgument(
-                f"invalid shm key {quoted(place.key)}: keys begin with {self._config.prefix!r} here"
+                f"invalid shm key {quoted(region.key)}: "
+                f"keys begin with {self._config.prefix!r} here"
             )
         try:
             # Opening a pipe must not wait for its other end.
@@ -217,17 +220,17 @@ class Regions:
             )
         except OSError as error:
             raise InvalidArgument(
-                f"Unable to open shared memory region: {quoted(place.key)}: {error.strerror}"
+                f"Unable to open shared memory region: {quoted(region.key)}: {error.strerror}"
             ) from None
         try:
             found = os.fstat(descriptor)
             if not stat.S_ISREG(found.st_mode) or found.st_uid != self._user:
                 raise InvalidArgument(
-                    f"Unable to open shared memory region: {quoted(place.key)}: it is not a file "
+                    f"Unable to open shared memory region: {quoted(region.key)}: it is not a file "
                     "of the user whose regions are taken"
                 )
-            if place.offset + place.byte_size > found.st_size:
-                raise _too_small(place)
+            if region.offset + region.byte_size > found.st_size:
+                raise _too_small(region)
             yield descriptor
         finally:
             os.close(descriptor)
@@ -247,10 +250,10 @@ def _digest(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def _too_small(place: Region) -> InvalidArgument:
+def _too_small(region: Region) -> InvalidArgument:
     return InvalidArgument(
-        f"invalid args: the shared memory object {quoted(place.key)} is smaller than "
-        f"{place.offset} + {place.byte_size} bytes"
+        f"invalid args: the shared memory object {quoted(region.key)} is smaller than "
+        f"{region.offset} + {region.byte_size} bytes"
     )
 
 

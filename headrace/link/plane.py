@@ -212,17 +212,17 @@ def routes_of(snapshot: Snapshot) -> Routes:
     """Routes to what is READY, and why the versions that failed cannot be served. Pure."""
     routes: dict[QueueKey, Route] = {}
     failed: dict[QueueKey, str] = {}
-    places: dict[tuple[str, int, int], list[tuple[str, int]]] = {}
+    seat_ids: dict[tuple[str, int, int], list[tuple[str, int]]] = {}
     for placement in snapshot.placements:
         if placement.state is State.READY:
             identity = (placement.model, placement.version, placement.revision)
-            place = (placement.slot_id, placement.placement_id)
-            places.setdefault(identity, []).append(place)
+            seat_id = (placement.slot_id, placement.placement_id)
+            seat_ids.setdefault(identity, []).append(seat_id)
     for name, model in snapshot.models.items():
         for version in model.versions:
             if not version.served:
                 continue
-            found = places.get((name, version.version, version.revision), [])
+            found = seat_ids.get((name, version.version, version.revision), [])
             routes[name, version.version] = (model.config.routing, found)
             if version.state is State.FAILED:
                 failed[name, version.version] = f"model {name!r} failed: {version.reason}"

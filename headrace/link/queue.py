@@ -250,7 +250,7 @@ class ModelQueue:
     seats: list[Seat] = field(default_factory=list)
     waiting: FairQueue = field(default_factory=FairQueue)
     suspects: deque[Request] = field(default_factory=deque)
-    turn: int = 0
+    next_seat: int = 0
     service_s: float = 0.0
     pace_s: float = 0.0
     peak: int = 0
@@ -261,8 +261,8 @@ class ModelQueue:
         if request.priority >= self.peak or request.arrived_s > self.peak_until_s:
             self.peak, self.peak_until_s = request.priority, request.arrived_s + PRESENCE_S
 
-    def places(self, request: Request, now_s: float) -> int:
-        """Requests that a slot may hold with this one, whatever its credit."""
+    def seat_limit(self, request: Request, now_s: float) -> int:
+        """Requests that a seat may hold with this one, whatever its credit."""
         yields = request.priority < self.peak and now_s <= self.peak_until_s
         return YIELDING if yields else MANY
 

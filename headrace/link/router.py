@@ -114,16 +114,16 @@ class Router:
             if defaults.get(model, version) != version
         }
         self._defaults = defaults
-        wanted = {place for _, places in routes.values() for place in places}
+        wanted = {seat_id for _, seat_ids in routes.values() for seat_id in seat_ids}
         # A slot's credit may come before the pool has told of its placement: keep it.
-        known = {place for place in self._seats if place[0] in self._lanes}
-        self._seats = {p: self._seats.get(p) or Seat(*p) for p in sorted(wanted | known)}
+        known = {seat_id for seat_id in self._seats if seat_id[0] in self._lanes}
+        self._seats = {i: self._seats.get(i) or Seat(*i) for i in sorted(wanted | known)}
         gone = [self._queues.pop(key) for key in self._queues.keys() - routes.keys()]
         self._by_slot = {}
-        for key, (routing, places) in routes.items():
+        for key, (routing, seat_ids) in routes.items():
             queue = self._queues.setdefault(key, ModelQueue(routing))
             queue.routing = routing
-            queue.seats = [self._seats[place] for place in places]
+            queue.seats = [self._seats[seat_id] for seat_id in seat_ids]
             for seat in queue.seats:
                 self._by_slot.setdefault(seat.slot_id, []).append((queue, seat))
         self._busy = {key: queue for key, queue in self._queues.items() if len(queue)}
@@ -191,8 +191,8 @@ class Router:
         self._loaded.pop(slot_id, None)
         if lane is None:
             return
-        for place, seat in self._seats.items():
-            if place[0] == slot_id:
+        for seat in self._seats.values():
+            if seat.slot_id == slot_id:
                 seat.credit = 0
         for request in list(lane.in_flight.values()):
             self._leave(lane, request)
@@ -383,20 +383,20 @@ class Router:
         for key, queue in self._busy.items():
             self._reserving = self._reserving or bool(queue.suspects)
             while queue.suspects and (seat := reserve_seat(queue, lanes, now_s)) is not None:
-                self._place(queue.suspects.popleft(), seat, now_s, sends)
+                self._assign_seat(queue.suspects.popleft(), seat, now_s, sends)
             while (request := queue.waiting.head()) is not None:
                 seat = choose_seat(queue, request, lanes, rng, now_s)
                 if seat is None:
                     break
                 queue.waiting.remove_head(request)
-                self._place(request, seat, now_s, sends)
+                self._assign_seat(request, seat, now_s, sends)
             if not len(queue):
                 idle.append(key)
         for key in idle:
             del self._busy[key]
         return sends
 
-    def _place(
+    def _assign_seat(
         self, request: Request, seat: Seat, now_s: float, sends: dict[str, list[Request]]
     ) -> None:
         seat.used += 1
@@ -470,20 +470,20 @@ def choose_seat(
     queue: ModelQueue, request: Request, lanes: Lanes, rng: random.Random, now_s: float
 ) -> Seat | None:
     """The seat for a request by the queue's policy; None if no seat is open."""
-    places = queue.places(request, now_s)
+    limit = queue.seat_limit(request, now_s)
     if len(queue.seats) == 1:
         seat = queue.seats[0]
         leaving = lanes[seat.slot_id].draining if seat.slot_id in lanes else False
-        return seat if is_open(seat, lanes, places, leaving=leaving) else None
-    seats = [each for each in queue.seats if is_open(each, lanes, places)]
+        return seat if is_open(seat, lanes, limit, leaving=leaving) else None
+    seats = [each for each in queue.seats if is_open(each, lanes, limit)]
     if not seats and not any(_usable(each, lanes) for each in queue.seats):
         # All slots of the queue are leaving; until they have left they still answer.
-        seats = [each for each in queue.seats if is_open(each, lanes, places, leaving=True)]
+        seats = [each for each in queue.seats if is_open(each, lanes, limit, leaving=True)]
     if len(seats) <= 1:
         return seats[0] if seats else None
     if queue.routing.policy == "round-robin":
-        queue.turn += 1
-        return seats[queue.turn % len(seats)]
+        queue.next_seat += 1
+        return seats[queue.next_seat % len(seats)]
     if queue.routing.policy == "hash" and request.hash_key:
         by_slot = {seat.slot_id: seat for seat in seats}
         return by_slot[choose(request.hash_key, sorted(by_slot))]
@@ -507,14 +507,14 @@ def reserve_seat(queue: ModelQueue, lanes: Lanes, now_s: float) -> Seat | None:
     return None if lane.in_flight else seat
 
 
-def is_open(seat: Seat, lanes: Lanes, places: int, *, leaving: bool = False) -> bool:
-    """Whether the seat takes one more: it has credit, holds fewer than `places`, and its slot is
+def is_open(seat: Seat, lanes: Lanes, limit: int, *, leaving: bool = False) -> bool:
+    """Whether the seat takes one more: it has credit, holds fewer than `limit`, and its slot is
     draining just if `leaving`.
     """
     lane = lanes.get(seat.slot_id)
     if lane is None or lane.draining is not leaving:
         return False
-    return lane.exclusive is None and seat.used < seat.credit and seat.used < places
+    return lane.exclusive is None and seat.used < seat.credit and seat.used < limit
 
 
 def _usable(seat: Seat, lanes: Lanes) -> Lane | None:

@@ -18,7 +18,7 @@ from command.drawing import (
     WHITE,
     WIDTH,
     Rect,
-    _place,
+    _label_box,
     clock,
     colours_of,
     draw_boxes,
@@ -103,7 +103,7 @@ def test_labels_do_not_hide_one_another_where_there_is_room() -> None:
     taken: list[Rect] = []
     for number in range(4):
         at = Rect(300 + number, 300 + number, 500, 500)
-        taken.append(_place(at, (80, 20), (1000, 1000), taken))
+        taken.append(_label_box(at, (80, 20), (1000, 1000), taken))
     pairs = [(one, other) for one in taken for other in taken if one is not other]
     assert not any(one.shared(other) for one, other in pairs)
     assert taken[0] == Rect(300, 280, 380, 300)  # the first one above its box

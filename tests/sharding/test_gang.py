@@ -18,7 +18,7 @@ async def test_all_or_nothing_in_order() -> None:
 
     async def work(name: str, wanted: int, gate: asyncio.Event) -> None:
         async with gang.lease(wanted) as lease:
-            order.append(f"{name}:{lease.places}")
+            order.append(f"{name}:{lease.permits}")
             await gate.wait()
 
     first, others = asyncio.Event(), asyncio.Event()
@@ -39,15 +39,15 @@ async def test_more_than_there_is_gets_all_there_is() -> None:
     gang = Gang()
     gang.resize(2)
     async with gang.lease(100) as lease:
-        assert lease.places == 2
+        assert lease.permits == 2
         gang.resize(6)
         lease.grow(5)
-        assert lease.places == 5
+        assert lease.permits == 5
         lease.shrink(1)
         async with gang.lease(4) as other:
-            assert other.places == 4
+            assert other.permits == 4
             lease.grow(3)
-            assert lease.places == 2, "only what is free"
+            assert lease.permits == 2, "only what is free"
 
 
 async def test_who_gives_up_waiting_holds_nobody_up() -> None:
@@ -65,7 +65,7 @@ async def test_who_gives_up_waiting_holds_nobody_up() -> None:
         await asyncio.gather(waiting, return_exceptions=True)
     async with asyncio.timeout(1):
         async with gang.lease(1) as lease:
-            assert lease.places == 1
+            assert lease.permits == 1
 
 
 async def test_no_shards_no_lease_until_they_come() -> None:
@@ -90,7 +90,7 @@ async def test_who_gives_up_in_the_same_turn_as_places_come_free_costs_nobody() 
 
     async def wait() -> int:
         async with gang.lease(1) as lease:
-            return lease.places
+            return lease.permits
 
     async with gang.lease(1):
         leaving, staying = asyncio.create_task(wait()), asyncio.create_task(wait())

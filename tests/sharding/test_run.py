@@ -273,7 +273,7 @@ async def test_a_part_that_ends_its_shards_ends_two_at_most(tmp_path: object) ->
         with pytest.raises(Unavailable, match="2 slots died while they worked on part 0"):
             await stage.run(stage.job("faces", png(TWO[:64, :64])))
         assert len(poison.died) == len(set(poison.died)) == 2
-        assert not stage.stage.places.suspects.locked()
+        assert not stage.stage.gangs.suspects.locked()
 
 
 class _Poison(Shards):

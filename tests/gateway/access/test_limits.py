@@ -172,7 +172,7 @@ def test_new_limits_hold_for_callers_beyond_number_too() -> None:
     assert gateway.ask(0.0, "ip:1") and gateway.ask(0.0, "ip:2")
     gateway.limiter.set_tiers({"anonymous": Tier(rate="1/s", burst=5, concurrency=2)})
     shared = gateway.account("ip:3", 0.0)
-    assert (shared.allowance.burst, shared.places) == (5, 2)
+    assert (shared.allowance.burst, shared.concurrency) == (5, 2)
     assert sum(gateway.ask(0.0, f"ip:{number}") for number in range(3, 100)) <= 5
 
 
@@ -253,7 +253,7 @@ def test_what_is_in_flight_counts_when_limits_change() -> None:
     for concurrency in (2, 20, None, 8):
         gateway.limiter.set_tiers({"anonymous": Tier(concurrency=concurrency)})
         assert gateway.account() is account and account.running == 6
-        assert account.places == (math.inf if concurrency is None else concurrency)
+        assert account.concurrency == (math.inf if concurrency is None else concurrency)
 
 
 TIER = Tier(rate="10/s", burst=100, concurrency=8)
@@ -291,12 +291,12 @@ def test_what_the_store_leases_may_be_spent_and_what_is_missing_tells_when_to_as
     claim = books.claim(0.0)
     assert (claim.charge, claim.want, claim.level) == (10.0, 10.0, None)
     books.granted(claim, Grant(tokens=0.5, level=0.0, active=2, used=0.0), 1.0)
-    assert (books.owed, books.tokens, books.places) == (0.0, 0.5, 4)
+    assert (books.owed, books.tokens, books.concurrency) == (0.0, 0.5, 4)
     assert books.empty_until_s == 1.05
     later = books.claim(1.0)
     assert later.level == 0.0 and not books.forgettable(1.0)
     books.granted(later, Grant(tokens=9.5, level=0.0, active=1, used=0.0), 1.0)
-    assert (books.tokens, books.places, books.empty_until_s) == (10.0, 8, 0.0)
+    assert (books.tokens, books.concurrency, books.empty_until_s) == (10.0, 8, 0.0)
 
 
 def test_a_quota_counts_requests_or_cost() -> None:

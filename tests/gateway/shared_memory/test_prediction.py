@@ -402,12 +402,12 @@ class SlowRegions(Regions):
         super().__init__(SharedMemory(), folder)
         self.begun, self.go_on = threading.Event(), threading.Event()
 
-    def read(self, place: Region) -> bytearray:
-        return self._wait(super().read(place))
+    def read(self, region: Region) -> bytearray:
+        return self._wait(super().read(region))
 
-    def write(self, place: Region, content: Any) -> None:
+    def write(self, region: Region, content: Any) -> None:
         self._wait(bytearray())
-        super().write(place, content)
+        super().write(region, content)
 
     def _wait(self, result: bytearray) -> bytearray:
         self.begun.set()
