@@ -58,10 +58,10 @@ class _Account:
         self.level = math.inf
         if limited:
             self.level = _clamped(_clamped(level, claim.burst) - claim.charge, claim.burst)
-        share = self.level / active
-        if share < 1 <= self.level:
-            share = 1.0
-        tokens = max(0.0, min(claim.want, share))
+        portion = self.level / active
+        if portion < 1 <= self.level:
+            portion = 1.0
+        tokens = max(0.0, min(claim.want, portion))
         if limited:
             self.level -= tokens
         if self.day != day:

@@ -218,7 +218,7 @@ class Controller:
             if self.snapshot.number == 0:
                 self._remember()
             try:
-                # Only once in a row without a pause: other tasks need their turn.
+                # Only once in a row without a pause: other tasks must run too.
                 again = await self._reconcile() and not again
             except Exception:  # one failed round must not end the pool
                 log.exception("reconcile_failed")

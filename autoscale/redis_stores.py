@@ -89,9 +89,9 @@ else
   level = clamped(clamped(level) - charge)
 end
 
-local share = level / active
-if share < 1 and level >= 1 then share = 1 end
-local tokens = math.max(0, math.min(want, share))
+local portion = level / active
+if portion < 1 and level >= 1 then portion = 1 end
+local tokens = math.max(0, math.min(want, portion))
 if rate >= 0 then level = level - tokens end
 
 local total = 0

@@ -296,8 +296,8 @@ class _Scale:
     duration_s: float
 
     def x(self, time_s: float) -> float:
-        share = max(0.0, min(1.0, time_s / self.duration_s))
-        return self.left + share * (self.right - self.left)
+        fraction = max(0.0, min(1.0, time_s / self.duration_s))
+        return self.left + fraction * (self.right - self.left)
 
     def step_s(self) -> float:
         """Seconds between two marks."""

@@ -220,7 +220,7 @@ def reasons(status: Mapping[str, Any]) -> Sequence[Text]:
     """One line for each problem of the budgets, the store, models and versions."""
     lines: list[Text] = []
     if any(gateway.get("budget_store") == "away" for gateway in status["gateways"]):
-        text = "the store of budgets is away: each gateway goes on with its share of the limits"
+        text = "the store of budgets is away: each gateway goes on with its part of the limits"
         lines.append(Text(text, style="yellow"))
     if status["store_problem"]:
         lines.append(Text(f"store: {status['store_problem']}", style="red"))

@@ -235,7 +235,7 @@ class WorkProgress:
         self._bar.update(self._task, completed=done, total=parts, figures=figures)
 
     def _begin(self, description: str, total: int | None) -> None:
-        """Begin a stage with a rate and a time left of its own."""
+        """Begin a bar with a rate and a time left of its own."""
         if not self._working or total is not None:
             self._working = total is not None
             self._bar.reset(self._task, total=total, figures="")

@@ -1,4 +1,4 @@
-"""One prediction in any protocol, from its head to its record; its stages are methods, in order.
+"""One prediction in any protocol, from its head to its record; its phases are methods, in order.
 
 `begin` with the head, `send` with the body, then one `record`, `cancel` or `abandon`.
 """
@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 
 import structlog
 
-from gateway.access.admission import Admission, Stages
+from gateway.access.admission import Admission, Phases
 from gateway.access.visit import Destination, Visit
 from headrace.config.args import Limits
 from headrace.config.scaling import Routing
@@ -134,15 +134,15 @@ class Prediction(Visit):
         return digest.digest()
 
     def record(self, answer: Answer) -> None:
-        """With the answer: charge its cost, free its place, count it and the time of each stage.
+        """With the answer: charge its cost, free its place, count it and the time of each phase.
 
         It lets go of the request, and so of the body.
         """
         desk, path, request = self.desk, self.path, self.request
         now_s = desk.plane.now_s()
-        stages: Stages = ()
+        phases: Phases = ()
         if request is not None and isinstance(answer, Reply):
-            stages = (
+            phases = (
                 ("queue", request.sent_s - request.arrived_s),
                 ("link", max(0.0, now_s - request.sent_s - answer.slot_s)),
                 ("batch_wait", answer.batch_wait_s),
@@ -154,9 +154,9 @@ class Prediction(Visit):
                 cost = config.cost.of(answer.rows, answer.megapixels)
                 if extra := desk.access.settle(self, cost):
                     desk.plane.router.charge(request, extra)
-        desk.access.leave(self, answer, now_s, stages)
+        desk.access.leave(self, answer, now_s, phases)
         self.request = self.destination = None
-        self._count(path, request, answer, now_s, stages)
+        self._count(path, request, answer, now_s, phases)
 
     def _count(
         self,
@@ -164,7 +164,7 @@ class Prediction(Visit):
         request: Request | None,
         answer: Answer,
         now_s: float,
-        stages: Stages,
+        phases: Phases,
     ) -> None:
         recorder = self.desk.recorder
         code = answer.status if isinstance(answer, Reply) else answer.http_status
@@ -175,8 +175,8 @@ class Prediction(Visit):
             recorder.request(model if known else "", 0, protocol, code, self.tier, 0.0)
             return
         total_s, version = now_s - request.arrived_s, request.version
-        recorder.request(path.model, version, path.protocol, code, self.tier, total_s, stages)
-        if stages and request.cold:
+        recorder.request(path.model, version, path.protocol, code, self.tier, total_s, phases)
+        if phases and request.cold:
             waited_s = request.sent_s - request.arrived_s
             self.cold_start_ms = max(1, round(waited_s * 1000))
             recorder.cold_start(path.model, waited_s)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 ProcessRole = Literal["gateway", "slot", "pool", "stage"]
-RequestStage = Literal["queue", "link", "batch_wait", "compute", "encode"]
+RequestPhase = Literal["queue", "link", "batch_wait", "compute", "encode"]
 Labels = tuple[str | int, ...]
 
 MAX_SERIES = 10_000
@@ -58,7 +58,7 @@ REQUEST_SECONDS = Family(
 STAGE_SECONDS = Family(
     "headrace_stage_seconds",
     "histogram",
-    "Time that a request spends in each stage.",
+    "Time that a request spends in each phase.",
     ("model", "version", "stage"),
     SECONDS_BOUNDS,
 )
@@ -197,7 +197,7 @@ class Statistics:
         ]
 
     def quantile(self, model: str, q: float) -> float | None:
-        """Estimated seconds that a share `q` of a model's requests stayed under; None: no data."""
+        """Estimated seconds that the fraction `q` of a model's requests took; None: no data."""
         series = self.select(REQUEST_SECONDS, model=model)
         counts = [sum(column) for column in zip(*series, strict=True)][:-1]
         return quantile(REQUEST_SECONDS.bounds, counts, q)
@@ -227,7 +227,7 @@ class Recorder:
         self._series = {name: Series(family) for name, family in FAMILIES.items()}
         self._requests = self._series[REQUESTS.name]
         self._seconds = self._series[REQUEST_SECONDS.name]
-        self._stages = self._series[STAGE_SECONDS.name]
+        self._phases = self._series[STAGE_SECONDS.name]
         self._batches = self._series[BATCH_ROWS.name]
         self._in_flight = self._series[IN_FLIGHT.name]
         self._queued = self._series[QUEUE_LENGTH.name]
@@ -240,13 +240,13 @@ class Recorder:
         code: int,
         tier: str,
         total_s: float,
-        stages: Iterable[tuple[RequestStage, float]] = (),
+        phases: Iterable[tuple[RequestPhase, float]] = (),
     ) -> None:
-        """An answered request; `total_s` and the time of each stage are in seconds."""
+        """An answered request; `total_s` and the time of each phase are in seconds."""
         self._requests.add((model, version, protocol, code, tier))
         self._seconds.observe((model, version, protocol), total_s)
-        for stage, seconds in stages:
-            self._stages.observe((model, version, stage), seconds)
+        for phase, seconds in phases:
+            self._phases.observe((model, version, phase), seconds)
 
     def batch(self, model: str, version: int | str, rows: int) -> None:
         self._batches.observe((model, version), rows)

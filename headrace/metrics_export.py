@@ -64,7 +64,7 @@ class Exporter:
         own = process_id(os.getpid())
         self.path = folder / f"{recorder.role}-{own.pid}-{own.started}.json"
         folder.mkdir(parents=True, exist_ok=True)
-        with _turn(folder):
+        with _folding(folder):
             _live_and_retired(folder)  # so that restarts alone do not fill the folder
 
     def write(self) -> bool:
@@ -158,7 +158,7 @@ def _total(folder: Path) -> Statistics:
     """All processes added up; those that ended are folded into `retired.json` on the way."""
     if not folder.is_dir():
         return Statistics({name: {} for name in FAMILIES})
-    with _turn(folder):
+    with _folding(folder):
         return Statistics(_sum(_live_and_retired(folder)))
 
 
@@ -228,7 +228,7 @@ def _replace(path: Path, content: bytes) -> None:
     temporary.replace(path)
 
 
-def _turn(folder: Path) -> AbstractContextManager[int]:
+def _folding(folder: Path) -> AbstractContextManager[int]:
     """One process at a time folds and adds up."""
     return locked(folder / LOCK, os.O_RDWR | os.O_CREAT)
 

@@ -48,7 +48,7 @@ class ComputeThread:
     def submit(self, job: ComputeJob[Any]) -> None:
         """Queue a job; a brief one runs at once, on the loop, if no other is queued."""
         if job.brief and not self._open:
-            # Its end is told in the next turn, so that the loop reads its sockets between jobs.
+            # Its end is told in the next iteration so that the loop reads sockets between jobs.
             self._loop.call_soon(job.done, _result_of(job.work))
             return
         self._open += 1
@@ -111,15 +111,15 @@ def own_cores(local_rank: int, cpus: float, nodes: Sequence[Collection[int]]) ->
     count = int(cpus)
     if count != cpus or not 1 <= count <= total:
         raise ValueError(f"{cpus:g} of {total} cores cannot belong to one slot")
-    shares: list[list[int]] = []
+    groups: list[list[int]] = []
     rest: list[int] = []
     for node in nodes:
         cores = sorted(node)
         whole = len(cores) - len(cores) % count
-        shares += (cores[start : start + count] for start in range(0, whole, count))
+        groups += (cores[start : start + count] for start in range(0, whole, count))
         rest += cores[whole:]
-    shares += (rest[start : start + count] for start in range(0, len(rest) - count + 1, count))
-    return frozenset(shares[local_rank % len(shares)])
+    groups += (rest[start : start + count] for start in range(0, len(rest) - count + 1, count))
+    return frozenset(groups[local_rank % len(groups)])
 
 
 def pin(local_rank: int, cpus: float) -> frozenset[int]:

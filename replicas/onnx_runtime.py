@@ -210,7 +210,7 @@ class OnnxRuntime:
 def _session_options(settings: RuntimeSettings) -> ort.SessionOptions:
     threads = max(1, math.floor(settings.cores))
     # A thread that spins between runs takes a core that somebody else was promised, unless the
-    # share is whole cores and the machine has them. Affinity is the process's: threads inherit it.
+    # slot has whole cores and the machine has them. Affinity is the process's: threads inherit it.
     owns_cores = settings.cores == threads and threads <= len(os.sched_getaffinity(0))
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads

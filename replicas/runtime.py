@@ -13,9 +13,9 @@ from headrace.spec import ModelSpec, Tensor
 
 @dataclass(frozen=True, slots=True)
 class RuntimeSettings:
-    """A slot's share of the machine and the model's own limits.
+    """What a slot has of the machine, and the model's own limits.
 
-    `device` is `cpu` or `cuda`; `cores` is the share of processor cores (threads of one run);
+    `device` is `cpu` or `cuda`; `cores` are its processor cores (threads of one run);
     `max_rows` becomes `ModelSpec.max_rows` when the model's rows can be batched.
     """
 

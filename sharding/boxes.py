@@ -15,7 +15,7 @@ Mask = NDArray[np.bool_]
 Indices = NDArray[np.intp]
 
 COVERED = 0.6
-"""Share of a box's area inside another box from which on it counts as a piece of that one."""
+"""Fraction of a box's area inside another box from which on it counts as a piece of that one."""
 
 
 def overlap(box: Numbers, others: Numbers) -> tuple[Numbers, Numbers]:
@@ -36,8 +36,8 @@ def is_same(box: Numbers, others: Numbers, iou: float) -> Mask:
 
 def is_part(box: Numbers, others: Numbers, iou: float) -> Mask:
     """Which of `others` [n, 4] are the same as `box` [4] or a piece of it."""
-    union_share, own_share = overlap(box, others)
-    return (union_share > iou) | (own_share >= COVERED)
+    union_ratio, own_ratio = overlap(box, others)
+    return (union_ratio > iou) | (own_ratio >= COVERED)
 
 
 def alike(box: Numbers, others: Numbers, axis: int) -> Numbers:

@@ -28,8 +28,8 @@ def tag_rules(config: ShardingConfig, options: ProcessOptions) -> TagRules:
     """How the tags of a request are merged."""
     on, off, min_score = config.tags.high, config.tags.low, config.tags.min_score
     if options.threshold is not None:
-        share = options.threshold / on if on else 1.0
-        on, off, min_score = options.threshold, off * share, min_score * share
+        factor = options.threshold / on if on else 1.0
+        on, off, min_score = options.threshold, off * factor, min_score * factor
     return TagRules(
         on=on,
         off=off,

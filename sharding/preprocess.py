@@ -41,21 +41,21 @@ class Preprocessor(Protocol):
 
 
 class CentreCrop:
-    """`images` uint8 [1, size, size, 3]: the middle `share` of the shorter side, scaled.
+    """`images` uint8 [1, size, size, 3]: the middle `fraction` of the shorter side, scaled.
 
     As EfficientNet-Lite0 is evaluated (Tan and Le 2019): 0.875 of it, 224 pixels.
     """
 
     multiple = 1
 
-    def __init__(self, size: int = 224, share: float = 0.875) -> None:
+    def __init__(self, size: int = 224, fraction: float = 0.875) -> None:
         self._size = size
-        self._share = share
-        self.short_side: int | None = round(size / share)
+        self._fraction = fraction
+        self.short_side: int | None = round(size / fraction)
 
     def __call__(self, rgb: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
         height, width = rgb.shape[:2]
-        side = max(1, round(self._share * min(height, width)))
+        side = max(1, round(self._fraction * min(height, width)))
         top, left = (height - side) // 2, (width - side) // 2
         square = rgb[top : top + side, left : left + side]
         if side != self._size:

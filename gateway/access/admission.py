@@ -33,7 +33,7 @@ from headrace.errors import (
 )
 from headrace.link.frames import Reply
 from headrace.link.queue import Answer, Request
-from headrace.metrics import Recorder, RequestStage
+from headrace.metrics import Recorder, RequestPhase
 
 BUSY_HALF_LIFE_S = 30.0
 BUSIEST = 64
@@ -122,8 +122,8 @@ def check_turn(account: Account, request: Request) -> None:
         )
 
 
-Stages = tuple[tuple[RequestStage, float], ...]
-"""Seconds of a request's stages."""
+Phases = tuple[tuple[RequestPhase, float], ...]
+"""Seconds of a request's phases."""
 TICK_S = 0.025
 SWEEP = 1000
 """Accounts looked at in one tick."""
@@ -320,7 +320,7 @@ class Admission:
             self.limiter.settle(visit.account, extra)
         return extra
 
-    def leave(self, visit: Visit, answer: Answer, now_s: float, stages: Stages = ()) -> None:
+    def leave(self, visit: Visit, answer: Answer, now_s: float, phases: Phases = ()) -> None:
         """With its answer: free its place, count a refusal and write to the audit log."""
         self.memory.used_bytes -= visit.held_bytes
         visit.held_bytes = 0
@@ -341,10 +341,10 @@ class Admission:
         code = answer.status if isinstance(answer, Reply) else answer.http_status
         decision: Verdict = "refused" if refused else "allowed" if code < 400 else "failed"
         if self._audit.wants(decision):
-            stages_s: dict[str, float] = dict(stages)
+            phases_s: dict[str, float] = dict(phases)
             if request is not None:
-                stages_s = {"total": now_s - request.arrived_s, **stages_s}
-            self._audit.write(visit.audit_record(decision, answer, stages_s))
+                phases_s = {"total": now_s - request.arrived_s, **phases_s}
+            self._audit.write(visit.audit_record(decision, answer, phases_s))
 
     def cancel(self, visit: Visit) -> None:
         """Drop the request of a client that left; the audit log keeps it."""
@@ -352,10 +352,10 @@ class Admission:
             return
         self.drop(visit)
         if visit.target[1]:
-            stages_s = {}
+            phases_s = {}
             if visit.request is not None:
-                stages_s["total"] = self._now_s() - visit.request.arrived_s
-            self._tell(visit, "cancelled", Cancelled("the caller left"), stages_s)
+                phases_s["total"] = self._now_s() - visit.request.arrived_s
+            self._tell(visit, "cancelled", Cancelled("the caller left"), phases_s)
 
     def drop(self, visit: Visit) -> None:
         """Take a request out of the queue or the slot that has it, without an answer."""
@@ -380,10 +380,10 @@ class Admission:
         visit: Visit,
         decision: Verdict,
         error: HeadraceError | None,
-        stages_s: Mapping[str, float] = {},
+        phases_s: Mapping[str, float] = {},
     ) -> None:
         if self._audit is not None and self._audit.wants(decision):
-            self._audit.write(visit.audit_record(decision, error, stages_s))
+            self._audit.write(visit.audit_record(decision, error, phases_s))
 
     def _withdraw(self, visit: Visit) -> None:
         account = visit.account

@@ -162,7 +162,7 @@ log = structlog.get_logger()
 
 
 class AuditRecord(NamedTuple):
-    """One decision. `caller` is "" where a credential was refused; `stages_s` are seconds.
+    """One decision. `caller` is "" where a credential was refused; `phases_s` are seconds.
 
     A named tuple, because one is made on the event loop for each refusal.
     """
@@ -181,7 +181,7 @@ class AuditRecord(NamedTuple):
     code: int
     bytes_in: int = 0
     bytes_out: int = 0
-    stages_s: Mapping[str, float] = {}
+    phases_s: Mapping[str, float] = {}
 
 
 Timed = tuple[float, AuditRecord]
@@ -209,7 +209,7 @@ class AuditLog(Journal[AuditRecord]):
         super().__init__("audit_log", {"folder": str(folder)}, QUEUE, RETRY_S, clock)
 
     def wants(self, outcome: Verdict) -> bool:
-        """Whether to write a decision: of the allowed ones only the share `sample`."""
+        """Whether to write a decision: of the allowed ones only the fraction `sample`."""
         return outcome != "allowed" or self._chance() < self._sample
 
     def _encode(self, batch: list[Timed]) -> Iterator[tuple[bytes, int]]:
@@ -271,9 +271,9 @@ def encode_line(time_s: float, record: AuditRecord, count: int = 1) -> bytes:
             if not value.isascii():  # JSON cannot hold half of a surrogate pair.
                 value = value.encode("utf-8", "replace").decode()
         fields[name] = value
-    del fields["stages_s"]
+    del fields["phases_s"]
     fields["latency_ms"] = {
-        stage: round(seconds * 1e3, 3) for stage, seconds in record.stages_s.items()
+        phase: round(seconds * 1e3, 3) for phase, seconds in record.phases_s.items()
     }
     if count > 1:
         fields["count"] = count

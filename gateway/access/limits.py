@@ -6,7 +6,7 @@ store only when the lease is used up. A caller that is new here may spend one bl
 it is charged afterwards. So over any time `t` all gateways together let through at most
 `burst + rate * t` and one block for each of them; and in a day the quota and one block for each.
 
-While the store is away each gateway refills on its own, at its share of the rate, and charges
+While the store is away each gateway refills on its own, at its part of the rate, and charges
 the store with that when it is back.
 """
 
@@ -25,7 +25,7 @@ DAY_S = 86_400
 IDLE_S = 2.0
 """Seconds without a request after which a caller's lease goes back to the store."""
 BLOCK_OF_BURST = 0.1
-"""A block is this share of the burst, or what comes in `BLOCK_S` if that is more."""
+"""A block is this fraction of the burst, or what comes in `BLOCK_S` if that is more."""
 BLOCK_S = 0.1
 ROUNDING = 1e-6
 """Part that a whole token may lack: leases are added up from fractions."""
@@ -306,8 +306,8 @@ class Limiter:
             self._refill(account, now_s)
         if account.tokens < cost - ROUNDING:
             if self.away:
-                share = account.allowance.rate / self.gateways
-                raise rate_error(account, now_s, (cost - account.tokens) / share)
+                own_rate = account.allowance.rate / self.gateways
+                raise rate_error(account, now_s, (cost - account.tokens) / own_rate)
             if now_s < account.empty_until_s:
                 raise rate_error(account, now_s, account.empty_until_s - now_s)
             self._ask(account)
@@ -407,7 +407,7 @@ class Limiter:
             self._asking[account] = None
 
     def store_is(self, away: bool, now_s: float) -> None:
-        """Whether the store answers. While it does not, this gateway's share refills here."""
+        """Whether the store answers. While it does not, this gateway's part refills here."""
         if away and not self.away:
             for account in (*self._accounts.values(), *self._overflow.values()):
                 account.level_s, account.empty_until_s = now_s, 0.0

@@ -114,7 +114,7 @@ class Visit:
         return answer.limit if isinstance(answer, OverBudget) else None
 
     def audit_record(
-        self, decision: Verdict, answer: Answer | None, stages_s: Mapping[str, float]
+        self, decision: Verdict, answer: Answer | None, phases_s: Mapping[str, float]
     ) -> AuditRecord:
         """The audit record; `answer` is None for an admitted request that is not a prediction."""
         account, request = self.account, self.request
@@ -141,5 +141,5 @@ class Visit:
             code=code,
             bytes_in=0 if request is None else request.length,
             bytes_out=bytes_out,
-            stages_s=stages_s,
+            phases_s=phases_s,
         )

@@ -86,7 +86,7 @@ trip, and one to spare. A piece of a body earns one, because some clients measur
 MOST_EARNED = 100_000.0
 """Cap on earned frames: a peer that was held up may answer our frames late."""
 LARGEST_SENT_BYTES = 64 * 1024
-"""Cap on our own frames, even if the peer takes longer ones, so that streams can take turns."""
+"""Cap on our own frames, even if the peer takes longer ones, so that streams can interleave."""
 SMALL_UPDATE_BYTES = 256
 """Least window update that counts as flow control."""
 MAX_CUT = 1024

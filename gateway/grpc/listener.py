@@ -103,7 +103,7 @@ class GrpcConnection(asyncio.Protocol, ClientConnection):
         self._connection.outbox.resume()
 
     def _flush(self) -> None:
-        """Write in one go what this turn of the loop has made."""
+        """Write in one go what this iteration of the loop has made."""
         if not self._is_open:
             return
         transport, connection = self.transport, self._connection

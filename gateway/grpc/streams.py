@@ -1,7 +1,7 @@
 """A stream's state, and the outbox: what goes out on a connection, as far as the peer lets it.
 
 Headers and control frames go out at once. DATA waits for the peer's windows, of its stream and of
-the connection, and for the socket; streams that wait take turns, a frame each.
+the connection, and for the socket; streams that can send go round robin, a frame each.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gateway.grpc.frames import (
 from headrace.link.frames import Body, Buffer, pieces
 
 QUANTUM_BYTES = 256 * 1024
-"""DATA taken at once; then other connections get their turn of the loop."""
+"""DATA taken at once; then the loop goes on to other connections."""
 SMALL_FRAME_BYTES = 256
 """Least DATA frame that counts as useful: a peer's window may cut an answer into tiny ones."""
 
@@ -99,7 +99,7 @@ class Outbox:
         self._frames: list[Buffer] = []
         self._size = 0
         self._woken = False
-        self._turns: dict[Stream, None] = {}
+        self._ready: dict[Stream, None] = {}
         self.window = DEFAULT_WINDOW_BYTES
         self.initial_window = DEFAULT_WINDOW_BYTES
         self.frame_bytes = DEFAULT_FRAME_BYTES
@@ -164,7 +164,7 @@ class Outbox:
         views = [memoryview(buffer) for buffer in buffers if len(buffer)]
         stream.pending.extend(views)
         stream.pending_bytes += sum(map(len, views))
-        self.turn(stream)
+        self.schedule(stream)
 
     def end(self, stream: Stream, block: bytes) -> None:
         """Add the trailing block, which goes out after all of the stream's DATA."""
@@ -177,13 +177,13 @@ class Outbox:
 
     def forget(self, stream: Stream) -> None:
         """Drop what a stream has to send."""
-        self._turns.pop(stream, None)
+        self._ready.pop(stream, None)
         stream.pending = stream.trailers = None
 
-    def turn(self, stream: Stream) -> None:
+    def schedule(self, stream: Stream) -> None:
         """Let a stream send if it has DATA and room for it."""
         if stream.pending and stream.send_window > 0:
-            self._turns[stream] = None
+            self._ready[stream] = None
             self.resume()
 
     def widen(self, stream: Stream | None, more: int) -> bool:
@@ -197,21 +197,21 @@ class Outbox:
         stream.send_window += more
         if stream.send_window > MAX_WINDOW_BYTES:
             return False
-        self.turn(stream)
+        self.schedule(stream)
         return True
 
     def resume(self) -> None:
         """Wake if a stream can send: the connection or the socket may have room again."""
-        if self._turns and self.window > 0 and not self.paused and not self._woken:
+        if self._ready and self.window > 0 and not self.paused and not self._woken:
             self._woken = True
             self._wake()
 
     def take(self) -> list[Buffer]:
         """Buffers to write now, about `QUANTUM_BYTES` at most; wakes again for more."""
         self._woken = False
-        while self._turns and self.window > 0 and not self.paused and self._size < QUANTUM_BYTES:
-            stream = next(iter(self._turns))
-            del self._turns[stream]
+        while self._ready and self.window > 0 and not self.paused and self._size < QUANTUM_BYTES:
+            stream = next(iter(self._ready))
+            del self._ready[stream]
             self._one_frame(stream)
         taken, self._frames, self._size = self._frames, [], 0
         self._woken = False
@@ -243,7 +243,7 @@ class Outbox:
         self._size += size + HEAD.size
         if pending:
             if stream.send_window > 0:
-                self._turns[stream] = None
+                self._ready[stream] = None
             return
         if stream.trailers is not None:
             self.end(stream, stream.trailers)

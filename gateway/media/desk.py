@@ -127,8 +127,8 @@ async def _on_stage(timeout_s: float | None) -> AsyncIterator[None]:
         raise
 
 
-class _Turn:
-    """The `Destination` of an upload: its turn lets it begin, without the data plane."""
+class _Start:
+    """The `Destination` of an upload, which begins once admission lets it; no data plane."""
 
     def __init__(self) -> None:
         self.came: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -181,9 +181,9 @@ class MediaDesk:
     async def let_in(
         self, prediction: Prediction, timeout_s: float
     ) -> tuple[Request, ShardingConfig]:
-        """Wait for the caller's turn, before its body is read; its request and the model's config.
+        """Wait until the caller may begin, its body unread; its request and the model's config.
 
-        It holds its place from then on, whether or not the upload is ever complete. Raises what
+        It counts as running from then on, whether or not the upload is ever complete. Raises what
         refuses the caller, `NotFound`, `Unavailable`, and `InvalidArgument` for a model without
         `sharding`.
         """
@@ -196,7 +196,7 @@ class MediaDesk:
         except HeadraceError:
             access.pay(prediction)
             raise
-        turn, now_s = _Turn(), plane.now_s()
+        start, now_s = _Start(), plane.now_s()
         trace = prediction.headers.get(b"traceparent", b"")
         identity = prediction.request_id.encode()
         request = prediction.request = Request(
@@ -207,13 +207,13 @@ class MediaDesk:
             length=0,
             deadline_s=now_s + timeout_s,
             arrived_s=now_s,
-            done=turn.refused,
+            done=start.refused,
             meta=b"%b\n%b" % (identity, trace) if valid_traceparent(trace) else identity,
             follows_default=path.version is None and path.label is None,
         )
-        prediction.destination = turn
+        prediction.destination = start
         access.submit(prediction, request)
-        await turn.came
+        await start.came
         request.sent_s = plane.now_s()
         return request, sharding
 

@@ -87,7 +87,7 @@ class TagMerging(Strict):
     """How labels of frames become ranges of time (`sharding.merge_tags.TagRules`).
 
     A range begins where a label scores `high` and ends where it falls below `low`. A request's
-    `threshold` stands in for `high`, and `low` keeps its share of it.
+    `threshold` stands in for `high`, and `low` keeps its ratio to it.
     """
 
     high: Score = 0.4

@@ -399,7 +399,7 @@ class Channel(asyncio.Protocol):
         self._pump()
 
     def _pump(self) -> None:
-        """Send parts, one of each stream in turn, while transport and windows allow."""
+        """Send parts, one of each stream after the other, while transport and windows allow."""
         blocked = 0
         while self._outgoing and not self._paused and blocked < len(self._outgoing):
             stream = self._outgoing[0]

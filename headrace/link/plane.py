@@ -103,7 +103,7 @@ class DataPlane:
         return None if view is None else view.config
 
     def now_s(self) -> float:
-        """The clock of deadlines. uvloop's own counts whole milliseconds, too coarse for stages."""
+        """The clock of deadlines. uvloop's own counts whole milliseconds, too coarse for phases."""
         return time.monotonic()
 
     def next_id(self) -> int:
@@ -112,10 +112,10 @@ class DataPlane:
         return self._number
 
     def submit(self, request: Request) -> None:
-        """Queue a request; it leaves in this turn of the loop, bundled with the others of the turn.
+        """Queue a request; it leaves in this iteration of the loop, in a bundle with others.
 
         A bundle as large as what the slots hold leaves at once, so that they compute while the
-        rest of the turn's requests are read; waiting for the turn's end would make them take turns.
+        rest of the requests are read: one of both would wait if all left at the iteration's end.
         """
         if self.router.submit(request):
             self.on_starved()
@@ -133,7 +133,7 @@ class DataPlane:
             self.flush_soon()
 
     def flush_soon(self) -> None:
-        """Assign and send what waits at the end of this turn of the loop."""
+        """Assign and send what waits at the end of this iteration of the loop."""
         if not self._flushing:
             self._flushing = True
             self._loop.call_soon(self._flush)

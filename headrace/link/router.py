@@ -31,7 +31,7 @@ MAX_DEATHS = 2
 """After so many slots died with a request in flight, it is taken for the cause and not retried."""
 MAX_MOVES = 5
 """Limit on how often slots send a request elsewhere, as its model has just left them."""
-RETRY_SHARE = 0.1
+RETRY_RATIO = 0.1
 """Retries allowed for each request that comes."""
 RETRY_RESERVE = 256.0
 """Retries possible at once: more than the credits of one slot."""
@@ -86,7 +86,7 @@ class Router:
         # Why a model has no slot yet, where the pool has said so.
         self._lacking: Mapping[QueueKey, str] = {}
         # Work of the shard stage that is not in the queues: waiting for a model's first slot, and
-        # waiting for a turn in slots that are there.
+        # waiting for slots that are there.
         self._outside: Counter[str] = Counter()
         self._backlog: Counter[str] = Counter()
         # By model, since the start.
@@ -261,7 +261,7 @@ class Router:
             raise NotFound(f"there is no model {request.key[0]!r}")
         if queue.waiting:
             queue.refuse_hopeless(request, self._max_waiting)
-        self._retry_budget = min(RETRY_RESERVE, self._retry_budget + RETRY_SHARE)
+        self._retry_budget = min(RETRY_RESERVE, self._retry_budget + RETRY_RATIO)
         request.queued = True
         self.arrived[request.key[0]] += 1
         request.cold = not queue.seats
@@ -283,7 +283,7 @@ class Router:
         self._outside[model] -= 1
 
     def add_backlog(self, model: str, change: int) -> None:
-        """Count work that waits for its turn in slots, but not in a queue."""
+        """Count work that waits for slots, but in no queue."""
         self._backlog[model] += change
 
     def charge(self, request: Request, extra: float) -> None:

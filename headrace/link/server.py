@@ -28,7 +28,7 @@ MAX_HANDSHAKES = 128
 log = structlog.get_logger()
 
 
-def share(capacity: int, demands: Mapping[str, int]) -> dict[str, int]:
+def divide_credit(capacity: int, demands: Mapping[str, int]) -> dict[str, int]:
     """Credits by gateway: proportional to demand, at least one each, else as much as fits.
 
     `demands` counts each gateway's requests in flight and waiting. Without any demand the capacity
@@ -110,7 +110,7 @@ class LinkServer(ChannelOwner):
                 channel.send_numbers(Kind.CREDIT, placement_id, 0)
                 self._told.pop((channel, placement_id), None)
         for placement_id in capacity:
-            self._share_out(placement_id)
+            self._divide_credit(placement_id)
 
     def tell_draining(self) -> None:
         """Tell the gateways, also those that come later, to ask others if they can."""
@@ -153,7 +153,7 @@ class LinkServer(ChannelOwner):
                 channel.send_frame(Kind.DRAINING)
             for placement_id in self._capacity:
                 self._demand.setdefault(placement_id, {})[session.peer.link_id] = 0
-                self._share_out(placement_id)
+                self._divide_credit(placement_id)
 
     def channel_frame(self, channel: Channel, frame: Frame) -> None:
         peer = self._open[channel].peer
@@ -163,7 +163,7 @@ class LinkServer(ChannelOwner):
             placement_id, demand = decode_numbers(frame)
             if placement_id in self._capacity:
                 self._demand.setdefault(placement_id, {})[peer.link_id] = demand
-                self._share_out(placement_id)
+                self._divide_credit(placement_id)
         elif frame.kind == Kind.CALL and peer.role == "pool":
             task = asyncio.get_running_loop().create_task(self._call(channel, peer, frame))
             self._tasks.add(task)
@@ -187,16 +187,16 @@ class LinkServer(ChannelOwner):
                     other.close("the other connection of this link is gone")
         for placement_id, demands in self._demand.items():
             if demands.pop(link_id, None) is not None:
-                self._share_out(placement_id)
+                self._divide_credit(placement_id)
 
     def _controls(self) -> list[Channel]:
         return [c for c, session in self._open.items() if session.peer.role == "control"]
 
-    def _share_out(self, placement_id: int) -> None:
+    def _divide_credit(self, placement_id: int) -> None:
         demands = self._demand.setdefault(placement_id, {})
         for channel in self._controls():
             demands.setdefault(self._open[channel].peer.link_id, 0)
-        credits = share(self._capacity.get(placement_id, 0), demands)
+        credits = divide_credit(self._capacity.get(placement_id, 0), demands)
         for channel in self._controls():
             credit = credits[self._open[channel].peer.link_id]
             if self._told.get((channel, placement_id)) != credit:

@@ -397,13 +397,13 @@ async def test_hash_routing_keeps_a_key_on_its_slot(tmp_path: Path) -> None:
     assert sorted(runs) == [0, 1]
 
 
-async def test_stages_are_measured(tmp_path: Path) -> None:
+async def test_phases_are_measured(tmp_path: Path) -> None:
     async with open_house(tmp_path, "a") as house, client(house) as http:
         await http.post(PREDICT, json={"instances": [ROW]})
-        stages = house.recorder.snapshot().samples["headrace_stage_seconds"]
-    names = {labels[2] for labels in stages}
+        phases = house.recorder.snapshot().samples["headrace_stage_seconds"]
+    names = {labels[2] for labels in phases}
     assert names == {"queue", "link", "batch_wait", "compute", "encode"}
-    assert all(numbers[-1] >= 0 for numbers in stages.values())
+    assert all(numbers[-1] >= 0 for numbers in phases.values())
 
 
 async def test_an_answer_after_a_roll_out_is_recorded_for_the_version_that_gave_it(

@@ -19,16 +19,16 @@ from headrace.metrics import (
     SLOT_STATES,
     STAGE_SECONDS,
     Recorder,
-    RequestStage,
+    RequestPhase,
     Series,
     quantile,
 )
 
 
-def test_a_request_is_counted_and_timed_by_stage() -> None:
+def test_a_request_is_counted_and_timed_by_phase() -> None:
     recorder = Recorder("gateway")
-    stages: list[tuple[RequestStage, float]] = [("queue", 0.0001), ("compute", 0.002)]
-    recorder.request("digits", 2, "rest", 200, "free", 0.003, stages)
+    phases: list[tuple[RequestPhase, float]] = [("queue", 0.0001), ("compute", 0.002)]
+    recorder.request("digits", 2, "rest", 200, "free", 0.003, phases)
     samples = recorder.snapshot().samples
     assert samples[REQUESTS.name] == {("digits", 2, "rest", 200, "free"): (1,)}
     numbers = samples[REQUEST_SECONDS.name]["digits", 2, "rest"]

@@ -69,15 +69,15 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_a_record_is_one_line_of_known_fields(tmp_path: Path) -> None:
-    stages = {"queue": 0.0015, "total": 0.25}
+    phases = {"queue": 0.0015, "total": 0.25}
     log = AuditLog(Audit(), tmp_path, "gateway-1", clock=lambda: NOW_S)
-    log.write(record(decision="allowed", reason="", code=200, bytes_in=7, stages_s=stages))
+    log.write(record(decision="allowed", reason="", code=200, bytes_in=7, phases_s=phases))
     log.close()
     (line,) = lines(tmp_path)
     assert line.pop("latency_ms") == {"queue": 1.5, "total": 250.0}
     assert line == {
         "time": "2027-01-15T08:00:00.250Z",
-        **{name: value for name, value in BASE._asdict().items() if name != "stages_s"},
+        **{name: value for name, value in BASE._asdict().items() if name != "phases_s"},
         **{"decision": "allowed", "reason": "", "code": 200, "bytes_in": 7},
     }
     assert log.counts() == (1, 0)
