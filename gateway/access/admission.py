@@ -125,8 +125,10 @@ def check_turn(account: Account, request: Request) -> None:
 Phases = tuple[tuple[RequestPhase, float], ...]
 """Seconds of a request's phases."""
 TICK_S = 0.025
-SWEEP = 1000
-"""Accounts looked at in one tick."""
+"""Interval of looking at requests that wait for their caller's others, while there are any."""
+SWEEP_S = 0.5
+SWEEP = 200
+"""Accounts looked at in one turn of the loop; the next ones a tick later."""
 SMOOTHING = 0.1
 """Weight of the newest answer in an account's mean time of service."""
 
@@ -153,6 +155,7 @@ class Admission:
         self.memory = BodyMemory(limits.max_buffered_bytes)
         self._number = 0
         self._queued: dict[Account, None] = {}
+        self._queueing = asyncio.Event()
         self._exchange = BudgetExchange(self.limiter, store, now_s, self._pump, self._queued)
         self._urgent = self._exchange.urgent
 
@@ -296,6 +299,7 @@ class Admission:
         visit.number, visit.since_s, visit.waiting = self._number, now_s, True
         heapq.heappush(account.waiting, visit)
         self._queued[account] = None
+        self._queueing.set()
 
     def _start(self, visit: Visit) -> None:
         account, request = visit.account, visit.request
@@ -452,13 +456,23 @@ class Admission:
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._exchange.run())
-                while True:
-                    await asyncio.sleep(TICK_S)
-                    now_s = self._now_s()
-                    self._expire(now_s)
-                    self.limiter.sweep(now_s, SWEEP)
+                tasks.create_task(self._expire_forever())
+                tasks.create_task(self._sweep_forever())
         finally:
             await self._exchange.close()
+
+    async def _expire_forever(self) -> None:
+        while True:
+            await self._queueing.wait()
+            self._queueing.clear()
+            while self._queued:
+                await asyncio.sleep(TICK_S)
+                self._expire(self._now_s())
+
+    async def _sweep_forever(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S if self.limiter.sweeping else SWEEP_S)
+            self.limiter.sweep(self._now_s(), SWEEP)
 
     def record_gauges(self) -> None:
         """Bring the gauges of the metrics up to date."""

@@ -13,6 +13,7 @@ the store with that when it is back.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -215,7 +216,9 @@ class Limiter:
         self._accounts: dict[str, Account] = {}
         self._overflow: dict[str, Account] = {}
         self._asking: dict[Account, None] = {}
-        self._unswept: list[str] = []
+        # The names of `_accounts` in the order of the sweep, which sees the first `_unswept` next.
+        self._names: deque[str] = deque()
+        self._unswept = 0
         self.generation = 0
         self.gateways = 1
         self.away = False
@@ -236,6 +239,7 @@ class Limiter:
         if found is None:
             if len(self._accounts) < self._max_accounts:
                 account = self._accounts[caller.id] = self._open(caller, now_s)
+                self._names.append(caller.id)
                 return account
             # Beyond `max_accounts` new callers of a tier share one account: neither its memory nor
             # its rate grows with their number.
@@ -426,19 +430,33 @@ class Limiter:
         account.level_s = now_s
         self._ask(account)
 
+    @property
+    def sweeping(self) -> bool:
+        """Whether the round of `sweep` has accounts left to look at."""
+        return self._unswept > 0
+
     def sweep(self, now_s: float, at_most: int) -> None:
         """Look at the next accounts: forget those with full buckets, give idle leases back."""
-        if not self._unswept:
-            self._unswept = list(self._accounts)
-        for _ in range(min(at_most, len(self._unswept))):
-            name = self._unswept.pop()
-            account = self._accounts.get(name)
-            if account is None or now_s - account.seen_s < IDLE_S:
-                continue
-            if account.running or account.waiting or account.asked:
-                continue
-            if account.forgettable(now_s):
+        self._unswept = self._unswept or len(self._names)
+        at_most = min(at_most, self._unswept)
+        self._unswept -= at_most
+        for _ in range(at_most):
+            name = self._names.popleft()
+            account = self._accounts[name]
+            if self._look_at(account, now_s):
                 del self._accounts[name]
-                self._asking.pop(account, None)
-            elif account.owed or account.used or 0 < account.tokens < UNLIMITED:
-                self._asking[account] = None
+            else:
+                self._names.append(name)
+
+    def _look_at(self, account: Account, now_s: float) -> bool:
+        """Ask the store about an idle lease; True if the account may be forgotten."""
+        if now_s - account.seen_s < IDLE_S:
+            return False
+        if account.running or account.waiting or account.asked:
+            return False
+        if account.forgettable(now_s):
+            self._asking.pop(account, None)
+            return True
+        if account.owed or account.used or 0 < account.tokens < UNLIMITED:
+            self._asking[account] = None
+        return False

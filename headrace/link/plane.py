@@ -21,7 +21,7 @@ from headrace.snapshot import ModelView, Snapshot, State, VersionView
 from headrace.spec import ModelSpec
 
 TICK_S = 0.025
-"""Interval at which deadlines are checked and slots hear of changed demand."""
+"""Interval, while requests are here, of looking at deadlines and of telling slots their demand."""
 
 NOT_FOUND = {
     "tfserving": servable_not_found,
@@ -47,6 +47,7 @@ class DataPlane:
         self._links: dict[str, tuple[SlotLink, asyncio.Task[None]]] = {}
         self._flushing = False
         self._unsent = 0
+        self._stirred = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._number = 0
         # The shard stage has more routes than a gateway.
@@ -141,19 +142,27 @@ class DataPlane:
     def _flush(self) -> None:
         self._flushing = False
         self._unsent = 0
+        self._stirred.set()
         for slot_id, requests in self.router.assign(self.now_s()).items():
             self._links[slot_id][0].send(requests)
 
     async def run(self) -> None:
-        """Check deadlines, and tell slots of changed demand, until cancelled."""
+        """Check deadlines, and tell slots of changed demand, until cancelled.
+
+        Without requests it sleeps until something is flushed.
+        """
         try:
             while True:
+                await self._stirred.wait()
                 await asyncio.sleep(TICK_S)
+                self._stirred.clear()
                 if self.router.expire(self.now_s()):
                     self.flush_soon()
                 for slot_id, demand in self.router.changed_demand().items():
                     if slot_id in self._links:
                         self._links[slot_id][0].tell_demand(demand)
+                if len(self.router):
+                    self._stirred.set()
         finally:
             for _, task in self._links.values():
                 task.cancel()
