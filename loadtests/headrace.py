@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import yaml
 
+from command.client import AdminClient
 from loadtests.processes import ROOT, Failed, NotStarted, free_ports, running, wait_until
 
 REPOSITORY = ROOT / "models" / "repository"
@@ -38,49 +39,16 @@ class BadAnswer(Failed):
     """Raised when a server answers a load test with something else than it must."""
 
 
-@dataclass(frozen=True, slots=True)
-class Admin:
-    """An admin listener: its base URL and its token. All methods raise `BadAnswer`."""
-
-    url: str
-    token: str
+class Admin(AdminClient):
+    """A client of an admin listener that makes keys of tiers and knows processes."""
 
     def make_key(self, name: str, tier: str) -> str:
         wanted = {"name": name, "tier": tier, "expires_in_s": KEY_S}
-        return str(self._answer("POST", "/admin/v1/keys", wanted).json()["key"])
-
-    def revoke_key(self, name: str) -> None:
-        """End a key, named by id or name."""
-        self._answer("POST", f"/admin/v1/keys/{name}/revoke")
-
-    def status(self) -> dict[str, Any]:
-        document: dict[str, Any] = self._answer("GET", "/admin/v1/status").json()
-        return document
+        return str(self.create_key(wanted)["key"])
 
     def pids(self, kind: str) -> list[int]:
         """The processes of the `gateways` or of the `slots`."""
         return [int(each["pid"]) for each in self.status()[kind]]
-
-    def metric(self, name: str) -> float:
-        return metric_sum(self._answer("GET", "/metrics").text, name)
-
-    def _answer(self, method: str, path: str, document: Any = None) -> httpx.Response:
-        headers = {"Authorization": f"Bearer {self.token}"}
-        where = f"{self.url}{path}"
-        try:
-            answer = httpx.request(
-                method, where, json=document, headers=headers, timeout=ADMIN_ANSWER_S
-            )
-        except httpx.TransportError as error:
-            raise BadAnswer(f"{where}: {type(error).__name__}: {error}") from error
-        if answer.status_code >= 400:
-            raise BadAnswer(f"{where} answered {answer.status_code}: {answer.text[:200]}")
-        return answer
-
-
-def metric_sum(text: str, name: str) -> float:
-    lines = (line for line in text.splitlines() if line.startswith((f"{name} ", f"{name}{{")))
-    return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +57,7 @@ class Running:
 
     url: str
     grpc: str = ""
-    admin_url: str = ""
+    admin_address: str = ""
     token_file: Path | None = None
 
     @property
@@ -97,7 +65,8 @@ class Running:
         """Raises `ValueError` for a server that is not Headrace."""
         if self.token_file is None:
             raise ValueError("this server has no admin listener")
-        return Admin(self.admin_url, self.token_file.read_text(encoding="utf-8").strip())
+        token = self.token_file.read_text(encoding="utf-8").strip()
+        return Admin(self.admin_address, token, timeout_s=ADMIN_ANSWER_S)
 
 
 @contextmanager
@@ -122,7 +91,7 @@ def headrace(
     config.write_text(text, encoding="utf-8")
     home = folder / "home"
     http, grpc, admin = (f"127.0.0.1:{port}" for port in ports)
-    server = Running(f"http://{http}", grpc, f"http://{admin}", home / "admin.token")
+    server = Running(f"http://{http}", grpc, admin, home / "admin.token")
     with running(
         [headrace_command(), "up", str(config)],
         folder / "headrace.log",
@@ -188,7 +157,7 @@ def answers(url: str) -> bool:
 
 
 def known_key(server: Running, model: str, name: str, tier: str) -> str:
-    """A new key that the gateway knows; raises `BadAnswer`."""
+    """A new key that the gateway knows; raises `BadAnswer`, `HeadraceError`."""
     key = server.admin.make_key(name, tier)
     wait_for_key(server.url, model, key)
     return key
@@ -213,7 +182,7 @@ def keys(
 ) -> Iterator[dict[str, str]]:
     """A key for each of `tiers`, by the environment variable for it; revoked after the block.
 
-    Raises `BadAnswer`.
+    Raises `BadAnswer`, `HeadraceError`.
     """
     made: dict[str, str] = {}
     try:

@@ -23,6 +23,7 @@ import psutil
 import rich.table
 from rich.console import Console
 
+from headrace.errors import HeadraceError
 from loadtests.processes import ROOT, Failed
 
 REPORTS = ROOT / "loadtests" / "reports"
@@ -33,7 +34,7 @@ MIB = 2**20
 WIDTH = 120
 """Columns where the output is no terminal: wide enough for every table."""
 
-FORESEEN = (Failed, httpx.HTTPError, OSError, psutil.Error)
+FORESEEN = (Failed, HeadraceError, httpx.HTTPError, OSError, psutil.Error)
 
 out_option = click.option(
     "--out", default=REPORTS, type=click.Path(path_type=Path), help="Report folder."

@@ -111,8 +111,7 @@ def credential(stack: ExitStack, host: str, model: str, name: str) -> dict[str, 
 def local_system() -> tuple[str, Admin]:
     """The base URL of the system that runs here, and its admin listener; raises `HeadraceError`."""
     instance = find_instance(None, None)
-    admin = Admin(f"http://{instance.admin}", admin_token(instance.token))
-    return f"http://{instance.http}", admin
+    return f"http://{instance.http}", Admin(instance.admin, admin_token(instance.token))
 
 
 def parse_users(text: str) -> list[int]:

@@ -15,10 +15,8 @@ from pathlib import Path
 
 import click
 
-from headrace.errors import HeadraceError
 from loadtests.headrace import keys
 from loadtests.messages import price_message
-from loadtests.processes import Failed
 from loadtests.report import Check, Report, Table, out_option, workplace
 from loadtests.run import local_system
 from loadtests.samples import percentile, ratio
@@ -95,10 +93,7 @@ def got_table(found: Iterable[Got]) -> Table:
 def main(users: int, seconds: float, out: Path) -> None:
     report = Report("tiers", out, packages=("locust",))
     with workplace("tiers") as folder:
-        try:
-            url, admin = local_system()
-        except HeadraceError as error:
-            raise Failed(str(error)) from error
+        url, admin = local_system()
         price_message()
         name = f"loadtest-{report.when:%Y%m%d-%H%M%S}"
         wanted = {variable: tier for tier, variable in KEY_VARIABLE.items()}

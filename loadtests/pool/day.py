@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
-from urllib.parse import urlsplit
 
 from headrace.config.args import ModelConfig, PoolConfig, SlotClass
 from loadtests.clients import unlimited_client
@@ -268,7 +267,7 @@ async def _run(site: PoolSystem, plan: Plan, folder: Path) -> tuple[float, list[
 async def batch_job(site: PoolSystem, folder: Path) -> AsyncIterator[None]:
     """`headrace lease` around a job that only waits; Headrace ends it when it needs the slots."""
     command = [
-        *(headrace_command(), "lease", "--admin", urlsplit(site.server.admin_url).netloc),
+        *(headrace_command(), "lease", "--admin", site.server.admin_address),
         *("--token-file", str(site.server.token_file), "--slots", JOB_SLOTS, "--grace", "1"),
         *("--", sys.executable, "-c", "import time; time.sleep(86400)"),
     ]

@@ -79,7 +79,8 @@ class PoolSystem:
     async def until(self, true: Callable[[dict[str, Any]], bool]) -> None:
         """Wait until something is true of the status; raises `NotReached`."""
         limit_s = time.monotonic() + LIMIT_S
-        while not true(status := await asyncio.to_thread(self.server.admin.status)):
+        admin = self.server.admin
+        while not true(status := await asyncio.to_thread(admin.status)):
             if time.monotonic() > limit_s:
                 slots, models = len(status["slots"]), status["models"]
                 raise NotReached(f"after {LIMIT_S:g} s there are {slots} slots, models {models}")
