@@ -1,7 +1,7 @@
-"""Large pictures and videos over shards: are the answers right, in what memory, how fast.
+"""Large pictures and videos over shards: in what memory, how fast, and who else feels them.
 
-Makes mosaics and clips of photographs by a seed, starts Headrace with the demo's detectors and
-tagger on two shards each, and compares its answers with those of the same models on whole inputs.
+Makes mosaics and videos of photographs by a seed, and starts Headrace with the demo's `faces` and
+`tagger` on two shards each.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import click
 
 from loadtests.report import MIB, Check, Report, out_option, workplace
 from loadtests.sharding.beside import run_beside
-from loadtests.sharding.correctness import run_correctness
 from loadtests.sharding.inputs import ALONE, SMALL, Inputs, ShardedSystem, fleet
 from loadtests.sharding.memory import run_memory
 from loadtests.sharding.speed import run_speed
@@ -22,7 +21,6 @@ Run = Callable[[ShardedSystem, Inputs, int, Report], Iterable[Check]]
 """One measurement: of a system, with inputs, in so many rounds, for a report."""
 
 PARTS: dict[str, tuple[Run, tuple[str, ...]]] = {
-    "correctness": (run_correctness, ("faces", "objects", "tagger")),
     "memory": (run_memory, ("faces", "tagger")),
     "speed": (run_speed, ("faces", ALONE)),
     "beside": (run_beside, ("faces", SMALL)),

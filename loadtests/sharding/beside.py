@@ -19,7 +19,7 @@ from loadtests.messages import price_message
 from loadtests.report import Check, Report, figures
 from loadtests.samples import percentile, ratio
 from loadtests.sharding.calls import process_file
-from loadtests.sharding.inputs import Inputs, ShardedSystem, jpeg, lighter, pixels_of
+from loadtests.sharding.inputs import Inputs, ShardedSystem, jpeg, lighter, pixels_of, sharding_of
 from sharding.plan import plan_tiles
 
 RATE, SECONDS = 50.0, 40.0
@@ -32,8 +32,6 @@ WARM_UP = 50
 SETTLE_S = 1.0
 LAST_NICE = 19
 START_S = 60.0
-TILE = 1024
-"""Tile of `faces` in the system that is measured."""
 PICTURE = (4256, 2848)
 
 
@@ -87,7 +85,7 @@ def run_beside(fleet: ShardedSystem, inputs: Inputs, rounds: int, report: Report
 async def measure_beside(fleet: ShardedSystem, inputs: Inputs, turns: int) -> Beside:
     """Small predictions alone and as long beside large pictures, in turns.
 
-    Raises `AskFailed` for the first small prediction, `BadAnswer` for a large picture.
+    Raises `AskFailed` for the first small prediction; `BadAnswer`, `HeadraceError` for a large one.
     """
     message, lines = price_message(), Lines(fleet.url)
     head = request_head(message, lines.host, {})
@@ -171,7 +169,7 @@ def _go_last(gate: Barrier) -> None:
 
 
 def ask_large(url: str, path: Path, overlap: int) -> int:
-    """How many parts of a large picture were computed; raises `BadAnswer`."""
+    """How many parts of a large picture were computed; raises `HeadraceError`."""
     return process_file(url, "faces", path, overlap=overlap).computed
 
 
@@ -190,8 +188,9 @@ def unseen(pictures: Sequence[Path]) -> Iterator[tuple[Path, int]]:
     Overlaps that lead to as many tiles lead to the same ones, as they are spread evenly.
     """
     seen: set[int] = set()
-    for overlap in range(256, TILE // 2 + 1, 32):
-        count = len(plan_tiles(*PICTURE, TILE, overlap))
+    tile = sharding_of("faces").tile
+    for overlap in range(256, tile // 2 + 1, 32):
+        count = len(plan_tiles(*PICTURE, tile, overlap))
         if count in seen:
             continue
         seen.add(count)

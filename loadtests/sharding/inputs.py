@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
+import yaml
 from numpy.typing import NDArray
 from PIL import Image
 
+from headrace.config.sharding import ShardingConfig
 from loadtests.headrace import copy_models, headrace
 from loadtests.processes import ROOT, NotStarted
 
@@ -27,15 +29,7 @@ PATCH = 40
 SCENES_S = 7.5
 """Length of a scene; four are 30 s."""
 VIDEO_HEIGHT = 720
-
-
-@dataclass(frozen=True, slots=True)
-class Scene:
-    """A stretch of a clip that shows one photograph; any of `labels` is right for it."""
-
-    labels: tuple[str, ...]
-    start_s: float
-    end_s: float
+DEMO = ROOT / "examples" / "demo.yaml"
 
 
 class Inputs:
@@ -46,9 +40,6 @@ class Inputs:
 
     def mosaic(self, megapixels: int) -> Path:
         return self._made(f"mosaic-{megapixels}mp", f"mosaic_{megapixels}mp.jpg", "mosaics")
-
-    def clip(self) -> Path:
-        return self._made("scenes", "scenes.mp4", "clip", "--rounds", "2")
 
     def video(self, seconds: int) -> Path:
         rounds = ("--rounds", str(seconds // 30), "--scene-s", str(SCENES_S), str(SCENES_S))
@@ -66,12 +57,6 @@ class Inputs:
             if done.returncode:
                 raise NotStarted(f"models/media.py failed: {done.stderr.strip()[-300:]}")
         return path
-
-
-def scenes_of(clip: Path) -> list[Scene]:
-    """What a clip shows when, from the file beside it."""
-    told: Mapping[str, Any] = json.loads(clip.with_suffix(".json").read_text(encoding="utf-8"))
-    return [Scene(tuple(each["labels"]), each["start_s"], each["end_s"]) for each in told["scenes"]]
 
 
 def pixels_of(path: Path) -> Pixels:
@@ -100,39 +85,25 @@ def patched(pixels: Pixels) -> Pixels:
     return changed
 
 
-FACES = {
-    "kind": "image-tiles",
-    "tile": 1024,
-    "overlap": 256,
-    "preprocess": "centerface",
-    "postprocess": "centerface",
-    "boxes": {"iou": 0.3},
-}
-OBJECTS = {
-    "kind": "image-tiles",
-    "tile": 512,
-    "overlap": 256,
-    "preprocess": "centernet",
-    "postprocess": "centernet",
-    "labels": "labels.txt",
-}
-TAGS = {
-    "kind": "video-segments",
-    "fps": 2,
-    "segment_s": 2,
-    "preprocess": "imagenet-224",
-    "postprocess": "class-scores",
-    "labels": "labels.txt",
-}
-SHARDING: Mapping[str, Mapping[str, Any]] = {"faces": FACES, "objects": OBJECTS, "tagger": TAGS}
-"""`faces` and `objects` as in the demo's config."""
-
 ALONE = "faces_alone"
 """The same model on one shard, beside `faces` on two: so a slow minute meets both."""
 
 SMALL = "price"
-ROWS = {"faces": 1, "objects": 4, "tagger": 8, ALONE: 1, SMALL: 256}
-SHARDS = {"faces": 2, "objects": 2, "tagger": 2, ALONE: 1, SMALL: 1}
+ROWS = {"faces": 1, "tagger": 8, ALONE: 1, SMALL: 256}
+SHARDS = {"faces": 2, "tagger": 2, ALONE: 1, SMALL: 1}
+
+
+def sharding_of(model: str) -> ShardingConfig:
+    """What the demo's config says of large inputs to a model."""
+    return ShardingConfig.model_validate(_demo_models()[model]["sharding"])
+
+
+@cache
+def _demo_models() -> dict[str, Any]:
+    document = yaml.safe_load(DEMO.read_text(encoding="utf-8"))
+    [pool] = (each for each in document["applications"][0]["deployments"] if each["name"] == "Pool")
+    models: dict[str, Any] = pool["user_config"]["models"]
+    return models
 
 
 def model_config(model: str) -> dict[str, Any]:
@@ -141,8 +112,8 @@ def model_config(model: str) -> dict[str, Any]:
         "batching": {"max_rows": ROWS[model]},
         "replicas": {"min": SHARDS[model], "max": SHARDS[model]},
     }
-    sharding = FACES if model == ALONE else SHARDING.get(model)
-    return {**found, "sharding": dict(sharding)} if sharding else found
+    demo = _demo_models()["faces" if model == ALONE else model]
+    return {**found, "sharding": demo["sharding"]} if "sharding" in demo else found
 
 
 @dataclass(frozen=True, slots=True)

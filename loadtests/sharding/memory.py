@@ -1,4 +1,4 @@
-"""Peak memory of stage and shards for small and large inputs, beside one replica without shards."""
+"""Peak memory of stage and shards for small and large inputs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loadtests.report import MIB, Check, Report
-from loadtests.sharding.calls import process_file, run_direct
+from loadtests.sharding.calls import process_file
 from loadtests.sharding.inputs import Inputs, ShardedSystem
 
 RESET = "5"
@@ -17,34 +17,25 @@ RESET = "5"
 
 @dataclass(frozen=True, slots=True)
 class Peaks:
-    """The largest resident memory of a process of each kind while one input was worked on.
-
-    `unsharded_bytes` is that of one replica that takes the whole input; None if it was ended at
-    the bound.
-    """
+    """The largest resident memory of a process of each kind while one input was worked on."""
 
     name: str
     stage_bytes: int
     shard_bytes: int
     gateway_bytes: int
-    unsharded_bytes: int | None
     wall_s: float
 
     def check(self, bound_bytes: int) -> Check:
-        """Whether the stage and every shard stayed within the bound, and one replica did not."""
-        whole = self.unsharded_bytes
-        alone = "ended at the bound" if whole is None else f"{whole / MIB:.0f} MiB"
         return Check(
             f"memory, {self.name}",
-            f"stage {self.stage_bytes / MIB:.0f} MiB, shards {self.shard_bytes / MIB:.0f} MiB; "
-            f"un-sharded {alone}",
-            f"{bound_bytes / MIB:.0f} MiB each, un-sharded ended there",
-            max(self.stage_bytes, self.shard_bytes) <= bound_bytes and whole is None,
+            f"stage {self.stage_bytes / MIB:.0f} MiB, shards {self.shard_bytes / MIB:.0f} MiB",
+            f"{bound_bytes / MIB:.0f} MiB each",
+            max(self.stage_bytes, self.shard_bytes) <= bound_bytes,
         )
 
 
 def run_memory(fleet: ShardedSystem, inputs: Inputs, rounds: int, report: Report) -> list[Check]:
-    """The peaks for a picture and a video of two sizes each; raises `BadAnswer`, `OSError`."""
+    """The peaks for a picture and a video of two sizes each; raises `HeadraceError`, `OSError`."""
     wanted = {
         "12 MP picture": ("faces", inputs.mosaic(12)),
         "100 MP picture": ("faces", inputs.mosaic(100)),
@@ -58,9 +49,7 @@ def run_memory(fleet: ShardedSystem, inputs: Inputs, rounds: int, report: Report
             reset_peaks(pids)
         answer = process_file(fleet.url, model, path)
         stage, shard, gateway = (max(map(peak_bytes, pids)) for pids in groups)
-        alone = run_direct("whole", model, path, "--memory", str(fleet.bound_bytes))
-        whole = None if alone is None else int(alone["peak_bytes"])
-        peaks.append(Peaks(name, stage, shard, gateway, whole, answer.wall_s))
+        peaks.append(Peaks(name, stage, shard, gateway, answer.wall_s))
     report.write(memory=peaks)
     return [each.check(fleet.bound_bytes) for each in peaks]
 

@@ -9,23 +9,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
-from statistics import mean, median
+from statistics import median
 from typing import Any
 
-from headrace.config.sharding import ShardingConfig
 from loadtests.headrace import BadAnswer
 from loadtests.plots import COLORS, GREY, MARKERS, drawn, scatter
 from loadtests.report import Check, Report, figures
-from loadtests.sharding.calls import Processed, bare_processes, ceiling, process, run_direct
+from loadtests.sharding.bare import bare_processes, ceiling
+from loadtests.sharding.calls import Processed, process
 from loadtests.sharding.inputs import (
     ALONE,
-    FACES,
     Inputs,
     ShardedSystem,
     jpeg,
     lighter,
     patched,
     pixels_of,
+    sharding_of,
 )
 from loadtests.sharding.simulation import (
     PER_SHARD,
@@ -35,18 +35,12 @@ from loadtests.sharding.simulation import (
     simulate,
 )
 from sharding.parts import Tile
-from sharding.plan import plan_segments, plan_tiles
+from sharding.plan import plan_tiles
 from sharding.split import PictureSource
 from sharding.upload import MediaJob, Upload
 
 SHARDS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
-TILE, OVERLAP = 1024, 256
 PICTURES = {"12 MP picture": (4256, 2848), "100 MP picture": (11_552, 8_704)}
-HOUR_S = 3600.0
-SEGMENT_S = 2.0
-FPS = 2.0
-CLIP_S = 30
-EPSILON: float = ShardingConfig.model_fields["epsilon"].default
 
 NEAR = 0.15
 ENOUGH = 0.8
@@ -183,15 +177,13 @@ class Speed:
 def run_speed(fleet: ShardedSystem, inputs: Inputs, rounds: int, report: Report) -> list[Check]:
     speed = measure_speed(fleet, inputs, rounds)
     curves = [picture_curve(name, size, speed.work) for name, size in PICTURES.items()]
-    told = run_direct("parts", "tagger", inputs.video(CLIP_S))
-    curves += [] if told is None else [video_curve(work_told(told))]
     plot_speed(curves, speed, report.title, report.picture("-speed.png"))
     report.write(speed=speed.document(), simulated={"shards": SHARDS, "curves": curves})
     return speed.checks()
 
 
 def measure_speed(fleet: ShardedSystem, inputs: Inputs, rounds: int) -> Speed:
-    """Rounds of a picture that is a little lighter each time; raises `BadAnswer`, `NotStarted`.
+    """Rounds of a picture that is a little lighter each time; raises `HeadraceError`, `NotStarted`.
 
     The simulation gets the times that the one shard told for the picture before. Of two shards it
     only knows besides how much two processes hinder each other on this machine.
@@ -244,7 +236,7 @@ def fleet_of(shards: int, work: Work, open_s: float) -> Fleet:
         shards,
         shards,
         PER_SHARD * shards,
-        epsilon=EPSILON,
+        epsilon=sharding_of("faces").epsilon,
         split_s=open_s,
         send_s=work.send_s,
         latency_s=work.latency_s,
@@ -265,12 +257,6 @@ def foretold(
     return simulate(parts, fleet_of(len(shards), work, work.open_s), names=shards)
 
 
-def work_told(told: dict[str, Any]) -> Work:
-    """From what `loadtests.sharding.direct parts` printed."""
-    sizes, work_s = tuple(told["sizes"]), tuple(told["work_s"])
-    return Work(sizes, work_s, told["open_s"], mean(told["send_s"]))
-
-
 @dataclass(frozen=True, slots=True)
 class Split:
     """The digests that the stage finds, the pixels of each part, and what it needs to send one."""
@@ -285,7 +271,7 @@ def _split(folder: Path, content: bytes) -> Split:
         file.write(content)
         file.flush()
         job = MediaJob("faces", Upload(file.name, len(content), ""))
-        source = PictureSource(job, ShardingConfig.model_validate(FACES), folder, lambda: None)
+        source = PictureSource(job, sharding_of("faces"), folder, lambda: None)
         try:
             keys = tuple(source.key(part) for part in source.plan)
             begin_s = time.perf_counter()
@@ -311,27 +297,22 @@ class Curve:
 
 
 def picture_curve(name: str, size: tuple[int, int], work: Work) -> Curve:
-    """A picture whose tiles take, pixel by pixel, what those that were measured took."""
-    plan = plan_tiles(*size, TILE, OVERLAP)
-    return _curve(name, [tile.width * tile.height for tile in plan], work)
+    """A picture whose tiles take, pixel by pixel, what those that were measured took.
 
-
-def video_curve(work: Work) -> Curve:
-    """An hour of video with keyframes each second, at the pace of the segments measured."""
-    plan = plan_segments(HOUR_S, range(int(HOUR_S)), SEGMENT_S, FPS)
-    return _curve("1 h of video", [len(segment.times_s) for segment in plan], work)
-
-
-def _curve(name: str, sizes: Sequence[int], work: Work) -> Curve:
-    """Parts of these sizes; what comes before the first grows with them all."""
+    What comes before the first tile grows with the pixels of all.
+    """
+    config = sharding_of("faces")
+    sizes = [each.width * each.height for each in plan_tiles(*size, config.tile, config.overlap)]
     pace = [work_s / size for size, work_s in zip(work.sizes, work.work_s, strict=True)]
     chance = random.Random(name)
-    times = [size * chance.choice(pace) for size in sizes]
-    open_s = work.open_s * sum(sizes) / sum(work.sizes)
     parts = [
-        SimulatedPart(blake2b(f"{name} {number}".encode(), digest_size=16).digest(), work_s)
-        for number, work_s in enumerate(times)
+        SimulatedPart(
+            blake2b(f"{name} {number}".encode(), digest_size=16).digest(),
+            size * chance.choice(pace),
+        )
+        for number, size in enumerate(sizes)
     ]
+    open_s = work.open_s * sum(sizes) / sum(work.sizes)
     work = replace(work, merge_s=0.0)
     walls = (simulate(parts, fleet_of(shards, work, open_s)).wall_s for shards in SHARDS)
     return Curve(name, len(parts), tuple(walls))

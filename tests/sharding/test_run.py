@@ -387,6 +387,10 @@ async def test_a_videos_scenes_are_tagged_in_their_ranges(tmp_path: object) -> N
         events, result = await stage.run(job)
     tags = {tag["label"]: tag for tag in result["tags"]}
     assert tags["espresso"]["start_s"] <= 0.5 and 2.0 <= tags["espresso"]["end_s"] <= 4.0
+    cats = [tag for tag in result["tags"] if tag["label"] != "espresso"]
+    assert {tag["label"] for tag in cats} <= {"tabby", "tiger cat", "Egyptian cat"}, "no stray tag"
+    assert min(tag["start_s"] for tag in cats) == pytest.approx(3.0, abs=1.0)
+    assert max(tag["end_s"] for tag in cats) == pytest.approx(6.0, abs=1.0)
     assert events[0]["kind"] == "video-segments"
 
 

@@ -1,23 +1,24 @@
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from headrace.config.sharding import ShardingConfig
+from gateway.config_file import load_config
+from headrace.config.args import ModelConfig
+from loadtests.processes import ROOT
 from loadtests.sharding.inputs import (
+    ALONE,
     PATCH,
-    SHARDING,
-    Scene,
+    ROWS,
+    SMALL,
     jpeg,
     lighter,
     model_config,
     patched,
     pixels_of,
-    scenes_of,
 )
 from loadtests.sharding.memory import peak_bytes, reset_peaks
 
@@ -45,16 +46,13 @@ def test_a_lighter_picture_differs_everywhere() -> None:
     assert lighter(np.full((1, 1, 3), 254, np.uint8), 3).max() == 255
 
 
-def test_scenes_come_from_the_file_beside_the_clip(tmp_path: Path) -> None:
-    told = {"scenes": [{"labels": ["tabby"], "start_s": 0.0, "end_s": 2.5, "picture": "x"}]}
-    (tmp_path / "clip.json").write_text(json.dumps(told))
-    assert scenes_of(tmp_path / "clip.mp4") == [Scene(("tabby",), 0.0, 2.5)]
-
-
-@pytest.mark.parametrize("model", SHARDING)
-def test_models_are_configured_as_the_gateway_takes_it(model: str) -> None:
-    config = ShardingConfig.model_validate(model_config(model)["sharding"])
-    assert config.preprocess and config.postprocess
+@pytest.mark.parametrize("model", ROWS)
+def test_models_are_configured_as_in_the_demo(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    found = ModelConfig.model_validate(model_config(model))
+    models = load_config("examples/demo.yaml").pool.models
+    assert found.sharding == models["faces" if model == ALONE else model].sharding
+    assert (found.sharding is None) == (model == SMALL)
 
 
 def test_peaks_begin_anew() -> None:

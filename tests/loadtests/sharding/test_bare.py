@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from loadtests.processes import NotStarted
-from loadtests.sharding import calls
-from loadtests.sharding.calls import bare_processes, ceiling
+from loadtests.sharding import bare
+from loadtests.sharding.bare import bare_processes, ceiling
 
 TELLS = """
 import sys
@@ -22,13 +22,13 @@ PICTURE = Path("picture.jpg")
 def stand_in(patch: pytest.MonkeyPatch, text: str, *workers: tuple[str, ...]) -> None:
     """Processes that tell these times, one after the other."""
     commands = iter([sys.executable, "-c", text, *times] for times in workers)
-    patch.setattr(calls, "command", lambda _: next(commands))
+    patch.setattr(bare, "command", lambda _: next(commands))
 
 
 def test_one_alone_is_compared_with_the_slowest_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(monkeypatch, TELLS, ("9", "3", "4"), ("9", "6"))
-    with bare_processes(PICTURE, 2) as bare:
-        assert ceiling(bare) == 3 / 6
+    with bare_processes(PICTURE, 2) as workers:
+        assert ceiling(workers) == 3 / 6
 
 
 def test_a_process_that_has_ended_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
