@@ -16,7 +16,7 @@ import structlog
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from autoscale.serve_policy import NAMESPACE, WATCH_S, actor_name
-from headrace.deployment import Away, on_ray
+from headrace.deployment import Away, CallFailed, on_ray
 
 RETRY_S = 0.2
 CHECK_S = 2.0
@@ -86,7 +86,7 @@ class SlotTargets:
             try:
                 async with on_ray("pool", None):
                     reason = await self._tend(self._make())
-            except Away as error:
+            except (Away, CallFailed) as error:
                 reason = error.kind
             log.warning("slot_targets_away", reason=reason)
             self._board = self._written = None
@@ -122,7 +122,7 @@ class SlotTargets:
                 try:
                     async with on_ray("pool", CALL_TIMEOUT_S):
                         epoch = await board.put.remote(self._epoch, targets)
-                except Away as error:  # `run` hears of the death too and writes again
+                except (Away, CallFailed) as error:  # `run` hears of the death too and writes again
                     log.debug("slot_targets_not_written", reason=error.kind)
                     return
                 if epoch == self._epoch:

@@ -8,7 +8,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mappi
 from contextlib import asynccontextmanager
 from typing import Any
 
-from headrace.errors import HeadraceError, Unavailable, error_for_status
+from ray.exceptions import RayTaskError
+
+from headrace.errors import HeadraceError, InternalError, Unavailable, error_for_status
 from headrace.logs import configure, watched
 from headrace.metrics import ProcessRole, Recorder
 from headrace.metrics_export import Exporter
@@ -59,17 +61,28 @@ class Away(Unavailable):
     kind = ""
 
 
+class CallFailed(InternalError):
+    """Raised when code of another process raised at a call; `kind` names what it raised."""
+
+    kind = ""
+
+
 @asynccontextmanager
 async def on_ray(who: str, timeout_s: float | None) -> AsyncIterator[None]:
-    """Around a call by Ray to another process: raises `Away` when it fails or takes longer.
+    """Around a call by Ray to another process: raises `Away` when it does not answer in time.
 
-    Ray and Serve raise errors of many unrelated classes while a process is restarting.
+    Ray and Serve raise errors of many unrelated classes while a process is restarting; what its
+    code raised comes as a `RayTaskError` and is a fault of ours: `CallFailed`.
     """
     try:
         async with asyncio.timeout(timeout_s):
             yield
     except HeadraceError:
         raise
+    except RayTaskError as error:
+        failed = CallFailed(f"the {who} failed at a call; its log has the error")
+        failed.kind = type(error.cause).__name__
+        raise failed from None
     except Exception as error:
         away = Away(f"the {who} is away; try again in a moment", retry_after_s=RETRY_AFTER_S)
         away.kind = type(error).__name__

@@ -15,7 +15,7 @@ from ray import serve
 
 from headrace.config.args import WILDCARDS, Limits, SlotClass, split_address
 from headrace.config.types import SecretRef
-from headrace.deployment import Away, Process, on_ray
+from headrace.deployment import Away, CallFailed, Process, on_ray
 from headrace.link import shared_memory
 from headrace.link.handshake import FEATURES, Hello
 from headrace.secrets import cluster_secret
@@ -111,6 +111,8 @@ class ModelServer:
                         await self._pool.announce.remote(self._view)
                 except Away as error:
                     log.debug("pool_away", reason=error.kind)
+                except CallFailed as error:
+                    log.error("pool_failed", call="announce", reason=error.kind)
             await asyncio.sleep(ANNOUNCE_S * random.uniform(0.5, 1.5))
 
     async def check_health(self) -> None:

@@ -11,7 +11,7 @@ import structlog
 
 from gateway.access.limits import Account, Limiter
 from headrace.access import BudgetsAway, BudgetStore, Claim, Grant
-from headrace.deployment import Away, on_ray
+from headrace.deployment import Away, CallFailed, on_ray
 
 EXCHANGE_S = 0.05
 """Seconds between two exchanges; at once when a request waits for the answer."""
@@ -111,6 +111,8 @@ class PoolBudgets:
                 )
         except Away as error:
             raise BudgetsAway(f"the pool is away: {error.kind}") from None
+        except CallFailed as error:
+            raise BudgetsAway(f"the pool failed: {error.kind}") from None
         if len(grants) != len(claims):
             raise BudgetsAway(f"the pool answered {len(grants)} of {len(claims)} claims")
         return grants, gateways

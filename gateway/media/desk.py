@@ -21,7 +21,7 @@ from gateway.media.upload import Declared, take
 from gateway.prediction import Prediction, PredictionDesk
 from headrace.config.args import MediaConfig
 from headrace.config.sharding import ProcessOptions, ShardingConfig
-from headrace.deployment import Away, on_ray, refused, result_of
+from headrace.deployment import Away, CallFailed, on_ray, refused, result_of
 from headrace.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -124,6 +124,9 @@ async def _on_stage(timeout_s: float | None) -> AsyncIterator[None]:
             yield
     except Away as error:
         log.warning("stage_away", reason=error.kind)
+        raise
+    except CallFailed as error:
+        log.error("stage_failed", reason=error.kind)
         raise
 
 

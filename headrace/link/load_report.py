@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from contextlib import suppress
 
+from headrace.deployment import CallFailed
 from headrace.errors import Unavailable
 from headrace.link.plane import DataPlane
 from headrace.link.pool import Loads, PoolClient
@@ -78,7 +79,7 @@ class LoadReport:
     async def _tell(self, loads: Loads, now_s: float) -> None:
         try:
             await self._pool.tell_load(loads)
-        except Unavailable:
+        except (Unavailable, CallFailed):
             # Requests go on waiting; the next report says it again.
             self._told = {}
             await asyncio.sleep(RETRY_S)

@@ -11,8 +11,7 @@ from typing import Any, Literal
 import structlog
 
 from headrace.access import Access
-from headrace.deployment import Away, on_ray, result_of
-from headrace.errors import Unavailable
+from headrace.deployment import Away, CallFailed, on_ray, result_of
 from headrace.snapshot import Snapshot
 
 WATCH_TIMEOUT_S = 15.0
@@ -31,7 +30,7 @@ log = structlog.get_logger()
 class PoolClient:
     """The pool, called over Serve's handle by the process `name`, whose newest snapshot is `known`.
 
-    Every call raises `Unavailable` while the pool is away, or with what the pool refused.
+    Every call raises `Away` while the pool is away, `CallFailed`, or what the pool refused.
     """
 
     def __init__(self, handle: Any, name: str, known: Callable[[], Snapshot]) -> None:
@@ -46,9 +45,9 @@ class PoolClient:
         while True:
             try:
                 snapshot = await self._watch(report())
-            except Unavailable:
+            except (Away, CallFailed) as error:
                 if not away:
-                    log.warning("pool_away")
+                    log.warning("pool_away", reason=str(error), kind=error.kind)
                 away = True
                 await asyncio.sleep(POOL_RETRY_S)
                 continue
@@ -99,4 +98,7 @@ class PoolClient:
                 return await getattr(self._handle, method).remote(*arguments)
         except Away as error:
             log.debug("pool_away", reason=error.kind)
+            raise
+        except CallFailed as error:
+            log.error("pool_failed", call=method, reason=error.kind)
             raise
