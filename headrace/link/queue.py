@@ -171,7 +171,13 @@ class FairQueue:
         flow = level.flows.get(caller) if level is not None else None
         if flow is not None:
             flow.deficit -= extra
-        elif (debt := self._debts.pop(caller, 0.0) + extra) > 0:
+        else:
+            self._remember(caller, extra)
+
+    def _remember(self, caller: str, debt: float) -> None:
+        """Add to the debt of a caller without a flow."""
+        debt += self._debts.pop(caller, 0.0)
+        if debt > 0:
             self._debts[caller] = debt
             if len(self._debts) > MAX_DEBTORS:
                 del self._debts[next(iter(self._debts))]
@@ -224,7 +230,7 @@ class FairQueue:
         level.ring.popleft()
         del level.flows[flow.caller]
         if flow.deficit < 0:
-            self.charge(flow.caller, -1, -flow.deficit)
+            self._remember(flow.caller, -flow.deficit)
 
 
 MANY = 1 << 30
