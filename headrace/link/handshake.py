@@ -1,7 +1,7 @@
 """Proof of both ends of the link that they know the cluster's secret, before anything else is read.
 
 HELLO (client) → WELCOME with the server's proof → PROOF of the client. A proof is an HMAC-SHA256
-over both messages, so neither a nonce nor an offered version can be exchanged on the way.
+over both messages, so neither a nonce nor a feature can be exchanged on the way.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from headrace.errors import LinkError
 from headrace.link.frames import MAX_FRAME_BYTES, PART_BYTES, Buffer, Frame, Kind, encode_frame
 
 MAGIC = "headrace-link"
-VERSIONS = (3, 3)
-"""Oldest and newest protocol version that this release speaks."""
+VERSION = 4
+"""The version of HELLO and of the frames; peers of another one are refused."""
 FEATURES = frozenset({"shared-memory"})
 
 PeerRole = Literal["data", "control", "pool"]
@@ -38,7 +38,7 @@ class Hello:
     node_id: str = ""
     epoch: int = 0
     max_frame_bytes: int = MAX_FRAME_BYTES
-    versions: tuple[int, int] = VERSIONS
+    version: int = VERSION
     features: tuple[str, ...] = tuple(sorted(FEATURES))
 
 
@@ -105,8 +105,7 @@ def _decode_hello(payload: Buffer) -> Hello:
         if said.get("magic") != MAGIC:
             raise LinkError("the peer does not speak the Headrace link protocol")
         known = {f.name: said[f.name] for f in fields(Hello) if f.name in said}
-        low, high = map(int, known["versions"])
-        known["versions"] = (low, high)
+        known["version"] = int(known["version"])
         known["features"] = tuple(map(str, known["features"]))
         known["max_frame_bytes"] = int(known["max_frame_bytes"])
         known["epoch"] = int(known["epoch"])
@@ -116,11 +115,10 @@ def _decode_hello(payload: Buffer) -> Hello:
 
 
 def _agree(ours: Hello, theirs: Hello) -> Session:
-    oldest, newest = zip(ours.versions, theirs.versions, strict=True)
-    if min(newest) < max(oldest):
+    if theirs.version != ours.version:
         raise LinkError(
-            f"no common link version: ours {ours.versions}, the peer's {theirs.versions}; "
-            "only neighbouring releases work together"
+            f"the peer's link version is {theirs.version}, ours {ours.version}; "
+            "update both to one release"
         )
     frame_bytes = min(ours.max_frame_bytes, theirs.max_frame_bytes)
     if frame_bytes < 2 * PART_BYTES:

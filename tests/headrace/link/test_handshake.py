@@ -8,7 +8,7 @@ import pytest
 
 from headrace.errors import LinkError
 from headrace.link.frames import Frame, FrameReader, Kind, encode_frame
-from headrace.link.handshake import ClientHandshake, Hello, ServerHandshake, Session
+from headrace.link.handshake import VERSION, ClientHandshake, Hello, ServerHandshake, Session
 
 SECRET = b"the cluster's secret"
 
@@ -33,7 +33,7 @@ def shake(
 
 def test_both_sides_agree_on_the_lesser_of_what_they_can() -> None:
     client = Hello("gateway-1", role="control", link_id="l", features=("shared-memory", "new"))
-    server = Hello("slot-1", max_frame_bytes=300_000, versions=(1, 4))
+    server = Hello("slot-1", max_frame_bytes=300_000)
     at_client, at_server = shake(SECRET, SECRET, client, server)
     assert at_client.peer.peer_id == "slot-1" and at_server.peer.role == "control"
     assert at_client.max_frame_bytes == at_server.max_frame_bytes == 300_000
@@ -72,9 +72,9 @@ def test_the_servers_own_proof_sent_back_is_refused() -> None:
         server.receive(reflected)
 
 
-def test_releases_that_are_not_neighbours_say_so() -> None:
-    with pytest.raises(LinkError, match="no common link version"):
-        shake(SECRET, SECRET, Hello("gateway"), replace(Hello("slot"), versions=(5, 6)))
+def test_a_peer_of_another_version_is_told_so() -> None:
+    with pytest.raises(LinkError, match=f"link version is {VERSION}, ours {VERSION + 1}"):
+        shake(SECRET, SECRET, Hello("gateway"), replace(Hello("slot"), version=VERSION + 1))
 
 
 @pytest.mark.parametrize(
