@@ -10,6 +10,7 @@ from datetime import datetime
 
 from headrace.config.args import Latest, ModelConfig
 from headrace.errors import ModelLoadError
+from headrace.runtimes import MODEL_FILES
 from replicas.listing import VersionFiles
 from replicas.repository import Repository, StoreAway
 
@@ -223,7 +224,7 @@ def _reason(name: str, config: ModelConfig, versions: list[int]) -> str:
 
 def _problem(files: VersionFiles, config: ModelConfig) -> str:
     if not files.problem and files.runtime is None and config.runtime is None:
-        return "it holds model.onnx and saved_model.pb, and the config names no runtime"
+        return f"it holds more than one of {MODEL_FILES}, and the config names no runtime"
     return files.problem
 
 

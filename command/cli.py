@@ -257,8 +257,10 @@ def version(as_json: bool) -> None:
     import platform
     from importlib import metadata
 
+    from headrace.runtimes import RUNTIMES
+
     found = {"headrace": metadata.version("headrace"), "python": platform.python_version()}
-    for package in ("ray", "onnxruntime", "onnxruntime-gpu", "tensorflow", "tensorflow-cpu"):
+    for package in ("ray", *(name for kind in RUNTIMES.values() for name in kind.packages)):
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
     say(found, "\n".join(f"{name} {number}" for name, number in found.items()), as_json)

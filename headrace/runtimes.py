@@ -16,7 +16,7 @@ RuntimeName = Literal["onnx", "tensorflow"]
 
 @dataclass(frozen=True, slots=True)
 class RuntimeKind:
-    """A runtime. `extra` is Headrace's extra that installs `library`.
+    """A runtime. `extra` is Headrace's extra that installs `library`, by one of the `packages`.
 
     `file` is the model's file in a version folder, `module` has `load`, `slot_class` is the default
     of its models. `platform` and `backend` are Triton's names.
@@ -25,6 +25,7 @@ class RuntimeKind:
     file: str
     module: str
     library: str
+    packages: tuple[str, ...]
     extra: str
     slot_class: str
     platform: str
@@ -36,6 +37,7 @@ RUNTIMES: Mapping[RuntimeName, RuntimeKind] = {
         file="model.onnx",
         module="replicas.onnx_runtime",
         library="onnxruntime",
+        packages=("onnxruntime", "onnxruntime-gpu"),
         extra="cpu",
         slot_class="cpu",
         platform="onnxruntime_onnx",
@@ -45,6 +47,7 @@ RUNTIMES: Mapping[RuntimeName, RuntimeKind] = {
         file="saved_model.pb",
         module="replicas.tensorflow_runtime",
         library="tensorflow",
+        packages=("tensorflow", "tensorflow-cpu"),
         extra="tensorflow",
         slot_class="tensorflow",
         platform="tensorflow_savedmodel",
@@ -52,6 +55,8 @@ RUNTIMES: Mapping[RuntimeName, RuntimeKind] = {
     ),
 }
 ONNX, TENSORFLOW = RUNTIMES["onnx"], RUNTIMES["tensorflow"]
+MODEL_FILES = ", ".join(kind.file for kind in RUNTIMES.values())
+"""The names of models' files, as messages list them."""
 
 _BY_PLATFORM = {kind.platform: kind for kind in RUNTIMES.values()}
 _VERSION = re.compile(r"0*(?:0|[1-9][0-9]{0,17})")

@@ -15,7 +15,7 @@ from fsspec import AbstractFileSystem
 from fsspec.asyn import AsyncFileSystem
 from fsspec.implementations.dirfs import DirFileSystem
 
-from headrace.runtimes import RUNTIMES, RuntimeName
+from headrace.runtimes import MODEL_FILES, RUNTIMES, RuntimeName
 from replicas.verification import SUMS, SUMS_LINE
 
 MAX_BESIDE_BYTES = 4 << 20
@@ -68,7 +68,7 @@ def describe(
     elif missing:
         problem = f"{missing[0]} is missing, but {SUMS} lists it"
     elif not runtimes:
-        problem = "it must hold model.onnx or saved_model.pb, and holds neither"
+        problem = f"it must hold one of {MODEL_FILES}, and holds none"
     rows = [*files.items(), *((f"../{name}", row) for name, row in beside.items())]
     stamp = hashlib.sha256(repr(sorted(rows)).encode()).hexdigest()[:16]
     return VersionFiles(stamp, changed_s, problem, runtimes[0] if len(runtimes) == 1 else None)

@@ -19,7 +19,13 @@ import structlog
 from fsspec.implementations.local import LocalFileSystem
 
 from headrace.errors import HeadraceError, ModelLoadError
-from headrace.runtimes import RUNTIMES, RuntimeName, is_version_folder, version_folders
+from headrace.runtimes import (
+    MODEL_FILES,
+    RUNTIMES,
+    RuntimeName,
+    is_version_folder,
+    version_folders,
+)
 from replicas.listing import (
     ListedFile,
     VersionFiles,
@@ -436,9 +442,9 @@ def detect_runtime(path: Path) -> RuntimeName:
     """The runtime of a version folder, by its files; raises `ModelLoadError` unless it is one."""
     found = [name for name, kind in RUNTIMES.items() if (path / kind.file).is_file()]
     if len(found) != 1:
-        which = "both" if found else "neither"
+        files = [RUNTIMES[name].file for name in found]
         raise ModelLoadError(
-            f"{path.parent.name}/{path.name} must hold model.onnx (ONNX Runtime) or "
-            f"saved_model.pb (TensorFlow); it holds {which}"
+            f"{path.parent.name}/{path.name} must hold one of {MODEL_FILES}; "
+            f"it holds {' and '.join(files) or 'none'}"
         )
     return found[0]

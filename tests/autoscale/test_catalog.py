@@ -324,7 +324,7 @@ def test_what_the_store_has_now_can_be_asked_for_without_taking_it_up(
     write(store / "m" / "1", FILES)
     write(store / "other" / "2", {"labels.txt": b"cat"})
     assert shelf.catalog.find("m", CONFIG) == {1: ""}
-    assert "holds neither" in shelf.catalog.find("other", CONFIG)[2]
+    assert "holds none" in shelf.catalog.find("other", CONFIG)[2]
     assert shelf.catalog.find("absent", CONFIG) == {}
     assert not shelf.catalog.changing
     with pytest.raises(ModelLoadError, match="not allowed"):

@@ -58,7 +58,7 @@ LOADS: Mapping[str, str] = {
     "no_operator": "my.domain:NoSuch(-1) is not a registered function/op",
     "far_opset": "Opset 99 is under development",
     "link": "model link is a link that leaves the store",
-    "hollow": "hollow/1 must hold model.onnx (ONNX Runtime) or ",
+    "hollow": "hollow/1 must hold one of model.onnx, ",
     "absent": "model absent version 1 is not in the store",
 }
 

@@ -33,7 +33,7 @@ ROW = ListedFile(1, "a")
         ({"model.onnx", "saved_model.pb"}, set(), ""),
         ({"model.onnx", "SHA256SUMS"}, {"model.onnx"}, ""),
         (set(), set(), "it is empty"),
-        ({"more/model.onnx"}, set(), "holds neither"),
+        ({"more/model.onnx"}, set(), "holds none"),
         ({"SHA256SUMS"}, {"model.onnx"}, "model.onnx is missing, but SHA256SUMS lists it"),
         ({"model.onnx", "SHA256SUMS"}, {"b", "a/c", "model.onnx"}, "a/c is missing"),
     ],
