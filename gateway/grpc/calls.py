@@ -16,7 +16,8 @@ import structlog
 
 from gateway.door import Door, outcome
 from gateway.grpc.connection import Connection
-from gateway.grpc.streams import AnswerLayout, Receiver, Stream
+from gateway.grpc.frames import ErrorCode
+from gateway.grpc.streams import AnswerLayout, Stream
 from gateway.grpc.wire import (
     ANSWER_BLOCK,
     OK_BLOCK,
@@ -25,6 +26,7 @@ from gateway.grpc.wire import (
     MessageReader,
     Metadata,
     error_block,
+    http_block,
     metadata_block,
     plain,
     prefix,
@@ -82,8 +84,8 @@ class Exchange:
         self.tasks: set[asyncio.Task[None]] = set()
 
 
-class GrpcCall(Receiver):
-    """A call with a single request message.
+class GrpcCall(Stream):
+    """A call with a single request message, and the stream that it is on.
 
     `headers` are the caller's metadata, with names in lower case. A method may keep something in
     `state`, set the metadata that goes out with the status in `trailing`, and hear through `on_end`
@@ -109,22 +111,18 @@ class GrpcCall(Receiver):
         "headers",
         "on_end",
         "state",
-        "stream",
         "trailing",
     )
 
-    def __init__(self, exchange: Exchange, stream: Stream, head: CallHead, method: Method) -> None:
-        self.exchange, self.stream, self.head, self._method = exchange, stream, head, method
+    def __init__(self, exchange: Exchange, stream_id: int, head: CallHead, method: Method) -> None:
+        super().__init__(stream_id)
+        self.exchange, self.head, self._method = exchange, head, method
         self.headers, self.address = head.headers, exchange.address
         self.done = self._started = self._writing = False
         self.on_end: Callable[[HeadraceError | None], None] | None = None
         self.state: object = None
         self._since_s = exchange.now_s
-        self._deadline_s = None
-        if head.timeout_s is not None:
-            self._deadline_s = self._since_s + head.timeout_s
-            # The caller's clock started earlier, and the time that it sends is rounded up.
-            stream.held_from_s = min(stream.held_from_s, self._since_s + head.timeout_s / 2)
+        self._deadline_s = None if head.timeout_s is None else self._since_s + head.timeout_s
         self.trailing: Metadata = ()
         self._reader: MessageReader | None = None
         self._message: bytes | None = None
@@ -144,16 +142,15 @@ class GrpcCall(Receiver):
         """Send a message of a stream of answers; waits while the caller does not read."""
         if self.done:
             return
-        outbox, stream = self.exchange.connection.outbox, self.stream
         self._begin()
-        outbox.data(stream, prefix(len(message)), message)
-        if stream.pending_bytes > WRITE_AHEAD_BYTES:
+        self.exchange.connection.outbox.data(self, prefix(len(message)), message)
+        if self.pending_bytes > WRITE_AHEAD_BYTES:
             drained = asyncio.get_running_loop().create_future()
-            stream.on_drained = partial(wake, drained)
+            self.on_drained = partial(wake, drained)
             try:
                 await drained
             finally:
-                stream.on_drained = None
+                self.on_drained = None
 
     def answer(self, body: Body, length: int) -> None:
         """End with one message of `length` bytes."""
@@ -161,8 +158,7 @@ class GrpcCall(Receiver):
             return
         self._end()
         block = OK_BLOCK + metadata_block(self.trailing)
-        outbox = self.exchange.connection.outbox
-        outbox.answer(self.stream, ANSWER, prefix(length), body, length, block)
+        self.exchange.connection.answer(self, ANSWER, prefix(length), body, length, block)
 
     def finish(self) -> None:
         """End a stream of answers."""
@@ -170,7 +166,7 @@ class GrpcCall(Receiver):
             self._begin()
             self._end()
             block = OK_BLOCK + metadata_block(self.trailing)
-            self.exchange.connection.outbox.end(self.stream, block)
+            self.exchange.connection.outbox.end(self, block)
 
     def refuse(self, error: HeadraceError) -> None:
         """End with the status of an error."""
@@ -183,7 +179,7 @@ class GrpcCall(Receiver):
         block = error_block(error, self.trailing)
         if not self._writing:
             block = ANSWER_BLOCK + block
-        self.exchange.connection.outbox.end(self.stream, block)
+        self.exchange.connection.outbox.end(self, block)
 
     def lost(self) -> None:
         if not self.done:
@@ -195,7 +191,7 @@ class GrpcCall(Receiver):
     def _begin(self) -> None:
         if not self._writing:
             self._writing = True
-            self.exchange.connection.outbox.headers(self.stream, ANSWER_BLOCK)
+            self.exchange.connection.outbox.headers(self, ANSWER_BLOCK)
 
     def _end(self) -> None:
         """Drop all references, so that memory is freed without the garbage collector."""
@@ -212,11 +208,16 @@ class GrpcCall(Receiver):
         self._reader = self._message = None
 
     def open(self) -> None:
-        """Begin with the head."""
-        if self.head.error is not None:
-            self.refuse(self.head.error)
-            return
-        if (gate := self._method.gate) is not None:
+        head, connection = self.head, self.exchange.connection
+        if head.malformed:
+            self.done = True
+            connection.reset(self, ErrorCode.PROTOCOL_ERROR)
+        elif head.http_status != 200:
+            self.done = True
+            connection.outbox.end(self, http_block(head.http_status))
+        elif head.error is not None:
+            self.refuse(head.error)
+        elif (gate := self._method.gate) is not None:
             self._guard(gate, self)
 
     def received(self, data: bytes, *, ended: bool) -> None:
@@ -328,9 +329,9 @@ class StreamedCall(GrpcCall):
 
     __slots__ = ("_ended", "_messages", "_partial_since_s", "_waiter")
 
-    def __init__(self, exchange: Exchange, stream: Stream, head: CallHead, method: Method) -> None:
-        super().__init__(exchange, stream, head, method)
-        stream.paced = True
+    def __init__(self, exchange: Exchange, stream_id: int, head: CallHead, method: Method) -> None:
+        super().__init__(exchange, stream_id, head, method)
+        self.paced = True
         self._messages: deque[tuple[bool, bytes]] = deque()
         self._waiter: asyncio.Future[None] | None = None
         self._ended = False
@@ -381,14 +382,14 @@ class StreamedCall(GrpcCall):
             finally:
                 self._waiter = None
         compressed, message = self._messages.popleft()
-        self.exchange.connection.credit(self.stream, PREFIX_BYTES + len(message))
+        self.exchange.connection.credit(self, PREFIX_BYTES + len(message))
         door = self.exchange.door
         door.memory.used_bytes -= len(message)
         return plain(compressed, message, self.head.encoding, door.limits.max_body_bytes)
 
     def _credit_all(self) -> None:
         """Let a message that is longer than the window come in whole."""
-        self.exchange.connection.credit(self.stream, self.stream.owed)
+        self.exchange.connection.credit(self, self.owed)
 
     def check_time(self, now_s: float) -> None:
         """Refuse a message that somebody waits for and that took too long."""

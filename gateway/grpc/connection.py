@@ -12,6 +12,7 @@ from functools import partial
 from gateway.grpc.frames import (
     DEFAULT_FRAME_BYTES,
     DEFAULT_WINDOW_BYTES,
+    HEAD,
     MAX_FRAME_BYTES,
     MAX_STREAM_ID,
     MAX_WINDOW_BYTES,
@@ -20,9 +21,7 @@ from gateway.grpc.frames import (
     FrameFlag,
     FrameType,
     Http2Error,
-    Http2Reader,
     Setting,
-    decode_number,
     decode_settings,
     encode_frame,
     encode_goaway,
@@ -32,58 +31,48 @@ from gateway.grpc.frames import (
     unpadded,
 )
 from gateway.grpc.headers import HeaderDecoder
-from gateway.grpc.streams import Outbox, Stream
+from gateway.grpc.streams import STREAM_WINDOW_BYTES, AnswerLayout, Outbox, Stream
 from gateway.grpc.wire import CallHead, read_head
 from headrace.config.args import Limits
+from headrace.link.frames import Body, pieces
 
 
 class FrameBudget:
-    """A token bucket of `burst`, refilled at `per_second`; times are seconds of any steady clock.
+    """A token bucket of `burst` tokens, refilled at `per_second`; times are on any steady clock."""
 
-    Earned tokens are kept above `burst`, up to `most`, because a peer may use them late.
-    """
+    __slots__ = ("_burst", "_left", "_per_second", "_since_s")
 
-    __slots__ = ("_burst", "_left", "_most", "_per_second", "_since_s")
-
-    def __init__(self, burst: float, per_second: float, most: float | None = None) -> None:
+    def __init__(self, burst: float, per_second: float) -> None:
         self._burst, self._per_second = burst, per_second
-        self._most = max(burst, most or burst)
         self._left = burst
         self._since_s = 0.0
 
-    def spend(self, now_s: float) -> bool:
-        """Take one token; False when there is none."""
-        if self._left < self._burst:
-            refill = max(0.0, now_s - self._since_s) * self._per_second
-            self._left = min(self._burst, self._left + refill)
-        self._left -= 1.0
+    def spend(self, now_s: float, earned: int = 0) -> bool:
+        """Take one token, after adding those `earned` lately; False when there is none."""
+        refill = max(0.0, now_s - self._since_s) * self._per_second
+        self._left = min(self._burst, self._left + refill + earned) - 1.0
         self._since_s = now_s
         return self._left >= 0
 
-    def earn(self, amount: float) -> None:
-        self._left = min(self._most, self._left + amount)
 
-
-STREAM_WINDOW_BYTES = 1024 * 1024
-"""Bytes of one request that may be under way to us."""
 WINDOW_BYTES = 16 * 1024 * 1024
 """Bytes of a connection's requests that may be under way, or held for calls that do not read."""
+CREDIT_BYTES = WINDOW_BYTES // 2
+"""Consumed bytes that are told to the peer at once."""
 MAX_CONTINUATIONS = 64
 """Parts of a header block; no honest client needs as many for the sizes that we accept."""
 RESETS = (1000.0, 100.0)
-"""Burst and rate per second of resets. Each answer earns one more; a reset after the call's
-deadline, or `HELD_S` after its begin, costs none."""
-HELD_S = 0.05
-"""Age of a stream whose reset is no flood: the cap on open streams bounds how many can reach it."""
+"""Burst and rate per second of resets. Each answer earns one more; a reset of a call that was held
+for `CallHead.held_s` costs none."""
 IDLE_FRAMES = (1000.0, 100.0)
 """Burst and rate per second of frames without content: pings, settings, small window updates, empty
-DATA and the like. Flow control needs more; `EARNED` and a body's pieces pay for it."""
+DATA and the like. Flow control needs more; `EARNED` and a body's pieces pay for it first."""
 EARNED = 4
 """Frames with which a peer may answer one of ours: a window for its stream and one for the
 connection (grpc-core sends both for each answer, however small), a ping that measures the round
 trip, and one to spare. A piece of a body earns one, because some clients measure while they send.
 """
-MOST_EARNED = 100_000.0
+MOST_EARNED = 100_000
 """Cap on earned frames: a peer that was held up may answer our frames late."""
 LARGEST_SENT_BYTES = 64 * 1024
 """Cap on our own frames, even if the peer takes longer ones, so that streams can interleave."""
@@ -99,14 +88,14 @@ LEAVING_PING = b"headrace"
 class Connection:
     """The streams of a connection, its windows and its defence against floods.
 
-    `opened` is called with each new stream and sets its receiver; `wake` when `outbox` has
-    something to take. Times are seconds of any steady clock.
+    `opened` makes each new stream, of its id and head; `wake` is called when `outbox` has something
+    to take. Times are seconds of any steady clock.
     """
 
     def __init__(
         self,
         limits: Limits,
-        opened: Callable[[Stream, CallHead], None],
+        opened: Callable[[int, CallHead], Stream],
         wake: Callable[[], object],
     ) -> None:
         self._limits, self._opened = limits, opened
@@ -122,11 +111,15 @@ class Connection:
         self.block_since_s: float | None = None
         self._last_allowed = MAX_STREAM_ID
         self._now_s = 0.0
-        self._preface = b""
-        self._reader = Http2Reader()
+        self._preface = PREFACE
+        # The beginning of a frame, and how many bytes of it are missing at least.
+        self._rest, self._missing = bytearray(), 0
         self._receive_window, self._owed = WINDOW_BYTES, 0
-        self._resets, self._idle = FrameBudget(*RESETS), FrameBudget(*IDLE_FRAMES, MOST_EARNED)
-        self._pieces = self._earned = 0
+        self._resets, self._idle = FrameBudget(*RESETS), FrameBudget(*IDLE_FRAMES)
+        # Frames without content are paid with earned ones first: those that were are `_spent`.
+        self._pieces = self._spent = 0
+        # Answers since the last reset.
+        self._answers = 0
         # Streams that we ended early: their last frames may still be under way.
         self._cut: dict[int, None] = {}
         # Ids that were passed over and can never be used, as (first, last).
@@ -160,37 +153,67 @@ class Connection:
             return
         self._now_s = now_s
         try:
-            if len(self._preface) < len(PREFACE):
-                missing = len(PREFACE) - len(self._preface)
-                self._preface += data[:missing]
-                if not PREFACE.startswith(self._preface):
-                    raise _broken("this is not HTTP/2")
-                data = data[missing:]
-            for kind, flags, stream_id, payload in self._reader.feed(data):
-                if self._block_id and (kind != 9 or stream_id != self._block_id):
-                    raise _broken("another frame in the middle of a header block")
-                if not self.begun and kind != FrameType.SETTINGS:
-                    raise _broken("the first frame is not SETTINGS")
-                if kind < 10:
-                    self._handlers[kind](flags, stream_id, payload)
-                else:
-                    self._spend_idle()
-                if self.closed:
+            if self._preface:
+                data = self._without_preface(data)
+            if self._rest:
+                # A frame in many small pieces is parsed once, when all of it can be here.
+                self._rest += data
+                self._missing -= len(data)
+                if self._missing > 0:
                     return
+                data = bytes(self._rest)
+                self._rest = bytearray()
+            self._receive_frames(data)
         except Http2Error as error:
             self.fail(error.code, error.message)
+
+    def _without_preface(self, data: bytes) -> bytes:
+        given, expected = data[: len(self._preface)], self._preface
+        if not expected.startswith(given):
+            raise _broken("this is not HTTP/2")
+        self._preface = expected[len(given) :]
+        return data[len(given) :]
+
+    def _receive_frames(self, data: bytes) -> None:
+        """Act on whole frames, and keep the beginning of one that is not."""
+        offset, end, handlers = 0, len(data), self._handlers
+        missing = HEAD.size
+        while (have := end - offset) >= HEAD.size:
+            word, flags, stream_id = HEAD.unpack_from(data, offset)
+            length, kind = word >> 8, word & 0xFF
+            if length > DEFAULT_FRAME_BYTES:
+                text = f"a frame of {length} bytes, over {DEFAULT_FRAME_BYTES}"
+                raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, text)
+            missing = HEAD.size + length
+            if have < missing:
+                break
+            stream_id &= MAX_STREAM_ID
+            start, offset, missing = offset + HEAD.size, offset + missing, HEAD.size
+            if self._block_id and (kind != 9 or stream_id != self._block_id):
+                raise _broken("another frame in the middle of a header block")
+            if not self.begun and kind != FrameType.SETTINGS:
+                raise _broken("the first frame is not SETTINGS")
+            if kind < 10:
+                handlers[kind](flags, stream_id, data[start:offset])
+            else:
+                self._spend_idle()
+            if self.closed:
+                return
+        if have:
+            self._rest, self._missing = bytearray(data[offset:]), missing - have
 
     def _on_data(self, flags: int, stream_id: int, payload: bytes) -> None:
         length = len(payload)
         self._receive_window -= length
         if self._receive_window < 0:
             raise Http2Error(ErrorCode.FLOW_CONTROL_ERROR, "more DATA than the connection's window")
+        ended = bool(flags & 1)
         stream = self.streams.get(stream_id)
         if stream is None or stream.ended:
             self._credit_connection(length)
             if not length:
                 self._spend_idle()
-            self._stray(stream_id, stream, ended=bool(flags & 1))
+            self._stray(stream_id, stream, ended=ended)
             return
         stream.receive_window -= length
         if stream.receive_window < 0:
@@ -199,9 +222,7 @@ class Connection:
             return
         if flags & 8:
             payload = unpadded(payload)
-        ended = bool(flags & 1)
-        if ended:
-            stream.ended = True
+        stream.ended = ended
         if payload:
             self._pieces += 1
         elif not ended:
@@ -211,11 +232,13 @@ class Connection:
         if stream.paced:
             stream.owed += len(payload)
             self.credit(stream, length - len(payload), owed=False)
+        elif ended:
+            self._owed += length
+            if self._owed >= CREDIT_BYTES:
+                self._credit_connection(0)
         else:
             self.credit(stream, length, owed=False)
-        receiver = stream.receiver
-        assert receiver is not None
-        receiver.received(payload, ended=ended)
+        stream.received(payload, ended=ended)
 
     def _on_headers(self, flags: int, stream_id: int, payload: bytes) -> None:
         if flags & 8:
@@ -251,7 +274,7 @@ class Connection:
             raise Http2Error(ErrorCode.ENHANCE_YOUR_CALM, "the headers are too large")
 
     def _head(self, stream_id: int, block: bytes, ended: bool) -> None:
-        head = self._decoder.decode(block)
+        head = self._decoder.known.get(block) or self._decoder.decode(block)
         if stream_id <= self.last_stream_id:
             self._trailers(stream_id, head, ended)
             return
@@ -267,13 +290,13 @@ class Connection:
                 self._remember_cut(stream_id)
             self.outbox.send(encode_reset(stream_id, ErrorCode.REFUSED_STREAM))
             return
-        stream = Stream(stream_id, self.outbox.initial_window, STREAM_WINDOW_BYTES)
-        self.streams[stream_id] = stream
-        stream.ended, stream.held_from_s = ended, self._now_s + HELD_S
-        self._opened(stream, head)
+        stream = self.streams[stream_id] = self._opened(stream_id, head)
+        stream.send_window, stream.missing = self.outbox.initial_window, head.content_length
+        stream.ended, stream.held_from_s = ended, self._now_s + head.held_s
+        if stream.eager or not head.right:
+            stream.open()
         if ended and not stream.closed and (stream.missing is None or self._fits(stream, 0)):
-            assert stream.receiver is not None
-            stream.receiver.received(b"", ended=True)
+            stream.received(b"", ended=True)
 
     def _trailers(self, stream_id: int, head: CallHead, ended: bool) -> None:
         stream = self.streams.get(stream_id)
@@ -285,8 +308,7 @@ class Connection:
         else:
             stream.ended = True
             if stream.missing is None or self._fits(stream, 0):
-                assert stream.receiver is not None
-                stream.receiver.received(b"", ended=True)
+                stream.received(b"", ended=True)
 
     def _fits(self, stream: Stream, length: int) -> bool:
         """Whether the body is as long as its `content-length` says; if not, end the stream."""
@@ -333,7 +355,8 @@ class Connection:
         self._spend_idle()
 
     def _on_reset(self, flags: int, stream_id: int, payload: bytes) -> None:
-        decode_number(payload, FrameType.RST_STREAM)
+        if len(payload) != 4:
+            raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, "RST_STREAM has 4 bytes")
         if not stream_id or (stream_id > self.last_stream_id and stream_id <= self._last_allowed):
             raise _broken("a reset of a stream that was not opened")
         stream = self.streams.pop(stream_id, None)
@@ -341,7 +364,7 @@ class Connection:
             self._cut.pop(stream_id, None)
         else:
             self._drop(stream)
-            self._lost(stream)
+            stream.lost()
         # Streams that are opened and reset cost a client nothing, us a request: CVE-2023-44487.
         if stream is None or self._now_s < stream.held_from_s:
             self._spend_reset()
@@ -393,32 +416,44 @@ class Connection:
         self._spend_idle()
 
     def _on_window_update(self, flags: int, stream_id: int, payload: bytes) -> None:
-        more = decode_number(payload, FrameType.WINDOW_UPDATE) & MAX_WINDOW_BYTES
+        # Some clients send two for each answer, so this calls as little as it can.
+        if len(payload) != 4:
+            raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, "WINDOW_UPDATE has 4 bytes")
+        more, outbox = int.from_bytes(payload, "big") & MAX_WINDOW_BYTES, self.outbox
         if more < SMALL_UPDATE_BYTES:
-            self._spend_idle()  # Answers in pieces of a byte cost much: CVE-2019-9511.
+            # Answers in pieces of a byte cost much: CVE-2019-9511.
+            earned = EARNED * outbox.useful_frames + self._pieces
+            if self._spent < earned <= self._spent + MOST_EARNED:
+                self._spent += 1
+            else:
+                self._spend_idle()
         if not stream_id:
             if not more:
                 raise _broken("a window update of 0 bytes")
-            if not self.outbox.widen(None, more):
+            outbox.window += more
+            if outbox.window > MAX_WINDOW_BYTES:
                 raise Http2Error(ErrorCode.FLOW_CONTROL_ERROR, "the window is too wide")
+            if outbox.ready:
+                outbox.resume()
             return
         stream = self.streams.get(stream_id)
         if stream is None:
             if stream_id > self.last_stream_id and stream_id <= self._last_allowed:
                 raise _broken("a window update of a stream that was not opened")
-        elif not more or not self.outbox.widen(stream, more):
+        elif not more or not outbox.widen(stream, more):
             code = ErrorCode.FLOW_CONTROL_ERROR if more else ErrorCode.PROTOCOL_ERROR
             self.abandon(stream, code)
 
     def _spend_idle(self) -> None:
         earned = EARNED * self.outbox.useful_frames + self._pieces
-        self._idle.earn(earned - self._earned)
-        self._earned = earned
-        if not self._idle.spend(self._now_s):
+        if self._spent < earned:
+            self._spent = max(self._spent, earned - MOST_EARNED) + 1
+        elif not self._idle.spend(self._now_s):
             raise Http2Error(ErrorCode.ENHANCE_YOUR_CALM, "too many frames that bring nothing")
 
     def _spend_reset(self) -> None:
-        if not self._resets.spend(self._now_s):
+        answers, self._answers = self._answers, 0
+        if not self._resets.spend(self._now_s, answers):
             raise Http2Error(ErrorCode.ENHANCE_YOUR_CALM, "too many streams reset")
 
     def credit(self, stream: Stream, length: int, *, owed: bool = True) -> None:
@@ -440,30 +475,75 @@ class Connection:
 
     def _credit_connection(self, length: int) -> None:
         self._owed += length
-        if self._owed >= WINDOW_BYTES // 2:
+        if self._owed >= CREDIT_BYTES:
             self.outbox.send(encode_window_update(0, self._owed))
             self._receive_window += self._owed
             self._owed = 0
 
-    def reset(self, stream: Stream, code: ErrorCode) -> None:
-        """End a stream in both directions; its receiver is not told."""
-        if self.streams.pop(stream.id, None) is not None:
-            self._drop(stream)
-            if not stream.ended:
-                self._remember_cut(stream.id)
-            self.outbox.send(encode_reset(stream.id, code))
+    def answer(
+        self,
+        stream: Stream,
+        layout: AnswerLayout,
+        prefix: bytes,
+        body: Body,
+        length: int,
+        end: bytes,
+    ) -> None:
+        """Send a whole answer: header block, `prefix`, `length` bytes of body, trailing block."""
+        outbox, stream_id, total = self.outbox, stream.id, len(prefix) + length
+        if (
+            total > stream.send_window
+            or total > outbox.window
+            or total > outbox.frame_bytes
+            or len(end) > outbox.frame_bytes
+            or outbox.paused
+            or stream.pending
+        ):
+            outbox.headers(stream, layout.block)
+            outbox.data(stream, prefix, *pieces(body))
+            outbox.end(stream, end)
+            return
+        frames = outbox.frames
+        frames.append(
+            layout.pack(layout.head, 4, stream_id, layout.block, total << 8, 0, stream_id, prefix)
+        )
+        if isinstance(body, tuple):
+            frames += body
+        else:
+            frames.append(body)
+        frames.append(HEAD.pack(len(end) << 8 | 1, 5, stream_id) + end)
+        outbox.window -= total
+        outbox.size += layout.size + length + HEAD.size + len(end)
+        outbox.useful_frames += 1
+        if not outbox.woken:
+            outbox.woken = True
+            outbox.wake()
+        if not stream.ended or stream.owed:
+            self._answered(stream)
+        elif self.streams.pop(stream_id, None) is not None:
+            stream.closed = True
+            self._answers += 1
+
+    def reset(self, stream: Stream, code: ErrorCode) -> bool:
+        """End a stream in both directions, and not tell it; False if it was over."""
+        if self.streams.pop(stream.id, None) is None:
+            return False
+        self._drop(stream)
+        if not stream.ended:
+            self._remember_cut(stream.id)
+        self.outbox.send(encode_reset(stream.id, code))
+        return True
 
     def abandon(self, stream: Stream, code: ErrorCode) -> None:
-        """End a stream in both directions; its receiver is told."""
-        self.reset(stream, code)
-        self._lost(stream)
+        """End a stream in both directions, and tell it."""
+        if self.reset(stream, code):
+            stream.lost()
 
     def _answered(self, stream: Stream) -> None:
         """The end of a stream's answer was taken from the outbox."""
         if self.streams.pop(stream.id, None) is None:
             return
-        self._resets.earn(1.0)
-        stream.receiver = None  # or the two would keep each other from being freed at once
+        self._answers += 1
         if not stream.ended:
             self._remember_cut(stream.id)
             # The client need not send the rest of what was refused (RFC 9113, 8.1).
@@ -476,12 +556,6 @@ class Connection:
         if stream.owed:
             self._credit_connection(stream.owed)
             stream.owed = 0
-
-    @staticmethod
-    def _lost(stream: Stream) -> None:
-        receiver, stream.receiver = stream.receiver, None
-        if receiver is not None:
-            receiver.lost()
 
     def leave(self) -> None:
         """Take no more streams, in two steps so that none under way is lost (RFC 9113, 6.8)."""
@@ -516,7 +590,7 @@ class Connection:
         for stream in streams.values():
             stream.closed = True
             self.outbox.forget(stream)
-            self._lost(stream)
+            stream.lost()
 
 
 def _broken(message: str) -> Http2Error:

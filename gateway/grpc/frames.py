@@ -1,4 +1,4 @@
-"""HTTP/2 frames (RFC 9113, sections 4 and 6), as a pure codec: bytes in, frames out.
+"""HTTP/2 frames (RFC 9113, sections 4 and 6), as a pure codec.
 
 A frame is a 9-byte head (payload length u24, type u8, flags u8, stream id u31; big-endian) and its
 payload. The length and the type are read as one number, because there is no u24 to unpack.
@@ -7,7 +7,7 @@ payload. The length and the type are read as one number, because there is no u24
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from enum import IntEnum
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -20,9 +20,6 @@ DEFAULT_FRAME_BYTES = 16_384
 MAX_FRAME_BYTES = 0xFFFFFF
 MAX_WINDOW_BYTES = 0x7FFFFFFF
 MAX_STREAM_ID = 0x7FFFFFFF
-
-RawFrame = tuple[int, int, int, bytes]
-"""Type, flags, stream id and payload of a received frame; a tuple, for speed."""
 
 
 class FrameType(IntEnum):
@@ -84,45 +81,6 @@ class Http2Error(Exception):
         self.code, self.message = code, message
 
 
-class Http2Reader:
-    """Cuts a byte stream into frames of at most `limit_bytes` of payload."""
-
-    __slots__ = ("_missing", "_rest", "limit_bytes")
-
-    def __init__(self, limit_bytes: int = DEFAULT_FRAME_BYTES) -> None:
-        self._rest = bytearray()
-        self._missing = 0
-        self.limit_bytes = limit_bytes
-
-    def feed(self, data: bytes) -> Iterator[RawFrame]:
-        """Yield the frames that `data` completes; raises `Http2Error` on a frame too long."""
-        if self._rest:
-            # A frame in many small pieces is parsed once, when all of it can be here.
-            self._rest += data
-            self._missing -= len(data)
-            if self._missing > 0:
-                return
-            data = bytes(self._rest)
-            self._rest = bytearray()
-        offset, end = 0, len(data)
-        while end - offset >= 9:
-            word, flags, stream_id = HEAD.unpack_from(data, offset)
-            length = word >> 8
-            if length > self.limit_bytes:
-                raise Http2Error(
-                    ErrorCode.FRAME_SIZE_ERROR,
-                    f"a frame of {length} bytes, over {self.limit_bytes}",
-                )
-            start = offset + 9
-            if end - start < length:
-                self._rest, self._missing = bytearray(data[offset:]), start + length - end
-                return
-            offset = start + length
-            yield word & 0xFF, flags, stream_id & MAX_STREAM_ID, data[start:offset]
-        if offset < end:
-            self._rest, self._missing = bytearray(data[offset:]), 9 - (end - offset)
-
-
 def unpadded(payload: bytes) -> bytes:
     """The payload of a padded DATA or HEADERS frame without its padding; raises `Http2Error`."""
     if not payload or payload[0] >= len(payload):
@@ -175,10 +133,3 @@ def encode_goaway(last_stream_id: int, code: ErrorCode, message: str = "") -> by
     """A GOAWAY frame: streams after `last_stream_id` are not answered."""
     payload = last_stream_id.to_bytes(4, "big") + code.to_bytes(4, "big") + message.encode()
     return encode_frame(FrameType.GOAWAY, payload)
-
-
-def decode_number(payload: bytes, kind: FrameType) -> int:
-    """The one number of an RST_STREAM or WINDOW_UPDATE frame; raises `Http2Error`."""
-    if len(payload) != 4:
-        raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, f"{kind.name} of {len(payload)} bytes, not 4")
-    return int.from_bytes(payload, "big")

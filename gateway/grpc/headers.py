@@ -31,11 +31,11 @@ class HeaderDecoder(Generic[Meaning]):
         self._read = read
         # A list over the limit ends the connection, because the table is out of step after it.
         self._decoder = Decoder(max_header_list_size=limit_bytes)
-        self._cache: dict[bytes, Meaning] = {}
+        self.known: dict[bytes, Meaning] = {}
 
     def decode(self, block: bytes) -> Meaning:
         """The meaning of a block; all blocks must pass here, in order. Raises `Http2Error`."""
-        found = self._cache.get(block)
+        found = self.known.get(block)
         if found is not None:
             return found
         table = self._decoder.header_table
@@ -51,11 +51,11 @@ class HeaderDecoder(Generic[Meaning]):
         meaning = self._read(fields)
         after = (entries[0] if entries else None, len(entries), table.maxsize)
         if before[0] is not after[0] or before[1:] != after[1:]:
-            self._cache.clear()
+            self.known.clear()
         elif len(block) <= CACHED_BLOCK_BYTES:
-            if len(self._cache) >= CACHED_BLOCKS:
-                self._cache.clear()
-            self._cache[block] = meaning
+            if len(self.known) >= CACHED_BLOCKS:
+                self.known.clear()
+            self.known[block] = meaning
         return meaning
 
 

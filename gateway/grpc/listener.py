@@ -14,17 +14,14 @@ from gateway.grpc.frames import ErrorCode
 from gateway.grpc.health import HEALTH_SERVICE, HealthService, reflection_handlers
 from gateway.grpc.media import MEDIA_SERVICE, MediaService
 from gateway.grpc.openinference import INFERENCE_SERVICE, InferenceService
-from gateway.grpc.streams import Stream
 from gateway.grpc.tfserving import MODEL_SERVICE, PREDICTION_SERVICE, ServingService
-from gateway.grpc.wire import CallHead, http_block
+from gateway.grpc.wire import CallHead
 from gateway.http.listener import BACKLOG, shared_socket
 from gateway.media.desk import MediaDesk
 from gateway.prediction import PredictionDesk
 from gateway.view import GatewayView
 from headrace.errors import Unimplemented
 
-JOIN_BYTES = 64 * 1024
-"""Bytes up to which frames are written as one buffer, which is quicker than many."""
 HIGH_WATER_BYTES = 1024 * 1024
 """Unsent bytes at which the transport pauses us."""
 MAX_UNREAD_BYTES = 4 * HIGH_WATER_BYTES
@@ -113,10 +110,7 @@ class GrpcConnection(asyncio.Protocol, ClientConnection):
         if len(frames) == 1:
             transport.write(frames[0])
         elif frames:
-            if sum(map(len, frames)) <= JOIN_BYTES:
-                transport.write(b"".join(frames))
-            else:
-                transport.writelines(frames)
+            transport.writelines(frames)
         if connection.closed or (connection.leaving and connection.left):
             self._close()
 
@@ -161,24 +155,15 @@ class GrpcConnection(asyncio.Protocol, ClientConnection):
                     stream.stalled_s = stream.stalled_s or now_s
                     if now_s - stream.stalled_s > limits.write_timeout_s:
                         connection.abandon(stream, ErrorCode.CANCEL)
-                elif stream.receiver is not None:
-                    stream.receiver.check_time(now_s)
+                else:
+                    stream.check_time(now_s)
         elif now_s - self._since_s > limits.idle_timeout_s:
             self.leave()
 
-    def _open(self, stream: Stream, head: CallHead) -> None:
-        """Begin a call."""
-        stream.missing = head.content_length
-        if head.malformed:
-            self._connection.reset(stream, ErrorCode.PROTOCOL_ERROR)
-        elif head.http_status != 200:
-            self._connection.outbox.end(stream, http_block(head.http_status))
-        else:
-            method = self._methods.get(head.path, NO_METHOD)
-            kind = StreamedCall if method.streamed else GrpcCall
-            call = kind(self._exchange, stream, head, method)
-            stream.receiver = call
-            call.open()
+    def _open(self, stream_id: int, head: CallHead) -> GrpcCall:
+        method = self._methods.get(head.path, NO_METHOD)
+        kind = StreamedCall if method.streamed else GrpcCall
+        return kind(self._exchange, stream_id, head, method)
 
 
 def _refuse(call: GrpcCall) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from collections import deque
 from collections.abc import Callable
+from typing import ClassVar
 
 from gateway.grpc.frames import (
     DEFAULT_FRAME_BYTES,
@@ -17,38 +18,25 @@ from gateway.grpc.frames import (
     MAX_WINDOW_BYTES,
     encode_headers,
 )
-from headrace.link.frames import Body, Buffer, pieces
+from headrace.link.frames import Buffer
 
 QUANTUM_BYTES = 256 * 1024
 """DATA taken at once; then the loop goes on to other connections."""
 SMALL_FRAME_BYTES = 256
 """Least DATA frame that counts as useful: a peer's window may cut an answer into tiny ones."""
-
-
-class Receiver:
-    """The reader of one stream's request."""
-
-    __slots__ = ()
-
-    def received(self, data: bytes, *, ended: bool) -> None:
-        """Take a piece of the request; `ended` with the last one, which may be empty."""
-        raise NotImplementedError
-
-    def lost(self) -> None:
-        """Give up: the peer has reset the stream, or the connection is gone."""
-        raise NotImplementedError
-
-    def check_time(self, now_s: float) -> None:
-        """Refuse what came too slowly; called about once a second."""
+STREAM_WINDOW_BYTES = 1024 * 1024
+"""Bytes of one request that may be under way to us."""
+JOIN_BYTES = 64 * 1024
+"""Bytes up to which frames are joined: one buffer is written quicker than many."""
 
 
 class Stream:
-    """One request and its answer. Windows are in bytes, as HTTP/2 counts them.
+    """One request and its answer; what reads the request is a subclass. Windows are in bytes.
 
-    The receiver of a `paced` stream gives credit for what it has consumed; for others all that
-    comes is consumed. `owed` is what came and was not consumed, `credit` what was consumed and not
-    yet told to the peer. `missing` is what has yet to come of a body whose length is known. A reset
-    later than `held_from_s` does not count towards the limit on floods.
+    A `paced` stream gives credit for what it has consumed; of others all that comes is consumed.
+    `owed` is what came and was not consumed, `credit` what was consumed and not yet told to the
+    peer. `missing` is what has yet to come of a body whose length is known. A reset later than
+    `held_from_s` does not count towards the limit on floods. One that is `eager` acts on its head.
     """
 
     __slots__ = (
@@ -64,42 +52,55 @@ class Stream:
         "pending",
         "pending_bytes",
         "receive_window",
-        "receiver",
         "send_window",
         "stalled_s",
         "trailers",
     )
 
-    def __init__(self, stream_id: int, send_window: int, receive_window: int) -> None:
+    eager: ClassVar[bool] = True
+
+    def __init__(self, stream_id: int) -> None:
         self.id = stream_id
-        self.send_window, self.receive_window = send_window, receive_window
-        self.receiver: Receiver | None = None
-        self.ended = False
-        self.closed = False
-        self.paced = False
-        self.owed = self.credit = 0
+        self.send_window = DEFAULT_WINDOW_BYTES
+        self.receive_window = STREAM_WINDOW_BYTES
+        self.ended = self.closed = self.paced = False
+        self.owed = self.credit = self.pending_bytes = 0
         self.missing: int | None = None
-        self.held_from_s = 0.0
+        self.held_from_s = self.stalled_s = 0.0
         self.pending: deque[memoryview] | None = None
-        self.pending_bytes = 0
         self.trailers: bytes | None = None
         self.on_drained: Callable[[], None] | None = None
-        self.stalled_s = 0.0
+
+    def open(self) -> None:
+        """Act on the head; called once if the stream is `eager` or its head is wrong."""
+
+    def received(self, data: bytes, *, ended: bool) -> None:
+        """Take a piece of the request; `ended` with the last one, which may be empty."""
+        raise NotImplementedError
+
+    def lost(self) -> None:
+        """Give up: the peer has reset the stream, or the connection is gone."""
+        raise NotImplementedError
+
+    def check_time(self, now_s: float) -> None:
+        """Refuse what came too slowly; called about once a second."""
 
 
 class Outbox:
     """What a connection has to send. `wake` is called when there is something to take, once.
 
     `finished` hears of each stream whose answer is whole. `useful_frames` counts frames with
-    content, without those that a small window makes small.
+    content, without those that a small window makes small. `frames` are those that go out next,
+    `size` their bytes; `woken` says whether they will be taken. `ready` holds the streams that can
+    send DATA.
     """
 
     def __init__(self, wake: Callable[[], object], finished: Callable[[Stream], None]) -> None:
-        self._wake, self._finished = wake, finished
-        self._frames: list[Buffer] = []
-        self._size = 0
-        self._woken = False
-        self._ready: dict[Stream, None] = {}
+        self.wake, self._finished = wake, finished
+        self.frames: list[Buffer] = []
+        self.size = 0
+        self.woken = False
+        self.ready: dict[Stream, None] = {}
         self.window = DEFAULT_WINDOW_BYTES
         self.initial_window = DEFAULT_WINDOW_BYTES
         self.frame_bytes = DEFAULT_FRAME_BYTES
@@ -108,54 +109,15 @@ class Outbox:
 
     def send(self, frames: bytes) -> None:
         """Add whole frames that no window holds back."""
-        self._frames.append(frames)
-        self._size += len(frames)
-        if not self._woken:
-            self._woken = True
-            self._wake()
+        self.frames.append(frames)
+        self.size += len(frames)
+        if not self.woken:
+            self.woken = True
+            self.wake()
 
     def headers(self, stream: Stream, block: bytes) -> None:
         """Add the header block before a stream's DATA."""
         self.send(encode_headers(stream.id, block, end=False, limit_bytes=self.frame_bytes))
-
-    def answer(
-        self,
-        stream: Stream,
-        layout: AnswerLayout,
-        prefix: bytes,
-        body: Body,
-        length: int,
-        end: bytes,
-    ) -> None:
-        """Add a whole answer: header block, `prefix`, `length` bytes of body, trailing block."""
-        total = len(prefix) + length
-        at_once = (
-            total <= stream.send_window
-            and total <= self.window
-            and total <= self.frame_bytes
-            and len(end) <= self.frame_bytes
-            and not self.paused
-            and not stream.pending
-        )
-        if not at_once:
-            self.headers(stream, layout.block)
-            self.data(stream, prefix, *pieces(body))
-            self.end(stream, end)
-            return
-        self.window -= total
-        self.useful_frames += 1
-        frames = self._frames
-        frames.append(layout.encode(stream.id, total, prefix))
-        if isinstance(body, tuple):
-            frames += body
-        else:
-            frames.append(body)
-        frames.append(HEAD.pack(len(end) << 8 | 1, 5, stream.id) + end)
-        self._size += total + len(end)
-        if not self._woken:
-            self._woken = True
-            self._wake()
-        self._finished(stream)
 
     def data(self, stream: Stream, *buffers: Buffer) -> None:
         """Add DATA to a stream."""
@@ -177,46 +139,40 @@ class Outbox:
 
     def forget(self, stream: Stream) -> None:
         """Drop what a stream has to send."""
-        self._ready.pop(stream, None)
+        self.ready.pop(stream, None)
         stream.pending = stream.trailers = None
 
     def schedule(self, stream: Stream) -> None:
         """Let a stream send if it has DATA and room for it."""
         if stream.pending and stream.send_window > 0:
-            self._ready[stream] = None
+            self.ready[stream] = None
             self.resume()
 
-    def widen(self, stream: Stream | None, more: int) -> bool:
-        """Open the window of a stream, or of the connection; False if it is too wide."""
-        if stream is None:
-            self.window += more
-            if self.window > MAX_WINDOW_BYTES:
-                return False
-            self.resume()
-            return True
+    def widen(self, stream: Stream, more: int) -> bool:
+        """Open the window of a stream; False if it is too wide."""
         stream.send_window += more
-        if stream.send_window > MAX_WINDOW_BYTES:
-            return False
-        self.schedule(stream)
-        return True
+        if stream.pending:
+            self.schedule(stream)
+        return stream.send_window <= MAX_WINDOW_BYTES
 
     def resume(self) -> None:
         """Wake if a stream can send: the connection or the socket may have room again."""
-        if self._ready and self.window > 0 and not self.paused and not self._woken:
-            self._woken = True
-            self._wake()
+        if self.ready and self.window > 0 and not self.paused and not self.woken:
+            self.woken = True
+            self.wake()
 
     def take(self) -> list[Buffer]:
         """Buffers to write now, about `QUANTUM_BYTES` at most; wakes again for more."""
-        self._woken = False
-        while self._ready and self.window > 0 and not self.paused and self._size < QUANTUM_BYTES:
-            stream = next(iter(self._ready))
-            del self._ready[stream]
+        self.woken = False
+        while self.ready and self.window > 0 and not self.paused and self.size < QUANTUM_BYTES:
+            stream = next(iter(self.ready))
+            del self.ready[stream]
             self._one_frame(stream)
-        taken, self._frames, self._size = self._frames, [], 0
-        self._woken = False
-        self.resume()
-        return taken
+        taken, size = self.frames, self.size
+        self.frames, self.size, self.woken = [], 0, False
+        if self.ready:
+            self.resume()
+        return [b"".join(taken)] if len(taken) > 1 and size <= JOIN_BYTES else taken
 
     def _one_frame(self, stream: Stream) -> None:
         pending = stream.pending
@@ -238,12 +194,12 @@ class Outbox:
         stream.stalled_s = 0.0
         if size >= SMALL_FRAME_BYTES or not pending:
             self.useful_frames += 1  # Tiny frames earn a peer nothing: CVE-2019-9511.
-        self._frames.append(HEAD.pack(size << 8, 0, stream.id))
-        self._frames += parts
-        self._size += size + HEAD.size
+        self.frames.append(HEAD.pack(size << 8, 0, stream.id))
+        self.frames += parts
+        self.size += size + HEAD.size
         if pending:
             if stream.send_window > 0:
-                self._ready[stream] = None
+                self.ready[stream] = None
             return
         if stream.trailers is not None:
             self.end(stream, stream.trailers)
@@ -256,11 +212,6 @@ class AnswerLayout:
 
     def __init__(self, block: bytes, prefix_bytes: int) -> None:
         self.block = block
-        self._head = len(block) << 8 | 1
-        self._struct = struct.Struct(f">IBI{len(block)}sIBI{prefix_bytes}s")
-
-    def encode(self, stream_id: int, length: int, prefix: bytes) -> bytes:
-        """The bytes before the body; `length` is that of the DATA, `prefix` included."""
-        return self._struct.pack(
-            self._head, 4, stream_id, self.block, length << 8, 0, stream_id, prefix
-        )
+        self.head = len(block) << 8 | 1
+        layout = struct.Struct(f">IBI{len(block)}sIBI{prefix_bytes}s")
+        self.pack, self.size = layout.pack, layout.size

@@ -51,6 +51,9 @@ OF_A_CONNECTION = frozenset(
 UPPER = re.compile(rb"[A-Z]")
 DIGITS = re.compile(rb"[0-9]{1,18}")
 
+HELD_S = 0.05
+"""Age of a call whose reset is no flood: the cap on open streams bounds how many can reach it."""
+
 Metadata = tuple[tuple[str, str | bytes], ...]
 
 
@@ -58,9 +61,11 @@ Metadata = tuple[tuple[str, str | bytes], ...]
 class CallHead:
     """What the headers of a call say; shared by all calls with the same header block.
 
-    `malformed` is the reason to reset the stream, `http_status` the answer to what is no gRPC call,
-    `error` what refuses the call. `timeout_s` is None without a deadline, `content_length` where
-    the headers do not tell it. A block that `may_trail` opens no call but may end a request.
+    One that is `right` opens a call. Else `malformed` is the reason to reset the stream,
+    `http_status` the answer to what is no gRPC call, `error` what refuses the call. `timeout_s` is
+    None without a deadline, `content_length` where the headers do not tell it. From the age of
+    `held_s` on the call's reset is no flood. A block that `may_trail` opens no call but may end a
+    request.
     """
 
     path: bytes = b""
@@ -71,7 +76,9 @@ class CallHead:
     http_status: int = 200
     error: HeadraceError | None = None
     content_length: int | None = None
+    held_s: float = HELD_S
     may_trail: bool = False
+    right: bool = False
 
 
 def read_head(fields: Sequence[Field], max_headers: int, max_bytes: int) -> CallHead:
@@ -119,7 +126,17 @@ def read_head(fields: Sequence[Field], max_headers: int, max_bytes: int) -> Call
         timeout_s = parse_timeout_s(headers.get(b"grpc-timeout"))
     except HeadraceError as error:
         return CallHead(path, headers, error=error, content_length=content_length)
-    return CallHead(path, headers, timeout_s, encoding, content_length=content_length)
+    # The caller's clock started earlier, and the time that it sends is rounded up.
+    held_s = HELD_S if timeout_s is None else min(HELD_S, timeout_s / 2)
+    return CallHead(
+        path,
+        headers,
+        timeout_s,
+        encoding,
+        content_length=content_length,
+        held_s=held_s,
+        right=True,
+    )
 
 
 def parse_timeout_s(value: bytes | None) -> float | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import h2.config
@@ -10,11 +9,12 @@ import h2.connection
 import h2.events
 
 from gateway.grpc.connection import Connection
-from gateway.grpc.frames import MAX_FRAME_BYTES, PREFACE, FrameType, Http2Reader, encode_settings
+from gateway.grpc.frames import PREFACE, FrameType, encode_settings
 from gateway.grpc.headers import encode_block, encode_status
-from gateway.grpc.streams import AnswerLayout, Receiver, Stream
+from gateway.grpc.streams import AnswerLayout, Stream
 from gateway.grpc.wire import ANSWER_BLOCK, OK_BLOCK, CallHead
 from headrace.config.args import Limits
+from tests.gateway.grpc.reading import read_frames
 
 HEADERS = [
     (":method", "POST"),
@@ -29,33 +29,28 @@ LAYOUT = AnswerLayout(ANSWER_BLOCK, 0)
 LIMITS = Limits(streams_per_connection=8, max_header_bytes=16 * 1024)
 
 
-@dataclass
-class Echo(Receiver):
-    """A receiver that answers with what it got; it may leave that to the test."""
+class Echo(Stream):
+    """A stream that answers with what it got; it may leave that to the test."""
 
-    house: Server
-    stream: Stream
-    body: bytearray = field(default_factory=bytearray)
-    ended: bool = False
-    left: bool = False
+    def __init__(self, stream_id: int, house: Server) -> None:
+        super().__init__(stream_id)
+        self.house, self.paced = house, house.paced
+        self.body = bytearray()
+        self.left = self.whole = False
 
     def received(self, data: bytes, *, ended: bool) -> None:
-        assert not self.left and not self.ended
+        assert not self.left and not self.whole
         self.body += data
-        self.ended = ended
+        self.whole = ended
         if ended and self.house.answers:
             self.answer()
 
     def answer(self, body: bytes | None = None) -> None:
         body = bytes(self.body) if body is None else body
-        outbox = self.house.connection.outbox
-        outbox.answer(self.stream, LAYOUT, b"", body, len(body), OK_BLOCK)
+        self.house.connection.answer(self, LAYOUT, b"", body, len(body), OK_BLOCK)
 
     def lost(self) -> None:
         self.left = True
-
-    def check_time(self, now_s: float) -> None:
-        """Nothing is late here."""
 
 
 class Server:
@@ -76,10 +71,10 @@ class Server:
     def _wake(self) -> None:
         self.wakes += 1
 
-    def _open(self, stream: Stream, _: CallHead) -> None:
-        echo = Echo(self, stream)
-        stream.receiver, stream.paced = echo, self.paced
+    def _open(self, stream_id: int, _: CallHead) -> Echo:
+        echo = Echo(stream_id, self)
         self.opened.append(echo)
+        return echo
 
     def receive(self, data: bytes) -> None:
         self.connection.receive(data, self.now_s)
@@ -100,7 +95,7 @@ class Server:
 def goaway_code(data: bytes) -> int | None:
     """The code of the last GOAWAY in these frames, None if there is none."""
     code = None
-    for kind, _, _, payload in Http2Reader(MAX_FRAME_BYTES).feed(data):
+    for kind, _, _, payload in read_frames(data):
         if kind == FrameType.GOAWAY:
             code = int.from_bytes(payload[4:8], "big")
     return code

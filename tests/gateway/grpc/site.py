@@ -15,10 +15,11 @@ import h2.events
 
 from gateway.door import Door
 from gateway.grpc.calls import GrpcCall, Method, TaskMethod, stream
-from gateway.grpc.frames import Http2Reader, RawFrame, encode_frame
+from gateway.grpc.frames import encode_frame
 from gateway.grpc.listener import GrpcConnection
 from gateway.grpc.wire import prefix
 from headrace.errors import InvalidArgument, NotFound
+from tests.gateway.grpc.reading import FrameReader, RawFrame
 from tests.house import House, open_house
 
 
@@ -93,7 +94,7 @@ class Peer:
         self.closed = False
         self.credit = True
         self.late: list[RawFrame] = []
-        self._frames = Http2Reader()
+        self._frames = FrameReader()
         self.flush()
 
     def flush(self) -> None:

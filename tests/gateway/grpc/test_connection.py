@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import h2.errors
 import h2.events
@@ -13,32 +14,33 @@ from hypothesis import strategies as st
 
 from gateway.grpc.connection import (
     EARNED,
-    HELD_S,
     IDLE_FRAMES,
     MAX_CONTINUATIONS,
     MAX_CUT,
+    MOST_EARNED,
     RESETS,
-    STREAM_WINDOW_BYTES,
     WINDOW_BYTES,
     FrameBudget,
 )
 from gateway.grpc.frames import (
+    DEFAULT_FRAME_BYTES,
     MAX_WINDOW_BYTES,
     PREFACE,
     ErrorCode,
     FrameFlag,
     FrameType,
-    Http2Reader,
     encode_frame,
     encode_headers,
     encode_reset,
     encode_settings,
     encode_window_update,
 )
-from gateway.grpc.streams import Stream
-from gateway.grpc.wire import CallHead
+from gateway.grpc.headers import encode_block
+from gateway.grpc.streams import STREAM_WINDOW_BYTES
+from gateway.grpc.wire import HELD_S
 from headrace.config.args import Limits
 from tests.gateway.grpc.peers import REQUEST_BLOCK, Client, Server, goaway_code
+from tests.gateway.grpc.reading import read_frames
 
 PATTERN = bytes(range(251)) * 300
 RST, DATA = FrameType.RST_STREAM, FrameType.DATA
@@ -48,7 +50,7 @@ def codes(data: bytes, kind: FrameType = RST) -> list[tuple[int, int]]:
     """(stream, code) of the frames of a kind."""
     return [
         (stream_id, int.from_bytes(payload[:4], "big"))
-        for found, _, stream_id, payload in Http2Reader().feed(data)
+        for found, _, stream_id, payload in read_frames(data)
         if found == kind
     ]
 
@@ -148,7 +150,7 @@ def test_a_stream_that_nobody_reads_stops_at_its_window_and_holds_up_no_other() 
     client.talk()
     first, second = server.opened
     assert len(first.body) == STREAM_WINDOW_BYTES and second.ended
-    server.connection.credit(first.stream, STREAM_WINDOW_BYTES)
+    server.connection.credit(first, STREAM_WINDOW_BYTES)
     client.talk()
     assert client.send(stuck, bytes(left), end=True) == 0
 
@@ -240,7 +242,7 @@ def test_leaving_loses_no_stream_that_is_under_way() -> None:
     said = server.sent()
     assert codes(said, FrameType.GOAWAY) == [(0, MAX_WINDOW_BYTES)]
     server.receive(encode_headers(3, block, end=True))  # sent before our GOAWAY came
-    [ping] = [frame for frame in Http2Reader().feed(said) if frame[0] == FrameType.PING]
+    [ping] = [frame for frame in read_frames(said) if frame[0] == FrameType.PING]
     server.receive(encode_frame(FrameType.PING, ping[3], flags=FrameFlag.ACK))
     assert codes(server.sent(), FrameType.GOAWAY) == [(0, 3)]
     server.receive(encode_headers(5, block, end=True))
@@ -268,6 +270,7 @@ BROKEN: list[tuple[str, bytes, ErrorCode]] = [
     ("a short priority", encode_frame(2, bytes(4), stream_id=1), ErrorCode.FRAME_SIZE_ERROR),
     ("a reset of an idle stream", encode_reset(9, ErrorCode.CANCEL), ErrorCode.PROTOCOL_ERROR),
     ("a short reset", encode_frame(3, bytes(3), stream_id=1), ErrorCode.FRAME_SIZE_ERROR),
+    ("a short window", encode_frame(8, bytes(3), stream_id=1), ErrorCode.FRAME_SIZE_ERROR),
     ("settings on a stream", encode_frame(4, stream_id=1), ErrorCode.PROTOCOL_ERROR),
     ("settings of 5 bytes", encode_frame(4, bytes(5)), ErrorCode.FRAME_SIZE_ERROR),
     ("an ack with settings", encode_frame(4, bytes(6), flags=1), ErrorCode.FRAME_SIZE_ERROR),
@@ -359,7 +362,7 @@ def test_a_body_is_as_long_as_its_length_says(frames: list[bytes], fits: bool) -
     server = Server(answers=False)
     server.begin()
     server.receive(HEAD)
-    server.opened[0].stream.missing = 5
+    server.opened[0].missing = 5
     for frame in frames:
         server.receive(frame)
     assert codes(server.sent()) == ([] if fits else [(1, ErrorCode.PROTOCOL_ERROR)])
@@ -368,15 +371,9 @@ def test_a_body_is_as_long_as_its_length_says(frames: list[bytes], fits: bool) -
 
 def test_a_head_without_a_body_has_no_length() -> None:
     server = Server(answers=False)
-    opened = server.connection._opened
-
-    def open_with_length(stream: Stream, head: CallHead) -> None:
-        stream.missing = 5
-        opened(stream, head)
-
-    server.connection._opened = open_with_length
     server.begin()
-    server.receive(encode_headers(1, REQUEST_BLOCK, end=True))
+    block = REQUEST_BLOCK + encode_block([(b"content-length", b"5")])
+    server.receive(encode_headers(1, block, end=True))
     assert codes(server.sent()) == [(1, ErrorCode.PROTOCOL_ERROR)]
 
 
@@ -527,7 +524,7 @@ def test_messages_that_are_acknowledged_late_are_no_flood() -> None:
     server.begin()
     server.receive(encode_settings([(4, 2**31 - 1)]) + encode_window_update(0, 2**31 - 70_000))
     server.receive(encode_headers(1, REQUEST_BLOCK, end=True))
-    outbox, stream = server.connection.outbox, server.opened[0].stream
+    outbox, stream = server.connection.outbox, server.opened[0]
     for _ in range(20_000):
         outbox.data(stream, b"message")
         server.sent()
@@ -544,7 +541,7 @@ def test_resets_of_streams_that_were_held_are_no_flood() -> None:
         stream_id = 2 * number + 1
         server.receive(encode_headers(stream_id, REQUEST_BLOCK, end=True))
         server.now_s += HELD_S / 1000
-        server.opened[-1].stream.held_from_s = server.now_s  # as a call does with its deadline
+        server.opened[-1].held_from_s = server.now_s  # as a call does with its deadline
         server.receive(encode_reset(stream_id, ErrorCode.CANCEL))
     assert not server.connection.closed
     for number in range(3000, 4000, 8):
@@ -642,6 +639,47 @@ def test_mutated_frames_end_the_connection_or_do_no_harm(
         assert not server.connection.streams
 
 
+@given(st.lists(st.integers(0, 10_000), max_size=12))
+@settings(max_examples=100, deadline=None)
+def test_frames_pass_whatever_way_they_are_cut(cuts: list[int]) -> None:
+    data = b"".join(CONVERSATION)
+    said = []
+    for places in ([], cuts):
+        server = Server()
+        server.begin()
+        ends = sorted({0, len(data), *(cut % (len(data) + 1) for cut in places)})
+        for start, end in pairwise(ends):
+            server.receive(data[start:end])
+        said.append(server.sent())
+    assert said[0] == said[1]
+
+
+def test_a_frame_that_comes_byte_by_byte_is_whole_at_its_last_byte() -> None:
+    server = Server(answers=False)
+    server.begin()
+    data = HEAD + encode_frame(DATA, b"payload", stream_id=1)
+    for byte in data[:-1]:
+        server.receive(bytes([byte]))
+    assert not server.opened[0].body
+    server.receive(data[-1:])
+    assert server.opened[0].body == b"payload"
+
+
+def test_a_frame_over_the_limit_is_refused_by_its_head() -> None:
+    server = Server()
+    server.begin()
+    server.receive(encode_frame(DATA, bytes(DEFAULT_FRAME_BYTES + 1), stream_id=1)[:9])
+    assert goaway_code(server.sent()) == ErrorCode.FRAME_SIZE_ERROR
+
+
+def test_the_reserved_bit_of_a_stream_id_is_ignored() -> None:
+    server = Server(answers=False)
+    server.begin()
+    frame = encode_frame(DATA, b"data", stream_id=1)
+    server.receive(HEAD + frame[:5] + bytes([frame[5] | 0x80]) + frame[6:])
+    assert server.opened[0].body == b"data"
+
+
 def test_a_burst_is_allowed_and_then_the_rate() -> None:
     allowance = FrameBudget(burst=3, per_second=2)
     assert [allowance.spend(10.0) for _ in range(4)] == [True, True, True, False]
@@ -651,15 +689,16 @@ def test_a_burst_is_allowed_and_then_the_rate() -> None:
 
 def test_what_is_earned_can_be_spent_but_not_hoarded() -> None:
     allowance = FrameBudget(burst=2, per_second=1)
-    allowance.earn(100)
-    assert [allowance.spend(0.0) for _ in range(3)] == [True, True, False]
-    allowance.earn(2)
-    assert allowance.spend(0.0)
+    assert [allowance.spend(0.0, earned) for earned in (100, 0, 0)] == [True, True, False]
+    assert allowance.spend(0.0, 2)
 
 
-def test_what_is_earned_is_kept_up_to_the_most() -> None:
-    allowance = FrameBudget(burst=2, per_second=1, most=4)
-    allowance.earn(100)
-    assert [allowance.spend(9.0) for _ in range(5)] == [True, True, True, True, False]
-    allowance.earn(1)
-    assert [allowance.spend(99.0) for _ in range(3)] == [True, True, False]
+def test_answers_pay_for_frames_without_content_up_to_a_cap() -> None:
+    server = Server()
+    server.begin()
+    server.connection.outbox.useful_frames = MOST_EARNED
+    for _ in range(MOST_EARNED + int(IDLE_FRAMES[0])):
+        server.receive(encode_window_update(0, 1))
+    assert not server.connection.closed
+    server.receive(encode_window_update(0, 1))
+    assert server.connection.closed

@@ -52,7 +52,7 @@ def test_the_cache_is_bounded() -> None:
     decoder = HeaderDecoder(fields_of, 1000)
     for number in range(3 * CACHED_BLOCKS):
         decoder.decode(encode_block([(b"x-number", b"%d" % number)]))
-    assert len(decoder._cache) <= CACHED_BLOCKS
+    assert len(decoder.known) <= CACHED_BLOCKS
 
 
 def test_a_small_block_of_large_headers_ends_the_connection() -> None:

@@ -16,7 +16,6 @@ import h2.settings
 import pytest
 
 from gateway.grpc.calls import WRITE_AHEAD_BYTES
-from gateway.grpc.connection import STREAM_WINDOW_BYTES
 from gateway.grpc.frames import (
     PREFACE,
     ErrorCode,
@@ -26,6 +25,7 @@ from gateway.grpc.frames import (
     encode_headers,
     encode_settings,
 )
+from gateway.grpc.streams import STREAM_WINDOW_BYTES
 from gateway.grpc.wire import prefix
 from headrace.access import Access
 from headrace.config.args import Limits
