@@ -38,7 +38,7 @@ async def outcome(work: Awaitable[T], **about: str) -> T | HeadraceError:
         return error
     except Exception:  # the boundary: what is not ours stays inside
         log.exception("request_failed", **about)
-        return InternalError("internal error")
+        return InternalError()
 
 
 class ClientConnection:

@@ -129,6 +129,15 @@ class Cancelled(HeadraceError):
 class InternalError(HeadraceError):
     """Raised when Headrace is at fault; details are in the log, not in the answer."""
 
+    def __init__(
+        self,
+        message: str = "internal error",
+        *,
+        retry_after_s: float | None = None,
+        reason: str | None = None,
+    ) -> None:
+        super().__init__(message, retry_after_s=retry_after_s, reason=reason)
+
 
 class Unimplemented(HeadraceError):
     """Raised when the request asks for something that Headrace does not do."""

@@ -133,7 +133,7 @@ class ShardStage:
             last = {"event": "error", **refusal(error)}
         except Exception:
             log.exception("media_failed", model=job.model, request_id=job.request_id)
-            last = {"event": "error", **refusal(InternalError("internal error"))}
+            last = {"event": "error", **refusal(InternalError())}
         await tell(last)
 
     async def submit(self, job: MediaJob, caller: str) -> dict[str, Any]:

@@ -136,7 +136,7 @@ class JobRunner:
             await self._failed(job_id, error)
         except Exception:
             log.exception("job_failed", job=job_id, model=job.model)
-            await self._failed(job_id, InternalError("internal error"))
+            await self._failed(job_id, InternalError())
         finally:
             beating.cancel()
             await asyncio.gather(beating, return_exceptions=True)

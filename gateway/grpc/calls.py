@@ -267,7 +267,7 @@ class GrpcCall(Stream):
             self.refuse(error)
         except Exception:  # the boundary: what is not ours stays inside
             log.exception("request_failed", path=self.head.path.decode("latin-1"))
-            self.refuse(InternalError("internal error"))
+            self.refuse(InternalError())
 
     def hold(self, length: int) -> None:
         """Count `length` bytes as held until the call ends; raises `Unavailable`."""

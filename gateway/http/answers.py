@@ -131,4 +131,4 @@ async def _answer_unfit(_: Request, error: Exception) -> Response:
 
 async def _answer_unexpected(request: Request, error: Exception) -> Response:
     log.error("request_failed", path=request.url.path, exc_info=error)
-    return error_answer(InternalError("internal error"))
+    return error_answer(InternalError())

@@ -58,7 +58,11 @@ class _Body:
             pass
 
     async def discard(self) -> None:
-        """Read and drop what still comes, until the client stops or `LINGER_S` is over."""
+        """Read and drop what still comes, until the client stops or `LINGER_S` is over.
+
+        What `ClientConnection.linger` does for predictions; here the response has to stay open
+        meanwhile, since uvicorn closes the connection with its last piece.
+        """
         try:
             async with asyncio.timeout(LINGER_S):
                 while not self.complete:
