@@ -11,7 +11,7 @@ from typing import ClassVar, TypeVar, cast
 import structlog
 
 from gateway.access.audit import AuditLog
-from gateway.access.visit import NO_TIER, BodyMemory, Visit
+from gateway.access.visit import NO_TIER, BodyMemory, Head, Visit
 from headrace.config.args import Limits
 from headrace.errors import HeadraceError, InternalError, TooManyRequests
 from headrace.metrics import Recorder
@@ -172,6 +172,6 @@ class RefusedConnections:
         if self._lines.due(address, self._now_s()):
             log.warning("connections_refused", address=address, most=self._most, protocol=protocol)
         if self._audit is not None:
-            record = Visit({}, address).audit_record("refused", error, {})
+            record = Visit(Head({}, address)).audit_record("refused", error, {})
             self._audit.write(record._replace(protocol=protocol))
         return error

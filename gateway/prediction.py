@@ -6,21 +6,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable
 
 import structlog
 
-from gateway.access.admission import Admission, Phases
-from gateway.access.visit import Destination, Visit
+from gateway.access.admission import Admission
+from gateway.access.visit import Destination, Head, Visit
 from headrace.config.args import Limits
 from headrace.config.scaling import Routing
 from headrace.errors import DeadlineExceeded, HeadraceError
 from headrace.link.frames import Body, Reply, decode_failure, pieces
-from headrace.link.plane import DataPlane
+from headrace.link.plane import DataPlane, Target
 from headrace.link.queue import Answer, Request
-from headrace.logs import request_id, valid_traceparent
-from headrace.metrics import Recorder
-from headrace.protocols.calls import call_number
+from headrace.metrics import PhaseSeconds, Recorder
 from headrace.protocols.targets import InferPath
 
 DEADLINE_SLACK_S = 0.05
@@ -56,17 +55,12 @@ class Prediction(Visit):
     `cold_start_ms` is set by `record`: how long it waited for its model to be loaded.
     """
 
-    __slots__ = ("cold_start_ms", "desk", "path")
+    __slots__ = ("cold_start_ms", "desk", "path", "resolved")
 
-    def __init__(
-        self,
-        desk: PredictionDesk,
-        path: InferPath | None,
-        headers: Mapping[bytes, bytes],
-        address: str,
-    ) -> None:
-        super().__init__(headers, address, request_id(headers.get(b"x-request-id", b"")))
+    def __init__(self, desk: PredictionDesk, path: InferPath | None, head: Head) -> None:
+        super().__init__(head)
         self.desk, self.path = desk, path
+        self.resolved: Target | None = None
         self.cold_start_ms = 0
 
     @property
@@ -87,26 +81,25 @@ class Prediction(Visit):
         encodings: int = 0,
     ) -> None:
         """With the body: submit it; raises what refuses its model or its caller."""
-        desk, path = self.desk, self.path
-        plane, access = desk.plane, desk.access
+        desk, path, head = self.desk, self.path, self.head
+        plane = desk.plane
         assert path is not None
         try:
-            key = plane.resolve(path.protocol, path.model, path.version, path.label)
+            target = self.resolved = plane.targets.get(path) or plane.target(path)
         except HeadraceError:
-            access.pay(self)
+            desk.access.pay(self)
             raise
         # For the slot: request id and trace context, if the caller sent one of them.
-        trace, meta = self.headers.get(b"traceparent"), b""
-        if trace is not None and valid_traceparent(trace):
-            meta = self.request_id.encode() + b"\n" + trace
-        elif b"x-request-id" in self.headers:
+        meta = b""
+        if head.trace:
+            meta = self.request_id.encode() + b"\n" + head.trace
+        elif head.given_id:
             meta = self.request_id.encode()
-        routing = plane.snapshot.models[path.model].config.routing
-        arrived_s = plane.now_s()
-        request = Request(
+        arrived_s = time.monotonic()
+        request = self.request = Request(
             id=plane.next_id(),
-            key=key,
-            call=call_number(path.protocol, path.method),
+            key=target.key,
+            call=target.call,
             body=body,
             length=length,
             deadline_s=arrived_s + timeout_s,
@@ -115,19 +108,19 @@ class Prediction(Visit):
             json_length=json_length,
             encodings=encodings,
             meta=meta,
-            hash_key=b"" if routing.policy != "hash" else self._hash_key(routing, body),
-            follows_default=path.version is None and path.label is None,
+            follows_default=target.follows_default,
         )
-        self.request = request
+        if target.routing.policy == "hash":
+            request.hash_key = self._hash_key(target.routing, body)
         if desk.regions is not None:
             self.destination = desk.regions(self, request)
-        if self.destination is None and desk.media is not None:
+        if target.shards and self.destination is None and desk.media is not None:
             self.destination = desk.media(path, body)
-        access.submit(self, request)
+        desk.access.submit(self, request)
 
     def _hash_key(self, routing: Routing, body: Body) -> bytes:
         if routing.key == "header":
-            return self.headers.get((routing.header or "").lower().encode(), b"")
+            return self.head.headers.get((routing.header or "").lower().encode(), b"")
         digest = hashlib.blake2b(digest_size=16)
         for piece in pieces(body):
             digest.update(piece)
@@ -139,47 +132,36 @@ class Prediction(Visit):
         It lets go of the request, and so of the body.
         """
         desk, path, request = self.desk, self.path, self.request
-        now_s = desk.plane.now_s()
-        phases: Phases = ()
+        now_s = time.monotonic()
+        phases: PhaseSeconds | None = None
         if request is not None and isinstance(answer, Reply):
             phases = (
-                ("queue", request.sent_s - request.arrived_s),
-                ("link", max(0.0, now_s - request.sent_s - answer.slot_s)),
-                ("batch_wait", answer.batch_wait_s),
-                ("compute", answer.compute_s),
-                ("encode", answer.encode_s),
+                request.sent_s - request.arrived_s,
+                max(0.0, now_s - request.sent_s - answer.slot_s),
+                answer.batch_wait_s,
+                answer.compute_s,
+                answer.encode_s,
             )
-            config = None if self.account is None else desk.plane.config(request.key[0])
-            if config is not None and config.cost is not None:
-                cost = config.cost.of(answer.rows, answer.megapixels)
+            if self.resolved is not None and self.resolved.cost is not None:
+                cost = self.resolved.cost.of(answer.rows, answer.megapixels)
                 if extra := desk.access.settle(self, cost):
                     desk.plane.router.charge(request, extra)
         desk.access.leave(self, answer, now_s, phases)
         self.request = self.destination = None
-        self._count(path, request, answer, now_s, phases)
-
-    def _count(
-        self,
-        path: InferPath | None,
-        request: Request | None,
-        answer: Answer,
-        now_s: float,
-        phases: Phases,
-    ) -> None:
-        recorder = self.desk.recorder
         code = answer.status if isinstance(answer, Reply) else answer.http_status
         if path is None or request is None:
             # The name of an unknown model is the caller's own text: it must not become a label.
             protocol, model = self.target
-            known = model and self.desk.plane.config(model) is not None
-            recorder.request(model if known else "", 0, protocol, code, self.tier, 0.0)
+            known = model if model and desk.plane.config(model) is not None else ""
+            desk.recorder.request((known, 0, protocol, code, self.tier, 0.0, None))
             return
         total_s, version = now_s - request.arrived_s, request.version
-        recorder.request(path.model, version, path.protocol, code, self.tier, total_s, phases)
-        if phases and request.cold:
-            waited_s = request.sent_s - request.arrived_s
+        counted = (path.model, version, path.protocol, code, self.tier, total_s, phases)
+        desk.recorder.request(counted)
+        if phases is not None and request.cold:
+            waited_s = phases[0]
             self.cold_start_ms = max(1, round(waited_s * 1000))
-            recorder.cold_start(path.model, waited_s)
+            desk.recorder.cold_start(path.model, waited_s)
         if code >= 500 and (isinstance(answer, Reply) or not answer.reason):
             error = decode_failure(answer) if isinstance(answer, Reply) else answer
             log.warning(
@@ -198,7 +180,7 @@ class Prediction(Visit):
     def abandon(self) -> None:
         """Nobody waits for it any more; the deadline, if it was that, is counted as an answer."""
         request = self.request
-        if request is None or self.desk.plane.now_s() < request.deadline_s - DEADLINE_SLACK_S:
+        if request is None or time.monotonic() < request.deadline_s - DEADLINE_SLACK_S:
             self.cancel()
         else:
             self.fail(DeadlineExceeded("the deadline passed before the answer"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -13,13 +14,15 @@ from headrace.config.tiers import AuthConfig, Tier
 class Caller:
     """Who is calling. `id` is stable and safe to log: `key:ID`, `jwt:SUBJECT` or `ip:ADDRESS`.
 
-    `models` are those it may ask, None for all; its tier may narrow them further.
+    `models` are those it may ask, None for all; its tier may narrow them further. Its credential
+    ends at `ends_s`, in seconds since 1970.
     """
 
     id: str
     tier: str
     models: frozenset[str] | None = None
     name: str = ""
+    ends_s: float = field(default=math.inf, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

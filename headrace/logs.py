@@ -134,18 +134,13 @@ class _Ids:
         """Start at another random number, below 2**63 so that 16 digits are enough."""
         self._next = itertools.count(int.from_bytes(os.urandom(8), "big") >> 1).__next__
 
-    def __call__(self, given: bytes = b"") -> str:
-        """The id that a caller gave, if it is valid, or a new one of 16 hex digits.
-
-        A new one is unique in practice, and no secret.
-        """
-        if given and valid_request_id(given):
-            return given.decode("ascii")
+    def __call__(self) -> str:
+        """A new id of 16 hex digits: unique in practice, and no secret."""
         return f"{self._next():016x}"
 
 
-request_id = _Ids()
-os.register_at_fork(after_in_child=request_id.restart)
+new_request_id = _Ids()
+os.register_at_fork(after_in_child=new_request_id.restart)
 
 
 def valid_request_id(value: bytes) -> bool:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import heapq
 import math
+import sys
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,7 +20,7 @@ from gateway.access.audit import AuditLog, Verdict
 from gateway.access.auth import Authenticator
 from gateway.access.budgets import BudgetExchange
 from gateway.access.limits import Account, Limiter, OverBudget, hint
-from gateway.access.visit import BodyMemory, Destination, Visit
+from gateway.access.visit import BodyMemory, Destination, Head, Visit
 from headrace.access import Access, BudgetStore
 from headrace.config.args import Limits
 from headrace.config.tiers import ANONYMOUS
@@ -33,7 +35,7 @@ from headrace.errors import (
 )
 from headrace.link.frames import Reply
 from headrace.link.queue import Answer, Request
-from headrace.metrics import Recorder, RequestPhase
+from headrace.metrics import REQUEST_PHASES, PhaseSeconds, Recorder
 
 BUSY_HALF_LIFE_S = 30.0
 BUSIEST = 64
@@ -45,20 +47,30 @@ class BusyCallers:
 
     def __init__(self) -> None:
         self._busiest: dict[Account, None] = {}
+        self._recent: deque[Account] = deque()
         self._floor = 0.0
 
-    def note(self, account: Account, now_s: float) -> None:
+    def note(self, account: Account) -> None:
         """Count one request of this caller."""
-        age_s = now_s - account.busy_s
-        account.busy = 1.0 + account.busy * math.exp2(-age_s / BUSY_HALF_LIFE_S)
-        account.busy_s = account.seen_s = now_s
-        if account.busy > self._floor:
-            self._busiest[account] = None
-            if len(self._busiest) > 4 * BUSIEST:
-                self._prune(now_s)
+        if not account.recent:
+            self._recent.append(account)
+        account.recent += 1
+
+    def fold(self, now_s: float, at_most: int = sys.maxsize) -> None:
+        """Add what was counted since the last call to the measures of `at_most` callers."""
+        for _ in range(min(at_most, len(self._recent))):
+            account = self._recent.popleft()
+            age_s = now_s - account.busy_s
+            account.busy = account.recent + account.busy * math.exp2(-age_s / BUSY_HALF_LIFE_S)
+            account.busy_s, account.recent = now_s, 0
+            if account.busy > self._floor:
+                self._busiest[account] = None
+        if len(self._busiest) > 4 * BUSIEST:
+            self._prune(now_s)
 
     def busiest(self, count: int, now_s: float) -> list[dict[str, Any]]:
         """The callers with the most requests lately: `per_s`, and totals since they were met."""
+        self.fold(now_s)
         self._prune(now_s)
         self._floor = 0.0
         # A steady caller's measure is its rate times the mean life of what it adds up.
@@ -122,8 +134,8 @@ def check_turn(account: Account, request: Request) -> None:
         )
 
 
-Phases = tuple[tuple[RequestPhase, float], ...]
-"""Seconds of a request's phases."""
+REMEMBERED_S = 60.0
+"""Longest time for which a head's caller is not looked up anew: clocks may be set."""
 TICK_S = 0.025
 """Interval of looking at requests that wait for their caller's others, while there are any."""
 SWEEP_S = 0.5
@@ -196,29 +208,48 @@ class Admission:
         self.hold(visit, length)
 
     def identify(self, visit: Visit) -> None:
-        """Find out who calls; raises `Unauthenticated`, or `OverBudget` if its address guesses."""
-        limit_bytes = self._limits.max_body_bytes
-        if self.access.tiers is None:
-            visit.max_body_bytes = limit_bytes
-            return
-        now_s = self._now_s()
-        try:
-            caller = self._authenticator.identify(visit.headers, visit.address)
-        except Unauthenticated:
-            self._charge_address(visit, now_s)
-            raise
-        account = visit.account = self.limiter.account(caller, now_s)
-        self.busy.note(account, now_s)
-        tier_bytes = account.allowance.tier.max_body_bytes
-        visit.max_body_bytes = min(limit_bytes, tier_bytes or limit_bytes)
+        """Find out who calls; raises `Unauthenticated`, or `OverBudget` if its address guesses.
 
-    def _charge_address(self, visit: Visit, now_s: float) -> None:
+        What is found is kept in the visit's head, for the next request with the same one.
+        """
+        head, now_s = visit.head, self._now_s()
+        account = head.account
+        if (
+            head.generation != self._authenticator.generation
+            or now_s >= head.until_s
+            or (account is not None and (account.forgotten or account.caller is not head.caller))
+        ):
+            self._look_up(head, now_s)
+            account = head.account
+        visit.account, visit.max_body_bytes = account, head.max_body_bytes
+        if account is not None:
+            account.seen_s = now_s
+            self.busy.note(account)
+
+    def _look_up(self, head: Head, now_s: float) -> None:
+        limit_bytes, remaining_s = self._limits.max_body_bytes, math.inf
+        head.account, head.caller, head.max_body_bytes = None, None, limit_bytes
+        if self.access.tiers is not None:
+            try:
+                caller = self._authenticator.identify(head.headers, head.address)
+            except Unauthenticated:
+                self._charge_address(head, now_s)
+                raise
+            account = head.account = self.limiter.account(caller, now_s)
+            head.caller = account.caller
+            tier_bytes = account.allowance.tier.max_body_bytes
+            head.max_body_bytes = min(limit_bytes, tier_bytes or limit_bytes)
+            remaining_s = min(REMEMBERED_S, self._authenticator.remaining_s(caller))
+        head.generation, head.until_s = self._authenticator.generation, now_s + remaining_s
+
+    def _charge_address(self, head: Head, now_s: float) -> None:
         """Charge a refused credential to its address, as an anonymous request."""
         if ANONYMOUS not in (self.access.tiers or ()):
             return  # Then strangers have no budget.
-        stranger = self._authenticator.stranger(visit.headers, visit.address)
+        stranger = self._authenticator.stranger(head.headers, head.address)
         account = self.limiter.account(stranger, now_s)
-        self.busy.note(account, now_s)
+        account.seen_s = now_s
+        self.busy.note(account)
         account.refused += 1
         try:
             if not self.limiter.charge(account, 1.0, now_s):
@@ -324,7 +355,9 @@ class Admission:
             self.limiter.settle(visit.account, extra)
         return extra
 
-    def leave(self, visit: Visit, answer: Answer, now_s: float, phases: Phases = ()) -> None:
+    def leave(
+        self, visit: Visit, answer: Answer, now_s: float, phases: PhaseSeconds | None = None
+    ) -> None:
         """With its answer: free its place, count a refusal and write to the audit log."""
         self.memory.used_bytes -= visit.held_bytes
         visit.held_bytes = 0
@@ -345,9 +378,11 @@ class Admission:
         code = answer.status if isinstance(answer, Reply) else answer.http_status
         decision: Verdict = "refused" if refused else "allowed" if code < 400 else "failed"
         if self._audit.wants(decision):
-            phases_s: dict[str, float] = dict(phases)
+            phases_s: dict[str, float] = {}
             if request is not None:
-                phases_s = {"total": now_s - request.arrived_s, **phases_s}
+                phases_s["total"] = now_s - request.arrived_s
+            if phases is not None:
+                phases_s |= zip(REQUEST_PHASES, phases, strict=True)
             self._audit.write(visit.audit_record(decision, answer, phases_s))
 
     def cancel(self, visit: Visit) -> None:
@@ -472,7 +507,9 @@ class Admission:
     async def _sweep_forever(self) -> None:
         while True:
             await asyncio.sleep(TICK_S if self.limiter.sweeping else SWEEP_S)
-            self.limiter.sweep(self._now_s(), SWEEP)
+            now_s = self._now_s()
+            self.limiter.sweep(now_s, SWEEP)
+            self.busy.fold(now_s, SWEEP)
 
     def record_gauges(self) -> None:
         """Bring the gauges of the metrics up to date."""

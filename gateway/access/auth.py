@@ -81,13 +81,16 @@ class Authenticator:
         self._trusted: tuple[IPNetwork, ...] = ()
         self._verifier: JwtVerifier | None = None
         self._strangers: dict[str, Caller] = {}
-        self._holders: dict[bytes, tuple[float, Caller]] = {}
+        self._holders: dict[bytes, Caller] = {}
         self._changed = asyncio.Event()
+        # What was told of a caller holds while this stays the same.
+        self.generation = 0
 
     def update(self, access: Access) -> None:
         """Believe these keys and settings from now on."""
         before = self._access
         self._access = access
+        self._forget()
         self._strangers.clear()
         self._holders.clear()
         self._trusted = tuple(map(ipaddress.ip_network, access.auth.trusted_proxies))
@@ -95,11 +98,19 @@ class Authenticator:
             former, self._verifier = self._verifier, None
             if access.auth.jwt is not None:
                 self._verifier = JwtVerifier(access.auth.jwt, access.tiers or (), self._now_s)
+                self._verifier.on_new_keys = self._forget
                 if former is not None:
                     self._verifier.inherit(former)
             self._changed.set()
         elif self._verifier is not None and access.tiers != before.tiers:
             self._verifier.allow(access.tiers or ())
+
+    def _forget(self) -> None:
+        self.generation += 1
+
+    def remaining_s(self, caller: Caller) -> float:
+        """Seconds for which the credential of a caller still holds."""
+        return caller.ends_s - self._now_s()
 
     def identify(self, headers: Mapping[bytes, bytes], address: str) -> Caller:
         """The caller of a request with these (lower-case) headers, from this peer.
@@ -148,15 +159,15 @@ class Authenticator:
         # By a hash, so that no key's text stays in memory.
         name = hashlib.sha256(given).digest()
         known = self._holders.get(name)
-        if known is not None and self._now_s() < known[0]:
-            return known[1]
+        if known is not None and self._now_s() < known.ends_s:
+            return known
         record = find_record(self._pepper, self._access.keys, given, self._now_s())
         if record.tier not in (self._access.tiers or ()):
             raise Unauthenticated(f"the tier of the API key {record.id} does not exist any more")
         models = None if record.models is None else frozenset(record.models)
-        caller = Caller(f"key:{record.id}", record.tier, models, record.name)
+        caller = Caller(f"key:{record.id}", record.tier, models, record.name, ends_s(record))
         # Only keys that are right get here, so there are no more than were given out.
-        self._holders[name] = (ends_s(record), caller)
+        self._holders[name] = caller
         return caller
 
     async def run(self) -> None:

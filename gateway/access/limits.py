@@ -67,7 +67,8 @@ class Account:
     store. `level` is what the store's bucket held at `level_s`. `used` counts against the quota
     since the last claim, `used_before` is the day's total that the store told. At most
     `concurrency` of its requests run through this gateway. `running`, `waiting`, `pumping` and
-    `service_s` belong to the admission, `busy` and `busy_s` to `BusyCallers`.
+    `service_s` belong to the admission, `busy`, `busy_s` and `recent` to `BusyCallers`. A
+    `forgotten` account is no longer its caller's.
     """
 
     caller: Caller
@@ -92,6 +93,8 @@ class Account:
     service_s: float = 0.0
     busy: float = 0.0
     busy_s: float = 0.0
+    recent: int = 0
+    forgotten: bool = False
     refused: int = 0
     allowed: int = 0
 
@@ -444,6 +447,7 @@ class Limiter:
             name = self._names.popleft()
             account = self._accounts[name]
             if self._look_at(account, now_s):
+                account.forgotten = True
                 del self._accounts[name]
             else:
                 self._names.append(name)

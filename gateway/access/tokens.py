@@ -43,8 +43,9 @@ class JwtVerifier:
         self.config, self._tiers, self._now_s = config, tiers, now_s
         self._document: Any = None
         self._keys: Mapping[tuple[str | None, str], jwt.PyJWK] | None = None
-        self._known: OrderedDict[bytes, tuple[float, Caller]] = OrderedDict()
+        self._known: OrderedDict[bytes, Caller] = OrderedDict()
         self.wanted = asyncio.Event()
+        self.on_new_keys: Callable[[], None] = lambda: None
 
     def allow(self, tiers: Collection[str]) -> None:
         """Use these names of tiers."""
@@ -69,6 +70,7 @@ class JwtVerifier:
             raise ValueError("it holds no public key for signatures")
         if document != self._document:
             self._known.clear()
+            self.on_new_keys()
         self._document, self._keys = document, keys
         self.wanted.clear()
 
@@ -81,13 +83,12 @@ class JwtVerifier:
             raise Unauthenticated(f"the token is longer than {MAX_TOKEN_BYTES} bytes")
         name = hashlib.sha256(token).digest()
         known = self._known.get(name)
-        if known is not None and self._now_s() < known[0]:
+        if known is not None and self._now_s() < known.ends_s:
             self._known.move_to_end(name)
-            return known[1]
+            return known
         claims = self._claims(token)
-        ends_s = self._end_s(claims)
-        caller = self._caller(claims)
-        self._known[name] = (ends_s, caller)
+        caller = self._caller(claims, self._end_s(claims))
+        self._known[name] = caller
         if len(self._known) > REMEMBERED:
             self._known.popitem(last=False)
         return caller
@@ -153,7 +154,7 @@ class JwtVerifier:
             raise Unauthenticated("the token is not valid yet")
         return ends_s
 
-    def _caller(self, claims: Mapping[str, Any]) -> Caller:
+    def _caller(self, claims: Mapping[str, Any], ends_s: float) -> Caller:
         subject = claims.get(self.config.id_claim)
         if not isinstance(subject, str) or not 0 < len(subject) <= MAX_ID:
             raise Unauthenticated(f"the claim {self.config.id_claim!r} is no short text")
@@ -169,7 +170,8 @@ class JwtVerifier:
             isinstance(models, list) and all(isinstance(each, str) for each in models)
         ):
             raise Unauthenticated(f"the claim {self.config.models_claim!r} is no list of names")
-        return Caller(f"jwt:{subject}", tier, None if models is None else frozenset(models))
+        allowed = None if models is None else frozenset(models)
+        return Caller(f"jwt:{subject}", tier, allowed, ends_s=ends_s)
 
 
 def _time(claims: Mapping[str, Any], name: str) -> float:

@@ -7,9 +7,11 @@ from typing import ClassVar, Protocol
 
 from gateway.access.audit import AuditRecord, Verdict
 from gateway.access.limits import Account, OverBudget
+from headrace.access import Caller
 from headrace.errors import HeadraceError, Unavailable
 from headrace.link.frames import decode_failure
 from headrace.link.queue import Answer, Request
+from headrace.logs import new_request_id, valid_request_id, valid_traceparent
 
 NO_TIER = "none"
 """Tier of requests whose caller is not known, in metrics and in the audit log."""
@@ -45,21 +47,53 @@ class BodyMemory:
         self.used_bytes += size_bytes
 
 
-class Visit:
-    """One request on its way in, with lower-case headers. Predictions add what they ask for.
+class Head:
+    """The head of a request: its lower-case headers, the address it came from, and who calls.
 
-    `max_body_bytes` is 0 until its caller is known. Without an `account` nothing limits it but
-    memory. `paid`, `waiting` and `running` tell how far it is; `since_s` is when it began to wait
-    or, once it runs, when it left the queue (0: it never was in it). `destination` answers it where
-    the data plane does not.
+    One head may serve all requests of a connection that send the same bytes. `account` and
+    `max_body_bytes` are found by `Admission.identify`; they hold until `until_s` on the monotonic
+    clock, as long as the rules of access stay at `generation` and the account `caller`'s. Without
+    an account nothing limits its requests but memory. `given_id` is the caller's own request id,
+    "" if it has sent no valid one; `trace` its `traceparent`, b"" if that is not valid.
     """
 
     __slots__ = (
         "account",
         "address",
+        "caller",
+        "generation",
+        "given_id",
+        "headers",
+        "max_body_bytes",
+        "trace",
+        "until_s",
+    )
+
+    def __init__(self, headers: Mapping[bytes, bytes], address: str) -> None:
+        self.headers, self.address = headers, address
+        self.account: Account | None = None
+        self.caller: Caller | None = None
+        self.max_body_bytes = 0
+        self.generation, self.until_s = -1, 0.0
+        given = headers.get(b"x-request-id", b"")
+        self.given_id = given.decode("ascii") if given and valid_request_id(given) else ""
+        trace = headers.get(b"traceparent", b"")
+        self.trace = trace if trace and valid_traceparent(trace) else b""
+
+
+class Visit:
+    """One request on its way in. Predictions add what they ask for.
+
+    `max_body_bytes` is 0 until its caller is known; `account` is its caller's. `paid`, `waiting`
+    and `running` tell how far it is; `since_s` is when it began to wait or, once it runs, when it
+    left the queue (0: it never was in it). `destination` answers it where the data plane does not.
+    """
+
+    __slots__ = (
+        "account",
         "cost",
         "destination",
-        "headers",
+        "head",
         "held_bytes",
         "max_body_bytes",
         "number",
@@ -74,8 +108,9 @@ class Visit:
     family: ClassVar[str] = "http"
     """Protocol of requests without a valid target, in metrics and in the audit log."""
 
-    def __init__(self, headers: Mapping[bytes, bytes], address: str, request_id: str = "") -> None:
-        self.headers, self.address, self.request_id = headers, address, request_id
+    def __init__(self, head: Head) -> None:
+        self.head = head
+        self.request_id = head.given_id or new_request_id()
         self.account: Account | None = None
         self.max_body_bytes = self.held_bytes = self.number = 0
         self.cost, self.since_s = 1.0, 0.0
@@ -131,7 +166,7 @@ class Visit:
             caller=self.caller_id,
             name="" if account is None else account.caller.name,
             tier=self.tier,
-            address=self.address,
+            address=self.head.address,
             model=model,
             version=0 if request is None else request.version,
             protocol=protocol,

@@ -8,14 +8,13 @@ from collections.abc import Callable
 from typing import ClassVar
 
 from gateway.access.admission import Admission
-from gateway.access.visit import Visit
+from gateway.access.visit import Head, Visit
 from gateway.grpc.calls import Gate, GrpcCall, Method
 from gateway.grpc.wire import Metadata, limit_metadata
 from gateway.prediction import Prediction, PredictionDesk
 from headrace.errors import HeadraceError, Unavailable
 from headrace.link.frames import OK, Reply, decode_failure, pieces
 from headrace.link.queue import Answer, Request
-from headrace.logs import request_id
 from headrace.protocols.metadata import stream_error
 from headrace.protocols.targets import InferPath, infer_target
 from headrace.protocols.wire import delimited
@@ -37,7 +36,7 @@ class GrpcPrediction(Prediction):
     family: ClassVar[str] = "grpc"
 
     def __init__(self, desk: PredictionDesk, path: InferPath | None, call: GrpcCall) -> None:
-        super().__init__(desk, path, call.headers, call.address)
+        super().__init__(desk, path, Head(call.headers, call.address))
         self._ended = False
 
     def start(self, body: bytes, call: GrpcCall) -> None:
@@ -172,8 +171,7 @@ def gate(access: Admission) -> Gate:
     """Admission of calls that are no predictions; their `GrpcVisit` is in `call.state`."""
 
     def admit(call: GrpcCall) -> None:
-        identity = request_id(call.headers.get(b"x-request-id", b""))
-        call.state = visit = GrpcVisit(call.headers, call.address, identity)
+        call.state = visit = GrpcVisit(Head(call.headers, call.address))
         try:
             access.admit(visit)
         except HeadraceError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -109,7 +108,7 @@ class ServingService:
         predictions = []
         try:
             for path, part in tasks:
-                pinned = replace(path, version=version, label=None)
+                pinned = path._replace(version=version, label=None)
                 prediction = AwaitedPrediction(self._predictions, pinned, context)
                 predictions.append(prediction)
                 prediction.start(part, context)

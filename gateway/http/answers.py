@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway.access.visit import Visit
+from gateway.access.visit import Head, Visit
 from gateway.headers import combined, error_headers
 from headrace.errors import (
     HeadraceError,
@@ -26,7 +26,6 @@ from headrace.errors import (
     NotFound,
 )
 from headrace.link.queue import Answer
-from headrace.logs import request_id
 from headrace.protocols.targets import canonical_path, encode_error, is_upload
 
 OPEN_PATHS = ("/healthz", "/readyz", "/v2/health/")
@@ -60,7 +59,9 @@ class Envelope:
             await self._app(scope, receive, send)
             return
         headers = combined(scope["headers"])
-        identity = request_id(headers.get(b"x-request-id", b""))
+        client = scope.get("client")
+        visit = Visit(Head(headers, client[0] if client else ""))
+        identity = visit.request_id
         path = canonical_path(scope["path"])
         headers[b"x-request-id"] = identity.encode("latin-1")
         more = {"x-request-id": identity}
@@ -74,8 +75,7 @@ class Envelope:
         # What is uploaded has a way in of its own: it may have to wait for its turn.
         probed = path == "/" or path.startswith(OPEN_PATHS)
         if not (probed or is_upload(scope["method"], path)):
-            client = scope.get("client")
-            state["visit"] = visit = Visit(headers, client[0] if client else "", identity)
+            state["visit"] = visit
             try:
                 self._admit(visit)
             except HeadraceError as error:

@@ -8,8 +8,9 @@ of a timer per request, enforces the time limits on headers, bodies, slow reader
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
-from typing import Any
+from typing import Any, ClassVar
 
 import httptools
 from uvicorn.config import Config
@@ -19,8 +20,8 @@ from uvicorn.server import ServerState
 
 from gateway.door import ClientConnection, Door
 from gateway.headers import combined
-from gateway.http.prediction import HttpPrediction
-from gateway.prediction import PredictionDesk
+from gateway.http.prediction import HttpHead, answer_bytes
+from gateway.prediction import Prediction, PredictionDesk
 from headrace.errors import (
     HeadersTooLarge,
     HeadraceError,
@@ -29,78 +30,119 @@ from headrace.errors import (
     RequestTimeout,
 )
 from headrace.link.frames import PART_BYTES, Body, Buffer
-from headrace.link.queue import Answer
+from headrace.link.queue import Answer, Request
 from headrace.protocols.targets import parse_infer_path
 
 UPLOAD = b":process"
 """Part of the paths whose handlers time their own body, which may have gigabytes."""
+END_OF_HEAD = b"\r\n\r\n"
 DISCARD_BYTES = 1024 * 1024
 """Longest refused body that is read and dropped, so that its connection can stay."""
 
 
-class FastCycle:
-    """One prediction on a connection; looks to uvicorn like its own request cycle."""
+class _NoEvent:
+    def set(self) -> None:
+        """Nobody waits for it."""
+
+
+class HttpPrediction(Prediction):
+    """One prediction on a connection; looks to uvicorn like its own request cycle.
+
+    A prediction that has `failed` is answered with that error once its body, which is not kept, is
+    over. It has `started` when all earlier requests of the connection are answered.
+    """
 
     __slots__ = (
-        "body",
         "disconnected",
         "failed",
+        "http_head",
         "keep_alive",
         "lane",
         "length",
-        "message_event",
         "more_body",
-        "prediction",
+        "pieces",
         "response_complete",
         "started",
     )
 
-    def __init__(self, lane: FastLane, prediction: HttpPrediction, keep_alive: bool) -> None:
-        self.lane, self.prediction, self.keep_alive = lane, prediction, keep_alive
-        self.body: list[bytes] = []
+    message_event: ClassVar[_NoEvent] = _NoEvent()
+    """uvicorn wakes a cycle by its event when the connection is lost."""
+
+    def __init__(self, lane: FastLane, head: HttpHead) -> None:
+        super().__init__(lane.predictions, head.path, head)
+        self.lane, self.http_head, self.keep_alive = lane, head, head.keep_alive
+        self.pieces: list[bytes] = []
         self.length = 0
         self.more_body = True
-        self.started = False
+        self.started = self.response_complete = self.disconnected = False
         self.failed: HeadraceError | None = None
-        self.response_complete = False
-        self.disconnected = False
-        self.message_event = self
-
-    def set(self) -> None:
-        """uvicorn wakes a cycle by its event when the connection is lost."""
 
     async def run_asgi(self, app: object) -> None:
         """uvicorn starts a pipelined cycle so, once those before it are answered."""
         if not self.lane.transport.is_closing():
-            self.start()
-
-    def start(self) -> None:
-        """All earlier requests of the connection are answered: go as far as possible."""
-        self.started = True
-        if not self.more_body:
-            self.lane.dispatch(self)
+            self.started = True
+            if not self.more_body:
+                self.dispatch()
 
     def add(self, data: bytes) -> None:
         """Take a piece of the body."""
         self.length += len(data)
         if self.failed is not None:
             if self.length > DISCARD_BYTES:
-                self.fail(self.failed)
+                self.refuse(self.failed)
             return
-        if self.length > self.prediction.held_bytes:
+        if self.length > self.held_bytes:
             try:
-                self.lane.predictions.access.hold(self.prediction, self.length)
+                self.desk.access.hold(self, self.length)
             except HeadraceError as error:
-                self.fail(error)
+                self.refuse(error)
                 return
-        self.body.append(data)
+        self.pieces.append(data)
 
-    def fail(self, error: HeadraceError) -> None:
+    def refuse(self, error: HeadraceError) -> None:
         """Answer with an error without waiting for the rest of the body."""
         self.failed, self.keep_alive, self.more_body = error, False, False
-        self.body.clear()
+        self.pieces.clear()
         if self.started:
-            self.lane.dispatch(self)
+            self.dispatch()
+
+    def dispatch(self) -> None:
+        """Submit it once it is complete, or answer it if it has failed."""
+        lane, parts, head, length = self.lane, self.pieces, self.http_head, self.length
+        lane.running = self
+        body: Body
+        if len(parts) == 1:
+            body = parts[0]
+        else:
+            body = b"".join(parts) if length <= PART_BYTES else tuple(parts)
+        error = self.failed or head.invalid
+        if error is None:
+            try:
+                self.send(
+                    body, length, self.answered, head.timeout_s, head.json_length, head.encodings
+                )
+                return
+            except HeadraceError as refusal:
+                error = refusal
+        self.answered(None, error)
+
+    def answered(self, _: Request | None, answer: Answer) -> None:
+        """Record the answer and write it."""
+        lane = self.lane
+        self.record(answer)
+        self.response_complete = True
+        # Its body must not stay in memory for as long as the connection is idle.
+        lane.running = None
+        self.pieces.clear()
+        if lane.transport.is_closing():
+            return
+        keep_alive = self.keep_alive and not lane.door.draining
+        written = answer_bytes(self, answer, time.monotonic(), keep_alive=keep_alive)
+        if len(written) == 1:
+            lane.transport.write(written[0])
+        else:
+            lane.transport.writelines(written)
+        lane.answered(keep_alive)
 
 
 class FastLane(HttpToolsProtocol, ClientConnection):
@@ -125,7 +167,12 @@ class FastLane(HttpToolsProtocol, ClientConnection):
         self._since_s = self.loop.time()
         self._reading = ""
         self._header_bytes = 0
-        self._running: FastCycle | None = None
+        self.running: HttpPrediction | None = None
+        # The head of the last prediction, if the next one may have the same; the parser's newest
+        # one; and how much of a body that did not go through the parser is still to come.
+        self._head: HttpHead | None = None
+        self._parsed: HttpHead | None = None
+        self._left = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Refuse the connection where its address has too many."""
@@ -137,21 +184,51 @@ class FastLane(HttpToolsProtocol, ClientConnection):
         """Cancel the requests of the client that left."""
         self.door.leave(self)
         # Those in the pipeline are not submitted yet; `cycle` may be the last of them.
-        for cycle in dict.fromkeys((self._running, self.cycle, *(one for one, _ in self.pipeline))):
-            if isinstance(cycle, FastCycle) and not cycle.response_complete:
-                cycle.prediction.cancel()
+        for cycle in dict.fromkeys((self.running, self.cycle, *(one for one, _ in self.pipeline))):
+            if isinstance(cycle, HttpPrediction) and not cycle.response_complete:
+                cycle.cancel()
         self.pipeline.clear()
-        self._running = None
+        self.running = None
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Count bytes that are no body, headers and trailers: the parser itself has no limit."""
+        """Read requests. One that has the head of the last prediction need not be parsed again."""
         if self.lingering:
             return
-        self._header_bytes += len(data)
-        self._reading = self._reading or "headers"
         if self.timeout_keep_alive_task is not None:
             self._unset_keepalive_if_required()
+        if self._left:
+            data = self._take(data)
+        elif (
+            not self._reading
+            and (head := self._head) is not None
+            and (self.cycle is None or self.cycle.response_complete)
+            and (at := head.match(data))
+        ):
+            self._reading, self._since_s = "body", self.loop.time()
+            self._begin(head, expects=False)
+            self._left = head.length
+            data = self._take(data[at:])
+        if data:
+            self._parse(data)
+
+    def _take(self, data: bytes) -> bytes:
+        """Take the rest of a body that is not parsed; gives what follows it."""
+        body, rest = data, b""
+        if len(data) > self._left:
+            body, rest = data[: self._left], data[self._left :]
+        self._left -= len(body)
+        self.on_body(body)
+        if not self._left:
+            self.on_message_complete()
+        return rest
+
+    def _parse(self, data: bytes) -> None:
+        """Count bytes that are no body, headers and trailers: the parser itself has no limit."""
+        self._header_bytes += len(data)
+        begins = not self._reading
+        self._reading = self._reading or "headers"
+        self._parsed = None
         rest: Buffer = data
         try:
             while True:
@@ -165,6 +242,9 @@ class FastLane(HttpToolsProtocol, ClientConnection):
             self._refuse(InvalidArgument("this is no valid HTTP request"))
         if self._header_bytes > self.door.limits.max_header_bytes:
             self._refuse_headers()
+        if begins and (head := self._parsed) is not None:
+            raw = data[: data.find(END_OF_HEAD) + len(END_OF_HEAD)]
+            self._head = head if head.remember(raw) else None
 
     def _ignore_upgrade(self) -> None:
         """Read a request that asks for another protocol as one that does not (RFC 9110, 7.8).
@@ -203,16 +283,17 @@ class FastLane(HttpToolsProtocol, ClientConnection):
             return
         if self._answered:
             headers = combined(self.headers or ())
-            refused = HttpPrediction(self.predictions, None, headers, self.address)
-            now_s = self.predictions.plane.now_s()
-            self.transport.writelines(refused.response(error, now_s, keep_alive=False))
+            head = HttpHead(self.predictions, None, headers, self.address, keep_alive=False)
+            refused = HttpPrediction(self, head)
+            written = answer_bytes(refused, error, time.monotonic(), keep_alive=False)
+            self.transport.writelines(written)
         self.transport.close()
 
     def _refuse_body(self, error: HeadraceError) -> None:
-        if not isinstance(self.cycle, FastCycle):
+        if not isinstance(self.cycle, HttpPrediction):
             self.transport.close()  # The application may have answered already.
         elif not self.transport.is_closing():
-            self.cycle.fail(error)
+            self.cycle.refuse(error)
 
     def _refuse_headers(self) -> None:
         limits = self.door.limits
@@ -262,26 +343,29 @@ class FastLane(HttpToolsProtocol, ClientConnection):
             return
         keep_alive = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
         headers = combined(self.headers)
-        prediction = HttpPrediction(self.predictions, path, headers, self.address)
-        cycle = FastCycle(self, prediction, keep_alive)
-        cycle.started, self.cycle = self._answered, cycle
+        head = HttpHead(self.predictions, path, headers, self.address, keep_alive)
+        self._parsed = self._parsed or head
+        self._begin(head, expects=self.expect_100_continue, failed=failed)
+
+    def _begin(self, head: HttpHead, *, expects: bool, failed: HeadraceError | None = None) -> None:
+        """Let a prediction in with its head. It may have `failed`, and may expect a 100."""
+        cycle = HttpPrediction(self, head)
+        cycle.started, self.cycle = self.cycle is None or self.cycle.response_complete, cycle
         if not cycle.started:
             self.flow.pause_reading()
             self.pipeline.appendleft((cycle, self.app))
         if failed is not None:
-            cycle.fail(failed)
+            cycle.refuse(failed)
             return
-        given = headers.get(b"content-length", b"")
-        length = int(given) if given.isdigit() else 0
         try:
-            prediction.begin(length)
+            cycle.begin(head.length)
         except HeadraceError as error:
-            if length <= DISCARD_BYTES and not self.expect_100_continue:
+            if head.length <= DISCARD_BYTES and not expects:
                 cycle.failed = error  # It is answered once the body, which is not kept, is over.
             else:
-                cycle.fail(error)
+                cycle.refuse(error)
             return
-        if self.expect_100_continue and cycle.started:
+        if expects and cycle.started:
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _to_asgi(self) -> None:
@@ -295,10 +379,11 @@ class FastLane(HttpToolsProtocol, ClientConnection):
 
     def on_body(self, body: bytes) -> None:
         self._header_bytes = 0
-        if isinstance(self.cycle, FastCycle):
-            if self.cycle.more_body:
-                self.cycle.add(body)
-        elif self.cycle is not None:
+        cycle = self.cycle
+        if isinstance(cycle, HttpPrediction):
+            if cycle.more_body:
+                cycle.add(body)
+        elif cycle is not None:
             super().on_body(body)
 
     def on_chunk_complete(self) -> None:
@@ -313,40 +398,16 @@ class FastLane(HttpToolsProtocol, ClientConnection):
             return
         self._reading, self._since_s = "", self.loop.time()
         cycle = self.cycle
-        if not isinstance(cycle, FastCycle):
+        if not isinstance(cycle, HttpPrediction):
             if cycle is not None:
                 super().on_message_complete()
         elif cycle.more_body:
             cycle.more_body = False
             if cycle.started:
-                self.dispatch(cycle)
+                cycle.dispatch()
 
-    def dispatch(self, cycle: FastCycle) -> None:
-        """Submit a complete prediction, or answer one that has failed."""
-        self._running, length = cycle, cycle.length
-        body: Body
-        if len(cycle.body) == 1:
-            body = cycle.body[0]
-        else:
-            body = b"".join(cycle.body) if length <= PART_BYTES else tuple(cycle.body)
-        try:
-            if cycle.failed is not None:
-                raise cycle.failed
-            cycle.prediction.submit(body, length, lambda _, answer: self._respond(cycle, answer))
-        except HeadraceError as error:
-            self._respond(cycle, error)
-
-    def _respond(self, cycle: FastCycle, answer: Answer) -> None:
-        cycle.prediction.record(answer)
-        cycle.response_complete = True
-        # Its body must not stay in memory for as long as the connection is idle.
-        self._running = None
-        cycle.body.clear()
-        if self.transport.is_closing():
-            return
-        keep_alive = cycle.keep_alive and not self.door.draining
-        now_s = self.predictions.plane.now_s()
-        self.transport.writelines(cycle.prediction.response(answer, now_s, keep_alive=keep_alive))
+    def answered(self, keep_alive: bool) -> None:
+        """The answer to the earliest request is written: go on to the next one, or close."""
         self._since_s = self.loop.time()
         self.server_state.total_requests += 1
         if keep_alive:

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from gateway.access.visit import Visit
+from gateway.access.visit import Head, Visit
 from gateway.door import LINGER_S
 from gateway.headers import combined, given_timeout_s
 from gateway.http.answers import error_answer, json_answer, told_limits
@@ -88,7 +88,7 @@ class _Exchange:
         self._sent_bytes = 0
         self._answer: Response | None = None
         address = client[0] if client else ""
-        self._prediction = Prediction(desk.predictions, path, self._headers, address)
+        self._prediction = Prediction(desk.predictions, path, Head(self._headers, address))
         self._prediction.request_id = scope["state"]["request_id"]
 
     async def run(self) -> None:

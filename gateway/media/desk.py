@@ -33,7 +33,6 @@ from headrace.errors import (
 from headrace.link.frames import Reply
 from headrace.link.plane import DataPlane
 from headrace.link.queue import Answer, Request
-from headrace.logs import valid_traceparent
 from headrace.protocols.calls import call_number
 from sharding.sniff import Medium
 from sharding.spool import Spool
@@ -200,7 +199,7 @@ class MediaDesk:
             access.pay(prediction)
             raise
         start, now_s = _Start(), plane.now_s()
-        trace = prediction.headers.get(b"traceparent", b"")
+        trace = prediction.head.trace
         identity = prediction.request_id.encode()
         request = prediction.request = Request(
             id=plane.next_id(),
@@ -211,7 +210,7 @@ class MediaDesk:
             deadline_s=now_s + timeout_s,
             arrived_s=now_s,
             done=start.refused,
-            meta=b"%b\n%b" % (identity, trace) if valid_traceparent(trace) else identity,
+            meta=b"%b\n%b" % (identity, trace) if trace else identity,
             follows_default=path.version is None and path.label is None,
         )
         prediction.destination = start

@@ -87,7 +87,7 @@ class RegionPrediction:
         body, protocol, size = b"".join(pieces(request.body)), self._path.protocol, request.length
         found = await _beside(size, lambda: read_regions(protocol, body, call, desk.limits))
         if found is not None:
-            regions.require_local(prediction.address, prediction.headers)
+            regions.require_local(prediction.head.address, prediction.head.headers)
             caller = prediction.caller_id
             size += sum(part.byte_size for part in found.inputs)
             desk.access.hold(prediction, size)

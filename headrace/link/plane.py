@@ -6,22 +6,31 @@ import asyncio
 import random
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import structlog
 
-from headrace.config.args import ModelConfig
+from headrace.config.args import Cost, ModelConfig
+from headrace.config.scaling import Routing
 from headrace.errors import NotFound, Unavailable
 from headrace.link.client import Identity, SlotLink
 from headrace.link.queue import QueueKey, Request
 from headrace.link.router import Route, Router
 from headrace.metrics import Recorder
-from headrace.protocols.targets import model_not_found, parse_version, servable_not_found
+from headrace.protocols.calls import call_number
+from headrace.protocols.targets import (
+    InferPath,
+    model_not_found,
+    parse_version,
+    servable_not_found,
+)
 from headrace.snapshot import ModelView, Snapshot, State, VersionView
 from headrace.spec import ModelSpec
 
 TICK_S = 0.025
 """Interval, while requests are here, of looking at deadlines and of telling slots their demand."""
+
+MAX_TARGETS = 10_000
 
 NOT_FOUND = {
     "tfserving": servable_not_found,
@@ -29,6 +38,22 @@ NOT_FOUND = {
     "openinference": model_not_found,
     "openinference_grpc": model_not_found,
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a snapshot says of an `InferPath`: the queue of its requests, and how they are handled.
+
+    `cost` is None where each request costs 1. A model that `shards` may answer pictures and videos.
+    """
+
+    key: tuple[str, int]
+    call: int
+    routing: Routing
+    cost: Cost | None
+    shards: bool
+    follows_default: bool
+
 
 Routes = tuple[dict[QueueKey, Route], dict[QueueKey, str]]
 """Routes, and for the queues that cannot be served the reason."""
@@ -50,6 +75,7 @@ class DataPlane:
         self._stirred = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._number = 0
+        self.targets: dict[InferPath, Target] = {}
         # The shard stage has more routes than a gateway.
         self.routes: Callable[[Snapshot], Routes] = routes_of
         # Called for the first request that no slot can answer.
@@ -62,6 +88,7 @@ class DataPlane:
         if snapshot.epoch != self.snapshot.epoch:
             snapshot = with_known_specs(snapshot, self.snapshot)
         self.snapshot = snapshot
+        self.targets.clear()
         slots = {slot.slot_id: slot for slot in snapshot.slots}
         for slot_id in self._links.keys() - slots.keys():
             _, task = self._links.pop(slot_id)
@@ -98,6 +125,24 @@ class DataPlane:
         if found.state is State.FAILED:
             raise Unavailable(f"model {name!r} version {found.version} failed: {found.reason}")
         return (name, found.version)
+
+    def target(self, path: InferPath) -> Target:
+        """What is known of a target, kept until the next snapshot; raises as `resolve` does."""
+        key = self.resolve(path.protocol, path.model, path.version, path.label)
+        config = self.snapshot.models[path.model].config
+        target = Target(
+            key=key,
+            call=call_number(path.protocol, path.method),
+            routing=config.routing,
+            cost=config.cost,
+            shards=config.sharding is not None,
+            follows_default=path.version is None and path.label is None,
+        )
+        # A caller may write a version in many ways.
+        if len(self.targets) >= MAX_TARGETS:
+            self.targets.clear()
+        self.targets[path] = target
+        return target
 
     def config(self, name: str) -> ModelConfig | None:
         view = self.snapshot.models.get(name)

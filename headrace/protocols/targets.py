@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 import orjson
@@ -51,9 +50,11 @@ _UPLOAD = re.compile(r"/v1/models/[^/:]+(?:/versions/[0-9]{1,19}|/labels/[^/:]+)
 _BASE_PATH = re.compile(r"(?:/.*?)??(?P<path>/v2(?:/.*)?)")
 
 
-@dataclass(frozen=True, slots=True)
-class InferPath:
-    """The target of a prediction. `protocol` is `tfserving` or `openinference`."""
+class InferPath(NamedTuple):
+    """The target of a prediction. `protocol` is `tfserving` or `openinference`.
+
+    A tuple, because each request looks up what is known of its target.
+    """
 
     protocol: str
     method: str

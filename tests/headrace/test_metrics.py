@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import threading
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,6 +14,7 @@ from headrace.metrics import (
     MAX_SERIES,
     OTHER,
     QUEUE_LENGTH,
+    REQUEST_PHASES,
     REQUEST_SECONDS,
     REQUESTS,
     RETRIES,
@@ -19,7 +22,6 @@ from headrace.metrics import (
     SLOT_STATES,
     STAGE_SECONDS,
     Recorder,
-    RequestPhase,
     Series,
     quantile,
 )
@@ -27,14 +29,42 @@ from headrace.metrics import (
 
 def test_a_request_is_counted_and_timed_by_phase() -> None:
     recorder = Recorder("gateway")
-    phases: list[tuple[RequestPhase, float]] = [("queue", 0.0001), ("compute", 0.002)]
-    recorder.request("digits", 2, "rest", 200, "free", 0.003, phases)
+    phases = (0.0001, 0.0002, 0.0, 0.002, 0.0)
+    recorder.request(("digits", 2, "rest", 200, "free", 0.003, phases))
+    recorder.request(("digits", 2, "rest", 503, "free", 0.003, None))
     samples = recorder.snapshot().samples
-    assert samples[REQUESTS.name] == {("digits", 2, "rest", 200, "free"): (1,)}
+    assert samples[REQUESTS.name] == {
+        ("digits", 2, "rest", 200, "free"): (1,),
+        ("digits", 2, "rest", 503, "free"): (1,),
+    }
     numbers = samples[REQUEST_SECONDS.name]["digits", 2, "rest"]
-    assert numbers[SECONDS_BOUNDS.index(0.005)] == 1
-    assert (sum(numbers[:-1]), numbers[-1]) == (1, 0.003)
-    assert set(samples[STAGE_SECONDS.name]) == {("digits", 2, "queue"), ("digits", 2, "compute")}
+    assert numbers[SECONDS_BOUNDS.index(0.005)] == 2
+    assert (sum(numbers[:-1]), numbers[-1]) == (2, 0.006)
+    by_phase = samples[STAGE_SECONDS.name]
+    assert set(by_phase) == {("digits", 2, stage) for stage in REQUEST_PHASES}
+    assert by_phase["digits", 2, "compute"][SECONDS_BOUNDS.index(0.002)] == 1
+    assert by_phase["digits", 2, "link"][-1] == 0.0002
+
+
+def test_answers_are_counted_together_and_none_is_lost_between_threads() -> None:
+    recorder = Recorder("gateway")
+    stop = threading.Event()
+
+    def look() -> None:
+        while not stop.is_set():
+            recorder.snapshot()
+
+    threads = [threading.Thread(target=look) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for number in range(20_000):
+        recorder.request(("m", number % 3, "rest", 200, "free", 0.001, (0.0,) * 5))
+    stop.set()
+    for thread in threads:
+        thread.join()
+    samples = recorder.snapshot().samples
+    assert sum(count for (count,) in samples[REQUESTS.name].values()) == 20_000
+    assert sum(sum(each[:-1]) for each in samples[STAGE_SECONDS.name].values()) == 100_000
 
 
 def test_a_value_on_an_edge_counts_below_it_and_a_huge_one_above_all() -> None:
@@ -74,7 +104,7 @@ def test_slot_states_are_replaced_as_a_whole() -> None:
 
 def test_every_recording_ends_in_its_family() -> None:
     recorder = Recorder("slot")
-    recorder.request("m", 1, "rest", 200, "free", 0.1, [("encode", 0.001)])
+    recorder.request(("m", 1, "rest", 200, "free", 0.1, (0.0,) * 5))
     recorder.batch("m", 1, 7)
     recorder.gauges({"m": 1}, {"m": 2})
     recorder.retry("m")
@@ -110,9 +140,9 @@ def test_wrong_labels_are_refused() -> None:
 def test_quantiles_of_a_model_join_its_versions_and_protocols() -> None:
     recorder = Recorder("gateway")
     for _ in range(99):
-        recorder.request("m", 1, "rest", 200, "free", 0.0015)
-    recorder.request("m", 2, "grpc", 200, "free", 4.0)
-    recorder.request("other", 1, "rest", 200, "free", 50.0)
+        recorder.request(("m", 1, "rest", 200, "free", 0.0015, None))
+    recorder.request(("m", 2, "grpc", 200, "free", 4.0, None))
+    recorder.request(("other", 1, "rest", 200, "free", 50.0, None))
     statistics = recorder.snapshot()
     assert statistics.quantile("m", 0.5) == pytest.approx(0.0015, rel=0.02)
     assert 2.0 < (statistics.quantile("m", 0.999) or 0) <= 5.0

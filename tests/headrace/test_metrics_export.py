@@ -19,8 +19,8 @@ from headrace.metrics_export import Exporter
 
 recorder = Recorder("gateway")
 for _ in range(int(sys.argv[2])):
-    recorder.request("digits", 1, "rest", 200, "free", 0.0015)
-recorder.request("digits", 1, "rest", 503, "free", 0.0015)
+    recorder.request(("digits", 1, "rest", 200, "free", 0.0015, None))
+recorder.request(("digits", 1, "rest", 503, "free", 0.0015, None))
 recorder.gauges({"digits": 2}, {})
 Exporter(recorder, Path(sys.argv[1])).write()
 print("written", flush=True)

@@ -13,7 +13,7 @@ from gateway.access.admission import BUSIEST, BUSY_HALF_LIFE_S, Admission, BusyC
 from gateway.access.audit import AuditLog
 from gateway.access.auth import Authenticator
 from gateway.access.limits import Limiter, OverBudget
-from gateway.access.visit import Visit
+from gateway.access.visit import Head, Visit
 from headrace.access import Access, BudgetsAway, Caller, Claim, Grant
 from headrace.config.args import Limits
 from headrace.config.tiers import Queue, Tier
@@ -125,7 +125,7 @@ class House:
     ) -> Visit:
         """One request for `tagger`; an error that refuses it is raised."""
         headers = {b"caller": caller.encode(), b"tier": tier.encode()}
-        visit = self.visits[number] = Visit(headers, "127.0.0.1")
+        visit = self.visits[number] = Visit(Head(headers, "127.0.0.1"))
         try:
             self.admission.enter(visit, "tagger", 5)
             now_s = self.plane.clock_s
@@ -336,12 +336,12 @@ async def test_a_tiers_own_sizes_hold() -> None:
     house.send(0)
     assert house.plane.submitted[0].deadline_s == house.plane.clock_s + 1
     with pytest.raises(PayloadTooLarge, match="over 10 bytes"):
-        house.admission.enter(Visit({}, ""), "tagger", 11)
+        house.admission.enter(Visit(Head({}, "")), "tagger", 11)
 
 
 async def test_bodies_beyond_the_memory_for_them_are_refused_and_it_is_freed() -> None:
     house = House(None, max_buffered_bytes=1024 * 1024)
-    visits = [Visit({}, "") for _ in range(3)]
+    visits = [Visit(Head({}, "")) for _ in range(3)]
     house.admission.enter(visits[0], "tagger", 1_000_000)
     with pytest.raises(Unavailable) as refusal:
         house.admission.enter(visits[1], "tagger", 100_000)
@@ -389,7 +389,7 @@ async def test_a_visit_pays_too(house: House) -> None:
     refused = 0
     for _ in range(150):
         try:
-            house.admission.admit(Visit({}, ""))
+            house.admission.admit(Visit(Head({}, "")))
         except TooManyRequests:
             refused += 1
         await house.exchanged()
@@ -401,7 +401,7 @@ async def guess(house: House, times: int, address: str = "192.0.2.1") -> list[in
     statuses = []
     for _ in range(times):
         with pytest.raises((Unauthenticated, OverBudget)) as refusal:
-            house.admission.identify(Visit({b"wrong": b""}, address))
+            house.admission.identify(Visit(Head({b"wrong": b""}, address)))
         statuses.append(refusal.value.http_status)
         await house.exchanged()
     return statuses
@@ -413,7 +413,7 @@ async def test_guessing_costs_what_a_stranger_has(house: House) -> None:
     assert statuses == [401] * paid + [429] * (300 - paid)
     assert paid == pytest.approx(100, abs=2)
     with pytest.raises(OverBudget, match=r"credential is refused.*rate limit") as refusal:
-        house.admission.identify(Visit({b"wrong": b""}, "192.0.2.1"))
+        house.admission.identify(Visit(Head({b"wrong": b""}, "192.0.2.1")))
     wait_s = refusal.value.retry_after_s
     assert wait_s is not None and 0 < wait_s <= 0.2
     house.plane.clock_s += wait_s
@@ -429,14 +429,14 @@ async def test_who_guesses_is_among_the_busiest(house: House) -> None:
 
 async def test_a_good_credential_is_good_wherever_others_guess(house: House) -> None:
     assert 429 in await guess(house, 200, "192.0.2.1")
-    visit = Visit({b"caller": b"key:p", b"tier": b"premium"}, "192.0.2.1")
+    visit = Visit(Head({b"caller": b"key:p", b"tier": b"premium"}, "192.0.2.1"))
     house.admission.enter(visit, "tagger", 5)
     assert visit.account is not None and visit.account.refused == 0
 
 
 async def test_without_tiers_a_guess_is_not_looked_at() -> None:
     house = House(None)
-    visit = Visit({b"wrong": b""}, "192.0.2.1")
+    visit = Visit(Head({b"wrong": b""}, "192.0.2.1"))
     house.admission.identify(visit)
     assert visit.account is None
 
@@ -474,7 +474,8 @@ class Place:
     def ask(self, caller: str, times: int, now_s: float) -> None:
         account = self.limiter.account(Caller(caller, "anonymous"), now_s)
         for _ in range(times):
-            self.busy.note(account, now_s)
+            self.busy.note(account)
+        self.busy.fold(now_s)
 
 
 def test_the_busiest_callers_come_first() -> None:

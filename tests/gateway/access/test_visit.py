@@ -11,7 +11,7 @@ import pytest
 
 from gateway.access.audit import AuditLog
 from gateway.access.limits import OverBudget
-from gateway.access.visit import Visit
+from gateway.access.visit import Head, Visit
 from headrace.config.args import Audit
 from headrace.config.tiers import Quota, Tier
 from headrace.metrics import REFUSALS
@@ -19,7 +19,7 @@ from tests.gateway.access.test_admission import House
 
 
 def visit() -> Visit:
-    return Visit({b"caller": b"ip:192.0.2.7"}, "192.0.2.7", "one")
+    return Visit(Head({b"caller": b"ip:192.0.2.7", b"x-request-id": b"one"}, "192.0.2.7"))
 
 
 @pytest.fixture

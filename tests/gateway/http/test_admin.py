@@ -160,7 +160,7 @@ async def test_the_status_goes_on_without_the_pool(tmp_path: Path) -> None:
 
 async def test_metrics_are_prometheus_text(tmp_path: Path) -> None:
     recorder = Recorder("gateway")
-    recorder.request("m", 1, "tfserving", 200, "none", 0.01)
+    recorder.request(("m", 1, "tfserving", 200, "none", 0.01, None))
     Exporter(recorder, tmp_path).write()
     async with client(Desk(metrics_folder=tmp_path)) as http:
         answer = await http.get("/metrics")

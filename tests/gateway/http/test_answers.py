@@ -51,7 +51,7 @@ async def test_several_forwarding_lines_are_one_list() -> None:
     seen: list[bytes] = []
 
     def listening(visit: Visit) -> None:
-        seen.append(visit.headers[b"x-forwarded-for"])
+        seen.append(visit.head.headers[b"x-forwarded-for"])
         admit(visit)
 
     app = FastAPI()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.http.lane import FastCycle, FastLane
+from gateway.http.lane import FastLane, HttpPrediction
 from headrace.config.args import Limits
 from tests.house import House, open_house, until
 
@@ -168,7 +168,7 @@ async def test_a_request_whose_turn_comes_after_its_client_left_is_not_sent(
         cycle, app = lane.pipeline[-1]
         lane.transport.abort()
         await cycle.run_asgi(app)
-        assert cycle.prediction.request is None and len(house.plane.router) == 1
+        assert cycle.request is None and len(house.plane.router) == 1
         writer.close()
         await until(lambda: not house.door.connections)
         assert len(house.plane.router) == 0
@@ -180,6 +180,6 @@ async def test_an_idle_connection_holds_no_body(tmp_path: Path) -> None:
         writer.write(post())
         assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
         cycle = the_lane(house).cycle
-        assert isinstance(cycle, FastCycle)
-        assert not cycle.body and cycle.prediction.request is None
+        assert isinstance(cycle, HttpPrediction)
+        assert not cycle.pieces and cycle.request is None
         writer.close()
