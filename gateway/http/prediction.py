@@ -19,7 +19,7 @@ JOINED_BYTES = 16 * 1024
 """Longest body that is copied behind its head, so that both are one write."""
 STATUS_LINES = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
 STATUS_LINES[499] = b"HTTP/1.1 499 Client Closed Request\r\n"
-UNUSUAL = (b"expect", b"transfer-encoding", b"upgrade")
+UNUSUAL = (b"expect", b"transfer-encoding")
 """Headers that make a request more than its head and a body of known length."""
 MAX_DIGITS = 19
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,19})\r\n", re.IGNORECASE)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -316,3 +318,41 @@ async def test_a_stream_says_which_request_met_the_limit(tmp_path: Path) -> None
 
 def client(house: House) -> httpx.AsyncClient:
     return httpx.AsyncClient(base_url=house.url, timeout=20, verify=False)
+
+
+async def test_a_key_that_is_revoked_ends_on_a_connection_that_used_it(tmp_path: Path) -> None:
+    """What a connection remembers of its caller goes with the rules that it was found by."""
+    async with open_house(tmp_path, "a", access=tiers()) as house, client(house) as http:
+        headers = {"X-API-Key": KEY}
+        for _ in range(3):
+            assert (await http.post(PREDICT, json=BODY, headers=headers)).status_code == 200
+        assert len(house.door.connections) == 1
+        house.admission.apply(replace(tiers(), keys={}))
+        assert (await http.post(PREDICT, json=BODY, headers=headers)).status_code == 401
+        house.admission.apply(tiers())
+        assert (await http.post(PREDICT, json=BODY, headers=headers)).status_code == 200
+        assert len(house.door.connections) == 1
+
+
+async def test_a_key_that_expires_ends_on_a_connection_that_used_it(tmp_path: Path) -> None:
+    brief = replace(tiers(), keys={RECORD.id: replace(RECORD, expires_s=time.time() + 1.0)})
+    async with open_house(tmp_path, "a", access=brief) as house, client(house) as http:
+        headers = {"X-API-Key": KEY}
+        assert (await http.post(PREDICT, json=BODY, headers=headers)).status_code == 200
+        await asyncio.sleep(1.1)
+        answer = await http.post(PREDICT, json=BODY, headers=headers)
+        assert (answer.status_code, len(house.door.connections)) == (401, 1)
+
+
+async def test_an_account_that_is_forgotten_is_opened_anew_for_its_connection(
+    tmp_path: Path,
+) -> None:
+    async with open_house(tmp_path, "a", access=tiers()) as house, client(house) as http:
+        limiter = house.admission.limiter
+        await http.post(PREDICT, json=BODY, headers={"X-API-Key": KEY})
+        (before,) = limiter._accounts.values()
+        limiter.sweep(time.monotonic() + 10_000, 10)
+        assert before.forgotten and not limiter._accounts
+        await http.post(PREDICT, json=BODY, headers={"X-API-Key": KEY})
+        (after,) = limiter._accounts.values()
+        assert after is not before and after.allowed == 1

@@ -183,3 +183,91 @@ async def test_an_idle_connection_holds_no_body(tmp_path: Path) -> None:
         assert isinstance(cycle, HttpPrediction)
         assert not cycle.pieces and cycle.request is None
         writer.close()
+
+
+def body_of(value: float, digits: int) -> bytes:
+    """A request body whose length depends on `digits`."""
+    return json.dumps({"instances": [[value, 2.0, 3.0, round(1 / 3, digits)]]}).encode()
+
+
+async def answer_of(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
+    """Status line and body of the next answer."""
+    async with asyncio.timeout(10):
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+        return head.split(b"\r\n")[0], await reader.readexactly(length)
+
+
+@pytest.mark.parametrize("cut", [None, 1, 60, 100, -1])
+async def test_a_repeated_head_is_read_as_the_first_one(tmp_path: Path, cut: int | None) -> None:
+    """The same requests, on one connection and each on its own, cut anywhere: the same answers."""
+    bodies = [body_of(number, 2 + number % 5) for number in range(8)] + [b"{", b""]
+    together, apart = [], []
+    async with open_house(tmp_path, "a") as house:
+        reader, writer = await connect(house)
+        for body in bodies:
+            request = post(more=b"Host: x\r\n", body=body)
+            writer.write(request[:cut])
+            if cut is not None:
+                await asyncio.sleep(0.01)
+                writer.write(request[cut:])
+            together.append(await answer_of(reader))
+        assert the_lane(house)._head is not None or cut in (1, 60)
+        writer.close()
+        for body in bodies:
+            reader, writer = await connect(house)
+            writer.write(post(more=b"Host: x\r\n", body=body))
+            apart.append(await answer_of(reader))
+            writer.close()
+    assert together == apart
+    assert [status for status, _ in together] == [b"HTTP/1.1 200 OK"] * 8 + [
+        b"HTTP/1.1 400 Bad Request"
+    ] * 2
+
+
+async def test_requests_with_a_repeated_head_in_one_piece_are_answered_in_order(
+    tmp_path: Path,
+) -> None:
+    bodies = [body_of(number, 3) for number in range(30)]
+    async with open_house(tmp_path, "a") as house:
+        reader, writer = await connect(house)
+        writer.write(post(body=bodies[0]))
+        answers = [(await answer_of(reader))[1]]
+        # One whole, one with the start of the next, then all others at once.
+        pieces = b"".join(post(body=body) for body in bodies[1:])
+        writer.write(pieces[:130])
+        await asyncio.sleep(0.01)
+        writer.write(pieces[130:])
+        answers += [(await answer_of(reader))[1] for _ in bodies[1:]]
+        writer.close()
+    assert [json.loads(answer)["predictions"][0][0] for answer in answers] == [
+        2.0 * number + 1 for number in range(30)
+    ]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [b"Expect: 100-continue\r\n", b"Connection: close\r\n"],
+    ids=["expect", "close"],
+)
+async def test_a_head_that_asks_for_more_is_parsed_each_time(tmp_path: Path, more: bytes) -> None:
+    async with open_house(tmp_path, "a") as house:
+        reader, writer = await connect(house)
+        writer.write(post(more=more))
+        await asyncio.wait_for(reader.readuntil(b'"predictions"'), 10)
+        lanes = list(house.door.connections)
+        assert [lane._head for lane in lanes if isinstance(lane, FastLane)] in ([], [None])
+        writer.close()
+
+
+async def test_a_repeated_head_with_too_large_a_body_is_refused(tmp_path: Path) -> None:
+    async with open_house(tmp_path, "a") as house:
+        reader, writer = await connect(house)
+        writer.write(post())
+        await answer_of(reader)
+        length = house.limits.max_body_bytes + 1
+        writer.write(post().split(b"Content-Length")[0] + b"Content-Length: %d\r\n\r\n{" % length)
+        assert (await answer_of(reader))[0] == b"HTTP/1.1 413 Request Entity Too Large"
+        assert await asyncio.wait_for(reader.read(), 10) == b""
+        writer.close()
+    assert house.admission.memory.used_bytes == 0
