@@ -175,7 +175,7 @@ class Admission:
         """Use these tiers, settings and keys; requests that are in stay in."""
         self.access = access
         self._authenticator.update(access)
-        self._exchange.enabled = access.tiers is not None
+        self._exchange.enable(access.tiers is not None)
         if access.tiers is not None:
             self.limiter.set_tiers(access.tiers)
 

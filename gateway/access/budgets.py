@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ from headrace.access import BudgetsAway, BudgetStore, Claim, Grant
 from headrace.deployment import Away, CallFailed, on_ray
 
 EXCHANGE_S = 0.05
-"""Seconds between two exchanges; at once when a request waits for the answer."""
+"""Seconds until what should be asked is asked; at once when a request waits for the answer."""
 HEARTBEAT_S = 2.0
 AWAY_RETRY_S = 0.5
 CLAIMS = 500
@@ -42,25 +43,28 @@ class BudgetExchange:
         self._limiter, self._store, self._now_s = limiter, store, now_s
         self._resume, self._queued = resume, queued
         self.urgent = asyncio.Event()
-        self.enabled = False
+        self._enabled = False
+        self._asking = asyncio.Event()
+        limiter.on_asking = self._asking.set
+
+    def enable(self, enabled: bool) -> None:
+        """Whether there are budgets to exchange."""
+        self._enabled = enabled
+        self._asking.set()
 
     async def run(self) -> None:
-        """Tell and ask every `EXCHANGE_S`, or sooner where it is urgent, until cancelled."""
+        """Tell and ask within `EXCHANGE_S`, or at once where it is urgent, until cancelled."""
         told_s = -math.inf
         while True:
-            try:
-                async with asyncio.timeout(EXCHANGE_S):
-                    await self.urgent.wait()
-            except TimeoutError:
-                pass
+            await _wait(self._asking, told_s + HEARTBEAT_S - self._now_s())
+            await _wait(self.urgent, EXCHANGE_S)  # what is asked meanwhile goes along
+            self._asking.clear()
             self.urgent.clear()
-            now_s = self._now_s()
-            if not self.enabled:
-                continue
-            if self._limiter.asking or now_s - told_s > HEARTBEAT_S:
-                told_s = now_s
-                if not await self.once():
-                    await asyncio.sleep(AWAY_RETRY_S)
+            told_s = self._now_s()
+            if self._enabled and not await self.once():
+                await asyncio.sleep(AWAY_RETRY_S)
+            if self._enabled and self._limiter.asking:  # more than one exchange takes
+                self._asking.set()
 
     async def once(self) -> bool:
         """Tell and ask the store once; False while it is away."""
@@ -92,6 +96,12 @@ class BudgetExchange:
                 log.warning("budget_store_away", reason=reason)
             else:
                 log.info("budget_store_back")
+
+
+async def _wait(event: asyncio.Event, at_most_s: float) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(at_most_s):
+            await event.wait()
 
 
 TIMEOUT_S = 1.0

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -219,6 +219,8 @@ class Limiter:
         self._accounts: dict[str, Account] = {}
         self._overflow: dict[str, Account] = {}
         self._asking: dict[Account, None] = {}
+        # Called when there is something to ask the store.
+        self.on_asking: Callable[[], None] = lambda: None
         # The names of `_accounts` in the order of the sweep, which sees the first `_unswept` next.
         self._names: deque[str] = deque()
         self._unswept = 0
@@ -272,7 +274,7 @@ class Limiter:
         )
         account.divide_concurrency()
         if account.owed or allowance.quota is not None:
-            self._asking[account] = None
+            self._ask(account)
         return account
 
     def _renew(self, account: Account, caller: Caller, now_s: float) -> None:
@@ -392,6 +394,8 @@ class Limiter:
 
     def _ask(self, account: Account) -> None:
         if not account.asked:
+            if not self._asking:
+                self.on_asking()
             self._asking[account] = None
 
     @property
@@ -411,7 +415,7 @@ class Limiter:
         """Put these on the list again: the store did not answer their claims."""
         for account in accounts:
             account.asked = False
-            self._asking[account] = None
+            self._ask(account)
 
     def store_is(self, away: bool, now_s: float) -> None:
         """Whether the store answers. While it does not, this gateway's part refills here."""
@@ -462,5 +466,5 @@ class Limiter:
             self._asking.pop(account, None)
             return True
         if account.owed or account.used or 0 < account.tokens < UNLIMITED:
-            self._asking[account] = None
+            self._ask(account)
         return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections import Counter
 from contextlib import suppress
 
@@ -16,6 +17,8 @@ SAMPLE_S = 0.025
 INTERVAL_S = 0.1
 """Least time between reports, but for the first request for a model without a slot."""
 HEARTBEAT_S = 1.0
+QUIET_S = 3.0
+"""Time between reports that there is no load: a new pool expects none before it hears of one."""
 RETRY_S = 0.25
 
 
@@ -25,7 +28,7 @@ class LoadReport:
     def __init__(self, plane: DataPlane, pool: PoolClient) -> None:
         self._plane, self._pool = plane, pool
         self._urgent = asyncio.Event()
-        plane.on_starved = self._urgent.set
+        plane.on_starved = self._starved
         self._snapshot = Snapshot()
         self._elastic: frozenset[str] = frozenset()
         self._sums: Counter[str] = Counter()
@@ -37,23 +40,26 @@ class LoadReport:
         """Report until cancelled."""
         plane = self._plane
         while True:
-            if self._snapshot is not plane.snapshot:
-                self._snapshot = plane.snapshot
-                self._elastic = frozenset(
-                    name
-                    for name, model in plane.snapshot.models.items()
-                    if model.config.replicas.min != model.config.replicas.max
-                )
+            self._look_at_models()
             elastic = self._elastic
+            pause_s = SAMPLE_S if elastic else HEARTBEAT_S
+            if elastic and self._quiet():
+                if not await self._stirs(self._told_s + QUIET_S - plane.now_s()):
+                    await self._tell(self._loads(latest=True), plane.now_s())
+                    continue
+                self._look_at_models()
+                self._begin(plane.now_s())
+                # At a random moment, or requests shorter than the pause would never be seen.
+                pause_s = random.uniform(0.0, SAMPLE_S)
             with suppress(TimeoutError):
-                async with asyncio.timeout(SAMPLE_S if elastic else HEARTBEAT_S):
+                async with asyncio.timeout(pause_s):
                     await self._urgent.wait()
-            if not elastic:
+            if not self._elastic:
                 self._urgent.clear()
                 continue
             self._samples += 1
             for name, count in plane.router.load().items():
-                if name in elastic:
+                if name in self._elastic:
                     self._sums[name] += count
             now_s, urgent = plane.now_s(), self._urgent.is_set()
             if urgent or now_s - self._since_s >= INTERVAL_S:
@@ -62,9 +68,41 @@ class LoadReport:
                     self._urgent.clear()
                     await self._tell(loads, now_s)
                 # A new interval even if the report failed: the pool keeps a mean until the next.
-                self._since_s = now_s
-                self._sums.clear()
-                self._samples = 0
+                self._begin(now_s)
+
+    def _starved(self) -> None:
+        self._urgent.set()
+        self._plane.stirred.set()
+
+    def _look_at_models(self) -> None:
+        if self._snapshot is not self._plane.snapshot:
+            self._snapshot = self._plane.snapshot
+            self._elastic = frozenset(
+                name
+                for name, model in self._snapshot.models.items()
+                if model.config.replicas.min != model.config.replicas.max
+            )
+
+    def _quiet(self) -> bool:
+        """Whether the last report said that there is nothing, and that is so."""
+        if self._urgent.is_set() or any(load or held for load, held, _ in self._told.values()):
+            return False
+        return self._samples == 0 and self._loads(latest=True) == self._told
+
+    async def _stirs(self, wait_s: float) -> bool:
+        """Wait until something happens at the plane; False if nothing does."""
+        try:
+            async with asyncio.timeout(wait_s):
+                await self._plane.stirred.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def _begin(self, now_s: float) -> None:
+        """Begin a new interval of samples."""
+        self._since_s = now_s
+        self._sums.clear()
+        self._samples = 0
 
     def _loads(self, *, latest: bool) -> Loads:
         router = self._plane.router

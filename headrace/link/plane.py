@@ -72,7 +72,8 @@ class DataPlane:
         self._links: dict[str, tuple[SlotLink, asyncio.Task[None]]] = {}
         self._flushing = False
         self._unsent = 0
-        self._stirred = asyncio.Event()
+        # Set by whatever is flushed, cleared a tick later once nothing is left.
+        self.stirred = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._number = 0
         self.targets: dict[InferPath, Target] = {}
@@ -187,7 +188,7 @@ class DataPlane:
     def _flush(self) -> None:
         self._flushing = False
         self._unsent = 0
-        self._stirred.set()
+        self.stirred.set()
         for slot_id, requests in self.router.assign(self.now_s()).items():
             self._links[slot_id][0].send(requests)
 
@@ -198,16 +199,16 @@ class DataPlane:
         """
         try:
             while True:
-                await self._stirred.wait()
+                await self.stirred.wait()
                 await asyncio.sleep(TICK_S)
-                self._stirred.clear()
+                self.stirred.clear()
                 if self.router.expire(self.now_s()):
                     self.flush_soon()
                 for slot_id, demand in self.router.changed_demand().items():
                     if slot_id in self._links:
                         self._links[slot_id][0].tell_demand(demand)
                 if len(self.router):
-                    self._stirred.set()
+                    self.stirred.set()
         finally:
             for _, task in self._links.values():
                 task.cancel()

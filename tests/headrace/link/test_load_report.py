@@ -38,9 +38,15 @@ class Plane:
         self.snapshot = SimpleNamespace(models={"a": SimpleNamespace(config=config)})
         self.router = Router()
         self.on_starved: Callable[[], None] = lambda: None
+        self.stirred = asyncio.Event()
 
     def now_s(self) -> float:
         return time.monotonic()
+
+    def stir(self) -> None:
+        """As a request does; a tick later the plane forgets it."""
+        self.stirred.set()
+        asyncio.get_running_loop().call_later(0.025, self.stirred.clear)
 
 
 class Pool:
@@ -68,6 +74,7 @@ async def test_short_requests_count_for_as_long_as_they_were_there() -> None:
         began_s = time.monotonic()
         plane.router.arrived["a"] += 1
         plane.router.now = 1
+        plane.stir()
         await asyncio.sleep(REQUEST_S)
         plane.router.now = 0
         true_s += time.monotonic() - began_s
