@@ -30,9 +30,12 @@ class Told:
     def clear(self) -> None:
         self._event.clear()
 
-    async def wait(self) -> None:
-        async with asyncio.timeout(10):
-            await self._event.wait()
+    async def soon(self) -> bool:
+        """Whether it is told, within 10 s at most."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(10):
+                await self._event.wait()
+        return self._event.is_set()
 
 
 @asynccontextmanager
@@ -53,17 +56,17 @@ async def watching(
 async def test_a_local_store_is_followed_by_its_events(tmp_path: Path) -> None:
     (tmp_path / "tagger").mkdir()
     async with watching(str(tmp_path)) as told:
-        await told.wait()  # the watch is set up: one look for what came before it
+        assert await told.soon()  # the watch is set up: one look for what came before it
         for change in ("tagger/1", "tagger/1/variables", "other"):
             told.clear()
             (tmp_path / change).mkdir()
-            await told.wait()
+            assert await told.soon()
         told.clear()
         (tmp_path / "tagger" / "1" / "model.onnx").write_bytes(b"weights")
-        await told.wait()
+        assert await told.soon()
         told.clear()
         shutil.rmtree(tmp_path / "tagger" / "1")
-        await told.wait()
+        assert await told.soon()
 
 
 async def test_a_version_that_is_moved_into_the_store_is_told(tmp_path: Path) -> None:
@@ -71,30 +74,30 @@ async def test_a_version_that_is_moved_into_the_store_is_told(tmp_path: Path) ->
     (store / "tagger").mkdir(parents=True)
     draft.mkdir()
     async with watching(f"file://{store}") as told:
-        await told.wait()
+        assert await told.soon()
         told.clear()
         draft.rename(store / "tagger" / "1")
-        await told.wait()
+        assert await told.soon()
 
 
 async def test_a_store_that_comes_later_is_followed_then(tmp_path: Path) -> None:
     store = tmp_path / "store"
     async with watching(str(store), poll_s=0.02) as told:
-        await told.wait()
+        assert await told.soon()
         store.mkdir()
-        await _until_followed(told, store)
+        assert await _followed(told, store)
 
 
 async def test_a_store_that_is_replaced_is_followed_again(tmp_path: Path) -> None:
     store = tmp_path / "store"
     store.mkdir()
     async with watching(str(store), poll_s=0.1) as told:
-        await told.wait()
+        assert await told.soon()
         told.clear()
         store.rename(tmp_path / "away")
         store.mkdir()
-        await told.wait()
-        await _until_followed(told, store)
+        assert await told.soon()
+        assert await _followed(told, store)
 
 
 async def test_a_link_that_leads_elsewhere_is_followed_there(tmp_path: Path) -> None:
@@ -103,27 +106,29 @@ async def test_a_link_that_leads_elsewhere_is_followed_there(tmp_path: Path) -> 
         (tmp_path / name).mkdir()
     link.symlink_to("old")
     async with watching(str(link), poll_s=0.1) as told:
-        await told.wait()
+        assert await told.soon()
         told.clear()
         (tmp_path / "next").symlink_to("new")
         (tmp_path / "next").rename(link)
-        await told.wait()
-        await _until_followed(told, link)
+        assert await told.soon()
+        assert await _followed(told, link)
 
 
-async def _until_followed(told: Told, store: Path) -> None:
-    """Each new folder is told of soon, though looks without events may have come before."""
+async def _followed(told: Told, store: Path) -> bool:
+    """Whether each new folder is told of soon; looks without events may have come before."""
+    soon = []
     for number in range(3):
         told.clear()
         (store / str(number)).mkdir()
-        await told.wait()
+        soon.append(await told.soon())
+    return all(soon)
 
 
 async def test_a_store_without_events_is_looked_at_each_poll() -> None:
     async with watching("memory://models", poll_s=0.01) as told:
         for _ in range(3):
             told.clear()
-            await told.wait()
+            assert await told.soon()
     assert told.count >= 3
 
 
@@ -131,7 +136,7 @@ async def test_a_local_store_is_looked_at_now_and_then_without_events(tmp_path: 
     async with watching(str(tmp_path), local_poll_s=0.01) as told:
         for _ in range(5):
             told.clear()
-            await told.wait()
+            assert await told.soon()
     assert told.count >= 5
 
 
@@ -141,7 +146,7 @@ async def test_a_store_that_cannot_be_watched_is_looked_at_and_told_once(tmp_pat
         async with watching(str(tmp_path / "file" / "store"), poll_s=0.01) as told:
             for _ in range(3):
                 told.clear()
-                await told.wait()
+                assert await told.soon()
     assert [entry["event"] for entry in logs] == ["store_not_watched"]
 
 
@@ -151,11 +156,11 @@ async def test_a_cancelled_watch_ends_at_once_and_leaves_no_thread_at_work(
     before = threading.active_count()
     loop = asyncio.get_running_loop()
     async with watching(str(tmp_path)) as told:
-        await told.wait()
+        assert await told.soon()
         started_s = loop.time()
     assert loop.time() - started_s < 5
     # A thread that is idle again serves the next one: so at most one is here.
     for _ in range(3):
         async with watching(str(tmp_path)) as told:
-            await told.wait()
+            assert await told.soon()
     assert threading.active_count() <= before + 1

@@ -159,7 +159,7 @@ def test_statistics_grow_with_requests(client: Any, kind: str) -> None:
         now = counted()
         return (now["requests"], now["rows"]) >= (before["requests"] + 3, before["rows"] + 6)
 
-    wait_for(grown, "three more requests in the statistics", 15)
+    assert wait_for(grown, "three more requests in the statistics", 15)
 
 
 def test_repository_index(client: Any, kind: str) -> None:

@@ -61,6 +61,7 @@ def test_tagger_tf_agrees_with_tagger(repository: Path, pictures: Path) -> None:
     result = _call("tagger_tf", "1", "serving_default", images=images)
     np.testing.assert_allclose(result["scores"], scores, atol=1e-5)
     np.testing.assert_allclose(result["features"], features, atol=1e-4)
+    assert result["scores"].argmax() == scores.argmax()
 
 
 def test_tagger_tf_takes_encoded_pictures_of_any_size(repository: Path, pictures: Path) -> None:

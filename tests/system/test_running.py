@@ -91,7 +91,7 @@ def test_metrics_count_what_was_asked_over_all_gateways(system: Running) -> None
     before = counted()
     for _ in range(20):
         httpx.post(f"{system.url}/v1/models/affine:predict", json={"instances": [ROW]})
-    wait_for(lambda: counted() >= before + 20, "20 more requests in /metrics")
+    assert wait_for(lambda: counted() >= before + 20, "20 more requests in /metrics")
 
 
 def test_status_and_infer_work_from_the_command_line(system: Running, tmp_path: Path) -> None:

@@ -289,6 +289,7 @@ def test_a_tensor_stays_the_same(
     model_ = echo(tensor.dtype)
     body, length = source.request(tensor, typed=typed)
     came = source.codec.decode(body, Call(source.method, length), model_)
+    assert came.inputs.keys() == {"x"}
     assert_same(came.inputs["x"], tensor)
     body, length = target.request(tensor, typed=typed)
     asked = target.codec.decode(body, Call(target.method, length), model_)

@@ -56,7 +56,9 @@ def test_content_is_little_endian_memory(tensor: Tensor) -> None:
     encode_tensor(tensor, written)
     content = tensor.astype(tensor.dtype.newbyteorder("<")).tobytes()
     sent = proto(written.dtype, *tensor.shape, tensor_content=content)
-    np.testing.assert_array_equal(decode_tensor(sent, LIMIT_BYTES, "input"), tensor)
+    found = decode_tensor(sent, LIMIT_BYTES, "input")
+    np.testing.assert_array_equal(found, tensor)
+    assert (found.dtype, found.shape) == (tensor.dtype, tensor.shape)
 
 
 def test_a_tensor_that_is_not_contiguous_is_written_in_order() -> None:
@@ -178,7 +180,9 @@ def test_floats_are_read_whatever_else_is_set() -> None:
     holder = message("inference.InferTensorContents")(
         bool_contents=[True] * 9, fp32_contents=[1.5, float("nan")], bytes_contents=[b"x"] * 5000
     )
-    np.testing.assert_array_equal(read_list(holder, "fp32_contents", F4, "input"), [1.5, np.nan])
+    found = read_list(holder, "fp32_contents", F4, "input")
+    np.testing.assert_array_equal(found, [1.5, np.nan])
+    assert found.dtype == F4
 
 
 def test_values_are_added_to_those_there() -> None:

@@ -281,8 +281,10 @@ FLOATS = hnp.arrays(F4, hnp.array_shapes(min_dims=1, max_dims=4, max_side=5))
 @given(FLOATS)
 def test_reply_round_trips(tensor: Tensor) -> None:
     body = reply(b'{"inputs":[[1,2]]}', one_input(), {"y": tensor})
-    again = np.array(json.loads(body)["outputs"], dtype=F4).reshape(tensor.shape)
+    answer = json.loads(body)
+    again = np.array(answer["outputs"], dtype=F4).reshape(tensor.shape)
     np.testing.assert_array_equal(again, tensor)
+    assert answer.keys() == {"outputs"}
 
 
 @given(FLOATS)
@@ -290,6 +292,7 @@ def test_request_round_trips(tensor: Tensor) -> None:
     body = json.dumps({"instances": tensor.tolist()}).encode()
     decoded = decode(body, one_input(F4, *([None] * tensor.ndim))).inputs["x"]
     np.testing.assert_array_equal(decoded, tensor)
+    assert decoded.dtype == F4
 
 
 NESTED = st.recursive(
