@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from mimetypes import guess_type
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -13,7 +14,6 @@ from urllib.parse import urlsplit
 from command.client import HttpClient
 
 ANSWER_S = 600.0
-TYPES = {".jpg": "image/jpeg", ".png": "image/png", ".mp4": "video/mp4"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,4 +56,4 @@ def process(
 
 
 def process_file(url: str, model: str, path: Path, **options: Any) -> Processed:
-    return process(url, model, path.read_bytes(), TYPES[path.suffix], **options)
+    return process(url, model, path.read_bytes(), str(guess_type(path.name)[0]), **options)

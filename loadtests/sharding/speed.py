@@ -56,7 +56,7 @@ class Work:
 
     `open_s` is what comes before the first part, `send_s` what the stage does for each, `latency_s`
     what a part needs besides, there and back, and `merge_s` what comes after the last. The times
-    of `work_s` are those of the parts in the plan's order; `sizes` are their pixels or frames.
+    of `work_s` are those of the parts in the plan's order; `sizes` are their pixels.
     """
 
     sizes: tuple[int, ...]
