@@ -76,7 +76,7 @@ bench: setup ## Measure against peers side by side (needs wrk and h2load)
 	@$(BIN)/python -m loadtests.bench $(ARGS)
 
 loadtest: setup ## Load a started system with locust and write a report with plots
-	@$(BIN)/python -m loadtests.run $(ARGS)
+	@$(BIN)/python -m loadtests.users $(ARGS)
 
 bench-reload: setup models ## Measure a new version of tagger under load
 	@$(BIN)/python -m loadtests.reload $(ARGS)

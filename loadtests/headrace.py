@@ -16,6 +16,8 @@ import httpx
 import yaml
 
 from command.client import AdminClient
+from command.instance import find_instance
+from headrace.secrets import admin_token
 from loadtests.processes import ROOT, Failed, NotStarted, free_ports, running, wait_until
 
 REPOSITORY = ROOT / "models" / "repository"
@@ -49,6 +51,13 @@ class Admin(AdminClient):
     def pids(self, kind: str) -> list[int]:
         """The processes of the `gateways` or of the `slots`."""
         return [int(each["pid"]) for each in self.status()[kind]]
+
+
+def local_system() -> tuple[str, Admin]:
+    """The base URL of the system that runs here, and its admin listener; raises `HeadraceError`."""
+    instance = find_instance(None, None)
+    admin = Admin(instance.admin, admin_token(instance.token), timeout_s=ADMIN_ANSWER_S)
+    return f"http://{instance.http}", admin
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,12 +15,11 @@ from pathlib import Path
 
 import click
 
-from loadtests.headrace import keys
+from loadtests.headrace import keys, local_system
 from loadtests.messages import price_message
 from loadtests.report import Check, Report, Table, out_option, workplace
-from loadtests.run import local_system
 from loadtests.samples import percentile, ratio
-from loadtests.steps import (
+from loadtests.users.steps import (
     KEY_VARIABLE,
     REFUSED,
     RETRY,

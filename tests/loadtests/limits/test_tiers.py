@@ -5,7 +5,7 @@ import math
 import pytest
 
 from loadtests.limits.tiers import Got, got_table, who_got_what
-from loadtests.steps import STATUS, Sample, retry_after_s, status_of
+from loadtests.users.steps import STATUS, Sample, retry_after_s, status_of
 
 SAMPLES = (
     *(Sample(0.0, 10.0, "premium") for _ in range(8)),

@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from loadtests.plots import COLORS, GREY, MARKERS, drawn, failed, moment
 from loadtests.report import Table, figure
 from loadtests.samples import percentile
-from loadtests.steps import Step
+from loadtests.users.steps import Step
 
 
 def step_table(steps: Sequence[Step]) -> Table:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from loadtests.messages import CACHE_VARIABLE
 from loadtests.processes import free_ports
-from loadtests.run import Refused, check_host, check_system, main, parse_users
+from loadtests.users.__main__ import Refused, check_host, check_system, main, parse_users
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Locust users: both HTTP protocols on real pictures, the small models, and callers of tiers.
 
-`loadtests/run.py` runs one class at a time, `loadtests/limits/tiers.py` three of them; by hand:
-`locust -f loadtests/locustfile.py TensorFlowServing --host http://127.0.0.1:8080`.
+`make loadtest` runs one class at a time, `make loadtest-tiers` three of them; by hand:
+`locust -f loadtests/users/locustfile.py TensorFlowServing --host http://127.0.0.1:8080`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from loadtests.messages import (
     read_predictions,
     tagger_message,
 )
-from loadtests.steps import KEY, KEY_VARIABLE, RETRY, SAMPLES, STATUS, TIERS, retry_after_s
+from loadtests.users.steps import KEY, KEY_VARIABLE, RETRY, SAMPLES, STATUS, TIERS, retry_after_s
 
 
 class CheckedUser(FastHttpUser):  # type: ignore[misc]

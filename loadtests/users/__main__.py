@@ -14,14 +14,12 @@ from urllib.parse import urlsplit
 import click
 import httpx
 
-from command.instance import find_instance
 from headrace.errors import HeadraceError
-from headrace.secrets import admin_token
-from loadtests.headrace import Admin, BadAnswer, keys
+from loadtests.headrace import BadAnswer, keys, local_system
 from loadtests.messages import PicturesMissing, digit_messages, load_pictures, price_message
 from loadtests.report import Report, failure_sentences, figures, out_option
-from loadtests.step_plots import latency_over_time, percentiles_by_concurrency, step_table
-from loadtests.steps import KEY, KINDS, Step, StepFailed, measured_seconds, run_locust
+from loadtests.users.step_plots import latency_over_time, percentiles_by_concurrency, step_table
+from loadtests.users.steps import KEY, KINDS, Step, StepFailed, measured_seconds, run_locust
 
 READY_MODELS = {
     "TensorFlowServing": ("tagger_tf",),
@@ -106,12 +104,6 @@ def credential(stack: ExitStack, host: str, model: str, name: str) -> dict[str, 
     except (BadAnswer, HeadraceError) as error:
         click.echo(f"without a key, so the limits of strangers hold: {error}", err=True)
         return {}
-
-
-def local_system() -> tuple[str, Admin]:
-    """The base URL of the system that runs here, and its admin listener; raises `HeadraceError`."""
-    instance = find_instance(None, None)
-    return f"http://{instance.http}", Admin(instance.admin, admin_token(instance.token))
 
 
 def parse_users(text: str) -> list[int]:

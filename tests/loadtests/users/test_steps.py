@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from loadtests.steps import Sample, Step, locust_command, measured_seconds, read_samples
+from loadtests.users.steps import Sample, Step, locust_command, measured_seconds, read_samples
 
 ROWS = """started_s,latency_ms,name,error
 1763700000.500000,12.250,tagger /infer (raw pixels),

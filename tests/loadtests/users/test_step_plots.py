@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from loadtests.report import plain
-from loadtests.run import step_document
-from loadtests.step_plots import latency_over_time, percentiles_by_concurrency, step_table
-from loadtests.steps import Step, read_samples
+from loadtests.users.__main__ import step_document
+from loadtests.users.step_plots import latency_over_time, percentiles_by_concurrency, step_table
+from loadtests.users.steps import Step, read_samples
 
 RECORDED = """started_s,latency_ms,name,error
 100.000000,10.000,tagger,

@@ -1,0 +1,1 @@
+"""Locust users on a started system, and what they saw."""
