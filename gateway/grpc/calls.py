@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
+from typing import Any
 
 import structlog
 
@@ -53,13 +54,14 @@ class Method:
     """How calls of a method are served; errors become the call's status.
 
     `gate` may refuse a call by its head. A `streamed` method reads a stream of requests: it starts
-    with the head, with an empty message.
+    with the head, with an empty message. Calls of an `eager` method act on their heads.
     """
 
-    __slots__ = ("gate", "streamed")
+    __slots__ = ("eager", "gate", "streamed")
 
     def __init__(self, gate: Gate | None = None, *, streamed: bool = False) -> None:
         self.gate, self.streamed = gate, streamed
+        self.eager = streamed or gate is not None
 
     def reserve(self, call: GrpcCall, length: int) -> None:
         """Expect a message of `length` bytes in pieces; raises `HeadraceError` to refuse it."""
@@ -94,45 +96,46 @@ class GrpcCall(Stream):
     """
 
     __slots__ = (
-        "_deadline_s",
         "_held_bytes",
         "_message",
         "_method",
         "_reader",
-        "_since_s",
         "_started",
         "_task",
-        "_timer",
         "_writing",
         "address",
+        "deadline_s",
         "done",
         "exchange",
         "head",
         "headers",
         "on_end",
+        "since_s",
         "state",
+        "timer",
         "trailing",
     )
 
     def __init__(self, exchange: Exchange, stream_id: int, head: CallHead, method: Method) -> None:
         super().__init__(stream_id)
+        self.eager = method.eager
         self.exchange, self.head, self._method = exchange, head, method
         self.headers, self.address = head.headers, exchange.address
         self.done = self._started = self._writing = False
         self.on_end: Callable[[HeadraceError | None], None] | None = None
-        self.state: object = None
-        self._since_s = exchange.now_s
-        self._deadline_s = None if head.timeout_s is None else self._since_s + head.timeout_s
+        self.state: Any = None
+        self.since_s = exchange.now_s
+        self.deadline_s = None if head.timeout_s is None else self.since_s + head.timeout_s
         self.trailing: Metadata = ()
         self._reader: MessageReader | None = None
         self._message: bytes | None = None
         self._held_bytes = 0
         self._task: asyncio.Task[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self.timer: asyncio.TimerHandle | None = None
 
     def time_remaining(self) -> float | None:
         """Seconds to the call's deadline, None if it has none."""
-        return None if self._deadline_s is None else self._deadline_s - time.monotonic()
+        return None if self.deadline_s is None else self.deadline_s - time.monotonic()
 
     async def read(self) -> bytes | None:
         """The next message of a stream of requests, None after the last."""
@@ -152,13 +155,19 @@ class GrpcCall(Stream):
             finally:
                 self.on_drained = None
 
-    def answer(self, body: Body, length: int) -> None:
-        """End with one message of `length` bytes."""
+    def answer(self, body: Body, length: int, end: bytes | None = None) -> None:
+        """End with one message of `length` bytes; `end` is the trailing block, if it is known."""
         if self.done:
             return
-        self._end()
-        block = OK_BLOCK + metadata_block(self.trailing)
-        self.exchange.connection.answer(self, ANSWER, prefix(length), body, length, block)
+        if end is None:
+            end = OK_BLOCK + metadata_block(self.trailing)
+        # Otherwise the call holds nothing yet.
+        if self._reader is not None or self._task is not None:
+            self._end()
+        self.done = True
+        self.exchange.connection.answer(
+            self, ANSWER, b"\0" + length.to_bytes(4, "big"), body, length, end
+        )
 
     def finish(self) -> None:
         """End a stream of answers."""
@@ -197,9 +206,9 @@ class GrpcCall(Stream):
         """Drop all references, so that memory is freed without the garbage collector."""
         self.done = True
         self.on_end = self.state = None
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
         task, self._task = self._task, None
         if task is not None and task is not asyncio.current_task():
             task.cancel()
@@ -231,7 +240,10 @@ class GrpcCall(Stream):
             and int.from_bytes(data[1:PREFIX_BYTES], "big") == len(data) - PREFIX_BYTES
         ):
             self._started = True
-            self._guard(self._method.start, self, data[PREFIX_BYTES:])
+            try:
+                self._method.start(self, data[PREFIX_BYTES:])
+            except Exception as error:
+                self._fail(error)
         else:
             self._guard(self._collect, data, ended)
 
@@ -263,11 +275,15 @@ class GrpcCall(Stream):
         """Take a step, whose error becomes the call's status."""
         try:
             step(*arguments)
-        except HeadraceError as error:
-            self.refuse(error)
-        except Exception:  # the boundary: what is not ours stays inside
-            log.exception("request_failed", path=self.head.path.decode("latin-1"))
-            self.refuse(InternalError())
+        except Exception as error:
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        """End with the status of an error; what is not ours stays inside."""
+        if not isinstance(error, HeadraceError):
+            log.error("request_failed", path=self.head.path.decode("latin-1"), exc_info=error)
+            error = InternalError()
+        self.refuse(error)
 
     def hold(self, length: int) -> None:
         """Count `length` bytes as held until the call ends; raises `Unavailable`."""
@@ -277,24 +293,24 @@ class GrpcCall(Stream):
 
     def arm(self) -> None:
         """Watch the deadline."""
-        if self._deadline_s is not None and self._timer is None:
-            wait_s = max(0.0, self._deadline_s - time.monotonic())
-            self._timer = asyncio.get_running_loop().call_later(wait_s, self._expire)
+        if self.deadline_s is not None and self.timer is None:
+            wait_s = max(0.0, self.deadline_s - time.monotonic())
+            self.timer = asyncio.get_running_loop().call_later(wait_s, self._expire)
 
     def disarm(self) -> None:
         """Stop the timer: from now on the data plane ends the call at its deadline."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
 
     def _expire(self) -> None:
-        self._timer = None
+        self.timer = None
         self.refuse(DeadlineExceeded("the deadline passed before the answer was ready"))
 
     def check_time(self, now_s: float) -> None:
         """Refuse a body that took too long."""
         limit_s = self.exchange.door.limits.body_timeout_s
-        if not self._started and now_s - self._since_s > limit_s:
+        if not self._started and now_s - self.since_s > limit_s:
             self.refuse(RequestTimeout("the body took too long"))
 
     def run(self, method: Callable[[], Awaitable[bytes | None]]) -> None:

@@ -61,7 +61,9 @@ class HeaderDecoder(Generic[Meaning]):
 
 def encode_block(fields: Iterable[Field]) -> bytes:
     """A header block without use of the dynamic table; names must be in lower case."""
-    return b"".join([_name(name) + _length(len(value)) + value for name, value in fields])
+    return b"".join(
+        [encode_name(name) + encode_length(len(value)) + value for name, value in fields]
+    )
 
 
 def encode_status(status: int) -> bytes:
@@ -70,12 +72,13 @@ def encode_status(status: int) -> bytes:
 
 
 @lru_cache(256)
-def _name(name: bytes) -> bytes:
-    """The start of a literal field without indexing, up to its value."""
-    return b"\x00" + _length(len(name)) + name
+def encode_name(name: bytes) -> bytes:
+    """The start of a literal field without indexing; the value's length and the value follow."""
+    return b"\x00" + encode_length(len(name)) + name
 
 
-def _length(value: int) -> bytes:
+@lru_cache(256)
+def encode_length(value: int) -> bytes:
     """The length of a string without Huffman coding, as an integer with a 7-bit prefix."""
     if value < 127:
         return bytes((value,))

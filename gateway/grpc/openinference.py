@@ -20,7 +20,7 @@ from headrace.errors import NotFound, Unavailable, Unimplemented
 from headrace.link.plane import find_model, known_spec
 from headrace.protocols import metadata
 from headrace.protocols.metadata import statistics_document
-from headrace.protocols.targets import infer_target, parse
+from headrace.protocols.targets import parse, scan_infer_target
 from headrace.protocols.wire import encode_json, encode_message
 from headrace.snapshot import ANSWERING, State
 
@@ -42,7 +42,7 @@ class InferenceService:
             "ModelReady": TaskMethod(self.model_ready, admit),
             "ServerMetadata": TaskMethod(self.server_metadata, admit),
             "ModelMetadata": TaskMethod(self.model_metadata, admit),
-            "ModelInfer": PredictionMethod(self._predictions, lambda body: infer_target(body)[0]),
+            "ModelInfer": PredictionMethod(self._predictions, scan_infer_target),
             "ModelStreamInfer": stream(self._stream.run),
             "ModelConfig": TaskMethod(self.model_config, admit),
             "ModelStatistics": TaskMethod(self.statistics, admit),

@@ -10,14 +10,18 @@ from typing import ClassVar
 from gateway.access.admission import Admission
 from gateway.access.visit import Head, Visit
 from gateway.grpc.calls import Gate, GrpcCall, Method
-from gateway.grpc.wire import Metadata, limit_metadata
+from gateway.grpc.headers import encode_block, encode_length, encode_name
+from gateway.grpc.wire import OK_AND_ID, Metadata, limit_metadata
 from gateway.prediction import Prediction, PredictionDesk
 from headrace.errors import HeadraceError, Unavailable
 from headrace.link.frames import OK, Reply, decode_failure, pieces
 from headrace.link.queue import Answer, Request
 from headrace.protocols.metadata import stream_error
-from headrace.protocols.targets import InferPath, infer_target
+from headrace.protocols.targets import InferPath, KnownTargets, infer_target
 from headrace.protocols.wire import delimited
+
+POLICY_NAME = encode_name(b"ratelimit-policy")
+LIMIT_NAME = encode_name(b"ratelimit")
 
 
 class GrpcVisit(Visit):
@@ -29,34 +33,28 @@ class GrpcVisit(Visit):
 
 
 class GrpcPrediction(Prediction):
-    """A prediction of a call. `finished` hears its answer once, unless it is given up."""
+    """A prediction of a call; `end` hears its answer once, unless it is given up."""
 
-    __slots__ = ("_ended",)
+    __slots__ = ("_call", "_ended")
 
     family: ClassVar[str] = "grpc"
 
     def __init__(self, desk: PredictionDesk, path: InferPath | None, call: GrpcCall) -> None:
         super().__init__(desk, path, Head(call.headers, call.address))
-        self._ended = False
+        self._call, self._ended = call, False
 
     def start(self, body: bytes, call: GrpcCall) -> None:
-        """Let it in; a refused one has finished when this returns."""
+        """Let it in; a refused one has ended when this returns."""
+        length, deadline_s = len(body), call.deadline_s
+        remaining_s = None if deadline_s is None else deadline_s - time.monotonic()
         try:
-            self.begin(len(body))
-            timeout_s = self.desk.timeout_s(call.time_remaining())
-            self.send(body, len(body), self.end, timeout_s)
+            self.begin(length)
+            self.send(body, length, self.end, self.desk.timeout_s(remaining_s))
         except HeadraceError as error:
             self.end(None, error)
 
     def end(self, _: Request | None, answer: Answer) -> None:
         """Record the answer, or the error in its place, and hand it on."""
-        if not self._ended:
-            self._ended = True
-            self.record(answer)
-            self.finished(answer)
-
-    def finished(self, answer: Answer) -> None:
-        """Hand the answer on."""
         raise NotImplementedError
 
     def give_up(self) -> None:
@@ -83,9 +81,12 @@ class AwaitedPrediction(GrpcPrediction):
         super().__init__(desk, path, call)
         self._answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
 
-    def finished(self, answer: Answer) -> None:
-        if not self._answer.done():
-            self._answer.set_result(answer)
+    def end(self, _: Request | None, answer: Answer) -> None:
+        if not self._ended:
+            self._ended = True
+            self.record(answer)
+            if not self._answer.done():
+                self._answer.set_result(answer)
 
     async def result(self) -> bytes:
         """The answer's message; raises its error. Cancelling the wait cancels the prediction."""
@@ -102,14 +103,13 @@ class AwaitedPrediction(GrpcPrediction):
 
 
 class UnaryPrediction(GrpcPrediction):
-    """A prediction that is a call of its own."""
+    """A prediction that is a call of its own, whose `state` it is."""
 
-    __slots__ = ("_call",)
+    __slots__ = ()
 
     def __init__(self, desk: PredictionDesk, path: InferPath | None, call: GrpcCall) -> None:
         super().__init__(desk, path, call)
-        self._call = call
-        call.on_end = self.call_ended
+        call.state, call.on_end = self, self.call_ended
 
     def call_ended(self, error: HeadraceError | None) -> None:
         """Drop it: the caller left, or the call was refused with an error of its own."""
@@ -120,50 +120,61 @@ class UnaryPrediction(GrpcPrediction):
             self.fail(error)
             self._call.trailing = self.trailing(error)
 
-    def finished(self, answer: Answer) -> None:
+    def end(self, _: Request | None, answer: Answer) -> None:
+        if self._ended:
+            return
+        self._ended = True
+        self.record(answer)
         call = self._call
-        call.on_end = None
+        call.on_end = call.state = None
         if isinstance(answer, Reply):
             if answer.status == OK:
-                call.trailing = self.trailing()
-                call.answer(answer.body, answer.length)
+                call.answer(answer.body, answer.length, self._ok_block())
                 return
             answer = decode_failure(answer)
         call.trailing = self.trailing(answer)
         call.refuse(answer)
 
+    def _ok_block(self) -> bytes:
+        """The trailing block of a right answer, with the metadata that `trailing` gives."""
+        identity = self.request_id.encode()
+        block = OK_AND_ID + encode_length(len(identity)) + identity
+        limit = self.limit_headers(time.monotonic())
+        if limit is not None:
+            policy, left = limit
+            block += POLICY_NAME + encode_length(len(policy)) + policy
+            block += LIMIT_NAME + encode_length(len(left)) + left
+        if self.cold_start_ms:
+            block += encode_block([(b"x-headrace-cold-start-ms", b"%d" % self.cold_start_ms)])
+        return block
+
 
 class PredictionMethod(Method):
-    """A unary method; `find` reads the prediction's target from its message."""
+    """A unary method; `scan` reads the prediction's target from its message, as `KnownTargets`."""
 
-    __slots__ = ("_desk", "_find")
+    __slots__ = ("_desk", "_targets")
 
-    def __init__(self, desk: PredictionDesk, find: Callable[[bytes], InferPath]) -> None:
+    def __init__(
+        self, desk: PredictionDesk, scan: Callable[[bytes], tuple[InferPath, int]]
+    ) -> None:
         super().__init__()
-        self._desk, self._find = desk, find
+        self._desk, self._targets = desk, KnownTargets(scan)
 
     def reserve(self, call: GrpcCall, length: int) -> None:
         """Check the caller's budget, and hold memory for the message."""
-        prediction = call.state
-        if not isinstance(prediction, UnaryPrediction):
-            prediction = call.state = UnaryPrediction(self._desk, None, call)
+        prediction: UnaryPrediction = call.state or UnaryPrediction(self._desk, None, call)
         # Its model is not known yet, but its caller's budget is.
         prediction.begin(length)
 
     def start(self, call: GrpcCall, message: bytes) -> None:
-        prediction = call.state
+        prediction: UnaryPrediction = call.state or UnaryPrediction(self._desk, None, call)
         try:
-            path = self._find(message)
+            prediction.path = self._targets.find(message)
         except HeadraceError as error:
-            if not isinstance(prediction, UnaryPrediction):
-                UnaryPrediction(self._desk, None, call)
             call.refuse(error)
             return
-        if isinstance(prediction, UnaryPrediction):
-            prediction.path = path
-        else:
-            prediction = UnaryPrediction(self._desk, path, call)
-        call.disarm()  # The data plane watches the deadline from here on.
+        if call.timer is not None:
+            call.disarm()  # The data plane watches the deadline from here on.
         prediction.start(message, call)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import struct
 from collections import deque
 from collections.abc import Callable
-from typing import ClassVar
 
 from gateway.grpc.frames import (
     DEFAULT_FRAME_BYTES,
@@ -42,6 +41,7 @@ class Stream:
     __slots__ = (
         "closed",
         "credit",
+        "eager",
         "ended",
         "held_from_s",
         "id",
@@ -57,13 +57,11 @@ class Stream:
         "trailers",
     )
 
-    eager: ClassVar[bool] = True
-
     def __init__(self, stream_id: int) -> None:
         self.id = stream_id
         self.send_window = DEFAULT_WINDOW_BYTES
         self.receive_window = STREAM_WINDOW_BYTES
-        self.ended = self.closed = self.paced = False
+        self.ended = self.closed = self.paced = self.eager = False
         self.owed = self.credit = self.pending_bytes = 0
         self.missing: int | None = None
         self.held_from_s = self.stalled_s = 0.0

@@ -20,6 +20,7 @@ from headrace.protocols.targets import (
     multi_inference_answer,
     multi_inference_tasks,
     parse,
+    scan_serving_target,
     serving_target,
 )
 from headrace.protocols.wire import encode_message, message
@@ -95,8 +96,8 @@ class ServingService:
             f"/{MODEL_SERVICE}/HandleReloadConfigRequest": TaskMethod(self.reload, admit),
         }
         for name in ("Predict", "Classify", "Regress"):
-            find = partial(serving_target, method=name.lower())
-            methods[f"/{PREDICTION_SERVICE}/{name}"] = PredictionMethod(self._predictions, find)
+            scan = partial(scan_serving_target, method=name.lower())
+            methods[f"/{PREDICTION_SERVICE}/{name}"] = PredictionMethod(self._predictions, scan)
         return methods
 
     async def multi_inference(self, body: bytes, context: GrpcCall) -> bytes:

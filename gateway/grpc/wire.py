@@ -19,7 +19,7 @@ from urllib.parse import quote_from_bytes
 
 import grpc
 
-from gateway.grpc.headers import Field, encode_block, encode_status
+from gateway.grpc.headers import Field, encode_block, encode_name, encode_status
 from gateway.headers import RETRY_MARGIN_S, combined
 from headrace.errors import (
     HeadersTooLarge,
@@ -222,6 +222,8 @@ ANSWER_FIELDS: tuple[Field, ...] = (
 )
 ANSWER_BLOCK = encode_status(200) + encode_block(ANSWER_FIELDS)
 OK_BLOCK = encode_block([(b"grpc-status", b"0")])
+OK_AND_ID = OK_BLOCK + encode_name(b"x-request-id")
+"""The trailing block of an answer that is told its request's id, up to that id's length."""
 
 
 RETRY_INFO_URL = b"type.googleapis.com/google.rpc.RetryInfo"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 from urllib.parse import unquote_to_bytes
@@ -22,7 +22,7 @@ from headrace.errors import (
 from headrace.protocols.compression import MAX_INFLATED_BYTES
 from headrace.protocols.elements import MAX_ELEMENTS, check_message
 from headrace.protocols.tensors import Encoded
-from headrace.protocols.wire import delimited, message, read_delimited
+from headrace.protocols.wire import delimited, message, read_delimited, scan_delimited
 
 _CACHED_PATHS = 4096
 _CACHED_PATH_BYTES = 512
@@ -162,10 +162,20 @@ def infer_target(body: bytes) -> tuple[InferPath, str]:
     Raises `InvalidArgument`.
     """
     found = read_delimited(body, 3)
+    return _infer_path_of(found), _text(found.get(3, b""), "id")
+
+
+def scan_infer_target(body: bytes) -> tuple[InferPath, int]:
+    """The target of a ModelInferRequest, for `KnownTargets`; raises `InvalidArgument`."""
+    found, seen = scan_delimited(body, 3)
+    _text(found.get(3, b""), "id")
+    return _infer_path_of(found), seen
+
+
+def _infer_path_of(found: Mapping[int, bytes]) -> InferPath:
     name, version = found.get(1, b""), found.get(2, b"")
     cached = len(name) + len(version) <= _CACHED_TARGET_BYTES
-    path = (_infer_path_cached if cached else _infer_path)(name, version)
-    return path, _text(found.get(3, b""), "id")
+    return (_infer_path_cached if cached else _infer_path)(name, version)
 
 
 def _infer_path(name: bytes, version: bytes) -> InferPath:
@@ -181,9 +191,15 @@ _infer_path_cached = lru_cache(_CACHED_TARGETS)(_infer_path)
 
 def serving_target(body: bytes, method: str) -> InferPath:
     """The model_spec (field 1) of a request of TensorFlow Serving's PredictionService."""
-    spec = read_delimited(body, 1).get(1, b"")
+    return scan_serving_target(body, method)[0]
+
+
+def scan_serving_target(body: bytes, method: str) -> tuple[InferPath, int]:
+    """As `serving_target`, for `KnownTargets`."""
+    found, seen = scan_delimited(body, 1)
+    spec = found.get(1, b"")
     cached = len(spec) <= _CACHED_TARGET_BYTES
-    return (_serving_path_cached if cached else _serving_path)(spec, method)
+    return (_serving_path_cached if cached else _serving_path)(spec, method), seen
 
 
 def _serving_path(spec_bytes: bytes, method: str) -> InferPath:
@@ -201,6 +217,29 @@ def _serving_path(spec_bytes: bytes, method: str) -> InferPath:
 
 
 _serving_path_cached = lru_cache(_CACHED_TARGETS)(_serving_path)
+
+
+class KnownTargets:
+    """The targets of messages, each read once of all that have one beginning and one length.
+
+    `scan` gives a message's target and how many bytes of its beginning it has looked at; it raises
+    what is wrong with the message. So of a tensor only the first message's frame is read.
+    """
+
+    def __init__(self, scan: Callable[[bytes], tuple[InferPath, int]]) -> None:
+        self._scan = scan
+        self._known: dict[int, tuple[bytes, InferPath]] = {}
+
+    def find(self, body: bytes) -> InferPath:
+        known = self._known.get(len(body))
+        if known is not None and body.startswith(known[0]):
+            return known[1]
+        path, seen = self._scan(body)
+        if seen <= _CACHED_TARGET_BYTES:
+            if len(self._known) >= _CACHED_TARGETS:
+                self._known.clear()
+            self._known[len(body)] = (body[:seen], path)
+        return path
 
 
 def multi_inference_tasks(

@@ -27,8 +27,17 @@ def read_delimited(body: bytes, highest: int) -> dict[int, bytes]:
 
     Reads at most `MAX_FIELDS` fields.
     """
+    return scan_delimited(body, highest)[0]
+
+
+def scan_delimited(body: bytes, highest: int) -> tuple[dict[int, bytes], int]:
+    """As `read_delimited`, and how many bytes of the body's beginning were looked at.
+
+    Any body as long, with the same beginning, has the same fields: what was not looked at is the
+    content of its last field.
+    """
     found: dict[int, bytes] = {}
-    at, end = 0, len(body)
+    at, end, seen = 0, len(body), 0
     try:
         for _ in range(MAX_FIELDS):
             if at >= end:
@@ -43,12 +52,16 @@ def read_delimited(body: bytes, highest: int) -> dict[int, bytes]:
                 at += 1
                 if size > 0x7F:
                     size, at = read_varint(body, at - 1)
-                if key >> 3 <= highest:
-                    found[key >> 3] = body[at : at + size]
+                seen = at
                 at += size
+                if key >> 3 <= highest:
+                    found[key >> 3] = body[seen:at]
+                    seen = at
             elif kind == 0:
                 _, at = read_varint(body, at)
+                seen = at
             elif kind in _FIXED:
+                seen = at
                 at += _FIXED[kind]
             else:
                 raise InvalidArgument(f"the message has a field of unknown wire type {kind}")
@@ -56,7 +69,7 @@ def read_delimited(body: bytes, highest: int) -> dict[int, bytes]:
         at = end + 1
     if at > end:
         raise InvalidArgument("the message ends in the middle of a field")
-    return found
+    return found, seen
 
 
 def delimited_fields(data: bytes | mmap, at: int, end: int) -> Iterator[tuple[int, int, int]]:

@@ -13,6 +13,7 @@ from tritonclient.grpc import service_pb2
 from headrace.errors import InvalidArgument, NotFound, PayloadTooLarge
 from headrace.protocols.targets import (
     InferPath,
+    KnownTargets,
     canonical_path,
     encode_error,
     infer_target,
@@ -21,6 +22,7 @@ from headrace.protocols.targets import (
     multi_inference_tasks,
     parse,
     parse_infer_path,
+    scan_infer_target,
     servable_not_found,
     serving_target,
 )
@@ -188,6 +190,36 @@ def test_infer_target_whatever_the_order() -> None:
 def test_infer_target_refuses(body: bytes, text: str) -> None:
     with pytest.raises(InvalidArgument, match=text):
         infer_target(body)
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("ab"), st.sampled_from(["", "1", "2"]), st.binary(max_size=2)),
+        min_size=2,
+        max_size=12,
+    )
+)
+def test_known_targets_are_those_of_each_message(asked: list[tuple[str, str, bytes]]) -> None:
+    known = KnownTargets(scan_infer_target)
+    for name, version, tensor in asked:
+        head = delimited(1, name.encode()) + delimited(2, version.encode())
+        for body in (head + delimited(7, tensor), delimited(7, tensor) + head):
+            assert known.find(body) == infer_target(body)[0]
+
+
+def test_a_known_target_is_read_once_for_each_length() -> None:
+    scanned = []
+
+    def scan(body: bytes) -> tuple[InferPath, int]:
+        scanned.append(body)
+        return scan_infer_target(body)
+
+    known = KnownTargets(scan)
+    for tensor in (b"1234", b"5678", b"12345", b"0000"):
+        assert known.find(delimited(1, b"m") + delimited(7, tensor)).model == "m"
+    assert len(scanned) == 2
+    with pytest.raises(InvalidArgument):
+        known.find(delimited(1, b"m") + delimited(7, b"123456")[:-1])
 
 
 def test_long_names_are_read_but_not_kept() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from headrace.protocols.wire import (
     delimited,
     message,
     read_delimited,
+    scan_delimited,
     varint,
 )
 
@@ -47,6 +49,16 @@ def test_finds_the_last_of_each_among_all_wire_types(
         if kind == 2 and number <= highest
     }
     assert read_delimited(body, highest) == wanted
+
+
+@given(st.lists(FIELDS, max_size=12), NUMBERS, st.randoms(use_true_random=False))
+def test_only_what_was_looked_at_decides(
+    fields: list[tuple[int, int, bytes]], highest: int, rng: random.Random
+) -> None:
+    body = b"".join(varint(number << 3 | kind) + rest for number, kind, rest in fields)
+    found, seen = scan_delimited(body, highest)
+    other = body[:seen] + rng.randbytes(len(body) - seen)
+    assert scan_delimited(other, highest) == (found, seen)
 
 
 @pytest.mark.parametrize(
