@@ -9,7 +9,8 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from copy import copy
+from dataclasses import dataclass
 from typing import Generic, TypeVar, cast
 
 from headrace.errors import LinkError
@@ -89,7 +90,10 @@ class Incoming(Generic[Message]):
         self.body += part
         if len(self.body) > self.message.length or (last and len(self.body) < self.message.length):
             raise LinkError(f"a streamed body of {len(self.body)}, not {self.message.length} bytes")
-        return replace(self.message, body=self.body) if last else None
+        if not last:
+            return None
+        self.message.body = self.body
+        return self.message
 
 
 class ChannelOwner:
@@ -245,8 +249,9 @@ class Channel(asyncio.Protocol):
                 self._owner.channel_items(self, items)
         elif frame.kind == Kind.REPLIES:
             decoded = decode_replies(frame)
-            for reply in decoded:
-                self._forget_shared(reply.id)
+            if self._shared:
+                for reply in decoded:
+                    self._forget_shared(reply.id)
             replies = self._arrived(decoded, self._replies)
             if replies:
                 self._owner.channel_replies(self, replies)
@@ -290,8 +295,8 @@ class Channel(asyncio.Protocol):
                 name = bytes(pieces(message.body)[0]).rstrip(b"\0").decode("ascii", "replace")
                 # A file that is gone was cancelled on the way, which is no fault of the link.
                 with contextlib.suppress(FileNotFoundError):
-                    body = shared_memory.take(name, message.length)
-                    whole.append(replace(message, body=body))
+                    message.body = shared_memory.take(name, message.length)
+                    whole.append(message)
             else:
                 whole.append(message)
         return whole
@@ -388,11 +393,14 @@ class Channel(asyncio.Protocol):
             if len(self._shared) >= MAX_SHARED_NAMES:
                 self._shared = {i: n for i, n in self._shared.items() if shared_memory.exists(n)}
             self._shared[message.id] = name
-            named = replace(message, flags=message.flags | Flag.SHARED, body=name.encode())
+            named = copy(message)
+            named.flags, named.body = message.flags | Flag.SHARED, name.encode()
             self._write(encode([named]))
 
     def _stream(self, message: Message, encode: Callable[[Sequence[Message]], bytes]) -> None:
-        self._write(encode([replace(message, flags=message.flags | Flag.STREAM)]))
+        announced = copy(message)
+        announced.flags |= Flag.STREAM
+        self._write(encode([announced]))
         self._outgoing.append(
             Outgoing(message.id, deque(memoryview(piece) for piece in pieces(message.body)))
         )

@@ -188,7 +188,10 @@ def encode_items(items: Iterable[Item]) -> bytes:
             )
         )  # fmt: skip
         parts.append(item.meta)
-        _add_body(parts, item.flags, item.body)
+        if item.flags & OUTSIDE or isinstance(item.body, tuple):
+            _add_body(parts, item.flags, item.body)
+        else:
+            parts.append(item.body)
     return _bundle(Kind.ITEMS, count, parts)
 
 
@@ -206,7 +209,10 @@ def encode_replies(replies: Iterable[Reply]) -> bytes:
                 min(reply.rows, 0xFFFFFFFF), reply.megapixels,
             )
         )  # fmt: skip
-        _add_body(parts, reply.flags, reply.body)
+        if reply.flags & OUTSIDE or isinstance(reply.body, tuple):
+            _add_body(parts, reply.flags, reply.body)
+        else:
+            parts.append(reply.body)
     return _bundle(Kind.REPLIES, count, parts)
 
 

@@ -169,7 +169,7 @@ class DataPlane:
         self._unsent += 1
         if self._unsent > self.router.in_slots:
             self._flush()
-        else:
+        elif not self._flushing:
             self.flush_soon()
 
     def cancel(self, request: Request) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from headrace.config.scaling import Routing
 from headrace.errors import HeadraceError, Unavailable
-from headrace.link.frames import Item, Reply
+from headrace.link.frames import Body, Item, Reply
 
 QueueKey = tuple[str, int | str | None]
 """Model and version (None: it has none yet); at the shard stage, version and slot as text."""
@@ -31,7 +31,6 @@ class Seat:
     used: int = 0
 
 
-@dataclass(slots=True, eq=False, kw_only=True)
 class Request(Item):
     """One prediction on its way: an item of the link, and what the gateway notes of it.
 
@@ -42,21 +41,42 @@ class Request(Item):
     and times.
     """
 
-    key: QueueKey
-    deadline_s: float
-    arrived_s: float
-    done: Callable[[Request, Answer], None]
-    hash_key: bytes = b""
-    caller: str = ""
-    cost: float = 1.0
-    follows_default: bool = False
-    cold: bool = False
-    deaths: int = 0
-    moves: int = 0
-    seat: Seat | None = None
-    queued: bool = False
-    sent_s: float = 0.0
-    finished: bool = False
+    __slots__ = (
+        *("key", "deadline_s", "arrived_s", "done", "hash_key", "caller", "cost"),
+        *("follows_default", "cold", "deaths", "moves", "seat", "queued", "sent_s", "finished"),
+    )
+
+    # Not generated: one is made for each prediction, and this sets each field once.
+    def __init__(
+        self,
+        id: int,
+        length: int,
+        *,
+        key: QueueKey,
+        deadline_s: float,
+        arrived_s: float,
+        done: Callable[[Request, Answer], None],
+        call: int = 0,
+        body: Body = b"",
+        json_length: int | None = None,
+        encodings: int = 0,
+        meta: bytes = b"",
+        hash_key: bytes = b"",
+        caller: str = "",
+        priority: int = 0,
+        cost: float = 1.0,
+        follows_default: bool = False,
+    ) -> None:
+        self.id, self.length, self.call, self.body = id, length, call, body
+        self.json_length, self.encodings, self.meta = json_length, encodings, meta
+        self.priority, self.placement_id, self.flags = priority, 0, 0
+        self.remaining_s = self.waited_s = self.sent_s = 0.0
+        self.key, self.deadline_s, self.arrived_s, self.done = key, deadline_s, arrived_s, done
+        self.hash_key, self.caller, self.cost = hash_key, caller, cost
+        self.follows_default = follows_default
+        self.cold = self.queued = self.finished = False
+        self.deaths = self.moves = 0
+        self.seat: Seat | None = None
 
     @property
     def version(self) -> int:
@@ -105,7 +125,7 @@ class FairQueue:
         self._debts: dict[str, float] = {}
         self._number = 0
         self._returned: deque[Request] = deque()
-        self._count = 0
+        self.count = 0
 
     def push(self, request: Request) -> None:
         level = self._levels.get(request.priority)
@@ -120,16 +140,16 @@ class FairQueue:
         self._number += 1
         heapq.heappush(flow.heap, (request.deadline_s, self._number, request))
         level.count += 1
-        self._count += 1
+        self.count += 1
 
     def return_to_front(self, request: Request) -> None:
         """Return a request that had its turn already: it goes before all others."""
         self._returned.appendleft(request)
-        self._count += 1
+        self.count += 1
 
     def discard(self, request: Request) -> None:
         """Count out a request that has `finished`; `head` will skip it."""
-        self._count -= 1
+        self.count -= 1
         if request not in self._returned:
             self._levels[request.priority].count -= 1
 
@@ -142,8 +162,16 @@ class FairQueue:
         for priority in self._order:
             level = self._levels[priority]
             if level.count:
-                flow = self._turn(level)
-                return flow.heap[0][2]
+                # The flow that has the turn, if it can pay; else it is the next one's.
+                flow = level.ring[0]
+                first = flow.heap[0][2]
+                if not first.finished:
+                    if flow.deficit < first.cost:
+                        flow.deficit += QUANTUM
+                    if flow.deficit >= first.cost:
+                        return first
+                    flow.deficit -= QUANTUM
+                return self._turn(level).heap[0][2]
             if level.ring:
                 level.ring.clear()
                 level.flows.clear()
@@ -151,7 +179,7 @@ class FairQueue:
 
     def remove_head(self, request: Request) -> None:
         """Take out the request that `head` has just given."""
-        self._count -= 1
+        self.count -= 1
         if self._returned:
             self._returned.popleft()
             return
@@ -188,7 +216,7 @@ class FairQueue:
         return above + len(self._returned)
 
     def __len__(self) -> int:
-        return self._count
+        return self.count
 
     def __iter__(self) -> Iterator[Request]:
         """All requests, in no order."""
@@ -262,10 +290,11 @@ class ModelQueue:
     peak: int = 0
     peak_until_s: float = 0.0
 
-    def note(self, request: Request) -> None:
-        """Expect the priority of a request that came for a while."""
+    def push(self, request: Request) -> None:
+        """Queue a request, and expect its priority for a while."""
         if request.priority >= self.peak or request.arrived_s > self.peak_until_s:
             self.peak, self.peak_until_s = request.priority, request.arrived_s + PRESENCE_S
+        self.waiting.push(request)
 
     def seat_limit(self, request: Request, now_s: float) -> int:
         """Requests that a seat may hold with this one, whatever its credit."""
@@ -277,7 +306,8 @@ class ModelQueue:
 
     def measure(self, slot_s: float) -> None:
         """Average in the time an answer took in its slot; the pace follows by Little's law."""
-        pace_s = slot_s / max(1, sum([seat.used for seat in self.seats]))
+        used = self.seats[0].used if len(self.seats) == 1 else sum([s.used for s in self.seats])
+        pace_s = slot_s / max(1, used)
         weight = SMOOTHING if self.service_s else 1.0
         self.service_s += weight * (slot_s - self.service_s)
         self.pace_s += weight * (pace_s - self.pace_s)

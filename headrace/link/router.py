@@ -25,7 +25,7 @@ from headrace.config.scaling import Routing
 from headrace.errors import DeadlineExceeded, HeadraceError, NotFound, Unavailable
 from headrace.link.frames import Flag, Reply
 from headrace.link.hashing import choose
-from headrace.link.queue import Answer, FairQueue, ModelQueue, QueueKey, Request, Seat
+from headrace.link.queue import MANY, Answer, FairQueue, ModelQueue, QueueKey, Request, Seat
 
 MAX_DEATHS = 2
 """After so many slots died with a request in flight, it is taken for the cause and not retried."""
@@ -256,18 +256,17 @@ class Router:
 
         Raises `NotFound`, or `Unavailable` when the queue is full or the deadline would pass in it.
         """
-        queue = self._queue_of(request)
-        if queue is None:
+        queue = self._queues.get(request.key)
+        if queue is None and (queue := self._queue_of(request)) is None:
             raise NotFound(f"there is no model {request.key[0]!r}")
-        if queue.waiting:
+        if queue.waiting.count:
             queue.refuse_hopeless(request, self._max_waiting)
         self._retry_budget = min(RETRY_RESERVE, self._retry_budget + RETRY_RATIO)
         request.queued = True
         self.arrived[request.key[0]] += 1
         request.cold = not queue.seats
-        starved = request.cold and not queue.waiting
-        queue.note(request)
-        queue.waiting.push(request)
+        starved = request.cold and not queue.waiting.count
+        queue.push(request)
         self._busy[request.key] = queue
         self._changed.add(request.key)
         if request.deadline_s < self._earliest_s:
@@ -349,7 +348,9 @@ class Router:
         if (queue := self._queues.get(request.key)) is not None:
             queue.measure(reply.slot_s)
         self._leave(lane, request)
-        self._finish(request, reply)
+        if not request.finished:
+            request.finished = True
+            request.done(request, reply)
 
     def _leave(self, lane: Lane, request: Request) -> None:
         if lane.in_flight.pop(request.id, None) is not None:
@@ -470,15 +471,15 @@ def choose_seat(
     queue: ModelQueue, request: Request, lanes: Lanes, rng: random.Random, now_s: float
 ) -> Seat | None:
     """The seat for a request by the queue's policy; None if no seat is open."""
-    limit = queue.seat_limit(request, now_s)
+    limit = MANY if request.priority >= queue.peak else queue.seat_limit(request, now_s)
     if len(queue.seats) == 1:
+        # It may be leaving: until it has left it still answers.
         seat = queue.seats[0]
-        leaving = lanes[seat.slot_id].draining if seat.slot_id in lanes else False
-        return seat if is_open(seat, lanes, limit, leaving=leaving) else None
-    seats = [each for each in queue.seats if is_open(each, lanes, limit)]
-    if not seats and not any(_usable(each, lanes) for each in queue.seats):
-        # All slots of the queue are leaving; until they have left they still answer.
-        seats = [each for each in queue.seats if is_open(each, lanes, limit, leaving=True)]
+        return seat if is_open(seat, lanes.get(seat.slot_id), limit) else None
+    usable = [(seat, lane) for seat in queue.seats if (lane := _usable(seat, lanes)) is not None]
+    if not usable:
+        usable = [(s, lane) for s in queue.seats if (lane := lanes.get(s.slot_id)) is not None]
+    seats = [seat for seat, lane in usable if is_open(seat, lane, limit)]
     if len(seats) <= 1:
         return seats[0] if seats else None
     if queue.routing.policy == "round-robin":
@@ -507,14 +508,11 @@ def reserve_seat(queue: ModelQueue, lanes: Lanes, now_s: float) -> Seat | None:
     return None if lane.in_flight else seat
 
 
-def is_open(seat: Seat, lanes: Lanes, limit: int, *, leaving: bool = False) -> bool:
-    """Whether the seat takes one more: it has credit, holds fewer than `limit`, and its slot is
-    draining just if `leaving`.
-    """
-    lane = lanes.get(seat.slot_id)
-    if lane is None or lane.draining is not leaving:
+def is_open(seat: Seat, lane: Lane | None, limit: int) -> bool:
+    """Whether the seat takes one more: it has credit and holds fewer than `limit`."""
+    if lane is None or lane.exclusive is not None:
         return False
-    return lane.exclusive is None and seat.used < seat.credit and seat.used < limit
+    return seat.used < seat.credit and seat.used < limit
 
 
 def _usable(seat: Seat, lanes: Lanes) -> Lane | None:
