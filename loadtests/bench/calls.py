@@ -1,7 +1,9 @@
 """Python calls of one prediction, there and back, by module: gateway and slot in one process.
 
 Counts calls of functions (a coroutine's resumption is one too) in the product's packages, on all
-threads; the client's are left out. `functions` and `modules` are those that every prediction, or
+threads; the client's are left out. All protections are on: the caller has an API key, whose tier
+has a rate, a quota and a concurrency, and the audit log samples as it does by default. `functions`
+and `modules` are those that every prediction, or
 at least every bundle of them, passes; timers are not among them.
 """
 
@@ -23,7 +25,11 @@ import click
 import grpc
 import uvloop
 
-from headrace.config.args import Batching, ModelConfig
+from gateway.access.audit import AuditLog
+from headrace.access import Access
+from headrace.config.args import Audit, Batching, ModelConfig
+from headrace.config.tiers import AuthConfig, Quota, Tier
+from headrace.keys import new_key
 from loadtests.bench.mlp import (
     NAME,
     V2_GRPC,
@@ -38,11 +44,19 @@ from loadtests.clients import Course, request_head
 from loadtests.messages import Message
 from loadtests.processes import ROOT
 from loadtests.report import Table, terminal
-from tests.house import House
+from tests.house import PEPPER, House
 
 PACKAGES = tuple(
     f"{ROOT}/{name}/" for name in ("headrace", "sharding", "replicas", "autoscale", "gateway")
 )
+TIER = "premium"
+LIMITS = Tier(
+    rate="1000000/s",
+    burst=1_000_000,
+    concurrency=1000,
+    quota=Quota(per_day=1e12),
+)
+"""Limits that are checked for each prediction and never reached."""
 FORMS = ("TFS JSON", "v2 binary", "v2 gRPC")
 WARM_UP = 10
 """Predictions before the counting, for each in flight."""
@@ -96,7 +110,7 @@ class Profile:
                 self.counts[code.co_filename.removeprefix(f"{ROOT}/"), code.co_qualname] += 1
 
 
-async def send(house: House, body: Body, requests: int, in_flight: int) -> None:
+async def send(house: House, body: Body, key: str, requests: int, in_flight: int) -> None:
     """Send predictions, `in_flight` at any time; raises `RuntimeError` for a failure."""
     content = body.file.read_bytes()
     if body.protocol == V2_GRPC:
@@ -106,11 +120,13 @@ async def send(house: House, body: Body, requests: int, in_flight: int) -> None:
 
             async def caller() -> None:
                 for _ in numbers:
-                    await method(message)
+                    await method(message, metadata=(("x-api-key", key),))
 
             await asyncio.gather(*(caller() for _ in range(in_flight)))
         return
-    head = request_head(Message(body.path, content, dict(body.headers)), house.http.address, {})
+    head = request_head(
+        Message(body.path, content, dict(body.headers)), house.http.address, {"X-API-Key": key}
+    )
     course = Course(itertools.repeat(head, requests), content)
     await course.run(house.url, in_flight)
     if any(course.failed):
@@ -124,7 +140,10 @@ async def count_calls(
     write_version(folder / "store", NAME, mlp_graph())
     bodies = [*write_bodies(folder), write_grpc_body(folder)]
     profile, found = Profile(), []
-    house = House(folder / "store", folder)
+    key, record = new_key(PEPPER, name="bench", tier=TIER, now_s=0.0)
+    access = Access(1, {TIER: LIMITS}, AuthConfig(anonymous=False), {record.id: record})
+    audit = AuditLog(Audit(), folder / "audit", "gateway")
+    house = House(folder / "store", folder, access=access, audit=audit)
     # Hooks this thread and those that start from now on.
     threading.setprofile(profile)
     sys.setprofile(profile)
@@ -134,15 +153,16 @@ async def count_calls(
         await house.place("slot", NAME, 1, ModelConfig(batching=Batching(max_rows=64)))
         for body in (each for each in bodies if each.label in forms):
             for in_flight in in_flights:
-                await send(house, body, WARM_UP * in_flight, in_flight)
+                await send(house, body, key, WARM_UP * in_flight, in_flight)
                 profile.counts, profile.counting = Counter(), True
-                await send(house, body, requests, in_flight)
+                await send(house, body, key, requests, in_flight)
                 profile.counting = False
                 found.append(Calls(body.label, in_flight, requests, profile.counts))
     finally:
         sys.setprofile(None)
         threading.setprofile(None)
         await house.stop()
+        audit.close()
     return found
 
 
