@@ -196,7 +196,10 @@ class Admission:
                     raise PermissionDenied(f"tier {tier!r} may not use model {model!r}")
                 if mine is not None and model is not None and model not in mine:
                     raise PermissionDenied(f"this credential may not be used for model {model!r}")
-                if account.tokens < 1 or account.allowance.quota is not None:
+                quota = account.allowance.quota
+                if account.tokens < 1 or (
+                    quota is not None and account.used_before + account.used + 1 > quota.per_day
+                ):
                     self.limiter.check(account, self._now_s())
                 if model is not None and (
                     account.running >= account.concurrency or account.waiting

@@ -362,7 +362,7 @@ class Limiter:
         return int((now_s + self._utc_offset_s) // DAY_S)
 
     def _check_quota(self, account: Account, now_s: float) -> None:
-        day = self.day(now_s)
+        day = int((now_s + self._utc_offset_s) // DAY_S)
         if day != account.day:
             account.day, account.used, account.used_before = day, 0.0, 0.0
         quota = account.allowance.quota

@@ -99,6 +99,12 @@ class HttpPrediction(Prediction):
                 return
         self.pieces.append(data)
 
+    def take_whole(self, body: bytes) -> None:
+        """Take a body of the length that its head has told, for which there is room."""
+        self.pieces.append(body)
+        self.length, self.more_body = len(body), False
+        self.dispatch()
+
     def refuse(self, error: HeadraceError) -> None:
         """Answer with an error without waiting for the rest of the body."""
         self.failed, self.keep_alive, self.more_body = error, False, False
@@ -205,10 +211,14 @@ class FastLane(HttpToolsProtocol, ClientConnection):
             and (self.cycle is None or self.cycle.response_complete)
             and (at := head.match(data))
         ):
+            cycle, data = self._begin(head, expects=False), data[at:]
+            if len(data) == head.length and cycle.failed is None:
+                self._since_s = self.loop.time()
+                cycle.take_whole(data)
+                return
             self._reading, self._since_s = "body", self.loop.time()
-            self._begin(head, expects=False)
             self._left = head.length
-            data = self._take(data[at:])
+            data = self._take(data)
         if data:
             self._parse(data)
 
@@ -347,7 +357,9 @@ class FastLane(HttpToolsProtocol, ClientConnection):
         self._parsed = self._parsed or head
         self._begin(head, expects=self.expect_100_continue, failed=failed)
 
-    def _begin(self, head: HttpHead, *, expects: bool, failed: HeadraceError | None = None) -> None:
+    def _begin(
+        self, head: HttpHead, *, expects: bool, failed: HeadraceError | None = None
+    ) -> HttpPrediction:
         """Let a prediction in with its head. It may have `failed`, and may expect a 100."""
         cycle = HttpPrediction(self, head)
         cycle.started, self.cycle = self.cycle is None or self.cycle.response_complete, cycle
@@ -356,7 +368,7 @@ class FastLane(HttpToolsProtocol, ClientConnection):
             self.pipeline.appendleft((cycle, self.app))
         if failed is not None:
             cycle.refuse(failed)
-            return
+            return cycle
         try:
             cycle.begin(head.length)
         except HeadraceError as error:
@@ -364,9 +376,10 @@ class FastLane(HttpToolsProtocol, ClientConnection):
                 cycle.failed = error  # It is answered once the body, which is not kept, is over.
             else:
                 cycle.refuse(error)
-            return
+            return cycle
         if expects and cycle.started:
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        return cycle
 
     def _to_asgi(self) -> None:
         if UPLOAD in self.url:

@@ -257,7 +257,8 @@ def decode_items(frame: Frame) -> list[Item]:
                 bytes(view[meta_at:body_at]), view[body_at:offset], waited_s, priority,
             )
         )  # fmt: skip
-    _check_end(offset, end)
+    if offset != end:
+        raise LinkError(f"{end - offset} bytes too many in a bundle")
     return items
 
 
@@ -282,13 +283,9 @@ def decode_replies(frame: Frame) -> list[Reply]:
                 compute_s, encode_s, depth, view[body_at:offset], rows, megapixels,
             )
         )  # fmt: skip
-    _check_end(offset, end)
-    return replies
-
-
-def _check_end(offset: int, end: int) -> None:
     if offset != end:
         raise LinkError(f"{end - offset} bytes too many in a bundle")
+    return replies
 
 
 def encode_failure(error: HeadraceError) -> bytes:

@@ -189,7 +189,7 @@ class DataPlane:
         self._flushing = False
         self._unsent = 0
         self.stirred.set()
-        for slot_id, requests in self.router.assign(self.now_s()).items():
+        for slot_id, requests in self.router.assign(time.monotonic()).items():
             self._links[slot_id][0].send(requests)
 
     async def run(self) -> None:

@@ -259,13 +259,16 @@ class Router:
         queue = self._queues.get(request.key)
         if queue is None and (queue := self._queue_of(request)) is None:
             raise NotFound(f"there is no model {request.key[0]!r}")
-        if queue.waiting.count:
+        waiting = queue.waiting.count
+        if waiting >= self._max_waiting or (
+            request.arrived_s + waiting * queue.pace_s + queue.service_s > request.deadline_s
+        ):
             queue.refuse_hopeless(request, self._max_waiting)
         self._retry_budget = min(RETRY_RESERVE, self._retry_budget + RETRY_RATIO)
         request.queued = True
         self.arrived[request.key[0]] += 1
         request.cold = not queue.seats
-        starved = request.cold and not queue.waiting.count
+        starved = request.cold and not waiting
         queue.push(request)
         self._busy[request.key] = queue
         self._changed.add(request.key)
@@ -391,7 +394,7 @@ class Router:
                     break
                 queue.waiting.remove_head(request)
                 self._assign_seat(request, seat, now_s, sends)
-            if not len(queue):
+            if not queue.waiting.count and not queue.suspects:
                 idle.append(key)
         for key in idle:
             del self._busy[key]
