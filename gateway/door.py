@@ -17,6 +17,8 @@ from headrace.errors import HeadraceError, InternalError, TooManyRequests
 from headrace.metrics import Recorder
 
 SWEEP_S = 1.0
+TOGETHER = 100
+"""Connections looked at in one turn of the loop."""
 LINGER_S = 2.0
 """Time to read on after a connection is refused: a reset would overtake the last answer."""
 AGAIN_S = 60.0
@@ -119,9 +121,11 @@ class Door:
         while True:
             await asyncio.sleep(SWEEP_S)
             now_s = loop.time()
-            for connection in tuple(self.connections):
-                if connection.lingering:
-                    continue  # It has its own end.
+            for number, connection in enumerate(tuple(self.connections), 1):
+                if number % TOGETHER == 0:
+                    await asyncio.sleep(0)
+                if connection.lingering or connection not in self.connections:
+                    continue  # It has its own end, or has ended meanwhile.
                 if connection.reads(now_s, self.limits.write_timeout_s):
                     connection.check_time(now_s)
 

@@ -22,6 +22,7 @@ import structlog
 BATCH = 1000
 """Records that are encoded at once."""
 PAUSE_S = 0.2
+"""Seconds between a record and its line, in which more may come."""
 CLOSE_S = 2.0
 
 log = structlog.get_logger()
@@ -52,7 +53,8 @@ class Journal(ABC, Generic[T]):
         self._queued = self._done = 0
         self._overflowed = self._lost = self._written = 0
         self._failing_since: int | None = None
-        self._wake, self._idle = threading.Event(), threading.Condition()
+        self._wake, self._hurry = threading.Event(), threading.Event()
+        self._idle = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
@@ -64,6 +66,8 @@ class Journal(ABC, Generic[T]):
         else:
             self._queued += size
             self._queue.append((self._clock(), record, size))
+            if not self._wake.is_set():  # setting it takes a lock
+                self._wake.set()
 
     def counts(self) -> tuple[int, int]:
         """Records written and records dropped since the start."""
@@ -72,6 +76,7 @@ class Journal(ABC, Generic[T]):
     def flush(self, timeout_s: float = CLOSE_S) -> bool:
         """Wait until what has come so far is written or dropped; False if it takes longer."""
         target = self._queued
+        self._hurry.set()
         self._wake.set()
         with self._idle:
             return self._idle.wait_for(lambda: self._done >= target, timeout_s)
@@ -80,6 +85,7 @@ class Journal(ABC, Generic[T]):
         """Write what is left, for `CLOSE_S` at most; later records are dropped."""
         self._room = -1
         self._closing = True
+        self._hurry.set()
         self._wake.set()
         self._thread.join(CLOSE_S)
 
@@ -97,8 +103,10 @@ class Journal(ABC, Generic[T]):
 
     def _run(self) -> None:
         while not self._closing:
-            self._wake.wait(PAUSE_S)
+            self._wake.wait()
+            self._hurry.wait(PAUSE_S)
             self._wake.clear()
+            self._hurry.clear()
             self._drain(time.monotonic())
         self._drain(math.inf)
         self._close()
