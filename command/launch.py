@@ -31,8 +31,12 @@ from headrace.process import ProcessId
 from headrace.secrets import admin_token, headrace_home
 
 FAILED_STATES = frozenset({"DEPLOY_FAILED", "UNHEALTHY"})
+WATCH_S = 5.0
+"""Seconds between questions to Serve: an answer takes 20 ms of a core here, and more in Serve."""
+AGAIN_S = 1.0
+"""Seconds to the next one where there was no answer, or no application."""
 LOST_AFTER = 30
-"""Unanswered questions to Serve in a row, one a second, after which Ray counts as dead."""
+"""Unanswered questions to Serve in a row after which Ray counts as dead."""
 
 _LEAVE_S = 5.0
 
@@ -101,6 +105,7 @@ def up(
         finally:
             supervisor.leave()
     finally:
+        stop.close()
         claim.release()
 
 
@@ -212,8 +217,9 @@ class _Supervisor:
     def watch(self) -> None:
         """Wait while the application exists; raises `Unavailable` when Ray is gone."""
         missing = unanswered = 0
-        told = ""
-        while missing < 2 and not self._stop.wait(1.0):
+        told, pause_s = "", WATCH_S
+        while missing < 2 and not self._stop.wait(pause_s):
+            pause_s = AGAIN_S
             try:
                 status = ray_cluster.application_status(self._config.application)
             except Exception as error:  # Ray's errors have no common base; one may pass
@@ -223,7 +229,7 @@ class _Supervisor:
                 continue
             unanswered = 0
             gone = status is None or status.status == "DELETING"
-            missing = missing + 1 if gone else 0
+            missing, pause_s = (missing + 1, AGAIN_S) if gone else (0, WATCH_S)
             if status is not None and status.status != told:
                 told = status.status
                 if told in FAILED_STATES:
@@ -369,6 +375,7 @@ def take_down(target: InstanceAddress, timeout_s: float, *, known: bool = False)
             if known and not tidied:
                 raise
             return Outcome.TIDIED if tidied else Outcome.NOTHING
+    if target.found is not None:  # it would see only seconds later that the application is gone
         with contextlib.suppress(ProcessLookupError):  # the lock is held, so the pid is its own
             os.kill(target.found.pid, signal.SIGTERM)
     while not _gone(target):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import os
+import select
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -59,8 +61,12 @@ class StopSignals:
     def __init__(self) -> None:
         self.asked = False
         self._hurried = False
+        self._woken, self._waker = socket.socketpair()
+        self._waker.setblocking(False)
 
     def install(self) -> None:
+        # A signal ends a wait also where another thread than the waiting one got it.
+        signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._receive)
 
@@ -68,8 +74,15 @@ class StopSignals:
         """Sleep, or return at once when asked to stop; True when asked."""
         deadline_s = time.monotonic() + seconds
         while not self.asked and (left_s := deadline_s - time.monotonic()) > 0:
-            time.sleep(min(0.1, left_s))
+            if select.select([self._woken], [], [], left_s)[0]:
+                self._woken.recv(4096)
         return self.asked
+
+    def close(self) -> None:
+        """Let no signal end a wait any more."""
+        signal.set_wakeup_fd(-1)
+        self._woken.close()
+        self._waker.close()
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.asked and not self._hurried:

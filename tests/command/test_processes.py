@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,10 +53,13 @@ def sleeping(program: str) -> Iterator[subprocess.Popen[bytes]]:
 
 
 @pytest.fixture
-def handlers() -> Iterator[None]:
-    """The test's handlers come back afterwards."""
+def stop() -> Iterator[StopSignals]:
+    """Installed signals; the test's handlers come back afterwards."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
+    stop = StopSignals()
+    stop.install()
+    yield stop
+    stop.close()
     for number, handler in before.items():
         signal.signal(number, handler)
 
@@ -100,9 +104,7 @@ def test_a_process_whose_name_looks_like_figures_is_known(tmp_path: Path) -> Non
         assert process_id(child.pid) in descendants(os.getpid()) and process_id(child.pid).alive()
 
 
-def test_the_first_signal_is_a_wish_and_the_second_hurries(handlers: None) -> None:
-    stop = StopSignals()
-    stop.install()
+def test_the_first_signal_is_a_wish_and_the_second_hurries(stop: StopSignals) -> None:
     assert not stop.wait(0)
     signal.raise_signal(signal.SIGTERM)
     assert stop.asked and stop.wait(3600)
@@ -110,3 +112,8 @@ def test_the_first_signal_is_a_wish_and_the_second_hurries(handlers: None) -> No
         signal.raise_signal(signal.SIGINT)
     signal.raise_signal(signal.SIGINT)  # a third one must not cut the tidying short
     assert stop.asked
+
+
+def test_a_signal_ends_a_long_wait(stop: StopSignals) -> None:
+    threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    assert stop.wait(3600) and stop.asked
