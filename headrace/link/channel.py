@@ -32,8 +32,8 @@ from headrace.link.frames import (
     encode_frame,
     encode_items,
     encode_numbers,
-    encode_part,
     encode_replies,
+    part_head,
     pieces,
 )
 from headrace.link.handshake import ClientHandshake, ServerHandshake, Session
@@ -421,7 +421,9 @@ class Channel(asyncio.Protocol):
                 self._outgoing.rotate(-1)
             else:
                 self._outgoing.popleft()
-            self._write(encode_part(stream.stream_id, part, last=not stream.buffers))
+            head = part_head(stream.stream_id, len(part), last=not stream.buffers)
+            if self._transport is not None:
+                self._transport.writelines((head, part))  # The part is not copied.
 
     def _drop(self, message_id: int) -> None:
         self._outgoing = deque(s for s in self._outgoing if s.stream_id != message_id)

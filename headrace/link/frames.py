@@ -68,7 +68,7 @@ class Flag(IntEnum):
     END = 16
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Frame:
     """One frame; `payload` may be a view into the bytes that were fed."""
 
@@ -309,15 +309,10 @@ def decode_failure(reply: Reply) -> HeadraceError:
     return error
 
 
-def encode_part(stream_id: int, part: Buffer, *, last: bool) -> bytes:
-    """A piece of a streamed body, at most `PART_BYTES` long."""
-    return b"".join(
-        (
-            HEAD.pack(4 + len(part), Kind.PART, Flag.END if last else 0, 0),
-            stream_id.to_bytes(4, "little"),
-            part,
-        )
-    )
+def part_head(stream_id: int, length: int, *, last: bool) -> bytes:
+    """What goes before a piece of a streamed body; it has `length` bytes, at most `PART_BYTES`."""
+    head = HEAD.pack(4 + length, Kind.PART, Flag.END if last else 0, 0)
+    return head + stream_id.to_bytes(4, "little")
 
 
 def decode_part(frame: Frame) -> tuple[int, memoryview]:

@@ -181,7 +181,7 @@ class DataPlane:
 
     def flush_soon(self) -> None:
         """Assign and send what waits at the end of this iteration of the loop."""
-        if not self._flushing:
+        if not self._flushing and self.router.busy:
             self._flushing = True
             self._loop.call_soon(self._flush)
 

@@ -4,7 +4,7 @@ A request is in one of `_queues` (by model version) until `assign` moves it to o
 slot), and there until it is answered; only what `assign` returns is sent. Only `Router`
 and the functions that it calls here change state.
 
-Work follows events: `_busy` has the queues that are not empty, `_loaded` the lanes that hold
+Work follows events: `busy` has the queues that are not empty, `_loaded` the lanes that hold
 requests, `_changed` the queues whose new demand slots have not been told; all others cost
 nothing.
 `expire` looks at deadlines only from `_earliest_s` on: no deadline is earlier.
@@ -72,7 +72,7 @@ class Router:
     def __init__(self, rng: random.Random, max_waiting: int = 4096) -> None:
         self._rng, self._max_waiting = rng, max_waiting
         self._queues: dict[QueueKey, ModelQueue] = {}
-        self._busy: dict[QueueKey, ModelQueue] = {}
+        self.busy: dict[QueueKey, ModelQueue] = {}
         self._changed: set[QueueKey] = set()
         self._by_slot: dict[str, list[tuple[ModelQueue, Seat]]] = {}
         self._untold: set[str] = set()
@@ -126,7 +126,7 @@ class Router:
             queue.seats = [self._seats[seat_id] for seat_id in seat_ids]
             for seat in queue.seats:
                 self._by_slot.setdefault(seat.slot_id, []).append((queue, seat))
-        self._busy = {key: queue for key, queue in self._queues.items() if len(queue)}
+        self.busy = {key: queue for key, queue in self._queues.items() if len(queue)}
         self._untold.update(self._lanes)
         # Their requests go into new queues: a fair queue drops only what is finished. What callers
         # owe is forgotten with the old one.
@@ -150,7 +150,7 @@ class Router:
             queue.suspects.append(request)
         else:
             queue.waiting.push(request)
-        self._busy[request.key] = queue
+        self.busy[request.key] = queue
         self._changed.add(request.key)
 
     def _queue_of(self, request: Request) -> ModelQueue | None:
@@ -221,7 +221,7 @@ class Router:
                 queue.suspects.appendleft(request)
             else:
                 queue.waiting.return_to_front(request)
-            self._busy[request.key] = queue
+            self.busy[request.key] = queue
             self._changed.add(request.key)
 
     def _retry(self, request: Request, now_s: float) -> None:
@@ -242,7 +242,7 @@ class Router:
             self.retries[request.key[0]] += 1
             request.queued = True
             queue.suspects.append(request)
-            self._busy[request.key] = queue
+            self.busy[request.key] = queue
             self._changed.add(request.key)
             return
         self._finish(request, error)
@@ -270,7 +270,7 @@ class Router:
         request.cold = not queue.seats
         starved = request.cold and not waiting
         queue.push(request)
-        self._busy[request.key] = queue
+        self.busy[request.key] = queue
         self._changed.add(request.key)
         if request.deadline_s < self._earliest_s:
             self._earliest_s = request.deadline_s
@@ -304,7 +304,7 @@ class Router:
         """Answer the requests whose deadline has passed; returns their number."""
         if now_s < self._earliest_s:
             return 0
-        held = [r for queue in self._busy.values() for r in (*queue.waiting, *queue.suspects)]
+        held = [r for queue in self.busy.values() for r in (*queue.waiting, *queue.suspects)]
         held += [r for lane in self._loaded.values() for r in lane.in_flight.values()]
         late = [request for request in held if now_s >= request.deadline_s]
         left_s = [request.deadline_s for request in held if now_s < request.deadline_s]
@@ -384,7 +384,7 @@ class Router:
                     lane.exclusive = None
                 self._reserving = self._reserving or lane.exclusive is not None
         idle = []
-        for key, queue in self._busy.items():
+        for key, queue in self.busy.items():
             self._reserving = self._reserving or bool(queue.suspects)
             while queue.suspects and (seat := reserve_seat(queue, lanes, now_s)) is not None:
                 self._assign_seat(queue.suspects.popleft(), seat, now_s, sends)
@@ -397,7 +397,7 @@ class Router:
             if not queue.waiting.count and not queue.suspects:
                 idle.append(key)
         for key in idle:
-            del self._busy[key]
+            del self.busy[key]
         return sends
 
     def _assign_seat(
@@ -426,7 +426,7 @@ class Router:
     def without_slot(self) -> dict[str, int]:
         """Requests, by model, that wait while no slot holds their version."""
         counts = {model: count for model, count in self._outside.items() if count}
-        for (model, _), queue in self._busy.items():
+        for (model, _), queue in self.busy.items():
             if len(queue) and not queue.seats:
                 counts[model] = counts.get(model, 0) + len(queue)
         return counts
@@ -435,7 +435,7 @@ class Router:
         """Requests that wait or that slots hold, by model; models without any are left out."""
         counts = self._outside + self._backlog
         counts.update(self.in_flight())
-        for (model, _), queue in self._busy.items():
+        for (model, _), queue in self.busy.items():
             if len(queue):
                 counts[model] += len(queue)
         return counts
@@ -467,7 +467,7 @@ class Router:
     def __len__(self) -> int:
         """Requests that are not answered yet."""
         held = sum(len(lane.in_flight) for lane in self._loaded.values())
-        return held + sum(map(len, self._busy.values()))
+        return held + sum(map(len, self.busy.values()))
 
 
 def choose_seat(

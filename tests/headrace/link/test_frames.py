@@ -28,8 +28,8 @@ from headrace.link.frames import (
     encode_frame,
     encode_items,
     encode_numbers,
-    encode_part,
     encode_replies,
+    part_head,
 )
 
 U16, U32 = st.integers(0, 0xFFFF), st.integers(0, 0xFFFFFFFF)
@@ -85,7 +85,8 @@ def test_any_split_of_the_bytes_gives_the_same_frames(
     data = (
         encode_items(sent)
         + encode_replies(answered)
-        + encode_part(7, b"part", last=True)
+        + part_head(7, 4, last=True)
+        + b"part"
         + encode_numbers(Kind.CREDIT, 3, 64)
     )
     first, second, third, fourth = read(data, cuts)
