@@ -75,13 +75,13 @@ class Method:
 class Exchange:
     """What the calls of a connection share.
 
-    `address` is the caller's, "" if it has none; `now_s` is when the bytes now read have come.
+    `now_s` is when the bytes now read have come.
     """
 
-    __slots__ = ("address", "connection", "door", "now_s", "tasks")
+    __slots__ = ("connection", "door", "now_s", "tasks")
 
-    def __init__(self, connection: Connection, door: Door) -> None:
-        self.connection, self.door, self.address = connection, door, ""
+    def __init__(self, connection: Connection[CallHead], door: Door) -> None:
+        self.connection, self.door = connection, door
         self.now_s = 0.0
         self.tasks: set[asyncio.Task[None]] = set()
 
@@ -89,10 +89,9 @@ class Exchange:
 class GrpcCall(Stream):
     """A call with a single request message, and the stream that it is on.
 
-    `headers` are the caller's metadata, with names in lower case. A method may keep something in
-    `state`, set the metadata that goes out with the status in `trailing`, and hear through `on_end`
-    of an end that is not its own: with the error that the caller is told, or None when the caller
-    has left.
+    A method may keep something in `state`, set the metadata that goes out with the status in
+    `trailing`, and hear through `on_end` of an end that is not its own: with the error that the
+    caller is told, or None when the caller has left.
     """
 
     __slots__ = (
@@ -103,12 +102,10 @@ class GrpcCall(Stream):
         "_started",
         "_task",
         "_writing",
-        "address",
         "deadline_s",
         "done",
         "exchange",
         "head",
-        "headers",
         "on_end",
         "since_s",
         "state",
@@ -118,13 +115,13 @@ class GrpcCall(Stream):
 
     def __init__(self, exchange: Exchange, stream_id: int, head: CallHead, method: Method) -> None:
         super().__init__(stream_id)
-        self.eager = method.eager
+        self.eager, self.missing = method.eager or not head.right, head.content_length
         self.exchange, self.head, self._method = exchange, head, method
-        self.headers, self.address = head.headers, exchange.address
         self.done = self._started = self._writing = False
         self.on_end: Callable[[HeadraceError | None], None] | None = None
         self.state: Any = None
         self.since_s = exchange.now_s
+        self.held_from_s = self.since_s + head.held_s
         self.deadline_s = None if head.timeout_s is None else self.since_s + head.timeout_s
         self.trailing: Metadata = ()
         self._reader: MessageReader | None = None

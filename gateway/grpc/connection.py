@@ -6,8 +6,8 @@ one stream resets that stream.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
 
 from gateway.grpc.frames import (
     DEFAULT_FRAME_BYTES,
@@ -30,9 +30,8 @@ from gateway.grpc.frames import (
     encode_window_update,
     unpadded,
 )
-from gateway.grpc.headers import HeaderDecoder
+from gateway.grpc.headers import Field, HeaderDecoder
 from gateway.grpc.streams import STREAM_WINDOW_BYTES, AnswerLayout, Outbox, Stream
-from gateway.grpc.wire import CallHead, read_head
 from headrace.config.args import Limits
 from headrace.link.frames import Body, pieces
 
@@ -63,7 +62,7 @@ MAX_CONTINUATIONS = 64
 """Parts of a header block; no honest client needs as many for the sizes that we accept."""
 RESETS = (1000.0, 100.0)
 """Burst and rate per second of resets. Each answer earns one more; a reset of a call that was held
-for `CallHead.held_s` costs none."""
+until `Stream.held_from_s` costs none."""
 IDLE_FRAMES = (1000.0, 100.0)
 """Burst and rate per second of frames without content: pings, settings, small window updates, empty
 DATA and the like. Flow control needs more; `EARNED` and a body's pieces pay for it first."""
@@ -73,7 +72,7 @@ connection (grpc-core sends both for each answer, however small), a ping that me
 trip, and one to spare. A piece of a body earns one, because some clients measure while they send.
 """
 MOST_EARNED = 100_000
-"""Cap on earned frames: a peer that was held up may answer our frames late."""
+"""Cap on earned frames, some of which are lost at it: a peer that was held up answers us late."""
 LARGEST_SENT_BYTES = 64 * 1024
 """Cap on our own frames, even if the peer takes longer ones, so that streams can interleave."""
 SMALL_UPDATE_BYTES = 256
@@ -85,21 +84,25 @@ MAX_SKIPPED = 64
 LEAVING_PING = b"headrace"
 
 
-class Connection:
+HeadT = TypeVar("HeadT")
+
+
+class Connection(Generic[HeadT]):
     """The streams of a connection, its windows and its defence against floods.
 
-    `opened` makes each new stream, of its id and head; `wake` is called when `outbox` has something
+    `read` makes a head of header fields, None of those that may end a request but not begin one;
+    `opened` makes each new stream, of its id and head. `wake` is called when `outbox` has something
     to take. Times are seconds of any steady clock.
     """
 
     def __init__(
         self,
         limits: Limits,
-        opened: Callable[[int, CallHead], Stream],
+        read: Callable[[Sequence[Field]], HeadT | None],
+        opened: Callable[[int, HeadT], Stream],
         wake: Callable[[], object],
     ) -> None:
         self._limits, self._opened = limits, opened
-        read = partial(read_head, max_headers=limits.max_headers, max_bytes=limits.max_header_bytes)
         # Headers a little too large are refused as a call; only more ends the connection.
         self._decoder = HeaderDecoder(read, 2 * limits.max_header_bytes)
         self.outbox = Outbox(wake, self._answered)
@@ -193,7 +196,10 @@ class Connection:
                 raise _broken("another frame in the middle of a header block")
             if not self.begun and kind != FrameType.SETTINGS:
                 raise _broken("the first frame is not SETTINGS")
-            if kind < 10:
+            if kind == 1 and flags | 1 == 5 and stream_id & 1:
+                # A whole header block and nothing else.
+                self._head(stream_id, data[start:offset], flags == 5)
+            elif kind < 10:
                 handlers[kind](flags, stream_id, data[start:offset])
             else:
                 self._spend_idle()
@@ -290,20 +296,24 @@ class Connection:
                 self._remember_cut(stream_id)
             self.outbox.send(encode_reset(stream_id, ErrorCode.REFUSED_STREAM))
             return
+        if head is None:
+            self.streams[stream_id] = stream = Stream(stream_id)
+            stream.ended = ended
+            self.reset(stream, ErrorCode.PROTOCOL_ERROR)
+            return
         stream = self.streams[stream_id] = self._opened(stream_id, head)
-        stream.send_window, stream.missing = self.outbox.initial_window, head.content_length
-        stream.ended, stream.held_from_s = ended, self._now_s + head.held_s
-        if stream.eager or not head.right:
+        stream.send_window, stream.ended = self.outbox.initial_window, ended
+        if stream.eager:
             stream.open()
         if ended and not stream.closed and (stream.missing is None or self._fits(stream, 0)):
             stream.received(b"", ended=True)
 
-    def _trailers(self, stream_id: int, head: CallHead, ended: bool) -> None:
+    def _trailers(self, stream_id: int, head: HeadT | None, ended: bool) -> None:
         stream = self.streams.get(stream_id)
         if stream is None or stream.ended:
             self._spend_idle()
             self._stray(stream_id, stream, ended=ended)
-        elif not ended or not head.may_trail:
+        elif not ended or head is not None:
             self.abandon(stream, ErrorCode.PROTOCOL_ERROR)
         else:
             stream.ended = True
@@ -385,8 +395,12 @@ class Connection:
                 if value > MAX_WINDOW_BYTES:
                     raise Http2Error(ErrorCode.FLOW_CONTROL_ERROR, f"a window of {value} bytes")
                 more, outbox.initial_window = value - outbox.initial_window, value
-                if not all(outbox.widen(stream, more) for stream in self.streams.values()):
-                    raise Http2Error(ErrorCode.FLOW_CONTROL_ERROR, "a stream's window is too wide")
+                for stream in self.streams.values():
+                    stream.send_window += more
+                    if stream.send_window > MAX_WINDOW_BYTES:
+                        text = "a stream's window is too wide"
+                        raise Http2Error(ErrorCode.FLOW_CONTROL_ERROR, text)
+                    outbox.schedule(stream)
             elif name == Setting.MAX_FRAME_SIZE:
                 if not DEFAULT_FRAME_BYTES <= value <= MAX_FRAME_BYTES:
                     raise _broken(f"frames of {value} bytes")
@@ -440,14 +454,21 @@ class Connection:
         if stream is None:
             if stream_id > self.last_stream_id and stream_id <= self._last_allowed:
                 raise _broken("a window update of a stream that was not opened")
-        elif not more or not outbox.widen(stream, more):
+            return
+        stream.send_window += more
+        if not more or stream.send_window > MAX_WINDOW_BYTES:
             code = ErrorCode.FLOW_CONTROL_ERROR if more else ErrorCode.PROTOCOL_ERROR
             self.abandon(stream, code)
+        elif stream.pending:
+            outbox.schedule(stream)
 
     def _spend_idle(self) -> None:
         earned = EARNED * self.outbox.useful_frames + self._pieces
         if self._spent < earned:
-            self._spent = max(self._spent, earned - MOST_EARNED) + 1
+            if earned - self._spent > MOST_EARNED:
+                # A little less, so that this is not the way of each frame from here on.
+                self._spent = earned - MOST_EARNED * 9 // 10
+            self._spent += 1
         elif not self._idle.spend(self._now_s):
             raise Http2Error(ErrorCode.ENHANCE_YOUR_CALM, "too many frames that bring nothing")
 

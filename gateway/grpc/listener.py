@@ -15,7 +15,7 @@ from gateway.grpc.health import HEALTH_SERVICE, HealthService, reflection_handle
 from gateway.grpc.media import MEDIA_SERVICE, MediaService
 from gateway.grpc.openinference import INFERENCE_SERVICE, InferenceService
 from gateway.grpc.tfserving import MODEL_SERVICE, PREDICTION_SERVICE, ServingService
-from gateway.grpc.wire import CallHead
+from gateway.grpc.wire import CallHead, read_head
 from gateway.http.listener import BACKLOG, shared_socket
 from gateway.media.desk import MediaDesk
 from gateway.prediction import PredictionDesk
@@ -53,9 +53,6 @@ class GrpcConnection(asyncio.Protocol, ClientConnection):
         self._door, self._methods, self._peers = door, methods, peers
         self._loop = asyncio.get_running_loop()
         self._is_open = False
-        wake = partial(self._loop.call_soon, self._flush)
-        self._connection = Connection(door.limits, self._open, wake)
-        self._exchange = Exchange(self._connection, door)
         self._since_s = self._loop.time()
         self.gone: asyncio.Future[None] = self._loop.create_future()
 
@@ -64,7 +61,11 @@ class GrpcConnection(asyncio.Protocol, ClientConnection):
         self._peers.add(self)
         refusal = self._door.enter(self, transport)
         self.transport.set_write_buffer_limits(HIGH_WATER_BYTES)
-        self._exchange.address = self.address
+        wake = partial(self._loop.call_soon, self._flush)
+        limits = self._door.limits
+        read = partial(read_head, limits=limits, address=self.address)
+        self._connection = Connection(limits, read, self._open, wake)
+        self._exchange = Exchange(self._connection, self._door)
         if refusal is not None:
             self._connection.fail(ErrorCode.ENHANCE_YOUR_CALM, refusal.message)
             self._close()

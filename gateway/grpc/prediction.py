@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import ClassVar
 
 from gateway.access.admission import Admission
-from gateway.access.visit import Head, Visit
+from gateway.access.visit import Visit
 from gateway.grpc.calls import Gate, GrpcCall, Method
 from gateway.grpc.headers import encode_block, encode_length, encode_name
 from gateway.grpc.wire import OK_AND_ID, Metadata, limit_metadata
@@ -40,18 +40,8 @@ class GrpcPrediction(Prediction):
     family: ClassVar[str] = "grpc"
 
     def __init__(self, desk: PredictionDesk, path: InferPath | None, call: GrpcCall) -> None:
-        super().__init__(desk, path, Head(call.headers, call.address))
+        super().__init__(desk, path, call.head)
         self._call, self._ended = call, False
-
-    def start(self, body: bytes, call: GrpcCall) -> None:
-        """Let it in; a refused one has ended when this returns."""
-        length, deadline_s = len(body), call.deadline_s
-        remaining_s = None if deadline_s is None else deadline_s - time.monotonic()
-        try:
-            self.begin(length)
-            self.send(body, length, self.end, self.desk.timeout_s(remaining_s))
-        except HeadraceError as error:
-            self.end(None, error)
 
     def end(self, _: Request | None, answer: Answer) -> None:
         """Record the answer, or the error in its place, and hand it on."""
@@ -81,6 +71,15 @@ class AwaitedPrediction(GrpcPrediction):
         super().__init__(desk, path, call)
         self._answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
 
+    def start(self, body: bytes) -> None:
+        """Let it in; a refused one has ended when this returns."""
+        length, timeout_s = len(body), self.desk.timeout_s(self._call.time_remaining())
+        try:
+            self.begin(length)
+            self.send(body, length, self.end, timeout_s)
+        except HeadraceError as error:
+            self.end(None, error)
+
     def end(self, _: Request | None, answer: Answer) -> None:
         if not self._ended:
             self._ended = True
@@ -106,10 +105,6 @@ class UnaryPrediction(GrpcPrediction):
     """A prediction that is a call of its own, whose `state` it is."""
 
     __slots__ = ()
-
-    def __init__(self, desk: PredictionDesk, path: InferPath | None, call: GrpcCall) -> None:
-        super().__init__(desk, path, call)
-        call.state, call.on_end = self, self.call_ended
 
     def call_ended(self, error: HeadraceError | None) -> None:
         """Drop it: the caller left, or the call was refused with an error of its own."""
@@ -162,27 +157,35 @@ class PredictionMethod(Method):
 
     def reserve(self, call: GrpcCall, length: int) -> None:
         """Check the caller's budget, and hold memory for the message."""
-        prediction: UnaryPrediction = call.state or UnaryPrediction(self._desk, None, call)
         # Its model is not known yet, but its caller's budget is.
-        prediction.begin(length)
+        (call.state or self._open(call)).begin(length)
 
     def start(self, call: GrpcCall, message: bytes) -> None:
-        prediction: UnaryPrediction = call.state or UnaryPrediction(self._desk, None, call)
-        try:
-            prediction.path = self._targets.find(message)
-        except HeadraceError as error:
-            call.refuse(error)
-            return
+        prediction: UnaryPrediction = call.state or self._open(call)
+        length, timeout_s = len(message), call.head.allowed_s
         if call.timer is not None:
             call.disarm()  # The data plane watches the deadline from here on.
-        prediction.start(message, call)
+        if call.since_s != call.exchange.now_s:
+            # The message did not come with the head.
+            timeout_s = self._desk.timeout_s(call.time_remaining())
+        try:
+            prediction.path = self._targets.find(message)
+            prediction.begin(length)
+            prediction.send(message, length, prediction.end, timeout_s)
+        except HeadraceError as error:
+            prediction.end(None, error)
+
+    def _open(self, call: GrpcCall) -> UnaryPrediction:
+        prediction = call.state = UnaryPrediction(self._desk, None, call)
+        call.on_end = prediction.call_ended
+        return prediction
 
 
 def gate(access: Admission) -> Gate:
     """Admission of calls that are no predictions; their `GrpcVisit` is in `call.state`."""
 
     def admit(call: GrpcCall) -> None:
-        call.state = visit = GrpcVisit(Head(call.headers, call.address))
+        call.state = visit = GrpcVisit(call.head)
         try:
             access.admit(visit)
         except HeadraceError as error:
@@ -229,7 +232,7 @@ class InferStream:
                         pending.put_nowait((prediction, "", ""))
                     else:
                         prediction = AwaitedPrediction(self._desk, path, context)
-                        prediction.start(body, context)
+                        prediction.start(body)
                         pending.put_nowait((prediction, id, path.model))
             finally:
                 pending.put_nowait(None)

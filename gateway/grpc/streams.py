@@ -14,7 +14,6 @@ from gateway.grpc.frames import (
     DEFAULT_FRAME_BYTES,
     DEFAULT_WINDOW_BYTES,
     HEAD,
-    MAX_WINDOW_BYTES,
     encode_headers,
 )
 from headrace.link.frames import Buffer
@@ -70,7 +69,7 @@ class Stream:
         self.on_drained: Callable[[], None] | None = None
 
     def open(self) -> None:
-        """Act on the head; called once if the stream is `eager` or its head is wrong."""
+        """Act on the head; called once if the stream is `eager`."""
 
     def received(self, data: bytes, *, ended: bool) -> None:
         """Take a piece of the request; `ended` with the last one, which may be empty."""
@@ -145,13 +144,6 @@ class Outbox:
         if stream.pending and stream.send_window > 0:
             self.ready[stream] = None
             self.resume()
-
-    def widen(self, stream: Stream, more: int) -> bool:
-        """Open the window of a stream; False if it is too wide."""
-        stream.send_window += more
-        if stream.pending:
-            self.schedule(stream)
-        return stream.send_window <= MAX_WINDOW_BYTES
 
     def resume(self) -> None:
         """Wake if a stream can send: the connection or the socket may have room again."""

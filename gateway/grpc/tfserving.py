@@ -112,7 +112,7 @@ class ServingService:
                 pinned = path._replace(version=version, label=None)
                 prediction = AwaitedPrediction(self._predictions, pinned, context)
                 predictions.append(prediction)
-                prediction.start(part, context)
+                prediction.start(part)
             answers = [await prediction.result() for prediction in predictions]
         finally:
             for prediction in predictions:

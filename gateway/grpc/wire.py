@@ -13,14 +13,15 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from types import MappingProxyType
 from urllib.parse import quote_from_bytes
 
 import grpc
 
+from gateway.access.visit import Head
 from gateway.grpc.headers import Field, encode_block, encode_name, encode_status
 from gateway.headers import RETRY_MARGIN_S, combined
+from headrace.config.args import Limits
 from headrace.errors import (
     HeadersTooLarge,
     HeadraceError,
@@ -57,32 +58,53 @@ HELD_S = 0.05
 Metadata = tuple[tuple[str, str | bytes], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class CallHead:
-    """What the headers of a call say; shared by all calls with the same header block.
+class CallHead(Head):
+    """What the headers of a call say; shared by a connection's calls with the same header block.
 
     One that is `right` opens a call. Else `malformed` is the reason to reset the stream,
     `http_status` the answer to what is no gRPC call, `error` what refuses the call. `timeout_s` is
-    None without a deadline, `content_length` where the headers do not tell it. From the age of
-    `held_s` on the call's reset is no flood. A block that `may_trail` opens no call but may end a
-    request.
+    None without a deadline, `allowed_s` the seconds that a prediction may take; `content_length` is
+    None where the headers do not tell it. From the age of `held_s` on a call's reset is no flood.
     """
 
-    path: bytes = b""
-    headers: Mapping[bytes, bytes] = field(default_factory=lambda: MappingProxyType({}))
-    timeout_s: float | None = None
-    encoding: bytes = IDENTITY
-    malformed: str = ""
-    http_status: int = 200
-    error: HeadraceError | None = None
-    content_length: int | None = None
-    held_s: float = HELD_S
-    may_trail: bool = False
-    right: bool = False
+    __slots__ = (
+        "allowed_s",
+        "content_length",
+        "encoding",
+        "error",
+        "held_s",
+        "http_status",
+        "malformed",
+        "path",
+        "right",
+        "timeout_s",
+    )
+
+    def __init__(
+        self,
+        path: bytes = b"",
+        headers: Mapping[bytes, bytes] = MappingProxyType({}),
+        address: str = "",
+        *,
+        malformed: str = "",
+        http_status: int = 200,
+        error: HeadraceError | None = None,
+        content_length: int | None = None,
+    ) -> None:
+        super().__init__(headers, address)
+        self.path, self.content_length = path, content_length
+        self.malformed, self.http_status, self.error = malformed, http_status, error
+        self.right = not malformed and http_status == 200 and error is None
+        self.timeout_s: float | None = None
+        self.allowed_s, self.held_s = 0.0, HELD_S
+        self.encoding = IDENTITY
 
 
-def read_head(fields: Sequence[Field], max_headers: int, max_bytes: int) -> CallHead:
-    """The head of a call from its decoded header fields."""
+def read_head(fields: Sequence[Field], limits: Limits, address: str) -> CallHead | None:
+    """The head of a call from its decoded header fields and its caller's address.
+
+    None without pseudo-headers: such a block opens no call, but may end a request.
+    """
     pseudo: dict[bytes, bytes] = {}
     lines: list[Field] = []
     size = 0
@@ -96,8 +118,10 @@ def read_head(fields: Sequence[Field], max_headers: int, max_bytes: int) -> Call
             return CallHead(malformed=f"the header {quoted(name.decode('latin-1'))}")
         else:
             lines.append((name, value))
+    if not pseudo:
+        return None
     if not pseudo.keys() >= REQUIRED or not pseudo[b":path"]:
-        return CallHead(malformed="a pseudo-header is missing", may_trail=not pseudo)
+        return CallHead(malformed="a pseudo-header is missing")
     headers = combined(lines)
     length = headers.get(b"content-length")
     if length is not None and DIGITS.fullmatch(length) is None:
@@ -116,27 +140,26 @@ def read_head(fields: Sequence[Field], max_headers: int, max_bytes: int) -> Call
         return CallHead(path, http_status=415, content_length=content_length)
     encoding = headers.get(b"grpc-encoding", IDENTITY)
     try:
-        if len(fields) > max_headers or size > max_bytes:
+        if len(fields) > limits.max_headers or size > limits.max_header_bytes:
             raise HeadersTooLarge(
-                f"a call may have {max_headers} headers, and {max_bytes} bytes of them"
+                f"a call may have {limits.max_headers} headers, and {limits.max_header_bytes} "
+                "bytes of them"
             )
         if encoding not in ENCODINGS:
             text = quoted(encoding.decode("latin-1"))
             raise Unimplemented(f"the message encoding {text} is unknown; use gzip or deflate")
         timeout_s = parse_timeout_s(headers.get(b"grpc-timeout"))
     except HeadraceError as error:
-        return CallHead(path, headers, error=error, content_length=content_length)
-    # The caller's clock started earlier, and the time that it sends is rounded up.
-    held_s = HELD_S if timeout_s is None else min(HELD_S, timeout_s / 2)
-    return CallHead(
-        path,
-        headers,
-        timeout_s,
-        encoding,
-        content_length=content_length,
-        held_s=held_s,
-        right=True,
-    )
+        return CallHead(path, headers, address, error=error, content_length=content_length)
+    head = CallHead(path, headers, address, content_length=content_length)
+    head.encoding, head.timeout_s = encoding, timeout_s
+    if timeout_s is None:
+        head.allowed_s = limits.default_deadline_s
+    else:
+        head.allowed_s = min(timeout_s, limits.max_deadline_s)
+        # The caller's clock started earlier, and the time that it sends is rounded up.
+        head.held_s = min(HELD_S, timeout_s / 2)
+    return head
 
 
 def parse_timeout_s(value: bytes | None) -> float | None:

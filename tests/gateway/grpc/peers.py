@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import h2.config
@@ -12,7 +13,7 @@ from gateway.grpc.connection import Connection
 from gateway.grpc.frames import PREFACE, FrameType, encode_settings
 from gateway.grpc.headers import encode_block, encode_status
 from gateway.grpc.streams import AnswerLayout, Stream
-from gateway.grpc.wire import ANSWER_BLOCK, OK_BLOCK, CallHead
+from gateway.grpc.wire import ANSWER_BLOCK, OK_BLOCK, CallHead, read_head
 from headrace.config.args import Limits
 from tests.gateway.grpc.reading import read_frames
 
@@ -32,8 +33,9 @@ LIMITS = Limits(streams_per_connection=8, max_header_bytes=16 * 1024)
 class Echo(Stream):
     """A stream that answers with what it got; it may leave that to the test."""
 
-    def __init__(self, stream_id: int, house: Server) -> None:
+    def __init__(self, stream_id: int, head: CallHead, house: Server) -> None:
         super().__init__(stream_id)
+        self.missing, self.held_from_s = head.content_length, house.now_s + head.held_s
         self.house, self.paced = house, house.paced
         self.body = bytearray()
         self.left = self.whole = False
@@ -66,13 +68,14 @@ class Server:
         self.wakes = 0
         self.now_s = 1.0
         self.opened: list[Echo] = []
-        self.connection = Connection(limits, self._open, self._wake)
+        read = partial(read_head, limits=limits, address="")
+        self.connection = Connection(limits, read, self._open, self._wake)
 
     def _wake(self) -> None:
         self.wakes += 1
 
-    def _open(self, stream_id: int, _: CallHead) -> Echo:
-        echo = Echo(stream_id, self)
+    def _open(self, stream_id: int, head: CallHead) -> Echo:
+        echo = Echo(stream_id, head, self)
         self.opened.append(echo)
         return echo
 

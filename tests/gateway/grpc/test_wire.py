@@ -23,6 +23,7 @@ from gateway.grpc.wire import (
     prefix,
     read_head,
 )
+from headrace.config.args import Limits
 from headrace.errors import (
     InternalError,
     InvalidArgument,
@@ -37,18 +38,29 @@ PSEUDO: list[Field] = [
     (b":path", b"/a.Service/Method"),
     (b":authority", b"host"),
 ]
+LIMITS = Limits(max_headers=20, max_header_bytes=4096, max_deadline_s=90)
 GRPC: list[Field] = [(b"content-type", b"application/grpc"), (b"te", b"trailers")]
 
 
 def head(*more: Field, pseudo: list[Field] = PSEUDO, grpc: list[Field] = GRPC) -> CallHead:
-    return read_head([*pseudo, *grpc, *more], max_headers=20, max_bytes=4096)
+    found = read_head([*pseudo, *grpc, *more], LIMITS, "192.0.2.1")
+    assert found is not None
+    return found
 
 
 def test_a_head_says_where_the_call_goes_and_how_long_it_may_take() -> None:
     found = head((b"grpc-timeout", b"250m"), (b"x-key", b"k"), (b"grpc-encoding", b"gzip"))
     assert (found.path, found.timeout_s, found.encoding) == (b"/a.Service/Method", 0.25, b"gzip")
-    assert found.headers[b"x-key"] == b"k"
+    assert (found.headers[b"x-key"], found.address) == (b"k", "192.0.2.1")
     assert not found.malformed and found.http_status == 200 and found.error is None
+
+
+@pytest.mark.parametrize(
+    ("given", "allowed_s"), [(b"5S", 5.0), (b"1H", 90.0), (None, LIMITS.default_deadline_s)]
+)
+def test_a_head_says_how_long_a_prediction_may_take(given: bytes | None, allowed_s: float) -> None:
+    more = [] if given is None else [(b"grpc-timeout", given)]
+    assert head(*more).allowed_s == allowed_s
 
 
 @pytest.mark.parametrize("kind", [b"application/grpc", b"application/grpc+proto"])
@@ -87,11 +99,11 @@ def test_malformed_heads_are_known(change: dict[str, Any]) -> None:
     assert head(**change).malformed
 
 
-def test_only_a_block_without_pseudo_headers_may_trail() -> None:
-    trailers = read_head([(b"x-sum", b"7")], max_headers=20, max_bytes=4096)
-    assert trailers.may_trail and read_head([], max_headers=20, max_bytes=4096).may_trail
-    assert not head().may_trail and not head(pseudo=PSEUDO[:1]).may_trail
-    assert not read_head([(b"te", b"x"), (b":path", b"/")], 20, 4096).may_trail
+def test_only_a_block_without_pseudo_headers_opens_no_call() -> None:
+    assert read_head([(b"x-sum", b"7")], LIMITS, "") is None
+    assert read_head([], LIMITS, "") is None
+    assert head(pseudo=PSEUDO[:1]).malformed
+    assert read_head([(b"te", b"x"), (b":path", b"/")], LIMITS, "") is not None
 
 
 def test_a_head_tells_how_long_the_body_is() -> None:
