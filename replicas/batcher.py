@@ -11,22 +11,23 @@ from collections import deque
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 
-from headrace.errors import HeadraceError, InternalError
+from headrace.errors import InternalError
 from headrace.protocols.tensors import InferenceRequest
 from headrace.spec import Tensor
 
 
 @dataclass(slots=True, eq=False)
 class Pending:
-    """A request between decoding and inference; `token` is the caller's own.
+    """A request between decoding and inference.
 
+    Its inputs are `rows` rows of those of `request`, from row `first` on: several may share them.
     Requests with equal keys may share a batch; with None a request runs alone: its inputs do not
-    share their first dimension, or a slot died under it. `deadline_s` is on the clock of
-    `time.monotonic()`; infinity means none. A higher `priority` goes first.
+    share their first dimension (it then counts as one row), or a slot died under it. `deadline_s`
+    is on the clock of `time.monotonic()`; infinity means none. A higher `priority` goes first.
     """
 
     request: InferenceRequest
@@ -34,28 +35,22 @@ class Pending:
     rows: int
     deadline_s: float
     arrived_s: float
-    token: Any = None
     priority: int = 0
-    error: HeadraceError | None = None
+    first: int = 0
     _taken: int = field(default=0, repr=False)
     _answered: int = field(default=0, repr=False)
-    _pieces: list[tuple[int, dict[str, Tensor]]] = field(default_factory=list, repr=False)
+    _pieces: list[tuple[int, dict[str, Tensor]]] | None = field(default=None, repr=False)
     _ended: bool = field(default=False, repr=False)
 
-    @classmethod
-    def of(
-        cls,
-        request: InferenceRequest,
-        deadline_s: float,
-        now_s: float,
-        token: Any = None,
-        alone: bool = False,
-        priority: int = 0,
-    ) -> Pending:
-        """A request that comes now; without rows of its own it counts as one row."""
-        rows = 1 if request.rows is None else request.rows
-        key = None if alone else batch_key(request)
-        return cls(request, key, rows, deadline_s, now_s, token, priority)
+    def run_alone(self) -> None:
+        """Begin anew after a failed run, without a key."""
+        self.key = None
+        self._taken = self._answered = 0
+        self._pieces = None
+        self._ended = False
+
+
+Entry = TypeVar("Entry", bound=Pending)
 
 
 def batch_key(request: InferenceRequest) -> Hashable:
@@ -71,84 +66,95 @@ def batch_key(request: InferenceRequest) -> Hashable:
     return (request.signature.name, request.outputs, *inputs)
 
 
-class RowRange(NamedTuple):
-    """Rows `start` to `stop` of a request, as a part of a batch."""
+RowRange = tuple[Entry, int, int]
+"""A request with rows `start` to `stop` of its own, which are a part of a batch."""
 
-    pending: Pending
+
+class Finished(NamedTuple, Generic[Entry]):
+    """A request that is done: its outputs are rows `start` to `stop` of these, or all (None)."""
+
+    pending: Entry
+    outputs: Mapping[str, Tensor]
     start: int
-    stop: int
+    stop: int | None
 
-    @property
-    def whole(self) -> bool:
-        return self.start == 0 and self.stop == self.pending.rows
+    def own(self) -> Mapping[str, Tensor]:
+        """Its own outputs, as views."""
+        if self.stop is None:
+            return self.outputs
+        return {name: output[self.start : self.stop] for name, output in self.outputs.items()}
 
 
-class Batch:
+class Batch(Generic[Entry]):
     """The input of one run: parts that share a key, at most `max_rows` rows."""
 
     __slots__ = ("_batcher", "parts", "rows")
 
-    def __init__(self, parts: list[RowRange], batcher: Batcher) -> None:
-        self.parts = parts
-        self.rows = sum([part.stop - part.start for part in parts])
+    def __init__(self, parts: list[RowRange[Entry]], rows: int, batcher: Batcher[Entry]) -> None:
+        self.parts, self.rows = parts, rows
         self._batcher = batcher
 
     @property
-    def pendings(self) -> list[Pending]:
-        return [part.pending for part in self.parts]
+    def pendings(self) -> list[Entry]:
+        return [part[0] for part in self.parts]
 
     def inputs(self) -> dict[str, Tensor]:
-        """The tensors to run, `[rows, ...]` each; a single request's are not copied."""
-        first, *others = self.parts
-        tensors = first.pending.request.inputs
-        if not others:
-            if first.whole:
-                return tensors
-            return {name: tensor[first.start : first.stop] for name, tensor in tensors.items()}
+        """The tensors to run, `[rows, ...]` each; those of one request object are not copied."""
+        runs: list[tuple[InferenceRequest, int, int]] = []
+        last, begin, end = self.parts[0][0].request, -1, -1
+        for pending, start, stop in self.parts:
+            request, first = pending.request, pending.first
+            if request is last and first + start == end:
+                end = first + stop
+                continue
+            if end >= 0:
+                runs.append((last, begin, end))
+            last, begin, end = request, first + start, first + stop
+        if not runs:
+            if last.rows is None or (begin, end) == (0, last.rows):
+                return last.inputs
+            return {name: tensor[begin:end] for name, tensor in last.inputs.items()}
+        runs.append((last, begin, end))
         return {
-            name: np.concatenate(
-                [
-                    pending.request.inputs[name]
-                    if stop - start == pending.rows
-                    else pending.request.inputs[name][start:stop]
-                    for pending, start, stop in self.parts
-                ]
-            )
-            for name in tensors
+            name: np.concatenate([request.inputs[name][begin:end] for request, begin, end in runs])
+            for name in last.inputs
         }
 
-    def deliver(self, outputs: Mapping[str, Tensor]) -> list[tuple[Pending, dict[str, Tensor]]]:
+    def deliver(self, outputs: Mapping[str, Tensor]) -> list[Finished[Entry]]:
         """The requests that are finished, with their outputs: views, joined where cut.
 
         Raises `InternalError` when an output does not have the batch's rows and must be split.
         """
-        answers = []
-        if len(self.parts) == 1 and self.parts[0].whole:
-            answers.append((self.parts[0].pending, dict(outputs)))
-        else:
-            for name, output in outputs.items():
-                if output.ndim == 0 or output.shape[0] != self.rows:
-                    raise InternalError(
-                        f"output {name!r} has shape {list(output.shape)} for a batch of "
-                        f"{self.rows} rows: its first dimension must be the rows for requests to "
-                        "share a batch"
-                    )
-            at = 0
-            for pending, start, stop in self.parts:
-                end = at + stop - start
-                rows = {name: output[at:end] for name, output in outputs.items()}
-                at = end
-                if stop - start == pending.rows:
-                    answers.append((pending, rows))
-                elif (joined := _joined(pending, start, stop, rows)) is not None:
-                    answers.append((pending, joined))
-        finished = [answer for answer in answers if not answer[0]._ended]
-        for pending, _ in finished:
-            pending._ended = True
+        parts, rows = self.parts, self.rows
+        uneven = [name for name, each in outputs.items() if not each.ndim or each.shape[0] != rows]
+        if uneven:
+            [(pending, start, stop), *others] = parts
+            if others or stop - start != pending.rows:
+                shape = list(outputs[uneven[0]].shape)
+                raise InternalError(
+                    f"output {uneven[0]!r} has shape {shape} for a batch of {rows} rows: its first "
+                    "dimension must be the rows for requests to share a batch"
+                )
+        finished = []
+        at = 0
+        for pending, start, stop in parts:
+            end = at + stop - start
+            if pending._ended:
+                pass
+            elif stop - start == pending.rows:
+                pending._ended = True
+                finished.append(Finished(pending, outputs, at, None if uneven else end))
+            else:
+                mine = {name: output[at:end] for name, output in outputs.items()}
+                joined = _joined(pending, start, stop, mine)
+                if joined is not None:
+                    pending._ended = True
+                    finished.append(Finished(pending, joined, 0, None))
+            at = end
         return finished
 
-    def fail(self, error: HeadraceError) -> list[Pending]:
-        """The requests that end now with `error`; rows of theirs that still wait are dropped.
+    def fail(self) -> list[Entry]:
+        """The requests that end now; rows of theirs that still wait are dropped.
 
         Belongs to the batcher's thread.
         """
@@ -157,7 +163,6 @@ class Batch:
             if not pending._ended:
                 self._batcher.cancel(pending)
                 pending._ended = True
-                pending.error = error
                 ended.append(pending)
         return ended
 
@@ -166,21 +171,24 @@ def _joined(
     pending: Pending, start: int, stop: int, outputs: dict[str, Tensor]
 ) -> dict[str, Tensor] | None:
     """All outputs of a cut request, once this part was the last one missing."""
-    pending._pieces.append((start, outputs))
+    pieces = pending._pieces
+    if pieces is None:
+        pieces = pending._pieces = []
+    pieces.append((start, outputs))
     pending._answered += stop - start
     if pending._answered < pending.rows:
         return None
-    pieces = [piece for _, piece in sorted(pending._pieces, key=itemgetter(0))]
-    pending._pieces = []
-    return {name: np.concatenate([piece[name] for piece in pieces]) for name in outputs}
+    pending._pieces = None
+    pieces.sort(key=itemgetter(0))
+    return {name: np.concatenate([piece[name] for _, piece in pieces]) for name in outputs}
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class Taken(Generic[Entry]):
     """The batch to run now, and requests whose deadline has passed (to be answered with 504)."""
 
-    batch: Batch | None
-    late: list[Pending]
+    batch: Batch[Entry] | None
+    late: list[Entry]
 
 
 PRESENCE_S = 5.0
@@ -189,7 +197,7 @@ YIELDING_ROWS = 1
 """Rows of a batch while a higher priority is expected, whose requests then wait for little."""
 
 
-class _Queue:
+class _Queue(Generic[Entry]):
     """Requests of one key, by priority and then by age; never empty.
 
     `due_s` is when the first of them must run.
@@ -198,12 +206,12 @@ class _Queue:
     __slots__ = ("due_s", "rows", "waiting")
 
     def __init__(self) -> None:
-        self.waiting: deque[Pending] = deque()
+        self.waiting: deque[Entry] = deque()
         self.rows = 0
         self.due_s = math.inf
 
 
-class Batcher:
+class Batcher(Generic[Entry]):
     """Requests that wait, by key; keys take turns by priority, then by age.
 
     `max_rows` bounds the rows of a batch; 0 means that each request runs alone and whole.
@@ -215,7 +223,7 @@ class Batcher:
         self._check(max_rows, max_wait_s)
         self._max_rows = max_rows
         self._max_wait_s = max_wait_s
-        self._queues: dict[Hashable, _Queue] = {}  # None: those that run alone
+        self._queues: dict[Hashable, _Queue[Entry]] = {}  # None: those that run alone
         self._peak, self._peak_until_s = 0, -math.inf
 
     def configure(self, max_rows: int, max_wait_s: float) -> None:
@@ -234,25 +242,31 @@ class Batcher:
         if max_rows < 0 or not 0 <= max_wait_s < math.inf:
             raise ValueError(f"max_rows {max_rows} and max_wait_s {max_wait_s} must be 0 or more")
 
-    def add(self, pending: Pending) -> None:
-        """Add a request, behind those of its priority."""
-        if pending.priority >= self._peak or pending.arrived_s > self._peak_until_s:
-            self._peak, self._peak_until_s = pending.priority, pending.arrived_s + PRESENCE_S
-        key = pending.key if self._max_rows else None
-        queue = self._queues.get(key)
-        if queue is None:
-            queue = self._queues[key] = _Queue()
-        waiting = queue.waiting
-        at = len(waiting)
-        while at and waiting[at - 1].priority < pending.priority:
-            at -= 1
-        waiting.insert(at, pending)
-        queue.rows += pending.rows
-        due_s = self._due_s(pending)
-        if due_s < queue.due_s:
-            queue.due_s = due_s
+    def add(self, *pendings: Entry) -> None:
+        """Add requests, each behind those of its priority."""
+        queues, longest_s = self._queues, self._max_wait_s
+        for pending in pendings:
+            priority, arrived_s = pending.priority, pending.arrived_s
+            if priority >= self._peak or arrived_s > self._peak_until_s:
+                self._peak, self._peak_until_s = priority, arrived_s + PRESENCE_S
+            key = pending.key if self._max_rows else None
+            queue = queues.get(key)
+            if queue is None:
+                queue = queues[key] = _Queue()
+            waiting = queue.waiting
+            if not waiting or waiting[-1].priority >= priority:
+                waiting.append(pending)
+            else:
+                at = len(waiting)
+                while at and waiting[at - 1].priority < priority:
+                    at -= 1
+                waiting.insert(at, pending)
+            queue.rows += pending.rows
+            due_s = self._due_s(pending) if longest_s else arrived_s
+            if due_s < queue.due_s:
+                queue.due_s = due_s
 
-    def cancel(self, pending: Pending) -> bool:
+    def cancel(self, pending: Entry) -> bool:
         """Drop the rows that have not started; False when none were waiting.
 
         After True the request is never delivered, though some of its parts may be running.
@@ -267,15 +281,17 @@ class Batcher:
         self._settle(key, queue)
         return True
 
-    def take(self, now_s: float) -> Taken:
+    def take(self, now_s: float) -> Taken[Entry]:
         """The next batch, if one is ready, and the late requests met on the way to it."""
-        late: list[Pending] = []
-        parts: list[RowRange] = []
-        while not parts and (ready := self._ready(now_s)) is not None:
+        if not self._queues:
+            return Taken(None, [])
+        late: list[Entry] = []
+        batch = None
+        while batch is None and (ready := self._ready(now_s)) is not None:
             key, queue = ready
-            parts = self._fill(queue, key is None, now_s, late)
+            batch = self._fill(queue, key is None, now_s, late)
             self._settle(key, queue)
-        return Taken(Batch(parts, self) if parts else None, late)
+        return Taken(batch, late)
 
     def next_s(self, now_s: float) -> float | None:
         """When to take again, on the clock of `now_s` (not a delay); None when nothing waits."""
@@ -287,31 +303,36 @@ class Batcher:
         left_s = pending.deadline_s - pending.arrived_s
         return pending.arrived_s + min(self._max_wait_s, max(0.0, left_s / 2))
 
-    def _ready_s(self, key: Hashable, queue: _Queue) -> float:
+    def _ready_s(self, key: Hashable, queue: _Queue[Entry]) -> float:
         if key is None or queue.rows >= self._max_rows:
             return -math.inf
         return queue.due_s
 
-    def _ready(self, now_s: float) -> tuple[Hashable, _Queue] | None:
+    def _ready(self, now_s: float) -> tuple[Hashable, _Queue[Entry]] | None:
         """The queue that need not wait whose first request has the highest priority, then age."""
         chosen = None
         best = (math.inf, math.inf)
         for key, queue in self._queues.items():
+            if self._ready_s(key, queue) > now_s:
+                continue
             first = queue.waiting[0]
             rank = (-first.priority, first.arrived_s)
-            if rank < best and self._ready_s(key, queue) <= now_s:
+            if rank < best:
                 chosen, best = (key, queue), rank
         return chosen
 
     def _fill(
-        self, queue: _Queue, alone: bool, now_s: float, late: list[Pending]
-    ) -> list[RowRange]:
+        self, queue: _Queue[Entry], alone: bool, now_s: float, late: list[Entry]
+    ) -> Batch[Entry] | None:
         """Parts in order until the next does not fit; only what fits no batch is cut."""
-        parts: list[RowRange] = []
+        parts: list[RowRange[Entry]] = []
         waiting = queue.waiting
         room = self._max_rows
-        if self._yields(waiting[0], now_s):
+        # Rows of requests below this priority must not delay those of it, which are expected.
+        expected = self._peak if now_s <= self._peak_until_s else -math.inf
+        if waiting[0].priority < expected:
             room = min(YIELDING_ROWS, room)
+        taken = 0
         while waiting and not (alone and parts):
             pending = waiting[0]
             if pending.deadline_s <= now_s:
@@ -320,7 +341,7 @@ class Batcher:
                 pending._ended = True
                 late.append(pending)
                 continue
-            if parts and self._yields(pending, now_s):
+            if parts and pending.priority < expected:
                 break
             start = pending._taken
             rows = pending.rows - start
@@ -328,19 +349,16 @@ class Batcher:
                 if parts:
                     break
                 rows = room
-            pending._taken = start + rows
-            parts.append(RowRange(pending, start, start + rows))
+            stop = pending._taken = start + rows
+            parts.append((pending, start, stop))
             room -= rows
-            queue.rows -= rows
-            if pending._taken == pending.rows:
+            taken += rows
+            if stop == pending.rows:
                 waiting.popleft()
-        return parts
+        queue.rows -= taken
+        return Batch(parts, taken, self) if parts else None
 
-    def _yields(self, pending: Pending, now_s: float) -> bool:
-        """Whether requests of a higher priority are expected, which its rows must not delay."""
-        return pending.priority < self._peak and now_s <= self._peak_until_s
-
-    def _settle(self, key: Hashable, queue: _Queue) -> None:
+    def _settle(self, key: Hashable, queue: _Queue[Entry]) -> None:
         """Forget a queue that is empty; else find when its first request is due."""
         if not queue.waiting:
             del self._queues[key]

@@ -1,21 +1,27 @@
 """A loaded model version in a slot: requests in, answers out, one batch at a time.
 
-    item → accept → *decode* → batcher → *run* → *encode* → reply
+    items → accept → *decode* → batcher → *run* → *encode* → replies
 
-`_decode` and `_encode` work on the loop, so that they overlap with the run in the compute thread;
-for bodies over `INLINE_BYTES` and for parts of media they work in threads, so that the link always
-answers. Bodies that may fill the memory (`HEAVY_BYTES`) are decoded one at a time in a slot. An
-error of a step is the answer of its request alone: a batch that fails is run again, each request
-by itself.
+Requests of a bundle whose bodies have a template in common are decoded together, into one array
+whose rows they share, and answered together from the outputs of their batch. All others, and what
+does not fit after all, are decoded and answered one by one.
+
+Both is done on the loop, so that it overlaps with the run in the compute thread; for bodies over
+`INLINE_BYTES` and for parts of media threads do it, so that the link always answers. Bodies that
+may fill the memory (`HEAVY_BYTES`) are decoded one at a time in a slot. An error of a step is the
+answer of its request alone: a batch that fails is run again, each request by itself.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
+from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
+import numpy as np
 import structlog
 
 from headrace.config.args import Batching, Limits
@@ -27,14 +33,14 @@ from headrace.errors import (
     Unimplemented,
 )
 from headrace.link.channel import Channel
-from headrace.link.frames import Buffer, Flag, Item, Reply, encode_failure, pieces
+from headrace.link.frames import OK, Body, Buffer, Flag, Item, Reply, encode_failure, pieces
 from headrace.metrics import Recorder
 from headrace.process import be_nice
-from headrace.protocols.calls import call_of, form_of
+from headrace.protocols.calls import CODING, call_number, call_of, form_of
 from headrace.protocols.codecs import codecs
-from headrace.protocols.tensors import Call, Codec, Encoded, InferenceRequest
-from headrace.spec import BYTES, Tensor
-from replicas.batcher import Batch, Batcher, Pending
+from headrace.protocols.tensors import Codec, Encoded, InferenceRequest, Template
+from headrace.spec import BYTES, Signature, Tensor
+from replicas.batcher import Batch, Batcher, Finished, Pending, batch_key
 from replicas.compute import ComputeJob, ComputeThread
 from replicas.media_codec import MediaCodec
 from replicas.runtime import Runtime
@@ -52,36 +58,44 @@ AVERAGED_RUNS = 32
 """Exponential average over about this many runs."""
 TELL_S = 1.0
 """Least time between log lines on runs that the runtime refused."""
+WRITTEN_BYTES = 1024 * 1024
+"""Limit on outputs whose answers are written together, for the memory's and the loop's sake."""
+TEMPLATES = 16
+"""Templates that are kept; the oldest goes for a new one."""
+LEARN_EVERY = 16
+"""Bodies without a template from one that is learned to the next: learning one costs as much as
+decoding, and is in vain where all bodies differ around their values."""
+MEDIA = call_number("media", "part")
 MEDIA_THREADS = 2
 """One for the part that a shard computes and one for the next, which the stage sends ahead."""
 log = structlog.get_logger()
 
 Decoded = InferenceRequest | Encoded | HeadraceError
 """A request to run, or its answer already."""
-RunResult = tuple[list[tuple[Pending, dict[str, Tensor]]], float, float]
+RunResult = tuple[list[Finished["Work"]], float, float]
 """The requests that a run finished, its seconds, and its thread's processor seconds."""
+_UNREAD = InferenceRequest(Signature("", (), ()), {}, None)
+"""In place of the request of a body that is not decoded yet."""
 
 
-@dataclass(slots=True, eq=False)
-class Work:
+@dataclass(slots=True, eq=False, kw_only=True)
+class Work(Pending):
     """A request from its arrival to its answer, with the times that the answer will carry.
 
-    `batch_wait_s` leaves out earlier runs of a request that was split over
-    several batches. `totals` are of the run that finished it. `holds` tells that it has the slot's
-    `heavy`.
+    `arrived_s` is when it was decoded. `batch_wait_s` leaves out earlier runs of a request that was
+    split over several batches. `totals` are of the run that finished it. `holds` tells that it has
+    the slot's `heavy`, `ended` that nobody waits for it any more.
     """
 
     channel: Channel
     item: Item
-    codec: Codec
     accepted_s: float
-    decoded_s: float
-    pending: Pending | None = None
+    template: Template | None = None
+    decoded: bool = False
     decode_s: float = 0.0
     batch_wait_s: float | None = None
     compute_s: float = 0.0
     encode_s: float = 0.0
-    rows: int = 0
     megapixels: float = 0.0
     strings: int = 0
     totals: RunTotals | None = None
@@ -100,7 +114,7 @@ class Engine:
     def __init__(
         self,
         runtime: Runtime,
-        batcher: Batcher,
+        batcher: Batcher[Work],
         compute: ComputeThread,
         recorder: Recorder,
         limits: Limits,
@@ -119,13 +133,15 @@ class Engine:
         self._statistics = statistics
         self._loop = asyncio.get_running_loop()
         self._waiting: dict[tuple[Channel, int], Work] = {}
-        self._batch: Batch | None = None
+        self._batch: Batch[Work] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._idle = asyncio.Event()
         self._idle.set()
         self._outbox: dict[Channel, list[Reply]] = {}
         self._run_s = 10 * BRIEF_S
         self._told_s = -TELL_S
+        self._templates: dict[tuple[int, int | None, int], list[Template]] = {}
+        self._until_learned = 0
 
     def __len__(self) -> int:
         """Requests that are not answered yet."""
@@ -144,31 +160,92 @@ class Engine:
             self._idle.clear()
             await self._idle.wait()
 
-    def accept(self, channel: Channel, item: Item) -> None:
-        """Take a request; `flush` must follow the last one of a bundle."""
-        known = item.call < len(self._codecs)
-        codec = self._codecs[item.call if known else 0]
+    def accept(self, channel: Channel, items: Sequence[Item]) -> None:
+        """Take the requests of a bundle; `flush` must follow."""
         now_s = time.monotonic()
-        work = self._waiting[channel, item.id] = Work(channel, item, codec, now_s, now_s)
-        if not known:
-            # A newer gateway's call: refused alone, the link goes on.
-            self._answer(work, Unimplemented("this slot's release does not know that call"))
+        together: dict[Template, list[tuple[Work, bytes]]] = {}
+        for item in items:
+            work = Work(
+                _UNREAD, None, 0, math.inf, now_s, item.priority,
+                channel=channel, item=item, accepted_s=now_s,
+            )  # fmt: skip
+            self._waiting[channel, item.id] = work
+            if item.call >= len(self._codecs):
+                # A newer gateway's call: refused alone, the link goes on.
+                error = Unimplemented("this slot's release does not know that call")
+                self._answer(work, error)
+                continue
+            # A segment of a video is a few bytes that say what to decode: that takes long.
+            if item.length > INLINE_BYTES or item.encodings & CODING or item.call == MEDIA:
+                self._loop.create_task(self._accept_large(work))
+                continue
+            body = bytes(_joined(item.body))
+            for template in self._templates.get((item.call, item.json_length, item.encodings), ()):
+                if template.values.fits(body):
+                    together.setdefault(template, []).append((work, body))
+                    break
+            else:
+                decoded = self._decode(work, body)
+                if isinstance(decoded, InferenceRequest):
+                    self._learn(item, body, decoded)
+                self._decoded(work, decoded)
+        for template, members in together.items():
+            self._decode_together(template, members)
+
+    def _decode_together(self, template: Template, members: Sequence[tuple[Work, bytes]]) -> None:
+        started_s = time.monotonic()
+        try:
+            inputs, rows = template.values.read([body for _, body in members])
+        except (ValueError, TypeError, KeyError, IndexError, RuntimeError):
+            log.exception("decode_failed", model=self.spec.name)
+            inputs, rows = {}, [0] * len(members)
+        total = sum(rows)
+        request = replace(template.request, inputs=inputs, rows=total)
+        key = batch_key(request)
+        row_megapixels = megapixels(request) / total if total else 0.0
+        row_bytes = sum([tensor.nbytes for tensor in inputs.values()]) / max(1, total)
+        now_s = time.monotonic()
+        decode_s = (now_s - started_s) / len(members)
+        first = 0
+        for (work, body), count in zip(members, rows, strict=True):
+            if count:
+                work.template, work.decode_s = template, decode_s
+                work.first, work.rows = first, count
+                work.megapixels = row_megapixels * count
+                work.large = row_bytes * count > INLINE_BYTES
+                self._queue(work, request, key, now_s)
+                first += count
+            else:
+                self._decoded(work, self._decode(work, body))
+
+    def _learn(self, item: Item, body: bytes, request: InferenceRequest) -> None:
+        """Keep the template of a body that fits none, if it has one and it is time."""
+        self._until_learned -= 1
+        if self._until_learned > 0:
             return
         call = call_of(item.call, item.json_length, item.encodings)
-        # A segment of a video is a few bytes that say what to decode: that takes long.
-        if item.length > INLINE_BYTES or call.content_encoding or codec is self._media:
-            self._loop.create_task(self._accept_large(work, call))
-        else:
-            self._decoded(work, self._decode(work, call))
+        template = self._codecs[item.call].template(body, call, request, self.spec)
+        if template is None:
+            return
+        self._until_learned = LEARN_EVERY
+        if sum(map(len, self._templates.values())) == TEMPLATES:
+            oldest = next(iter(self._templates))
+            self._templates[oldest].pop()
+            if not self._templates[oldest]:
+                del self._templates[oldest]
+        key = (item.call, item.json_length, item.encodings)
+        self._templates.setdefault(key, []).insert(0, template)
 
-    async def _accept_large(self, work: Work, call: Call) -> None:
-        threads = self._media_threads if work.codec is self._media else None
-        if threads is None and (work.item.length > HEAVY_BYTES or call.content_encoding):
+    async def _accept_large(self, work: Work) -> None:
+        item = work.item
+        threads = self._media_threads if item.call == MEDIA else None
+        if threads is None and (item.length > HEAVY_BYTES or item.encodings & CODING):
             await self._heavy.acquire()
             work.holds = True
         try:
             if not work.ended:
-                decoded = await self._loop.run_in_executor(threads, self._decode, work, call)
+                body = _joined(item.body)
+                decoded = await self._loop.run_in_executor(threads, self._decode, work, body)
                 self._decoded(work, decoded)
                 self.flush()
         finally:
@@ -180,27 +257,19 @@ class Engine:
             work.holds = False
             self._heavy.release()
 
-    def _decode(self, work: Work, call: Call) -> Decoded:
+    def _decode(self, work: Work, body: bytes | memoryview) -> Decoded:
         started_s = time.monotonic()
-        media, limit = self._media, self.spec.row_limit
-        parts = pieces(work.item.body)
-        body: Buffer = parts[0] if len(parts) == 1 else b"".join(parts)
-        if isinstance(body, bytearray):
-            body = memoryview(body)
+        item, media = work.item, self._media
+        call = call_of(item.call, item.json_length, item.encodings)
         try:
-            if media is not None and work.codec is media:
+            if media is not None and item.call == MEDIA:
                 return media.kept(body, call) or media.decode(body, call, self.spec)
-            decoded = work.codec.decode(body, call, self.spec)
-            if limit and decoded.rows is not None and decoded.rows > limit:
-                raise InvalidArgument(
-                    f"inference request batch-size must be <= {limit} for '{self.spec.name}'"
-                )
-            return decoded
+            return self._codecs[item.call].decode(body, call, self.spec)
         except HeadraceError as error:
             return error
         except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
             # A codec's own mistake must cost only the request that met it.
-            log.exception("decode_failed", model=self.spec.name, **trace_of(work.item.meta))
+            log.exception("decode_failed", model=self.spec.name, **trace_of(item.meta))
             return InternalError(f"internal error ({type(error).__name__})")
         finally:
             work.decode_s = time.monotonic() - started_s
@@ -208,30 +277,36 @@ class Engine:
     def _decoded(self, work: Work, decoded: Decoded) -> None:
         if work.ended:
             return  # cancelled while it was decoded
-        item, work.decoded_s = work.item, time.monotonic()
-        item.body = b""
         if not isinstance(decoded, InferenceRequest):
+            work.arrived_s = time.monotonic()
             self._answer(work, decoded)
             return
-        remaining_s = item.remaining_s
-        if decoded.timeout_s is not None:
-            remaining_s = min(remaining_s, decoded.timeout_s)
-        work.pending = Pending.of(
-            decoded,
-            work.decoded_s + remaining_s,
-            work.decoded_s,
-            token=work,
-            alone=bool(item.flags & Flag.ALONE),
-            priority=item.priority,
-        )
-        work.rows, work.megapixels = work.pending.rows, megapixels(decoded)
+        work.rows = 1 if decoded.rows is None else decoded.rows
+        work.megapixels = megapixels(decoded)
         size = 0
         for tensor in decoded.inputs.values():
             size += tensor.nbytes
             if tensor.dtype == BYTES:
                 work.strings += tensor.size
         work.large = size > INLINE_BYTES
-        self._batcher.add(work.pending)
+        self._queue(work, decoded, batch_key(decoded), time.monotonic())
+
+    def _queue(self, work: Work, request: InferenceRequest, key: Hashable, now_s: float) -> None:
+        """Give a decoded request to the batcher."""
+        item, limit = work.item, self.spec.row_limit
+        item.body = b""
+        work.arrived_s = now_s
+        if limit and work.rows > limit:
+            error = f"inference request batch-size must be <= {limit} for '{self.spec.name}'"
+            self._answer(work, InvalidArgument(error))
+            return
+        remaining_s = item.remaining_s
+        if request.timeout_s is not None and request.timeout_s < remaining_s:
+            remaining_s = request.timeout_s
+        work.request, work.deadline_s, work.decoded = request, now_s + remaining_s, True
+        if not item.flags & Flag.ALONE:
+            work.key = key
+        self._batcher.add(work)
 
     def cancel(self, channel: Channel, item_id: int) -> bool:
         """Drop a request that nobody waits for; one that is being computed is not answered."""
@@ -239,10 +314,9 @@ class Engine:
         if work is None:
             return False
         work.ended = True
-        if work.pending is not None:
-            self._batcher.cancel(work.pending)
+        if work.decoded:
+            self._batcher.cancel(work)
             self._let_go(work)
-            work.pending = None
         if not self._waiting:
             self._idle.set()
         return True
@@ -257,10 +331,9 @@ class Engine:
 
         Those that wait for their turn are left to be tried elsewhere.
         """
-        running = self._batch.pendings if self._batch is not None else ()
+        running = set(self._batch.pendings) if self._batch is not None else ()
         for work in list(self._waiting.values()):
-            decoding, encoding = work.pending is None, work.totals is not None
-            if decoding or encoding or any(work.pending is each for each in running):
+            if not work.decoded or work.totals is not None or work in running:
                 self._answer(work, error)
         self._send()
 
@@ -273,8 +346,8 @@ class Engine:
     def _start(self) -> None:
         now_s = time.monotonic()
         taken = self._batcher.take(now_s)
-        for pending in taken.late:
-            self._answer(pending.token, DeadlineExceeded("the deadline passed before inference"))
+        for work in taken.late:
+            self._answer(work, DeadlineExceeded("the deadline passed before inference"))
         if taken.batch is not None:
             self._run(taken.batch, now_s)
         elif (due_s := self._batcher.next_s(now_s)) is not None:
@@ -282,19 +355,21 @@ class Engine:
                 self._timer.cancel()
             self._timer = self._loop.call_later(max(0.0, due_s - now_s), self.flush)
 
-    def _run(self, batch: Batch, now_s: float) -> None:
+    def _run(self, batch: Batch[Work], now_s: float) -> None:
         self._batch = batch
         media = self._media
-        request = batch.parts[0].pending.request
-        names = request.outputs or tuple(spec.name for spec in request.signature.outputs)
+        request = batch.parts[0][0].request
+        names = request.output_names()
         # A slot whose memory a run fills must be able to say so, so its loop stays free.
         brief = self.runtime.single_threaded and self._run_s < BRIEF_S
-        nice = media is not None
-        for part in batch.parts:
-            work: Work = part.pending.token
-            brief = brief and not work.large
-            nice = nice and work.codec is media
-            work.batch_wait_s = now_s - work.decoded_s - work.compute_s
+        parts_of_media = 0
+        for work, _, _ in batch.parts:
+            work.batch_wait_s = now_s - work.arrived_s - work.compute_s
+            if work.large:
+                brief = False
+            if work.item.call == MEDIA:
+                parts_of_media += 1
+        nice = parts_of_media == len(batch.parts)
         more = media is not None and nice and any(map(media.more_follow, batch.pendings))
         self._recorder.batch(self.spec.name, str(self.spec.version), batch.rows)
 
@@ -306,53 +381,96 @@ class Engine:
 
         self._compute.submit(ComputeJob(run, lambda result: self._ran(batch, result), nice, brief))
 
-    def _ran(self, batch: Batch, result: RunResult | BaseException) -> None:
+    def _ran(self, batch: Batch[Work], result: RunResult | BaseException) -> None:
         self._batch = None
         if isinstance(result, BaseException):
             self._failed(batch, result)
-        else:
-            finished, took_s, worked_s = result
-            # Processor time: waiting for a core or for the interpreter makes no run longer.
-            self._run_s += (worked_s - self._run_s) / AVERAGED_RUNS
-            input_s = 0.0
-            for part in batch.parts:
-                work: Work = part.pending.token
-                work.compute_s += took_s
-                if not part.start:
-                    input_s += work.decode_s
-            # The next batch computes while this one is encoded.
-            self._start()
-            totals = self._statistics.ran(batch.rows, input_s, took_s)
-            for pending, outputs in finished:
-                work = pending.token
-                work.totals = totals
-                if work.ended:
-                    continue
-                if sum([tensor.nbytes for tensor in outputs.values()]) > INLINE_BYTES:
-                    self._loop.create_task(self._encode_large(work, pending.request, outputs))
-                else:
-                    self._answer(work, self._encode(work, pending.request, outputs))
-        self.flush()
+            self.flush()
+            return
+        finished, took_s, worked_s = result
+        # Processor time: waiting for a core or for the interpreter makes no run longer.
+        self._run_s += (worked_s - self._run_s) / AVERAGED_RUNS
+        input_s = 0.0
+        for work, start, _ in batch.parts:
+            work.compute_s += took_s
+            if not start:
+                input_s += work.decode_s
+        # The next batch computes while this one is encoded.
+        self._start()
+        totals = self._statistics.ran(batch.rows, input_s, took_s)
+        together: dict[Template, list[Finished[Work]]] = {}
+        for each in finished:
+            work = each.pending
+            work.totals = totals
+            if work.ended:
+                continue
+            if work.template is None or each.stop is None:
+                self._answer_alone(each)
+            else:
+                together.setdefault(work.template, []).append(each)
+        for template, members in together.items():
+            self._answer_together(template, members, totals)
+        self._send()
 
-    def _failed(self, batch: Batch, error: BaseException) -> None:
+    def _answer_alone(self, finished: Finished[Work]) -> None:
+        work, outputs = finished.pending, finished.own()
+        if sum([tensor.nbytes for tensor in outputs.values()]) > INLINE_BYTES:
+            self._loop.create_task(self._encode_large(work, outputs))
+        else:
+            self._answer(work, self._encode(work, outputs))
+
+    def _answer_together(
+        self, template: Template, members: Sequence[Finished[Work]], totals: RunTotals
+    ) -> None:
+        """Answer requests of one template from the outputs of their run."""
+        started_s = time.monotonic()
+        rows = [each.pending.rows for each in members]
+        outputs = _rows_of(members, sum(rows))
+        written = None
+        if sum([tensor.nbytes for tensor in outputs.values()]) <= WRITTEN_BYTES:
+            try:
+                written = template.answers.write(outputs, rows)
+            except (ValueError, TypeError, KeyError, IndexError):
+                log.exception("encode_failed", model=self.spec.name)
+        if written is None:
+            for each in members:
+                self._answer_alone(each)
+            return
+        bodies, json_length = written
+        form = form_of(template.content_type)
+        now_s = time.monotonic()
+        encode_s = (now_s - started_s) / len(members)
+        whole_s = queue_s = input_s = infer_s = 0.0
+        for each, body in zip(members, bodies, strict=True):
+            work = each.pending
+            waited_s = work.item.waited_s
+            whole_s += waited_s + now_s - work.accepted_s
+            queue_s += waited_s + (work.batch_wait_s or 0.0)
+            input_s += work.decode_s
+            infer_s += work.compute_s
+            self._reply(work, OK, body, form, json_length, now_s)
+        self._statistics.succeeded(
+            totals, len(members), sum(rows), whole_s, queue_s, input_s, infer_s,
+            encode_s * len(members),
+        )  # fmt: skip
+
+    def _failed(self, batch: Batch[Work], error: BaseException) -> None:
         if isinstance(error, HeadraceError):
             shown = error
             self._tell_cause(error)
         else:
-            for pending in batch.pendings:
-                trace = trace_of(pending.token.item.meta)
+            for work in batch.pendings:
+                trace = trace_of(work.item.meta)
                 log.error("run_failed", model=self.spec.name, exc_info=error, **trace)
             shown = InternalError(f"the model failed ({type(error).__name__})")
         together = len(batch.parts) > 1
-        for pending in batch.fail(shown):
-            work: Work = pending.token
+        for work in batch.fail():
             if not together:
                 self._answer(work, shown)
             elif not work.ended:
-                # Each alone (without a key): neighbours must not share the mistake of one of them.
-                rest = (pending.rows, pending.deadline_s, pending.arrived_s, work)
-                work.pending = Pending(pending.request, None, *rest, pending.priority)
-                self._batcher.add(work.pending)
+                # Each alone: neighbours must not share the mistake of one of them.
+                work.run_alone()
+                self._batcher.add(work)
 
     def _tell_cause(self, error: HeadraceError) -> None:
         """Log what the runtime said, at most each `TELL_S`: callers cause these refusals."""
@@ -363,19 +481,15 @@ class Engine:
         tell = log.warning if error.http_status >= 500 else log.info
         tell("run_failed", model=self.spec.name, reason=error.message, said=str(error.__cause__))
 
-    async def _encode_large(
-        self, work: Work, request: InferenceRequest, outputs: dict[str, Tensor]
-    ) -> None:
-        encoded = await self._loop.run_in_executor(None, self._encode, work, request, outputs)
+    async def _encode_large(self, work: Work, outputs: Mapping[str, Tensor]) -> None:
+        encoded = await self._loop.run_in_executor(None, self._encode, work, outputs)
         self._answer(work, encoded)
         self._send()
 
-    def _encode(
-        self, work: Work, request: InferenceRequest, outputs: dict[str, Tensor]
-    ) -> Encoded | HeadraceError:
+    def _encode(self, work: Work, outputs: Mapping[str, Tensor]) -> Encoded | HeadraceError:
         started_s = time.monotonic()
         try:
-            return work.codec.encode(request, outputs, self.spec)
+            return self._codecs[work.item.call].encode(work.request, outputs, self.spec)
         except HeadraceError as error:
             return error
         except (ValueError, TypeError, KeyError, IndexError) as error:
@@ -387,47 +501,53 @@ class Engine:
     def _answer(self, work: Work, answer: Encoded | HeadraceError) -> None:
         if work.ended:
             return
-        work.ended = True
-        # Each holds the other: only the collector would free its tensors, and late.
-        work.pending = None
-        item = work.item
-        del self._waiting[work.channel, item.id]
-        if work.holds:
-            self._let_go(work)
-        now_s = time.monotonic()
-        slot_s = now_s - work.decoded_s
-        wait_s = slot_s if work.batch_wait_s is None else work.batch_wait_s
-        whole_s = item.waited_s + now_s - work.accepted_s
-        status = 200
+        now_s, waited_s = time.monotonic(), work.item.waited_s
+        whole_s = waited_s + now_s - work.accepted_s
         if isinstance(answer, HeadraceError):
-            status, answer = answer.http_status, Encoded(encode_failure(answer))
             self._statistics.failed(whole_s)
-        elif work.totals is not None:
+            self._reply(work, answer.http_status, encode_failure(answer), 0, None, now_s)
+            return
+        if work.totals is not None:
             self._statistics.succeeded(
                 work.totals,
+                1,
                 work.rows,
                 whole_s,
-                item.waited_s + wait_s,
+                waited_s + (work.batch_wait_s or 0.0),
                 work.decode_s,
                 work.compute_s,
                 work.encode_s,
             )
+        form = form_of(answer.content_type, answer.content_encoding)
+        self._reply(work, OK, answer.body, form, answer.json_length, now_s)
+
+    def _reply(
+        self,
+        work: Work,
+        status: int,
+        body: bytes,
+        form: int,
+        json_length: int | None,
+        now_s: float,
+    ) -> None:
+        """Let the answer leave with the next `_send`."""
+        work.ended = True
+        item, channel = work.item, work.channel
+        del self._waiting[channel, item.id]
+        if work.holds:
+            self._let_go(work)
+        slot_s = now_s - work.arrived_s
+        wait_s = slot_s if work.batch_wait_s is None else work.batch_wait_s
+        encode_s = slot_s - wait_s - work.compute_s
         reply = Reply(
-            id=item.id,
-            length=len(answer.body),
-            status=status,
-            form=form_of(answer),
-            json_length=answer.json_length,
-            slot_s=slot_s,
-            batch_wait_s=wait_s,
-            compute_s=work.compute_s,
-            encode_s=max(0.0, slot_s - wait_s - work.compute_s),
-            depth=len(self._waiting),
-            body=answer.body,
-            rows=work.rows,
-            megapixels=work.megapixels,
-        )
-        self._outbox.setdefault(work.channel, []).append(reply)
+            item.id, len(body), status, 0, form, json_length, slot_s, wait_s, work.compute_s,
+            max(0.0, encode_s), len(self._waiting), body, work.rows, work.megapixels,
+        )  # fmt: skip
+        replies = self._outbox.get(channel)
+        if replies is None:
+            self._outbox[channel] = [reply]
+        else:
+            replies.append(reply)
         if not self._waiting:
             self._idle.set()
 
@@ -436,6 +556,24 @@ class Engine:
             outbox, self._outbox = self._outbox, {}
             for channel, replies in outbox.items():
                 channel.send_replies(replies)
+
+
+def _joined(body: Body) -> bytes | memoryview:
+    """The body in one buffer that does not change."""
+    parts = pieces(body)
+    whole: Buffer = parts[0] if len(parts) == 1 else b"".join(parts)
+    return memoryview(whole) if isinstance(whole, bytearray) else whole
+
+
+def _rows_of(members: Sequence[Finished[Work]], rows: int) -> Mapping[str, Tensor]:
+    """The members' rows of the outputs of their run, `rows` in all; views where they adjoin."""
+    outputs, start, stop = members[0].outputs, members[0].start, members[-1].stop
+    if stop is not None and stop - start == rows:
+        return {name: output[start:stop] for name, output in outputs.items()}
+    return {
+        name: np.concatenate([output[each.start : each.stop] for each in members])
+        for name, output in outputs.items()
+    }
 
 
 def megapixels(request: InferenceRequest) -> float:

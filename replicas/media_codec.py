@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from headrace.errors import DeadlineExceeded, InternalError, InvalidArgument
-from headrace.protocols.tensors import Call, Encoded, InferenceRequest
+from headrace.protocols.tensors import Call, Codec, Encoded, InferenceRequest
 from headrace.spec import ModelSpec, Tensor
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class _Note:
     more: bool = False
 
 
-class MediaCodec:
+class MediaCodec(Codec):
     """The codec of one loaded model version, whose files lie in `folder`. Used by any thread.
 
     `spool` is where files of the stage lie; nothing else is opened.

@@ -23,7 +23,7 @@ from headrace.snapshot import ModelVersion, State
 from headrace.spec import encode_spec
 from replicas.batcher import Batcher
 from replicas.compute import ComputeThread
-from replicas.engine import Engine
+from replicas.engine import Engine, Work
 from replicas.listing import MAX_BESIDE_BYTES
 from replicas.media_codec import MediaCodec
 from replicas.repository import Interrupted, Repository, StoreAway, detect_runtime
@@ -229,7 +229,7 @@ class Placements:
             runtime.close()
             return
         batching = loaded.order.batching  # it may have changed meanwhile
-        batcher = Batcher(runtime.spec.max_rows, batching.max_wait_s)
+        batcher = Batcher[Work](runtime.spec.max_rows, batching.max_wait_s)
         loaded.engine = Engine(
             runtime,
             batcher,

@@ -105,16 +105,18 @@ class SlotService(LinkServer):
 
     def channel_items(self, channel: Channel, items: list[Item]) -> None:
         """Give each request to the engine of its placement; without one it is sent elsewhere."""
-        engines = []
+        by_placement: dict[int, list[Item]] = {}
         for item in items:
-            engine = self._placements.engine(item.placement_id)
+            by_placement.setdefault(item.placement_id, []).append(item)
+        for placement_id, its in by_placement.items():
+            engine = self._placements.engine(placement_id)
             if engine is None:
-                channel.send_replies([Reply(item.id, 0, status=503, flags=Flag.ELSEWHERE)])
+                channel.send_replies(
+                    [Reply(item.id, 0, status=503, flags=Flag.ELSEWHERE) for item in its]
+                )
             else:
-                engine.accept(channel, item)
-                engines.append(engine)
-        for engine in dict.fromkeys(engines):
-            engine.flush()
+                engine.accept(channel, its)
+                engine.flush()
 
     def cancel(self, channel: Channel, item_id: int) -> None:
         for loaded in self._placements:

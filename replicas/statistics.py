@@ -56,6 +56,7 @@ class ModelStatistics:
     def succeeded(
         self,
         run: RunTotals,
+        requests: int,
         rows: int,
         whole_s: float,
         queue_s: float,
@@ -63,8 +64,8 @@ class ModelStatistics:
         infer_s: float,
         output_s: float,
     ) -> None:
-        """Count an answered request; `run` is the one that it ended in."""
-        self._success_count += 1
+        """Count answered requests by their sums; `run` is the one that they ended in."""
+        self._success_count += requests
         self._rows += rows
         self._success_ns += int(whole_s * 1e9)
         self._queue_ns += int(queue_s * 1e9)

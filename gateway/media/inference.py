@@ -289,6 +289,6 @@ class MediaInference:
         return replace(
             desk.reply(request, len(encoded.body), result),
             body=encoded.body,
-            form=form_of(encoded),
+            form=form_of(encoded.content_type, encoded.content_encoding),
             json_length=encoded.json_length,
         )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from headrace.errors import InvalidArgument
 from headrace.protocols.compression import reply_coding
-from headrace.protocols.tensors import Call, Encoded
+from headrace.protocols.tensors import Call
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,8 @@ CALLS: tuple[CallKind, ...] = (
 
 _NUMBERS = {(kind.protocol, kind.method): number for number, kind in enumerate(CALLS)}
 ENCODINGS = ("", "gzip", "deflate")
+CODING = 15
+"""The bits of an item's `encodings` that number the coding of its body."""
 CONTENT_TYPES = ("application/json", "application/octet-stream", "application/grpc")
 
 
@@ -48,18 +51,17 @@ def encodings_of(content: bytes, accept: bytes) -> int:
     return ENCODINGS.index(coding) | ENCODINGS.index(reply_coding(accept.decode("latin-1"))) << 4
 
 
+@lru_cache(1024)
 def call_of(number: int, json_length: int | None, encodings: int) -> Call:
     """What path and headers tell the codec."""
     return Call(
-        CALLS[number].method, json_length, ENCODINGS[encodings & 15], ENCODINGS[encodings >> 4]
+        CALLS[number].method, json_length, ENCODINGS[encodings & CODING], ENCODINGS[encodings >> 4]
     )
 
 
-def form_of(encoded: Encoded) -> int:
+def form_of(content_type: str, content_encoding: str = "") -> int:
     """Content type and coding of an answer in one number."""
-    return CONTENT_TYPES.index(encoded.content_type) | (
-        ENCODINGS.index(encoded.content_encoding) << 4
-    )
+    return CONTENT_TYPES.index(content_type) | ENCODINGS.index(content_encoding) << 4
 
 
 def headers_of(form: int) -> tuple[str, str]:

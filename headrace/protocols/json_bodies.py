@@ -9,6 +9,7 @@ from __future__ import annotations
 import binascii
 import json
 import threading
+from collections.abc import Sequence
 from itertools import chain
 from typing import Any, Literal
 
@@ -61,14 +62,19 @@ def parse_lazily(text: bytes) -> Any:
     Also None while an earlier proxy of this thread lives.
     """
     try:
-        if len(text) > _KEPT_PARSER_BYTES:
-            return simdjson.Parser().parse(text)
-        return _LOCAL.parser.parse(text)
-    except AttributeError:
-        _LOCAL.parser = simdjson.Parser()
-        return parse_lazily(text)
+        parser = simdjson.Parser() if len(text) > _KEPT_PARSER_BYTES else own_parser()
+        return parser.parse(text)
     except (ValueError, RuntimeError):
         return None
+
+
+def own_parser() -> simdjson.Parser:
+    """This thread's parser; only one proxy of it may live at a time."""
+    try:
+        parser: simdjson.Parser = _LOCAL.parser
+    except AttributeError:
+        parser = _LOCAL.parser = simdjson.Parser()
+    return parser
 
 
 def write_json(value: Any) -> bytes:
@@ -135,11 +141,87 @@ def quick_flat(array: Any, dtype: np.dtype[Any]) -> Tensor | None:
         wide = np.frombuffer(array.as_buffer(of_type=kind), dtype=_WIDE[kind])
     except (TypeError, ValueError):
         return None
-    if wide.size and (kind == "d" or dtype.itemsize < 8):
-        low, high = _LIMITS[dtype]
-        if wide.min() < low or wide.max() > high:
-            return None
-    return wide.astype(dtype, copy=False)
+    return wide.astype(dtype, copy=False) if in_range(wide, dtype) else None
+
+
+def numbers_of_rows(
+    texts: Sequence[bytes], dtype: np.dtype[Any], row_shape: tuple[int, ...]
+) -> list[tuple[int, Tensor] | None]:
+    """Rows and numbers of short JSON texts that are arrays `[rows, *row_shape]`; None for others.
+
+    The numbers are wider than the dtype, in order and not checked for their range.
+    """
+    kind = _KINDS[dtype]
+    wide_dtype = _WIDE[kind]
+    parse = own_parser().parse
+    found: list[tuple[int, Tensor] | None] = []
+    for text in texts:
+        array: Any = None  # only one proxy may live at a time
+        shape: tuple[int, ...] | None = None
+        try:
+            array = parse(text)
+            wide = np.frombuffer(array.as_buffer(of_type=kind), wide_dtype)
+            # The last bracket alone tells the shape of numbers in one list, and of one row of them.
+            last = text.rfind(b"[") if text.startswith(b"[") else -1
+            if last == 0:
+                shape = wide.shape
+            elif 0 < last == text.find(b"[", 1) and len(array) == 1:
+                shape = (1, wide.size)
+            else:
+                shape = quick_shape(array, text.count(b"["))
+        except (ValueError, TypeError, AttributeError, RuntimeError):
+            shape = None  # not JSON, or other values than numbers
+        fits = shape is not None and shape[1:] == row_shape
+        found.append((shape[0], wide) if fits and shape is not None else None)
+    return found
+
+
+def narrowed(wides: Sequence[Tensor], dtype: np.dtype[Any]) -> Tensor | None:
+    """Numbers of `numbers_of_rows` in one tensor of rank 1; None if some are out of range."""
+    if not wides:
+        return np.empty(0, dtype)
+    if dtype.kind == "f":
+        flat = np.empty(sum([wide.size for wide in wides]), dtype)
+        with np.errstate(over="ignore"):
+            np.concatenate(wides, out=flat)
+        return flat if in_range(flat, dtype) else None
+    wide = np.concatenate(wides)
+    return wide.astype(dtype, copy=False) if in_range(wide, dtype) else None
+
+
+def reads_numbers(dtype: np.dtype[Any]) -> bool:
+    """Whether JSON of this dtype is plain numbers."""
+    return dtype in _KINDS
+
+
+def in_range(wide: Tensor, dtype: np.dtype[Any]) -> bool:
+    """Whether the dtype holds these numbers, and the integers among them exactly.
+
+    Above the limit of a float integers cannot be told from decimals any more.
+    """
+    if not wide.size or (dtype.kind != "f" and dtype.itemsize == 8):
+        return True
+    low, high = _LIMITS[dtype]
+    return bool(low <= wide.min() and wide.max() <= high)
+
+
+def row_texts(tensor: Tensor, rows: int) -> list[bytes] | None:
+    """The JSON text of each row `[...]` of a tensor of numbers, without the brackets around it.
+
+    None for a tensor that has not so many rows, is empty, or holds other values or such that are
+    not finite.
+    """
+    rank = tensor.ndim
+    if tensor.dtype.kind not in "fiub" or not rank or tensor.shape[0] != rows or not tensor.size:
+        return None
+    try:
+        text = orjson.dumps(np.ascontiguousarray(tensor), option=orjson.OPT_SERIALIZE_NUMPY)
+    except TypeError:
+        return None
+    if b"null" in text:
+        return None
+    between = b"]" * (rank - 1) + b"," + b"[" * (rank - 1)
+    return text[rank:-rank].split(between)
 
 
 def quick_shape(array: Any, arrays: int) -> tuple[int, ...] | None:

@@ -25,7 +25,7 @@ from headrace.protocols.json_bodies import (
     write_json,
 )
 from headrace.protocols.raw_tensors import RawTail, decode_raw, encode_raw, shape_of
-from headrace.protocols.tensors import Call, Encoded, InferenceRequest
+from headrace.protocols.tensors import Call, Codec, Encoded, InferenceRequest
 from headrace.spec import BFLOAT16, BYTES, ModelSpec, Signature, Tensor, TensorSpec
 
 MAX_NESTING = 100
@@ -221,7 +221,7 @@ def sent_tensors(
 
 
 @dataclass(frozen=True, slots=True)
-class OpenInferenceCodec:
+class OpenInferenceCodec(Codec):
     """The codec of `/v2/models/.../infer`, JSON and binary in any mixture.
 
     Limits: bytes once inflated, and elements.

@@ -24,7 +24,7 @@ from headrace.protocols.openinference_json import (
 from headrace.protocols.raw_tensors import decode_raw, encode_raw, shape_of
 from headrace.protocols.targets import parse
 from headrace.protocols.tensor_proto import read_list
-from headrace.protocols.tensors import Call, Encoded, InferenceRequest
+from headrace.protocols.tensors import Call, Codec, Encoded, InferenceRequest
 from headrace.protocols.wire import message
 from headrace.spec import ModelSpec, Signature, Tensor
 
@@ -44,7 +44,7 @@ _CONTENTS = {
 
 
 @dataclass(frozen=True, slots=True)
-class OpenInferenceProtoCodec:
+class OpenInferenceProtoCodec(Codec):
     """The codec of ModelInfer. Answers are raw tensors, the only form that clients read."""
 
     max_elements: int = MAX_ELEMENTS

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
+import orjson
 import simdjson
 
 from headrace.errors import InvalidArgument, quoted
@@ -33,11 +35,14 @@ from headrace.protocols.json_bodies import (
     quick_flat,
     quick_shape,
     read_object,
+    reads_numbers,
+    row_texts,
     text_of,
     to_array,
     write_json,
 )
-from headrace.protocols.tensors import Call, Encoded, InferenceRequest
+from headrace.protocols.templates import MAX_AROUND_BYTES, JsonValues, proven
+from headrace.protocols.tensors import Answers, Call, Codec, Encoded, InferenceRequest, Template
 from headrace.spec import BFLOAT16, BYTES, ModelSpec, Signature, Tensor
 
 
@@ -50,7 +55,7 @@ class TfServingForm:
 
 
 @dataclass(frozen=True, slots=True)
-class PredictCodec:
+class PredictCodec(Codec):
     """The codec of `/v1/models/...:predict`. Limits: bytes once inflated, and elements."""
 
     max_bytes: int = MAX_INFLATED_BYTES
@@ -90,6 +95,90 @@ class PredictCodec:
         key = "predictions" if form.kind == "instances" else "outputs"
         body = deflate(write_json({key: answer}), form.coding)
         return Encoded(body, content_encoding=form.coding)
+
+    def template(
+        self, body: bytes, call: Call, request: InferenceRequest, model: ModelSpec
+    ) -> Template | None:
+        """One input of numbers, beside nothing but the name of the signature."""
+        form: TfServingForm = request.encoding
+        if form.coding or not request.rows or len(request.inputs) != 1:
+            return None
+        [(name, tensor)] = request.inputs.items()
+        start, stop = body.find(b"["), body.rfind(b"]") + 1
+        prefix, suffix = body[:start], body[stop:]
+        # Without escapes a key has one spelling, so that none can be there twice unseen.
+        if not reads_numbers(tensor.dtype) or start < 0 or b"\\" in (prefix + suffix):
+            return None
+        if len(prefix) + len(suffix) > MAX_AROUND_BYTES:
+            return None
+        if not _frames_values(prefix, suffix, form.kind):
+            return None
+        values = JsonValues(prefix, suffix, name, tensor, self.max_elements)
+        answers = PredictAnswers(form.kind, request.output_names())
+        template = Template(replace(request, inputs={}, rows=None), values, answers)
+        return proven(template, body, request)
+
+
+def _frames_values(prefix: bytes, suffix: bytes, layout: str) -> bool:
+    """Whether what stands between these texts is the value of `layout`, beside nothing unusual."""
+    document = parse_lazily(prefix + b"[7]" + suffix)
+    if type(document) is not simdjson.Object:
+        return False
+    if sorted(document.keys()) not in ([layout], [layout, "signature_name"]):
+        return False
+    value = document[layout]
+    return type(value) is simdjson.Array and value.as_list() == [7]
+
+
+class PredictAnswers(Answers):
+    """The answers of `PredictCodec` for outputs of numbers."""
+
+    __slots__ = ("_instances", "_keys")
+
+    def __init__(self, kind: str, names: Sequence[str]) -> None:
+        self._instances = kind == "instances"
+        self._keys = {name: orjson.dumps(name) + b":" for name in names}
+
+    def write(
+        self, outputs: Mapping[str, Tensor], rows: Sequence[int]
+    ) -> tuple[list[bytes], int | None] | None:
+        columns = []
+        for name, key in self._keys.items():
+            tensor = outputs[name]
+            texts = row_texts(tensor, sum(rows))
+            if texts is None:
+                return None
+            columns.append((key, tensor.ndim, texts))
+        if len(columns) == 1:
+            [(_, rank, texts)] = columns
+            values = _lists(texts, rank, rows)
+        elif self._instances:
+            named = [
+                [key + b"[" * (rank - 1) + text + b"]" * (rank - 1) for text in texts]
+                for key, rank, texts in columns
+            ]
+            objects = [b"{" + b",".join(row) + b"}" for row in zip(*named, strict=True)]
+            values = _lists(objects, 1, rows)
+        else:
+            named = [
+                [key + text for text in _lists(texts, rank, rows)] for key, rank, texts in columns
+            ]
+            values = [b"{" + b",".join(row) + b"}" for row in zip(*named, strict=True)]
+        head = b'{"predictions":' if self._instances else b'{"outputs":'
+        return [head + value + b"}" for value in values], None
+
+
+def _lists(texts: list[bytes], rank: int, rows: Sequence[int]) -> list[bytes]:
+    """The JSON of each request's rows: a list of that rank, from the insides of the rows."""
+    start, stop = b"[" * rank, b"]" * rank
+    if len(rows) == len(texts):
+        return [start + text + stop for text in texts]
+    between = b"]" * (rank - 1) + b"," + b"[" * (rank - 1)
+    ends = list(accumulate(rows))
+    return [
+        start + between.join(texts[end - count : end]) + stop
+        for end, count in zip(ends, rows, strict=True)
+    ]
 
 
 def _predict_quickly(
@@ -202,7 +291,7 @@ _LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True, slots=True)
-class ExamplesCodec:
+class ExamplesCodec(Codec):
     """The codec of `:classify` and `:regress`. Limits: bytes once inflated, and elements."""
 
     max_bytes: int = MAX_INFLATED_BYTES

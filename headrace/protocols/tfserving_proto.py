@@ -27,7 +27,7 @@ from headrace.protocols.examples import (
 )
 from headrace.protocols.targets import RESPONSES, parse
 from headrace.protocols.tensor_proto import decode_tensor, encode_tensor
-from headrace.protocols.tensors import Call, Encoded, InferenceRequest
+from headrace.protocols.tensors import Call, Codec, Encoded, InferenceRequest
 from headrace.protocols.wire import message
 from headrace.spec import ModelSpec, Signature, Tensor
 
@@ -36,7 +36,7 @@ _REQUESTS = {"classify": "ClassificationRequest", "regress": "RegressionRequest"
 
 
 @dataclass(frozen=True, slots=True)
-class PredictProtoCodec:
+class PredictProtoCodec(Codec):
     """The codec of Predict. The limits hold for the shapes that a request claims, too."""
 
     max_bytes: int = MAX_INFLATED_BYTES
@@ -67,7 +67,7 @@ class PredictProtoCodec:
 
 
 @dataclass(frozen=True, slots=True)
-class ExamplesProtoCodec:
+class ExamplesProtoCodec(Codec):
     """The codec of Classify and Regress; the call tells which.
 
     The limits hold for the copies of a context, too.

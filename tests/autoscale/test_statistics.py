@@ -19,7 +19,7 @@ def report(requests: int, model: str = "m", version: int = 1, rows: int = 2) -> 
     statistics = ModelStatistics(clock=lambda: float(requests))
     for _ in range(requests):
         run = statistics.ran(rows, 0.125, 0.5)
-        statistics.succeeded(run, rows, 1.0, 0.25, 0.125, 0.5, 0.125)
+        statistics.succeeded(run, 1, rows, 1.0, 0.25, 0.125, 0.5, 0.125)
     return {"model": model, "version": version, **statistics.document()}
 
 

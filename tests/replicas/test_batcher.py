@@ -1,14 +1,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.errors import InternalError, InvalidArgument
+from headrace.errors import InternalError
 from headrace.protocols.tensors import InferenceRequest
 from headrace.spec import Signature
 from replicas.batcher import PRESENCE_S, Batch, Batcher, Pending, batch_key
@@ -30,36 +30,52 @@ def pending(
     first: float = 0.0,
     at_s: float = 0.0,
     deadline_s: float = math.inf,
-    token: object = None,
     alone: bool = False,
     priority: int = 0,
 ) -> Pending:
-    return Pending.of(request(rows, width, first), deadline_s, at_s, token, alone, priority)
+    own = request(rows, width, first)
+    key = None if alone else batch_key(own)
+    return Pending(own, key, 1 if rows is None else rows, deadline_s, at_s, priority)
 
 
-def taken(batcher: Batcher, now_s: float = 0.0) -> Batch:
+def sharing(*rows: int, first: float = 0.0) -> list[Pending]:
+    """Requests whose rows follow each other in the tensors of one."""
+    shared = request(sum(rows), first=first)
+    key, found, at = batch_key(shared), [], 0
+    for count in rows:
+        found.append(Pending(shared, key, count, math.inf, 0.0, first=at))
+        at += count
+    return found
+
+
+def taken(batcher: Batcher[Pending], now_s: float = 0.0) -> Batch[Pending]:
     batch = batcher.take(now_s).batch
     assert batch is not None
     return batch
 
 
-def run(batch: Batch) -> list[tuple[Pending, dict[str, np.ndarray]]]:
-    return batch.deliver({"y": batch.inputs()["x"][:, 0] * 10})
+def run(batch: Batch[Pending]) -> list[tuple[Pending, Mapping[str, np.ndarray]]]:
+    finished = batch.deliver({"y": batch.inputs()["x"][:, 0] * 10})
+    return [(each.pending, each.own()) for each in finished]
 
 
-def add_all(batcher: Batcher, pendings: Sequence[Pending]) -> None:
+def ranges(batch: Batch[Pending]) -> list[tuple[int, int]]:
+    return [(start, stop) for _, start, stop in batch.parts]
+
+
+def add_all(batcher: Batcher[Pending], pendings: Sequence[Pending]) -> None:
     for entry in pendings:
         batcher.add(entry)
 
 
-def held(batcher: Batcher) -> tuple[int, int]:
+def held(batcher: Batcher[Pending]) -> tuple[int, int]:
     """Requests that wait, and their rows that have not started."""
     queues = batcher._queues.values()
     return sum(len(queue.waiting) for queue in queues), sum(queue.rows for queue in queues)
 
 
 def test_rows_are_counted_not_requests() -> None:
-    batcher = Batcher(4, 0.0)
+    batcher = Batcher[Pending](4, 0.0)
     add_all(batcher, [pending(2, first=0), pending(2, first=2), pending(1, first=4)])
     assert held(batcher) == (3, 5)
     batch = taken(batcher)
@@ -69,10 +85,10 @@ def test_rows_are_counted_not_requests() -> None:
 
 
 def test_a_request_that_does_not_fit_waits_whole_for_the_next_batch() -> None:
-    batcher = Batcher(4, 0.0)
+    batcher = Batcher[Pending](4, 0.0)
     add_all(batcher, [pending(3), pending(2), pending(1)])
-    assert [part.stop for part in taken(batcher).parts] == [3]
-    assert [part.stop for part in taken(batcher).parts] == [2, 1]
+    assert ranges(taken(batcher)) == [(0, 3)]
+    assert ranges(taken(batcher)) == [(0, 2), (0, 1)]
 
 
 def test_different_shapes_dtypes_and_outputs_never_share() -> None:
@@ -94,7 +110,7 @@ def test_key_does_not_depend_on_the_order_of_inputs() -> None:
 
 
 def test_requests_without_common_rows_and_those_alone_run_by_themselves() -> None:
-    batcher = Batcher(8, 1.0)
+    batcher = Batcher[Pending](8, 1.0)
     entries = [pending(None), pending(None), pending(2, alone=True), pending(0)]
     add_all(batcher, entries)
     ran = [taken(batcher).pendings for _ in entries]
@@ -103,40 +119,77 @@ def test_requests_without_common_rows_and_those_alone_run_by_themselves() -> Non
 
 
 def test_a_lone_whole_request_is_not_copied() -> None:
-    batcher = Batcher(8, 0.0)
+    batcher = Batcher[Pending](8, 0.0)
     entry = pending(3)
     batcher.add(entry)
     batch = taken(batcher)
     assert batch.inputs() is entry.request.inputs
     output = np.ones((5, 5))
-    [(finished, outputs)] = batch.deliver({"y": output})
-    assert finished is entry
-    assert outputs["y"] is output
+    [finished] = batch.deliver({"y": output})
+    assert finished.pending is entry
+    assert finished.own()["y"] is output
 
 
 def test_answers_of_whole_requests_are_views() -> None:
-    batcher = Batcher(8, 0.0)
+    batcher = Batcher[Pending](8, 0.0)
     add_all(batcher, [pending(), pending()])
     output = np.ones((2, 3))
     answers = taken(batcher).deliver({"y": output})
-    assert all(np.shares_memory(answer["y"], output) for _, answer in answers)
+    assert all(np.shares_memory(answer.own()["y"], output) for answer in answers)
+
+
+def test_requests_that_share_tensors_are_copied_only_where_others_lie_between() -> None:
+    batcher = Batcher[Pending](16, 0.0)
+    one, two, _ = sharing(1, 2, 4)
+    batcher.add(one, two)
+    inputs = taken(batcher).inputs()
+    assert np.shares_memory(inputs["x"], one.request.inputs["x"])
+    assert inputs["x"][:, 0].tolist() == [0, 1, 2]
+    every = sharing(1, 2, 4)
+    batcher.add(*every)
+    assert taken(batcher).inputs() is every[0].request.inputs
+    one, two, three, four = sharing(1, 2, 1, 3)
+    [other] = sharing(2, first=50)
+    add_all(batcher, [four, other, one, three, two])
+    batch = taken(batcher)
+    assert batch.inputs()["x"][:, 0].tolist() == [4, 5, 6, 50, 51, 0, 3, 1, 2]
+    answers = {id(entry): answer["y"].tolist() for entry, answer in run(batch)}
+    assert answers[id(two)] == [10, 20] and answers[id(four)] == [40, 50, 60]
+
+
+def test_a_failed_request_runs_again_from_its_first_row() -> None:
+    batcher = Batcher[Pending](2, 0.0)
+    first, cut = sharing(1, 3)
+    batcher.add(cut)
+    batcher.add(first)
+    assert run(taken(batcher)) == []
+    assert taken(batcher).fail() == [cut, first]
+    for entry in (cut, first):
+        entry.run_alone()
+        batcher.add(entry)
+    found = []
+    while held(batcher)[0]:
+        batch = taken(batcher)
+        assert len(batch.parts) == 1
+        found += [(entry, answer["y"].tolist()) for entry, answer in run(batch)]
+    assert found == [(cut, [10, 20, 30]), (first, [0])]
 
 
 def test_a_request_larger_than_max_rows_is_cut_and_joined() -> None:
-    batcher = Batcher(4, 0.0)
+    batcher = Batcher[Pending](4, 0.0)
     large, small = pending(9, first=0), pending(2, first=100)
     add_all(batcher, [large, small])
     assert run(taken(batcher)) == []
     assert held(batcher)[0] == 2
     assert run(taken(batcher)) == []
     tail = taken(batcher)
-    assert [(part.start, part.stop) for part in tail.parts] == [(8, 9), (0, 2)]
+    assert ranges(tail) == [(8, 9), (0, 2)]
     answers = {id(entry): answer["y"].tolist() for entry, answer in run(tail)}
     assert answers == {id(large): [10.0 * row for row in range(9)], id(small): [1000, 1010]}
 
 
 def test_parts_delivered_out_of_order_are_joined_in_place() -> None:
-    batcher = Batcher(2, 0.0)
+    batcher = Batcher[Pending](2, 0.0)
     batcher.add(pending(4))
     first, second = taken(batcher), taken(batcher)
     assert run(second) == []
@@ -144,13 +197,13 @@ def test_parts_delivered_out_of_order_are_joined_in_place() -> None:
 
 
 def test_max_rows_zero_runs_every_request_alone_and_whole() -> None:
-    batcher = Batcher(0, 1.0)
+    batcher = Batcher[Pending](0, 1.0)
     add_all(batcher, [pending(100), pending(1)])
     assert [taken(batcher).rows, taken(batcher).rows] == [100, 1]
 
 
 def test_waits_for_more_rows_until_the_oldest_has_waited() -> None:
-    batcher = Batcher(4, 0.5)
+    batcher = Batcher[Pending](4, 0.5)
     batcher.add(pending(1, at_s=10.0))
     batcher.add(pending(1, at_s=10.3))
     assert batcher.next_s(10.3) == 10.5
@@ -160,7 +213,7 @@ def test_waits_for_more_rows_until_the_oldest_has_waited() -> None:
 
 
 def test_does_not_wait_once_max_rows_are_there() -> None:
-    batcher = Batcher(4, 0.5)
+    batcher = Batcher[Pending](4, 0.5)
     add_all(batcher, [pending(2, at_s=1.0), pending(2, at_s=1.0), pending(1, at_s=1.0)])
     assert batcher.next_s(1.0) == 1.0
     assert taken(batcher, 1.0).rows == 4
@@ -168,7 +221,7 @@ def test_does_not_wait_once_max_rows_are_there() -> None:
 
 
 def test_waits_at_most_half_of_the_time_to_any_deadline() -> None:
-    batcher = Batcher(4, 0.5)
+    batcher = Batcher[Pending](4, 0.5)
     batcher.add(pending(1, at_s=1.0))
     batcher.add(pending(1, at_s=1.1, deadline_s=1.3))
     assert batcher.next_s(1.1) == pytest.approx(1.2)
@@ -176,14 +229,14 @@ def test_waits_at_most_half_of_the_time_to_any_deadline() -> None:
 
 
 def test_what_was_left_waits_for_its_own_time() -> None:
-    batcher = Batcher(2, 0.5)
+    batcher = Batcher[Pending](2, 0.5)
     add_all(batcher, [pending(2, at_s=1.0, deadline_s=1.2), pending(1, at_s=1.1)])
     taken(batcher, 1.1)
     assert batcher.next_s(1.1) == pytest.approx(1.6)
 
 
 def test_keys_take_turns_by_their_oldest_request() -> None:
-    batcher = Batcher(2, 0.0)
+    batcher = Batcher[Pending](2, 0.0)
     add_all(
         batcher,
         [
@@ -198,7 +251,7 @@ def test_keys_take_turns_by_their_oldest_request() -> None:
 
 
 def test_late_requests_are_handed_back_and_do_not_run() -> None:
-    batcher = Batcher(4, 0.0)
+    batcher = Batcher[Pending](4, 0.0)
     late, other_late, timely = pending(deadline_s=5.0), pending(None, deadline_s=4.0), pending()
     add_all(batcher, [late, other_late, timely])
     result = batcher.take(5.0)
@@ -209,18 +262,18 @@ def test_late_requests_are_handed_back_and_do_not_run() -> None:
 
 
 def test_a_cut_request_that_gets_late_is_answered_once() -> None:
-    batcher = Batcher(2, 0.0)
+    batcher = Batcher[Pending](2, 0.0)
     entry = pending(4, deadline_s=5.0)
     batcher.add(entry)
     first = taken(batcher, 1.0)
     assert batcher.take(5.0).late == [entry]
     assert run(first) == []
-    assert first.fail(InternalError("down")) == []
+    assert first.fail() == []
     assert held(batcher) == (0, 0)
 
 
 def test_cancel_drops_what_has_not_started() -> None:
-    batcher = Batcher(2, 0.0)
+    batcher = Batcher[Pending](2, 0.0)
     cut, waiting = pending(3), pending(1)
     add_all(batcher, [cut, waiting])
     running = taken(batcher)
@@ -232,7 +285,7 @@ def test_cancel_drops_what_has_not_started() -> None:
 
 
 def test_cancel_says_false_when_all_rows_have_started() -> None:
-    batcher = Batcher(2, 0.0)
+    batcher = Batcher[Pending](2, 0.0)
     entry = pending(2)
     batcher.add(entry)
     batch = taken(batcher)
@@ -241,30 +294,28 @@ def test_cancel_says_false_when_all_rows_have_started() -> None:
 
 
 def test_an_output_without_the_rows_is_refused_by_name() -> None:
-    batcher = Batcher(4, 0.0)
+    batcher = Batcher[Pending](4, 0.0)
     add_all(batcher, [pending(), pending()])
     batch = taken(batcher)
     with pytest.raises(InternalError, match=r"output 'mean' has shape \[\] for a batch of 2 rows"):
         batch.deliver({"y": np.ones((2, 1)), "mean": np.float32(1.0) * np.ones(())})
-    assert len(batch.fail(InternalError("refused"))) == 2
+    assert len(batch.fail()) == 2
 
 
 def test_a_failed_batch_ends_its_requests_and_drops_their_rest() -> None:
-    batcher = Batcher(4, 0.0)
+    batcher = Batcher[Pending](4, 0.0)
     cut, other = pending(6), pending(1)
     add_all(batcher, [cut, other])
-    error = InvalidArgument("no")
-    assert taken(batcher).fail(error) == [cut]
-    assert cut.error is error
+    assert taken(batcher).fail() == [cut]
     assert taken(batcher).pendings == [other]
 
 
 def test_a_delivered_request_does_not_fail_afterwards() -> None:
-    batcher = Batcher(4, 0.0)
+    batcher = Batcher[Pending](4, 0.0)
     batcher.add(pending())
     batch = taken(batcher)
     run(batch)
-    assert batch.fail(InternalError("too late")) == []
+    assert batch.fail() == []
 
 
 @pytest.mark.parametrize(("max_rows", "max_wait_s"), [(-1, 0.0), (1, -0.1), (1, math.inf)])
@@ -279,14 +330,15 @@ REQUESTS = st.tuples(
     st.sampled_from([math.inf, math.inf, math.inf, 0.5, 2.0]),  # seconds to the deadline
     st.booleans() | st.just(False),  # alone
 )
-STEPS = st.lists(REQUESTS | st.just("take") | st.just("cancel"), max_size=40)
+SHARING = st.lists(st.integers(1, 4), min_size=2, max_size=5)  # rows of each
+STEPS = st.lists(REQUESTS | SHARING | st.just("take") | st.just("cancel"), max_size=40)
 
 
 @given(st.integers(0, 6), st.sampled_from([0.0, 1.0]), STEPS)
 def test_every_row_is_answered_once_and_in_place(
     max_rows: int, max_wait_s: float, steps: list[object]
 ) -> None:
-    batcher = Batcher(max_rows, max_wait_s)
+    batcher = Batcher[Pending](max_rows, max_wait_s)
     added: list[Pending] = []
     ended: list[Pending] = []
 
@@ -298,7 +350,9 @@ def test_every_row_is_answered_once_and_in_place(
             return bool(result.late)
         check_batch(result.batch, max_rows, now_s)
         for entry, answer in run(result.batch):
-            assert answer["y"].tolist() == (entry.request.inputs["x"][:, 0] * 10).tolist()
+            whole = entry.request.inputs["x"][:, 0]
+            mine = whole[entry.first : entry.first + entry.rows]
+            assert answer["y"].tolist() == (mine * 10).tolist()
             ended.append(entry)
         return True
 
@@ -309,6 +363,12 @@ def test_every_row_is_answered_once_and_in_place(
         elif what == "cancel":
             if added and batcher.cancel(added[number % len(added)]):
                 ended.append(added[number % len(added)])
+        elif isinstance(what, list):
+            entries = sharing(*what, first=100.0 * len(added))
+            for entry in entries:
+                entry.arrived_s = now_s
+            batcher.add(*entries)
+            added += entries
         else:
             assert isinstance(what, tuple)
             rows, width, left_s, alone = what
@@ -330,7 +390,7 @@ def test_every_row_is_answered_once_and_in_place(
     assert held(batcher) == (0, 0) and batcher.next_s(1e6) is None
 
 
-def check_batch(batch: Batch, max_rows: int, now_s: float) -> None:
+def check_batch(batch: Batch[Pending], max_rows: int, now_s: float) -> None:
     whole_alone = len(batch.parts) == 1 and (
         max_rows == 0 or batch.pendings[0].request.rows is None
     )
@@ -343,7 +403,7 @@ def check_batch(batch: Batch, max_rows: int, now_s: float) -> None:
 
 
 def test_changed_limits_hold_from_the_next_batch_on() -> None:
-    batcher = Batcher(max_rows=2, max_wait_s=0)
+    batcher = Batcher[Pending](max_rows=2, max_wait_s=0)
     for _ in range(6):
         batcher.add(pending(rows=1))
     first = batcher.take(0.0).batch
@@ -355,7 +415,7 @@ def test_changed_limits_hold_from_the_next_batch_on() -> None:
 
 
 def test_the_higher_priority_goes_first_and_ends_what_it_passes_later() -> None:
-    batcher = Batcher(2, 0.0)
+    batcher = Batcher[Pending](2, 0.0)
     low = pending(5, first=0)
     batcher.add(low)
     first = taken(batcher)
@@ -371,7 +431,7 @@ def test_the_higher_priority_goes_first_and_ends_what_it_passes_later() -> None:
 
 
 def test_lower_priorities_run_row_by_row_while_a_higher_one_is_expected() -> None:
-    batcher = Batcher(8, 0.0)
+    batcher = Batcher[Pending](8, 0.0)
     batcher.add(pending(1, priority=20))
     assert taken(batcher).rows == 1
     add_all(batcher, [pending(3, first=0), pending(2, first=3)])
@@ -380,7 +440,7 @@ def test_lower_priorities_run_row_by_row_while_a_higher_one_is_expected() -> Non
 
 
 def test_rows_of_lower_priorities_do_not_make_a_run_longer_for_a_higher_one() -> None:
-    batcher = Batcher(8, 0.0)
+    batcher = Batcher[Pending](8, 0.0)
     low, high = pending(1), [pending(1, priority=20), pending(1, priority=20)]
     add_all(batcher, [low, *high])
     assert taken(batcher).pendings == high

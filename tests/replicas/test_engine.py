@@ -27,7 +27,15 @@ from headrace.protocols.tensors import Call, InferenceRequest
 from headrace.spec import BYTES, ModelSpec, Signature, Tensor, TensorSpec
 from replicas.batcher import Batcher, Pending
 from replicas.compute import ComputeThread
-from replicas.engine import AVERAGED_RUNS, BRIEF_S, HEAVY_BYTES, HEAVY_DIVISOR, INLINE_BYTES, Engine
+from replicas.engine import (
+    AVERAGED_RUNS,
+    BRIEF_S,
+    HEAVY_BYTES,
+    HEAVY_DIVISOR,
+    INLINE_BYTES,
+    Engine,
+    Work,
+)
 from replicas.media_codec import MediaCodec
 from replicas.statistics import ModelStatistics
 from sharding.parts import Box
@@ -133,7 +141,7 @@ class Bench:
     def send_body(self, body: bytes, remaining_s: float = 10.0, call: int = PREDICT) -> int:
         self.sent += 1
         item = Item(self.sent, len(body), 1, call, 0, None, remaining_s, 0, b"", body, WAITED_S)
-        self.engine.accept(self.gateway, item)
+        self.engine.accept(self.gateway, [item])
         return self.sent
 
     def send_tile(self, key: str, *, more: bool) -> None:
@@ -150,7 +158,7 @@ class Bench:
         text = json.dumps(head).encode()
         body = text + bytes([3, 3, 3])
         item = Item(self.sent, len(body), 1, PART, 0, len(text), 10.0, 0, b"", body, WAITED_S)
-        self.engine.accept(self.gateway, item)
+        self.engine.accept(self.gateway, [item])
 
     def stats(self) -> dict[str, Any]:
         return dict(self.statistics.document()["inference_stats"])
@@ -190,7 +198,7 @@ async def bench(
     max_wait_s: float = 0.0, media: MediaCodec | None = None, runtime: Doubler | None = None
 ) -> AsyncIterator[Bench]:
     compute, statistics, runtime = ComputeThread(), ModelStatistics(), runtime or Doubler()
-    batcher = Batcher(4, max_wait_s)
+    batcher = Batcher[Work](4, max_wait_s)
     engine = Engine(
         runtime, batcher, compute, Recorder("slot"), LIMITS, asyncio.Semaphore(1), statistics, media
     )
@@ -447,13 +455,13 @@ async def test_of_many_strings_a_slot_holds_one_request_at_a_time() -> None:
         all_.runtime.go.clear()
         first, second = all_.send_body(heavy(most + 1)), all_.send_body(heavy(most + 2))
         third = all_.send_body(heavy(most + 3))
-        await until(lambda: waiting[all_.gateway, first].pending is not None)
+        await until(lambda: waiting[all_.gateway, first].decoded)
         light = all_.send_body(b'{"instances": ["a"]}' + b" " * INLINE_BYTES)
-        await until(lambda: waiting[all_.gateway, light].pending is not None)
-        assert waiting[all_.gateway, second].pending is None
+        await until(lambda: waiting[all_.gateway, light].decoded)
+        assert not waiting[all_.gateway, second].decoded
         engine.cancel(all_.gateway, second)
         engine.cancel(all_.gateway, first)
-        await until(lambda: waiting[all_.gateway, third].pending is not None)
+        await until(lambda: waiting[all_.gateway, third].decoded)
         fourth = all_.send_body(heavy(LIMITS.max_elements + 1))
         fifth = all_.send_body(heavy(most))
         sixth = all_.send_body(heavy(most))

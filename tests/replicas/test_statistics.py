@@ -19,8 +19,8 @@ def test_nothing_counted_is_all_zeros() -> None:
 def test_seconds_become_nanoseconds_and_milliseconds_of_the_epoch() -> None:
     statistics = ModelStatistics(clock=lambda: 1_700_000_000.1239)
     run = statistics.ran(3, input_s=0.5, infer_s=0.25)
-    statistics.succeeded(run, 2, 2.0, 1.0, 0.5, 0.25, 0.125)
-    statistics.succeeded(run, 1, 1.0, 0.5, 0.0, 0.25, 0.125)
+    statistics.succeeded(run, 1, 2, 2.0, 1.0, 0.5, 0.25, 0.125)
+    statistics.succeeded(run, 1, 1, 1.0, 0.5, 0.0, 0.25, 0.125)
     statistics.failed(4.0)
     document = statistics.document()
     assert document["last_inference"] == 1_700_000_000_123
