@@ -92,7 +92,8 @@ class Connection(Generic[HeadT]):
 
     `read` makes a head of header fields, None of those that may end a request but not begin one;
     `opened` makes each new stream, of its id and head. `wake` is called when `outbox` has something
-    to take. Times are seconds of any steady clock.
+    to take, `flush` when nothing more can be expected in this iteration of the loop. Times are
+    seconds of any steady clock.
     """
 
     def __init__(
@@ -101,8 +102,9 @@ class Connection(Generic[HeadT]):
         read: Callable[[Sequence[Field]], HeadT | None],
         opened: Callable[[int, HeadT], Stream],
         wake: Callable[[], object],
+        flush: Callable[[], object],
     ) -> None:
-        self._limits, self._opened = limits, opened
+        self._limits, self._opened, self._flush = limits, opened, flush
         # Headers a little too large are refused as a call; only more ends the connection.
         self._decoder = HeaderDecoder(read, 2 * limits.max_header_bytes)
         self.outbox = Outbox(wake, self._answered)
@@ -536,14 +538,17 @@ class Connection(Generic[HeadT]):
         outbox.window -= total
         outbox.size += layout.size + length + HEAD.size + len(end)
         outbox.useful_frames += 1
-        if not outbox.woken:
-            outbox.woken = True
-            outbox.wake()
         if not stream.ended or stream.owed:
             self._answered(stream)
         elif self.streams.pop(stream_id, None) is not None:
             stream.closed = True
             self._answers += 1
+        if not self.streams:
+            # No other answer can come: to wait for the loop would only cost time.
+            self._flush()
+        elif not outbox.woken:
+            outbox.woken = True
+            outbox.wake()
 
     def reset(self, stream: Stream, code: ErrorCode) -> bool:
         """End a stream in both directions, and not tell it; False if it was over."""

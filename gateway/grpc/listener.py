@@ -64,7 +64,7 @@ class GrpcConnection(asyncio.Protocol, ClientConnection):
         wake = partial(self._loop.call_soon, self._flush)
         limits = self._door.limits
         read = partial(read_head, limits=limits, address=self.address)
-        self._connection = Connection(limits, read, self._open, wake)
+        self._connection = Connection(limits, read, self._open, wake, self._flush)
         self._exchange = Exchange(self._connection, self._door)
         if refusal is not None:
             self._connection.fail(ErrorCode.ENHANCE_YOUR_CALM, refusal.message)

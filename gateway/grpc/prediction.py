@@ -102,7 +102,7 @@ class AwaitedPrediction(GrpcPrediction):
 
 
 class UnaryPrediction(GrpcPrediction):
-    """A prediction that is a call of its own, whose `state` it is."""
+    """A prediction that is a call of its own; its `state` if the message comes in pieces."""
 
     __slots__ = ()
 
@@ -122,26 +122,22 @@ class UnaryPrediction(GrpcPrediction):
         self.record(answer)
         call = self._call
         call.on_end = call.state = None
-        if isinstance(answer, Reply):
-            if answer.status == OK:
-                call.answer(answer.body, answer.length, self._ok_block())
-                return
-            answer = decode_failure(answer)
-        call.trailing = self.trailing(answer)
-        call.refuse(answer)
-
-    def _ok_block(self) -> bytes:
-        """The trailing block of a right answer, with the metadata that `trailing` gives."""
+        if not isinstance(answer, Reply) or answer.status != OK:
+            error = decode_failure(answer) if isinstance(answer, Reply) else answer
+            call.trailing = self.trailing(error)
+            call.refuse(error)
+            return
+        # What `trailing` gives, as a header block.
         identity = self.request_id.encode()
         block = OK_AND_ID + encode_length(len(identity)) + identity
-        limit = self.limit_headers(time.monotonic())
-        if limit is not None:
+        account = self.account
+        if account is not None and (limit := account.limit_headers(time.monotonic())) is not None:
             policy, left = limit
             block += POLICY_NAME + encode_length(len(policy)) + policy
             block += LIMIT_NAME + encode_length(len(left)) + left
         if self.cold_start_ms:
             block += encode_block([(b"x-headrace-cold-start-ms", b"%d" % self.cold_start_ms)])
-        return block
+        call.answer(answer.body, answer.length, block)
 
 
 class PredictionMethod(Method):
@@ -157,11 +153,18 @@ class PredictionMethod(Method):
 
     def reserve(self, call: GrpcCall, length: int) -> None:
         """Check the caller's budget, and hold memory for the message."""
+        prediction: UnaryPrediction | None = call.state
+        if prediction is None:
+            prediction = call.state = UnaryPrediction(self._desk, None, call)
+            call.on_end = prediction.call_ended
         # Its model is not known yet, but its caller's budget is.
-        (call.state or self._open(call)).begin(length)
+        prediction.begin(length)
 
     def start(self, call: GrpcCall, message: bytes) -> None:
-        prediction: UnaryPrediction = call.state or self._open(call)
+        prediction: UnaryPrediction | None = call.state
+        if prediction is None:
+            prediction = UnaryPrediction(self._desk, None, call)
+            call.on_end = prediction.call_ended
         length, timeout_s = len(message), call.head.allowed_s
         if call.timer is not None:
             call.disarm()  # The data plane watches the deadline from here on.
@@ -174,11 +177,6 @@ class PredictionMethod(Method):
             prediction.send(message, length, prediction.end, timeout_s)
         except HeadraceError as error:
             prediction.end(None, error)
-
-    def _open(self, call: GrpcCall) -> UnaryPrediction:
-        prediction = call.state = UnaryPrediction(self._desk, None, call)
-        call.on_end = prediction.call_ended
-        return prediction
 
 
 def gate(access: Admission) -> Gate:

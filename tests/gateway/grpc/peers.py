@@ -65,14 +65,17 @@ class Server:
         self, *, answers: bool = True, paced: bool = False, limits: Limits = LIMITS
     ) -> None:
         self.answers, self.paced = answers, paced
-        self.wakes = 0
+        self.wakes = self.flushes = 0
         self.now_s = 1.0
         self.opened: list[Echo] = []
         read = partial(read_head, limits=limits, address="")
-        self.connection = Connection(limits, read, self._open, self._wake)
+        self.connection = Connection(limits, read, self._open, self._wake, self._flush)
 
     def _wake(self) -> None:
         self.wakes += 1
+
+    def _flush(self) -> None:
+        self.flushes += 1
 
     def _open(self, stream_id: int, head: CallHead) -> Echo:
         echo = Echo(stream_id, head, self)

@@ -168,6 +168,19 @@ def test_a_stream_that_ends_unread_gives_its_part_of_the_window_back() -> None:
     assert not server.connection.closed
 
 
+def test_the_last_answer_goes_out_at_once_and_others_with_their_like() -> None:
+    server = Server(answers=False)
+    server.begin()
+    for stream_id in (1, 3, 5):
+        server.receive(encode_headers(stream_id, REQUEST_BLOCK, end=True))
+    server.wakes = 0
+    for echo in server.opened[:2]:
+        echo.answer()
+    assert (server.wakes, server.flushes) == (1, 0)
+    server.opened[2].answer()
+    assert (server.wakes, server.flushes) == (1, 1)
+
+
 def test_streams_beyond_the_limit_are_refused() -> None:
     server = Server(answers=False, limits=Limits(streams_per_connection=2, max_header_bytes=4096))
     server.begin()
