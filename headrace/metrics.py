@@ -278,7 +278,9 @@ class Recorder:
                     counts[-1] += phase_s
 
     def batch(self, model: str, version: int | str, rows: int) -> None:
-        self._batches.observe((model, version), rows)
+        counts = self._batches.numbers((model, version))
+        counts[bisect_left(ROWS_BOUNDS, rows)] += 1
+        counts[-1] += rows
 
     def gauges(self, in_flight: Mapping[str, int], queued: Mapping[str, int]) -> None:
         """Requests at slots and requests that wait, by model."""

@@ -368,8 +368,8 @@ class Channel(asyncio.Protocol):
                 bundle, size = [], 0
             bundle.append(message)
             size += message.length
-        if bundle:
-            self._write(encode(bundle))
+        if bundle and self._transport is not None:
+            self._transport.write(encode(bundle))
 
     async def _share(self, message: Message, encode: Callable[[Sequence[Message]], bytes]) -> None:
         # Copying takes tens of milliseconds for a large body, so it happens off the loop.

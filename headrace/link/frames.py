@@ -192,7 +192,8 @@ def encode_items(items: Iterable[Item]) -> bytes:
             _add_body(parts, item.flags, item.body)
         else:
             parts.append(item.body)
-    return _bundle(Kind.ITEMS, count, parts)
+    parts[0] = HEAD.pack(sum(map(len, parts)), Kind.ITEMS, 0, count)
+    return b"".join(parts)
 
 
 def encode_replies(replies: Iterable[Reply]) -> bytes:
@@ -213,7 +214,8 @@ def encode_replies(replies: Iterable[Reply]) -> bytes:
             _add_body(parts, reply.flags, reply.body)
         else:
             parts.append(reply.body)
-    return _bundle(Kind.REPLIES, count, parts)
+    parts[0] = HEAD.pack(sum(map(len, parts)), Kind.REPLIES, 0, count)
+    return b"".join(parts)
 
 
 def _add_body(parts: list[Buffer], flags: int, body: Body) -> None:
@@ -228,11 +230,6 @@ def _add_body(parts: list[Buffer], flags: int, body: Body) -> None:
 
 def _inline_bytes(flags: int) -> int:
     return 0 if flags & Flag.STREAM else SHARED_NAME_BYTES
-
-
-def _bundle(kind: Kind, count: int, parts: list[Buffer]) -> bytes:
-    parts[0] = HEAD.pack(sum(map(len, parts)), kind, 0, count)
-    return b"".join(parts)
 
 
 def decode_items(frame: Frame) -> list[Item]:

@@ -388,7 +388,7 @@ class Router:
             self._reserving = self._reserving or bool(queue.suspects)
             while queue.suspects and (seat := reserve_seat(queue, lanes, now_s)) is not None:
                 self._assign_seat(queue.suspects.popleft(), seat, now_s, sends)
-            while (request := queue.waiting.head()) is not None:
+            while queue.waiting.count and (request := queue.waiting.head()) is not None:
                 seat = choose_seat(queue, request, lanes, rng, now_s)
                 if seat is None:
                     break
