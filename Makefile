@@ -13,7 +13,7 @@ STAMP := $(VENV)/.installed
 PACKAGES := headrace sharding replicas autoscale gateway command
 CODE := $(PACKAGES) models loadtests tests
 
-.PHONY: help setup models media serve test redis perf-analyzer format check-format lint types pytest bench bench-reload bench-limits bench-pool bench-sharding loadtest loadtest-tiers protos lock image-check clean
+.PHONY: help setup models media serve test redis perf-analyzer format check-format lint types pytest bench bench-peers bench-reload bench-limits bench-pool bench-sharding loadtest loadtest-tiers protos lock image-check clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -72,7 +72,10 @@ format: setup ## Format the code
 	@$(BIN)/ruff format $(CODE)
 	@$(BIN)/ruff check --fix $(CODE)
 
-bench: setup ## Measure against peers side by side (needs wrk and h2load)
+bench: setup models ## Measure beside other model servers for a few minutes (needs wrk and h2load)
+	@$(BIN)/python -m loadtests.bench --quick $(ARGS)
+
+bench-peers: setup models ## Measure beside all other model servers, in full: more than an hour
 	@$(BIN)/python -m loadtests.bench $(ARGS)
 
 loadtest: setup ## Load a started system with locust and write a report with plots

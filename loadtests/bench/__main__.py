@@ -1,45 +1,37 @@
-"""`make bench`: the complete gateway beside its peers on one small model, in one run.
+"""`make bench-peers`: Headrace beside other model servers and the bare path, in one run.
 
-Over HTTP beside mosec, over gRPC beside Triton (pytriton) and a gRPC server that does nothing.
+Needs wrk and h2load. The first run makes an environment for each peer.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import click
 
+from loadtests.bench.chart import draw_chart
 from loadtests.bench.generators import require_tool
-from loadtests.bench.outcome import Outcome, grpc_rows, http_rows, update_block
-from loadtests.bench.races import GRPC, HTTP, Schedule, direct_calls, grpc_race, http_race
-from loadtests.bench.servers import (
-    EMPTY,
-    HEADRACE,
-    MOSEC,
-    PYTRITON,
-    Site,
-    install_mosec,
-    install_pytriton,
-    measure_startup,
-)
-from loadtests.processes import ROOT
+from loadtests.bench.outcome import Outcome, cells, update_block
+from loadtests.bench.peers.environment import PEERS, PeerNotInstalled, peer_python
+from loadtests.bench.rounds import CONNECTIONS, Race, Schedule
+from loadtests.bench.servers import HEADRACE, SERVERS, Server
+from loadtests.bench.tasks import GRPC, PICTURE, TASKS, Site, Task, mlp_task, picture_task
+from loadtests.processes import Failed
 from loadtests.report import Report, figures, out_option, workplace
+
+KINDS = tuple(dict.fromkeys(server.kind for server in SERVERS))
+QUICK_CONNECTIONS = (1, 64)
+ATTEMPTS = 4
 
 
 @click.command(help=__doc__, context_settings={"show_default": True})
-@click.option("--rounds", default=2, help="How often each server takes its turn.")
-@click.option("--seconds", default=6, help="Length of a measurement.")
-@click.option("--warm-up", default=3, help="Seconds of load before measuring.")
-@click.option(
-    "--protocol",
-    type=click.Choice(["http", "grpc", "both"]),
-    default="both",
-    help="What the servers are compared over.",
-)
-@click.option(
-    "--only", type=click.Choice([HEADRACE, MOSEC, PYTRITON, EMPTY]), help="Leave the others out."
-)
-@click.option("--startup", is_flag=True, help="Also start examples/demo.yaml and time it.")
+@click.option("--rounds", default=3, help="How often each server takes its turn.")
+@click.option("--seconds", default=4, help="Length of a measurement.")
+@click.option("--warm-up", default=2, help="Seconds of load before measuring.")
+@click.option("--only", multiple=True, type=click.Choice(KINDS), help="Leave the others out.")
+@click.option("--task", multiple=True, type=click.Choice(TASKS), help="Leave the others out.")
+@click.option("--quick", is_flag=True, help="One round of a second each at 1 and 64, no repeats.")
 @out_option
 @click.option(
     "--markdown",
@@ -51,56 +43,80 @@ def main(
     rounds: int,
     seconds: int,
     warm_up: int,
-    protocol: str,
-    only: str | None,
-    startup: bool,
+    only: tuple[str, ...],
+    task: tuple[str, ...],
+    quick: bool,
     out: Path,
     document: Path | None,
 ) -> None:
-    over_http = [each for each in HTTP if protocol != "grpc" and only in (None, each.name)]
-    over_grpc = [name for name in GRPC if protocol != "http" and only in (None, name)]
-    command = f"python -m loadtests.bench --rounds {rounds} --seconds {seconds}"
-    command += "" if protocol == "both" else f" --protocol {protocol}"
-    command += " --startup" if startup else ""
     report = Report("bench", out, packages=("numpy", "grpcio"))
+    tell = report.console.print
+    named = [server for server in SERVERS if server.kind in (only or KINDS)]
+    plan = Schedule(rounds, warm_up, seconds, CONNECTIONS, True, ATTEMPTS, tell)
+    if quick:
+        plan = Schedule(1, 1, 1, QUICK_CONNECTIONS, False, 1, tell)
     with workplace("bench") as folder:
-        prepare({each.name for each in over_http}, set(over_grpc))
-        site = Site.made(folder)
-        schedule = Schedule(rounds, warm_up, seconds, report.console.print)
-        measured, memory = http_race(over_http, site, schedule)
-        measured_grpc = grpc_race(over_grpc, site, schedule)
-        # The peers' codecs are not known here.
-        bodies = [*site.bodies] if memory else []
-        bodies += [site.grpc] if HEADRACE in over_grpc else []
-        demo = ROOT / "examples" / "demo.yaml"
-        outcome = Outcome(
-            command,
-            rows=http_rows(measured),
-            grpc=grpc_rows(measured_grpc),
-            direct=direct_calls(site, bodies),
-            memory=memory,
-            startup=measure_startup(demo, folder / "headrace.log") if startup else {},
-        )
+        race = Race(plan, folder)
+        tasks = prepare_tasks(folder, task or TASKS, race.absent, named)
+        race.run(prepare_servers(named, tasks, race.absent), tasks)
+    outcome = Outcome(
+        command_line(rounds, seconds, only, task, quick),
+        cells(race.measured),
+        race.absent,
+        measurements=len(race.measured),
+        disturbed=sum(bool(each.disturbed) for each in race.measured),
+    )
     for table in outcome.tables():
         report.show(table)
     report.say(*outcome.sentences())
-    report.write(**figures(outcome, "command", "rows", "grpc", "direct", "memory", "startup"))
+    if outcome.cells:
+        draw_chart(report.path(".png"), report.title, outcome.cells)
+    absent = {", ".join(key): reason for key, reason in race.absent.items()}
+    report.write(
+        **figures(outcome, "command", "cells", "disturbed"), absent=absent, measured=race.measured
+    )
     if document is not None:
-        where = f"{report.machine.line()}, {report.when:%Y-%m-%d}"
-        update_block(document, outcome.markdown(where))
+        update_block(document, outcome.markdown(f"{report.machine.line()}, {report.when:%Y-%m-%d}"))
     report.end()
 
 
-def prepare(over_http: set[str], over_grpc: set[str]) -> None:
-    """Find the load generators and install the peers before the first measurement."""
-    if over_http:
-        require_tool("wrk")
-    if over_grpc:
-        require_tool("h2load")
-    if MOSEC in over_http:
-        install_mosec()
-    if PYTRITON in over_grpc:
-        install_pytriton()
+def command_line(
+    rounds: int, seconds: int, only: Iterable[str], task: Iterable[str], quick: bool
+) -> str:
+    """The command as a reader would give it again."""
+    words = ["--quick"] if quick else [f"--rounds {rounds}", f"--seconds {seconds}"]
+    words += [f"--only {kind}" for kind in only]
+    words += [f'--task "{name}"' for name in task]
+    return f"python -m loadtests.bench {' '.join(words)}"
+
+
+def prepare_tasks(
+    folder: Path, names: Iterable[str], absent: dict[tuple[str, str], str], servers: list[Server]
+) -> list[Task]:
+    """The wanted tasks; one that cannot be given here is told for all its servers."""
+    site, found = Site.made(folder), []
+    for name in names:
+        require_tool("h2load" if name == GRPC else "wrk")
+        try:
+            found.append(picture_task(site) if name == PICTURE else mlp_task(name, site))
+        except Failed as error:
+            absent |= {(str(s), name): str(error) for s in servers if name in s.takes}
+    return found
+
+
+def prepare_servers(
+    servers: Iterable[Server], tasks: list[Task], absent: dict[tuple[str, str], str]
+) -> list[Server]:
+    """Those whose environments are there before the first measurement."""
+    found = []
+    for server in servers:
+        try:
+            if server.kind != HEADRACE:
+                peer_python(server.kind, PEERS / f"{server.kind}.py")
+            found.append(server)
+        except PeerNotInstalled as error:
+            absent |= {(str(server), t.name): str(error) for t in tasks if t.name in server.takes}
+    return found
 
 
 if __name__ == "__main__":

@@ -1,34 +1,27 @@
-"""Load generators and what they measure: wrk over HTTP; h2load and grpcio's client over gRPC.
-
-h2load answers with far fewer frames than grpc-core, and needs less of the processor; grpcio's own
-client shows what Python callers see.
-"""
+"""Load generators and what they measure: wrk over HTTP, h2load over gRPC."""
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 import shutil
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
 
-import grpc
 import orjson
-import uvloop
 
-from loadtests.bench.mlp import FRAME, Body, unframed
+from loadtests.bench.mlp import Body
 from loadtests.processes import Failed
 from loadtests.samples import percentile
 
 SCRIPT = Path(__file__).resolve().parent / "post.lua"
 WRK_PREFIX = "wrk-result "
+ANSWER_S = 30.0
+"""Time limit for one answer."""
+
 GRACE_S = 30.0
 PACKAGES = {"wrk": "wrk", "h2load": "nghttp2-client"}
 H2LOAD_FIGURES = {
@@ -38,10 +31,6 @@ H2LOAD_FIGURES = {
     "data_bytes": re.compile(r"^traffic: .* \S+ \((\d+)\) data", re.MULTILINE),
 }
 """`failed` counts errored and timed out requests too, and answers of 400 and above."""
-
-CALL_S = 30.0
-OWN_CONNECTION = (("grpc.use_local_subchannel_pool", 1),)
-"""Option of a channel that shares no connection with others to the same address."""
 
 
 class ToolFailed(Failed):
@@ -106,7 +95,10 @@ def _run(command: Sequence[str], seconds: int, settings: Mapping[str, str]) -> s
 
 def run_wrk(target: Target, connections: int, seconds: int) -> Result:
     """Keep `connections` requests in flight for `seconds` from one thread, with keep-alive."""
-    command = [require_tool("wrk"), "-t1", f"-c{connections}", f"-d{seconds}s", "-s", str(SCRIPT)]
+    command = [
+        *(require_tool("wrk"), "-t1", f"-c{connections}", f"-d{seconds}s"),
+        *("--timeout", f"{ANSWER_S:g}s", "-s", str(SCRIPT)),
+    ]
     headers = "\n".join(f"{name}: {value}" for name, value in target.headers)
     settings = {"BENCH_BODY": str(target.body), "BENCH_HEADERS": headers}
     return parse_wrk(_run([*command, target.url], seconds, settings), connections)
@@ -138,7 +130,9 @@ def run_h2load(target: Target, connections: int, streams: int, seconds: int) -> 
         command = [
             *(require_tool("h2load"), "-t1", f"-c{connections}", f"-m{streams}", f"-D{seconds}"),
             *("-d", str(target.body), f"--log-file={log}"),
-            *("-H", "content-type: application/grpc", "-H", "te: trailers", target.url),
+            *("-H", "content-type: application/grpc", "-H", "te: trailers"),
+            *(part for name, value in target.headers for part in ("-H", f"{name}: {value}")),
+            target.url,
         ]
         output = _run(command, seconds, {})
         latencies_ms = read_latencies(log.read_text(encoding="ascii").splitlines())
@@ -168,47 +162,3 @@ def parse_h2load(
     errors = failed + max(requests - failed - right, 0)
     p50_ms, p99_ms = (percentile(latencies_ms, part) for part in (0.5, 0.99))
     return Result(in_flight, requests, found["per_second"], p50_ms, p99_ms, errors)
-
-
-def run_grpcio(target: Target, connections: int, streams: int, seconds: float) -> Result:
-    """Keep `connections` times `streams` calls in flight for `seconds` from one loop."""
-    result: Result = uvloop.run(_run_grpcio(target, connections, streams, seconds))
-    return result
-
-
-async def _run_grpcio(target: Target, connections: int, streams: int, seconds: float) -> Result:
-    where = urlsplit(target.url)
-    message = unframed(target.body.read_bytes())
-    latencies_ms: list[float] = []
-    errors = 0
-
-    async def caller(method: Any, end_s: float) -> None:
-        nonlocal errors
-        while (sent_s := time.perf_counter()) < end_s:
-            try:
-                answer = await method(message, timeout=CALL_S)
-            except grpc.RpcError:
-                errors += 1
-                continue
-            if len(answer) + FRAME.size == target.answer_bytes:
-                latencies_ms.append((time.perf_counter() - sent_s) * 1000)
-            else:
-                errors += 1
-
-    channels = [
-        grpc.aio.insecure_channel(where.netloc, options=OWN_CONNECTION) for _ in range(connections)
-    ]
-    try:
-        await asyncio.gather(*(channel.channel_ready() for channel in channels))
-        began_s = time.perf_counter()
-        async with asyncio.TaskGroup() as group:
-            for channel in channels:
-                method = channel.unary_unary(where.path)
-                for _ in range(streams):
-                    group.create_task(caller(method, began_s + seconds))
-        rate = len(latencies_ms) / (time.perf_counter() - began_s)
-    finally:
-        await asyncio.gather(*(channel.close() for channel in channels))
-    p50_ms, p99_ms = (percentile(latencies_ms, part) for part in (0.5, 0.99))
-    requests = len(latencies_ms) + errors
-    return Result(connections * streams, requests, rate, p50_ms, p99_ms, errors)

@@ -26,6 +26,8 @@ NAME = "mlp"
 INPUT, OUTPUT = "x", "y"
 INPUTS, HIDDEN, OUTPUTS = 784, 128, 10
 TFS, V2, V2_GRPC = "tfserving", "openinference", "openinference_grpc"
+JSON_TYPE = ("Content-Type", "application/json")
+RAW_TYPE = ("Content-Type", "application/octet-stream")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +101,6 @@ def write_bodies(folder: Path) -> tuple[Body, ...]:
             "outputs": [{"name": OUTPUT, "parameters": {"binary_data": True}}],
         }
     )
-    json_type = ("Content-Type", "application/json")
-    raw_type = ("Content-Type", "application/octet-stream")
     predict, infer = f"/v1/models/{NAME}:predict", f"/v2/models/{NAME}/infer"
     documents = {
         "tfs.json": orjson.dumps({"instances": [row.tolist()]}),
@@ -111,9 +111,9 @@ def write_bodies(folder: Path) -> tuple[Body, ...]:
         (folder / name).write_bytes(content)
     length = (LENGTH_HEADER, str(len(head)))
     return (
-        Body("TFS JSON", TFS, "predict", predict, folder / "tfs.json", (json_type,)),
-        Body("v2 JSON", V2, "infer", infer, folder / "v2.json", (json_type,)),
-        Body("v2 binary", V2, "infer", infer, folder / "v2.bin", (raw_type, length)),
+        Body("TFS JSON", TFS, "predict", predict, folder / "tfs.json", (JSON_TYPE,)),
+        Body("v2 JSON", V2, "infer", infer, folder / "v2.json", (JSON_TYPE,)),
+        Body("v2 binary", V2, "infer", infer, folder / "v2.bin", (RAW_TYPE, length)),
     )
 
 
@@ -151,11 +151,15 @@ def unframed(body: bytes) -> bytes:
     return body[FRAME.size :]
 
 
-def ask(address: str, message: bytes, timeout_s: float) -> bytes:
+def ask(
+    address: str, message: bytes, timeout_s: float, headers: tuple[tuple[str, str], ...] = ()
+) -> bytes:
     """Call ModelInfer; raises `WrongAnswer` when the call fails."""
+    metadata = [(name.lower(), value) for name, value in headers]
     with grpc.insecure_channel(address) as channel:
         try:
-            answer: bytes = channel.unary_unary(INFER)(message, timeout=timeout_s)
+            call = channel.unary_unary(INFER)
+            answer: bytes = call(message, timeout=timeout_s, metadata=metadata)
         except grpc.RpcError as error:
             raise WrongAnswer(f"{error.code().name}: {error.details()}") from error
     return answer

@@ -1,207 +1,194 @@
-"""What a run of the benchmark found: medians over its rounds, compared with the best peer."""
+"""What a run of the benchmark found: medians over its rounds with their spread, and ratios."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from loadtests.bench.generators import Result
-from loadtests.bench.servers import EMPTY, HEADRACE, PYTRITON
+from loadtests.bench.rounds import CAPACITY, CLOSED, Measured
+from loadtests.bench.servers import HEADRACE, OFF, SERVERS
+from loadtests.bench.tasks import JSON, TASKS
 from loadtests.processes import Failed
-from loadtests.report import MIB, Table, figure
+from loadtests.report import Table
 from loadtests.samples import middle, ratio
 
-GRPCIO = "grpcio"
-"""Mark of bodies that grpcio's client sent, and not h2load."""
+BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+MARK = "?"
+"""Behind a figure of which every measurement was disturbed."""
 
-BEGIN = "<!-- bench:begin -->"
-END = "<!-- bench:end -->"
-RATES = ("server", "body", "conns", "req/s", "p50 ms", "p99 ms", "err", "ratio")
-STREAMS = ("server", "client", "streams", "req/s", "p50 ms", "p99 ms", "err", "ratio", "of empty")
-PARTS = ("body", "decode µs", "run µs", "encode µs", "direct call µs", "gateway adds µs")
-GOALS = {16: 3.0, 64: 1.5}
-"""Goals by streams: Headrace's rate over gRPC as a multiple of pytriton's."""
-
-GOAL_P50_MS = 1.0
-
-Measured = tuple[str, str, Result]
-"""One run of a load generator: against which server, with which body, and its figures."""
+OURS = frozenset(str(server) for server in SERVERS if server.kind == HEADRACE)
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """Medians over the rounds of a server, a body and requests in flight; errors are summed.
+class Cell:
+    """Medians over the rounds of one server, task, load and number of requests in flight.
 
-    `ratio` is the rate as a multiple of that of the best peer (over gRPC: of pytriton), `of_empty`
-    of that of a gRPC server that does nothing; NaN where there is none with as many in flight.
+    Disturbed measurements count only where there is no other (`disturbed`). `spread` is half of
+    the range of the rates as a part of the median, `ratio` the rate of Headrace without tiers as a
+    multiple of this one; NaN where there is nothing to compare with. Errors are summed.
     """
 
     server: str
-    body: str
+    task: str
+    load: float
     in_flight: int
     rounds: int
     per_second: float
+    spread: float
     p50_ms: float
     p99_ms: float
     errors: int
-    ratio: float = math.nan
-    of_empty: float = math.nan
+    disturbed: bool
+    ratio: float
 
-    def cells(self) -> list[str]:
-        latencies = (f"{self.p50_ms:.2f}", f"{self.p99_ms:.2f}")
-        rate = f"{self.per_second:,.0f}"
-        return [str(self.in_flight), rate, *latencies, str(self.errors), figure(self.ratio, ".2f")]
+    @property
+    def mark(self) -> str:
+        return MARK if self.disturbed else ""
+
+    @property
+    def rate(self) -> str:
+        """The rate with its spread, and the ratio in brackets."""
+        spread = "" if math.isnan(self.spread) else f" ±{self.spread:.0%}"
+        times = "" if math.isnan(self.ratio) else f" ({self.ratio:.2f})"
+        return f"{self.per_second:,.0f}{self.mark}{spread}{times}"
+
+    @property
+    def latency(self) -> str:
+        return f"{self.p50_ms:.2f} / {self.p99_ms:.2f}{self.mark}"
 
 
-def medians(measured: Iterable[Measured]) -> list[Row]:
-    groups: dict[tuple[str, str, int], list[Result]] = {}
-    for server, body, result in measured:
-        groups.setdefault((server, body, result.in_flight), []).append(result)
+def cells(measured: Iterable[Measured]) -> list[Cell]:
+    """In the order in which they were first measured."""
+    groups: dict[tuple[str, str, float, int], list[Measured]] = {}
+    for each in measured:
+        key = each.server, each.task, each.load, each.result.in_flight
+        groups.setdefault(key, []).append(each)
+    counted = {
+        key: [each for each in group if not each.disturbed] or group
+        for key, group in groups.items()
+    }
+    rates = {
+        key: middle([each.result.per_second for each in group]) for key, group in counted.items()
+    }
     return [
-        Row(
+        Cell(
             *key,
-            rounds=len(results),
-            per_second=middle([result.per_second for result in results]),
-            p50_ms=middle([result.p50_ms for result in results]),
-            p99_ms=middle([result.p99_ms for result in results]),
-            errors=sum(result.errors for result in results),
+            rounds=len({each.round for each in group}),
+            per_second=rates[key],
+            spread=spread([each.result.per_second for each in group]),
+            p50_ms=middle([each.result.p50_ms for each in group]),
+            p99_ms=middle([each.result.p99_ms for each in group]),
+            errors=sum(each.result.errors for each in group),
+            disturbed=all(each.disturbed for each in group),
+            ratio=ratio(rates.get((str(OFF), *key[1:]), math.nan), rates[key]),
         )
-        for key, results in groups.items()
+        for key, group in counted.items()
     ]
 
 
-def _times(row: Row, others: Iterable[Row]) -> float:
-    rates = [other.per_second for other in others if other.in_flight == row.in_flight]
-    return ratio(row.per_second, max(rates, default=0.0))
+def spread(values: Sequence[float]) -> float:
+    """Half of the range as a part of the median; NaN of one value."""
+    return ratio((max(values) - min(values)) / 2, middle(values)) if values[1:] else math.nan
 
 
-def http_rows(measured: Iterable[Measured]) -> list[Row]:
-    """Rows compared with the best peer at as many connections."""
-    rows = medians(measured)
-    peers = [row for row in rows if row.server != HEADRACE]
-    return [replace(row, ratio=_times(row, peers)) for row in rows]
-
-
-def grpc_rows(measured: Iterable[Measured]) -> list[Row]:
-    """Rows compared with pytriton and the empty server, by the same client and streams."""
-    rows = medians(measured)
-    found = []
-    for row in rows:
-        same = [other for other in rows if other.body == row.body]
-        triton, empty = ([r for r in same if r.server == name] for name in (PYTRITON, EMPTY))
-        found.append(replace(row, ratio=_times(row, triton), of_empty=_times(row, empty)))
-    return found
-
-
-@dataclass(frozen=True, slots=True)
-class DirectCall:
-    """Medians over many calls of each part, and of the whole, in microseconds."""
-
-    body: str
-    decode_us: float
-    run_us: float
-    encode_us: float
-    total_us: float
-
-    def added_us(self, rows: Iterable[Row]) -> float:
-        """Median latency of one request at a time minus this call."""
-        mine = (HEADRACE, self.body, 1)
-        alone = [r.p50_ms * 1000 for r in rows if (r.server, r.body, r.in_flight) == mine]
-        return middle(alone) - self.total_us
+Column = tuple[str, float, int]
+"""Its head, and the load and the requests in flight of its cells."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Everything that one run of the benchmark measured.
+    """Everything that one run measured.
 
-    `memory` has the bytes of a slot's process after the load, and those of a `bare` one with the
-    same runtime and model, resident (`rss`) and with shared pages divided (`pss`); it is empty
-    where Headrace was left out. `startup` has the seconds from the command to the first ready
-    answer of each model.
+    `absent` has why a server has no figures for a task, `disturbed` is how many measurements were.
     """
 
     command: str
-    rows: Sequence[Row]
-    grpc: Sequence[Row]
-    direct: Sequence[DirectCall]
-    memory: dict[str, int]
-    startup: dict[str, float]
+    cells: Sequence[Cell]
+    absent: Mapping[tuple[str, str], str]
+    measurements: int
+    disturbed: int
 
     def tables(self) -> list[Table]:
-        """Rates over HTTP and over gRPC, and the parts of a direct call."""
-        http = [[row.server, row.body, *row.cells()] for row in self.rows]
-        grpc = [
-            [
-                *(row.server, GRPCIO if row.body.endswith(GRPCIO) else "h2load"),
-                *(*row.cells(), figure(row.of_empty, ".2f")),
-            ]
-            for row in self.grpc
-        ]
-        direct = []
-        for call in self.direct:
-            parts_us = (call.decode_us, call.run_us, call.encode_us, call.total_us)
-            added_us = call.added_us((*self.rows, *self.grpc))
-            direct.append([call.body, *(figure(us, ".0f") for us in (*parts_us, added_us))])
-        return [
-            Table("HTTP, medians over the rounds", RATES, http, texts=2),
-            Table("gRPC, medians over the rounds", STREAMS, grpc, texts=2),
-            Table("One request without a server, medians", PARTS, direct),
-        ]
+        """For each task rates and latencies; at last the latencies under a given load."""
+        what = "requests/s ± spread (Headrace without tiers as a multiple)"
+        found = []
+        for task in TASKS:
+            counts = sorted({c.in_flight for c in self.cells if (c.task, c.load) == (task, CLOSED)})
+            columns = [(f"{count} in flight", CLOSED, count) for count in counts]
+            found.append(self._table(f"{task}: {what}", task, columns, lambda cell: cell.rate))
+            title = f"{task}: p50 / p99 in ms"
+            found.append(self._table(title, task, columns, lambda cell: cell.latency))
+        open_cells = {(c.load, c.in_flight) for c in self.cells if c.load != CLOSED}
+        columns = [(load_name(load), load, count) for load, count in sorted(open_cells)]
+        title = f"{JSON}, open loop at parts of the capacity: requests/s, p50 / p99 in ms"
+        found.append(
+            self._table(title, JSON, columns, lambda c: f"{c.per_second:,.0f}: {c.latency}")
+        )
+        return [table for table in found if table.rows]
+
+    def _table(
+        self, title: str, task: str, columns: Sequence[Column], text: Callable[[Cell], str]
+    ) -> Table:
+        of = {(c.server, c.load, c.in_flight): text(c) for c in self.cells if c.task == task}
+        rows = []
+        for server in (str(server) for server in SERVERS):
+            row = [of.get((server, load, count), "-") for _, load, count in columns]
+            if any(cell != "-" for cell in row):
+                rows.append([server, *row])
+            elif columns and (server, task) in self.absent:
+                rows.append([server, *("not run" for _ in columns)])
+        return Table(title, ("server", *(head for head, *_ in columns)), rows)
 
     def sentences(self) -> list[str]:
-        """gRPC, memory and start-up, one line each, for what was measured."""
+        """Where a peer wins, what failed, who is absent, and how calm the machine was."""
         lines = []
-        ours = [r for r in self.grpc if r.server == HEADRACE and not r.body.endswith(GRPCIO)]
-        against, shares = [], []
-        for row in ours:
-            streams = f"at {row.in_flight} stream{'s' if row.in_flight > 1 else ''}"
-            goal = GOALS.get(row.in_flight)
-            aim = "" if goal is None else f" (goal: {goal:g})"
-            against += [] if math.isnan(row.ratio) else [f"{row.ratio:.1f} {streams}{aim}"]
-            shares += [] if math.isnan(row.of_empty) else [f"{row.of_empty:.0%} {streams}"]
-        if against:
-            text = "Headrace's rate over gRPC as a multiple of pytriton's"
-            lines.append(f"{text}: {', '.join(against)}.")
+        if wins := [
+            self._win(cell) for cell in self.cells if cell.ratio < 1 and not is_ours(cell.server)
+        ]:
+            lines.append(f"Faster than Headrace without tiers: {'; '.join(wins)}.")
         lines += [
-            f"Its median over gRPC with one stream is {row.p50_ms:.2f} ms "
-            f"(goal: under {GOAL_P50_MS:g} ms)."
-            for row in ours
-            if row.in_flight == 1
+            f"{cell.server}, {where(cell)}: {cell.errors} requests failed."
+            for cell in self.cells
+            if cell.errors
         ]
-        if shares:
-            text = "Of the rate of a grpc.aio server that does nothing it has"
-            lines.append(f"{text} {', '.join(shares)}.")
-        if self.memory:
-            slot, bare = (
-                [self.memory[f"{kind}{part}_bytes"] / MIB for part in ("rss", "pss")]
-                for kind in ("", "bare_")
-            )
-            lines.append(
-                f"A slot holds {slot[0]:.0f} MiB resident ({slot[1]:.0f} with shared pages divided "
-                "among their holders), a bare process with the same runtime and model "
-                f"{bare[0]:.0f} MiB ({bare[1]:.0f}): {slot[0] - bare[0]:.0f} MiB more "
-                f"({slot[1] - bare[1]:.0f})."
-            )
-        if ready_s := self.startup.values():
-            lines.append(
-                "demo.yaml, from built state: the first model answered after "
-                f"{min(ready_s):.1f} s, all {len(ready_s)} after {max(ready_s):.1f} s."
-            )
+        lines += [
+            f"{server} did not run for {task}: {reason}"
+            for (server, task), reason in self.absent.items()
+        ]
+        lines.append(
+            f"{self.disturbed} of {self.measurements} measurements were disturbed and do not count"
+            f" where there is another; {MARK} marks figures that have none."
+        )
         return lines
+
+    def _win(self, cell: Cell) -> str:
+        return f"{cell.server}, {where(cell)}: {1 / cell.ratio:.2f} times"
 
     def markdown(self, where: str) -> str:
         """The block that stands between the markers in the documentation; `where` it was run."""
-        rounds = max((row.rounds for row in (*self.rows, *self.grpc)), default=0)
+        rounds = max((cell.rounds for cell in self.cells), default=0)
         parts = [
-            f"`{self.command}` on {where}, median of {rounds} round{'s' if rounds > 1 else ''}, "
+            f"`{self.command}` on {where}, medians of {rounds} round{'s' if rounds > 1 else ''}, "
             "load generator on the same machine:"
         ]
-        titles = ("", "gRPC:", "One request at a time:")
-        for title, table in zip(titles, self.tables(), strict=True):
-            parts += [title, table.markdown()] if table.rows else []
-        return "\n\n".join(part for part in (*parts, *self.sentences()) if part)
+        for table in self.tables():
+            parts += [f"{table.title}:", table.markdown()]
+        return "\n\n".join((*parts, *self.sentences()))
+
+
+def is_ours(server: str) -> bool:
+    return server in OURS
+
+
+def where(cell: Cell) -> str:
+    loop = f"{cell.in_flight} in flight" if cell.load == CLOSED else load_name(cell.load)
+    return f"{cell.task}, {loop}"
+
+
+def load_name(load: float) -> str:
+    return "capacity" if load == CAPACITY else f"{load:.0%} of it"
 
 
 def update_block(file: Path, block: str) -> None:

@@ -1,126 +1,217 @@
-"""The servers that the benchmark compares, each started on a free port of this machine."""
+"""The servers that the benchmark compares, each started on free ports of this machine."""
 
 from __future__ import annotations
 
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
-from importlib.metadata import version
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Set
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
-import yaml
+import psutil
 
 from loadtests.bench.generators import Target
-from loadtests.bench.mlp import (
-    NAME,
-    OUTPUT,
-    Body,
-    ask,
-    framed,
-    mlp_graph,
-    read_answer,
-    right_answer,
-    unframed,
-    write_bodies,
-    write_grpc_body,
-    write_version,
+from loadtests.bench.mlp import NAME, OUTPUT, Body, ask, framed, read_answer, unframed
+from loadtests.bench.peers.environment import PEERS, peer_python
+from loadtests.bench.tasks import (
+    BINARY,
+    GRPC,
+    JSON,
+    PICTURE,
+    RAW,
+    TFS_JSON,
+    V2_BINARY,
+    V2_GRPC,
+    V2_JSON,
+    Task,
 )
-from loadtests.bench.peers.environment import find_interpreter, peer_python
 from loadtests.headrace import (
     ANSWER_S,
-    DRAIN_S,
+    OPEN,
     START_S,
     BadAnswer,
     Running,
-    answers,
     headrace,
-    headrace_command,
+    known_key,
 )
 from loadtests.messages import LENGTH_HEADER, Values, WrongAnswer, read_infer, read_predictions
-from loadtests.processes import NotStarted, free_ports, running, wait_until
+from loadtests.processes import ROOT, NotStarted, free_ports, running, wait_until
 
-HEADRACE = "headrace"
-MOSEC = "mosec"
-PYTRITON = "pytriton"
-EMPTY = "empty grpc.aio"
+HEADRACE, EMPTY = "headrace", "empty_grpc"
 ROWS = 64
-MODELS = {NAME: {"batching": {"max_rows": ROWS}}}
+MODELS: Mapping[str, Any] = {NAME: {}}
+TIER = "premium"
+TIERS: Mapping[str, Any] = {
+    "tiers": {TIER: {"rate": "1000000/s", "burst": 1_000_000, "concurrency": 100_000}}
+}
+"""Limits that are checked for each request and never reached."""
+
 TOLERANCE = 1e-4
-PEERS = Path(__file__).resolve().parent / "peers"
-MOSEC_PINS = ("mosec==0.9.8", "msgspec==0.22.0")
-PYTRITON_PINS = ("nvidia-pytriton==0.7.0", "numpy==1.26.4")
-"""This pytriton takes numpy 1 only; the runtime is our own version."""
-
-OLDEST, NEWEST = (3, 11, 0), (3, 11, 2)
-"""Our onnxruntime wants 3.11, and the Python backend of this pytriton ends at 3.11.2."""
-
-STOP_S = 10.0
-STARTUP_LIMIT_S = 300.0
+STOP_S = 15.0
 
 
 @dataclass(frozen=True, slots=True)
-class Site:
-    """Where one run of the benchmark keeps its files; `answer` is what the model must say.
+class Server:
+    """A server in one setting.
 
-    `bodies` are for HTTP, `grpc` for gRPC.
+    `kind` is its name for `--only` and, but for Headrace, that of its file in `peers/`. `takes` has
+    what it is sent for each task: the form of the body and the path, if it has one of its own.
     """
 
-    folder: Path
-    store: Path
-    model: Path
-    bodies: tuple[Body, ...]
-    grpc: Body
-    answer: Values
-
-    @classmethod
-    def made(cls, folder: Path) -> Site:
-        model = write_version(folder / "store", NAME, mlp_graph())
-        bodies, grpc = write_bodies(folder), write_grpc_body(folder)
-        return cls(folder, folder / "store", model, bodies, grpc, right_answer(model))
-
-
-@dataclass(frozen=True, slots=True)
-class Contender:
-    """A server in one setting; `rows` is the largest batch that it may make."""
-
-    name: str
-    rows: int
+    kind: str
+    setting: str
+    takes: Mapping[str, tuple[str, str]]
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        if self.name == HEADRACE:
-            return self.name
-        return f"{self.name}, batch {self.rows}" if self.rows > 1 else f"{self.name}, no batch"
+        return self.setting
 
-    def bodies(self, site: Site) -> tuple[Body, ...]:
-        """The bodies it understands: mosec's example server only the first."""
-        if self.name == HEADRACE:
-            return site.bodies
-        return (replace(site.bodies[0], path="/inference"),)
+    def body(self, task: Task) -> Body:
+        form, path = self.takes[task.name]
+        body = task.bodies[form]
+        return replace(body, path=path) if path else body
+
+
+OURS = {
+    JSON: (TFS_JSON, ""),
+    BINARY: (V2_BINARY, ""),
+    PICTURE: (V2_BINARY, ""),
+    GRPC: (V2_GRPC, ""),
+}
+OFF = Server(HEADRACE, "Headrace, tiers off", OURS)
+"""The setting with which peers are compared."""
+
+
+def _handler(path: str) -> dict[str, tuple[str, str]]:
+    """What a server takes whose users write the handler of a request."""
+    return {JSON: (TFS_JSON, path), BINARY: (RAW, path), PICTURE: (RAW, path)}
+
+
+SERVERS = (
+    Server("bare", "bare path", _handler("/v1")),
+    OFF,
+    Server(HEADRACE, "Headrace, tiers and a key", OURS),
+    Server("mosec", "mosec, batch 64", _handler("/inference")),
+    Server("mosec", "mosec, no batch", _handler("/inference"), {"BENCH_ROWS": "1"}),
+    Server("ray_serve", "Ray Serve", _handler("/")),
+    Server(
+        "ray_serve",
+        "Ray Serve, HAProxy",
+        _handler("/"),
+        {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"},
+    ),
+    Server("kserve", "KServe", OURS),
+    Server("mlserver", "MLServer", {JSON: (V2_JSON, ""), GRPC: (V2_GRPC, "")}),
+    Server("litserve", "LitServe", {JSON: (TFS_JSON, "/predict")}),
+    Server("bentoml", "BentoML", {JSON: (TFS_JSON, "/predict")}),
+    Server("pytriton", "Triton, Python backend", {**OURS, JSON: (V2_JSON, "")}),
+    Server(EMPTY, "grpc.aio that does nothing", {GRPC: (V2_GRPC, "")}),
+)
 
 
 @contextmanager
-def started(contender: Contender, site: Site) -> Iterator[Running]:
-    """Run a contender while the block lasts; raises `NotStarted` and `BadAnswer`."""
-    ours = contender.name == HEADRACE
-    gateway = headrace(site.folder, site.store, MODELS) if ours else _mosec(contender, site)
-    with gateway as server:
-        for body in contender.bodies(site):
-            check_answer(server, body, site.answer)
-        yield server
+def started(server: Server, task: Task, folder: Path) -> Iterator[Target]:
+    """Run a server that holds the task's model while the block lasts, and has answered rightly.
+
+    Raises `NotStarted`, `BadAnswer` and `PeerNotInstalled`.
+    """
+    body = server.body(task)
+    start = _headrace if server.kind == HEADRACE else _peer
+    with start(server, task, body, folder) as (process, headers):
+        sent = replace(body, headers=(*body.headers, *headers))
+        if body.label != V2_GRPC:
+            check_answer(process, sent, task.answer, task.output)
+            yield Target.of(sent, process.url)
+        else:
+            answer = check_grpc_answer(server, process.grpc, sent, task)
+            url = f"http://{process.grpc}{body.path}"
+            yield Target(url, body.file, headers, len(framed(answer)))
 
 
-def install_mosec() -> Path:
-    """The interpreter of mosec's environment, with our own versions of runtime and numpy."""
-    shared = [f"{package}=={version(package)}" for package in ("numpy", "onnxruntime")]
-    return peer_python(MOSEC, (*MOSEC_PINS, *shared))
+Started = tuple[Running, tuple[tuple[str, str], ...]]
+"""A process, and the headers that a request needs besides its body's."""
 
 
-def check_answer(server: Running, body: Body, right: Values) -> None:
+@contextmanager
+def _headrace(server: Server, task: Task, body: Body, folder: Path) -> Iterator[Started]:
+    """The complete gateway with nothing set but its model, its tiers and where it listens."""
+    access = OPEN if server == OFF else TIERS
+    home = Path(tempfile.mkdtemp(prefix="headrace-", dir=folder))
+    with headrace(home, folder / "store", {task.model: {}}, access=access) as process:
+        key = "" if server == OFF else known_key(process, task.model, "bench", TIER)
+        yield process, (("X-API-Key", key),) if key else ()
+
+
+@contextmanager
+def _peer(server: Server, task: Task, body: Body, folder: Path) -> Iterator[Started]:
+    """A peer's file from `peers/`, in its own environment."""
+    python = peer_python(server.kind, PEERS / f"{server.kind}.py")
+    home = folder / server.kind
+    home.mkdir(exist_ok=True)
+    http, grpc, metrics = free_ports(3)
+    settings = {
+        "BENCH_MODEL": str(task.file),
+        "BENCH_NAME": task.model,
+        "BENCH_OUTPUT": task.output,
+        "BENCH_FORM": body.label,
+        "BENCH_PORTS": f"{http},{grpc},{metrics}",
+        "BENCH_FOLDER": str(home),
+        "BENCH_ROWS": str(ROWS),
+        "PYTHONPATH": str(ROOT),
+        **server.environment,
+    }
+    process = Running(f"http://127.0.0.1:{http}", f"127.0.0.1:{grpc}")
+
+    last = ""
+
+    def infers() -> bool:
+        nonlocal last
+        try:
+            if body.label == V2_GRPC:
+                check_grpc_answer(server, process.grpc, body, task)
+            else:
+                check_answer(process, body, task.answer, task.output)
+        except (httpx.TransportError, BadAnswer) as error:
+            last = str(error)
+            return False
+        return True
+
+    command = [str(python), "-m", f"{__package__}.peers.{server.kind}"]
+    sessions: set[int] = set()
+    try:
+        with running(command, folder / f"{server.kind}.log", settings, stop_s=STOP_S) as child:
+            try:
+                wait_until(infers, child, START_S)
+                yield process, ()
+            except NotStarted as error:
+                raise NotStarted(f"{error}: {last}") from error
+            finally:
+                sessions = sessions_below(child.pid)
+    finally:
+        end_sessions(sessions)
+
+
+def sessions_below(pid: int) -> set[int]:
+    """The sessions of a leader of one and of its children, which may have begun others."""
+    found = {pid}
+    with suppress(psutil.Error, ProcessLookupError):
+        found |= {os.getsid(each.pid) for each in psutil.Process(pid).children(recursive=True)}
+    return found
+
+
+def end_sessions(sessions: Set[int]) -> None:
+    """Kill what is left of a stopped server, also what one of its processes started as it ended."""
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, ProcessLookupError):
+            if os.getsid(process.pid) in sessions:
+                process.kill()
+
+
+def check_answer(server: Running, body: Body, right: Values, output: str = OUTPUT) -> None:
     """One request must be answered with what the model says; raises `BadAnswer`."""
     where = f"{server.url}{body.path}"
     content = body.file.read_bytes()
@@ -128,140 +219,37 @@ def check_answer(server: Running, body: Body, right: Values) -> None:
     if answer.status_code != 200:
         raise BadAnswer(f"{where} answered {answer.status_code}: {answer.text[:200]}")
     try:
-        values = (
-            read_infer(answer.content, answer.headers.get(LENGTH_HEADER), OUTPUT)
-            if body.method == "infer"
-            else read_predictions(answer.content, OUTPUT)
-        )
+        values = read_values(answer, body, output)
     except WrongAnswer as error:
         raise BadAnswer(f"{where}: {error}") from error
     check_values(where, values, right)
 
 
+def read_values(answer: httpx.Response, body: Body, output: str) -> Values:
+    """The rows of an answer in the body's form; raises `WrongAnswer`."""
+    if answer.content.startswith(b"["):
+        # BentoML names no output.
+        return np.asarray(answer.json(), np.float64)
+    if body.label == RAW:
+        return np.frombuffer(answer.content, "<f4").astype(np.float64)[np.newaxis]
+    if body.method == "infer":
+        return read_infer(answer.content, answer.headers.get(LENGTH_HEADER), output)
+    return read_predictions(answer.content, output)
+
+
+def check_grpc_answer(server: Server, address: str, body: Body, task: Task) -> bytes:
+    """The right answer to a call over gRPC, as its message; raises `BadAnswer`."""
+    message = unframed(body.file.read_bytes())
+    try:
+        answer = ask(address, message, ANSWER_S, body.headers)
+        if server.kind != EMPTY:
+            values = read_answer(answer, task.output)
+            check_values(f"{server} over gRPC", values, task.answer)
+    except WrongAnswer as error:
+        raise BadAnswer(f"{server} over gRPC: {error}") from error
+    return answer
+
+
 def check_values(where: str, values: Values, right: Values) -> None:
     if values.shape != right.shape or not np.allclose(values, right, atol=TOLERANCE):
-        raise BadAnswer(f"{where} answered {values.tolist()}, not {right.tolist()}")
-
-
-@contextmanager
-def _mosec(contender: Contender, site: Site) -> Iterator[Running]:
-    python = install_mosec()
-    [port] = free_ports(1)
-    sockets = site.folder / f"mosec-{contender.rows}"
-    where = ["--address", "127.0.0.1", "--port", str(port), "--path", str(sockets)]
-    settings = {"BENCH_MODEL": str(site.model), "BENCH_ROWS": str(contender.rows)}
-    with running(
-        [str(python), str(PEERS / "mosec_server.py"), *where], site.folder / "mosec.log", settings
-    ) as process:
-        server = Running(f"http://127.0.0.1:{port}")
-        [body] = contender.bodies(site)
-
-        def infers() -> bool:
-            try:
-                check_answer(server, body, site.answer)
-            except (httpx.TransportError, BadAnswer):
-                return False
-            return True
-
-        wait_until(infers, process, START_S)
-        yield server
-
-
-@contextmanager
-def started_grpc(name: str, site: Site) -> Iterator[Target]:
-    """Run a server while the block lasts; raises `NotStarted` and `BadAnswer`."""
-    with STARTS[name](site) as address:
-        message = unframed(site.grpc.file.read_bytes())
-        try:
-            answer = ask(address, message, ANSWER_S)
-            if name != EMPTY:
-                check_values(f"{name} over gRPC", read_answer(answer, OUTPUT), site.answer)
-        except WrongAnswer as error:
-            raise BadAnswer(f"{name} over gRPC: {error}") from error
-        url = f"http://{address}{site.grpc.path}"
-        yield Target(url, site.grpc.file, answer_bytes=len(framed(answer)))
-
-
-def install_pytriton() -> Path:
-    """The interpreter of pytriton's environment, with our own version of the runtime."""
-    base = find_interpreter(PYTRITON, OLDEST, NEWEST)
-    return peer_python(PYTRITON, (*PYTRITON_PINS, f"onnxruntime=={version('onnxruntime')}"), base)
-
-
-@contextmanager
-def _headrace(site: Site) -> Iterator[str]:
-    with headrace(site.folder, site.store, MODELS) as server:
-        yield server.grpc
-
-
-@contextmanager
-def _pytriton(site: Site) -> Iterator[str]:
-    http, grpc, metrics = free_ports(3)
-    home = site.folder / "pytriton"
-    home.mkdir(exist_ok=True)
-    settings = {
-        "BENCH_MODEL": str(site.model),
-        "BENCH_ROWS": str(ROWS),
-        "BENCH_PORTS": f"{http},{grpc},{metrics}",
-        "BENCH_FOLDER": str(home / str(grpc)),
-        "PYTRITON_HOME": str(home),
-    }
-    command = [str(install_pytriton()), str(PEERS / "pytriton_server.py")]
-    log = site.folder / "pytriton.log"
-    with running(command, log, settings, stop_s=STOP_S) as process:
-        ready = f"http://127.0.0.1:{http}/v2/models/{NAME}/ready"
-        wait_until(lambda: answers(ready), process, START_S)
-        yield f"127.0.0.1:{grpc}"
-
-
-@contextmanager
-def _empty(site: Site) -> Iterator[str]:
-    [port] = free_ports(1)
-    address = f"127.0.0.1:{port}"
-
-    def infers() -> bool:
-        try:
-            ask(address, b"", ANSWER_S)
-        except WrongAnswer:
-            return False
-        return True
-
-    command = [sys.executable, str(PEERS / "empty_grpc.py"), str(port)]
-    with running(command, site.folder / "empty-grpc.log") as process:
-        wait_until(infers, process, START_S)
-        yield address
-
-
-STARTS: dict[str, Callable[[Site], AbstractContextManager[str]]] = {
-    HEADRACE: _headrace,
-    PYTRITON: _pytriton,
-    EMPTY: _empty,
-}
-
-
-def measure_startup(config: Path, log: Path) -> dict[str, float]:
-    """Seconds from `headrace up` until each model of a config answers; raises `NotStarted`."""
-    base, models = read_config(yaml.safe_load(config.read_text(encoding="utf-8")))
-    if answers(f"{base}/v2/health/live"):
-        raise NotStarted(f"a system already answers at {base}: stop it first (headrace down)")
-    ready_s: dict[str, float] = {}
-    begin = time.monotonic()
-
-    def all_ready() -> bool:
-        for model in models - ready_s.keys():
-            if answers(f"{base}/v2/models/{model}/ready"):
-                ready_s[model] = time.monotonic() - begin
-        return len(ready_s) == len(models)
-
-    command = [headrace_command(), "up", str(config)]
-    with running(command, log, stop_s=DRAIN_S, whole_group=False) as process:
-        wait_until(all_ready, process, STARTUP_LIMIT_S)
-    return ready_s
-
-
-def read_config(document: Any) -> tuple[str, set[str]]:
-    """Base URL and model names of a Headrace config file."""
-    [application] = document["applications"]
-    listen = application["args"].get("listen", {}).get("http", "127.0.0.1:8080")
-    pools = [each for each in application["deployments"] if each["name"] == "Pool"]
-    return f"http://{listen}", set(pools[0]["user_config"]["models"])
+        raise BadAnswer(f"{where} answered {values.tolist()}, not {right.tolist()}"[:300])

@@ -1,11 +1,12 @@
 """A grpc.aio server that answers ModelInfer with nothing; runs in our own environment.
 
-The yardstick: what gRPC itself leaves to a gateway written in Python. The port is the argument.
+The yardstick: what gRPC itself leaves to a gateway written in Python. The port is the second of
+BENCH_PORTS.
 """
 
 from __future__ import annotations
 
-import sys
+import os
 from typing import Any
 
 import grpc
@@ -31,4 +32,4 @@ async def serve(port: int) -> None:
 
 
 if __name__ == "__main__":
-    uvloop.run(serve(int(sys.argv[1])))
+    uvloop.run(serve(int(os.environ["BENCH_PORTS"].split(",")[1])))

@@ -1,22 +1,16 @@
 from __future__ import annotations
 
-import asyncio
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from loadtests.bench.generators import (
     Result,
-    Target,
     ToolFailed,
     parse_h2load,
     parse_wrk,
     read_latencies,
-    run_grpcio,
 )
-from loadtests.bench.mlp import framed
-from tests.gateway.grpc.site import open_site
 
 LINE = (
     'wrk-result {"requests": 79308, "duration_us": 6003277, "p50_us": 4370.0, "p90_us": 6011.5, '
@@ -96,32 +90,3 @@ def test_latencies_are_those_of_answers() -> None:
 def test_output_without_figures_is_shown() -> None:
     with pytest.raises(ToolFailed, match="Could not connect"):
         parse_h2load("Could not connect to host\n", [], 70, 1)
-
-
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
-
-
-@pytest.mark.parametrize(("path", "length", "right"), [("/give", 7, True), ("/give", 6, False)])
-async def test_answers_of_the_right_length_are_measured(
-    tmp_path: Path, path: str, length: int, right: bool
-) -> None:
-    body = tmp_path / "body"
-    body.write_bytes(framed(b"7"))
-    async with open_site(tmp_path) as site:
-        host, port = site.address
-        target = Target(
-            f"http://{host}:{port}{path}", body, answer_bytes=len(framed(bytes(length)))
-        )
-        result = await asyncio.to_thread(run_grpcio, target, 2, 3, 1)
-    assert result.in_flight == 6 and result.requests > 20
-    assert (result.errors == 0) == right and (result.per_second > 0) == right
-
-
-async def test_calls_that_fail_are_errors(tmp_path: Path) -> None:
-    body = tmp_path / "body"
-    body.write_bytes(framed(b""))
-    async with open_site(tmp_path) as site:
-        host, port = site.address
-        target = Target(f"http://{host}:{port}/nobody", body, answer_bytes=5)
-        result = await asyncio.to_thread(run_grpcio, target, 1, 1, 1)
-    assert result.errors == result.requests > 0

@@ -1,106 +1,104 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from loadtests.bench.chart import draw_chart
 from loadtests.bench.generators import Result
-from loadtests.bench.outcome import (
-    BEGIN,
-    END,
-    DirectCall,
-    Measured,
-    Outcome,
-    grpc_rows,
-    http_rows,
-    update_block,
-)
+from loadtests.bench.outcome import BEGIN, END, Outcome, cells, spread, update_block
+from loadtests.bench.rounds import CLOSED, Measured
+from loadtests.bench.servers import OFF
+from loadtests.bench.tasks import BINARY, GRPC, JSON
 from loadtests.processes import Failed
-from loadtests.report import MIB
+
+OURS, MOSEC, KSERVE = str(OFF), "mosec, batch 64", "KServe"
 
 
-def measured(server: str, in_flight: int, rate: float, errors: int = 0) -> Measured:
-    return server, "TFS JSON", Result(in_flight, int(rate * 6), rate, 1.0, 3.0, errors)
-
-
-def streamed(server: str, in_flight: int, rate: float, body: str = "v2 gRPC") -> Measured:
-    return server, body, Result(in_flight, int(rate * 6), rate, 0.4, 3.0, 0)
+def measured(
+    server: str,
+    rates: Sequence[float],
+    in_flight: int = 64,
+    load: float = CLOSED,
+    errors: int = 0,
+    disturbed: str = "",
+) -> list[Measured]:
+    """One measurement a round."""
+    results = [Result(in_flight, int(rate), rate, 1.0, 3.0, errors) for rate in rates]
+    return [
+        Measured(number, server, JSON, load, result, disturbed)
+        for number, result in enumerate(results, 1)
+    ]
 
 
 @pytest.fixture
 def outcome() -> Outcome:
-    runs = [
-        measured("headrace", 64, 1000),
-        measured("mosec, batch 64", 64, 2000, errors=1),
-        measured("mosec, no batch", 64, 500),
-        measured("headrace", 64, 3000),
-        measured("mosec, batch 64", 64, 2000, errors=2),
-        measured("headrace", 1, 900),
+    found = [
+        *measured(OURS, [1000, 3000, 2000]),
+        *measured(MOSEC, [4000, 4000, 5000], errors=1),
+        *measured(KSERVE, [1000]),
+        *measured(KSERVE, [9000], disturbed="others took 40% of the machine"),
+        *measured(OURS, [900], in_flight=1),
+        *measured(KSERVE, [600], in_flight=1, disturbed="others took 40% of the machine"),
+        *measured(OURS, [2500], load=0.5, in_flight=256),
+        *measured(OURS, [5000], load=1.0),
     ]
-    grpc = [
-        streamed("headrace", 1, 5_000),
-        streamed("headrace", 16, 9_000),
-        streamed("pytriton", 1, 500),
-        streamed("pytriton", 16, 4_000),
-        streamed("empty grpc.aio", 16, 12_000),
-        streamed("headrace", 16, 3_000, "v2 gRPC, grpcio"),
-        streamed("empty grpc.aio", 16, 6_000, "v2 gRPC, grpcio"),
+    absent = {("MLServer", JSON): "no such package", ("MLServer", BINARY): "the same"}
+    return Outcome("make bench-peers", cells(found), absent, measurements=20, disturbed=2)
+
+
+def cell(outcome: Outcome, server: str, in_flight: int) -> str:
+    [found] = [
+        each.rate
+        for each in outcome.cells
+        if (each.server, each.in_flight, each.load) == (server, in_flight, CLOSED)
     ]
-    sizes = {"rss": 200, "pss": 150, "bare_rss": 80, "bare_pss": 60}
-    return Outcome(
-        command="make bench",
-        rows=http_rows(runs),
-        grpc=grpc_rows(grpc),
-        direct=[DirectCall("TFS JSON", 20.0, 12.0, 4.0, 36.0)],
-        memory={f"{name}_bytes": size * MIB for name, size in sizes.items()},
-        startup={"price": 9.0, "tagger": 20.5},
-    )
+    return found
 
 
-def test_rounds_become_medians_and_errors_are_summed(outcome: Outcome) -> None:
-    ours, batched = outcome.rows[:2]
-    assert (ours.server, ours.rounds, ours.per_second) == ("headrace", 2, 2000)
-    assert (batched.rounds, batched.errors) == (2, 3)
+def test_rounds_become_medians_with_their_spread_and_the_ratio(outcome: Outcome) -> None:
+    assert cell(outcome, OURS, 64) == "2,000 ±50% (1.00)"
+    assert cell(outcome, MOSEC, 64) == "4,000 ±12% (0.50)"
+    assert cell(outcome, OURS, 1) == "900 (1.00)"
 
 
-def test_ratio_is_to_the_best_peer_setting_at_as_many_connections(outcome: Outcome) -> None:
-    *busy, alone = outcome.rows
-    assert [row.ratio for row in busy] == [1.0, 1.0, 0.25]
-    assert math.isnan(alone.ratio), "no peer at 1"
+def test_disturbed_measurements_count_only_where_there_is_no_other(outcome: Outcome) -> None:
+    assert cell(outcome, KSERVE, 64) == "1,000 (2.00)"
+    assert cell(outcome, KSERVE, 1) == "600? (1.50)"
+    assert "2 of 20 measurements were disturbed" in outcome.sentences()[-1]
 
 
-def test_added_latency_is_the_median_at_one_connection_less_the_direct_call(
-    outcome: Outcome,
-) -> None:
-    assert outcome.direct[0].added_us(outcome.rows) == pytest.approx(1000 - 36)
+def test_the_spread_is_half_of_the_range(outcome: Outcome) -> None:
+    assert spread([90.0, 100.0, 130.0]) == 0.2
+    assert math.isnan(spread([100.0]))
 
 
-def test_memory_and_startup_are_told_in_sentences(outcome: Outcome) -> None:
-    memory, startup = outcome.sentences()[-2:]
-    assert "120 MiB more (90)" in memory
-    assert "after 9.0 s, all 2 after 20.5 s" in startup
+def test_cells_where_a_peer_wins_are_told(outcome: Outcome) -> None:
+    wins, errors, *_ = outcome.sentences()
+    assert wins == f"Faster than Headrace without tiers: {MOSEC}, {JSON}, 64 in flight: 2.00 times."
+    assert errors == f"{MOSEC}, {JSON}, 64 in flight: 3 requests failed."
 
 
-def test_grpc_is_compared_with_pytriton_and_with_a_server_that_does_nothing(
-    outcome: Outcome,
-) -> None:
-    busy = outcome.grpc[1]
-    assert (busy.in_flight, busy.ratio, busy.of_empty) == (16, 2.25, 0.75)
-    against, median, share = outcome.sentences()[:3]
-    assert against.endswith("pytriton's: 10.0 at 1 stream, 2.2 at 16 streams (goal: 3).")
-    assert "0.40 ms (goal: under 1 ms)" in median
-    assert "75% at 16 streams" in share
+def test_a_peer_that_cannot_run_stands_in_the_table(outcome: Outcome) -> None:
+    rates, latencies, open_loop = outcome.tables()
+    assert list(rates.heads) == ["server", "1 in flight", "64 in flight"]
+    assert ["MLServer", "not run", "not run"] in rates.rows
+    assert [MOSEC, "-", "1.00 / 3.00"] in latencies.rows
+    assert f"MLServer did not run for {JSON}: no such package" in outcome.sentences()
+    assert list(open_loop.heads) == ["server", "50% of it", "capacity"]
+    assert [OURS, "2,500: 1.00 / 3.00", "5,000: 1.00 / 3.00"] in open_loop.rows
 
 
-def test_what_was_not_measured_has_no_table(outcome: Outcome) -> None:
-    http_only = replace(outcome, grpc=()).markdown("here")
-    assert "| server | client | streams |" not in http_only and "| server | body |" in http_only
-    grpc_only = replace(outcome, rows=()).markdown("here")
-    assert "| headrace | h2load | 16 | 9,000 | 0.40 | 3.00 | 0 | 2.25 | 0.75 |" in grpc_only
-    assert "| headrace | grpcio | 16 | 3,000 | 0.40 | 3.00 | 0 | - | 0.50 |" in grpc_only
-    assert "| server | body |" not in grpc_only
+def test_a_chart_has_a_row_of_panels_for_each_task(outcome: Outcome, tmp_path: Path) -> None:
+    draw_chart(tmp_path / "one.png", "title", outcome.cells)
+    result = Result(64, 100, 100.0, 1.0, 2.0, 0)
+    grpc = cells([Measured(1, "KServe", GRPC, CLOSED, result, "")])
+    draw_chart(tmp_path / "two.png", "title", [*outcome.cells, *grpc])
+    with Image.open(tmp_path / "one.png") as one, Image.open(tmp_path / "two.png") as two:
+        assert one.width == two.width and one.height < two.height
 
 
 def test_markdown_replaces_only_what_is_between_the_markers(
@@ -114,7 +112,7 @@ def test_markdown_replaces_only_what_is_between_the_markers(
     assert text.startswith("# Before\n")
     assert text.endswith(f"{END}\n\nafter\n")
     assert "old table" not in text
-    assert text.count("| headrace | TFS JSON | 64 | 2,000 | 1.00 | 3.00 | 0 | 1.00 |") == 1
+    assert text.count(f"| {MOSEC} | - | 4,000 ±12% (0.50) |") == 1
 
 
 def test_a_page_without_markers_is_refused(outcome: Outcome, tmp_path: Path) -> None:

@@ -6,14 +6,17 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import httpx
 import numpy as np
 import orjson
 import pytest
 import yaml
 
-from headrace.config.args import Args, PoolConfig
+from headrace.config.args import Args, ModelConfig, PoolConfig
+from loadtests.bench.footprint import read_config
 from loadtests.bench.mlp import one_row, write_bodies
-from loadtests.bench.servers import MODELS, Contender, Site, check_answer, read_config
+from loadtests.bench.servers import MODELS, OFF, SERVERS, check_answer, read_values
+from loadtests.bench.tasks import JSON, RAW, TFS_JSON, Site, mlp_task
 from loadtests.headrace import BadAnswer, Running, headrace_config
 from loadtests.messages import LENGTH_HEADER
 from replicas.onnx_runtime import load
@@ -51,7 +54,7 @@ def test_the_generated_config_is_a_valid_headrace_config(tmp_path: Path) -> None
     assert (arguments.listen.http, arguments.listen.admin) == ("127.0.0.1:9001", "127.0.0.1:9003")
     assert arguments.listen.grpc == "127.0.0.1:9002"
     assert (arguments.gateways, arguments.slots["cpu"].count) == (1, 2)
-    assert models["mlp"].batching.max_rows == 64
+    assert models == {"mlp": ModelConfig()}, "what a user has by default"
     assert read_config(document) == ("http://127.0.0.1:9001", {"mlp"})
 
 
@@ -85,13 +88,20 @@ def test_all_bodies_carry_the_same_row(tmp_path: Path) -> None:
     assert orjson.loads(binary[:length])["inputs"][0]["parameters"]["binary_data_size"] == 784 * 4
 
 
-def test_mosec_gets_the_json_body_on_its_own_path(tmp_path: Path) -> None:
-    site = Site.made(tmp_path)
-    [body] = Contender("mosec", 1).bodies(site)
-    assert body.path == "/inference"
-    assert body.file == site.bodies[0].file
-    assert [each.label for each in Contender("headrace", 64).bodies(site)] == [
-        "TFS JSON",
-        "v2 JSON",
-        "v2 binary",
-    ]
+def test_each_server_is_sent_its_own_form_on_its_own_path(tmp_path: Path) -> None:
+    task = mlp_task(JSON, Site.made(tmp_path))
+    paths = {str(s): (s.body(task).label, s.body(task).path) for s in SERVERS if JSON in s.takes}
+    assert paths[str(OFF)] == ("TFS JSON", "/v1/models/mlp:predict")
+    assert paths["mosec, batch 64"] == ("TFS JSON", "/inference")
+    assert paths["Triton, Python backend"] == ("v2 JSON", "/v2/models/mlp/infer")
+
+
+@pytest.mark.parametrize(
+    ("form", "content"),
+    [(RAW, np.array([0.25, 0.75], "<f4").tobytes()), (TFS_JSON, b"[[0.25, 0.75]]")],
+)
+def test_answers_without_a_protocol_are_read_as_rows(
+    tmp_path: Path, form: str, content: bytes
+) -> None:
+    body = mlp_task(JSON, Site.made(tmp_path)).bodies[form]
+    assert read_values(httpx.Response(200, content=content), body, "y").tolist() == [[0.25, 0.75]]

@@ -1,16 +1,14 @@
-"""The benchmark's model behind Triton with its Python backend; runs in pytriton's environment.
-
-BENCH_MODEL names the ONNX file, BENCH_ROWS the largest batch, BENCH_PORTS the ports for HTTP, gRPC
-and metrics, BENCH_FOLDER a folder for its files.
-"""
+# /// script
+# requires-python = ">=3.11,<=3.11.2"
+# dependencies = ["nvidia-pytriton==0.7.0", "numpy==1.26.4", "onnxruntime", "orjson"]
+# ///
+"""The benchmark's model behind Triton with its Python backend, which ends at Python 3.11.2."""
 
 from __future__ import annotations
 
 import os
 from typing import Any
 
-import numpy as np
-import onnxruntime as ort
 from pytriton.decorators import batch  # type: ignore[import-not-found]
 from pytriton.model_config import (  # type: ignore[import-not-found]
     DynamicBatcher,
@@ -19,20 +17,22 @@ from pytriton.model_config import (  # type: ignore[import-not-found]
 )
 from pytriton.triton import Triton, TritonConfig  # type: ignore[import-not-found]
 
+from loadtests.bench.peers.onnx_model import ROWS, OnnxModel
+
 LOOPBACK = "127.0.0.1"
 WAIT_US = 500
 
 
 def main() -> None:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = ort.InferenceSession(os.environ["BENCH_MODEL"], options)
+    model = OnnxModel()
 
     @batch  # type: ignore[untyped-decorator]
-    def infer(x: Any) -> dict[str, Any]:
-        return {"y": session.run(None, {"x": x})[0]}
+    def infer(**inputs: Any) -> dict[str, Any]:
+        return {model.output: model.run(inputs[model.name])}
 
     http, grpc, metrics = (int(port) for port in os.environ["BENCH_PORTS"].split(","))
+    folder = os.environ["BENCH_FOLDER"]
+    os.environ["PYTRITON_HOME"] = folder
     config = TritonConfig(
         http_address=LOOPBACK,
         http_port=http,
@@ -42,13 +42,13 @@ def main() -> None:
         metrics_port=metrics,
     )
     batcher = DynamicBatcher(max_queue_delay_microseconds=WAIT_US)
-    with Triton(config=config, workspace=os.environ["BENCH_FOLDER"]) as triton:
+    with Triton(config=config, workspace=os.path.join(folder, str(grpc))) as triton:
         triton.bind(
-            model_name="mlp",
+            model_name=os.environ["BENCH_NAME"],
             infer_func=infer,
-            inputs=[Tensor(name="x", dtype=np.float32, shape=(784,))],
-            outputs=[Tensor(name="y", dtype=np.float32, shape=(10,))],
-            config=ModelConfig(max_batch_size=int(os.environ["BENCH_ROWS"]), batcher=batcher),
+            inputs=[Tensor(name=model.name, dtype=model.dtype, shape=model.shape)],
+            outputs=[Tensor(name=model.output, dtype=model.answer_dtype, shape=model.answer_shape)],
+            config=ModelConfig(max_batch_size=ROWS, batcher=batcher),
         )
         triton.serve()
 
