@@ -74,10 +74,11 @@ def _draw_kind(panel: Any, steps: Sequence[Step], color: str) -> None:
 
 
 def percentiles_by_concurrency(steps: Sequence[Step], title: str, path: Path) -> None:
-    """Left: p50, p90 and p99 by number of users. Right: requests per second."""
+    """Above p50, p90 and p99 by number of users, below requests per second."""
     title = f"Percentiles by concurrency\n{title}"
     answered = [step for step in steps if step.samples]
-    with drawn(path, title, (12, 5.6), columns=2, width_ratios=(3, 2)) as [latency, rate]:
+    shape: dict[str, Any] = {"sharex": True, "height_ratios": (3, 2)}
+    with drawn(path, title, (11, 8), rows=2, **shape) as [latency, rate]:
         for panel in (latency, rate):
             _make_logarithmic(panel)
         kinds = dict.fromkeys(step.kind for step in answered)
@@ -89,9 +90,8 @@ def percentiles_by_concurrency(steps: Sequence[Step], title: str, path: Path) ->
                 look["marker"] = marker if name == "p50" else None
                 values = [each[name] for each in found]
                 latency.plot(users, values, style, label=f"{own[0].label}, {name}", **look)
-            lows, highs = [each["p50"] for each in found], [each["p99"] for each in found]
-            latency.fill_between(users, lows, highs, color=color, alpha=0.12, linewidth=0)
-            rate.plot(users, [step.per_second for step in own], "-", color=color, marker=marker)
+            rates = [step.per_second for step in own]
+            rate.plot(users, rates, "-", color=color, marker=marker, label=own[0].label)
             above: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "size": 8}
             for step in own:
                 place = (step.users, step.per_second)
@@ -102,8 +102,8 @@ def percentiles_by_concurrency(steps: Sequence[Step], title: str, path: Path) ->
             panel.set_xticks(counts, [str(count) for count in counts])
             panel.minorticks_off()
             panel.margins(x=0.08)
-            panel.set_xlabel("concurrent users")
         latency.set_ylabel("latency (ms, log scale)")
+        rate.set_xlabel("concurrent users")
         rate.set_ylabel("requests per second (log scale)")
         rate.margins(y=0.12)
 
