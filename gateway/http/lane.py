@@ -174,11 +174,12 @@ class FastLane(HttpToolsProtocol, ClientConnection):
         self._reading = ""
         self._header_bytes = 0
         self.running: HttpPrediction | None = None
-        # The head of the last prediction, if the next one may have the same; the parser's newest
-        # one; and how much of a body that did not go through the parser is still to come.
+        # The head of the last prediction, if the next one may have the same; the first one of what
+        # is being parsed, and its header lines; and how much of a body is still to come that does
+        # not go through the parser.
         self._head: HttpHead | None = None
         self._parsed: HttpHead | None = None
-        self._left = 0
+        self._lines = self._left = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Refuse the connection where its address has too many."""
@@ -254,7 +255,7 @@ class FastLane(HttpToolsProtocol, ClientConnection):
             self._refuse_headers()
         if begins and (head := self._parsed) is not None:
             raw = data[: data.find(END_OF_HEAD) + len(END_OF_HEAD)]
-            self._head = head if head.remember(raw) else None
+            self._head = head if head.remember(raw, self._lines) else None
 
     def _ignore_upgrade(self) -> None:
         """Read a request that asks for another protocol as one that does not (RFC 9110, 7.8).
@@ -354,7 +355,8 @@ class FastLane(HttpToolsProtocol, ClientConnection):
         keep_alive = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
         headers = combined(self.headers)
         head = HttpHead(self.predictions, path, headers, self.address, keep_alive)
-        self._parsed = self._parsed or head
+        if self._parsed is None:
+            self._parsed, self._lines = head, len(self.headers)
         self._begin(head, expects=self.expect_100_continue, failed=failed)
 
     def _begin(

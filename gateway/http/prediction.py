@@ -80,13 +80,15 @@ class HttpHead(Head):
         )
         self.encodings = encodings_of(content, accept)
 
-    def remember(self, raw: bytes) -> bool:
+    def remember(self, raw: bytes, lines: int) -> bool:
         """Whether requests that begin with the same bytes can be read from this head.
 
-        `raw` ends with the empty line. Only the length of the body may differ.
+        `raw` must be all of it, with so many header `lines`. Only the body's length may differ.
         """
         headers = self.headers
         if self.path is None or not self.keep_alive or not headers.keys().isdisjoint(UNUSUAL):
+            return False
+        if raw.count(b"\r\n") != lines + 2:
             return False
         found = _LENGTH.search(raw)
         if found is None or found[1] != headers.get(b"content-length"):

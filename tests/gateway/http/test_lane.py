@@ -271,3 +271,14 @@ async def test_a_repeated_head_with_too_large_a_body_is_refused(tmp_path: Path) 
         assert await asyncio.wait_for(reader.read(), 10) == b""
         writer.close()
     assert house.admission.memory.used_bytes == 0
+
+
+async def test_a_head_is_remembered_only_if_all_of_it_is_known(tmp_path: Path) -> None:
+    """One that an empty line in front of it makes longer than its lines is parsed each time."""
+    async with open_house(tmp_path, "a") as house:
+        reader, writer = await connect(house)
+        for lead in (b"\r\n", b""):
+            writer.write(lead + post(more=b"Host: x\r\n"))
+            assert (await answer_of(reader))[0] == b"HTTP/1.1 200 OK"
+            assert (the_lane(house)._head is None) == bool(lead)
+        writer.close()
