@@ -6,11 +6,19 @@ from collections.abc import Sequence
 
 import pytest
 from hpack import Decoder, Encoder
+from hpack.exceptions import HPACKError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.grpc.frames import ErrorCode, Http2Error
-from gateway.grpc.headers import CACHED_BLOCKS, Field, HeaderDecoder, encode_block, encode_status
+from gateway.grpc.headers import (
+    CACHED_BLOCKS,
+    Field,
+    FieldDecoder,
+    HeaderDecoder,
+    encode_block,
+    encode_status,
+)
 
 NAMES = st.sampled_from([b":path", b"content-type", b"x-one", b"x-two", b"user-agent"])
 LISTS = st.lists(st.tuples(NAMES, st.sampled_from([b"", b"a", b"bb", b"c" * 300])), max_size=6)
@@ -18,6 +26,56 @@ LISTS = st.lists(st.tuples(NAMES, st.sampled_from([b"", b"a", b"bb", b"c" * 300]
 
 def fields_of(fields: Sequence[Field]) -> list[Field]:
     return [(bytes(name), bytes(value)) for name, value in fields]
+
+
+SENT = st.tuples(
+    LISTS,
+    st.sampled_from([None, 0, 100, 4096]),
+    st.booleans(),
+    st.lists(st.tuples(st.integers(0, 200), st.integers(0, 255)), max_size=2),
+)
+"""Fields, the size of the encoder's table, whether strings are short, and bytes to replace."""
+
+
+@given(st.lists(SENT, max_size=10), st.lists(st.binary(max_size=40), max_size=2))
+@settings(max_examples=300, deadline=None)
+def test_blocks_mean_what_another_decoder_says(
+    sent: list[tuple[list[Field], int | None, bool, list[tuple[int, int]]]], garbage: list[bytes]
+) -> None:
+    encoder, theirs, ours = Encoder(), Decoder(max_header_list_size=1000), FieldDecoder(1000)
+    blocks = []
+    for fields, table_size, huffman, changes in sent:
+        if table_size is not None:
+            encoder.header_table_size = table_size
+        changed = bytearray(encoder.encode(fields, huffman=huffman))
+        for place, value in changes:
+            if changed:
+                changed[place % len(changed)] = value
+        blocks.append(bytes(changed))
+    for block in blocks + garbage:
+        try:
+            expected = list(theirs.decode(block, raw=True))
+        except (HPACKError, IndexError, ValueError):
+            with pytest.raises(Http2Error):
+                ours.decode(block)
+            return
+        assert ours.decode(block) == expected
+        assert list(ours._entries) == list(theirs.header_table.dynamic_entries)
+
+
+def test_an_integer_without_end_is_refused() -> None:
+    with pytest.raises(Http2Error, match="too long"):
+        FieldDecoder(1000).decode(b"\xff" * 12)
+
+
+def test_each_change_of_the_table_counts() -> None:
+    decoder, encoder = FieldDecoder(1000), Encoder()
+    added = encoder.encode([(b"x-new", b"1")])
+    counts = []
+    for block in (encode_block([(b"x-plain", b"1")]), added, b"\xbe", b"\x3f\xe1\x1f", b"\x20"):
+        decoder.decode(block)
+        counts.append(decoder.changes)
+    assert counts == [0, 1, 1, 1, 2]  # the last two: the size that it has, and none
 
 
 @given(st.lists(st.tuples(LISTS, st.sampled_from([None, 0, 100, 4096])), max_size=12))
