@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -22,10 +23,27 @@ from headrace.protocols.json_bodies import (
     parse_lazily,
     quick_flat,
     read_object,
+    reads_numbers,
+    row_texts,
     write_json,
 )
-from headrace.protocols.raw_tensors import RawTail, decode_raw, encode_raw, shape_of
-from headrace.protocols.tensors import Call, Codec, Encoded, InferenceRequest
+from headrace.protocols.raw_tensors import RawTail, decode_raw, encode_raw, shape_of, shared_raw
+from headrace.protocols.templates import (
+    MAX_AROUND_BYTES,
+    JsonValues,
+    RawValues,
+    proven,
+    spans_of,
+)
+from headrace.protocols.tensors import (
+    Answers,
+    Call,
+    Codec,
+    Encoded,
+    InferenceRequest,
+    Template,
+    Values,
+)
 from headrace.spec import BFLOAT16, BYTES, ModelSpec, Signature, Tensor, TensorSpec
 
 MAX_NESTING = 100
@@ -292,6 +310,124 @@ class OpenInferenceCodec(Codec):
         if not form.binary:
             return Encoded(body, content_encoding=form.coding)
         return Encoded(body, "application/octet-stream", len(text), form.coding)
+
+    def template(
+        self, body: bytes, call: Call, request: InferenceRequest, model: ModelSpec
+    ) -> Template | None:
+        """All inputs binary, or one with flat numbers; outputs all binary or none of them."""
+        form: OpenInferenceForm = request.encoding
+        names = request.output_names()
+        mixed = bool(form.binary) and not form.binary.issuperset(names)
+        if form.coding or form.classes or mixed or not request.rows:
+            return None
+        values = self._values(body, call.json_length, request, request.rows)
+        if values is None:
+            return None
+        content_type = "application/octet-stream" if form.binary else "application/json"
+        answers = OpenInferenceAnswers(form, names, request.rows, model)
+        empty = replace(request, inputs={}, rows=None)
+        return proven(Template(empty, values, answers, content_type), body, request)
+
+    def _values(
+        self, body: bytes, json_length: int | None, request: InferenceRequest, rows: int
+    ) -> Values | None:
+        if json_length is not None:
+            at, places = json_length, []
+            for tensor in request.inputs.values():
+                places.append((at, at + tensor.nbytes))
+                at += tensor.nbytes
+            spans = spans_of(body, request, places)
+            return None if spans is None or at != len(body) else RawValues(body, spans, rows)
+        place = _data_place(body)
+        if place is None or len(request.inputs) != 1:
+            return None
+        [(name, tensor)] = request.inputs.items()
+        if not reads_numbers(tensor.dtype):
+            return None
+        prefix, suffix = body[: place[0]], body[place[1] :]
+        return JsonValues(prefix, suffix, name, tensor, self.max_elements, rows=rows)
+
+
+class OpenInferenceAnswers(Answers):
+    """The answers of `OpenInferenceCodec` for outputs of numbers, all as JSON or all binary.
+
+    Each request has `rows` rows.
+    """
+
+    __slots__ = ("_binary", "_head", "_names", "_rows", "_texts")
+
+    def __init__(
+        self, form: OpenInferenceForm, names: Sequence[str], rows: int, model: ModelSpec
+    ) -> None:
+        self._names, self._rows, self._binary = names, rows, bool(form.binary)
+        answer: dict[str, Any] = {"id": form.id} if form.id else {}
+        answer |= {"model_name": model.name, "model_version": str(model.version), "outputs": []}
+        self._head = write_json(answer)[:-2]
+        self._texts: dict[tuple[Any, ...], bytes] = {}
+
+    def write(
+        self, outputs: Mapping[str, Tensor], rows: Sequence[int]
+    ) -> tuple[list[bytes], int | None] | None:
+        total = len(rows) * self._rows
+        tensors = [np.asarray(outputs[name], order="C") for name in self._names]
+        columns = []
+        for tensor in tensors:
+            if not tensor.ndim or tensor.shape[0] != total or not tensor.size:
+                return None
+            if self._binary:
+                values = shared_raw(tensor, len(rows))
+            else:
+                values = row_texts(tensor.reshape(len(rows), -1), len(rows))
+            if values is None:
+                return None
+            columns.append(values)
+        text = self._text(tensors)
+        if self._binary:
+            return [text + b"".join(raws) for raws in zip(*columns, strict=True)], len(text)
+        return [text % values for values in zip(*columns, strict=True)], None
+
+    def _text(self, tensors: Sequence[Tensor]) -> bytes:
+        """The JSON of an answer, with `%b` for the values; that of the latest shapes is kept."""
+        key = tuple([(tensor.dtype, tensor.shape[1:]) for tensor in tensors])
+        found = self._texts.get(key)
+        if found is None:
+            entries = []
+            for name, tensor in zip(self._names, tensors, strict=True):
+                shape = (self._rows, *tensor.shape[1:])
+                entry = {"name": name, "datatype": supported_name(tensor.dtype), "shape": shape}
+                if self._binary:
+                    size = math.prod(shape) * tensor.dtype.itemsize
+                    entries.append(write_json({**entry, "parameters": {"binary_data_size": size}}))
+                else:
+                    text = write_json(entry)[:-1].replace(b"%", b"%%")
+                    entries.append(text + b',"data":[%b]}')
+            head = self._head if self._binary else self._head.replace(b"%", b"%%")
+            found = head + b",".join(entries) + b"]}"
+            self._texts = {key: found}
+        return found
+
+
+_DATA = re.compile(rb'"data"[ \t\n\r]*:[ \t\n\r]*\[')
+
+
+def _data_place(body: bytes) -> tuple[int, int] | None:
+    """Start and end of the flat `data` of the only input; None for other bodies."""
+    found = _DATA.search(body)
+    stop = 0 if found is None else body.find(b"]", found.end()) + 1
+    if found is None or not stop:
+        return None
+    start = found.end() - 1
+    prefix, suffix = body[:start], body[stop:]
+    # Without escapes a key has one spelling, so that none can be there twice unseen.
+    if len(prefix) + len(suffix) > MAX_AROUND_BYTES or b"\\" in prefix + suffix:
+        return None
+    if _DATA.search(suffix) is not None:
+        return None
+    try:
+        [entry] = read_object(prefix + b"[7]" + suffix)["inputs"]
+    except (HeadraceError, ValueError):
+        return None
+    return (start, stop) if entry.get("data") == [7] else None
 
 
 def _raw_request(raw: memoryview, call: Call, model: ModelSpec) -> InferenceRequest:

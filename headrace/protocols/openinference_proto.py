@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,15 +21,18 @@ from headrace.protocols.openinference_json import (
     signature_of,
     timeout_s_of,
 )
-from headrace.protocols.raw_tensors import decode_raw, encode_raw, shape_of
+from headrace.protocols.raw_tensors import decode_raw, encode_raw, shape_of, shared_raw
 from headrace.protocols.targets import parse
+from headrace.protocols.templates import RawValues, places_of, proven, spans_of
 from headrace.protocols.tensor_proto import read_list
-from headrace.protocols.tensors import Call, Codec, Encoded, InferenceRequest
-from headrace.protocols.wire import message
+from headrace.protocols.tensors import Answers, Call, Codec, Encoded, InferenceRequest, Template
+from headrace.protocols.wire import delimited_head, field_number, message
 from headrace.spec import ModelSpec, Signature, Tensor
 
 _REQUEST = "inference.ModelInferRequest"
 _RESPONSE = "inference.ModelInferResponse"
+_RAW_INPUTS = field_number(_REQUEST, "raw_input_contents")
+_RAW_OUTPUTS = field_number(_RESPONSE, "raw_output_contents")
 
 _CONTENTS = {
     "BOOL": "bool_contents",
@@ -66,16 +69,79 @@ class OpenInferenceProtoCodec(Codec):
         self, request: InferenceRequest, outputs: Mapping[str, Tensor], model: ModelSpec
     ) -> Encoded:
         form: OpenInferenceForm = request.encoding
-        answer = message(_RESPONSE)(
-            model_name=model.name, model_version=str(model.version), id=form.id
-        )
-        if form.final:
-            answer.parameters["triton_final_response"].bool_param = True
+        answer = _head(form, model)
         for name, tensor in sent_tensors(request, outputs, model):
             datatype = supported_name(tensor.dtype)
             answer.outputs.add(name=name, datatype=datatype, shape=tensor.shape)
             answer.raw_output_contents.append(encode_raw(tensor))
         return Encoded(answer.SerializeToString(), "application/grpc")
+
+    def template(
+        self, body: bytes, call: Call, request: InferenceRequest, model: ModelSpec
+    ) -> Template | None:
+        """All inputs as raw contents."""
+        form: OpenInferenceForm = request.encoding
+        if form.classes or not request.rows:
+            return None
+        spans = spans_of(body, request, places_of(body, _RAW_INPUTS))
+        if spans is None:
+            return None
+        values = RawValues(body, spans, request.rows)
+        answers = OpenInferenceProtoAnswers(form, request.output_names(), request.rows, model)
+        empty = replace(request, inputs={}, rows=None)
+        return proven(Template(empty, values, answers, "application/grpc"), body, request)
+
+
+def _head(form: OpenInferenceForm, model: ModelSpec) -> Any:
+    """An answer without outputs."""
+    answer = message(_RESPONSE)(model_name=model.name, model_version=str(model.version), id=form.id)
+    if form.final:
+        answer.parameters["triton_final_response"].bool_param = True
+    return answer
+
+
+class OpenInferenceProtoAnswers(Answers):
+    """The answers of `OpenInferenceProtoCodec` for numbers; each request has `rows` rows."""
+
+    __slots__ = ("_answer", "_heads", "_names", "_rows")
+
+    def __init__(
+        self, form: OpenInferenceForm, names: Sequence[str], rows: int, model: ModelSpec
+    ) -> None:
+        self._names, self._rows, self._answer = names, rows, _head(form, model)
+        self._heads: dict[tuple[Any, ...], bytes] = {}
+
+    def write(
+        self, outputs: Mapping[str, Tensor], rows: Sequence[int]
+    ) -> tuple[list[bytes], int | None] | None:
+        columns = []
+        key = []
+        for name in self._names:
+            tensor = np.asarray(outputs[name])
+            if not tensor.ndim or tensor.shape[0] != len(rows) * self._rows:
+                return None
+            raws = shared_raw(tensor, len(rows))
+            if raws is None:
+                return None
+            columns.append((delimited_head(_RAW_OUTPUTS, len(raws[0])), raws))
+            key.append((tensor.dtype, tensor.shape[1:]))
+        bodies = [self._described(tuple(key))] * len(rows)
+        for mark, raws in columns:
+            bodies = [body + mark + raw for body, raw in zip(bodies, raws, strict=True)]
+        return bodies, None
+
+    def _described(self, key: tuple[Any, ...]) -> bytes:
+        """The message without raw contents, which come last; that of the latest shapes is kept."""
+        found = self._heads.get(key)
+        if found is None:
+            answer = message(_RESPONSE)()
+            answer.CopyFrom(self._answer)
+            for name, (dtype, row_shape) in zip(self._names, key, strict=True):
+                shape = (self._rows, *row_shape)
+                answer.outputs.add(name=name, datatype=supported_name(dtype), shape=shape)
+            found = answer.SerializeToString()
+            self._heads = {key: found}
+        return found
 
 
 def _parameters(entries: Any) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from headrace.errors import InvalidArgument, quoted
+from headrace.protocols.datatypes import is_supported
 from headrace.protocols.elements import Elements
 from headrace.protocols.json_bodies import MAX_RANK
 from headrace.spec import BYTES, Tensor, bytes_tensor
@@ -105,6 +106,18 @@ def encode_raw(tensor: Tensor) -> bytes:
     # As items of four bytes, so that numpy makes all of them at once.
     lengths = np.array(list(map(len, elements)), "<u4").view("V4").tolist()
     return b"".join(chain.from_iterable(zip(lengths, elements, strict=True)))
+
+
+def shared_raw(tensor: Tensor, requests: int) -> list[bytes] | None:
+    """The bytes of each request's rows of a tensor, of which all have as many.
+
+    None for a tensor without elements, of strings or of an unknown dtype.
+    """
+    if tensor.dtype == BYTES or not is_supported(tensor.dtype) or not tensor.size:
+        return None
+    raw = encode_raw(tensor)
+    size = len(raw) // requests
+    return [raw[at : at + size] for at in range(0, len(raw), size)]
 
 
 def _decode_strings(raw: memoryview, count: int, where: str) -> Tensor:

@@ -12,9 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from headrace.errors import InvalidArgument
 from headrace.protocols.json_bodies import in_range, narrowed, numbers_of_rows
 from headrace.protocols.tensors import InferenceRequest, Template, Values
-from headrace.spec import Tensor
+from headrace.protocols.wire import delimited_fields
+from headrace.spec import BYTES, Tensor
 
 MAX_AROUND_BYTES = 4096
 """Limit on what a template keeps of a body around its values; others are decoded one by one."""
@@ -93,6 +95,33 @@ class Span(NamedTuple):
     @property
     def stop(self) -> int:
         return self.start + self.tensor.nbytes
+
+
+def spans_of(
+    body: bytes, request: InferenceRequest, places: Sequence[tuple[int, int]]
+) -> list[Span] | None:
+    """The inputs at these places (start, stop) of a body, in order; None where that cannot be."""
+    inputs = request.inputs
+    if len(places) != len(inputs) or not inputs:
+        return None
+    spans = []
+    for (start, stop), (name, tensor) in zip(places, inputs.items(), strict=True):
+        if tensor.dtype == BYTES or not tensor.nbytes or stop - start != tensor.nbytes:
+            return None
+        spans.append(Span(name, tensor, start))
+    around = len(body) - sum([tensor.nbytes for tensor in inputs.values()])
+    return spans if around <= MAX_AROUND_BYTES else None
+
+
+def places_of(
+    body: bytes, number: int, start: int = 0, stop: int | None = None
+) -> list[tuple[int, int]]:
+    """Start and end of each field of this number in a protobuf message; none if it is broken."""
+    fields = delimited_fields(body, start, len(body) if stop is None else stop)
+    try:
+        return [(start, stop) for found, start, stop in fields if found == number]
+    except InvalidArgument:
+        return []
 
 
 class RawValues(Values):

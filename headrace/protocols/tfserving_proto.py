@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,13 +25,25 @@ from headrace.protocols.examples import (
     serialized_inputs,
     takes_serialized,
 )
+from headrace.protocols.raw_tensors import shared_raw
 from headrace.protocols.targets import RESPONSES, parse
+from headrace.protocols.templates import RawValues, places_of, proven, spans_of
 from headrace.protocols.tensor_proto import decode_tensor, encode_tensor
-from headrace.protocols.tensors import Call, Codec, Encoded, InferenceRequest
-from headrace.protocols.wire import message
+from headrace.protocols.tensors import Answers, Call, Codec, Encoded, InferenceRequest, Template
+from headrace.protocols.wire import delimited, delimited_head, field_number, message
 from headrace.spec import ModelSpec, Signature, Tensor
 
 _PACKAGE = "tensorflow.serving"
+_INPUTS = field_number(f"{_PACKAGE}.PredictRequest", "inputs")
+_OUTPUTS = field_number(f"{_PACKAGE}.PredictResponse", "outputs")
+_KEY, _VALUE = 1, 2
+"""Fields of an entry of a map."""
+_CONTENT = field_number("tensorflow.TensorProto", "tensor_content")
+_FLOATS = {
+    np.dtype(np.float32): field_number("tensorflow.TensorProto", "float_val"),
+    np.dtype(np.float64): field_number("tensorflow.TensorProto", "double_val"),
+}
+"""Fields of a TensorProto whose packed lists are the tensor's memory."""
 _REQUESTS = {"classify": "ClassificationRequest", "regress": "RegressionRequest"}
 
 
@@ -64,6 +76,81 @@ class PredictProtoCodec(Codec):
             encode_tensor(np.asarray(outputs[name]), answer.outputs[name])
         _fill_spec(answer, request, model)
         return Encoded(answer.SerializeToString(), "application/grpc")
+
+    def template(
+        self, body: bytes, call: Call, request: InferenceRequest, model: ModelSpec
+    ) -> Template | None:
+        """One input, as its content or as floats."""
+        if not request.rows:
+            return None
+        spans = spans_of(body, request, _content_places(body))
+        if spans is None:
+            return None
+        values = RawValues(body, spans, request.rows)
+        answers = PredictProtoAnswers(request, request.rows, model)
+        empty = replace(request, inputs={}, rows=None)
+        return proven(Template(empty, values, answers, "application/grpc"), body, request)
+
+
+def _content_places(body: bytes) -> list[tuple[int, int]]:
+    """Where the content or the floats of a PredictRequest's only input stand."""
+    entries = places_of(body, _INPUTS)
+    tensors = [place for each in entries for place in places_of(body, _VALUE, *each)]
+    if (len(entries), len(tensors)) != (1, 1):
+        return []
+    [tensor] = tensors
+    return [
+        place
+        for number in (_CONTENT, *_FLOATS.values())
+        for place in places_of(body, number, *tensor)
+    ]
+
+
+class PredictProtoAnswers(Answers):
+    """The answers of `PredictProtoCodec` for floats; each request has `rows` rows."""
+
+    __slots__ = ("_heads", "_names", "_rows", "_tail")
+
+    def __init__(self, request: InferenceRequest, rows: int, model: ModelSpec) -> None:
+        self._names, self._rows = request.output_names(), rows
+        answer = message(f"{_PACKAGE}.PredictResponse")()
+        _fill_spec(answer, request, model)
+        self._tail: bytes = answer.SerializeToString()
+        self._heads: dict[tuple[Any, ...], bytes] = {}
+
+    def write(
+        self, outputs: Mapping[str, Tensor], rows: Sequence[int]
+    ) -> tuple[list[bytes], int | None] | None:
+        bodies = [b""] * len(rows)
+        for name in self._names:
+            tensor = np.asarray(outputs[name])
+            if tensor.dtype not in _FLOATS or not tensor.ndim:
+                return None
+            raws = shared_raw(tensor, len(rows))
+            if raws is None or tensor.shape[0] != len(rows) * self._rows:
+                return None
+            head = self._described(name, tensor, len(raws[0]))
+            bodies = [body + head + raw for body, raw in zip(bodies, raws, strict=True)]
+        return [body + self._tail for body in bodies], None
+
+    def _described(self, name: str, tensor: Tensor, size: int) -> bytes:
+        """An output of the answer up to its floats, which come last; kept while nothing changes."""
+        key = (name, tensor.dtype, tensor.shape[1:])
+        found = self._heads.get(key)
+        if found is None:
+            proto = message("tensorflow.TensorProto")()
+            encode_tensor(np.empty((0, *tensor.shape[1:]), tensor.dtype), proto)
+            proto.tensor_shape.dim[0].size = self._rows
+            floats = _FLOATS[tensor.dtype]
+            value = proto.SerializeToString() + delimited_head(floats, size)
+            entry = (
+                delimited(_KEY, name.encode()) + delimited_head(_VALUE, len(value) + size) + value
+            )
+            found = delimited_head(_OUTPUTS, len(entry) + size) + entry
+            if len(self._heads) >= len(self._names):
+                self._heads.clear()
+            self._heads[key] = found
+        return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -103,7 +103,12 @@ def delimited_fields(data: bytes | mmap, at: int, end: int) -> Iterator[tuple[in
 
 def delimited(number: int, payload: bytes) -> bytes:
     """A length-delimited field."""
-    return varint(number << 3 | 2) + varint(len(payload)) + payload
+    return delimited_head(number, len(payload)) + payload
+
+
+def delimited_head(number: int, size: int) -> bytes:
+    """What stands in front of the `size` bytes of a length-delimited field."""
+    return varint(number << 3 | 2) + varint(size)
 
 
 def varint(value: int) -> bytes:
@@ -154,6 +159,12 @@ POOL = load_pool()
 def message(full_name: str) -> Any:
     """The message class of a full name, such as `inference.ModelInferRequest`."""
     return message_factory.GetMessageClass(POOL.FindMessageTypeByName(full_name))
+
+
+def field_number(full_name: str, field: str) -> int:
+    """The number of a message's field."""
+    number: int = POOL.FindMessageTypeByName(full_name).fields_by_name[field].number
+    return number
 
 
 def encode_message(full_name: str, **fields: Any) -> bytes:

@@ -11,9 +11,11 @@ import pytest
 
 from headrace.errors import OutOfMemory
 from headrace.link.frames import Item, Reply
+from headrace.protocols.calls import call_number
 from replicas.engine import LEARN_EVERY, TEMPLATES
 from tests.replicas.test_engine import PREDICT, WAITED_S, Bench, bench
 
+INFER = call_number("openinference", "infer")
 BODIES = (
     *(b'{"instances": [1.5]}', b'{"instances": [1, 2, 3]}', b'{"instances": [-1, 2]}'),
     *(
@@ -182,6 +184,30 @@ async def test_rows_that_yield_join_no_batch_of_a_higher_priority() -> None:
         }
     assert [each.id for each in replies[1:]] == [*high, *low]
     assert runs == {1: 4, 2: 1}, "the higher ones together, the lower ones row by row"
+
+
+async def test_requests_of_two_protocols_share_a_batch() -> None:
+    def v2(number: int) -> bytes:
+        return b'{"inputs":[{"name":"x","datatype":"FP32","shape":[1],"data":[%d]}]}' % number
+
+    async with bench() as b:
+        await learn(b)
+        b.engine._until_learned = 0
+        send(b, [v2(9)], call=INFER)
+        b.engine.flush()
+        await b.gateway.wait_for(1)
+        b.gateway.answers.clear()
+        assert len(b.engine._templates) == 2
+        send(b, [row(1)])
+        send(b, [v2(2)], call=INFER)
+        send(b, [row(3)])
+        b.engine.flush()
+        one, three, two = await b.gateway.wait_for(3)
+        document = b.statistics.document()
+    assert (values(one), values(three)) == ([2], [6])
+    [output] = json.loads(bytes(two.body))["outputs"]  # type: ignore[arg-type]
+    assert output == {"name": "y", "datatype": "FP32", "shape": [1], "data": [4]}
+    assert document["execution_count"] == 3
 
 
 async def test_suspects_run_alone() -> None:
