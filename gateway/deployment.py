@@ -50,6 +50,7 @@ from headrace.link.load_report import LoadReport
 from headrace.link.plane import DataPlane
 from headrace.link.pool import PoolClient
 from headrace.node import PortLock
+from headrace.process import be_prompt
 from headrace.secrets import admin_token, cluster_secret, headrace_home
 from headrace.snapshot import Snapshot
 
@@ -96,6 +97,7 @@ class Gateway:
     ) -> None:
         self._settings = settings
         self._process = process = Process("gateway", settings.log_level)
+        be_prompt()
         shared_memory.sweep()
         secret = cluster_secret(settings.secret)
         identity = Identity(process.name, process.node.id, secret, settings.limits.max_body_bytes)

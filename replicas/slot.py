@@ -18,6 +18,7 @@ from headrace.config.types import SecretRef
 from headrace.deployment import Away, CallFailed, Process, on_ray
 from headrace.link import shared_memory
 from headrace.link.handshake import FEATURES, Hello
+from headrace.process import be_prompt
 from headrace.secrets import cluster_secret
 from headrace.snapshot import SlotView
 from replicas import last_words
@@ -54,6 +55,7 @@ class ModelServer:
         self._settings, self._pool = settings, pool
         self._draining = self._started = False
         self._process = Process("slot", settings.log_level)
+        be_prompt()
         loop = asyncio.get_running_loop()
         shared_memory.sweep()
         last_words.sweep(self._process.node.folder)
