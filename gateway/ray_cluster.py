@@ -21,6 +21,11 @@ SETTINGS: Mapping[str, str] = {
     "RAY_AUTH_MODE": "token",
     # Prestarted workers import Serve while Ray comes up: the first replicas start 1 s earlier.
     "RAY_preload_python_modules": "ray.serve._private.replica",
+    # Each process would wake 20 times a second to count requests, of which Serve carries none, and
+    # an agent would gather figures of all processes for a dashboard, which does not run.
+    "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "10000",
+    "RAY_enable_metrics_collection": "0",
+    "REPORTER_UPDATE_INTERVAL_MS": "60000",
 }
 """Environment of every Ray process; a value that is already there stays."""
 
