@@ -18,6 +18,8 @@ from headrace.node import Node
 
 EXPORT_S = 1.0
 RETRY_AFTER_S = 2.0
+LONG_TURN_S = 0.3e-3
+"""With PYTHONASYNCIODEBUG=1, what keeps the loop longer is logged by asyncio."""
 
 
 class Process:
@@ -34,6 +36,8 @@ class Process:
     def start(self, *coroutines: Coroutine[Any, Any, None]) -> None:
         """Run these until `stop`; one that ends makes the process unhealthy."""
         loop = asyncio.get_running_loop()
+        if loop.get_debug():
+            loop.slow_callback_duration = LONG_TURN_S
         self._tasks += [watched(loop.create_task(each)) for each in coroutines]
 
     async def export(self, record_gauges: Callable[[], None] = lambda: None) -> None:
