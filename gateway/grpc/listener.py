@@ -15,7 +15,7 @@ from gateway.grpc.health import HEALTH_SERVICE, HealthService, reflection_handle
 from gateway.grpc.media import MEDIA_SERVICE, MediaService
 from gateway.grpc.openinference import INFERENCE_SERVICE, InferenceService
 from gateway.grpc.tfserving import MODEL_SERVICE, PREDICTION_SERVICE, ServingService
-from gateway.grpc.wire import CallHead, read_head
+from gateway.grpc.wire import CallHead, HeadReader
 from gateway.http.listener import BACKLOG, shared_socket
 from gateway.media.desk import MediaDesk
 from gateway.prediction import PredictionDesk
@@ -63,7 +63,7 @@ class GrpcConnection(asyncio.Protocol, ClientConnection):
         self.transport.set_write_buffer_limits(HIGH_WATER_BYTES)
         wake = partial(self._loop.call_soon, self._flush)
         limits = self._door.limits
-        read = partial(read_head, limits=limits, address=self.address)
+        read = HeadReader(limits, self.address)
         self._connection = Connection(limits, read, self._open, wake, self._flush)
         self._exchange = Exchange(self._connection, self._door)
         if refusal is not None:

@@ -158,7 +158,7 @@ class InferenceService:
         regions = self._view.regions
         if regions is None:
             raise registration_is_off(request.name)
-        regions.require_local(context.head.address, context.head.headers)
+        regions.require_local(context.head.shared.address, context.head.shared.headers)
         region = Region(request.name, request.key, request.offset, request.byte_size)
         regions.register(_caller(context), region)
         return b""

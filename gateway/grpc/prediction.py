@@ -40,7 +40,7 @@ class GrpcPrediction(Prediction):
     family: ClassVar[str] = "grpc"
 
     def __init__(self, desk: PredictionDesk, path: InferPath | None, call: GrpcCall) -> None:
-        super().__init__(desk, path, call.head)
+        super().__init__(desk, path, call.head.shared)
         self._call, self._ended = call, False
 
     def end(self, _: Request | None, answer: Answer) -> None:
@@ -183,7 +183,7 @@ def gate(access: Admission) -> Gate:
     """Admission of calls that are no predictions; their `GrpcVisit` is in `call.state`."""
 
     def admit(call: GrpcCall) -> None:
-        call.state = visit = GrpcVisit(call.head)
+        call.state = visit = GrpcVisit(call.head.shared)
         try:
             access.admit(visit)
         except HeadraceError as error:

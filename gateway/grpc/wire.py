@@ -11,9 +11,8 @@ import base64
 import binascii
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from types import MappingProxyType
 from urllib.parse import quote_from_bytes
 
 import grpc
@@ -40,7 +39,12 @@ ENCODINGS = (IDENTITY, b"deflate", b"gzip")
 """Message encodings that we read; our answers are sent as they are."""
 CONTENT_TYPE = re.compile(rb"application/grpc(?:[+;].*)?", re.DOTALL)
 UNITS_S = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
+TIMEOUT_NAME = b"grpc-timeout"
 TIMEOUT = re.compile(rb"([0-9]{1,8})([HMSmun])")
+LONGEST_TIMEOUT = 9
+"""Bytes of the longest one."""
+MAX_KNOWN = 64
+"""Cap on heads that are remembered without their deadlines, for each connection."""
 PRINTABLE = " !\"#$&'()*+,/:;<=>?@[\\]^`{|}~"
 """Characters that `grpc-message` holds unquoted, besides those that are never quoted."""
 PSEUDO = frozenset((b":method", b":scheme", b":path", b":authority"))
@@ -58,13 +62,17 @@ HELD_S = 0.05
 Metadata = tuple[tuple[str, str | bytes], ...]
 
 
-class CallHead(Head):
+NOBODY = Head({}, "")
+
+
+class CallHead:
     """What the headers of a call say; shared by a connection's calls with the same header block.
 
     One that is `right` opens a call. Else `malformed` is the reason to reset the stream,
-    `http_status` the answer to what is no gRPC call, `error` what refuses the call. `timeout_s` is
-    None without a deadline, `allowed_s` the seconds that a prediction may take; `content_length` is
-    None where the headers do not tell it. From the age of `held_s` on a call's reset is no flood.
+    `http_status` the answer to what is no gRPC call, `error` what refuses the call. `shared` is
+    what requests of all protocols have. `timeout_s` is None without a deadline, `allowed_s` the
+    seconds that a prediction may take; `content_length` is None where the headers do not tell it.
+    From the age of `held_s` on a call's reset is no flood.
     """
 
     __slots__ = (
@@ -77,27 +85,74 @@ class CallHead(Head):
         "malformed",
         "path",
         "right",
+        "shared",
         "timeout_s",
     )
 
     def __init__(
         self,
         path: bytes = b"",
-        headers: Mapping[bytes, bytes] = MappingProxyType({}),
-        address: str = "",
+        shared: Head = NOBODY,
         *,
         malformed: str = "",
         http_status: int = 200,
         error: HeadraceError | None = None,
         content_length: int | None = None,
+        encoding: bytes = IDENTITY,
+        timeout_s: float | None = None,
+        allowed_s: float = 0.0,
     ) -> None:
-        super().__init__(headers, address)
-        self.path, self.content_length = path, content_length
+        self.path, self.shared = path, shared
         self.malformed, self.http_status, self.error = malformed, http_status, error
         self.right = not malformed and http_status == 200 and error is None
-        self.timeout_s: float | None = None
-        self.allowed_s, self.held_s = 0.0, HELD_S
-        self.encoding = IDENTITY
+        self.content_length, self.encoding = content_length, encoding
+        self.timeout_s, self.allowed_s = timeout_s, allowed_s
+        # The caller's clock started earlier, and the time that it sends is rounded up.
+        self.held_s = HELD_S if timeout_s is None else min(HELD_S, timeout_s / 2)
+
+
+class HeadReader:
+    """Reads the heads of the calls of one connection, whose client has this address.
+
+    Those that differ in their deadline alone, as many clients send them, are read once, and share
+    what is found of their caller.
+    """
+
+    def __init__(self, limits: Limits, address: str) -> None:
+        self._limits, self._address = limits, address
+        self._known: dict[tuple[Field | None, ...], CallHead] = {}
+
+    def __call__(self, fields: Sequence[Field]) -> CallHead | None:
+        """As `read_head`."""
+        names = [name for name, _ in fields]
+        if TIMEOUT_NAME not in names:
+            return read_head(fields, self._limits, self._address)
+        index = names.index(TIMEOUT_NAME)
+        alike = (*fields[:index], None, *fields[index + 1 :])
+        known, limits = self._known.get(alike), self._limits
+        if known is not None and (match := TIMEOUT.fullmatch(fields[index][1])) is not None:
+            timeout_s = _seconds(match)
+            return CallHead(
+                known.path,
+                known.shared,
+                content_length=known.content_length,
+                encoding=known.encoding,
+                timeout_s=timeout_s,
+                allowed_s=min(timeout_s, limits.max_deadline_s),
+            )
+        head = read_head(fields, limits, self._address)
+        # With the longest deadline it must be right too.
+        room = limits.max_header_bytes - LONGEST_TIMEOUT
+        if head is not None and head.right and header_bytes(fields) <= room:
+            if len(self._known) >= MAX_KNOWN:
+                self._known.clear()
+            self._known[alike] = head
+        return head
+
+
+def header_bytes(fields: Sequence[Field]) -> int:
+    """The size of a list of headers as RFC 9113, 6.5.2 counts it."""
+    return sum([len(name) + len(value) + 32 for name, value in fields])
 
 
 def read_head(fields: Sequence[Field], limits: Limits, address: str) -> CallHead | None:
@@ -107,9 +162,7 @@ def read_head(fields: Sequence[Field], limits: Limits, address: str) -> CallHead
     """
     pseudo: dict[bytes, bytes] = {}
     lines: list[Field] = []
-    size = 0
     for name, value in fields:
-        size += len(name) + len(value) + 32  # as RFC 9113, 6.5.2 counts them
         if name[:1] == b":":
             if lines or name in pseudo or name not in PSEUDO:
                 return CallHead(malformed=f"the pseudo-header {quoted(name.decode('latin-1'))}")
@@ -139,8 +192,10 @@ def read_head(fields: Sequence[Field], limits: Limits, address: str) -> CallHead
     if CONTENT_TYPE.fullmatch(headers.get(b"content-type", b"")) is None:
         return CallHead(path, http_status=415, content_length=content_length)
     encoding = headers.get(b"grpc-encoding", IDENTITY)
+    timeout = headers.pop(TIMEOUT_NAME, None)
+    shared = Head(headers, address)
     try:
-        if len(fields) > limits.max_headers or size > limits.max_header_bytes:
+        if len(fields) > limits.max_headers or header_bytes(fields) > limits.max_header_bytes:
             raise HeadersTooLarge(
                 f"a call may have {limits.max_headers} headers, and {limits.max_header_bytes} "
                 "bytes of them"
@@ -148,18 +203,19 @@ def read_head(fields: Sequence[Field], limits: Limits, address: str) -> CallHead
         if encoding not in ENCODINGS:
             text = quoted(encoding.decode("latin-1"))
             raise Unimplemented(f"the message encoding {text} is unknown; use gzip or deflate")
-        timeout_s = parse_timeout_s(headers.get(b"grpc-timeout"))
+        timeout_s = parse_timeout_s(timeout)
     except HeadraceError as error:
-        return CallHead(path, headers, address, error=error, content_length=content_length)
-    head = CallHead(path, headers, address, content_length=content_length)
-    head.encoding, head.timeout_s = encoding, timeout_s
-    if timeout_s is None:
-        head.allowed_s = limits.default_deadline_s
-    else:
-        head.allowed_s = min(timeout_s, limits.max_deadline_s)
-        # The caller's clock started earlier, and the time that it sends is rounded up.
-        head.held_s = min(HELD_S, timeout_s / 2)
-    return head
+        return CallHead(path, shared, error=error, content_length=content_length)
+    return CallHead(
+        path,
+        shared,
+        content_length=content_length,
+        encoding=encoding,
+        timeout_s=timeout_s,
+        allowed_s=limits.default_deadline_s
+        if timeout_s is None
+        else min(timeout_s, limits.max_deadline_s),
+    )
 
 
 def parse_timeout_s(value: bytes | None) -> float | None:
@@ -169,7 +225,11 @@ def parse_timeout_s(value: bytes | None) -> float | None:
     match = TIMEOUT.fullmatch(value)
     if match is None:
         raise InvalidArgument(f"grpc-timeout {quoted(value.decode('latin-1'))} is not valid")
-    return int(match[1]) * UNITS_S[match[2]]
+    return _seconds(match)
+
+
+def _seconds(timeout: re.Match[bytes]) -> float:
+    return int(timeout[1]) * UNITS_S[timeout[2]]
 
 
 class MessageReader:

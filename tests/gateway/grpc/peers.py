@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import h2.config
@@ -13,7 +12,7 @@ from gateway.grpc.connection import Connection
 from gateway.grpc.frames import PREFACE, FrameType, encode_settings
 from gateway.grpc.headers import encode_block, encode_status
 from gateway.grpc.streams import AnswerLayout, Stream
-from gateway.grpc.wire import ANSWER_BLOCK, OK_BLOCK, CallHead, read_head
+from gateway.grpc.wire import ANSWER_BLOCK, OK_BLOCK, CallHead, HeadReader
 from headrace.config.args import Limits
 from tests.gateway.grpc.reading import read_frames
 
@@ -68,7 +67,7 @@ class Server:
         self.wakes = self.flushes = 0
         self.now_s = 1.0
         self.opened: list[Echo] = []
-        read = partial(read_head, limits=limits, address="")
+        read = HeadReader(limits, "")
         self.connection = Connection(limits, read, self._open, self._wake, self._flush)
 
     def _wake(self) -> None:

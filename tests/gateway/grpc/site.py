@@ -42,7 +42,7 @@ class Methods:
         if body == b"wrong":
             context.trailing = (("x-number", "7"), ("x-raw-bin", b"\0\1"))
             raise InvalidArgument("100 % wr\u00f6ng")
-        return bytes(context.head.headers.get(b"x-raw-bin", body))
+        return bytes(context.head.shared.headers.get(b"x-raw-bin", body))
 
     async def wait(self, body: bytes, context: GrpcCall) -> bytes:
         try:

@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 from gateway.grpc.headers import Field
 from gateway.grpc.wire import (
     CallHead,
+    HeadReader,
     MessageReader,
     error_block,
+    header_bytes,
     http_block,
     parse_timeout_s,
     plain,
@@ -51,7 +53,7 @@ def head(*more: Field, pseudo: list[Field] = PSEUDO, grpc: list[Field] = GRPC) -
 def test_a_head_says_where_the_call_goes_and_how_long_it_may_take() -> None:
     found = head((b"grpc-timeout", b"250m"), (b"x-key", b"k"), (b"grpc-encoding", b"gzip"))
     assert (found.path, found.timeout_s, found.encoding) == (b"/a.Service/Method", 0.25, b"gzip")
-    assert (found.headers[b"x-key"], found.address) == (b"k", "192.0.2.1")
+    assert (found.shared.headers[b"x-key"], found.shared.address) == (b"k", "192.0.2.1")
     assert not found.malformed and found.http_status == 200 and found.error is None
 
 
@@ -61,6 +63,61 @@ def test_a_head_says_where_the_call_goes_and_how_long_it_may_take() -> None:
 def test_a_head_says_how_long_a_prediction_may_take(given: bytes | None, allowed_s: float) -> None:
     more = [] if given is None else [(b"grpc-timeout", given)]
     assert head(*more).allowed_s == allowed_s
+
+
+def said(found: CallHead | None) -> list[object]:
+    """All that a head says."""
+    if found is None:
+        return []
+    own = [getattr(found, name) for name in CallHead.__slots__ if name not in ("shared", "error")]
+    return [*own, found.shared.headers, found.shared.address, type(found.error), str(found.error)]
+
+
+TIMEOUTS = st.sampled_from([b"1S", b"20m", b"99999999u", b"1H", b"5", b"100000000n", b""])
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.lists(TIMEOUTS, max_size=2),
+            st.sampled_from([[], [(b"x-key", b"k")], [(b"x-big", b"b" * 3500)], [(b"X", b"")]]),
+            st.integers(0, 8),
+        ),
+        max_size=8,
+    )
+)
+@settings(deadline=None)
+def test_heads_that_are_read_once_say_what_each_would(
+    calls: list[tuple[list[bytes], list[Field], int]],
+) -> None:
+    reader = HeadReader(LIMITS, "192.0.2.1")
+    for timeouts, more, place in calls:
+        fields = [*PSEUDO, *GRPC, *more]
+        fields[place:place] = [(b"grpc-timeout", value) for value in timeouts]
+        assert said(reader(fields)) == said(read_head(fields, LIMITS, "192.0.2.1"))
+
+
+def test_heads_that_differ_in_their_deadline_share_the_rest() -> None:
+    reader = HeadReader(LIMITS, "192.0.2.1")
+    first, second, other = (
+        reader([*PSEUDO, *GRPC, (b"grpc-timeout", timeout), (b"x-key", key)])
+        for timeout, key in ((b"1S", b"k"), (b"2S", b"k"), (b"2S", b"other"))
+    )
+    assert first is not None and second is not None and other is not None
+    assert (first.timeout_s, second.timeout_s) == (1.0, 2.0)
+    assert first.shared is second.shared and first.shared is not other.shared
+
+
+@pytest.mark.parametrize("size", [LIMITS.max_header_bytes - 20, LIMITS.max_header_bytes - 3])
+def test_a_longer_deadline_does_not_pass_the_limit_of_headers(size: int) -> None:
+    rest = [*PSEUDO, *GRPC, (b"grpc-timeout", b"1S")]
+    rest.append((b"x-pad", b"p" * (size - header_bytes(rest) - 5 - 32)))
+    reader = HeadReader(LIMITS, "192.0.2.1")
+    for timeout in (b"1S", b"00000001S"):
+        rest[-2] = (b"grpc-timeout", timeout)
+        found = reader(rest)
+        assert found is not None
+        assert (found.error is None) == (header_bytes(rest) <= LIMITS.max_header_bytes)
 
 
 @pytest.mark.parametrize("kind", [b"application/grpc", b"application/grpc+proto"])
@@ -124,8 +181,8 @@ def test_a_head_that_asks_too_much_is_refused_as_a_call() -> None:
 
 def test_binary_headers_are_decoded_with_or_without_padding() -> None:
     found = head((b"a-bin", b"AAE"), (b"b-bin", b"AAE="), (b"c-bin", b"not base64!"))
-    assert found.headers[b"a-bin"] == found.headers[b"b-bin"] == b"\x00\x01"
-    assert found.headers[b"c-bin"] == b"not base64!"
+    assert found.shared.headers[b"a-bin"] == found.shared.headers[b"b-bin"] == b"\x00\x01"
+    assert found.shared.headers[b"c-bin"] == b"not base64!"
 
 
 @pytest.mark.parametrize(
