@@ -13,7 +13,7 @@ STAMP := $(VENV)/.installed
 PACKAGES := headrace sharding replicas autoscale gateway command
 CODE := $(PACKAGES) models loadtests tests
 
-.PHONY: help setup models media serve test redis perf-analyzer format check-format lint types pytest bench bench-peers bench-reload bench-limits bench-pool bench-sharding loadtest loadtest-tiers protos lock image-check clean
+.PHONY: help setup models media serve test redis perf-analyzer load-generators format check-format lint types pytest bench bench-peers bench-reload bench-limits bench-pool bench-sharding loadtest loadtest-tiers protos lock image-check clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -40,7 +40,7 @@ media: setup ## Build large pictures and clips into models/media, to try `headra
 serve: models ## Start the demo and serve until Ctrl-C
 	@exec $(BIN)/headrace up examples/demo.yaml
 
-test: setup models redis perf-analyzer check-format lint types pytest ## Format check, lint, types and all tests
+test: setup models redis perf-analyzer load-generators check-format lint types pytest ## Format check, lint, types and all tests
 
 # RUNLEVEL keeps a package from starting its service.
 install = { \
@@ -55,6 +55,9 @@ redis: # Some tests want a real one.
 
 perf-analyzer: # Its test wants a library that is in no wheel.
 	@PATH="$$PATH:/sbin" ldconfig -p | grep -c 'libb64\.so\.0d' >/dev/null || $(call install,libb64-0d)
+
+load-generators: # The benchmark's test wants both.
+	@{ command -v wrk && command -v h2load; } >/dev/null || $(call install,wrk nghttp2-client)
 
 check-format: setup
 	@$(BIN)/ruff format --check $(CODE)

@@ -22,7 +22,7 @@ from loadtests.report import Report, figures, out_option, workplace
 
 KINDS = tuple(dict.fromkeys(server.kind for server in SERVERS))
 QUICK_CONNECTIONS = (1, 64)
-ATTEMPTS = 4
+ATTEMPTS = 3
 
 
 @click.command(help=__doc__, context_settings={"show_default": True})

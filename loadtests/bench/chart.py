@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from loadtests.bench.outcome import Cell, is_ours
+from loadtests.bench.outcome import OURS, Cell
 from loadtests.bench.rounds import CLOSED
 from loadtests.bench.tasks import TASKS
 from loadtests.plots import COLORS, MARKERS, drawn
@@ -55,4 +55,4 @@ def draw_rows(panel: Any, cells: Sequence[Cell], values: Sequence[tuple[float, f
     panel.set_yticks(range(len(servers)), servers, fontsize=9)
     panel.invert_yaxis()
     for label, server in zip(panel.get_yticklabels(), servers, strict=True):
-        label.set_fontweight("bold" if is_ours(server) else "normal")
+        label.set_fontweight("bold" if server in OURS else "normal")

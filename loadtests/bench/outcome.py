@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loadtests.bench.rounds import CAPACITY, CLOSED, Measured
-from loadtests.bench.servers import HEADRACE, OFF, SERVERS
+from loadtests.bench.servers import BARE, EMPTY, HEADRACE, OFF, SERVERS
 from loadtests.bench.tasks import JSON, TASKS
 from loadtests.processes import Failed
 from loadtests.report import Table
@@ -19,6 +19,7 @@ MARK = "?"
 """Behind a figure of which every measurement was disturbed."""
 
 OURS = frozenset(str(server) for server in SERVERS if server.kind == HEADRACE)
+YARDSTICKS = frozenset(str(server) for server in SERVERS if server.kind in (BARE, EMPTY))
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,9 +146,11 @@ class Outcome:
         """Where a peer wins, what failed, who is absent, and how calm the machine was."""
         lines = []
         if wins := [
-            self._win(cell) for cell in self.cells if cell.ratio < 1 and not is_ours(cell.server)
+            f"{cell.server}, {where(cell)}: {1 / cell.ratio:.2f} times"
+            for cell in self.cells
+            if cell.load == CLOSED and cell.ratio < 1 and cell.server not in OURS | YARDSTICKS
         ]:
-            lines.append(f"Faster than Headrace without tiers: {'; '.join(wins)}.")
+            lines.append(f"Peers that are faster than Headrace without tiers: {'; '.join(wins)}.")
         lines += [
             f"{cell.server}, {where(cell)}: {cell.errors} requests failed."
             for cell in self.cells
@@ -163,9 +166,6 @@ class Outcome:
         )
         return lines
 
-    def _win(self, cell: Cell) -> str:
-        return f"{cell.server}, {where(cell)}: {1 / cell.ratio:.2f} times"
-
     def markdown(self, where: str) -> str:
         """The block that stands between the markers in the documentation; `where` it was run."""
         rounds = max((cell.rounds for cell in self.cells), default=0)
@@ -176,10 +176,6 @@ class Outcome:
         for table in self.tables():
             parts += [f"{table.title}:", table.markdown()]
         return "\n\n".join((*parts, *self.sentences()))
-
-
-def is_ours(server: str) -> bool:
-    return server in OURS
 
 
 def where(cell: Cell) -> str:

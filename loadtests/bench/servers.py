@@ -41,7 +41,7 @@ from loadtests.headrace import (
 from loadtests.messages import LENGTH_HEADER, Values, WrongAnswer, read_infer, read_predictions
 from loadtests.processes import ROOT, NotStarted, free_ports, running, wait_until
 
-HEADRACE, EMPTY = "headrace", "empty_grpc"
+HEADRACE, BARE, EMPTY = "headrace", "bare", "empty_grpc"
 ROWS = 64
 MODELS: Mapping[str, Any] = {NAME: {}}
 TIER = "premium"
@@ -92,7 +92,7 @@ def _handler(path: str) -> dict[str, tuple[str, str]]:
 
 
 SERVERS = (
-    Server("bare", "bare path", _handler("/v1")),
+    Server(BARE, "bare path", _handler("/v1")),
     OFF,
     Server(HEADRACE, "Headrace, tiers and a key", OURS),
     Server("mosec", "mosec, batch 64", _handler("/inference")),

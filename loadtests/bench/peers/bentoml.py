@@ -13,7 +13,8 @@ import numpy as np
 
 from loadtests.bench.peers.onnx_model import ROWS, OnnxModel
 
-LATENCY_MS = 50
+LATENCY_MS = 1000
+"""Beyond it BentoML refuses requests; with 50 ms it refused some of 64 in flight."""
 
 
 @bentoml.service(workers=1, traffic={"timeout": 30})

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,13 +10,22 @@ from pathlib import Path
 import httpx
 import numpy as np
 import orjson
+import psutil
 import pytest
 import yaml
 
 from headrace.config.args import Args, ModelConfig, PoolConfig
 from loadtests.bench.footprint import read_config
 from loadtests.bench.mlp import one_row, write_bodies
-from loadtests.bench.servers import MODELS, OFF, SERVERS, check_answer, read_values
+from loadtests.bench.servers import (
+    MODELS,
+    OFF,
+    SERVERS,
+    check_answer,
+    end_sessions,
+    read_values,
+    sessions_below,
+)
 from loadtests.bench.tasks import JSON, RAW, TFS_JSON, Site, mlp_task
 from loadtests.headrace import BadAnswer, Running, headrace_config
 from loadtests.messages import LENGTH_HEADER
@@ -105,3 +115,17 @@ def test_answers_without_a_protocol_are_read_as_rows(
 ) -> None:
     body = mlp_task(JSON, Site.made(tmp_path)).bodies[form]
     assert read_values(httpx.Response(200, content=content), body, "y").tolist() == [[0.25, 0.75]]
+
+
+def test_processes_that_began_sessions_of_their_own_are_ended_too() -> None:
+    command = ["sh", "-c", "setsid sh -c 'echo $$; exec sleep 600' & wait"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as leader:
+        assert leader.stdout is not None
+        sleeper = psutil.Process(int(leader.stdout.readline()))
+        sessions = sessions_below(leader.pid)
+        assert len(sessions) == 2
+        leader.kill()
+        assert sleeper.is_running()
+        end_sessions(sessions)
+        sleeper.wait(10)
+    assert not sleeper.is_running()
