@@ -67,11 +67,13 @@ class Signature:
     shapes_bind: bool = True
     required: tuple[TensorSpec, ...] = field(init=False, repr=False, compare=False)
     input_names: frozenset[str] = field(init=False, repr=False, compare=False)
+    output_names: tuple[str, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         required = tuple(spec for spec in self.inputs if not spec.optional)
         object.__setattr__(self, "required", required)
         object.__setattr__(self, "input_names", frozenset(spec.name for spec in self.inputs))
+        object.__setattr__(self, "output_names", tuple(spec.name for spec in self.outputs))
 
 
 @dataclass(frozen=True, slots=True)

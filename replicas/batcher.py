@@ -126,14 +126,15 @@ class Batch(Generic[Entry]):
         Raises `InternalError` when an output does not have the batch's rows and must be split.
         """
         parts, rows = self.parts, self.rows
-        uneven = [name for name, each in outputs.items() if not each.ndim or each.shape[0] != rows]
-        if uneven:
-            [(pending, start, stop), *others] = parts
-            if others or stop - start != pending.rows:
-                shape = list(outputs[uneven[0]].shape)
+        uneven = False
+        for name, output in outputs.items():
+            if output.ndim and output.shape[0] == rows:
+                continue
+            uneven = True
+            if len(parts) > 1 or rows != parts[0][0].rows:
                 raise InternalError(
-                    f"output {uneven[0]!r} has shape {shape} for a batch of {rows} rows: its first "
-                    "dimension must be the rows for requests to share a batch"
+                    f"output {name!r} has shape {list(output.shape)} for a batch of {rows} rows: "
+                    "its first dimension must be the rows for requests to share a batch"
                 )
         finished = []
         at = 0
@@ -183,8 +184,7 @@ def _joined(
     return {name: np.concatenate([piece[name] for _, piece in pieces]) for name in outputs}
 
 
-@dataclass(frozen=True, slots=True)
-class Taken(Generic[Entry]):
+class Taken(NamedTuple, Generic[Entry]):
     """The batch to run now, and requests whose deadline has passed (to be answered with 504)."""
 
     batch: Batch[Entry] | None
@@ -223,7 +223,8 @@ class Batcher(Generic[Entry]):
         self._check(max_rows, max_wait_s)
         self._max_rows = max_rows
         self._max_wait_s = max_wait_s
-        self._queues: dict[Hashable, _Queue[Entry]] = {}  # None: those that run alone
+        self.queues: dict[Hashable, _Queue[Entry]] = {}
+        """What waits, by key (None: those that run alone)."""
         self._peak, self._peak_until_s = 0, -math.inf
 
     def configure(self, max_rows: int, max_wait_s: float) -> None:
@@ -244,7 +245,7 @@ class Batcher(Generic[Entry]):
 
     def add(self, *pendings: Entry) -> None:
         """Add requests, each behind those of its priority."""
-        queues, longest_s = self._queues, self._max_wait_s
+        queues, longest_s = self.queues, self._max_wait_s
         for pending in pendings:
             priority, arrived_s = pending.priority, pending.arrived_s
             if priority >= self._peak or arrived_s > self._peak_until_s:
@@ -272,7 +273,7 @@ class Batcher(Generic[Entry]):
         After True the request is never delivered, though some of its parts may be running.
         """
         key = pending.key if self._max_rows else None
-        queue = self._queues.get(key)
+        queue = self.queues.get(key)
         if queue is None or pending not in queue.waiting:
             return False
         queue.waiting.remove(pending)
@@ -283,8 +284,6 @@ class Batcher(Generic[Entry]):
 
     def take(self, now_s: float) -> Taken[Entry]:
         """The next batch, if one is ready, and the late requests met on the way to it."""
-        if not self._queues:
-            return Taken(None, [])
         late: list[Entry] = []
         batch = None
         while batch is None and (ready := self._ready(now_s)) is not None:
@@ -295,9 +294,9 @@ class Batcher(Generic[Entry]):
 
     def next_s(self, now_s: float) -> float | None:
         """When to take again, on the clock of `now_s` (not a delay); None when nothing waits."""
-        if not self._queues:
+        if not self.queues:
             return None
-        return max(now_s, min([self._ready_s(key, queue) for key, queue in self._queues.items()]))
+        return max(now_s, min([self._ready_s(key, queue) for key, queue in self.queues.items()]))
 
     def _due_s(self, pending: Pending) -> float:
         left_s = pending.deadline_s - pending.arrived_s
@@ -312,8 +311,8 @@ class Batcher(Generic[Entry]):
         """The queue that need not wait whose first request has the highest priority, then age."""
         chosen = None
         best = (math.inf, math.inf)
-        for key, queue in self._queues.items():
-            if self._ready_s(key, queue) > now_s:
+        for key, queue in self.queues.items():
+            if queue.due_s > now_s and self._ready_s(key, queue) > now_s:
                 continue
             first = queue.waiting[0]
             rank = (-first.priority, first.arrived_s)
@@ -361,6 +360,6 @@ class Batcher(Generic[Entry]):
     def _settle(self, key: Hashable, queue: _Queue[Entry]) -> None:
         """Forget a queue that is empty; else find when its first request is due."""
         if not queue.waiting:
-            del self._queues[key]
+            del self.queues[key]
         elif self._max_wait_s > 0:
             queue.due_s = min([self._due_s(pending) for pending in queue.waiting])

@@ -20,6 +20,7 @@ import time
 from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import structlog
@@ -65,6 +66,8 @@ TEMPLATES = 16
 LEARN_EVERY = 16
 """Bodies without a template from one that is learned to the next: learning one costs as much as
 decoding, and is in vain where all bodies differ around their values."""
+MISTAKES = (ValueError, TypeError, KeyError, IndexError, RecursionError)
+"""What a codec's own mistakes raise, which must cost only the requests that met them."""
 MEDIA = call_number("media", "part")
 MEDIA_THREADS = 2
 """One for the part that a shard computes and one for the next, which the stage sends ahead."""
@@ -74,6 +77,19 @@ Decoded = InferenceRequest | Encoded | HeadraceError
 """A request to run, or its answer already."""
 RunResult = tuple[list[Finished["Work"]], float, float]
 """The requests that a run finished, its seconds, and its thread's processor seconds."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Learned:
+    """A template with what is the same for all its requests; `form` is that of their answers."""
+
+    template: Template
+    key: Hashable
+    form: int
+    row_bytes: float
+    row_megapixels: float
+
+
 _UNREAD = InferenceRequest(Signature("", (), ()), {}, None)
 """In place of the request of a body that is not decoded yet."""
 
@@ -90,7 +106,7 @@ class Work(Pending):
     channel: Channel
     item: Item
     accepted_s: float
-    template: Template | None = None
+    learned: Learned | None = None
     decoded: bool = False
     decode_s: float = 0.0
     batch_wait_s: float | None = None
@@ -140,7 +156,7 @@ class Engine:
         self._outbox: dict[Channel, list[Reply]] = {}
         self._run_s = 10 * BRIEF_S
         self._told_s = -TELL_S
-        self._templates: dict[tuple[int, int | None, int], list[Template]] = {}
+        self._learned: dict[tuple[int, int | None, int], list[Learned]] = {}
         self._until_learned = 0
 
     def __len__(self) -> int:
@@ -163,7 +179,7 @@ class Engine:
     def accept(self, channel: Channel, items: Sequence[Item]) -> None:
         """Take the requests of a bundle; `flush` must follow."""
         now_s = time.monotonic()
-        together: dict[Template, list[tuple[Work, bytes]]] = {}
+        together: dict[Learned, tuple[list[Work], list[bytes]]] = {}
         for item in items:
             work = Work(
                 _UNREAD, None, 0, math.inf, now_s, item.priority,
@@ -172,48 +188,51 @@ class Engine:
             self._waiting[channel, item.id] = work
             if item.call >= len(self._codecs):
                 # A newer gateway's call: refused alone, the link goes on.
-                error = Unimplemented("this slot's release does not know that call")
-                self._answer(work, error)
+                self._answer(work, Unimplemented("this slot's release does not know that call"))
                 continue
             # A segment of a video is a few bytes that say what to decode: that takes long.
             if item.length > INLINE_BYTES or item.encodings & CODING or item.call == MEDIA:
                 self._loop.create_task(self._accept_large(work))
                 continue
-            body = bytes(_joined(item.body))
-            for template in self._templates.get((item.call, item.json_length, item.encodings), ()):
-                if template.values.fits(body):
-                    together.setdefault(template, []).append((work, body))
+            body = b"".join(item.body) if isinstance(item.body, tuple) else bytes(item.body)
+            for learned in self._learned.get((item.call, item.json_length, item.encodings), ()):
+                if learned.template.values.fits(body):
+                    works, bodies = together.setdefault(learned, ([], []))
+                    works.append(work)
+                    bodies.append(body)
                     break
             else:
                 decoded = self._decode(work, body)
                 if isinstance(decoded, InferenceRequest):
                     self._learn(item, body, decoded)
                 self._decoded(work, decoded)
-        for template, members in together.items():
-            self._decode_together(template, members)
+        for learned, (works, bodies) in together.items():
+            self._decode_together(learned, works, bodies)
 
-    def _decode_together(self, template: Template, members: Sequence[tuple[Work, bytes]]) -> None:
+    def _decode_together(
+        self, learned: Learned, works: Sequence[Work], bodies: Sequence[bytes]
+    ) -> None:
         started_s = time.monotonic()
+        template = learned.template
         try:
-            inputs, rows = template.values.read([body for _, body in members])
-        except (ValueError, TypeError, KeyError, IndexError, RuntimeError):
+            inputs, rows = template.values.read(bodies)
+        except MISTAKES:
             log.exception("decode_failed", model=self.spec.name)
-            inputs, rows = {}, [0] * len(members)
-        total = sum(rows)
-        request = replace(template.request, inputs=inputs, rows=total)
-        key = batch_key(request)
-        row_megapixels = megapixels(request) / total if total else 0.0
-        row_bytes = sum([tensor.nbytes for tensor in inputs.values()]) / max(1, total)
+            inputs, rows = {}, [0] * len(works)
+        own = template.request
+        request = InferenceRequest(
+            own.signature, inputs, sum(rows), own.outputs, own.timeout_s, own.encoding
+        )
         now_s = time.monotonic()
-        decode_s = (now_s - started_s) / len(members)
+        decode_s = (now_s - started_s) / len(works)
         first = 0
-        for (work, body), count in zip(members, rows, strict=True):
+        for work, body, count in zip(works, bodies, rows, strict=True):
             if count:
-                work.template, work.decode_s = template, decode_s
+                work.learned, work.decode_s = learned, decode_s
                 work.first, work.rows = first, count
-                work.megapixels = row_megapixels * count
-                work.large = row_bytes * count > INLINE_BYTES
-                self._queue(work, request, key, now_s)
+                work.megapixels = learned.row_megapixels * count
+                work.large = learned.row_bytes * count > INLINE_BYTES
+                self._queue(work, request, learned.key, now_s)
                 first += count
             else:
                 self._decoded(work, self._decode(work, body))
@@ -221,20 +240,32 @@ class Engine:
     def _learn(self, item: Item, body: bytes, request: InferenceRequest) -> None:
         """Keep the template of a body that fits none, if it has one and it is time."""
         self._until_learned -= 1
-        if self._until_learned > 0:
+        if self._until_learned > 0 or not request.rows:
             return
         call = call_of(item.call, item.json_length, item.encodings)
-        template = self._codecs[item.call].template(body, call, request, self.spec)
+        try:
+            template = self._codecs[item.call].template(body, call, request, self.spec)
+        except MISTAKES:
+            log.exception("template_failed", model=self.spec.name, **trace_of(item.meta))
+            template = None
         if template is None:
             return
         self._until_learned = LEARN_EVERY
-        if sum(map(len, self._templates.values())) == TEMPLATES:
-            oldest = next(iter(self._templates))
-            self._templates[oldest].pop()
-            if not self._templates[oldest]:
-                del self._templates[oldest]
+        if sum(map(len, self._learned.values())) == TEMPLATES:
+            oldest = next(iter(self._learned))
+            self._learned[oldest].pop()
+            if not self._learned[oldest]:
+                del self._learned[oldest]
+        size = sum([tensor.nbytes for tensor in request.inputs.values()])
+        learned = Learned(
+            template,
+            batch_key(request),
+            form_of(template.content_type),
+            size / request.rows,
+            megapixels(request) / request.rows,
+        )
         key = (item.call, item.json_length, item.encodings)
-        self._templates.setdefault(key, []).insert(0, template)
+        self._learned.setdefault(key, []).insert(0, learned)
 
     async def _accept_large(self, work: Work) -> None:
         item = work.item
@@ -267,8 +298,7 @@ class Engine:
             return self._codecs[item.call].decode(body, call, self.spec)
         except HeadraceError as error:
             return error
-        except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
-            # A codec's own mistake must cost only the request that met it.
+        except MISTAKES as error:
             log.exception("decode_failed", model=self.spec.name, **trace_of(item.meta))
             return InternalError(f"internal error ({type(error).__name__})")
         finally:
@@ -339,9 +369,10 @@ class Engine:
 
     def flush(self) -> None:
         """Start the next batch if none is running, and send what has been answered."""
-        if self._batch is None:
+        if self._batch is None and self._batcher.queues:
             self._start()
-        self._send()
+        if self._outbox:
+            self._send()
 
     def _start(self) -> None:
         now_s = time.monotonic()
@@ -379,7 +410,7 @@ class Engine:
             finished = batch.deliver(outputs)
             return finished, time.perf_counter() - started, time.thread_time() - worked
 
-        self._compute.submit(ComputeJob(run, lambda result: self._ran(batch, result), nice, brief))
+        self._compute.submit(ComputeJob(run, partial(self._ran, batch), nice, brief))
 
     def _ran(self, batch: Batch[Work], result: RunResult | BaseException) -> None:
         self._batch = None
@@ -395,21 +426,22 @@ class Engine:
             work.compute_s += took_s
             if not start:
                 input_s += work.decode_s
-        # The next batch computes while this one is encoded.
-        self._start()
+        if self._batcher.queues:
+            # The next batch computes while this one is encoded.
+            self._start()
         totals = self._statistics.ran(batch.rows, input_s, took_s)
-        together: dict[Template, list[Finished[Work]]] = {}
+        together: dict[Learned, list[Finished[Work]]] = {}
         for each in finished:
             work = each.pending
             work.totals = totals
             if work.ended:
                 continue
-            if work.template is None or each.stop is None:
+            if work.learned is None or each.stop is None:
                 self._answer_alone(each)
             else:
-                together.setdefault(work.template, []).append(each)
-        for template, members in together.items():
-            self._answer_together(template, members, totals)
+                together.setdefault(work.learned, []).append(each)
+        for learned, members in together.items():
+            self._answer_together(learned, members, batch.rows, totals)
         self._send()
 
     def _answer_alone(self, finished: Finished[Work]) -> None:
@@ -420,26 +452,35 @@ class Engine:
             self._answer(work, self._encode(work, outputs))
 
     def _answer_together(
-        self, template: Template, members: Sequence[Finished[Work]], totals: RunTotals
+        self,
+        learned: Learned,
+        members: Sequence[Finished[Work]],
+        batch_rows: int,
+        totals: RunTotals,
     ) -> None:
         """Answer requests of one template from the outputs of their run."""
         started_s = time.monotonic()
         rows = [each.pending.rows for each in members]
-        outputs = _rows_of(members, sum(rows))
+        total = sum(rows)
+        outputs = members[0].outputs
+        if total < batch_rows:
+            outputs = _rows_of(members, total)
+        size = 0
+        for tensor in outputs.values():
+            size += tensor.nbytes
         written = None
-        if sum([tensor.nbytes for tensor in outputs.values()]) <= WRITTEN_BYTES:
+        if size <= WRITTEN_BYTES:
             try:
-                written = template.answers.write(outputs, rows)
-            except (ValueError, TypeError, KeyError, IndexError):
+                written = learned.template.answers.write(outputs, rows)
+            except MISTAKES:
                 log.exception("encode_failed", model=self.spec.name)
         if written is None:
             for each in members:
                 self._answer_alone(each)
             return
         bodies, json_length = written
-        form = form_of(template.content_type)
         now_s = time.monotonic()
-        encode_s = (now_s - started_s) / len(members)
+        took_s = now_s - started_s
         whole_s = queue_s = input_s = infer_s = 0.0
         for each, body in zip(members, bodies, strict=True):
             work = each.pending
@@ -448,11 +489,10 @@ class Engine:
             queue_s += waited_s + (work.batch_wait_s or 0.0)
             input_s += work.decode_s
             infer_s += work.compute_s
-            self._reply(work, OK, body, form, json_length, now_s)
+            self._reply(work, OK, body, learned.form, json_length, now_s)
         self._statistics.succeeded(
-            totals, len(members), sum(rows), whole_s, queue_s, input_s, infer_s,
-            encode_s * len(members),
-        )  # fmt: skip
+            totals, len(members), total, whole_s, queue_s, input_s, infer_s, took_s
+        )
 
     def _failed(self, batch: Batch[Work], error: BaseException) -> None:
         if isinstance(error, HeadraceError):
@@ -492,7 +532,7 @@ class Engine:
             return self._codecs[work.item.call].encode(work.request, outputs, self.spec)
         except HeadraceError as error:
             return error
-        except (ValueError, TypeError, KeyError, IndexError) as error:
+        except MISTAKES as error:
             log.exception("encode_failed", model=self.spec.name, **trace_of(work.item.meta))
             return InternalError(f"internal error ({type(error).__name__})")
         finally:

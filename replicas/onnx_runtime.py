@@ -145,12 +145,11 @@ class OnnxRuntime:
         where = f"model {self.spec.name} version {self.spec.version}"
         if signature != SIGNATURE:
             raise NotFound(f"{where} has no signature {signature!r}; it has {SIGNATURE!r}")
-        feed = {
-            name: _to_text(name, value) if value.dtype == BYTES else value
-            for name, value in inputs.items()
-        }
-        large = sum(value.nbytes for value in feed.values()) > _SHRINK_ABOVE_BYTES
-        options = self._shrinking if large and not more else None
+        feed, size = {}, 0
+        for name, value in inputs.items():
+            feed[name] = value if value.dtype != BYTES else _to_text(name, value)
+            size += value.nbytes
+        options = self._shrinking if size > _SHRINK_ABOVE_BYTES and not more else None
         try:
             if self._bound_to:
                 results = self._bound_run(feed, outputs)
@@ -167,10 +166,10 @@ class OnnxRuntime:
             if _OUR_FAULT.search(reason):
                 raise InternalError(f"{where} failed: {reason}") from error
             raise InvalidArgument(f"{where} refused the inputs: {reason}") from error
-        return {
-            name: _from_text(value) if name in self._text_outputs else value
-            for name, value in zip(outputs, results, strict=False)
-        }
+        named = dict(zip(outputs, results, strict=False))
+        for name in self._text_outputs & named.keys():
+            named[name] = _from_text(named[name])
+        return named
 
     def close(self) -> None:
         self._session = None

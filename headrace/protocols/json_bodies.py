@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import binascii
 import json
+import math
 import threading
 from collections.abc import Sequence
 from itertools import chain
@@ -144,46 +145,60 @@ def quick_flat(array: Any, dtype: np.dtype[Any]) -> Tensor | None:
     return wide.astype(dtype, copy=False) if in_range(wide, dtype) else None
 
 
-def numbers_of_rows(
-    texts: Sequence[bytes], dtype: np.dtype[Any], row_shape: tuple[int, ...]
-) -> list[tuple[int, Tensor] | None]:
-    """Rows and numbers of short JSON texts that are arrays `[rows, *row_shape]`; None for others.
+def rows_of_numbers(
+    texts: Sequence[bytes],
+    place: slice,
+    dtype: np.dtype[Any],
+    row_shape: tuple[int, ...],
+    flat_rows: int | None = None,
+) -> tuple[list[int], list[Tensor]]:
+    """Rows and numbers of JSON arrays `[rows, *row_shape]` at a place in short texts.
 
-    The numbers are wider than the dtype, in order and not checked for their range.
+    With `flat_rows` the arrays hold the numbers of so many rows in one list. A text of another form
+    has 0 rows and no numbers. Numbers are wider than the dtype, and not checked for their range.
     """
     kind = _KINDS[dtype]
     wide_dtype = _WIDE[kind]
-    parse = own_parser().parse
-    found: list[tuple[int, Tensor] | None] = []
+    flat_shape = None if flat_rows is None else (flat_rows * math.prod(row_shape),)
+    parse = (getattr(_LOCAL, "parser", None) or own_parser()).parse
+    rows: list[int] = []
+    wides: list[Tensor] = []
     for text in texts:
         array: Any = None  # only one proxy may live at a time
-        shape: tuple[int, ...] | None = None
+        count = 0
+        text = text[place]
         try:
             array = parse(text)
             wide = np.frombuffer(array.as_buffer(of_type=kind), wide_dtype)
             # The last bracket alone tells the shape of numbers in one list, and of one row of them.
             last = text.rfind(b"[") if text.startswith(b"[") else -1
+            shape: tuple[int, ...] | None
             if last == 0:
                 shape = wide.shape
             elif 0 < last == text.find(b"[", 1) and len(array) == 1:
                 shape = (1, wide.size)
             else:
                 shape = quick_shape(array, text.count(b"["))
+            if flat_rows is None:
+                if shape is not None and shape[1:] == row_shape:
+                    count = shape[0]
+            elif shape == flat_shape:
+                count = flat_rows
+            if count:
+                wides.append(wide)
         except (ValueError, TypeError, AttributeError, RuntimeError):
-            shape = None  # not JSON, or other values than numbers
-        fits = shape is not None and shape[1:] == row_shape
-        found.append((shape[0], wide) if fits and shape is not None else None)
-    return found
+            count = 0  # not JSON, or other values than numbers
+        rows.append(count)
+    return rows, wides
 
 
 def narrowed(wides: Sequence[Tensor], dtype: np.dtype[Any]) -> Tensor | None:
-    """Numbers of `numbers_of_rows` in one tensor of rank 1; None if some are out of range."""
+    """Numbers of `rows_of_numbers` in one tensor of rank 1; None if some are out of range."""
     if not wides:
         return np.empty(0, dtype)
     if dtype.kind == "f":
-        flat = np.empty(sum([wide.size for wide in wides]), dtype)
         with np.errstate(over="ignore"):
-            np.concatenate(wides, out=flat)
+            flat: Tensor = np.concatenate(wides, dtype=dtype)
         return flat if in_range(flat, dtype) else None
     wide = np.concatenate(wides)
     return wide.astype(dtype, copy=False) if in_range(wide, dtype) else None

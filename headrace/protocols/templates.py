@@ -5,7 +5,6 @@ The bytes around the values are equal in all of them, so they mean the same in a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -13,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from headrace.errors import InvalidArgument
-from headrace.protocols.json_bodies import in_range, narrowed, numbers_of_rows
+from headrace.protocols.json_bodies import in_range, narrowed, rows_of_numbers
 from headrace.protocols.tensors import InferenceRequest, Template, Values
 from headrace.protocols.wire import delimited_fields
 from headrace.spec import BYTES, Tensor
@@ -32,6 +31,7 @@ class JsonValues(Values):
         "_around",
         "_dtype",
         "_name",
+        "_place",
         "_prefix",
         "_row_shape",
         "_rows",
@@ -51,6 +51,7 @@ class JsonValues(Values):
     ) -> None:
         self._prefix, self._suffix = prefix, suffix
         self._around = len(prefix) + len(suffix)
+        self._place = slice(len(prefix), -len(suffix) or None)
         self._until = 2 * max_elements  # shorter texts cannot hold too many
         self._name, self._dtype = name, tensor.dtype
         self._row_shape, self._rows = tensor.shape[1:], rows
@@ -63,26 +64,16 @@ class JsonValues(Values):
         )
 
     def read(self, bodies: Sequence[bytes]) -> tuple[dict[str, Tensor], list[int]]:
-        start, behind = len(self._prefix), len(self._suffix)
-        texts = [body[start : len(body) - behind] for body in bodies]
-        if self._rows is None:
-            found = numbers_of_rows(texts, self._dtype, self._row_shape)
-        else:
-            size, rows = self._rows * math.prod(self._row_shape), self._rows
-            found = [
-                (rows, flat[1]) if flat is not None and flat[0] == size else None
-                for flat in numbers_of_rows(texts, self._dtype, ())
-            ]
-        numbers = narrowed([each[1] for each in found if each is not None], self._dtype)
-        if numbers is None:
-            found = [
-                each if each is not None and in_range(each[1], self._dtype) else None
-                for each in found
-            ]
-            numbers = narrowed([each[1] for each in found if each is not None], self._dtype)
-            assert numbers is not None
-        counts = [0 if each is None else each[0] for each in found]
-        return {self._name: numbers.reshape(sum(counts), *self._row_shape)}, counts
+        dtype = self._dtype
+        rows, wides = rows_of_numbers(bodies, self._place, dtype, self._row_shape, self._rows)
+        flat = narrowed(wides, dtype)
+        if flat is None:
+            left = iter(wides)
+            rows = [count if count and in_range(next(left), dtype) else 0 for count in rows]
+            wides = [wide for wide in wides if in_range(wide, dtype)]
+            flat = narrowed(wides, dtype)
+            assert flat is not None
+        return {self._name: flat.reshape(sum(rows), *self._row_shape)}, rows
 
 
 class Span(NamedTuple):

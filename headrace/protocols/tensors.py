@@ -40,9 +40,7 @@ class InferenceRequest:
 
     def output_names(self) -> tuple[str, ...]:
         """The outputs to send, in order."""
-        if self.outputs is not None:
-            return self.outputs
-        return tuple(spec.name for spec in self.signature.outputs)
+        return self.signature.output_names if self.outputs is None else self.outputs
 
 
 @dataclass(frozen=True, slots=True)

@@ -143,14 +143,19 @@ class PredictAnswers(Answers):
         self, outputs: Mapping[str, Tensor], rows: Sequence[int]
     ) -> tuple[list[bytes], int | None] | None:
         columns = []
+        total = sum(rows)
         for name, key in self._keys.items():
             tensor = outputs[name]
-            texts = row_texts(tensor, sum(rows))
+            texts = row_texts(tensor, total)
             if texts is None:
                 return None
             columns.append((key, tensor.ndim, texts))
+        start = b'{"predictions":' if self._instances else b'{"outputs":'
         if len(columns) == 1:
             [(_, rank, texts)] = columns
+            if total == len(rows):
+                start, stop = start + b"[" * rank, b"]" * rank + b"}"
+                return [start + text + stop for text in texts], None
             values = _lists(texts, rank, rows)
         elif self._instances:
             named = [
@@ -164,15 +169,12 @@ class PredictAnswers(Answers):
                 [key + text for text in _lists(texts, rank, rows)] for key, rank, texts in columns
             ]
             values = [b"{" + b",".join(row) + b"}" for row in zip(*named, strict=True)]
-        head = b'{"predictions":' if self._instances else b'{"outputs":'
-        return [head + value + b"}" for value in values], None
+        return [start + value + b"}" for value in values], None
 
 
 def _lists(texts: list[bytes], rank: int, rows: Sequence[int]) -> list[bytes]:
     """The JSON of each request's rows: a list of that rank, from the insides of the rows."""
     start, stop = b"[" * rank, b"]" * rank
-    if len(rows) == len(texts):
-        return [start + text + stop for text in texts]
     between = b"]" * (rank - 1) + b"," + b"[" * (rank - 1)
     ends = list(accumulate(rows))
     return [

@@ -70,7 +70,7 @@ def add_all(batcher: Batcher[Pending], pendings: Sequence[Pending]) -> None:
 
 def held(batcher: Batcher[Pending]) -> tuple[int, int]:
     """Requests that wait, and their rows that have not started."""
-    queues = batcher._queues.values()
+    queues = batcher.queues.values()
     return sum(len(queue.waiting) for queue in queues), sum(queue.rows for queue in queues)
 
 

@@ -57,8 +57,8 @@ async def learn(b: Bench) -> None:
     b.engine.flush()
     await b.gateway.wait_for(1)
     b.gateway.answers.clear()
-    [[template]] = b.engine._templates.values()
-    assert template.values.fits(row(1))
+    [[learned]] = b.engine._learned.values()
+    assert learned.template.values.fits(row(1))
 
 
 def row(*numbers: float) -> bytes:
@@ -85,7 +85,7 @@ async def test_a_mixture_is_answered_as_each_of_its_bodies_alone(seed: int) -> N
             sent |= dict(zip(send(b, bundle), bundle, strict=True))
             b.engine.flush()
         replies = await b.gateway.wait_for(len(chosen))
-        assert b.engine._templates
+        assert b.engine._learned
         stats = b.stats()
     assert {reply.id for reply in replies} == set(sent)
     for reply in replies:
@@ -197,7 +197,7 @@ async def test_requests_of_two_protocols_share_a_batch() -> None:
         b.engine.flush()
         await b.gateway.wait_for(1)
         b.gateway.answers.clear()
-        assert len(b.engine._templates) == 2
+        assert len(b.engine._learned) == 2
         send(b, [row(1)])
         send(b, [v2(2)], call=INFER)
         send(b, [row(3)])
@@ -259,8 +259,8 @@ async def test_few_templates_are_kept_and_few_bodies_are_learned() -> None:
             send(b, [body])
         b.engine.flush()
         await b.gateway.wait_for(len(bodies))
-        assert sum(map(len, b.engine._templates.values())) == 3
+        assert sum(map(len, b.engine._learned.values())) == 3
         for number in range(2 * TEMPLATES * LEARN_EVERY):
             send(b, [b'{%b"instances":[1]}' % (b"\t" * (number + 1))])
         b.engine.flush()
-        assert sum(map(len, b.engine._templates.values())) == TEMPLATES
+        assert sum(map(len, b.engine._learned.values())) == TEMPLATES
