@@ -158,57 +158,54 @@ class Connection(Generic[HeadT]):
             return
         self._now_s = now_s
         try:
-            if self._preface:
-                data = self._without_preface(data)
-            if self._rest:
-                # A frame in many small pieces is parsed once, when all of it can be here.
-                self._rest += data
-                self._missing -= len(data)
-                if self._missing > 0:
+            if self._preface or self._rest:
+                data = self._joined(data)
+            offset, end, handlers = 0, len(data), self._handlers
+            missing = HEAD.size
+            while (have := end - offset) >= HEAD.size:
+                word, flags, stream_id = HEAD.unpack_from(data, offset)
+                length, kind = word >> 8, word & 0xFF
+                if length > DEFAULT_FRAME_BYTES:
+                    text = f"a frame of {length} bytes, over {DEFAULT_FRAME_BYTES}"
+                    raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, text)
+                missing = HEAD.size + length
+                if have < missing:
+                    break
+                stream_id &= MAX_STREAM_ID
+                start, offset, missing = offset + HEAD.size, offset + missing, HEAD.size
+                if self._block_id and (kind != 9 or stream_id != self._block_id):
+                    raise _broken("another frame in the middle of a header block")
+                if not self.begun and kind != FrameType.SETTINGS:
+                    raise _broken("the first frame is not SETTINGS")
+                if kind == 1 and flags | 1 == 5 and stream_id & 1:
+                    # A whole header block and nothing else.
+                    self._head(stream_id, data[start:offset], flags == 5)
+                elif kind < 10:
+                    handlers[kind](flags, stream_id, data[start:offset])
+                else:
+                    self._spend_idle()
+                if self.closed:
                     return
-                data = bytes(self._rest)
-                self._rest = bytearray()
-            self._receive_frames(data)
+            if have:
+                self._rest, self._missing = bytearray(data[offset:]), missing - have
         except Http2Error as error:
             self.fail(error.code, error.message)
 
-    def _without_preface(self, data: bytes) -> bytes:
-        given, expected = data[: len(self._preface)], self._preface
-        if not expected.startswith(given):
-            raise _broken("this is not HTTP/2")
-        self._preface = expected[len(given) :]
-        return data[len(given) :]
-
-    def _receive_frames(self, data: bytes) -> None:
-        """Act on whole frames, and keep the beginning of one that is not."""
-        offset, end, handlers = 0, len(data), self._handlers
-        missing = HEAD.size
-        while (have := end - offset) >= HEAD.size:
-            word, flags, stream_id = HEAD.unpack_from(data, offset)
-            length, kind = word >> 8, word & 0xFF
-            if length > DEFAULT_FRAME_BYTES:
-                text = f"a frame of {length} bytes, over {DEFAULT_FRAME_BYTES}"
-                raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, text)
-            missing = HEAD.size + length
-            if have < missing:
-                break
-            stream_id &= MAX_STREAM_ID
-            start, offset, missing = offset + HEAD.size, offset + missing, HEAD.size
-            if self._block_id and (kind != 9 or stream_id != self._block_id):
-                raise _broken("another frame in the middle of a header block")
-            if not self.begun and kind != FrameType.SETTINGS:
-                raise _broken("the first frame is not SETTINGS")
-            if kind == 1 and flags | 1 == 5 and stream_id & 1:
-                # A whole header block and nothing else.
-                self._head(stream_id, data[start:offset], flags == 5)
-            elif kind < 10:
-                handlers[kind](flags, stream_id, data[start:offset])
-            else:
-                self._spend_idle()
-            if self.closed:
-                return
-        if have:
-            self._rest, self._missing = bytearray(data[offset:]), missing - have
+    def _joined(self, data: bytes) -> bytes:
+        """What came before and was not whole, with this; nothing while it cannot be whole yet."""
+        if self._preface:
+            expected, given = self._preface, data[: len(self._preface)]
+            if not expected.startswith(given):
+                raise _broken("this is not HTTP/2")
+            self._preface = expected[len(given) :]
+            return data[len(given) :]
+        # A frame in many small pieces is parsed once, when all of it can be here.
+        self._rest += data
+        self._missing -= len(data)
+        if self._missing > 0:
+            return b""
+        data, self._rest = bytes(self._rest), bytearray()
+        return data
 
     def _on_data(self, flags: int, stream_id: int, payload: bytes) -> None:
         length = len(payload)
