@@ -1,7 +1,7 @@
 """Whether something else took the machine's time during a measurement.
 
-Two signs: processor time that neither we nor our children spent (that of other programs, or of the
-hypervisor), and a fixed loop that takes longer than it did at its best in this run.
+Two signs: processor time of programs that are not below this one, or that the hypervisor took, and
+a fixed loop that takes longer than it did at its best in this run.
 """
 
 from __future__ import annotations
@@ -23,21 +23,18 @@ LOOPS, LOOP_ITERATIONS = 3, 200_000
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Processor seconds so far, of everybody and of our own, and how long the fixed loop takes."""
+    """The machine at one moment: processor seconds of others so far, and the loop's time."""
 
     at_s: float
-    busy_s: float
-    own_s: float
+    foreign_s: float
     loop_ms: float
 
 
 def read_machine() -> Reading:
-    """Runs the fixed loop three times, of which the fastest counts; 30 ms or so."""
+    """Runs the fixed loop three times, of which the fastest counts; 50 ms or so."""
     loop_ms = min(_loop_ms() for _ in range(LOOPS))
-    times = psutil.cpu_times()
-    # Interrupts are left out: the kernel counts them as time of a process too.
-    busy_s = times.user + times.nice + times.system + times.steal
-    return Reading(time.monotonic(), busy_s, _own_s(), loop_ms)
+    foreign_s = psutil.cpu_times().steal + foreign_cpu_s()
+    return Reading(time.monotonic(), foreign_s, loop_ms)
 
 
 def _loop_ms() -> float:
@@ -47,21 +44,24 @@ def _loop_ms() -> float:
     return (time.perf_counter() - begin_s) * 1000
 
 
-def _own_s() -> float:
-    """Processor time of this process and of all below it, those that have ended among them."""
+def foreign_cpu_s() -> float:
+    """Processor time of all processes but this one and those below it.
+
+    Times of children that have ended are in their parents', so the sum seldom falls.
+    """
+    ours = own_processes()
+    others = (p.info for p in psutil.process_iter(["pid", "cpu_times"]) if p.pid not in ours)
+    return sum(sum(other["cpu_times"][:4]) for other in others if other["cpu_times"] is not None)
+
+
+def own_processes() -> set[int]:
     own = psutil.Process()
-    total_s = 0.0
-    for process in (own, *own.children(recursive=True)):
-        try:
-            total_s += sum(process.cpu_times()[:4])
-        except psutil.Error:
-            continue
-    return total_s
+    return {own.pid, *(child.pid for child in own.children(recursive=True))}
 
 
 def disturbance(before: Reading, after: Reading, best_loop_ms: float, cores: int) -> str:
     """What disturbed the time between two readings, in a few words; nothing if it was calm."""
-    foreign_s = (after.busy_s - before.busy_s) - (after.own_s - before.own_s)
+    foreign_s = after.foreign_s - before.foreign_s
     foreign = foreign_s / (cores * (after.at_s - before.at_s))
     if foreign > MOST_FOREIGN:
         return f"others took {foreign:.0%} of the machine"
