@@ -20,10 +20,12 @@ from hpack.table import HeaderTable
 
 from gateway.grpc.frames import ErrorCode, Http2Error
 
-CACHED_BLOCKS = 256
-CACHED_BLOCK_BYTES = 1024
-"""Caps of a connection's cache: 256 KiB of blocks in all."""
-CACHED_STRING_BYTES = 64
+CACHED_BLOCK_BYTES = 4096
+CACHED_BYTES = 256 * 1024
+"""Caps of a connection's cache: bytes of the fields of one block, which may be a short one that
+names large entries of the table, and of all."""
+CACHED_STRING_BYTES = 12
+"""Longest string that is remembered for all connections; longer ones may be secret."""
 TABLE_BYTES = 4096
 """Cap on the dynamic table, as in a connection that has agreed on nothing else."""
 ENTRY_BYTES = 32
@@ -39,8 +41,9 @@ STATIC: tuple[Field, ...] = tuple(HeaderTable.STATIC_TABLE)
 class FieldDecoder:
     """The fields of one connection's header blocks, all of which must pass here, in order.
 
-    `changes` counts what was done to the dynamic table. A block of more than `limit_bytes` of
-    fields ends the connection, because the table is out of step after it.
+    `changes` counts what was done to the dynamic table; `size` is that of the last block's fields,
+    as RFC 9113, 6.5.2 counts it. A block of more than `limit_bytes` of fields ends the connection,
+    because the table is out of step after it.
     """
 
     def __init__(self, limit_bytes: int) -> None:
@@ -48,7 +51,7 @@ class FieldDecoder:
         # Newest first.
         self._entries: deque[Field] = deque()
         self._size, self._max_size = 0, TABLE_BYTES
-        self.changes = 0
+        self.changes = self.size = 0
 
     def decode(self, block: bytes) -> list[Field]:
         """The fields of a block; raises `Http2Error`."""
@@ -95,6 +98,7 @@ class FieldDecoder:
             if room < 0:
                 raise Http2Error(ErrorCode.ENHANCE_YOUR_CALM, "the headers are too large")
             fields.append(field)
+        self.size = self._limit_bytes - room
         return fields
 
     def _add(self, field: Field) -> None:
@@ -164,20 +168,24 @@ class HeaderDecoder(Generic[Meaning]):
         self._read = read
         self._decoder = FieldDecoder(limit_bytes)
         self.known: dict[bytes, Meaning] = {}
+        self._known_bytes = 0
 
     def decode(self, block: bytes) -> Meaning:
         """The meaning of a block; all that are not `known` must pass here. Raises `Http2Error`."""
         found = self.known.get(block)
         if found is not None:
             return found
-        before = self._decoder.changes
-        meaning = self._read(self._decoder.decode(block))
-        if self._decoder.changes != before:
+        decoder = self._decoder
+        before = decoder.changes
+        meaning = self._read(decoder.decode(block))
+        # Padded integers and Huffman codes can make a block longer than its fields.
+        size = len(block) + decoder.size
+        if decoder.changes != before or self._known_bytes + size > CACHED_BYTES:
             self.known.clear()
-        elif len(block) <= CACHED_BLOCK_BYTES:
-            if len(self.known) >= CACHED_BLOCKS:
-                self.known.clear()
+            self._known_bytes = 0
+        if decoder.changes == before and size <= CACHED_BLOCK_BYTES:
             self.known[block] = meaning
+            self._known_bytes += size
         return meaning
 
 

@@ -44,7 +44,9 @@ TIMEOUT = re.compile(rb"([0-9]{1,8})([HMSmun])")
 LONGEST_TIMEOUT = 9
 """Bytes of the longest one."""
 MAX_KNOWN = 64
-"""Cap on heads that are remembered without their deadlines, for each connection."""
+MAX_KNOWN_BYTES = 4096
+"""Caps on heads that are remembered without their deadlines, for each connection: how many, and
+the size of one."""
 PRINTABLE = " !\"#$&'()*+,/:;<=>?@[\\]^`{|}~"
 """Characters that `grpc-message` holds unquoted, besides those that are never quoted."""
 PSEUDO = frozenset((b":method", b":scheme", b":path", b":authority"))
@@ -142,7 +144,7 @@ class HeadReader:
             )
         head = read_head(fields, limits, self._address)
         # With the longest deadline it must be right too.
-        room = limits.max_header_bytes - LONGEST_TIMEOUT
+        room = min(limits.max_header_bytes - LONGEST_TIMEOUT, MAX_KNOWN_BYTES)
         if head is not None and head.right and header_bytes(fields) <= room:
             if len(self._known) >= MAX_KNOWN:
                 self._known.clear()

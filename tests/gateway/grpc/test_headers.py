@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from gateway.grpc.frames import ErrorCode, Http2Error
 from gateway.grpc.headers import (
-    CACHED_BLOCKS,
+    CACHED_BYTES,
     Field,
     FieldDecoder,
     HeaderDecoder,
@@ -107,10 +107,22 @@ def test_a_repeated_block_is_read_once() -> None:
 
 
 def test_the_cache_is_bounded() -> None:
-    decoder = HeaderDecoder(fields_of, 1000)
-    for number in range(3 * CACHED_BLOCKS):
-        decoder.decode(encode_block([(b"x-number", b"%d" % number)]))
-    assert len(decoder.known) <= CACHED_BLOCKS
+    decoder = HeaderDecoder(fields_of, 10_000)
+    most = 0
+    for number in range(2000):
+        decoder.decode(encode_block([(b"x-number", b"%0200d" % number)]))
+        kept = sum(len(value) for [(_, value)] in decoder.known.values())
+        assert kept <= CACHED_BYTES
+        most = max(most, len(decoder.known))
+    assert most > 400
+
+
+def test_short_blocks_of_large_fields_are_not_kept() -> None:
+    encoder, decoder = Encoder(), HeaderDecoder(fields_of, 64 * 1024)
+    decoder.decode(encoder.encode([(b"x-large", b"v" * 3000)]))
+    for count in (1, 2):
+        decoder.decode(b"\xbe" * count)  # the newest entry of the dynamic table
+    assert list(decoder.known) == [b"\xbe"]
 
 
 def test_a_small_block_of_large_headers_ends_the_connection() -> None:
