@@ -12,7 +12,7 @@ from collections.abc import Callable
 import structlog
 
 from gateway.access.admission import Admission
-from gateway.access.visit import Destination, Head, Visit
+from gateway.access.visit import NO_TIER, Destination, Head, Visit
 from headrace.config.args import Limits
 from headrace.config.scaling import Routing
 from headrace.errors import DeadlineExceeded, HeadraceError
@@ -155,9 +155,9 @@ class Prediction(Visit):
             known = model if model and desk.plane.config(model) is not None else ""
             desk.recorder.request((known, 0, protocol, code, self.tier, 0.0, None))
             return
-        total_s, version = now_s - request.arrived_s, request.version
-        counted = (path.model, version, path.protocol, code, self.tier, total_s, phases)
-        desk.recorder.request(counted)
+        total_s, version = now_s - request.arrived_s, request.key[1] or 0
+        tier = NO_TIER if self.account is None else self.account.allowance.name
+        desk.recorder.request((path.model, version, path.protocol, code, tier, total_s, phases))
         if phases is not None and request.cold:
             waited_s = phases[0]
             self.cold_start_ms = max(1, round(waited_s * 1000))

@@ -18,6 +18,7 @@ import numpy as np
 from headrace.errors import InternalError
 from headrace.protocols.tensors import InferenceRequest
 from headrace.spec import Tensor
+from replicas.batch_wait import BatchWait, Cause
 
 
 @dataclass(slots=True, eq=False)
@@ -200,15 +201,17 @@ YIELDING_ROWS = 1
 class _Queue(Generic[Entry]):
     """Requests of one key, by priority and then by age; never empty.
 
-    `due_s` is when the first of them must run.
+    `due_s` is when the first of them must run. Where the wait is automatic, it holds once it is
+    `decided`, as soon as nothing runs any more.
     """
 
-    __slots__ = ("due_s", "rows", "waiting")
+    __slots__ = ("decided", "due_s", "rows", "waiting")
 
     def __init__(self) -> None:
         self.waiting: deque[Entry] = deque()
         self.rows = 0
         self.due_s = math.inf
+        self.decided = False
 
 
 class Batcher(Generic[Entry]):
@@ -216,18 +219,24 @@ class Batcher(Generic[Entry]):
 
     `max_rows` bounds the rows of a batch; 0 means that each request runs alone and whole.
     A request waits for others at most `max_wait_s` seconds, and never longer than half of the
-    time to its deadline, so that time is left to run it.
+    time to its deadline, so that time is left to run it. None stands for `auto`: then a `BatchWait`
+    decides, under `latency_target_s`.
     """
 
-    def __init__(self, max_rows: int, max_wait_s: float) -> None:
+    def __init__(
+        self, max_rows: int, max_wait_s: float | None, latency_target_s: float | None = None
+    ) -> None:
         self._check(max_rows, max_wait_s)
         self._max_rows = max_rows
-        self._max_wait_s = max_wait_s
+        self._max_wait_s = math.inf if max_wait_s is None else max_wait_s
+        self._wait = BatchWait(latency_target_s) if max_wait_s is None and max_rows else None
         self.queues: dict[Hashable, _Queue[Entry]] = {}
         """What waits, by key (None: those that run alone)."""
         self._peak, self._peak_until_s = 0, -math.inf
 
-    def configure(self, max_rows: int, max_wait_s: float) -> None:
+    def configure(
+        self, max_rows: int, max_wait_s: float | None, latency_target_s: float | None = None
+    ) -> None:
         """Change the limits from the next batch on; raises `ValueError` as the constructor does.
 
         Requests that are never batched (`max_rows` 0) and those that are wait in different
@@ -236,16 +245,31 @@ class Batcher(Generic[Entry]):
         if bool(max_rows) != bool(self._max_rows):
             raise ValueError("max_rows cannot change from or to 0")
         self._check(max_rows, max_wait_s)
-        self._max_rows, self._max_wait_s = max_rows, max_wait_s
+        self._max_rows = max_rows
+        self._max_wait_s = math.inf if max_wait_s is None else max_wait_s
+        if max_wait_s is not None or not max_rows:
+            self._wait = None
+        elif self._wait is None:
+            self._wait = BatchWait(latency_target_s)
+        else:
+            self._wait.set_target(latency_target_s)
+        for queue in self.queues.values():
+            queue.due_s = min([self._due_s(pending) for pending in queue.waiting])
+            queue.decided = False
 
     @staticmethod
-    def _check(max_rows: int, max_wait_s: float) -> None:
-        if max_rows < 0 or not 0 <= max_wait_s < math.inf:
+    def _check(max_rows: int, max_wait_s: float | None) -> None:
+        if max_rows < 0 or not 0 <= (max_wait_s or 0.0) < math.inf:
             raise ValueError(f"max_rows {max_rows} and max_wait_s {max_wait_s} must be 0 or more")
 
     def add(self, *pendings: Entry) -> None:
         """Add requests, each behind those of its priority."""
-        queues, longest_s = self.queues, self._max_wait_s
+        queues, longest_s, wait = self.queues, self._max_wait_s, self._wait
+        if wait is not None:
+            if wait.may_pay and pendings:
+                wait.arrived(sum([each.rows for each in pendings]), pendings[0].arrived_s)
+            else:
+                longest_s = 0.0
         for pending in pendings:
             priority, arrived_s = pending.priority, pending.arrived_s
             if priority >= self._peak or arrived_s > self._peak_until_s:
@@ -282,8 +306,22 @@ class Batcher(Generic[Entry]):
         self._settle(key, queue)
         return True
 
-    def take(self, now_s: float) -> Taken[Entry]:
-        """The next batch, if one is ready, and the late requests met on the way to it."""
+    def ran(self, rows: int, took_s: float) -> None:
+        """Note how long a batch ran, where the wait follows from it."""
+        if self._wait is not None:
+            waited = self._wait.may_pay
+            self._wait.ran(rows, took_s)
+            if waited and not self._wait.may_pay:
+                for queue in self.queues.values():
+                    queue.due_s = -math.inf
+
+    def take(self, now_s: float, cause: Cause = "idle") -> Taken[Entry]:
+        """The next batch, if one is ready, and the late requests met on the way to it.
+
+        Nothing must run: `cause` tells why not.
+        """
+        if self._wait is not None and self._wait.may_pay:
+            self._decide(self._wait, cause, now_s)
         late: list[Entry] = []
         batch = None
         while batch is None and (ready := self._ready(now_s)) is not None:
@@ -291,6 +329,15 @@ class Batcher(Generic[Entry]):
             batch = self._fill(queue, key is None, now_s, late)
             self._settle(key, queue)
         return Taken(batch, late)
+
+    def _decide(self, wait: BatchWait, cause: Cause, now_s: float) -> None:
+        """Set when the batches are due that nobody has decided about yet."""
+        for key, queue in self.queues.items():
+            if key is not None and not queue.decided:
+                age_s = now_s - min([pending.arrived_s for pending in queue.waiting])
+                wait_s = wait.decide(cause, queue.rows, age_s, now_s)
+                queue.due_s = now_s if wait_s == 0 else min(queue.due_s, now_s + wait_s)
+                queue.decided = True
 
     def next_s(self, now_s: float) -> float | None:
         """When to take again, on the clock of `now_s` (not a delay); None when nothing waits."""
@@ -363,3 +410,4 @@ class Batcher(Generic[Entry]):
             del self.queues[key]
         elif self._max_wait_s > 0:
             queue.due_s = min([self._due_s(pending) for pending in queue.waiting])
+            queue.decided = False

@@ -41,6 +41,7 @@ from headrace.protocols.calls import CODING, call_number, call_of, form_of
 from headrace.protocols.codecs import codecs
 from headrace.protocols.tensors import Codec, Encoded, InferenceRequest, Template
 from headrace.spec import BYTES, Signature, Tensor
+from replicas.batch_wait import Cause
 from replicas.batcher import Batch, Batcher, Finished, Pending, batch_key
 from replicas.compute import ComputeJob, ComputeThread
 from replicas.media_codec import MediaCodec
@@ -169,7 +170,7 @@ class Engine:
             limit = batching.row_limit or self.runtime.spec.row_limit
             max_rows = min(batching.max_rows, limit or batching.max_rows)
             self.spec = replace(self.spec, max_rows=max_rows, row_limit=limit)
-            self._batcher.configure(max_rows, batching.max_wait_s)
+            self._batcher.configure(max_rows, batching.wait_s, batching.latency_target_s)
 
     async def drained(self) -> None:
         while self._waiting:
@@ -374,9 +375,9 @@ class Engine:
         if self._outbox:
             self._send()
 
-    def _start(self) -> None:
+    def _start(self, cause: Cause = "idle") -> None:
         now_s = time.monotonic()
-        taken = self._batcher.take(now_s)
+        taken = self._batcher.take(now_s, cause)
         for work in taken.late:
             self._answer(work, DeadlineExceeded("the deadline passed before inference"))
         if taken.batch is not None:
@@ -426,9 +427,11 @@ class Engine:
             work.compute_s += took_s
             if not start:
                 input_s += work.decode_s
+        if self._run_s >= BRIEF_S:
+            self._batcher.ran(batch.rows, took_s)
         if self._batcher.queues:
             # The next batch computes while this one is encoded.
-            self._start()
+            self._start("ended")
         totals = self._statistics.ran(batch.rows, input_s, took_s)
         together: dict[Learned, list[Finished[Work]]] = {}
         for each in finished:

@@ -229,7 +229,7 @@ class Placements:
             runtime.close()
             return
         batching = loaded.order.batching  # it may have changed meanwhile
-        batcher = Batcher[Work](runtime.spec.max_rows, batching.max_wait_s)
+        batcher = Batcher[Work](runtime.spec.max_rows, batching.wait_s, batching.latency_target_s)
         loaded.engine = Engine(
             runtime,
             batcher,

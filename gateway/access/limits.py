@@ -122,11 +122,6 @@ class Account:
             limits.append(b'"quota";r=%d' % rest)
         return allowance.policy, b", ".join(limits)
 
-    def counted(self, cost: float) -> float:
-        """The units of the quota that a request of this cost uses."""
-        quota = self.allowance.quota
-        return cost if quota is not None and quota.of == "cost" else 1.0
-
     def claim(self, now_s: float) -> Claim:
         """The next claim to the store; it also returns an idle lease."""
         allowance = self.allowance
@@ -322,8 +317,8 @@ class Limiter:
             self._ask(account)
             return False
         account.tokens -= cost
-        if account.allowance.quota is not None:
-            account.used += account.counted(cost)
+        if (quota := account.allowance.quota) is not None:
+            account.used += cost if quota.of == "cost" else 1.0
         if account.tokens < account.allowance.block * 0.5:
             self._ask(account)
         return True
@@ -331,8 +326,8 @@ class Limiter:
     def give_back(self, account: Account, cost: float) -> None:
         """Return what a request paid that never ran."""
         account.tokens += cost
-        if account.allowance.quota is not None:
-            account.used -= account.counted(cost)
+        if (quota := account.allowance.quota) is not None:
+            account.used -= cost if quota.of == "cost" else 1.0
 
     def charge(self, account: Account, cost: float, now_s: float) -> bool:
         """Pay for what cannot wait for the store; False if the store should hear of it at once.

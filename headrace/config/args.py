@@ -290,13 +290,21 @@ class Args(Strict):
 class Batching(Strict):
     """How a slot joins rows: at most `max_rows` a run, waiting `max_wait_s` for more.
 
-    Requests of more than `row_limit` rows are refused. It replaces the `max_batch_size` of the
-    model's `config.pbtxt`; without either, long requests are split over several runs.
+    `auto` waits where what the slot has seen says that it pays, and at most for the fixed time of a
+    run; `latency_target_s` bounds how long the first row then waits and runs. Requests of more than
+    `row_limit` rows are refused. It replaces the `max_batch_size` of the model's `config.pbtxt`;
+    without either, long requests are split over several runs.
     """
 
     max_rows: int = Field(default=32, ge=1, le=65_536)
-    max_wait_s: Seconds = 0.0
+    max_wait_s: Seconds | Literal["auto"] = "auto"
+    latency_target_s: Annotated[float, Field(gt=0)] | None = None
     row_limit: Annotated[int, Field(ge=1, le=65_536)] | None = None
+
+    @property
+    def wait_s(self) -> float | None:
+        """The longest wait; None where it is automatic."""
+        return None if self.max_wait_s == "auto" else self.max_wait_s
 
 
 class Cost(Strict):

@@ -291,7 +291,7 @@ def shown(config: ModelConfig, spec: ModelSpec) -> dict[str, Any]:
     if batched:
         document["dynamic_batching"] = {
             "preferred_batch_size": [spec.max_rows],
-            "max_queue_delay_microseconds": round(config.batching.max_wait_s * 1e6),
+            "max_queue_delay_microseconds": round((config.batching.wait_s or 0.0) * 1e6),
             **_DYNAMIC_NEUTRAL,
         }
     document["instance_group"] = []

@@ -302,4 +302,10 @@ def test_what_the_store_leases_may_be_spent_and_what_is_missing_tells_when_to_as
 def test_a_quota_counts_requests_or_cost() -> None:
     by_cost = account(Tier(rate="10/s", quota=Quota(per_day=9, of="cost")))
     by_number = account(Tier(rate="10/s", quota=Quota(per_day=9)))
-    assert (by_cost.counted(2.5), by_number.counted(2.5)) == (2.5, 1.0)
+    limiter = Limiter({}, 10, 0.0)
+    for each in (by_cost, by_number):
+        assert limiter.take(each, 2.5, 0.0)
+    assert (by_cost.used, by_number.used) == (2.5, 1.0)
+    for each in (by_cost, by_number):
+        limiter.give_back(each, 2.5)
+    assert (by_cost.used, by_number.used) == (0.0, 0.0)
