@@ -80,7 +80,7 @@ class Exchange:
 
     __slots__ = ("connection", "door", "now_s", "tasks")
 
-    def __init__(self, connection: Connection[CallHead], door: Door) -> None:
+    def __init__(self, connection: Connection, door: Door) -> None:
         self.connection, self.door = connection, door
         self.now_s = 0.0
         self.tasks: set[asyncio.Task[None]] = set()
@@ -113,7 +113,7 @@ class GrpcCall(Stream):
         "trailing",
     )
 
-    def __init__(self, exchange: Exchange, stream_id: int, head: CallHead, method: Method) -> None:
+    def __init__(self, exchange: Exchange, method: Method, head: CallHead, stream_id: int) -> None:
         super().__init__(stream_id)
         self.eager, self.missing = method.eager or not head.right, head.content_length
         self.exchange, self.head, self._method = exchange, head, method
@@ -342,8 +342,8 @@ class StreamedCall(GrpcCall):
 
     __slots__ = ("_ended", "_messages", "_partial_since_s", "_waiter")
 
-    def __init__(self, exchange: Exchange, stream_id: int, head: CallHead, method: Method) -> None:
-        super().__init__(exchange, stream_id, head, method)
+    def __init__(self, exchange: Exchange, method: Method, head: CallHead, stream_id: int) -> None:
+        super().__init__(exchange, method, head, stream_id)
         self.paced = True
         self._messages: deque[tuple[bool, bytes]] = deque()
         self._waiter: asyncio.Future[None] | None = None

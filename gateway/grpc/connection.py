@@ -7,7 +7,6 @@ one stream resets that stream.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Generic, TypeVar
 
 from gateway.grpc.frames import (
     DEFAULT_FRAME_BYTES,
@@ -84,14 +83,15 @@ MAX_SKIPPED = 64
 LEAVING_PING = b"headrace"
 
 
-HeadT = TypeVar("HeadT")
+Opener = Callable[[int], Stream]
+"""Makes a stream of its id."""
 
 
-class Connection(Generic[HeadT]):
+class Connection:
     """The streams of a connection, its windows and its defence against floods.
 
-    `read` makes a head of header fields, None of those that may end a request but not begin one;
-    `opened` makes each new stream, of its id and head. `wake` is called when `outbox` has something
+    `read` makes of header fields what opens the streams that begin with them, None of those that
+    may end a request but not begin one. `wake` is called when `outbox` has something
     to take, `flush` when nothing more can be expected in this iteration of the loop. Times are
     seconds of any steady clock.
     """
@@ -99,12 +99,11 @@ class Connection(Generic[HeadT]):
     def __init__(
         self,
         limits: Limits,
-        read: Callable[[Sequence[Field]], HeadT | None],
-        opened: Callable[[int, HeadT], Stream],
+        read: Callable[[Sequence[Field]], Opener | None],
         wake: Callable[[], object],
         flush: Callable[[], object],
     ) -> None:
-        self._limits, self._opened, self._flush = limits, opened, flush
+        self._limits, self._flush = limits, flush
         # Headers a little too large are refused as a call; only more ends the connection.
         self._decoder = HeaderDecoder(read, 2 * limits.max_header_bytes)
         self.outbox = Outbox(wake, self._answered)
@@ -279,9 +278,9 @@ class Connection(Generic[HeadT]):
             raise Http2Error(ErrorCode.ENHANCE_YOUR_CALM, "the headers are too large")
 
     def _head(self, stream_id: int, block: bytes, ended: bool) -> None:
-        head = self._decoder.known.get(block) or self._decoder.decode(block)
+        opener = self._decoder.known.get(block) or self._decoder.decode(block)
         if stream_id <= self.last_stream_id:
-            self._trailers(stream_id, head, ended)
+            self._trailers(stream_id, ended, may_trail=opener is None)
             return
         if stream_id > self._last_allowed:
             return  # It came after our last GOAWAY; the client will try it elsewhere.
@@ -295,24 +294,24 @@ class Connection(Generic[HeadT]):
                 self._remember_cut(stream_id)
             self.outbox.send(encode_reset(stream_id, ErrorCode.REFUSED_STREAM))
             return
-        if head is None:
+        if opener is None:
             self.streams[stream_id] = stream = Stream(stream_id)
             stream.ended = ended
             self.reset(stream, ErrorCode.PROTOCOL_ERROR)
             return
-        stream = self.streams[stream_id] = self._opened(stream_id, head)
+        stream = self.streams[stream_id] = opener(stream_id)
         stream.send_window, stream.ended = self.outbox.initial_window, ended
         if stream.eager:
             stream.open()
         if ended and not stream.closed and (stream.missing is None or self._fits(stream, 0)):
             stream.received(b"", ended=True)
 
-    def _trailers(self, stream_id: int, head: HeadT | None, ended: bool) -> None:
+    def _trailers(self, stream_id: int, ended: bool, *, may_trail: bool) -> None:
         stream = self.streams.get(stream_id)
         if stream is None or stream.ended:
             self._spend_idle()
             self._stray(stream_id, stream, ended=ended)
-        elif not ended or head is not None:
+        elif not ended or not may_trail:
             self.abandon(stream, ErrorCode.PROTOCOL_ERROR)
         else:
             stream.ended = True
@@ -609,6 +608,8 @@ class Connection(Generic[HeadT]):
     def lose(self) -> None:
         """End all streams without a word: the connection is gone."""
         self.closed = True
+        # What opens streams refers to the connection: without it, memory is freed at once.
+        self._decoder.known.clear()
         streams, self.streams = self.streams, {}
         for stream in streams.values():
             stream.closed = True

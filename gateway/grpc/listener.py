@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 from gateway.door import ClientConnection, Door
 from gateway.grpc.calls import Exchange, GrpcCall, Method, StreamedCall
-from gateway.grpc.connection import Connection
+from gateway.grpc.connection import Connection, Opener
 from gateway.grpc.frames import ErrorCode
+from gateway.grpc.headers import Field
 from gateway.grpc.health import HEALTH_SERVICE, HealthService, reflection_handlers
 from gateway.grpc.media import MEDIA_SERVICE, MediaService
 from gateway.grpc.openinference import INFERENCE_SERVICE, InferenceService
 from gateway.grpc.tfserving import MODEL_SERVICE, PREDICTION_SERVICE, ServingService
-from gateway.grpc.wire import CallHead, HeadReader
+from gateway.grpc.wire import HeadReader
 from gateway.http.listener import BACKLOG, shared_socket
 from gateway.media.desk import MediaDesk
 from gateway.prediction import PredictionDesk
@@ -63,8 +64,8 @@ class GrpcConnection(asyncio.Protocol, ClientConnection):
         self.transport.set_write_buffer_limits(HIGH_WATER_BYTES)
         wake = partial(self._loop.call_soon, self._flush)
         limits = self._door.limits
-        read = HeadReader(limits, self.address)
-        self._connection = Connection(limits, read, self._open, wake, self._flush)
+        self._heads = HeadReader(limits, self.address)
+        self._connection = Connection(limits, self._read, wake, self._flush)
         self._exchange = Exchange(self._connection, self._door)
         if refusal is not None:
             self._connection.fail(ErrorCode.ENHANCE_YOUR_CALM, refusal.message)
@@ -161,10 +162,14 @@ class GrpcConnection(asyncio.Protocol, ClientConnection):
         elif now_s - self._since_s > limits.idle_timeout_s:
             self.leave()
 
-    def _open(self, stream_id: int, head: CallHead) -> GrpcCall:
+    def _read(self, fields: Sequence[Field]) -> Opener | None:
+        """What begins the calls with these headers."""
+        head = self._heads(fields)
+        if head is None:
+            return None
         method = self._methods.get(head.path, NO_METHOD)
         kind = StreamedCall if method.streamed else GrpcCall
-        return kind(self._exchange, stream_id, head, method)
+        return partial(kind, self._exchange, method, head)
 
 
 def _refuse(call: GrpcCall) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import h2.config
 import h2.connection
 import h2.events
 
-from gateway.grpc.connection import Connection
+from gateway.grpc.connection import Connection, Opener
 from gateway.grpc.frames import PREFACE, FrameType, encode_settings
-from gateway.grpc.headers import encode_block, encode_status
+from gateway.grpc.headers import Field, encode_block, encode_status
 from gateway.grpc.streams import AnswerLayout, Stream
 from gateway.grpc.wire import ANSWER_BLOCK, OK_BLOCK, CallHead, HeadReader
 from headrace.config.args import Limits
@@ -67,8 +69,8 @@ class Server:
         self.wakes = self.flushes = 0
         self.now_s = 1.0
         self.opened: list[Echo] = []
-        read = HeadReader(limits, "")
-        self.connection = Connection(limits, read, self._open, self._wake, self._flush)
+        self._heads = HeadReader(limits, "")
+        self.connection = Connection(limits, self._read, self._wake, self._flush)
 
     def _wake(self) -> None:
         self.wakes += 1
@@ -76,7 +78,11 @@ class Server:
     def _flush(self) -> None:
         self.flushes += 1
 
-    def _open(self, stream_id: int, head: CallHead) -> Echo:
+    def _read(self, fields: Sequence[Field]) -> Opener | None:
+        head = self._heads(fields)
+        return None if head is None else partial(self._open, head)
+
+    def _open(self, head: CallHead, stream_id: int) -> Echo:
         echo = Echo(stream_id, head, self)
         self.opened.append(echo)
         return echo
