@@ -158,7 +158,7 @@ class GrpcCall(Stream):
             return
         if end is None:
             end = OK_BLOCK + metadata_block(self.trailing)
-        # Otherwise the call holds nothing yet.
+        # Only a call whose message came in pieces, or that runs as a task, holds anything.
         if self._reader is not None or self._task is not None:
             self._end()
         self.done = True

@@ -608,7 +608,7 @@ class Connection:
     def lose(self) -> None:
         """End all streams without a word: the connection is gone."""
         self.closed = True
-        # What opens streams refers to the connection: without it, memory is freed at once.
+        # No call comes any more, and the connection itself may wait for the garbage collector.
         self._decoder.known.clear()
         streams, self.streams = self.streams, {}
         for stream in streams.values():

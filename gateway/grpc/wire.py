@@ -61,10 +61,10 @@ DIGITS = re.compile(rb"[0-9]{1,18}")
 HELD_S = 0.05
 """Age of a call whose reset is no flood: the cap on open streams bounds how many can reach it."""
 
-Metadata = tuple[tuple[str, str | bytes], ...]
-
-
 NOBODY = Head({}, "")
+"""That of what opens no call."""
+
+Metadata = tuple[tuple[str, str | bytes], ...]
 
 
 class CallHead:
