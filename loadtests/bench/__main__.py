@@ -15,7 +15,7 @@ from loadtests.bench.generators import require_tool
 from loadtests.bench.outcome import Outcome, cells, update_block
 from loadtests.bench.peers.environment import PEERS, PeerNotInstalled, peer_python
 from loadtests.bench.rounds import CONNECTIONS, Race, Schedule
-from loadtests.bench.servers import HEADRACE, SERVERS, Server
+from loadtests.bench.servers import HEADRACE, SERVERS, WAITS, Server
 from loadtests.bench.tasks import GRPC, PICTURE, TASKS, Site, Task, mlp_task, picture_task
 from loadtests.processes import Failed
 from loadtests.report import Report, figures, out_option, workplace
@@ -32,6 +32,7 @@ ATTEMPTS = 3
 @click.option("--only", multiple=True, type=click.Choice(KINDS), help="Leave the others out.")
 @click.option("--task", multiple=True, type=click.Choice(TASKS), help="Leave the others out.")
 @click.option("--quick", is_flag=True, help="One round of a second each at 1 and 64, no repeats.")
+@click.option("--waits", is_flag=True, help="Compare waits of a batch in place of servers.")
 @out_option
 @click.option(
     "--markdown",
@@ -46,12 +47,13 @@ def main(
     only: tuple[str, ...],
     task: tuple[str, ...],
     quick: bool,
+    waits: bool,
     out: Path,
     document: Path | None,
 ) -> None:
     report = Report("bench", out, packages=("numpy", "grpcio"))
     tell = report.console.print
-    named = [server for server in SERVERS if server.kind in (only or KINDS)]
+    named = [server for server in (WAITS if waits else SERVERS) if server.kind in (only or KINDS)]
     plan = Schedule(rounds, warm_up, seconds, CONNECTIONS, True, ATTEMPTS, tell)
     if quick:
         plan = Schedule(1, 1, 1, QUICK_CONNECTIONS, False, 1, tell)
@@ -60,7 +62,7 @@ def main(
         tasks = prepare_tasks(folder, task or TASKS, race.absent, named)
         race.run(prepare_servers(named, tasks, race.absent), tasks)
     outcome = Outcome(
-        command_line(rounds, seconds, only, task, quick),
+        command_line(rounds, seconds, only, task, quick, waits),
         cells(race.measured),
         race.absent,
         measurements=len(race.measured),
@@ -81,12 +83,18 @@ def main(
 
 
 def command_line(
-    rounds: int, seconds: int, only: Iterable[str], task: Iterable[str], quick: bool
+    rounds: int,
+    seconds: int,
+    only: Iterable[str],
+    task: Iterable[str],
+    quick: bool,
+    waits: bool,
 ) -> str:
     """The command as a reader would give it again."""
     words = ["--quick"] if quick else [f"--rounds {rounds}", f"--seconds {seconds}"]
     words += [f"--only {kind}" for kind in only]
     words += [f'--task "{name}"' for name in task]
+    words += ["--waits"] if waits else []
     return f"python -m loadtests.bench {' '.join(words)}"
 
 

@@ -60,12 +60,14 @@ class Server:
 
     `kind` is its name for `--only` and, but for Headrace, that of its file in `peers/`. `takes` has
     what it is sent for each task: the form of the body and the path, if it has one of its own.
+    `batching` is what Headrace's config says of its model's batches.
     """
 
     kind: str
     setting: str
     takes: Mapping[str, tuple[str, str]]
     environment: Mapping[str, str] = field(default_factory=dict)
+    batching: Mapping[str, float] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return self.setting
@@ -84,6 +86,16 @@ OURS = {
 }
 OFF = Server(HEADRACE, "Headrace, tiers off", OURS)
 """The setting with which peers are compared."""
+LIMITED = Server(HEADRACE, "Headrace, tiers and a key", OURS)
+FIXED_WAITS_S = (0.0, 0.001, 0.002, 0.005)
+WAITS = (
+    *(
+        Server(HEADRACE, f"max_wait_s: {wait_s:g}", OURS, batching={"max_wait_s": wait_s})
+        for wait_s in FIXED_WAITS_S
+    ),
+    Server(HEADRACE, "max_wait_s: auto", OURS),
+)
+"""Headrace with each of these waits of a batch, for `--waits`."""
 
 
 def _handler(path: str) -> dict[str, tuple[str, str]]:
@@ -94,7 +106,7 @@ def _handler(path: str) -> dict[str, tuple[str, str]]:
 SERVERS = (
     Server(BARE, "bare path", _handler("/v1")),
     OFF,
-    Server(HEADRACE, "Headrace, tiers and a key", OURS),
+    LIMITED,
     Server("mosec", "mosec, batch 64", _handler("/inference")),
     Server("mosec", "mosec, no batch", _handler("/inference"), {"BENCH_ROWS": "1"}),
     Server("ray_serve", "Ray Serve", _handler("/")),
@@ -139,10 +151,12 @@ Started = tuple[Running, tuple[tuple[str, str], ...]]
 @contextmanager
 def _headrace(server: Server, task: Task, body: Body, folder: Path) -> Iterator[Started]:
     """The complete gateway with nothing set but its model, its tiers and where it listens."""
-    access = OPEN if server == OFF else TIERS
+    limited = server == LIMITED
+    access = TIERS if limited else OPEN
     home = Path(tempfile.mkdtemp(prefix="headrace-", dir=folder))
-    with headrace(home, folder / "store", {task.model: {}}, access=access) as process:
-        key = "" if server == OFF else known_key(process, task.model, "bench", TIER)
+    models = {task.model: {"batching": dict(server.batching)} if server.batching else {}}
+    with headrace(home, folder / "store", models, access=access) as process:
+        key = "" if not limited else known_key(process, task.model, "bench", TIER)
         yield process, (("X-API-Key", key),) if key else ()
 
 
