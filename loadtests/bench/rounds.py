@@ -100,7 +100,7 @@ class Race:
         if plan.open_loop and task.name == JSON:
             found = list(self._calm(CAPACITY, partial(capacity, target, plan.seconds)))
             yield from found
-            most = found[-1][1].per_second
+            most = max(found[-1][1].per_second, 1.0)
             for load in LOADS:
                 yield from self._calm(
                     load, partial(run_open_loop, target, load * most, plan.seconds)

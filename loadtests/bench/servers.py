@@ -194,19 +194,25 @@ def _peer(server: Server, task: Task, body: Body, folder: Path) -> Iterator[Star
             return False
         return True
 
+    log = folder / f"{server.kind}.log"
     command = [str(python), "-m", f"{__package__}.peers.{server.kind}"]
     sessions: set[int] = set()
     try:
-        with running(command, folder / f"{server.kind}.log", settings, stop_s=STOP_S) as child:
+        with running(command, log, settings, stop_s=STOP_S) as child:
             try:
                 wait_until(infers, child, START_S)
                 yield process, ()
             except NotStarted as error:
-                raise NotStarted(f"{error}: {last}") from error
+                raise NotStarted(f"{error}: {last}; its log: {last_line(log)}") from error
             finally:
                 sessions = sessions_below(child.pid)
     finally:
         end_sessions(sessions)
+
+
+def last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return lines[-1].strip() if lines else "empty"
 
 
 def sessions_below(pid: int) -> set[int]:
