@@ -71,19 +71,16 @@ RowRange = tuple[Entry, int, int]
 """A request with rows `start` to `stop` of its own, which are a part of a batch."""
 
 
-class Finished(NamedTuple, Generic[Entry]):
-    """A request that is done: its outputs are rows `start` to `stop` of these, or all (None)."""
+Finished = tuple[Entry, Mapping[str, Tensor], int, int | None]
+"""A request that is done: its outputs are rows `start` to `stop` of these, or all (None)."""
 
-    pending: Entry
-    outputs: Mapping[str, Tensor]
-    start: int
-    stop: int | None
 
-    def own(self) -> Mapping[str, Tensor]:
-        """Its own outputs, as views."""
-        if self.stop is None:
-            return self.outputs
-        return {name: output[self.start : self.stop] for name, output in self.outputs.items()}
+def own_outputs(finished: Finished[Entry]) -> Mapping[str, Tensor]:
+    """The outputs of one request, as views."""
+    _, outputs, start, stop = finished
+    if stop is None:
+        return outputs
+    return {name: output[start:stop] for name, output in outputs.items()}
 
 
 class Batch(Generic[Entry]):
@@ -137,7 +134,7 @@ class Batch(Generic[Entry]):
                     f"output {name!r} has shape {list(output.shape)} for a batch of {rows} rows: "
                     "its first dimension must be the rows for requests to share a batch"
                 )
-        finished = []
+        finished: list[Finished[Entry]] = []
         at = 0
         for pending, start, stop in parts:
             end = at + stop - start
@@ -145,13 +142,13 @@ class Batch(Generic[Entry]):
                 pass
             elif stop - start == pending.rows:
                 pending._ended = True
-                finished.append(Finished(pending, outputs, at, None if uneven else end))
+                finished.append((pending, outputs, at, None if uneven else end))
             else:
                 mine = {name: output[at:end] for name, output in outputs.items()}
                 joined = _joined(pending, start, stop, mine)
                 if joined is not None:
                     pending._ended = True
-                    finished.append(Finished(pending, joined, 0, None))
+                    finished.append((pending, joined, 0, None))
             at = end
         return finished
 

@@ -42,7 +42,7 @@ from headrace.protocols.codecs import codecs
 from headrace.protocols.tensors import Codec, Encoded, InferenceRequest, Template
 from headrace.spec import BYTES, Signature, Tensor
 from replicas.batch_wait import Cause
-from replicas.batcher import Batch, Batcher, Finished, Pending, batch_key
+from replicas.batcher import Batch, Batcher, Finished, Pending, batch_key, own_outputs
 from replicas.compute import ComputeJob, ComputeThread
 from replicas.media_codec import MediaCodec
 from replicas.runtime import Runtime
@@ -95,7 +95,6 @@ _UNREAD = InferenceRequest(Signature("", (), ()), {}, None)
 """In place of the request of a body that is not decoded yet."""
 
 
-@dataclass(slots=True, eq=False, kw_only=True)
 class Work(Pending):
     """A request from its arrival to its answer, with the times that the answer will carry.
 
@@ -104,21 +103,24 @@ class Work(Pending):
     the slot's `heavy`, `ended` that nobody waits for it any more.
     """
 
-    channel: Channel
-    item: Item
-    accepted_s: float
-    learned: Learned | None = None
-    decoded: bool = False
-    decode_s: float = 0.0
-    batch_wait_s: float | None = None
-    compute_s: float = 0.0
-    encode_s: float = 0.0
-    megapixels: float = 0.0
-    strings: int = 0
-    totals: RunTotals | None = None
-    large: bool = False
-    holds: bool = False
-    ended: bool = False
+    __slots__ = (
+        "accepted_s", "batch_wait_s", "channel", "compute_s", "decode_s", "decoded", "encode_s",
+        "ended", "holds", "item", "large", "learned", "megapixels", "strings", "totals",
+    )  # fmt: skip
+
+    def __init__(self, channel: Channel, item: Item, now_s: float) -> None:
+        # All fields here and in order: a generated method for so many takes four times as long.
+        self.request, self.key, self.rows = _UNREAD, None, 0
+        self.deadline_s, self.arrived_s, self.priority = math.inf, now_s, item.priority
+        self.first = self._taken = self._answered = 0
+        self._pieces, self._ended = None, False
+        self.channel, self.item, self.accepted_s = channel, item, now_s
+        self.learned: Learned | None = None
+        self.decoded = self.large = self.holds = self.ended = False
+        self.decode_s = self.compute_s = self.encode_s = self.megapixels = 0.0
+        self.batch_wait_s: float | None = None
+        self.strings = 0
+        self.totals: RunTotals | None = None
 
 
 class Engine:
@@ -182,25 +184,22 @@ class Engine:
         now_s = time.monotonic()
         together: dict[Learned, tuple[list[Work], list[bytes]]] = {}
         for item in items:
-            work = Work(
-                _UNREAD, None, 0, math.inf, now_s, item.priority,
-                channel=channel, item=item, accepted_s=now_s,
-            )  # fmt: skip
-            self._waiting[channel, item.id] = work
-            if item.call >= len(self._codecs):
-                # A newer gateway's call: refused alone, the link goes on.
-                self._answer(work, Unimplemented("this slot's release does not know that call"))
-                continue
+            work = self._waiting[channel, item.id] = Work(channel, item, now_s)
             # A segment of a video is a few bytes that say what to decode: that takes long.
-            if item.length > INLINE_BYTES or item.encodings & CODING or item.call == MEDIA:
-                self._loop.create_task(self._accept_large(work))
+            if item.length > INLINE_BYTES or item.encodings & CODING or item.call >= MEDIA:
+                if item.call < len(self._codecs):
+                    self._loop.create_task(self._accept_large(work))
+                else:
+                    # A newer gateway's call: refused alone, the link goes on.
+                    self._answer(work, Unimplemented("this slot's release does not know that call"))
                 continue
             body = b"".join(item.body) if isinstance(item.body, tuple) else bytes(item.body)
             for learned in self._learned.get((item.call, item.json_length, item.encodings), ()):
                 if learned.template.values.fits(body):
-                    works, bodies = together.setdefault(learned, ([], []))
-                    works.append(work)
-                    bodies.append(body)
+                    if learned not in together:
+                        together[learned] = ([], [])
+                    together[learned][0].append(work)
+                    together[learned][1].append(body)
                     break
             else:
                 decoded = self._decode(work, body)
@@ -226,17 +225,19 @@ class Engine:
         )
         now_s = time.monotonic()
         decode_s = (now_s - started_s) / len(works)
-        first = 0
+        first, ready = 0, []
         for work, body, count in zip(works, bodies, rows, strict=True):
             if count:
                 work.learned, work.decode_s = learned, decode_s
                 work.first, work.rows = first, count
                 work.megapixels = learned.row_megapixels * count
                 work.large = learned.row_bytes * count > INLINE_BYTES
-                self._queue(work, request, learned.key, now_s)
                 first += count
+                if self._is_ready(work, request, learned.key, now_s):
+                    ready.append(work)
             else:
                 self._decoded(work, self._decode(work, body))
+        self._batcher.add(*ready)
 
     def _learn(self, item: Item, body: bytes, request: InferenceRequest) -> None:
         """Keep the template of a body that fits none, if it has one and it is time."""
@@ -320,24 +321,25 @@ class Engine:
             if tensor.dtype == BYTES:
                 work.strings += tensor.size
         work.large = size > INLINE_BYTES
-        self._queue(work, decoded, batch_key(decoded), time.monotonic())
+        if self._is_ready(work, decoded, batch_key(decoded), time.monotonic()):
+            self._batcher.add(work)
 
-    def _queue(self, work: Work, request: InferenceRequest, key: Hashable, now_s: float) -> None:
-        """Give a decoded request to the batcher."""
+    def _is_ready(self, work: Work, request: InferenceRequest, key: Hashable, now_s: float) -> bool:
+        """Take over what was decoded; gives whether it may wait for a batch."""
         item, limit = work.item, self.spec.row_limit
         item.body = b""
         work.arrived_s = now_s
         if limit and work.rows > limit:
             error = f"inference request batch-size must be <= {limit} for '{self.spec.name}'"
             self._answer(work, InvalidArgument(error))
-            return
+            return False
         remaining_s = item.remaining_s
         if request.timeout_s is not None and request.timeout_s < remaining_s:
             remaining_s = request.timeout_s
         work.request, work.deadline_s, work.decoded = request, now_s + remaining_s, True
         if not item.flags & Flag.ALONE:
             work.key = key
-        self._batcher.add(work)
+        return True
 
     def cancel(self, channel: Channel, item_id: int) -> bool:
         """Drop a request that nobody waits for; one that is being computed is not answered."""
@@ -435,20 +437,22 @@ class Engine:
         totals = self._statistics.ran(batch.rows, input_s, took_s)
         together: dict[Learned, list[Finished[Work]]] = {}
         for each in finished:
-            work = each.pending
+            work, _, _, stop = each
             work.totals = totals
             if work.ended:
                 continue
-            if work.learned is None or each.stop is None:
+            if work.learned is None or stop is None:
                 self._answer_alone(each)
+            elif work.learned in together:
+                together[work.learned].append(each)
             else:
-                together.setdefault(work.learned, []).append(each)
+                together[work.learned] = [each]
         for learned, members in together.items():
             self._answer_together(learned, members, batch.rows, totals)
         self._send()
 
     def _answer_alone(self, finished: Finished[Work]) -> None:
-        work, outputs = finished.pending, finished.own()
+        work, outputs = finished[0], own_outputs(finished)
         if sum([tensor.nbytes for tensor in outputs.values()]) > INLINE_BYTES:
             self._loop.create_task(self._encode_large(work, outputs))
         else:
@@ -463,9 +467,9 @@ class Engine:
     ) -> None:
         """Answer requests of one template from the outputs of their run."""
         started_s = time.monotonic()
-        rows = [each.pending.rows for each in members]
+        rows = [each[0].rows for each in members]
         total = sum(rows)
-        outputs = members[0].outputs
+        outputs = members[0][1]
         if total < batch_rows:
             outputs = _rows_of(members, total)
         size = 0
@@ -485,8 +489,7 @@ class Engine:
         now_s = time.monotonic()
         took_s = now_s - started_s
         whole_s = queue_s = input_s = infer_s = 0.0
-        for each, body in zip(members, bodies, strict=True):
-            work = each.pending
+        for (work, _, _, _), body in zip(members, bodies, strict=True):
             waited_s = work.item.waited_s
             whole_s += waited_s + now_s - work.accepted_s
             queue_s += waited_s + (work.batch_wait_s or 0.0)
@@ -610,11 +613,12 @@ def _joined(body: Body) -> bytes | memoryview:
 
 def _rows_of(members: Sequence[Finished[Work]], rows: int) -> Mapping[str, Tensor]:
     """The members' rows of the outputs of their run, `rows` in all; views where they adjoin."""
-    outputs, start, stop = members[0].outputs, members[0].start, members[-1].stop
+    _, outputs, start, _ = members[0]
+    stop = members[-1][3]
     if stop is not None and stop - start == rows:
         return {name: output[start:stop] for name, output in outputs.items()}
     return {
-        name: np.concatenate([output[each.start : each.stop] for each in members])
+        name: np.concatenate([output[start:stop] for _, _, start, stop in members])
         for name, output in outputs.items()
     }
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from headrace.errors import InternalError
 from headrace.protocols.tensors import InferenceRequest
 from headrace.spec import Signature
-from replicas.batcher import PRESENCE_S, Batch, Batcher, Pending, batch_key
+from replicas.batcher import PRESENCE_S, Batch, Batcher, Pending, batch_key, own_outputs
 
 SIGNATURE = Signature("serving_default", (), ())
 
@@ -56,7 +56,7 @@ def taken(batcher: Batcher[Pending], now_s: float = 0.0) -> Batch[Pending]:
 
 def run(batch: Batch[Pending]) -> list[tuple[Pending, Mapping[str, np.ndarray]]]:
     finished = batch.deliver({"y": batch.inputs()["x"][:, 0] * 10})
-    return [(each.pending, each.own()) for each in finished]
+    return [(each[0], own_outputs(each)) for each in finished]
 
 
 def ranges(batch: Batch[Pending]) -> list[tuple[int, int]]:
@@ -126,8 +126,8 @@ def test_a_lone_whole_request_is_not_copied() -> None:
     assert batch.inputs() is entry.request.inputs
     output = np.ones((5, 5))
     [finished] = batch.deliver({"y": output})
-    assert finished.pending is entry
-    assert finished.own()["y"] is output
+    assert finished[0] is entry
+    assert own_outputs(finished)["y"] is output
 
 
 def test_answers_of_whole_requests_are_views() -> None:
@@ -135,7 +135,7 @@ def test_answers_of_whole_requests_are_views() -> None:
     add_all(batcher, [pending(), pending()])
     output = np.ones((2, 3))
     answers = taken(batcher).deliver({"y": output})
-    assert all(np.shares_memory(answer.own()["y"], output) for answer in answers)
+    assert all(np.shares_memory(own_outputs(answer)["y"], output) for answer in answers)
 
 
 def test_requests_that_share_tensors_are_copied_only_where_others_lie_between() -> None:
