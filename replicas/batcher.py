@@ -251,8 +251,7 @@ class Batcher(Generic[Entry]):
         else:
             self._wait.set_target(latency_target_s)
         for queue in self.queues.values():
-            queue.due_s = min([self._due_s(pending) for pending in queue.waiting])
-            queue.decided = False
+            self._set_due(queue)
 
     @staticmethod
     def _check(max_rows: int, max_wait_s: float | None) -> None:
@@ -406,5 +405,12 @@ class Batcher(Generic[Entry]):
         if not queue.waiting:
             del self.queues[key]
         elif self._max_wait_s > 0:
+            self._set_due(queue)
+
+    def _set_due(self, queue: _Queue[Entry]) -> None:
+        """Find anew when the first request of a queue is due."""
+        if self._wait is not None and not self._wait.may_pay:
+            queue.due_s = -math.inf  # nobody will decide
+        else:
             queue.due_s = min([self._due_s(pending) for pending in queue.waiting])
-            queue.decided = False
+        queue.decided = False

@@ -402,6 +402,16 @@ def check_batch(batch: Batch[Pending], max_rows: int, now_s: float) -> None:
     assert arrivals == sorted(arrivals)
 
 
+def test_the_rest_of_a_cut_request_does_not_wait_where_no_wait_pays() -> None:
+    batcher = Batcher[Pending](2, None)
+    batcher.add(pending(5, at_s=1.0, deadline_s=61.0), pending(1, at_s=1.0, deadline_s=61.0))
+    assert [taken(batcher, 1.0).rows for _ in range(3)] == [2, 2, 2]
+    batcher.add(pending(5, at_s=2.0, deadline_s=62.0))
+    assert taken(batcher, 2.0).rows == 2
+    batcher.configure(4, None)
+    assert taken(batcher, 2.0).rows == 3
+
+
 def test_changed_limits_hold_from_the_next_batch_on() -> None:
     batcher = Batcher[Pending](max_rows=2, max_wait_s=0)
     for _ in range(6):
