@@ -373,9 +373,11 @@ class Limiter:
 
     def _fits_quota(self, account: Account, now_s: float) -> bool:
         """Whether this gateway's part of what is left covers one more, without asking."""
-        self._check_quota(account, now_s)
         quota = account.allowance.quota
         assert quota is not None
+        today = int((now_s + self._utc_offset_s) // DAY_S)
+        if account.day != today or account.used_before + account.used + 1 > quota.per_day:
+            self._check_quota(account, now_s)
         if self.away:
             return True
         # Uses not yet reported stay within a block, so all gateways together exceed the quota by

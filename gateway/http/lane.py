@@ -371,8 +371,9 @@ class FastLane(HttpToolsProtocol, ClientConnection):
         if failed is not None:
             cycle.refuse(failed)
             return cycle
+        assert head.path is not None
         try:
-            cycle.begin(head.length)
+            self.predictions.access.enter(cycle, head.path.model, head.length)
         except HeadraceError as error:
             if head.length <= DISCARD_BYTES and not expects:
                 cycle.failed = error  # It is answered once the body, which is not kept, is over.

@@ -157,6 +157,9 @@ class Channel(asyncio.Protocol):
         """Frames came; one that breaks the protocol closes this channel and no other."""
         self.last_heard_s = asyncio.get_running_loop().time()
         try:
+            if self.session is not None and (only := self._reader.only(data)) is not None:
+                self._receive(only)
+                return
             for frame in self._reader.feed(data):
                 if self.session is not None:
                     self._receive(frame)

@@ -145,6 +145,15 @@ class FrameReader:
         self._rest = b""
         self.limit_bytes = limit_bytes
 
+    def only(self, data: bytes) -> Frame | None:
+        """The frame that `data` is, if it is exactly one; else None, and `feed` must read it."""
+        if self._rest or len(data) < HEAD.size:
+            return None
+        length, kind, flags, count = HEAD.unpack_from(data)
+        if HEAD.size + length != len(data) or length > self.limit_bytes:
+            return None
+        return Frame(kind, flags, count, memoryview(data)[HEAD.size :])
+
     def feed(self, data: bytes) -> Iterator[Frame]:
         """Yield the frames that `data` completes; raises `LinkError` on a frame too long.
 

@@ -115,6 +115,17 @@ def test_a_frame_over_the_limit_is_refused_before_it_is_read() -> None:
         list(reader.feed(HEAD.pack(101, Kind.ITEMS, 0, 0)))
 
 
+def test_a_single_frame_is_read_at_once_unless_something_is_left_over() -> None:
+    reader = FrameReader(limit_bytes=100)
+    frame = encode_frame(Kind.ITEMS, b"x" * 50, count=3)
+    only = reader.only(frame)
+    assert only is not None and (only.kind, only.count, bytes(only.payload)) == (4, 3, b"x" * 50)
+    assert reader.only(frame[:-1]) is reader.only(frame + b"x") is reader.only(frame[:5]) is None
+    assert reader.only(encode_frame(Kind.ITEMS, b"x" * 101)) is None
+    assert list(reader.feed(frame[:10])) == []
+    assert reader.only(frame) is None
+
+
 def test_a_raised_limit_counts_from_the_next_frame_on() -> None:
     reader = FrameReader(limit_bytes=10)
     sizes = []

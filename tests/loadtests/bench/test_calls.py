@@ -6,7 +6,7 @@ import pytest
 
 from loadtests.bench.calls import count_calls, module_table
 
-MOST = {"TFS JSON": (160, 80), "v2 binary": (155, 80), "v2 gRPC": (165, 80)}
+MOST = {"TFS JSON": (118, 72), "v2 binary": (122, 72), "v2 gRPC": (130, 72)}
 """Most calls of a prediction with 1 and with 64 in flight: a few more than it makes today."""
 
 
