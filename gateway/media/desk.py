@@ -31,7 +31,7 @@ from headrace.errors import (
     Unimplemented,
 )
 from headrace.link.frames import Reply
-from headrace.link.plane import DataPlane
+from headrace.link.plane import DataPlane, Target
 from headrace.link.queue import Answer, Request
 from headrace.protocols.calls import call_number
 from sharding.sniff import Medium
@@ -198,6 +198,10 @@ class MediaDesk:
         except HeadraceError:
             access.pay(prediction)
             raise
+        config = plane.snapshot.models[path.model].config
+        follows = path.version is None and path.label is None
+        # What the answer costs goes by it.
+        prediction.resolved = Target(key, PART, config.routing, config.cost, True, follows)
         start, now_s = _Start(), plane.now_s()
         trace = prediction.head.trace
         identity = prediction.request_id.encode()
@@ -211,7 +215,7 @@ class MediaDesk:
             arrived_s=now_s,
             done=start.refused,
             meta=b"%b\n%b" % (identity, trace) if trace else identity,
-            follows_default=path.version is None and path.label is None,
+            follows_default=follows,
         )
         prediction.destination = start
         access.submit(prediction, request)
