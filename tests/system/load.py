@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
 import threading
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
 
-from tests.system.running import DOUBLED, ROW
+from tests.system.running import DOUBLED, ROW, Running
 
 BODY = json.dumps({"instances": [ROW]})
 THREADS = 4
@@ -87,3 +89,18 @@ class Load:
     def _failed(self, what: str) -> None:
         with self._counted:
             self.failures.append(what)
+
+
+def stop_under_load(system: Running, number: int) -> list[str]:
+    """Stop it by a signal while clients ask; what failed for them, and what is left of it."""
+    with Load(system.url) as load:
+        load.wait_for_answers(20)
+        load.finish_after_close = True
+        code = system.stop(number)
+        left = [f"exit code {code}"] if code else []
+        left += [f"process {process.pid} is left" for process in system.survivors()]
+    host, _, port = system.http.rpartition(":")
+    with suppress(ConnectionRefusedError):
+        socket.create_connection((host, int(port)), timeout=1).close()
+        left.append("something listens still")
+    return load.failures + left

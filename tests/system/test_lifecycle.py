@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import signal
-import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 import yaml
 
 from loadtests.processes import free_ports
 from tests.house import affine_model
-from tests.system.load import Load
+from tests.system.load import Load, stop_under_load
 from tests.system.running import (
     DOUBLED,
     ROW,
@@ -31,65 +33,62 @@ from tests.system.running import (
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 
 
-def test_a_rolling_update_loses_no_request(tmp_path: Path) -> None:
-    document = config(affine_store(tmp_path), free_ports(3), slots=2, gateways=2)
-    with running(tmp_path, document) as system:
-        old = {process.pid for process in system.replicas("Gateway")}
-        document["applications"][0]["args"]["limits"] = {"idle_timeout_s": 50}
-        with Load(system.url) as load:
-            apply(system, tmp_path, document)
-
-            def updated() -> bool:
-                new = {process.pid for process in system.replicas("Gateway")}
-                return len(new) == 2 and not new & old and len(system.ready_slots()) == 2
-
-            wait_for(updated, "new gateways and slots", 90)
-            load.wait_for_answers(50)
-        assert load.failures == []
+@pytest.fixture(scope="module")
+def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """Two slots, two gateways; each test goes on where the last one ended."""
+    folder = tmp_path_factory.mktemp("lifecycle")
+    store = affine_store(folder)
+    affine_model(store / "other" / "3" / "model.onnx")
+    slots = {"cpu": {"count": 2, "cpus": 0.1, "max_models": 2}}
+    with running(folder, config(store, free_ports(3), gateways=2, more={"slots": slots})) as system:
+        yield system
 
 
-def test_models_change_live_without_a_restart(tmp_path: Path) -> None:
-    document = config(affine_store(tmp_path), free_ports(3), slots=2)
-    affine_model(tmp_path / "store" / "other" / "3" / "model.onnx")
-    user_config = document["applications"][0]["deployments"][0]["user_config"]
-    user_config["models"]["affine"]["replicas"] = {"min": 1, "max": 1}
-    with running(tmp_path, document) as system:
-        before = {slot["pid"] for slot in system.status()["slots"]}
-        with Load(system.url) as load:
-            user_config["models"]["other"] = {"runtime": "onnx"}
-            user_config["models"]["affine"]["batching"] = {"max_rows": 2, "max_wait_s": 0.001}
-            apply(system, tmp_path, document)
-            wait_for(lambda: system.ready_slots("other"), "the new model")
-            load.wait_for_answers(20)
-        answer = httpx.post(f"{system.url}/v1/models/other:predict", json={"instances": [ROW]})
-        assert answer.json() == {"predictions": [DOUBLED]}
-        assert load.failures == [] and before == {s["pid"] for s in system.status()["slots"]}
+def test_models_change_live_without_a_restart(system: Running) -> None:
+    before = {slot["pid"] for slot in system.status()["slots"]}
+    document = yaml.safe_load(system.file.read_text())
+    models = document["applications"][0]["deployments"][0]["user_config"]["models"]
+    models["other"] = {"runtime": "onnx"}
+    models["affine"]["batching"] = {"max_rows": 2, "max_wait_s": 0.001}
+    with Load(system.url) as load:
+        apply(system, document)
+        wait_for(lambda: system.ready_slots("other"), "the new model")
+        load.wait_for_answers(20)
+    answer = httpx.post(f"{system.url}/v1/models/other:predict", json={"instances": [ROW]})
+    assert answer.json() == {"predictions": [DOUBLED]}
+    assert load.failures == [] and before == {s["pid"] for s in system.status()["slots"]}
 
 
-def apply(system: Running, folder: Path, document: dict[str, Any]) -> None:
+def test_a_rolling_update_loses_no_request(system: Running) -> None:
+    old = {process.pid for process in system.replicas("Gateway")}
+    document = yaml.safe_load(system.file.read_text())
+    document["applications"][0]["args"]["limits"] = {"idle_timeout_s": 50}
+    with Load(system.url) as load:
+        apply(system, document)
+
+        def updated() -> bool:
+            new = {process.pid for process in system.replicas("Gateway")}
+            return len(new) == 2 and not new & old and len(system.ready_slots()) == 2
+
+        wait_for(updated, "new gateways and slots", 90)
+        load.wait_for_answers(50)
+    assert load.failures == []
+
+
+def apply(system: Running, document: dict[str, Any]) -> None:
     """Give a running system a changed config, as an operator does."""
-    changed = folder / "changed.yaml"
-    changed.write_text(yaml.safe_dump(document))
-    applied = system.run("apply", str(changed))
+    system.file.write_text(yaml.safe_dump(document))
+    applied = system.run("apply", str(system.file))
     assert applied.returncode == 0, applied.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
-def test_a_signal_drains_and_leaves_no_process(tmp_path: Path, number: int) -> None:
-    pinned = {"slots": {"cpu": {"count": 1, "cpus": 1, "pin": True}}}
-    document = config(affine_store(tmp_path), free_ports(3), slots=1, more=pinned)
-    with running(tmp_path, document) as system, Load(system.url) as load:
-        load.wait_for_answers(20)
-        load.finish_after_close = True
-        assert system.stop(number) == 0
-        assert system.survivors() == []
-    assert load.failures == []
-    with pytest.raises(OSError, match="refused"):
-        socket.create_connection(("127.0.0.1", int(system.http.rsplit(":", 1)[1])), timeout=1)
+def test_sigterm_drains_and_leaves_no_process(system: Running) -> None:
+    assert stop_under_load(system, signal.SIGTERM) == []
 
 
 def test_serve_run_gives_the_same_system(tmp_path: Path) -> None:
-    document = config(affine_store(tmp_path), free_ports(3), slots=1)
+    pinned = {"slots": {"cpu": {"count": 1, "cpus": 1, "pin": True}}}
+    document = config(affine_store(tmp_path), free_ports(3), slots=1, more=pinned)
     home = make_home(tmp_path)
     file = tmp_path / "headrace.yaml"
     file.write_text(yaml.safe_dump(document))
@@ -105,6 +104,9 @@ def test_serve_run_gives_the_same_system(tmp_path: Path) -> None:
         wait_for(lambda: (home / "admin.token").exists() and system.ready_slots(), "a slot", 60)
         answer = httpx.post(f"{system.url}/v1/models/affine:predict", json={"instances": [ROW]})
         assert answer.json() == {"predictions": [DOUBLED]}
+        (slot,) = system.status()["slots"]
+        threads = [thread.id for thread in psutil.Process(slot["pid"]).threads()]
+        assert 1 in [len(os.sched_getaffinity(thread)) for thread in threads], "none is pinned"
     finally:
         system.stop()
         survivors = system.survivors()

@@ -15,7 +15,7 @@ import pytest
 import tritonclient.http as triton
 
 from loadtests.processes import free_ports
-from tests.system.load import Load
+from tests.system.load import Load, stop_under_load
 from tests.system.running import (
     DOUBLED,
     ROW,
@@ -31,7 +31,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 
 @pytest.fixture(scope="module")
 def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """Two slots, two gateway processes; tests leave it as they found it."""
+    """Two slots, two gateways; tests leave it as they found it, but for the last, which ends it."""
     folder = tmp_path_factory.mktemp("system")
     store = affine_store(folder)
     broken = store / "broken" / "1" / "model.onnx"
@@ -141,3 +141,7 @@ def test_a_killed_gateway_leaves_the_other_one_serving(system: Running) -> None:
     with Load(system.url, reconnects=1) as load:
         wait_for(lambda: len(system.replicas("Gateway")) == 2, "two gateways again")
     assert load.answered > 20 and load.failures == []
+
+
+def test_sigint_drains_and_leaves_no_process(system: Running) -> None:
+    assert stop_under_load(system, signal.SIGINT) == []
