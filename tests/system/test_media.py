@@ -9,12 +9,12 @@ import signal
 import time
 from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from loadtests.processes import free_ports
@@ -40,15 +40,10 @@ FACES = {
         "boxes": {"iou": 0.3},
     },
 }
-SLOW = {"tile": 256, "overlap": 192}
+SLOW = {"tile": 256, "overlap": 160}
 """So many parts that a job is not done while the system stops."""
 
 Document = dict[str, Any]
-
-
-def document() -> Document:
-    """Two slots, and `faces` on both."""
-    return config(REPOSITORY, free_ports(3), slots=2, models={"faces": FACES})
 
 
 @cache
@@ -92,26 +87,33 @@ def sent_again(system: Running) -> float:
     return sum(float(line.rpartition(" ")[2]) for line in lines)
 
 
-def test_a_shard_killed_in_the_middle_of_a_picture_loses_nothing(tmp_path: Path) -> None:
-    with running(tmp_path, document()) as system:
-        wait_for(lambda: len(system.ready_slots("faces")) == 2, "both slots")
-        plan, *parts, last = kill_after_the_first_part(system)
-        disturbed = last["result"]
-        assert plan["shards"] == 2
-        assert sorted(event["part"] for event in parts) == list(range(plan["parts"]))
-        assert_whole(disturbed, *PLACES)
-        assert len(disturbed["shards"]) == plan["parts"]
-        # Of its half it had done next to nothing, and some it had in work.
-        victim = parts[0]["shard"]
-        assert sum(event["shard"] == victim for event in parts) < plan["parts"] // 4
-        wait_for(lambda: sent_again(system) >= 1, "a part that was in work on the killed slot")
+@pytest.fixture(scope="module")
+def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """Two slots, and `faces` on both; the last test stops it."""
+    document = config(REPOSITORY, free_ports(3), slots=2, models={"faces": FACES})
+    with running(tmp_path_factory.mktemp("media"), document) as system:
+        yield system
 
-        replace_slots(system, {event["shard"] for event in parts} - {victim})
-        *_, last = process(system, astronauts(LARGE))
-        calm = last["result"]
-        assert_whole(calm, *PLACES)
-        assert not any(shard["cached"] for shard in calm["shards"])
-        assert calm["boxes"] == disturbed["boxes"]
+
+def test_a_shard_killed_in_the_middle_of_a_picture_loses_nothing(system: Running) -> None:
+    wait_for(lambda: len(system.ready_slots("faces")) == 2, "both slots")
+    plan, *parts, last = kill_after_the_first_part(system)
+    disturbed = last["result"]
+    assert plan["shards"] == 2
+    assert sorted(event["part"] for event in parts) == list(range(plan["parts"]))
+    assert_whole(disturbed, *PLACES)
+    assert len(disturbed["shards"]) == plan["parts"]
+    # Of its half it had done next to nothing, and some it had in work.
+    victim = parts[0]["shard"]
+    assert sum(event["shard"] == victim for event in parts) < plan["parts"] // 4
+    wait_for(lambda: sent_again(system) >= 1, "a part that was in work on the killed slot")
+
+    replace_slots(system, {event["shard"] for event in parts} - {victim})
+    *_, last = process(system, astronauts(LARGE))
+    calm = last["result"]
+    assert_whole(calm, *PLACES)
+    assert not any(shard["cached"] for shard in calm["shards"])
+    assert calm["boxes"] == disturbed["boxes"]
 
 
 def kill_after_the_first_part(system: Running) -> list[Document]:
@@ -137,19 +139,17 @@ def replace_slots(system: Running, used: set[str]) -> None:
     wait_for(two_others, "two slots that have done no part yet", 60)
 
 
-def test_jobs_survive_a_restart_and_the_one_that_ran_is_finished(tmp_path: Path) -> None:
-    both_times = document()
-    with running(tmp_path, both_times) as system:
-        done = ended(system, submit(system, astronauts(SMALL)))
-        assert_whole(done["result"], PLACES[0])
-        left = submit(system, astronauts(LARGE), **SLOW)
-        wait_for(lambda: job(system, left)["progress"]["done"], "a part of the second job")
-        assert system.stop() == 0
-        assert system.survivors() == []
+def test_jobs_survive_a_restart_and_the_one_that_ran_is_finished(system: Running) -> None:
+    done = ended(system, submit(system, astronauts(SMALL)))
+    assert_whole(done["result"], PLACES[0])
+    left = submit(system, astronauts(LARGE), **SLOW)
+    wait_for(lambda: job(system, left)["progress"]["done"], "a part of the second job")
+    assert system.stop() == 0
+    assert system.survivors() == []
     stopped_s = time.time()
-    with running(tmp_path, both_times) as system:
-        assert job(system, done["id"]) == done
-        finished = ended(system, left)
+    with running(system.file.parent, yaml.safe_load(system.file.read_text())) as again:
+        assert job(again, done["id"]) == done
+        finished = ended(again, left)
     assert finished["started"] > stopped_s
     assert_whole(finished["result"], *PLACES)
     assert len(finished["result"]["shards"]) == finished["progress"]["parts"]
