@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,46 +14,14 @@ import numpy as np
 import pytest
 
 from headrace.protocols.wire import message
-from loadtests.processes import free_ports
-from tests.house import affine_model
-from tests.system.pool_system import elastic, model_state, slot_pids, tell, titled
-from tests.system.running import DOUBLED, ROW, Running, affine_store, config, running, wait_for
+from tests.system.pool_system import model_state, slot_pids, tell
+from tests.system.running import DOUBLED, ROW, Running, wait_for
+from tests.system.sleepers.conftest import AT_ONCE, MOST, WARM, asleep, has_none
 
-WARM, MOST = 5, 6
-AT_ONCE = 5
 COLD_HEADER = "x-headrace-cold-start-ms"
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
-
-
-@pytest.fixture(scope="module")
-def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """Sleeping models: `affine` with warm slots, `lone` of a class that has none."""
-    folder = tmp_path_factory.mktemp("sleep")
-    store = affine_store(folder)
-    affine_model(store / "lone" / "1" / "model.onnx")
-    models = {
-        # Rows wait for others, so that requests stay in flight and cost nothing.
-        "affine": {
-            **elastic(0, AT_ONCE, idle_s=2, down_delay_s=1),
-            "batching": {"max_rows": 8, "max_wait_s": 0.4},
-        },
-        "lone": elastic(0, 1) | {"slot_class": "rare"},
-    }
-    slots = {
-        "cpu": {"min": 0, "warm": WARM, "max": MOST, "cpus": 0.1},
-        "rare": {"min": 0, "warm": 0, "max": 1, "cpus": 0.1},
-    }
-    document = config(store, free_ports(3), models=models, more={"slots": slots})
-    with running(folder, document) as system:
-        wait_for(lambda: len(slot_pids(system)) == WARM, "warm slots", 60)
-        asleep(system, "lone", 60)
-        yield system
-
-
-def asleep(system: Running, model: str = "affine", seconds: float = 30) -> None:
-    wait_for(lambda: model_state(system, model) == "SLEEPING", f"{model} sleeps", seconds)
 
 
 def predict(system: Running, model: str = "affine") -> tuple[Any, str]:
@@ -162,5 +130,4 @@ def test_a_class_without_warm_slots_has_none_until_somebody_asks(system: Running
     assert len(slot_pids(system, "rare")) == 1
     wait_for(lambda: not slot_pids(system, "rare"), "the slot is given back", 30)
     assert model_state(system, "lone") == "SLEEPING"
-    title = "ServeReplica:headrace:Slot-rare"
-    wait_for(lambda: not titled(system, title), "its process has ended", 30)
+    wait_for(lambda: has_none(system, "rare"), "its process has ended", 30)

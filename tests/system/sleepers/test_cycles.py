@@ -5,16 +5,15 @@ HEADRACE_CYCLES is how often.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
 
-from loadtests.processes import free_ports
-from tests.system.pool_system import elastic, model_state, number_from, slot_pids, tell, titled
-from tests.system.running import DOUBLED, ROW, Running, affine_store, config, running, wait_for
+from tests.system.pool_system import number_from, tell, titled
+from tests.system.running import DOUBLED, ROW, Running, wait_for
+from tests.system.sleepers.conftest import asleep
 
 CYCLES = int(number_from("HEADRACE_CYCLES", 20))
 FIRST = 10
@@ -25,17 +24,7 @@ GROWTH_BYTES = 1024 * 1024
 OURS = ("ServeReplica:headrace", "ray::TargetBoard")
 RAYS = ("ray::ServeController", "raylet", "gcs_server")
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(100 + 4 * CYCLES)]
-
-
-@pytest.fixture
-def system(tmp_path: Path) -> Iterator[Running]:
-    """A model that soon sleeps, and two slots that stay."""
-    models = {"affine": elastic(0, 2, look_back_s=0.1, down_delay_s=0.1, idle_s=0.2)}
-    document = config(affine_store(tmp_path), free_ports(3), models=models)
-    with running(tmp_path, document) as system:
-        wait_for(lambda: len(slot_pids(system)) == 2, "two slots", 60)
-        yield system
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(160 + 4 * CYCLES)]
 
 
 def test_a_hundred_cold_starts_leave_nothing_behind(system: Running) -> None:
@@ -59,12 +48,12 @@ def test_a_hundred_cold_starts_leave_nothing_behind(system: Running) -> None:
 
 def cycle(system: Running) -> None:
     """Wake it, and let it fall asleep."""
-    wait_for(lambda: model_state(system, "affine") == "SLEEPING", "it sleeps")
-    url = f"{system.url}/v1/models/affine:predict"
+    asleep(system, "brief")
+    url = f"{system.url}/v1/models/brief:predict"
     answer = httpx.post(url, json={"instances": [ROW]}, timeout=20)
     assert answer.status_code == 200 and answer.json() == {"predictions": [DOUBLED]}
     assert "x-headrace-cold-start-ms" in answer.headers
-    wait_for(lambda: model_state(system, "affine") == "SLEEPING", "it sleeps again")
+    asleep(system, "brief")
 
 
 def processes(system: Running, titles: tuple[str, ...] = OURS) -> dict[int, psutil.Process]:
