@@ -38,6 +38,8 @@ ACCESS = {
     "auth": {"trusted_proxies": ["127.0.0.1"]},
 }
 Stores = tuple[Running, RedisServer | None]
+ONCE = pytest.mark.parametrize("stores", ["pool"], indirect=True)
+"""For what the store of budgets and keys has no part in."""
 
 
 @pytest.fixture(scope="module", params=["pool", "redis"])
@@ -129,6 +131,7 @@ def test_a_key_works_everywhere_until_it_is_revoked(stores: Stores) -> None:
             assert key.encode() not in file.read_bytes(), file
 
 
+@ONCE
 def test_limits_change_live_and_no_request_is_lost(stores: Stores) -> None:
     system, _ = stores
     made = system.run("keys", "create", "bob", "--tier", "premium", "--admin", system.admin)
@@ -163,6 +166,7 @@ def _set_rate(system: Running, rate: str, burst: int) -> None:
     assert applied.returncode == 0, applied.stderr
 
 
+@ONCE
 def test_the_audit_log_tells_who_sent_the_flood(stores: Stores) -> None:
     system, _ = stores
     answers, _ = flood(system, "10.1.0.6", 1.5)
