@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
 
 from loadtests.bench.disturbance import Watch
-from loadtests.bench.generators import Result, Target, run_h2load, run_wrk
+from loadtests.bench.generators import ANSWER_S, Result, Target, run_h2load, run_wrk
+from loadtests.bench.mlp import ask, unframed
 from loadtests.bench.open_loop import LOADS, capacity, run_open_loop
 from loadtests.bench.servers import Server, started
 from loadtests.bench.tasks import GRPC, JSON, Task
+from loadtests.messages import WrongAnswer
 from loadtests.report import FORESEEN
 
 CONNECTIONS = (1, 16, 64, 256)
@@ -95,24 +101,25 @@ class Race:
         closed_loop(task, target, WARM_UP_IN_FLIGHT, plan.warm_up)
         for in_flight in plan.connections:
             yield from self._calm(
-                CLOSED, partial(closed_loop, task, target, in_flight, plan.seconds)
+                target, CLOSED, partial(closed_loop, task, target, in_flight, plan.seconds)
             )
         if plan.open_loop and task.name == JSON:
-            found = list(self._calm(CAPACITY, partial(capacity, target, plan.seconds)))
+            found = list(self._calm(target, CAPACITY, partial(capacity, target, plan.seconds)))
             yield from found
             most = max(found[-1][1].per_second, 1.0)
             for load in LOADS:
                 yield from self._calm(
-                    load, partial(run_open_loop, target, load * most, plan.seconds)
+                    target, load, partial(run_open_loop, target, load * most, plan.seconds)
                 )
 
     def _calm(
-        self, load: float, measure: Callable[[], Result]
+        self, target: Target, load: float, measure: Callable[[], Result]
     ) -> Iterator[tuple[float, Result, str]]:
         """Measure until nothing disturbed it, or often enough."""
         for attempt in range(self._schedule.attempts):
             if attempt:
                 time.sleep(PAUSE_S)
+            ask_once(target)
             self._watch.begin()
             result = measure()
             disturbed = self._watch.end()
@@ -128,3 +135,16 @@ def closed_loop(task: Task, target: Target, in_flight: int, seconds: int) -> Res
         return run_wrk(target, in_flight, seconds)
     connections = min(in_flight, GRPC_CONNECTIONS)
     return run_h2load(target, connections, in_flight // connections, seconds)
+
+
+def ask_once(target: Target) -> None:
+    """Wait for one answer, right or not: what the load before has left in the server is done.
+
+    Raises `httpx.TransportError`.
+    """
+    content = target.body.read_bytes()
+    if target.answer_bytes:
+        with suppress(WrongAnswer):
+            ask(urlsplit(target.url).netloc, unframed(content), ANSWER_S, target.headers)
+    else:
+        httpx.post(target.url, content=content, headers=dict(target.headers), timeout=ANSWER_S)
