@@ -323,7 +323,10 @@ class Batcher(Generic[Entry]):
         while batch is None and (ready := self._ready(now_s)) is not None:
             key, queue = ready
             batch = self._fill(queue, key is None, now_s, late)
-            self._settle(key, queue)
+            if queue.waiting:
+                self._settle(key, queue)
+            else:
+                del self.queues[key]
         return Taken(batch, late)
 
     def _decide(self, wait: BatchWait, cause: Cause, now_s: float) -> None:

@@ -393,7 +393,7 @@ class Engine:
         self._batch = batch
         media = self._media
         request = batch.parts[0][0].request
-        names = request.output_names()
+        names = request.outputs or request.signature.output_names
         # A slot whose memory a run fills must be able to say so, so its loop stays free.
         brief = self.runtime.single_threaded and self._run_s < BRIEF_S
         parts_of_media = 0
@@ -467,9 +467,11 @@ class Engine:
     ) -> None:
         """Answer requests of one template from the outputs of their run."""
         started_s = time.monotonic()
-        rows = [each[0].rows for each in members]
-        total = sum(rows)
         outputs = members[0][1]
+        rows, total = [], 0
+        for work, _, _, _ in members:
+            rows.append(work.rows)
+            total += work.rows
         if total < batch_rows:
             outputs = _rows_of(members, total)
         size = 0

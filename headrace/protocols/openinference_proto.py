@@ -109,13 +109,12 @@ class OpenInferenceProtoAnswers(Answers):
         self, form: OpenInferenceForm, names: Sequence[str], rows: int, model: ModelSpec
     ) -> None:
         self._names, self._rows, self._answer = names, rows, _head(form, model)
-        self._heads: dict[tuple[Any, ...], bytes] = {}
+        self._heads: dict[tuple[Any, ...], list[bytes]] = {}
 
     def write(
         self, outputs: Mapping[str, Tensor], rows: Sequence[int]
     ) -> tuple[list[bytes], int | None] | None:
-        columns = []
-        key = []
+        columns, key = [], []
         for name in self._names:
             tensor = np.asarray(outputs[name])
             if not tensor.ndim or tensor.shape[0] != len(rows) * self._rows:
@@ -123,25 +122,27 @@ class OpenInferenceProtoAnswers(Answers):
             raws = shared_raw(tensor, len(rows))
             if raws is None:
                 return None
-            columns.append((delimited_head(_RAW_OUTPUTS, len(raws[0])), raws))
+            columns.append(raws)
             key.append((tensor.dtype, tensor.shape[1:]))
-        bodies = [self._described(tuple(key))] * len(rows)
-        for mark, raws in columns:
-            bodies = [body + mark + raw for body, raw in zip(bodies, raws, strict=True)]
+        first, *others = self._heads.get(tuple(key)) or self._make_heads(tuple(key))
+        bodies = [first + raw for raw in columns[0]]
+        for head, raws in zip(others, columns[1:], strict=True):
+            bodies = [body + head + raw for body, raw in zip(bodies, raws, strict=True)]
         return bodies, None
 
-    def _described(self, key: tuple[Any, ...]) -> bytes:
-        """The message without raw contents, which come last; that of the latest shapes is kept."""
-        found = self._heads.get(key)
-        if found is None:
-            answer = message(_RESPONSE)()
-            answer.CopyFrom(self._answer)
-            for name, (dtype, row_shape) in zip(self._names, key, strict=True):
-                shape = (self._rows, *row_shape)
-                answer.outputs.add(name=name, datatype=supported_name(dtype), shape=shape)
-            found = answer.SerializeToString()
-            self._heads = {key: found}
-        return found
+    def _make_heads(self, key: tuple[Any, ...]) -> list[bytes]:
+        """What stands in front of each output's raw contents; that for these shapes is kept."""
+        answer = message(_RESPONSE)()
+        answer.CopyFrom(self._answer)
+        heads = []
+        for name, (dtype, row_shape) in zip(self._names, key, strict=True):
+            shape = (self._rows, *row_shape)
+            answer.outputs.add(name=name, datatype=supported_name(dtype), shape=shape)
+            heads.append(delimited_head(_RAW_OUTPUTS, math.prod(shape) * dtype.itemsize))
+        # The raw contents are the last field of the message.
+        heads[0] = answer.SerializeToString() + heads[0]
+        self._heads = {key: heads}
+        return heads
 
 
 def _parameters(entries: Any) -> dict[str, Any]:
