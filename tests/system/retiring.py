@@ -1,22 +1,17 @@
-"""Run by test_slot_targets: a real system whose slots come and go under load.
+"""A real system whose slots come and go under load, in the process that has Ray to itself.
 
-Writes targets as a pool newer than the one that runs, and prints what it saw as one JSON line.
-Usage: retiring.py CONFIG
+Writes targets as a pool newer than the one that runs.
 """
 
 from __future__ import annotations
 
 import copy
-import json
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import httpx
 import ray
-import yaml
 
 from autoscale.serve_policy import NAMESPACE, actor_name
 from gateway import ray_cluster
@@ -72,8 +67,16 @@ def seconds(condition: Callable[[], Any], what: str) -> float:
     return round(time.monotonic() - start_s, 2)
 
 
-def life(document: dict[str, Any], system: System) -> dict[str, Any]:
-    """Up, the model on all slots, down under load."""
+def life(document: dict[str, Any]) -> dict[str, Any]:
+    """Up, the model on all slots, down under load, and away; what was seen."""
+    ray_cluster.deploy(document)
+    try:
+        return grown_and_shrunk(document, System(document))
+    finally:
+        ray_cluster.delete(["headrace"], 40)
+
+
+def grown_and_shrunk(document: dict[str, Any], system: System) -> dict[str, Any]:
     wait_for(lambda: system.up(1) and system.ready() == 1, "the first slot", 60)
     seen: dict[str, Any] = {}
     put(3)
@@ -97,19 +100,3 @@ def with_replicas(document: dict[str, Any], number: int) -> dict[str, Any]:
     (pool,) = changed["applications"][0]["deployments"]
     pool["user_config"]["models"]["affine"]["replicas"] = {"min": number, "max": number}
     return changed
-
-
-def main() -> None:
-    """Start, see, stop."""
-    document = yaml.safe_load(Path(sys.argv[1]).read_text())
-    ray_cluster.start(None)
-    try:
-        ray_cluster.deploy(document)
-        sys.stdout.write(json.dumps(life(document, System(document))) + "\n")
-    finally:
-        ray_cluster.delete(["headrace"], 40)
-        ray_cluster.stop(private=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,7 @@
 """Run by test_slot_targets: slots that do nothing, a pool that only writes targets, real Serve.
 
-Goes through the life of the targets and prints what it saw as one JSON line.
+Goes through the life of the targets, then that of a real system (`retiring`), and prints what it
+saw as one JSON line. Usage: targets_app.py CONFIG
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import ray
+import yaml
 from ray import serve
 from ray.exceptions import RayActorError
 
@@ -26,6 +29,7 @@ from autoscale.slot_targets import SlotTargets
 from gateway import ray_cluster
 from gateway.app import COMMON, slot_scaling
 from headrace.config.args import SlotClass
+from tests.system import retiring
 
 APPLICATION = "targets"
 CLASSES = {
@@ -256,7 +260,9 @@ def main() -> None:
             *(life.controller_killed, life.actor_killed, life.pool_killed),
             *(life.redeployed, life.policy, life.epochs, life.end),
         )
-        sys.stdout.write(json.dumps({step.__name__: step() for step in steps}) + "\n")
+        seen = {step.__name__: step() for step in steps}
+        seen["retiring"] = retiring.life(yaml.safe_load(Path(sys.argv[1]).read_text()))
+        sys.stdout.write(json.dumps(seen) + "\n")
     finally:
         ray_cluster.stop(private=True)
 

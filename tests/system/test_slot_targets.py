@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,30 +14,30 @@ from gateway.ray_cluster import SETTINGS
 from loadtests.processes import free_ports
 from tests.system.running import affine_store, config, environment_for, make_home
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(150)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 
 
-def told_by(script: str, folder: Path, *arguments: str) -> dict[str, Any]:
-    """The line of JSON that a script prints which has Ray to itself."""
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What became of slots that do nothing, and then of a real system's."""
+    folder = tmp_path_factory.mktemp("targets")
+    slots = {"cpu": {"min": 1, "max": 3, "cpus": 0.1}}
+    document = config(affine_store(folder), free_ports(3), slots=1, more={"slots": slots})
+    file = folder / "headrace.yaml"
+    file.write_text(yaml.safe_dump(document))
     settings = {**SETTINGS, "RAY_AUTH_MODE": "disabled"}
     result = subprocess.run(
-        [sys.executable, "-m", f"tests.system.{script}", *arguments],
+        [sys.executable, "-m", "tests.system.targets_app", str(file)],
         capture_output=True,
         text=True,
         env=environment_for(make_home(folder)) | settings,
-        timeout=140,
+        timeout=220,
         check=False,
     )
     assert result.returncode == 0, result.stderr[-3000:]
     (line,) = [line for line in result.stdout.splitlines() if line.startswith("{")]
     told: dict[str, Any] = json.loads(line)
     return told
-
-
-@pytest.fixture(scope="module")
-def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What became of slots that do nothing."""
-    return told_by("targets_app", tmp_path_factory.mktemp("targets"))
 
 
 def test_slots_follow_the_targets_from_zero_up_and_back(seen: dict[str, Any]) -> None:
@@ -94,12 +93,8 @@ def test_nothing_is_left_of_the_targets_when_the_application_goes(seen: dict[str
     assert seen["end"]["s"] is not None and seen["end"]["left"] == []
 
 
-def test_slots_that_are_told_to_stop_drain_and_lose_no_request(tmp_path: Path) -> None:
-    slots = {"cpu": {"min": 1, "max": 3, "cpus": 0.1}}
-    document = config(affine_store(tmp_path), free_ports(3), slots=1, more={"slots": slots})
-    file = tmp_path / "headrace.yaml"
-    file.write_text(yaml.safe_dump(document))
-    told = told_by("retiring", tmp_path, str(file))
+def test_slots_that_are_told_to_stop_drain_and_lose_no_request(seen: dict[str, Any]) -> None:
+    told = seen["retiring"]
     assert told["kept"], "a change of the models replaced slots"
     assert told["failures"] == []
     assert told["ready"] == 1
