@@ -5,6 +5,8 @@ Needs wrk and h2load. The first run makes an environment for each peer.
 
 from __future__ import annotations
 
+import signal
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -51,6 +53,8 @@ def main(
     out: Path,
     document: Path | None,
 ) -> None:
+    # A server is stopped on the way out, also if somebody ends a long run from outside.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
     report = Report("bench", out, packages=("numpy", "grpcio"))
     tell = report.console.print
     named = [server for server in (WAITS if waits else SERVERS) if server.kind in (only or KINDS)]
