@@ -6,7 +6,7 @@ import pytest
 
 from loadtests.bench.calls import count_calls, module_table
 
-MOST = {"TFS JSON": (118, 72), "v2 binary": (122, 72), "v2 gRPC": (130, 72)}
+MOST = {"TFS JSON": (110, 70), "v2 binary": (115, 70), "v2 gRPC": (120, 70)}
 """Most calls of a prediction with 1 and with 64 in flight: a few more than it makes today."""
 
 
