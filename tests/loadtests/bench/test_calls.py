@@ -11,12 +11,12 @@ MOST = {"TFS JSON": (110, 70), "v2 binary": (115, 70), "v2 gRPC": (120, 70)}
 
 
 async def test_calls_of_gateway_link_and_slot_are_counted(tmp_path: Path) -> None:
-    alone, four = await count_calls(tmp_path, ["TFS JSON"], [1, 4], 40)
+    alone, many = await count_calls(tmp_path, ["TFS JSON"], [1, 32], 320)
     packages = {module.split("/")[0] for module in alone.by_module}
     assert packages >= {"gateway", "headrace", "replicas"}
-    assert 30 < four.total < alone.total, "bundles share calls"
+    assert 30 < many.total < 0.8 * alone.total, "bundles share calls"
     assert len(alone.passed) < len(alone.counts), "timers are not passed by each"
-    assert len(module_table([alone, four]).rows) > 5
+    assert len(module_table([alone, many]).rows) > 5
 
 
 @pytest.mark.parametrize("form", MOST)
