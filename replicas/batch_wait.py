@@ -52,8 +52,9 @@ class BatchWait:
         self._target_s = math.inf if latency_target_s is None else latency_target_s
 
     def arrived(self, rows: int, now_s: float) -> None:
-        """Note rows that came."""
-        self._arrivals.append((now_s, rows))
+        """Note rows that came; what is later than the longest wait tells nothing."""
+        if now_s - self._since_s < WAITS_S[-1]:
+            self._arrivals.append((now_s, rows))
 
     def ran(self, rows: int, took_s: float) -> None:
         """Note a run, and fit fixed time and time of a row to the latest ones by least squares.

@@ -302,6 +302,11 @@ class Batcher(Generic[Entry]):
         self._settle(key, queue)
         return True
 
+    @property
+    def may_wait(self) -> bool:
+        """Whether an automatic wait may pay, as far as its runs tell."""
+        return self._wait is not None and self._wait.may_pay
+
     def ran(self, rows: int, took_s: float) -> None:
         """Note how long a batch ran, where the wait follows from it."""
         if self._wait is not None:

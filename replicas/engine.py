@@ -429,7 +429,7 @@ class Engine:
             work.compute_s += took_s
             if not start:
                 input_s += work.decode_s
-        if self._run_s >= BRIEF_S:
+        if self._run_s >= BRIEF_S or not self.runtime.single_threaded or self._batcher.may_wait:
             self._batcher.ran(batch.rows, took_s)
         if self._batcher.queues:
             # The next batch computes while this one is encoded.

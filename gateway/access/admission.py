@@ -189,7 +189,8 @@ class Admission:
             self.identify(visit)
         account = visit.account
         if account is not None:
-            mine, of_tier = account.caller.models, account.allowance.tier.models
+            # Not the account's: beyond `max_callers` that is shared.
+            mine, of_tier = visit.head.models, account.allowance.tier.models
             try:
                 if of_tier is not None and model is not None and model not in of_tier:
                     tier = account.allowance.name
@@ -231,7 +232,10 @@ class Admission:
 
     def _look_up(self, head: Head, now_s: float) -> None:
         limit_bytes, remaining_s = self._limits.max_body_bytes, math.inf
-        head.account, head.caller, head.max_body_bytes = None, None, limit_bytes
+        # Should it be refused, nothing that was known of it holds any more.
+        head.generation = -1
+        head.account, head.caller, head.models = None, None, None
+        head.max_body_bytes = limit_bytes
         if self.access.tiers is not None:
             try:
                 caller = self._authenticator.identify(head.headers, head.address)
@@ -239,7 +243,7 @@ class Admission:
                 self._charge_address(head, now_s)
                 raise
             account = head.account = self.limiter.account(caller, now_s)
-            head.caller = account.caller
+            head.caller, head.models = account.caller, caller.models
             tier_bytes = account.allowance.tier.max_body_bytes
             head.max_body_bytes = min(limit_bytes, tier_bytes or limit_bytes)
             remaining_s = min(REMEMBERED_S, self._authenticator.remaining_s(caller))

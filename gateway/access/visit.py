@@ -53,8 +53,9 @@ class Head:
     One head may serve all requests of a connection that send the same bytes. `account` and
     `max_body_bytes` are found by `Admission.identify`; they hold until `until_s` on the monotonic
     clock, as long as the rules of access stay at `generation` and the account `caller`'s. Without
-    an account nothing limits its requests but memory. `given_id` is the caller's own request id,
-    "" if it has sent no valid one; `trace` its `traceparent`, b"" if that is not valid.
+    an account nothing limits its requests but memory. `models` are those that the credential may
+    ask, None for all. `given_id` is the caller's own request id, "" if it has sent no valid one;
+    `trace` its `traceparent`, b"" if that is not valid.
     """
 
     __slots__ = (
@@ -65,6 +66,7 @@ class Head:
         "given_id",
         "headers",
         "max_body_bytes",
+        "models",
         "trace",
         "until_s",
     )
@@ -73,6 +75,7 @@ class Head:
         self.headers, self.address = headers, address
         self.account: Account | None = None
         self.caller: Caller | None = None
+        self.models: frozenset[str] | None = None
         self.max_body_bytes = 0
         self.generation, self.until_s = -1, 0.0
         given = headers.get(b"x-request-id", b"")

@@ -212,12 +212,12 @@ class FastLane(HttpToolsProtocol, ClientConnection):
             and (self.cycle is None or self.cycle.response_complete)
             and (at := head.match(data))
         ):
+            self._reading, self._since_s = "body", self.loop.time()
             cycle, data = self._begin(head, expects=False), data[at:]
             if len(data) == head.length and cycle.failed is None:
-                self._since_s = self.loop.time()
+                self._reading = ""
                 cycle.take_whole(data)
                 return
-            self._reading, self._since_s = "body", self.loop.time()
             self._left = head.length
             data = self._take(data)
         if data:

@@ -70,7 +70,7 @@ class DataPlane:
         self._identity, self._recorder = identity, recorder
         self.max_body_bytes = identity.max_body_bytes
         self._links: dict[str, tuple[SlotLink, asyncio.Task[None]]] = {}
-        self._flushing = False
+        self._flushing = self._applying = False
         self._unsent = 0
         # Set by whatever is flushed, cleared a tick later once nothing is left.
         self.stirred = asyncio.Event()
@@ -86,6 +86,15 @@ class DataPlane:
 
     def apply(self, snapshot: Snapshot) -> None:
         """Take a newer snapshot: links to its slots, routes to its READY placements."""
+        # What is answered meanwhile may start other requests: they go by the new routes.
+        self._applying = True
+        try:
+            self._apply(snapshot)
+        finally:
+            self._applying = False
+        self.flush_soon()
+
+    def _apply(self, snapshot: Snapshot) -> None:
         if snapshot.epoch != self.snapshot.epoch:
             snapshot = with_known_specs(snapshot, self.snapshot)
         self.snapshot = snapshot
@@ -104,7 +113,6 @@ class DataPlane:
         self.router.set_routes(routes, defaults_of(snapshot), lacking_of(snapshot))
         for key, reason in failed.items():
             self.router.refuse(key, Unavailable(reason))
-        self.flush_soon()
 
     def resolve(
         self, protocol: str, name: str, version: int | None, label: str | None = None
@@ -167,7 +175,7 @@ class DataPlane:
         if self.router.submit(request):
             self.on_starved()
         self._unsent += 1
-        if self._unsent > self.router.in_slots:
+        if self._unsent > self.router.in_slots and not self._applying:
             self._flush()
         elif not self._flushing:
             self.flush_soon()

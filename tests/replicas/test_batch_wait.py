@@ -133,3 +133,11 @@ def test_a_change_from_automatic_to_fixed_leaves_nothing_waiting() -> None:
     batcher.configure(8, None)
     batcher.add(pending(at_s=1.0))
     assert batcher.take(1.0).batch is not None
+
+
+def test_what_nobody_decides_about_is_not_kept() -> None:
+    wait = BatchWait()
+    wait.decide("ended", 1, 0.0, 0.0)
+    for number in range(10_000):
+        wait.arrived(1, number * 0.001)
+    assert len(wait._arrivals) == pytest.approx(100, abs=1)

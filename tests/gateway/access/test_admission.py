@@ -72,7 +72,8 @@ class ByHeader(Authenticator):
         if b"wrong" in headers:
             raise Unauthenticated("this API key is not known")
         tier = headers.get(b"tier", b"anonymous").decode()
-        return Caller(headers.get(b"caller", b"a").decode(), tier)
+        models = frozenset({headers[b"models"].decode()}) if b"models" in headers else None
+        return Caller(headers.get(b"caller", b"a").decode(), tier, models)
 
     def stranger(self, headers: Mapping[bytes, bytes], address: str) -> Caller:
         return Caller(f"ip:{address}", "anonymous")
@@ -506,3 +507,25 @@ def test_only_the_foremost_are_remembered() -> None:
     assert {each["per_s"] for each in place.busy.busiest(1000, 1.0)} == {
         place.busy.busiest(1, 1.0)[0]["per_s"]
     }
+
+
+async def test_a_head_whose_caller_is_refused_is_not_let_in_by_what_was_known(house: House) -> None:
+    head = Head({b"caller": b"key:p", b"tier": b"premium"}, "192.0.2.1")
+    house.admission.identify(Visit(head))
+    assert head.account is not None
+    head.account.forgotten = True
+    head.headers = {b"wrong": b""}
+    for _ in range(2):
+        with pytest.raises(Unauthenticated):
+            house.admission.enter(Visit(head), "tagger", 5)
+
+
+async def test_a_credentials_models_hold_where_callers_share_an_account() -> None:
+    house = House({"anonymous": Tier(), "premium": Tier()}, max_callers=100)
+    for number in range(100):
+        house.admission.identify(Visit(Head({b"caller": b"%d" % number}, "192.0.2.1")))
+    head = Head({b"caller": b"second", b"models": b"other"}, "192.0.2.1")
+    with pytest.raises(PermissionDenied, match="this credential may not be used"):
+        house.admission.enter(Visit(head), "tagger", 5)
+    house.admission.enter(Visit(head), "other", 5)
+    assert head.account is not None and head.account.caller.id == "others:anonymous"

@@ -282,3 +282,21 @@ async def test_a_head_is_remembered_only_if_all_of_it_is_known(tmp_path: Path) -
             assert (await answer_of(reader))[0] == b"HTTP/1.1 200 OK"
             assert (the_lane(house)._head is None) == bool(lead)
         writer.close()
+
+
+async def test_an_early_refusal_of_a_repeated_head_reaches_a_client_that_still_sends(
+    tmp_path: Path,
+) -> None:
+    """The gateway reads on for a while: a reset would overtake the answer."""
+    async with open_house(tmp_path, "a") as house:
+        reader, writer = await connect(house)
+        writer.write(post())
+        await answer_of(reader)
+        head = post().split(b"Content-Length")[0]
+        length = house.limits.max_body_bytes + 1
+        writer.write(head + b"Content-Length: %d\r\n\r\n" % length + b"x" * 100_000)
+        (lane,) = house.door.connections
+        await until(lambda: lane.lingering)
+        writer.write(b"x" * 100_000)
+        assert (await answer_of(reader))[0] == b"HTTP/1.1 413 Request Entity Too Large"
+        writer.close()
