@@ -1,12 +1,14 @@
 """Whether something else took the machine's time during a measurement.
 
 Two signs: processor time of programs that are not below this one, or that the hypervisor took, and
-a fixed loop that takes longer than it did at its best in this run.
+a fixed loop that takes longer than it usually does in this run. Its best time is no measure: on a
+shared machine it is a lucky moment, by which all others are disturbed.
 """
 
 from __future__ import annotations
 
 import os
+import statistics
 import time
 from dataclasses import dataclass
 
@@ -15,8 +17,8 @@ import psutil
 MOST_FOREIGN = 0.05
 """Share of all cores that others may take."""
 
-SLOWEST = 1.2
-"""Multiple of its best time that the fixed loop may take."""
+SLOWEST = 1.5
+"""Multiple of its usual time, the median so far, that the fixed loop may take."""
 
 LOOPS, LOOP_ITERATIONS = 3, 200_000
 
@@ -59,25 +61,25 @@ def own_processes() -> set[int]:
     return {own.pid, *(child.pid for child in own.children(recursive=True))}
 
 
-def disturbance(before: Reading, after: Reading, best_loop_ms: float, cores: int) -> str:
+def disturbance(before: Reading, after: Reading, usual_loop_ms: float, cores: int) -> str:
     """What disturbed the time between two readings, in a few words; nothing if it was calm."""
     foreign_s = after.foreign_s - before.foreign_s
     foreign = foreign_s / (cores * (after.at_s - before.at_s))
     if foreign > MOST_FOREIGN:
         return f"others took {foreign:.0%} of the machine"
-    slowest = max(before.loop_ms, after.loop_ms) / best_loop_ms
+    slowest = max(before.loop_ms, after.loop_ms) / usual_loop_ms
     if slowest > SLOWEST:
-        return f"a fixed loop took {slowest:.1f} times its best"
+        return f"a fixed loop took {slowest:.1f} times its usual time"
     return ""
 
 
 class Watch:
-    """Judges the time between its readings, and remembers the loop's best."""
+    """Judges the time between its readings, and remembers the loop's times."""
 
     def __init__(self) -> None:
         self._cores = os.cpu_count() or 1
         self._last = read_machine()
-        self.best_loop_ms = self._last.loop_ms
+        self._loops_ms = [self._last.loop_ms]
 
     def begin(self) -> None:
         self._read()
@@ -85,9 +87,9 @@ class Watch:
     def end(self) -> str:
         """What disturbed the machine since `begin`."""
         before, after = self._last, self._read()
-        return disturbance(before, after, self.best_loop_ms, self._cores)
+        return disturbance(before, after, statistics.median(self._loops_ms), self._cores)
 
     def _read(self) -> Reading:
         self._last = read_machine()
-        self.best_loop_ms = min(self.best_loop_ms, self._last.loop_ms)
+        self._loops_ms.append(self._last.loop_ms)
         return self._last

@@ -15,7 +15,7 @@ AFTER = Reading(at_s=110.0, foreign_s=500.5, loop_ms=5.5)
 
 
 def test_a_calm_machine_is_no_disturbance() -> None:
-    assert disturbance(BEFORE, AFTER, best_loop_ms=5.0, cores=2) == ""
+    assert disturbance(BEFORE, AFTER, usual_loop_ms=5.0, cores=2) == ""
 
 
 def test_processor_time_of_others_is_one() -> None:
@@ -26,9 +26,9 @@ def test_processor_time_of_others_is_one() -> None:
 
 @pytest.mark.parametrize("slow", ["before", "after"])
 def test_a_slow_loop_is_one_on_either_side(slow: str) -> None:
-    before = replace(BEFORE, loop_ms=7.5) if slow == "before" else BEFORE
-    after = replace(AFTER, loop_ms=7.5) if slow == "after" else AFTER
-    assert disturbance(before, after, 5.0, 2) == "a fixed loop took 1.5 times its best"
+    before = replace(BEFORE, loop_ms=8.0) if slow == "before" else BEFORE
+    after = replace(AFTER, loop_ms=8.0) if slow == "after" else AFTER
+    assert disturbance(before, after, 5.0, 2) == "a fixed loop took 1.6 times its usual time"
 
 
 def test_processes_below_this_one_are_our_own_and_others_foreign() -> None:
