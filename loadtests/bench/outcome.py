@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loadtests.bench.rounds import CAPACITY, CLOSED, Measured
-from loadtests.bench.servers import BARE, EMPTY, HEADRACE, OFF, SERVERS
+from loadtests.bench.servers import BARE, EMPTY, HEADRACE, OFF, SERVERS, WAITS
 from loadtests.bench.tasks import JSON, TASKS
 from loadtests.processes import Failed
 from loadtests.report import Table
@@ -18,7 +18,7 @@ BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 MARK = "?"
 """Behind a figure of which every measurement was disturbed."""
 
-OURS = frozenset(str(server) for server in SERVERS if server.kind == HEADRACE)
+OURS = frozenset(str(server) for server in (*SERVERS, *WAITS) if server.kind == HEADRACE)
 YARDSTICKS = frozenset(str(server) for server in SERVERS if server.kind in (BARE, EMPTY))
 
 
@@ -134,7 +134,7 @@ class Outcome:
     ) -> Table:
         of = {(c.server, c.load, c.in_flight): text(c) for c in self.cells if c.task == task}
         rows = []
-        for server in (str(server) for server in SERVERS):
+        for server in (str(server) for server in (*SERVERS, *WAITS)):
             row = [of.get((server, load, count), "-") for _, load, count in columns]
             if any(cell != "-" for cell in row):
                 rows.append([server, *row])

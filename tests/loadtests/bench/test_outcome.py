@@ -11,7 +11,7 @@ from loadtests.bench.chart import draw_chart
 from loadtests.bench.generators import Result
 from loadtests.bench.outcome import BEGIN, END, Outcome, cells, spread, update_block
 from loadtests.bench.rounds import CLOSED, Measured
-from loadtests.bench.servers import OFF
+from loadtests.bench.servers import OFF, WAITS
 from loadtests.bench.tasks import BINARY, GRPC, JSON
 from loadtests.processes import Failed
 
@@ -124,3 +124,11 @@ def test_a_page_without_markers_is_refused(outcome: Outcome, tmp_path: Path) -> 
     with pytest.raises(Failed, match="bench:begin"):
         update_block(page, outcome.markdown("here"))
     assert page.read_text(encoding="utf-8") == "# Nothing\n"
+
+
+def test_waits_of_a_batch_have_tables_too() -> None:
+    names = [str(server) for server in WAITS]
+    found = [each for name in names for each in measured(name, [1000])]
+    outcome = Outcome("make bench-peers", cells(found), {}, measurements=5, disturbed=0)
+    rates, latencies = outcome.tables()
+    assert [row[0] for row in rates.rows] == [row[0] for row in latencies.rows] == names
