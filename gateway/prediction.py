@@ -127,7 +127,7 @@ class Prediction(Visit):
         return digest.digest()
 
     def record(self, answer: Answer) -> None:
-        """With the answer: charge its cost, free its place, count it and the time of each phase.
+        """With the answer: charge its cost, end its visit, count it and the time of each phase.
 
         It lets go of the request, and so of the body.
         """

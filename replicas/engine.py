@@ -267,7 +267,8 @@ class Engine:
             megapixels(request) / request.rows,
         )
         key = (item.call, item.json_length, item.encodings)
-        self._learned.setdefault(key, []).insert(0, learned)
+        # At the end: the first key is the one that has learned nothing for longest.
+        self._learned[key] = [learned, *self._learned.pop(key, [])]
 
     async def _accept_large(self, work: Work) -> None:
         item = work.item

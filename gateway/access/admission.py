@@ -140,7 +140,7 @@ TICK_S = 0.025
 """Interval of looking at requests that wait for their caller's others, while there are any."""
 SWEEP_S = 0.5
 SWEEP = 200
-"""Accounts looked at in one turn of the loop; the next ones a tick later."""
+"""Accounts looked at in one iteration of the loop; the next ones a tick later."""
 SMOOTHING = 0.1
 """Weight of the newest answer in an account's mean time of service."""
 
@@ -365,14 +365,14 @@ class Admission:
     def leave(
         self, visit: Visit, answer: Answer, now_s: float, phases: PhaseSeconds | None = None
     ) -> None:
-        """With its answer: free its place, count a refusal and write to the audit log."""
+        """With its answer: start the caller's next one, count a refusal, write to the audit log."""
         self.memory.used_bytes -= visit.held_bytes
         visit.held_bytes = 0
         account, request = visit.account, visit.request
         if account is not None and request is not None and visit.running:
             visit.running = False
             account.running -= 1
-            # Its own place was free while it waited for the caller's other requests.
+            # It took none of the concurrency while it waited for the caller's other requests.
             took_s = now_s - (visit.since_s or request.arrived_s)
             account.service_s += SMOOTHING * (took_s - account.service_s)
             if account.waiting:
@@ -444,7 +444,7 @@ class Admission:
     def _pump(self, account: Account) -> None:
         """Start what may start by now; answer what may not."""
         if account.pumping:
-            return  # An answer below frees a place, which this loop will see.
+            return  # An answer below makes room for another, which this loop will see.
         account.pumping = True
         try:
             while account.waiting and account.running < account.concurrency:

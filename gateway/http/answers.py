@@ -30,7 +30,7 @@ from headrace.protocols.targets import canonical_path, encode_error, is_upload
 
 OPEN_PATHS = ("/healthz", "/readyz", "/v2/health/")
 """Paths that are answered without access control: a probe has no credential."""
-MAX_PLACE = 128
+MAX_FIELD = 128
 """Cap on the characters of a field's name in an error: the sender may have made it up."""
 
 log = structlog.get_logger()
@@ -125,8 +125,8 @@ async def _answer_unfit(_: Request, error: Exception) -> Response:
     first = error.errors()[0]
     if first["type"] == "json_invalid":
         return error_answer(InvalidArgument("the body is not valid JSON"))
-    place = ".".join(map(str, first["loc"][1:])) or "the body"
-    return error_answer(InvalidArgument(f"{place[:MAX_PLACE]}: {first['msg']}"))
+    field = ".".join(map(str, first["loc"][1:])) or "the body"
+    return error_answer(InvalidArgument(f"{field[:MAX_FIELD]}: {first['msg']}"))
 
 
 async def _answer_unexpected(request: Request, error: Exception) -> Response:

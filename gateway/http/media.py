@@ -195,10 +195,10 @@ class _Uploads:
     """The ASGI application of `POST /v1/models/{model}:process` (`docs/media.md`)."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        desk, place = _desk(Request(scope)), scope["path_params"]
-        version = place.get("version")
+        desk, given = _desk(Request(scope)), scope["path_params"]
+        version = given.get("version")
         number = None if version is None else parse_version(version)
-        path = InferPath("media", "process", place["model"], number, place.get("label"))
+        path = InferPath("media", "process", given["model"], number, given.get("label"))
         await _Exchange(desk, path, scope, receive, send).run()
 
 

@@ -201,8 +201,7 @@ def encode_items(items: Iterable[Item]) -> bytes:
             _add_body(parts, item.flags, item.body)
         else:
             parts.append(item.body)
-    parts[0] = HEAD.pack(sum(map(len, parts)), Kind.ITEMS, 0, count)
-    return b"".join(parts)
+    return _bundle(Kind.ITEMS, count, parts)
 
 
 def encode_replies(replies: Iterable[Reply]) -> bytes:
@@ -223,7 +222,12 @@ def encode_replies(replies: Iterable[Reply]) -> bytes:
             _add_body(parts, reply.flags, reply.body)
         else:
             parts.append(reply.body)
-    parts[0] = HEAD.pack(sum(map(len, parts)), Kind.REPLIES, 0, count)
+    return _bundle(Kind.REPLIES, count, parts)
+
+
+def _bundle(kind: Kind, count: int, parts: list[Buffer]) -> bytes:
+    """A frame of these parts, whose first one is left free for its head."""
+    parts[0] = HEAD.pack(sum(map(len, parts)), kind, 0, count)
     return b"".join(parts)
 
 

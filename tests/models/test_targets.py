@@ -70,7 +70,7 @@ def test_is_built_when_what_it_needs_was_built_anew(tmp_path: Path) -> None:
     make(ROOT, base, _ignore, _build)
     make(DEPENDENT, base, _ignore, _build)
     assert is_built(DEPENDENT, base)
-    (base / "cache/root/SHA256SUMS").write_text("0  other\n")
+    (base / "cache" / "root" / "SHA256SUMS").write_text("0  other\n")
     assert not is_built(DEPENDENT, base)
 
 

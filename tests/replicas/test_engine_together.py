@@ -264,3 +264,16 @@ async def test_few_templates_are_kept_and_few_bodies_are_learned() -> None:
             send(b, [b'{%b"instances":[1]}' % (b"\t" * (number + 1))])
         b.engine.flush()
         assert sum(map(len, b.engine._learned.values())) == TEMPLATES
+
+
+async def test_the_protocol_that_has_learned_nothing_for_longest_loses_a_template() -> None:
+    v2 = b'{"inputs":[{"name":"x","datatype":"FP32","shape":[1],"data":[9]}]}'
+    async with bench() as b:
+        await learn(b)
+        b.engine._until_learned = 0
+        send(b, [v2], call=INFER)
+        serving, infer = b.engine._learned
+        assert (serving[0] != INFER, infer[0]) == (True, INFER)
+        for number in range(TEMPLATES * LEARN_EVERY):
+            send(b, [b'{%b"instances":[1]}' % (b" " * (number + 1))])
+        assert list(b.engine._learned) == [serving]

@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from autoscale.callers import KeyDesk
 from autoscale.key_store import KeyFile
 from gateway.http.admin import keys
-from gateway.http.answers import MAX_PLACE, answer_errors
+from gateway.http.answers import MAX_FIELD, answer_errors
 from tests.gateway.http import test_admin as admin
 from tests.gateway.views import FixedPool, fixed_view
 
@@ -153,7 +153,7 @@ async def test_of_a_long_unknown_field_only_the_beginning_is_said(tmp_path: Path
     async with client(tmp_path) as http:
         answer = await http.post(PATH, json={"name": "a", "tier": "premium", "x" * 5000: 1})
     said = answer.json()["error"]
-    assert answer.status_code == 400 and said.startswith("x" * MAX_PLACE + ": Extra")
+    assert answer.status_code == 400 and said.startswith("x" * MAX_FIELD + ": Extra")
 
 
 @pytest.mark.parametrize("document", ["hunter2", ["hunter2"], 7])
