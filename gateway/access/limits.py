@@ -22,6 +22,8 @@ from headrace.access import Caller, Claim, Grant
 from headrace.config.tiers import ANONYMOUS, UNLIMITED, Quota, Tier
 from headrace.errors import TooManyRequests
 
+POLICY_HEADER, LIMIT_HEADER = b"ratelimit-policy", b"ratelimit"
+"""Headers of draft-ietf-httpapi-ratelimit-headers-10, in the case of HTTP/2."""
 DAY_S = 86_400
 IDLE_S = 2.0
 """Seconds without a request after which a caller's lease goes back to the store."""
@@ -104,10 +106,7 @@ class Account:
         self.concurrency = math.inf if limit is None else max(1.0, limit // max(1, self.active))
 
     def limit_headers(self, now_s: float) -> tuple[bytes, bytes] | None:
-        """Values of RateLimit-Policy and RateLimit; None if the tier has no such limit.
-
-        As in draft-ietf-httpapi-ratelimit-headers-10.
-        """
+        """Values of `POLICY_HEADER` and `LIMIT_HEADER`; None if the tier has no such limit."""
         allowance = self.allowance
         if not allowance.policy:
             return None
@@ -173,6 +172,14 @@ class Account:
         if self.allowance.rate == UNLIMITED:
             return True
         return self.level + (now_s - self.level_s) * self.allowance.rate >= self.allowance.burst
+
+
+def limit_fields(limit: tuple[bytes, bytes] | None) -> tuple[tuple[str, str], ...]:
+    """The headers of these values as text; none without such a limit."""
+    if limit is None:
+        return ()
+    names = POLICY_HEADER, LIMIT_HEADER
+    return tuple((name.decode(), value.decode()) for name, value in zip(names, limit, strict=True))
 
 
 class OverBudget(TooManyRequests):

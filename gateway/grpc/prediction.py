@@ -8,10 +8,11 @@ from collections.abc import Callable
 from typing import ClassVar
 
 from gateway.access.admission import Admission
+from gateway.access.limits import LIMIT_HEADER, POLICY_HEADER, limit_fields
 from gateway.access.visit import Visit
 from gateway.grpc.calls import Gate, GrpcCall, Method
 from gateway.grpc.headers import encode_block, encode_length, encode_name
-from gateway.grpc.wire import OK_AND_ID, Metadata, limit_metadata
+from gateway.grpc.wire import OK_AND_ID, Metadata
 from gateway.prediction import Prediction, PredictionDesk
 from headrace.errors import HeadraceError, Unavailable
 from headrace.link.frames import OK, Reply, decode_failure, pieces
@@ -20,8 +21,8 @@ from headrace.protocols.metadata import stream_error
 from headrace.protocols.targets import InferPath, KnownTargets, infer_target
 from headrace.protocols.wire import delimited
 
-POLICY_NAME = encode_name(b"ratelimit-policy")
-LIMIT_NAME = encode_name(b"ratelimit")
+POLICY_NAME = encode_name(POLICY_HEADER)
+LIMIT_NAME = encode_name(LIMIT_HEADER)
 
 
 class GrpcVisit(Visit):
@@ -55,7 +56,7 @@ class GrpcPrediction(Prediction):
 
     def trailing(self, answer: Answer | None = None) -> Metadata:
         """The metadata that goes out with the status."""
-        limits = limit_metadata(self.limit_headers(time.monotonic(), answer))
+        limits = limit_fields(self.limit_headers(time.monotonic(), answer))
         metadata = (("x-request-id", self.request_id), *limits)
         if self.cold_start_ms:
             return (("x-headrace-cold-start-ms", str(self.cold_start_ms)), *metadata)
@@ -187,7 +188,7 @@ def gate(access: Admission) -> Gate:
         try:
             access.admit(visit)
         except HeadraceError as error:
-            call.trailing = limit_metadata(visit.limit_headers(time.monotonic(), error))
+            call.trailing = limit_fields(visit.limit_headers(time.monotonic(), error))
             raise
 
     return admit

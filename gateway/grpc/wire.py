@@ -345,13 +345,6 @@ def _number(field: int, value: int) -> bytes:
     return varint(field << 3) + varint(value)
 
 
-def limit_metadata(limit: tuple[bytes, bytes] | None) -> Metadata:
-    """Metadata of RateLimit-Policy and RateLimit; none without such a limit."""
-    if limit is None:
-        return ()
-    return (("ratelimit-policy", limit[0].decode()), ("ratelimit", limit[1].decode()))
-
-
 def metadata_block(metadata: Metadata) -> bytes:
     """Metadata as header fields; bytes are for names that end in `-bin`."""
     return encode_block(

@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gateway.access.limits import limit_fields
 from gateway.access.visit import Head, Visit
 from gateway.headers import combined, error_headers
 from headrace.errors import (
@@ -88,10 +89,7 @@ class Envelope:
 
 def told_limits(visit: Visit, answer: Answer | None = None) -> dict[str, str]:
     """The headers that tell what is left of a caller's limits."""
-    limit = visit.limit_headers(time.monotonic(), answer)
-    if limit is None:
-        return {}
-    return {"ratelimit-policy": limit[0].decode(), "ratelimit": limit[1].decode()}
+    return dict(limit_fields(visit.limit_headers(time.monotonic(), answer)))
 
 
 def error_answer(error: HeadraceError) -> Response:

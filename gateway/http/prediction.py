@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from http import HTTPStatus
 
+from gateway.access.limits import LIMIT_HEADER, POLICY_HEADER
 from gateway.access.visit import Head
 from gateway.headers import error_headers, given_timeout_s
 from gateway.prediction import Prediction, PredictionDesk
@@ -19,6 +20,7 @@ JOINED_BYTES = 16 * 1024
 """Longest body that is copied behind its head, so that both are one write."""
 STATUS_LINES = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
 STATUS_LINES[499] = b"HTTP/1.1 499 Client Closed Request\r\n"
+LIMIT_LINES = POLICY_HEADER + b": %b\r\n" + LIMIT_HEADER + b": %b\r\n"
 UNUSUAL = (b"expect", b"transfer-encoding")
 """Headers that make a request more than its head and a body of known length."""
 MAX_DIGITS = 19
@@ -115,7 +117,7 @@ def answer_bytes(
     """Head and body of the HTTP answer."""
     more = b""
     if (limit := prediction.limit_headers(now_s, answer)) is not None:
-        more = b"ratelimit-policy: %b\r\nratelimit: %b\r\n" % limit
+        more = LIMIT_LINES % limit
     if prediction.cold_start_ms:
         more += b"x-headrace-cold-start-ms: %d\r\n" % prediction.cold_start_ms
     if not keep_alive:
