@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from headrace.errors import HeadraceError, InvalidArgument, Unauthenticated
+from headrace.errors import HeadraceError, InvalidArgument, Unauthenticated, UnsupportedCoding
 
 RETRY_MARGIN_S = 0.05
 """A retry must find the token that it was promised, though clocks and stores are not exact."""
@@ -18,6 +18,8 @@ def error_headers(error: HeadraceError) -> dict[str, str]:
         found["retry-after"] = str(max(1, math.ceil(error.retry_after_s + RETRY_MARGIN_S)))
     if isinstance(error, Unauthenticated):
         found["www-authenticate"] = "Bearer"
+    elif isinstance(error, UnsupportedCoding):
+        found["accept-encoding"] = error.accepted
     return found
 
 

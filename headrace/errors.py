@@ -112,6 +112,14 @@ class UnsupportedMedia(HeadraceError):
     grpc_status = "INVALID_ARGUMENT"
 
 
+class UnsupportedCoding(UnsupportedMedia):
+    """Raised when a body has a content coding that is not read; `accepted` lists those that are."""
+
+    def __init__(self, message: str, accepted: str) -> None:
+        super().__init__(message)
+        self.accepted = accepted
+
+
 class TooManyRequests(HeadraceError):
     """Raised when a limit of the caller's tier is reached; `reason` names it."""
 

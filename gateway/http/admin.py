@@ -20,13 +20,20 @@ from starlette.responses import Response
 from gateway.access.audit import VERDICTS
 from gateway.access.audit_reader import Query as AuditQuery
 from gateway.access.audit_reader import find, parse_since, summarize
-from gateway.http.answers import answer_errors, json_answer
+from gateway.http.answers import answer_errors, error_answer, json_answer
 from gateway.http.media import jobs
 from gateway.http.repository import repository
 from gateway.media.desk import MediaDesk
 from gateway.view import RELEASE, GatewayView
 from headrace.config.types import Name, Strict
-from headrace.errors import ConfigError, FailedPrecondition, InvalidArgument, Unavailable
+from headrace.errors import (
+    ConfigError,
+    FailedPrecondition,
+    InvalidArgument,
+    Unavailable,
+    UnsupportedCoding,
+    quoted,
+)
 from headrace.link.pool import WATCH_TIMEOUT_S, PoolClient
 from headrace.metrics_export import ModelSummary, merge, summaries
 from headrace.snapshot import ModelView, Snapshot, State, VersionView
@@ -260,6 +267,10 @@ def create_admin_app(
         if not hmac.compare_digest(given, expected):
             text = "this listener needs the admin token: Authorization: Bearer <token>"
             return JSONResponse({"error": text}, 401, {"WWW-Authenticate": "Bearer"})
+        coding = request.headers.get("content-encoding", "identity")
+        if coding != "identity" and request.url.path.startswith("/admin/"):
+            text = f"Content-Encoding {quoted(coding)} is not taken here"
+            return error_answer(UnsupportedCoding(text, accepted="identity"))
         return await call_next(request)
 
     @app.get("/admin/v1/status")

@@ -162,5 +162,5 @@ def form_headers(form: int) -> bytes:
     content_type, coding = headers_of(form)
     lines = f"content-type: {content_type}\r\n"
     if coding:
-        lines += f"content-encoding: {coding}\r\n"
+        lines += f"content-encoding: {coding}\r\nvary: accept-encoding\r\n"
     return FORM_HEADERS.setdefault(form, lines.encode())

@@ -12,13 +12,18 @@ from starlette.responses import Response
 from gateway.http.answers import json_answer
 from gateway.view import GatewayView, load_model, require_public
 from headrace.errors import Cancelled, InvalidArgument, PayloadTooLarge, Unimplemented, quoted
+from headrace.protocols.compression import content_coding, inflate
 from headrace.protocols.json_bodies import read_object
 
 MAX_DOCUMENT_BYTES = 1024 * 1024
 
 
 async def read_document(request: Request) -> dict[str, Any]:
-    """The JSON object of the body; an empty body is an empty object. Raises `InvalidArgument`."""
+    """The JSON object of the body; an empty body is an empty object.
+
+    Raises `InvalidArgument`, `PayloadTooLarge`, and `UnsupportedCoding` for an unknown coding.
+    """
+    coding = content_coding(request.headers.get("content-encoding", ""))
     body = bytearray()
     try:
         async for piece in request.stream():
@@ -27,7 +32,8 @@ async def read_document(request: Request) -> dict[str, Any]:
                 raise PayloadTooLarge(f"the body is over {MAX_DOCUMENT_BYTES} bytes")
     except ClientDisconnect:
         raise Cancelled("the client has left") from None
-    return read_object(bytes(body)) if body.strip() else {}
+    plain = bytes(inflate(bytes(body), coding, MAX_DOCUMENT_BYTES))
+    return read_object(plain) if plain.strip() else {}
 
 
 def _view(request: Request) -> GatewayView:

@@ -12,6 +12,7 @@ from headrace.errors import (
     InvalidArgument,
     RequestTimeout,
     Unimplemented,
+    UnsupportedCoding,
     UnsupportedMedia,
     quoted,
 )
@@ -79,9 +80,10 @@ class Declared:
     def check(self) -> None:
         """Raises `UnsupportedMedia` for what is no picture or video, before the body is read."""
         if self.coding.strip().lower() not in ("", "identity"):
-            raise UnsupportedMedia(
+            raise UnsupportedCoding(
                 f"Content-Encoding {quoted(self.coding)} is not taken here: pictures and videos "
-                "are compressed already"
+                "are compressed already",
+                accepted="identity",
             )
         if self.kind not in (*UNDECLARED, FORM) and not self.kind.startswith(("image/", "video/")):
             raise UnsupportedMedia(

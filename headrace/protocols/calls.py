@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from headrace.errors import InvalidArgument
-from headrace.protocols.compression import reply_coding
+from headrace.protocols.compression import content_coding, reply_coding
 from headrace.protocols.tensors import Call
 
 
@@ -42,12 +41,8 @@ def call_number(protocol: str, method: str) -> int:
 
 
 def encodings_of(content: bytes, accept: bytes) -> int:
-    """Content and accepted coding in one number; `InvalidArgument` for an unknown one."""
-    coding = content.decode("latin-1").strip().lower()
-    if coding in {"", "identity"}:
-        coding = ""
-    if coding not in ENCODINGS:
-        raise InvalidArgument(f"Content-Encoding {coding[:40]!r} is not gzip or deflate")
+    """Content and accepted coding in one number; `UnsupportedCoding` for an unknown one."""
+    coding = content_coding(content.decode("latin-1"))
     return ENCODINGS.index(coding) | ENCODINGS.index(reply_coding(accept.decode("latin-1"))) << 4
 
 

@@ -141,14 +141,28 @@ async def test_nan_tokens_pass_through_the_tensorflow_serving_protocol(tmp_path:
 
 
 async def test_compressed_bodies_and_answers(tmp_path: Path) -> None:
-    body = gzip.compress(json.dumps(infer_body(300)).encode())
+    plain = json.dumps(infer_body(300)).encode()
     async with open_house(tmp_path, "a") as house, client(house) as http:
-        headers = {"Content-Encoding": "gzip", "Accept-Encoding": "gzip"}
-        answer = await http.post(INFER, content=body, headers=headers)
-        refused = await http.post(INFER, content=body, headers={"Content-Encoding": "br"})
-    assert answer.headers["content-encoding"] == "gzip"
-    assert answer.json()["outputs"][0]["data"] == DOUBLED * 300
-    assert refused.status_code == 400 and "gzip or deflate" in refused.json()["error"]
+        for coding, body in (
+            ("gzip", gzip.compress(plain)),
+            ("X-GZip", gzip.compress(plain)),
+            ("gzip", gzip.compress(plain[:99]) + gzip.compress(plain[99:])),
+        ):
+            headers = {"Content-Encoding": coding, "Accept-Encoding": "gzip"}
+            answer = await http.post(INFER, content=body, headers=headers)
+            assert answer.json()["outputs"][0]["data"] == DOUBLED * 300
+            assert answer.headers["content-encoding"] == "gzip"
+            assert answer.headers["vary"] == "accept-encoding"
+        index = await http.post(
+            "/v2/repository/index",
+            content=gzip.compress(b'{"ready": true}'),
+            headers={"Content-Encoding": "gzip"},
+        )
+        assert [row["name"] for row in index.json()] == ["affine"]
+        for path in (INFER, PREDICT, "/v2/repository/index"):
+            refused = await http.post(path, content=plain, headers={"Content-Encoding": "br"})
+            assert refused.status_code == 415 and "gzip or deflate" in refused.json()["error"]
+            assert refused.headers["accept-encoding"] == "gzip, deflate"
 
 
 async def test_a_request_larger_than_a_batch_is_cut_and_joined(tmp_path: Path) -> None:

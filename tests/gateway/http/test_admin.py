@@ -132,6 +132,16 @@ async def test_nothing_is_told_without_the_token(tmp_path: Path, token: str, pat
     assert answer.status_code == 401 and TOKEN not in answer.text
 
 
+async def test_a_body_with_a_content_coding_is_refused(tmp_path: Path) -> None:
+    desk = Desk(metrics_folder=tmp_path)
+    async with client(desk) as http:
+        answer = await http.put(
+            "/admin/v1/config", content=b"\x1f\x8b", headers={"Content-Encoding": "gzip"}
+        )
+    assert answer.status_code == 415 and "'gzip' is not taken here" in answer.json()["error"]
+    assert answer.headers["accept-encoding"] == "identity" and not desk.told
+
+
 async def test_the_status_tells_models_slots_and_gateways(tmp_path: Path) -> None:
     async with client(Desk(metrics_folder=tmp_path)) as http:
         status = (await http.get("/admin/v1/status")).json()
