@@ -39,7 +39,7 @@ GAP_S = 0.005
 """Pause after a round, so that events in quick succession share the next one."""
 BEAT_S = 0.25
 STALL_S = 3.0
-"""Pause of this process after which its slots are lost, as their pings were not answered."""
+"""Pause of this process after which its slots are soon lost: they have heard no pings."""
 
 log = structlog.get_logger()
 

@@ -143,19 +143,19 @@ class Channel(asyncio.Protocol):
         self._silence: asyncio.TimerHandle | None = None
         self._reason = "the peer closed the connection"
         self.session: Session | None = None
-        self.last_heard_s = 0.0
+        self._heard = True  # since the last of the turns that `_quiet_turns` counts
+        self._quiet = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports are no subclass of asyncio's, so this cannot be checked.
         self._transport = transport = cast(asyncio.Transport, transport)
         transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
-        self.last_heard_s = asyncio.get_running_loop().time()
         if isinstance(self._handshake, ClientHandshake):
             transport.write(self._handshake.start())
 
     def data_received(self, data: bytes) -> None:
         """Frames came; one that breaks the protocol closes this channel and no other."""
-        self.last_heard_s = asyncio.get_running_loop().time()
+        self._heard = True
         try:
             if self.session is not None and (only := self._reader.only(data)) is not None:
                 self._receive(only)
@@ -203,7 +203,7 @@ class Channel(asyncio.Protocol):
 
     def keep_alive(self) -> None:
         """Ping the peer; the connection ends after `MISSED_PINGS` without an answer."""
-        if self._silent_s() > MISSED_PINGS * PING_S:
+        if self._quiet_turns() >= MISSED_PINGS:
             self.abort(f"{MISSED_PINGS} pings were not answered")
             return
         self.send_frame(Kind.PING)
@@ -211,14 +211,20 @@ class Channel(asyncio.Protocol):
 
     def expect_pings(self, silence_s: float) -> None:
         """End the connection once nothing has come for `silence_s` seconds."""
-        if (silent_s := self._silent_s()) > silence_s:
-            self.abort(f"silent for {silent_s:.1f} s")
+        if self._quiet_turns() * PING_S >= silence_s:
+            self.abort(f"silent for {silence_s:g} s")
             return
         loop = asyncio.get_running_loop()
         self._silence = loop.call_later(PING_S, self.expect_pings, silence_s)
 
-    def _silent_s(self) -> float:
-        return asyncio.get_running_loop().time() - self.last_heard_s
+    def _quiet_turns(self) -> int:
+        """Calls in a row, each `PING_S` after the last, since anything came.
+
+        Calls, not seconds: while this process or the whole machine stands still, nobody is silent.
+        """
+        self._quiet = 0 if self._heard else self._quiet + 1
+        self._heard = False
+        return self._quiet
 
     def close(self, reason: str = "closed by this end") -> None:
         """Close once the transport's buffer is sent."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
+import time
 from pathlib import Path
 
 import pytest
@@ -59,4 +61,18 @@ async def test_a_peer_that_sends_no_pings_is_given_up(
     async with connected(tmp_path) as pair:
         pair.accepted[0].expect_pings(0.05)
         await pair.there.closed.wait()
-    assert pair.there.reason.startswith("silent for 0.")
+    assert pair.there.reason == "silent for 0.05 s"
+
+
+async def test_ends_that_stand_still_do_not_take_each_other_for_dead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(channel, "PING_S", 0.02)
+    async with connected(tmp_path) as pair:
+        pair.client.keep_alive()
+        pair.accepted[0].expect_pings(0.08)
+        for phase_s in (0.005, 0.01, 0.015, 0.02):
+            await asyncio.sleep(phase_s)
+            time.sleep(0.2)  # noqa: ASYNC251 - as on SIGSTOP, or without a processor
+        await asyncio.sleep(0.1)
+        assert pair.client.open and pair.accepted[0].open
