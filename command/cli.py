@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import sys
 from collections.abc import Iterable
@@ -41,7 +42,18 @@ if TYPE_CHECKING:
 DEFAULT_FILES = ("headrace.yaml", "examples/demo.yaml")
 
 
+class _Commands(click.Group):
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run a command; what the terminal cannot show is printed as an escape."""
+        for stream in (sys.stdout, sys.stderr):
+            # Names of files and what stands in them may be any text.
+            if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+                stream.reconfigure(errors="backslashreplace")
+        return super().main(*args, **extra)
+
+
 @click.group(
+    cls=_Commands,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=(
         "FILE is headrace.yaml here, else examples/demo.yaml, when it is left out. Exit codes: "

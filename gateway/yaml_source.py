@@ -95,17 +95,19 @@ def read_source(file: str | Path) -> YamlSource:
 
 
 def _read_text(name: str) -> str:
+    line = 0
     try:
-        return Path(name).read_text(encoding="utf-8")
+        return Path(name).read_bytes().decode()
     except FileNotFoundError:
         message = "no such file"
     except IsADirectoryError:
         message = "is a folder, not a file"
-    except UnicodeDecodeError:
-        message = "is not UTF-8 text"
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        message = f"is not UTF-8 text: found the byte 0x{error.object[error.start]:02x}"
     except OSError as error:
         message = f"cannot be read: {error.strerror or error}"
-    raise ConfigFileError([Problem(name, 0, "", message)])
+    raise ConfigFileError([Problem(name, line, "", message)])
 
 
 class _Index:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -37,6 +37,7 @@ pyvips.cache_set_max(0)
 pyvips.concurrency_set(2)
 
 PictureFile = bytes | Path
+DAMAGED_JPEG = "the JPEG's data are corrupt or break off: parts of the picture may be wrong or grey"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ class PictureLimits:
 class PictureInfo:
     """A picture as shown: sides in pixels after EXIF orientation (1 to 8).
 
-    `notes` are sentences on what of the file is not used.
+    `notes` are sentences on what of the file is not used or may be wrong.
     """
 
     kind: MediaKind
@@ -65,12 +66,13 @@ class PictureInfo:
     notes: tuple[str, ...]
 
 
-def load(source: PictureFile, kind: MediaKind) -> Any:
+def load(source: PictureFile, kind: MediaKind, fail_on: str = "error") -> Any:
     """The picture for libvips to decode; only its header is read yet.
 
-    Raises `InvalidArgument` without a whole header, `UnsupportedMedia` for an unknown variant.
+    Decoding ends at what is as bad as `fail_on`, "error" or "warning". Raises `InvalidArgument`
+    without a whole header, `UnsupportedMedia` for an unknown variant.
     """
-    options = {"access": "sequential", "fail_on": "error"}
+    options = {"access": "sequential", "fail_on": fail_on}
     try:
         if isinstance(source, Path):
             return pyvips.Operation.call(kind.reader, str(source), **options)
@@ -184,7 +186,28 @@ class Picture:
             Unavailable: `folder` has no room left for the pixels.
         """
         limits = limits or PictureLimits()
-        image = load(source, kind)
+        if kind != JPEG:
+            return cls._decoded(source, kind, folder, limits, check)
+        # libvips tells of a warning only by failing on it.
+        try:
+            return cls._decoded(source, kind, folder, limits, check, "warning")
+        except InvalidArgument:
+            picture = cls._decoded(source, kind, folder, limits, check)
+        notes = (*picture.info.notes, DAMAGED_JPEG)
+        picture.info = replace(picture.info, notes=notes)
+        return picture
+
+    @classmethod
+    def _decoded(
+        cls,
+        source: PictureFile,
+        kind: MediaKind,
+        folder: Path,
+        limits: PictureLimits,
+        check: Check,
+        fail_on: str = "error",
+    ) -> Self:
+        image = load(source, kind, fail_on)
         info = describe(image, kind, limits)
         store = _Store(folder, limits.memory_bytes, check)
         try:

@@ -1,4 +1,4 @@
-"""File formats: what an upload is by its bytes, checked against its content type."""
+"""File formats: what an upload is by its bytes, and whether its content type says the same."""
 
 from __future__ import annotations
 
@@ -89,6 +89,11 @@ _REFUSED: tuple[tuple[int, bytes, str], ...] = (
 )
 _QUICKTIME_ATOMS = {b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"}
 _UNDECLARED = {"", "application/octet-stream", "binary/octet-stream", "*/*"}
+_PACKET_STARTS = b"\x47" * 8
+_PACK = 0xBA
+_PACK_OR_PACKET = re.compile(
+    rb"\x00\x00\x01(?:\xba(?:[\x44-\x7f].{8}[\xf8-\xff]|[\x21-\x2f].{7})|[\xbb-\xff]..)", re.DOTALL
+)
 _TOKEN = re.compile(r"[\w.+*-]{1,60}/[\w.+*-]{1,60}")
 
 
@@ -103,6 +108,12 @@ def sniff(head: bytes, tail: bytes = b"") -> MediaKind:
         raise InvalidArgument("the body is empty: send the bytes of a picture or a video")
     found = list(dict.fromkeys(_media_in(head)))
     others = list(_others_in(head, tail))
+    if not found and not others:
+        # Recordings of broadcasts may begin anywhere.
+        if _is_transport_stream(head):
+            return MPEG_TS
+        if _is_program_stream(head):
+            return MPEG_PS
     names = [*(kind.name for kind in found), *others]
     if found and len(names) > 1:
         raise UnsupportedMedia(
@@ -114,26 +125,26 @@ def sniff(head: bytes, tail: bytes = b"") -> MediaKind:
     return found[0]
 
 
-def identify(
-    declared: str | None, head: bytes, tail: bytes = b"", wanted: Medium | None = None
-) -> MediaKind:
-    """`sniff`, then check that it is what the content type declares and what the model wants.
-
-    `declared` may be `image/*`, `video/*`, `application/octet-stream` or None, which leave the
-    answer to the bytes. Raises as `sniff` does.
-    """
+def identify(head: bytes, tail: bytes, wanted: Medium) -> MediaKind:
+    """`sniff`, then check that it is what the model wants. Raises as `sniff` does."""
     kind = sniff(head, tail)
-    said = (declared or "").partition(";")[0].strip().lower()
-    if said not in _UNDECLARED | {f"{kind.medium}/*", *kind.content_types}:
-        # The message repeats only what looks like a content type.
-        told = said if _TOKEN.fullmatch(said) else "something else"
-        raise UnsupportedMedia(
-            f"the content type says {told}, but the bytes are {kind.name} ({kind.content_types[0]})"
-        )
-    if wanted is not None and kind.medium != wanted:
+    if kind.medium != wanted:
         article = "a picture" if wanted == "image" else "a video"
         raise UnsupportedMedia(f"the model wants {article}, but the bytes are {kind.name}")
     return kind
+
+
+def type_note(declared: str, kind: MediaKind) -> str | None:
+    """A sentence for a content type that says something else than the bytes.
+
+    `image/*`, `video/*`, `application/octet-stream` and "" leave it to the bytes.
+    """
+    said = declared.partition(";")[0].strip().lower()
+    if said in _UNDECLARED | {f"{kind.medium}/*", *kind.content_types}:
+        return None
+    # The sentence repeats only what looks like a content type.
+    told = said if _TOKEN.fullmatch(said) else "something else"
+    return f"the content type says {told}, but the bytes are {kind.name} ({kind.content_types[0]})"
 
 
 def _media_in(head: bytes) -> Iterator[MediaKind]:
@@ -153,6 +164,32 @@ def _media_in(head: bytes) -> Iterator[MediaKind]:
             yield MP4
     elif head[4:8] in _QUICKTIME_ATOMS:
         yield MP4
+
+
+def _is_transport_stream(head: bytes) -> bool:
+    """Whether several packets follow each other, wherever the first one begins.
+
+    They begin with 0x47 and have 188 bytes, with a time code 192, with a check sum 204.
+    """
+    return any(
+        _PACKET_STARTS in head[first::step] for step in (188, 192, 204) for first in range(step)
+    )
+
+
+def _is_program_stream(head: bytes) -> bool:
+    """Whether a pack's header or a packet begins somewhere, and another one at its end.
+
+    Source: ISO/IEC 13818-1, 2.5.3 (MPEG-2), and ISO/IEC 11172-1, 2.4.3 (MPEG-1).
+    """
+    for found in _PACK_OR_PACKET.finditer(head):
+        begun, end = found[0], found.end()
+        if begun[3] != _PACK:
+            end += int.from_bytes(begun[4:6], "big")
+        elif begun[4] >= 0x44:  # MPEG-2, where stuffing may follow
+            end += begun[-1] & 7
+        if head.startswith(b"\0\0\1", end) and head[end + 3 : end + 4] >= b"\xba":
+            return True
+    return False
 
 
 def _others_in(head: bytes, tail: bytes) -> Iterator[str]:

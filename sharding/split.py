@@ -19,7 +19,7 @@ from sharding.parts import Part, Segment, Tile, video_document
 from sharding.pictures import Picture, PictureLimits
 from sharding.plan import TooManyPartsError, plan_segments, plan_tiles
 from sharding.preprocess import load_preprocessor
-from sharding.sniff import Check
+from sharding.sniff import Check, MediaKind, type_note
 from sharding.upload import MediaJob, identify_file
 from sharding.video import VideoInfo, VideoLimits, probe
 
@@ -91,7 +91,7 @@ class PictureSource(Source):
             self._picture.close()
             raise
         self.whole = Whole(width, height)
-        self.notes = self._picture.info.notes
+        self.notes = (*_type_notes(job, kind), *self._picture.info.notes)
         self._reading = Lock()
 
     def key(self, part: Part) -> bytes:
@@ -150,7 +150,7 @@ class VideoSource(Source):
                 f"{limits.max_parts}: ask for a shorter time range or a lower `fps`"
             )
         self.whole = Whole(self._info.width, self._info.height, self._info.duration_s)
-        self.notes = self._info.notes
+        self.notes = (*_type_notes(job, kind), *self._info.notes)
 
     def key(self, part: Part) -> bytes:
         assert isinstance(part, Segment)
@@ -167,6 +167,11 @@ class VideoSource(Source):
             **_reading(self._config, key),
         }
         return json.dumps(head).encode(), ()
+
+
+def _type_notes(job: MediaJob, kind: MediaKind) -> tuple[str, ...]:
+    note = type_note(job.upload.content_type, kind)
+    return () if note is None else (note,)
 
 
 def _facts(config: ShardingConfig) -> tuple[object, ...]:

@@ -62,4 +62,4 @@ def identify_file(upload: Upload, wanted: Medium) -> MediaKind:
             tail = file.read(TAIL_BYTES)
     except FileNotFoundError:
         raise Unavailable("the upload is not on the node of the shard stage any more") from None
-    return identify(upload.content_type, head, tail, wanted)
+    return identify(head, tail, wanted)

@@ -33,7 +33,7 @@ from headrace.protocols.wire import encode_message, message
 from sharding.upload import Event
 
 _PACKAGE = "headrace.v1"
-_OPTIONAL = ("threshold", "top_k", "tile", "overlap", "fps", "start_s", "end_s")
+_OPTIONAL = ("threshold", "top_k", "tile", "overlap", "fps", "start_s", "end_s", "strict_type")
 _SIZE = ("width", "height", "duration_s")
 _CORNERS = ("x1", "y1", "x2", "y2")
 _TYPED = frozenset(

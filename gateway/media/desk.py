@@ -17,7 +17,7 @@ import structlog
 
 from gateway.door import outcome
 from gateway.media.options import check_tiling, read_options
-from gateway.media.upload import Declared, take
+from gateway.media.upload import Declared, check_type, take
 from gateway.prediction import Prediction, PredictionDesk
 from headrace.config.args import MediaConfig
 from headrace.config.sharding import ProcessOptions, ShardingConfig
@@ -237,7 +237,8 @@ class MediaDesk:
         is read.
         """
         check_tiling(incoming.options, sharding)
-        incoming.declared.check()
+        strict = sharding.strict(incoming.options)
+        incoming.declared.check(strict)
         limit_bytes = sharding.limits.max_upload_bytes
         if prediction is not None:
             memory_bytes = min(self.config.spool_memory, prediction.max_body_bytes)
@@ -247,13 +248,17 @@ class MediaDesk:
                 limit_bytes = min(limit_bytes, tier_bytes or limit_bytes)
         async with Spool(limit_bytes, self.config.spool_memory, self.spool) as spool:
             medium: Medium = "image" if sharding.kind == "image-tiles" else "video"
-            upload, more = await take(incoming.pieces, spool, incoming.declared, medium)
+            upload, kind, more = await take(
+                incoming.pieces, spool, incoming.declared, medium, strict
+            )
             if prediction is not None:
                 request.length = upload.length
             options = incoming.options
             if more:
                 options = read_options(options.model_dump(exclude_unset=True), more)
                 check_tiling(options, sharding)
+            if sharding.strict(options):
+                check_type(upload.content_type, kind)
             identity, _, trace = request.meta.decode("latin-1").partition("\n")
             yield MediaJob(
                 model=request.key[0],

@@ -14,7 +14,7 @@ from headrace.errors import InvalidArgument, quoted
 
 HEADER = "x-headrace-options"
 LISTS = ("classes", "scales")
-"""Options with several values, in a query separated by commas or as several parameters."""
+"""Options with several values: JSON, or separated by commas; in a query also several parameters."""
 
 
 def query_options(pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
@@ -22,8 +22,7 @@ def query_options(pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, text in pairs:
         if name in LISTS:
-            values = [each.strip() for each in text.split(",") if each.strip()]
-            found.setdefault(name, []).extend(_class(each) for each in values)
+            found.setdefault(name, []).extend(_several(text))
         elif name in found:
             raise InvalidArgument(f"the option {quoted(name)} is given twice")
         else:
@@ -48,7 +47,10 @@ def json_options(text: bytes | str, where: str) -> dict[str, Any]:
         raise InvalidArgument(f"{where} is not valid JSON: {error}") from None
     if not isinstance(value, dict):
         raise InvalidArgument(f'{where} should be a JSON object, such as {{"threshold": 0.5}}')
-    return value
+    return {
+        name: _several(given) if name in LISTS and isinstance(given, str) else given
+        for name, given in value.items()
+    }
 
 
 def read_options(*sources: Mapping[str, Any]) -> ProcessOptions:
@@ -82,6 +84,18 @@ def check_tiling(options: ProcessOptions, sharding: ShardingConfig) -> None:
 def encode_options(options: ProcessOptions) -> str:
     """The options without defaults as JSON text, for the header."""
     return json.dumps(options.model_dump(mode="json", exclude_defaults=True))
+
+
+def _several(text: str) -> list[Any]:
+    """The values of a list as text: JSON where it is that."""
+    if text.lstrip().startswith("["):
+        try:
+            values: list[Any] = orjson.loads(text)
+        except orjson.JSONDecodeError:
+            pass  # a label may begin with a bracket
+        else:
+            return values
+    return [_class(each.strip()) for each in text.split(",") if each.strip()]
 
 
 def _class(text: str) -> int | str:

@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from gateway.media.options import json_options
+from gateway.media.options import json_options, query_options
+from headrace.config.sharding import ProcessOptions
 from headrace.errors import (
     InvalidArgument,
     RequestTimeout,
@@ -16,7 +17,7 @@ from headrace.errors import (
     UnsupportedMedia,
     quoted,
 )
-from sharding.sniff import HEAD_BYTES, TAIL_BYTES, Medium, identify
+from sharding.sniff import HEAD_BYTES, TAIL_BYTES, MediaKind, Medium, identify, type_note
 from sharding.spool import Spool
 from sharding.upload import Upload
 
@@ -77,29 +78,39 @@ class Declared:
         """The content type without its parameters."""
         return self.content_type.partition(";")[0].strip().lower()
 
-    def check(self) -> None:
-        """Raises `UnsupportedMedia` for what is no picture or video, before the body is read."""
+    def check(self, strict: bool) -> None:
+        """Raises `UnsupportedMedia` for what cannot be taken, before the body is read.
+
+        With `strict`, that is also what its content type says to be no picture or video.
+        """
         if self.coding.strip().lower() not in ("", "identity"):
             raise UnsupportedCoding(
                 f"Content-Encoding {quoted(self.coding)} is not taken here: pictures and videos "
                 "are compressed already",
                 accepted="identity",
             )
-        if self.kind not in (*UNDECLARED, FORM) and not self.kind.startswith(("image/", "video/")):
+        media = (*UNDECLARED, FORM), ("image/", "video/")
+        if strict and self.kind not in media[0] and not self.kind.startswith(media[1]):
             raise UnsupportedMedia(
                 f"the content type {quoted(self.kind)} is neither image/*, video/*, "
                 f"application/octet-stream nor {FORM}"
             )
 
 
+def check_type(declared: str, kind: MediaKind) -> None:
+    """Raises `UnsupportedMedia` for bytes that are not what their content type says."""
+    if (note := type_note(declared, kind)) is not None:
+        raise UnsupportedMedia(note)
+
+
 async def take(
-    pieces: AsyncIterator[bytes], spool: Spool, declared: Declared, wanted: Medium
-) -> tuple[Upload, dict[str, Any]]:
-    """Write a body into the spool; the upload, and the options that came in its form.
+    pieces: AsyncIterator[bytes], spool: Spool, declared: Declared, wanted: Medium, strict: bool
+) -> tuple[Upload, MediaKind, dict[str, Any]]:
+    """Write a body into the spool; the upload, its kind, and the options that came in its form.
 
     The first bytes are checked when they come, so that an unreadable file is refused before the
-    rest comes. Raises `InvalidArgument`, `UnsupportedMedia`, `PayloadTooLarge`, `Unavailable` (no
-    room), and what the pieces raise.
+    rest comes; `strict` checks its content type too. Raises `InvalidArgument`, `UnsupportedMedia`,
+    `PayloadTooLarge`, `Unavailable` (no room), and what the pieces raise.
     """
     if declared.kind == FORM:
         content_type, name, options = await _take_form(pieces, spool, declared, wanted)
@@ -107,15 +118,15 @@ async def take(
         if declared.length is not None:
             await spool.expect(declared.length)
         content_type, name, options = _type(declared.kind), "", {}
-        head = _Head(spool, content_type, wanted)
+        head = _Head(spool, wanted, content_type if strict else "")
         async for piece in pieces:
             await head.write(piece)
     digest = await spool.finish()
     size = spool.size_bytes
     first = await spool.read(0, HEAD_BYTES)
     tail = await spool.read(max(0, size - TAIL_BYTES), TAIL_BYTES)
-    identify(content_type, first, tail, wanted)
-    return Upload(str(await spool.path()), size, digest, content_type, name), options
+    kind = identify(first, tail, wanted)
+    return Upload(str(await spool.path()), size, digest, content_type, name), kind, options
 
 
 async def _take_form(
@@ -130,12 +141,12 @@ async def _take_form(
         length += len(piece)
         for content in form.read(piece):
             if head is None:
-                head = _Head(spool, _type(form.file_type), wanted)
+                head = _Head(spool, wanted)
             await head.write(content)
         if length - spool.size_bytes > FORM_BYTES:
             raise InvalidArgument(f"the form has over {FORM_BYTES} bytes besides the file")
     form.finish()
-    options = json_options(form.options, "the part 'options'")
+    options = query_options(form.fields) | json_options(form.options, "the part 'options'")
     return _type(form.file_type), form.file_name, options
 
 
@@ -145,17 +156,17 @@ def _type(content_type: str) -> str:
 
 
 class _Head:
-    """Writer into the spool that checks the first bytes."""
+    """Writer into the spool that checks the first bytes, and what they are `declared` to be."""
 
-    def __init__(self, spool: Spool, content_type: str, wanted: Medium) -> None:
-        self._spool, self._content_type, self._wanted = spool, content_type, wanted
+    def __init__(self, spool: Spool, wanted: Medium, declared: str = "") -> None:
+        self._spool, self._wanted, self._declared = spool, wanted, declared
         self._bytes: bytearray | None = bytearray()
 
     async def write(self, piece: bytes) -> None:
         if self._bytes is not None:
             self._bytes += piece[: HEAD_BYTES - len(self._bytes)]
             if len(self._bytes) == HEAD_BYTES:
-                identify(self._content_type, bytes(self._bytes), wanted=self._wanted)
+                check_type(self._declared, identify(bytes(self._bytes), b"", self._wanted))
                 self._bytes = None
         await self._spool.write(piece)
 
@@ -163,14 +174,15 @@ class _Head:
 MAX_OPTIONS_BYTES = 64 * 1024
 MAX_HEADERS = 8
 MAX_HEADER_BYTES = 4096
-PARTS = ("file", "options")
+FILE, OPTIONS = "file", "options"
 
 
 class FormReader:
-    """Reads a form piece by piece, without I/O; its two parts may come in either order.
+    """Reads a form piece by piece, without I/O; its parts may come in any order.
 
     Every method raises `InvalidArgument` for anything else than such a form. `file_type` is the
-    content type of the file, "" until it begins; `options` is JSON text once it has come.
+    content type of the file, "" until it begins; `options` is JSON text once it has come; `fields`
+    are options that are parts of their own, as in a query.
     """
 
     def __init__(self, content_type: str) -> None:
@@ -179,6 +191,7 @@ class FormReader:
                 "this server reads no forms: send the picture or video itself as the body"
             )
         self.file_type, self.file_name, self.options = "", "", b""
+        self.fields: list[tuple[str, str]] = []
         self._part, self._ended = "", False
         self._seen: set[str] = set()
         self._name, self._value = bytearray(), bytearray()
@@ -220,7 +233,7 @@ class FormReader:
         """Check that the form is complete."""
         if not self._ended:
             raise InvalidArgument("the multipart body ends before its last boundary")
-        if "file" not in self._seen:
+        if FILE not in self._seen:
             raise InvalidArgument("the multipart body has no part 'file' with the picture or video")
 
     def _on_header_end(self) -> None:
@@ -231,29 +244,33 @@ class FormReader:
     def _on_headers(self) -> None:
         _, fields = parse_options_header(self._headers.get(b"content-disposition"))
         name = fields.get(b"name", b"").decode("utf-8", "replace")
-        if name not in PARTS:
+        if name not in (FILE, OPTIONS, *ProcessOptions.model_fields):
             raise InvalidArgument(
-                f"the multipart body has a part {quoted(name)}; it takes 'file' and 'options'"
+                f"the multipart body has a part {quoted(name)}; it takes 'file', 'options' and "
+                "parts named as an option is"
             )
-        if name in self._seen:
+        if name in self._seen and name in (FILE, OPTIONS):
             raise InvalidArgument(f"the multipart body has two parts '{name}'")
         self._part = name
         self._seen.add(name)
-        if name == "file":
+        if name == FILE:
             self.file_type = self._headers.get(b"content-type", b"").decode("latin-1")
             self.file_name = fields.get(b"filename", b"").decode("utf-8", "replace")[:256]
 
     def _on_data(self, data: bytes, start: int, end: int) -> None:
-        if self._part == "file":
+        if self._part == FILE:
             self._pieces.append(data[start:end])
             return
         self._kept += data[start:end]
         if len(self._kept) > MAX_OPTIONS_BYTES:
-            raise InvalidArgument(f"the part 'options' is over {MAX_OPTIONS_BYTES} bytes")
+            raise InvalidArgument(f"the part '{self._part}' is over {MAX_OPTIONS_BYTES} bytes")
 
     def _on_part_end(self) -> None:
-        if self._part == "options":
+        if self._part == OPTIONS:
             self.options = bytes(self._kept)
+        elif self._part != FILE:
+            self.fields.append((self._part, self._kept.decode("utf-8", "replace")))
+        self._kept.clear()
 
     def _on_end(self) -> None:
         self._ended = True

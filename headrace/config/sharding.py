@@ -44,6 +44,7 @@ class ProcessOptions(Strict):
     """A request's options, by default those of the model's config.
 
     `classes` are class ids or labels. `partial: allow` answers with the parts that were done.
+    `strict_type` refuses a file that is not what its content type says.
     """
 
     threshold: Score | None = None
@@ -56,6 +57,7 @@ class ProcessOptions(Strict):
     start_s: Moment = 0.0
     end_s: Moment | None = None
     partial: Literal["allow", "refuse"] = "refuse"
+    strict_type: bool | None = None
 
     @model_validator(mode="after")
     def _range_is_one(self) -> Self:
@@ -124,6 +126,7 @@ class ShardingConfig(Strict):
     labels: Annotated[str, Field(min_length=1, max_length=255)] | None = None
     threshold: Score = 0.3
     top_k: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    strict_type: bool = False
     epsilon: Annotated[float, Field(ge=0, le=100)] = 0.05
     boxes: BoxMerging = BoxMerging()
     tags: TagMerging = TagMerging()
@@ -149,6 +152,10 @@ class ShardingConfig(Strict):
     def merger(self) -> str:
         """The name of the merger: `merge`, or by default the one for `kind`."""
         return self.merge or ("boxes" if self.kind == "image-tiles" else "tags")
+
+    def strict(self, options: ProcessOptions) -> bool:
+        """Whether a file has to be what its content type says."""
+        return self.strict_type if options.strict_type is None else options.strict_type
 
     def tiling(self, options: ProcessOptions) -> tuple[int, int, tuple[float, ...]]:
         """Tile, overlap and scales of a request; raises `ValueError` where they do not fit."""

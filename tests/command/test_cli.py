@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -36,6 +41,39 @@ def test_check_reports_mistakes_with_exit_code_3(tmp_path: Path) -> None:
     as_json = CliRunner().invoke(main, ["check", file, "--json"])
     (problem,) = json.loads(as_json.stdout)["problems"]
     assert as_json.exit_code == 3 and problem["line"] == 13
+
+
+ENCODINGS = ("ascii:strict", "latin-1", "koi8-r:strict", "utf-16", "utf-8:strict")
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("name", ["größe.yaml", "名.yaml", os.fsdecode(b"\xf6.yaml")])
+def test_check_says_what_it_finds_on_any_terminal(tmp_path: Path, encoding: str, name: str) -> None:
+    said = []
+    for content in (b"applications:\n- name: gr\xf6\xdfe\n", "größe: 名".encode(), GOOD.encode()):
+        (tmp_path / name).write_bytes(content)
+        with _terminal(encoding) as terminal:
+            try:
+                main(["check", str(tmp_path / name)])
+            except SystemExit as exit:
+                said.append(
+                    (exit.code, terminal.getvalue().decode(encoding.partition(":")[0], "replace"))
+                )
+    (latin, latin_said), (unknown, unknown_said), (good, good_said) = said
+    assert latin == 3 and "yaml:2: is not UTF-8 text: found the byte 0xf6" in latin_said
+    assert unknown == 3 and "unknown key" in unknown_said
+    assert good == 0 and "is valid: 1 models" in good_said
+
+
+@contextmanager
+def _terminal(encoding: str) -> Iterator[io.BytesIO]:
+    """Standard output and error of an encoding and, after a colon, its way with errors."""
+    name, _, errors = encoding.partition(":")
+    shown = io.BytesIO()
+    text = io.TextIOWrapper(shown, name, errors or "strict", write_through=True)
+    with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
+        yield shown
+    text.detach()
 
 
 @pytest.mark.parametrize("command", [["status"], ["infer", "m", "--json", "x.json"]])

@@ -24,13 +24,13 @@ from headrace.errors import HeadraceError
 from sharding.pictures import PictureLimits
 from sharding.pictures import Picture
 from sharding.plan import plan_segments
-from sharding.sniff import identify
+from sharding.sniff import sniff
 from sharding.video import VideoLimits, probe
 from sharding.video_frames import DecodeReport, frames
 
 def use(path, spool):
     content = path.read_bytes()
-    kind = identify(None, content[:4096], content[-4096:])
+    kind = sniff(content[:4096], content[-4096:])
     if kind.medium == "image":
         limits = PictureLimits(4_000_000, 50_000_000, 10_000)
         with Picture.open(path, kind, spool, limits) as picture:

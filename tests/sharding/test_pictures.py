@@ -13,7 +13,7 @@ import pytest
 import pyvips
 
 from headrace.errors import InvalidArgument, PayloadTooLarge, UnsupportedMedia
-from sharding.pictures import Picture, PictureLimits, describe, load
+from sharding.pictures import DAMAGED_JPEG, Picture, PictureLimits, describe, load
 from sharding.plan import plan_tiles
 from sharding.sniff import AVIF, GIF, JPEG, PNG, TIFF, WEBP
 from tests.sharding.media_files import Pixels, array, kind_of, photograph
@@ -180,6 +180,31 @@ def test_truncated_pictures_say_so_and_leave_nothing(tmp_path: Path, limits: Pic
             Picture.open(content[: len(content) // 2], kind, tmp_path, limits)
     with pytest.raises(InvalidArgument, match="JPEG ends before its picture does"):
         Picture.open(image.jpegsave_buffer()[:20_000], JPEG, tmp_path, limits)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("limits", [PictureLimits(), ON_DISK])
+def test_corrupt_data_in_a_jpeg_are_noted(
+    tmp_path: Path, progressive: bool, limits: PictureLimits
+) -> None:
+    whole = photograph().jpegsave_buffer(interlace=progressive)
+    middle = len(whole) // 2
+    damages = {
+        "the end comes early": whole[:middle] + b"\xff\xd9" + whole[middle:],
+        "a restart that was never begun": whole[:middle] + b"\xff\xd3" + whole[middle + 2 :],
+        "bytes are missing": whole[:middle] + whole[middle + 400 :],
+    }
+    for damage, content in damages.items():
+        path = tmp_path / "damaged.jpg"
+        path.write_bytes(content)
+        for source in (content, path):
+            with Picture.open(source, JPEG, tmp_path, limits) as picture:
+                assert picture.info.notes == (DAMAGED_JPEG,), damage
+                assert (picture.width, picture.height) == (600, 400)
+        path.unlink()
+    with Picture.open(whole, JPEG, tmp_path, limits) as picture:
+        assert picture.info.notes == ()
     assert not list(tmp_path.iterdir())
 
 

@@ -54,6 +54,17 @@ def test_a_tiles_key_holds_all_that_its_result_depends_on(
     assert not before & keys(TILES.model_copy(update=change), asked, tmp_path)
 
 
+@pytest.mark.parametrize("declared", ["image/jpeg", "video/webm"])
+def test_a_wrong_content_type_becomes_a_note(tmp_path: Path, declared: str) -> None:
+    picture = job(tmp_path / "picture.png", png(mosaic(())))
+    video = job(clip(tmp_path / "clip.mp4"))
+    for asked, config, told in ((picture, TILES, "PNG"), (video, SEGMENTS, "MP4 or QuickTime")):
+        asked = replace(asked, upload=replace(asked.upload, content_type=declared))
+        source = open_source(asked, config, tmp_path, lambda: None)
+        source.close()
+        assert f"the content type says {declared}, but the bytes are {told} (" in source.notes[0]
+
+
 def test_a_frame_that_stands_for_another_time_has_another_key(tmp_path: Path) -> None:
     path = clip(tmp_path / "clip.mp4")
     short = keys(SEGMENTS, job(path, fps=4, end_s=0.2), tmp_path)

@@ -108,9 +108,10 @@ def head(model: str = "affine", **more: Any) -> bytes:
     return bytes(found.SerializeToString())
 
 
-def head_with(**options: Any) -> bytes:
+def head_with(declared: str = "", **options: Any) -> bytes:
     given = message("headrace.v1.ProcessOptions")(**options)
-    found = message("headrace.v1.ProcessHead")(model="affine", options=given)
+    kind = message("headrace.v1.ProcessHead")
+    found = kind(model="affine", content_type=declared, options=given)
     return bytes(message("headrace.v1.ProcessRequest")(head=found).SerializeToString())
 
 
@@ -181,8 +182,13 @@ async def test_options_reach_the_stage(tmp_path: Path) -> None:
     stage = Stage()
     async with open_media(tmp_path, stage) as (_, address):
         first = head_with(
-            **{"threshold": 0.5, "tile": 512, "scales": [1.0, 0.5], "allow_partial": True},
-            **{"class_ids": [3], "labels": ["cup"], "end_s": 4.0},
+            threshold=0.5,
+            tile=512,
+            scales=[1.0, 0.5],
+            allow_partial=True,
+            class_ids=[3],
+            labels=["cup"],
+            end_s=4.0,
         )
         await process(address, first, *chunks(PICTURE), timeout=20)
     (job,) = stage.asked
@@ -200,6 +206,7 @@ async def test_options_reach_the_stage(tmp_path: Path) -> None:
 async def test_what_is_wrong_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
     stage = Stage()
     long = b"\x89PNG\r\n\x1a\n" + bytes(len(PICTURE))
+    strict = head_with("image/jpeg", strict_type=True)
     async with open_media(tmp_path, stage) as (house, address):
         found = [
             await refusal(address),
@@ -214,7 +221,7 @@ async def test_what_is_wrong_is_refused_and_leaves_nothing(tmp_path: Path) -> No
             await refusal(address, head()),
             await refusal(address, head(), head()),
             await refusal(address, head(), *chunks(b"%PDF-1.7 " + bytes(9000))),
-            await refusal(address, head(content_type="image/jpeg"), *chunks(PICTURE)),
+            await refusal(address, strict, *chunks(PICTURE)),
             await refusal(address, head(content_type="multipart/form-data"), *chunks(PICTURE)),
             await refusal(address, head(), *chunks(long)),
         ]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import orjson
 import pytest
 
 from gateway.access.audit import AuditLog
@@ -124,6 +125,51 @@ async def test_a_raw_body_comes_as_it_is(tmp_path: Path, declared: str | None) -
     assert job.upload.length == len(NOISE) and len(job.upload.digest) == 64
 
 
+@pytest.mark.parametrize("declared", ["image/jpeg", "video/mp4", "text/html", "application/json"])
+async def test_a_wrong_content_type_is_read_by_the_bytes_and_refused_where_asked(
+    tmp_path: Path, declared: str
+) -> None:
+    headers = {"content-type": declared}
+    async with open_scripted(tmp_path) as house, client(house) as http:
+        answer = await http.post(PROCESS, content=NOISE, headers=headers)
+        assert answer.status_code == 200 and house.local.seen[0][1] == NOISE
+        assert house.local.seen[0][0].upload.content_type == declared
+        # In a form the option may come after the file.
+        for strict in ({"strict_type": (None, b"true")}, {"options": (None, b'{"strict_type":1}')}):
+            form: dict[str, Any] = {"file": ("cat.png", NOISE, declared), **strict}
+            refused = await http.post(PROCESS, files=form)
+            assert refused.status_code == 415 and "but the bytes are PNG" in refused.text
+        await empty(house)
+    assert len(house.local.seen) == 1
+
+
+async def test_a_model_may_want_true_content_types(tmp_path: Path) -> None:
+    assert PICTURE.sharding is not None
+    sharding = PICTURE.sharding.model_copy(update={"strict_type": True})
+    config = PICTURE.model_copy(update={"sharding": sharding})
+    headers = {"content-type": "image/jpeg"}
+    async with open_scripted(tmp_path, config=config) as house, client(house) as http:
+        refused = await http.post(PROCESS, content=NOISE, headers=headers)
+        asked = await http.post(PROCESS + "?strict_type=false", content=NOISE, headers=headers)
+    assert (refused.status_code, asked.status_code) == (415, 200)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[1,0.5]", "1,0.5", " [1.0, 0.5] ", '["1", 0.5]'],
+    ids=["json", "commas", "wide", "text"],
+)
+async def test_scales_are_read_in_any_form(tmp_path: Path, text: str) -> None:
+    file = ("file", ("cat.png", SMALL, "image/png"))
+    async with open_scripted(tmp_path) as house, client(house) as http:
+        await http.post(PROCESS, params={"scales": text}, content=SMALL)
+        await http.post(PROCESS, files=[("scales", (None, text.encode())), file])
+        await http.post(PROCESS, files=[file, ("options", (None, orjson.dumps({"scales": text})))])
+        await http.post(PROCESS, files=[file, *(("scales", (None, b)) for b in (b"1", b"0.5"))])
+        found = [job.options.scales for job, _ in house.local.seen]
+    assert found == [(1.0, 0.5)] * 4
+
+
 @pytest.mark.parametrize("first", ["file", "options"])
 async def test_a_form_in_either_order(tmp_path: Path, first: str) -> None:
     file = ("file", ("cat.png", NOISE, "image/png"))
@@ -175,9 +221,18 @@ BOUNDARY = {"content-type": "multipart/form-data; boundary=xx"}
 BAD: list[tuple[str, bytes, dict[str, str], int, str]] = [
     ("", b"", {}, 400, "the body is empty"),
     ("", b"%PDF-1.7 ...", {}, 415, "PDF"),
-    ("", b"GIF89a" + b"\0" * 99, {"content-type": "image/png"}, 415, "says image/png"),
+    (
+        "?strict_type=true",
+        b"GIF89a" + b"\0" * 99,
+        {"content-type": "image/png"},
+        415,
+        "says image/png, but the bytes are GIF",
+    ),
     ("", b"\0\0\1\xba" + b"\0" * 99, {}, 415, "wants a picture"),
-    ("", SMALL, {"content-type": "text/html"}, 415, "'text/html' is neither image"),
+    ("?strict_type=1", SMALL, {"content-type": "text/html"}, 415, "'text/html' is neither image"),
+    ("", b"<html>", {"content-type": "text/html"}, 415, "a kind unknown here"),
+    ("?scales=[1,0.5", SMALL, {}, 400, "'scales' should be a valid number"),
+    ("?scales=[1,[2]]", SMALL, {}, 400, "'scales' should be a valid number"),
     ("", SMALL, {"content-encoding": "gzip"}, 415, "Content-Encoding 'gzip'"),
     ("", SMALL, {"x-request-timeout-seconds": "soon"}, 400, "positive number of seconds"),
     ("?threshold=2", SMALL, {}, 400, "'threshold' should be less than or equal to 1"),
@@ -197,7 +252,7 @@ BAD: list[tuple[str, bytes, dict[str, str], int, str]] = [
         b'--xx\r\nContent-Disposition: form-data; name="other"\r\n\r\n1\r\n--xx--\r\n',
         BOUNDARY,
         400,
-        "a part 'other'; it takes 'file' and 'options'",
+        "a part 'other'; it takes 'file', 'options' and parts named as an option is",
     ),
     (
         "",
@@ -351,13 +406,13 @@ async def test_nothing_is_read_while_the_disk_is_slow(
     monkeypatch.setattr(spool, "write_all", slow)
     async with spool.Spool(10**8, 0, tmp_path) as kept:
         declared = Declared("", "", None)
-        taking = asyncio.create_task(take(paced(read, 60.0), kept, declared, "image"))
+        taking = asyncio.create_task(take(paced(read, 60.0), kept, declared, "image", False))
         await until(lambda: kept._job is not None)
         for _ in range(100):
             await asyncio.sleep(0)
         assert taken < 20  # a batch of the spool, of what would be 100 pieces
         gate.set()
-        upload, _ = await taking
+        upload, _, _ = await taking
     assert upload.length == 100 + 99 * 65_536
 
 
