@@ -26,11 +26,12 @@ from autoscale.lookout import StoreWatch
 from autoscale.operations import Operations
 from autoscale.slot_targets import SlotTargets
 from headrace.access import Access, Claim, Grant
-from headrace.config.args import Budgets, PoolConfig, SlotClass
+from headrace.config.args import Budgets, LinkConfig, PoolConfig, SlotClass
 from headrace.config.types import SecretRef
 from headrace.deployment import Process, answer_of
 from headrace.errors import InvalidArgument, Unavailable
 from headrace.link.client import Identity
+from headrace.link.tls import link_tls
 from headrace.secrets import cluster_secret, headrace_home
 from headrace.snapshot import SlotView, Snapshot
 from replicas.repository import Repository
@@ -49,6 +50,7 @@ class PoolSettings:
     poll_s: float
     slots: Mapping[str, SlotClass]
     secret: SecretRef | None
+    link: LinkConfig
     max_body_bytes: int
     budgets: Budgets = field(default_factory=Budgets)
     max_callers: int = 200_000
@@ -64,7 +66,8 @@ class Pool:
         node = process.node
         epoch, fresh = next_epoch(node.folder / EPOCH_FILE, time.time_ns() // 1_000_000)
         secret = cluster_secret(settings.secret)
-        identity = Identity("pool", node.id, secret, settings.max_body_bytes)
+        tls = link_tls(settings.link, secret)
+        identity = Identity("pool", node.id, secret, settings.max_body_bytes, tls)
         loop = asyncio.get_running_loop()
         # In a thread: opening a remote store may import its client library and connect.
         repository = await loop.run_in_executor(

@@ -40,6 +40,7 @@ def _pool(args: Args) -> serve.Application:
         poll_s=args.repository.poll_s,
         slots=args.slots,
         secret=args.secret,
+        link=args.link,
         max_body_bytes=args.limits.max_body_bytes,
         budgets=args.budgets,
         max_callers=args.limits.max_callers,
@@ -63,7 +64,8 @@ def _slots(args: Args, name: str, pool: serve.Application) -> serve.Application:
         name=name,
         slot_class=slot_class,
         store=args.store,
-        link=args.listen.link,
+        listen=args.listen.link,
+        link=args.link,
         secret=args.secret,
         limits=args.limits,
         log_level=args.log_level,
@@ -106,6 +108,7 @@ def _stage(
     settings = StageSettings(
         media=args.media,
         secret=args.secret,
+        link=args.link,
         max_body_bytes=args.limits.max_body_bytes,
         log_level=args.log_level,
     )
@@ -130,6 +133,7 @@ def _gateways(
         listen=args.listen,
         limits=args.limits,
         secret=args.secret,
+        link=args.link,
         admin_token=args.admin_token,
         repository_control=args.repository.control,
         budgets=args.budgets,

@@ -36,6 +36,7 @@ from headrace.config.args import (
     Audit,
     Budgets,
     Limits,
+    LinkConfig,
     Listen,
     MediaConfig,
     SharedMemory,
@@ -49,6 +50,7 @@ from headrace.link.client import Identity
 from headrace.link.load_report import LoadReport
 from headrace.link.plane import DataPlane
 from headrace.link.pool import PoolClient
+from headrace.link.tls import link_tls
 from headrace.node import PortLock
 from headrace.process import be_prompt
 from headrace.secrets import admin_token, cluster_secret, headrace_home
@@ -69,6 +71,7 @@ class GatewaySettings:
     listen: Listen
     limits: Limits
     secret: SecretRef | None
+    link: LinkConfig
     admin_token: SecretRef | None
     repository_control: Literal["admin", "public"] = "admin"
     budgets: Budgets = field(default_factory=Budgets)
@@ -100,7 +103,8 @@ class Gateway:
         be_prompt()
         shared_memory.sweep()
         secret = cluster_secret(settings.secret)
-        identity = Identity(process.name, process.node.id, secret, settings.limits.max_body_bytes)
+        most_bytes, tls = settings.limits.max_body_bytes, link_tls(settings.link, secret)
+        identity = Identity(process.name, process.node.id, secret, most_bytes, tls)
         self._plane = DataPlane(identity, process.recorder)
         self._pool = PoolClient(pool, process.name, lambda: self._plane.snapshot)
         folder = settings.audit_folder

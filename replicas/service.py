@@ -15,6 +15,7 @@ from headrace.link.channel import Channel
 from headrace.link.frames import Flag, Item, Reply
 from headrace.link.handshake import Hello
 from headrace.link.server import LinkServer
+from headrace.link.tls import LinkTls
 from headrace.metrics import Recorder
 from headrace.process import resident_bytes
 from replicas.compute import ComputeThread
@@ -56,9 +57,11 @@ class SlotService(LinkServer):
         self._epoch = 0
         self._leaving = False
 
-    async def start(self, unix_path: Path, host: str, port: int) -> None:
+    async def start(
+        self, unix_path: Path, host: str, port: int, tls: LinkTls | None = None
+    ) -> None:
         self._loop = asyncio.get_running_loop()
-        await super().start(unix_path, host, port)
+        await super().start(unix_path, host, port, tls)
 
     async def drain(self, hand_over_s: float = HANDOVER_S) -> None:
         """Serve until other slots hold these versions, at most `hand_over_s`; then only finish.

@@ -13,11 +13,12 @@ from typing import Any
 import structlog
 from ray import serve
 
-from headrace.config.args import WILDCARDS, Limits, SlotClass, split_address
+from headrace.config.args import WILDCARDS, Limits, LinkConfig, SlotClass, split_address
 from headrace.config.types import SecretRef
 from headrace.deployment import Away, CallFailed, Process, on_ray
 from headrace.link import shared_memory
 from headrace.link.handshake import FEATURES, Hello
+from headrace.link.tls import link_tls
 from headrace.process import be_prompt
 from headrace.secrets import cluster_secret
 from headrace.snapshot import SlotView
@@ -41,7 +42,8 @@ class SlotSettings:
     name: str
     slot_class: SlotClass
     store: str
-    link: str
+    listen: str
+    link: LinkConfig
     secret: SecretRef | None
     limits: Limits
     log_level: str = "info"
@@ -80,10 +82,11 @@ class ModelServer:
         features = tuple(FEATURES) if shared_memory.available() else ()
         path = node.folder / f"{os.getpid()}-{os.urandom(2).hex()}.sock"
         self._words = last_words.LastWords(path, settings.slot_class.memory)
+        secret = cluster_secret(settings.secret)
         self._service = SlotService(
             Repository(settings.store, node.folder / "store"),
             Hello(self._slot_id, node_id=node.id, features=features),
-            cluster_secret(settings.secret),
+            secret,
             settings.limits,
             self._process.recorder,
             settings.slot_class.cpus,
@@ -91,8 +94,8 @@ class ModelServer:
             Path(settings.spool) if settings.spool else node.spool,
             words=self._words,
         )
-        host, port = split_address(node.address_of(settings.link))
-        await self._service.start(path, host, port)
+        host, port = split_address(node.address_of(settings.listen))
+        await self._service.start(path, host, port, link_tls(settings.link, secret))
         bound, _, bound_port = self._service.tcp_address.rpartition(":")
         reachable = node.ip if bound in WILDCARDS else bound
         self._view = SlotView(

@@ -10,7 +10,7 @@ from typing import Any
 
 import structlog
 
-from headrace.config.args import MediaConfig
+from headrace.config.args import LinkConfig, MediaConfig
 from headrace.config.types import SecretRef
 from headrace.deployment import Process, answer_of, refusal
 from headrace.errors import HeadraceError, InternalError
@@ -19,6 +19,7 @@ from headrace.link.client import Identity
 from headrace.link.load_report import LoadReport
 from headrace.link.plane import DataPlane
 from headrace.link.pool import PoolClient
+from headrace.link.tls import link_tls
 from headrace.process import be_nice
 from headrace.secrets import cluster_secret, headrace_home
 from headrace.snapshot import Snapshot
@@ -68,6 +69,7 @@ class StageSettings:
 
     media: MediaConfig
     secret: SecretRef | None
+    link: LinkConfig
     max_body_bytes: int
     log_level: str = "info"
 
@@ -87,7 +89,8 @@ class ShardStage:
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(None, sweep, spool)
         secret = cluster_secret(settings.secret)
-        identity = Identity(process.name, node.id, secret, settings.max_body_bytes)
+        tls = link_tls(settings.link, secret)
+        identity = Identity(process.name, node.id, secret, settings.max_body_bytes, tls)
         self._plane = DataPlane(identity, process.recorder)
         client = PoolClient(pool, process.name, lambda: self._plane.snapshot)
         self._stage = Sharder(Shards(self._plane), "" if media.shared else node.id, spool)

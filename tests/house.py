@@ -41,6 +41,7 @@ from headrace.link.client import Identity, SlotControl
 from headrace.link.handshake import Hello
 from headrace.link.plane import DataPlane
 from headrace.link.pool import PoolClient
+from headrace.link.tls import LinkTls
 from headrace.metrics import Recorder
 from headrace.snapshot import ModelView, Placement, SlotView, Snapshot, State, VersionView
 from headrace.spec import decode_spec
@@ -101,6 +102,7 @@ class House:
     folder: Path
     limits: Limits = field(default_factory=lambda: Limits(max_body_bytes=MAX_BODY_BYTES))
     force_tcp: bool = False
+    tls: LinkTls | None = None
     services: dict[str, SlotService] = field(default_factory=dict)
     views: dict[str, SlotView] = field(default_factory=dict)
     controls: dict[str, SlotControl] = field(default_factory=dict)
@@ -117,7 +119,8 @@ class House:
     regions: Regions | None = None
 
     async def start(self) -> None:
-        identity = Identity("gateway", "node", SECRET, self.limits.max_body_bytes, self.force_tcp)
+        most_bytes, force_tcp = self.limits.max_body_bytes, self.force_tcp
+        identity = Identity("gateway", "node", SECRET, most_bytes, self.tls, force_tcp)
         self.plane = DataPlane(identity, self.recorder)
         self.admission = Admission(
             self.plane,
@@ -175,7 +178,7 @@ class House:
             spool=self.folder / "spool",
         )
         path = self.folder / f"{name}.sock"
-        await service.start(path, "127.0.0.1", 0)
+        await service.start(path, "127.0.0.1", 0, self.tls)
         self.services[name] = service
         view = SlotView(name, "cpu", "node", str(path), service.tcp_address)
         self.views[name] = view

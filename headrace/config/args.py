@@ -121,6 +121,29 @@ class Listen(Strict):
         return self
 
 
+class LinkFiles(Strict):
+    """PEM files of the link's TLS: each process shows `cert`, and trusts whom `ca` has signed."""
+
+    cert: SecretRef
+    key: SecretRef
+    ca: SecretRef
+
+
+class LinkConfig(Strict):
+    """How the link's TCP connections are encrypted; Unix sockets are not.
+
+    `auto` needs nothing but the cluster's secret; `off` is for networks that encrypt by themselves.
+    """
+
+    tls: Literal["auto", "off"] | LinkFiles = "auto"
+
+    @field_validator("tls", mode="before")
+    @classmethod
+    def _off_in_yaml(cls, data: Any) -> Any:
+        """YAML reads `off` as false."""
+        return "off" if data is False else data
+
+
 class Limits(Strict):
     """Limits of a connection or request; `headrace.protocols.elements` counts `max_elements`."""
 
@@ -267,6 +290,7 @@ class Args(Strict):
 
     schema_: Literal[1] = Field(alias="schema")
     listen: Listen = Listen()
+    link: LinkConfig = LinkConfig()
     gateways: Annotated[int, Field(ge=1, le=256)] | Literal["auto"] = 1
     slots: dict[Name, SlotClass] = Field(default_factory=lambda: {"cpu": SlotClass()}, min_length=1)
     store: Annotated[str, Field(min_length=1)] = "models/repository"

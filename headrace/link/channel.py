@@ -35,6 +35,7 @@ from headrace.link.frames import (
     encode_replies,
     part_head,
     pieces,
+    refuse_tls,
 )
 from headrace.link.handshake import ClientHandshake, ServerHandshake, Session
 
@@ -141,7 +142,7 @@ class Channel(asyncio.Protocol):
         self._cancelled: dict[int, None] = {}
         self._paused = False
         self._silence: asyncio.TimerHandle | None = None
-        self._reason = "the peer closed the connection"
+        self._reason = "the peer closed the connection in the handshake; its log tells why"
         self.session: Session | None = None
         self._heard = True  # since the last of the turns that `_quiet_turns` counts
         self._quiet = 0
@@ -157,7 +158,9 @@ class Channel(asyncio.Protocol):
         """Frames came; one that breaks the protocol closes this channel and no other."""
         self._heard = True
         try:
-            if self.session is not None and (only := self._reader.only(data)) is not None:
+            if self.session is None:
+                refuse_tls(data)
+            elif (only := self._reader.only(data)) is not None:
                 self._receive(only)
                 return
             for frame in self._reader.feed(data):
@@ -168,6 +171,7 @@ class Channel(asyncio.Protocol):
                 if answer:
                     self._write(answer)
                 if self.session is not None:
+                    self._reason = "the peer closed the connection"
                     self._reader.limit_bytes = self.session.max_frame_bytes
                     self._owner.channel_opened(self, self.session)
                 if self._transport is None:

@@ -7,18 +7,20 @@ import itertools
 import json
 import random
 import secrets
+import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import structlog
 
-from headrace.errors import LinkError, Unavailable
+from headrace.errors import ConfigError, LinkError, Unavailable
 from headrace.link.channel import Channel, ChannelOwner
 from headrace.link.frames import Frame, Kind, Reply, decode_numbers
 from headrace.link.handshake import ClientHandshake, Hello, Session
 from headrace.link.queue import Request
 from headrace.link.router import Router
+from headrace.link.tls import LinkTls, explain
 from headrace.snapshot import SlotView
 
 CONNECT_TIMEOUT_S = 5.0
@@ -37,6 +39,7 @@ class Identity:
     node_id: str
     secret: bytes
     max_body_bytes: int
+    tls: LinkTls | None = None
     force_tcp: bool = False
 
 
@@ -48,14 +51,24 @@ def open_channel(owner: ChannelOwner, identity: Identity, **more: object) -> Cha
 
 
 async def connect(slot: SlotView, identity: Identity, channel: Channel) -> str:
-    """Connect a channel: by Unix socket on the own node, else by TCP; gives which."""
+    """Connect a channel: by Unix socket on the own node, else by TCP with TLS if so configured.
+
+    Gives which (`unix`, `tcp` or `tls`); raises `OSError`, or `LinkError` where TLS fails.
+    """
     loop = asyncio.get_running_loop()
     if slot.node_id == identity.node_id and slot.unix_path and not identity.force_tcp:
         await loop.create_unix_connection(lambda: channel, slot.unix_path)
         return "unix"
     host, _, port = slot.tcp_address.rpartition(":")
-    await loop.create_connection(lambda: channel, host, int(port))
-    return "tcp"
+    if (tls := identity.tls) is None:
+        await loop.create_connection(lambda: channel, host, int(port))
+        return "tcp"
+    try:
+        context = await loop.run_in_executor(None, lambda: tls.context(server=False))
+        await loop.create_connection(lambda: channel, host, int(port), ssl=context)
+    except (ssl.SSLError, ConnectionResetError, ConnectionAbortedError, ConfigError) as error:
+        raise LinkError(explain(error)) from error
+    return "tls"
 
 
 class SlotLink(ChannelOwner):
@@ -224,7 +237,7 @@ class SlotControl(ChannelOwner):
         self._calls: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._opened = asyncio.Event()
         self._channel: Channel | None = None
-        self._refused = False
+        self._refused = ""
 
     async def open(self) -> None:
         """Connect and prove who we are; raises `LinkError`, `OSError` or `TimeoutError`."""
@@ -233,7 +246,7 @@ class SlotControl(ChannelOwner):
             await connect(self.view, self._identity, channel)
             await self._opened.wait()
         if self._refused:
-            raise LinkError("the slot refused the pool's connection")
+            raise LinkError(f"the slot refused the pool's connection: {self._refused}")
         self._channel = channel
         channel.keep_alive()
 
@@ -276,7 +289,7 @@ class SlotControl(ChannelOwner):
             raise LinkError(f"a frame of kind {frame.kind} from a slot")
 
     def channel_closed(self, channel: Channel, reason: str) -> None:
-        self._refused = self._channel is None
+        self._refused = reason if self._channel is None else ""
         self._opened.set()
         for answer in self._calls.values():
             if not answer.done():

@@ -178,6 +178,17 @@ class FrameReader:
                 self._rest = bytes(view[offset:])
 
 
+def refuse_tls(data: bytes) -> None:
+    """Raise `LinkError` for a TLS record (RFC 8446, 5.1) in place of the handshake's frames.
+
+    Read as a frame it would be longer than those may be.
+    """
+    if len(data) > 2 and data[0] in (0x15, 0x16) and data[1] == 3 and 1 <= data[2] <= 4:
+        raise LinkError(
+            "the peer speaks TLS, which is off here: give all nodes the same `link.tls`"
+        )
+
+
 def encode_frame(kind: Kind, payload: Buffer = b"", *, flags: int = 0, count: int = 0) -> bytes:
     """One frame as bytes."""
     return HEAD.pack(len(payload), kind, flags, count) + bytes(payload)

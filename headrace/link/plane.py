@@ -225,7 +225,7 @@ class DataPlane:
         return slot_id in self._links and self._links[slot_id][0].up
 
     def links(self) -> dict[str, str]:
-        """The transport by slot: `unix`, `tcp`, or why the link is down."""
+        """The transport by slot: `unix`, `tcp`, `tls`, or why the link is down."""
         return {
             slot_id: link.transport if link.up else f"down: {link.last_error or 'connecting'}"
             for slot_id, (link, _) in self._links.items()

@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import json
 import os
-from collections.abc import Mapping
+import socket
+from collections.abc import Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,17 @@ from headrace.errors import HeadraceError, LinkError
 from headrace.link.channel import FLUSH_POLL_S, Channel, ChannelOwner
 from headrace.link.frames import Frame, Kind, decode_numbers
 from headrace.link.handshake import Hello, ServerHandshake, Session
+from headrace.link.tls import HANDSHAKE_TIMEOUT_S, LinkTls, explain
 
-HANDSHAKE_TIMEOUT_S = 5.0
 SILENCE_S = 4.0
 """Silence after which a gateway or pool, which pings each second, is gone."""
 FLUSH_S = 1.0
 """Limit on waiting, when the slot stops, for peers to read their answers."""
 MAX_HANDSHAKES = 128
 """Limit on connections whose handshake is not done; more are closed at once."""
+ACCEPT_AGAIN_S = 0.1
+REFUSED_S = 60.0
+"""Time for which a refusal of the same kind is not logged again: strangers may try often."""
 
 log = structlog.get_logger()
 
@@ -53,6 +57,7 @@ class LinkServer(ChannelOwner):
         self._servers: list[asyncio.Server] = []
         self._open: dict[Channel, Session] = {}
         self._shaking: set[Channel] = set()
+        self._refused_s: dict[str, float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._demand: dict[int, dict[str, int]] = {}
         self._capacity: dict[int, int] = {}
@@ -73,17 +78,29 @@ class LinkServer(ChannelOwner):
         """Carry out an order of the pool; raises `HeadraceError` when that is impossible."""
         raise NotImplementedError
 
-    async def start(self, unix_path: Path, host: str, port: int) -> None:
-        """Listen on a Unix socket, which only this user may open, and on TCP."""
+    async def start(
+        self, unix_path: Path, host: str, port: int, tls: LinkTls | None = None
+    ) -> None:
+        """Listen on a Unix socket, which only this user may open, and on TCP, with `tls` if given.
+
+        Raises `OSError`.
+        """
         loop = asyncio.get_running_loop()
         mask = os.umask(0o177)
         try:
             unix = await loop.create_unix_server(self._accept, str(unix_path), backlog=256)
         finally:
             os.umask(mask)
-        tcp = await loop.create_server(self._accept, host, port, backlog=256)
-        self._servers = [unix, tcp]
-        self.tcp_address = "{}:{}".format(*tcp.sockets[0].getsockname()[:2])
+        self._servers = [unix]
+        if tls is None:
+            tcp = await loop.create_server(self._accept, host, port, backlog=256)
+            self._servers.append(tcp)
+            address = tcp.sockets[0].getsockname()
+        else:
+            listening = await _listen(host, port)
+            self._start(self._accept_tls(listening, tls))
+            address = listening.getsockname()
+        self.tcp_address = "{}:{}".format(*address[:2])
 
     async def close(self) -> None:
         """Stop listening, let peers read what was answered, and close every channel."""
@@ -139,9 +156,51 @@ class LinkServer(ChannelOwner):
             loop.call_soon(channel.abort, "too many unproved connections")
         return channel
 
+    async def _accept_tls(self, listening: socket.socket, tls: LinkTls) -> None:
+        # Of a failed TLS handshake asyncio's servers tell nobody, neither the log nor the protocol.
+        loop = asyncio.get_running_loop()
+        with listening:
+            while True:
+                try:
+                    connection, address = await loop.sock_accept(listening)
+                except OSError as error:  # the peer has left again, or descriptors have run out
+                    self._tell_refused(str(error))
+                    await asyncio.sleep(ACCEPT_AGAIN_S)
+                    continue
+                if len(self._shaking) < MAX_HANDSHAKES:
+                    self._start(self._greet(connection, address[0], tls))
+                else:
+                    connection.close()
+
+    async def _greet(self, connection: socket.socket, host: str, tls: LinkTls) -> None:
+        loop, channel = asyncio.get_running_loop(), self._accept()
+        try:
+            context = await loop.run_in_executor(None, lambda: tls.context(server=True))
+            await loop.connect_accepted_socket(
+                lambda: channel, connection, ssl=context, ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S
+            )
+        except (OSError, HeadraceError) as error:
+            connection.close()
+            self._shaking.discard(channel)
+            self._tell_refused(explain(error), peer=host)
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
     def _too_slow(self, channel: Channel) -> None:
         if channel in self._shaking:
             channel.abort("the handshake took too long")
+
+    def _tell_refused(self, reason: str, **facts: str) -> None:
+        if self._closing:
+            return
+        now_s = asyncio.get_running_loop().time()
+        self._refused_s = {r: at for r, at in self._refused_s.items() if at > now_s - REFUSED_S}
+        if reason not in self._refused_s:
+            self._refused_s[reason] = now_s
+            log.warning("link_refused", reason=reason, **facts)
 
     def channel_opened(self, channel: Channel, session: Session) -> None:
         self._shaking.discard(channel)
@@ -165,9 +224,7 @@ class LinkServer(ChannelOwner):
                 self._demand.setdefault(placement_id, {})[peer.link_id] = demand
                 self._divide_credit(placement_id)
         elif frame.kind == Kind.CALL and peer.role == "pool":
-            task = asyncio.get_running_loop().create_task(self._call(channel, peer, frame))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._start(self._call(channel, peer, frame))
         else:
             raise LinkError(f"a frame of kind {frame.kind} from a {peer.role} connection")
 
@@ -176,7 +233,7 @@ class LinkServer(ChannelOwner):
         self._shaking.discard(channel)
         session = self._open.pop(channel, None)
         if session is None:
-            log.debug("link_refused", reason=reason)
+            self._tell_refused(reason)
             return
         self._told = {key: told for key, told in self._told.items() if key[0] is not channel}
         self.gone(channel)
@@ -228,3 +285,12 @@ class LinkServer(ChannelOwner):
             line = " ".join(str(error).split())[:300]
             result = {"error": f"malformed order: {type(error).__name__}: {line}"}
         channel.send_frame(Kind.RESULT, json.dumps(result).encode(), count=frame.count)
+
+
+async def _listen(host: str, port: int) -> socket.socket:
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, *_, address = found[0]
+    listening = socket.create_server(address[:2], family=family, backlog=256)
+    listening.setblocking(False)
+    return listening

@@ -19,9 +19,10 @@ from gateway.access.audit import AuditLog
 from headrace.config.args import Audit, Batching, Limits, ModelConfig
 from headrace.config.scaling import Routing
 from headrace.link import shared_memory
+from headrace.link.tls import LinkTls
 from headrace.metrics import REQUESTS
 from tests.house import affine_model, client, open_house, until
-from tests.link_ends import MAX_BODY_BYTES
+from tests.link_ends import MAX_BODY_BYTES, SECRET
 
 ROW = [1.0, 2.0, 3.0, 4.0]
 DOUBLED = [3.0, 5.0, 7.0, 9.0]
@@ -34,14 +35,22 @@ def infer_body(rows: int = 1) -> dict[str, Any]:
     return {"inputs": [{"name": "x", "shape": [rows, 4], "datatype": "FP32", "data": data}]}
 
 
-@pytest.mark.parametrize("force_tcp", [False, True], ids=["unix", "tcp"])
-async def test_both_protocols_answer(tmp_path: Path, force_tcp: bool) -> None:
-    async with open_house(tmp_path, "a", force_tcp=force_tcp) as house, client(house) as http:
+WAYS: dict[str, dict[str, Any]] = {
+    "unix": {},
+    "tcp": {"force_tcp": True},
+    "tls": {"force_tcp": True, "tls": LinkTls(SECRET)},
+}
+"""The link's transports, and what makes a house use each."""
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_both_protocols_answer(tmp_path: Path, way: str) -> None:
+    async with open_house(tmp_path, "a", **WAYS[way]) as house, client(house) as http:
         rows = await http.post(PREDICT, json={"instances": [ROW, ROW]})
         infer = await http.post(INFER, json=infer_body() | {"id": "mine"})
         content, no_json = np.array(ROW, "<f4").tobytes(), {"Inference-Header-Content-Length": "0"}
         raw = await http.post(INFER, content=content, headers=no_json)
-        assert house.plane.links() == {"a": "tcp" if force_tcp else "unix"}
+        assert house.plane.links() == {"a": way}
     assert rows.status_code == 200 and rows.json() == {"predictions": [DOUBLED, DOUBLED]}
     answer = infer.json()
     assert answer["id"] == "mine" and answer["model_version"] == "1"
@@ -341,12 +350,12 @@ def binary_infer(rows: int) -> tuple[bytes, dict[str, str]]:
     return text + tensor, {"Inference-Header-Content-Length": str(len(text))}
 
 
-@pytest.mark.parametrize("force_tcp", [False, True], ids=["shared memory", "tcp"])
-async def test_a_body_of_60_megabytes_passes(tmp_path: Path, force_tcp: bool) -> None:
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_body_of_60_megabytes_passes(tmp_path: Path, way: str) -> None:
     rows = 3_750_000
     config = ModelConfig(batching=Batching(max_rows=65_536))
     limits = Limits(max_body_bytes=128 * 1024 * 1024)
-    more: dict[str, Any] = {"config": config, "limits": limits, "force_tcp": force_tcp}
+    more = {"config": config, "limits": limits, **WAYS[way]}
     content, headers = binary_infer(rows)
     async with open_house(tmp_path, "a", **more) as house, client(house) as http:
         answer = await http.post(INFER, content=content, headers=headers)

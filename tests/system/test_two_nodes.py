@@ -1,4 +1,4 @@
-"""A gateway uses a slot on another node, over TCP."""
+"""A gateway uses a slot on another node, over TCP with TLS."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.system.running import (
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(150)]
 
 
-def test_a_gateway_uses_a_slot_on_another_node_over_tcp(tmp_path: Path) -> None:
+def test_a_gateway_uses_a_slot_on_another_node_over_tls(tmp_path: Path) -> None:
     slots = {"cpu": {"count": 1, "cpus": 0, "resources": {"back": 0.1}}}
     document = config(affine_store(tmp_path), free_ports(3), slots=1, more={"slots": slots})
     front = {"name": "Gateway", "ray_actor_options": {"num_cpus": 0, "resources": {"front": 0.1}}}
@@ -46,4 +46,4 @@ def test_a_gateway_uses_a_slot_on_another_node_over_tcp(tmp_path: Path) -> None:
     (slot,), (gateway,) = told["status"]["slots"], told["status"]["gateways"]
     assert told["answer"] == {"predictions": [DOUBLED]}
     assert slot["node_id"] != gateway["node_id"]
-    assert slot["link"] == "tcp"
+    assert slot["link"] == "tls"
