@@ -30,6 +30,7 @@ from gateway.media.inference import MediaInference
 from gateway.prediction import PredictionDesk
 from gateway.shared_memory.prediction import region_destination
 from gateway.shared_memory.regions import Regions
+from gateway.sockets import HeldSockets
 from gateway.view import GatewayView
 from headrace.access import BudgetStore
 from headrace.config.args import (
@@ -40,7 +41,6 @@ from headrace.config.args import (
     Listen,
     MediaConfig,
     SharedMemory,
-    split_address,
 )
 from headrace.config.types import SecretRef
 from headrace.deployment import Process
@@ -51,7 +51,6 @@ from headrace.link.load_report import LoadReport
 from headrace.link.plane import DataPlane
 from headrace.link.pool import PoolClient
 from headrace.link.tls import link_tls
-from headrace.node import PortLock
 from headrace.process import be_prompt
 from headrace.secrets import admin_token, cluster_secret, headrace_home
 from headrace.snapshot import Snapshot
@@ -118,6 +117,7 @@ class Gateway:
         media = MediaDesk(self._predictions, StageClient(stage), spool, settings.media)
         if stage is not None:
             self._predictions.media = MediaInference(media).destination
+        self._faulty = False
         self._prepare_listeners(media)
         self._informed = asyncio.Event()
         process.start(
@@ -125,17 +125,19 @@ class Gateway:
             self._admission.run(),
             authenticator.run(),
             self._door.sweep(),
+            self._sockets.watch(),
             self._pool.follow(self._report, self._apply),
             process.export(self._record_gauges),
             LoadReport(self._plane, self._pool).run(),
         )
         await self._admin.start()
-        await self._grpc.start()
         # A gateway that joins others must not answer before it knows what they know.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FIRST_SNAPSHOT_S):
                 await self._informed.wait()
+        await self._grpc.start()
         await self._http.start()
+        self._sockets.serve()
         await self._grpc.set_ready(self.ready())
         log.info("listening", **self.addresses())
 
@@ -154,11 +156,12 @@ class Gateway:
     def _prepare_listeners(self, media: MediaDesk) -> None:
         settings, limits, node = self._settings, self._settings.limits, self._process.node
         listen, idle_s = settings.listen, limits.idle_timeout_s
-        http, admin, grpc = (
-            node.address_of(text) for text in (listen.http, listen.admin, listen.grpc)
+        addresses = {"http": listen.http, "admin": listen.admin, "grpc": listen.grpc}
+        self._sockets = sockets = HeldSockets(
+            node.folder,
+            serve.get_replica_context().app_name,
+            {name: node.address_of(text) for name, text in addresses.items()},
         )
-        ports = [split_address(address)[1] for address in (http, admin, grpc)]
-        self._locks = [PortLock(port, node.id) for port in ports if port]
         regions = None
         if settings.shared_memory is not None:
             regions = Regions(settings.shared_memory, node.regions, node.ip)
@@ -182,9 +185,9 @@ class Gateway:
         token = admin_token(settings.admin_token)
         admin_app = create_admin_app(view, control, token, media)
         lane = fast_lane(self._door, self._predictions)
-        self._http = HttpListener(create_app(view, media), http, idle_s, lane)
-        self._admin = HttpListener(admin_app, admin, idle_s)
-        self._grpc = GrpcListener(grpc, view, self._door, self._predictions, media)
+        self._http = HttpListener(create_app(view, media), sockets["http"], idle_s, lane)
+        self._admin = HttpListener(admin_app, sockets["admin"], idle_s)
+        self._grpc = GrpcListener(sockets["grpc"], view, self._door, self._predictions, media)
 
     def ready(self) -> bool:
         """Listeners up, a config applied, a slot seen, and not leaving."""
@@ -225,15 +228,24 @@ class Gateway:
 
     async def check_health(self) -> None:
         """Raises, for Serve to replace this replica, when a part of it has ended."""
+        self._faulty = True
         if not self._http.started or not self._admin.started:
             raise RuntimeError("a listener is not up")
         self._process.check_health()
+        self._faulty = False
 
     async def __del__(self) -> None:
         """Serve awaits this: not ready → say goodbye → stop accepting → drain → cut off."""
         self._door.draining = True
         await self._grpc.set_ready(False)
+        listeners = self._http, self._grpc, self._admin
+        # New connections are accepted to the end only where nobody else will: those that are
+        # accepted in the last moment may be closed before their request is read.
+        if self._faulty or await self._sockets.leave():
+            for listener in listeners:
+                listener.stop_accepting()
         await asyncio.sleep(GOODBYE_S)
+        self._sockets.close()
         drain_s = self._settings.limits.drain_s
         await asyncio.gather(
             self._http.stop(drain_s), self._grpc.stop(drain_s), self._admin.stop(1.0)
@@ -243,8 +255,6 @@ class Gateway:
             self._process.exporter.write()
         if self._audit is not None:
             self._audit.close()
-        for lock in self._locks:
-            lock.release()
 
 
 async def shut_down() -> None:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self, TextIO
-
-from headrace.errors import ConfigError
-from headrace.files import locked
+from typing import Self
 
 MAX_BASE = 40
 """Longest base folder, in bytes: the path of a Unix socket must stay under 108."""
@@ -61,42 +57,3 @@ class Node:
         """`host:port` to listen on; the host `node` stands for this node's own address."""
         host, _, port = text.rpartition(":")
         return f"{self.ip if host == 'node' else host}:{port}"
-
-
-class PortLock:
-    """A lock on a port of this machine, shared by the gateways of one system (`owner`).
-
-    The kernel frees it when the process ends, however it ends.
-    """
-
-    def __init__(self, port: int, owner: str) -> None:
-        folder = Path(tempfile.gettempdir()) / f"headrace-{os.getuid()}"
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._file: TextIO = (folder / f"port-{port}.lock").open("a+")
-        try:
-            # A lock is not made shared in one step: another may take it between two. So those
-            # who start do so one after the other.
-            with locked(folder / "ports.lock", os.O_RDWR | os.O_CREAT):
-                self._take(port, owner)
-        except ConfigError:
-            self._file.close()
-            raise
-
-    def _take(self, port: int, owner: str) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._file.seek(0)
-            if self._file.read() != owner:
-                raise ConfigError(
-                    f"port {port} is in use by another Headrace on this machine: stop it with "
-                    "`headrace down`, or choose another port under `listen`"
-                ) from None
-        else:
-            self._file.truncate(0)
-            self._file.write(owner)
-            self._file.flush()
-        fcntl.flock(self._file, fcntl.LOCK_SH)
-
-    def release(self) -> None:
-        self._file.close()

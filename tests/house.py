@@ -49,6 +49,7 @@ from replicas.repository import Repository
 from replicas.service import SlotService
 from tests.gateway.views import FixedPool, Handle
 from tests.link_ends import MAX_BODY_BYTES, SECRET
+from tests.sockets import bound
 
 PEPPER = b"pepper of the test house"
 
@@ -149,9 +150,9 @@ class House:
             regions=self.regions,
         )
         app = create_app(self.view, desk)
-        self.http = HttpListener(app, "127.0.0.1:0", 60, fast_lane(self.door, self.predictions))
+        self.http = HttpListener(app, bound(), 60, fast_lane(self.door, self.predictions))
         await self.http.start()
-        self.grpc = GrpcListener("127.0.0.1:0", self.view, self.door, self.predictions)
+        self.grpc = GrpcListener(bound(), self.view, self.door, self.predictions)
         await self.grpc.start()
         loop = asyncio.get_running_loop()
         self.tasks = [

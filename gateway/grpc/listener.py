@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -17,7 +18,7 @@ from gateway.grpc.media import MEDIA_SERVICE, MediaService
 from gateway.grpc.openinference import INFERENCE_SERVICE, InferenceService
 from gateway.grpc.tfserving import MODEL_SERVICE, PREDICTION_SERVICE, ServingService
 from gateway.grpc.wire import HeadReader
-from gateway.http.listener import BACKLOG, shared_socket
+from gateway.http.listener import BACKLOG
 from gateway.media.desk import MediaDesk
 from gateway.prediction import PredictionDesk
 from gateway.view import GatewayView
@@ -180,11 +181,11 @@ NO_METHOD = Method(_refuse)
 
 
 class GrpcListener:
-    """gRPC on an address; the health protocol says "not serving" until `set_ready`."""
+    """gRPC on a bound socket; the health protocol says "not serving" until `set_ready`."""
 
     def __init__(
         self,
-        address: str,
+        bound: socket.socket,
         view: GatewayView,
         door: Door,
         predictions: PredictionDesk,
@@ -202,7 +203,7 @@ class GrpcListener:
         }
         self._methods = {name.encode(): method for name, method in table.items()}
         self._connections: set[GrpcConnection] = set()
-        self._socket = shared_socket(address)
+        self._socket = bound
         self._server: asyncio.Server | None = None
         host, port, *_ = self._socket.getsockname()
         self.address = f"{host}:{port}"
@@ -218,12 +219,16 @@ class GrpcListener:
     async def set_ready(self, ready: bool) -> None:
         self._health.set_ready(ready)
 
+    def stop_accepting(self) -> None:
+        """Leave new connections to others who listen on this socket."""
+        if self._server is not None:
+            self._server.close()
+
     async def stop(self, timeout_s: float) -> None:
         """Stop accepting, let calls end within `timeout_s`, and cut off the rest."""
         self._health.leave()
         self._inference.leave()
-        if self._server is not None:
-            self._server.close()
+        self.stop_accepting()
         self._socket.close()
         for connection in tuple(self._connections):
             connection.leave()

@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import uvicorn
 
-from headrace.config.args import split_address
 from headrace.errors import ConfigError
 
 BACKLOG = 2048
@@ -44,16 +43,16 @@ class _Server(uvicorn.Server):
 
 
 class HttpListener:
-    """An ASGI application on an address; `protocol` is uvicorn's HTTP protocol class."""
+    """An ASGI application on a bound socket; `protocol` is uvicorn's HTTP protocol class."""
 
     def __init__(
         self,
         app: Any,
-        address: str,
+        bound: socket.socket,
         idle_timeout_s: float,
         protocol: type[asyncio.Protocol] | Literal["httptools"] = "httptools",
     ) -> None:
-        self._socket = shared_socket(address)
+        self._socket = bound
         config = uvicorn.Config(
             app,
             http=protocol,
@@ -82,8 +81,10 @@ class HttpListener:
 
     async def start(self) -> None:
         """Listen; raises `ConfigError` if no connections can be accepted."""
-        # Only now: the kernel gives connections to every socket of the port that listens.
-        self._socket.listen(BACKLOG)
+        try:
+            self._socket.listen(BACKLOG)
+        except OSError as error:  # another program was faster between binding and this
+            raise ConfigError(f"cannot listen on {self.address}: {error.strerror}") from error
         loop = asyncio.get_running_loop()
         self._task = loop.create_task(self._server.serve(sockets=[self._socket]))
         while not self._server.started:
@@ -92,6 +93,11 @@ class HttpListener:
                 await self._task
                 raise ConfigError(f"cannot listen on {self.address}")
 
+    def stop_accepting(self) -> None:
+        """Leave new connections to others who listen on this socket."""
+        for server in self._server.servers:
+            server.close()
+
     async def stop(self, timeout_s: float) -> None:
         """Stop accepting, let open requests end within `timeout_s`, then cut them off."""
         self._server.config.timeout_graceful_shutdown = max(1, round(timeout_s))
@@ -99,22 +105,3 @@ class HttpListener:
         if self._task is not None:
             await self._task
         self._socket.close()
-
-
-def shared_socket(address: str) -> socket.socket:
-    """A bound socket, not listening yet, that other processes of this user may bind too."""
-    host, port = split_address(address)
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    bound = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        bound.bind((host, port))
-        bound.setblocking(False)
-    except OSError as error:
-        bound.close()
-        raise ConfigError(
-            f"cannot listen on {address}: {error.strerror}; stop what uses it, "
-            "or choose another port under `listen`"
-        ) from error
-    return bound

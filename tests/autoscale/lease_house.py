@@ -16,6 +16,7 @@ from headrace.config.args import SlotClass
 from headrace.config.scaling import Leases
 from headrace.metrics import Recorder
 from tests.gateway.http.test_admin import Desk, admin_app
+from tests.sockets import bound
 
 SLOTS = {"cpu": SlotClass(min=1, max=5)}
 
@@ -26,7 +27,7 @@ class LeaseDesk(Desk):
     def __init__(self, folder: Path, address: str) -> None:
         super().__init__(metrics_folder=folder)
         self.offered = self.asked = 0
-        self.listener = HttpListener(admin_app(self), address, idle_timeout_s=5)
+        self.listener = HttpListener(admin_app(self), bound(address), idle_timeout_s=5)
         self.forget()
 
     def forget(self) -> None:

@@ -10,12 +10,13 @@ from threading import Event, Thread
 from fastapi import FastAPI
 
 from gateway.http.listener import HttpListener
+from tests.sockets import bound
 
 
 @contextmanager
 def served(app: FastAPI) -> Iterator[str]:
     """Its address."""
-    listener = HttpListener(app, "127.0.0.1:0", idle_timeout_s=5)
+    listener = HttpListener(app, bound(), idle_timeout_s=5)
     started, leave = Event(), asyncio.Event()
     loop = asyncio.new_event_loop()
 

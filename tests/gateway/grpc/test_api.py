@@ -17,8 +17,8 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 )
 
 from gateway.grpc.listener import SERVICES, GrpcListener
-from headrace.errors import ConfigError
 from tests.house import House, grpc_channel, open_house
+from tests.sockets import bound
 
 RESPONSE = health_pb2.HealthCheckResponse
 
@@ -123,12 +123,22 @@ async def test_a_draining_gateway_still_answers(tmp_path: Path) -> None:
     assert answer == b"\x08\x01"
 
 
-async def test_two_listeners_share_a_port_but_not_with_strangers(tmp_path: Path) -> None:
+async def test_two_listeners_share_a_socket(tmp_path: Path) -> None:
     async with open_house(tmp_path) as house:
-        second = GrpcListener(house.grpc.address, house.view, house.door, house.predictions)
-        assert second.address == house.grpc.address
+        listening = bound()
+        first, second = (
+            GrpcListener(each, house.view, house.door, house.predictions)
+            for each in (listening.dup(), listening)
+        )
+        await first.start()
         await second.start()
+        assert first.address == second.address
+        await first.set_ready(True)
+        first.stop_accepting()
+        async with grpc.aio.insecure_channel(first.address) as channel:
+            checked = await health_pb2_grpc.HealthStub(channel).Check(
+                health_pb2.HealthCheckRequest()
+            )
+        assert checked.status == health_pb2.HealthCheckResponse.NOT_SERVING, "not the second one"
+        await first.stop(1)
         await second.stop(1)
-        port = house.http.address.rpartition(":")[2]
-        with pytest.raises(ConfigError, match="listen"):
-            GrpcListener(f"256.0.0.1:{port}", house.view, house.door, house.predictions)
