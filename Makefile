@@ -13,7 +13,7 @@ STAMP := $(VENV)/.installed
 PACKAGES := headrace sharding replicas autoscale gateway command
 CODE := $(PACKAGES) models loadtests tests
 
-.PHONY: help setup models media serve test redis perf-analyzer load-generators format check-format lint types pytest bench bench-peers bench-reload bench-limits bench-pool bench-sharding loadtest loadtest-tiers protos lock image-check clean
+.PHONY: help setup models media serve test redis perf-analyzer load-generators format check-format lint types pytest bench bench-peers bench-reload bench-kills bench-limits bench-pool bench-sharding loadtest loadtest-tiers protos lock image-check clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -86,6 +86,9 @@ loadtest: setup ## Load a started system with locust and write a report with plo
 
 bench-reload: setup models ## Measure a new version of tagger under load
 	@$(BIN)/python -m loadtests.reload $(ARGS)
+
+bench-kills: setup models ## Kill every kind of process 20 times under load (15 minutes)
+	@$(BIN)/python -m loadtests.kills $(ARGS)
 
 bench-limits: setup models ## Measure isolation from a flood
 	@$(BIN)/python -m loadtests.limits.isolation $(ARGS)
