@@ -18,9 +18,11 @@ from gateway.access.admission import Admission
 from gateway.access.audit import AuditLog
 from gateway.access.auth import Authenticator
 from gateway.access.budgets import PoolBudgets
+from gateway.certificates import Certificates
 from gateway.config_file import check_document
 from gateway.door import Door
 from gateway.grpc.listener import GrpcListener
+from gateway.handshakes import TlsPort
 from gateway.http.admin import GatewayControl, create_admin_app
 from gateway.http.api import create_app
 from gateway.http.lane import fast_lane
@@ -118,6 +120,8 @@ class Gateway:
         if stage is not None:
             self._predictions.media = MediaInference(media).destination
         self._faulty = False
+        listen_tls = settings.listen.tls
+        self._certificates = None if listen_tls is None else Certificates(listen_tls)
         self._prepare_listeners(media)
         self._informed = asyncio.Event()
         process.start(
@@ -130,6 +134,8 @@ class Gateway:
             process.export(self._record_gauges),
             LoadReport(self._plane, self._pool).run(),
         )
+        if self._certificates is not None:
+            process.start(self._certificates.run())
         await self._admin.start()
         # A gateway that joins others must not answer before it knows what they know.
         with contextlib.suppress(TimeoutError):
@@ -185,9 +191,19 @@ class Gateway:
         token = admin_token(settings.admin_token)
         admin_app = create_admin_app(view, control, token, media)
         lane = fast_lane(self._door, self._predictions)
-        self._http = HttpListener(create_app(view, media), sockets["http"], idle_s, lane)
-        self._admin = HttpListener(admin_app, sockets["admin"], idle_s)
-        self._grpc = GrpcListener(sockets["grpc"], view, self._door, self._predictions, media)
+        app = create_app(view, media)
+        self._http = HttpListener(app, sockets["http"], idle_s, lane, self._tls_port("http"))
+        self._admin = HttpListener(admin_app, sockets["admin"], idle_s, tls=self._tls_port("admin"))
+        tls = self._tls_port("grpc")
+        desks = self._door, self._predictions, media
+        self._grpc = GrpcListener(sockets["grpc"], view, *desks, tls)
+
+    def _tls_port(self, listener: str) -> TlsPort | None:
+        tls, certificates = self._settings.listen.tls, self._certificates
+        context = None if certificates is None else certificates.context(listener)
+        if tls is None or context is None:
+            return None
+        return TlsPort(listener, context, tls.handshake_timeout_s, self._door)
 
     def ready(self) -> bool:
         """Listeners up, a config applied, a slot seen, and not leaving."""

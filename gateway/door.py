@@ -10,10 +10,10 @@ from typing import ClassVar, TypeVar, cast
 
 import structlog
 
-from gateway.access.audit import AuditLog
+from gateway.access.audit import AuditLog, Verdict
 from gateway.access.visit import NO_TIER, BodyMemory, Head, Visit
 from headrace.config.args import Limits
-from headrace.errors import HeadraceError, InternalError, TooManyRequests
+from headrace.errors import Cancelled, HeadraceError, InternalError, TooManyRequests
 from headrace.metrics import Recorder
 
 SWEEP_S = 1.0
@@ -64,8 +64,11 @@ class ClientConnection:
     def linger(self) -> None:
         """Write no more, and close once the client has read the last words."""
         self.lingering = True
-        self.transport.write_eof()
-        asyncio.get_running_loop().call_later(LINGER_S, self.transport.abort)
+        end = self.transport.close
+        if self.transport.can_write_eof():  # not with TLS
+            self.transport.write_eof()
+            end = self.transport.abort
+        asyncio.get_running_loop().call_later(LINGER_S, end)
 
     def reads(self, now_s: float, limit_s: float) -> bool:
         """Whether the client reads its answers; one that does not for `limit_s` is cut off."""
@@ -108,6 +111,10 @@ class Door:
             return None
         return self._refused.refuse(address, connection.family)
 
+    def turn_away(self, address: str, protocol: str, error: HeadraceError) -> None:
+        """Report a connection that did not come in."""
+        self._refused.report(address, protocol, error)
+
     def leave(self, connection: ClientConnection) -> None:
         """Forget a connection that is closed."""
         self.connections.discard(connection)
@@ -149,10 +156,11 @@ class Spaced:
 
 
 class RefusedConnections:
-    """Reports connections refused because their address has `most` already.
+    """Reports connections that are turned away before they ask anything.
 
     Each is counted in the metrics and written to the audit log, which folds equal ones; the
-    service's log has a line for an address in `AGAIN_S`.
+    service's log has a line for an address and reason in `AGAIN_S`. An address may have `most`
+    connections.
     """
 
     def __init__(
@@ -166,16 +174,27 @@ class RefusedConnections:
         self._lines = Spaced()
 
     def refuse(self, address: str, protocol: str) -> TooManyRequests:
-        """Report one; the error that its client is told."""
+        """Report that an address has too many; the error that its client is told."""
         error = TooManyRequests(
             f"this address has {self._most} connections already (`connections_per_address`)",
             retry_after_s=1.0,
             reason=REASON,
         )
-        self._recorder.refusal(NO_TIER, REASON)
-        if self._lines.due(address, self._now_s()):
-            log.warning("connections_refused", address=address, most=self._most, protocol=protocol)
-        if self._audit is not None:
-            record = Visit(Head({}, address)).audit_record("refused", error, {})
-            self._audit.write(record._replace(protocol=protocol))
+        self.report(address, protocol, error)
         return error
+
+    def report(self, address: str, protocol: str, error: HeadraceError) -> None:
+        """Report a connection that is refused, or whose client itself has left (`Cancelled`)."""
+        self._recorder.refusal(NO_TIER, error.reason)
+        if self._lines.due(f"{address} {error.reason}", self._now_s()):
+            log.warning(
+                "connections_refused",
+                address=address,
+                protocol=protocol,
+                reason=error.reason,
+                why=error.message,
+            )
+        if self._audit is not None:
+            decision: Verdict = "cancelled" if isinstance(error, Cancelled) else "refused"
+            record = Visit(Head({}, address)).audit_record(decision, error, {})
+            self._audit.write(record._replace(protocol=protocol))

@@ -24,8 +24,10 @@ from autoscale.budget_ledger import BudgetLedger
 from gateway.access.admission import Admission
 from gateway.access.audit import AuditLog
 from gateway.access.auth import Authenticator
+from gateway.certificates import Certificates
 from gateway.door import Door
 from gateway.grpc.listener import GrpcListener
+from gateway.handshakes import TlsPort, TlsServer
 from gateway.http.api import create_app
 from gateway.http.lane import fast_lane
 from gateway.http.listener import HttpListener
@@ -36,7 +38,7 @@ from gateway.shared_memory.prediction import region_destination
 from gateway.shared_memory.regions import Regions
 from gateway.view import GatewayView
 from headrace.access import Access, BudgetStore, Claim, Grant
-from headrace.config.args import Batching, Limits, MediaConfig, ModelConfig
+from headrace.config.args import Batching, Limits, MediaConfig, ModelConfig, Tls
 from headrace.link.client import Identity, SlotControl
 from headrace.link.handshake import Hello
 from headrace.link.plane import DataPlane
@@ -118,6 +120,7 @@ class House:
     media: MediaConfig = field(default_factory=MediaConfig)
     audit: AuditLog | None = None
     regions: Regions | None = None
+    listen_tls: Tls | None = None
 
     async def start(self) -> None:
         most_bytes, force_tcp = self.limits.max_body_bytes, self.force_tcp
@@ -150,15 +153,31 @@ class House:
             regions=self.regions,
         )
         app = create_app(self.view, desk)
-        self.http = HttpListener(app, bound(), 60, fast_lane(self.door, self.predictions))
+        self.certificates = None if self.listen_tls is None else Certificates(self.listen_tls)
+        lane = fast_lane(self.door, self.predictions)
+        self.http = HttpListener(app, bound(), 60, lane, self._tls_port("http"))
         await self.http.start()
-        self.grpc = GrpcListener(bound(), self.view, self.door, self.predictions)
+        desk_and_door = self.view, self.door, self.predictions
+        self.grpc = GrpcListener(bound(), *desk_and_door, tls=self._tls_port("grpc"))
         await self.grpc.start()
         loop = asyncio.get_running_loop()
         self.tasks = [
             loop.create_task(each)
             for each in (self.plane.run(), self.admission.run(), self.door.sweep())
         ]
+
+    def _tls_port(self, listener: str) -> TlsPort | None:
+        certificates = self.certificates
+        context = None if certificates is None else certificates.context(listener)
+        if self.listen_tls is None or context is None:
+            return None
+        return TlsPort(listener, context, self.listen_tls.handshake_timeout_s, self.door)
+
+    def handshakes(self, listener: Literal["http", "grpc"]) -> int:
+        """How many clients of a listener have not come in yet."""
+        server = self.http._server.tls if listener == "http" else self.grpc._server
+        assert isinstance(server, TlsServer)
+        return len(server._tasks)
 
     @property
     def told(self) -> list[Any]:

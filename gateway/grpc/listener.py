@@ -18,6 +18,7 @@ from gateway.grpc.media import MEDIA_SERVICE, MediaService
 from gateway.grpc.openinference import INFERENCE_SERVICE, InferenceService
 from gateway.grpc.tfserving import MODEL_SERVICE, PREDICTION_SERVICE, ServingService
 from gateway.grpc.wire import HeadReader
+from gateway.handshakes import TlsPort, TlsServer
 from gateway.http.listener import BACKLOG
 from gateway.media.desk import MediaDesk
 from gateway.prediction import PredictionDesk
@@ -190,8 +191,9 @@ class GrpcListener:
         door: Door,
         predictions: PredictionDesk,
         media: MediaDesk | None = None,
+        tls: TlsPort | None = None,
     ) -> None:
-        self._door = door
+        self._door, self._tls = door, tls
         self._health = HealthService(SERVICES)
         self._inference = InferenceService(view, predictions)
         table = {
@@ -204,17 +206,23 @@ class GrpcListener:
         self._methods = {name.encode(): method for name, method in table.items()}
         self._connections: set[GrpcConnection] = set()
         self._socket = bound
-        self._server: asyncio.Server | None = None
+        self._server: asyncio.Server | TlsServer | None = None
         host, port, *_ = self._socket.getsockname()
         self.address = f"{host}:{port}"
 
     async def start(self) -> None:
         """Accept connections."""
-        self._server = await asyncio.get_running_loop().create_server(
-            lambda: GrpcConnection(self._door, self._methods, self._connections),
-            sock=self._socket,
-            backlog=BACKLOG,
+        if self._tls is not None:
+            self._socket.listen(BACKLOG)
+            self._server = self._tls.serve(self._socket, self._connection)
+            return
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(
+            self._connection, sock=self._socket, backlog=BACKLOG
         )
+
+    def _connection(self) -> GrpcConnection:
+        return GrpcConnection(self._door, self._methods, self._connections)
 
     async def set_ready(self, ready: bool) -> None:
         self._health.set_ready(ready)
@@ -229,6 +237,8 @@ class GrpcListener:
         self._health.leave()
         self._inference.leave()
         self.stop_accepting()
+        if isinstance(self._server, TlsServer):
+            self._server.abort()
         self._socket.close()
         for connection in tuple(self._connections):
             connection.leave()

@@ -429,7 +429,7 @@ class FastLane(HttpToolsProtocol, ClientConnection):
         if keep_alive:
             if self.pipeline:
                 super().on_response_complete()
-        elif self._reading == "body" and self.transport.can_write_eof():
+        elif self._reading == "body":
             self._reading = "lingering"
             self.linger()
         else:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import uvicorn
 
+from gateway.handshakes import TlsPort, TlsServer
 from headrace.errors import ConfigError
 
 BACKLOG = 2048
@@ -21,13 +22,29 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self.leave = asyncio.Event()
+        self.tls: TlsServer | None = None
+
+    def connection(self) -> asyncio.Protocol:
+        """The protocol of a new connection, as `startup` makes it."""
+        kind: Any = self.config.http_protocol_class
+        made: asyncio.Protocol = kind(self.config, self.server_state, self.lifespan.state)
+        return made
+
+    def stop_accepting(self) -> None:
+        for server in self.servers:
+            server.close()
+        if self.tls is not None:
+            self.tls.close()
 
     async def main_loop(self) -> None:
         await self.on_tick(0)
         await self.leave.wait()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        for listening in (*self.servers, *(sockets or ())):
+        self.stop_accepting()
+        if self.tls is not None:
+            self.tls.abort()
+        for listening in sockets or ():
             listening.close()
         for connection in list(self.server_state.connections):
             connection.shutdown()
@@ -51,8 +68,9 @@ class HttpListener:
         bound: socket.socket,
         idle_timeout_s: float,
         protocol: type[asyncio.Protocol] | Literal["httptools"] = "httptools",
+        tls: TlsPort | None = None,
     ) -> None:
-        self._socket = bound
+        self._socket, self._tls = bound, tls
         config = uvicorn.Config(
             app,
             http=protocol,
@@ -86,17 +104,19 @@ class HttpListener:
         except OSError as error:  # another program was faster between binding and this
             raise ConfigError(f"cannot listen on {self.address}: {error.strerror}") from error
         loop = asyncio.get_running_loop()
-        self._task = loop.create_task(self._server.serve(sockets=[self._socket]))
+        plain = [] if self._tls is not None else [self._socket]
+        self._task = loop.create_task(self._server.serve(sockets=plain))
         while not self._server.started:
             await asyncio.sleep(0.001)
             if self._task.done():
                 await self._task
                 raise ConfigError(f"cannot listen on {self.address}")
+        if self._tls is not None:
+            self._server.tls = self._tls.serve(self._socket, self._server.connection)
 
     def stop_accepting(self) -> None:
         """Leave new connections to others who listen on this socket."""
-        for server in self._server.servers:
-            server.close()
+        self._server.stop_accepting()
 
     async def stop(self, timeout_s: float) -> None:
         """Stop accepting, let open requests end within `timeout_s`, then cut them off."""

@@ -100,6 +100,51 @@ def _checked_address(address: str) -> str:
 Address = Annotated[str, AfterValidator(_checked_address)]
 
 
+class FileRef(Strict):
+    """A file of the machine that reads it."""
+
+    file: Annotated[str, Field(min_length=1)]
+
+    @property
+    def path(self) -> Path:
+        return Path(self.file).expanduser()
+
+
+class Tls(Strict):
+    """TLS of the listeners, each on or off; the files are PEM, and read anew when they change.
+
+    `cert` begins with the server's certificate, before those that lead to its authority. With
+    `client_ca` clients of HTTP and gRPC show a certificate that it has signed. A handshake may take
+    `handshake_timeout_s`.
+    """
+
+    cert: FileRef
+    key: FileRef
+    client_ca: FileRef | None = None
+    client_certificates: Literal["required", "optional"] = "required"
+    min_version: Literal["1.2", "1.3"] = "1.2"
+    handshake_timeout_s: Annotated[float, Field(gt=0, le=600)] = 10.0
+    http: bool = True
+    grpc: bool = True
+    admin: bool = True
+
+    @field_validator("min_version", mode="before")
+    @classmethod
+    def _number(cls, data: Any) -> Any:
+        """YAML reads 1.2 as a number."""
+        return str(data) if isinstance(data, float) else data
+
+    @property
+    def listeners(self) -> tuple[str, ...]:
+        """Names of the listeners that speak TLS."""
+        return tuple(name for name in ("http", "grpc", "admin") if getattr(self, name))
+
+    @property
+    def files(self) -> tuple[FileRef, ...]:
+        """All files that are read."""
+        return (self.cert, self.key, *filter(None, (self.client_ca,)))
+
+
 class Listen(Strict):
     """Addresses as `host:port`, by default on loopback. Port 0 takes a free one."""
 
@@ -107,6 +152,7 @@ class Listen(Strict):
     grpc: Address = "127.0.0.1:8081"
     admin: Address = "127.0.0.1:8082"
     link: Address = "127.0.0.1:0"
+    tls: Tls | None = None
 
     @model_validator(mode="after")
     def _ports_differ(self) -> Self:
