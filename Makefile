@@ -13,7 +13,7 @@ STAMP := $(VENV)/.installed
 PACKAGES := headrace sharding replicas autoscale gateway command
 CODE := $(PACKAGES) models loadtests tests
 
-.PHONY: help setup models media serve test redis perf-analyzer load-generators format check-format lint types pytest bench bench-peers bench-reload bench-kills bench-limits bench-pool bench-sharding loadtest loadtest-tiers protos lock image-check clean
+.PHONY: help setup models media serve test redis perf-analyzer load-generators format check-format lint types pytest bench bench-peers bench-reload bench-kills bench-limits bench-pool bench-sharding loadtest loadtest-tiers fuzz protos lock image-check clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -102,6 +102,9 @@ bench-sharding: setup models ## Measure large pictures and videos over shards
 
 loadtest-tiers: setup ## Load a started system with callers of all tiers: who got what
 	@$(BIN)/python -m loadtests.limits.tiers $(ARGS)
+
+fuzz: setup models ## Change valid inputs at random and check what comes of them (ARGS="--target http1 --seconds 600")
+	@$(BIN)/python -m tests.fuzz $(ARGS)
 
 protos: setup ## Compile headrace/protocols/proto/*.proto
 	@cd headrace/protocols/proto && ../../../$(BIN)/python -m grpc_tools.protoc --proto_path=. --include_imports --descriptor_set_out=descriptors.binpb *.proto

@@ -196,7 +196,7 @@ def serving_target(body: bytes, method: str) -> InferPath:
 
 def scan_serving_target(body: bytes, method: str) -> tuple[InferPath, int]:
     """As `serving_target`, for `KnownTargets`."""
-    found, seen = scan_delimited(body, 1)
+    found, seen = scan_delimited(body, 1, merged=True)
     spec = found.get(1, b"")
     cached = len(spec) <= _CACHED_TARGET_BYTES
     return (_serving_path_cached if cached else _serving_path)(spec, method), seen

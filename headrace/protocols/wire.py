@@ -30,9 +30,12 @@ def read_delimited(body: bytes, highest: int) -> dict[int, bytes]:
     return scan_delimited(body, highest)[0]
 
 
-def scan_delimited(body: bytes, highest: int) -> tuple[dict[int, bytes], int]:
+def scan_delimited(
+    body: bytes, highest: int, *, merged: bool = False
+) -> tuple[dict[int, bytes], int]:
     """As `read_delimited`, and how many bytes of the body's beginning were looked at.
 
+    Fields of one number can be `merged`, which makes one message of several.
     Any body as long, with the same beginning, has the same fields: what was not looked at is the
     content of its last field.
     """
@@ -54,8 +57,12 @@ def scan_delimited(body: bytes, highest: int) -> tuple[dict[int, bytes], int]:
                     size, at = read_varint(body, at - 1)
                 seen = at
                 at += size
-                if key >> 3 <= highest:
-                    found[key >> 3] = body[seen:at]
+                number = key >> 3
+                if number <= highest:
+                    content = body[seen:at]
+                    found[number] = (
+                        found[number] + content if merged and number in found else content
+                    )
                     seen = at
             elif kind == 0:
                 _, at = read_varint(body, at)

@@ -239,6 +239,11 @@ def test_serving_target(spec: dict[str, Any], version: int | None, label: str | 
     assert serving_target(serving("RegressionRequest", name="m"), "regress").method == "regress"
 
 
+def test_a_model_spec_in_two_pieces_is_one_as_protobuf_has_it() -> None:
+    body = serving("PredictRequest", name="m") + serving("PredictRequest", version=3)
+    assert serving_target(body, "predict") == InferPath("tfserving_grpc", "predict", "m", 3)
+
+
 @pytest.mark.parametrize(
     ("body", "text"),
     [
