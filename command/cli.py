@@ -147,7 +147,9 @@ def check(file: str | None, as_json: bool) -> None:
 @config_file
 @at_admin
 @as_json
-def apply(file: str | None, admin: str | None, token_file: str | None, as_json: bool) -> None:
+def apply(
+    file: str | None, admin: str | None, token_file: str | None, ca: str | None, as_json: bool
+) -> None:
     """Give a changed FILE to the running system.
 
     What stands in the Pool's user_config changes live; a change of args restarts the replicas,
@@ -157,7 +159,8 @@ def apply(file: str | None, admin: str | None, token_file: str | None, as_json: 
 
     with exit_codes():
         config = _load(file)
-        with find_instance(admin or config.args.listen.admin, token_file).client() as client:
+        target = find_instance(admin or config.args.listen.admin, token_file, ca)
+        with target.client() as client:
             client.apply(config.document)
     say({"applied": config.file}, f"{config.file} is applied", as_json)
 
@@ -184,19 +187,21 @@ def infer(
     model_version: int | None,
     http: str | None,
     key_file: str | None,
+    ca: str | None,
+    certificate: str | None,
     top: int,
     timeout: float,
 ) -> None:
     """Ask MODEL for one prediction, from a picture or a JSON body."""
     from command.infer import InferenceClient, describe, read_labels
-    from command.instance import find_instance
+    from command.instance import find_listener
 
     if bool(image) == bool(body):
         raise click.UsageError("give either --image FILE or --json FILE")
     with exit_codes():
-        target = find_instance(None, None) if http is None else None
-        address = http or (target.http if target else "")
-        client = InferenceClient(address, read_key(key_file), timeout_s=timeout)
+        target = find_listener(http, ca, certificate)
+        trust, key = target.trust("http"), read_key(key_file)
+        client = InferenceClient(target.http, key, trust=trust, timeout_s=timeout)
         version = str(model_version) if model_version else None
         if image is None:
             answer = client.infer_json(model, version, _read_body(str(body)))
@@ -205,7 +210,7 @@ def infer(
     if image is None or body is not None:
         click.echo(json.dumps(answer))
         return
-    store = target.found.store if target and target.found else "models/repository"
+    store = target.found.store if target.found else "models/repository"
     labels = read_labels(store, model, str(answer.get("model_version", "")))
     for output in describe(answer, labels, top):
         click.secho(f"{output.name}  {output.datatype}{list(output.shape)}", bold=True)
@@ -252,13 +257,16 @@ def rollback(client: AdminClient, model: str, as_json: bool) -> None:
 @click.option("--timeout", default=60.0, show_default=True, help="Patience with draining, s.")
 @at_admin
 @as_json
-def down(timeout: float, admin: str | None, token_file: str | None, as_json: bool) -> None:
+def down(
+    timeout: float, admin: str | None, token_file: str | None, ca: str | None, as_json: bool
+) -> None:
     """Drain and stop a running Headrace."""
     from command.instance import find_instance
     from command.launch import take_down
 
     with exit_codes():
-        outcome = take_down(find_instance(admin, token_file), timeout, known=admin is not None)
+        target = find_instance(admin, token_file, ca)
+        outcome = take_down(target, timeout, known=admin is not None)
     say({"outcome": outcome.name.lower()}, outcome.value, as_json)
 
 

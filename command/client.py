@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Self
@@ -10,6 +11,7 @@ from urllib.parse import quote, urlencode
 
 import httpx
 
+from command import tls
 from headrace.errors import (
     DeadlineExceeded,
     HeadraceError,
@@ -34,6 +36,20 @@ class NothingAnswers(Unavailable):
     """Raised when no gateway is there at all, or it cut the connection."""
 
 
+class TlsFailed(NothingAnswers):
+    """Raised when one end does not trust the other, or speaks no TLS."""
+
+
+def connection(address: str, trust: ssl.SSLContext | None) -> dict[str, Any]:
+    """What httpx's clients of a listener want to know; TLS is spoken where there is `trust`."""
+    return {
+        "base_url": f"http://{address}" if trust is None else f"https://{address}",
+        # Without TLS reading certificates would take 50 ms.
+        "verify": trust or False,
+        "trust_env": False,
+    }
+
+
 @contextmanager
 def mapped_errors(
     address: str, path: str, late: type[HeadraceError] = DeadlineExceeded
@@ -43,10 +59,12 @@ def mapped_errors(
         yield
     except httpx.ReadTimeout as error:
         raise late(f"{address} has not answered {path} in time") from error
-    except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-        reason = f"nothing answers on {address} ({type(error).__name__}); is Headrace up?"
-        raise NothingAnswers(reason) from error
     except httpx.HTTPError as error:
+        if (reason := tls.failure(error, address)) is not None:
+            raise TlsFailed(reason) from error
+        if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+            reason = f"nothing answers on {address} ({type(error).__name__}); is Headrace up?"
+            raise NothingAnswers(reason) from error
         reason = f"{address} has not answered {path} ({type(error).__name__})"
         raise NothingAnswers(reason) from error
 
@@ -68,18 +86,17 @@ class HttpClient:
         address: str,
         token: str = "",
         *,
+        trust: ssl.SSLContext | None = None,
         timeout_s: float = 5.0,
         connect_s: float | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self.address = address
         self._http = httpx.Client(
-            base_url=f"http://{address}",
             headers=bearer(token),
             timeout=httpx.Timeout(timeout_s, connect=timeout_s if connect_s is None else connect_s),
-            trust_env=False,
-            verify=False,  # plain HTTP: reading certificates would take 50 ms
             transport=transport,
+            **connection(address, trust),
         )
 
     def ask(self, method: str, path: str, **request: Any) -> JsonObject:

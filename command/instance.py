@@ -7,13 +7,16 @@ import fcntl
 import json
 import os
 import socket
+import ssl
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import click
 
+from command import tls
 from command.client import AdminClient
 from headrace.config.args import Args, Listen, split_address
 from headrace.config.types import SecretRef
@@ -32,7 +35,8 @@ class PortInUse(HeadraceError):
 class Instance:
     """Content of a state file; names the place of the admin token, not the token.
 
-    `processes` are Ray's: if the supervisor is killed, the next command ends them.
+    `processes` are Ray's: if the supervisor is killed, the next command ends them. `certificate` is
+    the file of that of the `tls_listeners`.
     """
 
     pid: int
@@ -45,6 +49,8 @@ class Instance:
     admin_token: SecretRef | None = None
     log: str = ""
     processes: tuple[ProcessId, ...] = ()
+    tls_listeners: tuple[str, ...] = ()
+    certificate: str = ""
 
 
 @dataclass(slots=True)
@@ -119,6 +125,7 @@ def read(path: Path) -> Instance | None:
         record["processes"] = tuple(ProcessId(**process) for process in record["processes"])
         reference = record["admin_token"]
         record["admin_token"] = SecretRef.model_validate(reference) if reference else None
+        record["tls_listeners"] = tuple(record.get("tls_listeners", ()))
         return Instance(**record)
     except (OSError, ValueError, TypeError, KeyError):
         return None
@@ -143,20 +150,45 @@ def _instances(live: bool) -> Iterator[tuple[Path, Instance]]:
 
 @dataclass(frozen=True, slots=True)
 class InstanceAddress:
-    """Listeners to ask and the token for it; without `found` only the addresses are known."""
+    """Listeners to ask and the token for it; without `found` only the addresses are known.
+
+    `ca` is the file of authorities that were named, `certificate` that of our own certificate.
+    """
 
     admin: str
     http: str
     token: SecretRef | None = None
     path: Path | None = None
     found: Instance | None = None
+    ca: str | None = None
+    certificate: str | None = None
 
     def client(self, timeout_s: float = 5.0) -> AdminClient:
         """A client of the admin API, with the token."""
-        return AdminClient(self.admin, admin_token(self.token), timeout_s=timeout_s)
+        token, trust = admin_token(self.token), self.trust("admin")
+        return AdminClient(self.admin, token, trust=trust, timeout_s=timeout_s)
+
+    def trust(self, listener: Literal["http", "admin"]) -> ssl.SSLContext | None:
+        """Whose certificates are good for a listener; None where it speaks no TLS."""
+        here = self.found
+        if here is not None and listener not in here.tls_listeners:
+            return None
+        if self.ca is not None:
+            context = tls.trust(self.ca)
+        elif here is not None:
+            context = tls.trust_own(Path(here.certificate))
+        elif self.certificate is not None:
+            context = tls.trust(tls.SYSTEM)
+        else:
+            return None
+        if self.certificate is not None:
+            tls.show(context, self.certificate)
+        return context
 
 
-def find_instance(admin: str | None, token_file: str | None) -> InstanceAddress:
+def find_instance(
+    admin: str | None, token_file: str | None, ca: str | None = None
+) -> InstanceAddress:
     """The instance at `admin`, else the only one that runs here, else the default ports.
 
     Raises `click.UsageError` where several run.
@@ -170,9 +202,17 @@ def find_instance(admin: str | None, token_file: str | None) -> InstanceAddress:
         raise click.UsageError(f"several run here; choose one: {choices}")
     if here:
         path, found = here[0]
-        return InstanceAddress(found.admin, found.http, token or found.admin_token, path, found)
+        token = token or found.admin_token
+        return InstanceAddress(found.admin, found.http, token, path, found, ca)
     default = Listen()
-    return InstanceAddress(admin or default.admin, default.http, token)
+    return InstanceAddress(admin or default.admin, default.http, token, ca=ca)
+
+
+def find_listener(http: str | None, ca: str | None, certificate: str | None) -> InstanceAddress:
+    """Whose public listener is to be asked: that at `http`, else as `find_instance`."""
+    if http is not None:
+        return InstanceAddress("", http, ca=ca, certificate=certificate)
+    return replace(find_instance(None, None, ca), certificate=certificate)
 
 
 def check_ports(args: Args) -> None:

@@ -18,12 +18,14 @@ from typing import Any
 
 from autoscale.callers import KeyDesk
 from command import instance
-from command.client import AdminClient
+from command.client import AdminClient, TlsFailed
 from command.instance import InstanceAddress
 from command.processes import Hurry, StopSignals, descendants, end
 from command.readiness import StartFailed, VersionState, example_request, unsettled, version_states
 from command.terminal import Progress
+from command.tls import trust_own
 from gateway import ray_cluster
+from gateway.certificates import check_files
 from gateway.config_file import Config
 from headrace.config.args import split_address
 from headrace.errors import DeadlineExceeded, Unavailable
@@ -77,6 +79,8 @@ def check_startable(config: Config, options: Options) -> None:
     """Raise `HeadraceError` where the start could not succeed on this machine."""
     ray_cluster.check_installed(config.args)
     admin_token(config.args.admin_token)
+    if config.args.listen.tls is not None:
+        check_files(config.args.listen.tls)
     if config.args.budgets.store == "pool":
         asyncio.run(KeyDesk.open(config.args.budgets, b"").refresh())
     if options.address is None:
@@ -133,14 +137,19 @@ def wait_ready(
     status: Mapping[str, Any] | None = None
     states: list[VersionState] = []
     late = [name for name, model in config.pool.models.items() if model.replicas.min > 0]
-    with AdminClient(config.args.listen.admin, admin_token(config.args.admin_token)) as admin:
+    listen, token = config.args.listen, admin_token(config.args.admin_token)
+    trust = None if listen.tls is None or not listen.tls.admin else trust_own(listen.tls.cert.path)
+    with AdminClient(listen.admin, token, trust=trust) as admin:
         while not wait(0.25):
             processes = check()
-            # Not listening yet, or slow while it starts.
-            with contextlib.suppress(Unavailable, DeadlineExceeded):
+            try:
                 status = admin.status()
                 states = version_states(status)
                 late = unsettled(states, config.pool)
+            except TlsFailed as error:
+                raise StartFailed(error.message) from error
+            except (Unavailable, DeadlineExceeded):
+                pass  # Not listening yet, or slow while it starts.
             progress.models(states)
             ready = sum(state.state == "READY" for state in states)
             progress.now(f"{processes}, {ready} model versions ready")
@@ -271,6 +280,7 @@ class _Supervisor:
         if self._private:
             self._processes = descendants(os.getpid())
         listen, store = self._config.args.listen, self._config.args.store
+        tls = listen.tls
         self._claim.write(
             instance.Instance(
                 pid=os.getpid(),
@@ -283,6 +293,8 @@ class _Supervisor:
                 admin_token=self._config.args.admin_token,
                 log=self._options.log,
                 processes=self._processes,
+                tls_listeners=() if tls is None else tls.listeners,
+                certificate="" if tls is None else str(tls.cert.path.absolute()),
             )
         )
 

@@ -51,6 +51,7 @@ def lease(
     on_preempt: OnPreempt,
     admin: str | None,
     token_file: str | None,
+    ca: str | None,
 ) -> None:
     """Run CMD once the pool has lent it slots; its exit code is the command's own.
 
@@ -68,7 +69,7 @@ def lease(
         click.echo(f"Error: there is no command {command[0]!r}", err=True)
         raise SystemExit(NOT_FOUND)
     with exit_codes():
-        target = find_instance(admin, token_file)
+        target = find_instance(admin, token_file, ca)
         wanted: dict[str, Any] = {
             "slots": slots,
             "slot_class": slot_class,
@@ -76,6 +77,7 @@ def lease(
             "holder": (holder or os.path.basename(command[0]))[:128],
             "address": target.admin,
             "token": admin_token(target.token),
+            "trust": target.trust("admin"),
         }
         code = asyncio.run(hold_and_run(command, on_preempt, wanted))
     raise SystemExit(code)

@@ -12,6 +12,7 @@ import math
 import os
 import random
 import secrets
+import ssl
 import time
 from collections.abc import AsyncIterator, Iterator
 from types import TracebackType
@@ -21,7 +22,7 @@ from urllib.parse import quote
 import httpx
 import structlog
 
-from command.client import JsonObject, NothingAnswers, bearer, mapped_errors
+from command.client import JsonObject, NothingAnswers, bearer, connection, mapped_errors
 from headrace.errors import HeadraceError, NotFound, Unauthenticated, Unavailable, error_for_status
 
 WATCH_S = 15.0
@@ -47,14 +48,10 @@ class LeaseApi:
     Every call raises `HeadraceError`, `Unavailable` where trying again can help.
     """
 
-    def __init__(self, address: str, token: str) -> None:
+    def __init__(self, address: str, token: str, trust: ssl.SSLContext | None = None) -> None:
         self.address = address
         self._http = httpx.AsyncClient(
-            base_url=f"http://{address}",
-            headers=bearer(token),
-            timeout=ASK_S,
-            trust_env=False,
-            verify=False,  # plain HTTP: reading certificates would take 50 ms
+            headers=bearer(token), timeout=ASK_S, **connection(address, trust)
         )
 
     async def __aenter__(self) -> Self:
@@ -241,15 +238,18 @@ async def lease(
     *,
     address: str | None = None,
     token: str | None = None,
+    trust: ssl.SSLContext | None = None,
 ) -> AsyncIterator[GrantedLease]:
     """Wait until the slots are granted, all of them at once; leaving gives them back.
 
-    Without `address` and `token` they are found as the `headrace` command does. Raises
+    Without `address` and `token` they are found as the `headrace` command does, and so is whether
+    it speaks TLS; with them it does where `trust` says whose certificates are good. Raises
     `InvalidArgument` where that many can never be had, `Unauthenticated`, and `Unavailable` where
     nothing answers at the first attempt.
     """
     if address is None or token is None:
-        address, token = _found(address)
+        address, token, found = _found(address)
+        trust = trust or found
     wanted: dict[str, Any] = {
         "holder": holder or f"process {os.getpid()}",
         "slots": slots,
@@ -257,7 +257,7 @@ async def lease(
     }
     if grace_s is not None:
         wanted["grace_s"] = grace_s
-    async with LeaseApi(address, token) as api:
+    async with LeaseApi(address, token, trust) as api:
         granted = GrantedLease(api, wanted)
         heartbeat = None
         try:
@@ -274,10 +274,10 @@ async def lease(
                     await api.release(granted.id)
 
 
-def _found(address: str | None) -> tuple[str, str]:
+def _found(address: str | None) -> tuple[str, str, ssl.SSLContext | None]:
     # Only a program that gives no address needs the state files.
     from command.instance import find_instance
     from headrace.secrets import admin_token
 
     found = find_instance(address, None)
-    return found.admin, admin_token(found.token)
+    return found.admin, admin_token(found.token), found.trust("admin")

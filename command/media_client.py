@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager
 from mimetypes import guess_type
@@ -27,6 +28,7 @@ class MediaClient(HttpClient):
         address: str,
         key: str = "",
         *,
+        trust: ssl.SSLContext | None = None,
         timeout_s: float = 600.0,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
@@ -34,6 +36,7 @@ class MediaClient(HttpClient):
         super().__init__(
             address,
             key,
+            trust=trust,
             timeout_s=timeout_s + PATIENCE_S,
             connect_s=PATIENCE_S,
             transport=transport,

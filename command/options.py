@@ -86,6 +86,7 @@ def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 KEY_VARIABLE = "HEADRACE_KEY"
+CA_VARIABLE = "HEADRACE_CA"
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
 config_file = click.argument("file", required=False, type=click.Path(dir_okay=False))
@@ -93,11 +94,19 @@ watched = click.option("--watch", is_flag=True, help="Show it again each second 
 model_version = click.option(
     "--version", "model_version", type=click.IntRange(min=1), help="A model version."
 )
+trusted = click.option(
+    "--ca",
+    type=click.Path(),
+    envvar=CA_VARIABLE,
+    help="Speak TLS: file of authorities, or `system` for those of this machine "
+    f"(default: the variable {CA_VARIABLE}; what runs here is known).",
+)
 at_admin = _options(
     click.option(
         "--admin", callback=checked_address, metavar="HOST:PORT", help="Its admin listener."
     ),
     click.option("--token-file", type=click.Path(), help="File with the admin token."),
+    trusted,
 )
 """Options of commands that ask a running instance's admin API."""
 at_http = _options(
@@ -108,6 +117,13 @@ at_http = _options(
         "--key-file",
         type=click.Path(),
         help=f"File with an API key or token (default: the variable {KEY_VARIABLE}).",
+    ),
+    trusted,
+    click.option(
+        "--cert",
+        "certificate",
+        type=click.Path(dir_okay=False),
+        help="PEM file with a client certificate and its key, to be shown.",
     ),
 )
 """Options of commands that ask as any client does."""
@@ -121,10 +137,10 @@ def asks_admin(timeout_s: float = 5.0) -> Callable[[Callable[..., None]], Callab
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(command)
-        def asked(admin: str | None, token_file: str | None, **rest: Any) -> None:
+        def asked(admin: str | None, token_file: str | None, ca: str | None, **rest: Any) -> None:
             from command.instance import find_instance
 
-            with exit_codes(), find_instance(admin, token_file).client(timeout_s) as client:
+            with exit_codes(), find_instance(admin, token_file, ca).client(timeout_s) as client:
                 command(client, **rest)
 
         decorated: Callable[..., None] = at_admin(asked)

@@ -79,14 +79,19 @@ DECISION_COLUMNS = (
 @as_json
 @click.pass_context
 def pool(
-    ctx: click.Context, watch: bool, admin: str | None, token_file: str | None, as_json: bool
+    ctx: click.Context,
+    watch: bool,
+    admin: str | None,
+    token_file: str | None,
+    ca: str | None,
+    as_json: bool,
 ) -> None:
     """Show who holds, wants, lends and borrows slots, and why the last moves were made."""
     if ctx.invoked_subcommand is not None:
         return
     from command.instance import find_instance
 
-    with exit_codes(), find_instance(admin, token_file).client() as client:
+    with exit_codes(), find_instance(admin, token_file, ca).client() as client:
         show(client.pool, render, as_json=as_json, watch=watch)
 
 

@@ -19,6 +19,7 @@ from headrace.errors import ConfigError, HeadraceError, InvalidArgument
 
 if TYPE_CHECKING:
     from command.client import JsonObject
+    from command.instance import InstanceAddress
     from command.media_client import MediaClient
 
 POLLS_S = (0.1, 0.2, 0.5, 1.0, 2.0)
@@ -66,6 +67,8 @@ def process(
     timeout: float,
     http: str | None,
     key_file: str | None,
+    ca: str | None,
+    certificate: str | None,
     as_json: bool,
     **asked: Any,
 ) -> None:
@@ -73,12 +76,14 @@ def process(
 
     Shows boxes in the picture's pixels, or labels with their times in seconds.
     """
+    from command.instance import find_listener
+
     options = _options(asked)
     with exit_codes():
         if draw is not None:
             _need_drawing()
         with (
-            _client(http, key_file, timeout) as client,
+            _client(find_listener(http, ca, certificate), key_file, timeout) as client,
             WorkProgress(Console(stderr=True), file) as progress,
         ):
             send = client.submit if later else client.process
@@ -99,12 +104,20 @@ def process(
 @at_http
 @as_json
 def jobs(
-    job: str | None, cancel: bool, http: str | None, key_file: str | None, as_json: bool
+    job: str | None,
+    cancel: bool,
+    http: str | None,
+    key_file: str | None,
+    ca: str | None,
+    certificate: str | None,
+    as_json: bool,
 ) -> None:
     """List your jobs, or show JOB: how far it is, or what it has found."""
     if cancel and job is None:
         raise click.UsageError("name the JOB to cancel")
-    with exit_codes(), _client(http, key_file, 30.0) as client:
+    from command.instance import find_listener
+
+    with exit_codes(), _client(find_listener(http, ca, certificate), key_file, 30.0) as client:
         if job is None:
             found = client.jobs()
             if as_json:
@@ -192,13 +205,11 @@ def _options(asked: Mapping[str, Any]) -> str:
         raise click.UsageError(error.message) from None
 
 
-def _client(http: str | None, key_file: str | None, timeout_s: float) -> MediaClient:
-    from command.instance import find_instance
+def _client(target: InstanceAddress, key_file: str | None, timeout_s: float) -> MediaClient:
     from command.media_client import MediaClient
 
-    key = read_key(key_file)
-    address = http or find_instance(None, None).http
-    return MediaClient(address, key, timeout_s=timeout_s)
+    key, trust = read_key(key_file), target.trust("http")
+    return MediaClient(target.http, key, trust=trust, timeout_s=timeout_s)
 
 
 def _need_drawing() -> None:

@@ -74,6 +74,10 @@ def unsettled(states: list[VersionState], pool: PoolConfig) -> list[str]:
 
 def example_request(args: Args, states: list[VersionState], http: str) -> str:
     """A `curl` command: the smallest prepared body of a READY model, else its metadata."""
+    tls, curl = args.listen.tls, f"curl -s http://{http}"
+    if tls is not None and tls.http:
+        shown = " --cert CLIENT.pem" if tls.client_ca is not None else ""
+        curl = f"curl -s --cacert CA.pem{shown} https://{http}"
     ready = {state.model for state in states if state.state == "READY"}
     folder = Path(args.store).parent / "cache" / "requests"
     bodies = sorted(folder.glob("*.json"), key=lambda file: file.stat().st_size)
@@ -81,9 +85,9 @@ def example_request(args: Args, states: list[VersionState], http: str) -> str:
         model = _model_of(body.stem, {state.model for state in states})
         path = request_path(body.read_bytes(), model) if model in ready else None
         if path is not None:
-            return f"curl -s http://{http}{path} -d @{body}"
+            return f"{curl}{path} -d @{body}"
     about = f"/models/{min(ready)}" if ready else ""
-    return f"curl -s http://{http}/v2{about}"
+    return f"{curl}/v2{about}"
 
 
 def _model_of(stem: str, models: set[str]) -> str:

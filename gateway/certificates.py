@@ -114,6 +114,13 @@ def server_context(config: Tls, listener: str) -> ServerContext:
     return context
 
 
+def check_files(config: Tls) -> Certificate:
+    """The server's certificate, if all files are of use; raises `ConfigError`."""
+    for listener in config.listeners:
+        server_context(config, listener)
+    return read_certificate(config)
+
+
 def _trust_clients(context: ssl.SSLContext, authority: FileRef) -> None:
     _read(authority, "client_ca")
     try:

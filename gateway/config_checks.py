@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,8 @@ from autoscale.policy import policy_named
 from autoscale.sharing import LEASES
 from autoscale.water_filling import TOLERANCE
 from gateway.yaml_source import KeyPath
-from headrace.config.args import Args, Latest, ModelConfig, PoolConfig, split_address
-from headrace.errors import ModelLoadError
+from headrace.config.args import Args, Latest, ModelConfig, PoolConfig, Tls, split_address
+from headrace.errors import ConfigError, ModelLoadError
 from headrace.runtimes import RuntimeName
 
 Stored = Mapping[str, Mapping[int, RuntimeName | None]]
@@ -51,17 +52,56 @@ def cross_check(args: Args, pool: PoolConfig) -> list[Finding]:
         *_tiers(args, pool),
         *_policies(pool),
         *_sharing(args, pool),
+        *_listeners(args, pool),
     ]
-    host, _ = split_address(args.listen.admin)
-    if not host.startswith(_LOOPBACK):
-        message = f"{host} is not loopback: the admin token would travel in clear"
-        findings.append(Finding(("args", "listen", "admin"), message, warning=True))
     if stored is not None:
         findings += _store(args.store, stored, pool)
     elif is_local:
         message = f"there is no folder {args.store!r} to read; `make models` builds the demo's"
         findings.append(Finding(("args", "store"), message, warning=True))
     return findings
+
+
+def _listeners(args: Args, pool: PoolConfig) -> Iterator[Finding]:
+    """What anybody could read or do who reaches a listener; and files of TLS that are of no use."""
+    listen, tls = args.listen, args.listen.tls
+    encrypted = () if tls is None else tls.listeners
+    shown = tls is not None and tls.client_ca and tls.client_certificates == "required"
+    open_to_all = []
+    for name in ("http", "grpc", "admin"):
+        host, _ = split_address(getattr(listen, name))
+        if host.startswith(_LOOPBACK):
+            continue
+        if name not in encrypted:
+            what = "the admin token" if name == "admin" else "credentials and data"
+            key = "`listen.tls`" if tls is None else f"`listen.tls.{name}: true`"
+            message = f"{host} is not loopback: {what} would travel in clear; {key} encrypts"
+            yield Finding(("args", "listen", name), message, warning=True)
+        if name != "admin" and not (shown and name in encrypted):
+            open_to_all.append(f"`listen.{name}`")
+    if open_to_all and pool.tiers is None:
+        message = f"{' and '.join(open_to_all)} beyond loopback let everybody in while it is off"
+        yield Finding(("pool", "tiers"), message, warning=True)
+    elif open_to_all and pool.auth.anonymous:
+        message = (
+            f"{' and '.join(open_to_all)} beyond loopback let in who has no credential; "
+            "`auth.anonymous: false` asks for one"
+        )
+        yield Finding(("pool", "auth", "anonymous"), message, warning=True)
+    if tls is not None:
+        yield from _tls_files(tls)
+
+
+def _tls_files(tls: Tls) -> Iterator[Finding]:
+    from gateway.certificates import check_files  # with cryptography: 60 ms
+
+    path: KeyPath = ("args", "listen", "tls")
+    try:
+        message = check_files(tls).warning(time.time())
+    except ConfigError as error:
+        message = error.message  # No mistake yet: they may be on another machine.
+    if message is not None:
+        yield Finding(path, message, warning=True)
 
 
 def _stored(folder: Path) -> Stored | None:
