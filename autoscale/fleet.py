@@ -37,7 +37,6 @@ class _Slot:
     control: SlotControl
     view: SlotView
     placements: dict[int, Placement] = field(default_factory=dict)
-    heard_of: set[int] = field(default_factory=set)
     failed: dict[ModelVersion, Placement] = field(default_factory=dict)
     memory_bytes: int = 0
     in_flight: int = 0
@@ -196,9 +195,7 @@ class Fleet:
             runtime=config.runtime,
             batching=config.batching.model_dump(),
         )
-        # An event read before this answer is newer, and may say that the load has failed.
-        if facts["placement_id"] not in slot.heard_of:
-            self._take_facts(slot, facts)
+        self._take_facts(slot, facts)
 
     async def configure(self, model: str, batching: dict[str, Any]) -> None:
         """Change the batching of a model's placements."""
@@ -305,7 +302,6 @@ class Fleet:
             revision=facts["revision"],
         )
         key = placement.key
-        slot.heard_of.add(placement.placement_id)
         if facts["spec"] is not None:
             self.specs[key] = decode_spec(facts["spec"])
         if placement.state in (State.FAILED, State.END):

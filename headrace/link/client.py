@@ -284,15 +284,17 @@ class SlotControl(ChannelOwner):
             if answer is not None and not answer.done():
                 answer.set_result(json.loads(bytes(frame.payload)))
         elif frame.kind == Kind.EVENT:
-            self._heard(self.view.slot_id, json.loads(bytes(frame.payload)))
+            # A turn later, as whoever awaits a result goes on: both learn in the order told.
+            event = json.loads(bytes(frame.payload))
+            asyncio.get_running_loop().call_soon(self._heard, self.view.slot_id, event)
         else:
             raise LinkError(f"a frame of kind {frame.kind} from a slot")
 
     def channel_closed(self, channel: Channel, reason: str) -> None:
         self._refused = reason if self._channel is None else ""
         self._opened.set()
+        if self._channel is not None:
+            asyncio.get_running_loop().call_soon(self._lost, self.view.slot_id, reason)
         for answer in self._calls.values():
             if not answer.done():
                 answer.set_result({"error": f"slot {self.view.slot_id} is gone: {reason}"})
-        if self._channel is not None:
-            self._lost(self.view.slot_id, reason)

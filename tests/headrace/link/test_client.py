@@ -6,15 +6,19 @@ import asyncio
 import random
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from headrace.config.scaling import Routing
 from headrace.link import channel
-from headrace.link.client import Identity, SlotLink, open_channel
+from headrace.link.channel import Channel
+from headrace.link.client import Identity, SlotControl, SlotLink, open_channel
 from headrace.link.frames import Reply
+from headrace.link.handshake import Hello
 from headrace.link.queue import Answer, Request
 from headrace.link.router import Router
+from headrace.link.server import LinkServer
 from headrace.snapshot import SlotView
 from tests.headrace.link.test_channel import connected
 
@@ -76,3 +80,42 @@ async def test_ends_that_stand_still_do_not_take_each_other_for_dead(
             time.sleep(0.2)  # noqa: ASYNC251 - as on SIGSTOP, or without a processor
         await asyncio.sleep(0.1)
         assert pair.client.open and pair.accepted[0].open
+
+
+class Loading(LinkServer):
+    """A slot that has loaded a model by the time it is asked a second time."""
+
+    async def call(self, peer: Hello, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        if name == "load":
+            self.event("placement", state="READY")
+        return {"state": "LOADING"}
+
+    def gone(self, channel: Channel) -> None:
+        """It holds no requests."""
+
+
+async def test_the_pool_learns_in_the_order_in_which_a_slot_tells(tmp_path: Path) -> None:
+    learned: list[str] = []
+
+    def heard(slot_id: str, event: dict[str, Any]) -> None:
+        learned.append(event["state"])
+
+    def lost(slot_id: str, reason: str) -> None:
+        learned.append("lost")
+
+    async def ask(name: str) -> None:
+        learned.append((await control.call(name))["state"])
+
+    slot = Loading(Hello("a", node_id="node"), IDENTITY.secret, IDENTITY.max_body_bytes)
+    await slot.start(tmp_path / "a.sock", "127.0.0.1", 0)
+    view = SlotView("a", "cpu", "node", str(tmp_path / "a.sock"), slot.tcp_address)
+    control = SlotControl(view, IDENTITY, 1, heard, lost)
+    try:
+        await control.open()
+        # Both are read, and both answered, at once.
+        await asyncio.gather(ask("report"), ask("load"))
+        slot.event("placement", state="FAILED")
+    finally:
+        await slot.close()
+    await asyncio.sleep(0.05)
+    assert learned == ["LOADING", "READY", "LOADING", "FAILED", "lost"]
