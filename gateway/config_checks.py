@@ -88,6 +88,9 @@ def _listeners(args: Args, pool: PoolConfig) -> Iterator[Finding]:
             "`auth.anonymous: false` asks for one"
         )
         yield Finding(("pool", "auth", "anonymous"), message, warning=True)
+    if pool.auth.certificates is not None and (tls is None or tls.client_ca is None):
+        message = "has no effect without `listen.tls.client_ca`: no client shows a certificate"
+        yield Finding(("pool", "auth", "certificates"), message, warning=True)
     if tls is not None:
         yield from _tls_files(tls)
 
@@ -138,7 +141,8 @@ def _tiers(args: Args, pool: PoolConfig) -> Iterator[Finding]:
                 f"more than `limits.max_body_bytes` ({args.limits.max_body_bytes}) has no effect"
             )
             yield Finding((*path, "max_body_bytes"), message, warning=True)
-    if pool.tiers is None and (pool.auth.jwt is not None or not pool.auth.anonymous):
+    believed = pool.auth.jwt or pool.auth.certificates
+    if pool.tiers is None and (believed is not None or not pool.auth.anonymous):
         message = "has no effect while `tiers` is off: every caller is let in"
         yield Finding(("pool", "auth"), message, warning=True)
 

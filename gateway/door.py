@@ -11,6 +11,7 @@ from typing import ClassVar, TypeVar, cast
 import structlog
 
 from gateway.access.audit import AuditLog, Verdict
+from gateway.access.certificate import ClientCertificate, shown_certificate
 from gateway.access.visit import NO_TIER, BodyMemory, Head, Visit
 from headrace.config.args import Limits
 from headrace.errors import Cancelled, HeadraceError, InternalError, TooManyRequests
@@ -49,6 +50,7 @@ class ClientConnection:
     family: ClassVar[str] = "http"
     transport: asyncio.Transport
     address = ""
+    certificate: ClientCertificate | None = None
     lingering = False
     _unread_since_s = 0.0
 
@@ -105,6 +107,7 @@ class Door:
         connection.transport = cast(asyncio.Transport, transport)
         peer = transport.get_extra_info("peername")
         address = connection.address = peer[0] if peer else ""
+        connection.certificate = shown_certificate(transport)
         self.connections.add(connection)
         self.addresses[address] += 1
         if self.addresses[address] <= self.limits.connections_per_address:

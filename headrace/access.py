@@ -12,7 +12,8 @@ from headrace.config.tiers import AuthConfig, Tier
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who is calling. `id` is stable and safe to log: `key:ID`, `jwt:SUBJECT` or `ip:ADDRESS`.
+    """Who is calling. `id` is stable and safe to log: `key:ID`, `jwt:SUBJECT`, `cert:NAME` or
+    `ip:ADDRESS`.
 
     `models` are those it may ask, None for all; its tier may narrow them further. Its credential
     ends at `ends_s`, in seconds since 1970.

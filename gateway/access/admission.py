@@ -238,7 +238,7 @@ class Admission:
         head.max_body_bytes = limit_bytes
         if self.access.tiers is not None:
             try:
-                caller = self._authenticator.identify(head.headers, head.address)
+                caller = self._authenticator.identify(head.headers, head.address, head.certificate)
             except Unauthenticated:
                 self._charge_address(head, now_s)
                 raise

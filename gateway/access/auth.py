@@ -8,10 +8,11 @@ import ipaddress
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+from gateway.access.certificate import ClientCertificate
 from gateway.access.tokens import Jwks, JwtVerifier
 from headrace.access import Access, Caller
-from headrace.config.tiers import ANONYMOUS
-from headrace.errors import Unauthenticated
+from headrace.config.tiers import ANONYMOUS, ClientCertificates
+from headrace.errors import Unauthenticated, quoted
 from headrace.keys import PREFIX, ends_s, find_record
 
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -72,6 +73,19 @@ MAX_PATH = 256
 _KEY_PREFIX = PREFIX.encode()
 
 
+MAX_NAME = 128
+"""Longest name of a certificate that is a caller's id as it is."""
+
+
+def _short(name: str) -> str:
+    """A name as part of an id: printable, of bounded length, and no two alike."""
+    if len(name) <= MAX_NAME and name.isprintable():
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:32]
+    begin = "".join(letter for letter in name[:64] if letter.isprintable())
+    return f"{begin}...{digest}"
+
+
 class Authenticator:
     """Tells callers by their credentials. `run` keeps the keys of tokens fresh."""
 
@@ -82,6 +96,7 @@ class Authenticator:
         self._verifier: JwtVerifier | None = None
         self._strangers: dict[str, Caller] = {}
         self._holders: dict[bytes, Caller] = {}
+        self._certificates: dict[ClientCertificate, Caller] = {}
         self._changed = asyncio.Event()
         # What was told of a caller holds while this stays the same.
         self.generation = 0
@@ -93,6 +108,7 @@ class Authenticator:
         self._forget()
         self._strangers.clear()
         self._holders.clear()
+        self._certificates.clear()
         self._trusted = tuple(map(ipaddress.ip_network, access.auth.trusted_proxies))
         if access.auth.jwt != before.auth.jwt:
             former, self._verifier = self._verifier, None
@@ -112,16 +128,29 @@ class Authenticator:
         """Seconds for which the credential of a caller still holds."""
         return caller.ends_s - self._now_s()
 
-    def identify(self, headers: Mapping[bytes, bytes], address: str) -> Caller:
+    def identify(
+        self,
+        headers: Mapping[bytes, bytes],
+        address: str,
+        certificate: ClientCertificate | None = None,
+    ) -> Caller:
         """The caller of a request with these (lower-case) headers, from this peer.
+
+        `certificate` is the one that the client of the connection has shown.
 
         Raises `Unauthenticated`: a bad credential is never taken for none.
         """
         authorization = headers.get(b"authorization")
         key = headers.get(b"x-api-key")
         if authorization is None and key is None:
-            if not self._access.auth.anonymous:
-                raise Unauthenticated("a credential is needed: X-API-Key, or Authorization: Bearer")
+            settings = self._access.auth
+            if certificate is not None and settings.certificates is not None:
+                return self._certified(certificate, settings.certificates)
+            if not settings.anonymous:
+                other = ", or a client certificate" if settings.certificates is not None else ""
+                raise Unauthenticated(
+                    f"a credential is needed: X-API-Key, or Authorization: Bearer{other}"
+                )
             return self.stranger(headers, address)
         if authorization is None:
             assert key is not None
@@ -169,6 +198,31 @@ class Authenticator:
         # Only keys that are right get here, so there are no more than were given out.
         self._holders[name] = caller
         return caller
+
+    def _certified(self, shown: ClientCertificate, config: ClientCertificates) -> Caller:
+        """The caller that a certificate names; one that names none is refused."""
+        if shown.ends_s <= self._now_s():
+            raise Unauthenticated("the client certificate has expired")
+        known = self._certificates.get(shown)
+        if known is None:
+            by_name = {each.name: each for each in config.callers}
+            name = next((name for name in shown.names if name in by_name), None)
+            if name is not None:
+                found = by_name[name]
+                tier, models = found.tier, found.models
+            elif shown.names and config.default_tier is not None:
+                name, tier, models = shown.names[0], config.default_tier, None
+            else:
+                what = quoted(shown.names[0]) if shown.names else "it has no name"
+                raise Unauthenticated(
+                    f"the client certificate names no caller of `auth.certificates`: {what}"
+                )
+            allowed = None if models is None else frozenset(models)
+            known = Caller(f"cert:{_short(name)}", tier, allowed, ends_s=shown.ends_s)
+            if len(self._certificates) >= MAX_REMEMBERED:
+                self._certificates.clear()
+            self._certificates[shown] = known
+        return known
 
     async def run(self) -> None:
         """Keep the keys of tokens fresh, where tokens are configured, until cancelled."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import ClassVar, Protocol
 
 from gateway.access.audit import AuditRecord, Verdict
+from gateway.access.certificate import ClientCertificate
 from gateway.access.limits import Account, OverBudget
 from headrace.access import Caller
 from headrace.errors import HeadraceError, Unavailable
@@ -50,6 +51,8 @@ class BodyMemory:
 class Head:
     """The head of a request: its lower-case headers, the address it came from, and who calls.
 
+    `certificate` is the one that the client of its connection has shown.
+
     One head may serve all requests of a connection that send the same bytes. `account` and
     `max_body_bytes` are found by `Admission.identify`; they hold until `until_s` on the monotonic
     clock, as long as the rules of access stay at `generation` and the account `caller`'s. Without
@@ -62,6 +65,7 @@ class Head:
         "account",
         "address",
         "caller",
+        "certificate",
         "generation",
         "given_id",
         "headers",
@@ -71,8 +75,13 @@ class Head:
         "until_s",
     )
 
-    def __init__(self, headers: Mapping[bytes, bytes], address: str) -> None:
-        self.headers, self.address = headers, address
+    def __init__(
+        self,
+        headers: Mapping[bytes, bytes],
+        address: str,
+        certificate: ClientCertificate | None = None,
+    ) -> None:
+        self.headers, self.address, self.certificate = headers, address, certificate
         self.account: Account | None = None
         self.caller: Caller | None = None
         self.models: frozenset[str] | None = None

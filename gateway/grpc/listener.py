@@ -66,7 +66,7 @@ class GrpcConnection(asyncio.Protocol, ClientConnection):
         self.transport.set_write_buffer_limits(HIGH_WATER_BYTES)
         wake = partial(self._loop.call_soon, self._flush)
         limits = self._door.limits
-        self._heads = HeadReader(limits, self.address)
+        self._heads = HeadReader(limits, self.address, self.certificate)
         self._connection = Connection(limits, self._read, wake, self._flush)
         self._exchange = Exchange(self._connection, self._door)
         if refusal is not None:

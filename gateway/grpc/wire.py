@@ -17,6 +17,7 @@ from urllib.parse import quote_from_bytes
 
 import grpc
 
+from gateway.access.certificate import ClientCertificate
 from gateway.access.visit import Head
 from gateway.grpc.headers import Field, encode_block, encode_name, encode_status
 from gateway.headers import RETRY_MARGIN_S, combined
@@ -114,21 +115,23 @@ class CallHead:
 
 
 class HeadReader:
-    """Reads the heads of the calls of one connection, whose client has this address.
+    """Reads the heads of the calls of a connection, whose client has this address and certificate.
 
     Those that differ in their deadline alone, as many clients send them, are read once, and share
     what is found of their caller.
     """
 
-    def __init__(self, limits: Limits, address: str) -> None:
-        self._limits, self._address = limits, address
+    def __init__(
+        self, limits: Limits, address: str, certificate: ClientCertificate | None = None
+    ) -> None:
+        self._limits, self._address, self._certificate = limits, address, certificate
         self._known: dict[tuple[Field | None, ...], CallHead] = {}
 
     def __call__(self, fields: Sequence[Field]) -> CallHead | None:
         """As `read_head`."""
         names = [name for name, _ in fields]
         if TIMEOUT_NAME not in names:
-            return read_head(fields, self._limits, self._address)
+            return read_head(fields, self._limits, self._address, self._certificate)
         index = names.index(TIMEOUT_NAME)
         alike = (*fields[:index], None, *fields[index + 1 :])
         known, limits = self._known.get(alike), self._limits
@@ -142,7 +145,7 @@ class HeadReader:
                 timeout_s=timeout_s,
                 allowed_s=min(timeout_s, limits.max_deadline_s),
             )
-        head = read_head(fields, limits, self._address)
+        head = read_head(fields, limits, self._address, self._certificate)
         # With the longest deadline it must be right too.
         room = min(limits.max_header_bytes - LONGEST_TIMEOUT, MAX_KNOWN_BYTES)
         if head is not None and head.right and header_bytes(fields) <= room:
@@ -157,8 +160,13 @@ def header_bytes(fields: Sequence[Field]) -> int:
     return sum([len(name) + len(value) + 32 for name, value in fields])
 
 
-def read_head(fields: Sequence[Field], limits: Limits, address: str) -> CallHead | None:
-    """The head of a call from its decoded header fields and its caller's address.
+def read_head(
+    fields: Sequence[Field],
+    limits: Limits,
+    address: str,
+    certificate: ClientCertificate | None = None,
+) -> CallHead | None:
+    """The head of a call from its decoded header fields and its caller's address and certificate.
 
     None without pseudo-headers: such a block opens no call, but may end a request.
     """
@@ -195,7 +203,7 @@ def read_head(fields: Sequence[Field], limits: Limits, address: str) -> CallHead
         return CallHead(path, http_status=415, content_length=content_length)
     encoding = headers.get(b"grpc-encoding", IDENTITY)
     timeout = headers.pop(TIMEOUT_NAME, None)
-    shared = Head(headers, address)
+    shared = Head(headers, address, certificate)
     try:
         if len(fields) > limits.max_headers or header_bytes(fields) > limits.max_header_bytes:
             raise HeadersTooLarge(

@@ -61,7 +61,8 @@ class Envelope:
             return
         headers = combined(scope["headers"])
         client = scope.get("client")
-        visit = Visit(Head(headers, client[0] if client else ""))
+        shown = scope.get("state", {}).get("certificate")
+        visit = Visit(Head(headers, client[0] if client else "", shown))
         identity = visit.request_id
         path = canonical_path(scope["path"])
         headers[b"x-request-id"] = identity.encode("latin-1")

@@ -186,6 +186,8 @@ class FastLane(HttpToolsProtocol, ClientConnection):
         super().connection_made(transport)  # type: ignore[arg-type]
         if (refusal := self.door.enter(self, transport)) is not None:
             self._refuse(refusal)
+        if self.certificate is not None:
+            self.app_state = {**self.app_state, "certificate": self.certificate}
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Cancel the requests of the client that left."""
@@ -354,7 +356,8 @@ class FastLane(HttpToolsProtocol, ClientConnection):
             return
         keep_alive = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
         headers = combined(self.headers)
-        head = HttpHead(self.predictions, path, headers, self.address, keep_alive)
+        shown = self.certificate
+        head = HttpHead(self.predictions, path, headers, self.address, keep_alive, shown)
         if self._parsed is None:
             self._parsed, self._lines = head, len(self.headers)
         self._begin(head, expects=self.expect_100_continue, failed=failed)

@@ -88,7 +88,8 @@ class _Exchange:
         self._sent_bytes = 0
         self._answer: Response | None = None
         address = client[0] if client else ""
-        self._prediction = Prediction(desk.predictions, path, Head(self._headers, address))
+        head = Head(self._headers, address, scope["state"].get("certificate"))
+        self._prediction = Prediction(desk.predictions, path, head)
         self._prediction.request_id = scope["state"]["request_id"]
 
     async def run(self) -> None:

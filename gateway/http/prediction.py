@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from http import HTTPStatus
 
+from gateway.access.certificate import ClientCertificate
 from gateway.access.limits import LIMIT_HEADER, POLICY_HEADER
 from gateway.access.visit import Head
 from gateway.headers import error_headers, given_timeout_s
@@ -53,8 +54,9 @@ class HttpHead(Head):
         headers: Mapping[bytes, bytes],
         address: str,
         keep_alive: bool,
+        certificate: ClientCertificate | None = None,
     ) -> None:
-        super().__init__(headers, address)
+        super().__init__(headers, address, certificate)
         self.path, self.keep_alive = path, keep_alive
         self.invalid: HeadraceError | None = None
         self.json_length: int | None = None

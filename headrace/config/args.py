@@ -459,4 +459,8 @@ class PoolConfig(Strict):
         named = self.auth.jwt.default_tier if self.auth.jwt is not None else ANONYMOUS
         if self.tiers is not None and named not in self.tiers:
             raise ValueError(f"`auth.jwt.default_tier` names no tier: {named!r}")
+        certificates = self.auth.certificates
+        if self.tiers is not None and certificates is not None:
+            for tier in sorted(certificates.tiers - self.tiers.keys()):
+                raise ValueError(f"`auth.certificates` names no tier: {tier!r}")
         return self

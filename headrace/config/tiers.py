@@ -156,12 +156,40 @@ class Jwt(Strict):
     default_tier: Name = "standard"
 
 
+class CertificateCaller(Strict):
+    """Whose certificate has this name: its whole subject (RFC 4514: `CN=batch,O=Example`), or an
+    alternative name with its kind (`DNS:`, `URI:`, `email:` or `IP:`).
+    """
+
+    name: Annotated[str, Field(min_length=1, max_length=1024)]
+    tier: Name
+    models: tuple[Name, ...] | None = None
+
+
+class ClientCertificates(Strict):
+    """Callers that show a client certificate (`listen.tls.client_ca`).
+
+    A certificate that names none of `callers` is refused, or its subject is a caller of
+    `default_tier`.
+    """
+
+    callers: tuple[CertificateCaller, ...] = ()
+    default_tier: Name | None = None
+
+    @property
+    def tiers(self) -> frozenset[str]:
+        """All tiers that are named."""
+        return frozenset(filter(None, (*(each.tier for each in self.callers), self.default_tier)))
+
+
 class AuthConfig(Strict):
     """Who is believed. Without `anonymous` every request needs a credential.
 
-    `X-Forwarded-For` counts only on connections from `trusted_proxies`.
+    With `certificates` a client certificate is one, unless another one is sent. `X-Forwarded-For`
+    counts only on connections from `trusted_proxies`.
     """
 
     anonymous: bool = True
     jwt: Jwt | None = None
+    certificates: ClientCertificates | None = None
     trusted_proxies: tuple[Network, ...] = ()

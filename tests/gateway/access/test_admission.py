@@ -12,6 +12,7 @@ from autoscale.budget_ledger import BudgetLedger
 from gateway.access.admission import BUSIEST, BUSY_HALF_LIFE_S, Admission, BusyCallers
 from gateway.access.audit import AuditLog
 from gateway.access.auth import Authenticator
+from gateway.access.certificate import ClientCertificate
 from gateway.access.limits import Limiter, OverBudget
 from gateway.access.visit import Head, Visit
 from headrace.access import Access, BudgetsAway, Caller, Claim, Grant
@@ -68,7 +69,12 @@ class ByHeader(Authenticator):
     def update(self, access: Access) -> None:
         """Nothing to know."""
 
-    def identify(self, headers: Mapping[bytes, bytes], address: str) -> Caller:
+    def identify(
+        self,
+        headers: Mapping[bytes, bytes],
+        address: str,
+        certificate: ClientCertificate | None = None,
+    ) -> Caller:
         if b"wrong" in headers:
             raise Unauthenticated("this API key is not known")
         tier = headers.get(b"tier", b"anonymous").decode()

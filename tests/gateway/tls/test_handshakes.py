@@ -26,11 +26,6 @@ BODY = json.dumps({"instances": [[1.0, 2.0, 3.0, 4.0]]})
 LIVE = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 
 
-@pytest.fixture
-def authority(tmp_path: Path) -> Authority:
-    return Authority(tmp_path)
-
-
 async def curl(*arguments: str) -> tuple[int, str]:
     """curl's exit code and what it has written."""
     process = await asyncio.create_subprocess_exec(
