@@ -106,11 +106,12 @@ class _Flow:
 
 
 class _Level:
-    """Flows of one priority; the first in the ring has the turn."""
+    """Flows of one priority; the first in the ring has the turn. `returned` had theirs already."""
 
-    __slots__ = ("count", "flows", "ring")
+    __slots__ = ("count", "flows", "returned", "ring")
 
     def __init__(self) -> None:
+        self.returned: deque[Request] = deque()
         self.flows: dict[str, _Flow] = {}
         self.ring: deque[_Flow] = deque()
         self.count = 0
@@ -124,14 +125,10 @@ class FairQueue:
         self._order: list[int] = []
         self._debts: dict[str, float] = {}
         self._number = 0
-        self._returned: deque[Request] = deque()
         self.count = 0
 
     def push(self, request: Request) -> None:
-        level = self._levels.get(request.priority)
-        if level is None:
-            level = self._levels[request.priority] = _Level()
-            self._order = sorted(self._levels, reverse=True)
+        level = self._levels.get(request.priority) or self._new_level(request.priority)
         flow = level.flows.get(request.caller)
         if flow is None:
             debt = self._debts.pop(request.caller, 0.0) if self._debts else 0.0
@@ -143,25 +140,31 @@ class FairQueue:
         self.count += 1
 
     def return_to_front(self, request: Request) -> None:
-        """Return a request that had its turn already: it goes before all others."""
-        self._returned.appendleft(request)
+        """Return a request that had its turn: it goes before all others of its priority."""
+        level = self._levels.get(request.priority) or self._new_level(request.priority)
+        level.returned.appendleft(request)
+        level.count += 1
         self.count += 1
+
+    def _new_level(self, priority: int) -> _Level:
+        level = self._levels[priority] = _Level()
+        self._order = sorted(self._levels, reverse=True)
+        return level
 
     def discard(self, request: Request) -> None:
         """Count out a request that has `finished`; `head` will skip it."""
         self.count -= 1
-        if request not in self._returned:
-            self._levels[request.priority].count -= 1
+        self._levels[request.priority].count -= 1
 
     def head(self) -> Request | None:
         """The request whose turn it is."""
-        while self._returned:
-            if not self._returned[0].finished:
-                return self._returned[0]
-            self._returned.popleft()
         for priority in self._order:
             level = self._levels[priority]
             if level.count:
+                while level.returned:
+                    if not level.returned[0].finished:
+                        return level.returned[0]
+                    level.returned.popleft()
                 # The flow that has the turn, if it can pay; else it is the next one's.
                 flow = level.ring[0]
                 first = flow.heap[0][2]
@@ -172,22 +175,23 @@ class FairQueue:
                         return first
                     flow.deficit -= QUANTUM
                 return self._turn(level).heap[0][2]
-            if level.ring:
+            if level.ring or level.returned:
                 level.ring.clear()
                 level.flows.clear()
+                level.returned.clear()
         return None
 
     def remove_head(self, request: Request) -> None:
         """Take out the request that `head` has just given."""
         self.count -= 1
-        if self._returned:
-            self._returned.popleft()
-            return
         level = self._levels[request.priority]
+        level.count -= 1
+        if level.returned:
+            level.returned.popleft()
+            return
         flow = level.ring[0]
         heapq.heappop(flow.heap)
         flow.deficit -= request.cost
-        level.count -= 1
         if not flow.heap:
             self._retire(level, flow)
         elif flow.deficit < flow.heap[0][2].cost:
@@ -212,16 +216,15 @@ class FairQueue:
 
     def ahead(self, priority: int) -> int:
         """Requests that go before, or share turns with, one of this priority."""
-        above = sum(self._levels[each].count for each in self._order if each >= priority)
-        return above + len(self._returned)
+        return sum(self._levels[each].count for each in self._order if each >= priority)
 
     def __len__(self) -> int:
         return self.count
 
     def __iter__(self) -> Iterator[Request]:
         """All requests, in no order."""
-        yield from (request for request in self._returned if not request.finished)
         for level in self._levels.values():
+            yield from (request for request in level.returned if not request.finished)
             for flow in level.ring:
                 yield from (request for _, _, request in flow.heap if not request.finished)
 

@@ -94,12 +94,13 @@ def test_a_debt_outlives_the_flow() -> None:
     assert [pop(queue).caller for _ in range(5)].count("a") == 0
 
 
-def test_what_is_pushed_back_goes_before_all() -> None:
-    queue = filled(request(priority=20))
-    again = request(priority=0)
+def test_what_is_returned_goes_before_all_of_its_priority() -> None:
+    equal, higher, again, first = request(), request("b", priority=20), request(), request()
+    queue = filled(equal, higher)
     queue.return_to_front(again)
-    assert queue.head() is again
-    assert pop(queue) is again
+    queue.return_to_front(first)
+    assert queue.ahead(0) == 4 and queue.ahead(20) == 1
+    assert drain(queue) == [higher, first, again, equal]
 
 
 def test_a_finished_request_is_passed_over() -> None:
@@ -129,7 +130,7 @@ jobs = st.builds(
 )
 
 
-@given(st.lists(st.one_of(jobs, st.sampled_from(["pop", "cancel", "back"])), max_size=60))
+@given(st.lists(st.one_of(jobs, st.sampled_from(["pop", "cancel", "back", "return"])), max_size=60))
 def test_nothing_is_lost_and_priorities_hold(steps: list[Request | str]) -> None:
     queue: FairQueue = FairQueue()
     waiting: list[Request] = []
@@ -149,7 +150,10 @@ def test_nothing_is_lost_and_priorities_hold(steps: list[Request | str]) -> None
                 queue.return_to_front(taken)
                 assert pop(queue) is taken
             assert taken.priority == max(job.priority for job in waiting)
-            waiting.remove(taken)
+            if step == "return":
+                queue.return_to_front(taken)
+            else:
+                waiting.remove(taken)
         assert len(queue) == len(waiting)
         assert set(map(id, queue)) == set(map(id, waiting))
 

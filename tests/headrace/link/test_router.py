@@ -482,6 +482,17 @@ def test_while_a_higher_priority_is_expected_the_lower_keep_the_slot_nearly_free
     assert house.assign(PRESENCE_S + 1) == {"a": [4, 5, 6, 7]}
 
 
+def test_what_was_sent_back_does_not_keep_a_higher_priority_waiting() -> None:
+    house = House()
+    house.slots("a", credit=3)
+    for _ in range(3):
+        house.ask()
+    assert house.assign() == {"a": [1, 2, 3]}
+    house.answer("a", 3, elsewhere=True)
+    house.ask(priority=20)
+    assert house.assign() == {"a": [4]}
+
+
 def test_what_cannot_be_in_time_is_refused_at_once() -> None:
     house = House()
     house.slots("a", credit=1)
