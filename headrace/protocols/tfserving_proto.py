@@ -124,10 +124,11 @@ class PredictProtoAnswers(Answers):
         bodies = [b""] * len(rows)
         for name in self._names:
             tensor = np.asarray(outputs[name])
-            if tensor.dtype not in _FLOATS or not tensor.ndim:
+            if tensor.dtype not in _FLOATS or tensor.shape[:1] != (len(rows) * self._rows,):
                 return None
+            # Not before: other shapes cannot be cut into as many equal parts.
             raws = shared_raw(tensor, len(rows))
-            if raws is None or tensor.shape[0] != len(rows) * self._rows:
+            if raws is None:
                 return None
             head = self._described(name, tensor, len(raws[0]))
             bodies = [body + head + raw for body, raw in zip(bodies, raws, strict=True)]

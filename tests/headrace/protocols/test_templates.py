@@ -291,6 +291,11 @@ KINDS: dict[str, tuple[Codec, str, st.SearchStrategy[Sent]]] = {
     "v2 grpc": (V2_PROTO, "infer", sent_by(InferenceProto())),
     "tfserving grpc": (PredictProtoCodec(), "predict", sent_by(ServingProto())),
 }
+CLIENTS: dict[str, Client] = {
+    **{"tfserving json": ServingJson(), "v2 json": InferenceJson()},
+    **{"v2 binary": InferenceBinary(), "v2 grpc": InferenceProto()},
+    **{"tfserving grpc": ServingProto()},
+}
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -319,17 +324,12 @@ Y = [spec("y", F4, None, 2)]
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_usual_bodies_have_a_template(kind: str) -> None:
-    clients: dict[str, Client] = {
-        **{"tfserving json": ServingJson(), "v2 json": InferenceJson()},
-        **{"v2 binary": InferenceBinary(), "v2 grpc": InferenceProto()},
-        **{"tfserving grpc": ServingProto()},
-    }
     codec, method, _ = KINDS[kind]
     for rows in (1, 3):
         for outputs in (Y, [*Y, spec("%z", F8, None, 2, 2)]):
             model_ = model(signature([spec("x", F4, None, 2)], outputs))
             tensors = [np.full((rows, 2), value, F4) for value in (0.1, 2.5, 1e6)]
-            sent = [clients[kind].request(tensor, typed=False) for tensor in tensors]
+            sent = [CLIENTS[kind].request(tensor, typed=False) for tensor in tensors]
             call = Call(method, sent[0][1])
             template = learn(codec, sent[0][0], call, model_)
             assert template is not None
@@ -347,6 +347,19 @@ def test_usual_bodies_have_a_template(kind: str) -> None:
             assert check_answers(codec, model_, template, requests, answers)
             wider = {name: np.concatenate([y, y], axis=1) for name, y in answers.items()}
             assert check_answers(codec, model_, template, requests, wider)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_outputs_of_other_numbers_of_rows_are_not_written_together(kind: str) -> None:
+    codec, method, _ = KINDS[kind]
+    model_ = model(signature([spec("x", F4, None, 2)], Y))
+    body, length = CLIENTS[kind].request(np.full((1, 2), 2.5, F4), typed=False)
+    template = learn(codec, body, Call(method, length), model_)
+    assert template is not None
+    requests = 8  # more than a single float has bytes
+    assert template.answers.write({"y": np.ones((requests, 2), F4)}, [1] * requests) is not None
+    for shape in ((), (1,), (1, 2), (requests - 1, 2), (2 * requests, 2)):
+        assert template.answers.write({"y": np.ones(shape, F4)}, [1] * requests) is None, shape
 
 
 @pytest.mark.parametrize("kind", ["tfserving json", "v2 json"])
