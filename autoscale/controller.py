@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -173,7 +173,7 @@ class Controller:
         if report is not None and self._fresh and not report["seen_epoch"]:
             self._settled_at_s = min(self._settled_at_s, self._clock())
 
-    async def run(self, tick: Callable[[], object] = lambda: None) -> None:
+    async def run(self, tick: Callable[[], Awaitable[None]] | None = None) -> None:
         """Run until cancelled; `tick` is called every `TICK_S`."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._reconcile_forever())
@@ -197,12 +197,13 @@ class Controller:
             log.warning("stood_still", seconds=round(stood_s, 1))
             self._settled_at_s, self._fresh = now_s + SETTLE_S, False
 
-    async def _tick(self, tick: Callable[[], object]) -> None:
+    async def _tick(self, tick: Callable[[], Awaitable[None]] | None) -> None:
         while True:
             await asyncio.sleep(TICK_S)
             await self.fleet.refresh(TICK_S / 2)
             self._recorder.pool(*gauges(self.pool_view()))
-            tick()
+            if tick is not None:
+                await tick()
             self._wake.set()
 
     async def _reconcile_forever(self) -> None:

@@ -93,7 +93,7 @@ class Pool:
         self._reports: dict[str, tuple[float, dict[str, Any]]] = {}
         store_watch = StoreWatch(settings.store, settings.poll_s, self._controller.lookout.soon)
         process.start(
-            self._controller.run(process.exporter.write),
+            self._controller.run(process.exporter.export),
             store_watch.run(),
             self._callers.run(),
             self._targets.run(),

@@ -45,7 +45,7 @@ class Process:
         while True:
             await asyncio.sleep(EXPORT_S)
             record_gauges()
-            self.exporter.write()
+            await self.exporter.export()
 
     def check_health(self) -> None:
         """Raise `RuntimeError` if a task has ended; Serve then replaces this replica."""

@@ -5,8 +5,10 @@ Counters and histograms of processes that ended stay counted, in `retired.json`;
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import Callable, Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import accumulate
@@ -60,7 +62,8 @@ class Exporter:
         self._recorder = recorder
         self._memory_bytes = memory_bytes
         self._folder = folder
-        self._written = b""
+        self._content = self._written = b""
+        self._writing = threading.Lock()
         own = process_id(os.getpid())
         self.path = folder / f"{recorder.role}-{own.pid}-{own.started}.json"
         folder.mkdir(parents=True, exist_ok=True)
@@ -69,17 +72,28 @@ class Exporter:
 
     def write(self) -> bool:
         """Replace the file if something changed; readers see the old or the new one, whole."""
+        self._collect()
+        return self._replace_file()
+
+    async def export(self) -> None:
+        """As `write`, but the file is replaced in a thread."""
+        self._collect()
+        if self._content != self._written:
+            await asyncio.get_running_loop().run_in_executor(None, self._replace_file)
+
+    def _collect(self) -> None:
         # In steps of 1 MiB, so that an idle process writes nothing.
         self._recorder.resident_bytes(self._memory_bytes() >> 20 << 20)
-        samples: Samples = {
-            name: {tuple(map(str, labels)): numbers for labels, numbers in part.items()}
-            for name, part in self._recorder.snapshot().samples.items()
-        }
-        content = _dump(samples, folded=[])
-        if content == self._written:
-            return False
-        _replace(self.path, content)
-        self._written = content
+        self._content = _dump(self._recorder.series(), folded=[])
+
+    def _replace_file(self) -> bool:
+        """Write what was collected last: a thread that is late writes nothing older."""
+        with self._writing:
+            content = self._content
+            if content == self._written:
+                return False
+            _replace(self.path, content)
+            self._written = content
         return True
 
 
@@ -179,7 +193,8 @@ def _live_and_retired(folder: Path) -> list[Samples]:
     if dead:
         total = _sum([retired.samples, *dead.values()])
         retired.samples = {name: total[name] for name in total if FAMILIES[name].kind != "gauge"}
-        _replace(folder / RETIRED, _dump(retired.samples, folded=[path.name for path in dead]))
+        parts = {name: list(part.items()) for name, part in retired.samples.items()}
+        _replace(folder / RETIRED, _dump(parts, folded=[path.name for path in dead]))
         for path in dead:
             path.unlink(missing_ok=True)
             path.with_suffix(".tmp").unlink(missing_ok=True)
@@ -197,8 +212,10 @@ def _sum(parts: Iterable[Samples]) -> Samples:
     return total
 
 
-def _dump(samples: Samples, folded: list[str]) -> bytes:
-    lists = {name: list(part.items()) for name, part in samples.items() if part}
+def _dump(
+    series: Mapping[str, Sequence[tuple[Labels, Sequence[float]]]], folded: list[str]
+) -> bytes:
+    lists = {name: part for name, part in series.items() if part}
     return orjson.dumps({"schema": SCHEMA, "folded": folded, "samples": lists})
 
 
@@ -212,7 +229,7 @@ def _load(path: Path) -> _File | None:
         return None
     samples: Samples = {
         name: {
-            tuple(labels): tuple(numbers)
+            tuple(map(str, labels)): tuple(numbers)
             for labels, numbers in part
             if len(numbers) == FAMILIES[name].width
         }

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -106,6 +109,27 @@ def test_writes_only_when_something_changed(tmp_path: Path) -> None:
     recorder.batch("m", 1, 4)
     assert exporter.write()
     assert exporter.path.read_bytes() != before
+
+
+async def test_a_thread_that_is_late_writes_nothing_older(tmp_path: Path) -> None:
+    recorder = Recorder("slot")
+    exporter = Exporter(recorder, tmp_path, memory_bytes=lambda: 1 << 20)
+    free = threading.Event()
+    with ThreadPoolExecutor(1) as threads:
+        asyncio.get_running_loop().set_default_executor(threads)
+        threads.submit(free.wait, 10)
+        recorder.batch("m", 1, 4)
+        exported = asyncio.create_task(exporter.export())
+        await asyncio.sleep(0)
+        assert not exporter.path.exists()
+        recorder.batch("m", 1, 4)
+        assert exporter.write()
+        free.set()
+        await exported
+        assert sample(merge(tmp_path), "headrace_batch_rows_count") == 2
+        recorder.batch("m", 1, 4)
+        await exporter.export()
+        assert sample(merge(tmp_path), "headrace_batch_rows_count") == 3
 
 
 def test_histograms_are_cumulative_and_end_at_infinity(tmp_path: Path) -> None:
