@@ -29,6 +29,7 @@ from gateway.certificates import check_files
 from gateway.config_file import Config
 from headrace.config.args import split_address
 from headrace.errors import DeadlineExceeded, Unavailable
+from headrace.node import tidy
 from headrace.process import ProcessId
 from headrace.secrets import admin_token, headrace_home
 
@@ -114,12 +115,13 @@ def up(
 
 
 def end_abandoned() -> int:
-    """End processes that killed supervisors left; the number of such supervisors."""
+    """End processes that killed supervisors left, and remove their files; how many supervisors."""
     count = 0
     for path, left in instance.abandoned():
         end(left.processes, wait_s=0)
         path.unlink(missing_ok=True)
         count += 1
+    tidy()
     return count
 
 
@@ -263,6 +265,7 @@ class _Supervisor:
         finally:
             if self._private:
                 end(self._processes, wait_s=_LEAVE_S)
+            tidy()
         self._progress.say("stopped")
 
     def _check_application(self) -> str:

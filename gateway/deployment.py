@@ -47,7 +47,6 @@ from headrace.config.args import (
 from headrace.config.types import SecretRef
 from headrace.deployment import Process
 from headrace.keys import key_pepper
-from headrace.link import shared_memory
 from headrace.link.client import Identity
 from headrace.link.load_report import LoadReport
 from headrace.link.plane import DataPlane
@@ -102,7 +101,6 @@ class Gateway:
         self._settings = settings
         self._process = process = Process("gateway", settings.log_level)
         be_prompt()
-        shared_memory.sweep()
         secret = cluster_secret(settings.secret)
         most_bytes, tls = settings.limits.max_body_bytes, link_tls(settings.link, secret)
         identity = Identity(process.name, process.node.id, secret, most_bytes, tls)

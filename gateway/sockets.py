@@ -18,7 +18,7 @@ import structlog
 from gateway import keeper
 from headrace.config.args import split_address
 from headrace.errors import ConfigError, Unavailable
-from headrace.files import locked
+from headrace.files import hold, locked
 
 HOLD_S = 30.0
 """How long connections wait for a gateway after the last one has died; then they are refused."""
@@ -160,13 +160,14 @@ class HeldSockets:
             self._path.chmod(0o600)
             door.listen()  # here already, so that we can connect before it runs
             owner = _watched(self._owner)
+            held = hold(self._path.parent)  # by the keeper: the socket is there as long as it is
             try:
                 subprocess.run(
                     [
                         *(sys.executable, "-I", "-S", keeper.__file__),
                         *(str(door.fileno()), str(owner), str(self._hold_s)),
                     ],
-                    pass_fds=[door.fileno(), *([owner] if owner >= 0 else ())],
+                    pass_fds=[door.fileno(), held, *([owner] if owner >= 0 else ())],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     cwd="/",
@@ -177,8 +178,9 @@ class HeldSockets:
             except subprocess.SubprocessError as error:
                 raise Unavailable(f"the keeper of the sockets did not start: {error}") from error
             finally:
-                if owner >= 0:
-                    os.close(owner)
+                for each in (held, owner):
+                    if each >= 0:
+                        os.close(each)
 
     def _share(self, connection: socket.socket) -> None:
         message = json.dumps({"join": list(self._names.values())}).encode()

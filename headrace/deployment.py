@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
+from threading import Thread
 from typing import Any
 
 from ray.exceptions import RayTaskError
@@ -14,7 +15,7 @@ from headrace.errors import HeadraceError, InternalError, Unavailable, error_for
 from headrace.logs import configure, watched
 from headrace.metrics import ProcessRole, Recorder
 from headrace.metrics_export import Exporter
-from headrace.node import Node
+from headrace.node import Node, tidy
 
 EXPORT_S = 1.0
 RETRY_AFTER_S = 2.0
@@ -28,6 +29,8 @@ class Process:
     def __init__(self, role: ProcessRole, log_level: str) -> None:
         configure(log_level, role)
         self.role, self.node = role, Node.here()
+        # In a thread, since a store's cache may be large.
+        Thread(target=tidy, name="tidy", daemon=True).start()
         self.name = f"{role}-{self.node.id[:8]}-{os.getpid()}"
         self.recorder = Recorder(role)
         self.exporter = Exporter(self.recorder, self.node.metrics)

@@ -8,13 +8,45 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from headrace.files import hold, sweep
+
 MAX_BASE = 40
 """Longest base folder, in bytes: the path of a Unix socket must stay under 108."""
+SHARED_MEMORY = Path("/dev/shm")
+SHARED_PREFIX = "headrace-"
+"""Beginning of the names of our folders in shared memory."""
+SLOT_PREFIX = "slot-"
+LAST_WORDS_S = 60.0
+"""Time for the pool to read what a slot has left."""
+
+
+def user_folder() -> Path:
+    """The folder of this user's nodes on this machine; the first process makes it."""
+    base = Path(tempfile.gettempdir())
+    if len(str(base)) > MAX_BASE:
+        base = Path("/tmp")
+    return base / f"headrace-{os.getuid()}"
+
+
+def tidy() -> int:
+    """Remove what dead processes of this user left on this machine; the number of folders. Blocks.
+
+    These are folders of nodes with all that is in them, of bodies in shared memory, and of slots.
+    """
+    nodes = user_folder()
+    return (
+        sweep(nodes.glob("*"))
+        + sweep(nodes.glob(f"*/{SLOT_PREFIX}*"), LAST_WORDS_S)
+        + sweep(SHARED_MEMORY.glob(f"{SHARED_PREFIX}*"))
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A node; `folder` is this user's and this run's alone, its path under 60 bytes long."""
+    """A node; `folder` is this user's and this run's alone, its path under 75 bytes long.
+
+    It goes once no process that asked for its node `here` is left.
+    """
 
     id: str
     ip: str
@@ -26,16 +58,12 @@ class Node:
         import ray  # takes a second, which only a worker needs to spend
 
         node_id = ray.get_runtime_context().get_node_id()
-        base = Path(tempfile.gettempdir())
-        if len(str(base)) > MAX_BASE:
-            base = Path("/tmp")
-        folder = base / f"headrace-{os.getuid()}" / node_id[:12]
-        # One by one: `parents=True` would make the outer folder with the default mode.
-        for each in (folder.parent, folder):
-            each.mkdir(exist_ok=True, mode=0o700)
+        folder = user_folder() / node_id[:12]
+        folder.parent.mkdir(exist_ok=True, mode=0o700)
         owner = folder.parent.stat()
         if owner.st_uid != os.getuid() or owner.st_mode & 0o077:
             raise PermissionError(f"{folder.parent} is not this user's alone: remove it")
+        hold(folder)
         return cls(node_id, ray.util.get_node_ip_address(), folder)
 
     @property

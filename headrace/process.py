@@ -73,11 +73,6 @@ def process_id(pid: int) -> ProcessId:
     return ProcessId(pid, stat.started if stat else 0)
 
 
-def is_taken(pid: int) -> bool:
-    """Whether some process has this number now; a zombie counts."""
-    return (PROC / str(pid)).exists()
-
-
 def resident_bytes() -> int:
     return _resident_bytes((PROC / "self" / "statm").read_bytes())
 

@@ -19,11 +19,10 @@ from typing import Self
 import structlog
 
 from headrace.logs import recent_lines
-from headrace.process import is_taken, memory_reader
+from headrace.process import memory_reader
 from headrace.snapshot import ModelVersion, State
 
 SUFFIX = ".last"
-STALE_S = 86_400.0
 MAX_BYTES = 256 * 1024
 """Cap on what is read; no slot writes as much."""
 FINISH_S = 0.2
@@ -150,17 +149,6 @@ def take(socket: str | os.PathLike[str]) -> Words | None:
         return Words.parse(text)
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def sweep(folder: Path, now_s: float | None = None) -> None:
-    """Remove files of dead processes that are older than a day; `now_s` is Unix time."""
-    oldest_s = (time.time() if now_s is None else now_s) - STALE_S
-    for path in folder.glob(f"*{SUFFIX}"):
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            if path.stat().st_mtime < oldest_s:
-                words = Words.parse(path.read_bytes()[:MAX_BYTES])
-                if not is_taken(words.pid):
-                    path.unlink()
 
 
 SAMPLE_S = 0.05

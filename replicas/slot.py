@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import random
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ from ray import serve
 from headrace.config.args import WILDCARDS, Limits, LinkConfig, SlotClass, split_address
 from headrace.config.types import SecretRef
 from headrace.deployment import Away, CallFailed, Process, on_ray
+from headrace.files import hold
 from headrace.link import shared_memory
 from headrace.link.handshake import FEATURES, Hello
 from headrace.link.tls import link_tls
+from headrace.node import SLOT_PREFIX
 from headrace.process import be_prompt
 from headrace.secrets import cluster_secret
 from headrace.snapshot import SlotView
@@ -59,8 +62,6 @@ class ModelServer:
         self._process = Process("slot", settings.log_level)
         be_prompt()
         loop = asyncio.get_running_loop()
-        shared_memory.sweep()
-        last_words.sweep(self._process.node.folder)
         if settings.slot_class.pin:
             # Before any runtime starts threads: they inherit the cores.
             cores = pin(serve.get_replica_context().rank.local_rank, settings.slot_class.cpus)
@@ -80,7 +81,9 @@ class ModelServer:
     async def _listen(self) -> None:
         settings, node = self._settings, self._process.node
         features = tuple(FEATURES) if shared_memory.available() else ()
-        path = node.folder / f"{os.getpid()}-{os.urandom(2).hex()}.sock"
+        folder = node.folder / f"{SLOT_PREFIX}{os.getpid()}-{os.urandom(2).hex()}"
+        hold(folder)
+        path = folder / "link.sock"
         self._words = last_words.LastWords(path, settings.slot_class.memory)
         secret = cluster_secret(settings.secret)
         self._service = SlotService(
@@ -138,5 +141,4 @@ class ModelServer:
         await self._service.close()
         self._watch.stop()
         self._words.remove()
-        with contextlib.suppress(OSError):
-            os.unlink(self._view.unix_path)
+        shutil.rmtree(Path(self._view.unix_path).parent, ignore_errors=True)

@@ -14,7 +14,6 @@ from headrace.config.args import LinkConfig, MediaConfig
 from headrace.config.types import SecretRef
 from headrace.deployment import Process, answer_of, refusal
 from headrace.errors import HeadraceError, InternalError
-from headrace.link import shared_memory
 from headrace.link.client import Identity
 from headrace.link.load_report import LoadReport
 from headrace.link.plane import DataPlane
@@ -82,7 +81,6 @@ class ShardStage:
         be_nice()  # before any thread of its own begins
         self._slots = slots
         node = process.node
-        shared_memory.sweep()
         media = settings.media
         spool = media.folder(node.spool)
         spool.mkdir(mode=0o700, parents=True, exist_ok=True)

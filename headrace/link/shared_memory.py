@@ -7,17 +7,17 @@ import os
 import re
 import secrets
 from collections.abc import Callable
-from pathlib import Path
+from functools import cache
 
 from headrace.errors import LinkError
-from headrace.files import write_all
+from headrace.files import hold, write_all
 from headrace.link.frames import Body, pieces
-from headrace.process import is_taken
+from headrace.node import SHARED_MEMORY, SHARED_PREFIX
 
-FOLDER = Path("/dev/shm")
+FOLDER = SHARED_MEMORY
 THRESHOLD_BYTES = 1024 * 1024
 """Body size from which a file is faster than a socket."""
-_NAME = re.compile(r"headrace-(\d+)-[0-9a-f]{16}")
+_NAME = re.compile(SHARED_PREFIX + r"[0-9a-f]{8}/[0-9a-f]{16}")
 
 
 def available() -> bool:
@@ -25,12 +25,20 @@ def available() -> bool:
     return os.access(FOLDER, os.W_OK)
 
 
+@cache
+def own_folder(pid: int) -> str:
+    """The name of the folder for the bodies of the process `pid`, which is this one."""
+    name = SHARED_PREFIX + secrets.token_hex(4)
+    hold(FOLDER / name)
+    return name
+
+
 def write(body: Body, wanted: Callable[[], bool] = lambda: True) -> str:
-    """Put a body into a new file and give its name; blocks, so call it in a thread.
+    """Put a body into a new file and give its name below `FOLDER`; blocks, so call it in a thread.
 
     Once written, the file is removed again unless it is still `wanted`.
     """
-    name = f"headrace-{os.getpid()}-{secrets.token_hex(8)}"
+    name = f"{own_folder(os.getpid())}/{secrets.token_hex(8)}"
     descriptor = os.open(FOLDER / name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
     try:
         for piece in pieces(body):
@@ -76,14 +84,3 @@ def exists(name: str) -> bool:
 def discard(name: str) -> None:
     """Remove the file if it is still there."""
     (FOLDER / name).unlink(missing_ok=True)
-
-
-def sweep() -> int:
-    """Remove files of processes that have died; gives how many."""
-    removed = 0
-    for path in FOLDER.glob("headrace-*"):
-        match = _NAME.fullmatch(path.name)
-        if match and not is_taken(int(match[1])):
-            path.unlink(missing_ok=True)
-            removed += 1
-    return removed

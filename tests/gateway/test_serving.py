@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
-import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,10 @@ from onnx import TensorProto, helper, numpy_helper
 from gateway.access.audit import AuditLog
 from headrace.config.args import Audit, Batching, Limits, ModelConfig
 from headrace.config.scaling import Routing
-from headrace.link import shared_memory
 from headrace.link.tls import LinkTls
 from headrace.metrics import REQUESTS
 from tests.house import affine_model, client, open_house, until
-from tests.link_ends import MAX_BODY_BYTES, SECRET
+from tests.link_ends import MAX_BODY_BYTES, SECRET, shared_bodies
 
 ROW = [1.0, 2.0, 3.0, 4.0]
 DOUBLED = [3.0, 5.0, 7.0, 9.0]
@@ -363,7 +361,7 @@ async def test_a_body_of_60_megabytes_passes(tmp_path: Path, way: str) -> None:
     start = int(answer.headers["inference-header-content-length"])
     values = np.frombuffer(answer.content[start:], np.float32).reshape(rows, 4)
     assert (values == np.array(DOUBLED, np.float32)).all()
-    assert not list(shared_memory.FOLDER.glob(f"headrace-{os.getpid()}-*"))
+    assert not shared_bodies()
 
 
 async def test_a_client_that_does_not_read_is_cut_off(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ import os
 import stat
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,12 +14,10 @@ from headrace.snapshot import ModelVersion, State
 from replicas.last_words import (
     EXIT_CODE,
     REFRESH_S,
-    STALE_S,
     LastWords,
     MemoryWatch,
     Words,
     path_of,
-    sweep,
     take,
 )
 
@@ -71,19 +68,6 @@ def test_a_folder_that_cannot_be_written_does_not_stop_the_slot(tmp_path: Path) 
 def test_anything_else_is_not_taken_for_words(text: bytes) -> None:
     with pytest.raises((ValueError, KeyError, TypeError)):
         Words.parse(text)
-
-
-def test_only_old_words_of_gone_processes_are_swept(tmp_path: Path) -> None:
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    words_at(tmp_path).note([], 1)
-    text = path_of(tmp_path / "a.sock").read_text()
-    (tmp_path / "gone.last").write_text(text.replace(str(os.getpid()), str(gone.pid)))
-    (tmp_path / "pool.epoch").write_text("1")
-    sweep(tmp_path)
-    assert len(list(tmp_path.iterdir())) == 3
-    sweep(tmp_path, time.time() + STALE_S + 60)
-    assert {path.name for path in tmp_path.iterdir()} == {"a.last", "pool.epoch"}
 
 
 HELD = (ModelVersion("m", 1), State.LOADING)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -15,9 +14,9 @@ import pytest
 
 from headrace.config.args import Batching, Limits, ModelConfig
 from headrace.errors import Unavailable
-from headrace.link import shared_memory
 from replicas.placements import REMEMBERED
 from tests.house import House, affine_model, client, open_house, until
+from tests.link_ends import shared_bodies
 
 PREDICT = "/v1/models/affine:predict"
 INFER = "/v2/models/affine/infer"
@@ -166,7 +165,7 @@ async def test_a_slot_that_closes_lets_a_large_answer_out(
         answer = await task
     assert answer.status_code == 200
     assert answer.json()["outputs"][0]["data"] == [3.0] * 4 * ROWS
-    assert not list(shared_memory.FOLDER.glob(f"headrace-{os.getpid()}-*"))
+    assert not shared_bodies()
 
 
 async def test_a_slot_closes_though_its_gateway_does_not_read(tmp_path: Path) -> None:

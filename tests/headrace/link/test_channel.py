@@ -17,6 +17,7 @@ from headrace.link import shared_memory
 from headrace.link.channel import MAX_SHARED_NAMES, WINDOW_BYTES, Channel, ChannelOwner
 from headrace.link.frames import Frame, Item, Kind, Reply, encode_frame, pieces
 from headrace.link.handshake import FEATURES, ClientHandshake, Hello, ServerHandshake, Session
+from tests.link_ends import shared_bodies
 
 SECRET = b"secret"
 LIMIT_BYTES = 128 * 1024 * 1024
@@ -119,7 +120,7 @@ async def test_a_body_larger_than_the_window_arrives_whole(
         pair.client.send_items([item(1, body)])
         answer = await pair.here.answers.get()
         assert text(answer) == b"".join(body)
-    assert not list(shared_memory.FOLDER.glob(f"headrace-{os.getpid()}-*"))
+    assert not shared_bodies()
 
 
 async def test_a_small_request_overtakes_a_large_one(tmp_path: Path) -> None:
