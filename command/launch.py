@@ -257,7 +257,7 @@ class _Supervisor:
             if self._deployed:
                 wait_s = self._config.args.limits.drain_s + _LEAVE_S
                 ray_cluster.delete(self._config.applications, wait_s)
-            ray_cluster.stop(self._private)
+            ray_cluster.stop()
         except Hurry:
             self._progress.say("stopping at once")
         except Exception as error:  # a half dead Ray; its processes are ended below

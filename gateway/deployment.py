@@ -248,17 +248,22 @@ class Gateway:
         self._process.check_health()
         self._faulty = False
 
+    def _stop_accepting(self) -> None:
+        for listener in (self._http, self._grpc, self._admin):
+            listener.stop_accepting()
+
     async def __del__(self) -> None:
         """Serve awaits this: not ready → say goodbye → stop accepting → drain → cut off."""
         self._door.draining = True
         await self._grpc.set_ready(False)
-        listeners = self._http, self._grpc, self._admin
-        # New connections are accepted to the end only where nobody else will: those that are
+        # Only where nobody else will are new connections accepted to the end: those that are
         # accepted in the last moment may be closed before their request is read.
-        if self._faulty or await self._sockets.leave():
-            for listener in listeners:
-                listener.stop_accepting()
+        if replaced := self._faulty or await self._sockets.leave():
+            self._stop_accepting()
         await asyncio.sleep(GOODBYE_S)
+        if not replaced and not await self._sockets.leave():
+            self._stop_accepting()
+            self._sockets.shut()
         self._sockets.close()
         drain_s = self._settings.limits.drain_s
         await asyncio.gather(

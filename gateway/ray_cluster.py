@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -64,6 +65,21 @@ def prepare_environment() -> None:
         os.environ.setdefault(name, value)
 
 
+_starts_ray = threading.Event()
+"""Set while Ray's processes are started."""
+
+
+def _leave_group() -> None:
+    if _starts_ray.is_set():
+        os.setpgid(0, 0)
+
+
+# A signal to our process group, as a terminal or a supervisor sends it, is for us: Ray's processes
+# would end at once, before anything has drained. Ray has no setting for it, but starts its children
+# with a `preexec_fn`, and with it such hooks run.
+os.register_at_fork(after_in_child=_leave_group)
+
+
 def start(address: str | None) -> None:
     """Start a private Ray, or join the cluster at `address`; raises `Unavailable`."""
     if address is None:
@@ -77,6 +93,7 @@ def start(address: str | None) -> None:
     try:
         if address is None:
             # "local" and not None: None would join whatever cluster this machine last started.
+            _starts_ray.set()
             ray.init(
                 address="local",
                 include_dashboard=False,
@@ -89,6 +106,8 @@ def start(address: str | None) -> None:
         doing = "start Ray" if address is None else f"join the Ray cluster at {address}"
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise Unavailable(f"cannot {doing}: {reason}") from error
+    finally:
+        _starts_ray.clear()
     # Serve would announce an address of its own proxy, which does not run.
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
 
@@ -142,11 +161,8 @@ def delete(names: Sequence[str], wait_s: float) -> None:
         time.sleep(0.1)
 
 
-def stop(private: bool) -> None:
-    """Leave Ray; a private one ends, with Serve."""
+def stop() -> None:
+    """Leave Ray; one that was started here ends, with Serve and all that runs on it."""
     import ray
-    from ray import serve
 
-    if private:
-        serve.shutdown()
     ray.shutdown()

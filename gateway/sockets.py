@@ -73,6 +73,12 @@ class HeldSockets:
                 return await self._others
         return False
 
+    def shut(self) -> None:
+        """Refuse connections from now on, wherever these sockets are open."""
+        for each in self._sockets.values():
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
         """Let go of the sockets; the keeper closes those of a gateway that left as the last one."""
         self._closed = True

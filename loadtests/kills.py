@@ -41,6 +41,8 @@ TITLES = {
 UPDATE = "update"
 CLIENTS = 16
 PAUSE_S = 0.02
+SETTLE_S = 1.0
+"""Pause between two disturbances: a request that fails belongs to one of them."""
 ANSWER_S = 30.0
 WHOLE_S = 90.0
 SIGNAL_S = 0.002
@@ -139,30 +141,36 @@ class Clients:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _ask(self, keep: bool) -> None:
-        line, connected_s = None, 0.0
-        while True:
-            sent_s = time.monotonic()
-            error = ""
-            try:
-                async with asyncio.timeout(ANSWER_S):
-                    if line is None or not line.open:
-                        connected_s = sent_s
-                        loop = asyncio.get_running_loop()
-                        _, line = await loop.create_connection(Line, *self._address)
-                    status = await line.ask(self._head, self._body)
-                if status != 200:
-                    error = "broken" if status == LOST else f"status {status}"
-            except ConnectionRefusedError:
-                error = "refused"
-            except TimeoutError:
-                error = "no answer"
-            except OSError:
-                error = "broken"
-            self.asked.append(Asked(connected_s, sent_s, time.monotonic(), error))
-            if line is not None and not keep:
+        line: Line | None = None
+        connected_s = 0.0
+        try:
+            while True:
+                sent_s = time.monotonic()
+                error = ""
+                try:
+                    async with asyncio.timeout(ANSWER_S):
+                        if line is None or not line.open:
+                            connected_s = sent_s
+                            loop = asyncio.get_running_loop()
+                            _, line = await loop.create_connection(Line, *self._address)
+                        status = await line.ask(self._head, self._body)
+                    if status != 200:
+                        error = "broken" if status == LOST else f"status {status}"
+                except ConnectionRefusedError:
+                    error = "refused"
+                except TimeoutError:
+                    error = "no answer"
+                except OSError:
+                    error = "broken"
+                self.asked.append(Asked(connected_s, sent_s, time.monotonic(), error))
+                if line is not None and not keep:
+                    line.transport.abort()
+                    line = None
+                await asyncio.sleep(PAUSE_S)
+
+        finally:
+            if line is not None:
                 line.transport.abort()
-                line = None
-            await asyncio.sleep(PAUSE_S)
 
 
 class System:
@@ -300,6 +308,7 @@ async def run(
     async with clients.asking():
         for kind in shuffled:
             each = await system.disturb(kind, chance)
+            await asyncio.sleep(SETTLE_S)
             disturbances.append(each)
             outcome = Outcome.of(kind, [each], clients.asked)
             report.console.print(

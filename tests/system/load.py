@@ -91,12 +91,12 @@ class Load:
             self.failures.append(what)
 
 
-def stop_under_load(system: Running, number: int) -> list[str]:
+def stop_under_load(system: Running, number: int, group: bool = False) -> list[str]:
     """Stop it by a signal while clients ask; what failed for them, and what is left of it."""
     with Load(system.url) as load:
         load.wait_for_answers(20)
         load.finish_after_close = True
-        code = system.stop(number)
+        code = system.stop(number, group)
         left = [f"exit code {code}"] if code else []
         left += [f"process {process.pid} is left" for process in system.survivors()]
     host, _, port = system.http.rpartition(":")

@@ -103,11 +103,11 @@ class Running:
             check=False,
         )
 
-    def stop(self, number: int = signal.SIGINT) -> int:
-        """Stop it with a signal; gives the exit code."""
+    def stop(self, number: int = signal.SIGINT, group: bool = False) -> int:
+        """Stop it with a signal, to its whole process group if so; gives the exit code."""
         self.remember()
         if self.process.poll() is None:
-            self.process.send_signal(number)
+            (os.killpg if group else os.kill)(self.process.pid, number)
         return self.process.wait(60)
 
     def survivors(self) -> list[psutil.Process]:

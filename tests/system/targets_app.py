@@ -264,7 +264,7 @@ def main() -> None:
         seen["retiring"] = retiring.life(yaml.safe_load(Path(sys.argv[1]).read_text()))
         sys.stdout.write(json.dumps(seen) + "\n")
     finally:
-        ray_cluster.stop(private=True)
+        ray_cluster.stop()
 
 
 if __name__ == "__main__":

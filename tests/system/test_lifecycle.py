@@ -82,8 +82,10 @@ def apply(system: Running, document: dict[str, Any]) -> None:
     assert applied.returncode == 0, applied.stderr
 
 
-def test_sigterm_drains_and_leaves_no_process(system: Running) -> None:
-    assert stop_under_load(system, signal.SIGTERM) == []
+def test_sigterm_to_all_of_the_process_group_drains_and_leaves_no_process(system: Running) -> None:
+    assert stop_under_load(system, signal.SIGTERM, group=True) == []
+    log = (system.file.parent / "up.log").read_text()
+    assert "stopped" in log and "raylet" not in log
 
 
 def test_serve_run_gives_the_same_system(tmp_path: Path) -> None:
