@@ -290,7 +290,26 @@ def _serve_problems(source: YamlSource) -> list[Problem]:
         ServeDeploySchema.model_validate(source.value)
     except ValidationError as error:
         problems.extend(explain(error, ServeDeploySchema, source, ()))
+    except Exception as error:
+        # Its validators look into values whose types they have not checked yet.
+        path = _unlike_serve(source.value)
+        found = f"Ray Serve cannot read this ({type(error).__name__})"
+        problems.append(source.problem(path or (), "should be a mapping" if path else found))
     return [*problems, *unknown_keys(source.value, ServeDeploySchema, source)]
+
+
+def _unlike_serve(document: Mapping[str, Any]) -> KeyPath | None:
+    """The first application or deployment that is no mapping."""
+    applications = document.get("applications")
+    for number, application in enumerate(applications if isinstance(applications, list) else ()):
+        path: KeyPath = ("applications", number)
+        if not isinstance(application, Mapping):
+            return path
+        deployments = application.get("deployments")
+        for place, each in enumerate(deployments if isinstance(deployments, list) else ()):
+            if not isinstance(each, Mapping):
+                return (*path, "deployments", place)
+    return None
 
 
 def _find_application(source: YamlSource, problems: list[Problem]) -> KeyPath | None:

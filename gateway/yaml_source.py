@@ -130,18 +130,30 @@ class _Index:
         if len(self.lines) > MAX_INDEXED:
             return
         self._above.append(node)
-        if isinstance(node, yaml.MappingNode):
+        if isinstance(node, yaml.ScalarNode):
+            self._check_text(node, path)
+        elif isinstance(node, yaml.MappingNode):
             self._add_mapping(node, path)
         elif isinstance(node, yaml.SequenceNode):
             for number, item in enumerate(node.value):
                 self.add(item, (*path, number))
         self._above.pop()
 
+    def _check_text(self, node: yaml.ScalarNode, path: KeyPath) -> None:
+        """Refuse escapes such as `"\\ud83d"`, which no UTF-8 text can hold."""
+        try:
+            node.value.encode()
+        except UnicodeEncodeError as error:
+            message = f"holds {error.object[error.start]!a}, which is no character"
+            line = node.start_mark.line + 1
+            raise ConfigFileError([Problem(self._file, line, format_path(path), message)]) from None
+
     def _add_mapping(self, node: yaml.MappingNode, path: KeyPath) -> None:
         seen: dict[tuple[str, str], int] = {}
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 continue
+            self._check_text(key, path)
             line = key.start_mark.line + 1
             if key.tag == "tag:yaml.org,2002:merge":
                 self.add(value, (*path, key.value))

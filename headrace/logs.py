@@ -28,6 +28,8 @@ KEPT_CHARACTERS = 500
 
 FOREIGN_LOGGERS = ("asyncio", "grpc", "uvicorn")
 """Loggers of libraries, whose lines are written in our format too."""
+SILENT_LOGGERS = ("python_multipart",)
+"""Loggers of libraries that write a line for what a caller does wrong, as often as he likes."""
 
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _TRACEPARENT = re.compile(
@@ -72,6 +74,8 @@ def configure(level: str, role: str) -> None:
         logger.handlers[:] = [handler]
         logger.setLevel(max(number, logging.INFO))
         logger.propagate = False
+    for name in SILENT_LOGGERS:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def recent_lines() -> list[str]:

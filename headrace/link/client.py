@@ -282,10 +282,10 @@ class SlotControl(ChannelOwner):
         if frame.kind == Kind.RESULT:
             answer = self._calls.get(frame.count)
             if answer is not None and not answer.done():
-                answer.set_result(json.loads(bytes(frame.payload)))
+                answer.set_result(_document(frame))
         elif frame.kind == Kind.EVENT:
             # A turn later, as whoever awaits a result goes on: both learn in the order told.
-            event = json.loads(bytes(frame.payload))
+            event = _document(frame)
             asyncio.get_running_loop().call_soon(self._heard, self.view.slot_id, event)
         else:
             raise LinkError(f"a frame of kind {frame.kind} from a slot")
@@ -298,3 +298,14 @@ class SlotControl(ChannelOwner):
         for answer in self._calls.values():
             if not answer.done():
                 answer.set_result({"error": f"slot {self.view.slot_id} is gone: {reason}"})
+
+
+def _document(frame: Frame) -> dict[str, Any]:
+    """The JSON object of a result or an event; raises `LinkError`."""
+    try:
+        document = json.loads(bytes(frame.payload))
+    except (ValueError, RecursionError):
+        document = None
+    if not isinstance(document, dict):
+        raise LinkError(f"a frame of kind {frame.kind} that holds no JSON object")
+    return document

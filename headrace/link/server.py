@@ -279,7 +279,7 @@ class LinkServer(ChannelOwner):
             result = await self.call(peer, order.pop("call"), order)
         except HeadraceError as error:
             result = {"error": error.message}
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             # A pool of another release may say what this slot does not understand.
             log.exception("order_failed")
             line = " ".join(str(error).split())[:300]

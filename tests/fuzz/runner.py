@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 HANG_S = 1.0
 """Processor time that an input may take."""
 WAIT_S = 20.0
@@ -37,6 +39,8 @@ class Target:
 
     name: str
     hang_s = HANG_S
+    expected: frozenset[str] = frozenset()
+    """Log lines with a traceback that are right for some inputs."""
 
     def __init__(self, source: random.Random) -> None:
         raise NotImplementedError
@@ -113,9 +117,11 @@ async def _replay(kind: type[Target], data: Sequence[bytes]) -> Report:
     target = kind(random.Random(0))
     report = Report(kind.name)
     await target.start()
+    ears = _Ears(kind.expected)
     try:
-        for each in data:
-            await _one(target, each, report, set())
+        with ears:
+            for each in data:
+                await _one(target, each, report, set(), ears)
         for name, count in target.held().items():
             if count:
                 report.findings.append(Finding(f"{count} {name} are held after these inputs"))
@@ -131,14 +137,14 @@ async def _fuzz(
     report, known = Report(kind.name), set[str]()
     await target.start()
     try:
-        with _noted(current) as note:
+        with _noted(current) as note, (ears := _Ears(kind.expected)):
             started_s = time.monotonic()
             baseline: dict[str, int] | None = None
             memory_bytes = 0
             while len(report.findings) < MOST_FINDINGS:
                 data = target.make()
                 note(data)
-                await _one(target, data, report, known)
+                await _one(target, data, report, known, ears)
                 report.seconds = time.monotonic() - started_s
                 ended = report.seconds >= seconds or report.inputs == inputs
                 if report.inputs % BETWEEN_COUNTS == 0 or ended:
@@ -159,7 +165,7 @@ async def _fuzz(
     return report
 
 
-async def _one(target: Target, data: bytes, report: Report, known: set[str]) -> None:
+async def _one(target: Target, data: bytes, report: Report, known: set[str], ears: _Ears) -> None:
     began_s = time.process_time()
     try:
         with _bounded(target.hang_s):
@@ -171,6 +177,11 @@ async def _one(target: Target, data: bytes, report: Report, known: set[str]) -> 
         if signature not in known:
             known.add(signature)
             report.findings.append(Finding("".join(traceback.format_exception(error)), data))
+    while ears.heard:
+        text = ears.heard.pop()
+        if (signature := text.strip().rpartition("File")[2]) not in known:
+            known.add(signature)
+            report.findings.append(Finding(text, data))
     report.inputs += 1
     report.longest_s = max(report.longest_s, time.process_time() - began_s)
 
@@ -184,6 +195,35 @@ async def _counts(target: Target) -> dict[str, int]:
         "descriptors": len(os.listdir("/proc/self/fd")),
         **target.held(),
     }
+
+
+class _Ears:
+    """Hears what goes wrong without an exception: in tasks and callbacks, and in the log.
+
+    A log line with a traceback is an error that the code did not expect.
+    """
+
+    def __init__(self, expected: frozenset[str]) -> None:
+        self.heard: list[str] = []
+        self._expected = expected
+
+    def __enter__(self) -> None:
+        self._old = structlog.get_config()
+        structlog.configure(processors=[self._hear], cache_logger_on_first_use=False)
+        asyncio.get_running_loop().set_exception_handler(self._failed)
+
+    def __exit__(self, *_: object) -> None:
+        structlog.configure(**self._old)
+
+    def _hear(self, _: Any, method: str, event: Any) -> Any:
+        if event.get("exc_info") and event["event"] not in self._expected:
+            self.heard.append(f"logged {event['event']}: {traceback.format_exc()}")
+        raise structlog.DropEvent
+
+    def _failed(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        told = "".join(traceback.format_exception(error)) if error is not None else ""
+        self.heard.append(f"{context['message']}: {told}")
 
 
 def _hang(number: int, frame: Any) -> None:

@@ -234,26 +234,31 @@ KEYS = (
 )
 
 
-def changed_json(source: random.Random, value: Any) -> Any:
+def changed_json(
+    source: random.Random,
+    value: Any,
+    names: Sequence[str] = KEYS,
+    values: Sequence[Any] = ODD,
+) -> Any:
     """The document with one of its values, or members, changed."""
     here = source.randrange(4) == 0
     if isinstance(value, dict) and value:
         name = source.choice(tuple(value))
         if not here:
-            return {**value, name: changed_json(source, value[name])}
+            return {**value, name: changed_json(source, value[name], names, values)}
         match source.randrange(4):
             case 0:
                 return {key: each for key, each in value.items() if key != name}
             case 1:
-                return {**value, source.choice(KEYS): source.choice(ODD)}
+                return {**value, source.choice(names): source.choice(values)}
             case 2:
-                other = source.choice(KEYS)
+                other = source.choice(names)
                 return {other if key == name else key: each for key, each in value.items()}
-        return {**value, name: source.choice(ODD)}
+        return {**value, name: source.choice(values)}
     if isinstance(value, list) and value:
         at = source.randrange(len(value))
         if not here:
-            return [*value[:at], changed_json(source, value[at]), *value[at + 1 :]]
+            return [*value[:at], changed_json(source, value[at], names, values), *value[at + 1 :]]
         match source.randrange(4):
             case 0:
                 return value[:at] + value[at + 1 :]
@@ -261,8 +266,8 @@ def changed_json(source: random.Random, value: Any) -> Any:
                 return [*value[:at], *value[at : at + 1] * source.choice((2, 3, 30)), *value[at:]]
             case 2:
                 return [value]
-        return [*value[:at], source.choice(ODD), *value[at + 1 :]]
-    return source.choice(ODD)
+        return [*value[:at], source.choice(values), *value[at + 1 :]]
+    return source.choice(values)
 
 
 Fields = list[tuple[int, int, Any]]

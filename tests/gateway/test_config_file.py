@@ -40,6 +40,31 @@ def problems(tmp_path: Path, text: str) -> list[str]:
     return [str(problem) for problem in found.value.problems]
 
 
+@pytest.mark.parametrize(
+    ("found", "wrong", "told"),
+    [
+        (
+            "- name: Pool\n        user_config",
+            "- Pool\n      - user_config",
+            "deployments[0]: should be a mapping",
+        ),
+        (
+            "- name: headrace\n",
+            "- headrace\n  - name: headrace\n",
+            "applications[0]: found 'headrace'; should be a mapping",
+        ),
+        ("headrace\n    import", '"x\\ud83d"\n    import', "applications[0].name: holds '\\ud83d'"),
+        ("runtime: onnx", '"\\udfff": 1', "tagger: holds '\\udfff', which is no character"),
+    ],
+)
+def test_what_serve_s_own_checks_trip_over_is_told(
+    tmp_path: Path, found: str, wrong: str, told: str
+) -> None:
+    text = GOOD.replace(found, wrong)
+    assert text != GOOD
+    assert any(told in problem for problem in problems(tmp_path, text))
+
+
 def test_the_demo_is_valid(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     config = load_config("examples/demo.yaml")

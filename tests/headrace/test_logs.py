@@ -79,6 +79,16 @@ def test_exceptions_and_lines_of_libraries_have_the_same_form() -> None:
     )
 
 
+def test_a_caller_s_malformed_forms_write_no_lines() -> None:
+    lines = log_lines(
+        "configure('debug', 'gateway')\n"
+        "from gateway.media.upload import FormReader\n"
+        "try: FormReader('multipart/form-data; boundary=x').read(b'no form')\n"
+        "except Exception as error: logging.getLogger('uvicorn').warning(str(error))\n"
+    )
+    assert ["malformed" in line["event"] for line in lines] == [True]
+
+
 def test_configuring_twice_does_not_double_the_lines() -> None:
     lines = log_lines(
         "configure('info', 'pool'); configure('info', 'pool')\n"

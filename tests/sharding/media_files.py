@@ -61,7 +61,8 @@ def clip(
     paint: Callable[[int, tuple[int, int]], Pixels] = grey_level,
 ) -> Path:
     """Write a clip; `times` are those of the frames in 1 / `rate` s, `tags` matrix and range."""
-    with av.open(str(path), "w") as container:
+    # Without random ids, so that equal clips have equal bytes.
+    with av.open(str(path), "w", options={"fflags": "+bitexact"}) as container:
         stream: Any = container.add_stream(codec, rate=rate)
         stream.width, stream.height = size
         stream.pix_fmt = "yuv420p"
