@@ -15,6 +15,7 @@ from autoscale.water_filling import TOLERANCE
 from gateway.yaml_source import KeyPath
 from headrace.config.args import Args, Latest, ModelConfig, PoolConfig, Tls, split_address
 from headrace.errors import ConfigError, ModelLoadError
+from headrace.link.tls import link_tls
 from headrace.runtimes import RuntimeName
 
 Stored = Mapping[str, Mapping[int, RuntimeName | None]]
@@ -53,6 +54,7 @@ def cross_check(args: Args, pool: PoolConfig) -> list[Finding]:
         *_policies(pool),
         *_sharing(args, pool),
         *_listeners(args, pool),
+        *_link(args),
     ]
     if stored is not None:
         findings += _store(args.store, stored, pool)
@@ -93,6 +95,22 @@ def _listeners(args: Args, pool: PoolConfig) -> Iterator[Finding]:
         yield Finding(("pool", "auth", "certificates"), message, warning=True)
     if tls is not None:
         yield from _tls_files(tls)
+
+
+def _link(args: Args) -> Iterator[Finding]:
+    """A link between nodes that others could read along; and files for it that are of no use."""
+    path: KeyPath = ("args", "link", "tls")
+    host, _ = split_address(args.listen.link)
+    if args.link.tls == "off" and not host.startswith(_LOOPBACK):
+        message = (
+            f"`listen.link` is not loopback ({host}): requests and answers would travel between "
+            "nodes in clear; `auto` encrypts"
+        )
+        yield Finding(path, message, warning=True)
+    try:
+        link_tls(args.link, b"")
+    except ConfigError as error:
+        yield Finding(path, error.message, warning=True)  # They may be on another machine.
 
 
 def _tls_files(tls: Tls) -> Iterator[Finding]:

@@ -19,8 +19,8 @@ from headrace.config.args import Args, PoolConfig, Tls
 from tests.gateway.tls.authority import Authority
 
 
-def findings(listen: dict[str, Any], **pool: Any) -> list[Finding]:
-    args = {"schema": 1, "store": "memory://store", "listen": listen}
+def findings(listen: dict[str, Any], link: Any = "auto", **pool: Any) -> list[Finding]:
+    args = {"schema": 1, "store": "memory://store", "listen": listen, "link": {"tls": link}}
     return cross_check(Args.model_validate(args), PoolConfig.model_validate(pool))
 
 
@@ -104,6 +104,27 @@ def test_a_certificate_is_to_be_renewed_in_time(
         [words] if words else []
     )
     assert len(found) == (words is not None)
+
+
+@pytest.mark.parametrize("host", ["node", "0.0.0.0", "10.0.0.7"])
+def test_a_link_off_loopback_is_to_be_encrypted(host: str) -> None:
+    assert findings({"link": f"{host}:0"}) == []
+    (finding,) = findings({"link": f"{host}:0"}, link=False)
+    assert finding.warning and finding.path == ("args", "link", "tls")
+    assert host in finding.message and "`auto` encrypts" in finding.message
+    assert findings({}, link="off") == []
+
+
+def test_files_of_the_link_that_are_of_no_use_are_warnings(tmp_path: Path) -> None:
+    tls = Authority(tmp_path).server()
+    own = {name: {"file": getattr(tls, name).file} for name in ("cert", "key")}
+    link = own | {"ca": own["cert"]}
+    assert findings({}, link=link) == []
+    for name in ("cert", "key", "ca"):
+        (finding,) = findings({}, link=link | {name: {"file": str(tmp_path / "absent")}})
+        assert finding.warning and "cannot read" in finding.message
+    (finding,) = findings({}, link=link | {"cert": own["key"]})
+    assert "should be PEM" in finding.message
 
 
 def test_the_version_of_tls_may_be_a_number() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import ssl
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -128,6 +129,31 @@ async def test_who_does_not_fit_is_told_so_at_both_ends(
     (line,) = [line for line in logs if line["event"] == "link_refused"]
     assert line["log_level"] == "warning"
     assert line["reason"].startswith(logged) and "`link.tls`" in line["reason"]
+
+
+async def test_a_peer_without_a_certificate_is_refused(tmp_path: Path) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with capture_logs() as logs:
+        async with listening(tmp_path, OURS) as slot:
+            host, port = slot.tcp_address.split(":")
+            reader, writer = await asyncio.open_connection(host, int(port), ssl=context)
+            assert await reader.read() == b""
+            writer.close()
+            await until(lambda: not slot._shaking)
+    assert "peer did not return a certificate" in logs[0]["reason"]
+
+
+async def test_an_old_version_of_tls_is_refused(tmp_path: Path) -> None:
+    old = OURS.context(server=False)
+    old.minimum_version = old.maximum_version = ssl.TLSVersion.TLSv1_2
+    with capture_logs() as logs:
+        async with listening(tmp_path, OURS) as slot:
+            host, port = slot.tcp_address.split(":")
+            with pytest.raises((ssl.SSLError, ConnectionError)):
+                await asyncio.open_connection(host, int(port), ssl=old)
+            await until(lambda: not slot._shaking)
+    assert "unsupported protocol" in logs[0]["reason"]
 
 
 async def test_a_gateway_that_is_refused_tries_again(
