@@ -59,7 +59,7 @@ def mapped_errors(
         yield
     except httpx.ReadTimeout as error:
         raise late(f"{address} has not answered {path} in time") from error
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, ssl.SSLError) as error:  # httpx passes on some of those
         if (reason := tls.failure(error, address)) is not None:
             raise TlsFailed(reason) from error
         if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+import ssl
 import threading
 from contextlib import suppress
 from types import TracebackType
@@ -22,10 +23,13 @@ class Load:
 
     `reconnects` is how often a thread may open a new connection after one broke under a request;
     answers that announce `Connection: close` are followed by a new connection as a client would.
+    With `context` it speaks TLS.
     """
 
-    def __init__(self, url: str, reconnects: int = 0) -> None:
-        self._address = urlsplit(url).netloc
+    def __init__(
+        self, url: str, reconnects: int = 0, context: ssl.SSLContext | None = None
+    ) -> None:
+        self._address, self._context = urlsplit(url).netloc, context
         self._reconnects = reconnects
         self._stop = threading.Event()
         self._counted = threading.Condition()
@@ -56,7 +60,12 @@ class Load:
             assert self._counted.wait_for(lambda: self.answered >= wanted, timeout=30)
 
     def _ask(self) -> None:
-        connection = http.client.HTTPConnection(self._address, timeout=30)
+        if self._context is None:
+            connection = http.client.HTTPConnection(self._address, timeout=30)
+        else:
+            connection = http.client.HTTPSConnection(
+                self._address, timeout=30, context=self._context
+            )
         try:
             self._ask_over(connection)
         finally:
