@@ -26,6 +26,8 @@ from replicas.last_words import IN_THE_MAKING
 MAX_FAILED = 64
 """Failed placements remembered for each slot."""
 REPORT_S = 2.0
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0
+"""Pauses before an order that failed is given again: the first, doubled up to the longest."""
 PATIENCE_S = 0.1
 """Longest wait for slots to answer orders; a slow slot must not hold up the others."""
 
@@ -66,6 +68,7 @@ class Fleet:
         self._slots: dict[str, _Slot] = {}
         self._joining: set[str] = set()
         self._orders: dict[tuple[str, ModelVersion], LoadOrder | UnloadOrder] = {}
+        self._refused: dict[LoadOrder | UnloadOrder, tuple[int, float]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self.specs: dict[ModelVersion, ModelSpec] = {}
 
@@ -148,10 +151,16 @@ class Fleet:
     ) -> None:
         """Give slots their orders; returns once they have answered, or after `PATIENCE_S`.
 
-        A placement whose last order is unanswered gets no other one.
+        A placement whose last order is unanswered gets no other one, and an order that has failed
+        is given again after ever longer pauses: a slot of another release may never follow it.
         """
-        loop = asyncio.get_running_loop()
-        free = [order for order in orders if (order.slot_id, order.key) not in self._orders]
+        loop, now_s = asyncio.get_running_loop(), time.monotonic()
+        free = [
+            order
+            for order in orders
+            if (order.slot_id, order.key) not in self._orders
+            and self._refused.get(order, (0, 0.0))[1] <= now_s
+        ]
         self._orders |= {(order.slot_id, order.key): order for order in free}
         tasks = [loop.create_task(self._give(order, models)) for order in free]
         if not tasks:
@@ -177,14 +186,31 @@ class Fleet:
                         await slot.control.call("unload", placement_id=placement.placement_id)
             else:
                 await self._load(slot, key, models[order.model].entry)
+            self._refused.pop(order, None)
         except HeadraceError as error:
             log.warning("move_failed", move=str(order), reason=error.message)
+            self._pause(order, error.message)
             self._again()
         except Exception:  # one order must not end the others
             log.exception("move_failed", move=str(order))
             self._again()
         finally:
             del self._orders[moved]
+
+    def _pause(self, order: LoadOrder | UnloadOrder, reason: str) -> None:
+        """Give an order that has failed later, and one to load to other slots first."""
+        slot = self._slots.get(order.slot_id)
+        if slot is None:
+            return
+        count = self._refused.get(order, (0, 0.0))[0]
+        pause_s = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(count, 10))
+        self._refused[order] = (count + 1, time.monotonic() + pause_s)
+        if isinstance(order, LoadOrder):
+            model, version, revision = order.key
+            failed = Placement(
+                order.slot_id, model, version, State.FAILED, reason=reason, revision=revision
+            )
+            _remember(slot, failed)
 
     async def _load(self, slot: _Slot, key: ModelVersion, entry: CatalogEntry) -> None:
         self._lookout.loading(key, entry.stamps[key.version], again=key in self._failures)
@@ -199,6 +225,7 @@ class Fleet:
 
     async def configure(self, model: str, batching: dict[str, Any]) -> None:
         """Change the batching of a model's placements."""
+        self._forget_refusals(lambda order: order.model == model)
         for slot in list(self._slots.values()):
             for placement in list(slot.placements.values()):
                 if placement.model != model:
@@ -209,6 +236,9 @@ class Fleet:
                     )
                 except HeadraceError as error:
                     log.warning("not_configured", slot=slot.view.slot_id, reason=error.message)
+
+    def _forget_refusals(self, of: Callable[[LoadOrder | UnloadOrder], bool]) -> None:
+        self._refused = {order: each for order, each in self._refused.items() if not of(order)}
 
     def close(self) -> None:
         """Let go of the slots; they keep serving."""
@@ -234,6 +264,7 @@ class Fleet:
         slot = self._slots.pop(slot_id, None)
         if slot is None:
             return
+        self._forget_refusals(lambda order: order.slot_id == slot_id)
         words = None
         if slot.view.node_id == self._identity.node_id:  # those of other nodes are out of reach
             words = last_words.take(slot.view.unix_path)
@@ -311,10 +342,7 @@ class Fleet:
         else:
             return
         if placement.state is State.FAILED:
-            slot.failed.pop(key, None)  # the latest come last
-            slot.failed[key] = placement
-            if len(slot.failed) > MAX_FAILED:
-                del slot.failed[next(iter(slot.failed))]
+            _remember(slot, placement)
             evidence = Evidence(
                 FailureKind.BROKEN if facts["broken"] else FailureKind.OTHER,
                 slot.view.slot_class,
@@ -327,6 +355,14 @@ class Fleet:
             self._failures.forget([key])
             self._lookout.loaded(key)
         self._changed()
+
+
+def _remember(slot: _Slot, failed: Placement) -> None:
+    """Note a placement that failed; the latest come last."""
+    slot.failed.pop(failed.key, None)
+    slot.failed[failed.key] = failed
+    if len(slot.failed) > MAX_FAILED:
+        del slot.failed[next(iter(slot.failed))]
 
 
 def states_of(placements: Iterable[Placement]) -> dict[ModelVersion, list[State]]:

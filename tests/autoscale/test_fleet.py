@@ -71,6 +71,52 @@ async def test_no_order_is_given_twice(
     assert [(p.slot_id, p.model, p.state) for p in placements] == [("a", "m", expected)]
 
 
+def refuses_loads(plant: Plant, monkeypatch: pytest.MonkeyPatch, slot_id: str) -> list[float]:
+    """The slot is of a release that does not understand the order; gives when it came."""
+    control = plant.controller.fleet._slots[slot_id].control
+    usual, came_s = control.call, list[float]()
+
+    async def call(name: str, **arguments: Any) -> dict[str, Any]:
+        if name == "load":
+            came_s.append(time.monotonic())
+            arguments = {}
+        return await usual(name, **arguments)
+
+    monkeypatch.setattr(control, "call", call)
+    return came_s
+
+
+async def test_an_order_that_is_refused_is_given_again_after_longer_and_longer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_plant(tmp_path, "a", models={}) as plant:
+        came_s = refuses_loads(plant, monkeypatch, "a")
+        await plant.configure({"m": CONFIG})
+        end_s = time.monotonic() + 2.0
+        while time.monotonic() < end_s:
+            await plant.round()
+        first_s, second_s, *later_s = came_s
+        assert second_s - first_s >= 0.5
+        assert len(later_s) <= 1 and all(at_s - second_s >= 1.0 for at_s in later_s)
+        # With another config it may be understood.
+        batching = CONFIG.batching.model_copy(update={"max_wait_s": 0.01})
+        given = len(came_s)
+        await plant.configure({"m": CONFIG.model_copy(update={"batching": batching})})
+        await until(lambda: len(came_s) > given)
+        assert came_s[given] - came_s[given - 1] < 0.5 * 2 ** (given - 1), "it was still paused"
+
+
+async def test_what_one_slot_refuses_to_load_goes_to_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_plant(tmp_path, "a", "b", models={}) as plant:
+        came_s = refuses_loads(plant, monkeypatch, "a")
+        await plant.configure({"m": CONFIG})
+        await plant.serves(1)
+        assert len(came_s) == 1
+        assert [p.slot_id for p in plant.controller.fleet.placements()] == ["b"]
+
+
 async def test_what_a_slot_has_not_answered_counts_as_done(tmp_path: Path) -> None:
     async with open_plant(tmp_path, "a", "b") as plant:
         await plant.serves(1)
