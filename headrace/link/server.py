@@ -59,6 +59,7 @@ class LinkServer(ChannelOwner):
         self._shaking: set[Channel] = set()
         self._refused_s: dict[str, float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._accepting: asyncio.Task[None] | None = None
         self._demand: dict[int, dict[str, int]] = {}
         self._capacity: dict[int, int] = {}
         self._told: dict[tuple[Channel, int], int] = {}
@@ -98,7 +99,7 @@ class LinkServer(ChannelOwner):
             address = tcp.sockets[0].getsockname()
         else:
             listening = await _listen(host, port)
-            self._start(self._accept_tls(listening, tls))
+            self._accepting = self._start(self._accept_tls(listening, tls))
             address = listening.getsockname()
         self.tcp_address = "{}:{}".format(*address[:2])
 
@@ -107,6 +108,8 @@ class LinkServer(ChannelOwner):
         self._closing = True
         for server in self._servers:
             server.close()
+        if self._accepting is not None:
+            self._accepting.cancel()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FLUSH_S):
                 await self._flush()
@@ -184,10 +187,11 @@ class LinkServer(ChannelOwner):
             self._shaking.discard(channel)
             self._tell_refused(explain(error), peer=host)
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     def _too_slow(self, channel: Channel) -> None:
         if channel in self._shaking:

@@ -260,6 +260,22 @@ def test_off_and_auto() -> None:
     assert SECRET.decode() not in repr(OURS)
 
 
+async def test_a_slot_that_stops_takes_nobody_in_any_more(tmp_path: Path) -> None:
+    async with listening(tmp_path, OURS) as slot:
+        view = SlotView("slot", "cpu", "node", "", slot.tcp_address)
+        pool = SlotControl(
+            view, Identity("pool", "node", SECRET, 1024, OURS), 1, lambda *_: None, lambda *_: None
+        )
+        await pool.open()
+        slot.event("to be read", text="x" * 100)
+        closing = asyncio.create_task(slot.close())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        with pytest.raises(ConnectionRefusedError):
+            await ask(slot, OURS)
+        await closing
+
+
 async def test_a_taken_port_is_an_error_of_the_start(tmp_path: Path) -> None:
     async with listening(tmp_path, OURS) as slot:
         port = int(slot.tcp_address.rpartition(":")[2])
