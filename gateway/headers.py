@@ -5,14 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from headrace.errors import HeadraceError, InvalidArgument, Unauthenticated, UnsupportedCoding
+from headrace.errors import (
+    HeadraceError,
+    InvalidArgument,
+    MethodNotAllowed,
+    Unauthenticated,
+    UnsupportedCoding,
+)
 
 RETRY_MARGIN_S = 0.05
 """A retry must find the token that it was promised, though clocks and stores are not exact."""
 
 
 def error_headers(error: HeadraceError) -> dict[str, str]:
-    """Headers that say when to come back, and with what."""
+    """Headers that say when to come back, and with what; or what is taken instead."""
     found = {}
     if error.retry_after_s is not None:
         found["retry-after"] = str(max(1, math.ceil(error.retry_after_s + RETRY_MARGIN_S)))
@@ -20,6 +26,8 @@ def error_headers(error: HeadraceError) -> dict[str, str]:
         found["www-authenticate"] = "Bearer"
     elif isinstance(error, UnsupportedCoding):
         found["accept-encoding"] = error.accepted
+    elif isinstance(error, MethodNotAllowed):
+        found["allow"] = error.allow
     return found
 
 

@@ -63,10 +63,14 @@ class NotFound(HeadraceError):
 
 
 class MethodNotAllowed(HeadraceError):
-    """Raised when the path exists but not with this HTTP method."""
+    """Raised when the path exists but not with this HTTP method; `allow` lists those that do."""
 
     http_status = 405
     grpc_status = "UNIMPLEMENTED"
+
+    def __init__(self, message: str, allow: str = "") -> None:
+        super().__init__(message)
+        self.allow = allow
 
 
 class RequestTimeout(HeadraceError):
@@ -151,6 +155,13 @@ class Unimplemented(HeadraceError):
     """Raised when the request asks for something that Headrace does not do."""
 
     http_status = 501
+    grpc_status = "UNIMPLEMENTED"
+
+
+class VersionNotSupported(HeadraceError):
+    """Raised when the request is of a version of HTTP that its port does not speak."""
+
+    http_status = 505
     grpc_status = "UNIMPLEMENTED"
 
 

@@ -81,6 +81,15 @@ MAX_CUT = 1024
 MAX_SKIPPED = 64
 """Gaps between stream ids that are remembered."""
 LEAVING_PING = b"headrace"
+_NOT_HTTP2 = (
+    b'{"error":"this port speaks gRPC over HTTP/2; '
+    b'requests of HTTP/1.1 go to the port that `listen.http` names"}'
+)
+NOT_HTTP2 = (
+    b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
+    b"connection: close\r\n\r\n%b" % (len(_NOT_HTTP2), _NOT_HTTP2)
+)
+"""The answer to a client of HTTP/1.1: its request begins with letters, but not the preface."""
 
 
 Opener = Callable[[int], Stream]
@@ -149,7 +158,8 @@ class Connection:
             (Setting.MAX_HEADER_LIST_SIZE, limits.max_header_bytes),
         )
         more = WINDOW_BYTES - DEFAULT_WINDOW_BYTES
-        self.outbox.send(encode_settings(settings) + encode_window_update(0, more))
+        # Sent once the peer has shown that it speaks HTTP/2: one of HTTP/1.1 is told so in words.
+        self._greeting = encode_settings(settings) + encode_window_update(0, more)
 
     def receive(self, data: bytes, now_s: float) -> None:
         """Act on bytes of the peer; never raises for what they say."""
@@ -195,8 +205,14 @@ class Connection:
         if self._preface:
             expected, given = self._preface, data[: len(self._preface)]
             if not expected.startswith(given):
+                if given[:1].isalpha():
+                    self.outbox.send(NOT_HTTP2)
+                    self.lose()
+                    return b""
                 raise _broken("this is not HTTP/2")
             self._preface = expected[len(given) :]
+            if not self._preface:
+                self._greet()
             return data[len(given) :]
         # A frame in many small pieces is parsed once, when all of it can be here.
         self._rest += data
@@ -602,8 +618,15 @@ class Connection:
     def fail(self, code: ErrorCode, message: str = "") -> None:
         """End the connection, saying why; its streams are lost."""
         if not self.closed:
+            self._greet()
             self.outbox.send(encode_goaway(self.last_stream_id, code, message))
             self.lose()
+
+    def _greet(self) -> None:
+        """Send the SETTINGS that every connection begins with, once."""
+        if self._greeting:
+            self.outbox.send(self._greeting)
+            self._greeting = b""
 
     def lose(self) -> None:
         """End all streams without a word: the connection is gone."""

@@ -20,7 +20,7 @@ from starlette.responses import Response
 from gateway.access.audit import VERDICTS
 from gateway.access.audit_reader import Query as AuditQuery
 from gateway.access.audit_reader import find, parse_since, summarize
-from gateway.http.answers import answer_errors, error_answer, json_answer
+from gateway.http.answers import HeadAsGet, answer_errors, error_answer, json_answer
 from gateway.http.media import jobs
 from gateway.http.repository import repository
 from gateway.media.desk import MediaDesk
@@ -257,6 +257,7 @@ def create_admin_app(
     app.include_router(jobs)
     app.include_router(leases)
     answer_errors(app)
+    app.add_middleware(HeadAsGet)
     expected = f"Bearer {token}".encode()
 
     @app.middleware("http")

@@ -14,11 +14,13 @@ from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.access.limits import limit_fields
 from gateway.access.visit import Head, Visit
 from gateway.headers import combined, error_headers
+from gateway.http.paths import routed_path
 from headrace.errors import (
     HeadraceError,
     InternalError,
@@ -31,6 +33,8 @@ from headrace.protocols.targets import canonical_path, encode_error, is_upload
 
 OPEN_PATHS = ("/healthz", "/readyz", "/v2/health/")
 """Paths that are answered without access control: a probe has no credential."""
+METHODS = ("GET", "POST", "PUT", "DELETE")
+"""The methods that any path has, besides HEAD."""
 MAX_FIELD = 128
 """Cap on the characters of a field's name in an error: the sender may have made it up."""
 
@@ -49,6 +53,18 @@ def answer_errors(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _answer_unexpected)
 
 
+class HeadAsGet:
+    """Gives HEAD requests to the handlers of GET; the server leaves the body of an answer out."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}
+        await self._app(scope, receive, send)
+
+
 class Envelope:
     """Lets callers in; gives each request its canonical path, each answer its `X-Request-Id`."""
 
@@ -64,7 +80,7 @@ class Envelope:
         shown = scope.get("state", {}).get("certificate")
         visit = Visit(Head(headers, client[0] if client else "", shown))
         identity = visit.request_id
-        path = canonical_path(scope["path"])
+        path = canonical_path(routed_path(scope["raw_path"]))
         headers[b"x-request-id"] = identity.encode("latin-1")
         more = {"x-request-id": identity}
         state = {**scope.get("state", {}), "request_id": identity}
@@ -109,13 +125,27 @@ async def _answer_routing(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code == MethodNotAllowed.http_status:
         text = f"{request.method} is not allowed on this path"
-    elif error.status_code == NotFound.http_status:
+        return error_answer(MethodNotAllowed(text, _allowed(request)))
+    if error.status_code == NotFound.http_status:
         text = "there is nothing at this path"
     else:
         text = str(error.detail)
     body = encode_error(HeadraceError(text)).body
     headers = dict(error.headers or {})
     return Response(body, error.status_code, headers, media_type="application/json")
+
+
+def _allowed(request: Request) -> str:
+    """The methods of all routes at this path: the router names those of the first one."""
+    found = [
+        method
+        for method in METHODS
+        if any(
+            route.matches({**request.scope, "method": method})[0] is Match.FULL
+            for route in request.app.router.routes
+        )
+    ]
+    return ", ".join(["HEAD", *found] if "GET" in found else found)
 
 
 async def _answer_unfit(_: Request, error: Exception) -> Response:

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway.access.visit import Visit
-from gateway.http.answers import Envelope, answer_errors, json_answer
+from gateway.http.answers import Envelope, HeadAsGet, answer_errors, json_answer
 from gateway.http.media import jobs, uploads
 from gateway.http.repository import View, read_document, repository
 from gateway.media.desk import MediaDesk
@@ -32,11 +32,17 @@ from gateway.triton_settings import (
     log_settings,
 )
 from gateway.view import RELEASE, GatewayView
-from headrace.errors import InvalidArgument, Unavailable, Unimplemented, quoted
+from headrace.errors import (
+    InvalidArgument,
+    MethodNotAllowed,
+    Unavailable,
+    Unimplemented,
+    quoted,
+)
 from headrace.link.plane import find_model, find_servable, known_spec, servable_versions
 from headrace.protocols import metadata
 from headrace.protocols.metadata import shown, statistics_document
-from headrace.protocols.targets import parse_infer_path, parse_serving_version
+from headrace.protocols.targets import is_upload, parse_infer_path, parse_serving_version
 from headrace.snapshot import ANSWERING
 
 settings = APIRouter()
@@ -52,7 +58,7 @@ async def logs(request: Request) -> Response:
 
 
 @settings.api_route("/v2/trace/setting", methods=["GET", "POST"])
-@settings.api_route("/v2/models/{name}/trace/setting", methods=["GET", "POST"])
+@settings.api_route("/v2/models/{name:segment}/trace/setting", methods=["GET", "POST"])
 async def traces(request: Request, name: str = "") -> Response:
     """What is traced, of all models or of one: nothing; a POST that would change it is refused."""
     if name:
@@ -66,13 +72,13 @@ shared_memory = APIRouter()
 
 
 @shared_memory.get("/v2/systemsharedmemory/status")
-@shared_memory.get("/v2/systemsharedmemory/region/{region}/status")
+@shared_memory.get("/v2/systemsharedmemory/region/{region:segment}/status")
 async def system_status(request: Request, region: str = "") -> Response:
     """The regions that the caller has registered, or that one."""
     return json_answer(region_documents(*_regions(request), region))
 
 
-@shared_memory.post("/v2/systemsharedmemory/region/{region}/register")
+@shared_memory.post("/v2/systemsharedmemory/region/{region:segment}/register")
 async def system_register(request: Request, region: str) -> Response:
     """Make a region of this machine known by a name."""
     regions, caller = _regions(request)
@@ -95,7 +101,7 @@ async def system_register(request: Request, region: str) -> Response:
 
 
 @shared_memory.post("/v2/systemsharedmemory/unregister")
-@shared_memory.post("/v2/systemsharedmemory/region/{region}/unregister")
+@shared_memory.post("/v2/systemsharedmemory/region/{region:segment}/unregister")
 async def system_unregister(request: Request, region: str = "") -> Response:
     """Forget a region of the caller, or all; one that is unknown is forgotten already."""
     regions, caller = _regions(request)
@@ -105,7 +111,7 @@ async def system_unregister(request: Request, region: str = "") -> Response:
 
 
 @shared_memory.get("/v2/cudasharedmemory/status")
-@shared_memory.get("/v2/cudasharedmemory/region/{region}/status")
+@shared_memory.get("/v2/cudasharedmemory/region/{region:segment}/status")
 async def cuda_status(region: str = "") -> Response:
     """The same for regions of a GPU's memory."""
     if region:
@@ -113,14 +119,14 @@ async def cuda_status(region: str = "") -> Response:
     return json_answer([])
 
 
-@shared_memory.post("/v2/cudasharedmemory/region/{region}/register")
+@shared_memory.post("/v2/cudasharedmemory/region/{region:segment}/register")
 async def cuda_register(region: str) -> Response:
     """Always refused."""
     raise cuda_is_refused(region)
 
 
 @shared_memory.post("/v2/cudasharedmemory/unregister")
-@shared_memory.post("/v2/cudasharedmemory/region/{region}/unregister")
+@shared_memory.post("/v2/cudasharedmemory/region/{region:segment}/unregister")
 async def cuda_unregister(region: str = "") -> Response:
     """Nothing to do: there are none."""
     return Response()
@@ -150,6 +156,7 @@ def create_app(view: GatewayView, media: MediaDesk | None = None) -> FastAPI:
     app.include_router(openinference)
     answer_errors(app)
     app.add_middleware(Envelope, admit=view.admit)
+    app.add_middleware(HeadAsGet)
     return app
 
 
@@ -182,9 +189,9 @@ async def ready(view: View) -> Response:
     )
 
 
-@tfserving.get("/v1/models/{name}/metadata")
-@tfserving.get("/v1/models/{name}/versions/{version}/metadata")
-@tfserving.get("/v1/models/{name}/labels/{label}/metadata")
+@tfserving.get("/v1/models/{name:segment}/metadata")
+@tfserving.get("/v1/models/{name:segment}/versions/{version:segment}/metadata")
+@tfserving.get("/v1/models/{name:segment}/labels/{label:segment}/metadata")
 async def tfserving_metadata(
     request: Request, view: View, name: str, version: str | None = None, label: str | None = None
 ) -> Response:
@@ -194,9 +201,9 @@ async def tfserving_metadata(
     return json_answer(metadata.tfserving_metadata(spec))
 
 
-@tfserving.get("/v1/models/{name}")
-@tfserving.get("/v1/models/{name}/versions/{version}")
-@tfserving.get("/v1/models/{name}/labels/{label}")
+@tfserving.get("/v1/models/{name:segment}")
+@tfserving.get("/v1/models/{name:segment}/versions/{version:segment}")
+@tfserving.get("/v1/models/{name:segment}/labels/{label:segment}")
 async def tfserving_status(
     request: Request, view: View, name: str, version: str | None = None, label: str | None = None
 ) -> Response:
@@ -231,8 +238,8 @@ async def server_metadata(view: View) -> Response:
 
 
 @openinference.get("/v2/models/stats")
-@openinference.get("/v2/models/{name}/stats")
-@openinference.get("/v2/models/{name}/versions/{version}/stats")
+@openinference.get("/v2/models/{name:segment}/stats")
+@openinference.get("/v2/models/{name:segment}/versions/{version:segment}/stats")
 async def statistics(view: View, name: str = "", version: str = "") -> Response:
     """Triton's statistics, of all slots since the start."""
     number = None
@@ -243,24 +250,24 @@ async def statistics(view: View, name: str = "", version: str = "") -> Response:
     return json_answer(statistics_document(totals, view.snapshot, name or None, number))
 
 
-@openinference.get("/v2/models/{name}")
-@openinference.get("/v2/models/{name}/versions/{version}")
+@openinference.get("/v2/models/{name:segment}")
+@openinference.get("/v2/models/{name:segment}/versions/{version:segment}")
 async def model_metadata(view: View, name: str, version: str = "") -> Response:
     """Inputs and outputs of a model."""
     model, found = find_model(view.snapshot, name, version)
     return json_answer(metadata.openinference_model(model, known_spec(name, found)))
 
 
-@openinference.get("/v2/models/{name}/config")
-@openinference.get("/v2/models/{name}/versions/{version}/config")
+@openinference.get("/v2/models/{name:segment}/config")
+@openinference.get("/v2/models/{name:segment}/versions/{version:segment}/config")
 async def model_config(view: View, name: str, version: str = "") -> Response:
     """Triton's model configuration."""
     model, found = find_model(view.snapshot, name, version)
     return json_answer(shown(model.config, known_spec(name, found)))
 
 
-@openinference.get("/v2/models/{name}/ready")
-@openinference.get("/v2/models/{name}/versions/{version}/ready")
+@openinference.get("/v2/models/{name:segment}/ready")
+@openinference.get("/v2/models/{name:segment}/versions/{version:segment}/ready")
 async def model_ready(view: View, name: str, version: str = "") -> Response:
     """Whether this model (version) can infer."""
     _, found = find_model(view.snapshot, name, version)
@@ -272,17 +279,25 @@ async def model_ready(view: View, name: str, version: str = "") -> Response:
     return json_answer({"name": name, "ready": False, "error": error}, Unavailable.http_status)
 
 
-@openinference.post("/v2/models/{name}/infer")
-@openinference.post("/v2/models/{name}/versions/{version}/infer")
+@openinference.post("/v2/models/{name:segment}/infer")
+@openinference.post("/v2/models/{name:segment}/versions/{version:segment}/infer")
 async def infer(request: Request) -> Response:
     """Stands here so that other methods are answered with 405."""
     _refuse(request)
 
 
 def _refuse(request: Request) -> NoReturn:
-    """Raises `Unimplemented` for a prediction past the fast lane, `InvalidArgument` for others."""
-    if request.method == "POST" and parse_infer_path(request.scope["raw_path"]) is not None:
-        raise Unimplemented("predictions are not answered on this path of the server")
+    """Raises what is wrong with a request that no other route takes.
+
+    A prediction must be a POST; those past the fast lane are `Unimplemented`.
+    """
+    method = request.method
+    if method != "GET":
+        predicts = parse_infer_path(request.scope["raw_path"]) is not None
+        if method == "POST" and predicts:
+            raise Unimplemented("predictions are not answered on this path of the server")
+        if predicts or is_upload("POST", request.scope["path"]):
+            raise MethodNotAllowed(f"{method} is not allowed on this path", allow="POST")
     raise _malformed(request)
 
 

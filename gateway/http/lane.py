@@ -1,8 +1,9 @@
 """The hot HTTP path: uvicorn's httptools protocol, with predictions taken out before ASGI.
 
 A prediction's body is forwarded as it came; path and headers are all that is read here. Every
-other request goes on to the FastAPI application on the same port. One sweep per second, in place
-of a timer per request, enforces the time limits on headers, bodies, slow readers and idleness.
+other request goes on to the FastAPI application on the same port; what makes a head legal is asked
+once for both, when it is parsed. One sweep per second, in place of a timer per request, enforces
+the time limits on headers, bodies, slow readers and idleness.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from uvicorn.server import ServerState
 
 from gateway.door import ClientConnection, Door
 from gateway.headers import combined
+from gateway.http.heads import read_target
 from gateway.http.prediction import HttpHead, answer_bytes
 from gateway.prediction import Prediction, PredictionDesk
 from headrace.errors import (
@@ -35,9 +37,18 @@ from headrace.protocols.targets import parse_infer_path
 
 UPLOAD = b":process"
 """Part of the paths whose handlers time their own body, which may have gigabytes."""
+LINE_END = b"\r\n"
 END_OF_HEAD = b"\r\n\r\n"
 DISCARD_BYTES = 1024 * 1024
 """Longest refused body that is read and dropped, so that its connection can stay."""
+LINE_BYTES = 4
+"""What a header counts for besides its name and value."""
+BLANK_BYTES = 4096
+"""Bytes that the headers of a request may have besides those that are counted: blanks, its version.
+"""
+PROBES_S = (0.1, 0.2, 1.0, 4.0, 16.0)
+"""Waits before each look whether a client that has ended its side is still there. Go's client takes
+no more than five interim answers."""
 
 
 class _NoEvent:
@@ -143,7 +154,9 @@ class HttpPrediction(Prediction):
         if lane.transport.is_closing():
             return
         keep_alive = self.keep_alive and not lane.door.draining
-        written = answer_bytes(self, answer, time.monotonic(), keep_alive=keep_alive)
+        written = answer_bytes(
+            self, self.http_head, answer, time.monotonic(), keep_alive=keep_alive
+        )
         if len(written) == 1:
             lane.transport.write(written[0])
         else:
@@ -171,8 +184,13 @@ class FastLane(HttpToolsProtocol, ClientConnection):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._since_s = self.loop.time()
+        # What comes next: "" (a request), "headers", "body", "upload" (a body whose handler times
+        # it), or nothing that is read: "refused", "lingering".
         self._reading = ""
+        # Bytes that are no body, as they came; the fields of a request, and their bytes.
         self._header_bytes = 0
+        self._fields = self._field_bytes = 0
+        self._ended = self._lenient = False
         self.running: HttpPrediction | None = None
         # The head of the last prediction, if the next one may have the same; the first one of what
         # is being parsed, and its header lines; and how much of a body is still to come that does
@@ -185,7 +203,12 @@ class FastLane(HttpToolsProtocol, ClientConnection):
         """Refuse the connection where its address has too many."""
         super().connection_made(transport)  # type: ignore[arg-type]
         if (refusal := self.door.enter(self, transport)) is not None:
-            self._refuse(refusal)
+            self._reading = "refused"
+            head = HttpHead(self.predictions, None, {}, self.address, keep_alive=False)
+            refused = HttpPrediction(self, head)
+            now_s = time.monotonic()
+            self.transport.writelines(answer_bytes(refused, head, refusal, now_s, keep_alive=False))
+            self.transport.close()
         if self.certificate is not None:
             self.app_state = {**self.app_state, "certificate": self.certificate}
 
@@ -225,6 +248,54 @@ class FastLane(HttpToolsProtocol, ClientConnection):
         if data:
             self._parse(data)
 
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """The client sends no more, but may wait for answers: give those, then close.
+
+        A request that is not whole is refused in its turn if it comes behind others, and dropped if
+        it is the only one. True keeps our side open.
+        """
+        self._ended = True
+        if self.lingering or self._answered or self.scheme == "https":
+            return False  # TLS has no half of a connection.
+        if self._reading == "headers":
+            self._refuse(InvalidArgument("the request ends before its headers do"))
+        elif self._reading in ("body", "upload"):
+            cycle = self.cycle
+            if not isinstance(cycle, HttpPrediction) or cycle.started:
+                return False
+            cycle.refuse(InvalidArgument("the request ends before its body does"))
+        elif not self._reading:
+            if not self._between_answers():
+                return False  # It has seen the beginning of its answer, and wants no more.
+            self.shutdown()
+        self.loop.call_later(PROBES_S[0], self._probe, 0)
+        return True
+
+    def shutdown(self) -> None:
+        """Close once all requests that have come are answered."""
+        super().shutdown()
+        if not (self._answered or isinstance(self.cycle, HttpPrediction)):
+            self.cycle.default_headers = []  # It may promise HTTP/1.0 that the connection stays.
+
+    def _probe(self, number: int) -> None:
+        """Write what a client that has left answers with a reset, so that its work is dropped.
+
+        One that has closed its socket looks like one that has ended only its own side.
+        """
+        if self.transport.is_closing():
+            return
+        if self._between_answers() and self.parser.get_http_version() == "1.1":
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if (following := number + 1) < len(PROBES_S):
+            self.loop.call_later(PROBES_S[following], self._probe, following)
+
+    def _between_answers(self) -> bool:
+        """Whether surely nothing is written of the next answer; a prediction's is in one go."""
+        cycle = self.cycle
+        return self.running is not None or not (
+            self.pipeline or isinstance(cycle, HttpPrediction) or cycle.response_started
+        )
+
     def _take(self, data: bytes) -> bytes:
         """Take the rest of a body that is not parsed; gives what follows it."""
         body, rest = data, b""
@@ -238,8 +309,10 @@ class FastLane(HttpToolsProtocol, ClientConnection):
 
     def _parse(self, data: bytes) -> None:
         """Count bytes that are no body, headers and trailers: the parser itself has no limit."""
-        self._header_bytes += len(data)
         begins = not self._reading
+        if self._reading == "refused" or (begins and data[0] in LINE_END and not data.strip()):
+            return  # Some clients send an empty line behind a body.
+        self._header_bytes += len(data)
         self._reading = self._reading or "headers"
         self._parsed = None
         rest: Buffer = data
@@ -252,8 +325,12 @@ class FastLane(HttpToolsProtocol, ClientConnection):
                     rest = memoryview(rest)[upgrade.args[0] :]
                     self._ignore_upgrade()
         except httptools.HttpParserError:
-            self._refuse(InvalidArgument("this is no valid HTTP request"))
-        if self._header_bytes > self.door.limits.max_header_bytes:
+            if self._reading in ("body", "upload"):
+                self._refuse_body(InvalidArgument("the body, or what follows it, is no valid HTTP"))
+            else:
+                self._refuse(InvalidArgument("this is no valid HTTP request"))
+        # So much for fields that are not whole yet; `_check_fields` counts those that are.
+        if self._header_bytes > self.door.limits.max_header_bytes + BLANK_BYTES:
             self._refuse_headers()
         if begins and (head := self._parsed) is not None:
             raw = data[: data.find(END_OF_HEAD) + len(END_OF_HEAD)]
@@ -290,23 +367,37 @@ class FastLane(HttpToolsProtocol, ClientConnection):
         elif not self._reading and age_s > limits.idle_timeout_s and self._answered:
             self.transport.close()
 
-    def _refuse(self, error: HeadraceError) -> None:
-        """Close; say why if the answers to all earlier requests are written."""
-        if self.transport.is_closing():
+    def _refuse(self, error: HeadraceError, *, bodiless: bool = False) -> None:
+        """Answer with an error in its turn, and then close: no more is read."""
+        if self.transport.is_closing() or self._reading in ("refused", "lingering"):
             return
-        if self._answered:
-            headers = combined(self.headers or ())
-            head = HttpHead(self.predictions, None, headers, self.address, keep_alive=False)
-            refused = HttpPrediction(self, head)
-            written = answer_bytes(refused, error, time.monotonic(), keep_alive=False)
-            self.transport.writelines(written)
-        self.transport.close()
+        self._reading = "refused"
+        head = HttpHead(
+            self.predictions,
+            None,
+            combined(self.headers or ()),
+            self.address,
+            keep_alive=False,
+            bodiless=bodiless,
+        )
+        self._begin(head, expects=False, failed=error)
 
     def _refuse_body(self, error: HeadraceError) -> None:
-        if not isinstance(self.cycle, HttpPrediction):
-            self.transport.close()  # The application may have answered already.
-        elif not self.transport.is_closing():
-            self.cycle.refuse(error)
+        """Answer a request whose body cannot be read to its end with an error, and then close."""
+        cycle = self.cycle
+        if isinstance(cycle, HttpPrediction):
+            if not self.transport.is_closing():
+                cycle.refuse(error)
+        elif self.pipeline:
+            self.pipeline.popleft()  # The newest: its turn has not come.
+            self._refuse(error)
+        elif cycle.response_started:
+            self.transport.close()
+        else:
+            # To the application its client has left, so that it answers nothing.
+            cycle.disconnected = cycle.response_complete = True
+            cycle.message_event.set()
+            self._refuse(error)
 
     def _refuse_headers(self) -> None:
         limits = self.door.limits
@@ -319,6 +410,12 @@ class FastLane(HttpToolsProtocol, ClientConnection):
         elif self._reading in ("body", "upload"):
             self._refuse_body(error)
 
+    def _check_fields(self) -> None:
+        """Refuse a request with too many headers and trailers, or too many bytes of them."""
+        limits = self.door.limits
+        if self._fields > limits.max_headers or self._field_bytes > limits.max_header_bytes:
+            self._refuse_headers()
+
     @property
     def _answered(self) -> bool:
         """Whether all requests that have begun on this connection are answered."""
@@ -326,6 +423,11 @@ class FastLane(HttpToolsProtocol, ClientConnection):
 
     def on_message_begin(self) -> None:
         """A request begins; the ASGI scope is only made for those that need it."""
+        if self._reading == "refused":
+            return
+        if self._lenient:
+            self._be_lenient(False)
+        self._fields = self._field_bytes = 0
         self.url = b""
         self.headers = []
         self.expect_100_continue = False
@@ -333,34 +435,60 @@ class FastLane(HttpToolsProtocol, ClientConnection):
         self._reading = "headers"
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Collect a header, up to the limit of their number."""
-        super().on_header(name, value)
-        if len(self.headers) > self.door.limits.max_headers:
-            self._refuse_headers()
+        """Collect a header, within the limits. A trailer is counted, and left out."""
+        self._fields += 1
+        self._field_bytes += len(name) + len(value) + LINE_BYTES
+        if self._reading == "headers":
+            super().on_header(name, value)
+        self._check_fields()
 
     def on_headers_complete(self) -> None:
         """Take a prediction in, or hand the request to the ASGI application."""
         if self.parser.should_upgrade():
             return  # `_ignore_upgrade` comes next.
-        self._header_bytes, self._reading, self._since_s = 0, "body", self.loop.time()
-        if self.transport.is_closing():
+        self._field_bytes += len(self.url)
+        self._check_fields()
+        if self._reading != "headers" or self.transport.is_closing():
             return
-        path, failed = None, None
-        if self.parser.get_method() == b"POST":
-            try:
+        parser, headers = self.parser, combined(self.headers)
+        version, method, path = parser.get_http_version(), parser.get_method(), None
+        try:
+            self.url = read_target(version, method, self.url, headers)
+            if method == b"POST":
                 path = parse_infer_path(self.url)
-            except HeadraceError as error:
-                failed = error
-        if path is None and failed is None:
-            self._to_asgi()
+        except HeadraceError as error:
+            self._refuse(error, bodiless=method == b"HEAD")
             return
-        keep_alive = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
-        headers = combined(self.headers)
-        shown = self.certificate
-        head = HttpHead(self.predictions, path, headers, self.address, keep_alive, shown)
+        self._header_bytes, self._reading, self._since_s = 0, "body", self.loop.time()
+        keep_alive, chunked = parser.should_keep_alive(), b"transfer-encoding" in headers
+        if chunked:
+            if version == "1.0":
+                keep_alive = False  # Old proxies do not know how its body ends (RFC 9112, 6.1).
+            self._be_lenient(keep_alive)
+        if path is None:
+            self._to_asgi(keep_alive, version)
+            return
+        head = HttpHead(
+            self.predictions,
+            path,
+            headers,
+            self.address,
+            self.certificate,
+            keep_alive=keep_alive,
+            version=version,
+        )
         if self._parsed is None:
             self._parsed, self._lines = head, len(self.headers)
-        self._begin(head, expects=self.expect_100_continue, failed=failed)
+        self._begin(head, expects=self.expect_100_continue)
+
+    def _be_lenient(self, trailers: bool) -> None:
+        """Let the parser pass over trailers that look like framing, or take it back."""
+        self._lenient = trailers
+        self.parser.set_dangerous_leniencies(
+            lenient_chunked_length=trailers,
+            lenient_transfer_encoding=trailers,
+            lenient_keep_alive=trailers,
+        )
 
     def _begin(
         self, head: HttpHead, *, expects: bool, failed: HeadraceError | None = None
@@ -387,7 +515,7 @@ class FastLane(HttpToolsProtocol, ClientConnection):
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         return cycle
 
-    def _to_asgi(self) -> None:
+    def _to_asgi(self, keep_alive: bool, version: str) -> None:
         if UPLOAD in self.url:
             self._reading = "upload"
         url, headers, expect = self.url, self.headers, self.expect_100_continue
@@ -395,6 +523,9 @@ class FastLane(HttpToolsProtocol, ClientConnection):
         self.url, self.expect_100_continue = url, expect
         self.headers.extend(headers)
         super().on_headers_complete()
+        self.cycle.keep_alive = keep_alive
+        if keep_alive and version == "1.0":
+            self.cycle.default_headers = [(b"connection", b"keep-alive")]
 
     def on_body(self, body: bytes) -> None:
         self._header_bytes = 0
@@ -432,7 +563,7 @@ class FastLane(HttpToolsProtocol, ClientConnection):
         if keep_alive:
             if self.pipeline:
                 super().on_response_complete()
-        elif self._reading == "body":
+        elif self._reading in ("body", "refused") and not self._ended:
             self._reading = "lingering"
             self.linger()
         else:

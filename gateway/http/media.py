@@ -224,8 +224,8 @@ def _caller(request: Request) -> str | None:
 Desk = Annotated[MediaDesk, Depends(_desk)]
 JobOwner = Annotated[str | None, Depends(_caller)]
 uploads = APIRouter()
-for _place in ("", "/versions/{version}", "/labels/{label}"):
-    _path = f"/v1/models/{{model}}{_place}:process"
+for _place in ("", "/versions/{version:segment}", "/labels/{label:segment}"):
+    _path = f"/v1/models/{{model:segment}}{_place}:process"
     uploads.routes.append(Route(_path, _Uploads(), methods=["POST"]))
 jobs = APIRouter()
 
@@ -236,13 +236,13 @@ async def list_jobs(desk: Desk, caller: JobOwner) -> Response:
     return json_answer({"jobs": await desk.stage.jobs(caller)})
 
 
-@jobs.get("/v1/jobs/{job_id}")
+@jobs.get("/v1/jobs/{job_id:segment}")
 async def read_job(desk: Desk, caller: JobOwner, job_id: str) -> Response:
     """A job's state, progress and result."""
     return json_answer(await desk.stage.job(job_id, caller))
 
 
-@jobs.delete("/v1/jobs/{job_id}")
+@jobs.delete("/v1/jobs/{job_id:segment}")
 async def cancel_job(desk: Desk, caller: JobOwner, job_id: str) -> Response:
     """Cancel a job; one that has ended stays as it is."""
     return json_answer(await desk.stage.cancel(job_id, caller))

@@ -32,16 +32,21 @@ class HttpHead(Head):
     """The head of a prediction; `path` is None where it names no valid target.
 
     `length` is that of the body in bytes, 0 if it is not given. `invalid` is what is wrong with
-    another header: it is told once the body is there.
+    another header: it is told once the body is there. `kept_lines` stand in each answer after which
+    the connection stays, `closing_lines` in those after which it does not; to a `bodiless` request
+    (HEAD) an error is told by its status alone.
     """
 
     __slots__ = (
         "_after",
         "_before",
+        "bodiless",
+        "closing_lines",
         "encodings",
         "invalid",
         "json_length",
         "keep_alive",
+        "kept_lines",
         "length",
         "path",
         "timeout_s",
@@ -53,11 +58,17 @@ class HttpHead(Head):
         path: InferPath | None,
         headers: Mapping[bytes, bytes],
         address: str,
-        keep_alive: bool,
         certificate: ClientCertificate | None = None,
+        *,
+        keep_alive: bool,
+        version: str = "1.1",
+        bodiless: bool = False,
     ) -> None:
         super().__init__(headers, address, certificate)
-        self.path, self.keep_alive = path, keep_alive
+        self.path, self.keep_alive, self.bodiless = path, keep_alive, bodiless
+        # A client of HTTP/1.0 takes a connection for closed unless it is told.
+        self.kept_lines = b"connection: keep-alive\r\n" if version == "1.0" else b""
+        self.closing_lines = b"connection: close\r\n"
         self.invalid: HeadraceError | None = None
         self.json_length: int | None = None
         self.encodings = 0
@@ -114,16 +125,14 @@ class HttpHead(Head):
 
 
 def answer_bytes(
-    prediction: Prediction, answer: Answer, now_s: float, *, keep_alive: bool
+    prediction: Prediction, head: HttpHead, answer: Answer, now_s: float, *, keep_alive: bool
 ) -> list[Buffer]:
     """Head and body of the HTTP answer."""
-    more = b""
+    more = head.kept_lines if keep_alive else head.closing_lines
     if (limit := prediction.limit_headers(now_s, answer)) is not None:
         more = LIMIT_LINES % limit
     if prediction.cold_start_ms:
         more += b"x-headrace-cold-start-ms: %d\r\n" % prediction.cold_start_ms
-    if not keep_alive:
-        more += b"connection: close\r\n"
     if isinstance(answer, Reply) and answer.status != OK:
         answer = decode_failure(answer)
     if isinstance(answer, Reply):
@@ -150,7 +159,7 @@ def answer_bytes(
             prediction.request_id.encode(),
             more,
             len(content),
-            content,
+            b"" if head.bodiless else content,
         )
     ]
 

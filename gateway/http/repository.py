@@ -63,14 +63,14 @@ async def index(request: Request, view: View) -> Response:
     return json_answer([row for row in rows if not only_ready or row["state"] == "READY"])
 
 
-@repository.post("/v2/repository/models/{name}/load")
+@repository.post("/v2/repository/models/{name:segment}/load")
 async def load(request: Request, view: Control, name: str) -> Response:
     """Load a model, or load it anew; answers when it is ready."""
     await load_model(view, name, _parameters(await read_document(request)))
     return Response()
 
 
-@repository.post("/v2/repository/models/{name}/unload")
+@repository.post("/v2/repository/models/{name:segment}/unload")
 async def unload(request: Request, view: Control, name: str) -> Response:
     """Serve a model no more."""
     _parameters(await read_document(request))
@@ -78,8 +78,10 @@ async def unload(request: Request, view: Control, name: str) -> Response:
     return Response()
 
 
-@repository.post("/v2/repository/{repository_name}/index")
-@repository.post("/v2/repository/{repository_name}/models/{name}/{operation}")
+@repository.post("/v2/repository/{repository_name:segment}/index")
+@repository.post(
+    "/v2/repository/{repository_name:segment}/models/{name:segment}/{operation:segment}"
+)
 async def named_repository(repository_name: str) -> Response:
     """There is one store, and it has no name."""
     raise Unimplemented("there is one repository; leave its name out of the path")

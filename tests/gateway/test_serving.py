@@ -242,7 +242,9 @@ async def test_a_body_over_the_limit_is_refused_before_it_is_read(tmp_path: Path
     async with open_house(tmp_path, "a") as house:
         reader, writer = await asyncio.open_connection(*house.http.address.split(":"))
         size = MAX_BODY_BYTES + 1
-        writer.write(f"POST {PREDICT} HTTP/1.1\r\nContent-Length: {size}\r\n\r\n".encode())
+        writer.write(
+            f"POST {PREDICT} HTTP/1.1\r\nHost: x\r\nContent-Length: {size}\r\n\r\n".encode()
+        )
         answer = await reader.read()
         writer.close()
     assert answer.startswith(b"HTTP/1.1 413 ") and b"max_body_bytes" in answer
@@ -264,7 +266,10 @@ async def test_slow_headers_and_bodies_are_cut_off(tmp_path: Path) -> None:
     limits = Limits(header_timeout_s=0.1, body_timeout_s=0.1)
     async with open_house(tmp_path, "a", limits=limits) as house:
         answers = []
-        for start in ("POST /v1/mod", f"POST {PREDICT} HTTP/1.1\r\nContent-Length: 50\r\n\r\nabc"):
+        for start in (
+            "POST /v1/mod",
+            f"POST {PREDICT} HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\nabc",
+        ):
             reader, writer = await asyncio.open_connection(*house.http.address.split(":"))
             writer.write(start.encode())
             answers.append(await asyncio.wait_for(reader.read(), 10))
@@ -277,7 +282,7 @@ async def test_pipelined_requests_are_answered_in_order(tmp_path: Path) -> None:
         reader, writer = await asyncio.open_connection(*house.http.address.split(":"))
         for n in range(5):
             body = json.dumps({"instances": [[float(n)] * 4]})
-            head = f"POST {PREDICT} HTTP/1.1\r\nContent-Length: {len(body)}\r\n\r\n"
+            head = f"POST {PREDICT} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
             writer.write((head + body).encode())
             writer.write(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
         writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
@@ -294,9 +299,11 @@ async def test_pipelined_requests_are_answered_in_order(tmp_path: Path) -> None:
     "sent",
     [
         b"nonsense\r\n\r\n",
-        b"POST / HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
-        b"GET / HTTP/1.1\r\n" + b"".join(b"X-%d: y\r\n" % n for n in range(300)) + b"\r\n",
-        b"GET / HTTP/1.1\r\nX: " + bytes(70_000).replace(b"\0", b"y"),
+        b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\n"
+        + b"".join(b"X-%d: y\r\n" % n for n in range(300))
+        + b"\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nX: " + bytes(70_000).replace(b"\0", b"y"),
     ],
     ids=["no http", "negative length", "many headers", "long header"],
 )
@@ -371,7 +378,10 @@ async def test_a_client_that_does_not_read_is_cut_off(tmp_path: Path) -> None:
     config = ModelConfig(batching=Batching(max_rows=65_536))
     async with open_house(tmp_path, "a", config=config, limits=limits) as house:
         reader, writer = await asyncio.open_connection(*house.http.address.split(":"), limit=1024)
-        head = f"POST {INFER} HTTP/1.1\r\nContent-Length: {len(content)}\r\n{name}: {value}\r\n\r\n"
+        head = (
+            f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n"
+            f"{name}: {value}\r\n\r\n"
+        )
         writer.write(head.encode() + content)
         await until(lambda: house.door.connections)
         await asyncio.wait_for(until(lambda: not house.door.connections), 20)
@@ -385,7 +395,7 @@ async def test_an_expected_100_continue_is_given(tmp_path: Path) -> None:
         reader, writer = await asyncio.open_connection(*house.http.address.split(":"))
         body = json.dumps({"instances": [ROW]}).encode()
         writer.write(
-            f"POST {PREDICT} HTTP/1.1\r\nContent-Length: {len(body)}\r\n"
+            f"POST {PREDICT} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
             "Expect: 100-continue\r\nConnection: close\r\n\r\n".encode()
         )
         assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"

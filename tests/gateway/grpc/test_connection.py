@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -317,12 +318,32 @@ def test_a_peer_that_breaks_the_protocol_is_told_how(data: bytes, code: ErrorCod
 
 
 @pytest.mark.parametrize(
-    "data", [b"GET / HTTP/1.1\r\n\r\n", PREFACE + encode_frame(6, bytes(8)), b"\0" * 40]
+    "data", [b"\x16\x03\x01\x02\0\x01", PREFACE + encode_frame(6, bytes(8)), b"\0" * 40]
 )
 def test_what_is_not_http2_is_told_so(data: bytes) -> None:
     server = Server()
     server.receive(data)
     assert goaway_code(server.sent()) == ErrorCode.PROTOCOL_ERROR
+
+
+@pytest.mark.parametrize("cut", [1, 3, 40])
+@pytest.mark.parametrize("method", [b"GET", b"POST", b"PRIM"])
+def test_a_request_of_http_1_is_told_in_its_own_words_what_this_is(method: bytes, cut: int) -> None:
+    server = Server()
+    request = b"%b /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n" % method
+    server.receive(request[:cut])
+    server.receive(request[cut:])
+    head, _, body = server.sent().partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ") and b"content-length: %d" % len(body) in head
+    assert "gRPC over HTTP/2" in json.loads(body)["error"] and server.connection.closed
+
+
+def test_nothing_is_sent_before_the_preface_is_there() -> None:
+    server = Server()
+    server.receive(PREFACE[:-1])
+    assert not server.sent()
+    server.receive(PREFACE[-1:])
+    assert read_frames(server.sent())[0][0] == FrameType.SETTINGS
 
 
 STREAM_ERRORS: list[tuple[str, bytes, ErrorCode]] = [
