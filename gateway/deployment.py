@@ -26,7 +26,7 @@ from gateway.handshakes import TlsPort
 from gateway.http.admin import GatewayControl, create_admin_app
 from gateway.http.api import create_app
 from gateway.http.lane import fast_lane
-from gateway.http.listener import HttpListener
+from gateway.http.listener import HttpListener, admin_connections
 from gateway.media.desk import MediaDesk, StageClient
 from gateway.media.inference import MediaInference
 from gateway.prediction import PredictionDesk
@@ -191,7 +191,9 @@ class Gateway:
         lane = fast_lane(self._door, self._predictions)
         app = create_app(view, media)
         self._http = HttpListener(app, sockets["http"], idle_s, lane, self._tls_port("http"))
-        self._admin = HttpListener(admin_app, sockets["admin"], idle_s, tls=self._tls_port("admin"))
+        tls = self._tls_port("admin")
+        admin = admin_connections(self._door)
+        self._admin = HttpListener(admin_app, sockets["admin"], idle_s, admin, tls)
         tls = self._tls_port("grpc")
         desks = self._door, self._predictions, media
         self._grpc = GrpcListener(sockets["grpc"], view, *desks, tls)

@@ -122,6 +122,18 @@ def refusal(error: Exception) -> HeadraceError:
     return BrokenHandshake(f"the handshake failed: {reason.lower().replace('_', ' ')}")
 
 
+def wrong_port(data: bytes, address: str, listener: str, door: Door) -> TlsClient | None:
+    """What a client is told that speaks TLS where none is spoken, once that is reported.
+
+    None for other bytes.
+    """
+    if data[:2] != TLS_RECORD + b"\x03":
+        return None
+    error = TlsClient("this port speaks no TLS: use http, or set `listen.tls`")
+    door.turn_away(address, listener, error)
+    return error
+
+
 def plain_answer(first: bytes, error: HeadraceError) -> bytes:
     """The answer to a client that speaks no TLS, in the protocol that it speaks."""
     if first.startswith(HTTP2):

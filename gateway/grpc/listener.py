@@ -18,7 +18,7 @@ from gateway.grpc.media import MEDIA_SERVICE, MediaService
 from gateway.grpc.openinference import INFERENCE_SERVICE, InferenceService
 from gateway.grpc.tfserving import MODEL_SERVICE, PREDICTION_SERVICE, ServingService
 from gateway.grpc.wire import HeadReader
-from gateway.handshakes import TlsPort, TlsServer
+from gateway.handshakes import TlsPort, TlsServer, wrong_port
 from gateway.http.listener import BACKLOG
 from gateway.media.desk import MediaDesk
 from gateway.prediction import PredictionDesk
@@ -94,6 +94,8 @@ class GrpcConnection(asyncio.Protocol, ClientConnection):
         ):
             self.transport.abort()
         elif connection.closed or (connection.leaving and connection.left):
+            if not (self.lingering or connection.begun):
+                wrong_port(data, self.address, self.family, self._door)
             self._close()
 
     def pause_writing(self) -> None:

@@ -20,6 +20,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from gateway.door import ClientConnection, Door
+from gateway.handshakes import wrong_port
 from gateway.headers import combined
 from gateway.http.heads import read_target
 from gateway.http.prediction import HttpHead, answer_bytes
@@ -328,7 +329,8 @@ class FastLane(HttpToolsProtocol, ClientConnection):
             if self._reading in ("body", "upload"):
                 self._refuse_body(InvalidArgument("the body, or what follows it, is no valid HTTP"))
             else:
-                self._refuse(InvalidArgument("this is no valid HTTP request"))
+                error = wrong_port(data, self.address, self.family, self.door)
+                self._refuse(error or InvalidArgument("this is no valid HTTP request"))
         # So much for fields that are not whole yet; `_check_fields` counts those that are.
         if self._header_bytes > self.door.limits.max_header_bytes + BLANK_BYTES:
             self._refuse_headers()

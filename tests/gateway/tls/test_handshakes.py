@@ -15,11 +15,14 @@ import pytest
 from structlog.testing import capture_logs
 
 from gateway.access.audit import AuditLog
+from gateway.http.api import create_app
+from gateway.http.listener import HttpListener, admin_connections
 from headrace.config.args import Audit, Limits
 from headrace.metrics import REFUSALS
 from tests.gateway.tls.authority import Authority, fetch
 from tests.house import House, open_house, until
 from tests.link_ends import MAX_BODY_BYTES
+from tests.sockets import bound
 
 PREDICT = "/v1/models/affine:predict"
 BODY = json.dumps({"instances": [[1.0, 2.0, 3.0, 4.0]]})
@@ -241,3 +244,29 @@ async def test_an_early_refusal_is_read_though_the_body_is_not(
         large = MAX_BODY_BYTES + 1
         said = await fetch(house.http.address, authority.client(), head % large + bytes(2_000_000))
     assert said.startswith(b"HTTP/1.1 413 ")
+
+
+@pytest.mark.parametrize("port", ["http", "grpc", "admin"])
+async def test_a_tls_client_on_a_plain_port_is_told_and_reported(
+    tmp_path: Path, authority: Authority, port: str
+) -> None:
+    audit = AuditLog(Audit(), tmp_path / "audit", "gateway")
+    async with open_house(tmp_path, audit=audit) as house:
+        admin = HttpListener(create_app(house.view), bound(), 60, admin_connections(house.door))
+        await admin.start()
+        listeners = {"http": house.http.address, "grpc": house.grpc.address}
+        address = listeners.get(port, admin.address)
+        with capture_logs() as lines:
+            with pytest.raises(OSError):
+                await fetch(address, authority.client(), LIVE)
+            await counted(house, "tls_on_plain_port")
+        host, number = address.split(":")
+        reader, writer = await asyncio.open_connection(host, int(number))
+        writer.write(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(500))
+        said = await asyncio.wait_for(reader.read(), 10)
+        writer.close()
+        assert b"this port speaks no TLS" in said or port == "grpc"
+        await admin.stop(1)
+        assert told(house)[0] == (port, "refused", "tls_on_plain_port", 400)
+    (line,) = [each for each in lines if each["event"] == "connections_refused"]
+    assert line["protocol"] == port and "set `listen.tls`" in line["why"]
