@@ -136,6 +136,7 @@ def _gateways(
         link=args.link,
         admin_token=args.admin_token,
         repository_control=args.repository.control,
+        cors=args.cors,
         budgets=args.budgets,
         audit=args.audit,
         media=args.media,

@@ -25,6 +25,7 @@ from gateway.grpc.listener import GrpcListener
 from gateway.handshakes import TlsPort
 from gateway.http.admin import GatewayControl, create_admin_app
 from gateway.http.api import create_app
+from gateway.http.cors import Cors
 from gateway.http.lane import fast_lane
 from gateway.http.listener import HttpListener, admin_connections
 from gateway.media.desk import MediaDesk, StageClient
@@ -38,6 +39,7 @@ from headrace.access import BudgetStore
 from headrace.config.args import (
     Audit,
     Budgets,
+    CorsConfig,
     Limits,
     LinkConfig,
     Listen,
@@ -74,6 +76,7 @@ class GatewaySettings:
     link: LinkConfig
     admin_token: SecretRef | None
     repository_control: Literal["admin", "public"] = "admin"
+    cors: CorsConfig | None = None
     budgets: Budgets = field(default_factory=Budgets)
     audit: Audit = field(default_factory=Audit)
     media: MediaConfig = field(default_factory=MediaConfig)
@@ -188,8 +191,9 @@ class Gateway:
         )
         token = admin_token(settings.admin_token)
         admin_app = create_admin_app(view, control, token, media)
-        lane = fast_lane(self._door, self._predictions)
-        app = create_app(view, media)
+        cors = Cors(settings.cors)
+        lane = fast_lane(self._door, self._predictions, cors)
+        app = create_app(view, media, cors)
         self._http = HttpListener(app, sockets["http"], idle_s, lane, self._tls_port("http"))
         tls = self._tls_port("admin")
         admin = admin_connections(self._door)

@@ -29,6 +29,7 @@ from gateway.door import Door
 from gateway.grpc.listener import GrpcListener
 from gateway.handshakes import TlsPort, TlsServer
 from gateway.http.api import create_app
+from gateway.http.cors import Cors
 from gateway.http.lane import fast_lane
 from gateway.http.listener import HttpListener
 from gateway.media.desk import MediaDesk, StageClient
@@ -38,7 +39,7 @@ from gateway.shared_memory.prediction import region_destination
 from gateway.shared_memory.regions import Regions
 from gateway.view import GatewayView
 from headrace.access import Access, BudgetStore, Claim, Grant
-from headrace.config.args import Batching, Limits, MediaConfig, ModelConfig, Tls
+from headrace.config.args import Batching, CorsConfig, Limits, MediaConfig, ModelConfig, Tls
 from headrace.link.client import Identity, SlotControl
 from headrace.link.handshake import Hello
 from headrace.link.plane import DataPlane
@@ -120,6 +121,7 @@ class House:
     media: MediaConfig = field(default_factory=MediaConfig)
     audit: AuditLog | None = None
     regions: Regions | None = None
+    cors: CorsConfig | None = None
     listen_tls: Tls | None = None
 
     async def start(self) -> None:
@@ -152,9 +154,9 @@ class House:
             repository_control=self.repository_control,
             regions=self.regions,
         )
-        app = create_app(self.view, desk)
+        app = create_app(self.view, desk, Cors(self.cors))
         self.certificates = None if self.listen_tls is None else Certificates(self.listen_tls)
-        lane = fast_lane(self.door, self.predictions)
+        lane = fast_lane(self.door, self.predictions, Cors(self.cors))
         self.http = HttpListener(app, bound(), 60, lane, self._tls_port("http"))
         await self.http.start()
         desk_and_door = self.view, self.door, self.predictions

@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from gateway.access.limits import limit_fields
 from gateway.access.visit import Head, Visit
 from gateway.headers import combined, error_headers
+from gateway.http.cors import Cors
 from gateway.http.paths import routed_path
 from headrace.errors import (
     HeadraceError,
@@ -66,10 +67,13 @@ class HeadAsGet:
 
 
 class Envelope:
-    """Lets callers in; gives each request its canonical path, each answer its `X-Request-Id`."""
+    """Lets callers in; gives each request its canonical path, each answer its `X-Request-Id`.
 
-    def __init__(self, app: ASGIApp, admit: Callable[[Visit], None]) -> None:
-        self._app, self._admit = app, admit
+    A browser that asks before it sends is answered here: it has no credential yet.
+    """
+
+    def __init__(self, app: ASGIApp, admit: Callable[[Visit], None], cors: Cors) -> None:
+        self._app, self._admit, self._cors = app, admit, cors
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -82,7 +86,7 @@ class Envelope:
         identity = visit.request_id
         path = canonical_path(routed_path(scope["raw_path"]))
         headers[b"x-request-id"] = identity.encode("latin-1")
-        more = {"x-request-id": identity}
+        more = {"x-request-id": identity, **self._cors.fields(headers)}
         state = {**scope.get("state", {}), "request_id": identity}
 
         async def send_with_more(message: Message) -> None:
@@ -90,6 +94,14 @@ class Envelope:
                 MutableHeaders(scope=message).update(more)
             await send(message)
 
+        try:
+            preflight = self._cors.preflight(scope["method"], headers)
+        except HeadraceError as error:
+            await error_answer(error)(scope, receive, send_with_more)
+            return
+        if preflight is not None:
+            await Response(None, 204, preflight)(scope, receive, send_with_more)
+            return
         # What is uploaded has a way in of its own: it may have to wait for its turn.
         probed = path == "/" or path.startswith(OPEN_PATHS)
         if not (probed or is_upload(scope["method"], path)):

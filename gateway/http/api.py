@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from gateway.access.visit import Visit
 from gateway.http.answers import Envelope, HeadAsGet, answer_errors, json_answer
+from gateway.http.cors import NO_CORS, Cors
 from gateway.http.media import jobs, uploads
 from gateway.http.repository import View, read_document, repository
 from gateway.media.desk import MediaDesk
@@ -141,7 +142,7 @@ def _regions(request: Request) -> tuple[Regions | None, str]:
 ALL_METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
 
-def create_app(view: GatewayView, media: MediaDesk | None = None) -> FastAPI:
+def create_app(view: GatewayView, media: MediaDesk | None = None, cors: Cors = NO_CORS) -> FastAPI:
     """The ASGI application of the public listener; without `media` nothing large is split."""
     app = FastAPI(title="Headrace", docs_url=None, redoc_url=None, openapi_url=None)
     app.router.redirect_slashes = False
@@ -155,7 +156,7 @@ def create_app(view: GatewayView, media: MediaDesk | None = None) -> FastAPI:
     app.include_router(settings)
     app.include_router(openinference)
     answer_errors(app)
-    app.add_middleware(Envelope, admit=view.admit)
+    app.add_middleware(Envelope, admit=view.admit, cors=cors)
     app.add_middleware(HeadAsGet)
     return app
 

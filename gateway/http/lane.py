@@ -22,6 +22,7 @@ from uvicorn.server import ServerState
 from gateway.door import ClientConnection, Door
 from gateway.handshakes import wrong_port
 from gateway.headers import combined
+from gateway.http.cors import NO_CORS, Cors
 from gateway.http.heads import read_target
 from gateway.http.prediction import HttpHead, answer_bytes
 from gateway.prediction import Prediction, PredictionDesk
@@ -166,10 +167,11 @@ class HttpPrediction(Prediction):
 
 
 class FastLane(HttpToolsProtocol, ClientConnection):
-    """An HTTP connection. Made by `fast_lane`, which sets `door` and `predictions`."""
+    """An HTTP connection. Made by `fast_lane`, which sets `door`, `predictions` and `cors`."""
 
     door: Door
     predictions: PredictionDesk
+    cors: Cors
     flow: FlowControl
     # uvicorn keeps its own cycles here; ours have what it uses of them.
     cycle: Any
@@ -374,13 +376,15 @@ class FastLane(HttpToolsProtocol, ClientConnection):
         if self.transport.is_closing() or self._reading in ("refused", "lingering"):
             return
         self._reading = "refused"
+        headers = combined(self.headers or ())
         head = HttpHead(
             self.predictions,
             None,
-            combined(self.headers or ()),
+            headers,
             self.address,
             keep_alive=False,
             bodiless=bodiless,
+            lines=self.cors.lines(headers),
         )
         self._begin(head, expects=False, failed=error)
 
@@ -478,6 +482,7 @@ class FastLane(HttpToolsProtocol, ClientConnection):
             self.certificate,
             keep_alive=keep_alive,
             version=version,
+            lines=self.cors.lines(headers),
         )
         if self._parsed is None:
             self._parsed, self._lines = head, len(self.headers)
@@ -572,6 +577,7 @@ class FastLane(HttpToolsProtocol, ClientConnection):
             self.transport.close()
 
 
-def fast_lane(door: Door, predictions: PredictionDesk) -> type[FastLane]:
+def fast_lane(door: Door, predictions: PredictionDesk, cors: Cors = NO_CORS) -> type[FastLane]:
     """The protocol class of one gateway, as uvicorn wants it."""
-    return type("FastLane", (FastLane,), {"door": door, "predictions": predictions})
+    shared = {"door": door, "predictions": predictions, "cors": cors}
+    return type("FastLane", (FastLane,), shared)

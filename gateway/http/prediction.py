@@ -63,12 +63,13 @@ class HttpHead(Head):
         keep_alive: bool,
         version: str = "1.1",
         bodiless: bool = False,
+        lines: bytes = b"",
     ) -> None:
         super().__init__(headers, address, certificate)
         self.path, self.keep_alive, self.bodiless = path, keep_alive, bodiless
         # A client of HTTP/1.0 takes a connection for closed unless it is told.
-        self.kept_lines = b"connection: keep-alive\r\n" if version == "1.0" else b""
-        self.closing_lines = b"connection: close\r\n"
+        self.kept_lines = lines + (b"connection: keep-alive\r\n" if version == "1.0" else b"")
+        self.closing_lines = lines + b"connection: close\r\n"
         self.invalid: HeadraceError | None = None
         self.json_length: int | None = None
         self.encodings = 0
@@ -130,7 +131,7 @@ def answer_bytes(
     """Head and body of the HTTP answer."""
     more = head.kept_lines if keep_alive else head.closing_lines
     if (limit := prediction.limit_headers(now_s, answer)) is not None:
-        more = LIMIT_LINES % limit
+        more += LIMIT_LINES % limit
     if prediction.cold_start_ms:
         more += b"x-headrace-cold-start-ms: %d\r\n" % prediction.cold_start_ms
     if isinstance(answer, Reply) and answer.status != OK:

@@ -331,6 +331,40 @@ class SharedMemory(Strict):
     user: Annotated[int, Field(ge=0, lt=2**32)] | None = None
 
 
+_ORIGIN = re.compile(
+    r"[a-z][a-z0-9+.\-]*://[a-z0-9.\-_]+(:[0-9]{1,5})?|[a-z]+://\[[0-9a-f:]+\](:[0-9]{1,5})?"
+)
+
+
+def _checked_origin(text: str) -> str:
+    if text != "*" and not _ORIGIN.fullmatch(text):
+        raise ValueError(
+            "should be written as browsers send it, such as https://app.example.com: scheme, host "
+            "and port in lower case, without a path; or '*' for all"
+        )
+    return text
+
+
+class CorsConfig(Strict):
+    """Pages in browsers that may call over HTTP: those of these `origins`, or of all (`*`).
+
+    They may send `headers` besides those of our protocols. A browser remembers for `max_age_s` what
+    it may.
+    """
+
+    origins: Annotated[
+        tuple[Annotated[str, AfterValidator(_checked_origin)], ...], Field(min_length=1)
+    ]
+    headers: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~\-]{1,128}$")], ...] = ()
+    max_age_s: Annotated[float, Field(ge=0, le=86_400)] = 600.0
+
+    @model_validator(mode="after")
+    def _all_or_some(self) -> Self:
+        if "*" in self.origins and len(self.origins) > 1:
+            raise ValueError("`*` in `origins` stands alone: it means all of them")
+        return self
+
+
 class Args(Strict):
     """The application's `args:`; a change restarts every replica."""
 
@@ -346,6 +380,7 @@ class Args(Strict):
     audit: Audit = Audit()
     media: MediaConfig = MediaConfig()
     shared_memory: SharedMemory | None = None
+    cors: CorsConfig | None = None
     secret: SecretRef | None = None
     admin_token: SecretRef | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -8,6 +8,7 @@ from fastapi import FastAPI
 from gateway.access.limits import Limiter, OverBudget
 from gateway.access.visit import Visit
 from gateway.http.answers import Envelope, answer_errors
+from gateway.http.cors import NO_CORS
 from headrace.access import Caller
 from headrace.config.tiers import Tier
 from headrace.errors import Unavailable
@@ -17,7 +18,7 @@ from tests.gateway.views import admit
 def broken_app() -> FastAPI:
     app = FastAPI()
     answer_errors(app)
-    app.add_middleware(Envelope, admit=admit)
+    app.add_middleware(Envelope, admit=admit, cors=NO_CORS)
 
     @app.get("/bug")
     async def bug() -> None:
@@ -55,7 +56,7 @@ async def test_several_forwarding_lines_are_one_list() -> None:
         admit(visit)
 
     app = FastAPI()
-    app.add_middleware(Envelope, admit=listening)
+    app.add_middleware(Envelope, admit=listening, cors=NO_CORS)
     lines = [("X-Forwarded-For", "203.0.113.9"), ("X-Forwarded-For", "10.0.0.3")]
     transport = httpx.ASGITransport(app=app)
     async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
@@ -72,7 +73,7 @@ async def test_a_refused_visit_tells_its_limits_too() -> None:
         raise OverBudget("too many", limit, retry_after_s=1.2, reason="rate")
 
     app = FastAPI()
-    app.add_middleware(Envelope, admit=full)
+    app.add_middleware(Envelope, admit=full, cors=NO_CORS)
     transport = httpx.ASGITransport(app=app)
     async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
         answer = await client.get("/v2")

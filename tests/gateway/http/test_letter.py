@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from headrace.access import Access
 from headrace.config.args import Limits
+from headrace.config.tiers import Tier
 from tests.house import House, client, open_house, until
 
 LIMIT_BYTES, MAX_HEADERS = Limits().max_header_bytes, Limits().max_headers
@@ -337,6 +339,14 @@ async def test_http_1_0_is_told_whether_its_connection_stays(tmp_path: Path) -> 
             assert found.count(b"connection: keep-alive\r\n") == 1
             assert found.count(b"connection: close\r\n") == 1
             assert found.index(b"keep-alive") < found.index(b"connection: close")
+
+
+async def test_an_answer_with_limits_says_whether_the_connection_stays(tmp_path: Path) -> None:
+    access = Access(1, {"anonymous": Tier(rate="9/s", burst=9)})
+    async with open_house(tmp_path, "a", access=access) as house:
+        for place in PLACES:
+            found = await raw(house, place.fill(CLOSED["Connection: close"]))
+            assert b"ratelimit:" in found and b"connection: close\r\n" in found
 
 
 @pytest.mark.parametrize("method", ["PUT", "OPTIONS", "PATCH", "DELETE"])
