@@ -13,7 +13,7 @@ STAMP := $(VENV)/.installed
 PACKAGES := headrace sharding replicas autoscale gateway command
 CODE := $(PACKAGES) models loadtests tests
 
-.PHONY: help setup models media serve test redis perf-analyzer load-generators format check-format lint types pytest bench bench-peers bench-reload bench-kills bench-limits bench-pool bench-sharding loadtest loadtest-tiers fuzz protos lock image-check clean
+.PHONY: help setup models media serve test redis perf-analyzer load-generators format check-format lint types pytest bench bench-peers bench-reload bench-tls bench-kills bench-limits bench-pool bench-sharding loadtest loadtest-tiers fuzz protos lock image-check clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -83,6 +83,9 @@ bench-peers: setup models ## Measure beside all other model servers, in full: mo
 
 loadtest: setup ## Load a started system with locust and write a report with plots
 	@$(BIN)/python -m loadtests.users $(ARGS)
+
+bench-tls: setup models ## Measure what TLS costs, in turns with plain connections (needs wrk)
+	@$(BIN)/python -m loadtests.tls $(ARGS)
 
 bench-reload: setup models ## Measure a new version of tagger under load
 	@$(BIN)/python -m loadtests.reload $(ARGS)

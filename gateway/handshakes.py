@@ -247,7 +247,12 @@ class TlsServer:
     async def _shake_hands(self, connection: socket.socket) -> None:
         """Let the application's protocol have the connection, or raise why it cannot."""
         last: list[tuple[socket.socket, bytes]] = []
-        FAREWELL.set(lambda words: last.append((connection.dup(), words)))
+
+        def remember(words: bytes) -> None:
+            with contextlib.suppress(OSError):  # no descriptor is free
+                last.append((connection.dup(), words))
+
+        FAREWELL.set(remember)
         try:
             await self._loop.connect_accepted_socket(
                 self._make,
