@@ -36,11 +36,27 @@ FAREWELL: ContextVar[Farewell] = ContextVar("farewell")
 log = structlog.get_logger()
 
 
-class _ServerEnd(ssl.SSLObject):
-    """The server's end of a connection; event loops drop the alert of a failed handshake."""
+RECORD_BYTES = 16 * 1024
+"""The most that one record carries, and so one read gives."""
 
+
+class _ServerEnd(ssl.SSLObject):
+    """The server's end of a connection; event loops drop the alert of a failed handshake.
+
+    They also read until OpenSSL says that nothing is left, which it does slowly, and each time into
+    a new buffer for 16 records.
+    """
+
+    incoming: ssl.MemoryBIO
     outgoing: ssl.MemoryBIO
     farewell: Farewell
+
+    def read(self, len: int = 1024, buffer: Any = None) -> Any:
+        if buffer is not None:
+            return super().read(len, buffer)
+        if not self.incoming.pending and not self.pending():
+            raise ssl.SSLWantReadError(ssl.SSL_ERROR_WANT_READ, "nothing is left to read")
+        return super().read(min(len, RECORD_BYTES))
 
     def do_handshake(self) -> None:
         try:
@@ -60,7 +76,7 @@ class ServerContext(ssl.SSLContext):
     def wrap_bio(self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, **more: Any) -> _ServerEnd:  # type: ignore[override]
         made = super().wrap_bio(incoming, outgoing, **more)
         assert isinstance(made, _ServerEnd)
-        made.outgoing, made.farewell = outgoing, FAREWELL.get()
+        made.incoming, made.outgoing, made.farewell = incoming, outgoing, FAREWELL.get()
         return made
 
 
