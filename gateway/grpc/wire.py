@@ -56,7 +56,9 @@ OF_A_CONNECTION = frozenset(
     (b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade")
 )
 """Headers that HTTP/2 forbids (RFC 9113, 8.2.2)."""
-UPPER = re.compile(rb"[A-Z]")
+NOT_IN_NAMES = re.compile(rb"[\x00-\x20A-Z:\x7f-\xff]")
+NOT_IN_VALUES = re.compile(rb"[\0\r\n]")
+"""Bytes that HTTP/2 forbids (RFC 9113, 8.2.1). White space around values passes: gRPC has it."""
 DIGITS = re.compile(rb"[0-9]{1,18}")
 
 HELD_S = 0.05
@@ -173,11 +175,13 @@ def read_head(
     pseudo: dict[bytes, bytes] = {}
     lines: list[Field] = []
     for name, value in fields:
+        if NOT_IN_VALUES.search(value):
+            return CallHead(malformed=f"the value of {quoted(name.decode('latin-1'))}")
         if name[:1] == b":":
             if lines or name in pseudo or name not in PSEUDO:
                 return CallHead(malformed=f"the pseudo-header {quoted(name.decode('latin-1'))}")
             pseudo[name] = value
-        elif UPPER.search(name) or not name or name in OF_A_CONNECTION:
+        elif NOT_IN_NAMES.search(name) or not name or name in OF_A_CONNECTION:
             return CallHead(malformed=f"the header {quoted(name.decode('latin-1'))}")
         else:
             lines.append((name, value))

@@ -150,6 +150,11 @@ def test_other_methods_are_not_allowed() -> None:
         {"grpc": [*GRPC, (b"content-length", b"five")]},
         {"grpc": [*GRPC, (b"content-length", b"5"), (b"content-length", b"6")]},
         {"grpc": [*GRPC, (b"content-length", b"-5")]},
+        {"grpc": [*GRPC, (b"a b", b"")]},
+        {"grpc": [*GRPC, (b"x\n", b"")]},
+        {"grpc": [*GRPC, (b"x", b"a\r\nb: c")]},
+        {"grpc": [*GRPC, (b"x", b"\0")]},
+        {"pseudo": [*PSEUDO[:2], (b":path", b"/a\n")]},
     ],
 )
 def test_malformed_heads_are_known(change: dict[str, Any]) -> None:
