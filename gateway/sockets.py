@@ -23,6 +23,8 @@ from headrace.files import hold, locked
 HOLD_S = 30.0
 """How long connections wait for a gateway after the last one has died; then they are refused."""
 ANSWER_S = 10.0
+LEAVE_S = 3.0
+"""How long a gateway that stops waits for the keeper's answer."""
 AGAIN_S = 1.0
 ATTEMPTS = 3
 
@@ -65,13 +67,16 @@ class HeldSockets:
         self._send({"serve": True})
 
     async def leave(self) -> bool:
-        """Tell the keeper that this gateway stops; whether others on this node go on accepting."""
+        """Tell the keeper that this gateway stops; whether others on this node go on accepting.
+
+        True also where the keeper does not answer: sockets that others may use must not be shut.
+        """
         self._others = asyncio.get_running_loop().create_future()
         self._send({"leave": True})
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(AGAIN_S):
+            async with asyncio.timeout(LEAVE_S):
                 return await self._others
-        return False
+        return True
 
     def shut(self) -> None:
         """Refuse connections from now on, wherever these sockets are open."""

@@ -163,11 +163,10 @@ class Clients:
                 except OSError:
                     error = "broken"
                 self.asked.append(Asked(connected_s, sent_s, time.monotonic(), error))
-                if line is not None and not keep:
+                if line is not None and (error or not keep):
                     line.transport.abort()
                     line = None
                 await asyncio.sleep(PAUSE_S)
-
         finally:
             if line is not None:
                 line.transport.abort()

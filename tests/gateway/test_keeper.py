@@ -218,6 +218,19 @@ async def test_a_killed_keeper_is_replaced_and_gets_the_sockets(tmp_path: Path) 
         assert len(keepers(tmp_path)) == 1 and connects(port)
 
 
+async def test_who_leaves_without_an_answer_does_not_take_itself_for_the_last(
+    tmp_path: Path,
+) -> None:
+    async with held(tmp_path) as sockets:
+        sockets.serve()
+        (standing,) = keepers(tmp_path)
+        standing.suspend()
+        try:
+            assert await sockets.leave()
+        finally:
+            standing.resume()
+
+
 async def test_the_keeper_ends_with_the_process_that_starts_gateways(tmp_path: Path) -> None:
     (tmp_path / "own").mkdir()
     owner, _ = start_gateway(tmp_path)
