@@ -285,7 +285,8 @@ class Http2(Target):
         assert held <= 2**14 + HEAD_BYTES
         ours.connection.lose()
         assert not ours.connection.streams
-        self._pieces(data)
+        if data.startswith(PREFACE):
+            self._pieces(data)  # of other bytes only a whole first line tells that it is HTTP/1.1
 
     @staticmethod
     def _pieces(data: bytes) -> None:
