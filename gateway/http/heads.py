@@ -52,6 +52,16 @@ def read_target(
     return (absolute["path"] or b"/") + (absolute["query"] or b"")
 
 
+def may_stay(headers: Mapping[bytes, bytes]) -> bool:
+    """Whether a connection that HTTP/1.0 asks to keep may be kept (RFC 9112, 6.1 and 9.3).
+
+    `close` outweighs `keep-alive`, and old proxies do not know how a chunked body ends.
+    """
+    options = headers.get(b"connection", b"").lower().split(b",")
+    closes = any(option.strip() == b"close" for option in options)
+    return not closes and b"transfer-encoding" not in headers
+
+
 def _refuse_coding(coding: bytes) -> None:
     shown = quoted(coding.decode("latin-1"))
     names = [name.strip() for name in coding.split(b",")]

@@ -23,7 +23,7 @@ from gateway.door import ClientConnection, Door
 from gateway.handshakes import wrong_port
 from gateway.headers import combined
 from gateway.http.cors import NO_CORS, Cors
-from gateway.http.heads import read_target
+from gateway.http.heads import may_stay, read_target
 from gateway.http.prediction import HttpHead, answer_bytes
 from gateway.prediction import Prediction, PredictionDesk
 from headrace.errors import (
@@ -40,6 +40,7 @@ from headrace.protocols.targets import parse_infer_path
 UPLOAD = b":process"
 """Part of the paths whose handlers time their own body, which may have gigabytes."""
 LINE_END = b"\r\n"
+BLANKS = b" \t"
 END_OF_HEAD = b"\r\n\r\n"
 DISCARD_BYTES = 1024 * 1024
 """Longest refused body that is read and dropped, so that its connection can stay."""
@@ -263,12 +264,11 @@ class FastLane(HttpToolsProtocol, ClientConnection):
         if self._reading == "headers":
             self._refuse(InvalidArgument("the request ends before its headers do"))
         elif self._reading in ("body", "upload"):
-            cycle = self.cycle
-            if not isinstance(cycle, HttpPrediction) or cycle.started:
+            if not self.pipeline:
                 return False
-            cycle.refuse(InvalidArgument("the request ends before its body does"))
+            self._refuse_body(InvalidArgument("the request ends before its body does"))
         elif not self._reading:
-            if not self._between_answers():
+            if not (self.pipeline or self._between_answers()):
                 return False  # It has seen the beginning of its answer, and wants no more.
             self.shutdown()
         self.loop.call_later(PROBES_S[0], self._probe, 0)
@@ -313,7 +313,9 @@ class FastLane(HttpToolsProtocol, ClientConnection):
     def _parse(self, data: bytes) -> None:
         """Count bytes that are no body, headers and trailers: the parser itself has no limit."""
         begins = not self._reading
-        if self._reading == "refused" or (begins and data[0] in LINE_END and not data.strip()):
+        if self._reading == "refused" or (
+            begins and data[0] in LINE_END and not data.strip(LINE_END)
+        ):
             return  # Some clients send an empty line behind a body.
         self._header_bytes += len(data)
         self._reading = self._reading or "headers"
@@ -442,6 +444,7 @@ class FastLane(HttpToolsProtocol, ClientConnection):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Collect a header, within the limits. A trailer is counted, and left out."""
+        value = value.rstrip(BLANKS)  # The parser leaves out those in front alone.
         self._fields += 1
         self._field_bytes += len(name) + len(value) + LINE_BYTES
         if self._reading == "headers":
@@ -467,9 +470,9 @@ class FastLane(HttpToolsProtocol, ClientConnection):
             return
         self._header_bytes, self._reading, self._since_s = 0, "body", self.loop.time()
         keep_alive, chunked = parser.should_keep_alive(), b"transfer-encoding" in headers
+        if version == "1.0" and keep_alive:
+            keep_alive = may_stay(headers)
         if chunked:
-            if version == "1.0":
-                keep_alive = False  # Old proxies do not know how its body ends (RFC 9112, 6.1).
             self._be_lenient(keep_alive)
         if path is None:
             self._to_asgi(keep_alive, version)

@@ -97,6 +97,7 @@ class HttpListener:
             loop="none",
             log_config=None,
             access_log=False,
+            proxy_headers=False,  # Whom to believe is for `auth.trusted_proxies` to say.
             server_header=False,
             date_header=False,
             timeout_keep_alive=round(idle_timeout_s),

@@ -56,6 +56,20 @@ async def test_the_turn_of_a_caller_pays_for_what_its_answer_cost(tmp_path: Path
         assert queue._debts == {"ip:127.0.0.1": 4.0}
 
 
+@pytest.mark.parametrize(("proxies", "callers"), [((), 1), (("127.0.0.1",), 2)])
+async def test_a_forwarded_address_is_believed_from_trusted_proxies_alone(
+    tmp_path: Path, proxies: tuple[str, ...], callers: int
+) -> None:
+    """By predictions and by all else."""
+    access = tiers(trusted_proxies=proxies)
+    async with open_house(tmp_path, "a", access=access) as house, client(house) as http:
+        headers = {"x-forwarded-for": "203.0.113.7"}
+        found = await http.get("/v2/models/affine", headers=headers)
+        predicted = await http.post(PREDICT, json=BODY, headers={"x-forwarded-for": "203.0.113.8"})
+        assert (found.status_code, predicted.status_code) == (200, 200)
+        assert len(house.admission.limiter) == callers
+
+
 async def test_a_burst_is_answered_and_the_rest_told_when_to_come_back(tmp_path: Path) -> None:
     async with open_house(tmp_path, "a", access=tiers()) as house, client(house) as http:
         answers = [await http.post(PREDICT, json=BODY) for _ in range(7)]

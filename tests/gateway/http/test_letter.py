@@ -65,6 +65,9 @@ KEPT: dict[str, bytes] = {
     "an empty Host": line(POST[:-2], b"Host: \r\n"),
     "a Host with a port": line(POST[:-2], b"Host: a_b.example:80\r\n"),
     "a Host of IPv6": line(POST[:-2], b"Host: [::1]:80\r\n"),
+    "blanks around values": POST
+    + b"Host: \t x \t\r\nInference-Header-Content-Length: %(length)d \r\n"
+    + b"Content-Length: %(length)d \t\r\n\r\n%(body)b",
     "the absolute form": line(b"POST http://any.example:8080%(target)b HTTP/1.1"),
     "the absolute form of https": line(b"POST HTTPS://[::1]%(target)b?a=b HTTP/1.1"),
     "a query": line(b"POST %(target)b?a=http://x HTTP/1.1"),
@@ -87,6 +90,9 @@ KEPT: dict[str, bytes] = {
 CLOSED: dict[str, bytes] = {
     "Connection: close": line(POST[:-2], HOST + b"Connection: close\r\n"),
     "HTTP/1.0": line(b"POST %(target)b HTTP/1.0", b""),
+    "HTTP/1.0 that stays and does not": line(
+        b"POST %(target)b HTTP/1.0", b"Connection: close\r\nConnection: keep-alive\r\n"
+    ),
     "HTTP/1.0 with chunks": b"POST %(target)b HTTP/1.0\r\nConnection: keep-alive\r\n"
     b"Transfer-Encoding: chunked\r\n\r\n%(chunks)b\r\n",
 }
@@ -130,6 +136,7 @@ REFUSED: dict[str, tuple[int, bytes]] = {
     "a folded line": (400, line(POST[:-2], HOST + b"X: a\r\n b\r\n")),
     "a blank before the colon": (400, line(POST[:-2], HOST + b"X : a\r\n")),
     "a control character": (400, line(POST[:-2], HOST + b"X: a\x01b\r\n")),
+    "blanks in front": (400, b"\r\n \r\n" + PLAIN),
     "bare line feeds": (400, PLAIN.replace(b"\r\n", b"\n")),
     "a broken chunk": (400, POST + HOST + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n"),
     "a broken trailer": (400, CHUNKED + b"X Y: 1\r\n\r\n"),
@@ -303,6 +310,17 @@ async def test_requests_that_end_early_leave_those_before_them_their_answers(
                 assert await converse(house, [plain[:cut]], ends=True) == []
         await until(lambda: not house.door.connections)
         assert house.admission.memory.used_bytes == 0
+
+
+async def test_a_client_that_ends_its_side_gets_all_answers(tmp_path: Path) -> None:
+    async with open_house(tmp_path, "a") as house:
+        for place in PLACES:
+            plain = place.fill(PLAIN)
+            for half, more in ((b"", []), (plain[:-1], [400]), (plain[:30], [400])):
+                answers = await converse(house, [plain * 4 + half], ends=True)
+                statuses = [status for status, _ in answers]
+                # Half a request is dropped where all before it are answered by then.
+                assert statuses[:4] == [200] * 4 and statuses[4:] in ([], more), place.target
 
 
 async def raw(house: House, sent: bytes) -> bytes:
