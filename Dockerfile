@@ -4,16 +4,15 @@
 #   docker build --target cpu -t headrace .
 #   docker run -p 8080:8080 -v ./models:/srv/models -v ./headrace.yaml:/srv/headrace.yaml headrace
 
-FROM python:3.11-slim AS wheel
+FROM python:3.11-slim AS source
 WORKDIR /src
-RUN pip install --no-cache-dir hatchling build
 COPY . .
-RUN python -m build --wheel --no-isolation --outdir dist .
+RUN deploy/image_steps.sh compiler
 
-FROM wheel AS cpu-install
+FROM source AS cpu-install
 RUN deploy/image_steps.sh install lock/runtime.txt /opt/headrace
 
-FROM wheel AS gpu-install
+FROM source AS gpu-install
 RUN deploy/image_steps.sh install lock/runtime-gpu.txt /opt/headrace
 
 FROM python:3.11-slim AS base

@@ -11,14 +11,18 @@ BIN := $(VENV)/bin
 LOCK ?= $(if $(shell nvidia-smi -L 2>/dev/null),lock/gpu.txt,lock/cpu.txt)
 STAMP := $(VENV)/.installed
 PACKAGES := headrace sharding replicas autoscale gateway command
-CODE := $(PACKAGES) models loadtests tests
+CODE := $(PACKAGES) models loadtests tests hatch_build.py
+HOT_TESTS := tests/headrace tests/gateway tests/replicas
 
-.PHONY: help setup models media serve test redis perf-analyzer load-generators format check-format lint types pytest bench bench-peers bench-reload bench-tls bench-kills bench-limits bench-pool bench-sharding loadtest loadtest-tiers fuzz protos lock image-check clean
+.PHONY: help setup compiled models media serve test redis perf-analyzer load-generators format check-format lint types pytest pytest-interpreted bench bench-peers bench-reload bench-tls bench-kills bench-limits bench-pool bench-sharding loadtest loadtest-tiers fuzz protos lock image-check clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
 
-setup: $(STAMP) ## Make .venv and install everything from the lock
+setup: $(STAMP) compiled ## Make .venv, install everything from the lock, compile what is hot
+
+compiled: $(STAMP) ## Compile the hottest modules again, if they were edited
+	@$(BIN)/python hatch_build.py
 
 $(STAMP): $(LOCK) pyproject.toml
 	@if [ -z "$(PYTHON)" ]; then echo "Headrace needs Python 3.11 or 3.12: install python3.11 and python3.11-venv, or call make PYTHON=/path/to/it"; exit 1; fi
@@ -40,7 +44,7 @@ media: setup ## Build large pictures and clips into models/media, to try `headra
 serve: models ## Start the demo and serve until Ctrl-C
 	@exec $(BIN)/headrace up examples/demo.yaml
 
-test: setup models redis perf-analyzer load-generators check-format lint types pytest ## Format check, lint, types and all tests
+test: setup models redis perf-analyzer load-generators check-format lint types pytest pytest-interpreted ## Format check, lint, types and all tests
 
 # RUNLEVEL keeps a package from starting its service.
 install = { \
@@ -70,6 +74,10 @@ types: setup ## Check the types
 
 pytest: setup
 	@$(BIN)/python -m pytest
+
+# What is compiled, once more as it runs where there is no compiler.
+pytest-interpreted: setup
+	@HEADRACE_COMPILED=0 $(BIN)/python -m pytest -q -m "not ray and not tensorflow" $(HOT_TESTS)
 
 format: setup ## Format the code
 	@$(BIN)/ruff format $(CODE)
@@ -119,5 +127,5 @@ image-check: ## Run the steps of the Dockerfile in a clean folder
 	@deploy/image_check.sh
 
 clean: ## Remove what was built, except downloaded sources
-	@rm -rf $(VENV) build dist models/repository .mypy_cache .ruff_cache .pytest_cache
-	@find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +
+	@rm -rf $(VENV) build dist headrace/_compiled models/repository .mypy_cache .ruff_cache .pytest_cache
+	@find $(PACKAGES) models loadtests tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -273,13 +273,18 @@ def down(
 @main.command()
 @as_json
 def version(as_json: bool) -> None:
-    """Show the versions of Headrace, Python and Ray."""
+    """Show the versions of Headrace, Python and Ray, and whether Headrace runs compiled."""
     import platform
     from importlib import metadata
 
+    from headrace import compiled
     from headrace.runtimes import RUNTIMES
 
-    found = {"headrace": metadata.version("headrace"), "python": platform.python_version()}
+    found = {
+        "headrace": metadata.version("headrace"),
+        "code": compiled.status,
+        "python": platform.python_version(),
+    }
     for package in ("ray", *(name for kind in RUNTIMES.values() for name in kind.packages)):
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)

@@ -8,9 +8,6 @@ trap 'rm -rf "$folder"' EXIT
 chmod 755 "$folder"
 git ls-files -z | xargs -0 cp --parents -t "$folder"
 cd "$folder"
-python3 -m venv build-tools
-build-tools/bin/pip install --quiet hatchling build
-build-tools/bin/python -m build --quiet --wheel --no-isolation --outdir dist .
 deploy/image_steps.sh install "$lock" "$folder/opt"
 command=("$folder/opt/bin/headrace")
 # As another user, as in the image, where this machine's interpreter can be reached by one.

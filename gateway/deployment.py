@@ -35,6 +35,7 @@ from gateway.shared_memory.prediction import region_destination
 from gateway.shared_memory.regions import Regions
 from gateway.sockets import HeldSockets
 from gateway.view import GatewayView
+from headrace import compiled
 from headrace.access import BudgetStore
 from headrace.config.args import (
     Audit,
@@ -234,6 +235,7 @@ class Gateway:
         return {
             "pid": os.getpid(),
             "node_id": self._process.node.id,
+            "code": compiled.status,
             "addresses": self.addresses(),
             "connections": len(self._door.connections),
             "in_flight": len(self._plane.router),

@@ -42,7 +42,10 @@ class ModelVersion(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class SlotView:
-    """A slot process and the addresses of its link (`unix_path` is valid on its own node)."""
+    """A slot process and the addresses of its link (`unix_path` is valid on its own node).
+
+    `code` is what it runs: compiled modules, or why not.
+    """
 
     slot_id: str
     slot_class: str
@@ -51,6 +54,7 @@ class SlotView:
     tcp_address: str
     pid: int = 0
     draining: bool = False
+    code: str = ""
 
 
 @dataclass(frozen=True, slots=True)

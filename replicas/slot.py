@@ -14,6 +14,7 @@ from typing import Any
 import structlog
 from ray import serve
 
+from headrace import compiled
 from headrace.config.args import WILDCARDS, Limits, LinkConfig, SlotClass, split_address
 from headrace.config.types import SecretRef
 from headrace.deployment import Away, CallFailed, Process, on_ray
@@ -108,6 +109,7 @@ class ModelServer:
             unix_path=str(path),
             tcp_address=f"{reachable}:{bound_port}",
             pid=os.getpid(),
+            code=compiled.status,
         )
 
     async def _announce(self) -> None:

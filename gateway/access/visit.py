@@ -137,6 +137,10 @@ class Visit:
         mine, theirs = self.request.deadline_s, other.request.deadline_s
         return mine < theirs or (mine == theirs and self.number < other.number)
 
+    def __hash__(self) -> int:
+        # mypyc leaves a class that has an order without one.
+        return id(self)
+
     @property
     def target(self) -> tuple[str, str]:
         """The protocol, and the name of the model that is asked ("": none)."""

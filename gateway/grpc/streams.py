@@ -10,6 +10,8 @@ import struct
 from collections import deque
 from collections.abc import Callable
 
+from mypy_extensions import mypyc_attr
+
 from gateway.grpc.frames import (
     DEFAULT_FRAME_BYTES,
     DEFAULT_WINDOW_BYTES,
@@ -28,6 +30,7 @@ JOIN_BYTES = 64 * 1024
 """Bytes up to which frames are joined: one buffer is written quicker than many."""
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Stream:
     """One request and its answer; what reads the request is a subclass. Windows are in bytes.
 

@@ -362,6 +362,7 @@ def _slots(
             "slot_class": slot.slot_class,
             "node_id": slot.node_id,
             "pid": slot.pid,
+            "code": slot.code,
             "state": "DRAINING" if slot.draining else "UP",
             "link": links.get(slot.slot_id, "down"),
             "models": [

@@ -11,6 +11,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 import httptools
@@ -168,11 +170,8 @@ class HttpPrediction(Prediction):
 
 
 class FastLane(HttpToolsProtocol, ClientConnection):
-    """An HTTP connection. Made by `fast_lane`, which sets `door`, `predictions` and `cors`."""
+    """An HTTP connection."""
 
-    door: Door
-    predictions: PredictionDesk
-    cors: Cors
     flow: FlowControl
     # uvicorn keeps its own cycles here; ours have what it uses of them.
     cycle: Any
@@ -181,12 +180,16 @@ class FastLane(HttpToolsProtocol, ClientConnection):
 
     def __init__(
         self,
+        door: Door,
+        predictions: PredictionDesk,
+        cors: Cors,
         config: Config,
         server_state: ServerState,
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
+        self.door, self.predictions, self.cors = door, predictions, cors
         self._since_s = self.loop.time()
         # What comes next: "" (a request), "headers", "body", "upload" (a body whose handler times
         # it), or nothing that is read: "refused", "lingering".
@@ -338,7 +341,12 @@ class FastLane(HttpToolsProtocol, ClientConnection):
         # So much for fields that are not whole yet; `_check_fields` counts those that are.
         if self._header_bytes > self.door.limits.max_header_bytes + BLANK_BYTES:
             self._refuse_headers()
-        if begins and (head := self._parsed) is not None:
+        if begins:
+            self._remember(data)
+
+    def _remember(self, data: bytes) -> None:
+        """Keep the head of the first request in `data`, if the next request may have the same."""
+        if (head := self._parsed) is not None:
             raw = data[: data.find(END_OF_HEAD) + len(END_OF_HEAD)]
             self._head = head if head.remember(raw, self._lines) else None
 
@@ -580,7 +588,8 @@ class FastLane(HttpToolsProtocol, ClientConnection):
             self.transport.close()
 
 
-def fast_lane(door: Door, predictions: PredictionDesk, cors: Cors = NO_CORS) -> type[FastLane]:
-    """The protocol class of one gateway, as uvicorn wants it."""
-    shared = {"door": door, "predictions": predictions, "cors": cors}
-    return type("FastLane", (FastLane,), shared)
+def fast_lane(
+    door: Door, predictions: PredictionDesk, cors: Cors = NO_CORS
+) -> Callable[..., FastLane]:
+    """What makes the connections of one gateway; uvicorn calls it as if it were a class."""
+    return partial(FastLane, door, predictions, cors)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Generator
-from typing import Any, Literal
+from collections.abc import Callable, Generator
+from typing import Any, Literal, cast
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -78,20 +78,20 @@ def admin_connections(door: Door) -> type[HttpToolsProtocol]:
 
 
 class HttpListener:
-    """An ASGI application on a bound socket; `protocol` is uvicorn's HTTP protocol class."""
+    """An ASGI application on a bound socket; `protocol` makes its connections as uvicorn does."""
 
     def __init__(
         self,
         app: Any,
         bound: socket.socket,
         idle_timeout_s: float,
-        protocol: type[asyncio.Protocol] | Literal["httptools"] = "httptools",
+        protocol: Callable[..., asyncio.Protocol] | Literal["httptools"] = "httptools",
         tls: TlsPort | None = None,
     ) -> None:
         self._socket, self._tls = bound, tls
         config = uvicorn.Config(
             app,
-            http=protocol,
+            http=cast(Any, protocol),
             ws="none",
             lifespan="off",
             loop="none",

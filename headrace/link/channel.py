@@ -9,9 +9,10 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Callable, Sequence
-from copy import copy
 from dataclasses import dataclass
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
+
+from mypy_extensions import mypyc_attr
 
 from headrace.errors import LinkError
 from headrace.link import shared_memory
@@ -97,6 +98,7 @@ class Incoming(Generic[Message]):
         return self.message
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class ChannelOwner:
     """Receiver of what comes over its channels; calls come from the loop and must not block.
 
@@ -124,6 +126,7 @@ class ChannelOwner:
         raise NotImplementedError
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Channel(asyncio.Protocol):
     """A connection; `max_body_bytes` bounds a streamed or shared body."""
 
@@ -406,14 +409,21 @@ class Channel(asyncio.Protocol):
             if len(self._shared) >= MAX_SHARED_NAMES:
                 self._shared = {i: n for i, n in self._shared.items() if shared_memory.exists(n)}
             self._shared[message.id] = name
-            named = copy(message)
-            named.flags, named.body = message.flags | Flag.SHARED, name.encode()
-            self._write(encode([named]))
+            self._announce(message, encode, Flag.SHARED, name.encode())
+
+    def _announce(
+        self,
+        message: Message,
+        encode: Callable[[Sequence[Message]], bytes],
+        flag: int,
+        body: bytes = b"",
+    ) -> None:
+        # To mypyc it is either type and not that of `message`.
+        announced: Any = message.announced(flag, body)
+        self._write(encode([announced]))
 
     def _stream(self, message: Message, encode: Callable[[Sequence[Message]], bytes]) -> None:
-        announced = copy(message)
-        announced.flags |= Flag.STREAM
-        self._write(encode([announced]))
+        self._announce(message, encode, Flag.STREAM)
         self._outgoing.append(
             Outgoing(message.id, deque(memoryview(piece) for piece in pieces(message.body)))
         )

@@ -104,6 +104,14 @@ class Item:
     waited_s: float = 0.0
     priority: int = 0
 
+    def announced(self, flag: int, body: Body = b"") -> Item:
+        """The same request for a bundle that its body is not in; `flag` says where it is."""
+        return Item(
+            self.id, self.length, self.placement_id, self.call, self.flags | flag,
+            self.json_length, self.remaining_s, self.encodings, self.meta, body, self.waited_s,
+            self.priority,
+        )  # fmt: skip
+
 
 @dataclass(slots=True, eq=False)
 class Reply:
@@ -129,6 +137,14 @@ class Reply:
     body: Body = b""
     rows: int = 0
     megapixels: float = 0.0
+
+    def announced(self, flag: int, body: Body = b"") -> Reply:
+        """The same answer for a bundle that its body is not in; `flag` says where it is."""
+        return Reply(
+            self.id, self.length, self.status, self.flags | flag, self.form, self.json_length,
+            self.slot_s, self.batch_wait_s, self.compute_s, self.encode_s, self.depth, body,
+            self.rows, self.megapixels,
+        )  # fmt: skip
 
 
 def pieces(body: Body) -> tuple[Buffer, ...]:

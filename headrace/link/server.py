@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import structlog
+from mypy_extensions import mypyc_attr
 
 from headrace.errors import HeadraceError, LinkError
 from headrace.link.channel import FLUSH_POLL_S, Channel, ChannelOwner
@@ -48,6 +49,7 @@ def divide_credit(capacity: int, demands: Mapping[str, int]) -> dict[str, int]:
     return {name: 1 + spare * demand // total for name, demand in demands.items()}
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class LinkServer(ChannelOwner):
     """Accepts links; a subclass does the work: `channel_items`, `cancel`, `gone` and `call`."""
 
@@ -94,7 +96,8 @@ class LinkServer(ChannelOwner):
             os.umask(mask)
         self._servers = [unix]
         if tls is None:
-            tcp = await loop.create_server(self._accept, host, port, backlog=256)
+            # uvloop's sockets are a list, where the type stubs have a tuple.
+            tcp: Any = await loop.create_server(self._accept, host, port, backlog=256)
             self._servers.append(tcp)
             address = tcp.sockets[0].getsockname()
         else:

@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Any
+from typing import Any, cast
 
 import h11
 import uvicorn
@@ -25,7 +25,7 @@ from uvicorn.server import ServerState
 from gateway.access.admission import Admission
 from gateway.access.auth import Authenticator
 from gateway.door import Door
-from gateway.http.lane import LINE_BYTES, FastLane, fast_lane
+from gateway.http.lane import LINE_BYTES, fast_lane
 from gateway.prediction import PredictionDesk
 from headrace.access import Access
 from headrace.config.args import Limits, ModelConfig
@@ -376,7 +376,7 @@ class Http1(Target):
         self._door = Door(LIMITS, access.memory, recorder)
         self._lane = fast_lane(self._door, PredictionDesk(access, plane, LIMITS, recorder))
         self._config = uvicorn.Config(
-            echo.application, http=self._lane, ws="none", lifespan="off", loop="none",
+            echo.application, http=cast(Any, self._lane), ws="none", lifespan="off", loop="none",
             interface="asgi3", proxy_headers=False, log_config=None, access_log=False,
             server_header=False, date_header=False,
         )  # fmt: skip
@@ -466,7 +466,7 @@ class Http1(Target):
         """
         echo = self._echo
         echo.later, echo.read = later, []
-        lane: FastLane = self._lane(self._config, self._state, {})
+        lane = self._lane(self._config, self._state, {})
         wire = MemoryTransport(lane)
         try:
             for piece in way:

@@ -376,7 +376,7 @@ def test_applications_that_are_no_list_are_refused(applications: Any) -> None:
         (b"a: 1\nb: &x [*x]\n", 2, "an alias refers to what contains it"),
         (b"a: 2026-99-99\n", 0, "not valid YAML"),
         (b"a: !!python/object:os.system {}\n", 1, "not valid YAML"),
-        (b"a: \xff\n", 0, "not UTF-8"),
+        (b"a: \xff\n", 1, "not UTF-8"),
         (b"[" * 5000, 0, "nests too deeply"),
     ],
 )
