@@ -14,7 +14,7 @@ PACKAGES := headrace sharding replicas autoscale gateway command
 CODE := $(PACKAGES) models loadtests tests hatch_build.py
 HOT_TESTS := tests/headrace tests/gateway tests/replicas
 
-.PHONY: help setup compiled models media serve test redis perf-analyzer load-generators format check-format lint types pytest pytest-interpreted bench bench-peers bench-reload bench-tls bench-kills bench-limits bench-pool bench-sharding loadtest loadtest-tiers fuzz protos lock image-check clean
+.PHONY: help setup compiled models media serve test redis perf-analyzer load-generators format check-format lint types pytest pytest-interpreted bench bench-peers bench-reload bench-tls bench-kills soak bench-limits bench-pool bench-sharding loadtest loadtest-tiers fuzz protos lock image-check clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -100,6 +100,9 @@ bench-reload: setup models ## Measure a new version of tagger under load
 
 bench-kills: setup models ## Kill every kind of process 20 times under load (15 minutes)
 	@$(BIN)/python -m loadtests.kills $(ARGS)
+
+soak: setup models redis ## Repeat a day in 20 minutes under load: nothing may fail (ARGS="--minutes 5 --seed 1")
+	@$(BIN)/python -m loadtests.soak $(ARGS)
 
 bench-limits: setup models ## Measure isolation from a flood
 	@$(BIN)/python -m loadtests.limits.isolation $(ARGS)

@@ -135,13 +135,14 @@ PREEMPTIONS = Family(
 RESIDENT_BYTES = Family(
     "headrace_process_resident_bytes", "gauge", "Resident memory of processes.", ("role",)
 )
+TASKS = Family("headrace_process_tasks", "gauge", "Unfinished tasks of processes.", ("role",))
 
 FAMILIES = {
     family.name: family
     for family in (
         *(REQUESTS, REQUEST_SECONDS, STAGE_SECONDS, IN_FLIGHT, QUEUE_LENGTH, BATCH_ROWS),
         *(SLOT_STATES, RETRIES, CANCELLATIONS, MODEL_LOAD_SECONDS, LINK_LOST, RESIDENT_BYTES),
-        *(COLD_START_SECONDS, POOL_SLOTS, POOL_PLACES, POOL_UTILISATION),
+        *(TASKS, COLD_START_SECONDS, POOL_SLOTS, POOL_PLACES, POOL_UTILISATION),
         *(PREEMPTIONS, REFUSALS, CALLERS, BUDGET_STORE_UP, HELD_BYTES, AUDIT_DROPPED),
     )
 }
@@ -339,6 +340,9 @@ class Recorder:
 
     def resident_bytes(self, size_bytes: int) -> None:
         self._series[RESIDENT_BYTES.name].set((self.role,), size_bytes)
+
+    def tasks(self, count: int) -> None:
+        self._series[TASKS.name].set((self.role,), count)
 
     def snapshot(self) -> Statistics:
         """All numbers now; the snapshot does not change."""

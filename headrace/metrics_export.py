@@ -76,7 +76,8 @@ class Exporter:
         return self._replace_file()
 
     async def export(self) -> None:
-        """As `write`, but the file is replaced in a thread."""
+        """As `write`, with the loop's tasks, but the file is replaced in a thread."""
+        self._recorder.tasks(len(asyncio.all_tasks()))
         self._collect()
         if self._content != self._written:
             await asyncio.get_running_loop().run_in_executor(None, self._replace_file)

@@ -93,6 +93,20 @@ class Line(asyncio.Protocol):
             self._answer.set_result(status)
 
 
+class ReadingLine(Line):
+    """A line that keeps the body of its last answer."""
+
+    body = b""
+
+    def on_message_begin(self) -> None:
+        """Called by the parser."""
+        self.body = b""
+
+    def on_body(self, data: bytes) -> None:
+        """Called by the parser."""
+        self.body += data
+
+
 class TooManyLines(Exception):
     """Raised for a request that finds no line free, and may open no other one."""
 

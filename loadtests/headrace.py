@@ -128,6 +128,13 @@ def copy_models(folder: Path, models: Mapping[str, str]) -> Path:
     return store
 
 
+def copy_version(store: Path, model: str, old: int, new: int) -> None:
+    """Put a version beside another one as one should: under a hidden name first, then at once."""
+    incoming = store / model / f".{new}-incoming"
+    shutil.copytree(store / model / str(old), incoming)
+    incoming.rename(store / model / str(new))
+
+
 def headrace_command() -> str:
     return str(Path(sys.executable).with_name("headrace"))
 
@@ -186,7 +193,8 @@ def wait_for_key(url: str, model: str, key: str) -> None:
     limit_s = time.monotonic() + KEY_LIMIT_S
     where = f"{url}/v2/models/{model}"
     while True:
-        answer = httpx.get(where, headers={"X-API-Key": key}, timeout=ADMIN_ANSWER_S)
+        headers = {"X-API-Key": key}
+        answer = httpx.get(where, headers=headers, timeout=ADMIN_ANSWER_S, verify=False)
         if answer.status_code == 200:
             return
         if time.monotonic() > limit_s:

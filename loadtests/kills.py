@@ -10,10 +10,11 @@ import asyncio
 import os
 import random
 import signal
+import ssl
 import subprocess
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ import psutil
 import yaml
 
 from headrace.errors import HeadraceError
-from loadtests.clients import LOST, Line, request_head
+from loadtests.clients import LOST, ReadingLine, request_head
 from loadtests.headrace import Running, copy_models, headrace, headrace_command
 from loadtests.messages import price_message
 from loadtests.processes import ROOT, Failed
@@ -39,6 +40,8 @@ TITLES = {
     "gateway": "ServeReplica:headrace:Gateway",
 }
 UPDATE = "update"
+BROKEN, REFUSED = "broken", "refused"
+"""Errors of requests whose connection ended, or never began."""
 CLIENTS = 16
 PAUSE_S = 0.02
 SETTLE_S = 1.0
@@ -77,7 +80,7 @@ class Disturbance:
 
     def cut(self, asked: Asked) -> bool:
         """Whether the killed process had the connection."""
-        broken = asked.error == "broken" and asked.connected_s < self.at_s
+        broken = asked.error == BROKEN and asked.connected_s < self.at_s
         return broken and self.kind == "gateway"
 
 
@@ -98,7 +101,7 @@ class Outcome:
     def of(cls, kind: str, each: Sequence[Disturbance], asked: Sequence[Asked]) -> Outcome:
         found = [(one, request) for one in each for request in one.of(asked)]
         failed = [(one, request) for one, request in found if request.error]
-        refused = sum(request.error == "refused" for _, request in failed)
+        refused = sum(request.error == REFUSED for _, request in failed)
         cut = sum(one.cut(request) for one, request in failed)
         waits_s = [request.ended_s - request.sent_s for _, request in found if not request.error]
         return cls(
@@ -119,14 +122,56 @@ class Outcome:
         ]
 
 
+class Caller:
+    """A client of the HTTP port that keeps its connection, or takes a new one for each request."""
+
+    def __init__(self, url: str, keep: bool, trust: ssl.SSLContext | None = None) -> None:
+        parts = urlsplit(url)
+        self._address = (parts.hostname or "", parts.port or 80)
+        self._keep, self._trust = keep, trust
+        self._line: ReadingLine | None = None
+        self._connected_s = 0.0
+
+    async def ask(self, head: bytes, body: bytes) -> tuple[Asked, bytes]:
+        """What became of a request, and the answer's body."""
+        sent_s, error, answer = time.monotonic(), "", b""
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                line = await self._open_line(sent_s)
+                status = await line.ask(head, body)
+            answer = line.body
+            if status != 200:
+                error = BROKEN if status == LOST else f"status {status}"
+        except ConnectionRefusedError:
+            error = REFUSED
+        except TimeoutError:
+            error = "no answer"
+        except OSError:
+            error = BROKEN
+        if error or not self._keep:
+            self.close()
+        return Asked(self._connected_s, sent_s, time.monotonic(), error), answer
+
+    async def _open_line(self, now_s: float) -> ReadingLine:
+        if self._line is None or not self._line.open:
+            self._connected_s = now_s
+            _, self._line = await asyncio.get_running_loop().create_connection(
+                ReadingLine, *self._address, ssl=self._trust
+            )
+        return self._line
+
+    def close(self) -> None:
+        if self._line is not None:
+            self._line.transport.abort()
+        self._line = None
+
+
 class Clients:
     """Ask without an end; every request is kept in `asked`."""
 
     def __init__(self, url: str) -> None:
-        parts = urlsplit(url)
-        self._address = (parts.hostname or "", parts.port or 80)
-        message = price_message()
-        self._head, self._body = request_head(message, parts.netloc, {}), message.body
+        self._url, message = url, price_message()
+        self._head, self._body = request_head(message, urlsplit(url).netloc, {}), message.body
         self.asked: list[Asked] = []
 
     @asynccontextmanager
@@ -141,53 +186,35 @@ class Clients:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _ask(self, keep: bool) -> None:
-        line: Line | None = None
-        connected_s = 0.0
-        try:
+        with closing(Caller(self._url, keep)) as caller:
             while True:
-                sent_s = time.monotonic()
-                error = ""
-                try:
-                    async with asyncio.timeout(ANSWER_S):
-                        if line is None or not line.open:
-                            connected_s = sent_s
-                            loop = asyncio.get_running_loop()
-                            _, line = await loop.create_connection(Line, *self._address)
-                        status = await line.ask(self._head, self._body)
-                    if status != 200:
-                        error = "broken" if status == LOST else f"status {status}"
-                except ConnectionRefusedError:
-                    error = "refused"
-                except TimeoutError:
-                    error = "no answer"
-                except OSError:
-                    error = "broken"
-                self.asked.append(Asked(connected_s, sent_s, time.monotonic(), error))
-                if line is not None and (error or not keep):
-                    line.transport.abort()
-                    line = None
+                asked, _ = await caller.ask(self._head, self._body)
+                self.asked.append(asked)
                 await asyncio.sleep(PAUSE_S)
-        finally:
-            if line is not None:
-                line.transport.abort()
 
 
 class System:
-    """The system under test: what runs of it, and whether all of it is there."""
+    """The system under test: what runs of it, and whether all of it is there.
 
-    def __init__(self, server: Running, gateways: int, file: Path) -> None:
-        self._admin, self._gateways, self._file = server.admin, gateways, file
+    Each of `models` is to be ready in `SLOTS` slots of the class that is killed.
+    """
+
+    def __init__(
+        self, server: Running, gateways: int, file: Path, models: Sequence[str] = (MODEL,)
+    ) -> None:
+        self.admin, self._gateways, self._file = server.admin, gateways, file
+        self._models = models
         self._home = str(file.parent / "home")
-        first, *_ = self._admin.pids("gateways")
+        first, *_ = self.admin.pids("gateways")
         parent = psutil.Process(first).parent()
         if parent is None:
             raise Failed("the gateway has no parent")
-        self._raylet = parent
+        self.raylet = parent
 
     def pids(self, kind: str) -> set[int]:
         """The processes of a kind."""
         found = set()
-        for process in self._raylet.children():
+        for process in self.raylet.children():
             try:
                 if TITLES[kind] in " ".join(process.cmdline()):
                     found.add(process.pid)
@@ -198,7 +225,7 @@ class System:
     def status(self) -> dict[str, Any]:
         """Empty where nothing answers."""
         try:
-            return self._admin.status()
+            return self.admin.status()
         except HeadraceError:
             return {}
 
@@ -209,17 +236,21 @@ class System:
             return False
         gateways = {each["pid"] for each in now["gateways"]} & self.pids("gateway")
         slots = {each["slot_id"]: each["pid"] for each in now["slots"] if each["state"] == "UP"}
-        ready = {
-            slots.get(slot_id)
+        ready = [
+            {
+                slots.get(slot_id)
+                for version in model["versions"]
+                if version["state"] == "READY"
+                for slot_id in version["slots"]
+            }
             for model in now["models"]
-            for version in model["versions"]
-            if version["state"] == "READY"
-            for slot_id in version["slots"]
-        }
+            if model["name"] in self._models
+        ]
         running = [self.pids(kind) - gone for kind in TITLES]
         return (
             len(gateways - gone) == self._gateways
-            and len(ready - gone - {None}) == SLOTS
+            and len(ready) == len(self._models)
+            and all(len(pids - gone - {None}) == SLOTS for pids in ready)
             and all(running)
         )
 
@@ -249,20 +280,32 @@ class System:
 
     def _update(self) -> None:
         """Change a limit, which makes Serve replace every process."""
+
+        def change(application: dict[str, Any]) -> None:
+            limits = application["args"].setdefault("limits", {})
+            limits["idle_timeout_s"] = limits.get("idle_timeout_s", 60) + 1
+
+        self.apply(change)
+
+    def apply(self, change: Callable[[dict[str, Any]], None]) -> None:
+        """Change what the config says of the application."""
         document = yaml.safe_load(self._file.read_text(encoding="utf-8"))
-        limits = document["applications"][0]["args"].setdefault("limits", {})
-        limits["idle_timeout_s"] = limits.get("idle_timeout_s", 60) + 1
+        change(document["applications"][0])
         self._file.write_text(yaml.safe_dump(document), encoding="utf-8")
-        applied = subprocess.run(
-            [headrace_command(), "apply", str(self._file)],
+        self.command("apply", str(self._file))
+
+    def command(self, *arguments: str) -> None:
+        """Run the `headrace` command against this system; raises `Failed`."""
+        done = subprocess.run(
+            [headrace_command(), *arguments],
             env={**os.environ, "HEADRACE_HOME": self._home},
             cwd=ROOT,
             capture_output=True,
             text=True,
             check=False,
         )
-        if applied.returncode:
-            raise Failed(f"headrace apply: {applied.stderr.strip()}")
+        if done.returncode:
+            raise Failed(f"headrace {arguments[0]}: {done.stderr.strip()}")
 
 
 @click.command(help=__doc__)

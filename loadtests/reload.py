@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import shutil
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +16,7 @@ from pathlib import Path
 import click
 
 from loadtests.clients import Answer, Arrivals, Ask, ask_tagger, capacity, unlimited_client
-from loadtests.headrace import copy_models, headrace
+from loadtests.headrace import copy_models, copy_version, headrace
 from loadtests.messages import TAGGER, Picture, load_pictures, tagger_message
 from loadtests.plots import COLORS, drawn, failed, level, moment, scatter
 from loadtests.processes import Failed
@@ -132,13 +131,6 @@ def main(out: Path) -> None:
     report.end()
 
 
-def copy_version(store: Path) -> None:
-    """Put version 2 beside version 1 as one should: under a hidden name first, then at once."""
-    incoming = store / TAGGER / f".{NEW}-incoming"
-    shutil.copytree(store / TAGGER / OLD, incoming)
-    incoming.rename(store / TAGGER / NEW)
-
-
 async def measure(url: str, store: Path, picture: Picture) -> Swap:
     """Find the capacity, then swap under half of it; raises `BadAnswer`, `NotSwapped`."""
     message = tagger_message(picture)
@@ -151,7 +143,7 @@ async def measure(url: str, store: Path, picture: Picture) -> Swap:
             begin_s = load.now_s()
             await asyncio.sleep(BEFORE_S)
             copy_s = load.now_s()
-            await asyncio.to_thread(copy_version, store)
+            await asyncio.to_thread(copy_version, store, TAGGER, int(OLD), int(NEW))
             complete_s = load.now_s()
             try:
                 await load.seen(NEW, SWAP_LIMIT_S)

@@ -38,14 +38,33 @@ SWITCH_LIMIT_S = 90.0
 ANSWER_S = 5.0
 
 
+class Authority:
+    """An authority, its own certificate in a file (`root`), and a server's beside it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._ca, self._folder = trustme.CA(), folder
+        self.root = folder / "root.crt"
+        self._ca.cert_pem.write_to_path(self.root)
+        self.renew()
+
+    def renew(self) -> str:
+        """Write a new certificate for this machine over the one before; it in PEM form."""
+        made = self._ca.issue_cert("127.0.0.1")
+        [certificate] = made.cert_chain_pems
+        certificate.write_to_path(self._folder / "server.crt")
+        made.private_key_pem.write_to_path(self._folder / "server.key")
+        return str(certificate.bytes(), "ascii")
+
+    @property
+    def files(self) -> dict[str, Any]:
+        """For `listen.tls`."""
+        places = {"cert": self._folder / "server.crt", "key": self._folder / "server.key"}
+        return {name: {"file": str(place)} for name, place in places.items()}
+
+
 def certificate(folder: Path) -> dict[str, Any]:
     """`listen.tls` with files made for this machine, for HTTP alone."""
-    made = trustme.CA().issue_cert("127.0.0.1")
-    made.cert_chain_pems[0].write_to_path(folder / "server.crt")
-    made.private_key_pem.write_to_path(folder / "server.key")
-    places = {"cert": folder / "server.crt", "key": folder / "server.key"}
-    files = {name: {"file": str(place)} for name, place in places.items()}
-    return {**files, "grpc": False, "admin": False}
+    return {**Authority(folder).files, "grpc": False, "admin": False}
 
 
 def switch(server: Running, document: dict[str, Any], tls: dict[str, Any] | None) -> str:

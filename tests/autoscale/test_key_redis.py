@@ -20,7 +20,8 @@ from headrace.access import KeyRecord
 from headrace.config.args import Budgets
 from headrace.errors import ConfigError, Unavailable
 from headrace.keys import KEPT_S, encode_record, new_key
-from tests.redis_server import RedisServer, redis_server
+from loadtests.redis_server import RedisServer
+from tests.redis_server import redis_server
 
 RECORDS = "headrace:{keys}:records"
 

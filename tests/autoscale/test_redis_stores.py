@@ -21,7 +21,8 @@ from headrace.access import BudgetsAway, BudgetStore, Claim, Grant
 from headrace.config.args import Budgets
 from headrace.config.tiers import UNLIMITED
 from headrace.errors import ConfigError
-from tests.redis_server import RedisServer, redis_server
+from loadtests.redis_server import RedisServer
+from tests.redis_server import redis_server
 
 PASSWORD = "secret-of-redis"
 SET_CLOCK = SCRIPT.replace("redis.call('TIME')", "redis.call('LRANGE', 'clock', 0, 1)")

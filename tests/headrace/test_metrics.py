@@ -113,6 +113,7 @@ def test_every_recording_ends_in_its_family() -> None:
     recorder.model_load("m", 1, 0.5)
     recorder.slot_states({("m", 1, "READY"): 1})
     recorder.resident_bytes(1)
+    recorder.tasks(1)
     recorder.refusal("anonymous", "rate")
     recorder.budgets(callers=1, store_up=True, held_bytes=1, audit_dropped=1)
     recorder.cold_start("m", 0.2)

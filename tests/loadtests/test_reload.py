@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from loadtests.clients import Answer
-from loadtests.reload import Swap, copy_version, plot_swap
+from loadtests.reload import Swap, plot_swap
 from loadtests.report import plain
 
 
@@ -59,12 +59,3 @@ def test_the_plot_is_a_picture(swap: Swap, tmp_path: Path) -> None:
     with Image.open(tmp_path / "swap.png") as picture:
         assert picture.width > 800
         assert len(picture.convert("RGB").getcolors(1 << 24) or ()) > 10
-
-
-def test_a_new_version_is_a_whole_copy_and_leaves_nothing_hidden(tmp_path: Path) -> None:
-    old = tmp_path / "tagger" / "1"
-    old.mkdir(parents=True)
-    (old / "model.onnx").write_bytes(b"weights")
-    copy_version(tmp_path)
-    assert (tmp_path / "tagger" / "2" / "model.onnx").read_bytes() == b"weights"
-    assert sorted(path.name for path in (tmp_path / "tagger").iterdir()) == ["1", "2"]

@@ -18,7 +18,8 @@ import pytest
 import yaml
 
 from loadtests.processes import free_ports
-from tests.redis_server import RedisServer, redis_server
+from loadtests.redis_server import RedisServer
+from tests.redis_server import redis_server
 from tests.system.running import ROW, Running, affine_store, config, running, wait_for
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
