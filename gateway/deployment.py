@@ -26,8 +26,8 @@ from gateway.handshakes import TlsPort
 from gateway.http.admin import GatewayControl, create_admin_app
 from gateway.http.api import create_app
 from gateway.http.cors import Cors
-from gateway.http.lane import fast_lane
-from gateway.http.listener import HttpListener, admin_connections
+from gateway.http.lane import admin_lane, fast_lane
+from gateway.http.listener import HttpListener
 from gateway.media.desk import MediaDesk, StageClient
 from gateway.media.inference import MediaInference
 from gateway.prediction import PredictionDesk
@@ -49,6 +49,7 @@ from headrace.config.args import (
 )
 from headrace.config.types import SecretRef
 from headrace.deployment import Process
+from headrace.errors import Unauthenticated
 from headrace.keys import key_pepper
 from headrace.link.client import Identity
 from headrace.link.load_report import LoadReport
@@ -115,7 +116,10 @@ class Gateway:
         authenticator = Authenticator(key_pepper(secret))
         self._admission = self._open_admission(authenticator, pool)
         limits, recorder = settings.limits, process.recorder
-        self._door = Door(limits, self._admission.memory, recorder, self._audit)
+        shared = limits, self._admission.memory, recorder, self._audit
+        self._door = Door(*shared)
+        # Clients must not take the connections of an operator behind the same address.
+        self._admin_door = Door(*shared)
         self._predictions = PredictionDesk(self._admission, self._plane, limits, recorder)
         spool = settings.media.folder(process.node.spool)
         media = MediaDesk(self._predictions, StageClient(stage), spool, settings.media)
@@ -131,6 +135,7 @@ class Gateway:
             self._admission.run(),
             authenticator.run(),
             self._door.sweep(),
+            self._admin_door.sweep(),
             self._sockets.watch(),
             self._pool.follow(self._report, self._apply),
             process.export(self._record_gauges),
@@ -189,6 +194,7 @@ class Gateway:
             self._plane.links,
             shut_down,
             apply_config,
+            self._refuse_operator,
         )
         token = admin_token(settings.admin_token)
         admin_app = create_admin_app(view, control, token, media)
@@ -197,7 +203,7 @@ class Gateway:
         app = create_app(view, media, cors)
         self._http = HttpListener(app, sockets["http"], idle_s, lane, self._tls_port("http"))
         tls = self._tls_port("admin")
-        admin = admin_connections(self._door)
+        admin = admin_lane(self._admin_door, self._predictions)
         self._admin = HttpListener(admin_app, sockets["admin"], idle_s, admin, tls)
         tls = self._tls_port("grpc")
         desks = self._door, self._predictions, media
@@ -209,6 +215,10 @@ class Gateway:
         if tls is None or context is None:
             return None
         return TlsPort(listener, context, tls.handshake_timeout_s, self._door)
+
+    def _refuse_operator(self, address: str) -> None:
+        error = Unauthenticated("the admin token is missing or wrong")
+        self._admin_door.turn_away(address, "admin", error)
 
     def ready(self) -> bool:
         """Listeners up, a config applied, a slot seen, and not leaving."""

@@ -52,7 +52,8 @@ class GatewayControl:
 
     `audit_folder` is None where the log is off. `links` says by slot how this gateway reaches it.
     `shut_down` deletes the application: everything drains and ends. `apply` deploys a changed
-    config; it raises `ConfigError` when it is not one.
+    config; it raises `ConfigError` when it is not one. `refused` hears the address of each request
+    without the admin token.
     """
 
     metrics_folder: Path
@@ -61,6 +62,7 @@ class GatewayControl:
     links: Callable[[], dict[str, str]]
     shut_down: Callable[[], Awaitable[None]]
     apply: Callable[[dict[str, Any]], Awaitable[None]]
+    refused: Callable[[str], None]
 
 
 def _pool(request: Request) -> PoolClient:
@@ -266,6 +268,7 @@ def create_admin_app(
     ) -> Response:
         given = request.headers.get("authorization", "").encode()
         if not hmac.compare_digest(given, expected):
+            control.refused(request.client.host if request.client else "")
             text = "this listener needs the admin token: Authorization: Bearer <token>"
             return JSONResponse({"error": text}, 401, {"WWW-Authenticate": "Bearer"})
         coding = request.headers.get("content-encoding", "identity")

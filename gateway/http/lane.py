@@ -172,6 +172,7 @@ class HttpPrediction(Prediction):
 class FastLane(HttpToolsProtocol, ClientConnection):
     """An HTTP connection."""
 
+    takes_predictions: ClassVar[bool] = True
     flow: FlowControl
     # uvicorn keeps its own cycles here; ours have what it uses of them.
     cycle: Any
@@ -471,7 +472,7 @@ class FastLane(HttpToolsProtocol, ClientConnection):
         version, method, path = parser.get_http_version(), parser.get_method(), None
         try:
             self.url = read_target(version, method, self.url, headers)
-            if method == b"POST":
+            if method == b"POST" and self.takes_predictions:
                 path = parse_infer_path(self.url)
         except HeadraceError as error:
             self._refuse(error, bodiless=method == b"HEAD")
@@ -588,8 +589,20 @@ class FastLane(HttpToolsProtocol, ClientConnection):
             self.transport.close()
 
 
+class AdminLane(FastLane):
+    """A connection of the admin listener: none of its requests is a prediction."""
+
+    family: ClassVar[str] = "admin"
+    takes_predictions: ClassVar[bool] = False
+
+
 def fast_lane(
     door: Door, predictions: PredictionDesk, cors: Cors = NO_CORS
 ) -> Callable[..., FastLane]:
     """What makes the connections of one gateway; uvicorn calls it as if it were a class."""
     return partial(FastLane, door, predictions, cors)
+
+
+def admin_lane(door: Door, predictions: PredictionDesk) -> Callable[..., FastLane]:
+    """The same for the admin listener, whose errors go the way of predictions too."""
+    return partial(AdminLane, door, predictions, NO_CORS)

@@ -9,10 +9,8 @@ from collections.abc import Callable, Generator
 from typing import Any, Literal, cast
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from gateway.door import Door
-from gateway.handshakes import TlsPort, TlsServer, wrong_port
+from gateway.handshakes import TlsPort, TlsServer
 from headrace.errors import ConfigError
 
 BACKLOG = 2048
@@ -59,22 +57,6 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Generator[None, None, None]:
         """Signals belong to Ray's worker; and this is not the main thread."""
         yield
-
-
-def admin_connections(door: Door) -> type[HttpToolsProtocol]:
-    """The protocol of the admin listener's connections; reports clients that speak TLS to it."""
-
-    class AdminConnection(HttpToolsProtocol):
-        def data_received(self, data: bytes) -> None:
-            self._newest = data
-            super().data_received(data)
-
-        def send_400_response(self, msg: str) -> None:
-            address = self.client[0] if self.client else ""
-            error = wrong_port(self._newest, address, "admin", door)
-            super().send_400_response(msg if error is None else error.message)
-
-    return AdminConnection
 
 
 class HttpListener:

@@ -67,6 +67,7 @@ class Desk(FixedPool):
 
     metrics_folder: Path
     audit_folder: Path | None = None
+    refused: list[str] = field(default_factory=list)
     shown: Mapping[str, Any] = field(default_factory=lambda: DETAILS)
 
     def operations(self) -> dict[str, Callable[..., Any]]:
@@ -111,6 +112,7 @@ def admin_app(desk: Desk, media: MediaDesk | None = None) -> FastAPI:
         lambda: {"cpu-1": "unix"},
         desk.shut_down,
         desk.apply,
+        desk.refused.append,
     )
     view = fixed_view(SNAPSHOT, desk)
     return create_admin_app(view, control, TOKEN, media)
@@ -127,9 +129,11 @@ def client(desk: Desk, token: str = TOKEN) -> httpx.AsyncClient:
 @pytest.mark.parametrize("token", ["", "wrong", TOKEN[:-1], TOKEN + "x"])
 @pytest.mark.parametrize("path", ["/admin/v1/status", "/metrics", "/sd", "/nowhere"])
 async def test_nothing_is_told_without_the_token(tmp_path: Path, token: str, path: str) -> None:
-    async with client(Desk(metrics_folder=tmp_path), token) as http:
+    desk = Desk(metrics_folder=tmp_path)
+    async with client(desk, token) as http:
         answer = await http.get(path)
     assert answer.status_code == 401 and TOKEN not in answer.text
+    assert desk.refused == ["127.0.0.1"]
 
 
 async def test_a_body_with_a_content_coding_is_refused(tmp_path: Path) -> None:

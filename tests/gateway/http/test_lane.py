@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from gateway.http.lane import BLANK_BYTES, FastLane, HttpPrediction
+from gateway.http.api import create_app
+from gateway.http.lane import BLANK_BYTES, FastLane, HttpPrediction, admin_lane
+from gateway.http.listener import HttpListener
 from headrace.config.args import Limits
 from tests.house import House, open_house, until
+from tests.sockets import bound
 
 MAX_HEADER_BYTES, MAX_HEADERS = Limits().max_header_bytes, Limits().max_headers
 PREDICT = b"/v1/models/affine:predict"
@@ -51,6 +54,39 @@ async def exchange(house: House, first: bytes, *rest: bytes) -> bytes:
     writer.close()
     await until(lambda: not house.door.connections)
     return answer
+
+
+async def test_the_admin_listener_has_the_limits_and_takes_no_prediction(tmp_path: Path) -> None:
+    limits = Limits(connections_per_address=1, header_timeout_s=0.5, max_header_bytes=1024)
+    async with open_house(tmp_path, "a", limits=limits) as house:
+        lane = admin_lane(house.door, house.predictions)
+        admin = HttpListener(create_app(house.view), bound(), 60, lane)
+        await admin.start()
+
+        async def said(sent: bytes) -> bytes:
+            reader, writer = await asyncio.open_connection(*admin.address.split(":"))
+            writer.write(sent)
+            heard = await asyncio.wait_for(reader.read(), 10)
+            writer.close()
+            await until(lambda: not house.door.connections)
+            return heard
+
+        predicted = await said(post() + LAST)
+        assert predicted.startswith(b"HTTP/1.1 501 ") and b"HTTP/1.1 200 " in predicted
+        assert (await said(post(more=b"X: " + b"y" * 2000 + b"\r\n"))).startswith(b"HTTP/1.1 431 ")
+        assert (await said(post()[:30])).startswith(b"HTTP/1.1 408 ")
+        _, writer = await connect(house)
+        await until(lambda: house.door.connections)
+        assert (await asyncio.wait_for(_refused(admin), 10)).startswith(b"HTTP/1.1 429 ")
+        writer.close()
+        await admin.stop(1)
+
+
+async def _refused(listener: HttpListener) -> bytes:
+    reader, writer = await asyncio.open_connection(*listener.address.split(":"))
+    heard = await reader.read()
+    writer.close()
+    return heard
 
 
 @pytest.mark.parametrize("path", [PREDICT, b"/v2/repository/index"], ids=["prediction", "asgi"])

@@ -16,7 +16,8 @@ from structlog.testing import capture_logs
 
 from gateway.access.audit import AuditLog
 from gateway.http.api import create_app
-from gateway.http.listener import HttpListener, admin_connections
+from gateway.http.lane import admin_lane
+from gateway.http.listener import HttpListener
 from headrace.config.args import Audit, Limits
 from headrace.metrics import REFUSALS
 from tests.gateway.tls.authority import Authority, fetch
@@ -252,7 +253,8 @@ async def test_a_tls_client_on_a_plain_port_is_told_and_reported(
 ) -> None:
     audit = AuditLog(Audit(), tmp_path / "audit", "gateway")
     async with open_house(tmp_path, audit=audit) as house:
-        admin = HttpListener(create_app(house.view), bound(), 60, admin_connections(house.door))
+        lane = admin_lane(house.door, house.predictions)
+        admin = HttpListener(create_app(house.view), bound(), 60, lane)
         await admin.start()
         listeners = {"http": house.http.address, "grpc": house.grpc.address}
         address = listeners.get(port, admin.address)
