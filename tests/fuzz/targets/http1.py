@@ -62,92 +62,30 @@ UNUSUAL_LINES = re.compile(rb"(?<!\r)\n|\n[ \t]")
 CONTROL = re.compile(rb"[\x01-\x08\x0b\x0c\x0e-\x1f\x7f]")
 LISTED_LENGTH = re.compile(rb"\ncontent-length:[^\n]*,", re.IGNORECASE)
 ODD = (
+    *b"Host: y|Host: a b|Host : x|X: a\x01b|X: a\x00b|X: a\n b|X: a\r\n b|X: y\rZ: 1".split(b"|"),
+    *b"X|: x|X\t: y|X: \xff\xfe|X:|X:\t y \t|\x80: x|Trailer: X|A: b\r\nC: d".split(b"|"),
     *(
-        b"Host: y",
-        b"Host: a b",
-        b"Host : x",
-        b"X: a\x01b",
-        b"X: a\x00b",
-        b"X: a\n b",
-        b"X: a\r\n b",
-    ),
-    *(b"X", b": x", b"X\t: y", b"X: \xff\xfe", b"X:", b"X:\t y \t", b"X: y\rZ: 1", b"\x80: x"),
-    *(b"Content-Length: 5", b"Content-Length: 0", b"Content-Length: +5", b"Content-Length: 5, 5"),
-    *(b"content-length:5", b"Content-Length: 0x5", b"Content-Length: 05", b"Content-Length: 5 5"),
-    *(b"Content-Length: ", b"Content-Length: -0", b"Content-Length: 18446744073709551621"),
-    *(b"Transfer-Encoding: chunked", b"Transfer-Encoding: gzip, chunked", b"Transfer-Encoding: x"),
-    *(
-        b"Transfer-Encoding: chunked, chunked",
-        b"Transfer-Encoding:\tCHUNKED ",
-        b"Transfer-Encoding:",
+        b"Content-Length: " + value
+        for value in b"5|0|+5|5, 5|0x5|05|5 5||-0|18446744073709551621".split(b"|")
     ),
     *(
-        b"Transfer-Encoding: identity",
-        b"Transfer-Encoding: chunked;a=b",
-        b"Transfer-Encoding : chunked",
+        b"Transfer-Encoding:" + value
+        for value in b" chunked| gzip, chunked| x| chunked, chunked|\tCHUNKED ||".split(b"|")
     ),
-    *(
-        b"Connection: close",
-        b"Connection: keep-alive",
-        b"Connection: close, keep-alive",
-        b"Connection: x",
-    ),
-    *(
-        b"Connection: upgrade",
-        b"Upgrade: h2c",
-        b"Upgrade: websocket",
-        b"Connection: Upgrade, close",
-    ),
-    *(
-        b"Expect: 100-continue",
-        b"X: " + b"y" * 900,
-        b"Trailer: X",
-        b"TE: trailers",
-        b"A: b\r\nC: d",
-    ),
+    *b"content-length:5|Transfer-Encoding : chunked|Transfer-Encoding: chunked;a=b".split(b"|"),
+    *b"Connection: close|Connection: keep-alive|Connection: close, keep-alive".split(b"|"),
+    *b"Connection: upgrade|Connection: Upgrade, close|Connection: x|Upgrade: h2c".split(b"|"),
+    *b"Upgrade: websocket|Expect: 100-continue".split(b"|"),
 )
-MANY = (
-    [b"X: " + b"y" * 1100],
-    [b"X: y"] * 7,
-    [b"X: y"] * 9,
-    [b"X: " + b"y" * 900],
-    [b"X: " + b" " * 900 + b"y"],
-)
+MANY = [[b"X: " + b"y" * 1100], [b"X: " + b"y" * 900], [b"X: " + b" " * 900 + b"y"]]
+MANY += [[b"X: y"] * 7, [b"X: y"] * 9]
 BLANKS = (b"\r\n", b"\n", b"\r\n\r\n", b"\r\n \r\n", b"\r", b" ", b"\0")
-TRAILERS = (
-    b"",
-    b"",
-    b"",
-    b"X: y\r\n",
-    b"Connection: close\r\n",
-    b"X Y: z\r\n",
-    b"X: y\n",
-    b" X: y\r\n",
-)
+TRAILERS = b"||||X: y\r\n|Connection: close\r\n|X Y: z\r\n|X: y\n| X: y\r\n".split(b"|")
 WORDS = (
-    *(b"\r\n", b"\n", b"\r", b"\r\n\r\n", b"HTTP/1.1", b"HTTP/1.0", b"HTTP/2.0", b"HTTP/0.9", b" "),
-    *(
-        b"\t",
-        b"chunked",
-        b"Content-Length: ",
-        b"Transfer-Encoding: ",
-        b"Host: ",
-        b"0\r\n\r\n",
-        b":",
-    ),
-    *(
-        b"GET",
-        b"POST",
-        b"HEAD",
-        b"CONNECT",
-        b"PRI",
-        b"http://",
-        b"#",
-        b"RTSP/1.0",
-        b"ICE/1.0",
-        b"close",
-    ),
-    *(b"keep-alive", b"5\r\nhello\r\n", b";a=b", b"ffffffffffffffff", b"SOURCE", b"/", b"*", b"?"),
+    *b"\r\n|\n|\r|\r\n\r\n| |\t|:|/|*|?|#|;a=b|http://|0\r\n\r\n|5\r\nhello\r\n".split(b"|"),
+    *b"HTTP/1.1|HTTP/1.0|HTTP/2.0|HTTP/0.9|HTTP/9.9|RTSP/1.0|ICE/1.0".split(b"|"),
+    *b"GET|POST|HEAD|CONNECT|PRI|SOURCE|close|keep-alive|chunked|ffffffffffffffff".split(b"|"),
+    *b"Content-Length: |Transfer-Encoding: |Host: |Connection: |Upgrade: ".split(b"|"),
 )
 REQUEST_LINE = re.compile(rb"([A-Z]+) +([^ \r\n]+) +(?:HTTP|RTSP|ICE)/")
 """What we read as a request line and h11 does not. A server may split it at any blanks, and should
