@@ -22,6 +22,7 @@ import h11
 import uvicorn
 from uvicorn.server import ServerState
 
+from gateway import door
 from gateway.access.admission import Admission
 from gateway.access.auth import Authenticator
 from gateway.door import Door
@@ -320,6 +321,11 @@ class Http1(Target):
         )  # fmt: skip
         self._config.load()
         self._state = ServerState()
+        # Connections that are refused stay so long; thousands would be there at the same time.
+        self._linger_s, door.LINGER_S = door.LINGER_S, 0.01
+
+    async def stop(self) -> None:
+        door.LINGER_S = self._linger_s
 
     def make(self) -> bytes:
         source = self._source
