@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,7 +26,8 @@ log = structlog.get_logger()
 class ClientCertificate:
     """A verified certificate, whose time ends at `ends_s` (seconds since 1970).
 
-    `names` are its subject (RFC 4514) and its alternative names, such as `DNS:a.example`.
+    `names` are its subject (RFC 4514) and its alternative names, such as `DNS:a.example`; one that
+    cannot be read has none.
     """
 
     names: tuple[str, ...]
@@ -41,9 +43,9 @@ def shown_certificate(transport: asyncio.BaseTransport) -> ClientCertificate | N
     try:
         found = x509.load_der_x509_certificate(content)
         return ClientCertificate(tuple(_names(found)), found.not_valid_after_utc.timestamp())
-    except ValueError as error:  # OpenSSL is less strict
+    except Exception as error:  # OpenSSL is less strict, and the library's errors have no base
         log.warning("client_certificate_unread", reason=str(error))
-        return ClientCertificate((), 0.0)
+        return ClientCertificate((), math.inf)
 
 
 def _names(certificate: x509.Certificate) -> Iterator[str]:

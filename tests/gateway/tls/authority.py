@@ -8,11 +8,21 @@ import ssl
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
+from cryptography.x509.oid import ExtensionOID, NameOID
 
 from headrace.config.args import FileRef, Tls
 
@@ -41,6 +51,34 @@ class Authority:
             (self.folder / f"{name}.{part}").write_bytes(content)
         path = self.folder / f"{name}.pem"
         path.write_bytes(made.private_key_and_cert_chain_pem.bytes())
+        return path
+
+    def issue_raw(self, name: str, alternative_names: bytes) -> Path:
+        """As `issue`, with these bytes (DER) as the extension of alternative names."""
+        issuer = x509.load_pem_x509_certificate(self.ca.cert_pem.bytes())
+        identifier = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+        key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
+        signer = load_pem_private_key(self.ca.private_key_pem.bytes(), None)
+        assert isinstance(signer, ec.EllipticCurvePrivateKey)
+        names = x509.UnrecognizedExtension(ExtensionOID.SUBJECT_ALTERNATIVE_NAME, alternative_names)
+        made = (
+            x509.CertificateBuilder()
+            .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
+            .issuer_name(issuer.subject)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - timedelta(days=1))
+            .not_valid_after(now + timedelta(days=1))
+            .add_extension(names, critical=False)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier),
+                critical=False,
+            )
+            .sign(signer, SHA256())
+        )
+        path = self.folder / f"{name}.pem"
+        secret = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        path.write_bytes(secret + made.public_bytes(Encoding.PEM))
         return path
 
     def server(self, *hosts: str, clients: Authority | None = None, **more: Any) -> Tls:

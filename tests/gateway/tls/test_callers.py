@@ -22,7 +22,7 @@ from headrace.errors import Unauthenticated
 from headrace.keys import new_key
 from tests.gateway.grpc.test_openinference import rows
 from tests.gateway.tls.authority import Authority, fetch
-from tests.house import PEPPER, House, open_house
+from tests.house import PEPPER, House, open_house, until
 
 TIERS = {name: Tier() for name in ("anonymous", "standard", "premium")}
 KEY, RECORD = new_key(PEPPER, name="alice", tier="premium", now_s=1.0)
@@ -163,3 +163,21 @@ async def test_a_certificate_is_a_caller_over_http_and_grpc(
         }
         said = [await infer(house, authority, each) for each in (trainer, stranger, None)]
         assert said == ["OK", *["StatusCode.UNAUTHENTICATED"] * 2]
+
+
+ODD_NAMES = {"x400": b"\x30\x02\xa3\x00", "no address": b"\x30\x05\x87\x03abc"}
+
+
+@pytest.mark.parametrize("names", ODD_NAMES.values(), ids=ODD_NAMES)
+async def test_a_certificate_that_openssl_reads_and_we_do_not_names_nobody(
+    tmp_path: Path, authority: Authority, names: bytes
+) -> None:
+    tls = authority.server(clients=authority)
+    odd = authority.issue_raw("odd", names)
+    rules = access(anonymous=False, certificates={"default_tier": "standard"})
+    async with open_house(tmp_path, "a", listen_tls=tls, access=rules) as house:
+        answer = await fetch(house.http.address, authority.client(odd), posted())
+        assert answer.split(b" ")[1] == b"401" and b"it has no name" in answer
+        said = await infer(house, authority, odd)
+        assert said == "StatusCode.UNAUTHENTICATED"
+        await until(lambda: not house.door.addresses)
