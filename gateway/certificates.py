@@ -117,8 +117,9 @@ def server_context(config: Tls, listener: str) -> ServerContext:
     _read(config.key, "key")
     try:
         context.load_cert_chain(config.cert.path, config.key.path, password=_no_password)
-    except ssl.SSLError as error:
-        reason = (error.reason or "no PEM form").lower().replace("_", " ")
+    except OSError as error:  # of OpenSSL, or a file has just been taken away
+        said = error.reason if isinstance(error, ssl.SSLError) else error.strerror
+        reason = (said or "no PEM form").lower().replace("_", " ")
         raise ConfigError(
             f"`listen.tls`: {config.cert.file} and {config.key.file} should be a certificate and "
             f"its key, both in PEM form ({reason})"
@@ -141,7 +142,7 @@ def _trust_clients(context: ssl.SSLContext, authority: FileRef) -> None:
     _read(authority, "client_ca")
     try:
         context.load_verify_locations(authority.path)
-    except ssl.SSLError:
+    except OSError:
         raise ConfigError(
             f"`listen.tls.client_ca`: {authority.file} should hold certificates in PEM form"
         ) from None

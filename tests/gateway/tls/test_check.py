@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,10 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from pydantic import ValidationError
 
+from gateway.certificates import server_context
 from gateway.config_checks import Finding, cross_check
 from headrace.config.args import Args, PoolConfig, Tls
+from headrace.errors import ConfigError
 from tests.gateway.tls.authority import Authority
 
 
@@ -133,3 +137,21 @@ def test_the_version_of_tls_may_be_a_number() -> None:
     with pytest.raises(ValidationError, match=r"'1\.2' or '1\.3'"):
         Tls.model_validate({**files, "min_version": 1.1})
     assert Tls.model_validate({**files, "admin": False}).listeners == ("http", "grpc")
+
+
+def test_a_file_that_goes_while_it_is_read_is_told(authority: Authority) -> None:
+    tls = authority.server()
+    content = tls.cert.path.read_bytes()
+    tls.cert.path.unlink()
+    os.mkfifo(tls.cert.path)
+
+    def write_once() -> None:
+        with tls.cert.path.open("wb") as file:
+            file.write(content)
+            tls.cert.path.unlink()
+
+    with ThreadPoolExecutor(1) as thread:
+        written = thread.submit(write_once)
+        with pytest.raises(ConfigError, match=r"server\.cert.*\(no such file or directory\)"):
+            server_context(tls, "http")
+        written.result()
