@@ -34,11 +34,22 @@ def tidy() -> int:
     These are folders of nodes with all that is in them, of bodies in shared memory, and of slots.
     """
     nodes = user_folder()
+    if not _is_ours_alone(nodes):
+        return sweep(SHARED_MEMORY.glob(f"{SHARED_PREFIX}*"))
     return (
         sweep(nodes.glob("*"))
         + sweep(nodes.glob(f"*/{SLOT_PREFIX}*"), LAST_WORDS_S)
         + sweep(SHARED_MEMORY.glob(f"{SHARED_PREFIX}*"))
     )
+
+
+def _is_ours_alone(folder: Path) -> bool:
+    """Whether this is a folder that only this user may open; a link to one is not."""
+    try:
+        found = folder.lstat()
+    except FileNotFoundError:
+        return False
+    return found.st_uid == os.getuid() and not found.st_mode & 0o077
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +71,7 @@ class Node:
         node_id = ray.get_runtime_context().get_node_id()
         folder = user_folder() / node_id[:12]
         folder.parent.mkdir(exist_ok=True, mode=0o700)
-        owner = folder.parent.stat()
-        if owner.st_uid != os.getuid() or owner.st_mode & 0o077:
+        if not _is_ours_alone(folder.parent):
             raise PermissionError(f"{folder.parent} is not this user's alone: remove it")
         hold(folder)
         return cls(node_id, ray.util.get_node_ip_address(), folder)

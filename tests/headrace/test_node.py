@@ -96,6 +96,7 @@ def test_who_starts_while_others_sweep_finds_a_folder_of_its_own(tmp_path: Path)
             mine.write_text("here")
             assert mine.read_text() == "here" and (folder / LOCK).exists()
             os.close(held)
+            time.sleep(0.001)  # or there would seldom be a moment in which nobody holds it
             starts += 1
         return starts
 
@@ -124,7 +125,7 @@ def test_tidy_knows_all_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         *(tmp_path / "shm" / "headrace-1", tmp_path / "shm" / "other-2"),
     ]
     for folder in ("user", "shm"):
-        (tmp_path / folder).mkdir()
+        (tmp_path / folder).mkdir(mode=0o700)
     with holder(here):
         for place in places:
             os.close(hold(place))
@@ -132,3 +133,23 @@ def test_tidy_knows_all_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         assert node.tidy() == 3
         left = {str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/**/") if path}
     assert left - {"user", "shm"} == {"user/here", "user/here/slot-3-c", "shm/other-2"}
+
+
+@pytest.mark.parametrize("open_to_others", [True, False], ids=["open to others", "a link"])
+def test_tidy_keeps_out_of_a_folder_that_others_may_have_laid(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, open_to_others: bool
+) -> None:
+    target = tmp_path / "target"
+    target.mkdir(mode=0o700)
+    os.close(hold(target / "work"))
+    (target / "mine.swept").mkdir()
+    user = target
+    if open_to_others:
+        target.chmod(0o777)
+    else:
+        user = tmp_path / "user"
+        user.symlink_to(target)
+    monkeypatch.setattr(node, "user_folder", lambda: user)
+    monkeypatch.setattr(node, "SHARED_MEMORY", tmp_path / "shm")
+    assert node.tidy() == 0
+    assert {path.name for path in target.iterdir()} == {"work", "mine.swept"}
