@@ -110,7 +110,7 @@ def _decode_hello(payload: Buffer) -> Hello:
         known["max_frame_bytes"] = int(known["max_frame_bytes"])
         known["epoch"] = int(known["epoch"])
         return Hello(**known)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise LinkError("the peer's HELLO cannot be read") from error
 
 

@@ -181,10 +181,10 @@ class LinkServer(ChannelOwner):
     async def _greet(self, connection: socket.socket, host: str, tls: LinkTls) -> None:
         loop, channel = asyncio.get_running_loop(), self._accept()
         try:
-            context = await loop.run_in_executor(None, lambda: tls.context(server=True))
-            await loop.connect_accepted_socket(
-                lambda: channel, connection, ssl=context, ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S
-            )
+            # All of it, as `_too_slow` ends no connection whose channel has not heard of it yet.
+            async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
+                context = await loop.run_in_executor(None, lambda: tls.context(server=True))
+                await loop.connect_accepted_socket(lambda: channel, connection, ssl=context)
         except (OSError, HeadraceError) as error:
             connection.close()
             self._shaking.discard(channel)

@@ -78,7 +78,7 @@ def test_a_peer_of_another_version_is_told_so() -> None:
 
 
 @pytest.mark.parametrize(
-    "payload", [b"", b"{}", b"[1]", b"\xff\xfe", b'{"magic": "headrace-link"}']
+    "payload", [b"", b"{}", b"[1]", b"\xff\xfe", b'{"magic": "headrace-link"}', b"[" * 3000]
 )
 def test_a_hello_that_cannot_be_read_is_refused(payload: bytes) -> None:
     with pytest.raises(LinkError):

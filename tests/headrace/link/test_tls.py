@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import ssl
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -194,6 +196,28 @@ async def test_who_never_shakes_hands_is_cut_off_and_others_get_in(
             writer.close()
             await until(lambda: not slot._shaking)
     assert [line["reason"] for line in logs] == ["the TLS handshake took too long"]
+
+
+class SlowFiles(LinkTls):
+    """Settings whose files take a while to be read."""
+
+    def context(self, *, server: bool) -> ssl.SSLContext:
+        time.sleep(0.4)
+        return super().context(server=server)
+
+
+async def test_who_shakes_hands_at_the_last_moment_and_says_nothing_is_cut_off_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "HANDSHAKE_TIMEOUT_S", 0.6)
+    async with listening(tmp_path, SlowFiles(SECRET)) as slot:
+        host, port = slot.tcp_address.split(":")
+        _, writer = await asyncio.open_connection(host, int(port))
+        await asyncio.sleep(0.75)
+        with contextlib.suppress(OSError):
+            await writer.start_tls(OURS.context(server=False))
+        await until(lambda: not slot._shaking)
+        writer.close()
 
 
 async def test_a_crowd_of_strangers_is_closed_at_once(
