@@ -143,14 +143,15 @@ class Gateway:
         )
         if self._certificates is not None:
             process.start(self._certificates.run())
+        self._sockets.serve("admin")
         await self._admin.start()
         # A gateway that joins others must not answer before it knows what they know.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FIRST_SNAPSHOT_S):
                 await self._informed.wait()
+        self._sockets.serve("grpc", "http")
         await self._grpc.start()
         await self._http.start()
-        self._sockets.serve()
         await self._grpc.set_ready(self.ready())
         log.info("listening", **self.addresses())
 

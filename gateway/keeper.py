@@ -7,7 +7,7 @@ modules of the standard library, nothing else. Its users speak to it over a Unix
 messages apart; each is one JSON object, and sockets come with it:
 
     {"join": [[application, listener, host, port], ...]}  → {} or {"refused": reason, "address"}
-    {"serve": true}: connections are accepted from now on
+    {"serve": [listener, ...]}: connections are accepted on these from now on
     {"leave": true}: no more soon, and not because of a fault  → {"others": bool}
 
 A user that leaves or dies closes the connection.
@@ -15,6 +15,7 @@ A user that leaves or dies closes the connection.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import selectors
@@ -50,7 +51,8 @@ class User:
     def __init__(self, connection: socket.socket) -> None:
         self.connection = connection
         self.names: set[Name] = set()
-        self.serving = self.left = False
+        self.serving: set[Name] = set()
+        self.left = False
 
 
 class Keeper:
@@ -112,10 +114,10 @@ class Keeper:
             if "join" in message:
                 self._join(user, [(a, b, c, int(d)) for a, b, c, d in message["join"]], offered)
             elif "serve" in message:
-                self._serve(user)
+                self._serve(user, message["serve"])
             elif "leave" in message:
                 self._leave(user)
-        except (OSError, ValueError, TypeError):
+        except (OSError, ValueError, TypeError, LookupError, RecursionError):
             return False
         finally:
             kept = [held.socket for held in self._held.values()]
@@ -156,9 +158,9 @@ class Keeper:
             raise
         return bound
 
-    def _serve(self, user: User) -> None:
-        user.serving = True
-        for name in user.names:
+    def _serve(self, user: User, listeners: list[str]) -> None:
+        user.serving = {name for name in user.names if name[1] in listeners}
+        for name in user.serving:
             self._held[name].served = True
             self._held[name].until_s = None
 
@@ -169,7 +171,11 @@ class Keeper:
 
     def _serves(self, name: Name) -> bool:
         """Whether a gateway accepts on this socket and will go on."""
-        return any(user.serving and not user.left and name in user.names for user in self._users)
+        return any(name in user.serving and not user.left for user in self._users)
+
+    def _remains(self, name: Name) -> bool:
+        """Whether a gateway has this socket, and may come to accept on it."""
+        return any(name in user.names and not user.left for user in self._users)
 
     def _used(self, name: Name) -> bool:
         return any(name in user.names for user in self._users)
@@ -185,7 +191,7 @@ class Keeper:
             expected = held.served and not (user.left and held.until_s is None)
             if not expected and not self._used(name):
                 self._drop(name)
-            elif held.served and held.until_s is None:
+            elif held.served and held.until_s is None and (not user.left or self._remains(name)):
                 held.until_s = time.monotonic() + self._hold_s
 
     def _expire(self) -> None:
@@ -196,7 +202,8 @@ class Keeper:
                 continue
             held.until_s, held.served = None, False
             # A gateway that is starting has this socket too, and may let it listen again.
-            held.socket.shutdown(socket.SHUT_RDWR)
+            with contextlib.suppress(OSError):  # it does not listen
+                held.socket.shutdown(socket.SHUT_RDWR)
             if not self._used(name):
                 self._drop(name)
 

@@ -53,7 +53,8 @@ class HeldSockets:
             for listener, address in addresses.items()
         }
         self._sockets: dict[str, socket.socket] = {}
-        self._serving = self._closed = False
+        self._serving: list[str] = []
+        self._closed = False
         self._others: asyncio.Future[bool] | None = None
         self._connection = self._join()
 
@@ -61,10 +62,13 @@ class HeldSockets:
         """A socket to listen on, for the caller to close."""
         return self._sockets[listener].dup()
 
-    def serve(self) -> None:
-        """Tell the keeper that connections are accepted now: others may wait if we die."""
-        self._serving = True
-        self._send({"serve": True})
+    def serve(self, *listeners: str) -> None:
+        """Tell the keeper that these (all, without any) accept connections: it does not shut them.
+
+        Said just before it is so. If we die others may wait.
+        """
+        self._serving += listeners or self._names
+        self._send({"serve": self._serving})
 
     async def leave(self) -> bool:
         """Tell the keeper that this gateway stops; whether others on this node go on accepting.
@@ -118,7 +122,7 @@ class HeldSockets:
             if self._closed:
                 self._connection.shutdown(socket.SHUT_RDWR)
             elif self._serving:
-                self.serve()
+                self._send({"serve": self._serving})
             return
 
     async def _hear(self, loop: asyncio.AbstractEventLoop) -> bytes:

@@ -23,6 +23,7 @@ from loadtests.processes import free_ports
 
 ADDRESSES = {"http": "127.0.0.1:0", "grpc": "127.0.0.1:0"}
 HOLD_S = 20.0
+NONSENSE = (b"?", b"[]", b'{"join": [[1]]}', b'{"join": 7}', b"{}" * 9000, b"[" * 9000)
 GATEWAY = """
 import asyncio, sys
 from pathlib import Path
@@ -57,21 +58,17 @@ async def held(folder: Path, **settings: object) -> AsyncIterator[HeldSockets]:
 
 def keepers(folder: Path) -> list[psutil.Process]:
     """The keepers whose Unix socket is in this folder."""
+    return [each for each in psutil.process_iter() if _keeps(each, folder)]
+
+
+def _keeps(process: psutil.Process, folder: Path) -> bool:
     here = str(folder / "keeper.sock")
-    return [
-        each
-        for each in psutil.process_iter()
-        if keeper.__file__ in _command(each)
-        and any(known.laddr == here for known in each.net_connections("unix"))
-    ]
-
-
-def _command(process: psutil.Process) -> list[str]:
     try:
-        command: list[str] = process.cmdline()
-    except psutil.Error:
-        return []
-    return command
+        return keeper.__file__ in process.cmdline() and any(
+            known.laddr == here for known in process.net_connections("unix")
+        )
+    except psutil.Error:  # it has just ended
+        return False
 
 
 async def soon(condition: Callable[[], object], seconds: float = 10.0) -> None:
@@ -154,6 +151,39 @@ async def test_a_successor_that_does_not_get_ready_does_not_make_clients_wait_fo
             assert listening.getsockname()[1] == port and connects(port)
 
 
+async def test_what_a_successor_accepts_on_already_is_not_shut(tmp_path: Path) -> None:
+    ports = free_ports(2)
+    names = {name: f"127.0.0.1:{port}" for name, port in zip(ADDRESSES, ports, strict=True)}
+    async with (
+        held(tmp_path, addresses=names, hold_s=1.0) as dying,
+        held(tmp_path, addresses=names, hold_s=1.0) as starting,
+    ):
+        for name in names:
+            with dying[name] as listening:
+                listening.listen()
+        dying.serve()
+        dying.close()
+        starting.serve("grpc")
+        await soon(lambda: not connects(ports[0]))
+        await asyncio.sleep(1.0)
+        assert connects(ports[1])
+
+
+async def test_a_keeper_outlives_the_end_of_sockets_that_were_shut_already(tmp_path: Path) -> None:
+    async with held(tmp_path, hold_s=0.5) as leaving, held(tmp_path) as starting:
+        with leaving["http"] as listening:
+            listening.listen()
+        leaving.serve()
+        (before,) = keepers(tmp_path)
+        assert not await leaving.leave()
+        leaving.shut()
+        leaving.close()
+        await asyncio.sleep(1.5)
+        assert keepers(tmp_path) == [before]
+        starting.serve()
+        assert not await starting.leave()
+
+
 async def test_gateways_share_sockets_and_the_last_to_leave_closes_them(tmp_path: Path) -> None:
     async with held(tmp_path) as first:
         with first["http"] as listening:
@@ -172,6 +202,21 @@ async def test_gateways_share_sockets_and_the_last_to_leave_closes_them(tmp_path
             assert not await second.leave() and connects(port)
         await soon(lambda: not connects(port))
     await soon(lambda: not keepers(tmp_path))
+
+
+async def test_connections_do_not_wait_once_all_gateways_have_left(tmp_path: Path) -> None:
+    async with held(tmp_path) as first, held(tmp_path) as second:
+        with first["http"] as listening:
+            listening.listen()
+            port = port_of(first["http"])
+        second.serve()
+        first.serve()
+        await second.leave()
+        await first.leave()
+        second.close()
+        first.close()
+        await soon(lambda: not connects(port))
+        await soon(lambda: not keepers(tmp_path))
 
 
 async def test_applications_do_not_share(tmp_path: Path) -> None:
@@ -247,7 +292,7 @@ async def test_a_keeper_is_for_its_user_and_survives_nonsense(tmp_path: Path) ->
         mode = (tmp_path / "keeper.sock").stat().st_mode
         assert stat.S_IMODE(mode) == 0o600
         (before,) = keepers(tmp_path)
-        for nonsense in (b"?", b"[]", b'{"join": [[1]]}', b'{"join": 7}', b"{}" * 9000):
+        for nonsense in NONSENSE:
             with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as stranger:
                 stranger.connect(str(tmp_path / "keeper.sock"))
                 stranger.send(nonsense)
