@@ -193,12 +193,16 @@ class Connection:
                     handlers[kind](flags, stream_id, data[start:offset])
                 else:
                     self._spend_idle()
-                if self.closed:
+                if self._is_closed():
                     return
             if have:
                 self._rest, self._missing = bytearray(data[offset:]), missing - have
         except Http2Error as error:
             self.fail(error.code, error.message)
+
+    def _is_closed(self) -> bool:
+        # mypy takes `closed` for unchanged since `receive` has looked, and mypyc trusts it.
+        return self.closed
 
     def _joined(self, data: bytes) -> bytes:
         """What came before and was not whole, with this; nothing while it cannot be whole yet."""
@@ -599,6 +603,7 @@ class Connection:
         """Take no more streams, in two steps so that none under way is lost (RFC 9113, 6.8)."""
         if not self.leaving and not self.closed:
             self.leaving = True
+            self._greet()
             self.outbox.send(
                 encode_goaway(MAX_STREAM_ID, ErrorCode.NO_ERROR)
                 + encode_frame(FrameType.PING, LEAVING_PING)

@@ -266,6 +266,27 @@ def test_leaving_loses_no_stream_that_is_under_way() -> None:
     assert server.connection.left and not server.connection.closed
 
 
+def test_a_connection_that_leaves_before_its_client_has_spoken_begins_with_settings() -> None:
+    server = Server()
+    server.connection.leave()
+    said = server.sent()
+    assert next(iter(read_frames(said)))[0] == FrameType.SETTINGS
+    assert codes(said, FrameType.GOAWAY) == [(0, MAX_WINDOW_BYTES)]
+    server.receive(PREFACE + encode_settings([]) + encode_headers(1, REQUEST_BLOCK, end=True))
+    settings = [flags for kind, flags, *_ in read_frames(server.sent()) if kind == 4]
+    assert settings == [FrameFlag.ACK] and len(server.opened) == 1
+
+
+def test_nothing_is_read_behind_what_has_ended_the_connection() -> None:
+    server = Server()
+    server.begin()
+    server._flush = server.connection.lose  # type: ignore[method-assign]
+    server.connection._flush = server._flush
+    request = encode_headers(1, REQUEST_BLOCK, end=True)
+    server.receive(request + encode_headers(3, REQUEST_BLOCK, end=True))
+    assert len(server.opened) == 1 and server.connection.closed
+
+
 HEAD = encode_headers(1, REQUEST_BLOCK, end=False)
 BROKEN: list[tuple[str, bytes, ErrorCode]] = [
     ("headers on an even stream", encode_headers(2, b"", end=True), ErrorCode.PROTOCOL_ERROR),
