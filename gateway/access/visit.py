@@ -16,6 +16,10 @@ from headrace.logs import new_request_id, valid_request_id, valid_traceparent
 
 NO_TIER = "none"
 """Tier of requests whose caller is not known, in metrics and in the audit log."""
+PIECE_BYTES = 1024
+"""Least mean size of the pieces in which a body is kept: each costs more memory than its bytes."""
+FEW_PIECES = 64
+"""Pieces that may be smaller."""
 
 
 class Destination(Protocol):

@@ -18,7 +18,7 @@ from urllib.parse import quote_from_bytes
 import grpc
 
 from gateway.access.certificate import ClientCertificate
-from gateway.access.visit import Head
+from gateway.access.visit import FEW_PIECES, PIECE_BYTES, Head
 from gateway.grpc.headers import Field, encode_block, encode_name, encode_status
 from gateway.headers import RETRY_MARGIN_S, combined
 from headrace.config.args import Limits
@@ -287,6 +287,8 @@ class MessageReader:
             at += len(piece)
             self._have += len(piece)
             self._parts.append(piece)
+            if len(self._parts) > FEW_PIECES + self._have // PIECE_BYTES:
+                self._parts = [b"".join(self._parts)]
             if self._have == self.length:
                 message = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
                 whole.append((self._prefix[0] == 1, message))

@@ -21,6 +21,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from gateway.access.visit import FEW_PIECES, PIECE_BYTES
 from gateway.door import ClientConnection, Door
 from gateway.handshakes import wrong_port
 from gateway.headers import combined
@@ -51,6 +52,8 @@ LINE_BYTES = 4
 BLANK_BYTES = 4096
 """Bytes that the headers of a request may have besides those that are counted: blanks, its version.
 """
+MAX_WAITING = 16
+"""Requests waiting on a connection above which no more are read; one read may bring many."""
 PROBES_S = (0.1, 0.2, 1.0, 4.0, 16.0)
 """Waits before each look whether a client that has ended its side is still there. Go's client takes
 no more than five interim answers."""
@@ -113,7 +116,10 @@ class HttpPrediction(Prediction):
             except HeadraceError as error:
                 self.refuse(error)
                 return
-        self.pieces.append(data)
+        pieces = self.pieces
+        pieces.append(data)
+        if len(pieces) > FEW_PIECES + self.length // PIECE_BYTES:
+            self.pieces = [b"".join(pieces)]
 
     def take_whole(self, body: bytes) -> None:
         """Take a body of the length that its head has told, for which there is room."""
@@ -200,12 +206,13 @@ class FastLane(HttpToolsProtocol, ClientConnection):
         self._fields = self._field_bytes = 0
         self._ended = self._lenient = False
         self.running: HttpPrediction | None = None
-        # The head of the last prediction, if the next one may have the same; the first one of what
-        # is being parsed, and its header lines; and how much of a body is still to come that does
-        # not go through the parser.
+        # The head of the last prediction, if the next one may have the same; that of the first
+        # request of what is being parsed, if it is one, and its header lines (None before it); and
+        # how much of a body is still to come that does not go through the parser.
         self._head: HttpHead | None = None
         self._parsed: HttpHead | None = None
-        self._lines = self._left = 0
+        self._lines: int | None = None
+        self._left = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Refuse the connection where its address has too many."""
@@ -323,7 +330,7 @@ class FastLane(HttpToolsProtocol, ClientConnection):
             return  # Some clients send an empty line behind a body.
         self._header_bytes += len(data)
         self._reading = self._reading or "headers"
-        self._parsed = None
+        self._parsed = self._lines = None
         rest: Buffer = data
         try:
             while True:
@@ -347,7 +354,7 @@ class FastLane(HttpToolsProtocol, ClientConnection):
 
     def _remember(self, data: bytes) -> None:
         """Keep the head of the first request in `data`, if the next request may have the same."""
-        if (head := self._parsed) is not None:
+        if (head := self._parsed) is not None and self._lines is not None:
             raw = data[: data.find(END_OF_HEAD) + len(END_OF_HEAD)]
             self._head = head if head.remember(raw, self._lines) else None
 
@@ -373,6 +380,8 @@ class FastLane(HttpToolsProtocol, ClientConnection):
         return self.flow is not None and self.flow.write_paused
 
     def check_time(self, now_s: float) -> None:
+        if self.pipeline:
+            return  # Nothing may be read until requests before it have been answered.
         limits = self.door.limits
         age_s = now_s - self._since_s
         if self._reading == "headers" and age_s > limits.header_timeout_s:
@@ -443,7 +452,7 @@ class FastLane(HttpToolsProtocol, ClientConnection):
         if self._reading == "refused":
             return
         if self._lenient:
-            self._be_lenient(False)
+            self._be_lenient(False, False)
         self._fields = self._field_bytes = 0
         self.url = b""
         self.headers = []
@@ -482,7 +491,9 @@ class FastLane(HttpToolsProtocol, ClientConnection):
         if version == "1.0" and keep_alive:
             keep_alive = may_stay(headers)
         if chunked:
-            self._be_lenient(keep_alive)
+            self._be_lenient(True, keep_alive)
+        if first := self._lines is None:
+            self._lines = len(self.headers)
         if path is None:
             self._to_asgi(keep_alive, version)
             return
@@ -496,17 +507,20 @@ class FastLane(HttpToolsProtocol, ClientConnection):
             version=version,
             lines=self.cors.lines(headers),
         )
-        if self._parsed is None:
-            self._parsed, self._lines = head, len(self.headers)
+        if first:
+            self._parsed = head
         self._begin(head, expects=self.expect_100_continue)
 
-    def _be_lenient(self, trailers: bool) -> None:
-        """Let the parser pass over trailers that look like framing, or take it back."""
+    def _be_lenient(self, trailers: bool, keep_alive: bool) -> None:
+        """Let the parser pass over trailers that look like framing, or take it back.
+
+        Those may not end a connection that the head has told to `keep_alive`.
+        """
         self._lenient = trailers
         self.parser.set_dangerous_leniencies(
             lenient_chunked_length=trailers,
             lenient_transfer_encoding=trailers,
-            lenient_keep_alive=trailers,
+            lenient_keep_alive=keep_alive,
         )
 
     def _begin(
@@ -575,13 +589,20 @@ class FastLane(HttpToolsProtocol, ClientConnection):
             if cycle.started:
                 cycle.dispatch()
 
+    def on_response_complete(self) -> None:
+        """Go on to the next request; while many wait behind it, no more are read."""
+        self._since_s = self.loop.time()
+        super().on_response_complete()
+        if len(self.pipeline) > MAX_WAITING:
+            self.flow.pause_reading()
+
     def answered(self, keep_alive: bool) -> None:
         """The answer to the earliest request is written: go on to the next one, or close."""
         self._since_s = self.loop.time()
         self.server_state.total_requests += 1
         if keep_alive:
             if self.pipeline:
-                super().on_response_complete()
+                self.on_response_complete()
         elif self._reading in ("body", "refused") and not self._ended:
             self._reading = "lingering"
             self.linger()

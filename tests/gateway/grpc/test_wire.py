@@ -221,6 +221,16 @@ def test_messages_pass_whatever_way_they_are_cut(
     assert found == messages and not reader.partial
 
 
+def test_a_message_in_tiny_pieces_takes_little_more_memory_than_its_bytes() -> None:
+    body = bytes(range(250)) * 200
+    data, reader = prefix(len(body)) + body, MessageReader(len(body))
+    found = []
+    for start in range(0, len(data), 2):
+        found += reader.feed(data[start : start + 2])
+        assert len(reader._parts) < 200
+    assert found == [(False, body)]
+
+
 def test_a_message_too_long_is_refused_by_its_prefix() -> None:
     reader = MessageReader(100)
     reader.feed(prefix(101)[:4])

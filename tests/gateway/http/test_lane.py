@@ -327,6 +327,68 @@ async def test_a_head_is_remembered_only_if_all_of_it_is_known(tmp_path: Path) -
         writer.close()
 
 
+async def test_a_head_is_not_remembered_for_the_request_before_it(tmp_path: Path) -> None:
+    """Both come in one piece, with as many lines and bodies of one length."""
+    get = post().replace(b"POST " + PREDICT, b"GET /v2/health/live")
+    async with open_house(tmp_path, "a") as house:
+        reader, writer = await connect(house)
+        writer.write(get + post())
+        assert [b"live" in (await answer_of(reader))[1] for _ in range(2)] == [True, False]
+        writer.write(get)
+        assert b"live" in (await answer_of(reader))[1]
+        writer.close()
+
+
+@pytest.mark.parametrize("cut", [20, -1], ids=["head", "body"])
+async def test_time_in_which_nothing_is_read_is_not_the_clients(tmp_path: Path, cut: int) -> None:
+    """The next request is not whole when reading stops until the first one is answered."""
+    async with open_house(tmp_path, "a") as house:
+        await house.hold("a")
+        reader, writer = await connect(house)
+        writer.write(post() * 2 + post()[:cut])
+        await until(lambda: house.door.connections and the_lane(house).pipeline)
+        the_lane(house).check_time(asyncio.get_running_loop().time() + 1000)
+        house.services["a"].set_capacity({1: 8})
+        answers = [await answer_of(reader), await answer_of(reader)]
+        writer.write(post()[cut:])
+        answers.append(await answer_of(reader))
+        assert [status for status, _ in answers] == [b"HTTP/1.1 200 OK"] * 3
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    "first", [post(), b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n"], ids=["lane", "asgi"]
+)
+async def test_requests_that_wait_on_a_connection_are_bounded(tmp_path: Path, first: bytes) -> None:
+    """However many a client sends, and however quickly it gets its answers."""
+    sent = first.replace(b"Host: x", b"Host: x\r\nX: " + b"y" * 16_000)
+    longest = 0
+    async with open_house(tmp_path, "a") as house:
+        reader, writer = await connect(house)
+        writer.write(sent * 300)
+        for _ in range(300):
+            assert (await answer_of(reader))[0] == b"HTTP/1.1 200 OK"
+            longest = max(longest, len(the_lane(house).pipeline))
+        writer.close()
+    assert 1 < longest < 50, "one piece has 16 of them"
+
+
+async def test_a_body_in_tiny_chunks_takes_little_more_memory_than_its_bytes(
+    tmp_path: Path,
+) -> None:
+    chunks = b"2\r\n  \r\n" * 20_000
+    async with open_house(tmp_path, "a") as house:
+        reader, writer = await connect(house)
+        writer.write(chunked(b"").removesuffix(b"0\r\n") + chunks)
+        await until(lambda: house.door.connections and the_lane(house).cycle is not None)
+        cycle = the_lane(house).cycle
+        await until(lambda: cycle.length == len(BODY) + 40_000)
+        assert len(cycle.pieces) < 200
+        writer.write(b"0\r\n\r\n")
+        assert (await answer_of(reader))[0] == b"HTTP/1.1 200 OK"
+        writer.close()
+
+
 async def test_an_early_refusal_of_a_repeated_head_reaches_a_client_that_still_sends(
     tmp_path: Path,
 ) -> None:

@@ -89,6 +89,10 @@ KEPT: dict[str, bytes] = {
 
 CLOSED: dict[str, bytes] = {
     "Connection: close": line(POST[:-2], HOST + b"Connection: close\r\n"),
+    "Connection: close and a trailer of a length": POST
+    + HOST
+    + b"Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n%(chunks)b"
+    + b"Content-Length: 5\r\nTransfer-Encoding: gzip\r\n\r\n",
     "HTTP/1.0": line(b"POST %(target)b HTTP/1.0", b""),
     "HTTP/1.0 that stays and does not": line(
         b"POST %(target)b HTTP/1.0", b"Connection: close\r\nConnection: keep-alive\r\n"
