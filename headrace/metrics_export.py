@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TypedDict
 
 import orjson
+import structlog
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
@@ -33,6 +34,8 @@ from headrace.metrics import (
     Statistics,
 )
 from headrace.process import ProcessId, process_id, resident_bytes
+
+log = structlog.get_logger()
 
 SCHEMA = 1
 RETIRED = "retired.json"
@@ -63,6 +66,7 @@ class Exporter:
         self._memory_bytes = memory_bytes
         self._folder = folder
         self._content = self._written = b""
+        self._trouble = ""
         self._writing = threading.Lock()
         own = process_id(os.getpid())
         self.path = folder / f"{recorder.role}-{own.pid}-{own.started}.json"
@@ -76,11 +80,22 @@ class Exporter:
         return self._replace_file()
 
     async def export(self) -> None:
-        """As `write`, with the loop's tasks, but the file is replaced in a thread."""
+        """As `write`, with the loop's tasks, but the file is replaced in a thread.
+
+        Where that cannot be done, as on a full disk, the log tells so once.
+        """
         self._recorder.tasks(len(asyncio.all_tasks()))
         self._collect()
-        if self._content != self._written:
+        if self._content == self._written:
+            return
+        try:
             await asyncio.get_running_loop().run_in_executor(None, self._replace_file)
+            self._trouble = ""
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            if reason != self._trouble:
+                log.error("metrics_not_written", path=str(self.path), reason=reason)
+            self._trouble = reason
 
     def _collect(self) -> None:
         # In steps of 1 MiB, so that an idle process writes nothing.

@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
+from structlog.testing import capture_logs
 
 from headrace.metrics import Recorder
 from headrace.metrics_export import RETIRED, Exporter, merge, summaries
@@ -153,3 +154,18 @@ def test_damaged_and_foreign_files_are_left_out(tmp_path: Path) -> None:
 def test_a_missing_folder_has_no_samples(tmp_path: Path) -> None:
     assert summaries(tmp_path / "none") == {}
     assert "headrace_requests_total" in merge(tmp_path / "none")
+
+
+async def test_a_process_whose_metrics_cannot_be_written_goes_on(tmp_path: Path) -> None:
+    folder = tmp_path / "metrics"
+    recorder = Recorder("slot")
+    exporter = Exporter(recorder, folder, memory_bytes=lambda: 1 << 20)
+    folder.rename(tmp_path / "away")
+    with capture_logs() as logs:
+        for _ in range(2):
+            recorder.batch("m", 1, 4)
+            await exporter.export()
+    assert [line["event"] for line in logs] == ["metrics_not_written"]
+    (tmp_path / "away").rename(folder)
+    await exporter.export()
+    assert sample(merge(folder), "headrace_batch_rows_count", model="m") == 2
