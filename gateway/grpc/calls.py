@@ -44,6 +44,8 @@ from headrace.link.frames import Body
 ANSWER = AnswerLayout(ANSWER_BLOCK, PREFIX_BYTES)
 WRITE_AHEAD_BYTES = 64 * 1024
 """Unsent bytes above which a method that writes waits."""
+MESSAGE_BYTES = 64
+"""What a message counts for besides its bytes while it waits: it may have none."""
 
 log = structlog.get_logger()
 
@@ -368,7 +370,7 @@ class StreamedCall(GrpcCall):
             self._partial_since_s = self.exchange.now_s
         whole = reader.feed(data)
         for compressed, message in whole:
-            memory.take(len(message) - self._held_bytes)
+            memory.take(MESSAGE_BYTES + len(message) - self._held_bytes)
             self._held_bytes = 0
             self._messages.append((compressed, message))
         if reader.length is not None:
@@ -397,7 +399,7 @@ class StreamedCall(GrpcCall):
         compressed, message = self._messages.popleft()
         self.exchange.connection.credit(self, PREFIX_BYTES + len(message))
         door = self.exchange.door
-        door.memory.used_bytes -= len(message)
+        door.memory.used_bytes -= MESSAGE_BYTES + len(message)
         return plain(compressed, message, self.head.encoding, door.limits.max_body_bytes)
 
     def _credit_all(self) -> None:
@@ -413,7 +415,8 @@ class StreamedCall(GrpcCall):
 
     def _end(self) -> None:
         super()._end()
-        self.exchange.door.memory.used_bytes -= sum(len(message) for _, message in self._messages)
+        held_bytes = sum(MESSAGE_BYTES + len(message) for _, message in self._messages)
+        self.exchange.door.memory.used_bytes -= held_bytes
         self._messages.clear()
 
 

@@ -15,7 +15,7 @@ import h2.events
 import h2.settings
 import pytest
 
-from gateway.grpc.calls import WRITE_AHEAD_BYTES
+from gateway.grpc.calls import MESSAGE_BYTES, WRITE_AHEAD_BYTES
 from gateway.grpc.frames import (
     PREFACE,
     ErrorCode,
@@ -162,6 +162,18 @@ async def test_a_bomb_is_not_inflated(tmp_path: Path) -> None:
         assert (await peer.end_of(stream_id))["grpc-status"] == "8"
 
 
+async def test_empty_messages_that_wait_count_as_memory(tmp_path: Path) -> None:
+    async with open_site(tmp_path) as site:
+        peer = await site.peer()
+        stream_id = peer.call("/count")
+        peer.send(stream_id, prefix(0) * 1000)
+        await peer.pong()
+        memory = site.house.admission.memory
+        assert not site.methods.seen and memory.used_bytes == 1000 * MESSAGE_BYTES
+        site.methods.gate.set()
+        await until(lambda: not memory.used_bytes)
+
+
 async def test_a_stream_of_requests_is_read_as_far_as_it_is_used(tmp_path: Path) -> None:
     async with open_site(tmp_path, limits=Limits(max_body_bytes=8 * 1024 * 1024)) as site:
         peer = await site.peer()
@@ -175,7 +187,8 @@ async def test_a_stream_of_requests_is_read_as_far_as_it_is_used(tmp_path: Path)
         await peer.pong()
         stuck = peer.h2.local_flow_control_window(stream_id)
         assert sent == STREAM_WINDOW_BYTES // len(piece) and stuck < len(piece)
-        assert not site.methods.seen and site.house.admission.memory.used_bytes == sent * 99_995
+        held_bytes = sent * (MESSAGE_BYTES + 99_995)
+        assert not site.methods.seen and site.house.admission.memory.used_bytes == held_bytes
         site.methods.gate.set()
         # A message that is longer than the window comes in while it is waited for.
         rest = memoryview(prefix(3_000_000) + bytes(3_000_000))
