@@ -6,13 +6,15 @@ import asyncio
 import os
 import signal
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from autoscale.slot_book import UnloadOrder
 from headrace.config.args import SlotClass
+from headrace.link.client import SlotControl
 from headrace.snapshot import Placement, State
 from tests.autoscale.plant import CONFIG, Plant, open_plant
 from tests.autoscale.workshop import open_workshop
@@ -40,27 +42,45 @@ async def test_a_slot_that_hangs_keeps_nobody_else_waiting(tmp_path: Path) -> No
     assert states == {"a": ("m", "PENDING"), "b": ("other", "READY")}
 
 
-def deaf(plant: Plant, monkeypatch: pytest.MonkeyPatch, slot_id: str) -> list[str]:
+Call = Callable[..., Awaitable[dict[str, Any]]]
+
+
+class Control:
+    """The control of a slot, but for its orders: they go to `call`."""
+
+    def __init__(self, control: SlotControl, call: Call) -> None:
+        self._control, self.call = control, call
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._control, name)
+
+
+def intercept(plant: Plant, slot_id: str, call: Call) -> None:
+    """Have the orders to a slot go to `call`. (A compiled class cannot be patched.)"""
+    slot = plant.controller.fleet._slots[slot_id]
+    slot.control = cast(SlotControl, Control(slot.control, call))
+
+
+def deaf(plant: Plant, slot_id: str) -> list[str]:
     """The slot hears nothing any more; gives the orders that it misses."""
     orders: list[str] = []
 
-    async def call(name: str, **arguments: object) -> None:
+    async def call(name: str, **arguments: object) -> dict[str, Any]:
         orders.append(name)
         await asyncio.Event().wait()
+        return {}
 
-    monkeypatch.setattr(plant.controller.fleet._slots[slot_id].control, "call", call)
+    intercept(plant, slot_id, call)
     return orders
 
 
 @pytest.mark.parametrize("asked", ["load", "unload"])
-async def test_no_order_is_given_twice(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str
-) -> None:
+async def test_no_order_is_given_twice(tmp_path: Path, asked: str) -> None:
     models = {"m": CONFIG} if asked == "unload" else {}
     async with open_plant(tmp_path, "a", models=models) as plant:
         if models:
             await plant.serves(1)
-        orders = deaf(plant, monkeypatch, "a")
+        orders = deaf(plant, "a")
         await plant.configure({} if models else {"m": CONFIG})
         await until(lambda: asked in orders)
         for _ in range(5):
@@ -71,10 +91,9 @@ async def test_no_order_is_given_twice(
     assert [(p.slot_id, p.model, p.state) for p in placements] == [("a", "m", expected)]
 
 
-def refuses_loads(plant: Plant, monkeypatch: pytest.MonkeyPatch, slot_id: str) -> list[float]:
+def refuses_loads(plant: Plant, slot_id: str) -> list[float]:
     """The slot is of a release that does not understand the order; gives when it came."""
-    control = plant.controller.fleet._slots[slot_id].control
-    usual, came_s = control.call, list[float]()
+    usual, came_s = plant.controller.fleet._slots[slot_id].control.call, list[float]()
 
     async def call(name: str, **arguments: Any) -> dict[str, Any]:
         if name == "load":
@@ -82,15 +101,15 @@ def refuses_loads(plant: Plant, monkeypatch: pytest.MonkeyPatch, slot_id: str) -
             arguments = {}
         return await usual(name, **arguments)
 
-    monkeypatch.setattr(control, "call", call)
+    intercept(plant, slot_id, call)
     return came_s
 
 
 async def test_an_order_that_is_refused_is_given_again_after_longer_and_longer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
     async with open_plant(tmp_path, "a", models={}) as plant:
-        came_s = refuses_loads(plant, monkeypatch, "a")
+        came_s = refuses_loads(plant, "a")
         await plant.configure({"m": CONFIG})
         end_s = time.monotonic() + 2.0
         while time.monotonic() < end_s:
@@ -106,11 +125,9 @@ async def test_an_order_that_is_refused_is_given_again_after_longer_and_longer(
         assert came_s[given] - came_s[given - 1] < 0.5 * 2 ** (given - 1), "it was still paused"
 
 
-async def test_what_one_slot_refuses_to_load_goes_to_another(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_what_one_slot_refuses_to_load_goes_to_another(tmp_path: Path) -> None:
     async with open_plant(tmp_path, "a", "b", models={}) as plant:
-        came_s = refuses_loads(plant, monkeypatch, "a")
+        came_s = refuses_loads(plant, "a")
         await plant.configure({"m": CONFIG})
         await plant.serves(1)
         assert len(came_s) == 1
@@ -131,13 +148,11 @@ async def test_what_a_slot_has_not_answered_counts_as_done(tmp_path: Path) -> No
         fleet._orders.clear()
 
 
-async def test_a_slot_that_does_not_report_is_not_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_slot_that_does_not_report_is_not_waited_for(tmp_path: Path) -> None:
     async with open_plant(tmp_path, "a", "b") as plant:
         await plant.serves(1)
         fleet = plant.controller.fleet
-        orders = deaf(plant, monkeypatch, "a")
+        orders = deaf(plant, "a")
         await until(lambda: fleet._slots["a"].late is not None)
         start_s = time.monotonic()
         for _ in range(3):
@@ -149,12 +164,11 @@ async def test_a_slot_that_does_not_report_is_not_waited_for(
 
 
 async def test_the_next_order_for_a_placement_waits_for_the_answer_to_the_last_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
     async with open_plant(tmp_path, "a", models={}) as plant:
         fleet = plant.controller.fleet
-        control = fleet._slots["a"].control
-        go_on, call = asyncio.Event(), control.call
+        go_on, call = asyncio.Event(), fleet._slots["a"].control.call
         orders: list[str] = []
 
         async def slow(name: str, **arguments: Any) -> dict[str, Any]:
@@ -163,7 +177,7 @@ async def test_the_next_order_for_a_placement_waits_for_the_answer_to_the_last_o
                 await go_on.wait()
             return await call(name, **arguments)
 
-        monkeypatch.setattr(control, "call", slow)
+        intercept(plant, "a", slow)
         await plant.configure({"m": CONFIG})
         await until(lambda: orders)
         await plant.configure({})

@@ -69,7 +69,8 @@ def said(found: CallHead | None) -> list[object]:
     """All that a head says."""
     if found is None:
         return []
-    own = [getattr(found, name) for name in CallHead.__slots__ if name not in ("shared", "error")]
+    names = [name for name in dir(CallHead) if not name.startswith("_")]
+    own = [getattr(found, name) for name in names if name not in ("shared", "error")]
     return [*own, found.shared.headers, found.shared.address, type(found.error), str(found.error)]
 
 
