@@ -61,8 +61,14 @@ def test_a_system_with_tls_serves_is_asked_by_its_commands_and_renews(tmp_path: 
         named = ("--http", system.http, "--ca", root)
         by_name = system.run("infer", "affine", *named, "--json", str(body))
         assert json.loads(by_name.stdout) == {"predictions": [DOUBLED]}, by_name.stderr
-        busiest = json.loads(system.run("status", "--json").stdout)["gateways"][0]["busiest"]
-        assert ("cert:DNS:batch.example", "premium") in [(b["caller"], b["tier"]) for b in busiest]
+
+        def is_known() -> bool:
+            (gateway,) = json.loads(system.run("status", "--json").stdout)["gateways"]
+            found = [(caller["caller"], caller["tier"]) for caller in gateway["busiest"]]
+            return ("cert:DNS:batch.example", "premium") in found
+
+        # A gateway reports every few seconds.
+        wait_for(is_known, "the caller's certificate in the status")
         no_ca = ("--http", system.http, "--ca", "system")
         untrusting = system.run("infer", "affine", *no_ca, "--json", str(body))
         assert untrusting.returncode == 4 and "not to be trusted" in untrusting.stderr
