@@ -13,7 +13,8 @@ STAMP := $(VENV)/.installed
 PACKAGES := headrace sharding replicas autoscale gateway command
 CODE := $(PACKAGES) models loadtests tests hatch_build.py
 HOT_TESTS := tests/headrace/link tests/headrace/test_metrics.py tests/gateway/access tests/gateway/grpc \
-  tests/gateway/http/test_lane.py tests/gateway/http/test_letter.py tests/replicas/test_batcher.py tests/replicas/test_engine.py
+  tests/gateway/http/test_lane.py tests/gateway/http/test_letter.py tests/replicas/test_batcher.py tests/replicas/test_engine.py \
+  tests/loadtests/bench/test_calls.py
 
 .PHONY: help setup compiled models media serve test redis perf-analyzer load-generators format check-format lint types pytest pytest-interpreted bench bench-peers bench-reload bench-tls bench-kills soak bench-limits bench-pool bench-sharding loadtest loadtest-tiers fuzz protos lock image-check clean
 

@@ -43,6 +43,8 @@ UPDATE = "update"
 BROKEN, REFUSED = "broken", "refused"
 """Errors of requests whose connection ended, or never began."""
 CLIENTS = 16
+CLOSE_S = 0.1
+"""Time for the sockets of connections that were given up to close."""
 PAUSE_S = 0.02
 SETTLE_S = 1.0
 """Pause between two disturbances: a request that fails belongs to one of them."""
@@ -154,6 +156,7 @@ class Caller:
 
     async def _open_line(self, now_s: float) -> ReadingLine:
         if self._line is None or not self._line.open:
+            self.close()
             self._connected_s = now_s
             _, self._line = await asyncio.get_running_loop().create_connection(
                 ReadingLine, *self._address, ssl=self._trust
@@ -184,6 +187,7 @@ class Clients:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.sleep(CLOSE_S)
 
     async def _ask(self, keep: bool) -> None:
         with closing(Caller(self._url, keep)) as caller:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import sys
 import tempfile
 import threading
@@ -26,6 +27,7 @@ import grpc
 import uvloop
 
 from gateway.access.audit import AuditLog
+from headrace import compiled
 from headrace.access import Access
 from headrace.config.args import Audit, Batching, ModelConfig
 from headrace.config.tiers import AuthConfig, Quota, Tier
@@ -198,6 +200,10 @@ def function_table(each: Calls, shown: int) -> Table:
 @click.option("--form", multiple=True, default=FORMS, type=click.Choice(FORMS))
 @click.option("--functions", default=0, help="Functions to list for each kind of prediction.")
 def main(requests: int, in_flight: tuple[int, ...], form: tuple[str, ...], functions: int) -> None:
+    if compiled.status == "compiled":
+        # The profiler sees no calls of compiled code.
+        command = [sys.executable, "-m", "loadtests.bench.calls", *sys.argv[1:]]
+        os.execve(sys.executable, command, {**os.environ, compiled.SWITCH: "0"})
     with tempfile.TemporaryDirectory(prefix="calls-") as folder:
         found = uvloop.run(count_calls(Path(folder), form, in_flight, requests))
     rows = []

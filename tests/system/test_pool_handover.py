@@ -105,7 +105,7 @@ def goes_on(system: Running, model: str, load: SteadyLoad, other: SteadyLoad) ->
     wait_for(
         lambda: len(titled(system, SLOT)) == 1, "one slot is enough, the other's has ended", 60
     )
-    (after,) = system.ready_slots(model)
+    (after,) = wait_for(lambda: system.ready_slots(model), "the status tells its slot")
     load.wait_for_answers(20)
     assert not load.failures
     assert not other.failures
