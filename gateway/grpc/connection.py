@@ -201,7 +201,7 @@ class Connection:
             self.fail(error.code, error.message)
 
     def _is_closed(self) -> bool:
-        # Looked at here, mypy, and mypyc with it, does not take it for unchanged later in `receive`.
+        # Looked at here, mypy, and mypyc with it, does not take it for unchanged in `receive`.
         return self.closed
 
     def _joined(self, data: bytes) -> bytes:
