@@ -76,10 +76,8 @@ def compile_modules(root: Path) -> str:
     compiled = _load(root / "headrace" / "compiled.py")
     settings = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["headrace"]["compiled"]
     sources = [name.replace(".", "/") + ".py" for name in settings["modules"]]
-    folder, digests = (
-        root / compiled.FOLDER,
-        {each: compiled.digest(root / each) for each in sources},
-    )
+    digests = {each: compiled.digest(root / each) for each in sources}
+    folder = root / compiled.FOLDER
     done = folder / compiled.SOURCES
     if compiled.why_not(root) is None and json.loads(done.read_bytes()) == digests:
         return str(compiled.FOLDER)

@@ -44,48 +44,6 @@ HTTP2 = b"PRI"
 log = structlog.get_logger()
 
 
-class PlainClient(InvalidArgument):
-    """Raised when a client speaks no TLS where it should."""
-
-    reason = "tls_plain_client"
-
-
-class TlsClient(InvalidArgument):
-    """Raised when a client speaks TLS where none is spoken."""
-
-    reason = "tls_on_plain_port"
-
-
-class OldClient(InvalidArgument):
-    """Raised when client and server have no version or cipher of TLS in common."""
-
-    reason = "tls_version"
-
-
-class ClientCertificateRefused(Unauthenticated):
-    """Raised when a client's certificate is missing or not to be trusted."""
-
-    reason = "tls_client_certificate"
-
-
-class ServerDistrusted(Cancelled):
-    """Raised when the client refuses our certificate."""
-
-    reason = "tls_distrusted"
-
-
-class BrokenHandshake(InvalidArgument):
-    """Raised when a handshake fails for another reason."""
-
-    reason = "tls_handshake"
-
-
-class HandshakeTimeout(RequestTimeout):
-    """Raised when a handshake takes too long."""
-
-    reason = "tls_timeout"
-
-
 SPEAKS_TLS = "this port speaks TLS: use https, or a channel with root certificates"
 ALERTS = {
     "TLSV1_ALERT_UNKNOWN_CA": "it does not know the authority that has signed it",
@@ -107,29 +65,42 @@ UNALIKE = {
 def refusal(error: Exception) -> HeadraceError:
     """What a failed handshake means, for log and audit."""
     if isinstance(error, ssl.SSLCertVerificationError):
-        return ClientCertificateRefused(f"the client's certificate: {error.verify_message}")
+        return Unauthenticated(
+            f"the client's certificate: {error.verify_message}", reason="tls_client_certificate"
+        )
     if not isinstance(error, ssl.SSLError):
         if isinstance(error, TimeoutError | ConnectionAbortedError):
-            return HandshakeTimeout("the handshake took too long")
-        return BrokenHandshake("the client left before the end of the handshake")
+            return RequestTimeout("the handshake took too long", reason="tls_timeout")
+        return InvalidArgument(
+            "the client left before the end of the handshake", reason="tls_handshake"
+        )
     reason = error.reason or ""
     if reason == "PEER_DID_NOT_RETURN_A_CERTIFICATE":
-        return ClientCertificateRefused("the client has shown no certificate")
+        return Unauthenticated(
+            "the client has shown no certificate", reason="tls_client_certificate"
+        )
     if reason in ALERTS:
-        return ServerDistrusted(f"the client refuses the server's certificate: {ALERTS[reason]}")
+        return Cancelled(
+            f"the client refuses the server's certificate: {ALERTS[reason]}",
+            reason="tls_distrusted",
+        )
     if reason in UNALIKE:
-        return OldClient(UNALIKE[reason])
-    return BrokenHandshake(f"the handshake failed: {reason.lower().replace('_', ' ')}")
+        return InvalidArgument(UNALIKE[reason], reason="tls_version")
+    return InvalidArgument(
+        f"the handshake failed: {reason.lower().replace('_', ' ')}", reason="tls_handshake"
+    )
 
 
-def wrong_port(data: bytes, address: str, listener: str, door: Door) -> TlsClient | None:
+def wrong_port(data: bytes, address: str, listener: str, door: Door) -> InvalidArgument | None:
     """What a client is told that speaks TLS where none is spoken, once that is reported.
 
     None for other bytes.
     """
     if data[:2] != TLS_RECORD + b"\x03":
         return None
-    error = TlsClient("this port speaks no TLS: use http, or set `listen.tls`")
+    error = InvalidArgument(
+        "this port speaks no TLS: use http, or set `listen.tls`", reason="tls_on_plain_port"
+    )
     door.turn_away(address, listener, error)
     return error
 
@@ -232,7 +203,7 @@ class TlsServer:
                 first = await self._first_bytes(connection)
             handed_on = first[:1] == TLS_RECORD
             if first and not handed_on:
-                plain = PlainClient(SPEAKS_TLS)
+                plain = InvalidArgument(SPEAKS_TLS, reason="tls_plain_client")
                 await self._leave(connection, plain_answer(first, plain))
                 raise plain
         except TimeoutError as error:

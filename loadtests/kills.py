@@ -43,8 +43,6 @@ UPDATE = "update"
 BROKEN, REFUSED = "broken", "refused"
 """Errors of requests whose connection ended, or never began."""
 CLIENTS = 16
-CLOSE_S = 0.1
-"""Time for the sockets of connections that were given up to close."""
 PAUSE_S = 0.02
 SETTLE_S = 1.0
 """Pause between two disturbances: a request that fails belongs to one of them."""
@@ -187,7 +185,6 @@ class Clients:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            await asyncio.sleep(CLOSE_S)
 
     async def _ask(self, keep: bool) -> None:
         with closing(Caller(self._url, keep)) as caller:
