@@ -12,7 +12,7 @@ pytestmark = pytest.mark.skipif(
     reason="calls of compiled code cannot be counted: `make pytest-interpreted` does it",
 )
 
-MOST = {"TFS JSON": (110, 70), "v2 binary": (115, 70), "v2 gRPC": (125, 70)}
+MOST = {"TFS JSON": (110, 70), "v2 binary": (115, 70), "v2 gRPC": (120, 70)}
 """Most calls of a prediction with 1 and with 64 in flight: a few more than it makes today."""
 
 
